@@ -1,0 +1,101 @@
+//! Facts about the host that resolving a configuration needs. `host` gathers them; tests make
+//! them up.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::value::{Gid, GroupName, Uid};
+
+/// What a pod is like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// The addresses of all interfaces in the kernel's order, IPv4 first, down interfaces
+    /// included.
+    pub addresses: Vec<IpAddr>,
+    /// The text of `/etc/resolv.conf`, or why it could not be read.
+    pub resolv_conf: Option<Result<String, String>>,
+    /// Users by name.
+    pub users: BTreeMap<String, Uid>,
+    /// Groups by name.
+    pub groups: BTreeMap<GroupName, Gid>,
+}
+
+impl HostFacts {
+    /// Addresses that others can reach the pod at: not loopback, not link-local (RFC 4291
+    /// section 2.5.6, RFC 3927), not unspecified. IPv4-mapped ones are unmapped.
+    pub fn usable_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addresses.iter().map(IpAddr::to_canonical).filter(|address| match address {
+            IpAddr::V4(a) => !a.is_loopback() && !a.is_link_local() && !is_local_multicast_v4(*a),
+            IpAddr::V6(a) => {
+                !a.is_loopback()
+                    && !a.is_unicast_link_local()
+                    && a.segments()[0] & 0xff0f != 0xff02
+                    && a.octets() != PASSTHROUGH_V6
+            }
+        })
+    }
+}
+
+/// `::6`, which capture itself puts on `lo`.
+const PASSTHROUGH_V6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 6];
+
+const fn is_local_multicast_v4(address: std::net::Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    a == 224 && b == 0 && c == 0
+}
+
+/// Users and their ids from the text of `/etc/passwd` (`passwd(5)`). Lines that are not entries
+/// are skipped, as the C library does; the first entry of a name counts.
+pub fn users(passwd: &str) -> BTreeMap<String, Uid> {
+    let mut users = BTreeMap::new();
+    for line in passwd.lines() {
+        let mut fields = line.split(':');
+        if let (Some(name), Some(_), Some(Ok(uid))) =
+            (fields.next(), fields.next(), fields.next().map(str::parse))
+        {
+            users.entry(name.to_owned()).or_insert(uid);
+        }
+    }
+    users
+}
+
+/// Groups and their ids from the text of `/etc/group` (`group(5)`), as [`users`] does.
+pub fn groups(group: &str) -> BTreeMap<GroupName, Gid> {
+    let mut groups = BTreeMap::new();
+    for line in group.lines() {
+        let mut fields = line.split(':');
+        if let (Some(Ok(name)), Some(_), Some(Ok(gid))) =
+            (fields.next().map(str::parse), fields.next(), fields.next().map(str::parse))
+        {
+            groups.entry(name).or_insert(gid);
+        }
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_users_and_groups_between_bad_lines() {
+        let users = users("root:x:0:0::/:/bin/sh\n\n# no\nistio-proxy:x:1337:1337::/:\nroot:x:5:5::\nbad:x:y\n");
+        assert_eq!(users.len(), 2);
+        assert_eq!(users["istio-proxy"].get(), 1337);
+        assert_eq!(users["root"].get(), 0);
+        let groups = groups("java:x:202:\nbad name:x:3:\n");
+        assert_eq!(groups.len(), 1);
+    }
+
+    #[test]
+    fn local_addresses_are_not_usable() {
+        let facts = HostFacts {
+            addresses: ["127.0.0.1", "169.254.1.1", "::1", "fe80::1", "::6", "::ffff:10.0.0.1", "fd00::1"]
+                .map(|a| a.parse().unwrap())
+                .to_vec(),
+            ..HostFacts::default()
+        };
+        let usable: Vec<String> = facts.usable_addresses().map(|a| a.to_string()).collect();
+        assert_eq!(usable, ["10.0.0.1", "fd00::1"]);
+    }
+}

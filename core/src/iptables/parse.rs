@@ -1,0 +1,237 @@
+//! From the text of a rule to the rule. Takes what Millrace writes, what `iptables-save` of both
+//! variants makes of it, and nothing else: what is not known is named, never guessed.
+
+use std::net::IpAddr;
+
+use crate::ruleset::{
+    ChainName, ConnState, Masked, Match, Owner, Protocol, RedirectSpelling, Rule, Side, Target,
+};
+use crate::value::{Cidr, ListenPort, PortRange, Zone};
+
+/// The part of a rule that is not known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a match or target that Millrace writes")]
+pub struct UnknownRule(pub String);
+
+/// The comment that marks Millrace's own rules in builtin chains.
+pub(crate) const COMMENT: &str = "millrace";
+
+/// Read the text of a rule, without `-A CHAIN`.
+///
+/// # Errors
+/// The first part that is not known.
+pub fn parse_rule(text: &str) -> Result<Rule, UnknownRule> {
+    let mut words = Words { rest: text.split_ascii_whitespace() };
+    let mut matches = Vec::new();
+    let mut target = None;
+    let mut negated = false;
+    let mut module = "";
+    while let Some(word) = words.rest.next() {
+        match word {
+            "!" => {
+                negated = true;
+                continue;
+            }
+            "-j" => {
+                let name = words.value(word)?;
+                target = Some(read_target(name, &mut words)?);
+                if words.rest.next().is_some() {
+                    return Err(UnknownRule(text.to_owned()));
+                }
+                break;
+            }
+            "-m" => {
+                module = words.value(word)?;
+                if !MODULES.contains(&module) {
+                    return Err(UnknownRule(format!("-m {module}")));
+                }
+            }
+            // The mark and connmark modules both call their option so.
+            "--mark" if module == "mark" => {
+                matches.push(Match::Mark { negated, mark: words.masked(word)? });
+            }
+            "--mark" if module == "connmark" => {
+                matches.push(Match::Connmark { negated, mark: words.masked(word)? });
+            }
+            _ => matches.push(read_match(word, negated, &mut words)?),
+        }
+        negated = false;
+    }
+    let target = target.ok_or_else(|| UnknownRule(text.to_owned()))?;
+    Ok(Rule { matches, target })
+}
+
+/// Modules whose options are known. That one is loaded says nothing by itself.
+const MODULES: [&str; 8] =
+    ["tcp", "udp", "multiport", "owner", "conntrack", "mark", "connmark", "comment"];
+
+struct Words<'t> {
+    rest: std::str::SplitAsciiWhitespace<'t>,
+}
+
+impl<'t> Words<'t> {
+    fn value(&mut self, option: &str) -> Result<&'t str, UnknownRule> {
+        self.rest.next().ok_or_else(|| UnknownRule(option.to_owned()))
+    }
+
+    fn parsed<T: std::str::FromStr>(&mut self, option: &str) -> Result<T, UnknownRule> {
+        let value = self.value(option)?;
+        value.parse().map_err(|_e| UnknownRule(format!("{option} {value}")))
+    }
+
+    /// A number with an optional mask, either in decimal or in hexadecimal.
+    fn masked(&mut self, option: &str) -> Result<Masked, UnknownRule> {
+        let value = self.value(option)?;
+        parse_masked(value).ok_or_else(|| UnknownRule(format!("{option} {value}")))
+    }
+}
+
+fn parse_masked(text: &str) -> Option<Masked> {
+    match text.split_once('/') {
+        Some((value, mask)) => {
+            Some(Masked { value: parse_number(value)?, mask: parse_number(mask)? })
+        }
+        None => parse_number(text).map(Masked::exact),
+    }
+}
+
+fn parse_number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+fn read_match(option: &str, negated: bool, words: &mut Words<'_>) -> Result<Match, UnknownRule> {
+    let only_plain = |m: Match| {
+        if negated { Err(UnknownRule(format!("! {option}"))) } else { Ok(m) }
+    };
+    Ok(match option {
+        "-s" | "-d" => {
+            let side = if option == "-s" { Side::Source } else { Side::Destination };
+            let value = words.value(option)?;
+            let cidr = parse_network(value)
+                .ok_or_else(|| UnknownRule(format!("{option} {value}")))?;
+            Match::Address { side, negated, cidr }
+        }
+        "-i" => Match::InInterface { negated, name: words.parsed(option)? },
+        "-o" => Match::OutInterface { negated, name: words.parsed(option)? },
+        "-p" => match words.value(option)? {
+            "tcp" => only_plain(Match::Protocol(Protocol::Tcp))?,
+            "udp" => only_plain(Match::Protocol(Protocol::Udp))?,
+            other => return Err(UnknownRule(format!("-p {other}"))),
+        },
+        "--sport" => Match::Port { side: Side::Source, negated, ports: words.parsed(option)? },
+        "--dport" => Match::Port { side: Side::Destination, negated, ports: words.parsed(option)? },
+        "--dports" => {
+            let value = words.value(option)?;
+            let ports: Result<Vec<PortRange>, _> = value.split(',').map(str::parse).collect();
+            let ports = ports.map_err(|_e| UnknownRule(format!("{option} {value}")))?;
+            Match::DestinationPorts { negated, ports }
+        }
+        "--uid-owner" => Match::Owner { negated, owner: Owner::Uid(words.parsed(option)?) },
+        "--gid-owner" => {
+            let value = words.value(option)?;
+            let owner = value
+                .parse()
+                .map(Owner::Gid)
+                .or_else(|_e| value.parse().map(Owner::Group))
+                .map_err(|_e| UnknownRule(format!("{option} {value}")))?;
+            Match::Owner { negated, owner }
+        }
+        "--ctstate" => {
+            let value = words.value(option)?;
+            let states: Option<Vec<ConnState>> =
+                value.split(',').map(ConnState::from_name).collect();
+            only_plain(Match::ConnState(
+                states.ok_or_else(|| UnknownRule(format!("{option} {value}")))?,
+            ))?
+        }
+        "--comment" => match words.value(option)? {
+            COMMENT => only_plain(Match::Comment(COMMENT))?,
+            other => return Err(UnknownRule(format!("--comment {other}"))),
+        },
+        other => return Err(UnknownRule(other.to_owned())),
+    })
+}
+
+/// `address/length`, `address/mask` or a bare address.
+fn parse_network(text: &str) -> Option<Cidr> {
+    if let Ok(cidr) = text.parse() {
+        return Some(cidr);
+    }
+    text.parse::<IpAddr>().ok().map(Cidr::host)
+}
+
+fn read_target(name: &str, words: &mut Words<'_>) -> Result<Target, UnknownRule> {
+    Ok(match name {
+        "RETURN" => Target::Return,
+        "ACCEPT" => Target::Accept,
+        "DROP" => Target::Drop,
+        "REDIRECT" => {
+            let option = words.value(name)?;
+            let spelling = match option {
+                "--to-ports" => RedirectSpelling::ToPorts,
+                "--to-port" => RedirectSpelling::ToPort,
+                other => return Err(UnknownRule(format!("REDIRECT {other}"))),
+            };
+            Target::Redirect { port: words.parsed(option)?, spelling }
+        }
+        "TPROXY" => read_tproxy(words)?,
+        "MARK" => match words.value(name)? {
+            option @ ("--set-mark" | "--set-xmark") => Target::SetMark(words.masked(option)?),
+            other => return Err(UnknownRule(format!("MARK {other}"))),
+        },
+        "CONNMARK" => {
+            let option = words.value(name)?;
+            full_masks(words)?;
+            match option {
+                "--save-mark" => Target::SaveMark,
+                "--restore-mark" => Target::RestoreMark,
+                other => return Err(UnknownRule(format!("CONNMARK {other}"))),
+            }
+        }
+        "CT" => match words.value(name)? {
+            "--zone" => {
+                let value = words.value("--zone")?;
+                let zone = parse_number(value).and_then(|z| u16::try_from(z).ok());
+                Target::Zone(Zone(zone.ok_or_else(|| UnknownRule(format!("--zone {value}")))?))
+            }
+            other => return Err(UnknownRule(format!("CT {other}"))),
+        },
+        chain => Target::Jump(
+            chain.parse::<ChainName>().map_err(|_e| UnknownRule(format!("-j {chain}")))?,
+        ),
+    })
+}
+
+fn read_tproxy(words: &mut Words<'_>) -> Result<Target, UnknownRule> {
+    let mut mark = None;
+    let mut port: Option<ListenPort> = None;
+    while let Some(option) = words.rest.next() {
+        match option {
+            "--tproxy-mark" => mark = Some(words.masked(option)?),
+            "--on-port" => port = Some(words.parsed(option)?),
+            "--on-ip" => match words.value(option)? {
+                "0.0.0.0" | "::" => {}
+                other => return Err(UnknownRule(format!("--on-ip {other}"))),
+            },
+            other => return Err(UnknownRule(format!("TPROXY {other}"))),
+        }
+    }
+    match (mark, port) {
+        (Some(mark), Some(port)) => Ok(Target::Tproxy { mark, port }),
+        _ => Err(UnknownRule("TPROXY without mark or port".to_owned())),
+    }
+}
+
+/// `--nfmask` and `--ctmask` of all ones, which is what is meant when they are left out.
+fn full_masks(words: &mut Words<'_>) -> Result<(), UnknownRule> {
+    while let Some(option) = words.rest.next() {
+        match option {
+            "--nfmask" | "--ctmask" if words.masked(option)? == Masked::exact(u32::MAX) => {}
+            other => return Err(UnknownRule(format!("CONNMARK {other}"))),
+        }
+    }
+    Ok(())
+}

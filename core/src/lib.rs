@@ -1,0 +1,26 @@
+//! The pure core of Millrace. Data flows one way and nothing here does input or output:
+//!
+//! ```text
+//! flags, environment, file ──► dialect::*::Raw ──resolve(Raw, &HostFacts)──► policy::CapturePolicy
+//!                                                                               │ compile
+//!                                                                               ▼
+//!   iptables::render ◄──────────────────────────────────────────────── ruleset::Ruleset
+//!        │ text                                                                 │
+//!        ▼                                                                      ▼
+//!   dump, dry run                 observed::Observed ──────────────────► plan::Plan (effects)
+//! ```
+#![forbid(unsafe_code)]
+
+//X pub mod compile;
+//X pub mod dialect;
+pub mod facts;
+//X pub mod infer;
+pub mod iptables;
+pub mod observed;
+//X pub mod ownership;
+pub mod plan;
+//X pub mod policy;
+//X pub mod report;
+pub mod ruleset;
+pub mod source;
+pub mod value;

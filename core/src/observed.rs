@@ -1,0 +1,110 @@
+//! What one look at a network namespace found. `host` fills it, everything else reads it.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::iptables::Dump;
+use crate::value::Family;
+
+/// One of the two implementations of iptables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Variant {
+    /// Rules in the kernel's nf_tables.
+    Nft,
+    /// Rules in the kernel's own iptables tables.
+    Legacy,
+}
+
+impl Variant {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
+
+    /// The name, as in `iptables-nft` and `iptables-legacy`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        }
+    }
+}
+
+impl std::fmt::Display for Variant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "iptables-{}", self.as_str())
+    }
+}
+
+/// The tables of one family in one variant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// Which implementation holds them.
+    pub variant: Variant,
+    /// The family.
+    pub family: Family,
+    /// The tables, chains and rules.
+    pub dump: Dump,
+}
+
+/// A policy routing rule (`ip-rule(8)`), as far as Millrace tells rules apart.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct IpRule {
+    /// The family.
+    pub family: Family,
+    /// The priority, low first.
+    pub priority: u32,
+    /// The mark it looks for, with its mask.
+    pub fwmark: Option<(u32, u32)>,
+    /// The table it looks in.
+    pub table: u32,
+    /// Whether it asks for nothing but the mark.
+    pub mark_only: bool,
+}
+
+/// A route of a table that is neither `main` nor `local` nor `default`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Route {
+    /// The family.
+    pub family: Family,
+    /// The table.
+    pub table: u32,
+    /// Whether it is `local default dev lo`, which is all that TPROXY needs.
+    pub local_default: bool,
+}
+
+/// An address of an interface.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct InterfaceAddress {
+    /// The interface.
+    pub interface: String,
+    /// The address.
+    pub address: IpAddr,
+    /// The prefix length.
+    pub prefix: u8,
+}
+
+/// Everything that one look found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The iptables tables that exist. A family and variant without any table is not listed.
+    pub holdings: Vec<Holding>,
+    /// Policy routing rules of both families.
+    pub ip_rules: Vec<IpRule>,
+    /// Routes of tables other than the kernel's own.
+    pub routes: Vec<Route>,
+    /// Addresses, in the kernel's order.
+    pub addresses: Vec<InterfaceAddress>,
+    /// Whether a run that changes the namespace started here and did not end.
+    pub interrupted: bool,
+}
+
+impl Observed {
+    /// The tables of a family in a variant, if there are any.
+    pub fn holding(&self, variant: Variant, family: Family) -> Option<&Dump> {
+        self.holdings
+            .iter()
+            .find(|h| h.variant == variant && h.family == family)
+            .map(|h| &h.dump)
+    }
+}

@@ -1,0 +1,100 @@
+//! The few things that change a namespace.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use crate::observed::{IpRule, Variant};
+use crate::value::Family;
+
+/// Add or take away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    /// Put it there; if it is there already, that is fine.
+    Add,
+    /// Take it away; if it is gone already, that is fine.
+    Remove,
+}
+
+/// One change of a namespace. A plan is a list of them; they are carried out in order, and each
+/// happens wholly or not at all, except that a restore commits table by table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "effect", rename_all = "snake_case")]
+pub enum Effect {
+    /// Note in the namespace that a run has begun (an alternative name of `lo`), or that it has
+    /// ended. A run that was killed in between leaves the note.
+    Marker {
+        /// Begin or end.
+        change: Change,
+    },
+    /// An address of `lo`.
+    Address {
+        /// Add or remove.
+        change: Change,
+        /// The address, with the full prefix length.
+        address: IpAddr,
+    },
+    /// The route `local default dev lo` of a table.
+    Route {
+        /// Add or remove.
+        change: Change,
+        /// The family.
+        family: Family,
+        /// The table.
+        table: u32,
+    },
+    /// A policy routing rule that asks only for a mark.
+    IpRule {
+        /// Add or remove.
+        change: Change,
+        /// The rule.
+        rule: IpRule,
+    },
+    /// Input for `iptables-restore --noflush`.
+    Restore {
+        /// Which implementation.
+        variant: Variant,
+        /// The family.
+        family: Family,
+        /// The input, one or more tables.
+        input: String,
+        /// Whether rules carry counters (`--counters`).
+        counters: bool,
+    },
+}
+
+impl fmt::Display for Effect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = |change: &Change| match change {
+            Change::Add => "add",
+            Change::Remove => "remove",
+        };
+        match self {
+            Self::Marker { change: Change::Add } => f.write_str("note that a change has begun"),
+            Self::Marker { change: Change::Remove } => f.write_str("note that the change is done"),
+            Self::Address { change, address } => {
+                write!(f, "{} address {address} on lo", verb(change))
+            }
+            Self::Route { change, family, table } => {
+                write!(f, "{} {family} route local default dev lo table {table}", verb(change))
+            }
+            Self::IpRule { change, rule } => {
+                write!(f, "{} {} rule priority {}", verb(change), rule.family, rule.priority)?;
+                if let Some((mark, mask)) = rule.fwmark {
+                    write!(f, " fwmark {mark:#x}/{mask:#x}")?;
+                }
+                write!(f, " lookup {}", rule.table)
+            }
+            Self::Restore { variant, family, input, .. } => {
+                let tables: Vec<&str> = input
+                    .lines()
+                    .filter_map(|l| l.strip_prefix('*'))
+                    .map(str::trim)
+                    .collect();
+                write!(f, "{variant} {family} restore of {}", tables.join(", "))
+            }
+        }
+    }
+}

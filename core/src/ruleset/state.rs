@@ -1,0 +1,109 @@
+//! Rules in the order in which they are written, with where they go and why.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{Chain, Rule, Table};
+use crate::source::Source;
+use crate::value::{Family, Mark, RouteTable};
+
+/// Where in its chain a rule is put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Placement {
+    /// At the end.
+    Append,
+    /// At this position, counted from 1.
+    Insert(u32),
+}
+
+/// Why a rule is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Reason {
+    /// What caused it.
+    pub source: Source,
+    /// What it is for, as a sentence without full stop.
+    pub purpose: String,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.purpose, self.source)
+    }
+}
+
+/// One rule being written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Emission {
+    /// The table.
+    pub table: Table,
+    /// The chain.
+    pub chain: Chain,
+    /// The position.
+    pub placement: Placement,
+    /// The rule.
+    pub rule: Rule,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// A chain of a table.
+pub type TableChain = (Table, Chain);
+
+/// What capture needs besides rules (kernel `Documentation/networking/tproxy.rst`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routing {
+    /// Packets with this mark are looked up in this table, whose only route delivers everything
+    /// locally; for the families that are written.
+    pub tproxy: Option<(Mark, RouteTable)>,
+    /// Whether the loopback interface must have the IPv6 address `::6`, the source of
+    /// connections that a proxy passes on to its application.
+    pub passthrough_v6: bool,
+}
+
+/// All rules that a policy compiles to, in the order in which they are written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruleset {
+    /// The IPv4 rules.
+    pub v4: Vec<Emission>,
+    /// The IPv6 rules, unless the family is left alone.
+    pub v6: Option<Vec<Emission>>,
+    /// Rules, routes and addresses beside them.
+    pub routing: Routing,
+}
+
+impl Ruleset {
+    /// The rules of a family; none when it is left alone.
+    pub fn family(&self, family: Family) -> &[Emission] {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => self.v6.as_deref().unwrap_or_default(),
+        }
+    }
+
+    /// The families that are written.
+    pub fn families(&self) -> impl Iterator<Item = Family> + '_ {
+        Family::ALL.into_iter().filter(|f| *f == Family::V4 || self.v6.is_some())
+    }
+
+    /// The chains of a family with their rules in the order in which a packet meets them, after
+    /// all appends and inserts.
+    pub fn chains(&self, family: Family) -> BTreeMap<TableChain, Vec<&Emission>> {
+        let mut chains: BTreeMap<TableChain, Vec<&Emission>> = BTreeMap::new();
+        for emission in self.family(family) {
+            let rules = chains.entry((emission.table, emission.chain.clone())).or_default();
+            match emission.placement {
+                Placement::Append => rules.push(emission),
+                Placement::Insert(position) => {
+                    let index = usize::try_from(position).unwrap_or(usize::MAX).saturating_sub(1);
+                    rules.insert(index.min(rules.len()), emission);
+                }
+            }
+            if let super::Target::Jump(name) = &emission.rule.target {
+                chains.entry((emission.table, Chain::User(name.clone()))).or_default();
+            }
+        }
+        chains
+    }
+}

@@ -1,0 +1,52 @@
+//! What a rule does with a packet.
+
+use super::chain::ChainName;
+use super::matches::Masked;
+use crate::value::{ListenPort, Zone};
+
+/// How the port of a REDIRECT is spelled. Both mean the same to iptables; the reference writes
+/// one for TCP and the other for UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RedirectSpelling {
+    /// `--to-ports`
+    ToPorts,
+    /// `--to-port`
+    ToPort,
+}
+
+/// The end of a rule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    /// Go on behind the rule that jumped here; in a builtin chain, leave it untouched.
+    Return,
+    /// Leave the table.
+    Accept,
+    /// Discard the packet.
+    Drop,
+    /// Go on in another chain.
+    Jump(ChainName),
+    /// Send the packet to a port of this host (destination NAT to the incoming interface's
+    /// address, or to loopback for what the host itself sends).
+    Redirect {
+        /// The port.
+        port: ListenPort,
+        /// How it is written.
+        spelling: RedirectSpelling,
+    },
+    /// Hand the packet to a transparent socket without touching its addresses
+    /// (kernel `Documentation/networking/tproxy.rst`).
+    Tproxy {
+        /// The mark that policy routing looks for.
+        mark: Masked,
+        /// The port the socket listens on.
+        port: ListenPort,
+    },
+    /// Set the packet's mark.
+    SetMark(Masked),
+    /// Copy the packet's mark to its connection.
+    SaveMark,
+    /// Copy the connection's mark to the packet.
+    RestoreMark,
+    /// Track the packet in a conntrack zone of its own.
+    Zone(Zone),
+}
