@@ -102,9 +102,6 @@ pub struct Observed {
 impl Observed {
     /// The tables of a family in a variant, if there are any.
     pub fn holding(&self, variant: Variant, family: Family) -> Option<&Dump> {
-        self.holdings
-            .iter()
-            .find(|h| h.variant == variant && h.family == family)
-            .map(|h| &h.dump)
+        self.holdings.iter().find(|h| h.variant == variant && h.family == family).map(|h| &h.dump)
     }
 }
