@@ -113,7 +113,7 @@ fn floor(case: Case, goal: &Goal) -> Vec<Step> {
 }
 
 impl Rules {
-    /// The text to restore: of a `-save` dump the tables that hold rules, and no comments.
+    /// The text to restore: of a `-save` dump the tables that hold rules.
     pub fn new(dumps: Vec<(Family, String)>) -> Self {
         let per_family =
             dumps.into_iter().map(|(family, dump)| (family, used_tables(&dump))).collect();
@@ -151,24 +151,22 @@ impl Rules {
     }
 }
 
-/// Keeps the tables of a dump that hold a rule or a user-defined chain; zeroes the counters.
+/// Keeps the tables of a dump that hold a rule or a user-defined chain, without counters and
+/// without the policies of the built-in chains: setting a policy with its counters makes the
+/// nft variant's restore several times slower, and that would be no floor.
 fn used_tables(dump: &str) -> String {
     let mut kept = String::new();
     let mut table: Vec<String> = Vec::new();
-    for line in dump.lines().filter(|line| !line.starts_with('#')) {
-        let line = match line.split_once(" [") {
-            Some((chain, _)) if line.starts_with(':') => format!("{chain} [0:0]\n"),
-            _ => format!("{line}\n"),
-        };
+    for line in dump.lines() {
         if line.starts_with('*') {
-            table.clear();
-        }
-        table.push(line);
-        if table.last().is_some_and(|line| line == "COMMIT\n") {
-            let used = |line: &String| line.starts_with("-A ") || line.contains(" - [");
-            if table.iter().any(used) {
-                kept.extend(table.drain(..));
-            }
+            table = vec![format!("{line}\n")];
+        } else if line == "COMMIT" && table.len() > 1 {
+            kept.extend(table.drain(..));
+            kept.push_str("COMMIT\n");
+        } else if line.starts_with("-A ") {
+            table.push(format!("{line}\n"));
+        } else if let Some((chain, _)) = line.split_once(" - [") {
+            table.push(format!("{chain} - [0:0]\n"));
         }
     }
     kept
@@ -198,7 +196,7 @@ mod tests {
         let rules = Rules::new(vec![(Family::V4, DUMP.to_owned())]);
         assert_eq!(
             rules.per_family[0].1,
-            "*nat\n:OUTPUT ACCEPT [0:0]\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n"
+            "*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n"
         );
         assert_eq!((rules.len(), rules.is_empty()), (1, false));
         assert!(
