@@ -1,0 +1,9 @@
+//! How the tools of the meshes are told what to capture. Only here has a mesh a name.
+
+mod error;
+pub mod istio;
+mod list;
+pub mod native;
+
+pub use error::{ConfigError, ConfigErrors};
+pub use list::Reader;
