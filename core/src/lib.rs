@@ -17,7 +17,7 @@ pub mod facts;
 //X pub mod infer;
 pub mod iptables;
 pub mod observed;
-//X pub mod ownership;
+pub mod ownership;
 pub mod plan;
 pub mod policy;
 //X pub mod report;

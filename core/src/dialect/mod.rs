@@ -7,3 +7,8 @@ pub mod native;
 
 pub use error::{ConfigError, ConfigErrors};
 pub use list::Reader;
+
+use crate::ownership::Footprint;
+
+/// How rules of every dialect are known.
+pub static FOOTPRINTS: &[Footprint] = &[istio::FOOTPRINT];

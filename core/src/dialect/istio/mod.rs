@@ -2,12 +2,14 @@
 
 mod dry_run;
 pub mod flags;
+mod footprint;
 mod go;
 mod raw;
 mod resolve;
 mod resolv_conf;
 
 pub use dry_run::dry_run_log;
+pub use footprint::FOOTPRINT;
 pub use go::{parse_bool, parse_duration};
 pub use raw::Raw;
 pub use resolve::{ForcedVariant, Options, Resolved, resolve};
@@ -16,7 +18,7 @@ use crate::compile::Layout;
 use crate::ruleset::ChainName;
 
 /// The chains that istio-iptables makes.
-pub const LAYOUT: Layout = Layout {
+pub static LAYOUT: Layout = Layout {
     inbound: ChainName::known("ISTIO_INBOUND"),
     redirect: ChainName::known("ISTIO_REDIRECT"),
     in_redirect: ChainName::known("ISTIO_IN_REDIRECT"),
