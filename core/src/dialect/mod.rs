@@ -4,6 +4,8 @@ mod error;
 pub mod istio;
 mod list;
 pub mod native;
+mod parts;
+mod resolv_conf;
 
 pub use error::{ConfigError, ConfigErrors};
 pub use list::Reader;
@@ -11,4 +13,4 @@ pub use list::Reader;
 use crate::ownership::Footprint;
 
 /// How rules of every dialect are known.
-pub static FOOTPRINTS: &[Footprint] = &[istio::FOOTPRINT];
+pub static FOOTPRINTS: &[Footprint] = &[istio::FOOTPRINT, native::FOOTPRINT];

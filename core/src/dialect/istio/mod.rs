@@ -6,7 +6,6 @@ mod footprint;
 mod go;
 mod raw;
 mod resolve;
-mod resolv_conf;
 
 pub use dry_run::dry_run_log;
 pub use footprint::FOOTPRINT;

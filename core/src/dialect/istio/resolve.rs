@@ -1,28 +1,24 @@
 //! From what was typed to a policy and the way to carry it out.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use super::raw::{Raw, unreadable};
-use super::resolv_conf;
 use crate::dialect::error::ConfigErrors;
 use crate::dialect::list::{Reader, items};
+use crate::dialect::parts;
 use crate::facts::HostFacts;
 use crate::observed::Variant;
 use crate::policy::{
-    CapturePolicy, DnsCapture, DnsScope, GroupSelection, IdentityMatching, Inbound, InboundMode,
-    InboundSelection, Interfaces, NetworkSelection, Outbound, ProxyIdentity,
+    CapturePolicy, DnsCapture, DnsScope, IdentityMatching, Inbound, InboundMode, Interfaces,
+    Outbound, ProxyIdentity,
 };
-use crate::ruleset::Owner;
 use crate::source::{Source, Sourced};
-use crate::value::{Cidr, Family, Gid, ListenPort, Port, Uid};
+use crate::value::{Family, Gid, ListenPort, Port, Uid};
 
 /// The port on which the proxy answers DNS queries.
 const DNS_PORT: u16 = 15053;
 /// The proxy's user and group when nobody says otherwise.
 const PROXY_ID: u32 = 1337;
-/// As many groups as fit into one rule.
-const MAX_GROUPS: usize = 64;
 
 /// Which iptables must be used.
 pub type ForcedVariant = Option<Variant>;
@@ -145,7 +141,8 @@ impl Resolver<'_> {
             excluded: self.reader.list(&self.raw.text("istio-exclude-interfaces")),
             rerouted: self.reader.list(&self.raw.text("kube-virt-interfaces")),
         };
-        let localhost = self.localhost();
+        let loopback = self.raw.variable("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR");
+        let localhost = parts::localhost(&mut self.reader, &loopback);
         let dns = self.dns();
         let drop_invalid = self.raw.switch(&mut self.reader, "drop-invalid");
         Some(CapturePolicy {
@@ -233,7 +230,7 @@ impl Resolver<'_> {
         let raw = self.raw;
         let port = self.reader.one(&raw.text("inbound-capture-port"));
         let tunnel_port = self.reader.one(&raw.text("inbound-tunnel-port"));
-        let mark = self.mark();
+        let mark = parts::mark(&mut self.reader, &raw.text("istio-inbound-tproxy-mark"));
         let table = self.reader.one(&raw.text("istio-inbound-tproxy-route-table"));
         let mode = raw.text("istio-inbound-interception-mode");
         if !["", "REDIRECT", "TPROXY", "NONE"].contains(&mode.value.as_str()) {
@@ -243,13 +240,11 @@ impl Resolver<'_> {
             ));
         }
         let tproxy = mode.value == "TPROXY";
-        let except = self.reader.list(&raw.text("istio-local-exclude-ports"));
-        let ports = raw.text("istio-inbound-ports");
-        let selection = match ports.value.as_str() {
-            "" => InboundSelection::Nothing,
-            "*" => InboundSelection::AllExcept { source: ports.source, except },
-            _ => InboundSelection::Only(self.reader.list(&ports)),
-        };
+        let selection = parts::inbound(
+            &mut self.reader,
+            raw.text("istio-inbound-ports"),
+            &raw.text("istio-local-exclude-ports"),
+        );
         let mode = if tproxy {
             InboundMode::Tproxy { mark: mark?, table: table?, source: mode.source }
         } else {
@@ -258,79 +253,20 @@ impl Resolver<'_> {
         Some(Inbound { port: port?, tunnel_port: tunnel_port?, mode, selection })
     }
 
-    fn mark(&mut self) -> Option<Sourced<crate::value::Mark>> {
-        let text = self.raw.text("istio-inbound-tproxy-mark");
-        let mark: Sourced<crate::value::Mark> = self.reader.one(&text)?;
-        if mark.value.get() == crate::compile::SELF_CALL_MARK {
-            let expected = "mark 1338 is used for the proxy's calls to its own pod: take another";
-            self.reader.wrong(&text.source, &text.value, expected);
-            return None;
-        }
-        Some(mark)
-    }
-
     fn outbound(&mut self, writes: bool) -> Option<Outbound> {
         let raw = self.raw;
         let port = self.reader.one(&raw.text("envoy-port"));
-        let networks = raw.text("istio-service-cidr");
-        let networks = match networks.value.as_str() {
-            "*" => NetworkSelection::All(networks.source),
-            _ => NetworkSelection::Only(self.reader.list(&networks)),
-        };
+        let networks = parts::networks(&mut self.reader, raw.text("istio-service-cidr"));
         let ports = self.reader.list(&raw.text("istio-outbound-ports"));
         let except_ports = self.reader.list(&raw.text("istio-local-outbound-ports-exclude"));
         let except_networks = self.reader.list(&raw.text("istio-service-exclude-cidr"));
-        let groups = self.groups(writes);
+        let groups = parts::groups(
+            &mut self.reader,
+            raw.variable("ISTIO_OUTBOUND_OWNER_GROUPS"),
+            &raw.variable("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE"),
+            writes.then_some(&self.facts.groups),
+        );
         Some(Outbound { port: port?, networks, ports, except_ports, except_networks, groups })
-    }
-
-    fn groups(&mut self, writes: bool) -> GroupSelection {
-        let include = self.raw.variable("ISTIO_OUTBOUND_OWNER_GROUPS");
-        let exclude = self.raw.variable("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE");
-        if include.value == "*" {
-            let except = self.owners(&exclude, writes);
-            return GroupSelection::AllExcept(except);
-        }
-        let groups = self.owners(&include, writes);
-        if groups.len() > MAX_GROUPS {
-            let expected = format!("{} groups; at most {MAX_GROUPS} fit", groups.len());
-            self.reader.wrong(&include.source, &include.value, expected);
-        }
-        GroupSelection::Only { groups, source: include.source }
-    }
-
-    /// Groups by number or by name. When rules are written a name must exist: iptables would
-    /// fail on it half-way.
-    fn owners(&mut self, text: &Sourced<String>, writes: bool) -> Vec<Sourced<Owner>> {
-        let mut owners = Vec::new();
-        for item in items(&text.value) {
-            if let Ok(gid) = item.parse::<Gid>() {
-                owners.push(text.with(Owner::Gid(gid)));
-                continue;
-            }
-            match item.parse::<crate::value::GroupName>() {
-                Ok(name) if writes && !self.facts.groups.contains_key(&name) => {
-                    let expected = "there is no group of this name in /etc/group of this \
-                                    container: add it, or use its number";
-                    self.reader.wrong(&text.source, item, expected);
-                }
-                Ok(name) => owners.push(text.with(Owner::Group(name))),
-                Err(error) => self.reader.wrong(&text.source, item, error.to_string()),
-            }
-        }
-        owners
-    }
-
-    fn localhost(&mut self) -> Option<Sourced<Cidr>> {
-        let text = self.raw.variable("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR");
-        let cidr = text.value.parse::<Cidr>().ok().filter(|c| {
-            matches!(c.address(), IpAddr::V4(a) if a.is_loopback()) && c.length() >= 8
-        });
-        if cidr.is_none() {
-            let expected = "localhost is a network in 127.0.0.0/8, such as 127.0.0.1/32";
-            self.reader.wrong(&text.source, &text.value, expected);
-        }
-        cidr.map(|cidr| text.with(cidr))
     }
 
     fn dns(&mut self) -> Option<DnsCapture> {
@@ -342,23 +278,7 @@ impl Resolver<'_> {
         let scope = if all.value {
             DnsScope::All(all.source)
         } else {
-            let host = Source::Host("/etc/resolv.conf".to_owned());
-            let text = match &self.facts.resolv_conf {
-                Some(Ok(text)) => text,
-                Some(Err(why)) => {
-                    let expected = format!(
-                        "{} needs the name servers of /etc/resolv.conf, which can't be read: {why}",
-                        redirect.source
-                    );
-                    self.reader.wrong(&host, "", expected);
-                    return None;
-                }
-                None => "",
-            };
-            let servers: Vec<Sourced<IpAddr>> = resolv_conf::servers(text)
-                .into_iter()
-                .map(|s| Sourced::new(s, host.clone()))
-                .collect();
+            let servers = parts::resolvers(&mut self.reader, self.facts, &redirect.source)?;
             if servers.is_empty() {
                 self.warnings.push(format!(
                     "{}: DNS is not captured, since /etc/resolv.conf names no server",
