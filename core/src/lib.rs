@@ -14,7 +14,7 @@
 pub mod compile;
 pub mod dialect;
 pub mod facts;
-//X pub mod infer;
+pub mod infer;
 pub mod iptables;
 pub mod observed;
 pub mod ownership;

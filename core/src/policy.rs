@@ -205,3 +205,63 @@ impl DnsScope {
         list.iter().filter(move |s| Family::of(s.value) == family)
     }
 }
+
+impl CapturePolicy {
+    /// Visit where every part came from, to say it in other words.
+    pub fn each_source(&mut self, visit: &mut dyn FnMut(&mut Source)) {
+        visit(&mut self.ipv6.source);
+        visit_all(&mut self.proxy.uids, visit);
+        visit_all(&mut self.proxy.gids, visit);
+        visit(&mut self.inbound.port.source);
+        visit(&mut self.inbound.tunnel_port.source);
+        if let InboundMode::Tproxy { mark, table, source } = &mut self.inbound.mode {
+            visit(&mut mark.source);
+            visit(&mut table.source);
+            visit(source);
+        }
+        match &mut self.inbound.selection {
+            InboundSelection::Nothing => {}
+            InboundSelection::AllExcept { source, except } => {
+                visit(source);
+                visit_all(except, visit);
+            }
+            InboundSelection::Only(ports) => visit_all(ports, visit),
+        }
+        let outbound = &mut self.outbound;
+        visit(&mut outbound.port.source);
+        match &mut outbound.networks {
+            NetworkSelection::All(source) => visit(source),
+            NetworkSelection::Only(networks) => visit_all(networks, visit),
+        }
+        visit_all(&mut outbound.ports, visit);
+        visit_all(&mut outbound.except_ports, visit);
+        visit_all(&mut outbound.except_networks, visit);
+        match &mut outbound.groups {
+            GroupSelection::AllExcept(groups) => visit_all(groups, visit),
+            GroupSelection::Only { groups, source } => {
+                visit(source);
+                visit_all(groups, visit);
+            }
+        }
+        visit_all(&mut self.interfaces.excluded, visit);
+        visit_all(&mut self.interfaces.rerouted, visit);
+        visit(&mut self.localhost.source);
+        if let Some(dns) = &mut self.dns {
+            visit(&mut dns.port.source);
+            visit(&mut dns.source);
+            match &mut dns.scope {
+                DnsScope::All(source) => visit(source),
+                DnsScope::Servers(servers) => visit_all(servers, visit),
+            }
+        }
+        if let Some(source) = &mut self.drop_invalid {
+            visit(source);
+        }
+    }
+}
+
+fn visit_all<T>(list: &mut [Sourced<T>], visit: &mut dyn FnMut(&mut Source)) {
+    for item in list {
+        visit(&mut item.source);
+    }
+}

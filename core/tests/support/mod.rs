@@ -11,6 +11,7 @@ use millrace_core::facts::HostFacts;
 use millrace_core::iptables::{ChainDump, Dump, DumpRule, TableDump, parse_rule};
 use millrace_core::observed::{Holding, InterfaceAddress, Observed, Route};
 use millrace_core::plan::{Change, Effect};
+use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::Ruleset;
 use proptest::prelude::*;
 
@@ -167,6 +168,11 @@ pub(crate) struct RandomConfig {
 impl RandomConfig {
     /// The ruleset it gives.
     pub(crate) fn ruleset(&self) -> Ruleset {
+        compile(&self.policy(), &istio::LAYOUT)
+    }
+
+    /// The policy it gives.
+    pub(crate) fn policy(&self) -> CapturePolicy {
         let facts = HostFacts {
             addresses: self.addresses.clone(),
             resolv_conf: Some(Ok(self.resolv_conf.clone())),
@@ -174,7 +180,7 @@ impl RandomConfig {
             ..HostFacts::default()
         };
         let raw = Raw::new(self.flags.clone(), self.env.clone());
-        compile(&istio::resolve(&raw, &facts).unwrap().policy, &istio::LAYOUT)
+        istio::resolve(&raw, &facts).unwrap().policy
     }
 }
 

@@ -98,7 +98,7 @@ pub(super) fn unreadable(reader: &mut Reader, text: &Sourced<String>, expected: 
 }
 
 /// `-b/--istio-inbound-ports`
-fn display(def: &FlagDef) -> String {
+pub(super) fn display(def: &FlagDef) -> String {
     match def.short {
         Some(short) => format!("-{short}/--{}", def.long),
         None => format!("--{}", def.long),

@@ -13,6 +13,7 @@ use crate::compile::Layout;
 use crate::iptables::Dump;
 use crate::ownership::{Footprint, Owned};
 use crate::ruleset::ChainName;
+use crate::source::Source;
 
 /// The chains that Millrace's own commands make.
 pub static LAYOUT: Layout = Layout {
@@ -31,3 +32,8 @@ pub static LAYOUT: Layout = Layout {
 pub const FOOTPRINT: Footprint = Footprint { layout: &LAYOUT, unmarked: nothing_more };
 
 fn nothing_more(_dump: &Dump, _owned: &mut Owned) {}
+
+/// The flag with its dashes.
+pub fn source_of(flag: &str) -> Source {
+    Source::Flag(flag.to_owned())
+}
