@@ -11,15 +11,15 @@
 //! ```
 #![forbid(unsafe_code)]
 
-//X pub mod compile;
-//X pub mod dialect;
+pub mod compile;
+pub mod dialect;
 pub mod facts;
-//X pub mod infer;
+pub mod infer;
 pub mod iptables;
 pub mod observed;
-//X pub mod ownership;
+pub mod ownership;
 pub mod plan;
-//X pub mod policy;
+pub mod policy;
 //X pub mod report;
 pub mod ruleset;
 pub mod source;

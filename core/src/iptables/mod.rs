@@ -1,7 +1,20 @@
 //! The text of iptables: what `iptables-restore` reads and what `iptables-save` prints.
 
 mod dump;
+pub mod layout;
 mod parse;
+mod render;
 
 pub use dump::{ChainDump, Counters, Dump, DumpError, DumpRule, TableDump};
 pub use parse::{UnknownRule, parse_rule};
+pub use render::{render_line, render_rule};
+
+use crate::ruleset::Ruleset;
+use crate::value::Family;
+
+/// The input for `iptables-restore --noflush` that makes a family's rules where there are none,
+/// as the reference writes it; empty when there are no rules.
+pub fn render_restore(ruleset: &Ruleset, family: Family) -> String {
+    let lines: Vec<layout::Line> = ruleset.family(family).iter().map(render_line).collect();
+    layout::restore(&lines)
+}

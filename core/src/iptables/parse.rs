@@ -148,7 +148,7 @@ fn read_match(option: &str, negated: bool, words: &mut Words<'_>) -> Result<Matc
             ))?
         }
         "--comment" => match words.value(option)? {
-            COMMENT => only_plain(Match::Comment(COMMENT))?,
+            COMMENT => only_plain(Match::Ours)?,
             other => return Err(UnknownRule(format!("--comment {other}"))),
         },
         other => return Err(UnknownRule(other.to_owned())),

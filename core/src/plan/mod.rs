@@ -1,5 +1,174 @@
-//! From what is there and what is wanted to a list of effects.
+//! From what is there and what is wanted to a list of effects, in an order in which every
+//! connection is captured by the old rules or by the new ones at every moment.
 
+mod choose;
 mod effect;
+mod rollback;
+mod routing;
+mod tables;
+mod target;
 
+pub use choose::{Choice, NoVariant, Tooling, choose};
 pub use effect::{Change, Effect};
+pub use rollback::rollback;
+pub use routing::{PASSTHROUGH_V6, RULE_PRIORITY};
+pub use target::{FamilyState, Groups};
+
+use crate::observed::{Observed, Variant};
+use crate::ownership::Footprint;
+use crate::ruleset::{Ruleset, Table};
+use crate::value::Family;
+use routing::Known;
+use tables::Style;
+
+/// What is known besides what was seen.
+#[derive(Clone, Debug)]
+pub struct Context<'a> {
+    /// How rules of ours are known.
+    pub footprints: &'a [Footprint],
+    /// Group names and their numbers.
+    pub groups: &'a Groups,
+    /// Marks with their routing tables that belong to us whoever wrote the rule: the defaults,
+    /// and those of the configuration.
+    pub marks: Vec<(u32, u32)>,
+}
+
+/// A list of effects, and what led to it.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The effects, in order; empty when everything is as wanted.
+    pub effects: Vec<Effect>,
+    /// Whether chains of ours were there before.
+    pub residue: bool,
+    /// Whether what was there could have been left by a run of the same configuration that did
+    /// not finish.
+    pub unfinished: bool,
+    /// Whether a change was going on here that did not end: Millrace's own note says so, or
+    /// istio-iptables' rules that drop everything while it works are still there.
+    pub interrupted: bool,
+}
+
+impl Plan {
+    /// Whether nothing has to be done.
+    pub fn is_empty(&self) -> bool {
+        self.effects.is_empty()
+    }
+}
+
+/// What has to be done so that the namespace holds exactly `wanted` of ours, in `variant`, and
+/// nothing in the other one. Without `wanted`, everything of ours is removed.
+pub fn plan(
+    observed: &Observed,
+    wanted: Option<&Ruleset>,
+    variant: Variant,
+    everything: bool,
+    context: &Context<'_>,
+) -> Plan {
+    let found = |variant, family| {
+        observed
+            .holding(variant, family)
+            .map(|d| FamilyState::found(d, context.footprints, context.groups))
+            .unwrap_or_default()
+    };
+    let mut known = Known { marks: Vec::new(), pairs: context.marks.clone() };
+    let mut residue = false;
+    let mut unfinished = true;
+    let mut interrupted = observed.interrupted;
+    let mut replace = Vec::new();
+    let mut remove = Vec::new();
+    for family in Family::ALL {
+        for any in Variant::ALL {
+            let found = found(any, family);
+            known.marks.extend(found.marks());
+            residue |= found.has_chains();
+            interrupted |= found.tables().any(|t| t == Table::Filter);
+            let target = wanted
+                .filter(|_| any == variant)
+                .map(|w| FamilyState::wanted(w, family, context.groups))
+                .unwrap_or_default();
+            unfinished &= found.is_part_of(&target);
+            // Rules of ours in the other variant go when those in the right one are there.
+            let list = if any == variant { &mut replace } else { &mut remove };
+            let all = everything && any == variant;
+            list.extend(restore(any, family, &found, &target, all));
+        }
+    }
+    let families: Vec<Family> = wanted.map(|w| w.families().collect()).unwrap_or_default();
+    let routing = routing::changes(observed, &known, wanted.map(|w| &w.routing), &families);
+    let mut effects = routing.before;
+    effects.extend(replace);
+    effects.extend(remove);
+    effects.extend(routing.after);
+    let effects = with_marker(effects, observed.interrupted);
+    Plan { effects, residue, unfinished, interrupted }
+}
+
+/// The restore that turns a family's tables into what is wanted, if it has to.
+fn restore(
+    variant: Variant,
+    family: Family,
+    found: &FamilyState,
+    wanted: &FamilyState,
+    everything: bool,
+) -> Option<Effect> {
+    let style = Style { everything, counters: false };
+    let input: String = commit_order(found, wanted)
+        .into_iter()
+        .filter_map(|table| {
+            let empty = target::TableState::default();
+            let found = found.tables.get(&table).unwrap_or(&empty);
+            let wanted = wanted.tables.get(&table).unwrap_or(&empty);
+            let style = Style { everything: everything && !wanted.is_empty(), ..style };
+            tables::edit(table, found, wanted, style)
+        })
+        .collect();
+    (!input.is_empty()).then_some(Effect::Restore { variant, family, input, counters: false })
+}
+
+/// The order in which tables are committed. Each commit stands alone, so between two of them
+/// both old and new rules are at work: a table that starts to capture inbound connections comes
+/// before the one that stops, and conntrack zones are there as long as DNS is captured.
+fn commit_order(found: &FamilyState, wanted: &FamilyState) -> Vec<Table> {
+    let nat_takes_over = found.captures_inbound(Table::Mangle)
+        && !wanted.captures_inbound(Table::Mangle)
+        && wanted.captures_inbound(Table::Nat);
+    let zones_go = !found.tables.get(&Table::Raw).is_none_or(target::TableState::is_empty)
+        && wanted.tables.get(&Table::Raw).is_none_or(target::TableState::is_empty);
+    let mut order = Vec::new();
+    if !zones_go {
+        order.push(Table::Raw);
+    }
+    if nat_takes_over {
+        order.extend([Table::Nat, Table::Mangle]);
+    } else {
+        order.extend([Table::Mangle, Table::Nat]);
+    }
+    if zones_go {
+        order.push(Table::Raw);
+    }
+    // Rules of an interrupted istio-iptables drop everything: they go when the pod is captured.
+    order.push(Table::Filter);
+    order
+}
+
+/// Frame effects with the note that a run has begun, unless there is a single commit, which
+/// can't be interrupted.
+fn with_marker(effects: Vec<Effect>, interrupted: bool) -> Vec<Effect> {
+    let commits: usize = effects
+        .iter()
+        .map(|e| match e {
+            Effect::Restore { input, .. } => input.lines().filter(|l| *l == "COMMIT").count(),
+            _ => 1,
+        })
+        .sum();
+    if commits < 2 && !interrupted {
+        return effects;
+    }
+    let mut framed = Vec::new();
+    if commits > 0 && !interrupted {
+        framed.push(Effect::Marker { change: Change::Add });
+    }
+    framed.extend(effects);
+    framed.push(Effect::Marker { change: Change::Remove });
+    framed
+}

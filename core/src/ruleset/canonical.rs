@@ -55,7 +55,7 @@ fn canonical_match(m: &Match, groups: &BTreeMap<GroupName, Gid>) -> Option<Match
         Match::Connmark { negated, mark } => {
             Match::Connmark { negated: *negated, mark: masked(*mark) }
         }
-        Match::Comment(_)
+        Match::Ours
         | Match::InInterface { .. }
         | Match::OutInterface { .. }
         | Match::Protocol(_)

@@ -167,6 +167,7 @@ pub enum Match {
         /// The mark.
         mark: Masked,
     },
-    /// `-m comment`: says whose rule it is; matches every packet.
-    Comment(&'static str),
+    /// `-m comment`: the comment that says a rule of a builtin chain is Millrace's; every packet
+    /// matches.
+    Ours,
 }

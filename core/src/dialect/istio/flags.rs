@@ -1,0 +1,120 @@
+//! Every flag and variable of istio-iptables in one table: the command line, its help, the
+//! environment and the documentation are made from it.
+
+/// What a flag's value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text; the last one given counts.
+    Text,
+    /// A comma list; several flags add up.
+    List,
+    /// `true` or `false` as Go's `strconv.ParseBool` takes them; a flag without value is true.
+    Bool,
+    /// 0 to 65535.
+    Number,
+    /// A duration as Go's `time.ParseDuration` takes it.
+    Duration,
+}
+
+/// A flag.
+#[derive(Clone, Copy, Debug)]
+pub struct FlagDef {
+    /// The name behind `--`.
+    pub long: &'static str,
+    /// The letter behind `-`.
+    pub short: Option<char>,
+    /// What its value is.
+    pub kind: Kind,
+    /// The value when nobody sets it.
+    pub default: &'static str,
+    /// The variables that set it; a later one overrides an earlier one, the flag overrides all.
+    pub env: &'static [&'static str],
+    /// What it is for.
+    pub help: &'static str,
+    /// Whether it is Millrace's own and istio-iptables doesn't have it.
+    pub own: bool,
+}
+
+const fn flag(
+    long: &'static str,
+    short: Option<char>,
+    kind: Kind,
+    default: &'static str,
+    env: &'static [&'static str],
+    help: &'static str,
+) -> FlagDef {
+    FlagDef { long, short, kind, default, env, help, own: false }
+}
+
+const fn own(
+    long: &'static str,
+    kind: Kind,
+    default: &'static str,
+    env: &'static [&'static str],
+    help: &'static str,
+) -> FlagDef {
+    FlagDef { long, short: None, kind, default, env, help, own: true }
+}
+
+/// The flags of istio-iptables 1.32, then Millrace's own.
+pub const FLAGS: &[FlagDef] = &[
+    flag("envoy-port", Some('p'), Kind::Text, "15001", &[], "Port of the proxy that captured outbound connections go to"),
+    flag("inbound-capture-port", Some('z'), Kind::Text, "15006", &["INBOUND_CAPTURE_PORT"], "Port of the proxy that captured inbound connections go to"),
+    flag("inbound-tunnel-port", Some('e'), Kind::Text, "15008", &["INBOUND_TUNNEL_PORT"], "Port of the proxy for tunnels (HBONE); never captured"),
+    flag("proxy-uid", Some('u'), Kind::List, "", &["PROXY_UID"], "User ids of the proxy, comma list [default: the user named by ENVOY_USER, else 1337]"),
+    flag("proxy-gid", Some('g'), Kind::List, "", &["PROXY_GID"], "Group ids of the proxy, comma list [default: the same as --proxy-uid]"),
+    flag("istio-inbound-interception-mode", Some('m'), Kind::Text, "", &["ISTIO_INBOUND_INTERCEPTION_MODE"], "How inbound connections reach the proxy: TPROXY, anything else means REDIRECT"),
+    flag("istio-inbound-ports", Some('b'), Kind::Text, "", &["ISTIO_INBOUND_PORTS"], "Inbound ports to capture: *, a comma list of ports and first:last ranges, or empty for none"),
+    flag("istio-local-exclude-ports", Some('d'), Kind::Text, "", &["ISTIO_LOCAL_EXCLUDE_PORTS"], "Inbound ports to leave alone; only with -b '*'"),
+    flag("istio-exclude-interfaces", Some('c'), Kind::Text, "", &["ISTIO_EXCLUDE_INTERFACES"], "Interfaces to leave alone in both directions"),
+    flag("istio-service-cidr", Some('i'), Kind::Text, "", &["ISTIO_SERVICE_CIDR"], "Outbound networks to capture: *, a comma list, or empty for none"),
+    flag("istio-service-exclude-cidr", Some('x'), Kind::Text, "", &["ISTIO_SERVICE_EXCLUDE_CIDR"], "Outbound networks to leave alone"),
+    flag("istio-outbound-ports", Some('q'), Kind::Text, "", &["ISTIO_OUTBOUND_PORTS"], "Outbound TCP ports to capture wherever they go"),
+    flag("istio-local-outbound-ports-exclude", Some('o'), Kind::Text, "", &["ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE"], "Outbound TCP and UDP ports to leave alone"),
+    flag("kube-virt-interfaces", Some('k'), Kind::Text, "", &["KUBE_VIRT_INTERFACES"], "Interfaces whose incoming traffic counts as outbound (virtual machines behind the pod)"),
+    flag("istio-inbound-tproxy-mark", Some('t'), Kind::Text, "1337", &["ISTIO_INBOUND_TPROXY_MARK"], "Packet mark for TPROXY"),
+    flag("istio-inbound-tproxy-route-table", Some('r'), Kind::Text, "133", &["ISTIO_INBOUND_TPROXY_ROUTE_TABLE"], "Routing table for TPROXY"),
+    flag("dry-run", Some('n'), Kind::Bool, "false", &["DRY_RUN"], "Touch nothing; write what would be written to the log, and to DRY_RUN_FILE_PATH if that is set"),
+    flag("iptables-probe-port", None, Kind::Number, "15002", &["IPTABLES_PROBE_PORT"], "Port for --run-validation"),
+    flag("probe-timeout", None, Kind::Duration, "5s", &["PROBE_TIMEOUT"], "Time limit for --run-validation"),
+    flag("skip-rule-apply", None, Kind::Bool, "false", &["SKIP_RULE_APPLY"], "Write neither rules nor routes"),
+    flag("run-validation", None, Kind::Bool, "false", &["RUN_VALIDATION"], "Send real connections and see whether they are captured"),
+    flag("redirect-dns", None, Kind::Bool, "false", &["REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"], "Capture DNS queries to the servers of /etc/resolv.conf"),
+    flag("capture-all-dns", None, Kind::Bool, "false", &["CAPTURE_ALL_DNS"], "With --redirect-dns: capture DNS queries to every server"),
+    flag("drop-invalid", None, Kind::Bool, "false", &["DROP_INVALID", "INVALID_DROP"], "Drop packets that belong to no connection"),
+    flag("dual-stack", None, Kind::Bool, "false", &["DUAL_STACK", "ISTIO_DUAL_STACK"], "Capture IPv6 if the pod has any IPv6 address; Millrace does so without it"),
+    flag("network-namespace", None, Kind::Text, "", &["NETWORK_NAMESPACE"], "Network namespace to work in, as a path; it is really entered, which istio-iptables does not do"),
+    flag("cni-mode", None, Kind::Bool, "false", &["CNI_MODE"], "Run from the host's file system: a lock of the pod's own, no name service"),
+    flag("reconcile", None, Kind::Bool, "false", &["RECONCILE"], "Replace differing rules of an earlier run instead of failing"),
+    flag("cleanup-only", None, Kind::Bool, "false", &["CLEANUP_ONLY"], "Remove what any earlier run left, and write nothing"),
+    flag("force-apply", None, Kind::Bool, "false", &["FORCE_APPLY"], "Write the rules even when they are there already"),
+    flag("native-nftables", None, Kind::Bool, "false", &["NATIVE_NFTABLES"], "Write native nftables rules; not available yet, an error"),
+    flag("force-iptables-binary", None, Kind::Text, "", &["FORCE_IPTABLES_BINARY"], "Which iptables to use: legacy, nft, or empty to choose by what holds rules"),
+    own("wait", Kind::Duration, "30s", &["MILLRACE_WAIT"], "How long to wait for the xtables lock or for another run"),
+    own("ipv6-as-reference", Kind::Bool, "false", &["MILLRACE_IPV6_AS_REFERENCE"], "Capture IPv6 only when istio-iptables would: --dual-stack, or an IPv6 address first. Otherwise IPv6 of a dual-stack pod is captured always"),
+    own("match-any-proxy-id", Kind::Bool, "false", &["MILLRACE_MATCH_ANY_PROXY_ID"], "Make several proxy user ids, and group ids alone, work; the rules then differ from istio-iptables'"),
+];
+
+/// Variables without a flag: name, default, meaning.
+pub const VARIABLES: &[(&str, &str, &str)] = &[
+    ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "127.0.0.1/32", "IPv4 network that counts as localhost, 127.0.0.0/8 or smaller"),
+    ("ISTIO_OUTBOUND_OWNER_GROUPS", "*", "Groups whose outbound connections are captured; set but empty: none"),
+    ("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "", "Groups whose outbound connections are left alone; only with all groups"),
+    ("ENVOY_USER", "istio-proxy", "User whose id is the default of --proxy-uid"),
+    ("DRY_RUN_FILE_PATH", "", "With --dry-run: file for what would be done"),
+];
+
+/// Flags for the log, which the sub-command inherits: name, whether it is a boolean, meaning.
+pub const LOG_FLAGS: &[(&str, bool, &str)] = &[
+    ("log_target", false, "Where the log goes: stdout, stderr or a file; may be repeated"),
+    ("log_as_json", true, "Log in JSON"),
+    ("log_output_level", false, "Least severe level: [scope:]debug|info|warn|error|fatal|none, comma list"),
+    ("log_stacktrace_level", false, "Accepted without effect: there are no stack traces"),
+    ("log_caller", false, "Accepted without effect: callers are not logged"),
+    ("vklog", false, "Accepted without effect: there is no klog"),
+];
+
+/// The flag called `long`.
+pub fn find(long: &str) -> Option<&'static FlagDef> {
+    FLAGS.iter().find(|f| f.long == long)
+}

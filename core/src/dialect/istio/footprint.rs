@@ -1,0 +1,194 @@
+//! What istio-iptables leaves in builtin chains without a jump or a mark of its own. Such a rule
+//! is known by its exact shape, and only beside chains that are istio-iptables' own.
+
+use crate::iptables::Dump;
+use crate::ownership::{Footprint, Owned};
+use crate::ruleset::{Hook, Match, Owner, Protocol, Rule, Side, Table, Target};
+use crate::value::InterfacePattern;
+
+/// How rules of istio-iptables are known.
+pub const FOOTPRINT: Footprint = Footprint { layout: &super::LAYOUT, unmarked };
+
+fn unmarked(dump: &Dump, owned: &mut Owned) {
+    let istio = super::LAYOUT.chains();
+    let present = |table: Table| {
+        dump.table(table.as_str())
+            .is_some_and(|t| istio.iter().any(|c| t.chain(c.as_str()).is_some()))
+    };
+    if present(Table::Nat) || present(Table::Mangle) {
+        interface_returns(dump, Table::Nat, owned);
+        interface_returns(dump, Table::Mangle, owned);
+    }
+    if present(Table::Mangle) {
+        bookkeeping(dump, owned);
+    }
+    guardrails(dump, present(Table::Nat) || present(Table::Mangle), owned);
+}
+
+/// The rules of a builtin chain that are understood, with their indices.
+fn rules(dump: &Dump, table: Table, hook: Hook) -> impl Iterator<Item = (usize, &Rule)> {
+    dump.table(table.as_str())
+        .and_then(|t| t.chain(hook.as_str()))
+        .into_iter()
+        .flat_map(|c| c.rules.iter().enumerate())
+        .filter_map(|(i, r)| Some((i, r.rule.as_ref().ok()?)))
+}
+
+/// An excluded interface has a RETURN on the way in and one on the way out. A rerouted one has
+/// its RETURN at the head of the chain, with or without redirects in front.
+fn interface_returns(dump: &Dump, table: Table, owned: &mut Owned) {
+    let incoming: Vec<(usize, &InterfacePattern)> = rules(dump, table, Hook::Prerouting)
+        .filter_map(|(i, r)| match (r.matches.as_slice(), &r.target) {
+            ([Match::InInterface { negated: false, name }], Target::Return) => Some((i, name)),
+            _ => None,
+        })
+        .collect();
+    let outgoing: Vec<(usize, &InterfacePattern)> = rules(dump, table, Hook::Output)
+        .filter_map(|(i, r)| match (r.matches.as_slice(), &r.target) {
+            ([Match::OutInterface { negated: false, name }], Target::Return) => Some((i, name)),
+            _ => None,
+        })
+        .collect();
+    for (index, name) in &outgoing {
+        if incoming.iter().any(|(_, n)| n == name) {
+            owned.add_rule(table, Hook::Output.as_str(), *index);
+        }
+    }
+    let chain = Hook::Prerouting.as_str();
+    for (index, name) in &incoming {
+        let pair = outgoing.iter().any(|(_, n)| n == name);
+        let at_head = || (0..*index).all(|i| owned.has_rule(table, chain, i));
+        let rerouted = || {
+            rules(dump, table, Hook::Prerouting).any(|(i, r)| {
+                owned.has_rule(table, chain, i)
+                    && r.matches.iter().any(|m| {
+                        matches!(m, Match::InInterface { negated: false, name: n } if n == *name)
+                    })
+            })
+        };
+        if pair || (table == Table::Nat && (rerouted() || at_head())) {
+            owned.add_rule(table, chain, *index);
+        }
+    }
+}
+
+/// The marks of TPROXY mode.
+fn bookkeeping(dump: &Dump, owned: &mut Owned) {
+    for hook in [Hook::Prerouting, Hook::Output] {
+        let found: Vec<usize> = rules(dump, Table::Mangle, hook)
+            .filter(|(_, r)| is_bookkeeping(hook, r))
+            .map(|(i, _)| i)
+            .collect();
+        for index in found {
+            owned.add_rule(Table::Mangle, hook.as_str(), index);
+        }
+    }
+}
+
+fn is_bookkeeping(hook: Hook, rule: &Rule) -> bool {
+    let tcp = |m: &Match| *m == Match::Protocol(Protocol::Tcp);
+    let lo = |m: &Match| {
+        matches!(m, Match::OutInterface { negated: false, name } if name.as_str() == "lo")
+    };
+    let mark = |m: &Match| matches!(m, Match::Mark { negated: false, .. });
+    let connmark = |m: &Match| matches!(m, Match::Connmark { negated: false, .. });
+    let elsewhere = |m: &Match| {
+        matches!(m, Match::Address { side: Side::Destination, negated: true, cidr }
+            if cidr.address().is_loopback())
+    };
+    let proxy = |m: &Match| {
+        matches!(m, Match::Owner { negated: false, owner: Owner::Uid(_) | Owner::Gid(_) })
+    };
+    let all = |wanted: &[&dyn Fn(&Match) -> bool]| {
+        rule.matches.len() == wanted.len()
+            && wanted.iter().all(|w| rule.matches.iter().any(|m| w(m)))
+    };
+    match (hook, &rule.target) {
+        (Hook::Prerouting, Target::SaveMark) => all(&[&tcp, &mark]),
+        (Hook::Output, Target::Return) => all(&[&tcp, &lo, &mark]),
+        (Hook::Output, Target::SetMark(m)) => {
+            m.value == crate::compile::SELF_CALL_MARK && all(&[&tcp, &lo, &elsewhere, &proxy])
+        }
+        (Hook::Output, Target::RestoreMark) => all(&[&tcp, &connmark]),
+        _ => false,
+    }
+}
+
+/// `--reconcile` of istio-iptables drops all TCP and UDP at the head of INPUT, FORWARD and OUTPUT
+/// while it works, and leaves that behind when it is killed. They are known when all six are
+/// there, or when any is there beside istio-iptables' chains.
+fn guardrails(dump: &Dump, beside_istio: bool, owned: &mut Owned) {
+    let hooks = [Hook::Input, Hook::Forward, Hook::Output];
+    let mut found = Vec::new();
+    for hook in hooks {
+        let mut seen = Vec::new();
+        for (index, rule) in rules(dump, Table::Filter, hook) {
+            match (rule.matches.as_slice(), &rule.target) {
+                ([Match::Protocol(p)], Target::Drop)
+                    if index == seen.len() && !seen.contains(p) =>
+                {
+                    seen.push(*p);
+                    found.push((hook, index));
+                }
+                _ => break,
+            }
+        }
+    }
+    if beside_istio || found.len() == 2 * hooks.len() {
+        for (hook, index) in found {
+            owned.add_rule(Table::Filter, hook.as_str(), index);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owned(text: &str) -> Owned {
+        Owned::find(&Dump::parse(text).unwrap(), &[FOOTPRINT])
+    }
+
+    #[test]
+    fn an_excluded_interface_is_known_by_its_pair() {
+        let o = owned(
+            "*nat\n:ISTIO_OUTPUT - [0:0]\n-A PREROUTING -d 10.0.0.1/32 -j DNAT --to-destination 10.0.0.2\n\
+             -A PREROUTING -i eth1 -j RETURN\n-A PREROUTING -i eth2 -j RETURN\n\
+             -A OUTPUT -o eth1 -j RETURN\n-A OUTPUT -o eth3 -j RETURN\nCOMMIT\n",
+        );
+        assert!(o.has_rule(Table::Nat, "PREROUTING", 1) && o.has_rule(Table::Nat, "OUTPUT", 0));
+        assert!(!o.has_rule(Table::Nat, "PREROUTING", 0));
+        assert!(!o.has_rule(Table::Nat, "PREROUTING", 2) && !o.has_rule(Table::Nat, "OUTPUT", 1));
+    }
+
+    #[test]
+    fn nothing_is_ours_without_our_chains() {
+        let o = owned(
+            "*nat\n-A PREROUTING -i eth1 -j RETURN\n-A OUTPUT -o eth1 -j RETURN\nCOMMIT\n\
+             *filter\n-A INPUT -p tcp -j DROP\nCOMMIT\n\
+             *mangle\n-A OUTPUT -p tcp -m connmark --mark 0x1 -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff\nCOMMIT\n",
+        );
+        assert!(o.is_empty());
+    }
+
+    #[test]
+    fn six_guardrails_are_known_even_alone() {
+        let six = "*filter\n-A INPUT -p tcp -j DROP\n-A INPUT -p udp -j DROP\n-A FORWARD -p tcp -j DROP\n\
+                   -A FORWARD -p udp -j DROP\n-A OUTPUT -p udp -j DROP\n-A OUTPUT -p tcp -j DROP\n\
+                   -A OUTPUT -p tcp -j DROP\nCOMMIT\n";
+        let o = owned(six);
+        assert!(o.has_rule(Table::Filter, "OUTPUT", 1) && !o.has_rule(Table::Filter, "OUTPUT", 2));
+    }
+
+    #[test]
+    fn look_alikes_are_not_ours() {
+        let o = owned("*nat\n:ISTIO_CUSTOM - [0:0]\n:XISTIO_OUTPUT - [0:0]\n-A OUTPUT -j ISTIO_CUSTOM\nCOMMIT\n");
+        assert!(o.is_empty());
+    }
+
+    #[test]
+    fn a_jump_from_a_rule_of_another_kind_is_ours() {
+        let o = owned("*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -m statistic --mode random -j ISTIO_OUTPUT\nCOMMIT\n");
+        assert!(o.has_rule(Table::Nat, "OUTPUT", 0));
+    }
+}

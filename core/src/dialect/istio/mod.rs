@@ -1,0 +1,61 @@
+//! istio-iptables: its flags, its environment, its defaults (Istio 1.32).
+
+mod dry_run;
+pub mod flags;
+mod footprint;
+mod go;
+mod raw;
+mod resolve;
+
+pub use dry_run::dry_run_log;
+pub use footprint::FOOTPRINT;
+pub use go::{parse_bool, parse_duration};
+pub use raw::Raw;
+pub use resolve::{ForcedVariant, Options, Resolved, resolve};
+
+use crate::compile::Layout;
+use crate::ruleset::ChainName;
+use crate::source::Source;
+
+/// The chains that istio-iptables makes.
+pub static LAYOUT: Layout = Layout {
+    inbound: ChainName::known("ISTIO_INBOUND"),
+    redirect: ChainName::known("ISTIO_REDIRECT"),
+    in_redirect: ChainName::known("ISTIO_IN_REDIRECT"),
+    output: ChainName::known("ISTIO_OUTPUT"),
+    output_dns: ChainName::known("ISTIO_OUTPUT_DNS"),
+    divert: ChainName::known("ISTIO_DIVERT"),
+    tproxy: ChainName::known("ISTIO_TPROXY"),
+    drop: ChainName::known("ISTIO_DROP"),
+    tagged: false,
+};
+
+/// The flag or variable that sets what a flag of Millrace's own commands sets.
+pub fn source_of(flag: &str) -> Source {
+    let own = |name: &str| Source::Flag(format!("--{name}"));
+    let Some(flag) = flag.strip_prefix("--") else { return own(flag) };
+    let long = match flag {
+        "outbound-port" => "envoy-port",
+        "inbound-port" => "inbound-capture-port",
+        "tunnel-port" => "inbound-tunnel-port",
+        "mode" => "istio-inbound-interception-mode",
+        "tproxy-mark" => "istio-inbound-tproxy-mark",
+        "tproxy-table" => "istio-inbound-tproxy-route-table",
+        "include-inbound-ports" => "istio-inbound-ports",
+        "exclude-inbound-ports" => "istio-local-exclude-ports",
+        "include-outbound-cidrs" => "istio-service-cidr",
+        "exclude-outbound-cidrs" => "istio-service-exclude-cidr",
+        "include-outbound-ports" => "istio-outbound-ports",
+        "exclude-outbound-ports" => "istio-local-outbound-ports-exclude",
+        "exclude-interfaces" => "istio-exclude-interfaces",
+        "reroute-interfaces" => "kube-virt-interfaces",
+        "dns" => "redirect-dns",
+        "ipv6" => "dual-stack",
+        "include-groups" => return Source::Env("ISTIO_OUTBOUND_OWNER_GROUPS".to_owned()),
+        "exclude-groups" => return Source::Env("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE".to_owned()),
+        "localhost-cidr" => return Source::Env("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR".to_owned()),
+        "dns-servers" => return Source::Host("/etc/resolv.conf".to_owned()),
+        same => same,
+    };
+    Source::Flag(flags::find(long).map_or_else(|| format!("--{long}"), raw::display))
+}

@@ -1,0 +1,164 @@
+//! Settings as they were typed, each with its source.
+
+use std::collections::BTreeMap;
+
+use super::flags::{self, FLAGS, FlagDef, Kind, VARIABLES};
+use super::go;
+use crate::dialect::Reader;
+use crate::source::{Source, Sourced};
+
+/// Flags and variables as they were typed.
+#[derive(Clone, Debug, Default)]
+pub struct Raw {
+    flags: BTreeMap<&'static str, String>,
+    env: BTreeMap<String, String>,
+}
+
+impl Raw {
+    /// Take flags, by their long names and in their order, and the environment. Flags that the
+    /// table doesn't have are not settings and are left out.
+    pub fn new(
+        flags: impl IntoIterator<Item = (String, String)>,
+        env: BTreeMap<String, String>,
+    ) -> Self {
+        let mut raw = Self { flags: BTreeMap::new(), env };
+        for (name, value) in flags {
+            let Some(def) = flags::find(&name) else { continue };
+            match raw.flags.get_mut(def.long) {
+                Some(list) if def.kind == Kind::List => {
+                    list.push(',');
+                    list.push_str(&value);
+                }
+                Some(last) => *last = value,
+                None => {
+                    raw.flags.insert(def.long, value);
+                }
+            }
+        }
+        raw
+    }
+
+    /// The value of a flag: what the command line says, else the environment, else the default.
+    /// An empty variable sets a text and is no value for anything else.
+    pub fn text(&self, long: &'static str) -> Sourced<String> {
+        let def = flags::find(long).unwrap_or(&FLAGS[0]);
+        debug_assert_eq!(def.long, long, "a name of the table");
+        if let Some(value) = self.flags.get(long) {
+            return Sourced::new(value.clone(), Source::Flag(display(def)));
+        }
+        let texts = matches!(def.kind, Kind::Text | Kind::List);
+        let set = def.env.iter().rev().find_map(|name| {
+            let value = self.env.get(*name)?;
+            (texts || !value.is_empty()).then(|| (*name, value))
+        });
+        match set {
+            Some((name, value)) => Sourced::new(value.clone(), Source::Env(name.to_owned())),
+            None => Sourced::new(def.default.to_owned(), Source::Default(display(def))),
+        }
+    }
+
+    /// The value of a variable that has no flag.
+    pub fn variable(&self, name: &'static str) -> Sourced<String> {
+        match self.env.get(name) {
+            Some(value) => Sourced::new(value.clone(), Source::Env(name.to_owned())),
+            None => {
+                let default = VARIABLES.iter().find(|v| v.0 == name).map_or("", |v| v.1);
+                Sourced::new(default.to_owned(), Source::Default(name.to_owned()))
+            }
+        }
+    }
+
+    /// A switch. A malformed one is false here, and an error in `reader`.
+    pub fn switch(&self, reader: &mut Reader, long: &'static str) -> Sourced<bool> {
+        let text = self.text(long);
+        let value = go::parse_bool(&text.value).unwrap_or_else(|error| {
+            unreadable(reader, &text, error.to_string());
+            false
+        });
+        text.with(value)
+    }
+
+    /// A duration, as [`Raw::switch`].
+    pub fn duration(&self, reader: &mut Reader, long: &'static str) -> std::time::Duration {
+        let text = self.text(long);
+        go::parse_duration(&text.value).unwrap_or_else(|error| {
+            unreadable(reader, &text, error.to_string());
+            std::time::Duration::ZERO
+        })
+    }
+}
+
+/// A value that the reference's own command line parser would have refused is a usage error on
+/// the command line, and an error like any other in the environment.
+pub(super) fn unreadable(reader: &mut Reader, text: &Sourced<String>, expected: String) {
+    match text.source {
+        Source::Flag(_) => reader.unusable(&text.source, &text.value, expected),
+        _ => reader.wrong(&text.source, &text.value, expected),
+    }
+}
+
+/// `-b/--istio-inbound-ports`
+pub(super) fn display(def: &FlagDef) -> String {
+    match def.short {
+        Some(short) => format!("-{short}/--{}", def.long),
+        None => format!("--{}", def.long),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(flags: &[(&str, &str)], env: &[(&str, &str)]) -> Raw {
+        let own = |p: &(&str, &str)| (p.0.to_owned(), p.1.to_owned());
+        Raw::new(flags.iter().map(own), env.iter().map(own).collect())
+    }
+
+    #[test]
+    fn a_flag_beats_the_environment_which_beats_the_default() {
+        let r = raw(&[("istio-inbound-ports", "1")], &[("ISTIO_INBOUND_PORTS", "2")]);
+        assert_eq!(r.text("istio-inbound-ports").value, "1");
+        let r = raw(&[], &[("ISTIO_INBOUND_PORTS", "2")]);
+        assert_eq!(r.text("istio-inbound-ports").value, "2");
+        assert_eq!(r.text("envoy-port").value, "15001");
+    }
+
+    #[test]
+    fn the_second_variable_overrides_the_first() {
+        let r = raw(&[], &[("REDIRECT_DNS", "true"), ("ISTIO_META_DNS_CAPTURE", "false")]);
+        let mut reader = Reader::default();
+        assert!(!r.switch(&mut reader, "redirect-dns").value);
+        assert!(!reader.failed());
+    }
+
+    #[test]
+    fn the_last_text_counts_and_lists_add_up() {
+        let r = raw(
+            &[("envoy-port", "1"), ("envoy-port", "2"), ("proxy-uid", "3"), ("proxy-uid", "4,5")],
+            &[],
+        );
+        assert_eq!(r.text("envoy-port").value, "2");
+        assert_eq!(r.text("proxy-uid").value, "3,4,5");
+    }
+
+    #[test]
+    fn an_empty_variable_is_a_text_and_no_switch() {
+        let r = raw(&[], &[("ISTIO_INBOUND_PORTS", ""), ("DRY_RUN", "")]);
+        assert!(matches!(r.text("istio-inbound-ports").source, Source::Env(_)));
+        let mut reader = Reader::default();
+        assert!(!r.switch(&mut reader, "dry-run").value);
+        assert!(!reader.failed());
+    }
+
+    #[test]
+    fn a_malformed_switch_is_an_error_and_on_the_command_line_a_usage_error() {
+        let mut reader = Reader::default();
+        raw(&[], &[("REDIRECT_DNS", "yes")]).switch(&mut reader, "redirect-dns");
+        let errors = reader.finish(Some(())).unwrap_err();
+        assert!(!errors.usage());
+        assert!(errors.to_string().starts_with("environment variable REDIRECT_DNS: \"yes\": a switch"));
+        let mut reader = Reader::default();
+        raw(&[("redirect-dns", "yes")], &[]).switch(&mut reader, "redirect-dns");
+        assert!(reader.finish(Some(())).unwrap_err().usage());
+    }
+}

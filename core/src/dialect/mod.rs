@@ -1,0 +1,38 @@
+//! How the tools of the meshes are told what to capture. Only here has a mesh a name.
+
+mod error;
+pub mod istio;
+mod list;
+pub mod native;
+mod parts;
+mod resolv_conf;
+
+pub use error::{ConfigError, ConfigErrors};
+pub use list::Reader;
+
+use crate::ownership::Footprint;
+use crate::source::Source;
+
+/// A dialect whose rules can be met in a namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct Dialect {
+    /// Its name.
+    pub name: &'static str,
+    /// How its rules are known.
+    pub footprint: Footprint,
+    /// What in this dialect sets what a flag of Millrace's own commands sets.
+    pub source_of: fn(&str) -> Source,
+}
+
+/// Every dialect.
+pub static DIALECTS: &[Dialect] = &[
+    Dialect {
+        name: "istio-iptables",
+        footprint: istio::FOOTPRINT,
+        source_of: istio::source_of,
+    },
+    Dialect { name: "millrace", footprint: native::FOOTPRINT, source_of: native::source_of },
+];
+
+/// How rules of every dialect are known.
+pub static FOOTPRINTS: &[Footprint] = &[istio::FOOTPRINT, native::FOOTPRINT];

@@ -1,0 +1,39 @@
+//! Millrace's own settings: flags of its commands, and a configuration file in YAML or JSON.
+
+mod file;
+mod resolve;
+mod schema;
+pub mod settings;
+
+pub use file::{FileError, read_file};
+pub use resolve::{Raw, resolve};
+pub use schema::schema;
+
+use crate::compile::Layout;
+use crate::iptables::Dump;
+use crate::ownership::{Footprint, Owned};
+use crate::ruleset::ChainName;
+use crate::source::Source;
+
+/// The chains that Millrace's own commands make.
+pub static LAYOUT: Layout = Layout {
+    inbound: ChainName::known("MILLRACE_INBOUND"),
+    redirect: ChainName::known("MILLRACE_REDIRECT"),
+    in_redirect: ChainName::known("MILLRACE_IN_REDIRECT"),
+    output: ChainName::known("MILLRACE_OUTPUT"),
+    output_dns: ChainName::known("MILLRACE_OUTPUT_DNS"),
+    divert: ChainName::known("MILLRACE_DIVERT"),
+    tproxy: ChainName::known("MILLRACE_TPROXY"),
+    drop: ChainName::known("MILLRACE_DROP"),
+    tagged: true,
+};
+
+/// How rules of Millrace's own commands are known: by their chains and their comment alone.
+pub const FOOTPRINT: Footprint = Footprint { layout: &LAYOUT, unmarked: nothing_more };
+
+fn nothing_more(_dump: &Dump, _owned: &mut Owned) {}
+
+/// The flag with its dashes.
+pub fn source_of(flag: &str) -> Source {
+    Source::Flag(flag.to_owned())
+}

@@ -1,0 +1,214 @@
+//! From Millrace's own settings to a policy.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::settings::{self, Setting};
+use crate::dialect::error::ConfigErrors;
+use crate::dialect::list::{Reader, items};
+use crate::dialect::parts;
+use crate::facts::HostFacts;
+use crate::policy::{
+    CapturePolicy, DnsCapture, DnsScope, GroupSelection, IdentityMatching, Inbound, InboundMode,
+    Interfaces, NetworkSelection, Outbound, ProxyIdentity,
+};
+use crate::source::{Source, Sourced};
+use crate::value::Family;
+
+/// Settings as they were typed.
+#[derive(Clone, Debug, Default)]
+pub struct Raw {
+    values: BTreeMap<&'static str, Sourced<String>>,
+}
+
+impl Raw {
+    /// Take a file's values and flags, which beat them. A flag that is given several times adds
+    /// up when it is a list; otherwise the last one counts.
+    pub fn new(
+        file: BTreeMap<&'static str, String>,
+        flags: impl IntoIterator<Item = (String, String)>,
+    ) -> Self {
+        let mut raw = Self::default();
+        for (flag, value) in file {
+            let key = settings::find(flag).map_or(flag, |s| s.key);
+            raw.values.insert(flag, Sourced::new(value, Source::File(key.to_owned())));
+        }
+        for (flag, value) in flags {
+            let Some(setting) = settings::find(&flag) else { continue };
+            let source = Source::Flag(format!("--{flag}"));
+            match raw.values.get_mut(setting.flag) {
+                Some(old) if setting.shape.is_list() && old.source == source => {
+                    old.value = format!("{},{value}", old.value);
+                }
+                _ => {
+                    raw.values.insert(setting.flag, Sourced::new(value, source));
+                }
+            }
+        }
+        raw
+    }
+
+    fn text(&self, flag: &'static str) -> Sourced<String> {
+        self.values.get(flag).cloned().unwrap_or_else(|| {
+            let default = settings::find(flag).map_or("", |s: &Setting| s.default);
+            Sourced::new(default.to_owned(), Source::Default(format!("--{flag}")))
+        })
+    }
+
+    fn is_set(&self, flag: &str) -> bool {
+        self.values.contains_key(flag)
+    }
+}
+
+/// Check everything that was typed against what the namespace is like. With `writes`, names must
+/// exist: rules are going to be written.
+///
+/// # Errors
+/// All that is wrong, at once.
+pub fn resolve(raw: &Raw, facts: &HostFacts, writes: bool) -> Result<CapturePolicy, ConfigErrors> {
+    let mut r = Resolver { raw, facts, writes, reader: Reader::default() };
+    let policy = r.policy();
+    r.reader.finish(policy)
+}
+
+struct Resolver<'a> {
+    raw: &'a Raw,
+    facts: &'a HostFacts,
+    writes: bool,
+    reader: Reader,
+}
+
+impl Resolver<'_> {
+    fn policy(&mut self) -> Option<CapturePolicy> {
+        let (ipv6, proxy, inbound) = (self.ipv6(), self.proxy(), self.inbound());
+        let (outbound, dns) = (self.outbound(), self.dns());
+        let interfaces = Interfaces {
+            excluded: self.reader.list(&self.raw.text("exclude-interfaces")),
+            rerouted: self.reader.list(&self.raw.text("reroute-interfaces")),
+        };
+        let localhost = parts::localhost(&mut self.reader, &self.raw.text("localhost-cidr"));
+        let drop = self.choice("drop-invalid", &["true", "false"]);
+        Some(CapturePolicy {
+            ipv6: ipv6?,
+            proxy,
+            inbound: inbound?,
+            outbound: outbound?,
+            interfaces,
+            localhost: localhost?,
+            dns: dns?,
+            drop_invalid: drop.filter(|d| d.value == "true").map(|d| d.source),
+        })
+    }
+
+    /// A word of a few.
+    fn choice(
+        &mut self,
+        flag: &'static str,
+        words: &[&'static str],
+    ) -> Option<Sourced<&'static str>> {
+        let text = self.raw.text(flag);
+        let word = words.iter().find(|w| **w == text.value);
+        if word.is_none() {
+            let expected = format!("it is one of {}", words.join(", "));
+            self.reader.wrong(&text.source, &text.value, expected);
+        }
+        word.map(|w| text.with(*w))
+    }
+
+    fn ipv6(&mut self) -> Option<Sourced<bool>> {
+        let choice = self.choice("ipv6", &["auto", "on", "off"])?;
+        Some(match choice.value {
+            "on" => choice.with(true),
+            "off" => choice.with(false),
+            _ => {
+                let any = self.facts.usable_addresses().any(|a| Family::of(a) == Family::V6);
+                Sourced::new(any, Source::Host("addresses".to_owned()))
+            }
+        })
+    }
+
+    fn proxy(&mut self) -> ProxyIdentity {
+        let gids = self.reader.list(&self.raw.text("proxy-gid"));
+        let only_gids = !gids.is_empty() && !self.raw.is_set("proxy-uid");
+        let uids =
+            if only_gids { Vec::new() } else { self.reader.list(&self.raw.text("proxy-uid")) };
+        if uids.is_empty() && gids.is_empty() && !self.reader.failed() {
+            let text = self.raw.text("proxy-uid");
+            let expected = "the proxy needs a user id or a group id, or it would be sent its own \
+                            connections";
+            self.reader.wrong(&text.source, &text.value, expected);
+        }
+        ProxyIdentity { uids, gids, matching: IdentityMatching::Any }
+    }
+
+    fn inbound(&mut self) -> Option<Inbound> {
+        let raw = self.raw;
+        let port = self.reader.one(&raw.text("inbound-port"));
+        let tunnel_port = self.reader.one(&raw.text("tunnel-port"));
+        let mark = parts::mark(&mut self.reader, &raw.text("tproxy-mark"));
+        let table = self.reader.one(&raw.text("tproxy-table"));
+        let mode = self.choice("mode", &["redirect", "tproxy"])?;
+        let selection = parts::inbound(
+            &mut self.reader,
+            raw.text("include-inbound-ports"),
+            &raw.text("exclude-inbound-ports"),
+        );
+        let mode = match mode.value {
+            "tproxy" => InboundMode::Tproxy { mark: mark?, table: table?, source: mode.source },
+            _ => InboundMode::Redirect,
+        };
+        Some(Inbound { port: port?, tunnel_port: tunnel_port?, mode, selection })
+    }
+
+    fn outbound(&mut self) -> Option<Outbound> {
+        let raw = self.raw;
+        let port = self.reader.one(&raw.text("outbound-port"));
+        let networks: NetworkSelection =
+            parts::networks(&mut self.reader, raw.text("include-outbound-cidrs"));
+        let known = self.writes.then_some(&self.facts.groups);
+        let groups: GroupSelection = parts::groups(
+            &mut self.reader,
+            raw.text("include-groups"),
+            &raw.text("exclude-groups"),
+            known,
+        );
+        Some(Outbound {
+            port: port?,
+            networks,
+            ports: self.reader.list(&raw.text("include-outbound-ports")),
+            except_ports: self.reader.list(&raw.text("exclude-outbound-ports")),
+            except_networks: self.reader.list(&raw.text("exclude-outbound-cidrs")),
+            groups,
+        })
+    }
+
+    fn dns(&mut self) -> Option<Option<DnsCapture>> {
+        let port = self.reader.one(&self.raw.text("dns-port"));
+        let choice = self.choice("dns", &["off", "servers", "all"])?;
+        let scope = match choice.value {
+            "off" => return Some(None),
+            "all" => DnsScope::All(choice.source.clone()),
+            _ => DnsScope::Servers(self.servers(&choice.source)?),
+        };
+        Some(Some(DnsCapture { port: port?, source: choice.source, scope }))
+    }
+
+    /// The servers that are named, else those of the resolver's configuration.
+    fn servers(&mut self, asked_by: &Source) -> Option<Vec<Sourced<IpAddr>>> {
+        let text = self.raw.text("dns-servers");
+        if items(&text.value).next().is_none() {
+            return parts::resolvers(&mut self.reader, self.facts, asked_by);
+        }
+        let mut servers = Vec::new();
+        for item in items(&text.value) {
+            match item.parse::<IpAddr>() {
+                Ok(address) => servers.push(text.with(address)),
+                Err(_) => {
+                    let expected = "a name server is an IP address, such as 10.96.0.10 or fd00::a";
+                    self.reader.wrong(&text.source, item, expected);
+                }
+            }
+        }
+        Some(servers)
+    }
+}

@@ -1,0 +1,126 @@
+//! Parts of a policy that every dialect reads alike.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::list::{Reader, items};
+use super::resolv_conf;
+use crate::compile::SELF_CALL_MARK;
+use crate::facts::HostFacts;
+use crate::policy::{GroupSelection, InboundSelection, NetworkSelection};
+use crate::ruleset::Owner;
+use crate::source::{Source, Sourced};
+use crate::value::{Cidr, Gid, GroupName, Mark};
+
+/// As many groups as fit into one rule.
+const MAX_GROUPS: usize = 64;
+
+/// The IPv4 network that counts as localhost.
+pub(super) fn localhost(reader: &mut Reader, text: &Sourced<String>) -> Option<Sourced<Cidr>> {
+    let cidr = text.value.parse::<Cidr>().ok().filter(|c| {
+        matches!(c.address(), IpAddr::V4(a) if a.is_loopback()) && c.length() >= 8
+    });
+    if cidr.is_none() {
+        let expected = "localhost is a network in 127.0.0.0/8, such as 127.0.0.1/32";
+        reader.wrong(&text.source, &text.value, expected);
+    }
+    cidr.map(|cidr| text.with(cidr))
+}
+
+/// The mark for TPROXY, which must not be the one for the proxy's calls to its own pod.
+pub(super) fn mark(reader: &mut Reader, text: &Sourced<String>) -> Option<Sourced<Mark>> {
+    let mark: Sourced<Mark> = reader.one(text)?;
+    if mark.value.get() == SELF_CALL_MARK {
+        let expected = "mark 1338 is used for the proxy's calls to its own pod: take another";
+        reader.wrong(&text.source, &text.value, expected);
+        return None;
+    }
+    Some(mark)
+}
+
+/// `*`, ports, or nothing.
+pub(super) fn inbound(
+    reader: &mut Reader,
+    ports: Sourced<String>,
+    except: &Sourced<String>,
+) -> InboundSelection {
+    let except = reader.list(except);
+    match ports.value.as_str() {
+        "*" => InboundSelection::AllExcept { source: ports.source, except },
+        text if items(text).next().is_none() => InboundSelection::Nothing,
+        _ => InboundSelection::Only(reader.list(&ports)),
+    }
+}
+
+/// `*`, networks, or nothing.
+pub(super) fn networks(reader: &mut Reader, text: Sourced<String>) -> NetworkSelection {
+    match text.value.as_str() {
+        "*" => NetworkSelection::All(text.source),
+        _ => NetworkSelection::Only(reader.list(&text)),
+    }
+}
+
+/// `*` with exceptions, or groups only. Where `known` groups are given a name must be one of
+/// them: iptables would fail on it half-way.
+pub(super) fn groups(
+    reader: &mut Reader,
+    include: Sourced<String>,
+    exclude: &Sourced<String>,
+    known: Option<&BTreeMap<GroupName, Gid>>,
+) -> GroupSelection {
+    if include.value == "*" {
+        return GroupSelection::AllExcept(owners(reader, exclude, known));
+    }
+    let groups = owners(reader, &include, known);
+    if groups.len() > MAX_GROUPS {
+        let expected = format!("{} groups; at most {MAX_GROUPS} fit", groups.len());
+        reader.wrong(&include.source, &include.value, expected);
+    }
+    GroupSelection::Only { groups, source: include.source }
+}
+
+fn owners(
+    reader: &mut Reader,
+    text: &Sourced<String>,
+    known: Option<&BTreeMap<GroupName, Gid>>,
+) -> Vec<Sourced<Owner>> {
+    let mut owners = Vec::new();
+    for item in items(&text.value) {
+        if let Ok(gid) = item.parse::<Gid>() {
+            owners.push(text.with(Owner::Gid(gid)));
+            continue;
+        }
+        match item.parse::<GroupName>() {
+            Ok(name) if known.is_some_and(|k| !k.contains_key(&name)) => {
+                let expected = "there is no group of this name in /etc/group of this container: \
+                                add it, or use its number";
+                reader.wrong(&text.source, item, expected);
+            }
+            Ok(name) => owners.push(text.with(Owner::Group(name))),
+            Err(error) => reader.wrong(&text.source, item, error.to_string()),
+        }
+    }
+    owners
+}
+
+/// The name servers of `/etc/resolv.conf`, which `asked_by` needs; an error when it can't be
+/// read.
+pub(super) fn resolvers(
+    reader: &mut Reader,
+    facts: &HostFacts,
+    asked_by: &Source,
+) -> Option<Vec<Sourced<IpAddr>>> {
+    let host = Source::Host("/etc/resolv.conf".to_owned());
+    let text = match &facts.resolv_conf {
+        Some(Ok(text)) => text.as_str(),
+        Some(Err(why)) => {
+            let expected = format!(
+                "{asked_by} needs the name servers of /etc/resolv.conf, which can't be read: {why}"
+            );
+            reader.wrong(&host, "", expected);
+            return None;
+        }
+        None => "",
+    };
+    Some(resolv_conf::servers(text).into_iter().map(|s| Sourced::new(s, host.clone())).collect())
+}

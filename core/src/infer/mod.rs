@@ -1,0 +1,191 @@
+//! Back from rules to the settings that give them: what a live namespace's rules are for, and
+//! whether they are whole. The answer is a guess until it has been compiled and compared.
+
+mod facts;
+mod output;
+mod read;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+pub use facts::policy;
+
+use crate::compile::Layout;
+use crate::iptables::Dump;
+use crate::observed::IpRule;
+use crate::ownership::Footprint;
+use crate::policy::IdentityMatching;
+use crate::ruleset::{ConnState, Hook, Match, Protocol, Side, Table, Target};
+use crate::value::PortRange;
+use read::{Chains, tcp_to_port};
+
+/// Settings that were read back. Lists are comma lists; what was not found is the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inferred {
+    /// The settings, by the flags of Millrace's own commands.
+    pub settings: BTreeMap<&'static str, String>,
+    /// Whether IPv6 is captured.
+    pub ipv6: bool,
+    /// Servers whose DNS queries are captured.
+    pub dns_servers: Vec<IpAddr>,
+    /// How several proxy identities go together, when that can be seen.
+    pub matching: Option<IdentityMatching>,
+}
+
+/// Read the settings back from the rules of both families. `None` when there are no chains of
+/// this dialect.
+pub fn infer(
+    v4: Option<&Dump>,
+    v6: Option<&Dump>,
+    ip_rules: &[IpRule],
+    footprint: &Footprint,
+) -> Option<Inferred> {
+    let v4 = v4.map(|d| Chains::of(d, footprint)).filter(Chains::present);
+    let v6 = v6.map(|d| Chains::of(d, footprint)).filter(Chains::present);
+    let main = v4.as_ref().or(v6.as_ref())?;
+    let layout = footprint.layout;
+    let mut found = Inferred { ipv6: v6.is_some(), ..Inferred::default() };
+    ports(main, layout, &mut found);
+    inbound(main, layout, ip_rules, &mut found);
+    interfaces(main, &mut found);
+    output::settings(v4.as_ref(), v6.as_ref(), layout, &mut found);
+    dns([v4.as_ref(), v6.as_ref()], layout, &mut found);
+    let invalid = main.hook(Table::Mangle, Hook::Prerouting).iter().any(|r| {
+        r.matches == [Match::ConnState(vec![ConnState::Invalid])]
+            && r.target == Target::Jump(layout.drop.clone())
+    });
+    if invalid {
+        found.set("drop-invalid", "true");
+    }
+    Some(found)
+}
+
+impl Inferred {
+    fn set(&mut self, flag: &'static str, value: impl ToString) {
+        self.settings.insert(flag, value.to_string());
+    }
+
+    fn push(&mut self, flag: &'static str, value: impl ToString) {
+        let list = self.settings.entry(flag).or_default();
+        if !list.is_empty() {
+            list.push(',');
+        }
+        list.push_str(&value.to_string());
+    }
+}
+
+fn ports(chains: &Chains, layout: &Layout, found: &mut Inferred) {
+    for (chain, flag) in [(&layout.redirect, "outbound-port"), (&layout.in_redirect, "inbound-port")] {
+        if let Some(Target::Redirect { port, .. }) =
+            chains.user(Table::Nat, chain).first().map(|r| &r.target)
+        {
+            found.set(flag, port);
+        }
+    }
+    let first = chains.user(Table::Nat, &layout.inbound).first();
+    if let Some(port) = first.filter(|r| r.target == Target::Return).and_then(tcp_to_port) {
+        found.set("tunnel-port", port);
+    }
+}
+
+fn inbound(chains: &Chains, layout: &Layout, ip_rules: &[IpRule], found: &mut Inferred) {
+    let mark = chains.hook(Table::Mangle, Hook::Prerouting).iter().find_map(|r| {
+        match (r.matches.as_slice(), &r.target) {
+            ([Match::Protocol(Protocol::Tcp), Match::Mark { negated: false, mark }], Target::SaveMark) => {
+                Some(mark.value)
+            }
+            _ => None,
+        }
+    });
+    let table = if mark.is_some() { Table::Mangle } else { Table::Nat };
+    if let Some(mark) = mark {
+        found.set("mode", "tproxy");
+        found.set("tproxy-mark", mark);
+        let rule = ip_rules.iter().find(|r| r.mark_only && r.fwmark == Some((mark, u32::MAX)));
+        if let Some(rule) = rule {
+            found.set("tproxy-table", rule.table);
+        }
+    }
+    let enters = chains.hook(table, Hook::Prerouting).iter().any(|r| {
+        r.matches == [Match::Protocol(Protocol::Tcp)]
+            && r.target == Target::Jump(layout.inbound.clone())
+    });
+    found.set("include-inbound-ports", "");
+    if !enters {
+        return;
+    }
+    // In front of the selection stand the tunnel port's exemption, or the three of TPROXY.
+    let skip = if mark.is_some() { 3 } else { 1 };
+    for rule in chains.user(table, &layout.inbound).iter().skip(skip) {
+        match (tcp_to_port(rule), &rule.target) {
+            (Some(port), Target::Return) => found.push("exclude-inbound-ports", port),
+            (Some(port), Target::Jump(c)) if *c != layout.divert => {
+                found.push("include-inbound-ports", port);
+            }
+            (None, Target::Jump(c))
+                if *c != layout.divert && rule.matches == [Match::Protocol(Protocol::Tcp)] =>
+            {
+                found.set("include-inbound-ports", "*");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Excluded interfaces have a RETURN on the way out, rerouted ones only on the way in, in front
+/// of the others and the last one first.
+fn interfaces(chains: &Chains, found: &mut Inferred) {
+    let excluded: Vec<String> = chains
+        .hook(Table::Nat, Hook::Output)
+        .iter()
+        .filter_map(|r| match (r.matches.as_slice(), &r.target) {
+            ([Match::OutInterface { negated: false, name }], Target::Return) => {
+                Some(name.to_string())
+            }
+            _ => None,
+        })
+        .collect();
+    let mut rerouted: Vec<String> = chains
+        .hook(Table::Nat, Hook::Prerouting)
+        .iter()
+        .filter_map(|r| match (r.matches.as_slice(), &r.target) {
+            ([Match::InInterface { negated: false, name }], Target::Return) => {
+                Some(name.to_string())
+            }
+            _ => None,
+        })
+        .collect();
+    rerouted.truncate(rerouted.len().saturating_sub(excluded.len()));
+    rerouted.reverse();
+    for (flag, names) in [("exclude-interfaces", excluded), ("reroute-interfaces", rerouted)] {
+        if !names.is_empty() {
+            found.set(flag, names.join(","));
+        }
+    }
+}
+
+fn dns(families: [Option<&Chains>; 2], layout: &Layout, found: &mut Inferred) {
+    let query: PortRange = crate::value::Port::new(53).into();
+    for chains in families.into_iter().flatten() {
+        let to_dns = Target::Jump(layout.output_dns.clone());
+        if !chains.hook(Table::Raw, Hook::Output).iter().any(|r| r.target == to_dns) {
+            continue;
+        }
+        found.settings.entry("dns").or_insert_with(|| "servers".to_owned());
+        for rule in chains.user(Table::Nat, &layout.output_dns) {
+            let Target::Redirect { port, .. } = rule.target else { continue };
+            found.set("dns-port", port);
+            match rule.matches.as_slice() {
+                [Match::Protocol(Protocol::Tcp), Match::Port { ports, .. }] if *ports == query => {
+                    found.set("dns", "all");
+                }
+                [
+                    Match::Address { side: Side::Destination, cidr, .. },
+                    Match::Protocol(Protocol::Tcp),
+                    ..,
+                ] => found.dns_servers.push(cidr.address()),
+                _ => {}
+            }
+        }
+    }
+}

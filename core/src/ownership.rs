@@ -1,0 +1,113 @@
+//! Which of the rules that are there were left by Millrace or by a tool it replaces. Everything
+//! else belongs to others and is not touched.
+
+use std::collections::BTreeSet;
+
+use crate::compile::Layout;
+use crate::iptables::{Dump, DumpRule, TableDump};
+use crate::ruleset::{Chain, Match, Table, Target};
+
+/// How the rules of one dialect are known.
+#[derive(Clone, Copy, Debug)]
+pub struct Footprint {
+    /// The dialect's chains.
+    pub layout: &'static Layout,
+    /// Finds rules in builtin chains that neither jump to the dialect's chains nor carry its
+    /// comment. Called when the dump is there to be looked at as a whole; notes what it finds in
+    /// the set.
+    pub unmarked: fn(&Dump, &mut Owned),
+}
+
+/// Where a rule stands: table, chain, index counted from 0.
+pub type Place = (Table, String, usize);
+
+/// What in a dump is ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owned {
+    chains: BTreeSet<(Table, String)>,
+    rules: BTreeSet<Place>,
+}
+
+impl Owned {
+    /// Find what is ours in a dump.
+    pub fn find(dump: &Dump, footprints: &[Footprint]) -> Self {
+        let mut owned = Self::default();
+        for (table, content) in known_tables(dump) {
+            for chain in &content.chains {
+                if is_layout_chain(&chain.name, footprints) {
+                    owned.chains.insert((table, chain.name.clone()));
+                }
+            }
+        }
+        for (table, content) in known_tables(dump) {
+            for chain in &content.chains {
+                for (index, rule) in chain.rules.iter().enumerate() {
+                    if owned.has_chain(table, &chain.name) || owned.reaches(table, rule) {
+                        owned.add_rule(table, &chain.name, index);
+                    }
+                }
+            }
+        }
+        for footprint in footprints {
+            (footprint.unmarked)(dump, &mut owned);
+        }
+        owned
+    }
+
+    /// Whether a chain is ours.
+    pub fn has_chain(&self, table: Table, chain: &str) -> bool {
+        self.chains.contains(&(table, chain.to_owned()))
+    }
+
+    /// Whether any of our chains is in a table.
+    pub fn has_chains_in(&self, table: Table) -> bool {
+        self.chains.iter().any(|(t, _)| *t == table)
+    }
+
+    /// Whether a rule is ours.
+    pub fn has_rule(&self, table: Table, chain: &str, index: usize) -> bool {
+        self.rules.contains(&(table, chain.to_owned(), index))
+    }
+
+    /// Note that a rule is ours.
+    pub fn add_rule(&mut self, table: Table, chain: &str, index: usize) {
+        self.rules.insert((table, chain.to_owned(), index));
+    }
+
+    /// Whether nothing is ours.
+    pub fn is_empty(&self) -> bool {
+        self.chains.is_empty() && self.rules.is_empty()
+    }
+
+    /// The tables that hold anything of ours.
+    pub fn tables(&self) -> BTreeSet<Table> {
+        let chains = self.chains.iter().map(|(t, _)| *t);
+        chains.chain(self.rules.iter().map(|(t, ..)| *t)).collect()
+    }
+
+    /// Whether a rule goes to a chain of ours or carries our comment. A rule that is not
+    /// understood can still be seen to jump.
+    fn reaches(&self, table: Table, rule: &DumpRule) -> bool {
+        match &rule.rule {
+            Ok(rule) => {
+                let jumps = matches!(&rule.target, Target::Jump(c) if self.has_chain(table, c.as_str()));
+                jumps || rule.matches.contains(&Match::Ours)
+            }
+            Err(_) => {
+                let mut words = rule.text.split_ascii_whitespace();
+                let jump = words.by_ref().find(|w| ["-j", "-g"].contains(w));
+                jump.is_some() && words.next().is_some_and(|c| self.has_chain(table, c))
+            }
+        }
+    }
+}
+
+/// The tables of a dump that ours can be in.
+pub fn known_tables(dump: &Dump) -> impl Iterator<Item = (Table, &TableDump)> {
+    dump.tables.iter().filter_map(|t| Some((Table::from_name(&t.name)?, t)))
+}
+
+fn is_layout_chain(name: &str, footprints: &[Footprint]) -> bool {
+    matches!(name.parse(), Ok(Chain::User(name))
+        if footprints.iter().any(|f| f.layout.chains().contains(&&name)))
+}

@@ -1,0 +1,131 @@
+//! Policy routing and addresses: what is there of ours, and what has to change.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use super::effect::{Change, Effect};
+use crate::observed::{IpRule, Observed, Route};
+use crate::ruleset::Routing;
+use crate::value::Family;
+
+/// The priority of Millrace's policy routing rule: fixed, so that it is never added twice, and
+/// its own, so that it is known again.
+pub const RULE_PRIORITY: u32 = 32_133;
+
+/// `::6`
+pub const PASSTHROUGH_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
+
+/// Marks and tables that are ours whoever wrote the rule.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    /// Marks that our rules set.
+    pub(super) marks: Vec<u32>,
+    /// Marks with their tables that a configuration names.
+    pub(super) pairs: Vec<(u32, u32)>,
+}
+
+/// Changes before and after the rules are written.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Changes {
+    pub(super) before: Vec<Effect>,
+    pub(super) after: Vec<Effect>,
+}
+
+/// Whether a table has no route but `local default dev lo`.
+fn only_local(observed: &Observed, family: Family, table: u32) -> bool {
+    observed
+        .routes
+        .iter()
+        .filter(|r| r.family == family && r.table == table)
+        .all(|r| r.local_default)
+}
+
+fn is_ours(observed: &Observed, known: &Known, rule: &IpRule) -> bool {
+    let Some((mark, u32::MAX)) = rule.fwmark else { return false };
+    let named = rule.priority == RULE_PRIORITY
+        || known.marks.contains(&mark)
+        || known.pairs.contains(&(mark, rule.table))
+        // An interrupted run may have removed the rules that told which mark was used.
+        || observed.interrupted;
+    rule.mark_only && named && only_local(observed, rule.family, rule.table)
+}
+
+/// The rules that are ours.
+pub(super) fn found<'o>(observed: &'o Observed, known: &Known) -> Vec<&'o IpRule> {
+    observed.ip_rules.iter().filter(|r| is_ours(observed, known, r)).collect()
+}
+
+/// Routes that are ours: those that rules of ours look up, and those of tables that nothing looks
+/// up and a configuration names.
+fn found_routes<'o>(observed: &'o Observed, known: &Known, rules: &[&IpRule]) -> Vec<&'o Route> {
+    let looked_up_by_others = |route: &Route| {
+        observed.ip_rules.iter().any(|r| {
+            r.family == route.family && r.table == route.table && !rules.contains(&r)
+        })
+    };
+    let named = |route: &Route| {
+        rules.iter().any(|r| r.family == route.family && r.table == route.table)
+            || known.pairs.iter().any(|(_, table)| *table == route.table)
+            || observed.interrupted
+    };
+    observed
+        .routes
+        .iter()
+        .filter(|r| r.local_default && named(r) && !looked_up_by_others(r))
+        .collect()
+}
+
+/// What has to change for `wanted`, in the given families.
+pub(super) fn changes(
+    observed: &Observed,
+    known: &Known,
+    wanted: Option<&Routing>,
+    families: &[Family],
+) -> Changes {
+    let mut changes = Changes::default();
+    let old_rules = found(observed, known);
+    let old_routes = found_routes(observed, known, &old_rules);
+    let tproxy = wanted.and_then(|w| w.tproxy);
+    let mut new_rules = Vec::new();
+    let mut new_routes = Vec::new();
+    for family in families {
+        let Some((mark, table)) = tproxy else { continue };
+        new_routes.push(Route { family: *family, table: table.get(), local_default: true });
+        new_rules.push(IpRule {
+            family: *family,
+            priority: RULE_PRIORITY,
+            fwmark: Some((mark.get(), u32::MAX)),
+            table: table.get(),
+            mark_only: true,
+        });
+    }
+    for route in new_routes.iter().filter(|r| !observed.routes.contains(r)) {
+        let (family, table) = (route.family, route.table);
+        changes.before.push(Effect::Route { change: Change::Add, family, table });
+    }
+    for rule in new_rules.iter().filter(|r| !observed.ip_rules.contains(r)) {
+        changes.before.push(Effect::IpRule { change: Change::Add, rule: rule.clone() });
+    }
+    for rule in old_rules.into_iter().filter(|r| !new_rules.contains(r)) {
+        changes.after.push(Effect::IpRule { change: Change::Remove, rule: rule.clone() });
+    }
+    for route in old_routes.into_iter().filter(|r| !new_routes.contains(r)) {
+        let (family, table) = (route.family, route.table);
+        changes.after.push(Effect::Route { change: Change::Remove, family, table });
+    }
+    let has = has_passthrough(observed);
+    let address = PASSTHROUGH_V6;
+    match (has, wanted.is_some_and(|w| w.passthrough_v6)) {
+        (false, true) => changes.before.push(Effect::Address { change: Change::Add, address }),
+        (true, false) => changes.after.push(Effect::Address { change: Change::Remove, address }),
+        _ => {}
+    }
+    changes
+}
+
+/// Whether `lo` has `::6/128`.
+pub(super) fn has_passthrough(observed: &Observed) -> bool {
+    observed
+        .addresses
+        .iter()
+        .any(|a| a.interface == "lo" && a.address == PASSTHROUGH_V6 && a.prefix == 128)
+}

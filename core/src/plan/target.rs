@@ -1,0 +1,193 @@
+//! What a family's tables are to hold of ours, and what they hold now, in a form that can be
+//! compared.
+
+use std::collections::BTreeMap;
+
+use crate::iptables::{Counters, Dump, DumpRule, render_rule};
+use crate::ownership::{Footprint, Owned, known_tables};
+use crate::ruleset::{Chain, Match, Placement, Protocol, Rule, Ruleset, Table, Target};
+use crate::value::{Family, Gid, GroupName};
+
+/// Group names and their numbers, since a rule that was written by name is read back by number.
+pub type Groups = BTreeMap<GroupName, Gid>;
+
+/// A rule as text, with what it means when that is known.
+#[derive(Clone, Debug)]
+pub(super) struct Body {
+    pub(super) text: String,
+    pub(super) meaning: Option<Rule>,
+    pub(super) counters: Option<Counters>,
+}
+
+impl Body {
+    fn of_dump(rule: &DumpRule, groups: &Groups) -> Self {
+        Self {
+            text: rule.text.clone(),
+            meaning: rule.rule.as_ref().ok().map(|r| r.canonical(groups)),
+            counters: rule.counters,
+        }
+    }
+
+    /// Whether both treat every packet alike; text is compared only where it is not understood.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        match (&self.meaning, &other.meaning) {
+            (Some(a), Some(b)) => a == b,
+            (None, None) => self.text == other.text,
+            _ => false,
+        }
+    }
+}
+
+/// Whether two lists of rules do the same in the same order.
+pub(super) fn same_rules<'a>(
+    a: impl ExactSizeIterator<Item = &'a Body>,
+    b: impl ExactSizeIterator<Item = &'a Body>,
+) -> bool {
+    a.len() == b.len() && a.zip(b).all(|(a, b)| a.same(b))
+}
+
+/// A rule of ours in a chain of others.
+#[derive(Clone, Debug)]
+pub(super) struct Guest {
+    pub(super) body: Body,
+    /// How many rules of others are in front of it; `None` for all of them.
+    pub(super) behind: Option<usize>,
+}
+
+/// Everything of ours in one table.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TableState {
+    /// Chains of ours.
+    pub(super) chains: BTreeMap<String, Vec<Body>>,
+    /// Rules of ours in other chains.
+    pub(super) guests: BTreeMap<String, Vec<Guest>>,
+}
+
+impl TableState {
+    pub(super) fn is_empty(&self) -> bool {
+        self.chains.is_empty() && self.guests.values().all(Vec::is_empty)
+    }
+}
+
+/// Everything of ours in one family of one variant.
+#[derive(Clone, Debug, Default)]
+pub struct FamilyState {
+    pub(super) tables: BTreeMap<Table, TableState>,
+}
+
+impl FamilyState {
+    /// What the rules of a family are to leave.
+    pub fn wanted(ruleset: &Ruleset, family: Family, groups: &Groups) -> Self {
+        let mut state = Self::default();
+        for ((table, chain), rules) in ruleset.chains(family) {
+            let table = state.tables.entry(table).or_default();
+            let body = |rule: &Rule| Body {
+                text: render_rule(rule),
+                meaning: Some(rule.canonical(groups)),
+                counters: None,
+            };
+            match chain {
+                Chain::User(name) => {
+                    let bodies = rules.iter().map(|e| body(&e.rule)).collect();
+                    table.chains.insert(name.as_str().to_owned(), bodies);
+                }
+                Chain::Builtin(hook) => {
+                    let guests = rules
+                        .iter()
+                        .map(|e| Guest {
+                            body: body(&e.rule),
+                            behind: matches!(e.placement, Placement::Insert(_)).then_some(0),
+                        })
+                        .collect();
+                    table.guests.insert(hook.as_str().to_owned(), guests);
+                }
+            }
+        }
+        state
+    }
+
+    /// What a dump holds of ours.
+    pub fn found(dump: &Dump, footprints: &[Footprint], groups: &Groups) -> Self {
+        let owned = Owned::find(dump, footprints);
+        let mut state = Self::default();
+        for (table, content) in known_tables(dump) {
+            let mut found = TableState::default();
+            for chain in &content.chains {
+                let ours = |i: &usize| owned.has_rule(table, &chain.name, *i);
+                if owned.has_chain(table, &chain.name) {
+                    let bodies = chain.rules.iter().map(|r| Body::of_dump(r, groups)).collect();
+                    found.chains.insert(chain.name.clone(), bodies);
+                    continue;
+                }
+                let guests: Vec<Guest> = chain
+                    .rules
+                    .iter()
+                    .enumerate()
+                    .filter(|(i, _)| ours(i))
+                    .map(|(i, rule)| Guest {
+                        body: Body::of_dump(rule, groups),
+                        behind: Some((0..i).filter(|j| !ours(j)).count()),
+                    })
+                    .collect();
+                if !guests.is_empty() {
+                    found.guests.insert(chain.name.clone(), guests);
+                }
+            }
+            if !found.is_empty() {
+                state.tables.insert(table, found);
+            }
+        }
+        state
+    }
+
+    /// Whether there are chains of ours.
+    pub fn has_chains(&self) -> bool {
+        self.tables.values().any(|t| !t.chains.is_empty())
+    }
+
+    /// Whether there is nothing of ours.
+    pub fn is_empty(&self) -> bool {
+        self.tables.values().all(TableState::is_empty)
+    }
+
+    /// The tables that hold anything of ours.
+    pub fn tables(&self) -> impl Iterator<Item = Table> + '_ {
+        self.tables.iter().filter(|(_, t)| !t.is_empty()).map(|(t, _)| *t)
+    }
+
+    /// Whether every table is either as wanted or has nothing of ours: what a first run leaves
+    /// when it is interrupted.
+    pub fn is_part_of(&self, wanted: &Self) -> bool {
+        let empty = TableState::default();
+        self.tables.iter().all(|(table, found)| {
+            found.is_empty()
+                || !super::tables::differs(found, wanted.tables.get(table).unwrap_or(&empty))
+        })
+    }
+
+    /// Whether inbound connections are captured in a table: PREROUTING sends TCP to a chain of
+    /// ours. What goes there only in some state of its connection is not captured but dropped.
+    pub(super) fn captures_inbound(&self, table: Table) -> bool {
+        self.tables.get(&table).and_then(|t| t.guests.get("PREROUTING")).is_some_and(|guests| {
+            guests.iter().any(|g| {
+                g.body.meaning.as_ref().is_some_and(|r| {
+                    matches!(&r.target, Target::Jump(_))
+                        && r.matches == [Match::Protocol(Protocol::Tcp)]
+                })
+            })
+        })
+    }
+
+    /// The values that packets are marked with in any chain.
+    pub(super) fn marks(&self) -> Vec<u32> {
+        let bodies = self.tables.values().flat_map(|t| {
+            t.chains.values().flatten().chain(t.guests.values().flatten().map(|g| &g.body))
+        });
+        bodies
+            .filter_map(|b| match &b.meaning.as_ref()?.target {
+                Target::SetMark(m) | Target::Tproxy { mark: m, .. } => Some(m.value),
+                _ => None,
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,267 @@
+//! What is captured and what is not, without a word about any mesh or any backend.
+
+use std::net::IpAddr;
+
+use crate::ruleset::Owner;
+use crate::source::{Source, Sourced};
+use crate::value::{
+    Cidr, Family, Gid, InterfacePattern, ListenPort, Mark, PortRange, RouteTable, Uid,
+};
+
+/// A pod's capture policy. Every part says where it came from, so that every rule can.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CapturePolicy {
+    /// Whether IPv6 is captured; IPv4 always is.
+    pub ipv6: Sourced<bool>,
+    /// How the proxy's own connections are told from the application's.
+    pub proxy: ProxyIdentity,
+    /// Connections to the pod.
+    pub inbound: Inbound,
+    /// Connections from the pod.
+    pub outbound: Outbound,
+    /// Interfaces that are treated otherwise.
+    pub interfaces: Interfaces,
+    /// The IPv4 addresses that mean «this pod itself» (127.0.0.1/32 to 127.0.0.0/8).
+    pub localhost: Sourced<Cidr>,
+    /// DNS queries, when they are captured.
+    pub dns: Option<DnsCapture>,
+    /// Whether packets that belong to no connection are dropped, and who said so.
+    pub drop_invalid: Option<Source>,
+}
+
+/// Who the proxy is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyIdentity {
+    /// Users that proxies run as.
+    pub uids: Vec<Sourced<Uid>>,
+    /// Groups that proxies run as.
+    pub gids: Vec<Sourced<Gid>>,
+    /// How several of them go together.
+    pub matching: IdentityMatching,
+}
+
+/// How the rules of several proxy identities go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdentityMatching {
+    /// Each identity brings the three rules of a proxy with it. What is not the first one counts
+    /// as an application on loopback, so only the first one really works; this is what
+    /// istio-iptables writes.
+    OneByOne,
+    /// A process is a proxy when any of the identities is its own.
+    Any,
+}
+
+/// Connections to the pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// Where the proxy listens for them.
+    pub port: Sourced<ListenPort>,
+    /// Where the proxy listens for tunnels; never captured.
+    pub tunnel_port: Sourced<ListenPort>,
+    /// How they reach the proxy.
+    pub mode: InboundMode,
+    /// Which of them are captured.
+    pub selection: InboundSelection,
+}
+
+/// How inbound connections reach the proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InboundMode {
+    /// By address translation: the proxy sees the client as the client's address only through
+    /// its own means.
+    Redirect,
+    /// Untouched, to a transparent socket: the proxy sees the client's address.
+    Tproxy {
+        /// The mark that policy routing looks for.
+        mark: Sourced<Mark>,
+        /// The table it looks in.
+        table: Sourced<RouteTable>,
+        /// Who chose this mode.
+        source: Source,
+    },
+}
+
+/// Which inbound connections are captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InboundSelection {
+    /// None.
+    Nothing,
+    /// All, but not to these ports.
+    AllExcept {
+        /// Who chose all.
+        source: Source,
+        /// Ports that are left alone.
+        except: Vec<Sourced<PortRange>>,
+    },
+    /// Those to these ports.
+    Only(Vec<Sourced<PortRange>>),
+}
+
+impl InboundSelection {
+    /// Whether anything is captured.
+    pub const fn captures(&self) -> bool {
+        !matches!(self, Self::Nothing)
+    }
+}
+
+/// Connections from the pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outbound {
+    /// Where the proxy listens for them.
+    pub port: Sourced<ListenPort>,
+    /// Networks whose connections are captured.
+    pub networks: NetworkSelection,
+    /// Ports whose connections are captured wherever they go.
+    pub ports: Vec<Sourced<PortRange>>,
+    /// TCP and UDP ports that are left alone.
+    pub except_ports: Vec<Sourced<PortRange>>,
+    /// Networks that are left alone.
+    pub except_networks: Vec<Sourced<Cidr>>,
+    /// Groups whose processes are captured.
+    pub groups: GroupSelection,
+}
+
+/// Which destinations are captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkSelection {
+    /// All.
+    All(Source),
+    /// These; an empty list is none.
+    Only(Vec<Sourced<Cidr>>),
+}
+
+impl NetworkSelection {
+    /// The networks of a family; none when all are meant.
+    pub fn of(&self, family: Family) -> impl Iterator<Item = &Sourced<Cidr>> {
+        let list: &[Sourced<Cidr>] = match self {
+            Self::All(_) => &[],
+            Self::Only(list) => list,
+        };
+        list.iter().filter(move |c| c.value.family() == family)
+    }
+
+    /// Whether loopback addresses are named as captured, so that an application's connection to
+    /// itself may not be let past.
+    pub fn names_loopback(&self) -> bool {
+        match self {
+            Self::All(_) => false,
+            Self::Only(list) => {
+                list.iter().any(|c| c.value.address().to_canonical().is_loopback())
+            }
+        }
+    }
+}
+
+/// Which processes' connections are captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupSelection {
+    /// Those of all groups but these.
+    AllExcept(Vec<Sourced<Owner>>),
+    /// Those of these groups only; with none, nothing is captured.
+    Only {
+        /// The groups.
+        groups: Vec<Sourced<Owner>>,
+        /// Who chose them.
+        source: Source,
+    },
+}
+
+/// Interfaces that are treated otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interfaces {
+    /// Never captured in either direction.
+    pub excluded: Vec<Sourced<InterfacePattern>>,
+    /// What arrives on them is treated as if the pod had sent it: virtual machines behind the pod.
+    pub rerouted: Vec<Sourced<InterfacePattern>>,
+}
+
+/// Capture of DNS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsCapture {
+    /// Where the proxy answers queries.
+    pub port: Sourced<ListenPort>,
+    /// Who switched it on.
+    pub source: Source,
+    /// Which queries.
+    pub scope: DnsScope,
+}
+
+/// Which DNS queries are captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DnsScope {
+    /// All to port 53.
+    All(Source),
+    /// Those to port 53 of these servers.
+    Servers(Vec<Sourced<IpAddr>>),
+}
+
+impl DnsScope {
+    /// The servers of a family; none when all queries are meant.
+    pub fn servers(&self, family: Family) -> impl Iterator<Item = &Sourced<IpAddr>> {
+        let list: &[Sourced<IpAddr>] = match self {
+            Self::All(_) => &[],
+            Self::Servers(list) => list,
+        };
+        list.iter().filter(move |s| Family::of(s.value) == family)
+    }
+}
+
+impl CapturePolicy {
+    /// Visit where every part came from, to say it in other words.
+    pub fn each_source(&mut self, visit: &mut dyn FnMut(&mut Source)) {
+        visit(&mut self.ipv6.source);
+        visit_all(&mut self.proxy.uids, visit);
+        visit_all(&mut self.proxy.gids, visit);
+        visit(&mut self.inbound.port.source);
+        visit(&mut self.inbound.tunnel_port.source);
+        if let InboundMode::Tproxy { mark, table, source } = &mut self.inbound.mode {
+            visit(&mut mark.source);
+            visit(&mut table.source);
+            visit(source);
+        }
+        match &mut self.inbound.selection {
+            InboundSelection::Nothing => {}
+            InboundSelection::AllExcept { source, except } => {
+                visit(source);
+                visit_all(except, visit);
+            }
+            InboundSelection::Only(ports) => visit_all(ports, visit),
+        }
+        let outbound = &mut self.outbound;
+        visit(&mut outbound.port.source);
+        match &mut outbound.networks {
+            NetworkSelection::All(source) => visit(source),
+            NetworkSelection::Only(networks) => visit_all(networks, visit),
+        }
+        visit_all(&mut outbound.ports, visit);
+        visit_all(&mut outbound.except_ports, visit);
+        visit_all(&mut outbound.except_networks, visit);
+        match &mut outbound.groups {
+            GroupSelection::AllExcept(groups) => visit_all(groups, visit),
+            GroupSelection::Only { groups, source } => {
+                visit(source);
+                visit_all(groups, visit);
+            }
+        }
+        visit_all(&mut self.interfaces.excluded, visit);
+        visit_all(&mut self.interfaces.rerouted, visit);
+        visit(&mut self.localhost.source);
+        if let Some(dns) = &mut self.dns {
+            visit(&mut dns.port.source);
+            visit(&mut dns.source);
+            match &mut dns.scope {
+                DnsScope::All(source) => visit(source),
+                DnsScope::Servers(servers) => visit_all(servers, visit),
+            }
+        }
+        if let Some(source) = &mut self.drop_invalid {
+            visit(source);
+        }
+    }
+}
+
+fn visit_all<T>(list: &mut [Sourced<T>], visit: &mut dyn FnMut(&mut Source)) {
+    for item in list {
+        visit(&mut item.source);
+    }
+}

@@ -1,0 +1,238 @@
+//! Verify that plans lead to exactly what is wanted, from anywhere, and back.
+
+mod support;
+
+use millrace_core::dialect;
+use millrace_core::facts;
+use millrace_core::iptables::{Dump, render_restore};
+use millrace_core::observed::{Holding, Observed, Variant};
+use millrace_core::plan::{self, Context, Effect, Groups};
+use millrace_core::ruleset::Ruleset;
+use millrace_core::value::Family;
+use proptest::prelude::*;
+use support::{carry_out, configs, restore};
+
+fn groups() -> Groups {
+    facts::groups("java:x:202:\n")
+}
+
+fn context(groups: &Groups) -> Context<'_> {
+    Context { footprints: dialect::FOOTPRINTS, groups, marks: vec![(1337, 133)] }
+}
+
+/// Rules of others: some before and some behind ours, one in a chain of its own.
+fn others() -> Observed {
+    let mut dump = Dump::default();
+    restore(
+        &mut dump,
+        "*nat\n:FOREIGN - [0:0]\n-A PREROUTING -d 10.9.9.9/32 -j FOREIGN\n-A OUTPUT -d 10.9.9.9/32 -j FOREIGN\n\
+         -A FOREIGN -p tcp -m tcp --dport 1 -j DNAT --to-destination 10.8.8.8:2\nCOMMIT\n\
+         *filter\n-A INPUT -s 192.0.2.1/32 -j DROP\nCOMMIT\n",
+    );
+    Observed {
+        holdings: Family::ALL
+            .map(|family| Holding { variant: Variant::Nft, family, dump: dump.clone() })
+            .to_vec(),
+        ..Observed::default()
+    }
+}
+
+fn run(observed: &mut Observed, wanted: Option<&Ruleset>) -> Vec<Effect> {
+    let groups = groups();
+    let plan = plan::plan(observed, wanted, Variant::Nft, false, &context(&groups));
+    for effect in &plan.effects {
+        carry_out(observed, effect);
+    }
+    plan.effects
+}
+
+/// All rules of all tables, chain by chain, canonical where they are understood.
+fn rules(observed: &Observed) -> Vec<String> {
+    let groups = groups();
+    let mut all = Vec::new();
+    for holding in &observed.holdings {
+        for table in &holding.dump.tables {
+            for chain in &table.chains {
+                let at = format!("{:?} {:?} {} {}", holding.variant, holding.family, table.name, chain.name);
+                if chain.policy.is_none() {
+                    all.push(at.clone());
+                }
+                for rule in &chain.rules {
+                    all.push(match &rule.rule {
+                        Ok(rule) => format!("{at} {:?}", rule.canonical(&groups)),
+                        Err(_) => format!("{at} {}", rule.text),
+                    });
+                }
+            }
+        }
+    }
+    let mut routing: Vec<String> = observed.ip_rules.iter().map(|r| format!("{r:?}")).collect();
+    routing.extend(observed.routes.iter().map(|r| format!("{r:?}")));
+    routing.extend(observed.addresses.iter().map(|a| format!("{a:?}")));
+    routing.sort();
+    all.extend(routing);
+    all
+}
+
+/// The same, but with the chains in the order of their names: which was made first is not said.
+fn sorted_chains(observed: &Observed) -> Vec<String> {
+    let mut observed = observed.clone();
+    observed.holdings.sort_by_key(|h| (h.variant, h.family));
+    for holding in &mut observed.holdings {
+        holding.dump.tables.retain(|t| t.chains.iter().any(|c| !c.rules.is_empty() || c.policy.is_none()));
+        holding.dump.tables.sort_by(|a, b| a.name.cmp(&b.name));
+        for table in &mut holding.dump.tables {
+            table.chains.sort_by(|a, b| a.name.cmp(&b.name));
+        }
+    }
+    rules(&observed)
+}
+
+/// The effects with every restore cut into its tables, since each is committed by itself.
+fn commits(effects: &[Effect]) -> Vec<Effect> {
+    let mut commits = Vec::new();
+    for effect in effects {
+        let Effect::Restore { variant, family, input, counters } = effect else {
+            commits.push(effect.clone());
+            continue;
+        };
+        commits.extend(input.split_inclusive("COMMIT\n").map(|table| Effect::Restore {
+            variant: *variant,
+            family: *family,
+            input: table.to_owned(),
+            counters: *counters,
+        }));
+    }
+    commits
+}
+
+/// Whether inbound connections of a family reach the proxy: by a redirect, or by a transparent
+/// socket that policy routing leads to.
+fn captures_inbound(observed: &Observed, family: Family) -> bool {
+    let Some(dump) = observed.holding(Variant::Nft, family) else { return false };
+    let leads = |table: &str, from: &str, to: &str| {
+        dump.table(table).and_then(|t| t.chain(from)).is_some_and(|c| {
+            c.rules.iter().any(|r| r.text.ends_with(&format!("-j {to}")))
+        })
+    };
+    let redirects = leads("nat", "PREROUTING", "ISTIO_INBOUND")
+        && leads("nat", "ISTIO_INBOUND", "ISTIO_IN_REDIRECT");
+    let diverts = leads("mangle", "PREROUTING", "ISTIO_INBOUND")
+        && leads("mangle", "ISTIO_INBOUND", "ISTIO_TPROXY")
+        && observed.ip_rules.iter().any(|rule| {
+            rule.family == family
+                && observed.routes.iter().any(|r| r.family == family && r.table == rule.table)
+                && rule.fwmark.is_some_and(|(mark, _)| {
+                    dump.table("mangle").and_then(|t| t.chain("ISTIO_TPROXY")).is_some_and(|c| {
+                        c.rules.iter().any(|r| r.text.contains(&format!("--tproxy-mark {mark}/")))
+                    })
+                })
+        });
+    redirects || diverts
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Verify that any configuration over any earlier one ends in what a first run leaves, that
+    /// a second run has nothing to do, and that a cleanup leaves only what others had.
+    #[test]
+    fn any_configuration_over_any_other_converges(old in configs(), new in configs()) {
+        let (old, new) = (old.ruleset(), new.ruleset());
+        let mut fresh = others();
+        run(&mut fresh, Some(&new));
+        let mut changed = others();
+        run(&mut changed, Some(&old));
+        run(&mut changed, Some(&new));
+        prop_assert_eq!(sorted_chains(&changed), sorted_chains(&fresh));
+        prop_assert_eq!(run(&mut changed, Some(&new)), vec![]);
+        run(&mut changed, None);
+        prop_assert_eq!(sorted_chains(&changed), sorted_chains(&others()));
+        prop_assert_eq!(run(&mut changed, None), vec![]);
+    }
+
+    /// Verify that a run over what istio-iptables itself left has nothing to do, but for the
+    /// routing that the reference adds without priority.
+    #[test]
+    fn what_the_reference_wrote_is_known(config in configs()) {
+        let set = config.ruleset();
+        let mut observed = others();
+        for holding in &mut observed.holdings {
+            restore(&mut holding.dump, &render_restore(&set, holding.family));
+        }
+        let effects = run(&mut observed, Some(&set));
+        let rewritten = effects.iter().any(|e| matches!(e, Effect::Restore { .. }));
+        prop_assert!(!rewritten, "{:?}", effects);
+        run(&mut observed, None);
+        prop_assert_eq!(sorted_chains(&observed), sorted_chains(&others()));
+    }
+
+    /// Verify that a run that stops after any effect is finished by the next one, whatever its
+    /// configuration, and that it can be taken back exactly.
+    #[test]
+    fn an_interrupted_run_can_be_finished_and_taken_back(
+        old in configs(), new in configs(), next in configs(), cut in any::<prop::sample::Index>()
+    ) {
+        let (old, new, next) = (old.ruleset(), new.ruleset(), next.ruleset());
+        let groups = groups();
+        let mut before = others();
+        run(&mut before, Some(&old));
+        let plan = plan::plan(&before, Some(&new), Variant::Nft, false, &context(&groups));
+        let commits = commits(&plan.effects);
+        let mut stopped = before.clone();
+        for effect in commits.iter().take(cut.index(commits.len() + 1)) {
+            carry_out(&mut stopped, effect);
+        }
+        let mut back = stopped.clone();
+        for effect in plan::rollback(&before, &stopped, &context(&groups)) {
+            carry_out(&mut back, &effect);
+        }
+        prop_assert_eq!(sorted_chains(&back), sorted_chains(&before));
+        prop_assert!(!back.interrupted);
+
+        let mut fresh = others();
+        run(&mut fresh, Some(&next));
+        run(&mut stopped, Some(&next));
+        prop_assert_eq!(sorted_chains(&stopped), sorted_chains(&fresh));
+        prop_assert!(!stopped.interrupted);
+    }
+
+    /// Verify that there is no moment between two commits at which inbound connections that both
+    /// configurations capture are let past.
+    #[test]
+    fn there_is_no_moment_without_capture(old in configs(), new in configs()) {
+        let (old, new) = (old.ruleset(), new.ruleset());
+        let groups = groups();
+        let mut now = others();
+        run(&mut now, Some(&old));
+        let mut end = now.clone();
+        run(&mut end, Some(&new));
+        let kept: Vec<Family> = Family::ALL
+            .into_iter()
+            .filter(|f| captures_inbound(&now, *f) && captures_inbound(&end, *f))
+            .collect();
+        let plan = plan::plan(&now, Some(&new), Variant::Nft, false, &context(&groups));
+        for commit in commits(&plan.effects) {
+            carry_out(&mut now, &commit);
+            for family in &kept {
+                prop_assert!(captures_inbound(&now, *family), "{family} after {commit}");
+            }
+        }
+    }
+
+    /// Verify that a rule is the same after rendering and parsing, and that the whole restore
+    /// text is.
+    #[test]
+    fn rendered_rules_parse_to_the_same_rules(config in configs()) {
+        let set = config.ruleset();
+        for family in Family::ALL {
+            let dump = Dump::parse(&render_restore(&set, family)).unwrap();
+            for ((table, chain), rules) in set.chains(family) {
+                let parsed = dump.table(table.as_str()).unwrap().chain(chain.as_str()).unwrap();
+                let parsed: Vec<_> = parsed.rules.iter().map(|r| r.rule.clone().unwrap()).collect();
+                let rules: Vec<_> = rules.iter().map(|e| e.rule.clone()).collect();
+                prop_assert_eq!(parsed, rules);
+            }
+        }
+    }
+}

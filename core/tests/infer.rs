@@ -1,0 +1,70 @@
+//! Verify that the settings that gave a live namespace's rules can be read back from them.
+
+mod support;
+
+use millrace_core::compile::compile;
+use millrace_core::dialect::{self, DIALECTS, Dialect};
+use millrace_core::infer::{infer, policy};
+use millrace_core::observed::{Observed, Variant};
+use millrace_core::plan::{self, Context, Groups};
+use millrace_core::ruleset::Ruleset;
+use millrace_core::value::Family;
+use proptest::prelude::*;
+use support::{carry_out, configs};
+
+fn context(groups: &Groups) -> Context<'_> {
+    Context { footprints: dialect::FOOTPRINTS, groups, marks: vec![] }
+}
+
+fn applied(set: &Ruleset, groups: &Groups) -> Observed {
+    let mut observed = Observed::default();
+    let plan = plan::plan(&observed, Some(set), Variant::Nft, false, &context(groups));
+    for effect in &plan.effects {
+        carry_out(&mut observed, effect);
+    }
+    observed
+}
+
+fn read_back(observed: &Observed, dialect: &Dialect) -> Option<Ruleset> {
+    let dump = |family| observed.holding(Variant::Nft, family);
+    let found =
+        infer(dump(Family::V4), dump(Family::V6), &observed.ip_rules, &dialect.footprint)?;
+    Some(compile(&policy(&found, dialect).unwrap(), dialect.footprint.layout))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    /// Verify that what is read back from any configuration's rules gives the same rules, in
+    /// every dialect's names.
+    #[test]
+    fn settings_can_be_read_back(config in configs()) {
+        let groups = millrace_core::facts::groups("java:x:202:\n");
+        for dialect in DIALECTS {
+            let set = compile(&config.policy(), dialect.footprint.layout);
+            let observed = applied(&set, &groups);
+            let again = read_back(&observed, dialect).unwrap();
+            let plan = plan::plan(&observed, Some(&again), Variant::Nft, false, &context(&groups));
+            prop_assert!(plan.is_empty(), "{}: {:#?}", dialect.name, plan.effects);
+        }
+    }
+
+    /// Verify that rules with one missing are never taken for whole: what is read back differs
+    /// from what is there, or the missing rule changes nothing but a setting.
+    #[test]
+    fn a_missing_jump_is_noticed(config in configs()) {
+        let groups = millrace_core::facts::groups("java:x:202:\n");
+        let dialect = &DIALECTS[0];
+        let mut observed = applied(&compile(&config.policy(), dialect.footprint.layout), &groups);
+        for holding in &mut observed.holdings {
+            for table in holding.dump.tables.iter_mut().filter(|t| t.name == "nat") {
+                for chain in table.chains.iter_mut().filter(|c| c.name == "OUTPUT") {
+                    chain.rules.retain(|r| !r.text.ends_with("-j ISTIO_OUTPUT"));
+                }
+            }
+        }
+        let again = read_back(&observed, dialect).unwrap();
+        let plan = plan::plan(&observed, Some(&again), Variant::Nft, false, &context(&groups));
+        prop_assert!(!plan.is_empty());
+    }
+}
