@@ -1,1 +1,16 @@
-//! Every effect of Millrace.
+//! Every effect of Millrace: namespaces, processes, netlink, files. What to do is decided in
+//! `millrace-core`; here it is done.
+
+pub mod effect;
+pub mod engine;
+pub mod exec;
+pub mod facts;
+pub mod link;
+pub mod lock;
+pub mod netns;
+pub mod nf_tables;
+pub mod observe;
+pub mod probe;
+pub mod sandbox;
+mod sys_sandbox;
+pub mod tools;

@@ -1,1 +1,73 @@
-//! The command line of Millrace.
+//! The command line of Millrace. It answers under three names: `millrace` with its own commands,
+//! `istio-iptables`, and `pilot-agent istio-iptables`.
+
+mod cli;
+mod cmd;
+mod exit;
+mod log;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use cli::own::{self, NotTyped, Own};
+pub use exit::Exit;
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    run(std::env::args_os().collect()).into()
+}
+
+fn run(mut words: Vec<OsString>) -> Exit {
+    let name = if words.is_empty() { OsString::new() } else { words.remove(0) };
+    let name = Path::new(&name).file_name().unwrap_or_default();
+    if name == "istio-iptables" {
+        return cmd::istio(words);
+    }
+    if name == "pilot-agent" && words.first().is_some_and(|w| w != "istio-iptables") {
+        return bad(
+            "under the name pilot-agent there is only the sub-command istio-iptables, set up by \
+             an image whose init container is Millrace",
+        );
+    }
+    match own::read(words) {
+        Ok(Own::Istio(words)) => cmd::istio(words),
+        Ok(Own::Apply(apply)) => done(cmd::apply(&apply)),
+        Ok(Own::Dump(dump)) => done(cmd::dump(&dump)),
+        Ok(Own::Cleanup(common)) => done(cmd::cleanup(&common)),
+        Ok(Own::Status(status)) => done(cmd::status(&status)),
+        Ok(Own::Schema) => print(&format!("{:#}\n", millrace_core::dialect::native::schema())),
+        Ok(Own::Dial(words)) => print(&format!("{}\n", millrace_host::probe::dial_main(&words))),
+        Err(NotTyped::Print(text)) => print(&text),
+        Err(NotTyped::Bad(text)) => bad(&text),
+    }
+}
+
+/// Print to standard output; a reader that has gone away is no error of ours.
+fn print(text: &str) -> Exit {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Exit::Ok,
+        Err(_) => Exit::Failed,
+    }
+}
+
+fn bad(text: &str) -> Exit {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    complain(text);
+    Exit::Usage
+}
+
+/// Say what is wrong on standard error. When even that can't be written, the exit code is left.
+fn complain(text: &str) {
+    let _written = writeln!(std::io::stderr().lock(), "Error: {text}");
+}
+
+/// Say what went wrong, with its causes.
+fn done(result: anyhow::Result<Exit>) -> Exit {
+    result.unwrap_or_else(|error| {
+        complain(&format!("{error:#}"));
+        cmd::exit_of(&error)
+    })
+}

@@ -17,6 +17,9 @@ use crate::compile::Layout;
 use crate::ruleset::ChainName;
 use crate::source::Source;
 
+/// The mark and the routing table of TPROXY when nobody says otherwise.
+pub const TPROXY_DEFAULTS: (u32, u32) = (1337, 133);
+
 /// The chains that istio-iptables makes.
 pub static LAYOUT: Layout = Layout {
     inbound: ChainName::known("ISTIO_INBOUND"),

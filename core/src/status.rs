@@ -1,0 +1,167 @@
+//! Whether a namespace is captured: its rules held against what is wanted, or against the
+//! settings that can be read back from the rules themselves.
+
+use serde::Serialize;
+
+use crate::compile::compile;
+use crate::dialect::{DIALECTS, Dialect, FOOTPRINTS};
+use crate::infer::{infer, policy};
+use crate::observed::{IpRule, Observed, Variant};
+use crate::plan::{self, Change, Context, Effect, FamilyState, Groups};
+use crate::ruleset::{Rule, Ruleset, TableChain};
+use crate::value::Family;
+
+/// Whether a pod's traffic is captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// The rules are whole, and those that are wanted.
+    Captured,
+    /// There are none.
+    NotCaptured,
+    /// There are some, but not whole, or not those that are wanted.
+    Drifted,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Whether traffic is captured.
+    pub state: State,
+    /// Which iptables holds the rules.
+    pub variant: Option<Variant>,
+    /// Whose rules they are.
+    pub dialect: Option<&'static str>,
+    /// The families that are captured.
+    pub families: Vec<Family>,
+    /// What would have to be done to make the rules whole.
+    pub differences: Vec<Effect>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// A ruleset that was read back, and where from.
+#[derive(Clone, Debug)]
+pub struct ReadBack {
+    /// The dialect.
+    pub dialect: &'static Dialect,
+    /// Which iptables holds it.
+    pub variant: Variant,
+    /// The rules that the settings give which were read back; none when they make no policy.
+    pub ruleset: Option<Ruleset>,
+}
+
+/// Read back what is there, in each variant and each dialect.
+pub fn read_back(observed: &Observed) -> Vec<ReadBack> {
+    let mut found = Vec::new();
+    for variant in Variant::ALL {
+        for dialect in DIALECTS {
+            let dump = |family| observed.holding(variant, family);
+            let (v4, v6) = (dump(Family::V4), dump(Family::V6));
+            let Some(settings) = infer(v4, v6, &observed.ip_rules, &dialect.footprint) else {
+                continue;
+            };
+            let ruleset = policy(&settings, dialect)
+                .ok()
+                .map(|policy| compile(&policy, dialect.footprint.layout));
+            found.push(ReadBack { dialect, variant, ruleset });
+        }
+    }
+    found
+}
+
+/// Judge a namespace; by `wanted` when it is given.
+pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> Status {
+    let found = read_back(observed);
+    let first = found.first();
+    let context = Context { footprints: FOOTPRINTS, groups, marks: Vec::new() };
+    let variant = first.map_or(Variant::Nft, |f| f.variant);
+    let ruleset = wanted.or_else(|| first.and_then(|f| f.ruleset.as_ref()));
+    let plan = plan::plan(observed, ruleset, variant, false, &context);
+    let differences = differences(plan.effects, observed);
+    let mut notes = Vec::new();
+    if observed.interrupted {
+        notes.push("a run that changes the rules is in progress, or was interrupted".to_owned());
+    } else if plan.interrupted {
+        notes.push("istio-iptables was interrupted: its rules that drop everything are there".to_owned());
+    }
+    if found.len() > 1 {
+        let list: Vec<String> =
+            found.iter().map(|f| format!("{} in {}", f.dialect.name, f.variant)).collect();
+        notes.push(format!("rules are there more than once: {}", list.join(", ")));
+    }
+    let families = families(observed, variant);
+    let six = observed.addresses.iter().any(|a| {
+        let facts = crate::facts::HostFacts { addresses: vec![a.address], ..Default::default() };
+        facts.usable_addresses().any(|a| Family::of(a) == Family::V6)
+    });
+    if !families.is_empty() && !families.contains(&Family::V6) && six {
+        notes.push("IPv6 is not captured, and there is an IPv6 address".to_owned());
+    }
+    let state = match (first, differences.is_empty()) {
+        (None, _) if !plan.interrupted => State::NotCaptured,
+        (Some(f), true) if f.ruleset.is_some() || wanted.is_some() => State::Captured,
+        _ => State::Drifted,
+    };
+    Status {
+        state,
+        variant: first.map(|f| f.variant),
+        dialect: first.map(|f| f.dialect.name),
+        families,
+        differences: if first.is_some() { differences } else { Vec::new() },
+        notes,
+    }
+}
+
+/// The families in which chains of ours are there.
+fn families(observed: &Observed, variant: Variant) -> Vec<Family> {
+    let groups = Groups::new();
+    let has = |family: &Family| {
+        observed
+            .holding(variant, *family)
+            .is_some_and(|d| FamilyState::found(d, FOOTPRINTS, &groups).has_chains())
+    };
+    Family::ALL.into_iter().filter(has).collect()
+}
+
+/// Effects that tell of a difference. That istio-iptables lets the kernel choose the priority of
+/// its policy routing rule is none.
+fn differences(effects: Vec<Effect>, observed: &Observed) -> Vec<Effect> {
+    let twin = |rule: &IpRule| {
+        let like = |r: &&IpRule| {
+            r.family == rule.family && r.fwmark == rule.fwmark && r.table == rule.table
+        };
+        observed.ip_rules.iter().filter(like).count() == 1
+    };
+    effects
+        .into_iter()
+        .filter(|effect| match effect {
+            Effect::Marker { change } => *change == Change::Remove && observed.interrupted,
+            Effect::IpRule { rule, .. } => !twin(rule),
+            _ => true,
+        })
+        .collect()
+}
+
+/// Which of the rules are in none of the variants' tables.
+pub fn missing(
+    observed: &Observed,
+    family: Family,
+    needed: &[(TableChain, Rule)],
+    groups: &Groups,
+) -> Vec<(TableChain, Rule)> {
+    let is_there = |((table, chain), rule): &(TableChain, Rule)| {
+        let wanted = rule.canonical(groups);
+        Variant::ALL.iter().any(|variant| {
+            observed
+                .holding(*variant, family)
+                .and_then(|d| d.table(table.as_str())?.chain(chain.as_str()))
+                .is_some_and(|c| {
+                    c.rules.iter().any(|r| {
+                        r.rule.as_ref().is_ok_and(|rule| rule.canonical(groups) == wanted)
+                    })
+                })
+        })
+    };
+    needed.iter().filter(|n| !is_there(n)).cloned().collect()
+}

@@ -1,0 +1,108 @@
+//! Carrying out one effect.
+
+use std::time::{Duration, Instant};
+
+use millrace_core::observed::Variant;
+use millrace_core::plan::{Change, Effect};
+
+use crate::exec::{self, ExecError, Options};
+use crate::link::{LinkError, Net};
+use crate::lock::{Process, file_holder, holder, xtables_lock_file};
+use crate::tools::{Missing, Role, Tools};
+
+/// An effect did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum EffectError {
+    /// The kernel refused.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// A program is not installed.
+    #[error(transparent)]
+    Missing(#[from] Missing),
+    /// A program failed.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// Somebody else holds the lock of iptables.
+    #[error(
+        "the xtables lock {path} was not free within {waited:.1?}: {}; wait for it, or give --wait \
+         more time",
+        holder(.process.as_ref())
+    )]
+    XtablesLock {
+        /// The lock file.
+        path: String,
+        /// How long it was waited for.
+        waited: Duration,
+        /// Who holds it, if that can be seen.
+        process: Option<Process>,
+    },
+}
+
+impl EffectError {
+    /// Whether a lock was in the way until the time was up.
+    pub const fn is_busy(&self) -> bool {
+        matches!(self, Self::XtablesLock { .. })
+    }
+}
+
+/// How long a restore may take beside waiting for the lock.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Do it. Gives what the user should know.
+///
+/// # Errors
+/// When it did not happen; a restore of several tables may have committed some of them.
+pub fn carry_out(
+    effect: &Effect,
+    net: &mut Net,
+    tools: &mut Tools,
+    deadline: Instant,
+    options: &Options,
+) -> Result<Vec<String>, EffectError> {
+    match effect {
+        // The note makes a run that is killed easier to take up again, and is nothing that
+        // capture needs: a kernel before 5.5 has no alternative names.
+        Effect::Marker { change } => match (net.mark(*change), change) {
+            (Err(error), Change::Add) => {
+                return Ok(vec![format!("the change can't be noted in the namespace: {error}")]);
+            }
+            (result, _) => result?,
+        },
+        Effect::Address { change, address } => net.address(*change, *address)?,
+        Effect::Route { change, family, table } => net.route(*change, *family, *table)?,
+        Effect::IpRule { change, rule } => net.ip_rule(*change, rule)?,
+        Effect::Restore { variant, family, input, counters } => {
+            let program = tools.path(*variant, *family, Role::Restore)?;
+            let began = Instant::now();
+            let wait = deadline.saturating_duration_since(began);
+            let wait_word = format!("--wait={}", wait.as_secs());
+            let mut args = vec!["--noflush"];
+            if *counters {
+                args.push("--counters");
+            }
+            // iptables-nft has no lock to wait for. No number at all would mean for ever.
+            if *variant == Variant::Legacy && wait.as_secs() > 0 {
+                args.push(&wait_word);
+            }
+            exec::run(&program, &args, Some(input), began + wait + PATIENCE, options)
+                .map_err(|error| locked(error, began))?;
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Tell a lock that is held from other failures (`iptables(8)`: exit status 4).
+fn locked(error: ExecError, began: Instant) -> EffectError {
+    match &error {
+        ExecError::Failed { status, stderr, .. }
+            if status.code() == Some(4) && stderr.contains("xtables lock") =>
+        {
+            let path = xtables_lock_file();
+            let process = file_holder(&path);
+            let path = path.display().to_string();
+            EffectError::XtablesLock { path, waited: began.elapsed(), process }
+        }
+        _ => error.into(),
+    }
+}
+

@@ -1,0 +1,260 @@
+//! One run: look once, decide, carry out, and take everything back if anything fails.
+
+use std::time::{Duration, Instant};
+
+use millrace_core::dialect::FOOTPRINTS;
+use millrace_core::observed::{Observed, Variant};
+use millrace_core::plan::{self, Choice, Context, Effect, Groups, NoVariant, Plan, Tooling};
+use millrace_core::ruleset::Ruleset;
+
+use crate::effect::{self, carry_out};
+use crate::exec;
+use crate::link::{self, Net};
+use crate::lock::{self, RunLock};
+use crate::nf_tables;
+use crate::observe::{self, observe};
+use crate::tools::Tools;
+
+/// What a run is to do about rules of ours that differ from what is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drift {
+    /// Replace them.
+    Replace,
+    /// Refuse, unless they are what an interrupted run left.
+    Refuse,
+}
+
+/// What a run is to do.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// The rules that are to be there; none for a cleanup.
+    pub wanted: Option<&'a Ruleset>,
+    /// Which iptables must be used.
+    pub variant: Option<Variant>,
+    /// What to do about differing rules.
+    pub drift: Drift,
+    /// Write everything, even what is there already.
+    pub everything: bool,
+    /// Decide only.
+    pub dry_run: bool,
+    /// How long to wait for locks.
+    pub wait: Duration,
+    /// Group names and their numbers.
+    pub groups: &'a Groups,
+    /// Marks with their routing tables that belong to us.
+    pub marks: Vec<(u32, u32)>,
+    /// How programs are run.
+    pub exec: exec::Options,
+}
+
+/// What a run did.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Which iptables was used, and why; none when no rules were wanted.
+    pub choice: Option<Choice>,
+    /// What was done, or would have been in a dry run.
+    pub effects: Vec<Effect>,
+    /// Whether an earlier run had been interrupted here.
+    pub interrupted: bool,
+    /// How many programs were run.
+    pub processes: usize,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Why a run did not do what it was to do.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The namespace's links could not be opened.
+    #[error(transparent)]
+    Link(#[from] link::LinkError),
+    /// Another run was in the way.
+    #[error(transparent)]
+    Lock(#[from] lock::LockError),
+    /// The namespace could not be looked at.
+    #[error("what is there can't be seen: {0}")]
+    Observe(#[from] observe::ObserveError),
+    /// No iptables can be used.
+    #[error(transparent)]
+    NoVariant(#[from] NoVariant),
+    /// Differing rules are there, and were not to be replaced.
+    #[error(
+        "rules of an earlier run are there and differ from what is wanted ({}); nothing was \
+         changed: pass --reconcile to replace them, or remove them first",
+        list(.effects)
+    )]
+    Drifted {
+        /// What would have been done.
+        effects: Vec<Effect>,
+    },
+    /// An effect failed, and what was there before is there again.
+    #[error("{failed}: {source}; what was there before is there again")]
+    TakenBack {
+        /// What failed.
+        failed: Effect,
+        /// Why.
+        source: effect::EffectError,
+    },
+    /// An effect failed, and so did putting back what was there before.
+    #[error(
+        "{failed}: {source}; putting back what was there before failed too: {second}. The next \
+         run finds out what is left and goes on from there"
+    )]
+    Stuck {
+        /// What failed.
+        failed: Effect,
+        /// Why.
+        source: effect::EffectError,
+        /// What failed then, and why.
+        second: String,
+    },
+}
+
+impl EngineError {
+    /// Whether a lock was in the way until the time was up.
+    pub const fn is_busy(&self) -> bool {
+        match self {
+            Self::Lock(error) => error.is_busy(),
+            Self::TakenBack { source, .. } | Self::Stuck { source, .. } => source.is_busy(),
+            _ => false,
+        }
+    }
+}
+
+fn list(effects: &[Effect]) -> String {
+    let texts: Vec<String> = effects
+        .iter()
+        .filter(|e| !matches!(e, Effect::Marker { .. }))
+        .map(ToString::to_string)
+        .collect();
+    texts.join("; ")
+}
+
+/// A namespace that is being worked on: the calling thread's.
+#[derive(Debug)]
+pub struct Session {
+    net: Net,
+    tools: Tools,
+    warnings: Vec<String>,
+}
+
+impl Session {
+    /// Open the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When its links can't be asked.
+    pub fn open() -> Result<Self, EngineError> {
+        Ok(Self { net: Net::open()?, tools: Tools::default(), warnings: Vec::new() })
+    }
+
+    /// The namespace's links.
+    pub const fn net(&mut self) -> &mut Net {
+        &mut self.net
+    }
+
+    /// Look at the namespace.
+    ///
+    /// # Errors
+    /// When something can't be seen.
+    pub fn observe(&mut self, exec: &exec::Options) -> Result<Observed, EngineError> {
+        Ok(observe(&mut self.tools, &mut self.net, exec)?)
+    }
+
+    /// What the host can work with.
+    pub fn tooling(&mut self) -> Tooling {
+        self.tools.tooling(nf_tables::is_supported())
+    }
+
+    /// Do what is asked.
+    ///
+    /// # Errors
+    /// See [`EngineError`]; except for [`EngineError::Stuck`], the namespace is as it was before.
+    pub fn run(&mut self, request: &Request<'_>) -> Result<Outcome, EngineError> {
+        let processes = exec::processes();
+        let deadline = Instant::now() + request.wait;
+        let _lock = if request.dry_run { None } else { Some(RunLock::take(deadline)?) };
+        let before = self.observe(&request.exec)?;
+        let choice = self.choose(&before, request)?;
+        let context = Context {
+            footprints: FOOTPRINTS,
+            groups: request.groups,
+            marks: request.marks.clone(),
+        };
+        let variant = choice.map_or(Variant::Nft, |c| c.variant);
+        let plan = plan::plan(&before, request.wanted, variant, request.everything, &context);
+        let refused = request.drift == Drift::Refuse
+            && plan.residue
+            && !plan.unfinished
+            && !plan.interrupted;
+        if refused && !plan.is_empty() {
+            return Err(EngineError::Drifted { effects: plan.effects });
+        }
+        if !request.dry_run {
+            self.carry_out(&plan, &before, deadline, request, &context)?;
+        }
+        Ok(Outcome {
+            choice,
+            effects: plan.effects,
+            interrupted: plan.interrupted,
+            processes: exec::processes() - processes,
+            warnings: std::mem::take(&mut self.warnings),
+        })
+    }
+
+    /// The variant that rules are written in; none when there is nothing to write.
+    fn choose(
+        &mut self,
+        before: &Observed,
+        request: &Request<'_>,
+    ) -> Result<Option<Choice>, EngineError> {
+        if request.wanted.is_none() {
+            return Ok(None);
+        }
+        let tooling = self.tooling();
+        Ok(Some(plan::choose(before, request.variant, tooling, FOOTPRINTS)?))
+    }
+
+    fn carry_out(
+        &mut self,
+        plan: &Plan,
+        before: &Observed,
+        deadline: Instant,
+        request: &Request<'_>,
+        context: &Context<'_>,
+    ) -> Result<(), EngineError> {
+        for done in &plan.effects {
+            let result = carry_out(done, &mut self.net, &mut self.tools, deadline, &request.exec);
+            match result {
+                Ok(warnings) => self.warnings.extend(warnings),
+                Err(source) => {
+                    let failed = done.clone();
+                    return Err(match self.take_back(before, request, context) {
+                        Ok(()) => EngineError::TakenBack { failed, source },
+                        Err(second) => EngineError::Stuck { failed, source, second },
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Put back what was there before. Every part is tried, whatever fails.
+    fn take_back(
+        &mut self,
+        before: &Observed,
+        request: &Request<'_>,
+        context: &Context<'_>,
+    ) -> Result<(), String> {
+        let now = self.observe(&request.exec).map_err(|e| e.to_string())?;
+        let deadline = Instant::now() + request.wait;
+        let mut failures = Vec::new();
+        for effect in plan::rollback(before, &now, context) {
+            let result =
+                carry_out(&effect, &mut self.net, &mut self.tools, deadline, &request.exec);
+            if let Err(error) = result {
+                failures.push(format!("{effect}: {error}"));
+            }
+        }
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+    }
+}

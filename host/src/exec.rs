@@ -1,0 +1,347 @@
+//! Running programs: an absolute path, a list of words, input, a deadline.
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write as _};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::sandbox::Sandbox;
+
+static PROCESSES: AtomicUsize = AtomicUsize::new(0);
+
+/// How many programs this process has run.
+pub fn processes() -> usize {
+    PROCESSES.load(Ordering::Relaxed)
+}
+
+/// How programs are run.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The view of the file system they get; none for this process's own.
+    pub sandbox: Option<Sandbox>,
+}
+
+/// A program that did not do what it was to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// It could not be started.
+    #[error("{command} can't be started: {source}")]
+    Start {
+        /// The command line.
+        command: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// It failed.
+    #[error("{command} failed ({status}): {}", explain(.stderr))]
+    Failed {
+        /// The command line.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it said.
+        stderr: String,
+    },
+    /// It did not end in time, and was killed.
+    #[error("{command} did not end within {waited:?} and was killed")]
+    Deadline {
+        /// The command line.
+        command: String,
+        /// How long it had.
+        waited: Duration,
+    },
+    /// Its output could not be read.
+    #[error("what {command} prints can't be read: {source}")]
+    Output {
+        /// The command line.
+        command: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What the program said, and what can be done about it where that is known.
+fn explain(stderr: &str) -> String {
+    let said = stderr.trim();
+    let hint = hint(said);
+    match (said.is_empty(), hint) {
+        (true, _) => "it said nothing".to_owned(),
+        (false, None) => said.to_owned(),
+        (false, Some(hint)) => format!("{said}\n{hint}"),
+    }
+}
+
+/// What to do about messages of iptables that name their cause badly.
+fn hint(said: &str) -> Option<&'static str> {
+    const HINTS: [(&[&str], &str); 6] = [
+        (
+            &["you must be root", "Permission denied", "Operation not permitted"],
+            "this needs the capability NET_ADMIN (and NET_RAW for iptables-legacy) in the user \
+             namespace that owns the network namespace: add them to the container's security \
+             context, or use the CNI plugin",
+        ),
+        (
+            &["Table does not exist", "can't initialize iptables table", "can't initialize ip6tables table"],
+            "the kernel lacks this table: load its module (iptable_nat, iptable_mangle, iptable_raw \
+             or their ip6table twins), or use iptables-nft",
+        ),
+        (
+            &["Could not fetch rule set generation id", "Protocol not supported", "nf_tables"],
+            "the kernel may lack nf_tables: load the modules nf_tables and nft_compat, or use \
+             iptables-legacy",
+        ),
+        (
+            &["missing kernel module", "No chain/target/match by that name"],
+            "the kernel lacks a match or target: load xt_owner, xt_REDIRECT, xt_conntrack, \
+             xt_multiport, xt_mark, xt_connmark, xt_TPROXY, xt_CT and nft_compat as needed",
+        ),
+        (
+            &["Couldn't load match", "Couldn't load target"],
+            "an extension of iptables is not installed: install the whole package iptables",
+        ),
+        (&["Device or resource busy"], "something else holds what is to be removed: see who jumps to it"),
+    ];
+    HINTS.iter().find(|(signs, _)| signs.iter().any(|s| said.contains(s))).map(|(_, hint)| *hint)
+}
+
+/// A program that was started.
+#[derive(Debug)]
+pub struct Running {
+    command: String,
+    child: Child,
+    input: Option<(ChildStdin, Vec<u8>)>,
+}
+
+/// Start a program. It inherits the environment.
+///
+/// # Errors
+/// When it can't be started.
+pub fn start(
+    program: &Path,
+    args: &[&str],
+    input: Option<&str>,
+    options: &Options,
+) -> Result<Running, ExecError> {
+    let command = std::iter::once(program.display().to_string())
+        .chain(args.iter().map(|a| (*a).to_owned()))
+        .collect::<Vec<_>>()
+        .join(" ");
+    let mut builder = Command::new(program);
+    builder
+        .args(args)
+        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    if let Some(sandbox) = &options.sandbox {
+        sandbox.prepare(&mut builder);
+    }
+    let mut child = builder
+        .spawn()
+        .map_err(|source| ExecError::Start { command: command.clone(), source })?;
+    PROCESSES.fetch_add(1, Ordering::Relaxed);
+    let input = child.stdin.take().zip(input.map(|text| text.as_bytes().to_vec()));
+    Ok(Running { command, child, input })
+}
+
+impl Running {
+    /// Wait for the end, and give what was printed.
+    ///
+    /// # Errors
+    /// When the program fails or the deadline passes.
+    pub fn finish(mut self, deadline: Instant) -> Result<String, ExecError> {
+        let began = Instant::now();
+        let talked = self.talk(deadline).and_then(|said| match said {
+            Some(said) => Ok(self.wait(deadline)?.map(|status| (said, status))),
+            None => Ok(None),
+        });
+        match talked {
+            Ok(Some(((stdout, _), status))) if status.success() => Ok(stdout),
+            Ok(Some(((_, stderr), status))) => {
+                Err(ExecError::Failed { command: self.command, status, stderr })
+            }
+            Ok(None) => match self.kill() {
+                Ok(()) => {
+                    Err(ExecError::Deadline { command: self.command, waited: began.elapsed() })
+                }
+                Err(source) => Err(ExecError::Output { command: self.command, source }),
+            },
+            Err(source) => Err(ExecError::Output { command: self.command, source }),
+        }
+    }
+
+    /// Write its input and read its output and its errors until it closes both; none when the
+    /// deadline passes. All three at once, so that no full pipe can stop the program.
+    fn talk(&mut self, deadline: Instant) -> io::Result<Option<(String, String)>> {
+        let mut stdout = Pipe::new(self.child.stdout.take())?;
+        let mut stderr = Pipe::new(self.child.stderr.take())?;
+        let mut written = 0;
+        if let Some((pipe, _)) = &self.input {
+            nonblocking(pipe)?;
+        }
+        while stdout.open() || stderr.open() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let mut waiting = Vec::new();
+            waiting.extend(stdout.pipe.as_ref().map(|p| PollFd::new(p.as_fd(), PollFlags::POLLIN)));
+            waiting.extend(stderr.pipe.as_ref().map(|p| PollFd::new(p.as_fd(), PollFlags::POLLIN)));
+            waiting
+                .extend(self.input.as_ref().map(|(p, _)| PollFd::new(p.as_fd(), PollFlags::POLLOUT)));
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(&mut waiting, timeout) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            stdout.read()?;
+            stderr.read()?;
+            if let Some((pipe, bytes)) = &mut self.input {
+                match pipe.write(&bytes[written..]) {
+                    Ok(count) => written += count,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    // A program that ends early says itself why.
+                    Err(e) if e.kind() == io::ErrorKind::BrokenPipe => written = bytes.len(),
+                    Err(e) => return Err(e),
+                }
+                if written == bytes.len() {
+                    self.input = None;
+                }
+            }
+        }
+        Ok(Some((stdout.text(), stderr.text())))
+    }
+
+    /// The status, or none when the deadline passes: a program can close its output and go on.
+    fn wait(&mut self, deadline: Instant) -> io::Result<Option<ExitStatus>> {
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(Some(status));
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop)
+    }
+}
+
+/// One direction of what a program says.
+struct Pipe<P> {
+    pipe: Option<P>,
+    bytes: Vec<u8>,
+}
+
+impl<P: Read + AsFd> Pipe<P> {
+    fn new(pipe: Option<P>) -> io::Result<Self> {
+        if let Some(pipe) = &pipe {
+            nonblocking(pipe)?;
+        }
+        Ok(Self { pipe, bytes: Vec::new() })
+    }
+
+    const fn open(&self) -> bool {
+        self.pipe.is_some()
+    }
+
+    /// Take what is there.
+    fn read(&mut self) -> io::Result<()> {
+        let Some(pipe) = &mut self.pipe else { return Ok(()) };
+        match pipe.read_to_end(&mut self.bytes) {
+            Ok(_) => self.pipe = None,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    fn text(self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+}
+
+fn nonblocking(pipe: &impl AsFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(pipe, FcntlArg::F_GETFL)?);
+    fcntl(pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// Run a program to its end.
+///
+/// # Errors
+/// When it can't be started, fails, or takes too long.
+pub fn run(
+    program: &Path,
+    args: &[&str],
+    input: Option<&str>,
+    deadline: Instant,
+    options: &Options,
+) -> Result<String, ExecError> {
+    start(program, args, input, options)?.finish(deadline)
+}
+
+/// Find a program on `PATH`, and then where system programs are.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let path: OsString = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .filter(|folder| folder.is_absolute())
+        .chain(system)
+        .map(|folder| folder.join(name))
+        .find(|file| is_executable(file))
+}
+
+fn is_executable(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    #[test]
+    fn input_that_is_larger_than_a_pipe_comes_back() {
+        let text = "x".repeat(1 << 20);
+        let out = run(&find("cat").unwrap(), &[], Some(&text), soon(), &Options::default());
+        assert_eq!(out.unwrap(), text);
+    }
+
+    #[test]
+    fn a_failure_says_the_command_and_what_it_said() {
+        let args = ["-c", "echo no luck >&2; exit 3"];
+        let error = run(&find("sh").unwrap(), &args, None, soon(), &Options::default()).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("exit status: 3") && text.contains("no luck"), "{text}");
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_killed() {
+        let deadline = Instant::now() + Duration::from_millis(50);
+        let result = run(&find("sleep").unwrap(), &["60"], None, deadline, &Options::default());
+        assert!(matches!(result, Err(ExecError::Deadline { .. })), "{result:?}");
+    }
+
+    #[test]
+    fn known_messages_come_with_what_to_do() {
+        let text = explain("iptables v1.8.9: Permission denied (you must be root)");
+        assert!(text.contains("NET_ADMIN"), "{text}");
+        assert_eq!(explain("something else"), "something else");
+    }
+}

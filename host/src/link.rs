@@ -1,0 +1,427 @@
+//! Addresses, policy routing and the note of a change in progress, by netlink (`rtnetlink(7)`).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::stream::TryStreamExt as _;
+use millrace_core::observed::{InterfaceAddress, IpRule, Route};
+use millrace_core::plan::Change;
+use millrace_core::value::Family;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::{LinkAttribute, Prop};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use nix::errno::Errno;
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
+
+/// The index of `lo` in every namespace (`LOOPBACK_IFINDEX` in the kernel's `net/flow.h`).
+const LO: u32 = 1;
+
+/// An alternative name that `lo` has while a change is going on, so that the next run knows when
+/// one did not end (`ip-link(8)`, property altname). It affects no packet.
+pub const MARKER: &str = "millrace-change-in-progress";
+
+/// A request to the kernel failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// No connection to the kernel.
+    #[error("netlink can't be used: {0}")]
+    Open(#[from] std::io::Error),
+    /// A request failed.
+    #[error("{what}: {why}")]
+    Request {
+        /// What was asked.
+        what: String,
+        /// Why it failed.
+        why: Refusal,
+    },
+}
+
+/// What the kernel says when it refuses.
+#[derive(Debug)]
+pub enum Refusal {
+    /// With an error number.
+    Errno(Errno),
+    /// Otherwise.
+    Other(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Errno(errno @ (Errno::EPERM | Errno::EACCES)) => write!(
+                f,
+                "{errno}; this needs the capability NET_ADMIN in the user namespace that owns the \
+                 network namespace (and IPv6 switched on for an IPv6 address)"
+            ),
+            Self::Errno(errno) => errno.fmt(f),
+            Self::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+impl From<rtnetlink::Error> for Refusal {
+    fn from(error: rtnetlink::Error) -> Self {
+        match error {
+            rtnetlink::Error::NetlinkError(message) => match message.code {
+                Some(code) => Self::Errno(Errno::from_raw(-code.get())),
+                None => Self::Other("the kernel refused without saying why".to_owned()),
+            },
+            other => Self::Other(other.to_string()),
+        }
+    }
+}
+
+/// What is seen of a namespace's links.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Links {
+    /// Policy routing rules of both families.
+    pub ip_rules: Vec<IpRule>,
+    /// Routes of tables other than the kernel's own.
+    pub routes: Vec<Route>,
+    /// Addresses, in the kernel's order.
+    pub addresses: Vec<InterfaceAddress>,
+    /// Whether a change is noted as in progress.
+    pub marked: bool,
+}
+
+/// A connection to the kernel, for the namespace that the thread was in when it was opened.
+pub struct Net {
+    runtime: tokio::runtime::Runtime,
+    handle: Handle,
+}
+
+impl fmt::Debug for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Net")
+    }
+}
+
+impl Net {
+    /// Connect.
+    ///
+    /// # Errors
+    /// When there is no netlink.
+    pub fn open() -> Result<Self, LinkError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let inside = runtime.enter();
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        runtime.spawn(connection);
+        drop(inside);
+        Ok(Self { runtime, handle })
+    }
+
+    /// All addresses of all interfaces.
+    ///
+    /// # Errors
+    /// When the kernel does not list them.
+    pub fn addresses(&self) -> Result<Vec<InterfaceAddress>, LinkError> {
+        self.runtime.block_on(async { self.interfaces().await.map(|(addresses, _)| addresses) })
+    }
+
+    /// Everything that is seen.
+    ///
+    /// # Errors
+    /// When the kernel does not list something.
+    pub fn observe(&self) -> Result<Links, LinkError> {
+        self.runtime.block_on(async {
+            let (addresses, marked) = self.interfaces().await?;
+            let mut links = Links { addresses, marked, ..Links::default() };
+            for family in Family::ALL {
+                links.ip_rules.extend(self.ip_rules(family).await?.into_iter().map(|(r, _)| r));
+                links.routes.extend(self.routes(family).await?);
+            }
+            Ok(links)
+        })
+    }
+
+    async fn interfaces(&self) -> Result<(Vec<InterfaceAddress>, bool), LinkError> {
+        let failed = request("the interfaces can't be listed");
+        let links: Vec<_> =
+            self.handle.link().get().execute().try_collect().await.map_err(failed)?;
+        let mut names = BTreeMap::new();
+        let mut marked = false;
+        for link in links {
+            for attribute in &link.attributes {
+                match attribute {
+                    LinkAttribute::IfName(name) => {
+                        names.insert(link.header.index, name.clone());
+                    }
+                    LinkAttribute::PropList(props) if link.header.index == LO => {
+                        marked |= props
+                            .iter()
+                            .any(|p| matches!(p, Prop::AltIfName(name) if name == MARKER));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let failed = request("the addresses can't be listed");
+        let messages: Vec<_> =
+            self.handle.address().get().execute().try_collect().await.map_err(failed)?;
+        let addresses = messages.into_iter().filter_map(|message| {
+            let local = message.attributes.iter().find_map(|a| match a {
+                AddressAttribute::Local(address) => Some(*address),
+                _ => None,
+            });
+            let other = message.attributes.iter().find_map(|a| match a {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            });
+            Some(InterfaceAddress {
+                interface: names.get(&message.header.index).cloned().unwrap_or_default(),
+                address: local.or(other)?,
+                prefix: message.header.prefix_len,
+            })
+        });
+        Ok((addresses.collect(), marked))
+    }
+
+    async fn ip_rules(&self, family: Family) -> Result<Vec<(IpRule, RuleMessage)>, LinkError> {
+        let version = match family {
+            Family::V4 => IpVersion::V4,
+            Family::V6 => IpVersion::V6,
+        };
+        let messages: Result<Vec<_>, _> =
+            self.handle.rule().get(version).execute().try_collect().await;
+        match messages {
+            Ok(messages) => {
+                Ok(messages.into_iter().map(|m| (ip_rule(family, &m), m)).collect())
+            }
+            Err(error) if is_absent(&error) => Ok(Vec::new()),
+            Err(error) => {
+                Err(request(format!("the {family} policy routing rules can't be listed"))(error))
+            }
+        }
+    }
+
+    async fn routes(&self, family: Family) -> Result<Vec<Route>, LinkError> {
+        let messages: Result<Vec<_>, _> =
+            self.handle.route().get(any_route(family)).execute().try_collect().await;
+        match messages {
+            Ok(messages) => Ok(messages.iter().filter_map(|m| route(family, m)).collect()),
+            Err(error) if is_absent(&error) => Ok(Vec::new()),
+            Err(error) => Err(request(format!("the {family} routes can't be listed"))(error)),
+        }
+    }
+
+    /// Note that a change begins, or that it is done.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn mark(&self, change: Change) -> Result<(), LinkError> {
+        let link = self.handle.link();
+        let result = self.runtime.block_on(async {
+            match change {
+                Change::Add => link.property_add(LO).alt_ifname(&[MARKER]).execute().await,
+                Change::Remove => link.property_del(LO).alt_ifname(&[MARKER]).execute().await,
+            }
+        });
+        settle(result, change, || format!("altname {MARKER} of lo"))
+    }
+
+    /// Add an address to `lo`, or remove it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn address(&self, change: Change, address: IpAddr) -> Result<(), LinkError> {
+        let prefix = Family::of(address).bits();
+        let result = self.runtime.block_on(async {
+            let add = self.handle.address().add(LO, address, prefix);
+            match change {
+                Change::Add => add.execute().await,
+                Change::Remove => {
+                    let mut add = add;
+                    let message = add.message_mut().clone();
+                    self.handle.address().del(message).execute().await
+                }
+            }
+        });
+        settle(result, change, || format!("address {address} of lo"))
+    }
+
+    /// Add the route `local default dev lo` to a table, or remove it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn route(&self, change: Change, family: Family, table: u32) -> Result<(), LinkError> {
+        let message = local_default(family, table);
+        let result = self.runtime.block_on(async {
+            match change {
+                Change::Add => self.handle.route().add(message).execute().await,
+                Change::Remove => self.handle.route().del(message).execute().await,
+            }
+        });
+        settle(result, change, || format!("{family} route local default dev lo table {table}"))
+    }
+
+    /// Add a policy routing rule, or remove it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn ip_rule(&self, change: Change, rule: &IpRule) -> Result<(), LinkError> {
+        let what = || format!("{} rule priority {} lookup {}", rule.family, rule.priority, rule.table);
+        self.runtime.block_on(async {
+            // The kernel adds a rule again that is there already, so it has to be asked first.
+            let same: Vec<RuleMessage> = self
+                .ip_rules(rule.family)
+                .await?
+                .into_iter()
+                .filter(|(r, _)| r == rule)
+                .map(|(_, message)| message)
+                .collect();
+            match change {
+                Change::Add if !same.is_empty() => Ok(()),
+                Change::Add => settle(self.add_rule(rule).await, change, what),
+                Change::Remove => {
+                    for message in same {
+                        let result = self.handle.rule().del(message).execute().await;
+                        settle(result, change, what)?;
+                    }
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    async fn add_rule(&self, rule: &IpRule) -> Result<(), rtnetlink::Error> {
+        let mut add = self
+            .handle
+            .rule()
+            .add()
+            .action(RuleAction::ToTable)
+            .priority(rule.priority)
+            .table_id(rule.table);
+        if let Some((mark, mask)) = rule.fwmark {
+            add = add.fw_mark(mark);
+            add.message_mut().attributes.push(RuleAttribute::FwMask(mask));
+        }
+        match rule.family {
+            Family::V4 => add.v4().execute().await,
+            Family::V6 => add.v6().execute().await,
+        }
+    }
+}
+
+fn request(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> LinkError {
+    let what = what.into();
+    move |error| LinkError::Request { what, why: error.into() }
+}
+
+fn errno(error: &rtnetlink::Error) -> Option<Errno> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => {
+            message.code.map(|code| Errno::from_raw(-code.get()))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a family is not there at all.
+fn is_absent(error: &rtnetlink::Error) -> bool {
+    matches!(errno(error), Some(Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP))
+}
+
+/// What is there already has been added, what is gone already has been removed.
+fn settle(
+    result: Result<(), rtnetlink::Error>,
+    change: Change,
+    what: impl FnOnce() -> String,
+) -> Result<(), LinkError> {
+    let Err(error) = result else { return Ok(()) };
+    match (change, errno(&error)) {
+        (Change::Add, Some(Errno::EEXIST))
+        | (
+            Change::Remove,
+            Some(Errno::ENOENT | Errno::ESRCH | Errno::EADDRNOTAVAIL | Errno::ENODEV),
+        ) => Ok(()),
+        _ => {
+            let verb = match change {
+                Change::Add => "added",
+                Change::Remove => "removed",
+            };
+            Err(request(format!("{} can't be {verb}", what()))(error))
+        }
+    }
+}
+
+fn ip_rule(family: Family, message: &RuleMessage) -> IpRule {
+    let mut rule = IpRule {
+        family,
+        priority: 0,
+        fwmark: None,
+        table: u32::from(message.header.table),
+        mark_only: message.header.action == RuleAction::ToTable
+            && message.header.src_len == 0
+            && message.header.dst_len == 0
+            && message.header.tos == 0
+            && !message.header.flags.contains(RuleFlags::Invert),
+    };
+    let (mut mark, mut mask) = (None, u32::MAX);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(priority) => rule.priority = *priority,
+            RuleAttribute::Table(table) => rule.table = *table,
+            RuleAttribute::FwMark(value) => mark = Some(*value),
+            RuleAttribute::FwMask(value) => mask = *value,
+            // These say nothing about which packets are meant.
+            RuleAttribute::SuppressPrefixLen(u32::MAX)
+            | RuleAttribute::SuppressIfGroup(u32::MAX)
+            | RuleAttribute::Protocol(_) => {}
+            _ => rule.mark_only = false,
+        }
+    }
+    rule.fwmark = mark.map(|mark| (mark, mask));
+    rule.mark_only &= mark.is_some();
+    rule
+}
+
+/// A route, unless it is in one of the kernel's own tables.
+fn route(family: Family, message: &RouteMessage) -> Option<Route> {
+    let mut table = u32::from(message.header.table);
+    let mut to_lo = false;
+    let mut plain = true;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(value) => table = *value,
+            RouteAttribute::Oif(index) => to_lo = *index == LO,
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
+                plain = false;
+            }
+            _ => {}
+        }
+    }
+    // 0 is what a route cache entry has; 253 to 255 are default, main and local.
+    if matches!(table, 0 | 253..=255) {
+        return None;
+    }
+    let local_default = message.header.kind == RouteType::Local
+        && message.header.destination_prefix_length == 0
+        && to_lo
+        && plain;
+    Some(Route { family, table, local_default })
+}
+
+fn any_route(family: Family) -> RouteMessage {
+    match family {
+        Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    }
+}
+
+fn local_default(family: Family, table: u32) -> RouteMessage {
+    match family {
+        Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new()
+            .kind(RouteType::Local)
+            .scope(RouteScope::Host)
+            .output_interface(LO)
+            .table_id(table)
+            .build(),
+        Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new()
+            .kind(RouteType::Local)
+            .output_interface(LO)
+            .table_id(table)
+            .build(),
+    }
+}

@@ -1,0 +1,4 @@
+//! Command lines. Types of the parser stay in here.
+
+pub(crate) mod istio;
+pub(crate) mod own;

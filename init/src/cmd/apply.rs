@@ -1,0 +1,32 @@
+//! `millrace apply`
+
+use anyhow::Result;
+use millrace_host::engine::{Drift, Request};
+use millrace_host::exec;
+
+use super::output::{print_outcome, warn};
+use super::{config, namespace};
+use crate::cli::own::Apply;
+use crate::exit::Exit;
+
+pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
+    let common = &apply.common;
+    let (mut session, facts) = namespace::open(common.netns.as_deref())?;
+    let loaded = config::load(&apply.config, &facts, !common.dry_run)?;
+    loaded.warnings.iter().for_each(|w| warn(w));
+    let ruleset = loaded.ruleset();
+    let outcome = session.run(&Request {
+        wanted: Some(&ruleset),
+        variant: common.variant,
+        drift: Drift::Replace,
+        everything: false,
+        dry_run: common.dry_run,
+        wait: common.wait,
+        groups: &facts.groups,
+        marks: config::marks(Some(&loaded.policy)),
+        exec: exec::Options::default(),
+    })?;
+    let nothing = "no change: the rules are as wanted";
+    print_outcome(&outcome, nothing, common.json, common.dry_run)?;
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,28 @@
+//! `millrace cleanup`
+
+use anyhow::Result;
+use millrace_host::engine::{Drift, Request};
+use millrace_host::exec;
+
+use super::output::print_outcome;
+use super::{config, namespace};
+use crate::cli::own::Common;
+use crate::exit::Exit;
+
+pub(crate) fn cleanup(common: &Common) -> Result<Exit> {
+    let (mut session, facts) = namespace::open(common.netns.as_deref())?;
+    let outcome = session.run(&Request {
+        wanted: None,
+        variant: None,
+        drift: Drift::Replace,
+        everything: false,
+        dry_run: common.dry_run,
+        wait: common.wait,
+        groups: &facts.groups,
+        marks: config::marks(None),
+        exec: exec::Options::default(),
+    })?;
+    let nothing = "nothing to do: nothing of Millrace or istio-iptables is here";
+    print_outcome(&outcome, nothing, common.json, common.dry_run)?;
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,77 @@
+//! From what was typed to a policy, for Millrace's own commands.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, anyhow};
+use millrace_core::compile::{Layout, compile};
+use millrace_core::dialect::{istio, native};
+use millrace_core::facts::HostFacts;
+use millrace_core::policy::{CapturePolicy, InboundMode};
+use millrace_core::ruleset::Ruleset;
+
+use crate::cli::istio::{NotTyped, read};
+use crate::cli::own::Config;
+
+/// A configuration with the names its rules have.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) policy: CapturePolicy,
+    pub(super) layout: &'static Layout,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Loaded {
+    pub(super) fn ruleset(&self) -> Ruleset {
+        compile(&self.policy, self.layout)
+    }
+}
+
+/// Read a configuration. With `writes`, rules are going to be written: names must exist.
+pub(super) fn load(config: &Config, facts: &HostFacts, writes: bool) -> Result<Loaded> {
+    if let Some(words) = &config.istio {
+        return load_istio(words.clone(), facts);
+    }
+    let values = match &config.file {
+        None => BTreeMap::new(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("--config {}", path.display()))?;
+            native::read_file(&text).with_context(|| format!("--config {}", path.display()))?
+        }
+    };
+    let raw = native::Raw::new(values, config.flags.iter().cloned());
+    let policy = native::resolve(&raw, facts, writes)?;
+    Ok(Loaded { policy, layout: &native::LAYOUT, warnings: Vec::new() })
+}
+
+/// A command line of istio-iptables, with its environment, for looking only.
+fn load_istio(words: Vec<std::ffi::OsString>, facts: &HostFacts) -> Result<Loaded> {
+    let mut flags = match read(words) {
+        Ok(typed) => typed.flags,
+        Err(NotTyped::Help(text) | NotTyped::Bad(text)) => return Err(anyhow!(text)),
+    };
+    // Nothing is written here, so nothing has to exist.
+    flags.push(("dry-run".to_owned(), "true".to_owned()));
+    let raw = istio::Raw::new(flags, environment());
+    let resolved = istio::resolve(&raw, facts)?;
+    let warnings = resolved.warnings;
+    Ok(Loaded { policy: resolved.policy, layout: &istio::LAYOUT, warnings })
+}
+
+/// The environment, as far as it is text.
+pub(super) fn environment() -> BTreeMap<String, String> {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text).collect()
+}
+
+/// Marks with their routing tables that are ours, whoever wrote the rules: istio-iptables'
+/// defaults, and those of the configuration.
+pub(super) fn marks(policy: Option<&CapturePolicy>) -> Vec<(u32, u32)> {
+    let mut marks = vec![istio::TPROXY_DEFAULTS];
+    if let Some(InboundMode::Tproxy { mark, table, .. }) = policy.map(|p| &p.inbound.mode) {
+        marks.push((mark.value.get(), table.value.get()));
+    }
+    marks
+}

@@ -1,0 +1,95 @@
+//! `millrace dump`
+
+use anyhow::{Result, bail};
+use millrace_core::dialect::FOOTPRINTS;
+use millrace_core::facts::HostFacts;
+use millrace_core::observed::Observed;
+use millrace_core::report::{
+    FamilyReport, dump_text, of_dump, of_ruleset, restore_text, routing_text,
+};
+use millrace_core::status::read_back;
+use millrace_core::value::Family;
+use millrace_host::exec;
+use serde_json::json;
+
+use super::output::{print, print_json, warn};
+use super::{config, namespace};
+use crate::cli::own::Dump;
+use crate::exit::Exit;
+
+pub(crate) fn dump(dump: &Dump) -> Result<Exit> {
+    if dump.from_config {
+        return from_config(dump);
+    }
+    if dump.config.is_given() {
+        bail!("a configuration goes with --from-config; without it, the namespace is dumped");
+    }
+    let (mut session, facts) = namespace::open(dump.common.netns.as_deref())?;
+    let observed = session.observe(&exec::Options::default())?;
+    from_namespace(dump, &observed, &facts)
+}
+
+/// Whether a family was asked for.
+fn wants(dump: &Dump, family: Family) -> bool {
+    dump.family.is_none_or(|f| f == family)
+}
+
+/// The rules of a configuration. Nothing of the host is looked at but the resolver's
+/// configuration: the rules are those of a pod with an address of each family.
+fn from_config(dump: &Dump) -> Result<Exit> {
+    let facts = HostFacts {
+        addresses: vec!["192.0.2.1".parse()?, "2001:db8::1".parse()?],
+        resolv_conf: Some(
+            std::fs::read_to_string("/etc/resolv.conf").map_err(|error| error.to_string()),
+        ),
+        ..HostFacts::default()
+    };
+    let loaded = config::load(&dump.config, &facts, false)?;
+    loaded.warnings.iter().for_each(|w| warn(w));
+    let ruleset = loaded.ruleset();
+    if dump.common.json {
+        let families: Vec<FamilyReport> = of_ruleset(&ruleset)
+            .into_iter()
+            .filter(|report| wants(dump, report.family))
+            .collect();
+        let routing = json!({
+            "tproxy": ruleset.routing.tproxy.map(|(mark, table)| {
+                json!({ "mark": mark.get(), "table": table.get() })
+            }),
+            "passthroughAddress": ruleset.routing.passthrough_v6,
+        });
+        print_json(&json!({ "source": "configuration", "families": families, "routing": routing }))?;
+    } else {
+        let mut text = String::new();
+        for family in ruleset.families().filter(|f| wants(dump, *f)) {
+            text.push_str(&restore_text(&ruleset, family));
+        }
+        text.push_str(&routing_text(&ruleset));
+        print(&text)?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// The rules of ours that a namespace holds. The reasons are those of the settings that can be
+/// read back from the rules.
+fn from_namespace(dump: &Dump, observed: &Observed, facts: &HostFacts) -> Result<Exit> {
+    let found = read_back(observed);
+    let mut families = Vec::new();
+    for holding in observed.holdings.iter().filter(|h| wants(dump, h.family)) {
+        let explained = found
+            .iter()
+            .find(|f| f.variant == holding.variant)
+            .and_then(|f| f.ruleset.as_ref());
+        let chains = of_dump(&holding.dump, holding.family, FOOTPRINTS, explained, &facts.groups);
+        if !chains.is_empty() {
+            let iptables = Some(holding.variant.to_string());
+            families.push(FamilyReport { family: holding.family, iptables, chains });
+        }
+    }
+    if dump.common.json {
+        print_json(&json!({ "source": "namespace", "families": families }))?;
+    } else {
+        print(&families.iter().map(dump_text).collect::<String>())?;
+    }
+    Ok(Exit::Ok)
+}

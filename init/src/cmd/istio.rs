@@ -1,0 +1,261 @@
+//! `istio-iptables`: what the reference does, in its order and with its exit codes.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use millrace_core::compile::compile;
+use millrace_core::dialect::istio::{self, LAYOUT, Options, Raw, Resolved, dry_run_log};
+use millrace_core::iptables::{render_restore, render_rule};
+use millrace_core::plan::Effect;
+use millrace_core::policy::CapturePolicy;
+use millrace_core::ruleset::{Rule, Ruleset, TableChain};
+use millrace_core::status::missing;
+use millrace_core::value::Family;
+use millrace_host::engine::{Drift, EngineError, Outcome, Request, Session};
+use millrace_host::facts;
+use millrace_host::probe::{self, Ending, ProbeConfig};
+use millrace_host::sandbox::Sandbox;
+
+use super::output::print;
+use super::{config, exit_of, namespace};
+use crate::cli::istio::{NotTyped, read};
+use crate::exit::Exit;
+use crate::log::Log;
+
+/// The whole command, from the words behind its name.
+pub(crate) fn istio(words: Vec<OsString>) -> Exit {
+    let typed = match read(words) {
+        Ok(typed) => typed,
+        Err(NotTyped::Help(text)) => {
+            return if print(&text).is_ok() { Exit::Ok } else { Exit::Failed };
+        }
+        Err(NotTyped::Bad(text)) => {
+            let text = text.strip_prefix("error: ").unwrap_or(&text).to_owned();
+            Log::istio().error(&text);
+            crate::complain(&text);
+            return Exit::BadFlag;
+        }
+    };
+    let mut log = typed.log;
+    let raw = Raw::new(typed.flags, config::environment());
+    run(&raw, &mut log).unwrap_or_else(|error| {
+        for line in format!("{error:#}").lines() {
+            log.error(line);
+        }
+        match error.downcast_ref::<millrace_core::dialect::ConfigErrors>() {
+            Some(errors) if errors.usage() => {
+                crate::complain(&errors.to_string());
+                Exit::BadFlag
+            }
+            _ => exit_of(&error),
+        }
+    })
+}
+
+fn run(raw: &Raw, log: &mut Log) -> Result<Exit> {
+    // A dry run looks at the host, but enters nothing.
+    let dry_run = raw.switch(&mut millrace_core::dialect::Reader::default(), "dry-run").value;
+    let netns = raw.text("network-namespace").value;
+    if !dry_run && !netns.is_empty() {
+        namespace::enter(Some(&netns))?;
+    }
+    let mut session = Session::open()?;
+    let facts = facts::gather(session.net())?;
+    let Resolved { policy, options, warnings } = istio::resolve(raw, &facts)?;
+    for warning in &warnings {
+        log.warn(warning);
+    }
+    let ruleset = compile(&policy, &LAYOUT);
+    let mut run = Run { session, groups: facts.groups, policy, options, ruleset, log };
+    run.carry_out()
+}
+
+struct Run<'l> {
+    session: Session,
+    groups: millrace_core::plan::Groups,
+    policy: CapturePolicy,
+    options: Options,
+    ruleset: Ruleset,
+    log: &'l mut Log,
+}
+
+impl Run<'_> {
+    fn carry_out(&mut self) -> Result<Exit> {
+        if self.options.cleanup_only {
+            self.cleanup()?;
+        } else if self.options.skip_rule_apply {
+            self.log.info("rules are not written: --skip-rule-apply");
+        } else if self.options.dry_run {
+            self.dry_run()?;
+        } else {
+            self.apply()?;
+        }
+        if self.options.run_validation { self.validate() } else { Ok(Exit::Ok) }
+    }
+
+    fn request<'r>(&'r self, wanted: Option<&'r Ruleset>, exec: millrace_host::exec::Options) -> Request<'r> {
+        let options = &self.options;
+        Request {
+            wanted,
+            variant: options.variant,
+            drift: if options.reconcile || options.force_apply || wanted.is_none() {
+                Drift::Replace
+            } else {
+                Drift::Refuse
+            },
+            everything: options.force_apply,
+            dry_run: options.dry_run,
+            wait: options.wait,
+            groups: &self.groups,
+            marks: config::marks(Some(&self.policy)),
+            exec,
+        }
+    }
+
+    /// How programs are run: from the host's file system they get a view of their own.
+    fn exec(&mut self) -> millrace_host::exec::Options {
+        if !self.options.cni_mode || self.options.dry_run {
+            return millrace_host::exec::Options::default();
+        }
+        if let Err(why) = Sandbox::check() {
+            self.log.warn(&why);
+            return millrace_host::exec::Options::default();
+        }
+        let netns = self.options.network_namespace.clone().map(PathBuf::from);
+        millrace_host::exec::Options { sandbox: Some(Sandbox { netns }) }
+    }
+
+    fn engine(&mut self, cleanup: bool) -> Result<Outcome, EngineError> {
+        let exec = self.exec();
+        let wanted = self.ruleset.clone();
+        let mut session = std::mem::replace(&mut self.session, Session::open()?);
+        let outcome = session.run(&self.request((!cleanup).then_some(&wanted), exec))?;
+        self.session = session;
+        for warning in &outcome.warnings {
+            self.log.warn(warning);
+        }
+        Ok(outcome)
+    }
+
+    fn apply(&mut self) -> Result<()> {
+        let outcome = self.engine(false)?;
+        if let Some(choice) = &outcome.choice {
+            self.log.info(&format!("using {choice}"));
+        }
+        if outcome.interrupted {
+            self.log.info("an earlier run was interrupted here; it is finished now");
+        }
+        if outcome.effects.is_empty() {
+            self.log.info("no change: the rules are as wanted");
+        }
+        self.done(&outcome);
+        Ok(())
+    }
+
+    fn cleanup(&mut self) -> Result<()> {
+        let outcome = match self.engine(true) {
+            Ok(outcome) => outcome,
+            // Without privilege a dry run can't see what is there, and need not.
+            Err(error) if self.options.dry_run => {
+                self.log.warn(&format!("what would be removed can't be seen: {error}"));
+                return self.write_dry_run("iptables-save\nip6tables-save\n");
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if self.options.dry_run {
+            let mut text = "iptables-save\nip6tables-save\n".to_owned();
+            for effect in &outcome.effects {
+                self.log.info(&format!("would do: {effect}"));
+                if let Effect::Restore { input, .. } = effect {
+                    text.push_str(input);
+                }
+            }
+            return self.write_dry_run(&text);
+        }
+        if outcome.effects.is_empty() {
+            self.log.info("nothing to remove");
+        }
+        self.done(&outcome);
+        Ok(())
+    }
+
+    fn done(&mut self, outcome: &Outcome) {
+        for effect in outcome.effects.iter().filter(|e| !matches!(e, Effect::Marker { .. })) {
+            self.log.info(&format!("done: {effect}"));
+            if let Effect::Restore { input, .. } = effect {
+                self.log.debug(&format!("input:\n{input}"));
+            }
+        }
+    }
+
+    fn dry_run(&mut self) -> Result<()> {
+        for family in self.ruleset.families().collect::<Vec<_>>() {
+            let program = match family {
+                Family::V4 => "iptables-restore",
+                Family::V6 => "ip6tables-restore",
+            };
+            let input = render_restore(&self.ruleset, family);
+            self.log.info(&format!(
+                "Running iptables restore with: {program} and the following input:\n{}",
+                input.trim_end()
+            ));
+        }
+        let text = dry_run_log(&self.ruleset);
+        self.write_dry_run(&text)
+    }
+
+    fn write_dry_run(&mut self, text: &str) -> Result<()> {
+        let Some(path) = &self.options.dry_run_file else { return Ok(()) };
+        std::fs::write(path, text)
+            .with_context(|| format!("environment variable DRY_RUN_FILE_PATH: {path:?}"))
+    }
+
+    /// Send real connections and see.
+    fn validate(&mut self) -> Result<Exit> {
+        let report = probe::run(&ProbeConfig {
+            policy: &self.policy,
+            ruleset: &self.ruleset,
+            layout: &LAYOUT,
+            probe_port: self.options.probe_port,
+            timeout: self.options.probe_timeout,
+        });
+        for check in &report.checks {
+            let text = check.to_string();
+            match &check.ending {
+                Ending::Captured => self.log.info(&text),
+                Ending::NotPossible(_) => self.log.warn(&text),
+                Ending::Failed { needed, .. } => {
+                    self.log.error(&text);
+                    self.blame(check.family, needed);
+                }
+            }
+        }
+        if report.passed() {
+            return Ok(Exit::Ok);
+        }
+        if report.checks.iter().all(|c| c.passed().is_none()) {
+            self.log.error("no connection could be tried, so nothing is proved");
+        }
+        Ok(Exit::NotValid)
+    }
+
+    /// Say which rule on a connection's way is missing; which ones there should be, when what is
+    /// there can't be seen.
+    fn blame(&mut self, family: Family, needed: &[(TableChain, Rule)]) {
+        let exec = millrace_host::exec::Options::default();
+        let missing = match self.session.observe(&exec) {
+            Ok(observed) => missing(&observed, family, needed, &self.groups),
+            Err(error) => {
+                self.log.warn(&format!("which rule is missing can't be seen: {error}"));
+                needed.to_vec()
+            }
+        };
+        if missing.is_empty() {
+            self.log.error("the rules on its way are there: something in front of them, or behind, is in its way");
+        }
+        for ((table, chain), rule) in missing {
+            self.log.error(&format!("missing in table {table}: -A {chain} {}", render_rule(&rule)));
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Printing what was done.
+
+use std::io::Write as _;
+
+use anyhow::{Context as _, Result};
+use millrace_core::plan::Effect;
+use millrace_host::engine::Outcome;
+use serde_json::{Value, json};
+
+/// Print text to standard output.
+pub(super) fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
+}
+
+/// Print a value as JSON.
+pub(super) fn print_json(value: &Value) -> Result<()> {
+    print(&format!("{value:#}\n"))
+}
+
+/// What a run did, as JSON.
+pub(super) fn outcome_json(outcome: &Outcome, dry_run: bool) -> Result<Value> {
+    Ok(json!({
+        "changed": !outcome.effects.is_empty() && !dry_run,
+        "dryRun": dry_run,
+        "iptables": outcome.choice.map(|c| c.variant.as_str()),
+        "why": outcome.choice.map(|c| c.why),
+        "interrupted": outcome.interrupted,
+        "processes": outcome.processes,
+        "warnings": outcome.warnings,
+        "effects": serde_json::to_value(&outcome.effects)?,
+    }))
+}
+
+/// What a run did, in lines.
+pub(super) fn outcome_text(outcome: &Outcome, nothing: &str, dry_run: bool) -> String {
+    let mut text = String::new();
+    if let Some(choice) = &outcome.choice {
+        text.push_str(&format!("using {choice}\n"));
+    }
+    if outcome.interrupted {
+        text.push_str("an earlier run was interrupted here\n");
+    }
+    if outcome.effects.is_empty() {
+        text.push_str(&format!("{nothing}\n"));
+    }
+    for effect in outcome.effects.iter().filter(|e| !matches!(e, Effect::Marker { .. })) {
+        let would = if dry_run { "would do: " } else { "" };
+        text.push_str(&format!("{would}{effect}\n"));
+        if let Effect::Restore { input, .. } = effect {
+            for line in input.lines() {
+                text.push_str(&format!("    {line}\n"));
+            }
+        }
+    }
+    text
+}
+
+/// Print what a run did.
+pub(super) fn print_outcome(
+    outcome: &Outcome,
+    nothing: &str,
+    json: bool,
+    dry_run: bool,
+) -> Result<()> {
+    for warning in &outcome.warnings {
+        warn(warning);
+    }
+    if json {
+        print_json(&outcome_json(outcome, dry_run)?)
+    } else {
+        print(&outcome_text(outcome, nothing, dry_run))
+    }
+}
+
+/// Say what the user should know, beside the result.
+pub(super) fn warn(message: &str) {
+    crate::log::Log::own().warn(message);
+}

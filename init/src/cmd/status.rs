@@ -1,0 +1,60 @@
+//! `millrace status`
+
+use anyhow::Result;
+use millrace_core::plan::Effect;
+use millrace_core::status::{State, judge};
+use millrace_host::exec;
+
+use super::output::{print, print_json, warn};
+use super::{config, namespace};
+use crate::cli::own::Status;
+use crate::exit::Exit;
+
+pub(crate) fn status(status: &Status) -> Result<Exit> {
+    let common = &status.common;
+    let (mut session, facts) = namespace::open(common.netns.as_deref())?;
+    let wanted = if status.config.is_given() {
+        let loaded = config::load(&status.config, &facts, false)?;
+        loaded.warnings.iter().for_each(|w| warn(w));
+        Some(loaded.ruleset())
+    } else {
+        None
+    };
+    let observed = session.observe(&exec::Options::default())?;
+    let found = judge(&observed, wanted.as_ref(), &facts.groups);
+    if common.json {
+        print_json(&serde_json::to_value(&found)?)?;
+    } else {
+        print(&text(&found))?;
+    }
+    Ok(match found.state {
+        State::Captured => Exit::Ok,
+        State::NotCaptured => Exit::NotCaptured,
+        State::Drifted => Exit::Drifted,
+    })
+}
+
+fn text(found: &millrace_core::status::Status) -> String {
+    let mut text = match found.state {
+        State::Captured => "captured".to_owned(),
+        State::NotCaptured => "not captured".to_owned(),
+        State::Drifted => "drifted".to_owned(),
+    };
+    if let (Some(variant), Some(dialect)) = (found.variant, found.dialect) {
+        let families: Vec<String> = found.families.iter().map(ToString::to_string).collect();
+        text.push_str(&format!(": {} by {variant}, rules of {dialect}", families.join(" and ")));
+    }
+    text.push('\n');
+    for note in &found.notes {
+        text.push_str(&format!("note: {note}\n"));
+    }
+    for effect in &found.differences {
+        text.push_str(&format!("to be whole: {effect}\n"));
+        if let Effect::Restore { input, .. } = effect {
+            for line in input.lines() {
+                text.push_str(&format!("    {line}\n"));
+            }
+        }
+    }
+    text
+}

@@ -1,0 +1,46 @@
+//! Exit codes: what each means is part of the interface.
+
+use std::process::ExitCode;
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Done, or nothing to do; `status`: captured.
+    Ok,
+    /// A bad configuration, or something failed; what was there before is there again.
+    Failed,
+    /// Own commands: the command line can't be read.
+    Usage,
+    /// `status`: not captured.
+    NotCaptured,
+    /// The xtables lock, or another run of Millrace, was in the way until the time was up.
+    Busy,
+    /// `status`: rules are there, but not whole, or not those of the configuration.
+    Drifted,
+    /// `istio-iptables --run-validation`: connections are not captured as they should be.
+    NotValid,
+    /// `istio-iptables`: the command line can't be read.
+    BadFlag,
+}
+
+impl Exit {
+    /// The code.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::NotCaptured => 3,
+            Self::Busy => 4,
+            Self::Drifted => 5,
+            Self::NotValid => 126,
+            Self::BadFlag => 255,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}

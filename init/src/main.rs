@@ -1,0 +1,7 @@
+//! The binary `millrace`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    millrace::main()
+}
