@@ -9,13 +9,13 @@ use nix::unistd::geteuid;
 use serde_json::Value;
 use xtask::repo;
 
-/// Does what `millrace istio-iptables` is asked to do, with three rules, one process per family
-/// and one for the first line.
+/// Does what `millrace istio-iptables` and `millrace dump` are asked to do, with few rules and
+/// too many processes.
 const STAND_IN: &str = r#"#!/bin/sh
-: $(/bin/true)
-variant= excluded= families=iptables clean=
+variant= excluded= families=iptables clean= dump=
 while [ $# -gt 0 ]; do
     case $1 in
+        dump) dump=yes ;;
         --force-iptables-binary) variant=$2; shift ;;
         -d) excluded=$2; shift ;;
         --dual-stack) families='iptables ip6tables' ;;
@@ -23,17 +23,24 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+rules() {
+    echo '# the rules'
+    echo '* nat'
+    if [ -z "$clean" ]; then
+        echo '-N ISTIO_INBOUND'
+        echo '-A PREROUTING -p tcp -j ISTIO_INBOUND'
+        for port in $(echo "$excluded" | tr , ' '); do
+            echo "-A ISTIO_INBOUND -p tcp --dport $port -j RETURN"
+        done
+    fi
+    echo 'COMMIT'
+}
+if [ -n "$dump" ]; then
+    rules
+    exit
+fi
 for family in $families; do
-    $family-$variant-restore <<END
-*nat
-$([ -n "$clean" ] || {
-    echo ':ISTIO_INBOUND - [0:0]'
-    echo '-A PREROUTING -p tcp -j ISTIO_INBOUND'
-    IFS=,
-    for port in $excluded; do echo '-A ISTIO_INBOUND -p tcp --dport '"$port"' -j RETURN'; done
-})
-COMMIT
-END
+    rules | "$family-$variant-restore" || exit
 done
 "#;
 
@@ -81,7 +88,7 @@ fn all_operations_are_measured() {
         assert!(row["wall_ms"]["median"].as_f64().unwrap() > 0.0, "{row}");
         assert!(row["cpu_ms"]["median"].as_f64().unwrap() > 0.0, "{row}");
         let families = if row["case"]["families"] == "dual" { 2 } else { 1 };
-        // The stand-in's two substitutions and `true` come to more than its restores.
+        // A pipe's two ends, and what counts the ports.
         let processes = row["processes"].as_u64().unwrap();
         match row["contender"].as_str().unwrap() {
             "floor" => assert_eq!(processes, families, "{row}"),

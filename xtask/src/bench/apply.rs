@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use crate::repo;
 
 use super::case::{Case, Families, Operation, Variant};
-use super::contender::{Contender, Goal, Rules};
+use super::contender::{Contender, Goal, Rules, State, dump_args};
 use super::measure::{Runner, Sample};
 use super::pod::in_pod;
 use super::report::{Report, Row};
@@ -126,7 +126,7 @@ impl Bench<'_> {
         let mut rows = Vec::new();
         for operation in Operation::ALL {
             let case = Case { variant, families, operation };
-            repo::say(&format!("{case}: {} rules, {} runs", goal.captured.len(), self.runs));
+            repo::say(&format!("{case}: {} rules, {} runs", goal.captured.saved.len(), self.runs));
             let mut processes = Vec::new();
             for contender in &self.contenders {
                 processes.push(self.verify(contender, case, &goal)?);
@@ -136,25 +136,28 @@ impl Bench<'_> {
         Ok(rows)
     }
 
-    /// The rules that Millrace makes, for the floor to restore and for all to be compared with.
+    /// The rules that Millrace makes, as it says beforehand and as they are in the end.
     fn goal(&self, variant: Variant, families: Families) -> Result<Goal> {
-        let millrace = self.contenders.get(1).context("Millrace is not among the contenders")?;
-        // A tool's steps do not depend on the rules.
-        let none = Goal { captured: Rules::new(vec![]), changed: Rules::new(vec![]) };
+        let (Some(millrace), Some(Contender::Tool { path, .. })) =
+            (self.contenders.get(1), self.contenders.get(1))
+        else {
+            bail!("Millrace is not among the contenders");
+        };
         let ((captured, changed), _) = in_pod(families, || {
             let apply = |operation| {
                 let case = Case { variant, families, operation };
-                self.runner.run(&millrace.steps(case, &none))?;
-                saved(case)
+                let text = announced(path, case)?;
+                // A tool's steps do not depend on the rules.
+                self.runner.run(&millrace.steps(case, &Goal::default()))?;
+                Ok::<_, anyhow::Error>(State { text, saved: saved(case)? })
             };
             Ok((apply(Operation::FirstApply)?, apply(Operation::Change)?))
         })?;
-        ensure!(!captured.is_empty(), "Millrace's first apply left no rules");
+        let (before, after) = (captured.saved.len(), changed.saved.len());
+        ensure!(!captured.saved.is_empty(), "Millrace's first apply left no rules");
         ensure!(
-            changed.len() == captured.len() + families.each().len(),
-            "Millrace's change did not add one rule per family: {} rules, then {}",
-            captured.len(),
-            changed.len()
+            after == before + families.each().len(),
+            "Millrace's change did not add one rule per family: {before} rules, then {after}",
         );
         Ok(Goal { captured, changed })
     }
@@ -167,8 +170,8 @@ impl Bench<'_> {
             Ok((self.runner.count_started(&steps)?, saved(case)?))
         })?;
         let right = match case.operation {
-            Operation::FirstApply | Operation::NoOp => left == goal.captured,
-            Operation::Change => left == goal.changed,
+            Operation::FirstApply | Operation::NoOp => left == goal.captured.saved,
+            Operation::Change => left == goal.changed.saved,
             Operation::Cleanup => left.is_empty(),
         };
         let name = contender.name();
@@ -223,5 +226,15 @@ fn saved(case: Case) -> Result<Rules> {
         let dump = repo::output(&mut Command::new(family.program(case.variant, "save")))?;
         dumps.push((*family, String::from_utf8(dump)?));
     }
-    Ok(Rules::new(dumps))
+    Ok(Rules::saved(dumps))
+}
+
+/// The rules that Millrace says a case leads to.
+fn announced(millrace: &str, case: Case) -> Result<Rules> {
+    let mut texts = Vec::new();
+    for family in case.families.each() {
+        let text = repo::output(Command::new(millrace).args(dump_args(case, *family)))?;
+        texts.push((*family, String::from_utf8(text)?));
+    }
+    Ok(Rules::restorable(texts))
 }

@@ -24,20 +24,28 @@ const SIDECAR: [&str; 15] = [
 const EXCLUDED: &str = "15090,15021,15020";
 const EXCLUDED_AND_ONE: &str = "15090,15021,15020,15099";
 
-/// The rules of one case's families, as `-save` prints them.
-#[derive(Clone, Debug, Eq, PartialEq)]
+/// A text per family, in the order of [`Families::each`].
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Rules {
-    /// A text per family, in the order of [`Families::each`].
-    pub per_family: Vec<(Family, String)>,
+    per_family: Vec<(Family, String)>,
+}
+
+/// One state of a pod, in two forms.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct State {
+    /// As `millrace dump --from-config` writes it, for the floor to restore.
+    pub text: Rules,
+    /// As `-save` prints it once it is there, for every contender to be compared with.
+    pub saved: Rules,
 }
 
 /// The rules that the operations lead to.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Goal {
     /// After a first apply and a no-op.
-    pub captured: Rules,
+    pub captured: State,
     /// After a change.
-    pub changed: Rules,
+    pub changed: State,
 }
 
 /// Someone who can do the operations.
@@ -67,7 +75,10 @@ impl Contender {
     pub fn steps(&self, case: Case, goal: &Goal) -> Vec<Step> {
         match self {
             Self::Floor => floor(case, goal),
-            Self::Tool { path, .. } => vec![Step { argv: argv(path, case), stdin: String::new() }],
+            Self::Tool { path, .. } => {
+                let argv = std::iter::once(path.clone()).chain(tool_args(case)).collect();
+                vec![Step { argv, stdin: String::new() }]
+            }
         }
     }
 
@@ -81,10 +92,20 @@ impl Contender {
     }
 }
 
-/// The command line of a tool for a case.
-fn argv(path: &str, case: Case) -> Vec<String> {
-    let mut argv = vec![path.to_owned()];
-    argv.extend(SIDECAR.map(str::to_owned));
+/// The command line by which Millrace prints the rules of one family that a case leads to.
+pub fn dump_args(case: Case, family: Family) -> Vec<String> {
+    let name = match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    };
+    let mut args = ["dump", "--from-config", "--family", name, "--"].map(str::to_owned).to_vec();
+    args.extend(tool_args(case));
+    args
+}
+
+/// The arguments of a tool for a case.
+fn tool_args(case: Case) -> Vec<String> {
+    let mut argv = SIDECAR.map(str::to_owned).to_vec();
     let excluded = if case.operation == Operation::Change { EXCLUDED_AND_ONE } else { EXCLUDED };
     let mut push = |word: &str| argv.push(word.to_owned());
     push("-d");
@@ -105,19 +126,29 @@ fn argv(path: &str, case: Case) -> Vec<String> {
 /// Plain restores, which replace whole tables. To clean up, the same tables without rules.
 fn floor(case: Case, goal: &Goal) -> Vec<Step> {
     let rules = match case.operation {
-        Operation::FirstApply | Operation::NoOp => &goal.captured,
-        Operation::Change => &goal.changed,
-        Operation::Cleanup => &goal.captured.emptied(),
+        Operation::FirstApply | Operation::NoOp => &goal.captured.text,
+        Operation::Change => &goal.changed.text,
+        Operation::Cleanup => &goal.captured.text.emptied(),
     };
     rules.restores(case.variant)
 }
 
 impl Rules {
-    /// The text to restore: of a `-save` dump the tables that hold rules.
-    pub fn new(dumps: Vec<(Family, String)>) -> Self {
-        let per_family =
-            dumps.into_iter().map(|(family, dump)| (family, used_tables(&dump))).collect();
-        Self { per_family }
+    /// Input for a restore, without its comments.
+    pub fn restorable(texts: Vec<(Family, String)>) -> Self {
+        Self::new(texts, |text| {
+            text.split_inclusive('\n').filter(|line| !line.starts_with('#')).collect()
+        })
+    }
+
+    /// What `-save` printed, reduced to what can be compared.
+    pub fn saved(dumps: Vec<(Family, String)>) -> Self {
+        Self::new(dumps, used_tables)
+    }
+
+    fn new(texts: Vec<(Family, String)>, reduce: impl Fn(&str) -> String) -> Self {
+        let texts = texts.into_iter().map(|(family, text)| (family, reduce(&text)));
+        Self { per_family: texts.collect() }
     }
 
     /// One restore per family.
@@ -151,9 +182,8 @@ impl Rules {
     }
 }
 
-/// Keeps the tables of a dump that hold a rule or a user-defined chain, without counters and
-/// without the policies of the built-in chains: setting a policy with its counters makes the
-/// nft variant's restore several times slower, and that would be no floor.
+/// Keeps the tables of a dump that hold a rule or a user-defined chain, without counters,
+/// comments and the policies of the built-in chains.
 fn used_tables(dump: &str) -> String {
     let mut kept = String::new();
     let mut table: Vec<String> = Vec::new();
@@ -185,24 +215,24 @@ mod tests {
     }
 
     fn mk_goal() -> Goal {
-        let captured =
-            Rules::new(vec![(Family::V4, DUMP.to_owned()), (Family::V6, DUMP.to_owned())]);
-        let changed = Rules::new(vec![(Family::V4, DUMP.replace("OUTPUT", "INPUT"))]);
+        let text = "# Why\n* nat\n-N ISTIO_OUTPUT\n-A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n".to_owned();
+        let both = vec![(Family::V4, text.clone()), (Family::V6, text.clone())];
+        let captured = State { text: Rules::restorable(both), saved: Rules::default() };
+        let changed = vec![(Family::V4, text.replace("OUTPUT", "INPUT"))];
+        let changed = State { text: Rules::restorable(changed), saved: Rules::default() };
         Goal { captured, changed }
     }
 
     #[test]
-    fn only_tables_with_contents_are_kept() {
-        let rules = Rules::new(vec![(Family::V4, DUMP.to_owned())]);
+    fn only_tables_with_contents_are_compared() {
+        let rules = Rules::saved(vec![(Family::V4, DUMP.to_owned())]);
         assert_eq!(
             rules.per_family[0].1,
             "*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n"
         );
         assert_eq!((rules.len(), rules.is_empty()), (1, false));
-        assert!(
-            Rules::new(vec![(Family::V4, "*nat\n:OUTPUT ACCEPT [1:2]\nCOMMIT\n".to_owned())])
-                .is_empty()
-        );
+        let unused = "*nat\n:OUTPUT ACCEPT [1:2]\nCOMMIT\n".to_owned();
+        assert!(Rules::saved(vec![(Family::V4, unused)]).is_empty());
     }
 
     #[test]
@@ -211,6 +241,7 @@ mod tests {
         let steps = Contender::Floor.steps(case, &mk_goal());
         let programs: Vec<_> = steps.iter().map(|step| step.argv.as_slice()).collect();
         assert_eq!(programs, [["iptables-nft-restore"], ["ip6tables-nft-restore"]]);
+        assert_eq!(steps[1].stdin, "* nat\n-N ISTIO_OUTPUT\n-A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n");
         assert_eq!(Contender::Floor.processes(2, 0), 2);
     }
 
@@ -218,7 +249,7 @@ mod tests {
     fn the_floor_cleans_up_by_restoring_nothing() {
         let case = mk_case(Operation::Cleanup, Families::V4);
         let steps = Contender::Floor.steps(case, &mk_goal());
-        assert_eq!(steps[0].stdin, "*nat\nCOMMIT\n");
+        assert_eq!(steps[0].stdin, "* nat\nCOMMIT\n");
     }
 
     #[test]
@@ -238,5 +269,10 @@ mod tests {
             format!("{EXCLUDED} {forced} --cleanup-only")
         );
         assert_eq!(tool.processes(1, 4), 4);
+        let dump = dump_args(mk_case(Operation::NoOp, Families::Dual), Family::V6);
+        assert_eq!(
+            dump[..6],
+            ["dump", "--from-config", "--family", "ipv6", "--", "istio-iptables"]
+        );
     }
 }
