@@ -79,7 +79,9 @@ mod tests {
 
     #[test]
     fn finds_users_and_groups_between_bad_lines() {
-        let users = users("root:x:0:0::/:/bin/sh\n\n# no\nistio-proxy:x:1337:1337::/:\nroot:x:5:5::\nbad:x:y\n");
+        let users = users(
+            "root:x:0:0::/:/bin/sh\n\n# no\nistio-proxy:x:1337:1337::/:\nroot:x:5:5::\nbad:x:y\n",
+        );
         assert_eq!(users.len(), 2);
         assert_eq!(users["istio-proxy"].get(), 1337);
         assert_eq!(users["root"].get(), 0);
@@ -90,9 +92,17 @@ mod tests {
     #[test]
     fn local_addresses_are_not_usable() {
         let facts = HostFacts {
-            addresses: ["127.0.0.1", "169.254.1.1", "::1", "fe80::1", "::6", "::ffff:10.0.0.1", "fd00::1"]
-                .map(|a| a.parse().unwrap())
-                .to_vec(),
+            addresses: [
+                "127.0.0.1",
+                "169.254.1.1",
+                "::1",
+                "fe80::1",
+                "::6",
+                "::ffff:10.0.0.1",
+                "fd00::1",
+            ]
+            .map(|a| a.parse().unwrap())
+            .to_vec(),
             ..HostFacts::default()
         };
         let usable: Vec<String> = facts.usable_addresses().map(|a| a.to_string()).collect();

@@ -11,7 +11,7 @@ use crate::value::Family;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Variant {
-    /// Rules in the kernel's nf_tables.
+    /// Rules in the kernel's `nf_tables`.
     Nft,
     /// Rules in the kernel's own iptables tables.
     Legacy,
@@ -102,9 +102,6 @@ pub struct Observed {
 impl Observed {
     /// The tables of a family in a variant, if there are any.
     pub fn holding(&self, variant: Variant, family: Family) -> Option<&Dump> {
-        self.holdings
-            .iter()
-            .find(|h| h.variant == variant && h.family == family)
-            .map(|h| &h.dump)
+        self.holdings.iter().find(|h| h.variant == variant && h.family == family).map(|h| &h.dump)
     }
 }

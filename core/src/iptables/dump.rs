@@ -181,7 +181,8 @@ mod tests {
     #[test]
     fn inserts_go_where_they_say() {
         let dump =
-            Dump::parse("* nat\n-A OUTPUT -j A\n-I OUTPUT 1 -j B\n-I OUTPUT 2 -j C\nCOMMIT\n").unwrap();
+            Dump::parse("* nat\n-A OUTPUT -j A\n-I OUTPUT 1 -j B\n-I OUTPUT 2 -j C\nCOMMIT\n")
+                .unwrap();
         let texts: Vec<_> =
             dump.tables[0].chains[0].rules.iter().map(|r| r.text.as_str()).collect();
         assert_eq!(texts, ["-j B", "-j C", "-j A"]);

@@ -110,8 +110,8 @@ fn read_match(option: &str, negated: bool, words: &mut Words<'_>) -> Result<Matc
         "-s" | "-d" => {
             let side = if option == "-s" { Side::Source } else { Side::Destination };
             let value = words.value(option)?;
-            let cidr = parse_network(value)
-                .ok_or_else(|| UnknownRule(format!("{option} {value}")))?;
+            let cidr =
+                parse_network(value).ok_or_else(|| UnknownRule(format!("{option} {value}")))?;
             Match::Address { side, negated, cidr }
         }
         "-i" => Match::InInterface { negated, name: words.parsed(option)? },

@@ -88,11 +88,8 @@ impl fmt::Display for Effect {
                 write!(f, " lookup {}", rule.table)
             }
             Self::Restore { variant, family, input, .. } => {
-                let tables: Vec<&str> = input
-                    .lines()
-                    .filter_map(|l| l.strip_prefix('*'))
-                    .map(str::trim)
-                    .collect();
+                let tables: Vec<&str> =
+                    input.lines().filter_map(|l| l.strip_prefix('*')).map(str::trim).collect();
                 write!(f, "{variant} {family} restore of {}", tables.join(", "))
             }
         }

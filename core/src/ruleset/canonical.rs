@@ -41,10 +41,8 @@ fn canonical_match(m: &Match, groups: &BTreeMap<GroupName, Gid>) -> Option<Match
             Match::DestinationPorts { negated: *negated, ports }
         }
         Match::Owner { negated, owner: Owner::Group(name) } => {
-            let owner = groups.get(name).map_or_else(
-                || Owner::Group(name.clone()),
-                |gid| Owner::Gid(*gid),
-            );
+            let owner =
+                groups.get(name).map_or_else(|| Owner::Group(name.clone()), |gid| Owner::Gid(*gid));
             Match::Owner { negated: *negated, owner }
         }
         Match::ConnState(states) => {

@@ -120,7 +120,11 @@ impl FromStr for ChainName {
             && !text.starts_with(['-', '!'])
             && !standard
             && Hook::from_name(text).is_none();
-        if good { Ok(Self(Cow::Owned(text.to_owned()))) } else { Err(BadChainName(text.to_owned())) }
+        if good {
+            Ok(Self(Cow::Owned(text.to_owned())))
+        } else {
+            Err(BadChainName(text.to_owned()))
+        }
     }
 }
 

@@ -8,7 +8,7 @@ mod state;
 mod target;
 
 pub use chain::{BadChainName, Chain, ChainName, Hook, Table};
-pub use matches::{ConnState, Match, Masked, Owner, Protocol, Side};
+pub use matches::{ConnState, Masked, Match, Owner, Protocol, Side};
 pub use state::{Emission, Placement, Reason, Routing, Ruleset, TableChain};
 pub use target::{RedirectSpelling, Target};
 

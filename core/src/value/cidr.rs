@@ -117,9 +117,8 @@ impl FromStr for Cidr {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bad = || {
-            ValueError::new("a network is address/length, such as 10.0.0.0/8 or 2001:db8::/32")
-        };
+        let bad =
+            || ValueError::new("a network is address/length, such as 10.0.0.0/8 or 2001:db8::/32");
         let (address, length) = text.split_once('/').ok_or_else(bad)?;
         let address: IpAddr = address.parse().map_err(|_e| bad())?;
         let digits = length.bytes().all(|b| b.is_ascii_digit());
@@ -146,7 +145,10 @@ mod tests {
         let c: Cidr = "10.1.2.3/8".parse().unwrap();
         assert_eq!(c.to_string(), "10.1.2.3/8");
         assert_eq!(c.network().to_string(), "10.0.0.0/8");
-        assert_eq!("2001:db8::1/32".parse::<Cidr>().unwrap().network().to_string(), "2001:db8::/32");
+        assert_eq!(
+            "2001:db8::1/32".parse::<Cidr>().unwrap().network().to_string(),
+            "2001:db8::/32"
+        );
         assert_eq!("1.2.3.4/0".parse::<Cidr>().unwrap().network().to_string(), "0.0.0.0/0");
         assert_eq!("::5/0".parse::<Cidr>().unwrap().network().to_string(), "::/0");
     }
@@ -154,8 +156,19 @@ mod tests {
     #[test]
     fn refuses_what_is_no_network() {
         for bad in [
-            "", "10.0.0.0", "10.0.0.0/", "10.0.0.0/33", "10.0.0/8", "::/129", "fe80::1%eth0/64",
-            "10.0.0.0/8 ", " 10.0.0.0/8", "*", "10.0.0.0/+8", "10.0.0.0/8/8", "010.0.0.0/8",
+            "",
+            "10.0.0.0",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0/8",
+            "::/129",
+            "fe80::1%eth0/64",
+            "10.0.0.0/8 ",
+            " 10.0.0.0/8",
+            "*",
+            "10.0.0.0/+8",
+            "10.0.0.0/8/8",
+            "010.0.0.0/8",
         ] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad:?}");
         }

@@ -78,8 +78,24 @@ mod tests {
     #[test]
     fn refuses_what_the_kernel_or_a_rule_text_cannot_hold() {
         for bad in [
-            "", "1234567890123456", "a b", "a/b", "a\tb", "a\nb", "\u{e9}th0", "!eth0", "-j", ".",
-            "..", "e\"x", "a\\b", "a:1", "+", "a+b", "eth0 -j ACCEPT", "a\0b",
+            "",
+            "1234567890123456",
+            "a b",
+            "a/b",
+            "a\tb",
+            "a\nb",
+            "\u{e9}th0",
+            "!eth0",
+            "-j",
+            ".",
+            "..",
+            "e\"x",
+            "a\\b",
+            "a:1",
+            "+",
+            "a+b",
+            "eth0 -j ACCEPT",
+            "a\0b",
         ] {
             assert!(bad.parse::<InterfacePattern>().is_err(), "{bad:?}");
         }

@@ -119,7 +119,9 @@ impl FromStr for PortRange {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bad = || {
-            ValueError::new("a port is a number from 0 to 65535, a range is first:last, low to high")
+            ValueError::new(
+                "a port is a number from 0 to 65535, a range is first:last, low to high",
+            )
         };
         let (first, last) = text.split_once(':').unwrap_or((text, text));
         let first = parse_number(first).map(Port).ok_or_else(bad)?;
@@ -152,7 +154,9 @@ mod tests {
         for good in ["0", "1", "80", "65535", "00080"] {
             assert!(good.parse::<Port>().is_ok(), "{good}");
         }
-        for bad in ["", "-1", "+80", "65536", "80 ", " 80", "http", "0x50", "80 -j ACCEPT", "8\u{660}"] {
+        for bad in
+            ["", "-1", "+80", "65536", "80 ", " 80", "http", "0x50", "80 -j ACCEPT", "8\u{660}"]
+        {
             assert!(bad.parse::<Port>().is_err(), "{bad:?}");
         }
     }
