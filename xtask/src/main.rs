@@ -1,2 +1,31 @@
-//! Tasks.
-fn main() {}
+//! `cargo xtask`: the task runner of the workspace.
+
+use std::process::ExitCode;
+
+use clap::Command;
+use xtask::{bench, dist, lint, repo, schema};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            repo::say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<ExitCode> {
+    let cli = Command::new("cargo xtask")
+        .about("Tasks of the Millrace workspace")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([bench::command(), dist::command(), lint::command(), schema::command()]);
+    match cli.get_matches().subcommand() {
+        Some(("bench", args)) => bench::run(args),
+        Some(("dist", args)) => dist::run(args).map(|()| ExitCode::SUCCESS),
+        Some(("lint", _)) => lint::run().map(|()| ExitCode::SUCCESS),
+        Some(("schema", args)) => schema::run(args).map(|()| ExitCode::SUCCESS),
+        other => anyhow::bail!("no such task: {other:?}"),
+    }
+}

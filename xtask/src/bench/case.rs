@@ -1,0 +1,131 @@
+//! What is measured: an operation, for which families, with which iptables variant.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+/// An iptables variant.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Variant {
+    /// The `nf_tables` back end.
+    Nft,
+    /// The xtables back end.
+    Legacy,
+}
+
+impl Variant {
+    /// The name in program names and in `--force-iptables-binary`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        }
+    }
+}
+
+/// An address family, as far as program names go.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Family {
+    /// `iptables`.
+    V4,
+    /// `ip6tables`.
+    V6,
+}
+
+impl Family {
+    /// `iptables-nft-restore`, `ip6tables-legacy-save` and so on.
+    pub fn program(self, variant: Variant, verb: &str) -> String {
+        let base = match self {
+            Self::V4 => "iptables",
+            Self::V6 => "ip6tables",
+        };
+        format!("{base}-{}-{verb}", variant.as_str())
+    }
+}
+
+/// The addresses that the pod has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Families {
+    /// IPv4 only.
+    V4,
+    /// IPv4 and IPv6.
+    Dual,
+}
+
+impl Families {
+    /// The families one by one, in the order they are restored.
+    pub fn each(self) -> &'static [Family] {
+        match self {
+            Self::V4 => &[Family::V4],
+            Self::Dual => &[Family::V4, Family::V6],
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::V4 => "v4",
+            Self::Dual => "dual",
+        }
+    }
+}
+
+/// What is done to a pod.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Operation {
+    /// Capture a pod that has no rules.
+    FirstApply,
+    /// The same again.
+    NoOp,
+    /// The same with one port more excluded, over the rules that are there.
+    Change,
+    /// Take the rules away.
+    Cleanup,
+}
+
+impl Operation {
+    /// All of them, in the order they are reported.
+    pub const ALL: [Self; 4] = [Self::FirstApply, Self::NoOp, Self::Change, Self::Cleanup];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::FirstApply => "first apply",
+            Self::NoOp => "no-op",
+            Self::Change => "change",
+            Self::Cleanup => "cleanup",
+        }
+    }
+
+    /// Does it find the pod captured already?
+    pub fn on_captured_pod(self) -> bool {
+        self != Self::FirstApply
+    }
+}
+
+/// One row of the benchmark.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Case {
+    /// With which variant.
+    pub variant: Variant,
+    /// In what pod.
+    pub families: Families,
+    /// Doing what.
+    pub operation: Operation,
+}
+
+impl Case {
+    /// The case as JSON object members.
+    pub fn to_json(self) -> Value {
+        json!({
+            "operation": self.operation.as_str(),
+            "families": self.families.as_str(),
+            "variant": self.variant.as_str(),
+        })
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { variant, families, operation } = self;
+        write!(f, "{} {} {}", operation.as_str(), families.as_str(), variant.as_str())
+    }
+}

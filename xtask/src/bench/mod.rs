@@ -1,0 +1,35 @@
+//! `xtask bench`: how fast Millrace is beside the least that could be done.
+
+pub mod apply;
+pub mod case;
+pub mod contender;
+pub mod measure;
+pub mod pod;
+pub mod processes;
+pub mod report;
+pub mod stats;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::ArgMatches;
+
+/// The command line of `xtask bench`.
+pub fn command() -> clap::Command {
+    clap::Command::new("bench")
+        .about("Measure operations beside a plain iptables-restore of the same rules")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(apply::command())
+}
+
+/// Runs the chosen benchmark.
+///
+/// # Errors
+/// When something could not be measured.
+pub fn run(args: &ArgMatches) -> Result<ExitCode> {
+    match args.subcommand() {
+        Some(("apply", args)) => apply::run(args),
+        other => bail!("no such benchmark: {other:?}"),
+    }
+}

@@ -1,0 +1,112 @@
+//! `xtask dist`: the static release binary, checked, with its checksum.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Arg, ArgMatches};
+
+use crate::elf::{self, Elf};
+use crate::repo;
+
+/// The largest binary that may be shipped, in bytes.
+const SIZE_LIMIT: u64 = 8 * 1024 * 1024;
+const DEFAULT_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The command line of `xtask dist`.
+pub fn command() -> clap::Command {
+    clap::Command::new("dist")
+        .about("Build the static release binary into dist/, check it, write its sha256")
+        .arg(Arg::new("target").long("target").default_value(DEFAULT_TARGET).help("Target triple"))
+}
+
+/// Builds, checks and copies the binary to `dist/millrace`.
+///
+/// # Errors
+/// When the build fails, or the result is not static, not stripped, too large or does not start.
+pub fn run(args: &ArgMatches) -> Result<()> {
+    let target = args.get_one::<String>("target").map_or(DEFAULT_TARGET, String::as_str);
+    // With an explicit --target these flags do not reach build scripts and proc-macros, which
+    // have to stay dynamic to be loaded.
+    let built = repo::build_millrace(
+        &["--profile", "dist", "--target", target],
+        Some("-C target-feature=+crt-static"),
+    )?;
+    let file = fs::read(&built).with_context(|| format!("can't read {}", built.display()))?;
+    check(&file).with_context(|| format!("{} can't be shipped", built.display()))?;
+
+    let folder = repo::root().join("dist");
+    fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
+    let shipped = folder.join("millrace");
+    fs::copy(&built, &shipped).with_context(|| format!("can't write {}", shipped.display()))?;
+    if target == DEFAULT_TARGET {
+        starts(&shipped)?;
+    }
+    let sum = repo::output(Command::new("sha256sum").arg("millrace").current_dir(&folder))?;
+    fs::write(folder.join("millrace.sha256"), &sum).context("can't write the checksum")?;
+
+    let size = file.len();
+    let mib = size as u64 * 100 / (1024 * 1024);
+    repo::print(&format!(
+        "dist/millrace: {size} bytes ({}.{:02} MiB), static, stripped, {target}\nsha256 {}",
+        mib / 100,
+        mib % 100,
+        String::from_utf8_lossy(&sum),
+    ))
+}
+
+/// Is this file static, stripped and small enough?
+fn check(file: &[u8]) -> Result<()> {
+    let Elf { has_interpreter, needed_libraries, has_symbols, .. } = elf::parse(file)?;
+    if has_interpreter || needed_libraries > 0 {
+        bail!("it is linked dynamically: loader {has_interpreter}, libraries {needed_libraries}");
+    }
+    ensure!(!has_symbols, "it is not stripped");
+    // glibc's user and host look-ups load libnss_* when they run, static or not.
+    let loads_nss = file.windows(8).any(|window| window == b"libnss_%");
+    ensure!(!loads_nss, "it calls glibc's NSS (getpwnam, getaddrinfo), which loads libraries");
+    let size = file.len() as u64;
+    ensure!(size < SIZE_LIMIT, "it has {size} bytes; the limit is {SIZE_LIMIT}");
+    Ok(())
+}
+
+/// Starts the binary with nothing in its environment.
+fn starts(binary: &Path) -> Result<()> {
+    let version = repo::output(Command::new(binary).arg("--version").env_clear())?;
+    ensure!(version.starts_with(b"millrace "), "`millrace --version` printed something else");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An ELF header without any table: as static and stripped as a file can be.
+    fn mk_static(size: usize) -> Vec<u8> {
+        let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+        file.resize(size, 0);
+        file
+    }
+
+    #[test]
+    fn a_dynamic_binary_is_refused() {
+        let this_test = fs::read(std::env::current_exe().unwrap()).unwrap();
+        let error = check(&this_test).unwrap_err().to_string();
+        assert!(error.contains("linked dynamically"), "{error}");
+    }
+
+    #[test]
+    fn the_size_limit_holds() {
+        let limit = usize::try_from(SIZE_LIMIT).unwrap();
+        check(&mk_static(limit - 1)).unwrap();
+        assert!(check(&mk_static(limit)).unwrap_err().to_string().contains("the limit is"));
+    }
+
+    #[test]
+    fn a_binary_that_looks_up_users_through_nss_is_refused() {
+        let mut file = mk_static(200);
+        file[100..116].copy_from_slice(b"libnss_%s.so%s\0\0");
+        assert!(check(&file).unwrap_err().to_string().contains("NSS"));
+    }
+}

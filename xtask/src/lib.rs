@@ -1,0 +1,11 @@
+//! The tasks behind `cargo xtask`, one module per command, and the rules of the repository that
+//! `cargo xtask lint` and the policy tests share.
+#![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod dist;
+pub mod elf;
+pub mod lint;
+pub mod policy;
+pub mod repo;
+pub mod schema;
