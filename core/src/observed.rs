@@ -11,7 +11,7 @@ use crate::value::Family;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Variant {
-    /// Rules in the kernel's nf_tables.
+    /// Rules in the kernel's `nf_tables`.
     Nft,
     /// Rules in the kernel's own iptables tables.
     Legacy,

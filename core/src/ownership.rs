@@ -88,16 +88,14 @@ impl Owned {
     /// Whether a rule goes to a chain of ours or carries our comment. A rule that is not
     /// understood can still be seen to jump.
     fn reaches(&self, table: Table, rule: &DumpRule) -> bool {
-        match &rule.rule {
-            Ok(rule) => {
-                let jumps = matches!(&rule.target, Target::Jump(c) if self.has_chain(table, c.as_str()));
-                jumps || rule.matches.contains(&Match::Ours)
-            }
-            Err(_) => {
-                let mut words = rule.text.split_ascii_whitespace();
-                let jump = words.by_ref().find(|w| ["-j", "-g"].contains(w));
-                jump.is_some() && words.next().is_some_and(|c| self.has_chain(table, c))
-            }
+        if let Ok(rule) = &rule.rule {
+            let jumps =
+                matches!(&rule.target, Target::Jump(c) if self.has_chain(table, c.as_str()));
+            jumps || rule.matches.contains(&Match::Ours)
+        } else {
+            let mut words = rule.text.split_ascii_whitespace();
+            let jump = words.by_ref().find(|w| ["-j", "-g"].contains(w));
+            jump.is_some() && words.next().is_some_and(|c| self.has_chain(table, c))
         }
     }
 }

@@ -145,9 +145,7 @@ impl NetworkSelection {
     pub fn names_loopback(&self) -> bool {
         match self {
             Self::All(_) => false,
-            Self::Only(list) => {
-                list.iter().any(|c| c.value.address().to_canonical().is_loopback())
-            }
+            Self::Only(list) => list.iter().any(|c| c.value.address().to_canonical().is_loopback()),
         }
     }
 }

@@ -83,7 +83,9 @@ pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> 
     if observed.interrupted {
         notes.push("a run that changes the rules is in progress, or was interrupted".to_owned());
     } else if plan.interrupted {
-        notes.push("istio-iptables was interrupted: its rules that drop everything are there".to_owned());
+        notes.push(
+            "istio-iptables was interrupted: its rules that drop everything are there".to_owned(),
+        );
     }
     if found.len() > 1 {
         let list: Vec<String> =
@@ -157,9 +159,9 @@ pub fn missing(
                 .holding(*variant, family)
                 .and_then(|d| d.table(table.as_str())?.chain(chain.as_str()))
                 .is_some_and(|c| {
-                    c.rules.iter().any(|r| {
-                        r.rule.as_ref().is_ok_and(|rule| rule.canonical(groups) == wanted)
-                    })
+                    c.rules
+                        .iter()
+                        .any(|r| r.rule.as_ref().is_ok_and(|rule| rule.canonical(groups) == wanted))
                 })
         })
     };

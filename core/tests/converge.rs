@@ -53,7 +53,10 @@ fn rules(observed: &Observed) -> Vec<String> {
     for holding in &observed.holdings {
         for table in &holding.dump.tables {
             for chain in &table.chains {
-                let at = format!("{:?} {:?} {} {}", holding.variant, holding.family, table.name, chain.name);
+                let at = format!(
+                    "{:?} {:?} {} {}",
+                    holding.variant, holding.family, table.name, chain.name
+                );
                 if chain.policy.is_none() {
                     all.push(at.clone());
                 }
@@ -79,7 +82,10 @@ fn sorted_chains(observed: &Observed) -> Vec<String> {
     let mut observed = observed.clone();
     observed.holdings.sort_by_key(|h| (h.variant, h.family));
     for holding in &mut observed.holdings {
-        holding.dump.tables.retain(|t| t.chains.iter().any(|c| !c.rules.is_empty() || c.policy.is_none()));
+        holding
+            .dump
+            .tables
+            .retain(|t| t.chains.iter().any(|c| !c.rules.is_empty() || c.policy.is_none()));
         holding.dump.tables.sort_by(|a, b| a.name.cmp(&b.name));
         for table in &mut holding.dump.tables {
             table.chains.sort_by(|a, b| a.name.cmp(&b.name));
@@ -111,9 +117,9 @@ fn commits(effects: &[Effect]) -> Vec<Effect> {
 fn captures_inbound(observed: &Observed, family: Family) -> bool {
     let Some(dump) = observed.holding(Variant::Nft, family) else { return false };
     let leads = |table: &str, from: &str, to: &str| {
-        dump.table(table).and_then(|t| t.chain(from)).is_some_and(|c| {
-            c.rules.iter().any(|r| r.text.ends_with(&format!("-j {to}")))
-        })
+        dump.table(table)
+            .and_then(|t| t.chain(from))
+            .is_some_and(|c| c.rules.iter().any(|r| r.text.ends_with(&format!("-j {to}"))))
     };
     let redirects = leads("nat", "PREROUTING", "ISTIO_INBOUND")
         && leads("nat", "ISTIO_INBOUND", "ISTIO_IN_REDIRECT");

@@ -27,9 +27,11 @@ fn applied(set: &Ruleset, groups: &Groups) -> Observed {
 
 fn read_back(observed: &Observed, dialect: &Dialect) -> Option<Ruleset> {
     let dump = |family| observed.holding(Variant::Nft, family);
-    let found =
-        infer(dump(Family::V4), dump(Family::V6), &observed.ip_rules, &dialect.footprint)?;
-    Some(compile(&policy(&found, dialect).unwrap(), dialect.footprint.layout))
+    let found = infer(dump(Family::V4), dump(Family::V6), &observed.ip_rules, &dialect.footprint)?;
+    Some(compile(
+        &policy(&found, dialect).expect("what is read back makes a policy"),
+        dialect.footprint.layout,
+    ))
 }
 
 proptest! {

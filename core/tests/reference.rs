@@ -1,7 +1,13 @@
 //! Verify that the rules are those of istio-iptables 1.32, byte for byte, in every recorded case.
 //! The recordings are not part of the repository: they are read from `../shared/reference` when
 //! that folder is there.
-#![expect(clippy::print_stderr, reason = "a test that can't run says so")]
+#![expect(clippy::unwrap_used, reason = "a recording that can't be read should stop the test")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_macros,
+    clippy::print_stderr,
+    reason = "the recordings are read from files, and a test that can't run says so"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +23,8 @@ use millrace_core::value::Family;
 use serde_json::Value;
 
 fn suite(name: &str) -> Option<Vec<(String, Value, PathBuf)>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference/istio").join(name);
+    let folder =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference/istio").join(name);
     let Ok(entries) = fs::read_dir(&folder) else {
         eprintln!("SKIPPED: {name}: the recordings are not at {}", folder.display());
         return None;
@@ -51,12 +58,11 @@ fn read_argv(argv: &[String]) -> Vec<(String, String)> {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (word.as_str(), None),
         };
-        let def = match name.strip_prefix("--") {
-            Some(long) => flags::find(long).unwrap(),
-            None => {
-                let short = name.strip_prefix('-').unwrap().chars().next();
-                flags::FLAGS.iter().find(|f| f.short == short).unwrap()
-            }
+        let def = if let Some(long) = name.strip_prefix("--") {
+            flags::find(long).unwrap()
+        } else {
+            let short = name.strip_prefix('-').unwrap().chars().next();
+            flags::FLAGS.iter().find(|f| f.short == short).unwrap()
         };
         let value = inline.unwrap_or_else(|| match def.kind {
             flags::Kind::Bool => "true".to_owned(),
@@ -76,10 +82,11 @@ fn ruleset(argv: &Value, env: &Value, host: &Value) -> Ruleset {
         .map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned()))
         .collect();
     env.insert("MILLRACE_IPV6_AS_REFERENCE".to_owned(), "true".to_owned());
-    let resolv_conf: String = strings(&host["resolv_conf_nameservers"])
+    let lines: Vec<String> = strings(&host["resolv_conf_nameservers"])
         .iter()
         .map(|s| format!("nameserver {s}\n"))
         .collect();
+    let resolv_conf = lines.concat();
     let facts = HostFacts {
         addresses: strings(&host["interface_addresses"])
             .iter()
@@ -128,7 +135,13 @@ fn cni_plugin_sidecar() {
         let blocks = |text: &str| -> Vec<String> {
             let mut blocks: Vec<String> = text
                 .split("COMMIT")
-                .map(|b| b.trim().lines().filter(|l| !l.ends_with("-save")).collect::<Vec<_>>().join("\n"))
+                .map(|b| {
+                    b.trim()
+                        .lines()
+                        .filter(|l| !l.ends_with("-save"))
+                        .collect::<Vec<_>>()
+                        .join("\n")
+                })
                 .filter(|b| !b.is_empty())
                 .collect();
             blocks.sort();

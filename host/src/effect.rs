@@ -46,7 +46,7 @@ impl EffectError {
 }
 
 /// How long a restore may take beside waiting for the lock.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Do it. Gives what the user should know.
 ///
@@ -105,4 +105,3 @@ fn locked(error: ExecError, began: Instant) -> EffectError {
         _ => error.into(),
     }
 }
-

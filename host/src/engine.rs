@@ -91,9 +91,9 @@ pub enum EngineError {
     #[error("{failed}: {source}; what was there before is there again")]
     TakenBack {
         /// What failed.
-        failed: Effect,
+        failed: Box<Effect>,
         /// Why.
-        source: effect::EffectError,
+        source: Box<effect::EffectError>,
     },
     /// An effect failed, and so did putting back what was there before.
     #[error(
@@ -102,9 +102,9 @@ pub enum EngineError {
     )]
     Stuck {
         /// What failed.
-        failed: Effect,
+        failed: Box<Effect>,
         /// Why.
-        source: effect::EffectError,
+        source: Box<effect::EffectError>,
         /// What failed then, and why.
         second: String,
     },
@@ -182,10 +182,8 @@ impl Session {
         };
         let variant = choice.map_or(Variant::Nft, |c| c.variant);
         let plan = plan::plan(&before, request.wanted, variant, request.everything, &context);
-        let refused = request.drift == Drift::Refuse
-            && plan.residue
-            && !plan.unfinished
-            && !plan.interrupted;
+        let refused =
+            request.drift == Drift::Refuse && plan.residue && !plan.unfinished && !plan.interrupted;
         if refused && !plan.is_empty() {
             return Err(EngineError::Drifted { effects: plan.effects });
         }
@@ -227,7 +225,8 @@ impl Session {
             match result {
                 Ok(warnings) => self.warnings.extend(warnings),
                 Err(source) => {
-                    let failed = done.clone();
+                    let source = Box::new(source);
+                    let failed = Box::new(done.clone());
                     return Err(match self.take_back(before, request, context) {
                         Ok(()) => EngineError::TakenBack { failed, source },
                         Err(second) => EngineError::Stuck { failed, source, second },

@@ -89,7 +89,11 @@ fn hint(said: &str) -> Option<&'static str> {
              context, or use the CNI plugin",
         ),
         (
-            &["Table does not exist", "can't initialize iptables table", "can't initialize ip6tables table"],
+            &[
+                "Table does not exist",
+                "can't initialize iptables table",
+                "can't initialize ip6tables table",
+            ],
             "the kernel lacks this table: load its module (iptable_nat, iptable_mangle, iptable_raw \
              or their ip6table twins), or use iptables-nft",
         ),
@@ -107,7 +111,10 @@ fn hint(said: &str) -> Option<&'static str> {
             &["Couldn't load match", "Couldn't load target"],
             "an extension of iptables is not installed: install the whole package iptables",
         ),
-        (&["Device or resource busy"], "something else holds what is to be removed: see who jumps to it"),
+        (
+            &["Device or resource busy"],
+            "something else holds what is to be removed: see who jumps to it",
+        ),
     ];
     HINTS.iter().find(|(signs, _)| signs.iter().any(|s| said.contains(s))).map(|(_, hint)| *hint)
 }
@@ -143,9 +150,8 @@ pub fn start(
     if let Some(sandbox) = &options.sandbox {
         sandbox.prepare(&mut builder);
     }
-    let mut child = builder
-        .spawn()
-        .map_err(|source| ExecError::Start { command: command.clone(), source })?;
+    let mut child =
+        builder.spawn().map_err(|source| ExecError::Start { command: command.clone(), source })?;
     PROCESSES.fetch_add(1, Ordering::Relaxed);
     let input = child.stdin.take().zip(input.map(|text| text.as_bytes().to_vec()));
     Ok(Running { command, child, input })
@@ -194,8 +200,9 @@ impl Running {
             let mut waiting = Vec::new();
             waiting.extend(stdout.pipe.as_ref().map(|p| PollFd::new(p.as_fd(), PollFlags::POLLIN)));
             waiting.extend(stderr.pipe.as_ref().map(|p| PollFd::new(p.as_fd(), PollFlags::POLLIN)));
-            waiting
-                .extend(self.input.as_ref().map(|(p, _)| PollFd::new(p.as_fd(), PollFlags::POLLOUT)));
+            waiting.extend(
+                self.input.as_ref().map(|(p, _)| PollFd::new(p.as_fd(), PollFlags::POLLOUT)),
+            );
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             match poll(&mut waiting, timeout) {
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -326,7 +333,8 @@ mod tests {
     #[test]
     fn a_failure_says_the_command_and_what_it_said() {
         let args = ["-c", "echo no luck >&2; exit 3"];
-        let error = run(&find("sh").unwrap(), &args, None, soon(), &Options::default()).unwrap_err();
+        let error =
+            run(&find("sh").unwrap(), &args, None, soon(), &Options::default()).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("exit status: 3") && text.contains("no luck"), "{text}");
     }

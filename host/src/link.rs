@@ -186,9 +186,7 @@ impl Net {
         let messages: Result<Vec<_>, _> =
             self.handle.rule().get(version).execute().try_collect().await;
         match messages {
-            Ok(messages) => {
-                Ok(messages.into_iter().map(|m| (ip_rule(family, &m), m)).collect())
-            }
+            Ok(messages) => Ok(messages.into_iter().map(|m| (ip_rule(family, &m), m)).collect()),
             Err(error) if is_absent(&error) => Ok(Vec::new()),
             Err(error) => {
                 Err(request(format!("the {family} policy routing rules can't be listed"))(error))
@@ -261,7 +259,8 @@ impl Net {
     /// # Errors
     /// When the kernel refuses.
     pub fn ip_rule(&self, change: Change, rule: &IpRule) -> Result<(), LinkError> {
-        let what = || format!("{} rule priority {} lookup {}", rule.family, rule.priority, rule.table);
+        let what =
+            || format!("{} rule priority {} lookup {}", rule.family, rule.priority, rule.table);
         self.runtime.block_on(async {
             // The kernel adds a rule again that is there already, so it has to be asked first.
             let same: Vec<RuleMessage> = self

@@ -126,7 +126,7 @@ fn process(pid: u32) -> Option<Process> {
     Some(Process { pid, name: name.trim().to_owned() })
 }
 
-/// The lock file of iptables-legacy (`iptables(8)`, XTABLES_LOCKFILE).
+/// The lock file of iptables-legacy (`iptables(8)`, `XTABLES_LOCKFILE`).
 pub fn xtables_lock_file() -> PathBuf {
     std::env::var_os("XTABLES_LOCKFILE")
         .map_or_else(|| PathBuf::from("/run/xtables.lock"), PathBuf::from)

@@ -1,10 +1,12 @@
-//! Which tables nf_tables has, asked of the kernel itself (`linux/netfilter/nf_tables.h`). Asking
+//! Which tables `nf_tables` has, asked of the kernel itself (`linux/netfilter/nf_tables.h`). Asking
 //! makes nothing: neither a process nor a table.
 
 use std::io;
 
 use millrace_core::value::Family;
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_netfilter::nftables::{NfTablesMessage, TableAttribute, TableMessage};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
@@ -30,7 +32,7 @@ pub enum NfTablesError {
     Refused(Errno),
 }
 
-/// The IPv4 and IPv6 tables of nf_tables by name; `None` when the kernel has no nf_tables.
+/// The IPv4 and IPv6 tables of `nf_tables` by name; `None` when the kernel has no `nf_tables`.
 ///
 /// # Errors
 /// When the kernel can't be asked.
@@ -58,7 +60,7 @@ pub fn tables() -> Result<Option<Vec<(Family, String)>>, NfTablesError> {
     }
 }
 
-/// Whether the kernel has nf_tables, as far as it can be asked.
+/// Whether the kernel has `nf_tables`, as far as it can be asked.
 pub fn is_supported() -> bool {
     matches!(tables(), Ok(Some(_)))
 }

@@ -14,7 +14,7 @@ use crate::nf_tables::{self, NfTablesError};
 use crate::tools::{Missing, Role, Tools};
 
 /// How long a save may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Something could not be seen.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +22,7 @@ pub enum ObserveError {
     /// Links.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The tables of nf_tables.
+    /// The tables of `nf_tables`.
     #[error(transparent)]
     NfTables(#[from] NfTablesError),
     /// Rules are there, but not the program that prints them.

@@ -2,7 +2,7 @@
 //! error.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::time::SystemTime;
 
 use millrace_core::dialect::istio::parse_bool;
@@ -140,7 +140,9 @@ fn least(text: &str, before: Level) -> Result<Level, String> {
     for item in text.split(',').filter(|i| !i.is_empty()) {
         let name = item.rsplit_once(':').map_or(item, |(_, name)| name);
         level = Level::ALL.into_iter().find(|l| l.as_str() == name).ok_or_else(|| {
-            format!("--log_output_level {item:?}: a level is debug, info, warn, error, fatal or none")
+            format!(
+                "--log_output_level {item:?}: a level is debug, info, warn, error, fatal or none"
+            )
         })?;
     }
     Ok(level)

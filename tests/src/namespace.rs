@@ -44,6 +44,7 @@ impl Run {
     /// # Panics
     /// When it did not.
     #[track_caller]
+    #[expect(clippy::return_self_not_must_use, reason = "the check is what it is called for")]
     pub fn exits(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self}");
         self
@@ -154,9 +155,12 @@ impl Namespace {
     /// counters when asked for.
     pub fn rules(&self, counters: bool) -> String {
         let mut text = String::new();
-        for program in
-            ["iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"]
-        {
+        for program in [
+            "iptables-nft-save",
+            "ip6tables-nft-save",
+            "iptables-legacy-save",
+            "ip6tables-legacy-save",
+        ] {
             let args: &[&str] = if counters { &["-c"] } else { &[] };
             let out = self.run(program, args).ok();
             text.push_str(&format!("== {program}\n"));
@@ -186,7 +190,8 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         let pids = Command::new("ip").args(["netns", "pids", &self.name]).output();
-        let pids = pids.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+        let pids =
+            pids.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
         for pid in pids.split_ascii_whitespace().filter_map(|p| p.parse().ok()) {
             let pid = nix::unistd::Pid::from_raw(pid);
             let _gone = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);

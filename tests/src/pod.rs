@@ -25,8 +25,8 @@ impl Families {
     }
 }
 
-/// A pod (`eth0`: 10.4.0.2, fd00:4::2) that reaches the world by `outside` (10.4.0.1, fd00:4::1),
-/// which has a second network behind it (10.5.0.1, fd00:5::1 on `lo`).
+/// A pod (`eth0`: 10.4.0.2, `fd00:4::2`) that reaches the world by `outside` (10.4.0.1, `fd00:4::1`),
+/// which has a second network behind it (10.5.0.1, `fd00:5::1` on `lo`).
 #[derive(Debug)]
 pub struct Pod {
     /// The pod.
@@ -68,7 +68,8 @@ impl Pod {
     /// is `.2` and `:2`, outside is `.1` and `:1`. The wire's other end has the same name.
     pub fn wire(&self, name: &str, families: Families, nets: [&str; 2]) {
         let (pod, outside) = (&self.pod, &self.outside);
-        let args = ["link", "add", name, "type", "veth", "peer", "name", name, "netns", outside.name()];
+        let args =
+            ["link", "add", name, "type", "veth", "peer", "name", name, "netns", outside.name()];
         pod.run("ip", &args).ok();
         for (namespace, host) in [(pod, "2"), (outside, "1")] {
             namespace.run("ip", &["link", "set", name, "up"]).ok();

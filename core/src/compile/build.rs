@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::Layout;
 use crate::policy::CapturePolicy;
 use crate::ruleset::{
-    Chain, ChainName, Emission, Hook, Masked, Match, Owner, Placement, Protocol, Reason, Rule, Side,
-    Table, Target,
+    Chain, ChainName, Emission, Hook, Masked, Match, Owner, Placement, Protocol, Reason, Rule,
+    Side, Table, Target,
 };
 use crate::source::Source;
 use crate::value::{Cidr, Family, InterfacePattern, Mark, Port, PortRange};
@@ -20,11 +20,7 @@ pub(super) struct Builder<'p> {
 }
 
 impl<'p> Builder<'p> {
-    pub(super) const fn new(
-        policy: &'p CapturePolicy,
-        layout: &'p Layout,
-        family: Family,
-    ) -> Self {
+    pub(super) const fn new(policy: &'p CapturePolicy, layout: &'p Layout, family: Family) -> Self {
         Self { policy, layout, family, emissions: Vec::new() }
     }
 

@@ -42,7 +42,8 @@ fn servers(b: &Builder<'_>, dns: &DnsCapture) -> Vec<(Option<Cidr>, Source)> {
 }
 
 fn whose(server: Option<&Cidr>) -> String {
-    server.map_or_else(|| "all DNS queries".to_owned(), |s| format!("DNS queries to {}", s.address()))
+    server
+        .map_or_else(|| "all DNS queries".to_owned(), |s| format!("DNS queries to {}", s.address()))
 }
 
 /// The redirects to the proxy's DNS port, TCP first.

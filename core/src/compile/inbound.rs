@@ -24,8 +24,7 @@ pub(super) fn interfaces(b: &mut Builder<'_>) {
         }
     }
     for nic in &b.policy.interfaces.rerouted {
-        let purpose =
-            format!("what comes in by {} is not inbound traffic of this pod", nic.value);
+        let purpose = format!("what comes in by {} is not inbound traffic of this pod", nic.value);
         b.put(
             Table::Nat,
             Chain::Builtin(Hook::Prerouting),
@@ -69,8 +68,7 @@ pub(super) fn chains(b: &mut Builder<'_>) {
         (&layout.in_redirect, &policy.inbound.port, "inbound"),
     ] {
         let purpose = format!("captured {direction} connections go to port {}", port.value);
-        let target =
-            Target::Redirect { port: port.value, spelling: RedirectSpelling::ToPorts };
+        let target = Target::Redirect { port: port.value, spelling: RedirectSpelling::ToPorts };
         b.user(Table::Nat, chain, vec![tcp()], target, why(&port.source, purpose));
     }
 }
@@ -138,7 +136,8 @@ fn transparent_chains(b: &mut Builder<'_>, mark: Mark, source: &Source) {
 /// Capture connections to `ports`, or to any port.
 fn divert(b: &mut Builder<'_>, ports: Option<PortRange>, source: &Source) {
     let layout = b.layout;
-    let what = ports.map_or_else(|| "every inbound port".to_owned(), |p| format!("inbound port {p}"));
+    let what =
+        ports.map_or_else(|| "every inbound port".to_owned(), |p| format!("inbound port {p}"));
     let mut matches = vec![tcp()];
     matches.extend(ports.map(to_port));
     let reason = why(source, format!("{what} is captured"));
@@ -152,4 +151,3 @@ fn divert(b: &mut Builder<'_>, ports: Option<PortRange>, source: &Source) {
         b.user(Table::Nat, &layout.inbound, matches, jump(&layout.in_redirect), reason);
     }
 }
-

@@ -1,8 +1,8 @@
 //! Connections from the pod.
 
 use super::build::{
-    Builder, DNS, from, in_by, jump, not_of, not_to, not_to_port, of, out_by, tcp, to, to_port, udp,
-    why,
+    Builder, DNS, from, in_by, jump, not_of, not_to, not_to_port, of, out_by, tcp, to, to_port,
+    udp, why,
 };
 use crate::policy::{GroupSelection, IdentityMatching, NetworkSelection};
 use crate::ruleset::{Chain, Hook, Match, Owner, Placement, Reason, Table, Target};
@@ -149,7 +149,8 @@ fn reroute(b: &mut Builder<'_>, network: Option<Cidr>, reason: &Reason) {
     for nic in &b.policy.interfaces.rerouted {
         let mut matches = vec![in_by(&nic.value)];
         matches.extend(network.map(to));
-        let purpose = format!("what comes in by {} counts as outbound: {}", nic.value, reason.purpose);
+        let purpose =
+            format!("what comes in by {} counts as outbound: {}", nic.value, reason.purpose);
         let target = jump(&b.layout.redirect);
         b.put(
             Table::Nat,

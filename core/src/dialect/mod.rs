@@ -26,11 +26,7 @@ pub struct Dialect {
 
 /// Every dialect.
 pub static DIALECTS: &[Dialect] = &[
-    Dialect {
-        name: "istio-iptables",
-        footprint: istio::FOOTPRINT,
-        source_of: istio::source_of,
-    },
+    Dialect { name: "istio-iptables", footprint: istio::FOOTPRINT, source_of: istio::source_of },
     Dialect { name: "millrace", footprint: native::FOOTPRINT, source_of: native::source_of },
 ];
 

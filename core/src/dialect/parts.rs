@@ -17,9 +17,11 @@ const MAX_GROUPS: usize = 64;
 
 /// The IPv4 network that counts as localhost.
 pub(super) fn localhost(reader: &mut Reader, text: &Sourced<String>) -> Option<Sourced<Cidr>> {
-    let cidr = text.value.parse::<Cidr>().ok().filter(|c| {
-        matches!(c.address(), IpAddr::V4(a) if a.is_loopback()) && c.length() >= 8
-    });
+    let cidr = text
+        .value
+        .parse::<Cidr>()
+        .ok()
+        .filter(|c| matches!(c.address(), IpAddr::V4(a) if a.is_loopback()) && c.length() >= 8);
     if cidr.is_none() {
         let expected = "localhost is a network in 127.0.0.0/8, such as 127.0.0.1/32";
         reader.wrong(&text.source, &text.value, expected);

@@ -13,10 +13,7 @@ use crate::source::Source;
 ///
 /// # Errors
 /// What was read back makes no policy: the rules are not whole.
-pub fn policy(
-    found: &Inferred,
-    dialect: &dialect::Dialect,
-) -> Result<CapturePolicy, ConfigErrors> {
+pub fn policy(found: &Inferred, dialect: &dialect::Dialect) -> Result<CapturePolicy, ConfigErrors> {
     let mut flags: BTreeMap<&'static str, String> = found.settings.clone();
     flags.insert("ipv6", if found.ipv6 { "on" } else { "off" }.to_owned());
     if !found.dns_servers.is_empty() {

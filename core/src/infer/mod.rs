@@ -6,6 +6,7 @@ mod output;
 mod read;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 pub use facts::policy;
@@ -61,11 +62,11 @@ pub fn infer(
 }
 
 impl Inferred {
-    fn set(&mut self, flag: &'static str, value: impl ToString) {
+    fn set(&mut self, flag: &'static str, value: impl fmt::Display) {
         self.settings.insert(flag, value.to_string());
     }
 
-    fn push(&mut self, flag: &'static str, value: impl ToString) {
+    fn push(&mut self, flag: &'static str, value: impl fmt::Display) {
         let list = self.settings.entry(flag).or_default();
         if !list.is_empty() {
             list.push(',');
@@ -75,7 +76,9 @@ impl Inferred {
 }
 
 fn ports(chains: &Chains, layout: &Layout, found: &mut Inferred) {
-    for (chain, flag) in [(&layout.redirect, "outbound-port"), (&layout.in_redirect, "inbound-port")] {
+    for (chain, flag) in
+        [(&layout.redirect, "outbound-port"), (&layout.in_redirect, "inbound-port")]
+    {
         if let Some(Target::Redirect { port, .. }) =
             chains.user(Table::Nat, chain).first().map(|r| &r.target)
         {
@@ -91,9 +94,10 @@ fn ports(chains: &Chains, layout: &Layout, found: &mut Inferred) {
 fn inbound(chains: &Chains, layout: &Layout, ip_rules: &[IpRule], found: &mut Inferred) {
     let mark = chains.hook(Table::Mangle, Hook::Prerouting).iter().find_map(|r| {
         match (r.matches.as_slice(), &r.target) {
-            ([Match::Protocol(Protocol::Tcp), Match::Mark { negated: false, mark }], Target::SaveMark) => {
-                Some(mark.value)
-            }
+            (
+                [Match::Protocol(Protocol::Tcp), Match::Mark { negated: false, mark }],
+                Target::SaveMark,
+            ) => Some(mark.value),
             _ => None,
         }
     });

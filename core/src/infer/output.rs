@@ -119,9 +119,9 @@ fn owner(rule: &Rule) -> Option<(bool, &Owner)> {
 }
 
 fn over_loopback(rule: &Rule) -> bool {
-    rule.matches.iter().any(|m| {
-        matches!(m, Match::OutInterface { negated: false, name } if name.as_str() == "lo")
-    })
+    rule.matches
+        .iter()
+        .any(|m| matches!(m, Match::OutInterface { negated: false, name } if name.as_str() == "lo"))
 }
 
 /// The rules that tell the proxy from the application: a self-call, what stays in the pod, and
@@ -143,7 +143,10 @@ fn identity<'r>(mut rules: &'r [Rule], layout: &Layout, said: &mut Said) -> &'r 
                 negated = true;
                 last_was_self_call = false;
             }
-            None if over_loopback(rule) && rule.target == Target::Return && !said.owners.is_empty() => {
+            None if over_loopback(rule)
+                && rule.target == Target::Return
+                && !said.owners.is_empty() =>
+            {
                 stays = true;
                 last_was_self_call = false;
             }

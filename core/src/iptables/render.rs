@@ -101,10 +101,9 @@ fn render_target(target: &Target) -> String {
             };
             format!("-j REDIRECT {option} {port}")
         }
-        Target::Tproxy { mark, port } => format!(
-            "-j TPROXY --tproxy-mark {}/{:#x} --on-port {port}",
-            mark.value, mark.mask
-        ),
+        Target::Tproxy { mark, port } => {
+            format!("-j TPROXY --tproxy-mark {}/{:#x} --on-port {port}", mark.value, mark.mask)
+        }
         Target::SetMark(mark) => format!("-j MARK --set-mark {}", render_masked(*mark)),
         Target::SaveMark => "-j CONNMARK --save-mark".to_owned(),
         Target::RestoreMark => "-j CONNMARK --restore-mark".to_owned(),

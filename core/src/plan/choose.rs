@@ -14,7 +14,7 @@ pub struct Tooling {
     pub nft: bool,
     /// Whether the programs of iptables-legacy are there.
     pub legacy: bool,
-    /// Whether the kernel has nf_tables.
+    /// Whether the kernel has `nf_tables`.
     pub nf_tables: bool,
 }
 
@@ -99,9 +99,11 @@ pub fn choose(
         })
     };
     let has_rules = |variant| {
-        observed.holdings.iter().filter(|h| h.variant == variant).any(|h| {
-            h.dump.tables.iter().flat_map(|t| &t.chains).any(|c| !c.rules.is_empty())
-        })
+        observed
+            .holdings
+            .iter()
+            .filter(|h| h.variant == variant)
+            .any(|h| h.dump.tables.iter().flat_map(|t| &t.chains).any(|c| !c.rules.is_empty()))
     };
     let order: [(Variant, bool, &'static str); 5] = [
         (Variant::Nft, holds(Variant::Nft), "it holds rules of an earlier run"),

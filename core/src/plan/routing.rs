@@ -58,9 +58,10 @@ pub(super) fn found<'o>(observed: &'o Observed, known: &Known) -> Vec<&'o IpRule
 /// up and a configuration names.
 fn found_routes<'o>(observed: &'o Observed, known: &Known, rules: &[&IpRule]) -> Vec<&'o Route> {
     let looked_up_by_others = |route: &Route| {
-        observed.ip_rules.iter().any(|r| {
-            r.family == route.family && r.table == route.table && !rules.contains(&r)
-        })
+        observed
+            .ip_rules
+            .iter()
+            .any(|r| r.family == route.family && r.table == route.table && !rules.contains(&r))
     };
     let named = |route: &Route| {
         rules.iter().any(|r| r.family == route.family && r.table == route.table)

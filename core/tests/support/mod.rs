@@ -1,6 +1,7 @@
 //! What the tests of the core share: a stand-in for the kernel's tables that understands the
 //! input of `iptables-restore --noflush`, and random configurations.
 #![allow(dead_code, clippy::allow_attributes, reason = "not every test uses all of it")]
+#![expect(clippy::unwrap_used, reason = "a test that is built wrongly should stop")]
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -61,11 +62,11 @@ pub(crate) fn carry_out(observed: &mut Observed, effect: &Effect) {
 pub(crate) fn restore(dump: &mut Dump, input: &str) {
     let mut table = String::new();
     for line in input.lines() {
-        let line = line.split_once("] ").map_or(line, |(head, rest)| {
-            if head.starts_with('[') { rest } else { line }
-        });
+        let line = line
+            .split_once("] ")
+            .map_or(line, |(head, rest)| if head.starts_with('[') { rest } else { line });
         if let Some(name) = line.strip_prefix('*') {
-            table = name.trim().to_owned();
+            name.trim().clone_into(&mut table);
             if dump.table(&table).is_none() {
                 dump.tables.push(builtin(&table));
             }
@@ -99,11 +100,8 @@ fn rules<'t>(table: &'t mut TableDump, chain: &str) -> &'t mut Vec<DumpRule> {
 fn command(table: &mut TableDump, line: &str) {
     let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
     let (chain, body) = rest.split_once(' ').unwrap_or((rest, ""));
-    let rule = |text: &str| DumpRule {
-        text: text.to_owned(),
-        counters: None,
-        rule: parse_rule(text),
-    };
+    let rule =
+        |text: &str| DumpRule { text: text.to_owned(), counters: None, rule: parse_rule(text) };
     match verb {
         "COMMIT" => {
             for chain in &table.chains {

@@ -20,15 +20,9 @@ use super::listen::Listener;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum As {
     /// This process, whose user and group these are.
-    Oneself {
-        uid: u32,
-        gid: u32,
-    },
+    Oneself { uid: u32, gid: u32 },
     /// Another user, by another process.
-    Other {
-        uid: u32,
-        gid: u32,
-    },
+    Other { uid: u32, gid: u32 },
 }
 
 impl As {
@@ -100,13 +94,13 @@ fn judge(errno: Errno) -> DialError {
         Errno::ENETUNREACH | Errno::EHOSTUNREACH => DialError::NotPossible(format!(
             "{errno}: there is no route to that address from here, so nothing can be sent"
         )),
-        Errno::EADDRNOTAVAIL => DialError::Failed(format!(
-            "{errno}: the address is not there (::6 belongs on lo)"
-        )),
-        Errno::ECONNREFUSED => DialError::Failed(format!("{errno}: it was not captured")),
-        Errno::ETIMEDOUT | Errno::EINPROGRESS => {
-            DialError::Failed("nobody answered: it was not captured, or its answer was lost".to_owned())
+        Errno::EADDRNOTAVAIL => {
+            DialError::Failed(format!("{errno}: the address is not there (::6 belongs on lo)"))
         }
+        Errno::ECONNREFUSED => DialError::Failed(format!("{errno}: it was not captured")),
+        Errno::ETIMEDOUT | Errno::EINPROGRESS => DialError::Failed(
+            "nobody answered: it was not captured, or its answer was lost".to_owned(),
+        ),
         other => DialError::Failed(other.to_string()),
     }
 }

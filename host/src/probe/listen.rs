@@ -1,8 +1,10 @@
 //! Standing in for the proxy.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::net::{
+    Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream,
+};
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use millrace_core::value::Family;

@@ -103,7 +103,9 @@ impl fmt::Display for Check {
         write!(f, "{family} {direction} connection of {user} to {to}: ")?;
         match ending {
             Ending::Captured => write!(f, "came out at port {port} with its original destination"),
-            Ending::Failed { instead, .. } => write!(f, "should come out at port {port}, but {instead}"),
+            Ending::Failed { instead, .. } => {
+                write!(f, "should come out at port {port}, but {instead}")
+            }
             Ending::NotPossible(why) => write!(f, "not tried: {why}"),
         }
     }
@@ -152,9 +154,7 @@ fn check(
         Direction::Outbound => {
             (policy.outbound.port.value, path::outside(policy, family, config.probe_port)?)
         }
-        Direction::Inbound => {
-            (policy.inbound.port.value, path::inside(family, config.probe_port))
-        }
+        Direction::Inbound => (policy.inbound.port.value, path::inside(family, config.probe_port)),
     };
     let user = path::user(policy, direction, geteuid().as_raw(), getegid().as_raw());
     let mut check = Check {

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use millrace_core::policy::{CapturePolicy, GroupSelection, NetworkSelection};
 use millrace_core::compile::Layout;
+use millrace_core::policy::{CapturePolicy, GroupSelection, NetworkSelection};
 use millrace_core::ruleset::{
     Chain, ChainName, Hook, Match, Owner, Rule, Ruleset, Table, TableChain, Target,
 };
@@ -33,10 +33,8 @@ pub(super) fn outside(policy: &CapturePolicy, family: Family, port: Port) -> Opt
             outbound.networks.of(family).map(|c| second(c.value)).collect()
         }
     };
-    let by_network = by_network
-        .into_iter()
-        .filter(|a| !a.is_loopback())
-        .map(|address| (address, port));
+    let by_network =
+        by_network.into_iter().filter(|a| !a.is_loopback()).map(|address| (address, port));
     let by_port = outbound.ports.iter().map(|p| (nowhere, p.value.first()));
     by_network
         .chain(by_port)

@@ -53,7 +53,9 @@ fn values(matches: &ArgMatches, name: &str) -> Vec<String> {
 /// The command, for its help as well.
 pub(crate) fn command() -> Command {
     let mut command = Command::new("istio-iptables")
-        .about("Set up the rules that divert a pod's traffic into its proxy, as istio-iptables does")
+        .about(
+            "Set up the rules that divert a pod's traffic into its proxy, as istio-iptables does",
+        )
         .after_help(after_help())
         .no_binary_name(true)
         .disable_version_flag(true)
@@ -65,7 +67,8 @@ pub(crate) fn command() -> Command {
         }
     }
     for (name, switch, help) in LOG_FLAGS {
-        let arg = Arg::new(*name).long(*name).help(*help).help_heading("Log").action(ArgAction::Append);
+        let arg =
+            Arg::new(*name).long(*name).help(*help).help_heading("Log").action(ArgAction::Append);
         command = command.arg(if *switch { as_switch(arg) } else { as_text(arg) });
     }
     command
@@ -130,7 +133,9 @@ mod tests {
 
     #[test]
     fn every_spelling_of_pflag_is_taken() {
-        for words in [&["-p", "1"][..], &["-p1"], &["-p=1"], &["--envoy-port", "1"], &["--envoy-port=1"]] {
+        for words in
+            [&["-p", "1"][..], &["-p1"], &["-p=1"], &["--envoy-port", "1"], &["--envoy-port=1"]]
+        {
             assert_eq!(flags(words), [("envoy-port".to_owned(), "1".to_owned())], "{words:?}");
         }
         assert_eq!(flags(&["-x", ""]), [("istio-service-exclude-cidr".to_owned(), String::new())]);
@@ -147,9 +152,26 @@ mod tests {
     #[test]
     fn what_the_injector_passes_is_taken() {
         let words = [
-            "-p", "15001", "-z", "15006", "-u", "1337", "-m", "REDIRECT", "-i", "*", "-x", "", "-b",
-            "*", "-d", "15090,15021,15020", "--log_output_level=default:info", "--log_as_json",
-            "--run-validation", "--skip-rule-apply",
+            "-p",
+            "15001",
+            "-z",
+            "15006",
+            "-u",
+            "1337",
+            "-m",
+            "REDIRECT",
+            "-i",
+            "*",
+            "-x",
+            "",
+            "-b",
+            "*",
+            "-d",
+            "15090,15021,15020",
+            "--log_output_level=default:info",
+            "--log_as_json",
+            "--run-validation",
+            "--skip-rule-apply",
         ];
         assert_eq!(flags(&words).len(), 10);
     }

@@ -181,9 +181,11 @@ pub(crate) fn command() -> Command {
         .subcommand(
             Command::new("schema").about("Print the JSON schema of --config").display_order(100),
         )
-        .subcommand(Command::new("dial").hide(true).arg(
-            Arg::new("words").num_args(0..).trailing_var_arg(true).allow_hyphen_values(true),
-        ))
+        .subcommand(
+            Command::new("dial").hide(true).arg(
+                Arg::new("words").num_args(0..).trailing_var_arg(true).allow_hyphen_values(true),
+            ),
+        )
 }
 
 /// Every word that follows, as it is.
@@ -378,7 +380,8 @@ mod tests {
 
     #[test]
     fn settings_and_options_are_read() {
-        let words = ["apply", "--netns", "pod", "--proxy-uid", "1", "--proxy-uid", "2", "--wait", "5s"];
+        let words =
+            ["apply", "--netns", "pod", "--proxy-uid", "1", "--proxy-uid", "2", "--wait", "5s"];
         let Own::Apply(apply) = typed(&words).unwrap() else { panic!("not apply") };
         assert_eq!(apply.common.netns.as_deref(), Some("pod"));
         assert_eq!(apply.common.wait, Duration::from_secs(5));

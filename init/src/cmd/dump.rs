@@ -48,17 +48,17 @@ fn from_config(dump: &Dump) -> Result<Exit> {
     loaded.warnings.iter().for_each(|w| warn(w));
     let ruleset = loaded.ruleset();
     if dump.common.json {
-        let families: Vec<FamilyReport> = of_ruleset(&ruleset)
-            .into_iter()
-            .filter(|report| wants(dump, report.family))
-            .collect();
+        let families: Vec<FamilyReport> =
+            of_ruleset(&ruleset).into_iter().filter(|report| wants(dump, report.family)).collect();
         let routing = json!({
             "tproxy": ruleset.routing.tproxy.map(|(mark, table)| {
                 json!({ "mark": mark.get(), "table": table.get() })
             }),
             "passthroughAddress": ruleset.routing.passthrough_v6,
         });
-        print_json(&json!({ "source": "configuration", "families": families, "routing": routing }))?;
+        print_json(
+            &json!({ "source": "configuration", "families": families, "routing": routing }),
+        )?;
     } else {
         let mut text = String::new();
         for family in ruleset.families().filter(|f| wants(dump, *f)) {
@@ -76,10 +76,8 @@ fn from_namespace(dump: &Dump, observed: &Observed, facts: &HostFacts) -> Result
     let found = read_back(observed);
     let mut families = Vec::new();
     for holding in observed.holdings.iter().filter(|h| wants(dump, h.family)) {
-        let explained = found
-            .iter()
-            .find(|f| f.variant == holding.variant)
-            .and_then(|f| f.ruleset.as_ref());
+        let explained =
+            found.iter().find(|f| f.variant == holding.variant).and_then(|f| f.ruleset.as_ref());
         let chains = of_dump(&holding.dump, holding.family, FOOTPRINTS, explained, &facts.groups);
         if !chains.is_empty() {
             let iptables = Some(holding.variant.to_string());

@@ -91,26 +91,7 @@ impl Run<'_> {
         } else {
             self.apply()?;
         }
-        if self.options.run_validation { self.validate() } else { Ok(Exit::Ok) }
-    }
-
-    fn request<'r>(&'r self, wanted: Option<&'r Ruleset>, exec: millrace_host::exec::Options) -> Request<'r> {
-        let options = &self.options;
-        Request {
-            wanted,
-            variant: options.variant,
-            drift: if options.reconcile || options.force_apply || wanted.is_none() {
-                Drift::Replace
-            } else {
-                Drift::Refuse
-            },
-            everything: options.force_apply,
-            dry_run: options.dry_run,
-            wait: options.wait,
-            groups: &self.groups,
-            marks: config::marks(Some(&self.policy)),
-            exec,
-        }
+        Ok(if self.options.run_validation { self.validate() } else { Exit::Ok })
     }
 
     /// How programs are run: from the host's file system they get a view of their own.
@@ -128,10 +109,19 @@ impl Run<'_> {
 
     fn engine(&mut self, cleanup: bool) -> Result<Outcome, EngineError> {
         let exec = self.exec();
-        let wanted = self.ruleset.clone();
-        let mut session = std::mem::replace(&mut self.session, Session::open()?);
-        let outcome = session.run(&self.request((!cleanup).then_some(&wanted), exec))?;
-        self.session = session;
+        let Self { session, options, groups, policy, ruleset, .. } = self;
+        let replace = cleanup || options.reconcile || options.force_apply;
+        let outcome = session.run(&Request {
+            wanted: (!cleanup).then_some(ruleset),
+            variant: options.variant,
+            drift: if replace { Drift::Replace } else { Drift::Refuse },
+            everything: options.force_apply,
+            dry_run: options.dry_run,
+            wait: options.wait,
+            groups,
+            marks: config::marks(Some(policy)),
+            exec,
+        })?;
         for warning in &outcome.warnings {
             self.log.warn(warning);
         }
@@ -212,7 +202,7 @@ impl Run<'_> {
     }
 
     /// Send real connections and see.
-    fn validate(&mut self) -> Result<Exit> {
+    fn validate(&mut self) -> Exit {
         let report = probe::run(&ProbeConfig {
             policy: &self.policy,
             ruleset: &self.ruleset,
@@ -232,12 +222,12 @@ impl Run<'_> {
             }
         }
         if report.passed() {
-            return Ok(Exit::Ok);
+            return Exit::Ok;
         }
         if report.checks.iter().all(|c| c.passed().is_none()) {
             self.log.error("no connection could be tried, so nothing is proved");
         }
-        Ok(Exit::NotValid)
+        Exit::NotValid
     }
 
     /// Say which rule on a connection's way is missing; which ones there should be, when what is

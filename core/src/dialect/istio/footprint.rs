@@ -87,9 +87,7 @@ fn bookkeeping(dump: &Dump, owned: &mut Owned) {
 
 fn is_bookkeeping(hook: Hook, rule: &Rule) -> bool {
     let tcp = |m: &Match| *m == Match::Protocol(Protocol::Tcp);
-    let lo = |m: &Match| {
-        matches!(m, Match::OutInterface { negated: false, name } if name.as_str() == "lo")
-    };
+    let lo = |m: &Match| matches!(m, Match::OutInterface { negated: false, name } if name.as_str() == "lo");
     let mark = |m: &Match| matches!(m, Match::Mark { negated: false, .. });
     let connmark = |m: &Match| matches!(m, Match::Connmark { negated: false, .. });
     let elsewhere = |m: &Match| {
@@ -100,8 +98,7 @@ fn is_bookkeeping(hook: Hook, rule: &Rule) -> bool {
         matches!(m, Match::Owner { negated: false, owner: Owner::Uid(_) | Owner::Gid(_) })
     };
     let all = |wanted: &[&dyn Fn(&Match) -> bool]| {
-        rule.matches.len() == wanted.len()
-            && wanted.iter().all(|w| rule.matches.iter().any(|m| w(m)))
+        rule.matches.len() == wanted.len() && wanted.iter().all(|w| rule.matches.iter().any(w))
     };
     match (hook, &rule.target) {
         (Hook::Prerouting, Target::SaveMark) => all(&[&tcp, &mark]),
@@ -182,13 +179,17 @@ mod tests {
 
     #[test]
     fn look_alikes_are_not_ours() {
-        let o = owned("*nat\n:ISTIO_CUSTOM - [0:0]\n:XISTIO_OUTPUT - [0:0]\n-A OUTPUT -j ISTIO_CUSTOM\nCOMMIT\n");
+        let o = owned(
+            "*nat\n:ISTIO_CUSTOM - [0:0]\n:XISTIO_OUTPUT - [0:0]\n-A OUTPUT -j ISTIO_CUSTOM\nCOMMIT\n",
+        );
         assert!(o.is_empty());
     }
 
     #[test]
     fn a_jump_from_a_rule_of_another_kind_is_ours() {
-        let o = owned("*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -m statistic --mode random -j ISTIO_OUTPUT\nCOMMIT\n");
+        let o = owned(
+            "*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -m statistic --mode random -j ISTIO_OUTPUT\nCOMMIT\n",
+        );
         assert!(o.has_rule(Table::Nat, "OUTPUT", 0));
     }
 }

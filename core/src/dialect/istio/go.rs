@@ -9,15 +9,20 @@ pub fn parse_bool(text: &str) -> Result<bool, ValueError> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(ValueError::new("a switch is true or false (or 1, t, T, TRUE, True, 0, f, F, FALSE, False)")),
+        _ => Err(ValueError::new(
+            "a switch is true or false (or 1, t, T, TRUE, True, 0, f, F, FALSE, False)",
+        )),
     }
 }
 
 /// What `time.ParseDuration` takes, without sign: numbers with units, such as `1m30s` or `1.5h`.
 /// At most 24 hours, which no deadline here needs.
 pub fn parse_duration(text: &str) -> Result<Duration, ValueError> {
-    let bad =
-        || ValueError::new("a duration is one or more numbers with a unit (ns, us, ms, s, m, h), such as 30s or 1m30s, at most 24h");
+    let bad = || {
+        ValueError::new(
+            "a duration is one or more numbers with a unit (ns, us, ms, s, m, h), such as 30s or 1m30s, at most 24h",
+        )
+    };
     if text == "0" {
         return Ok(Duration::ZERO);
     }
@@ -27,8 +32,10 @@ pub fn parse_duration(text: &str) -> Result<Duration, ValueError> {
         let digits = rest.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
         let number: f64 = rest[..digits].parse().map_err(|_e| bad())?;
         rest = &rest[digits..];
-        let letters =
-            rest.char_indices().find(|(_, c)| c.is_ascii_digit() || *c == '.').map_or(rest.len(), |(i, _)| i);
+        let letters = rest
+            .char_indices()
+            .find(|(_, c)| c.is_ascii_digit() || *c == '.')
+            .map_or(rest.len(), |(i, _)| i);
         let seconds = match &rest[..letters] {
             "ns" => 1e-9,
             "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,

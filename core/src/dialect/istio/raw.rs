@@ -49,7 +49,7 @@ impl Raw {
         let texts = matches!(def.kind, Kind::Text | Kind::List);
         let set = def.env.iter().rev().find_map(|name| {
             let value = self.env.get(*name)?;
-            (texts || !value.is_empty()).then(|| (*name, value))
+            (texts || !value.is_empty()).then_some((*name, value))
         });
         match set {
             Some((name, value)) => Sourced::new(value.clone(), Source::Env(name.to_owned())),
@@ -59,12 +59,11 @@ impl Raw {
 
     /// The value of a variable that has no flag.
     pub fn variable(&self, name: &'static str) -> Sourced<String> {
-        match self.env.get(name) {
-            Some(value) => Sourced::new(value.clone(), Source::Env(name.to_owned())),
-            None => {
-                let default = VARIABLES.iter().find(|v| v.0 == name).map_or("", |v| v.1);
-                Sourced::new(default.to_owned(), Source::Default(name.to_owned()))
-            }
+        if let Some(value) = self.env.get(name) {
+            Sourced::new(value.clone(), Source::Env(name.to_owned()))
+        } else {
+            let default = VARIABLES.iter().find(|v| v.0 == name).map_or("", |v| v.1);
+            Sourced::new(default.to_owned(), Source::Default(name.to_owned()))
         }
     }
 
@@ -156,7 +155,9 @@ mod tests {
         raw(&[], &[("REDIRECT_DNS", "yes")]).switch(&mut reader, "redirect-dns");
         let errors = reader.finish(Some(())).unwrap_err();
         assert!(!errors.usage());
-        assert!(errors.to_string().starts_with("environment variable REDIRECT_DNS: \"yes\": a switch"));
+        assert!(
+            errors.to_string().starts_with("environment variable REDIRECT_DNS: \"yes\": a switch")
+        );
         let mut reader = Reader::default();
         raw(&[("redirect-dns", "yes")], &[]).switch(&mut reader, "redirect-dns");
         assert!(reader.finish(Some(())).unwrap_err().usage());

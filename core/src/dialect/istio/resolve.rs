@@ -72,7 +72,7 @@ pub struct Resolved {
 pub fn resolve(raw: &Raw, facts: &HostFacts) -> Result<Resolved, ConfigErrors> {
     let mut r = Resolver { raw, facts, reader: Reader::default(), warnings: Vec::new() };
     let options = r.options();
-    let policy = r.policy(&options);
+    let policy = r.policy(options.as_ref());
     let Resolver { reader, warnings, .. } = r;
     let (options, policy) = reader.finish(options.zip(policy))?;
     Ok(Resolved { policy, options, warnings })
@@ -129,10 +129,8 @@ impl Resolver<'_> {
         })
     }
 
-    fn policy(&mut self, options: &Option<Options>) -> Option<CapturePolicy> {
-        let writes = options
-            .as_ref()
-            .is_some_and(|o| !o.dry_run && !o.cleanup_only && !o.skip_rule_apply);
+    fn policy(&mut self, options: Option<&Options>) -> Option<CapturePolicy> {
+        let writes = options.is_some_and(|o| !o.dry_run && !o.cleanup_only && !o.skip_rule_apply);
         let ipv6 = self.ipv6(writes);
         let proxy = self.proxy();
         let inbound = self.inbound();
@@ -147,7 +145,7 @@ impl Resolver<'_> {
         let drop_invalid = self.raw.switch(&mut self.reader, "drop-invalid");
         Some(CapturePolicy {
             ipv6,
-            proxy: proxy?,
+            proxy,
             inbound: inbound?,
             outbound: outbound?,
             interfaces,
@@ -194,7 +192,7 @@ impl Resolver<'_> {
         Sourced::new(any, if dual.value { dual.source } else { host })
     }
 
-    fn proxy(&mut self) -> Option<ProxyIdentity> {
+    fn proxy(&mut self) -> ProxyIdentity {
         let mut uid = self.raw.text("proxy-uid");
         if items(&uid.value).next().is_none() {
             let user = self.raw.variable("ENVOY_USER");
@@ -210,12 +208,12 @@ impl Resolver<'_> {
         let any = self.raw.switch(&mut self.reader, "match-any-proxy-id");
         let uids: Vec<Sourced<Uid>> = self.reader.list(&uid);
         // Bad ids that were copied are reported once.
-        let gids: Vec<Sourced<Gid>> = match uids.is_empty() && gid.value == uid.value {
-            true => Vec::new(),
-            false => self.reader.list(&gid),
+        let gids: Vec<Sourced<Gid>> = if uids.is_empty() && gid.value == uid.value {
+            Vec::new()
+        } else {
+            self.reader.list(&gid)
         };
-        let matching =
-            if any.value { IdentityMatching::Any } else { IdentityMatching::OneByOne };
+        let matching = if any.value { IdentityMatching::Any } else { IdentityMatching::OneByOne };
         if !any.value && uids.len() > 1 {
             self.warnings.push(format!(
                 "several proxy user ids: rules in the form of istio-iptables make only the \
@@ -223,7 +221,7 @@ impl Resolver<'_> {
                 uids[0].value
             ));
         }
-        Some(ProxyIdentity { uids, gids, matching })
+        ProxyIdentity { uids, gids, matching }
     }
 
     fn inbound(&mut self) -> Option<Inbound> {

@@ -108,7 +108,8 @@ mod tests {
 
     #[test]
     fn names_every_key_that_is_not_known_and_every_value_without_place() {
-        let error = read_file("inbound:\n  prot: 1\n  port: {a: 1}\nx: 2\n").unwrap_err().to_string();
+        let error =
+            read_file("inbound:\n  prot: 1\n  port: {a: 1}\nx: 2\n").unwrap_err().to_string();
         assert!(error.contains("inbound.prot is not known"), "{error}");
         assert!(error.contains("inbound.port: {\"a\":1} has no place here"), "{error}");
         assert!(error.contains("configuration key x is not known"), "{error}");

@@ -95,7 +95,7 @@ impl Resolver<'_> {
             outbound: outbound?,
             interfaces,
             localhost: localhost?,
-            dns: dns?,
+            dns,
             drop_invalid: drop.filter(|d| d.value == "true").map(|d| d.source),
         })
     }
@@ -182,15 +182,16 @@ impl Resolver<'_> {
         })
     }
 
-    fn dns(&mut self) -> Option<Option<DnsCapture>> {
+    /// What of DNS is captured; an error is in the reader.
+    fn dns(&mut self) -> Option<DnsCapture> {
         let port = self.reader.one(&self.raw.text("dns-port"));
         let choice = self.choice("dns", &["off", "servers", "all"])?;
         let scope = match choice.value {
-            "off" => return Some(None),
+            "off" => return None,
             "all" => DnsScope::All(choice.source.clone()),
             _ => DnsScope::Servers(self.servers(&choice.source)?),
         };
-        Some(Some(DnsCapture { port: port?, source: choice.source, scope }))
+        Some(DnsCapture { port: port?, source: choice.source, scope })
     }
 
     /// The servers that are named, else those of the resolver's configuration.
@@ -201,12 +202,11 @@ impl Resolver<'_> {
         }
         let mut servers = Vec::new();
         for item in items(&text.value) {
-            match item.parse::<IpAddr>() {
-                Ok(address) => servers.push(text.with(address)),
-                Err(_) => {
-                    let expected = "a name server is an IP address, such as 10.96.0.10 or fd00::a";
-                    self.reader.wrong(&text.source, item, expected);
-                }
+            if let Ok(address) = item.parse::<IpAddr>() {
+                servers.push(text.with(address));
+            } else {
+                let expected = "a name server is an IP address, such as 10.96.0.10 or fd00::a";
+                self.reader.wrong(&text.source, item, expected);
             }
         }
         Some(servers)

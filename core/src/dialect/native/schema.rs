@@ -29,9 +29,9 @@ fn insert(object: &mut Value, path: &str, setting: &Setting) {
             properties.insert(path.to_owned(), property(setting));
         }
         Some((head, rest)) => {
-            let group = properties.entry(head.to_owned()).or_insert_with(|| {
-                json!({ "type": "object", "additionalProperties": false, "properties": {} })
-            });
+            let group = properties.entry(head.to_owned()).or_insert_with(
+                || json!({ "type": "object", "additionalProperties": false, "properties": {} }),
+            );
             insert(group, rest, setting);
         }
     }
@@ -46,14 +46,14 @@ fn property(setting: &Setting) -> Value {
         Shape::Switch => json!({ "type": "boolean" }),
         Shape::Choice(words) => json!({ "enum": words }),
         Shape::Network => text(NETWORK),
-        Shape::Ports { all } => list(ports(), all),
-        Shape::Networks { all } => list(text(NETWORK), all),
-        Shape::Uids | Shape::Gids => list(id(), false),
+        Shape::Ports { all } => list(&ports(), all),
+        Shape::Networks { all } => list(&text(NETWORK), all),
+        Shape::Uids | Shape::Gids => list(&id(), false),
         Shape::Groups { all } => {
-            list(json!({ "anyOf": [id(), text("^[A-Za-z_][A-Za-z0-9_.$-]{0,31}$")] }), all)
+            list(&json!({ "anyOf": [id(), text("^[A-Za-z_][A-Za-z0-9_.$-]{0,31}$")] }), all)
         }
-        Shape::Interfaces => list(text("^[!-~]{1,15}$"), false),
-        Shape::Addresses => list(text("^[0-9a-fA-F.:]+$"), false),
+        Shape::Interfaces => list(&text("^[!-~]{1,15}$"), false),
+        Shape::Addresses => list(&text("^[0-9a-fA-F.:]+$"), false),
     };
     if let Some(map) = property.as_object_mut() {
         map.insert("description".to_owned(), json!(setting.help));
@@ -79,13 +79,14 @@ fn ports() -> Value {
     ] })
 }
 
-fn list(items: Value, all: bool) -> Value {
+fn list(items: &Value, all: bool) -> Value {
     let array = json!({ "type": "array", "items": items });
     if all { json!({ "anyOf": [{ "const": "*" }, array] }) } else { array }
 }
 
 fn default(setting: &Setting) -> Value {
-    let number = || setting.default.parse::<u64>().map_or_else(|_| json!(setting.default), Value::from);
+    let number =
+        || setting.default.parse::<u64>().map_or_else(|_| json!(setting.default), Value::from);
     match setting.shape {
         Shape::Switch => json!(setting.default == "true"),
         Shape::Choice(_) | Shape::Network => json!(setting.default),
@@ -126,7 +127,13 @@ mod tests {
         let mut wanted: Vec<String> = SETTINGS.iter().map(|s| s.key.to_owned()).collect();
         wanted.sort();
         assert_eq!(found, wanted);
-        assert_eq!(schema.pointer("/properties/outbound/properties/port/default"), Some(&json!(15001)));
-        assert_eq!(schema.pointer("/properties/proxy/properties/uids/default"), Some(&json!([1337])));
+        assert_eq!(
+            schema.pointer("/properties/outbound/properties/port/default"),
+            Some(&json!(15001))
+        );
+        assert_eq!(
+            schema.pointer("/properties/proxy/properties/uids/default"),
+            Some(&json!([1337]))
+        );
     }
 }
