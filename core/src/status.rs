@@ -84,7 +84,7 @@ pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> 
         notes.push("a run that changes the rules is in progress, or was interrupted".to_owned());
     } else if plan.interrupted {
         notes.push(
-            "istio-iptables was interrupted: its rules that drop everything are there".to_owned(),
+            "an interrupted run of another tool left its rules that drop everything".to_owned(),
         );
     }
     if found.len() > 1 {
