@@ -1,8 +1,25 @@
-//! What the live suites stand on: network namespaces that clean up after themselves, and pods in
-//! them.
+//! Harness of the live suites: network namespaces, a pod with its neighbours, listeners and
+//! clients that really run as a user, and the table of cases that says where packets must go.
+//!
+//! Everything here needs root; nothing is skipped when it is missing.
+//!
+//! ```text
+//! cases (a configuration, its connections, their fates)
+//!    |  scenario::verify
+//!    v
+//! Topology (pod, outside, side)  <-  Capture::apply (the millrace binary, or another backend)
+//!    |  probe serve, probe dial, as the user they play
+//!    v
+//! what really answered, held against the fate
+//! ```
 
-pub mod namespace;
-pub mod pod;
-
-pub use namespace::{Namespace, Run};
-pub use pod::{Families, Pod};
+pub mod binary;
+pub mod capture;
+pub mod cases;
+pub mod netns;
+pub mod probe;
+pub mod process;
+pub mod scenario;
+pub mod snapshot;
+pub mod topology;
+pub mod wire;

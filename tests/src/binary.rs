@@ -1,0 +1,31 @@
+//! Where the programs under test are.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+
+/// The millrace program: `MILLRACE_BIN` if it is set.
+pub fn millrace() -> Result<PathBuf> {
+    match std::env::var_os("MILLRACE_BIN") {
+        Some(path) => Ok(PathBuf::from(path)),
+        None => built("millrace-under-test"),
+    }
+}
+
+/// The probe program, which is of this package.
+pub fn probe() -> Result<PathBuf> {
+    built("probe")
+}
+
+/// A program of this package. Cargo builds all of them before it runs a test, which lies in
+/// `deps/` beside them.
+fn built(name: &str) -> Result<PathBuf> {
+    let test = std::env::current_exe().context("where this test is")?;
+    let path = test
+        .parent()
+        .and_then(|deps| deps.parent())
+        .with_context(|| format!("{} lies in no target directory", test.display()))?
+        .join(name);
+    ensure!(path.is_file(), "there is no {}: run the suites with `cargo test`", path.display());
+    Ok(path)
+}

@@ -1,0 +1,100 @@
+//! Ways to capture a pod: the millrace program with either iptables, and whatever comes later.
+
+use std::ffi::OsStr;
+use std::process::{Command, Output};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::binary;
+use crate::cases::Config;
+use crate::topology::{Stack, Topology};
+
+/// Something that can capture a pod as a configuration says.
+pub trait Capture {
+    /// Its name, for messages.
+    fn name(&self) -> String;
+
+    /// Capture the topology's pod.
+    fn apply(&self, topology: &Topology, config: &Config) -> Result<()>;
+}
+
+/// Which iptables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// The one on top of nftables.
+    Nft,
+    /// The one with its own kernel interface.
+    Legacy,
+}
+
+impl Variant {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
+
+    /// As in the name of its programs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        }
+    }
+}
+
+/// The millrace program with one of the iptables.
+#[derive(Clone, Copy, Debug)]
+pub struct Millrace {
+    /// Which iptables it is told to use.
+    pub variant: Variant,
+}
+
+impl Capture for Millrace {
+    fn name(&self) -> String {
+        format!("millrace with iptables-{}", self.variant.as_str())
+    }
+
+    fn apply(&self, topology: &Topology, config: &Config) -> Result<()> {
+        let mut command = millrace(config_args(config, self.variant, topology.stack))?;
+        command.envs(config.env().iter().copied());
+        let output = topology.pod.output(&mut command)?;
+        let said = said(&output);
+        ensure!(output.status.success(), "{command:?}: {}\n{said}", output.status);
+        Ok(())
+    }
+}
+
+/// The command line for a configuration.
+pub fn config_args(config: &Config, variant: Variant, stack: Stack) -> Vec<&'static str> {
+    let (mut args, flag) = match config {
+        Config::Istio { .. } => (vec!["istio-iptables"], "--force-iptables-binary"),
+        Config::Apply { .. } => (vec!["apply"], "--iptables"),
+    };
+    args.extend(config.flags());
+    args.extend([flag, variant.as_str()]);
+    if matches!(config, Config::Istio { .. }) && stack == Stack::Dual {
+        args.push("--dual-stack");
+    }
+    args
+}
+
+/// The millrace program with these arguments, and nothing of the caller's environment but PATH.
+pub fn millrace<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Command> {
+    let mut command = Command::new(binary::millrace()?);
+    command.args(args).env_clear();
+    command.env("PATH", std::env::var_os("PATH").context("PATH is not set")?);
+    Ok(command)
+}
+
+/// Run millrace in a topology's pod and want this exit code. Gives all that it printed.
+pub fn millrace_in_pod(topology: &Topology, args: &[&str], code: i32) -> Result<String> {
+    let output = topology.pod.output(&mut millrace(args)?)?;
+    let said = said(&output);
+    if output.status.code() != Some(code) {
+        bail!("millrace {}: {}, not {code}\n{said}", args.join(" "), output.status);
+    }
+    Ok(said)
+}
+
+fn said(output: &Output) -> String {
+    let [out, err] = [&output.stdout, &output.stderr].map(|b| String::from_utf8_lossy(b));
+    format!("{out}{err}")
+}

@@ -1,0 +1,108 @@
+//! `probe serve`: listeners that say who they are and what they see of each connection.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+
+use anyhow::{Context as _, Result};
+use nix::sys::socket::{Backlog, getsockopt, listen, sockopt};
+
+use super::socket;
+use crate::wire::{Answer, Listen, Proto, Serve};
+
+/// Serve until standard input ends: with the process that started this, however it ends. Prints
+/// `ready` when every socket listens.
+pub(super) fn serve(serve: &Serve) -> Result<()> {
+    socket::own_sockets_as(serve.identity)?;
+    let sockets = serve
+        .listen
+        .iter()
+        .map(Socket::open)
+        .collect::<Result<Vec<Socket>>>()
+        .with_context(|| format!("listeners of {}", serve.name))?;
+    socket::become_identity(serve.identity)?;
+    for socket in sockets {
+        let name = serve.name.clone();
+        // Ends with the process.
+        let _thread = thread::spawn(move || socket.serve(&name));
+    }
+    io::stdout().write_all(b"ready\n").context("standard output")?;
+    let mut rest = Vec::new();
+    io::stdin().read_to_end(&mut rest).map(drop).context("standard input")
+}
+
+enum Socket {
+    Tcp(TcpListener),
+    Udp(UdpSocket),
+}
+
+impl Socket {
+    fn open(wanted: &Listen) -> Result<Self> {
+        let fd = socket::new(wanted.proto, wanted.addr)?;
+        if wanted.transparent {
+            socket::make_transparent(&fd)?;
+        }
+        socket::bind_to(&fd, wanted.addr)?;
+        Ok(match wanted.proto {
+            Proto::Tcp => {
+                listen(&fd, Backlog::MAXCONN).context("listen()")?;
+                Self::Tcp(TcpListener::from(fd))
+            }
+            Proto::Udp => Self::Udp(UdpSocket::from(fd)),
+        })
+    }
+
+    /// Answer for ever. A client that goes away is no reason to stop.
+    fn serve(&self, name: &str) {
+        loop {
+            let answered = match self {
+                Self::Tcp(listener) => {
+                    listener.accept().and_then(|(stream, peer)| tcp(name, listener, stream, peer))
+                }
+                Self::Udp(socket) => udp(name, socket),
+            };
+            if let Err(error) = answered {
+                let _written = writeln!(io::stderr(), "probe: {name}: {error}");
+            }
+        }
+    }
+}
+
+fn tcp(
+    name: &str,
+    listener: &TcpListener,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+) -> io::Result<()> {
+    let answer = Answer {
+        name: name.to_owned(),
+        port: listener.local_addr()?.port(),
+        peer,
+        local: stream.local_addr()?,
+        original: original_destination(&stream),
+    };
+    let mut line = serde_json::to_string(&answer)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes())
+}
+
+fn udp(name: &str, socket: &UdpSocket) -> io::Result<()> {
+    let mut buffer = [0; 2048];
+    let (_, peer) = socket.recv_from(&mut buffer)?;
+    let local = socket.local_addr()?;
+    let answer = Answer { name: name.to_owned(), port: local.port(), peer, local, original: None };
+    socket.send_to(serde_json::to_string(&answer)?.as_bytes(), peer).map(drop)
+}
+
+/// The connection's destination before translation; none where nothing tracks connections.
+fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
+    if stream.local_addr().ok()?.is_ipv4() {
+        let a = getsockopt(stream, sockopt::OriginalDst).ok()?;
+        let ip = u32::from_be(a.sin_addr.s_addr).into();
+        Some(SocketAddrV4::new(ip, u16::from_be(a.sin_port)).into())
+    } else {
+        let a = getsockopt(stream, sockopt::Ip6tOriginalDst).ok()?;
+        let ip = a.sin6_addr.s6_addr.into();
+        Some(SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, 0).into())
+    }
+}

@@ -1,0 +1,137 @@
+//! All that a namespace holds of rules, routing and addresses, to compare before and after.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, Result};
+
+use crate::capture::Variant;
+use crate::netns::Namespace;
+
+/// The `-save` programs, with what they are called here.
+const SAVES: [(&str, &str); 4] = [
+    ("IPv4 nft", "iptables-nft-save"),
+    ("IPv6 nft", "ip6tables-nft-save"),
+    ("IPv4 legacy", "iptables-legacy-save"),
+    ("IPv6 legacy", "ip6tables-legacy-save"),
+];
+
+/// What a namespace holds. Two of them are equal when every chain has the same rules in the same
+/// order with the same counters, and routing and addresses are the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Rules by chain: `IPv4 nft nat OUTPUT`. A built-in chain is there if it has rules, or a
+    /// policy other than ACCEPT.
+    pub chains: BTreeMap<String, Vec<String>>,
+    /// `ip rule`, in both families.
+    pub rules: Vec<String>,
+    /// Every routing table, in both families.
+    pub routes: Vec<String>,
+    /// The addresses of all interfaces.
+    pub addresses: Vec<String>,
+}
+
+impl Snapshot {
+    /// Look at a namespace. Nothing is changed by it: the `-save` programs make no tables.
+    pub fn take(namespace: &Namespace) -> Result<Self> {
+        let mut snapshot = Self::default();
+        for (what, program) in SAVES {
+            let text = namespace.run(program, &["-c"])?;
+            snapshot.read(what, &text).with_context(|| format!("{program} said\n{text}"))?;
+        }
+        for family in ["-4", "-6"] {
+            let lines = |args: &[&str]| -> Result<Vec<String>> {
+                let text = namespace.run("ip", &[&[family][..], args].concat())?;
+                Ok(text.lines().map(|line| format!("{family} {}", line.trim())).collect())
+            };
+            snapshot.rules.extend(lines(&["rule"])?);
+            snapshot.routes.extend(lines(&["route", "show", "table", "all"])?);
+            snapshot.addresses.extend(lines(&["-oneline", "addr"])?);
+        }
+        Ok(snapshot)
+    }
+
+    fn read(&mut self, what: &str, text: &str) -> Result<()> {
+        let mut table = "";
+        for line in text.lines() {
+            if let Some(name) = line.strip_prefix('*') {
+                table = name;
+            } else if let Some(chain) = line.strip_prefix(':') {
+                let mut words = chain.split(' ');
+                let name = words.next().context("a chain without a name")?;
+                let policy = words.next().context("a chain without a policy")?;
+                if policy != "ACCEPT" {
+                    let rules = vec![format!("policy {policy}")];
+                    self.chains.insert(format!("{what} {table} {name}"), rules);
+                }
+            } else if let Some((_, rule)) = line.split_once(" -A ") {
+                let chain = rule.split(' ').next().context("a rule without a chain")?;
+                let rules = self.chains.entry(format!("{what} {table} {chain}")).or_default();
+                rules.push(line.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// The same without counters.
+    #[must_use]
+    pub fn without_counters(mut self) -> Self {
+        for rule in self.chains.values_mut().flatten() {
+            if let Some((_, bare)) = rule.split_once("] ") {
+                *rule = bare.to_owned();
+            }
+        }
+        self
+    }
+
+    /// Only what one of the iptables holds, beside routing and addresses.
+    #[must_use]
+    pub fn of(mut self, variant: Variant) -> Self {
+        let wanted = format!(" {} ", variant.as_str());
+        self.chains.retain(|name, _| name.contains(&wanted));
+        self
+    }
+
+    /// How this differs from another; empty if it does not.
+    pub fn differences(&self, other: &Self) -> String {
+        let mut text = String::new();
+        let none = Vec::new();
+        let names: std::collections::BTreeSet<_> =
+            self.chains.keys().chain(other.chains.keys()).collect();
+        for name in names {
+            let ours = self.chains.get(name).unwrap_or(&none);
+            differences(name, ours, other.chains.get(name).unwrap_or(&none), &mut text);
+        }
+        differences("ip rule", &self.rules, &other.rules, &mut text);
+        differences("ip route", &self.routes, &other.routes, &mut text);
+        differences("ip addr", &self.addresses, &other.addresses, &mut text);
+        text
+    }
+}
+
+fn differences(what: &str, before: &[String], after: &[String], text: &mut String) {
+    if before != after {
+        // Writing to a string can't fail.
+        let _written = write!(
+            text,
+            "{what}\n  before:\n    {}\n  after:\n    {}\n",
+            before.join("\n    "),
+            after.join("\n    ")
+        );
+    }
+}
+
+/// Every rule with its counters, for a message.
+pub fn rules_text(namespace: &Namespace) -> Result<String> {
+    let mut text = String::new();
+    for (what, program) in SAVES {
+        let saved = namespace.run(program, &["-c"])?;
+        let rules: Vec<&str> =
+            saved.lines().filter(|l| l.starts_with(['*', '[']) || l.contains(" -A ")).collect();
+        if !rules.is_empty() {
+            text.push_str(&format!("{what}\n{}\n", rules.join("\n")));
+        }
+    }
+    text.push_str(&namespace.run("ip", &["rule"])?);
+    Ok(text)
+}

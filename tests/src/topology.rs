@@ -1,0 +1,276 @@
+//! A pod and its neighbours.
+//!
+//! ```text
+//!   outside                          pod                            side (where a case needs it)
+//!   services, DNS server  <-eth0--eth0->  proxy, application  <-eth1--eth0->  a virtual machine
+//! ```
+//!
+//! Addresses are the same in every topology, so that cases can name them: two topologies have no
+//! namespace in common, and can't meet.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::Result;
+
+use crate::netns::Namespace;
+use crate::process::Listeners;
+use crate::wire::{Identity, Listen, Proto, Serve};
+
+/// The application in the pod.
+pub const APP: Identity = Identity { uid: 1000, gid: 1000 };
+/// The proxy in the pod, as sidecar images have it.
+pub const PROXY: Identity = Identity { uid: 1337, gid: 1337 };
+/// Everybody outside the pod.
+pub const ROOT: Identity = Identity { uid: 0, gid: 0 };
+
+/// IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Which families a pod has addresses of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stack {
+    /// IPv4 only.
+    V4,
+    /// IPv6 only.
+    V6,
+    /// Both.
+    Dual,
+}
+
+impl Stack {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Dual];
+
+    /// The families with addresses.
+    pub const fn families(self) -> &'static [Family] {
+        match self {
+            Self::V4 => &[Family::V4],
+            Self::V6 => &[Family::V6],
+            Self::Dual => &[Family::V4, Family::V6],
+        }
+    }
+}
+
+/// An address that cases talk about, in either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spot {
+    /// The pod's address on eth0: 10.70.0.2, fd70::2.
+    Pod,
+    /// The pod's address on eth1: 10.80.0.2, fd80::2.
+    PodSide,
+    /// The pod's neighbour on eth0: 10.70.0.1, fd70::1.
+    Peer,
+    /// The pod's neighbour on eth1: 10.80.0.1, fd80::1.
+    Side,
+    /// A service behind the neighbour: 10.71.0.10, fd71::10.
+    Service,
+    /// Another one, in another network: 10.72.0.10, fd72::10.
+    Other,
+    /// The DNS server of the pod's resolv.conf: 10.73.0.53, fd73::53.
+    Dns,
+    /// A DNS server that resolv.conf does not name: 10.74.0.53, fd74::53.
+    OtherDns,
+    /// 127.0.0.1, `::1`.
+    Localhost,
+    /// Localhost by another address: 127.0.0.2; IPv6 has none.
+    Localhost2,
+    /// A DNS cache on localhost: 127.0.0.53; IPv6 has none.
+    LocalDns,
+    /// The address that the proxy talks to the application from: 127.0.0.6, `::6`.
+    Passthrough,
+}
+
+impl Spot {
+    /// The address; none where the family has nothing of the kind.
+    pub const fn ip(self, family: Family) -> Option<IpAddr> {
+        let (v4, v6) = match self {
+            Self::Pod => ([10, 70, 0, 2], [0xfd70, 0, 0, 0, 0, 0, 0, 2]),
+            Self::PodSide => ([10, 80, 0, 2], [0xfd80, 0, 0, 0, 0, 0, 0, 2]),
+            Self::Peer => ([10, 70, 0, 1], [0xfd70, 0, 0, 0, 0, 0, 0, 1]),
+            Self::Side => ([10, 80, 0, 1], [0xfd80, 0, 0, 0, 0, 0, 0, 1]),
+            Self::Service => ([10, 71, 0, 10], [0xfd71, 0, 0, 0, 0, 0, 0, 0x10]),
+            Self::Other => ([10, 72, 0, 10], [0xfd72, 0, 0, 0, 0, 0, 0, 0x10]),
+            Self::Dns => ([10, 73, 0, 53], [0xfd73, 0, 0, 0, 0, 0, 0, 0x53]),
+            Self::OtherDns => ([10, 74, 0, 53], [0xfd74, 0, 0, 0, 0, 0, 0, 0x53]),
+            Self::Localhost => ([127, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0, 1]),
+            Self::Localhost2 => ([127, 0, 0, 2], [0; 8]),
+            Self::LocalDns => ([127, 0, 0, 53], [0; 8]),
+            Self::Passthrough => ([127, 0, 0, 6], [0, 0, 0, 0, 0, 0, 0, 6]),
+        };
+        let [a, b, c, d] = v4;
+        let [s, t, u, v, w, x, y, z] = v6;
+        match family {
+            Family::V4 => Some(IpAddr::V4(Ipv4Addr::new(a, b, c, d))),
+            Family::V6 if z == 0 => None,
+            Family::V6 => Some(IpAddr::V6(Ipv6Addr::new(s, t, u, v, w, x, y, z))),
+        }
+    }
+}
+
+/// What a topology has beside a pod with one interface.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Layout {
+    /// A second interface of the pod, eth1, with a neighbour that reaches everything through it.
+    pub side: bool,
+    /// The proxy's inbound listener is transparent, as TPROXY needs it.
+    pub transparent: bool,
+    /// A DNS cache listens on 127.0.0.53 in the pod, and resolv.conf names it alone.
+    pub local_dns: bool,
+}
+
+/// A pod and its neighbours, with everybody listening.
+pub struct Topology {
+    /// The pod.
+    pub pod: Namespace,
+    /// Its neighbour on eth0, with the services and DNS servers.
+    pub outside: Namespace,
+    /// Its neighbour on eth1, if there is one.
+    pub side: Option<Namespace>,
+    /// Which families there are.
+    pub stack: Stack,
+    listeners: Vec<Listeners>,
+}
+
+impl fmt::Debug for Topology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Topology").field("stack", &self.stack).finish_non_exhaustive()
+    }
+}
+
+impl Topology {
+    /// Make the namespaces and links, and start all listeners.
+    pub fn new(stack: Stack, layout: Layout) -> Result<Self> {
+        let pod = Namespace::with_resolv_conf(Some(&resolv_conf(stack, layout)))?;
+        let outside = Namespace::new()?;
+        let side = if layout.side { Some(Namespace::new()?) } else { None };
+        let mut topology = Self { pod, outside, side, stack, listeners: Vec::new() };
+        topology.link()?;
+        topology.listen(layout)?;
+        Ok(topology)
+    }
+
+    /// The listeners' processes in the pod and around it.
+    pub fn listeners(&self) -> &[Listeners] {
+        &self.listeners
+    }
+
+    fn link(&self) -> Result<()> {
+        let services = [Spot::Service, Spot::Other, Spot::Dns, Spot::OtherDns];
+        let mut lines = veth("eth0", &self.outside);
+        lines.push_str(&self.addresses("eth0", &[Spot::Pod], 64));
+        if let Some(side) = &self.side {
+            lines.push_str(&veth("eth1", side));
+            lines.push_str(&self.addresses("eth1", &[Spot::PodSide], 64));
+        }
+        self.pod.ip(&lines)?;
+        self.outside.ip(&format!(
+            "link set lo up\nlink set eth0 up\n{}{}",
+            self.addresses("eth0", &[Spot::Peer], 64),
+            self.addresses("lo", &services, 128),
+        ))?;
+        if let Some(side) = &self.side {
+            let routes = self.default_routes(Spot::PodSide);
+            side.ip(&format!(
+                "link set lo up\nlink set eth0 up\n{}{routes}",
+                self.addresses("eth0", &[Spot::Side], 64),
+            ))?;
+        }
+        self.pod.ip(&self.default_routes(Spot::Peer))
+    }
+
+    fn addresses(&self, device: &str, spots: &[Spot], v6_length: u8) -> String {
+        let mut lines = String::new();
+        for &family in self.stack.families() {
+            let (length, flags) = match family {
+                Family::V4 => (if v6_length == 64 { 24 } else { 32 }, ""),
+                Family::V6 => (v6_length, " nodad"),
+            };
+            for ip in spots.iter().filter_map(|s| s.ip(family)) {
+                lines.push_str(&format!("addr add {ip}/{length} dev {device}{flags}\n"));
+            }
+        }
+        lines
+    }
+
+    fn default_routes(&self, via: Spot) -> String {
+        let ips = self.stack.families().iter().filter_map(|f| via.ip(*f));
+        ips.map(|ip| format!("route add default via {ip}\n")).collect()
+    }
+
+    fn listen(&mut self, layout: Layout) -> Result<()> {
+        let both = [Proto::Tcp, Proto::Udp];
+        let mut proxy = everywhere(&[15001, 15008, 15020, 15021, 15090, 15101, 15108]);
+        for inbound in everywhere(&[15006, 15106]) {
+            proxy.push(Listen { transparent: layout.transparent, ..inbound });
+        }
+        let mut app = everywhere(&[80, 8080, 9090]);
+        let mut cache = Vec::new();
+        let mut outside = everywhere(&[53, 80, 443, 5353, 8080, 9999]);
+        for &family in &[Family::V4, Family::V6] {
+            proxy.extend(on(Spot::Localhost, family, 15053, &both));
+            cache.extend(on(Spot::LocalDns, family, 53, &both));
+        }
+        for &family in self.stack.families() {
+            app.extend(on(Spot::Pod, family, 9090, &[Proto::Udp]));
+            outside.extend(on(Spot::Dns, family, 53, &[Proto::Udp]));
+            outside.extend(on(Spot::OtherDns, family, 53, &[Proto::Udp]));
+            outside.extend(on(Spot::Service, family, 9999, &[Proto::Udp]));
+        }
+        let start = |namespace: &Namespace, name: &str, identity: Identity, listen| {
+            Listeners::start(namespace, &Serve { name: name.to_owned(), identity, listen })
+        };
+        let mut running = vec![
+            start(&self.pod, "proxy", PROXY, proxy)?,
+            start(&self.pod, "app", APP, app)?,
+            start(&self.outside, "outside", ROOT, outside)?,
+        ];
+        if layout.local_dns {
+            running.push(start(&self.pod, "cache", ROOT, cache)?);
+        }
+        if let Some(side) = &self.side {
+            running.push(start(side, "side", ROOT, everywhere(&[80]))?);
+        }
+        self.listeners = running;
+        Ok(())
+    }
+}
+
+/// Text that makes a link from eth0 of a namespace to a device here, and sets both up.
+fn veth(device: &str, peer: &Namespace) -> String {
+    format!(
+        "link set lo up\n\
+         link add {device} type veth peer name eth0 netns {}\n\
+         link set {device} up\n",
+        peer.path().display()
+    )
+}
+
+/// TCP listeners on every address of both families.
+fn everywhere(ports: &[u16]) -> Vec<Listen> {
+    let anywhere = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+    let addrs = ports.iter().flat_map(|port| anywhere.map(|ip| SocketAddr::new(ip, *port)));
+    addrs.map(|addr| Listen { proto: Proto::Tcp, addr, transparent: false }).collect()
+}
+
+/// Listeners on one address, if the family has it. A UDP listener must be on one address: from a
+/// wildcard it would answer from an address that the client did not ask.
+fn on(spot: Spot, family: Family, port: u16, protos: &[Proto]) -> Vec<Listen> {
+    let Some(ip) = spot.ip(family) else { return Vec::new() };
+    let addr = SocketAddr::new(ip, port);
+    protos.iter().map(|&proto| Listen { proto, addr, transparent: false }).collect()
+}
+
+/// The pod's resolv.conf.
+fn resolv_conf(stack: Stack, layout: Layout) -> String {
+    let spot = if layout.local_dns { Spot::LocalDns } else { Spot::Dns };
+    let servers = stack.families().iter().filter_map(|family| spot.ip(*family));
+    let lines: String = servers.map(|ip| format!("nameserver {ip}\n")).collect();
+    format!("search svc.cluster.local\n{lines}options ndots:5\n")
+}
