@@ -61,21 +61,21 @@ impl Stack {
 /// An address that cases talk about, in either family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spot {
-    /// The pod's address on eth0: 10.70.0.2, fd70::2.
+    /// The pod's address on eth0: 10.70.0.2, `fd70::2`.
     Pod,
-    /// The pod's address on eth1: 10.80.0.2, fd80::2.
+    /// The pod's address on eth1: 10.80.0.2, `fd80::2`.
     PodSide,
-    /// The pod's neighbour on eth0: 10.70.0.1, fd70::1.
+    /// The pod's neighbour on eth0: 10.70.0.1, `fd70::1`.
     Peer,
-    /// The pod's neighbour on eth1: 10.80.0.1, fd80::1.
+    /// The pod's neighbour on eth1: 10.80.0.1, `fd80::1`.
     Side,
-    /// A service behind the neighbour: 10.71.0.10, fd71::10.
+    /// A service behind the neighbour: 10.71.0.10, `fd71::10`.
     Service,
-    /// Another one, in another network: 10.72.0.10, fd72::10.
+    /// Another one, in another network: 10.72.0.10, `fd72::10`.
     Other,
-    /// The DNS server of the pod's resolv.conf: 10.73.0.53, fd73::53.
+    /// The DNS server of the pod's resolv.conf: 10.73.0.53, `fd73::53`.
     Dns,
-    /// A DNS server that resolv.conf does not name: 10.74.0.53, fd74::53.
+    /// A DNS server that resolv.conf does not name: 10.74.0.53, `fd74::53`.
     OtherDns,
     /// 127.0.0.1, `::1`.
     Localhost,
@@ -91,25 +91,26 @@ impl Spot {
     /// The address; none where the family has nothing of the kind.
     pub const fn ip(self, family: Family) -> Option<IpAddr> {
         let (v4, v6) = match self {
-            Self::Pod => ([10, 70, 0, 2], [0xfd70, 0, 0, 0, 0, 0, 0, 2]),
-            Self::PodSide => ([10, 80, 0, 2], [0xfd80, 0, 0, 0, 0, 0, 0, 2]),
-            Self::Peer => ([10, 70, 0, 1], [0xfd70, 0, 0, 0, 0, 0, 0, 1]),
-            Self::Side => ([10, 80, 0, 1], [0xfd80, 0, 0, 0, 0, 0, 0, 1]),
-            Self::Service => ([10, 71, 0, 10], [0xfd71, 0, 0, 0, 0, 0, 0, 0x10]),
-            Self::Other => ([10, 72, 0, 10], [0xfd72, 0, 0, 0, 0, 0, 0, 0x10]),
-            Self::Dns => ([10, 73, 0, 53], [0xfd73, 0, 0, 0, 0, 0, 0, 0x53]),
-            Self::OtherDns => ([10, 74, 0, 53], [0xfd74, 0, 0, 0, 0, 0, 0, 0x53]),
-            Self::Localhost => ([127, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0, 1]),
-            Self::Localhost2 => ([127, 0, 0, 2], [0; 8]),
-            Self::LocalDns => ([127, 0, 0, 53], [0; 8]),
-            Self::Passthrough => ([127, 0, 0, 6], [0, 0, 0, 0, 0, 0, 0, 6]),
+            Self::Pod => ([10, 70, 0, 2], (0xfd70, 2)),
+            Self::PodSide => ([10, 80, 0, 2], (0xfd80, 2)),
+            Self::Peer => ([10, 70, 0, 1], (0xfd70, 1)),
+            Self::Side => ([10, 80, 0, 1], (0xfd80, 1)),
+            Self::Service => ([10, 71, 0, 10], (0xfd71, 0x10)),
+            Self::Other => ([10, 72, 0, 10], (0xfd72, 0x10)),
+            Self::Dns => ([10, 73, 0, 53], (0xfd73, 0x53)),
+            Self::OtherDns => ([10, 74, 0, 53], (0xfd74, 0x53)),
+            Self::Localhost => ([127, 0, 0, 1], (0, 1)),
+            Self::Localhost2 => ([127, 0, 0, 2], (0, 0)),
+            Self::LocalDns => ([127, 0, 0, 53], (0, 0)),
+            Self::Passthrough => ([127, 0, 0, 6], (0, 6)),
         };
         let [a, b, c, d] = v4;
-        let [s, t, u, v, w, x, y, z] = v6;
-        match family {
-            Family::V4 => Some(IpAddr::V4(Ipv4Addr::new(a, b, c, d))),
-            Family::V6 if z == 0 => None,
-            Family::V6 => Some(IpAddr::V6(Ipv6Addr::new(s, t, u, v, w, x, y, z))),
+        match (family, v6) {
+            (Family::V4, _) => Some(IpAddr::V4(Ipv4Addr::new(a, b, c, d))),
+            (Family::V6, (_, 0)) => None,
+            (Family::V6, (net, host)) => {
+                Some(IpAddr::V6(Ipv6Addr::new(net, 0, 0, 0, 0, 0, 0, host)))
+            }
         }
     }
 }
@@ -119,7 +120,8 @@ impl Spot {
 pub struct Layout {
     /// A second interface of the pod, eth1, with a neighbour that reaches everything through it.
     pub side: bool,
-    /// The proxy's inbound listener is transparent, as TPROXY needs it.
+    /// The proxy's inbound listener is transparent, as TPROXY needs it, and the pod's localhost may
+    /// answer somebody outside, as a proxy needs that keeps its client's address.
     pub transparent: bool,
     /// A DNS cache listens on 127.0.0.53 in the pod, and resolv.conf names it alone.
     pub local_dns: bool,
@@ -152,6 +154,9 @@ impl Topology {
         let side = if layout.side { Some(Namespace::new()?) } else { None };
         let mut topology = Self { pod, outside, side, stack, listeners: Vec::new() };
         topology.link()?;
+        if layout.transparent {
+            topology.pod.run("sysctl", &["-qw", "net.ipv4.conf.all.route_localnet=1"])?;
+        }
         topology.listen(layout)?;
         Ok(topology)
     }
@@ -200,8 +205,11 @@ impl Topology {
     }
 
     fn default_routes(&self, via: Spot) -> String {
-        let ips = self.stack.families().iter().filter_map(|f| via.ip(*f));
-        ips.map(|ip| format!("route add default via {ip}\n")).collect()
+        let mut lines = String::new();
+        for ip in self.stack.families().iter().filter_map(|f| via.ip(*f)) {
+            lines.push_str(&format!("route add default via {ip}\n"));
+        }
+        lines
     }
 
     fn listen(&mut self, layout: Layout) -> Result<()> {
@@ -270,7 +278,9 @@ fn on(spot: Spot, family: Family, port: u16, protos: &[Proto]) -> Vec<Listen> {
 /// The pod's resolv.conf.
 fn resolv_conf(stack: Stack, layout: Layout) -> String {
     let spot = if layout.local_dns { Spot::LocalDns } else { Spot::Dns };
-    let servers = stack.families().iter().filter_map(|family| spot.ip(*family));
-    let lines: String = servers.map(|ip| format!("nameserver {ip}\n")).collect();
-    format!("search svc.cluster.local\n{lines}options ndots:5\n")
+    let mut text = "search svc.cluster.local\noptions ndots:5\n".to_owned();
+    for ip in stack.families().iter().filter_map(|family| spot.ip(*family)) {
+        text.push_str(&format!("nameserver {ip}\n"));
+    }
+    text
 }

@@ -16,8 +16,8 @@ use crate::wire::{Failure, Identity, Proto};
 /// Own new sockets as this user and group, and keep every capability that sockets need.
 ///
 /// `xt_owner` looks at the credentials a socket's file was opened with, of which the kernel takes
-/// the file system ids (`match_owner()` in net/netfilter/xt_owner.c); changing those alone leaves
-/// CAP_NET_ADMIN, which a transparent socket needs.
+/// the file system ids (`match_owner()` in `net/netfilter/xt_owner.c`); changing those alone leaves
+/// `CAP_NET_ADMIN`, which a transparent socket needs.
 pub(super) fn own_sockets_as(identity: Identity) -> Result<()> {
     setgroups(&[]).context("dropping supplementary groups")?;
     setfsgid(Gid::from_raw(identity.gid));
