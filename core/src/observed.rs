@@ -76,8 +76,8 @@ pub struct Route {
 /// An address of an interface.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct InterfaceAddress {
-    /// The interface.
-    pub interface: String,
+    /// Whether it is on `lo`.
+    pub loopback: bool,
     /// The address.
     pub address: IpAddr,
     /// The prefix length.

@@ -12,7 +12,7 @@ use crate::exec;
 use crate::link::{self, Net};
 use crate::lock::{self, RunLock};
 use crate::nf_tables;
-use crate::observe::{self, observe};
+use crate::observe::{self, Look, observe};
 use crate::tools::Tools;
 
 /// What a run is to do about rules of ours that differ from what is wanted.
@@ -135,6 +135,8 @@ fn list(effects: &[Effect]) -> String {
 pub struct Session {
     net: Net,
     tools: Tools,
+    /// Whether the kernel has them, once that is known.
+    nf_tables: Option<bool>,
     warnings: Vec<String>,
 }
 
@@ -144,7 +146,8 @@ impl Session {
     /// # Errors
     /// When its links can't be asked.
     pub fn open() -> Result<Self, EngineError> {
-        Ok(Self { net: Net::open()?, tools: Tools::default(), warnings: Vec::new() })
+        let net = Net::open()?;
+        Ok(Self { net, tools: Tools::default(), nf_tables: None, warnings: Vec::new() })
     }
 
     /// The namespace's links.
@@ -156,13 +159,16 @@ impl Session {
     ///
     /// # Errors
     /// When something can't be seen.
-    pub fn observe(&mut self, exec: &exec::Options) -> Result<Observed, EngineError> {
-        Ok(observe(&mut self.tools, &mut self.net, exec)?)
+    pub fn observe(&mut self, exec: &exec::Options, look: Look) -> Result<Observed, EngineError> {
+        let seen = observe(&mut self.tools, &mut self.net, exec, look)?;
+        self.nf_tables = Some(seen.nf_tables);
+        Ok(seen.observed)
     }
 
     /// What the host can work with.
     pub fn tooling(&mut self) -> Tooling {
-        self.tools.tooling(nf_tables::is_supported())
+        let nf_tables = *self.nf_tables.get_or_insert_with(nf_tables::is_supported);
+        self.tools.tooling(nf_tables)
     }
 
     /// Do what is asked.
@@ -173,7 +179,7 @@ impl Session {
         let processes = exec::processes();
         let deadline = Instant::now() + request.wait;
         let _lock = if request.dry_run { None } else { Some(RunLock::take(deadline)?) };
-        let before = self.observe(&request.exec)?;
+        let before = self.observe(&request.exec, Look::Fast)?;
         let choice = self.choose(&before, request)?;
         let context = Context {
             footprints: FOOTPRINTS,
@@ -244,7 +250,7 @@ impl Session {
         request: &Request<'_>,
         context: &Context<'_>,
     ) -> Result<(), String> {
-        let now = self.observe(&request.exec).map_err(|e| e.to_string())?;
+        let now = self.observe(&request.exec, Look::Fast).map_err(|e| e.to_string())?;
         let deadline = Instant::now() + request.wait;
         let mut failures = Vec::new();
         for effect in plan::rollback(before, &now, context) {

@@ -13,4 +13,6 @@ pub mod observe;
 pub mod probe;
 pub mod sandbox;
 mod sys_sandbox;
+mod sys_xtables;
 pub mod tools;
+pub mod xtables;

@@ -1,6 +1,5 @@
 //! Addresses, policy routing and the note of a change in progress, by netlink (`rtnetlink(7)`).
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -117,7 +116,7 @@ impl Net {
     /// # Errors
     /// When the kernel does not list them.
     pub fn addresses(&self) -> Result<Vec<InterfaceAddress>, LinkError> {
-        self.runtime.block_on(async { self.interfaces().await.map(|(addresses, _)| addresses) })
+        self.runtime.block_on(self.list_addresses())
     }
 
     /// Everything that is seen.
@@ -126,7 +125,8 @@ impl Net {
     /// When the kernel does not list something.
     pub fn observe(&self) -> Result<Links, LinkError> {
         self.runtime.block_on(async {
-            let (addresses, marked) = self.interfaces().await?;
+            let addresses = self.list_addresses().await?;
+            let marked = self.is_marked().await?;
             let mut links = Links { addresses, marked, ..Links::default() };
             for family in Family::ALL {
                 links.ip_rules.extend(self.ip_rules(family).await?.into_iter().map(|(r, _)| r));
@@ -136,27 +136,7 @@ impl Net {
         })
     }
 
-    async fn interfaces(&self) -> Result<(Vec<InterfaceAddress>, bool), LinkError> {
-        let failed = request("the interfaces can't be listed");
-        let links: Vec<_> =
-            self.handle.link().get().execute().try_collect().await.map_err(failed)?;
-        let mut names = BTreeMap::new();
-        let mut marked = false;
-        for link in links {
-            for attribute in &link.attributes {
-                match attribute {
-                    LinkAttribute::IfName(name) => {
-                        names.insert(link.header.index, name.clone());
-                    }
-                    LinkAttribute::PropList(props) if link.header.index == LO => {
-                        marked |= props
-                            .iter()
-                            .any(|p| matches!(p, Prop::AltIfName(name) if name == MARKER));
-                    }
-                    _ => {}
-                }
-            }
-        }
+    async fn list_addresses(&self) -> Result<Vec<InterfaceAddress>, LinkError> {
         let failed = request("the addresses can't be listed");
         let messages: Vec<_> =
             self.handle.address().get().execute().try_collect().await.map_err(failed)?;
@@ -170,12 +150,32 @@ impl Net {
                 _ => None,
             });
             Some(InterfaceAddress {
-                interface: names.get(&message.header.index).cloned().unwrap_or_default(),
+                loopback: message.header.index == LO,
                 address: local.or(other)?,
                 prefix: message.header.prefix_len,
             })
         });
-        Ok((addresses.collect(), marked))
+        Ok(addresses.collect())
+    }
+
+    /// Whether `lo` has the name that notes a change in progress.
+    async fn is_marked(&self) -> Result<bool, LinkError> {
+        let failed = request("lo can't be looked at");
+        let links: Vec<_> = self
+            .handle
+            .link()
+            .get()
+            .match_index(LO)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed)?;
+        Ok(links.iter().flat_map(|link| &link.attributes).any(|attribute| match attribute {
+            LinkAttribute::PropList(props) => {
+                props.iter().any(|p| matches!(p, Prop::AltIfName(name) if name == MARKER))
+            }
+            _ => false,
+        }))
     }
 
     async fn ip_rules(&self, family: Family) -> Result<Vec<(IpRule, RuleMessage)>, LinkError> {

@@ -12,6 +12,7 @@ use crate::exec::{self, ExecError, Options};
 use crate::link::{LinkError, Net};
 use crate::nf_tables::{self, NfTablesError};
 use crate::tools::{Missing, Role, Tools};
+use crate::xtables;
 
 /// How long a save may take.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -58,6 +59,24 @@ pub enum ObserveError {
     },
 }
 
+/// How rules are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// As fast as it goes: the kernel is asked, and a program only where that is not enough.
+    Fast,
+    /// By the programs alone, so that every rule has the text that people know.
+    Verbatim,
+}
+
+/// What was seen.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The namespace.
+    pub observed: Observed,
+    /// Whether the kernel has `nf_tables`.
+    pub nf_tables: bool,
+}
+
 /// Look. Programs are run only for tables that are there: none for an empty namespace.
 ///
 /// # Errors
@@ -66,10 +85,20 @@ pub fn observe(
     tools: &mut Tools,
     net: &mut Net,
     options: &Options,
-) -> Result<Observed, ObserveError> {
+    look: Look,
+) -> Result<Seen, ObserveError> {
     let deadline = Instant::now() + PATIENCE;
     let mut running = Vec::new();
-    for (variant, family) in held()? {
+    let mut holdings = Vec::new();
+    let (held, nf_tables) = held()?;
+    for Held { variant, family, tables } in held {
+        if variant == Variant::Legacy && look == Look::Fast {
+            let names: Vec<&str> = tables.iter().map(String::as_str).collect();
+            if let Some(dump) = xtables::read(family, &names) {
+                holdings.push(Holding { variant, family, dump });
+                continue;
+            }
+        }
         let program = tools
             .path(variant, family, Role::Save)
             .map_err(|missing| ObserveError::Blind { variant, family, missing })?;
@@ -77,47 +106,58 @@ pub fn observe(
         running.push((variant, family, exec::start(&program, &["-c"], None, options)?));
     }
     let links = net.observe()?;
-    let mut holdings = Vec::new();
     for (variant, family, save) in running {
         let text = save.finish(deadline)?;
         let dump =
             Dump::parse(&text).map_err(|source| ObserveError::Dump { variant, family, source })?;
         holdings.push(Holding { variant, family, dump });
     }
-    Ok(Observed {
+    let observed = Observed {
         holdings,
         ip_rules: links.ip_rules,
         routes: links.routes,
         addresses: links.addresses,
         interrupted: links.marked,
-    })
+    };
+    Ok(Seen { observed, nf_tables })
 }
 
-/// Which variants hold tables of which families.
-fn held() -> Result<Vec<(Variant, Family)>, ObserveError> {
+/// The tables of a variant and family.
+struct Held {
+    variant: Variant,
+    family: Family,
+    tables: Vec<String>,
+}
+
+/// What there is, and whether the kernel has `nf_tables`.
+fn held() -> Result<(Vec<Held>, bool), ObserveError> {
     let mut held = Vec::new();
-    let tables = nf_tables::tables()?.unwrap_or_default();
+    let nf_tables = nf_tables::tables()?;
     for family in Family::ALL {
-        if tables.iter().any(|(f, name)| *f == family && Table::from_name(name).is_some()) {
-            held.push((Variant::Nft, family));
-        }
-        if legacy_tables(family)? {
-            held.push((Variant::Legacy, family));
+        let of_family = |(f, name): &(Family, String)| (*f == family).then(|| name.clone());
+        let nft = nf_tables.iter().flatten().filter_map(of_family).collect();
+        for (variant, mut tables) in
+            [(Variant::Nft, nft), (Variant::Legacy, legacy_tables(family)?)]
+        {
+            tables.retain(|name: &String| Table::from_name(name).is_some());
+            if !tables.is_empty() {
+                held.push(Held { variant, family, tables });
+            }
         }
     }
-    Ok(held)
+    Ok((held, nf_tables.is_some()))
 }
 
-/// Whether iptables-legacy has made any table. The files are missing where the kernel has no such
+/// The tables that iptables-legacy has made. The files are missing where the kernel has no such
 /// thing, and may not be read by who may not change rules either.
-fn legacy_tables(family: Family) -> Result<bool, ObserveError> {
+fn legacy_tables(family: Family) -> Result<Vec<String>, ObserveError> {
     let path = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
     match fs::read_to_string(path) {
-        Ok(names) => Ok(names.lines().any(|name| Table::from_name(name).is_some())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Ok(names) => Ok(names.lines().map(str::to_owned).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(source) => Err(ObserveError::File { path, source }),
     }
 }

@@ -1,11 +1,13 @@
 //! The text of iptables: what `iptables-restore` reads and what `iptables-save` prints.
 
 mod dump;
+mod kernel;
 pub mod layout;
 mod parse;
 mod render;
 
 pub use dump::{ChainDump, Counters, Dump, DumpError, DumpRule, TableDump};
+pub use kernel::{KernelTable, Unknown, read_table};
 pub use parse::{UnknownRule, parse_rule};
 pub use render::{render_line, render_rule};
 

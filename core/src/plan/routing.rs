@@ -125,8 +125,5 @@ pub(super) fn changes(
 
 /// Whether `lo` has `::6/128`.
 pub(super) fn has_passthrough(observed: &Observed) -> bool {
-    observed
-        .addresses
-        .iter()
-        .any(|a| a.interface == "lo" && a.address == PASSTHROUGH_V6 && a.prefix == 128)
+    observed.addresses.iter().any(|a| a.loopback && a.address == PASSTHROUGH_V6 && a.prefix == 128)
 }

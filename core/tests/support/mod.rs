@@ -24,7 +24,7 @@ pub(crate) fn carry_out(observed: &mut Observed, effect: &Effect) {
             observed.addresses.retain(|a| a.address != *address);
             if *change == Change::Add {
                 observed.addresses.push(InterfaceAddress {
-                    interface: "lo".to_owned(),
+                    loopback: true,
                     address: *address,
                     prefix: 128,
                 });

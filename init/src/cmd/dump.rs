@@ -10,6 +10,7 @@ use millrace_core::report::{
 use millrace_core::status::read_back;
 use millrace_core::value::Family;
 use millrace_host::exec;
+use millrace_host::observe::Look;
 use serde_json::json;
 
 use super::output::{print, print_json, warn};
@@ -25,7 +26,7 @@ pub(crate) fn dump(dump: &Dump) -> Result<Exit> {
         bail!("a configuration goes with --from-config; without it, the namespace is dumped");
     }
     let (mut session, facts) = namespace::open(dump.common.netns.as_deref())?;
-    let observed = session.observe(&exec::Options::default())?;
+    let observed = session.observe(&exec::Options::default(), Look::Verbatim)?;
     from_namespace(dump, &observed, &facts)
 }
 

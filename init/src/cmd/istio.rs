@@ -14,6 +14,7 @@ use millrace_core::status::missing;
 use millrace_core::value::Family;
 use millrace_host::engine::{Drift, EngineError, Outcome, Request, Session};
 use millrace_host::facts;
+use millrace_host::observe::Look;
 use millrace_host::probe::{self, Ending, ProbeConfig};
 use millrace_host::sandbox::Sandbox;
 
@@ -234,7 +235,7 @@ impl Run<'_> {
     /// there can't be seen.
     fn blame(&mut self, family: Family, needed: &[(TableChain, Rule)]) {
         let exec = millrace_host::exec::Options::default();
-        let missing = match self.session.observe(&exec) {
+        let missing = match self.session.observe(&exec, Look::Fast) {
             Ok(observed) => missing(&observed, family, needed, &self.groups),
             Err(error) => {
                 self.log.warn(&format!("which rule is missing can't be seen: {error}"));

@@ -4,6 +4,7 @@ use anyhow::Result;
 use millrace_core::plan::Effect;
 use millrace_core::status::{State, judge};
 use millrace_host::exec;
+use millrace_host::observe::Look;
 
 use super::output::{print, print_json, warn};
 use super::{config, namespace};
@@ -20,7 +21,7 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
     } else {
         None
     };
-    let observed = session.observe(&exec::Options::default())?;
+    let observed = session.observe(&exec::Options::default(), Look::Fast)?;
     let found = judge(&observed, wanted.as_ref(), &facts.groups);
     if common.json {
         print_json(&serde_json::to_value(&found)?)?;
