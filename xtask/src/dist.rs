@@ -1,7 +1,7 @@
 //! `xtask dist`: the static release binary, checked, with its checksum.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -27,12 +27,7 @@ pub fn command() -> clap::Command {
 /// When the build fails, or the result is not static, not stripped, too large or does not start.
 pub fn run(args: &ArgMatches) -> Result<()> {
     let target = args.get_one::<String>("target").map_or(DEFAULT_TARGET, String::as_str);
-    // With an explicit --target these flags do not reach build scripts and proc-macros, which
-    // have to stay dynamic to be loaded.
-    let built = repo::build_millrace(
-        &["--profile", "dist", "--target", target],
-        Some("-C target-feature=+crt-static"),
-    )?;
+    let built = build(target)?;
     let file = fs::read(&built).with_context(|| format!("can't read {}", built.display()))?;
     check(&file).with_context(|| format!("{} can't be shipped", built.display()))?;
 
@@ -54,6 +49,23 @@ pub fn run(args: &ArgMatches) -> Result<()> {
         mib % 100,
         String::from_utf8_lossy(&sum),
     ))
+}
+
+/// Builds the binary that is shipped, for this machine.
+///
+/// # Errors
+/// When it can't be built.
+pub fn build_here() -> Result<PathBuf> {
+    build(DEFAULT_TARGET)
+}
+
+fn build(target: &str) -> Result<PathBuf> {
+    // With an explicit --target these flags do not reach build scripts and proc-macros, which
+    // have to stay dynamic to be loaded.
+    repo::build_millrace(
+        &["--profile", "dist", "--target", target],
+        Some("-C target-feature=+crt-static"),
+    )
 }
 
 /// Is this file static, stripped and small enough?

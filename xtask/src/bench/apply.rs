@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
-use crate::repo;
+use crate::{dist, repo};
 
 use super::case::{Case, Families, Operation, Variant};
 use super::contender::{Contender, Goal, Rules, State, dump_args};
@@ -49,7 +49,7 @@ pub fn command() -> clap::Command {
                 .long("binary")
                 .value_name("PATH")
                 .value_parser(path())
-                .help("Measure this millrace instead of building the release profile"),
+                .help("Measure this millrace instead of building the one that is shipped"),
             Arg::new("check")
                 .long("check")
                 .action(ArgAction::SetTrue)
@@ -70,7 +70,7 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     };
     let millrace = match args.get_one::<PathBuf>("binary") {
         Some(path) => path.clone(),
-        None => repo::build_millrace(&["--release"], None)?,
+        None => dist::build_here()?,
     };
     let mut contenders = vec![Contender::Floor, tool("millrace", &millrace)?];
     if let Some(path) = args.get_one::<PathBuf>("against") {
