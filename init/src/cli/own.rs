@@ -158,6 +158,7 @@ fn config(m: &ArgMatches) -> Result<Config, NotTyped> {
 /// All commands, for the help as well.
 pub(crate) fn command() -> Command {
     Command::new("millrace")
+        .bin_name("millrace")
         .about("Diverts a pod's traffic into its mesh proxy")
         .version(env!("CARGO_PKG_VERSION"))
         .no_binary_name(true)

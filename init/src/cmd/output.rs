@@ -32,7 +32,7 @@ pub(super) fn outcome_json(outcome: &Outcome, dry_run: bool) -> Result<Value> {
     }))
 }
 
-/// What a run did, in lines.
+/// What a run did, in lines; the text of the rules only where it was not carried out.
 pub(super) fn outcome_text(outcome: &Outcome, nothing: &str, dry_run: bool) -> String {
     let mut text = String::new();
     if let Some(choice) = &outcome.choice {
@@ -47,7 +47,7 @@ pub(super) fn outcome_text(outcome: &Outcome, nothing: &str, dry_run: bool) -> S
     for effect in outcome.effects.iter().filter(|e| !matches!(e, Effect::Marker { .. })) {
         let would = if dry_run { "would do: " } else { "" };
         text.push_str(&format!("{would}{effect}\n"));
-        if let Effect::Restore { input, .. } = effect {
+        if let (true, Effect::Restore { input, .. }) = (dry_run, effect) {
             for line in input.lines() {
                 text.push_str(&format!("    {line}\n"));
             }
