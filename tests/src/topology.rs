@@ -166,6 +166,11 @@ impl Topology {
         &self.listeners
     }
 
+    /// End every listener: their ports are free afterwards.
+    pub fn stop_listeners(&mut self) {
+        self.listeners.clear();
+    }
+
     fn link(&self) -> Result<()> {
         let services = [Spot::Service, Spot::Other, Spot::Dns, Spot::OtherDns];
         let mut lines = veth("eth0", &self.outside);

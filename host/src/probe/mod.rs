@@ -111,6 +111,12 @@ impl fmt::Display for Check {
     }
 }
 
+/// The rules that connections from outside meet, with their chains. Nobody inside can make such a
+/// connection, so these can only be looked for.
+pub fn arrival(config: &ProbeConfig<'_>, family: Family) -> Vec<(TableChain, Rule)> {
+    path::arrival(config.ruleset, config.layout, family)
+}
+
 /// What was proved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProbeReport {

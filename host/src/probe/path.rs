@@ -127,3 +127,28 @@ pub(super) fn rules(
     }
     needed
 }
+
+/// The rules that take connections from outside to the proxy, with their chains. None of them is
+/// met by a connection that is made inside.
+pub(super) fn arrival(
+    ruleset: &Ruleset,
+    layout: &Layout,
+    family: Family,
+) -> Vec<(TableChain, Rule)> {
+    let on_the_way = |table: Table, chain: &Chain, rule: &Rule| {
+        let Target::Jump(to) = &rule.target else { return false };
+        let ways_in = [&layout.inbound, &layout.in_redirect, &layout.tproxy, &layout.divert];
+        matches!(table, Table::Nat | Table::Mangle)
+            && ways_in.contains(&to)
+            && match chain {
+                Chain::Builtin(hook) => *hook == Hook::Prerouting,
+                Chain::User(name) => *name == layout.inbound,
+            }
+    };
+    let mut needed = Vec::new();
+    for (place, emissions) in ruleset.chains(family) {
+        let rules = emissions.iter().filter(|e| on_the_way(place.0, &place.1, &e.rule));
+        needed.extend(rules.map(|e| (place.clone(), e.rule.clone())));
+    }
+    needed
+}

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use millrace_core::compile::compile;
 use millrace_core::dialect::istio::{self, LAYOUT, Options, Raw, Resolved, dry_run_log};
 use millrace_core::iptables::{render_restore, render_rule};
+use millrace_core::observed::Observed;
 use millrace_core::plan::Effect;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Rule, Ruleset, TableChain};
@@ -204,13 +205,18 @@ impl Run<'_> {
 
     /// Send real connections and see.
     fn validate(&mut self) -> Exit {
-        let report = probe::run(&ProbeConfig {
+        let config = ProbeConfig {
             policy: &self.policy,
             ruleset: &self.ruleset,
             layout: &LAYOUT,
             probe_port: self.options.probe_port,
             timeout: self.options.probe_timeout,
-        });
+        };
+        let report = probe::run(&config);
+        let families: Vec<Family> = self.ruleset.families().collect();
+        let arrivals: Vec<_> = families.iter().map(|f| (*f, probe::arrival(&config, *f))).collect();
+        let exec = millrace_host::exec::Options::default();
+        let observed = self.session.observe(&exec, Look::Fast);
         for check in &report.checks {
             let text = check.to_string();
             match &check.ending {
@@ -218,35 +224,59 @@ impl Run<'_> {
                 Ending::NotPossible(_) => self.log.warn(&text),
                 Ending::Failed { needed, .. } => {
                     self.log.error(&text);
-                    self.blame(check.family, needed);
+                    self.blame(&observed, check.family, needed);
                 }
             }
         }
-        if report.passed() {
-            return Exit::Ok;
-        }
+        let mut valid = report.passed();
         if report.checks.iter().all(|c| c.passed().is_none()) {
             self.log.error("no connection could be tried, so nothing is proved");
         }
-        Exit::NotValid
+        // Who may not see the rules has the connections alone to go by.
+        if let Ok(observed) = &observed {
+            for (family, needed) in &arrivals {
+                let gone = missing(observed, *family, needed, &self.groups);
+                if gone.is_empty() {
+                    continue;
+                }
+                valid = false;
+                self.log.error(&format!(
+                    "{family} connections from outside, which can't be made from here, don't meet \
+                     every rule"
+                ));
+                self.list(&gone);
+            }
+        }
+        if valid { Exit::Ok } else { Exit::NotValid }
     }
 
     /// Say which rule on a connection's way is missing; which ones there should be, when what is
     /// there can't be seen.
-    fn blame(&mut self, family: Family, needed: &[(TableChain, Rule)]) {
-        let exec = millrace_host::exec::Options::default();
-        let missing = match self.session.observe(&exec, Look::Fast) {
-            Ok(observed) => missing(&observed, family, needed, &self.groups),
+    fn blame(
+        &mut self,
+        observed: &Result<Observed, EngineError>,
+        family: Family,
+        needed: &[(TableChain, Rule)],
+    ) {
+        let missing = match observed {
+            Ok(observed) => missing(observed, family, needed, &self.groups),
             Err(error) => {
                 self.log.warn(&format!("which rule is missing can't be seen: {error}"));
                 needed.to_vec()
             }
         };
         if missing.is_empty() {
-            self.log.error("the rules on its way are there: something in front of them, or behind, is in its way");
+            self.log.error(
+                "the rules on its way are there: something in front of them, or behind, is in its \
+                 way",
+            );
         }
+        self.list(&missing);
+    }
+
+    fn list(&mut self, missing: &[(TableChain, Rule)]) {
         for ((table, chain), rule) in missing {
-            self.log.error(&format!("missing in table {table}: -A {chain} {}", render_rule(&rule)));
+            self.log.error(&format!("missing in table {table}: -A {chain} {}", render_rule(rule)));
         }
     }
 }
