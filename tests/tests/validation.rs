@@ -22,7 +22,7 @@ fn captured(variant: Variant, extra: &[&str]) -> Result<Topology> {
 /// Validate as this user and group, with or without every capability. Gives the exit code and what
 /// was said.
 fn validate(topology: &Topology, user: Option<u32>, extra: &[&str]) -> Result<(i32, String)> {
-    let program = millrace(&[""; 0])?;
+    let program = millrace([""; 0])?;
     let program = program.get_program().to_str().unwrap_or_default().to_owned();
     let ids = user.map(|id| (format!("--reuid={id}"), format!("--regid={id}")));
     let mut words = vec!["setpriv"];
