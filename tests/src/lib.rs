@@ -16,6 +16,7 @@
 pub mod binary;
 pub mod capture;
 pub mod cases;
+pub mod killing;
 pub mod netns;
 pub mod probe;
 pub mod process;
