@@ -88,23 +88,24 @@ pub enum EngineError {
         effects: Vec<Effect>,
     },
     /// An effect failed, and what was there before is there again.
-    #[error("{failed}: {source}; what was there before is there again")]
+    #[error("{}; what was there before is there again", story(.failed, .why))]
     TakenBack {
         /// What failed.
         failed: Box<Effect>,
         /// Why.
-        source: Box<effect::EffectError>,
+        why: Box<effect::EffectError>,
     },
     /// An effect failed, and so did putting back what was there before.
     #[error(
-        "{failed}: {source}; putting back what was there before failed too: {second}. The next \
-         run finds out what is left and goes on from there"
+        "{}; putting back what was there before failed too: {second}. The next run finds out what \
+         is left and goes on from there",
+        story(.failed, .why)
     )]
     Stuck {
         /// What failed.
         failed: Box<Effect>,
         /// Why.
-        source: Box<effect::EffectError>,
+        why: Box<effect::EffectError>,
         /// What failed then, and why.
         second: String,
     },
@@ -115,9 +116,17 @@ impl EngineError {
     pub const fn is_busy(&self) -> bool {
         match self {
             Self::Lock(error) => error.is_busy(),
-            Self::TakenBack { source, .. } | Self::Stuck { source, .. } => source.is_busy(),
+            Self::TakenBack { why, .. } | Self::Stuck { why, .. } => why.is_busy(),
             _ => false,
         }
+    }
+}
+
+/// What failed, and why. The kernel's refusals name what they are about themselves.
+fn story(failed: &Effect, why: &effect::EffectError) -> String {
+    match failed {
+        Effect::Restore { .. } => format!("{failed}: {why}"),
+        _ => why.to_string(),
     }
 }
 
@@ -230,12 +239,12 @@ impl Session {
             let result = carry_out(done, &mut self.net, &mut self.tools, deadline, &request.exec);
             match result {
                 Ok(warnings) => self.warnings.extend(warnings),
-                Err(source) => {
-                    let source = Box::new(source);
+                Err(why) => {
+                    let why = Box::new(why);
                     let failed = Box::new(done.clone());
                     return Err(match self.take_back(before, request, context) {
-                        Ok(()) => EngineError::TakenBack { failed, source },
-                        Err(second) => EngineError::Stuck { failed, source, second },
+                        Ok(()) => EngineError::TakenBack { failed, why },
+                        Err(second) => EngineError::Stuck { failed, why, second },
                     });
                 }
             }

@@ -49,10 +49,16 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Errno(errno @ (Errno::EPERM | Errno::EACCES)) => write!(
+            Self::Errno(errno @ Errno::EPERM) => write!(
                 f,
                 "{errno}; this needs the capability NET_ADMIN in the user namespace that owns the \
-                 network namespace (and IPv6 switched on for an IPv6 address)"
+                 network namespace"
+            ),
+            // What rtnetlink says of IPv6 on an interface that has it switched off.
+            Self::Errno(errno @ Errno::EACCES) => write!(
+                f,
+                "{errno}; IPv6 is switched off on lo: set the sysctl net.ipv6.conf.lo.disable_ipv6 \
+                 to 0, or switch it off in the whole pod"
             ),
             Self::Errno(errno) => errno.fmt(f),
             Self::Other(text) => f.write_str(text),

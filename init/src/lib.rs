@@ -67,7 +67,7 @@ fn complain(text: &str) {
 /// Say what went wrong, with its causes.
 fn done(result: anyhow::Result<Exit>) -> Exit {
     result.unwrap_or_else(|error| {
-        complain(&format!("{error:#}"));
+        complain(&cmd::told(&error));
         cmd::exit_of(&error)
     })
 }

@@ -20,7 +20,7 @@ use millrace_host::probe::{self, Ending, ProbeConfig};
 use millrace_host::sandbox::Sandbox;
 
 use super::output::print;
-use super::{config, exit_of, namespace};
+use super::{config, exit_of, namespace, told};
 use crate::cli::istio::{NotTyped, read};
 use crate::exit::Exit;
 use crate::log::Log;
@@ -42,7 +42,7 @@ pub(crate) fn istio(words: Vec<OsString>) -> Exit {
     let mut log = typed.log;
     let raw = Raw::new(typed.flags, config::environment());
     run(&raw, &mut log).unwrap_or_else(|error| {
-        for line in format!("{error:#}").lines() {
+        for line in told(&error).lines() {
             log.error(line);
         }
         match error.downcast_ref::<millrace_core::dialect::ConfigErrors>() {

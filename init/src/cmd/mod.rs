@@ -18,10 +18,36 @@ pub(crate) use status::status;
 use crate::exit::Exit;
 use millrace_host::engine::EngineError;
 
+/// An error with its causes, each told once: a message may hold its cause's already.
+pub(crate) fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// How the program ends when a command failed.
 pub(crate) fn exit_of(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<EngineError>() {
         Some(error) if error.is_busy() => Exit::Busy,
         _ => Exit::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context as _, anyhow};
+
+    use super::told;
+
+    #[test]
+    fn every_cause_is_told_once() {
+        let error = Err::<(), _>(anyhow!("no such file")).context("a: no such file").context("b");
+        assert_eq!(told(&error.unwrap_err()), "b: a: no such file");
     }
 }
