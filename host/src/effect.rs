@@ -75,13 +75,15 @@ pub fn carry_out(
             let program = tools.path(*variant, *family, Role::Restore)?;
             let began = Instant::now();
             let wait = deadline.saturating_duration_since(began);
-            let wait_word = format!("--wait={}", wait.as_secs());
+            // Whole seconds, and not 0: that would mean for ever, as no number at all does.
+            let seconds = wait.as_secs_f64().ceil().max(1.0);
+            let wait_word = format!("--wait={seconds}");
             let mut args = vec!["--noflush"];
             if *counters {
                 args.push("--counters");
             }
-            // iptables-nft has no lock to wait for. No number at all would mean for ever.
-            if *variant == Variant::Legacy && wait.as_secs() > 0 {
+            // iptables-nft has no lock to wait for.
+            if *variant == Variant::Legacy {
                 args.push(&wait_word);
             }
             exec::run(&program, &args, Some(input), began + wait + PATIENCE, options)

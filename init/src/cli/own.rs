@@ -293,7 +293,7 @@ fn wait() -> Arg {
     Arg::new("wait")
         .long("wait")
         .value_name("DURATION")
-        .help("How long to wait for the xtables lock or for another run")
+        .help("How long to wait for another run, and in whole seconds for the xtables lock")
         .default_value("30s")
 }
 

@@ -319,7 +319,7 @@ pub const FLAGS: &[FlagDef] = &[
         Kind::Duration,
         "30s",
         &["MILLRACE_WAIT"],
-        "How long to wait for the xtables lock or for another run",
+        "How long to wait for another run, and in whole seconds for the xtables lock",
     ),
     own(
         "ipv6-as-reference",
