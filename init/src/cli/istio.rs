@@ -57,6 +57,7 @@ pub(crate) fn command() -> Command {
             "Set up the rules that divert a pod's traffic into its proxy, as istio-iptables does",
         )
         .after_help(after_help())
+        .override_usage("istio-iptables [FLAGS]")
         .no_binary_name(true)
         .disable_version_flag(true)
         // Positional words are taken and ignored, as the reference does.

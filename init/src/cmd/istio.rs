@@ -58,9 +58,9 @@ pub(crate) fn istio(words: Vec<OsString>) -> Exit {
 fn run(raw: &Raw, log: &mut Log) -> Result<Exit> {
     // A dry run looks at the host, but enters nothing.
     let dry_run = raw.switch(&mut millrace_core::dialect::Reader::default(), "dry-run").value;
-    let netns = raw.text("network-namespace").value;
-    if !dry_run && !netns.is_empty() {
-        namespace::enter(Some(&netns))?;
+    let netns = raw.text("network-namespace");
+    if !dry_run && !netns.value.is_empty() {
+        namespace::enter_as(&format!("{}: {:?}", netns.source, netns.value), &netns.value)?;
     }
     let mut session = Session::open()?;
     let facts = facts::gather(session.net())?;

@@ -9,10 +9,14 @@ use millrace_host::netns::NetnsRef;
 /// Enter the namespace that was named, if one was. This is the program's only thread, so all of
 /// it is there from now on, and so are its children.
 pub(super) fn enter(netns: Option<&str>) -> Result<()> {
-    let Some(name) = netns else { return Ok(()) };
-    let reference: NetnsRef = name.parse().with_context(|| format!("--netns {name:?}"))?;
-    let handle = reference.open().with_context(|| format!("--netns {name:?}"))?;
-    handle.enter().with_context(|| format!("--netns {name:?}"))
+    netns.map_or(Ok(()), |name| enter_as(&format!("--netns {name:?}"), name))
+}
+
+/// Enter a namespace; `what` says who named it.
+pub(super) fn enter_as(what: &str, name: &str) -> Result<()> {
+    let reference: NetnsRef = name.parse().with_context(|| what.to_owned())?;
+    let handle = reference.open().with_context(|| what.to_owned())?;
+    handle.enter().with_context(|| what.to_owned())
 }
 
 /// The namespace with what is known of it and of the host.

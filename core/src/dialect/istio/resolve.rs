@@ -201,15 +201,12 @@ impl Resolver<'_> {
                 None => uid.with(PROXY_ID.to_string()),
             };
         }
-        let mut gid = self.raw.text("proxy-gid");
-        if items(&gid.value).next().is_none() {
-            gid = Sourced::new(uid.value.clone(), gid.source);
-        }
+        let gid = self.raw.text("proxy-gid");
         let any = self.raw.switch(&mut self.reader, "match-any-proxy-id");
         let uids: Vec<Sourced<Uid>> = self.reader.list(&uid);
-        // Bad ids that were copied are reported once.
-        let gids: Vec<Sourced<Gid>> = if uids.is_empty() && gid.value == uid.value {
-            Vec::new()
+        let gids: Vec<Sourced<Gid>> = if items(&gid.value).next().is_none() {
+            let same = |uid: &Sourced<Uid>| Gid::new(uid.value.get()).map(|id| gid.with(id));
+            uids.iter().filter_map(same).collect()
         } else {
             self.reader.list(&gid)
         };

@@ -23,8 +23,10 @@ pub enum FileError {
 /// # Errors
 /// All keys that are not known and all values that have no place.
 pub fn read_file(text: &str) -> Result<BTreeMap<&'static str, String>, FileError> {
-    let value: Value =
-        serde_saphyr::from_str(text).map_err(|e| FileError::Syntax(e.to_string()))?;
+    // `on`, `off`, `y` and the like are words: only true and false are not (YAML 1.2, 10.2).
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let value: Value = serde_saphyr::from_str_with_options(text, options)
+        .map_err(|e| FileError::Syntax(e.to_string()))?;
     let mut values = BTreeMap::new();
     let mut wrong = Vec::new();
     match &value {
@@ -60,6 +62,14 @@ fn walk(
             }
         }
         Value::Null if leads => {}
+        other if leads => {
+            let inside: Vec<&str> =
+                SETTINGS.iter().filter_map(|s| s.key.strip_prefix(&inner)).collect();
+            wrong.push(format!(
+                "configuration key {path}: {other} has no place here: it is a mapping of {}",
+                inside.join(", ")
+            ));
+        }
         _ => {
             let known: Vec<&str> = SETTINGS.iter().map(|s| s.key).collect();
             wrong.push(format!(
