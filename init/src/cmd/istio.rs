@@ -146,15 +146,7 @@ impl Run<'_> {
     }
 
     fn cleanup(&mut self) -> Result<()> {
-        let outcome = match self.engine(true) {
-            Ok(outcome) => outcome,
-            // Without privilege a dry run can't see what is there, and need not.
-            Err(error) if self.options.dry_run => {
-                self.log.warn(&format!("what would be removed can't be seen: {error}"));
-                return self.write_dry_run("iptables-save\nip6tables-save\n");
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let outcome = self.engine(true)?;
         if self.options.dry_run {
             let mut text = "iptables-save\nip6tables-save\n".to_owned();
             for effect in &outcome.effects {
