@@ -18,6 +18,7 @@ pub mod capture;
 pub mod cases;
 pub mod killing;
 pub mod netns;
+pub mod others;
 pub mod probe;
 pub mod process;
 pub mod scenario;

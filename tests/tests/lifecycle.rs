@@ -1,31 +1,98 @@
 //! From nothing to captured and back, beside rules of others.
 
-use anyhow::Result;
-use millrace_tests::capture::{Variant, millrace_in_pod};
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::capture::{Capture as _, Millrace, Variant, config_args, millrace};
+use millrace_tests::cases::{self, Case};
+use millrace_tests::others::{of_others, untouched, write, write_around};
 use millrace_tests::snapshot::Snapshot;
-use millrace_tests::topology::{Layout, Stack, Topology};
+use millrace_tests::topology::{Stack, Topology};
 
-/// Verify that a pod goes from not captured to captured and back, and that each step done twice
-/// changes nothing the second time.
-#[test]
-fn a_pod_is_captured_and_let_go() -> Result<()> {
-    for variant in Variant::ALL {
-        let topology = Topology::new(Stack::Dual, Layout::default())?;
-        let before = Snapshot::take(&topology.pod)?;
-        let run = |args: &[&str], code| millrace_in_pod(&topology, args, code);
-        let apply = ["apply", "--iptables", variant.as_str(), "--mode", "tproxy", "--dns", "all"];
-        run(&["status"], 3)?;
-        run(&apply, 0)?;
-        run(&["status"], 0)?;
-        let captured = Snapshot::take(&topology.pod)?;
-        let again = run(&apply, 0)?;
-        assert!(again.contains("no change"), "{again}");
-        assert_eq!(captured.differences(&Snapshot::take(&topology.pod)?), "");
-        run(&["cleanup"], 0)?;
-        run(&["status"], 3)?;
-        assert_eq!(before.differences(&Snapshot::take(&topology.pod)?), "");
-        let again = run(&["cleanup"], 0)?;
-        assert!(again.contains("nothing to do"), "{again}");
+/// Run millrace in a topology's pod, with variables; it must succeed.
+fn run(topology: &Topology, args: &[&str], env: &[(&str, &str)]) -> Result<String> {
+    let output = topology.pod.output(millrace(args)?.envs(env.iter().copied()))?;
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    ensure!(output.status.success(), "{args:?}: {}: {said}", output.status);
+    Ok(said)
+}
+
+fn status_said(topology: &Topology) -> Result<(Option<i32>, String)> {
+    let output = topology.pod.output(&mut millrace(["status"])?)?;
+    Ok((output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+fn status(topology: &Topology) -> Result<Option<i32>> {
+    status_said(topology).map(|(code, _)| code)
+}
+
+/// A pod with rules of others is captured, captured again, let go, and let go again.
+fn live_through(case: &Case, variant: Variant) -> Result<()> {
+    let topology = Topology::new(Stack::Dual, case.layout)?;
+    let untaken = Snapshot::take(&topology.pod)?;
+    write(&topology.pod, variant)?;
+    // Packets count on the others' rules.
+    cases_packets(&topology)?;
+    let before = Snapshot::take(&topology.pod)?;
+    assert_eq!(status(&topology)?, Some(3));
+
+    Millrace { variant }.apply(&topology, &case.config)?;
+    let applied = Snapshot::take(&topology.pod)?;
+    untouched(&before, &applied)?;
+    let (code, said) = status_said(&topology)?;
+    ensure!(code == Some(0), "{said}");
+
+    // Whatever others do around our rules, they are not drift; our own order among them is kept.
+    write_around(&topology.pod, variant)?;
+    let around = Snapshot::take(&topology.pod)?;
+    let args = config_args(&case.config, variant, topology.stack);
+    let again = run(&topology, &args, case.config.env())?;
+    ensure!(again.contains("no change: the rules are as wanted"), "{again}");
+    let after = Snapshot::take(&topology.pod)?;
+    assert_eq!(around.clone().without_counters(), after.clone().without_counters());
+    untouched(&around, &after)?;
+
+    run(&topology, &["cleanup"], &[])?;
+    let cleaned = Snapshot::take(&topology.pod)?;
+    untouched(&around, &cleaned)?;
+    let left: usize = of_others(&cleaned).iter().map(|(_, rules)| rules.len()).sum();
+    let all: usize = cleaned.chains.values().map(Vec::len).sum();
+    ensure!(left == all, "something is left: {cleaned:#?}");
+    let routing = |s: &Snapshot| (s.rules.clone(), s.routes.clone(), s.addresses.clone());
+    assert_eq!(routing(&cleaned), routing(&untaken));
+    assert_eq!(status(&topology)?, Some(3));
+    let again = run(&topology, &["cleanup"], &[])?;
+    ensure!(again.contains("nothing to do"), "{again}");
+    untouched(&cleaned, &Snapshot::take(&topology.pod)?)
+}
+
+/// Connections that the rules of others count.
+fn cases_packets(topology: &Topology) -> Result<()> {
+    use cases::Fate::Direct;
+    use millrace_tests::topology::Spot;
+    let probes = [
+        cases::app().tcp(Spot::Service, 80).gets(Direct),
+        cases::proxy().tcp(Spot::Service, 80).gets(Direct),
+        cases::outside().tcp(Spot::Pod, 8080).gets(Direct),
+    ];
+    let ports = cases::Ports { outbound: 15001, inbound: 15006, dns: 15053 };
+    let astray = millrace_tests::scenario::astray(topology, ports, &probes)?;
+    ensure!(astray.is_empty(), "{astray:?}");
+    Ok(())
+}
+
+/// Verify for every case of the traffic matrix.
+fn every_case(variant: Variant) -> Result<()> {
+    for case in cases::all() {
+        live_through(&case, variant).with_context(|| format!("{:?}, {variant:?}", case.name))?;
     }
     Ok(())
+}
+
+#[test]
+fn pods_are_captured_and_let_go_by_iptables_nft() -> Result<()> {
+    every_case(Variant::Nft)
+}
+
+#[test]
+fn pods_are_captured_and_let_go_by_iptables_legacy() -> Result<()> {
+    every_case(Variant::Legacy)
 }

@@ -1,9 +1,11 @@
 //! What istio-iptables leaves in builtin chains without a jump or a mark of its own. Such a rule
 //! is known by its exact shape, and only beside chains that are istio-iptables' own.
 
+use std::collections::BTreeSet;
+
 use crate::iptables::Dump;
 use crate::ownership::{Footprint, Owned};
-use crate::ruleset::{Hook, Match, Owner, Protocol, Rule, Side, Table, Target};
+use crate::ruleset::{Hook, Masked, Match, Owner, Protocol, Rule, Side, Table, Target};
 use crate::value::InterfacePattern;
 
 /// How rules of istio-iptables are known.
@@ -19,7 +21,7 @@ fn unmarked(dump: &Dump, owned: &mut Owned) {
         interface_returns(dump, Table::Nat, owned);
         interface_returns(dump, Table::Mangle, owned);
     }
-    if present(Table::Mangle) {
+    if present(Table::Nat) || present(Table::Mangle) {
         bookkeeping(dump, owned);
     }
     guardrails(dump, present(Table::Nat) || present(Table::Mangle), owned);
@@ -72,24 +74,75 @@ fn interface_returns(dump: &Dump, table: Table, owned: &mut Owned) {
     }
 }
 
-/// The marks of TPROXY mode.
+/// What TPROXY mode writes in builtin chains. Others save and restore marks too, so the mark must
+/// be known to be istio-iptables'.
 fn bookkeeping(dump: &Dump, owned: &mut Owned) {
-    for hook in [Hook::Prerouting, Hook::Output] {
-        let found: Vec<usize> = rules(dump, Table::Mangle, hook)
-            .filter(|(_, r)| is_bookkeeping(hook, r))
-            .map(|(i, _)| i)
-            .collect();
-        for index in found {
-            owned.add_rule(Table::Mangle, hook.as_str(), index);
+    let hooks = [Hook::Prerouting, Hook::Output];
+    let found: Vec<(Hook, usize, Role)> = hooks
+        .into_iter()
+        .flat_map(|hook| {
+            let rules = rules(dump, Table::Mangle, hook);
+            rules.filter_map(move |(index, rule)| Some((hook, index, role(hook, rule)?)))
+        })
+        .collect();
+    let marks = marks(dump);
+    for (hook, index, role) in &found {
+        let ours = match role {
+            Role::SelfCall => true,
+            Role::Save(mark) | Role::Skip(mark) | Role::Restore(mark) => {
+                let whole = [Role::Save(*mark), Role::Skip(*mark), Role::Restore(*mark)];
+                marks.contains(mark)
+                    || whole.iter().all(|wanted| found.iter().any(|(_, _, role)| role == wanted))
+            }
+        };
+        if ours {
+            owned.add_rule(Table::Mangle, hook.as_str(), *index);
         }
     }
 }
 
-fn is_bookkeeping(hook: Hook, rule: &Rule) -> bool {
+/// The marks that istio-iptables' own chains set or look for, and its default.
+fn marks(dump: &Dump) -> BTreeSet<Masked> {
+    let mut marks = BTreeSet::from([Masked::exact(super::TPROXY_DEFAULTS.0)]);
+    let chains = dump.table(Table::Mangle.as_str()).into_iter().flat_map(|table| {
+        super::LAYOUT.chains().into_iter().filter_map(|name| table.chain(name.as_str()))
+    });
+    for rule in chains.flat_map(|chain| &chain.rules).filter_map(|r| r.rule.as_ref().ok()) {
+        if let Target::Tproxy { mark, .. } | Target::SetMark(mark) = rule.target {
+            marks.insert(mark);
+        }
+        marks.extend(rule.matches.iter().filter_map(|m| match m {
+            Match::Mark { negated: false, mark } => Some(*mark),
+            _ => None,
+        }));
+    }
+    marks
+}
+
+/// What a rule of TPROXY mode in a builtin chain is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Keeps the mark of the proxy's connections.
+    Save(Masked),
+    /// Leaves the proxy's connections to its own pod alone.
+    Skip(Masked),
+    /// Gives answers the mark of their connection.
+    Restore(Masked),
+    /// Marks the proxy's calls to its own pod that are to come in by the inbound port.
+    SelfCall,
+}
+
+fn role(hook: Hook, rule: &Rule) -> Option<Role> {
     let tcp = |m: &Match| *m == Match::Protocol(Protocol::Tcp);
     let lo = |m: &Match| matches!(m, Match::OutInterface { negated: false, name } if name.as_str() == "lo");
-    let mark = |m: &Match| matches!(m, Match::Mark { negated: false, .. });
-    let connmark = |m: &Match| matches!(m, Match::Connmark { negated: false, .. });
+    let mark = rule.matches.iter().find_map(|m| match m {
+        Match::Mark { negated: false, mark } | Match::Connmark { negated: false, mark } => {
+            Some(*mark)
+        }
+        _ => None,
+    });
+    let marked = |m: &Match| matches!(m, Match::Mark { negated: false, .. });
+    let connmarked = |m: &Match| matches!(m, Match::Connmark { negated: false, .. });
     let elsewhere = |m: &Match| {
         matches!(m, Match::Address { side: Side::Destination, negated: true, cidr }
             if cidr.address().is_loopback())
@@ -101,13 +154,16 @@ fn is_bookkeeping(hook: Hook, rule: &Rule) -> bool {
         rule.matches.len() == wanted.len() && wanted.iter().all(|w| rule.matches.iter().any(w))
     };
     match (hook, &rule.target) {
-        (Hook::Prerouting, Target::SaveMark) => all(&[&tcp, &mark]),
-        (Hook::Output, Target::Return) => all(&[&tcp, &lo, &mark]),
-        (Hook::Output, Target::SetMark(m)) => {
-            m.value == crate::compile::SELF_CALL_MARK && all(&[&tcp, &lo, &elsewhere, &proxy])
+        (Hook::Prerouting, Target::SaveMark) if all(&[&tcp, &marked]) => mark.map(Role::Save),
+        (Hook::Output, Target::Return) if all(&[&tcp, &lo, &marked]) => mark.map(Role::Skip),
+        (Hook::Output, Target::RestoreMark) if all(&[&tcp, &connmarked]) => mark.map(Role::Restore),
+        (Hook::Output, Target::SetMark(m))
+            if m.value == crate::compile::SELF_CALL_MARK
+                && all(&[&tcp, &lo, &elsewhere, &proxy]) =>
+        {
+            Some(Role::SelfCall)
         }
-        (Hook::Output, Target::RestoreMark) => all(&[&tcp, &connmark]),
-        _ => false,
+        _ => None,
     }
 }
 
@@ -175,6 +231,32 @@ mod tests {
                    -A OUTPUT -p tcp -j DROP\nCOMMIT\n";
         let o = owned(six);
         assert!(o.has_rule(Table::Filter, "OUTPUT", 1) && !o.has_rule(Table::Filter, "OUTPUT", 2));
+    }
+
+    #[test]
+    fn marks_that_others_save_and_restore_are_not_ours() {
+        let pair = |mark: &str| {
+            format!(
+                "-A PREROUTING -p tcp -m mark --mark {mark} -j CONNMARK --save-mark\n\
+                 -A OUTPUT -p tcp -m connmark --mark {mark} -j CONNMARK --restore-mark\n"
+            )
+        };
+        let table = |own: &str, rules: &str| format!("*mangle\n{own}{rules}COMMIT\n");
+        let chain = ":ISTIO_INBOUND - [0:0]\n";
+        let seen = format!("{chain}-A ISTIO_INBOUND -p tcp -m mark --mark 0x77 -j RETURN\n");
+        let skip = "-A OUTPUT -p tcp -o lo -m mark --mark 0x77 -j RETURN\n";
+        for (text, ours) in [
+            (table(chain, &pair("0x77")), 0),
+            (table(chain, &pair("0x539")), 2),
+            (table(&seen, &pair("0x77")), 2),
+            (table(chain, &format!("{}{skip}", pair("0x77"))), 3),
+            (table(chain, &format!("{}{skip}", pair("0x78"))), 0),
+        ] {
+            let o = owned(&text);
+            let all = [("PREROUTING", 0), ("OUTPUT", 0), ("OUTPUT", 1)];
+            let found = all.iter().filter(|(c, i)| o.has_rule(Table::Mangle, c, *i)).count();
+            assert_eq!(found, ours, "{text}");
+        }
     }
 
     #[test]
