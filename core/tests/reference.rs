@@ -9,18 +9,21 @@
     reason = "the recordings are read from files, and a test that can't run says so"
 )]
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use millrace_core::compile::compile;
-use millrace_core::dialect::istio::{self, Raw, dry_run_log, flags};
+use millrace_core::dialect::istio::{self, Raw, dry_run_log};
 use millrace_core::facts::HostFacts;
 use millrace_core::iptables::layout::{self, Line, Verb};
 use millrace_core::iptables::render_restore;
 use millrace_core::ruleset::Ruleset;
 use millrace_core::value::Family;
 use serde_json::Value;
+use support::read_argv;
 
 fn suite(name: &str) -> Option<Vec<(String, Value, PathBuf)>> {
     let folder =
@@ -47,30 +50,6 @@ fn golden(path: &Path) -> String {
 
 fn strings(value: &Value) -> Vec<String> {
     value.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect()
-}
-
-/// The command line as (flag, value) pairs.
-fn read_argv(argv: &[String]) -> Vec<(String, String)> {
-    let mut words = argv.iter().skip(1);
-    let mut pairs = Vec::new();
-    while let Some(word) = words.next() {
-        let (name, inline) = match word.split_once('=') {
-            Some((name, value)) => (name, Some(value.to_owned())),
-            None => (word.as_str(), None),
-        };
-        let def = if let Some(long) = name.strip_prefix("--") {
-            flags::find(long).unwrap()
-        } else {
-            let short = name.strip_prefix('-').unwrap().chars().next();
-            flags::FLAGS.iter().find(|f| f.short == short).unwrap()
-        };
-        let value = inline.unwrap_or_else(|| match def.kind {
-            flags::Kind::Bool => "true".to_owned(),
-            _ => words.next().unwrap().clone(),
-        });
-        pairs.push((def.long.to_owned(), value));
-    }
-    pairs
 }
 
 /// The ruleset of a case, as the reference chooses the families.
