@@ -9,7 +9,9 @@ use millrace_core::plan::Change;
 use millrace_core::value::Family;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, Prop};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use nix::errno::Errno;
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
@@ -250,7 +252,12 @@ impl Net {
     /// # Errors
     /// When the kernel refuses.
     pub fn route(&self, change: Change, family: Family, table: u32) -> Result<(), LinkError> {
-        let message = local_default(family, table);
+        let mut message = local_default(family, table);
+        if change == Change::Remove {
+            // Whoever added it, and however: these are compared unless they say that they are not.
+            message.header.protocol = RouteProtocol::Unspec;
+            message.header.scope = RouteScope::NoWhere;
+        }
         let result = self.runtime.block_on(async {
             match change {
                 Change::Add => self.handle.route().add(message).execute().await,

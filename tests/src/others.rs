@@ -85,11 +85,22 @@ pub fn of_others(snapshot: &Snapshot) -> Vec<(String, Vec<String>)> {
         words.into_iter().any(|w| w.starts_with("ISTIO_") || w.starts_with("MILLRACE_"))
     };
     let marked = |text: &str| {
-        // What is written into builtin chains beside jumps: rules with the marks of TPROXY (by
-        // default, of the case that sets another, of self-calls), or about the second interface.
-        [" 0x539", " 0x1092", " 0x53a", " eth1 ", " --comment millrace"]
-            .iter()
-            .any(|sign| text.contains(sign))
+        // What is written into builtin chains beside jumps: rules with the marks of TPROXY that
+        // the suites use and that of self-calls, or about the interfaces that they name.
+        [
+            " 0x539",
+            " 0x1092",
+            " 0x4d",
+            " 0x4e",
+            " 0x53a",
+            " eth1 ",
+            " eth7 ",
+            " tap0 ",
+            " tap1 ",
+            " --comment millrace",
+        ]
+        .iter()
+        .any(|sign| text.contains(sign))
     };
     let chains = snapshot.chains.iter().filter(|(name, _)| !ours(name));
     let chains = chains.map(|(name, rules)| {
