@@ -21,5 +21,7 @@ pub mod probe;
 pub mod process;
 pub mod scenario;
 pub mod snapshot;
+pub mod stage;
 pub mod topology;
+pub mod transition;
 pub mod wire;
