@@ -23,10 +23,15 @@ pub struct Goal(pub &'static [&'static str]);
 pub const NOTHING: Goal = Goal(&["cleanup"]);
 
 impl Goal {
-    fn args(self, variant: Variant) -> Vec<&'static str> {
+    /// The words to type. Where something else may be there istio-iptables has to be told that it
+    /// may replace it; where only a killed run for the same goal was before, it must not need that.
+    fn args(self, variant: Variant, replace: bool) -> Vec<&'static str> {
         let mut args = self.0.to_vec();
         match args.first() {
-            Some(&"istio-iptables") => args.extend(["--force-iptables-binary", variant.as_str()]),
+            Some(&"istio-iptables") => {
+                args.extend(["--force-iptables-binary", variant.as_str()]);
+                args.extend(replace.then_some("--reconcile"));
+            }
             Some(&"apply") => args.extend(["--iptables", variant.as_str()]),
             _ => {}
         }
@@ -84,7 +89,7 @@ impl Transition {
     pub fn killed_between_messages(&self) -> Result<()> {
         let first = self.first_change()?;
         let count = self.killed_at_every(Kill::Message, first)?;
-        ensure!(count >= 2, "only {count} messages to die at: even the note needs two");
+        ensure!(count >= 3, "only {count} messages to die at: the note alone needs two");
         Ok(())
     }
 
@@ -94,6 +99,8 @@ impl Transition {
             [self.old, self.new, self.third, NOTHING].map(|goal| self.reached(goal));
         let (old, new, third, nothing) = (old?, new?, third?, nothing?);
         let kept: BTreeSet<&String> = old.captured.intersection(&new.captured).collect();
+        let any = self.old != NOTHING && self.new != NOTHING;
+        ensure!(!any || kept.len() >= 4, "too few connections to watch: {kept:?}");
         let topology = pod()?;
         for place in first.. {
             let then = [(self.new, &new), (self.third, &third), (NOTHING, &nothing)];
@@ -123,18 +130,15 @@ impl Transition {
         Ok(Reached { state, captured: captured(&topology, &ATTEMPTS)? })
     }
 
-    /// Bring about a goal, whatever is there.
+    /// Bring about a goal.
     fn run(&self, topology: &Topology, goal: Goal) -> Result<()> {
-        let mut args = goal.args(self.variant);
-        if args.first() == Some(&"istio-iptables") {
-            args.push("--reconcile");
-        }
-        millrace_in_pod(topology, &args, 0).map(drop)
+        let again = goal == self.new && self.old == NOTHING;
+        millrace_in_pod(topology, &goal.args(self.variant, !again), 0).map(drop)
     }
 
     /// Go for the new goal and be killed; false when Millrace got through unharmed.
     fn run_killed(&self, topology: &Topology, kill: Kill) -> Result<bool> {
-        let args = self.new.args(self.variant);
+        let args = self.new.args(self.variant, self.old != NOTHING);
         let output = match kill {
             Kill::Table(moments) => {
                 let stage = Stage::killing_after(moments)?;
@@ -159,7 +163,7 @@ impl Transition {
         self.run(&topology, self.old)?;
         let file = tempfile::NamedTempFile::new().context("a trace")?;
         let path = file.path().to_str().context("a path that is not UTF-8")?;
-        let args = self.new.args(self.variant);
+        let args = self.new.args(self.variant, self.old != NOTHING);
         let output = topology.pod.output(&mut traced(&[], path, &args)?)?;
         ensure!(output.status.success(), "{output:?}");
         let trace = std::fs::read_to_string(path).context("a trace")?;
@@ -174,7 +178,7 @@ impl Transition {
 fn traced(options: &[&str], to: &str, args: &[&str]) -> Result<Command> {
     let inner = millrace(args)?;
     let mut command = Command::new("strace");
-    command.args(["-qq", "-o", to, "-e", "trace=sendto"]).args(options);
+    command.args(["-qq", "-o", to, "-e", "trace=sendto", "-e", "signal=none"]).args(options);
     command.arg(inner.get_program()).args(inner.get_args()).env_clear();
     command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
     Ok(command)
