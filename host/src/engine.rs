@@ -56,6 +56,8 @@ pub struct Outcome {
     pub effects: Vec<Effect>,
     /// Whether an earlier run had been interrupted here.
     pub interrupted: bool,
+    /// Whether a dry run could not see what is there, and took it for nothing.
+    pub unseen: bool,
     /// How many programs were run.
     pub processes: usize,
     /// What the user should know.
@@ -173,7 +175,15 @@ impl Session {
         let processes = exec::processes();
         let deadline = Instant::now() + request.wait;
         let _lock = if request.dry_run { None } else { Some(RunLock::take(deadline)?) };
-        let before = self.observe(&request.exec)?;
+        let (before, unseen) = match self.observe(&request.exec) {
+            Ok(before) => (before, false),
+            // A dry run needs no privilege: it says what it can.
+            Err(error) if request.dry_run => {
+                self.warnings.push(error.to_string());
+                (Observed::default(), true)
+            }
+            Err(error) => return Err(error),
+        };
         let choice = self.choose(&before, request)?;
         let context = Context {
             footprints: FOOTPRINTS,
@@ -194,6 +204,7 @@ impl Session {
             choice,
             effects: plan.effects,
             interrupted: plan.interrupted,
+            unseen,
             processes: exec::processes() - processes,
             warnings: std::mem::take(&mut self.warnings),
         })

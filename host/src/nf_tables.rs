@@ -60,9 +60,9 @@ pub fn tables() -> Result<Option<Vec<(Family, String)>>, NfTablesError> {
     }
 }
 
-/// Whether the kernel has `nf_tables`, as far as it can be asked.
+/// Whether the kernel has `nf_tables`. Where it can't be asked, nothing says that it has not.
 pub fn is_supported() -> bool {
-    matches!(tables(), Ok(Some(_)))
+    !matches!(tables(), Ok(None))
 }
 
 fn is_absent(error: &io::Error) -> bool {

@@ -67,7 +67,34 @@ fn complain(text: &str) {
 /// Say what went wrong, with its causes.
 fn done(result: anyhow::Result<Exit>) -> Exit {
     result.unwrap_or_else(|error| {
-        complain(&format!("{error:#}"));
+        complain(&told(&error));
         cmd::exit_of(&error)
     })
+}
+
+/// An error with its causes, each said once: some say their cause themselves.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let source = std::io::Error::other("inside");
+        let file = millrace_host::observe::ObserveError::File { path: "outside", source };
+        assert_eq!(told(&anyhow::Error::from(file)), "outside can't be read: inside");
+        assert_eq!(told(&anyhow!("inside").context("outside")), "outside: inside");
+    }
 }

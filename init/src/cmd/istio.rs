@@ -40,7 +40,7 @@ pub(crate) fn istio(words: Vec<OsString>) -> Exit {
     let mut log = typed.log;
     let raw = Raw::new(typed.flags, config::environment());
     run(&raw, &mut log).unwrap_or_else(|error| {
-        for line in format!("{error:#}").lines() {
+        for line in crate::told(&error).lines() {
             log.error(line);
         }
         match error.downcast_ref::<millrace_core::dialect::ConfigErrors>() {
@@ -144,15 +144,7 @@ impl Run<'_> {
     }
 
     fn cleanup(&mut self) -> Result<()> {
-        let outcome = match self.engine(true) {
-            Ok(outcome) => outcome,
-            // Without privilege a dry run can't see what is there, and need not.
-            Err(error) if self.options.dry_run => {
-                self.log.warn(&format!("what would be removed can't be seen: {error}"));
-                return self.write_dry_run("iptables-save\nip6tables-save\n");
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let outcome = self.engine(true)?;
         if self.options.dry_run {
             let mut text = "iptables-save\nip6tables-save\n".to_owned();
             for effect in &outcome.effects {

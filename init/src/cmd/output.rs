@@ -26,6 +26,7 @@ pub(super) fn outcome_json(outcome: &Outcome, dry_run: bool) -> Result<Value> {
         "iptables": outcome.choice.map(|c| c.variant.as_str()),
         "why": outcome.choice.map(|c| c.why),
         "interrupted": outcome.interrupted,
+        "unseen": outcome.unseen,
         "processes": outcome.processes,
         "warnings": outcome.warnings,
         "effects": serde_json::to_value(&outcome.effects)?,
@@ -41,8 +42,11 @@ pub(super) fn outcome_text(outcome: &Outcome, nothing: &str, dry_run: bool) -> S
     if outcome.interrupted {
         text.push_str("an earlier run was interrupted here\n");
     }
-    if outcome.effects.is_empty() {
-        text.push_str(&format!("{nothing}\n"));
+    match (outcome.unseen, outcome.effects.is_empty()) {
+        (false, true) => text.push_str(&format!("{nothing}\n")),
+        (true, true) => text.push_str("what would be removed can't be seen\n"),
+        (true, false) => text.push_str("where nothing of Millrace or istio-iptables is:\n"),
+        (false, false) => {}
     }
     for effect in outcome.effects.iter().filter(|e| !matches!(e, Effect::Marker { .. })) {
         let would = if dry_run { "would do: " } else { "" };
