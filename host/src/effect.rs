@@ -75,13 +75,13 @@ pub fn carry_out(
             let program = tools.path(*variant, *family, Role::Restore)?;
             let began = Instant::now();
             let wait = deadline.saturating_duration_since(began);
-            let wait_word = format!("--wait={}", wait.as_secs());
+            let wait_word = format!("--wait={}", whole_seconds(wait));
             let mut args = vec!["--noflush"];
             if *counters {
                 args.push("--counters");
             }
-            // iptables-nft has no lock to wait for. No number at all would mean for ever.
-            if *variant == Variant::Legacy && wait.as_secs() > 0 {
+            // iptables-nft has no lock to wait for.
+            if *variant == Variant::Legacy {
                 args.push(&wait_word);
             }
             exec::run(&program, &args, Some(input), began + wait + PATIENCE, options)
@@ -89,6 +89,13 @@ pub fn carry_out(
         }
     }
     Ok(Vec::new())
+}
+
+/// How long the lock is waited for, as iptables takes it. It would wait for ever without a number,
+/// and with 0 as well (iptables-legacy-restore 1.8).
+fn whole_seconds(wait: Duration) -> u64 {
+    let begun = u64::from(wait.subsec_nanos() > 0);
+    (wait.as_secs() + begun).max(1)
 }
 
 /// Tell a lock that is held from other failures (`iptables(8)`: exit status 4).
@@ -103,5 +110,16 @@ fn locked(error: ExecError, began: Instant) -> EffectError {
             EffectError::XtablesLock { path, waited: began.elapsed(), process }
         }
         _ => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_is_never_waited_for_without_end() {
+        let seconds = [0, 1, 999, 1000, 1001, 30_000].map(Duration::from_millis).map(whole_seconds);
+        assert_eq!(seconds, [1, 1, 1, 1, 2, 30]);
     }
 }
