@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::capture::{Variant, millrace, millrace_in_pod};
+use crate::capture::{Variant, millrace, millrace_in_pod, wrapped};
 use crate::cases::{Attempt, app, outside};
 use crate::scenario::captured;
 use crate::snapshot::Snapshot;
@@ -176,12 +176,8 @@ impl Transition {
 /// Millrace under strace, which looks at its messages to the kernel only, not at those of the
 /// programs that it starts.
 fn traced(options: &[&str], to: &str, args: &[&str]) -> Result<Command> {
-    let inner = millrace(args)?;
-    let mut command = Command::new("strace");
-    command.args(["-qq", "-o", to, "-e", "trace=sendto", "-e", "signal=none"]).args(options);
-    command.arg(inner.get_program()).args(inner.get_args()).env_clear();
-    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    Ok(command)
+    let strace = ["strace", "-qq", "-o", to, "-e", "trace=sendto", "-e", "signal=none"];
+    Ok(wrapped(&[&strace[..], options].concat(), &millrace(args)?))
 }
 
 fn differs(wanted: &Snapshot, is: &Snapshot) -> Result<()> {

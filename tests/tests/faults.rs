@@ -1,0 +1,156 @@
+//! Things that go wrong on the way: the namespace is then as it was, and the message says why.
+
+use std::fs::File;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::capture::{Variant, millrace, millrace_in_pod, ran};
+use millrace_tests::cases::{app, outside};
+use millrace_tests::scenario::captured;
+use millrace_tests::snapshot::Snapshot;
+use millrace_tests::stage::Stage;
+use millrace_tests::topology::Spot::{Pod, Service};
+use millrace_tests::topology::{Layout, Stack, Topology};
+
+const ISTIO: [&str; 9] =
+    ["istio-iptables", "-u", "1337", "-i", "*", "-b", "*", "--redirect-dns", "--dual-stack"];
+const TPROXY: [&str; 5] = ["apply", "--mode", "tproxy", "--dns", "all"];
+
+fn pod() -> Result<Topology> {
+    Topology::new(Stack::Dual, Layout { transparent: true, ..Layout::default() })
+}
+
+/// Only the chains whose counters are what they were. New connections alone count in nat, while
+/// the kernel's own packets count elsewhere at any time; `ip6tables-nft-restore` 1.8.9 takes no
+/// counters.
+fn counted(mut snapshot: Snapshot) -> Snapshot {
+    snapshot.chains.retain(|name, _| name.contains(" nat ") && !name.starts_with("IPv6 nft"));
+    snapshot
+}
+
+/// Verify that a table that can't be written, whichever it is, puts back all the others, with
+/// their counters, and that the program is named with what it said.
+fn a_table_fails(variant: Variant) -> Result<()> {
+    for old in [&[][..], &ISTIO] {
+        for family in ["iptables", "ip6tables"] {
+            for table in ["raw", "mangle", "nat"] {
+                let topology = pod()?;
+                if !old.is_empty() {
+                    let choice = ["--force-iptables-binary", variant.as_str()];
+                    millrace_in_pod(&topology, &[old, &choice].concat(), 0)?;
+                    let attempts = [app().tcp(Service, 80), outside().tcp(Pod, 8080)];
+                    assert_eq!(captured(&topology, &attempts)?.len(), 4);
+                }
+                let before = Snapshot::take(&topology.pod)?;
+                let name = format!("{family}-{}-restore", variant.as_str());
+                let stage = Stage::failing_at(&name, table)?;
+                let args = [&TPROXY[..], &["--iptables", variant.as_str()]].concat();
+                let (code, said) = ran(&topology.pod, &mut stage.millrace(args)?)?;
+                let what = format!("{name}, {table}, from {old:?}: {said}");
+                assert_eq!(code, Some(1), "{what}");
+                let message = format!("{name}: the line is bad today");
+                ensure!(said.contains(&message), "{what}");
+                ensure!(said.contains("what was there before is there again"), "{what}");
+                let after = Snapshot::take(&topology.pod)?;
+                let (old, new) = (counted(before.clone()), counted(after.clone()));
+                assert_eq!(old.differences(&new), "", "{what}");
+                let bare = before.without_counters().differences(&after.without_counters());
+                assert_eq!(bare, "", "{what}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_table_fails_nft() -> Result<()> {
+    a_table_fails(Variant::Nft)
+}
+
+#[test]
+fn a_table_fails_legacy() -> Result<()> {
+    a_table_fails(Variant::Legacy)
+}
+
+/// Verify that with IPv6 switched off IPv4 is captured, and nothing is written for IPv6.
+#[test]
+fn ipv6_is_off() -> Result<()> {
+    for variant in Variant::ALL {
+        let istio = ["istio-iptables", "-u", "1337", "-i", "*", "-b", "*"];
+        let istio = [&istio[..], &["--force-iptables-binary", variant.as_str()]].concat();
+        for args in [istio, [&TPROXY[..], &["--iptables", variant.as_str()]].concat()] {
+            let topology =
+                Topology::new(Stack::V4, Layout { transparent: true, ..Layout::default() })?;
+            for scope in ["all", "default", "lo", "eth0"] {
+                let setting = format!("net.ipv6.conf.{scope}.disable_ipv6=1");
+                topology.pod.run("sysctl", &["-qw", &setting])?;
+            }
+            let before = Snapshot::take(&topology.pod)?;
+            millrace_in_pod(&topology, &args, 0)?;
+            let attempts = [app().tcp(Service, 80), outside().tcp(Pod, 8080)];
+            assert_eq!(captured(&topology, &attempts)?.len(), 2, "{args:?}");
+            let after = Snapshot::take(&topology.pod)?;
+            let v6: Vec<_> = after.chains.keys().filter(|c| c.starts_with("IPv6")).collect();
+            assert_eq!(v6, Vec::<&String>::new(), "{args:?}");
+            millrace_in_pod(&topology, &["cleanup"], 0)?;
+            assert_eq!(before.differences(&Snapshot::take(&topology.pod)?), "", "{args:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Run millrace in a pod with its standard output on a device that is always full.
+fn with_full_stdout(topology: &Topology, args: &[&str]) -> Result<(Option<i32>, String)> {
+    let full = File::options().write(true).open("/dev/full").context("/dev/full")?;
+    let mut command = millrace(args)?;
+    command.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped());
+    let child = topology.pod.enter(|| command.spawn())??;
+    let output = child.wait_with_output()?;
+    Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+/// Verify that output that can't be written is an error, and that what is there is one of old and
+/// new all the same.
+#[test]
+fn standard_output_is_full() -> Result<()> {
+    let topology = pod()?;
+    let nothing = Snapshot::take(&topology.pod)?;
+    let (code, said) = with_full_stdout(&topology, &TPROXY)?;
+    assert_eq!(code, Some(1), "{said}");
+    ensure!(said.contains("standard output: No space left on device"), "{said}");
+    millrace_in_pod(&topology, &["status"], 0)?;
+    let again = millrace_in_pod(&topology, &TPROXY, 0)?;
+    ensure!(again.contains("no change"), "{again}");
+    for args in [&["status"][..], &["dump"], &["schema"], &["--help"], &["cleanup"]] {
+        let (code, said) = with_full_stdout(&topology, args)?;
+        assert_eq!(code, Some(1), "{args:?}: {said}");
+    }
+    assert_eq!(nothing.differences(&Snapshot::take(&topology.pod)?), "");
+    // What istio-iptables prints is its log, and a log that can't be written must not leave a pod
+    // without capture.
+    let (code, said) = with_full_stdout(&topology, &ISTIO)?;
+    assert_eq!(code, Some(0), "{said}");
+    millrace_in_pod(&topology, &["status"], 0)?;
+    Ok(())
+}
+
+/// Verify that a dry run's file that can't be written is an error that names it.
+#[test]
+fn the_dry_run_file_is_on_a_full_disk() -> Result<()> {
+    let topology = pod()?;
+    let before = Snapshot::take(&topology.pod)?;
+    let full = "mkdir /run/full && mount -t tmpfs -o size=4k none /run/full && \
+                head -c 4096 /dev/zero >/run/full/all";
+    topology.pod.run("sh", &["-c", full])?;
+    let dry_run = [&ISTIO[..], &["--dry-run"]].concat();
+    for args in [dry_run.clone(), [&dry_run[..], &["--cleanup-only"]].concat()] {
+        let mut command: Command = millrace(&args)?;
+        command.env("DRY_RUN_FILE_PATH", "/run/full/rules");
+        let (code, said) = ran(&topology.pod, &mut command)?;
+        assert_eq!(code, Some(1), "{said}");
+        ensure!(said.contains("DRY_RUN_FILE_PATH") && said.contains("/run/full/rules"), "{said}");
+        ensure!(said.contains("No space left on device"), "{said}");
+    }
+    assert_eq!(before.differences(&Snapshot::take(&topology.pod)?), "");
+    Ok(())
+}
