@@ -63,7 +63,9 @@ pub struct Transition {
     pub new: Goal,
     /// Something else yet that may be wanted once it was killed.
     pub third: Goal,
-    /// Which iptables.
+    /// Which iptables has what is there.
+    pub from: Variant,
+    /// Which iptables is used then.
     pub variant: Variant,
 }
 
@@ -95,9 +97,10 @@ impl Transition {
 
     /// Gives how many places there were.
     fn killed_at_every(&self, kill: fn(usize) -> Kill, first: usize) -> Result<usize> {
-        let [old, new, third, nothing] =
-            [self.old, self.new, self.third, NOTHING].map(|goal| self.reached(goal));
-        let (old, new, third, nothing) = (old?, new?, third?, nothing?);
+        let old = self.reached(self.old, self.from)?;
+        let [new, third, nothing] =
+            [self.new, self.third, NOTHING].map(|goal| self.reached(goal, self.variant));
+        let (new, third, nothing) = (new?, third?, nothing?);
         let kept: BTreeSet<&String> = old.captured.intersection(&new.captured).collect();
         let any = self.old != NOTHING && self.new != NOTHING;
         ensure!(!any || kept.len() >= 4, "too few connections to watch: {kept:?}");
@@ -105,7 +108,7 @@ impl Transition {
         for place in first.. {
             let then = [(self.new, &new), (self.third, &third), (NOTHING, &nothing)];
             for (next, wanted) in then {
-                self.run(&topology, self.old)?;
+                self.run(&topology, self.old, self.from)?;
                 let at = kill(place);
                 let what = || format!("{self:?}, killed at {at:?}, then {next:?}");
                 if !self.run_killed(&topology, at).with_context(what)? {
@@ -116,24 +119,24 @@ impl Transition {
                 let now = captured(&topology, &ATTEMPTS)?;
                 let lost: Vec<_> = kept.iter().filter(|line| !now.contains(**line)).collect();
                 ensure!(lost.is_empty(), "{}: not captured any more: {lost:?}", what());
-                self.run(&topology, next).with_context(what)?;
+                self.run(&topology, next, self.variant).with_context(what)?;
                 differs(&wanted.state, &Snapshot::take(&topology.pod)?).with_context(what)?;
             }
         }
         bail!("there is no end of places")
     }
 
-    fn reached(&self, goal: Goal) -> Result<Reached> {
+    fn reached(&self, goal: Goal, variant: Variant) -> Result<Reached> {
         let topology = pod()?;
-        self.run(&topology, goal)?;
+        self.run(&topology, goal, variant)?;
         let state = Snapshot::take(&topology.pod)?.without_counters();
         Ok(Reached { state, captured: captured(&topology, &ATTEMPTS)? })
     }
 
     /// Bring about a goal.
-    fn run(&self, topology: &Topology, goal: Goal) -> Result<()> {
+    fn run(&self, topology: &Topology, goal: Goal, variant: Variant) -> Result<()> {
         let again = goal == self.new && self.old == NOTHING;
-        millrace_in_pod(topology, &goal.args(self.variant, !again), 0).map(drop)
+        millrace_in_pod(topology, &goal.args(variant, !again), 0).map(drop)
     }
 
     /// Go for the new goal and be killed; false when Millrace got through unharmed.
@@ -160,7 +163,7 @@ impl Transition {
     /// Which message to the kernel is the first that could change something.
     fn first_change(&self) -> Result<usize> {
         let topology = pod()?;
-        self.run(&topology, self.old)?;
+        self.run(&topology, self.old, self.from)?;
         let file = tempfile::NamedTempFile::new().context("a trace")?;
         let path = file.path().to_str().context("a path that is not UTF-8")?;
         let args = self.new.args(self.variant, self.old != NOTHING);

@@ -64,7 +64,22 @@ const THIRD: Goal = Goal(&[
 const REDIRECT: Goal = Goal(&["apply", "--exclude-inbound-ports", "22"]);
 
 const fn from(old: Goal, new: Goal, third: Goal) -> impl Fn(Variant) -> Transition {
-    move |variant| Transition { old, new, third, variant }
+    move |variant| Transition { old, new, third, from: variant, variant }
+}
+
+/// Verify the same where the rules go from one iptables to the other on the way.
+fn other_iptables(from: Variant, variant: Variant) -> Transition {
+    Transition { old: ISTIO, new: TPROXY, third: THIRD, from, variant }
+}
+
+#[test]
+fn nft_to_legacy() -> Result<()> {
+    other_iptables(Nft, Legacy).killed_between_tables()
+}
+
+#[test]
+fn legacy_to_nft() -> Result<()> {
+    other_iptables(Legacy, Nft).killed_between_tables()
 }
 
 macro_rules! transitions {
