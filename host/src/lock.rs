@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::stat::{major, minor};
 
 /// The name of the lock: a unix socket in the abstract namespace, of which each network namespace
 /// has its own (`unix(7)`, `network_namespaces(7)`). It needs no file system, and the kernel takes
@@ -134,13 +135,44 @@ pub fn xtables_lock_file() -> PathBuf {
 
 /// Who holds a lock file (`proc_locks(5)`), if that can be seen.
 pub fn file_holder(path: &Path) -> Option<Process> {
-    let inode = path.metadata().ok()?.ino().to_string();
+    let file = path.metadata().ok()?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
+    process(holding_pid(&locks, (major(file.dev()), minor(file.dev())), file.ino())?)
+}
+
+/// Each container has its own file of the name, often with the same inode number, so the device
+/// counts too. Some file systems (btrfs) give another device there than to `stat`: then a lock
+/// counts that is the only one with the number.
+fn holding_pid(locks: &str, (major, minor): (u64, u64), inode: u64) -> Option<u32> {
+    let end = format!(":{inode}");
+    let mut alike = Vec::new();
+    for line in locks.lines() {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         // `1: FLOCK  ADVISORY  WRITE 123 00:16:456 0 EOF`; one that waits has `->` in front.
-        let [_, kind, _, _, pid, place, ..] = words.as_slice() else { return None };
-        let same = place.rsplit(':').next() == Some(inode.as_str());
-        (same && *kind == "FLOCK").then(|| process(pid.parse().ok()?)).flatten()
-    })
+        let [_, "FLOCK", _, _, pid, place, ..] = words.as_slice() else { continue };
+        let Some(device) = place.strip_suffix(&end) else { continue };
+        let pid = pid.parse().ok()?;
+        if device == format!("{major:02x}:{minor:02x}") {
+            return Some(pid);
+        }
+        alike.push(pid);
+    }
+    alike.pop().filter(|_| alike.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_told_from_one_with_the_same_number_elsewhere() {
+        let one = "1: FLOCK  ADVISORY  WRITE 11 00:16:45 0 EOF\n";
+        let text = format!(
+            "{one}1: -> FLOCK  ADVISORY  WRITE 13 00:1e:45 0 EOF\n2: FLOCK  ADVISORY  WRITE 12 00:1e:45 0 EOF\n"
+        );
+        assert_eq!(holding_pid(&text, (0, 0x1e), 45), Some(12));
+        assert_eq!(holding_pid(&text, (0, 0x99), 45), None);
+        assert_eq!(holding_pid(one, (0, 0x99), 45), Some(11));
+        assert_eq!(holding_pid(one, (0, 0x16), 4), None);
+    }
 }

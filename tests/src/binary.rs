@@ -17,6 +17,15 @@ pub fn probe() -> Result<PathBuf> {
     built("probe")
 }
 
+/// A program of the machine, where PATH has it.
+pub fn system(name: &str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").context("PATH is not set")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+        .with_context(|| format!("{name} is not installed"))
+}
+
 /// A program of this package. Cargo builds all of them before it runs a test, which lies in
 /// `deps/` beside them.
 fn built(name: &str) -> Result<PathBuf> {

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::binary;
 use crate::cases::Config;
+use crate::netns::Namespace;
 use crate::topology::{Stack, Topology};
 
 /// Something that can capture a pod as a configuration says.
@@ -92,6 +93,21 @@ pub fn millrace_in_pod(topology: &Topology, args: &[&str], code: i32) -> Result<
         bail!("millrace {}: {}, not {code}\n{said}", args.join(" "), output.status);
     }
     Ok(said)
+}
+
+/// Run a command in a namespace: its exit code, none if a signal ended it, and all that it printed.
+pub fn ran(namespace: &Namespace, command: &mut Command) -> Result<(Option<i32>, String)> {
+    let output = namespace.output(command)?;
+    Ok((output.status.code(), said(&output)))
+}
+
+/// The command line of another command for a shell or a tool that runs it.
+pub fn wrapped(wrapper: &[&str], inner: &Command) -> Command {
+    let (program, args) = wrapper.split_first().unwrap_or((&"env", &[]));
+    let mut command = Command::new(program);
+    command.args(args).arg(inner.get_program()).args(inner.get_args()).env_clear();
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
 }
 
 fn said(output: &Output) -> String {

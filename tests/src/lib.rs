@@ -16,12 +16,13 @@
 pub mod binary;
 pub mod capture;
 pub mod cases;
-pub mod killing;
 pub mod netns;
 pub mod others;
 pub mod probe;
 pub mod process;
 pub mod scenario;
 pub mod snapshot;
+pub mod stage;
 pub mod topology;
+pub mod transition;
 pub mod wire;

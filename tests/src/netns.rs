@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -149,6 +150,9 @@ fn settle_mounts(resolv_conf: Option<&str>) -> Result<()> {
     let Some(text) = resolv_conf else { return Ok(()) };
     let mut file = tempfile::NamedTempFile::new().context("a resolv.conf")?;
     file.write_all(text.as_bytes()).context("a resolv.conf")?;
+    // As in a pod: everybody can read it.
+    let everybody = fs::Permissions::from_mode(0o644);
+    file.as_file().set_permissions(everybody).context("a resolv.conf")?;
     // Where it is a link into /run, as with systemd-resolved, its target is gone with /run.
     if let Ok(link) = fs::read_link("/etc/resolv.conf") {
         let target = Path::new("/etc").join(link);

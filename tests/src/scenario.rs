@@ -1,5 +1,6 @@
 //! Playing a case: capture, connect, hold what happened against what must.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
@@ -51,7 +52,8 @@ pub fn astray(topology: &Topology, ports: Ports, probes: &[Probe]) -> Result<Vec
     for &family in topology.stack.families() {
         for probe in probes {
             let Some(line) = line_up(&probe.attempt, family) else { continue };
-            let outcome = send(topology, probe, &line)?;
+            let timeout_ms = if probe.fate == Fate::TimedOut { SILENCE_MS } else { PATIENCE_MS };
+            let outcome = send(topology, &line, timeout_ms)?;
             made += 1;
             if let Err(why) = judge(probe.fate, line.attempt.kind, line.to, ports, &outcome) {
                 wrong.push(format!("{line:?} must be {:?}, but {why}: {outcome}", probe.fate));
@@ -61,6 +63,21 @@ pub fn astray(topology: &Topology, ports: Ports, probes: &[Probe]) -> Result<Vec
     // A case about loopback addresses that IPv6 has none of still has others.
     ensure!(made > 0, "no connection of the case can be made here");
     Ok(wrong)
+}
+
+/// Make the connections in a pod, in every family that it has, and tell which of them the proxy
+/// answered, on whatever port.
+pub fn captured(topology: &Topology, attempts: &[Attempt]) -> Result<BTreeSet<String>> {
+    let mut captured = BTreeSet::new();
+    for &family in topology.stack.families() {
+        for line in attempts.iter().filter_map(|attempt| line_up(attempt, family)) {
+            let outcome = send(topology, &line, PATIENCE_MS)?;
+            if matches!(&outcome, Outcome::Answered { answer, .. } if answer.name == "proxy") {
+                captured.insert(format!("{line:?}"));
+            }
+        }
+    }
+    Ok(captured)
 }
 
 /// A connection with the addresses of one family.
@@ -93,14 +110,13 @@ fn line_up(attempt: &Attempt, family: Family) -> Option<Line> {
     Some(Line { attempt: *attempt, from, to })
 }
 
-fn send(topology: &Topology, probe: &Probe, line: &Line) -> Result<Outcome> {
+fn send(topology: &Topology, line: &Line, timeout_ms: u32) -> Result<Outcome> {
     let client = line.attempt.client;
     let namespace: &Namespace = match client.place {
         Place::Pod => &topology.pod,
         Place::Outside => &topology.outside,
         Place::Side => topology.side.as_ref().context("the case's layout has no side")?,
     };
-    let timeout_ms = if probe.fate == Fate::TimedOut { SILENCE_MS } else { PATIENCE_MS };
     let proto = match line.attempt.kind {
         Kind::Tcp => Proto::Tcp,
         Kind::Udp => Proto::Udp,

@@ -27,7 +27,8 @@ pub struct Snapshot {
     pub rules: Vec<String>,
     /// Every routing table, in both families.
     pub routes: Vec<String>,
-    /// The addresses of all interfaces.
+    /// The addresses of all interfaces, and other names that `lo` has: Millrace notes a change in
+    /// progress there.
     pub addresses: Vec<String>,
 }
 
@@ -48,6 +49,9 @@ impl Snapshot {
             snapshot.routes.extend(lines(&["route", "show", "table", "all"])?);
             snapshot.addresses.extend(lines(&["-oneline", "addr"])?);
         }
+        let lo = namespace.run("ip", &["-details", "link", "show", "lo"])?;
+        let names = lo.lines().map(str::trim).filter(|line| line.starts_with("altname "));
+        snapshot.addresses.extend(names.map(|name| format!("lo {name}")));
         Ok(snapshot)
     }
 
@@ -90,6 +94,17 @@ impl Snapshot {
         let wanted = format!(" {} ", variant.as_str());
         self.chains.retain(|name, _| name.contains(&wanted));
         self
+    }
+
+    /// The rules by table: `IPv4 nft nat`, and in it by chain.
+    pub fn tables(&self) -> BTreeMap<String, BTreeMap<String, Vec<String>>> {
+        let mut tables: BTreeMap<String, BTreeMap<String, Vec<String>>> = BTreeMap::new();
+        for (name, rules) in &self.chains {
+            // A chain's own name has no blank in it.
+            let (table, chain) = name.rsplit_once(' ').unwrap_or((name, ""));
+            tables.entry(table.to_owned()).or_default().insert(chain.to_owned(), rules.clone());
+        }
+        tables
     }
 
     /// How this differs from another; empty if it does not.

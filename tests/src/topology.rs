@@ -255,11 +255,14 @@ impl Topology {
     }
 }
 
-/// Text that makes a link from eth0 of a namespace to a device here, and sets both up.
+/// Text that makes a link from eth0 of a namespace to a device here, and sets both up. The hardware
+/// addresses are given, so that link-local addresses are the same in every topology too.
 fn veth(device: &str, peer: &Namespace) -> String {
+    let net = if device == "eth0" { 70 } else { 80 };
     format!(
         "link set lo up\n\
-         link add {device} type veth peer name eth0 netns {}\n\
+         link add {device} address 02:00:00:00:{net}:02 type veth \
+         peer name eth0 address 02:00:00:00:{net}:01 netns {}\n\
          link set {device} up\n",
         peer.path().display()
     )

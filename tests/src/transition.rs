@@ -1,0 +1,210 @@
+//! From one configuration to another, with Millrace killed on the way.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::capture::{Variant, millrace, millrace_in_pod, wrapped};
+use crate::cases::{Attempt, app, outside};
+use crate::scenario::captured;
+use crate::snapshot::Snapshot;
+use crate::stage::Stage;
+use crate::topology::Spot::{Dns, Pod, Service};
+use crate::topology::{Layout, Stack, Topology};
+
+/// Something that Millrace is to bring about: a command line of it, but for the choice of
+/// iptables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Goal(pub &'static [&'static str]);
+
+/// Nothing of Millrace in the pod.
+pub const NOTHING: Goal = Goal(&["cleanup"]);
+
+impl Goal {
+    /// The words to type. Where something else may be there istio-iptables has to be told that it
+    /// may replace it; where only a killed run for the same goal was before, it must not need that.
+    fn args(self, variant: Variant, replace: bool) -> Vec<&'static str> {
+        let mut args = self.0.to_vec();
+        match args.first() {
+            Some(&"istio-iptables") => {
+                args.extend(["--force-iptables-binary", variant.as_str()]);
+                args.extend(replace.then_some("--reconcile"));
+            }
+            Some(&"apply") => args.extend(["--iptables", variant.as_str()]),
+            _ => {}
+        }
+        args
+    }
+}
+
+/// What a goal looks like in a pod where nothing else ever was.
+struct Reached {
+    state: Snapshot,
+    captured: BTreeSet<String>,
+}
+
+/// Where Millrace is killed.
+#[derive(Clone, Copy, Debug)]
+enum Kill {
+    /// After this many moments of the programs that write rules (see [`Stage::killing_after`]).
+    Table(usize),
+    /// In front of its nth message to the kernel.
+    Message(usize),
+}
+
+/// A step from what is there to something else.
+#[derive(Clone, Copy, Debug)]
+pub struct Transition {
+    /// What is there.
+    pub old: Goal,
+    /// What Millrace is about to make of it.
+    pub new: Goal,
+    /// Something else yet that may be wanted once it was killed.
+    pub third: Goal,
+    /// Which iptables has what is there.
+    pub from: Variant,
+    /// Which iptables is used then.
+    pub variant: Variant,
+}
+
+/// Connections that show whether the pod is captured: out, in, DNS.
+const ATTEMPTS: [Attempt; 3] =
+    [app().tcp(Service, 80), outside().tcp(Pod, 8080), app().udp(Dns, 53)];
+
+fn pod() -> Result<Topology> {
+    Topology::new(Stack::Dual, Layout { transparent: true, ..Layout::default() })
+}
+
+impl Transition {
+    /// Kill Millrace in front of, between and behind the tables that it writes, wherever there is
+    /// such a place, and see that the pod is never worse off.
+    pub fn killed_between_tables(&self) -> Result<()> {
+        let count = self.killed_at_every(Kill::Table, 0)?;
+        ensure!(count >= 4, "only {count} places to die at: that is not every table");
+        Ok(())
+    }
+
+    /// Kill Millrace in front of each message that could change routing or addresses, and of all
+    /// behind the first of them.
+    pub fn killed_between_messages(&self) -> Result<()> {
+        let first = self.first_change()?;
+        let count = self.killed_at_every(Kill::Message, first)?;
+        ensure!(count >= 3, "only {count} messages to die at: the note alone needs two");
+        Ok(())
+    }
+
+    /// Gives how many places there were.
+    fn killed_at_every(&self, kill: fn(usize) -> Kill, first: usize) -> Result<usize> {
+        let old = self.reached(self.old, self.from)?;
+        let [new, third, nothing] =
+            [self.new, self.third, NOTHING].map(|goal| self.reached(goal, self.variant));
+        let (new, third, nothing) = (new?, third?, nothing?);
+        let kept: BTreeSet<&String> = old.captured.intersection(&new.captured).collect();
+        let any = self.old != NOTHING && self.new != NOTHING;
+        ensure!(!any || kept.len() >= 4, "too few connections to watch: {kept:?}");
+        let topology = pod()?;
+        for place in first.. {
+            let then = [(self.new, &new), (self.third, &third), (NOTHING, &nothing)];
+            for (next, wanted) in then {
+                self.run(&topology, self.old, self.from)?;
+                let at = kill(place);
+                let what = || format!("{self:?}, killed at {at:?}, then {next:?}");
+                if !self.run_killed(&topology, at).with_context(what)? {
+                    differs(&new.state, &Snapshot::take(&topology.pod)?).with_context(what)?;
+                    return Ok(place - first);
+                }
+                between(&old.state, &new.state, &topology).with_context(what)?;
+                let now = captured(&topology, &ATTEMPTS)?;
+                let lost: Vec<_> = kept.iter().filter(|line| !now.contains(**line)).collect();
+                ensure!(lost.is_empty(), "{}: not captured any more: {lost:?}", what());
+                self.run(&topology, next, self.variant).with_context(what)?;
+                differs(&wanted.state, &Snapshot::take(&topology.pod)?).with_context(what)?;
+            }
+        }
+        bail!("there is no end of places")
+    }
+
+    fn reached(&self, goal: Goal, variant: Variant) -> Result<Reached> {
+        let topology = pod()?;
+        self.run(&topology, goal, variant)?;
+        let state = Snapshot::take(&topology.pod)?.without_counters();
+        Ok(Reached { state, captured: captured(&topology, &ATTEMPTS)? })
+    }
+
+    /// Bring about a goal.
+    fn run(&self, topology: &Topology, goal: Goal, variant: Variant) -> Result<()> {
+        let again = goal == self.new && self.old == NOTHING;
+        millrace_in_pod(topology, &goal.args(variant, !again), 0).map(drop)
+    }
+
+    /// Go for the new goal and be killed; false when Millrace got through unharmed.
+    fn run_killed(&self, topology: &Topology, kill: Kill) -> Result<bool> {
+        let args = self.new.args(self.variant, self.old != NOTHING);
+        let output = match kill {
+            Kill::Table(moments) => {
+                let stage = Stage::killing_after(moments)?;
+                topology.pod.output(&mut stage.millrace(&args)?)?
+            }
+            Kill::Message(place) => {
+                let inject = format!("inject=sendto:signal=KILL:when={place}");
+                topology.pod.output(&mut traced(&["-e", &inject], "/dev/null", &args)?)?
+            }
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        match (output.status.code(), output.status.signal()) {
+            (Some(0), _) => Ok(false),
+            (_, Some(9)) => Ok(true),
+            _ => bail!("neither killed nor well: {}\n{said}", output.status),
+        }
+    }
+
+    /// Which message to the kernel is the first that could change something.
+    fn first_change(&self) -> Result<usize> {
+        let topology = pod()?;
+        self.run(&topology, self.old, self.from)?;
+        let file = tempfile::NamedTempFile::new().context("a trace")?;
+        let path = file.path().to_str().context("a path that is not UTF-8")?;
+        let args = self.new.args(self.variant, self.old != NOTHING);
+        let output = topology.pod.output(&mut traced(&[], path, &args)?)?;
+        ensure!(output.status.success(), "{output:?}");
+        let trace = std::fs::read_to_string(path).context("a trace")?;
+        let changes = |line: &str| line.contains("RTM_NEW") || line.contains("RTM_DEL");
+        let position = trace.lines().position(changes);
+        Ok(position.with_context(|| format!("nothing changes anything in\n{trace}"))? + 1)
+    }
+}
+
+/// Millrace under strace, which looks at its messages to the kernel only, not at those of the
+/// programs that it starts.
+fn traced(options: &[&str], to: &str, args: &[&str]) -> Result<Command> {
+    let strace = ["strace", "-qq", "-o", to, "-e", "trace=sendto", "-e", "signal=none"];
+    Ok(wrapped(&[&strace[..], options].concat(), &millrace(args)?))
+}
+
+fn differs(wanted: &Snapshot, is: &Snapshot) -> Result<()> {
+    let text = wanted.differences(&is.clone().without_counters());
+    ensure!(text.is_empty(), "not what a pod has where nothing happened before:\n{text}");
+    Ok(())
+}
+
+/// Every table is the old one or the new one, and nothing is there that neither has.
+fn between(old: &Snapshot, new: &Snapshot, topology: &Topology) -> Result<()> {
+    let now = Snapshot::take(&topology.pod)?.without_counters();
+    let [old_tables, new_tables, now_tables] = [old, new, &now].map(Snapshot::tables);
+    let names: BTreeSet<&String> =
+        old_tables.keys().chain(new_tables.keys()).chain(now_tables.keys()).collect();
+    for name in names {
+        let is = now_tables.get(name);
+        ensure!(
+            is == old_tables.get(name) || is == new_tables.get(name),
+            "table {name} is neither the old one nor the new one: {is:#?}"
+        );
+    }
+    for line in now.rules.iter().chain(&now.routes) {
+        let known = [old, new].iter().any(|s| s.rules.contains(line) || s.routes.contains(line));
+        ensure!(known, "neither old nor new: {line}");
+    }
+    Ok(())
+}

@@ -1,0 +1,194 @@
+//! What is installed: programs that are missing, how many of them are run, and Millrace's names.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::binary;
+use millrace_tests::capture::{Variant, millrace, millrace_in_pod, ran, wrapped};
+use millrace_tests::snapshot::Snapshot;
+use millrace_tests::topology::{Layout, Stack, Topology};
+
+const NFT: [&str; 4] =
+    ["iptables-nft-save", "iptables-nft-restore", "ip6tables-nft-save", "ip6tables-nft-restore"];
+const LEGACY: [&str; 4] = [
+    "iptables-legacy-save",
+    "iptables-legacy-restore",
+    "ip6tables-legacy-save",
+    "ip6tables-legacy-restore",
+];
+
+/// Millrace where of all programs of iptables only these are installed: in a mount namespace of
+/// its own, in which the folder that has them is another one.
+fn with_only(programs: &[&str], args: &[&str]) -> Result<Command> {
+    const SCRIPT: &str = "set -e; names=$1; shift; mkdir -p /run/sbin; \
+                          mount --bind /usr/sbin /run/sbin; mount -t tmpfs none /usr/sbin; \
+                          for name in $names; do ln -s /run/sbin/$name /usr/sbin; done; exec \"$@\"";
+    let names = programs.join(" ");
+    let shell = ["unshare", "--mount", "sh", "-c", SCRIPT, "sh", &names];
+    Ok(wrapped(&shell, &millrace(args)?))
+}
+
+/// The programs that are there, a command line, its exit code, and what it must say.
+type Case<'a> = (&'a [&'a str], &'a [&'a str], (i32, Vec<&'a str>));
+
+/// Verify that the programs that are there are used, and that what is missing is named together
+/// with what to install, and nothing stays changed then.
+#[test]
+fn programs_are_missing() -> Result<()> {
+    let apply = ["apply", "--mode", "tproxy"];
+    let no_v6 = [&apply[..], &["--ipv6", "off"]].concat();
+    let [nft, legacy] =
+        ["nft", "legacy"].map(|variant| [&apply[..], &["--iptables", variant]].concat());
+    let istio = ["istio-iptables", "-u", "1337", "-i", "*", "-b", "*"];
+    let captured = |said| (0, vec![said]);
+    let refused = |said| (1, vec![said, "install the package iptables"]);
+    let v6 = "ip6tables-nft-restore is not installed: install the package iptables with its IPv6";
+    let cases: [Case<'_>; 14] = [
+        (&NFT, &apply, captured("using iptables-nft")),
+        (&LEGACY, &apply, captured("using iptables-legacy: iptables-nft can't be used here")),
+        (&NFT, &istio, captured("using iptables-nft")),
+        (&LEGACY, &istio, captured("using iptables-legacy")),
+        (&NFT, &legacy, refused("iptables-legacy was asked for")),
+        (&LEGACY, &nft, refused("iptables-nft was asked for")),
+        (&[], &apply, refused("no iptables is installed")),
+        (&[], &istio, refused("no iptables is installed")),
+        (&NFT[..2], &apply, refused(v6)),
+        (&NFT[..2], &istio, refused(v6)),
+        (&LEGACY[..2], &apply, refused("ip6tables-legacy-restore is not installed")),
+        (&NFT[..2], &no_v6, captured("using iptables-nft")),
+        // Nothing is there, so nothing has to be run.
+        (&[], &["cleanup"], (0, vec!["nothing to do"])),
+        (&[], &["status"], (3, vec!["not captured"])),
+    ];
+    for (programs, args, (code, wanted)) in cases {
+        let topology = Topology::new(Stack::Dual, Layout::default())?;
+        let before = Snapshot::take(&topology.pod)?;
+        let (is, said) = ran(&topology.pod, &mut with_only(programs, args)?)?;
+        let what = format!("{args:?} with {programs:?}: {said}");
+        assert_eq!(is, Some(code), "{what}");
+        for text in wanted {
+            ensure!(said.contains(text), "{text:?} is not in {what}");
+        }
+        let after = Snapshot::take(&topology.pod)?;
+        assert_eq!(code == 0 && args != ["cleanup"], before != after, "{what}");
+    }
+    Ok(())
+}
+
+/// Verify that rules that can't be read or written, since only the other programs are installed,
+/// are not taken for nothing. Those of iptables-legacy are read without its program.
+#[test]
+fn rules_of_the_other_iptables() -> Result<()> {
+    for (variant, programs) in [("nft", &LEGACY), ("legacy", &NFT)] {
+        let topology = Topology::new(Stack::Dual, Layout::default())?;
+        millrace_in_pod(&topology, &["apply", "--iptables", variant], 0)?;
+        let before = Snapshot::take(&topology.pod)?;
+        let role = if variant == "nft" { "save" } else { "restore" };
+        for args in [&["apply", "--dns", "all"][..], &["cleanup"], &["status"]] {
+            let (code, said) = ran(&topology.pod, &mut with_only(programs, args)?)?;
+            if args == ["status"] && variant == "legacy" {
+                assert_eq!(code, Some(0), "{said}");
+                continue;
+            }
+            assert_eq!(code, Some(1), "{args:?}: {said}");
+            let missing =
+                format!("iptables-{variant}-{role} is not installed: install the package");
+            ensure!(said.contains(&missing), "{args:?}: {said}");
+        }
+        assert_eq!(before.differences(&Snapshot::take(&topology.pod)?), "");
+    }
+    Ok(())
+}
+
+/// The programs that a run of millrace starts, by name.
+fn started(topology: &Topology, args: &[&str]) -> Result<Vec<String>> {
+    let file = tempfile::NamedTempFile::new().context("a trace")?;
+    let path = file.path().to_str().context("a path that is not UTF-8")?;
+    let strace = ["strace", "-f", "-qq", "-e", "trace=execve", "-e", "signal=none", "-o", path];
+    let (code, said) = ran(&topology.pod, &mut wrapped(&strace, &millrace(args)?))?;
+    ensure!(code == Some(0), "{args:?}: {said}");
+    let trace = fs::read_to_string(path).context("a trace")?;
+    let programs = trace.lines().filter_map(|line| line.split_once("execve(\"")?.1.split_once('"'));
+    let names: Vec<String> =
+        programs.filter_map(|(path, _)| Some(path.rsplit_once('/')?.1.to_owned())).collect();
+    // The first is Millrace itself.
+    Ok(names.get(1..).context("an empty trace")?.to_vec())
+}
+
+/// Verify how few programs are run.
+#[test]
+fn few_programs_are_run() -> Result<()> {
+    for variant in Variant::ALL {
+        let topology = Topology::new(Stack::Dual, Layout::default())?;
+        let apply = ["apply", "--mode", "tproxy", "--dns", "all", "--iptables", variant.as_str()];
+        let other = ["apply", "--iptables", variant.as_str()];
+        let names = |role: &str| -> BTreeSet<String> {
+            ["iptables", "ip6tables"].map(|f| format!("{f}-{}-{role}", variant.as_str())).into()
+        };
+        // The kernel itself gives iptables-legacy's rules.
+        let save = if variant == Variant::Nft { names("save") } else { BTreeSet::new() };
+        let both: BTreeSet<String> = save.union(&names("restore")).cloned().collect();
+        // Nothing is there to be looked at, then nothing has to be written.
+        let steps = [
+            (&apply[..], names("restore")),
+            (&apply, save),
+            (&other, both.clone()),
+            (&["cleanup"], both),
+        ];
+        for (args, wanted) in steps {
+            let run = started(&topology, args)?;
+            let set: BTreeSet<String> = run.iter().cloned().collect();
+            ensure!(set == wanted && set.len() == run.len(), "{args:?} runs {run:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Verify that under the names of the reference tool Millrace is that tool.
+#[test]
+fn other_names() -> Result<()> {
+    let folder = tempfile::tempdir().context("a folder for links")?;
+    let flags =
+        ["-p", "15101", "-z", "15106", "-u", "1337", "-m", "REDIRECT", "-i", "*", "-b", "*"];
+    let mut states = Vec::new();
+    for words in [
+        &["millrace", "istio-iptables"][..],
+        &["istio-iptables"],
+        &["pilot-agent", "istio-iptables"],
+    ] {
+        let link = folder.path().join(words[0]);
+        symlink(binary::millrace()?, &link).context("a link")?;
+        let command = |args: &[&str]| {
+            let mut command = Command::new(&link);
+            command.args(&words[1..]).args(args).env_clear();
+            command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+            command
+        };
+        let topology = Topology::new(Stack::Dual, Layout::default())?;
+        let (code, said) = ran(&topology.pod, &mut command(&["--help"]))?;
+        assert_eq!(code, Some(0), "{words:?}: {said}");
+        for flag in ["--istio-inbound-interception-mode", "--inbound-capture-port", "--dry-run"] {
+            ensure!(said.contains(flag), "{words:?} --help has no {flag}: {said}");
+        }
+        let (code, said) = ran(&topology.pod, &mut command(&["--no-such-flag"]))?;
+        assert_eq!(code, Some(255), "{words:?}: {said}");
+        let (code, said) = ran(&topology.pod, &mut command(&flags))?;
+        assert_eq!(code, Some(0), "{words:?}: {said}");
+        states.push(Snapshot::take(&topology.pod)?);
+        let chains: Vec<_> = states[0].chains.keys().collect();
+        ensure!(chains.iter().any(|c| c.ends_with(" ISTIO_OUTPUT")), "{chains:?}");
+    }
+    for state in &states {
+        let [a, b] = [&states[0], state].map(|s| s.clone().without_counters());
+        assert_eq!(a.differences(&b), "");
+    }
+    let mut proxy = Command::new(folder.path().join("pilot-agent"));
+    let topology = Topology::new(Stack::V4, Layout::default())?;
+    let (code, said) = ran(&topology.pod, proxy.args(["proxy", "sidecar"]))?;
+    assert_eq!(code, Some(2), "{said}");
+    ensure!(said.contains("only the sub-command istio-iptables"), "{said}");
+    Ok(())
+}
