@@ -1,0 +1,191 @@
+//! The recorded runs of istio-iptables 1.32, repeated with the real program: the same command line
+//! and environment in a namespace with the same addresses. The recordings are not part of the
+//! repository; they are read from `../shared/reference` when that folder is there.
+#![expect(clippy::print_stdout, reason = "a test that can't run says so")]
+
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::binary;
+use millrace_tests::capture::{Variant, ran};
+use millrace_tests::netns::Namespace;
+use millrace_tests::snapshot::Snapshot;
+use serde_json::Value;
+
+struct Recording {
+    name: String,
+    argv: Vec<String>,
+    env: Vec<(String, String)>,
+    addresses: Vec<String>,
+    name_servers: Vec<String>,
+    golden: String,
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().filter_map(|v| Some(v.as_str()?.to_owned())).collect()
+}
+
+/// The recordings of a suite; none when the folder is not there.
+fn recordings(suite: &str) -> Result<Vec<Recording>> {
+    let folder =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference/istio").join(suite);
+    let Ok(entries) = fs::read_dir(&folder) else {
+        println!("SKIPPED: {suite}: the recordings are not at {}", folder.display());
+        return Ok(Vec::new());
+    };
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for entry in entries {
+        paths.push(entry?.path());
+    }
+    paths.retain(|path| path.extension().is_some_and(|e| e == "json"));
+    paths.sort();
+    paths.iter().map(|path| read(path).with_context(|| path.display().to_string())).collect()
+}
+
+fn read(path: &Path) -> Result<Recording> {
+    let json: Value = serde_json::from_str(&fs::read_to_string(path)?)?;
+    let env = json["env"].as_object().context("env")?;
+    let golden = fs::read_to_string(path.with_extension("golden"))?;
+    Ok(Recording {
+        name: path.display().to_string(),
+        argv: strings(&json["argv"]),
+        env: env.iter().map(|(k, v)| (k.clone(), v.as_str().unwrap_or("").to_owned())).collect(),
+        addresses: strings(&json["host"]["interface_addresses"]),
+        name_servers: strings(&json["host"]["resolv_conf_nameservers"]),
+        // The recorded test put in an address that a real resolver list gives back in hexadecimal.
+        golden: golden.replace("::127.0.0.53", "::7f00:35"),
+    })
+}
+
+impl Recording {
+    /// A namespace with the recorded addresses, in the order in which a kernel lists them.
+    fn namespace(&self) -> Result<Namespace> {
+        let servers: Vec<String> =
+            self.name_servers.iter().map(|s| format!("nameserver {s}\n")).collect();
+        let namespace = Namespace::with_resolv_conf(Some(&servers.concat()))?;
+        let mut lines = "link set lo up\n".to_owned();
+        for address in self.addresses.iter().filter(|a| !a.starts_with("127.") && *a != "::1/128") {
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            lines.push_str(&format!("addr add {address} dev lo{nodad}\n"));
+        }
+        namespace.ip(&lines)?;
+        Ok(namespace)
+    }
+
+    /// Whether a kernel lists the addresses in the recorded order: IPv4 in front.
+    fn is_in_kernel_order(&self) -> bool {
+        let families: Vec<bool> = self.addresses.iter().map(|a| a.contains(':')).collect();
+        families.is_sorted()
+    }
+
+    /// The command line, with the reference's choice of families; `live` without its dry run.
+    fn command(&self, out: &Path, live: Option<Variant>) -> Result<Command> {
+        let mut command = Command::new(binary::millrace()?);
+        command.arg0("istio-iptables").env_clear();
+        command.env("PATH", std::env::var_os("PATH").context("PATH")?);
+        command.env("MILLRACE_IPV6_AS_REFERENCE", "true");
+        let is_dry = |word: &&String| *word == "--dry-run" || *word == "-n";
+        let words = self.argv.iter().skip(1).filter(|w| live.is_none() || !is_dry(w));
+        command.args(words);
+        for (name, value) in self.env.iter().filter(|(name, _)| live.is_none() || name != "DRY_RUN")
+        {
+            command.env(name, value.replace("{OUT}", &out.display().to_string()));
+        }
+        command.env("DRY_RUN_FILE_PATH", out);
+        if let Some(variant) = live {
+            command.args(["--force-iptables-binary", variant.as_str()]);
+        }
+        Ok(command)
+    }
+
+    /// The same with a number for the group that exists on no machine but in the recordings.
+    fn without_names(&self) -> Self {
+        let number = |text: &String| text.replace("java", "202");
+        Self {
+            name: self.name.clone(),
+            argv: self.argv.clone(),
+            env: self.env.iter().map(|(name, value)| (name.clone(), number(value))).collect(),
+            addresses: self.addresses.clone(),
+            name_servers: self.name_servers.clone(),
+            golden: number(&self.golden),
+        }
+    }
+
+    /// What iptables-restore of IPv4 and of IPv6 got. Tables come in order, so that one that comes
+    /// again, or too late, begins the second family.
+    fn restores(&self) -> [String; 2] {
+        let mut inputs = [String::new(), String::new()];
+        let (mut family, mut last) = (0, "");
+        for line in self.golden.lines() {
+            if let Some(table) = line.strip_prefix("* ") {
+                if table <= last {
+                    family = 1;
+                }
+                last = table;
+            }
+            if !last.is_empty() && !line.ends_with("-save") {
+                inputs[family.min(1)].push_str(&format!("{line}\n"));
+            }
+        }
+        inputs
+    }
+}
+
+/// Dry runs of a suite, word for word.
+fn dry_runs(suite: &str, expected: usize) -> Result<()> {
+    let recordings = recordings(suite)?;
+    ensure!(recordings.is_empty() || recordings.len() == expected, "{} cases", recordings.len());
+    let folder = tempfile::tempdir()?;
+    let mut left_out = 0;
+    for recording in &recordings {
+        if !recording.is_in_kernel_order() {
+            left_out += 1;
+            continue;
+        }
+        let out = folder.path().join("out");
+        let (code, said) = ran(&recording.namespace()?, &mut recording.command(&out, None)?)?;
+        assert_eq!(code, Some(0), "{}: {said}", recording.name);
+        let text = fs::read_to_string(&out)?;
+        assert_eq!(text.trim(), recording.golden.trim(), "{}", recording.name);
+    }
+    ensure!(left_out * 10 <= recordings.len(), "{left_out} can't be had from a kernel");
+    Ok(())
+}
+
+#[test]
+fn the_references_own_cases() -> Result<()> {
+    dry_runs("istio-iptables-capture", 27)
+}
+
+#[test]
+fn random_command_lines() -> Result<()> {
+    dry_runs("oracle-iptables-capture", 250)
+}
+
+/// Verify that what is written is what iptables-restore makes of the recorded text, with one
+/// iptables and the other in turn.
+#[test]
+fn rules_are_those_that_the_reference_restores() -> Result<()> {
+    let all = recordings("oracle-iptables-capture")?;
+    let folder = tempfile::tempdir()?;
+    for (index, recording) in all.iter().map(Recording::without_names).enumerate() {
+        let variant = Variant::ALL[index % 2];
+        let (written, restored) = (recording.namespace()?, recording.namespace()?);
+        let out = folder.path().join("out");
+        let (code, said) = ran(&written, &mut recording.command(&out, Some(variant))?)?;
+        assert_eq!(code, Some(0), "{}: {said}", recording.name);
+        for (family, input) in ["iptables", "ip6tables"].iter().zip(recording.restores()) {
+            let program = format!("{family}-{}-restore", variant.as_str());
+            if !input.is_empty() {
+                restored.feed(&program, &["--noflush"], &input)?;
+            }
+        }
+        let (written, restored) = (Snapshot::take(&written)?, Snapshot::take(&restored)?);
+        let (written, restored) = (written.without_counters(), restored.without_counters());
+        assert_eq!(written.chains, restored.chains, "{}, {variant:?}", recording.name);
+    }
+    Ok(())
+}
