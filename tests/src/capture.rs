@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result, bail, ensure};
+pub use millrace_core::observed::Variant;
 
 use crate::binary;
 use crate::cases::Config;
@@ -17,28 +18,6 @@ pub trait Capture {
 
     /// Capture the topology's pod.
     fn apply(&self, topology: &Topology, config: &Config) -> Result<()>;
-}
-
-/// Which iptables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Variant {
-    /// The one on top of nftables.
-    Nft,
-    /// The one with its own kernel interface.
-    Legacy,
-}
-
-impl Variant {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
-
-    /// As in the name of its programs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Nft => "nft",
-            Self::Legacy => "legacy",
-        }
-    }
 }
 
 /// The millrace program with one of the iptables.
