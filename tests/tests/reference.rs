@@ -189,3 +189,50 @@ fn rules_are_those_that_the_reference_restores() -> Result<()> {
     }
     Ok(())
 }
+
+/// Verify that every command line that Istio's injector writes captures a pod, or validates one,
+/// and that the same line run again finds nothing to do.
+#[test]
+fn what_the_injector_writes_is_taken() -> Result<()> {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../shared/reference/istio/injected-argv/corpus.json");
+    let Ok(text) = fs::read_to_string(&corpus) else {
+        println!("SKIPPED: the recordings are not at {}", corpus.display());
+        return Ok(());
+    };
+    let corpus: Value = serde_json::from_str(&text)?;
+    let rows = corpus["rows"].as_array().context("rows")?;
+    ensure!(rows.len() >= 18, "{} rows", rows.len());
+    for row in rows {
+        let recording = Recording {
+            name: row["argv"].to_string(),
+            argv: strings(&row["argv"]),
+            env: row["env"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(k, v)| (k.clone(), v.as_str().unwrap_or("").to_owned()))
+                .collect(),
+            addresses: vec!["10.4.0.2/32".to_owned(), "fd00:4::2/128".to_owned()],
+            name_servers: vec!["10.96.0.10".to_owned()],
+            golden: String::new(),
+        };
+        // The validation container comes after the CNI plugin, which has written the rules.
+        let validates = recording.argv.iter().any(|word| word == "--run-validation");
+        let writes = Recording {
+            argv: recording.argv.iter().filter(|w| !w.ends_with("-rule-apply")).cloned().collect(),
+            name: recording.name.clone(),
+            ..recording.without_names()
+        };
+        let writes = if validates { &writes } else { &recording };
+        let namespace = recording.namespace()?;
+        let out = tempfile::NamedTempFile::new()?;
+        for run in [writes, &recording] {
+            let (code, said) = ran(&namespace, &mut run.command(out.path(), Some(Variant::Nft))?)?;
+            assert_eq!(code, Some(0), "{}: {said}", recording.name);
+        }
+        let snapshot = Snapshot::take(&namespace)?;
+        ensure!(snapshot.chains.keys().any(|c| c.contains("ISTIO_")), "{}", recording.name);
+    }
+    Ok(())
+}
