@@ -16,6 +16,7 @@ pub mod dialect;
 pub mod facts;
 pub mod infer;
 pub mod iptables;
+pub mod nft;
 pub mod observed;
 pub mod ownership;
 pub mod plan;

@@ -71,15 +71,20 @@ pub fn compile(policy: &CapturePolicy, layout: &Layout) -> Ruleset {
         tproxy::bookkeeping(&mut b);
         b.emissions
     };
+    Ruleset {
+        v4: family(Family::V4),
+        v6: policy.ipv6.value.then(|| family(Family::V6)),
+        routing: routing(policy),
+    }
+}
+
+/// The policy routing and addresses that `policy` needs, whatever the backend.
+pub fn routing(policy: &CapturePolicy) -> Routing {
     let tproxy = match &policy.inbound.mode {
         InboundMode::Tproxy { mark, table, .. } if policy.inbound.selection.captures() => {
             Some((mark.value, table.value))
         }
         _ => None,
     };
-    Ruleset {
-        v4: family(Family::V4),
-        v6: policy.ipv6.value.then(|| family(Family::V6)),
-        routing: Routing { tproxy, passthrough_v6: policy.ipv6.value },
-    }
+    Routing { tproxy, passthrough_v6: policy.ipv6.value }
 }

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use millrace_core::compile::compile;
-use millrace_core::dialect::istio::{self, LAYOUT, Options, Raw, Resolved, dry_run_log};
+use millrace_core::dialect::istio::{
+    self, LAYOUT, NFT_LAYOUT, Options, Raw, Resolved, dry_run_log,
+};
 use millrace_core::iptables::{render_restore, render_rule};
+use millrace_core::nft;
 use millrace_core::observed::Observed;
 use millrace_core::plan::Effect;
 use millrace_core::policy::CapturePolicy;
@@ -174,6 +177,12 @@ impl Run<'_> {
     }
 
     fn dry_run(&mut self) -> Result<()> {
+        if self.options.native {
+            let ruleset = nft::compile(&self.policy, &NFT_LAYOUT);
+            let text = nft::render_transaction(&ruleset);
+            self.log.info(&format!("nftables rules, in one transaction:\n{}", text.trim_end()));
+            return self.write_dry_run(&text);
+        }
         for family in self.ruleset.families().collect::<Vec<_>>() {
             let program = match family {
                 Family::V4 => "iptables-restore",

@@ -304,7 +304,7 @@ pub const FLAGS: &[FlagDef] = &[
         Kind::Bool,
         "false",
         &["NATIVE_NFTABLES"],
-        "Write native nftables rules; not available yet, an error",
+        "Native nftables rules instead of iptables; only with --dry-run as yet, otherwise an error",
     ),
     flag(
         "force-iptables-binary",

@@ -14,6 +14,7 @@ pub use raw::Raw;
 pub use resolve::{ForcedVariant, Options, Resolved, resolve};
 
 use crate::compile::Layout;
+use crate::nft::NftLayout;
 use crate::ruleset::ChainName;
 use crate::source::Source;
 
@@ -31,6 +32,24 @@ pub static LAYOUT: Layout = Layout {
     tproxy: ChainName::known("ISTIO_TPROXY"),
     drop: ChainName::known("ISTIO_DROP"),
     tagged: false,
+};
+
+/// The tables and chains that istio-iptables makes with `--native-nftables`.
+pub static NFT_LAYOUT: NftLayout = NftLayout {
+    nat: "istio-proxy-nat",
+    mangle: "istio-proxy-mangle",
+    raw: "istio-proxy-raw",
+    chains: Layout {
+        inbound: ChainName::known("istio-inbound"),
+        redirect: ChainName::known("istio-redirect"),
+        in_redirect: ChainName::known("istio-in-redirect"),
+        output: ChainName::known("istio-output"),
+        output_dns: ChainName::known("istio-output-dns"),
+        divert: ChainName::known("istio-divert"),
+        tproxy: ChainName::known("istio-tproxy"),
+        drop: ChainName::known("istio-drop"),
+        tagged: false,
+    },
 };
 
 /// The flag or variable that sets what a flag of Millrace's own commands sets.

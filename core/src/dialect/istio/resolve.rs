@@ -26,6 +26,8 @@ pub type ForcedVariant = Option<Variant>;
 /// What istio-iptables is asked to do besides the policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
+    /// Native nftables instead of iptables.
+    pub native: bool,
     /// Touch nothing.
     pub dry_run: bool,
     /// Where a dry run writes what would be done.
@@ -103,16 +105,20 @@ impl Resolver<'_> {
             }
         };
         let native = raw.switch(reader, "native-nftables");
-        if native.value {
+        let writes = !raw.switch(reader, "dry-run").value
+            && !raw.switch(reader, "cleanup-only").value
+            && !raw.switch(reader, "skip-rule-apply").value;
+        if native.value && writes {
             reader.wrong(
                 &native.source,
                 "true",
-                "native nftables rules are not available yet; leave it out, and the rules go \
-                 through iptables",
+                "native nftables rules can only be shown as yet (--dry-run); leave it out, and the \
+                 rules go through iptables",
             );
         }
         let text = |value: Sourced<String>| Some(value.value).filter(|v| !v.is_empty());
         Some(Options {
+            native: native.value,
             dry_run: raw.switch(reader, "dry-run").value,
             dry_run_file: text(raw.variable("DRY_RUN_FILE_PATH")),
             skip_rule_apply: raw.switch(reader, "skip-rule-apply").value,

@@ -1,0 +1,158 @@
+//! The text of nftables, as `nft -f` takes it.
+
+use super::{NftEmission, NftRuleset, OwnerSpelling, Statement};
+use crate::ruleset::{Chain, Hook, Owner, Side, Table};
+use crate::value::{Family, InterfacePattern, PortRange};
+
+/// The text of a rule, without its table and chain.
+pub fn render_rule(rule: &[Statement]) -> String {
+    rule.iter().map(statement).collect::<Vec<_>>().join(" ")
+}
+
+/// One transaction that makes the ruleset whatever was there of it: each table is made if it is
+/// not there, emptied, and filled.
+pub fn render_transaction(ruleset: &NftRuleset) -> String {
+    let mut text = String::new();
+    for table in ruleset.tables() {
+        let Some(name) = ruleset.layout.table(table) else { continue };
+        text.push_str(&format!("add table inet {name}\nflush table inet {name}\n"));
+        for chain in ruleset.chains(table) {
+            text.push_str(&format!("add chain inet {name} {}", chain_name(&chain.chain)));
+            if let Chain::Builtin(hook) = chain.chain {
+                let (kind, priority) = base(table, hook);
+                let hook = hook_name(hook);
+                text.push_str(&format!(" {{ type {kind} hook {hook} priority {priority} ; }}"));
+            }
+            text.push('\n');
+        }
+        let mut written: Vec<&NftEmission> = Vec::new();
+        for emission in ruleset.emissions.iter().filter(|e| e.table == table) {
+            let chain = chain_name(&emission.chain);
+            let rule = render_rule(&emission.rule);
+            let before = written.iter().filter(|e| e.chain == emission.chain).count();
+            match emission.before {
+                Some(index) if index < before => {
+                    let line = format!("insert rule inet {name} {chain} index {index} {rule}\n");
+                    text.push_str(&line);
+                }
+                _ => text.push_str(&format!("add rule inet {name} {chain} {rule}\n")),
+            }
+            written.push(emission);
+        }
+    }
+    text
+}
+
+/// Type and priority of a base chain (`nft(8)`, standard priority names).
+pub(super) const fn base(table: Table, hook: Hook) -> (&'static str, i32) {
+    match (table, hook) {
+        (Table::Nat, _) => ("nat", -100),
+        // The packet is routed again when its mark was changed.
+        (Table::Mangle, Hook::Output) => ("route", -150),
+        (Table::Mangle, _) => ("filter", -150),
+        (Table::Raw, _) => ("filter", -300),
+        (Table::Filter, _) => ("filter", 0),
+    }
+}
+
+pub(super) const fn hook_name(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Prerouting => "prerouting",
+        Hook::Input => "input",
+        Hook::Forward => "forward",
+        Hook::Output => "output",
+        Hook::Postrouting => "postrouting",
+    }
+}
+
+/// Base chains are called like their hook.
+fn chain_name(chain: &Chain) -> &str {
+    match chain {
+        Chain::Builtin(hook) => hook_name(*hook),
+        Chain::User(name) => name.as_str(),
+    }
+}
+
+const fn ip(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+fn statement(statement: &Statement) -> String {
+    let not = |negated: bool| if negated { "!= " } else { "" };
+    match statement {
+        Statement::Family(Family::V4) => "meta nfproto ipv4".to_owned(),
+        Statement::Family(Family::V6) => "meta nfproto ipv6".to_owned(),
+        Statement::InInterface(name) => format!("iifname {}", interface(name)),
+        Statement::OutInterface(name) => format!("oifname {}", interface(name)),
+        Statement::Protocol(protocol) => format!("meta l4proto {protocol}"),
+        Statement::Address { side, negated, cidr } => {
+            let field = match side {
+                Side::Source => "saddr",
+                Side::Destination => "daddr",
+            };
+            format!("{} {field} {}{cidr}", ip(cidr.family()), not(*negated))
+        }
+        Statement::Ports { protocol, side, negated, ports } => {
+            let field = match side {
+                Side::Source => "sport",
+                Side::Destination => "dport",
+            };
+            format!("{protocol} {field} {}{}", not(*negated), port_set(ports))
+        }
+        Statement::Owner { negated, owner, spelling } => {
+            let meta = match spelling {
+                OwnerSpelling::Short => "",
+                OwnerSpelling::Meta => "meta ",
+            };
+            let not = not(*negated);
+            match owner {
+                Owner::Uid(uid) => format!("{meta}skuid {not}{uid}"),
+                Owner::Gid(gid) => format!("{meta}skgid {not}{gid}"),
+                Owner::Group(name) => format!("{meta}skgid {not}{name}"),
+            }
+        }
+        Statement::State(states) => {
+            let names: Vec<String> =
+                states.iter().map(|s| s.as_str().to_ascii_lowercase()).collect();
+            format!("ct state {}", names.join(","))
+        }
+        Statement::Mark { negated, mark } => format!("mark {}{mark}", not(*negated)),
+        Statement::Connmark(mark) => format!("ct mark {mark}"),
+        Statement::Counter => "counter".to_owned(),
+        Statement::SetMark(mark) => format!("meta mark set {mark}"),
+        Statement::SaveMark => "ct mark set mark".to_owned(),
+        Statement::RestoreMark => "meta mark set ct mark".to_owned(),
+        Statement::Zone(zone) => format!("ct zone set {zone}"),
+        Statement::Redirect(port) => format!("redirect to :{port}"),
+        Statement::Tproxy { family, port } => format!("tproxy {} to :{port}", ip(*family)),
+        Statement::Return => "return".to_owned(),
+        Statement::Accept => "accept".to_owned(),
+        Statement::Drop => "drop".to_owned(),
+        Statement::Jump(chain) => format!("jump {chain}"),
+    }
+}
+
+fn port_set(ports: &[PortRange]) -> String {
+    let range = |ports: &PortRange| match (ports.first(), ports.last()) {
+        (first, last) if first == last => first.to_string(),
+        (first, last) => format!("{first}-{last}"),
+    };
+    match ports {
+        [one] => range(one),
+        several => format!("{{ {} }}", several.iter().map(range).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// A name that nft would take for something else is quoted; `+` at the end is nft's `*`.
+fn interface(name: &InterfacePattern) -> String {
+    let (stem, star) = match name.as_str().strip_suffix('+') {
+        Some(stem) => (stem, "*"),
+        None => (name.as_str(), ""),
+    };
+    let plain = stem.starts_with(|c: char| c.is_ascii_alphabetic())
+        && stem.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+    if plain { format!("{stem}{star}") } else { format!("\"{stem}{star}\"") }
+}
