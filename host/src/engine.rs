@@ -11,7 +11,7 @@ use crate::effect::{self, carry_out};
 use crate::exec;
 use crate::link::{self, Net};
 use crate::lock::{self, RunLock};
-use crate::nf_tables;
+use crate::nft;
 use crate::observe::{self, Look, observe};
 use crate::tools::Tools;
 
@@ -178,7 +178,7 @@ impl Session {
 
     /// What the host can work with.
     pub fn tooling(&mut self) -> Tooling {
-        let nf_tables = *self.nf_tables.get_or_insert_with(nf_tables::is_supported);
+        let nf_tables = *self.nf_tables.get_or_insert_with(nft::is_supported);
         self.tools.tooling(nf_tables)
     }
 

@@ -8,7 +8,7 @@ pub mod facts;
 pub mod link;
 pub mod lock;
 pub mod netns;
-pub mod nf_tables;
+pub mod nft;
 pub mod observe;
 pub mod probe;
 pub mod sandbox;

@@ -10,7 +10,7 @@ use millrace_core::value::Family;
 
 use crate::exec::{self, ExecError, Options};
 use crate::link::{LinkError, Net};
-use crate::nf_tables::{self, NfTablesError};
+use crate::nft::{self, NftError, TableFamily};
 use crate::tools::{Missing, Role, Tools};
 use crate::xtables;
 
@@ -25,7 +25,7 @@ pub enum ObserveError {
     Link(#[from] LinkError),
     /// The tables of `nf_tables`.
     #[error(transparent)]
-    NfTables(#[from] NfTablesError),
+    NfTables(#[from] NftError),
     /// Rules are there, but not the program that prints them.
     #[error("{variant} holds {family} rules, and what prints them is missing: {missing}")]
     Blind {
@@ -132,9 +132,11 @@ struct Held {
 /// What there is, and whether the kernel has `nf_tables`.
 fn held() -> Result<(Vec<Held>, bool), ObserveError> {
     let mut held = Vec::new();
-    let nf_tables = nf_tables::tables()?;
+    let nf_tables = nft::tables()?;
     for family in Family::ALL {
-        let of_family = |(f, name): &(Family, String)| (*f == family).then(|| name.clone());
+        let of_family = |(f, name): &(TableFamily, String)| {
+            (*f == TableFamily::Ip(family)).then(|| name.clone())
+        };
         let nft = nf_tables.iter().flatten().filter_map(of_family).collect();
         for (variant, mut tables) in
             [(Variant::Nft, nft), (Variant::Legacy, legacy_tables(family)?)]

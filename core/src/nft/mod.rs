@@ -2,10 +2,12 @@
 //! One set of tables of family `inet` serves IPv4 and IPv6.
 
 mod compile;
+pub mod expr;
 mod render;
+pub mod tables;
 
 pub use compile::compile;
-pub use render::{render_rule, render_transaction};
+pub use render::{base_chain, chain_name, render_rule, render_transaction};
 
 use crate::ruleset::{
     Chain, ChainName, ConnState, Hook, Owner, Protocol, Reason, Routing, Side, Table,
@@ -204,4 +206,9 @@ impl NftRuleset {
         let hooks = [Hook::Prerouting, Hook::Output].map(Chain::Builtin);
         hooks.into_iter().chain(own.into_iter().cloned().map(Chain::User)).collect()
     }
+}
+
+/// Every port of some ranges.
+fn ports_of(ranges: &[PortRange]) -> impl Iterator<Item = u16> {
+    ranges.iter().flat_map(|range| range.first().get()..=range.last().get())
 }

@@ -19,7 +19,7 @@ pub fn render_transaction(ruleset: &NftRuleset) -> String {
         for chain in ruleset.chains(table) {
             text.push_str(&format!("add chain inet {name} {}", chain_name(&chain.chain)));
             if let Chain::Builtin(hook) = chain.chain {
-                let (kind, priority) = base(table, hook);
+                let (kind, priority) = base_chain(table, hook);
                 let hook = hook_name(hook);
                 text.push_str(&format!(" {{ type {kind} hook {hook} priority {priority} ; }}"));
             }
@@ -44,7 +44,7 @@ pub fn render_transaction(ruleset: &NftRuleset) -> String {
 }
 
 /// Type and priority of a base chain (`nft(8)`, standard priority names).
-pub(super) const fn base(table: Table, hook: Hook) -> (&'static str, i32) {
+pub const fn base_chain(table: Table, hook: Hook) -> (&'static str, i32) {
     match (table, hook) {
         (Table::Nat, _) => ("nat", -100),
         // The packet is routed again when its mark was changed.
@@ -55,7 +55,7 @@ pub(super) const fn base(table: Table, hook: Hook) -> (&'static str, i32) {
     }
 }
 
-pub(super) const fn hook_name(hook: Hook) -> &'static str {
+const fn hook_name(hook: Hook) -> &'static str {
     match hook {
         Hook::Prerouting => "prerouting",
         Hook::Input => "input",
@@ -65,8 +65,8 @@ pub(super) const fn hook_name(hook: Hook) -> &'static str {
     }
 }
 
-/// Base chains are called like their hook.
-fn chain_name(chain: &Chain) -> &str {
+/// What a chain is called: base chains like their hook.
+pub fn chain_name(chain: &Chain) -> &str {
     match chain {
         Chain::Builtin(hook) => hook_name(*hook),
         Chain::User(name) => name.as_str(),

@@ -1,0 +1,333 @@
+//! Rules as the kernel's `nf_tables` carries them out: expressions that load, compare and set
+//! (`linux/netfilter/nf_tables.h`). What nft writes in one word are often several of them.
+
+use std::net::IpAddr;
+
+use super::{Statement, ports_of};
+use crate::plan::Groups;
+use crate::ruleset::{ConnState, Owner, Protocol, Side};
+use crate::value::{Cidr, Family, GroupName, InterfacePattern, PortRange};
+
+/// What `meta` knows of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetaField {
+    /// The packet's mark, in host byte order.
+    Mark,
+    /// The name of the interface it came in by, 16 bytes.
+    InInterface,
+    /// The name of the interface it goes out by, 16 bytes.
+    OutInterface,
+    /// The socket's user id, in host byte order.
+    Uid,
+    /// The socket's group id, in host byte order.
+    Gid,
+    /// The family, a byte of `NFPROTO_*`.
+    Family,
+    /// The transport protocol, a byte.
+    Protocol,
+}
+
+/// What `ct` knows of a packet's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CtField {
+    /// The state, a bit of `NF_CT_STATE_*`, in host byte order.
+    State,
+    /// The mark, in host byte order.
+    Mark,
+    /// The zone, in host byte order.
+    Zone,
+}
+
+/// Where a header starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Header {
+    /// IP.
+    Network,
+    /// TCP or UDP.
+    Transport,
+}
+
+/// How a loaded value is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// Equal.
+    Eq,
+    /// Not equal.
+    Ne,
+    /// At least.
+    Ge,
+    /// At most.
+    Le,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on with the next hook.
+    Accept,
+    /// Discard.
+    Drop,
+    /// Go on behind the rule that jumped here.
+    Return,
+    /// Go on in another chain.
+    Jump(String),
+}
+
+/// A step of a rule. There is one register, which loads fill and the others use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expr {
+    /// Load from the packet's surroundings.
+    LoadMeta(MetaField),
+    /// Load from its connection.
+    LoadCt(CtField),
+    /// Load bytes of a header.
+    LoadPayload {
+        /// Which header.
+        header: Header,
+        /// The first byte.
+        offset: u32,
+        /// How many.
+        length: u32,
+    },
+    /// Load a constant.
+    Load(Vec<u8>),
+    /// Keep the bits of this mask.
+    Mask(Vec<u8>),
+    /// Go on only if the comparison holds.
+    Compare(Comparison, Vec<u8>),
+    /// Go on only if the value is, or is not, one of these.
+    Lookup {
+        /// Whether it must not be.
+        negated: bool,
+        /// The values, sorted.
+        set: Vec<Vec<u8>>,
+    },
+    /// Set something of the packet.
+    StoreMeta(MetaField),
+    /// Set something of its connection.
+    StoreCt(CtField),
+    /// Count.
+    Counter,
+    /// Redirect to the port that was loaded, in network byte order.
+    Redirect,
+    /// Hand to a transparent socket on the port that was loaded.
+    Tproxy(Family),
+    /// Decide.
+    Verdict(Verdict),
+}
+
+/// A group of a rule has no number.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no group {0}: a rule of nf_tables needs its number")]
+pub struct NoGroup(pub GroupName);
+
+/// The expressions of a rule, as nft makes them in a table of family `inet`: what a header means
+/// is settled first.
+///
+/// # Errors
+/// When a group's name has no number.
+pub fn expressions(rule: &[Statement], groups: &Groups) -> Result<Vec<Expr>, NoGroup> {
+    let mut b = Linear { exprs: Vec::new(), family: None, protocol: None };
+    for statement in rule {
+        b.add(statement, groups)?;
+    }
+    Ok(b.exprs)
+}
+
+struct Linear {
+    exprs: Vec<Expr>,
+    /// What the rule has settled so far.
+    family: Option<Family>,
+    protocol: Option<Protocol>,
+}
+
+impl Linear {
+    fn add(&mut self, statement: &Statement, groups: &Groups) -> Result<(), NoGroup> {
+        match statement {
+            Statement::Family(family) => self.settle_family(*family),
+            Statement::Protocol(protocol) => self.settle_protocol(*protocol),
+            Statement::InInterface(name) => self.is(MetaField::InInterface, interface(name)),
+            Statement::OutInterface(name) => self.is(MetaField::OutInterface, interface(name)),
+            Statement::Address { side, negated, cidr } => self.address(*side, *negated, *cidr),
+            Statement::Ports { protocol, side, negated, ports } => {
+                self.ports(*protocol, *side, *negated, ports);
+            }
+            Statement::Owner { negated, owner, .. } => self.owner(*negated, owner, groups)?,
+            Statement::State(states) => self.state(states),
+            Statement::Mark { negated, mark } => {
+                self.exprs.push(Expr::LoadMeta(MetaField::Mark));
+                self.compare(*negated, mark.to_ne_bytes().to_vec());
+            }
+            Statement::Connmark(mark) => {
+                self.exprs.push(Expr::LoadCt(CtField::Mark));
+                self.compare(false, mark.to_ne_bytes().to_vec());
+            }
+            Statement::Counter => self.exprs.push(Expr::Counter),
+            Statement::SetMark(mark) => {
+                self.exprs.push(Expr::Load(mark.to_ne_bytes().to_vec()));
+                self.exprs.push(Expr::StoreMeta(MetaField::Mark));
+            }
+            Statement::SaveMark => {
+                self.exprs.push(Expr::LoadMeta(MetaField::Mark));
+                self.exprs.push(Expr::StoreCt(CtField::Mark));
+            }
+            Statement::RestoreMark => {
+                self.exprs.push(Expr::LoadCt(CtField::Mark));
+                self.exprs.push(Expr::StoreMeta(MetaField::Mark));
+            }
+            Statement::Zone(zone) => {
+                self.exprs.push(Expr::Load(zone.0.to_ne_bytes().to_vec()));
+                self.exprs.push(Expr::StoreCt(CtField::Zone));
+            }
+            Statement::Redirect(port) => {
+                self.exprs.push(Expr::Load(port.get().to_be_bytes().to_vec()));
+                self.exprs.push(Expr::Redirect);
+            }
+            Statement::Tproxy { family, port } => {
+                self.exprs.push(Expr::Load(port.get().to_be_bytes().to_vec()));
+                self.exprs.push(Expr::Tproxy(*family));
+            }
+            Statement::Return => self.exprs.push(Expr::Verdict(Verdict::Return)),
+            Statement::Accept => self.exprs.push(Expr::Verdict(Verdict::Accept)),
+            Statement::Drop => self.exprs.push(Expr::Verdict(Verdict::Drop)),
+            Statement::Jump(chain) => {
+                self.exprs.push(Expr::Verdict(Verdict::Jump(chain.as_str().to_owned())));
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, negated: bool, data: Vec<u8>) {
+        let how = if negated { Comparison::Ne } else { Comparison::Eq };
+        self.exprs.push(Expr::Compare(how, data));
+    }
+
+    fn is(&mut self, field: MetaField, data: Vec<u8>) {
+        self.exprs.extend([Expr::LoadMeta(field), Expr::Compare(Comparison::Eq, data)]);
+    }
+
+    fn settle_family(&mut self, family: Family) {
+        if self.family != Some(family) {
+            self.family = Some(family);
+            self.is(MetaField::Family, vec![nfproto(family)]);
+        }
+    }
+
+    fn settle_protocol(&mut self, protocol: Protocol) {
+        if self.protocol != Some(protocol) {
+            self.protocol = Some(protocol);
+            let number = match protocol {
+                Protocol::Tcp => 6,
+                Protocol::Udp => 17,
+            };
+            self.is(MetaField::Protocol, vec![number]);
+        }
+    }
+
+    fn address(&mut self, side: Side, negated: bool, cidr: Cidr) {
+        self.settle_family(cidr.family());
+        // RFC 791 section 3.1, RFC 8200 section 3.
+        let (offset, length) = match (cidr.family(), side) {
+            (Family::V4, Side::Source) => (12, 4),
+            (Family::V4, Side::Destination) => (16, 4),
+            (Family::V6, Side::Source) => (8, 16),
+            (Family::V6, Side::Destination) => (24, 16),
+        };
+        let mut network = match cidr.network().address() {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let header = Header::Network;
+        // Whole bytes need no mask.
+        if cidr.length() > 0 && cidr.length().is_multiple_of(8) {
+            network.truncate(usize::from(cidr.length() / 8));
+            let length = u32::from(cidr.length() / 8);
+            self.exprs.push(Expr::LoadPayload { header, offset, length });
+        } else {
+            self.exprs.push(Expr::LoadPayload { header, offset, length });
+            self.exprs.push(Expr::Mask(mask(cidr)));
+        }
+        self.compare(negated, network);
+    }
+
+    fn ports(&mut self, protocol: Protocol, side: Side, negated: bool, ports: &[PortRange]) {
+        self.settle_protocol(protocol);
+        let offset = match side {
+            Side::Source => 0,
+            Side::Destination => 2,
+        };
+        self.exprs.push(Expr::LoadPayload { header: Header::Transport, offset, length: 2 });
+        let bytes = |port: u16| port.to_be_bytes().to_vec();
+        match ports {
+            [one] if one.first() == one.last() => self.compare(negated, bytes(one.first().get())),
+            [range] if !negated => self.exprs.extend([
+                Expr::Compare(Comparison::Ge, bytes(range.first().get())),
+                Expr::Compare(Comparison::Le, bytes(range.last().get())),
+            ]),
+            several => {
+                let mut set: Vec<Vec<u8>> = ports_of(several).map(bytes).collect();
+                set.sort();
+                set.dedup();
+                self.exprs.push(Expr::Lookup { negated, set });
+            }
+        }
+    }
+
+    fn owner(&mut self, negated: bool, owner: &Owner, groups: &Groups) -> Result<(), NoGroup> {
+        let (field, id) = match owner {
+            Owner::Uid(uid) => (MetaField::Uid, uid.get()),
+            Owner::Gid(gid) => (MetaField::Gid, gid.get()),
+            Owner::Group(name) => {
+                let gid = groups.get(name).ok_or_else(|| NoGroup(name.clone()))?;
+                (MetaField::Gid, gid.get())
+            }
+        };
+        self.exprs.push(Expr::LoadMeta(field));
+        self.compare(negated, id.to_ne_bytes().to_vec());
+        Ok(())
+    }
+
+    /// Any of the states: their bits are not all zero.
+    fn state(&mut self, states: &[ConnState]) {
+        // NF_CT_STATE_INVALID_BIT, NF_CT_STATE_BIT()
+        let bit = |state: &ConnState| match state {
+            ConnState::Invalid => 1,
+            ConnState::Established => 2,
+            ConnState::Related => 4,
+            ConnState::New => 8,
+        };
+        let mask: u32 = states.iter().map(bit).fold(0, |mask, bit| mask | bit);
+        self.exprs.extend([
+            Expr::LoadCt(CtField::State),
+            Expr::Mask(mask.to_ne_bytes().to_vec()),
+            Expr::Compare(Comparison::Ne, vec![0; 4]),
+        ]);
+    }
+}
+
+/// `NFPROTO_IPV4`, `NFPROTO_IPV6`
+pub const fn nfproto(family: Family) -> u8 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    }
+}
+
+/// A whole name with its zeros, or the beginning of one.
+fn interface(name: &InterfacePattern) -> Vec<u8> {
+    const IFNAMSIZ: usize = 16;
+    if let Some(beginning) = name.as_str().strip_suffix('+') {
+        return beginning.as_bytes().to_vec();
+    }
+    let mut bytes = name.as_str().as_bytes().to_vec();
+    bytes.resize(IFNAMSIZ, 0);
+    bytes
+}
+
+fn mask(cidr: Cidr) -> Vec<u8> {
+    let ones = u32::from(cidr.length());
+    match cidr.family() {
+        Family::V4 => u32::MAX.checked_shl(32 - ones).unwrap_or(0).to_be_bytes().to_vec(),
+        Family::V6 => u128::MAX.checked_shl(128 - ones).unwrap_or(0).to_be_bytes().to_vec(),
+    }
+}

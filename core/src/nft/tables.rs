@@ -1,0 +1,80 @@
+//! What `nf_tables` holds, or is to hold, in the kernel's own terms: the form in which the wanted
+//! rules and those that are there can be compared.
+
+use super::expr::{Expr, NoGroup, expressions};
+use super::{NftRuleset, base_chain, chain_name};
+use crate::plan::Groups;
+use crate::ruleset::{Chain, Hook};
+
+/// Where a base chain hangs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// `nat`, `filter` or `route`.
+    pub kind: String,
+    /// The hook, as in `enum nf_inet_hooks`.
+    pub hook: u32,
+    /// The priority, low first.
+    pub priority: i32,
+}
+
+/// A chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NativeChain {
+    /// Where it hangs; none for one that is only jumped to.
+    pub base: Option<Base>,
+    /// Its rules; what is not understood of one is in words.
+    pub rules: Vec<Result<Vec<Expr>, String>>,
+}
+
+/// Chains with their names, in the order in which they were made.
+pub type NativeTable = Vec<(String, NativeChain)>;
+
+/// Tables of family `inet` with their names, in the order in which they were made.
+pub type NativeTables = Vec<(String, NativeTable)>;
+
+/// What has a name.
+pub fn named<'l, T>(list: &'l [(String, T)], name: &str) -> Option<&'l T> {
+    list.iter().find(|(n, _)| n == name).map(|(_, content)| content)
+}
+
+impl NftRuleset {
+    /// The tables in the kernel's terms.
+    ///
+    /// # Errors
+    /// When a group's name has no number.
+    pub fn native(&self, groups: &Groups) -> Result<NativeTables, NoGroup> {
+        let mut tables = NativeTables::new();
+        for table in self.tables() {
+            let Some(name) = self.layout.table(table) else { continue };
+            let mut chains = NativeTable::new();
+            for chain in self.chains(table) {
+                let base = match &chain.chain {
+                    Chain::User(_) => None,
+                    Chain::Builtin(hook) => {
+                        let (kind, priority) = base_chain(table, *hook);
+                        Some(Base { kind: kind.to_owned(), hook: hook_number(*hook), priority })
+                    }
+                };
+                let mut rules = Vec::new();
+                for rule in &chain.rules {
+                    rules.push(Ok(expressions(&rule.rule, groups)?));
+                }
+                let name = chain_name(&chain.chain).to_owned();
+                chains.push((name, NativeChain { base, rules }));
+            }
+            tables.push((name.to_owned(), chains));
+        }
+        Ok(tables)
+    }
+}
+
+/// The number of a hook (`enum nf_inet_hooks`).
+const fn hook_number(hook: Hook) -> u32 {
+    match hook {
+        Hook::Prerouting => 0,
+        Hook::Input => 1,
+        Hook::Forward => 2,
+        Hook::Output => 3,
+        Hook::Postrouting => 4,
+    }
+}

@@ -1,0 +1,133 @@
+//! A ruleset as one transaction.
+
+use millrace_core::nft::expr::Expr;
+use millrace_core::nft::tables::{Base, NativeChain, NativeTables, named};
+use netlink_packet_core::NLM_F_APPEND;
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, DataAttribute, Hook, HookNumber, InetHookNumber, ListAttribute,
+    NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute, SetElementList,
+    SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage,
+};
+
+use super::attributes::encode;
+use super::socket::{Connection, NftError, Step};
+
+/// The name of a set without a name; the kernel puts a number in.
+pub(super) const ANONYMOUS: &str = "__set%d";
+/// The type of ports among nft's data types (`TYPE_INET_SERVICE`), for who lists the set.
+const PORTS: u32 = 13;
+
+/// Put `wanted` in the place of the tables called `names`, in one transaction: what of them is not
+/// wanted goes, what is wanted is made anew, and nobody ever sees anything between.
+///
+/// # Errors
+/// When the kernel refuses; nothing has happened then.
+pub fn replace(names: &[&str], wanted: &NativeTables) -> Result<(), NftError> {
+    let connection = Connection::open()?.ok_or(NftError::Absent)?;
+    let mut batch = Batch::default();
+    let unwanted = names.iter().copied().filter(|name| named(wanted, name).is_none());
+    for name in unwanted.chain(wanted.iter().map(|(name, _)| name.as_str())) {
+        // A table that is not there can't be deleted, so it is made first.
+        batch.step(NfTablesMessage::NewTable(table(name)), format!("table {name}"));
+        batch.step(NfTablesMessage::DeleteTable(table(name)), format!("table {name}"));
+    }
+    for (name, content) in wanted {
+        batch.table(name, content);
+    }
+    connection.transact(&batch.steps)
+}
+
+fn table(name: &str) -> TableMessage {
+    TableMessage { attributes: vec![TableAttribute::Name(name.to_owned())] }
+}
+
+#[derive(Default)]
+struct Batch {
+    steps: Vec<Step>,
+    sets: u32,
+}
+
+impl Batch {
+    fn step(&mut self, message: NfTablesMessage, what: String) {
+        self.steps.push(Step { message, flags: 0, what });
+    }
+
+    fn table(&mut self, name: &str, content: &[(String, NativeChain)]) {
+        self.step(NfTablesMessage::NewTable(table(name)), format!("table {name}"));
+        // Rules jump to chains, so that all of these come first.
+        for (chain, content) in content {
+            let mut attributes =
+                vec![ChainAttribute::Table(name.to_owned()), ChainAttribute::Name(chain.clone())];
+            attributes.extend(content.base.iter().flat_map(base));
+            let message = NfTablesMessage::NewChain(ChainMessage { attributes });
+            self.step(message, format!("chain {chain} of table {name}"));
+        }
+        for (chain, content) in content {
+            for (index, rule) in content.rules.iter().enumerate() {
+                // What was not understood came from the kernel, and is never wanted.
+                let Ok(rule) = rule else { continue };
+                self.rule(name, chain, index, rule);
+            }
+        }
+    }
+
+    fn rule(&mut self, table: &str, chain: &str, index: usize, rule: &[Expr]) {
+        let mut expressions = Vec::new();
+        for expr in rule {
+            if let Expr::Lookup { set, .. } = expr {
+                self.set(table, set);
+            }
+            expressions.push(ListAttribute::from(encode(expr, self.sets)));
+        }
+        let attributes = vec![
+            RuleAttribute::Table(table.to_owned()),
+            RuleAttribute::Chain(chain.to_owned()),
+            RuleAttribute::Expressions(expressions),
+        ];
+        self.steps.push(Step {
+            message: NfTablesMessage::NewRule(RuleMessage { attributes }),
+            flags: NLM_F_APPEND,
+            what: format!("rule {} of chain {chain} of table {table}", index + 1),
+        });
+    }
+
+    /// A set that belongs to the next rule alone.
+    fn set(&mut self, table: &str, keys: &[Vec<u8>]) {
+        self.sets += 1;
+        let length = keys.first().map_or(0, Vec::len);
+        let attributes = vec![
+            SetAttribute::Table(table.to_owned()),
+            SetAttribute::Name(ANONYMOUS.to_owned()),
+            SetAttribute::Flags(SetFlags::Anonymous | SetFlags::Constant),
+            SetAttribute::KeyType(PORTS),
+            SetAttribute::KeyLen(u32::try_from(length).unwrap_or(u32::MAX)),
+            SetAttribute::Id(self.sets),
+        ];
+        let what = || format!("a set of table {table}");
+        self.step(NfTablesMessage::NewSet(SetMessage { attributes }), what());
+        let element = |key: &Vec<u8>| {
+            let key = SetElementAttribute::Key(DataAttribute::Value(key.clone()));
+            ListAttribute::Element(vec![key])
+        };
+        let attributes = vec![
+            SetElementList::Table(table.to_owned()),
+            SetElementList::Set(ANONYMOUS.to_owned()),
+            SetElementList::SetId(self.sets),
+            SetElementList::Elements(keys.iter().map(element).collect()),
+        ];
+        self.step(NfTablesMessage::NewSetElement(SetElementMessage { attributes }), what());
+    }
+}
+
+fn base(base: &Base) -> [ChainAttribute; 3] {
+    let number = HookNumber::Inet(InetHookNumber::from(base.hook));
+    [
+        ChainAttribute::Hook(vec![
+            Hook::Number(number),
+            Hook::Priority(base.priority.cast_unsigned()),
+        ]),
+        ChainAttribute::Type(base.kind.clone()),
+        // NF_ACCEPT
+        ChainAttribute::Policy(1),
+    ]
+}

@@ -1,0 +1,11 @@
+//! Native nftables: rules written and read by netlink, without any program. The messages are those
+//! of `linux/netfilter/nf_tables.h` and `linux/netfilter/nfnetlink.h`.
+
+mod attributes;
+mod batch;
+mod read;
+mod socket;
+
+pub use batch::replace;
+pub use read::{TableFamily, is_supported, read, tables};
+pub use socket::NftError;

@@ -1,0 +1,205 @@
+//! The conversation with `nf_tables`: dumps, and transactions that happen as a whole or not at all.
+
+use std::io;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_netfilter::nftables::NfTablesMessage;
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+
+/// The kernel could not be asked, or did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    /// The socket failed.
+    #[error("nf_tables can't be asked: {0}")]
+    Socket(#[from] io::Error),
+    /// The kernel's answer makes no sense.
+    #[error("the kernel's answer about nf_tables can't be read: {0}")]
+    Answer(String),
+    /// The kernel does not list something.
+    #[error("nf_tables does not list its {what}: {why}{}", remedy(*.why))]
+    Refused {
+        /// What was asked for.
+        what: &'static str,
+        /// Why not.
+        why: Errno,
+    },
+    /// The kernel refused a transaction, and nothing of it happened.
+    #[error("nf_tables refuses {what}: {why}{}", remedy(*.why))]
+    Rejected {
+        /// What in it.
+        what: String,
+        /// Why.
+        why: Errno,
+    },
+    /// The kernel has no `nf_tables`.
+    #[error("the kernel has no nf_tables: load the module nf_tables, or use iptables-legacy")]
+    Absent,
+}
+
+fn remedy(why: Errno) -> &'static str {
+    match why {
+        Errno::EPERM | Errno::EACCES => {
+            "; this needs the capability NET_ADMIN in the user namespace that owns the network \
+             namespace"
+        }
+        Errno::ENOENT | Errno::EOPNOTSUPP => {
+            "; the kernel may lack an expression: load nft_ct, nft_redir, nft_nat and nft_tproxy \
+             as needed"
+        }
+        _ => "",
+    }
+}
+
+/// `NFNL_SUBSYS_NFTABLES`
+const SUBSYSTEM: u16 = 10;
+/// The family in the header: `inet`, or all in a dump of everything.
+pub(super) const INET: NetfilterProtoFamily = NetfilterProtoFamily::Inet;
+
+/// A part of a transaction.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    /// What to do.
+    pub(super) message: NfTablesMessage,
+    /// Flags besides the usual ones.
+    pub(super) flags: u16,
+    /// What it is, for an error.
+    pub(super) what: String,
+}
+
+/// A connection, for the namespace that the thread was in when it was made.
+pub(super) struct Connection {
+    socket: Socket,
+}
+
+impl Connection {
+    /// Connect; `None` when the kernel knows no netfilter by netlink.
+    pub(super) fn open() -> Result<Option<Self>, NftError> {
+        let mut socket = match Socket::new(NETLINK_NETFILTER) {
+            Ok(socket) => socket,
+            Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Some(Self { socket }))
+    }
+
+    /// All that there is of something; `None` when the kernel has no `nf_tables`.
+    pub(super) fn dump(
+        &self,
+        family: NetfilterProtoFamily,
+        message: NfTablesMessage,
+        what: &'static str,
+    ) -> Result<Option<Vec<NetfilterMessage>>, NftError> {
+        let inner = NetfilterMessageInner::NfTables(message);
+        self.socket.send(&packet(family, 0, inner, NLM_F_REQUEST | NLM_F_DUMP, 0), 0)?;
+        let mut answers = Vec::new();
+        loop {
+            for packet in self.receive()? {
+                match packet.payload {
+                    NetlinkPayload::Done(_) => return Ok(Some(answers)),
+                    NetlinkPayload::Error(error) => match error.code {
+                        None => return Ok(Some(answers)),
+                        Some(code) => match Errno::from_raw(-code.get()) {
+                            // Without the module nfnetlink does not know the subsystem.
+                            Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT => {
+                                return Ok(None);
+                            }
+                            why => return Err(NftError::Refused { what, why }),
+                        },
+                    },
+                    NetlinkPayload::InnerMessage(message) => answers.push(message),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Do all of it, or nothing.
+    pub(super) fn transact(&self, steps: &[Step]) -> Result<(), NftError> {
+        let control = |message, sequence| {
+            let inner = NetfilterMessageInner::None(message);
+            packet(NetfilterProtoFamily::Unspec, SUBSYSTEM, inner, NLM_F_REQUEST, sequence)
+        };
+        let mut bytes = control(ControlMessage::BatchBegin, 0);
+        let mut sequence = 0;
+        for (index, step) in steps.iter().enumerate() {
+            sequence = u32::try_from(index + 1).unwrap_or(u32::MAX);
+            // The last one is answered when all have happened.
+            let ack = if index + 1 == steps.len() { NLM_F_ACK } else { 0 };
+            let flags = NLM_F_REQUEST | NLM_F_CREATE | step.flags | ack;
+            let inner = NetfilterMessageInner::NfTables(step.message.clone());
+            bytes.extend(packet(INET, 0, inner, flags, sequence));
+        }
+        bytes.extend(control(ControlMessage::BatchEnd, sequence.saturating_add(1)));
+        self.socket.send(&bytes, 0)?;
+        loop {
+            for packet in self.receive()? {
+                let NetlinkPayload::Error(error) = packet.payload else { continue };
+                let number = packet.header.sequence_number;
+                if let Some(code) = error.code {
+                    let index = usize::try_from(number).ok().and_then(|n| n.checked_sub(1));
+                    let step = index.and_then(|i| steps.get(i));
+                    let what = step.map_or("the transaction", |s| &s.what).to_owned();
+                    return Err(NftError::Rejected { what, why: Errno::from_raw(-code.get()) });
+                }
+                if number == sequence {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// The messages of one datagram.
+    fn receive(&self) -> Result<Vec<NetlinkMessage<NetfilterMessage>>, NftError> {
+        let (bytes, _) = self.socket.recv_from_full()?;
+        let mut rest = bytes.as_slice();
+        let mut packets = Vec::new();
+        while !rest.is_empty() {
+            let packet = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
+                .map_err(|e| NftError::Answer(e.to_string()))?;
+            // Messages are aligned to four bytes (netlink(7), NLMSG_ALIGN).
+            let length = usize::try_from(packet.header.length).unwrap_or(0).next_multiple_of(4);
+            if length == 0 {
+                return Err(NftError::Answer("a message without length".to_owned()));
+            }
+            rest = rest.get(length..).unwrap_or_default();
+            packets.push(packet);
+        }
+        Ok(packets)
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT)
+    )
+}
+
+fn packet(
+    family: NetfilterProtoFamily,
+    resource: u16,
+    inner: NetfilterMessageInner,
+    flags: u16,
+    sequence: u32,
+) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    header.sequence_number = sequence;
+    let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, resource), inner);
+    let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    bytes
+}
