@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::iptables::Dump;
+use crate::nft::tables::NativeTables;
 use crate::value::Family;
 
 /// One of the two implementations of iptables.
@@ -95,6 +96,8 @@ pub struct Observed {
     pub routes: Vec<Route>,
     /// Addresses, in the kernel's order.
     pub addresses: Vec<InterfaceAddress>,
+    /// Native nftables tables that are called as ours are.
+    pub native: NativeTables,
     /// Whether a run that changes the namespace started here and did not end.
     pub interrupted: bool,
 }

@@ -4,10 +4,11 @@
 use serde::Serialize;
 
 use crate::compile::compile;
-use crate::dialect::{DIALECTS, Dialect, FOOTPRINTS};
+use crate::dialect::{self, DIALECTS, Dialect, FOOTPRINTS};
 use crate::infer::{infer, policy};
+use crate::nft::tables::Native;
 use crate::observed::{IpRule, Observed, Variant};
-use crate::plan::{self, Change, Context, Effect, FamilyState, Groups};
+use crate::plan::{self, Change, Context, Effect, FamilyState, Groups, Wanted};
 use crate::ruleset::{Rule, Ruleset, TableChain};
 use crate::value::Family;
 
@@ -28,6 +29,8 @@ pub enum State {
 pub struct Status {
     /// Whether traffic is captured.
     pub state: State,
+    /// Whether the rules are native nftables.
+    pub native: bool,
     /// Which iptables holds the rules.
     pub variant: Option<Variant>,
     /// Whose rules they are.
@@ -72,14 +75,21 @@ pub fn read_back(observed: &Observed) -> Vec<ReadBack> {
 
 /// Judge a namespace; by `wanted` when it is given.
 pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> Status {
+    if !observed.native.is_empty() && read_back(observed).is_empty() {
+        return judge_native(observed, None, groups);
+    }
     let found = read_back(observed);
     let first = found.first();
     let context = Context { footprints: FOOTPRINTS, groups, marks: Vec::new() };
     let variant = first.map_or(Variant::Nft, |f| f.variant);
     let ruleset = wanted.or_else(|| first.and_then(|f| f.ruleset.as_ref()));
-    let plan = plan::plan(observed, ruleset, variant, false, &context);
+    let wanted_rules = ruleset.map_or(Wanted::Nothing, |r| Wanted::Iptables(r, variant));
+    let plan = plan::plan(observed, wanted_rules, false, &context);
     let differences = differences(plan.effects, observed);
     let mut notes = Vec::new();
+    if !observed.native.is_empty() {
+        notes.push("native nftables rules are there as well".to_owned());
+    }
     if observed.interrupted {
         notes.push("a run that changes the rules is in progress, or was interrupted".to_owned());
     } else if plan.interrupted {
@@ -107,10 +117,53 @@ pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> 
     };
     Status {
         state,
+        native: false,
         variant: first.map(|f| f.variant),
         dialect: first.map(|f| f.dialect.name),
         families,
         differences: if first.is_some() { differences } else { Vec::new() },
+        notes,
+    }
+}
+
+/// Judge a namespace that native nftables captures, or is to capture.
+pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Groups) -> Status {
+    let context = Context { footprints: FOOTPRINTS, groups, marks: Vec::new() };
+    let mut notes = Vec::new();
+    let there = !observed.native.is_empty();
+    // Settings can't be read back from native rules: alone they say that they are there.
+    let hangs = observed.native.iter().flat_map(|(_, chains)| chains);
+    let hangs = hangs.into_iter().any(|(_, c)| c.base.is_some() && !c.rules.is_empty());
+    let (whole, differences) = if let Some(native) = wanted {
+        let plan = plan::plan(observed, Wanted::Native(native), false, &context);
+        (plan.effects.is_empty(), differences(plan.effects, observed))
+    } else {
+        notes.push(
+            "whether native nftables rules are whole can only be told with the configuration that \
+             they were made of"
+                .to_owned(),
+        );
+        (hangs && !observed.interrupted, Vec::new())
+    };
+    if observed.interrupted {
+        notes.push("a run that changes the rules is in progress, or was interrupted".to_owned());
+    }
+    let state = match (there, whole) {
+        (false, _) => State::NotCaptured,
+        (true, true) => State::Captured,
+        (true, false) => State::Drifted,
+    };
+    Status {
+        state,
+        native: there,
+        variant: None,
+        dialect: there.then_some(dialect::NFT_DIALECT),
+        families: if there {
+            wanted.map_or_else(|| Family::ALL.to_vec(), |w| w.families.clone())
+        } else {
+            Vec::new()
+        },
+        differences: if there { differences } else { Vec::new() },
         notes,
     }
 }

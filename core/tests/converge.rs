@@ -10,7 +10,7 @@ use millrace_core::plan::{self, Context, Effect, Groups};
 use millrace_core::ruleset::Ruleset;
 use millrace_core::value::Family;
 use proptest::prelude::*;
-use support::{carry_out, configs, restore};
+use support::{carry_out, configs, restore, want};
 
 fn groups() -> Groups {
     facts::groups("java:x:202:\n")
@@ -39,7 +39,7 @@ fn others() -> Observed {
 
 fn run(observed: &mut Observed, wanted: Option<&Ruleset>) -> Vec<Effect> {
     let groups = groups();
-    let plan = plan::plan(observed, wanted, Variant::Nft, false, &context(&groups));
+    let plan = plan::plan(observed, want(wanted), false, &context(&groups));
     for effect in &plan.effects {
         carry_out(observed, effect);
     }
@@ -183,7 +183,7 @@ proptest! {
         let groups = groups();
         let mut before = others();
         run(&mut before, Some(&old));
-        let plan = plan::plan(&before, Some(&new), Variant::Nft, false, &context(&groups));
+        let plan = plan::plan(&before, want(Some(&new)), false, &context(&groups));
         let commits = commits(&plan.effects);
         let mut stopped = before.clone();
         for effect in commits.iter().take(cut.index(commits.len() + 1)) {
@@ -217,7 +217,7 @@ proptest! {
             .into_iter()
             .filter(|f| captures_inbound(&now, *f) && captures_inbound(&end, *f))
             .collect();
-        let plan = plan::plan(&now, Some(&new), Variant::Nft, false, &context(&groups));
+        let plan = plan::plan(&now, want(Some(&new)), false, &context(&groups));
         for commit in commits(&plan.effects) {
             carry_out(&mut now, &commit);
             for family in &kept {

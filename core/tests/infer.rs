@@ -10,7 +10,7 @@ use millrace_core::plan::{self, Context, Groups};
 use millrace_core::ruleset::Ruleset;
 use millrace_core::value::Family;
 use proptest::prelude::*;
-use support::{carry_out, configs};
+use support::{carry_out, configs, want};
 
 fn context(groups: &Groups) -> Context<'_> {
     Context { footprints: dialect::FOOTPRINTS, groups, marks: vec![] }
@@ -18,7 +18,7 @@ fn context(groups: &Groups) -> Context<'_> {
 
 fn applied(set: &Ruleset, groups: &Groups) -> Observed {
     let mut observed = Observed::default();
-    let plan = plan::plan(&observed, Some(set), Variant::Nft, false, &context(groups));
+    let plan = plan::plan(&observed, want(Some(set)), false, &context(groups));
     for effect in &plan.effects {
         carry_out(&mut observed, effect);
     }
@@ -46,7 +46,7 @@ proptest! {
             let set = compile(&config.policy(), dialect.footprint.layout);
             let observed = applied(&set, &groups);
             let again = read_back(&observed, dialect).unwrap();
-            let plan = plan::plan(&observed, Some(&again), Variant::Nft, false, &context(&groups));
+            let plan = plan::plan(&observed, want(Some(&again)), false, &context(&groups));
             prop_assert!(plan.is_empty(), "{}: {:#?}", dialect.name, plan.effects);
         }
     }
@@ -66,7 +66,7 @@ proptest! {
             }
         }
         let again = read_back(&observed, dialect).unwrap();
-        let plan = plan::plan(&observed, Some(&again), Variant::Nft, false, &context(&groups));
+        let plan = plan::plan(&observed, want(Some(&again)), false, &context(&groups));
         prop_assert!(!plan.is_empty());
     }
 }

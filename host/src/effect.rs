@@ -8,6 +8,7 @@ use millrace_core::plan::{Change, Effect};
 use crate::exec::{self, ExecError, Options};
 use crate::link::{LinkError, Net};
 use crate::lock::{Process, file_holder, holder, xtables_lock_file};
+use crate::nft::{self, NftError};
 use crate::tools::{Missing, Role, Tools};
 
 /// An effect did not happen.
@@ -16,6 +17,9 @@ pub enum EffectError {
     /// The kernel refused.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// A transaction of `nf_tables` was refused.
+    #[error(transparent)]
+    Nft(#[from] NftError),
     /// A program is not installed.
     #[error(transparent)]
     Missing(#[from] Missing),
@@ -71,6 +75,10 @@ pub fn carry_out(
         Effect::Address { change, address } => net.address(*change, *address)?,
         Effect::Route { change, family, table } => net.route(*change, *family, *table)?,
         Effect::IpRule { change, rule } => net.ip_rule(*change, rule)?,
+        Effect::Native { names, tables, .. } => {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            nft::replace(&names, tables)?;
+        }
         Effect::Restore { variant, family, input, counters } => {
             let program = tools.path(*variant, *family, Role::Restore)?;
             let began = Instant::now();

@@ -3,8 +3,12 @@
 use std::time::{Duration, Instant};
 
 use millrace_core::dialect::FOOTPRINTS;
+use millrace_core::nft::expr::NoGroup;
+use millrace_core::nft::tables::Native;
 use millrace_core::observed::{Observed, Variant};
-use millrace_core::plan::{self, Choice, Context, Effect, Groups, NoVariant, Plan, Tooling};
+use millrace_core::plan::{
+    self, Choice, Context, Effect, Groups, NoVariant, Plan, Tooling, Wanted,
+};
 use millrace_core::ruleset::Ruleset;
 
 use crate::effect::{self, carry_out};
@@ -24,11 +28,20 @@ pub enum Drift {
     Refuse,
 }
 
+/// Rules that are to be there.
+#[derive(Clone, Copy, Debug)]
+pub enum Rules<'a> {
+    /// Of iptables, whichever is chosen.
+    Iptables(&'a Ruleset),
+    /// Of native nftables.
+    Native(&'a Native),
+}
+
 /// What a run is to do.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
     /// The rules that are to be there; none for a cleanup.
-    pub wanted: Option<&'a Ruleset>,
+    pub rules: Option<Rules<'a>>,
     /// Which iptables must be used.
     pub variant: Option<Variant>,
     /// What to do about differing rules.
@@ -76,6 +89,9 @@ pub enum EngineError {
     /// The namespace could not be looked at.
     #[error("what is there can't be seen: {0}")]
     Observe(#[from] observe::ObserveError),
+    /// A group has no number.
+    #[error(transparent)]
+    NoGroup(#[from] NoGroup),
     /// No iptables can be used.
     #[error(transparent)]
     NoVariant(#[from] NoVariant),
@@ -205,8 +221,14 @@ impl Session {
             groups: request.groups,
             marks: request.marks.clone(),
         };
-        let variant = choice.map_or(Variant::Nft, |c| c.variant);
-        let plan = plan::plan(&before, request.wanted, variant, request.everything, &context);
+        let wanted = match (request.rules, choice) {
+            (Some(Rules::Native(native)), _) => Wanted::Native(native),
+            (Some(Rules::Iptables(ruleset)), Some(choice)) => {
+                Wanted::Iptables(ruleset, choice.variant)
+            }
+            _ => Wanted::Nothing,
+        };
+        let plan = plan::plan(&before, wanted, request.everything, &context);
         let refused =
             request.drift == Drift::Refuse && plan.residue && !plan.unfinished && !plan.interrupted;
         if refused && !plan.is_empty() {
@@ -225,13 +247,13 @@ impl Session {
         })
     }
 
-    /// The variant that rules are written in; none when there is nothing to write.
+    /// The iptables that rules are written with; none when none are.
     fn choose(
         &mut self,
         before: &Observed,
         request: &Request<'_>,
     ) -> Result<Option<Choice>, EngineError> {
-        if request.wanted.is_none() {
+        if !matches!(request.rules, Some(Rules::Iptables(_))) {
             return Ok(None);
         }
         let tooling = self.tooling();

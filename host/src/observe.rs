@@ -3,7 +3,9 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use millrace_core::dialect::NFT_TABLES;
 use millrace_core::iptables::{Dump, DumpError};
+use millrace_core::nft::tables::NativeTables;
 use millrace_core::observed::{Holding, Observed, Variant};
 use millrace_core::ruleset::Table;
 use millrace_core::value::Family;
@@ -90,7 +92,7 @@ pub fn observe(
     let deadline = Instant::now() + PATIENCE;
     let mut running = Vec::new();
     let mut holdings = Vec::new();
-    let (held, nf_tables) = held()?;
+    let Holds { held, native, nf_tables } = holds()?;
     for Held { variant, family, tables } in held {
         if variant == Variant::Legacy && look == Look::Fast {
             let names: Vec<&str> = tables.iter().map(String::as_str).collect();
@@ -117,6 +119,7 @@ pub fn observe(
         ip_rules: links.ip_rules,
         routes: links.routes,
         addresses: links.addresses,
+        native,
         interrupted: links.marked,
     };
     Ok(Seen { observed, nf_tables })
@@ -129,10 +132,27 @@ struct Held {
     tables: Vec<String>,
 }
 
-/// What there is, and whether the kernel has `nf_tables`.
-fn held() -> Result<(Vec<Held>, bool), ObserveError> {
+/// What there is.
+struct Holds {
+    /// Tables of iptables.
+    held: Vec<Held>,
+    /// Native nftables tables that are called like ours.
+    native: NativeTables,
+    /// Whether the kernel has `nf_tables`.
+    nf_tables: bool,
+}
+
+fn holds() -> Result<Holds, ObserveError> {
     let mut held = Vec::new();
     let nf_tables = nft::tables()?;
+    let ours = |(family, name): &(TableFamily, String)| {
+        *family == TableFamily::Inet && NFT_TABLES.contains(&name.as_str())
+    };
+    let native = if nf_tables.iter().flatten().any(ours) {
+        nft::read(NFT_TABLES)?
+    } else {
+        NativeTables::new()
+    };
     for family in Family::ALL {
         let of_family = |(f, name): &(TableFamily, String)| {
             (*f == TableFamily::Ip(family)).then(|| name.clone())
@@ -147,7 +167,7 @@ fn held() -> Result<(Vec<Held>, bool), ObserveError> {
             }
         }
     }
-    Ok((held, nf_tables.is_some()))
+    Ok(Holds { held, native, nf_tables: nf_tables.is_some() })
 }
 
 /// The tables that iptables-legacy has made. The files are missing where the kernel has no such

@@ -42,6 +42,29 @@ impl Capture for Millrace {
     }
 }
 
+/// The millrace program with native nftables.
+#[derive(Clone, Copy, Debug)]
+pub struct NativeNftables;
+
+impl Capture for NativeNftables {
+    fn name(&self) -> String {
+        "millrace with native nftables".to_owned()
+    }
+
+    fn apply(&self, topology: &Topology, config: &Config) -> Result<()> {
+        let mut args = vec!["istio-iptables", "--native-nftables"];
+        args.extend(config.flags());
+        let mut command = millrace(args)?;
+        command.envs(config.env().iter().copied());
+        // No program is needed, and none is found.
+        command.env("PATH", "/nowhere");
+        let output = topology.pod.output(&mut command)?;
+        let said = said(&output);
+        ensure!(output.status.success(), "{command:?}: {}\n{said}", output.status);
+        Ok(())
+    }
+}
+
 /// The command line for a configuration.
 pub fn config_args(config: &Config, variant: Variant, stack: Stack) -> Vec<&'static str> {
     let (mut args, flag) = match config {

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::capture::{Capture, Millrace, Variant};
-use crate::cases::{Attempt, Case, Fate, Kind, Place, Ports, Probe};
+use crate::capture::{Capture, Millrace, NativeNftables, Variant};
+use crate::cases::{Attempt, Case, Config, Fate, Kind, Place, Ports, Probe};
 use crate::netns::Namespace;
 use crate::process::{dial, stray};
 use crate::snapshot;
@@ -19,11 +19,14 @@ const PATIENCE_MS: u32 = 5000;
 /// How long nothing must come back where nothing may, in milliseconds.
 const SILENCE_MS: u32 = 400;
 
-/// Play a case with millrace, with both iptables, in pods with IPv4, IPv6 and both.
+/// Play a case with millrace, with both iptables and native nftables, in pods with IPv4, IPv6 and both.
 pub fn verify(case: &Case) -> Result<()> {
-    for variant in Variant::ALL {
-        for stack in Stack::ALL {
+    for stack in Stack::ALL {
+        for variant in Variant::ALL {
             play(case, &Millrace { variant }, stack)?;
+        }
+        if matches!(case.config, Config::Istio { .. }) {
+            play(case, &NativeNftables, stack)?;
         }
     }
     Ok(())

@@ -31,7 +31,7 @@ fn ruleset(flags: &[&str], env: &[(&str, &str)]) -> Result<NftRuleset> {
     let words: Vec<String> = words.map(|word| (*word).to_owned()).collect();
     let raw = Raw::new(support::read_argv(&words), env);
     let resolved = istio::resolve(&raw, &facts)?;
-    Ok(compile(&resolved.policy, &NFT_LAYOUT))
+    Ok(compile(&resolved.policy, &NFT_LAYOUT, true))
 }
 
 /// What nft prints of a namespace, without counters and handles.

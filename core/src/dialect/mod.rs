@@ -32,3 +32,10 @@ pub static DIALECTS: &[Dialect] = &[
 
 /// How rules of every dialect are known.
 pub static FOOTPRINTS: &[Footprint] = &[istio::FOOTPRINT, native::FOOTPRINT];
+
+/// The names of the nftables tables of every dialect.
+pub static NFT_TABLES: &[&str] =
+    &[istio::NFT_LAYOUT.nat, istio::NFT_LAYOUT.mangle, istio::NFT_LAYOUT.raw];
+
+/// The name of the dialect that has them.
+pub const NFT_DIALECT: &str = "istio-iptables";

@@ -28,6 +28,11 @@ pub struct NftLayout {
 }
 
 impl NftLayout {
+    /// The names of the tables.
+    pub const fn names(&self) -> [&'static str; 3] {
+        [self.nat, self.mangle, self.raw]
+    }
+
     /// The name of the table that does the work of an iptables table; none for `filter`.
     pub const fn table(&self, table: Table) -> Option<&'static str> {
         match table {
@@ -153,6 +158,8 @@ pub struct NftRuleset {
     pub emissions: Vec<NftEmission>,
     /// Policy routing and addresses.
     pub routing: Routing,
+    /// The families that are captured.
+    pub families: Vec<Family>,
 }
 
 /// A chain with its rules in their final order.

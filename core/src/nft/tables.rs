@@ -1,10 +1,11 @@
 //! What `nf_tables` holds, or is to hold, in the kernel's own terms: the form in which the wanted
 //! rules and those that are there can be compared.
 
-use super::expr::{Expr, NoGroup, expressions};
-use super::{NftRuleset, base_chain, chain_name};
+use super::expr::{Expr, MetaField, NoGroup, expressions};
+use super::{NftRuleset, base_chain, chain_name, render_transaction};
 use crate::plan::Groups;
-use crate::ruleset::{Chain, Hook};
+use crate::ruleset::{Chain, Hook, Routing};
+use crate::value::Family;
 
 /// Where a base chain hangs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +38,48 @@ pub fn named<'l, T>(list: &'l [(String, T)], name: &str) -> Option<&'l T> {
     list.iter().find(|(n, _)| n == name).map(|(_, content)| content)
 }
 
+/// Rules that are wanted, ready to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Native {
+    /// The tables.
+    pub tables: NativeTables,
+    /// Policy routing and addresses.
+    pub routing: Routing,
+    /// The families that are captured.
+    pub families: Vec<Family>,
+    /// The same rules as text.
+    pub text: String,
+}
+
+/// The marks that rules set or look for.
+pub fn marks(tables: &NativeTables) -> Vec<u32> {
+    let rules = tables.iter().flat_map(|(_, chains)| chains).flat_map(|(_, chain)| &chain.rules);
+    let mut marks = Vec::new();
+    for pair in rules.flatten().flat_map(|rule| rule.windows(2)) {
+        let ([Expr::LoadMeta(MetaField::Mark), Expr::Compare(_, bytes)]
+        | [Expr::Load(bytes), Expr::StoreMeta(MetaField::Mark)]) = pair
+        else {
+            continue;
+        };
+        marks.extend(bytes.as_slice().try_into().ok().map(u32::from_ne_bytes));
+    }
+    marks
+}
+
 impl NftRuleset {
+    /// The rules, ready to be written.
+    ///
+    /// # Errors
+    /// When a group's name has no number.
+    pub fn ready(&self, groups: &Groups) -> Result<Native, NoGroup> {
+        Ok(Native {
+            tables: self.native(groups)?,
+            routing: self.routing.clone(),
+            families: self.families.clone(),
+            text: render_transaction(self),
+        })
+    }
+
     /// The tables in the kernel's terms.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use crate::nft::tables::NativeTables;
 use crate::observed::{IpRule, Variant};
 use crate::value::Family;
 
@@ -63,6 +64,16 @@ pub enum Effect {
         /// Whether rules carry counters (`--counters`).
         counters: bool,
     },
+    /// One transaction of native nftables: all of it, or nothing.
+    Native {
+        /// The tables that it is about: what is not in `tables` goes.
+        names: Vec<String>,
+        /// The tables that are there afterwards.
+        #[serde(skip)]
+        tables: NativeTables,
+        /// Their rules as text; empty where there is none.
+        text: String,
+    },
 }
 
 impl fmt::Display for Effect {
@@ -91,6 +102,13 @@ impl fmt::Display for Effect {
                 let tables: Vec<&str> =
                     input.lines().filter_map(|l| l.strip_prefix('*')).map(str::trim).collect();
                 write!(f, "{variant} {family} restore of {}", tables.join(", "))
+            }
+            Self::Native { names, tables, .. } if tables.is_empty() => {
+                write!(f, "nftables removal of {}", names.join(", "))
+            }
+            Self::Native { tables, .. } => {
+                let names: Vec<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();
+                write!(f, "nftables transaction of {}", names.join(", "))
             }
         }
     }

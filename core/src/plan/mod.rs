@@ -14,9 +14,11 @@ pub use rollback::rollback;
 pub use routing::{PASSTHROUGH_V6, RULE_PRIORITY};
 pub use target::{FamilyState, Groups};
 
+use crate::nft;
+use crate::nft::tables::{Native, NativeTables};
 use crate::observed::{Observed, Variant};
 use crate::ownership::Footprint;
-use crate::ruleset::{Ruleset, Table};
+use crate::ruleset::{Routing, Ruleset, Table};
 use crate::value::Family;
 use routing::Known;
 use tables::Style;
@@ -55,12 +57,48 @@ impl Plan {
     }
 }
 
-/// What has to be done so that the namespace holds exactly `wanted` of ours, in `variant`, and
-/// nothing in the other one. Without `wanted`, everything of ours is removed.
+/// What a namespace is to hold of ours.
+#[derive(Clone, Copy, Debug)]
+pub enum Wanted<'a> {
+    /// Nothing.
+    Nothing,
+    /// Rules of iptables, in this variant.
+    Iptables(&'a Ruleset, Variant),
+    /// Native nftables.
+    Native(&'a Native),
+}
+
+impl<'a> Wanted<'a> {
+    /// What iptables of this variant is to hold.
+    fn iptables(self, variant: Variant) -> Option<&'a Ruleset> {
+        match self {
+            Self::Iptables(ruleset, wanted) if wanted == variant => Some(ruleset),
+            _ => None,
+        }
+    }
+
+    fn routing(self) -> Option<&'a Routing> {
+        match self {
+            Self::Nothing => None,
+            Self::Iptables(ruleset, _) => Some(&ruleset.routing),
+            Self::Native(native) => Some(&native.routing),
+        }
+    }
+
+    fn families(self) -> Vec<Family> {
+        match self {
+            Self::Nothing => Vec::new(),
+            Self::Iptables(ruleset, _) => ruleset.families().collect(),
+            Self::Native(native) => native.families.clone(),
+        }
+    }
+}
+
+/// What has to be done so that the namespace holds exactly `wanted` of ours, and nothing anywhere
+/// else.
 pub fn plan(
     observed: &Observed,
-    wanted: Option<&Ruleset>,
-    variant: Variant,
+    wanted: Wanted<'_>,
     everything: bool,
     context: &Context<'_>,
 ) -> Plan {
@@ -83,24 +121,51 @@ pub fn plan(
             residue |= found.has_chains();
             interrupted |= found.tables().any(|t| t == Table::Filter);
             let target = wanted
-                .filter(|_| any == variant)
+                .iptables(any)
                 .map(|w| FamilyState::wanted(w, family, context.groups))
                 .unwrap_or_default();
             unfinished &= found.is_part_of(&target);
-            // Rules of ours in the other variant go when those in the right one are there.
-            let list = if any == variant { &mut replace } else { &mut remove };
-            let all = everything && any == variant;
-            list.extend(restore(any, family, &found, &target, all));
+            // Rules of ours in another place go when those in the right one are there.
+            let right = wanted.iptables(any).is_some();
+            let list = if right { &mut replace } else { &mut remove };
+            list.extend(restore(any, family, &found, &target, everything && right));
         }
     }
-    let families: Vec<Family> = wanted.map(|w| w.families().collect()).unwrap_or_default();
-    let routing = routing::changes(observed, &known, wanted.map(|w| &w.routing), &families);
+    known.marks.extend(nft::tables::marks(&observed.native));
+    residue |= !observed.native.is_empty();
+    let (target, text) = match wanted {
+        Wanted::Native(native) => (native.tables.clone(), native.text.clone()),
+        _ => (NativeTables::new(), String::new()),
+    };
+    unfinished &= observed.native.is_empty() || observed.native == target;
+    let list = if target.is_empty() { &mut remove } else { &mut replace };
+    list.extend(native(observed, target, text, everything));
+    let families = wanted.families();
+    let routing = routing::changes(observed, &known, wanted.routing(), &families);
     let mut effects = routing.before;
     effects.extend(replace);
     effects.extend(remove);
     effects.extend(routing.after);
     let effects = with_marker(effects, observed.interrupted);
     Plan { effects, residue, unfinished, interrupted }
+}
+
+/// The transaction that puts native tables in the place of those that are there, if it has to.
+fn native(
+    observed: &Observed,
+    tables: NativeTables,
+    text: String,
+    everything: bool,
+) -> Option<Effect> {
+    if observed.native == tables && (tables.is_empty() || !everything) {
+        return None;
+    }
+    let there = observed.native.iter().map(|(name, _)| name.clone());
+    let new = tables.iter().map(|(name, _)| name.clone());
+    let mut names: Vec<String> = there.chain(new).collect();
+    names.sort();
+    names.dedup();
+    Some(Effect::Native { names, tables, text })
 }
 
 /// The restore that turns a family's tables into what is wanted, if it has to.

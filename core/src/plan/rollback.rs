@@ -40,6 +40,7 @@ pub fn rollback(before: &Observed, now: &Observed, context: &Context<'_>) -> Vec
             effects.extend(restore(variant, family, &state(now), &state(before)));
         }
     }
+    effects.extend(super::native(now, before.native.clone(), String::new(), false));
     effects.extend(missing(now, before).into_iter().map(removed(Change::Remove)));
     effects.extend(routes(now, before, Change::Remove));
     if has(now) && !has(before) {

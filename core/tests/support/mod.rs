@@ -10,11 +10,16 @@ use millrace_core::compile::compile;
 use millrace_core::dialect::istio::{self, Raw, flags};
 use millrace_core::facts::HostFacts;
 use millrace_core::iptables::{ChainDump, Dump, DumpRule, TableDump, parse_rule};
-use millrace_core::observed::{Holding, InterfaceAddress, Observed, Route};
-use millrace_core::plan::{Change, Effect};
+use millrace_core::observed::{Holding, InterfaceAddress, Observed, Route, Variant};
+use millrace_core::plan::{Change, Effect, Wanted};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::Ruleset;
 use proptest::prelude::*;
+
+/// What is wanted of iptables-nft.
+pub(crate) fn want(ruleset: Option<&Ruleset>) -> Wanted<'_> {
+    ruleset.map_or(Wanted::Nothing, |ruleset| Wanted::Iptables(ruleset, Variant::Nft))
+}
 
 /// Carry out an effect on what was observed, as the kernel would.
 pub(crate) fn carry_out(observed: &mut Observed, effect: &Effect) {
@@ -43,6 +48,7 @@ pub(crate) fn carry_out(observed: &mut Observed, effect: &Effect) {
                 observed.ip_rules.push(rule.clone());
             }
         }
+        Effect::Native { tables, .. } => observed.native.clone_from(tables),
         Effect::Restore { variant, family, input, .. } => {
             if observed.holding(*variant, *family).is_none() {
                 let (variant, family) = (*variant, *family);

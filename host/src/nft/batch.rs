@@ -21,7 +21,8 @@ const PORTS: u32 = 13;
 /// wanted goes, what is wanted is made anew, and nobody ever sees anything between.
 ///
 /// # Errors
-/// When the kernel refuses; nothing has happened then.
+/// When the kernel refuses, or a rule came from it and was not understood; nothing has happened
+/// then.
 pub fn replace(names: &[&str], wanted: &NativeTables) -> Result<(), NftError> {
     let connection = Connection::open()?.ok_or(NftError::Absent)?;
     let mut batch = Batch::default();
@@ -32,7 +33,7 @@ pub fn replace(names: &[&str], wanted: &NativeTables) -> Result<(), NftError> {
         batch.step(NfTablesMessage::DeleteTable(table(name)), format!("table {name}"));
     }
     for (name, content) in wanted {
-        batch.table(name, content);
+        batch.table(name, content)?;
     }
     connection.transact(&batch.steps)
 }
@@ -52,7 +53,7 @@ impl Batch {
         self.steps.push(Step { message, flags: 0, what });
     }
 
-    fn table(&mut self, name: &str, content: &[(String, NativeChain)]) {
+    fn table(&mut self, name: &str, content: &[(String, NativeChain)]) -> Result<(), NftError> {
         self.step(NfTablesMessage::NewTable(table(name)), format!("table {name}"));
         // Rules jump to chains, so that all of these come first.
         for (chain, content) in content {
@@ -64,14 +65,18 @@ impl Batch {
         }
         for (chain, content) in content {
             for (index, rule) in content.rules.iter().enumerate() {
-                // What was not understood came from the kernel, and is never wanted.
-                let Ok(rule) = rule else { continue };
-                self.rule(name, chain, index, rule);
+                let what = || format!("rule {} of chain {chain} of table {name}", index + 1);
+                let rule = rule.as_ref().map_err(|expression| NftError::NotUnderstood {
+                    what: what(),
+                    expression: expression.clone(),
+                })?;
+                self.rule(name, chain, what(), rule);
             }
         }
+        Ok(())
     }
 
-    fn rule(&mut self, table: &str, chain: &str, index: usize, rule: &[Expr]) {
+    fn rule(&mut self, table: &str, chain: &str, what: String, rule: &[Expr]) {
         let mut expressions = Vec::new();
         for expr in rule {
             if let Expr::Lookup { set, .. } = expr {
@@ -87,7 +92,7 @@ impl Batch {
         self.steps.push(Step {
             message: NfTablesMessage::NewRule(RuleMessage { attributes }),
             flags: NLM_F_APPEND,
-            what: format!("rule {} of chain {chain} of table {table}", index + 1),
+            what,
         });
     }
 

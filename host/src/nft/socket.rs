@@ -40,6 +40,14 @@ pub enum NftError {
         /// Why.
         why: Errno,
     },
+    /// A rule that was read from the kernel can't be written again.
+    #[error("{what} was not understood when it was read, and can't be written again: {expression}")]
+    NotUnderstood {
+        /// Which rule.
+        what: String,
+        /// What in it.
+        expression: String,
+    },
     /// The kernel has no `nf_tables`.
     #[error("the kernel has no nf_tables: load the module nf_tables, or use iptables-legacy")]
     Absent,

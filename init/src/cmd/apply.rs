@@ -1,7 +1,7 @@
 //! `millrace apply`
 
 use anyhow::Result;
-use millrace_host::engine::{Drift, Request};
+use millrace_host::engine::{Drift, Request, Rules};
 use millrace_host::exec;
 
 use super::output::{print_outcome, warn};
@@ -16,7 +16,7 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     loaded.warnings.iter().for_each(|w| warn(w));
     let ruleset = loaded.ruleset();
     let outcome = session.run(&Request {
-        wanted: Some(&ruleset),
+        rules: Some(Rules::Iptables(&ruleset)),
         variant: common.variant,
         drift: Drift::Replace,
         everything: false,

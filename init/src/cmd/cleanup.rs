@@ -12,7 +12,7 @@ use crate::exit::Exit;
 pub(crate) fn cleanup(common: &Common) -> Result<Exit> {
     let (mut session, facts) = namespace::open(common.netns.as_deref())?;
     let outcome = session.run(&Request {
-        wanted: None,
+        rules: None,
         variant: None,
         drift: Drift::Replace,
         everything: false,

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, anyhow};
 use millrace_core::compile::{Layout, compile};
 use millrace_core::dialect::{istio, native};
 use millrace_core::facts::HostFacts;
+use millrace_core::nft::{self, NftRuleset};
 use millrace_core::policy::{CapturePolicy, InboundMode};
 use millrace_core::ruleset::Ruleset;
 
@@ -17,6 +18,8 @@ use crate::cli::own::Config;
 pub(super) struct Loaded {
     pub(super) policy: CapturePolicy,
     pub(super) layout: &'static Layout,
+    /// Native nftables, where those are asked for.
+    pub(super) nft: Option<NftRuleset>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -41,7 +44,7 @@ pub(super) fn load(config: &Config, facts: &HostFacts, writes: bool) -> Result<L
     };
     let raw = native::Raw::new(values, config.flags.iter().cloned());
     let policy = native::resolve(&raw, facts, writes)?;
-    Ok(Loaded { policy, layout: &native::LAYOUT, warnings: Vec::new() })
+    Ok(Loaded { policy, layout: &native::LAYOUT, nft: None, warnings: Vec::new() })
 }
 
 /// A command line of istio-iptables, with its environment, for looking only.
@@ -54,8 +57,14 @@ fn load_istio(words: Vec<std::ffi::OsString>, facts: &HostFacts) -> Result<Loade
     flags.push(("dry-run".to_owned(), "true".to_owned()));
     let raw = istio::Raw::new(flags, environment());
     let resolved = istio::resolve(&raw, facts)?;
-    let warnings = resolved.warnings;
-    Ok(Loaded { policy: resolved.policy, layout: &istio::LAYOUT, warnings })
+    let istio::Resolved { policy, options, warnings } = resolved;
+    let nft = options.native.then(|| native_rules(&policy, &options));
+    Ok(Loaded { policy, layout: &istio::LAYOUT, nft, warnings })
+}
+
+/// The native nftables of a command line of istio-iptables.
+pub(super) fn native_rules(policy: &CapturePolicy, options: &istio::Options) -> NftRuleset {
+    nft::compile(policy, &istio::NFT_LAYOUT, !options.ipv6_as_reference)
 }
 
 /// The environment, as far as it is text.

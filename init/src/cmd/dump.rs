@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use millrace_core::dialect::FOOTPRINTS;
 use millrace_core::facts::HostFacts;
+use millrace_core::nft::render_transaction;
 use millrace_core::observed::Observed;
 use millrace_core::report::{
     FamilyReport, dump_text, of_dump, of_ruleset, restore_text, routing_text,
@@ -47,6 +48,15 @@ fn from_config(dump: &Dump) -> Result<Exit> {
     };
     let loaded = config::load(&dump.config, &facts, false)?;
     loaded.warnings.iter().for_each(|w| warn(w));
+    if let Some(nft) = &loaded.nft {
+        let text = render_transaction(nft);
+        if dump.common.json {
+            print_json(&json!({ "source": "configuration", "nftables": text }))?;
+        } else {
+            print(&text)?;
+        }
+        return Ok(Exit::Ok);
+    }
     let ruleset = loaded.ruleset();
     if dump.common.json {
         let families: Vec<FamilyReport> =
@@ -85,10 +95,15 @@ fn from_namespace(dump: &Dump, observed: &Observed, facts: &HostFacts) -> Result
             families.push(FamilyReport { family: holding.family, iptables, chains });
         }
     }
+    let native: Vec<&str> = observed.native.iter().map(|(name, _)| name.as_str()).collect();
     if dump.common.json {
-        print_json(&json!({ "source": "namespace", "families": families }))?;
+        print_json(&json!({ "source": "namespace", "families": families, "nftables": native }))?;
     } else {
-        print(&families.iter().map(dump_text).collect::<String>())?;
+        let mut text: String = families.iter().map(dump_text).collect();
+        for name in native {
+            text.push_str(&format!("# native: `nft list table inet {name}` prints it\n"));
+        }
+        print(&text)?;
     }
     Ok(Exit::Ok)
 }

@@ -5,18 +5,16 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use millrace_core::compile::compile;
-use millrace_core::dialect::istio::{
-    self, LAYOUT, NFT_LAYOUT, Options, Raw, Resolved, dry_run_log,
-};
+use millrace_core::dialect::istio::{self, LAYOUT, Options, Raw, Resolved, dry_run_log};
 use millrace_core::iptables::{render_restore, render_rule};
-use millrace_core::nft;
+use millrace_core::nft::render_transaction;
 use millrace_core::observed::Observed;
 use millrace_core::plan::Effect;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Rule, Ruleset, TableChain};
 use millrace_core::status::missing;
 use millrace_core::value::Family;
-use millrace_host::engine::{Drift, EngineError, Outcome, Request, Session};
+use millrace_host::engine::{Drift, EngineError, Outcome, Request, Rules, Session};
 use millrace_host::facts;
 use millrace_host::observe::Look;
 use millrace_host::probe::{self, Ending, ProbeConfig};
@@ -115,9 +113,15 @@ impl Run<'_> {
     fn engine(&mut self, cleanup: bool) -> Result<Outcome, EngineError> {
         let exec = self.exec();
         let Self { session, options, groups, policy, ruleset, .. } = self;
+        let native = if options.native {
+            Some(config::native_rules(policy, options).ready(groups)?)
+        } else {
+            None
+        };
         let replace = cleanup || options.reconcile || options.force_apply;
+        let rules = native.as_ref().map_or(Rules::Iptables(ruleset), Rules::Native);
         let outcome = session.run(&Request {
-            wanted: (!cleanup).then_some(ruleset),
+            rules: (!cleanup).then_some(rules),
             variant: options.variant,
             drift: if replace { Drift::Replace } else { Drift::Refuse },
             everything: options.force_apply,
@@ -135,8 +139,9 @@ impl Run<'_> {
 
     fn apply(&mut self) -> Result<()> {
         let outcome = self.engine(false)?;
-        if let Some(choice) = &outcome.choice {
-            self.log.info(&format!("using {choice}"));
+        match &outcome.choice {
+            Some(choice) => self.log.info(&format!("using {choice}")),
+            None => self.log.info("using native nftables: asked for"),
         }
         if outcome.interrupted {
             self.log.info("an earlier run was interrupted here; it is finished now");
@@ -170,16 +175,16 @@ impl Run<'_> {
     fn done(&mut self, outcome: &Outcome) {
         for effect in outcome.effects.iter().filter(|e| !matches!(e, Effect::Marker { .. })) {
             self.log.info(&format!("done: {effect}"));
-            if let Effect::Restore { input, .. } = effect {
-                self.log.debug(&format!("input:\n{input}"));
+            if let Effect::Restore { input: text, .. } | Effect::Native { text, .. } = effect {
+                self.log.debug(&format!("input:\n{text}"));
             }
         }
     }
 
     fn dry_run(&mut self) -> Result<()> {
         if self.options.native {
-            let ruleset = nft::compile(&self.policy, &NFT_LAYOUT);
-            let text = nft::render_transaction(&ruleset);
+            let ruleset = config::native_rules(&self.policy, &self.options);
+            let text = render_transaction(&ruleset);
             self.log.info(&format!("nftables rules, in one transaction:\n{}", text.trim_end()));
             return self.write_dry_run(&text);
         }
@@ -233,8 +238,9 @@ impl Run<'_> {
         if report.checks.iter().all(|c| c.passed().is_none()) {
             self.log.error("no connection could be tried, so nothing is proved");
         }
-        // Who may not see the rules has the connections alone to go by.
-        if let Ok(observed) = &observed {
+        // Who may not see the rules has the connections alone to go by, and so has who can't look
+        // for a single rule.
+        if let (Ok(observed), false) = (&observed, self.options.native) {
             for (family, needed) in &arrivals {
                 let gone = missing(observed, *family, needed, &self.groups);
                 if gone.is_empty() {
@@ -259,6 +265,10 @@ impl Run<'_> {
         family: Family,
         needed: &[(TableChain, Rule)],
     ) {
+        if self.options.native {
+            self.log.error("`nft list ruleset` shows the rules that are there");
+            return;
+        }
         let missing = match observed {
             Ok(observed) => missing(observed, family, needed, &self.groups),
             Err(error) => {

@@ -51,8 +51,12 @@ pub(super) fn outcome_text(outcome: &Outcome, nothing: &str, dry_run: bool) -> S
     for effect in outcome.effects.iter().filter(|e| !matches!(e, Effect::Marker { .. })) {
         let would = if dry_run { "would do: " } else { "" };
         text.push_str(&format!("{would}{effect}\n"));
-        if let (true, Effect::Restore { input, .. }) = (dry_run, effect) {
-            for line in input.lines() {
+        let lines = match effect {
+            Effect::Restore { input: text, .. } | Effect::Native { text, .. } if dry_run => text,
+            _ => "",
+        };
+        if !lines.is_empty() {
+            for line in lines.lines() {
                 text.push_str(&format!("    {line}\n"));
             }
         }

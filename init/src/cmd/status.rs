@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use millrace_core::plan::Effect;
-use millrace_core::status::{State, judge};
+use millrace_core::status::{State, judge, judge_native};
 use millrace_host::exec;
 use millrace_host::observe::Look;
 
@@ -14,15 +14,20 @@ use crate::exit::Exit;
 pub(crate) fn status(status: &Status) -> Result<Exit> {
     let common = &status.common;
     let (mut session, facts) = namespace::open(common.netns.as_deref())?;
-    let wanted = if status.config.is_given() {
+    let loaded = if status.config.is_given() {
         let loaded = config::load(&status.config, &facts, false)?;
         loaded.warnings.iter().for_each(|w| warn(w));
-        Some(loaded.ruleset())
+        Some(loaded)
     } else {
         None
     };
     let observed = session.observe(&exec::Options::default(), Look::Fast)?;
-    let found = judge(&observed, wanted.as_ref(), &facts.groups);
+    let groups = &facts.groups;
+    let found = if let Some(nft) = loaded.as_ref().and_then(|loaded| loaded.nft.as_ref()) {
+        judge_native(&observed, Some(&nft.ready(groups)?), groups)
+    } else {
+        judge(&observed, loaded.map(|loaded| loaded.ruleset()).as_ref(), groups)
+    };
     if common.json {
         print_json(&serde_json::to_value(&found)?)?;
     } else {
@@ -41,9 +46,11 @@ fn text(found: &millrace_core::status::Status) -> String {
         State::NotCaptured => "not captured".to_owned(),
         State::Drifted => "drifted".to_owned(),
     };
-    if let (Some(variant), Some(dialect)) = (found.variant, found.dialect) {
+    let by = found.variant.map(|variant| variant.to_string());
+    let by = by.or_else(|| found.native.then(|| "nftables".to_owned()));
+    if let Some((by, dialect)) = by.zip(found.dialect) {
         let families: Vec<String> = found.families.iter().map(ToString::to_string).collect();
-        text.push_str(&format!(": {} by {variant}, rules of {dialect}", families.join(" and ")));
+        text.push_str(&format!(": {} by {by}, rules of {dialect}", families.join(" and ")));
     }
     text.push('\n');
     for note in &found.notes {
@@ -51,8 +58,8 @@ fn text(found: &millrace_core::status::Status) -> String {
     }
     for effect in &found.differences {
         text.push_str(&format!("to be whole: {effect}\n"));
-        if let Effect::Restore { input, .. } = effect {
-            for line in input.lines() {
+        if let Effect::Restore { input: lines, .. } | Effect::Native { text: lines, .. } = effect {
+            for line in lines.lines() {
                 text.push_str(&format!("    {line}\n"));
             }
         }

@@ -304,7 +304,7 @@ pub const FLAGS: &[FlagDef] = &[
         Kind::Bool,
         "false",
         &["NATIVE_NFTABLES"],
-        "Native nftables rules instead of iptables; only with --dry-run as yet, otherwise an error",
+        "Native nftables rules instead of iptables, by netlink: no program is run",
     ),
     flag(
         "force-iptables-binary",

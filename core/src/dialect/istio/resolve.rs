@@ -28,6 +28,8 @@ pub type ForcedVariant = Option<Variant>;
 pub struct Options {
     /// Native nftables instead of iptables.
     pub native: bool,
+    /// Choose about IPv6 as the reference does.
+    pub ipv6_as_reference: bool,
     /// Touch nothing.
     pub dry_run: bool,
     /// Where a dry run writes what would be done.
@@ -104,21 +106,10 @@ impl Resolver<'_> {
                 None
             }
         };
-        let native = raw.switch(reader, "native-nftables");
-        let writes = !raw.switch(reader, "dry-run").value
-            && !raw.switch(reader, "cleanup-only").value
-            && !raw.switch(reader, "skip-rule-apply").value;
-        if native.value && writes {
-            reader.wrong(
-                &native.source,
-                "true",
-                "native nftables rules can only be shown as yet (--dry-run); leave it out, and the \
-                 rules go through iptables",
-            );
-        }
         let text = |value: Sourced<String>| Some(value.value).filter(|v| !v.is_empty());
         Some(Options {
-            native: native.value,
+            native: raw.switch(reader, "native-nftables").value,
+            ipv6_as_reference: raw.switch(reader, "ipv6-as-reference").value,
             dry_run: raw.switch(reader, "dry-run").value,
             dry_run_file: text(raw.variable("DRY_RUN_FILE_PATH")),
             skip_rule_apply: raw.switch(reader, "skip-rule-apply").value,

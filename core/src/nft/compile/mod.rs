@@ -15,8 +15,9 @@ use crate::ruleset::{Chain, ChainName, Hook, Owner, Protocol, Reason, Side, Tabl
 use crate::source::Source;
 use crate::value::{Cidr, Family, InterfacePattern, Port, PortRange};
 
-/// The rules that carry out `policy`.
-pub fn compile(policy: &CapturePolicy, layout: &'static NftLayout) -> NftRuleset {
+/// The rules that carry out `policy`. Without IPv6 in the policy, rules that name no address still
+/// meet its packets, in tables that serve both families: with `spare_ipv6` they are let past first.
+pub fn compile(policy: &CapturePolicy, layout: &'static NftLayout, spare_ipv6: bool) -> NftRuleset {
     let mut b = Builder { policy, layout: &layout.chains, emissions: Vec::new() };
     inbound::interfaces(&mut b);
     inbound::drop_invalid(&mut b);
@@ -28,7 +29,28 @@ pub fn compile(policy: &CapturePolicy, layout: &'static NftLayout) -> NftRuleset
     dns::capture(&mut b);
     outbound::selection(&mut b);
     tproxy::bookkeeping(&mut b);
-    NftRuleset { layout, emissions: b.emissions, routing: routing(policy) }
+    if spare_ipv6 && !policy.ipv6.value {
+        spare(&mut b);
+    }
+    let families = b.families().collect();
+    NftRuleset { layout, emissions: b.emissions, routing: routing(policy), families }
+}
+
+/// Let IPv6 past, in front of everything else of each base chain.
+fn spare(b: &mut Builder<'_>) {
+    let mut chains: Vec<(Table, Hook)> = Vec::new();
+    for emission in &b.emissions {
+        if let Chain::Builtin(hook) = emission.chain
+            && !chains.contains(&(emission.table, hook))
+        {
+            chains.push((emission.table, hook));
+        }
+    }
+    for (table, hook) in chains {
+        let ipv6 = rule(vec![Statement::Family(Family::V6)], Statement::Return);
+        let reason = why(&b.policy.ipv6.source, "IPv6 is not captured, and left alone");
+        b.put(table, Chain::Builtin(hook), Some(0), ipv6, reason);
+    }
 }
 
 struct Builder<'p> {
