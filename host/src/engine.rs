@@ -164,6 +164,8 @@ pub struct Session {
     tools: Tools,
     /// Whether the kernel has them, once that is known.
     nf_tables: Option<bool>,
+    /// Whether rules of iptables-legacy can't be seen.
+    unseen: bool,
     warnings: Vec<String>,
 }
 
@@ -174,7 +176,8 @@ impl Session {
     /// When its links can't be asked.
     pub fn open() -> Result<Self, EngineError> {
         let net = Net::open()?;
-        Ok(Self { net, tools: Tools::default(), nf_tables: None, warnings: Vec::new() })
+        let tools = Tools::default();
+        Ok(Self { net, tools, nf_tables: None, unseen: false, warnings: Vec::new() })
     }
 
     /// The namespace's links.
@@ -189,7 +192,20 @@ impl Session {
     pub fn observe(&mut self, exec: &exec::Options, look: Look) -> Result<Observed, EngineError> {
         let seen = observe(&mut self.tools, &mut self.net, exec, look)?;
         self.nf_tables = Some(seen.nf_tables);
+        if let Some(why) = seen.unseen {
+            self.unseen = true;
+            let warning =
+                format!("rules of iptables-legacy, if there are any, can't be seen: {why}");
+            if !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
+        }
         Ok(seen.observed)
+    }
+
+    /// What the user should know, once.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
     }
 
     /// What the host can work with.
@@ -243,7 +259,7 @@ impl Session {
             interrupted: plan.interrupted,
             unseen,
             processes: exec::processes() - processes,
-            warnings: std::mem::take(&mut self.warnings),
+            warnings: self.take_warnings(),
         })
     }
 
@@ -256,7 +272,9 @@ impl Session {
         if !matches!(request.rules, Some(Rules::Iptables(_))) {
             return Ok(None);
         }
-        let tooling = self.tooling();
+        let mut tooling = self.tooling();
+        // Where they can't be seen they can't be written either.
+        tooling.legacy &= !self.unseen;
         Ok(Some(plan::choose(before, request.variant, tooling, FOOTPRINTS)?))
     }
 

@@ -71,12 +71,22 @@ pub enum Look {
 }
 
 /// What was seen.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Seen {
     /// The namespace.
     pub observed: Observed,
     /// Whether the kernel has `nf_tables`.
     pub nf_tables: bool,
+    /// Why it can't be seen whether iptables-legacy holds anything; it is taken for empty then.
+    pub unseen: Option<ObserveError>,
+}
+
+impl ObserveError {
+    /// Whether a file may not be read.
+    fn is_forbidden(&self) -> bool {
+        matches!(self, Self::File { source, .. }
+            if source.kind() == std::io::ErrorKind::PermissionDenied)
+    }
 }
 
 /// Look. Programs are run only for tables that are there: none for an empty namespace.
@@ -92,7 +102,7 @@ pub fn observe(
     let deadline = Instant::now() + PATIENCE;
     let mut running = Vec::new();
     let mut holdings = Vec::new();
-    let Holds { held, native, nf_tables } = holds()?;
+    let Holds { held, native, nf_tables, unseen } = holds()?;
     for Held { variant, family, tables } in held {
         if variant == Variant::Legacy && look == Look::Fast {
             let names: Vec<&str> = tables.iter().map(String::as_str).collect();
@@ -122,7 +132,7 @@ pub fn observe(
         native,
         interrupted: links.marked,
     };
-    Ok(Seen { observed, nf_tables })
+    Ok(Seen { observed, nf_tables, unseen })
 }
 
 /// The tables of a variant and family.
@@ -140,6 +150,8 @@ struct Holds {
     native: NativeTables,
     /// Whether the kernel has `nf_tables`.
     nf_tables: bool,
+    /// Why it can't be seen whether iptables-legacy holds anything.
+    unseen: Option<ObserveError>,
 }
 
 fn holds() -> Result<Holds, ObserveError> {
@@ -153,21 +165,28 @@ fn holds() -> Result<Holds, ObserveError> {
     } else {
         NativeTables::new()
     };
+    let mut unseen = None;
     for family in Family::ALL {
         let of_family = |(f, name): &(TableFamily, String)| {
             (*f == TableFamily::Ip(family)).then(|| name.clone())
         };
         let nft = nf_tables.iter().flatten().filter_map(of_family).collect();
-        for (variant, mut tables) in
-            [(Variant::Nft, nft), (Variant::Legacy, legacy_tables(family)?)]
-        {
+        let legacy = match legacy_tables(family) {
+            // The file is root's alone, while nf_tables is there for who has NET_ADMIN.
+            Err(error) if nf_tables.is_some() && error.is_forbidden() => {
+                unseen = Some(error);
+                Vec::new()
+            }
+            result => result?,
+        };
+        for (variant, mut tables) in [(Variant::Nft, nft), (Variant::Legacy, legacy)] {
             tables.retain(|name: &String| Table::from_name(name).is_some());
             if !tables.is_empty() {
                 held.push(Held { variant, family, tables });
             }
         }
     }
-    Ok(Holds { held, native, nf_tables: nf_tables.is_some() })
+    Ok(Holds { held, native, nf_tables: nf_tables.is_some(), unseen })
 }
 
 /// The tables that iptables-legacy has made. The files are missing where the kernel has no such

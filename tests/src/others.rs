@@ -82,7 +82,8 @@ pub fn write_around(namespace: &Namespace, variant: Variant) -> Result<()> {
 pub fn of_others(snapshot: &Snapshot) -> Vec<(String, Vec<String>)> {
     let ours = |text: &str| {
         let words = text.split([' ', ':']);
-        words.into_iter().any(|w| w.starts_with("ISTIO_") || w.starts_with("MILLRACE_"))
+        let signs = ["ISTIO_", "MILLRACE_", "istio-proxy-"];
+        words.into_iter().any(|w| signs.iter().any(|sign| w.starts_with(sign)))
     };
     let marked = |text: &str| {
         // What is written into builtin chains beside jumps: rules with the marks of TPROXY that

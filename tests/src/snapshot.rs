@@ -40,6 +40,7 @@ impl Snapshot {
             let text = namespace.run(program, &["-c"])?;
             snapshot.read(what, &text).with_context(|| format!("{program} said\n{text}"))?;
         }
+        snapshot.read_native(&namespace.run("nft", &["--stateless", "list", "ruleset", "inet"])?);
         for family in ["-4", "-6"] {
             let lines = |args: &[&str]| -> Result<Vec<String>> {
                 let text = namespace.run("ip", &[&[family][..], args].concat())?;
@@ -75,6 +76,28 @@ impl Snapshot {
             }
         }
         Ok(())
+    }
+
+    /// Native nftables, without counters: `inet native TABLE CHAIN`.
+    fn read_native(&mut self, text: &str) {
+        let mut table = "";
+        let mut chain = None;
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            match words.as_slice() {
+                ["table", "inet", name, "{"] => table = name,
+                ["chain", name, "{"] => {
+                    chain =
+                        Some(self.chains.entry(format!("inet native {table} {name}")).or_default());
+                }
+                ["}"] => chain = None,
+                _ => {
+                    if let Some(chain) = &mut chain {
+                        chain.push(line.trim().to_owned());
+                    }
+                }
+            }
+        }
     }
 
     /// The same without counters.

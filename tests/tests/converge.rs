@@ -12,7 +12,7 @@ use proptest::sample::subsequence;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 /// Settings of istio-iptables, each of which may be there.
-const ISTIO: [&str; 24] = [
+const ISTIO: [&str; 25] = [
     "-m TPROXY",
     "-t 77",
     "-r 99",
@@ -37,6 +37,7 @@ const ISTIO: [&str; 24] = [
     "--ipv6-as-reference",
     "--match-any-proxy-id",
     "--force-apply",
+    "--native-nftables",
 ];
 
 /// Settings of Millrace's own.

@@ -63,6 +63,25 @@ const THIRD: Goal = Goal(&[
 /// Millrace's own rules, without anything that the others have beside.
 const REDIRECT: Goal = Goal(&["apply", "--exclude-inbound-ports", "22"]);
 
+/// Native nftables: one transaction instead of the tables of iptables.
+const NATIVE: Goal = Goal(&[
+    "istio-iptables",
+    "-p",
+    "15001",
+    "-z",
+    "15006",
+    "-u",
+    "1337",
+    "-i",
+    "*",
+    "-b",
+    "*",
+    "--redirect-dns",
+    "--capture-all-dns",
+    "--native-nftables",
+    "--dual-stack",
+]);
+
 const fn from(old: Goal, new: Goal, third: Goal) -> impl Fn(Variant) -> Transition {
     move |variant| Transition { old, new, third, from: variant, variant }
 }
@@ -70,6 +89,20 @@ const fn from(old: Goal, new: Goal, third: Goal) -> impl Fn(Variant) -> Transiti
 /// Verify the same where the rules go from one iptables to the other on the way.
 fn other_iptables(from: Variant, variant: Variant) -> Transition {
     Transition { old: ISTIO, new: TPROXY, third: THIRD, from, variant }
+}
+
+/// Verify the same on the way from iptables to native nftables and back: no program is run on the
+/// way there but to take away what was.
+#[test]
+fn iptables_to_native() -> Result<()> {
+    for variant in Variant::ALL {
+        let to = Transition { old: ISTIO, new: NATIVE, third: TPROXY, from: variant, variant };
+        to.killed_between_messages()?;
+        let back = Transition { old: NATIVE, new: TPROXY, third: NATIVE, from: variant, variant };
+        back.killed_between_messages()?;
+        back.killed_between_tables()?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -13,8 +13,14 @@ use millrace_core::nft::expr::{Expr, Verdict};
 use millrace_core::nft::tables::{NativeChain, NativeTables};
 use millrace_core::nft::{NftRuleset, compile, render_transaction};
 use millrace_host::nft::{read, replace};
-use millrace_tests::cases::{self, Config};
+use millrace_tests::capture::{millrace, ran};
+use millrace_tests::cases::{self, Config, app, outside};
 use millrace_tests::netns::Namespace;
+use millrace_tests::process;
+use millrace_tests::scenario::captured;
+use millrace_tests::snapshot::Snapshot;
+use millrace_tests::topology::{APP, Layout, Spot, Stack, Topology};
+use millrace_tests::wire::{Dial, Outcome, Proto};
 
 const NAMES: [&str; 3] = ["istio-proxy-nat", "istio-proxy-mangle", "istio-proxy-raw"];
 
@@ -113,6 +119,105 @@ fn a_transaction_that_fails_leaves_no_trace() -> Result<()> {
         let wanted = "nf_tables refuses rule 1 of chain last of table istio-proxy-nat: ENOENT";
         assert!(error.starts_with(wanted), "{error}");
         assert_eq!(listed(&namespace)?, listed_before);
+    }
+    Ok(())
+}
+
+const SIDECAR: [&str; 7] =
+    ["istio-iptables", "-i", "*", "-b", "*", "--native-nftables", "--redirect-dns"];
+
+/// Run millrace with nothing on its PATH.
+fn run(topology: &Topology, args: &[&str], code: i32) -> Result<String> {
+    let mut command = millrace(args)?;
+    command.env("PATH", "/nowhere");
+    let (exit, said) = ran(&topology.pod, &mut command)?;
+    assert_eq!(exit, Some(code), "{args:?}: {said}");
+    Ok(said)
+}
+
+/// Verify that a pod is captured and let go by netlink alone, that a second run leaves the counters
+/// as they are, and that a change by somebody else is seen.
+#[test]
+fn a_pod_is_captured_without_any_program() -> Result<()> {
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    let before = Snapshot::take(&topology.pod)?;
+    run(&topology, &["status"], 3)?;
+    run(&topology, &SIDECAR, 0)?;
+    let said = run(&topology, &["status"], 0)?;
+    assert!(said.starts_with("captured: IPv4 and IPv6 by nftables"), "{said}");
+    let wanted = [&["status", "--"][..], &SIDECAR].concat();
+    run(&topology, &wanted, 0)?;
+    run(&topology, &[&wanted[..], &["-o", "9092"]].concat(), 5)?;
+
+    let attempts = [app().tcp(Spot::Service, 80), outside().tcp(Spot::Pod, 8080)];
+    assert_eq!(captured(&topology, &attempts)?.len(), 4);
+    let counted = topology.pod.run("nft", &["list", "ruleset"])?;
+    assert!(counted.contains("packets 2 bytes"), "{counted}");
+    let again = run(&topology, &SIDECAR, 0)?;
+    assert!(again.contains("no change: the rules are as wanted"), "{again}");
+    assert_eq!(topology.pod.run("nft", &["list", "ruleset"])?, counted);
+
+    topology.pod.run("nft", &["insert rule inet istio-proxy-nat istio-output accept"])?;
+    let said = run(&topology, &SIDECAR, 1)?;
+    assert!(said.contains("differ from what is wanted (nftables transaction of"), "{said}");
+    run(&topology, &wanted, 5)?;
+    run(&topology, &[&SIDECAR[..], &["--reconcile"]].concat(), 0)?;
+    run(&topology, &wanted, 0)?;
+
+    run(&topology, &["cleanup"], 0)?;
+    run(&topology, &["status"], 3)?;
+    assert_eq!(before.differences(&Snapshot::take(&topology.pod)?), "");
+    Ok(())
+}
+
+/// Verify that any user with the capability `NET_ADMIN` alone can do it.
+#[test]
+fn net_admin_is_enough() -> Result<()> {
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    let plain = millrace(SIDECAR)?;
+    let mut command = std::process::Command::new("/usr/bin/setpriv");
+    command.args([
+        "--reuid=1000",
+        "--regid=1000",
+        "--clear-groups",
+        "--bounding-set=-all,+net_admin",
+    ]);
+    command.args(["--inh-caps=-all,+net_admin", "--ambient-caps=-all,+net_admin"]);
+    command.arg(plain.get_program()).args(SIDECAR).env("PATH", "/nowhere");
+    let (code, said) = ran(&topology.pod, &mut command)?;
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(captured(&topology, &[app().tcp(Spot::Service, 80)])?.len(), 2);
+
+    let mut command = std::process::Command::new("/usr/bin/setpriv");
+    command.args(["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all"]);
+    command.arg(plain.get_program()).args(SIDECAR);
+    let (code, said) = ran(&topology.pod, &mut command)?;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("the capability NET_ADMIN"), "{said}");
+    Ok(())
+}
+
+/// Verify that IPv6 is left alone in a pod without it, though the tables serve both families; with
+/// the reference's rules the application does not reach itself by `::1`.
+#[test]
+fn ipv6_is_left_alone_where_it_is_not_captured() -> Result<()> {
+    let (config, reference) = (SIDECAR, [&SIDECAR[..], &["--ipv6-as-reference"]].concat());
+    for (args, reaches) in [(&config[..], true), (&reference, false)] {
+        let topology = Topology::new(Stack::V4, Layout::default())?;
+        // The proxy does not capture loopback, unless a rule that names no address sends it there.
+        run(&topology, &[args, &["-i", "127.0.0.1/32", "-q", "8080"]].concat(), 0)?;
+        let dial = Dial {
+            identity: APP,
+            proto: Proto::Tcp,
+            from: None,
+            from_port: None,
+            transparent_mark: None,
+            to: "[::1]:8080".parse()?,
+            timeout_ms: 1000,
+        };
+        let outcome = process::dial(&topology.pod, &dial)?;
+        let by_app = matches!(&outcome, Outcome::Answered { answer, .. } if answer.name == "app");
+        assert_eq!(by_app, reaches, "{args:?}: {outcome}");
     }
     Ok(())
 }

@@ -28,6 +28,7 @@ pub(crate) fn dump(dump: &Dump) -> Result<Exit> {
     }
     let (mut session, facts) = namespace::open(dump.common.netns.as_deref())?;
     let observed = session.observe(&exec::Options::default(), Look::Verbatim)?;
+    session.take_warnings().iter().for_each(|w| warn(w));
     from_namespace(dump, &observed, &facts)
 }
 

@@ -22,6 +22,7 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
         None
     };
     let observed = session.observe(&exec::Options::default(), Look::Fast)?;
+    session.take_warnings().iter().for_each(|w| warn(w));
     let groups = &facts.groups;
     let found = if let Some(nft) = loaded.as_ref().and_then(|loaded| loaded.nft.as_ref()) {
         judge_native(&observed, Some(&nft.ready(groups)?), groups)
