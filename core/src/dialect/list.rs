@@ -15,19 +15,20 @@ pub struct Reader {
 impl Reader {
     /// Note that a value is wrong.
     pub fn wrong(&mut self, source: &Source, value: &str, expected: impl Into<String>) {
-        self.errors.0.push(ConfigError {
-            source_name: source.clone(),
-            value: value.to_owned(),
-            expected: expected.into(),
-            usage: false,
-        });
+        self.note(source, value, expected.into(), false);
     }
 
     /// Note that the command line can't be read.
     pub fn unusable(&mut self, source: &Source, value: &str, expected: impl Into<String>) {
-        self.wrong(source, value, expected);
-        if let Some(last) = self.errors.0.last_mut() {
-            last.usage = true;
+        self.note(source, value, expected.into(), true);
+    }
+
+    /// A setting that is read more than once is wrong once.
+    fn note(&mut self, source: &Source, value: &str, expected: String, usage: bool) {
+        let (source_name, value) = (source.clone(), value.to_owned());
+        let error = ConfigError { source_name, value, expected, usage };
+        if !self.errors.0.contains(&error) {
+            self.errors.0.push(error);
         }
     }
 
