@@ -43,16 +43,22 @@ pub enum EffectError {
 }
 
 impl EffectError {
-    /// Whether a lock was in the way until the time was up.
+    /// Whether somebody was in the way until the time was up.
     pub const fn is_busy(&self) -> bool {
-        matches!(self, Self::XtablesLock { .. })
+        matches!(self, Self::XtablesLock { .. } | Self::Nft(NftError::Changed))
+    }
+
+    /// Whether somebody else made a change since the namespace was looked at.
+    pub const fn is_stale(&self) -> bool {
+        matches!(self, Self::Nft(NftError::Changed))
     }
 }
 
 /// How long a restore may take beside waiting for the lock.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Do it. Gives what the user should know.
+/// Do it. Gives what the user should know. With the number of a generation, a transaction of
+/// `nf_tables` happens only if nothing has changed since.
 ///
 /// # Errors
 /// When it did not happen; a restore of several tables may have committed some of them.
@@ -62,6 +68,7 @@ pub fn carry_out(
     tools: &mut Tools,
     deadline: Instant,
     options: &Options,
+    generation: Option<u32>,
 ) -> Result<Vec<String>, EffectError> {
     match effect {
         // The note makes a run that is killed easier to take up again, and is nothing that
@@ -77,7 +84,7 @@ pub fn carry_out(
         Effect::IpRule { change, rule } => net.ip_rule(*change, rule)?,
         Effect::Native { names, tables, .. } => {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            nft::replace(&names, tables)?;
+            nft::replace(&names, tables, generation)?;
         }
         Effect::Restore { variant, family, input, counters } => {
             let program = tools.path(*variant, *family, Role::Restore)?;

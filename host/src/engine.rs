@@ -1,5 +1,6 @@
 //! One run: look once, decide, carry out, and take everything back if anything fails.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use millrace_core::dialect::FOOTPRINTS;
@@ -18,6 +19,10 @@ use crate::lock::{self, RunLock};
 use crate::nft;
 use crate::observe::{self, Look, observe};
 use crate::tools::Tools;
+
+/// How long to wait before another look when somebody else was faster: twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a run is to do about rules of ours that differ from what is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,6 +171,8 @@ pub struct Session {
     nf_tables: Option<bool>,
     /// Whether rules of iptables-legacy can't be seen.
     unseen: bool,
+    /// The number of the last change of `nf_tables` before the last look.
+    generation: Option<u32>,
     warnings: Vec<String>,
 }
 
@@ -177,7 +184,14 @@ impl Session {
     pub fn open() -> Result<Self, EngineError> {
         let net = Net::open()?;
         let tools = Tools::default();
-        Ok(Self { net, tools, nf_tables: None, unseen: false, warnings: Vec::new() })
+        Ok(Self {
+            net,
+            tools,
+            nf_tables: None,
+            unseen: false,
+            generation: None,
+            warnings: Vec::new(),
+        })
     }
 
     /// The namespace's links.
@@ -192,6 +206,7 @@ impl Session {
     pub fn observe(&mut self, exec: &exec::Options, look: Look) -> Result<Observed, EngineError> {
         let seen = observe(&mut self.tools, &mut self.net, exec, look)?;
         self.nf_tables = Some(seen.nf_tables);
+        self.generation = seen.generation;
         if let Some(why) = seen.unseen {
             self.unseen = true;
             let warning =
@@ -222,6 +237,31 @@ impl Session {
         let processes = exec::processes();
         let deadline = Instant::now() + request.wait;
         let _lock = if request.dry_run { None } else { Some(RunLock::take(deadline)?) };
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.attempt(request, deadline) {
+                // Somebody else changed nf_tables between the look and the transaction.
+                Err(EngineError::TakenBack { why, .. })
+                    if why.is_stale() && Instant::now() + pause < deadline =>
+                {
+                    thread::sleep(pause);
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                Ok(outcome) => {
+                    let processes = exec::processes() - processes;
+                    return Ok(Outcome { processes, ..outcome });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Look, decide and carry out, once.
+    fn attempt(
+        &mut self,
+        request: &Request<'_>,
+        deadline: Instant,
+    ) -> Result<Outcome, EngineError> {
         let (before, unseen) = match self.observe(&request.exec, Look::Fast) {
             Ok(before) => (before, false),
             // A dry run needs no privilege: it says what it can.
@@ -258,7 +298,7 @@ impl Session {
             effects: plan.effects,
             interrupted: plan.interrupted,
             unseen,
-            processes: exec::processes() - processes,
+            processes: 0,
             warnings: self.take_warnings(),
         })
     }
@@ -286,10 +326,18 @@ impl Session {
         request: &Request<'_>,
         context: &Context<'_>,
     ) -> Result<(), EngineError> {
+        let mut generation = self.generation;
         for done in &plan.effects {
-            let result = carry_out(done, &mut self.net, &mut self.tools, deadline, &request.exec);
+            let (net, tools) = (&mut self.net, &mut self.tools);
+            let result = carry_out(done, net, tools, deadline, &request.exec, generation);
             match result {
-                Ok(warnings) => self.warnings.extend(warnings),
+                Ok(warnings) => {
+                    self.warnings.extend(warnings);
+                    // From here on the last change may be our own.
+                    if matches!(done, Effect::Native { .. } | Effect::Restore { .. }) {
+                        generation = None;
+                    }
+                }
                 Err(why) => {
                     let why = Box::new(why);
                     let failed = Box::new(done.clone());
@@ -315,7 +363,7 @@ impl Session {
         let mut failures = Vec::new();
         for effect in plan::rollback(before, &now, context) {
             let result =
-                carry_out(&effect, &mut self.net, &mut self.tools, deadline, &request.exec);
+                carry_out(&effect, &mut self.net, &mut self.tools, deadline, &request.exec, None);
             if let Err(error) = result {
                 failures.push(format!("{effect}: {error}"));
             }

@@ -79,6 +79,8 @@ pub struct Seen {
     pub nf_tables: bool,
     /// Why it can't be seen whether iptables-legacy holds anything; it is taken for empty then.
     pub unseen: Option<ObserveError>,
+    /// The number of the last change of `nf_tables` before this look, where there is one.
+    pub generation: Option<u32>,
 }
 
 impl ObserveError {
@@ -102,7 +104,7 @@ pub fn observe(
     let deadline = Instant::now() + PATIENCE;
     let mut running = Vec::new();
     let mut holdings = Vec::new();
-    let Holds { held, native, nf_tables, unseen } = holds()?;
+    let Holds { held, native, nf_tables, unseen, generation } = holds()?;
     for Held { variant, family, tables } in held {
         if variant == Variant::Legacy && look == Look::Fast {
             let names: Vec<&str> = tables.iter().map(String::as_str).collect();
@@ -132,7 +134,7 @@ pub fn observe(
         native,
         interrupted: links.marked,
     };
-    Ok(Seen { observed, nf_tables, unseen })
+    Ok(Seen { observed, nf_tables, unseen, generation })
 }
 
 /// The tables of a variant and family.
@@ -152,10 +154,14 @@ struct Holds {
     nf_tables: bool,
     /// Why it can't be seen whether iptables-legacy holds anything.
     unseen: Option<ObserveError>,
+    /// The number of the last change of `nf_tables` before anything was looked at.
+    generation: Option<u32>,
 }
 
 fn holds() -> Result<Holds, ObserveError> {
     let mut held = Vec::new();
+    // Asked first: what changes while the rest is looked at is noticed then.
+    let generation = nft::generation()?;
     let nf_tables = nft::tables()?;
     let ours = |(family, name): &(TableFamily, String)| {
         *family == TableFamily::Inet && NFT_TABLES.contains(&name.as_str())
@@ -186,7 +192,7 @@ fn holds() -> Result<Holds, ObserveError> {
             }
         }
     }
-    Ok(Holds { held, native, nf_tables: nf_tables.is_some(), unseen })
+    Ok(Holds { held, native, nf_tables: nf_tables.is_some(), unseen, generation })
 }
 
 /// The tables that iptables-legacy has made. The files are missing where the kernel has no such

@@ -5,6 +5,9 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use millrace_core::dialect::istio::{self, NFT_LAYOUT, Raw};
@@ -12,7 +15,7 @@ use millrace_core::facts::HostFacts;
 use millrace_core::nft::expr::{Expr, Verdict};
 use millrace_core::nft::tables::{NativeChain, NativeTables};
 use millrace_core::nft::{NftRuleset, compile, render_transaction};
-use millrace_host::nft::{read, replace};
+use millrace_host::nft::{NftError, generation, read, replace};
 use millrace_tests::capture::{millrace, ran};
 use millrace_tests::cases::{self, Config, app, outside};
 use millrace_tests::netns::Namespace;
@@ -77,12 +80,12 @@ fn netlink_writes_what_nft_would() -> Result<()> {
         let theirs = Namespace::new()?;
         theirs.feed("nft", &["-f", "-"], &render_transaction(&ruleset)).context(name.clone())?;
         let wanted = native(&ruleset)?;
-        ours.enter(|| replace(&NAMES, &wanted))?.with_context(|| name.clone())?;
+        ours.enter(|| replace(&NAMES, &wanted, None))?.with_context(|| name.clone())?;
         assert_eq!(listed(&ours)?, listed(&theirs)?, "{name}");
         let found = ours.enter(|| read(&NAMES))??;
         assert_eq!(found, wanted, "{name}");
     }
-    ours.enter(|| replace(&NAMES, &NativeTables::new()))??;
+    ours.enter(|| replace(&NAMES, &NativeTables::new(), None))??;
     assert_eq!(listed(&ours)?, "");
     Ok(())
 }
@@ -108,14 +111,14 @@ fn a_transaction_that_fails_leaves_no_trace() -> Result<()> {
     let good = native(&ruleset(&["-i", "*", "-b", "*"], &[])?)?;
     namespace.run("nft", &["add", "table", "inet", "somebody-elses"])?;
     for before in [NativeTables::new(), good.clone()] {
-        namespace.enter(|| replace(&NAMES, &before))??;
+        namespace.enter(|| replace(&NAMES, &before, None))??;
         let listed_before = listed(&namespace)?;
         let mut bad = good.clone();
         let (_, chains) = bad.first_mut().context("the table")?;
         let nowhere = Expr::Verdict(Verdict::Jump("nowhere".to_owned()));
         let rules = vec![Ok(vec![nowhere])];
         chains.push(("last".to_owned(), NativeChain { base: None, rules }));
-        let error = namespace.enter(|| replace(&NAMES, &bad))?.unwrap_err().to_string();
+        let error = namespace.enter(|| replace(&NAMES, &bad, None))?.unwrap_err().to_string();
         let wanted = "nf_tables refuses rule 1 of chain last of table istio-proxy-nat: ENOENT";
         assert!(error.starts_with(wanted), "{error}");
         assert_eq!(listed(&namespace)?, listed_before);
@@ -219,5 +222,49 @@ fn ipv6_is_left_alone_where_it_is_not_captured() -> Result<()> {
         let by_app = matches!(&outcome, Outcome::Answered { answer, .. } if answer.name == "app");
         assert_eq!(by_app, reaches, "{args:?}: {outcome}");
     }
+    Ok(())
+}
+
+/// Verify that a transaction is refused when anything has changed since the look, and that a run
+/// looks again then.
+#[test]
+fn somebody_else_writes_at_the_same_time() -> Result<()> {
+    let namespace = Namespace::new()?;
+    let wanted = native(&ruleset(&["-i", "*", "-b", "*"], &[])?)?;
+    let stale = namespace.enter(generation)??;
+    namespace.run("nft", &["add", "table", "inet", "somebody-elses"])?;
+    let error = namespace.enter(|| replace(&NAMES, &wanted, stale))?.unwrap_err();
+    assert!(matches!(error, NftError::Changed), "{error}");
+    assert_eq!(listed(&namespace)?, "table inet somebody-elses {\n}\n");
+    let fresh = namespace.enter(generation)??;
+    namespace.enter(|| replace(&NAMES, &wanted, fresh))??;
+
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<()> {
+        let writer = scope.spawn(|| -> Result<u32> {
+            let mut writes = 0;
+            while !done.load(Ordering::Relaxed) {
+                let text = "add table inet other\ndelete table inet other\n";
+                topology.pod.feed("nft", &["-f", "-"], text)?;
+                writes += 1;
+                // A busy neighbour, not one that leaves no room at all.
+                thread::sleep(Duration::from_millis(20));
+            }
+            Ok(writes)
+        });
+        let runs = (0..20).try_for_each(|turn| -> Result<()> {
+            let port = if turn % 2 == 0 { "9092" } else { "9093" };
+            run(&topology, &[&SIDECAR[..], &["-o", port, "--reconcile"]].concat(), 0)?;
+            Ok(())
+        });
+        done.store(true, Ordering::Relaxed);
+        let writes = writer.join().map_err(|_panic| anyhow::anyhow!("the writer panicked"))??;
+        runs?;
+        assert!(writes > 5, "only {writes} other changes");
+        Ok(())
+    })?;
+    let last = [&["status", "--"][..], &SIDECAR, &["-o", "9093"]].concat();
+    run(&topology, &last, 0)?;
     Ok(())
 }

@@ -18,12 +18,17 @@ pub(super) const ANONYMOUS: &str = "__set%d";
 const PORTS: u32 = 13;
 
 /// Put `wanted` in the place of the tables called `names`, in one transaction: what of them is not
-/// wanted goes, what is wanted is made anew, and nobody ever sees anything between.
+/// wanted goes, what is wanted is made anew, and nobody ever sees anything between. With the number
+/// of a generation, only if nothing has changed since.
 ///
 /// # Errors
 /// When the kernel refuses, or a rule came from it and was not understood; nothing has happened
 /// then.
-pub fn replace(names: &[&str], wanted: &NativeTables) -> Result<(), NftError> {
+pub fn replace(
+    names: &[&str],
+    wanted: &NativeTables,
+    generation: Option<u32>,
+) -> Result<(), NftError> {
     let connection = Connection::open()?.ok_or(NftError::Absent)?;
     let mut batch = Batch::default();
     let unwanted = names.iter().copied().filter(|name| named(wanted, name).is_none());
@@ -35,7 +40,7 @@ pub fn replace(names: &[&str], wanted: &NativeTables) -> Result<(), NftError> {
     for (name, content) in wanted {
         batch.table(name, content)?;
     }
-    connection.transact(&batch.steps)
+    connection.transact(&batch.steps, generation)
 }
 
 fn table(name: &str) -> TableMessage {

@@ -7,5 +7,5 @@ mod read;
 mod socket;
 
 pub use batch::replace;
-pub use read::{TableFamily, is_supported, read, tables};
+pub use read::{TableFamily, generation, is_supported, read, tables};
 pub use socket::NftError;

@@ -34,6 +34,14 @@ pub fn tables() -> Result<Option<Vec<(TableFamily, String)>>, NftError> {
     Ok(answers.map(|answers| answers.iter().filter_map(table).collect()))
 }
 
+/// The number of the last change of `nf_tables`; `None` when the kernel has none.
+///
+/// # Errors
+/// When the kernel can't be asked.
+pub fn generation() -> Result<Option<u32>, NftError> {
+    Connection::open()?.map_or(Ok(None), |connection| connection.generation())
+}
+
 /// Whether the kernel has `nf_tables`. Where it can't be asked, nothing says that it has not.
 pub fn is_supported() -> bool {
     !matches!(tables(), Ok(None))

@@ -3,10 +3,10 @@
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,
 };
-use netlink_packet_netfilter::nftables::NfTablesMessage;
+use netlink_packet_netfilter::nftables::{GenAttribute, GenMessage, NfTablesMessage};
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
@@ -40,6 +40,9 @@ pub enum NftError {
         /// Why.
         why: Errno,
     },
+    /// Somebody else changed something since it was looked at.
+    #[error("nf_tables was changed by somebody else at the same time, again and again")]
+    Changed,
     /// A rule that was read from the kernel can't be written again.
     #[error("{what} was not understood when it was read, and can't be written again: {expression}")]
     NotUnderstood {
@@ -69,6 +72,9 @@ fn remedy(why: Errno) -> &'static str {
 
 /// `NFNL_SUBSYS_NFTABLES`
 const SUBSYSTEM: u16 = 10;
+/// `NFNL_MSG_BATCH_BEGIN`, `NFNL_BATCH_GENID`
+const BATCH_BEGIN: u8 = 16;
+const BATCH_GENERATION: u16 = 1;
 /// The family in the header: `inet`, or all in a dump of everything.
 pub(super) const INET: NetfilterProtoFamily = NetfilterProtoFamily::Inet;
 
@@ -132,13 +138,36 @@ impl Connection {
         }
     }
 
-    /// Do all of it, or nothing.
-    pub(super) fn transact(&self, steps: &[Step]) -> Result<(), NftError> {
+    /// The number of the last change of anything in the namespace's `nf_tables`; `None` when the
+    /// kernel has none.
+    pub(super) fn generation(&self) -> Result<Option<u32>, NftError> {
+        let request = NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() });
+        let inner = NetfilterMessageInner::NfTables(request);
+        self.socket.send(&packet(NetfilterProtoFamily::Unspec, 0, inner, NLM_F_REQUEST, 0), 0)?;
+        for packet in self.receive()? {
+            let NetlinkPayload::InnerMessage(message) = packet.payload else { continue };
+            if let NetfilterMessageInner::NfTables(NfTablesMessage::NewGen(r#gen)) = message.inner {
+                return Ok(r#gen.attributes.iter().find_map(|a| match a {
+                    GenAttribute::Id(id) => Some(*id),
+                    _ => None,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Do all of it, or nothing; nothing either when anything has changed since `generation`.
+    pub(super) fn transact(&self, steps: &[Step], generation: Option<u32>) -> Result<(), NftError> {
         let control = |message, sequence| {
             let inner = NetfilterMessageInner::None(message);
             packet(NetfilterProtoFamily::Unspec, SUBSYSTEM, inner, NLM_F_REQUEST, sequence)
         };
-        let mut bytes = control(ControlMessage::BatchBegin, 0);
+        let begin = generation.map_or(ControlMessage::BatchBegin, |generation| {
+            let bytes = generation.to_be_bytes().to_vec();
+            let attributes = vec![DefaultNla::new(BATCH_GENERATION, bytes)];
+            ControlMessage::Other { message_type: BATCH_BEGIN, attributes }
+        });
+        let mut bytes = control(begin, 0);
         let mut sequence = 0;
         for (index, step) in steps.iter().enumerate() {
             sequence = u32::try_from(index + 1).unwrap_or(u32::MAX);
@@ -155,6 +184,9 @@ impl Connection {
                 let NetlinkPayload::Error(error) = packet.payload else { continue };
                 let number = packet.header.sequence_number;
                 if let Some(code) = error.code {
+                    if Errno::from_raw(-code.get()) == Errno::ERESTART {
+                        return Err(NftError::Changed);
+                    }
                     let index = usize::try_from(number).ok().and_then(|n| n.checked_sub(1));
                     let step = index.and_then(|i| steps.get(i));
                     let what = step.map_or("the transaction", |s| &s.what).to_owned();
@@ -167,24 +199,28 @@ impl Connection {
         }
     }
 
-    /// The messages of one datagram.
     fn receive(&self) -> Result<Vec<NetlinkMessage<NetfilterMessage>>, NftError> {
         let (bytes, _) = self.socket.recv_from_full()?;
-        let mut rest = bytes.as_slice();
-        let mut packets = Vec::new();
-        while !rest.is_empty() {
-            let packet = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
-                .map_err(|e| NftError::Answer(e.to_string()))?;
-            // Messages are aligned to four bytes (netlink(7), NLMSG_ALIGN).
-            let length = usize::try_from(packet.header.length).unwrap_or(0).next_multiple_of(4);
-            if length == 0 {
-                return Err(NftError::Answer("a message without length".to_owned()));
-            }
-            rest = rest.get(length..).unwrap_or_default();
-            packets.push(packet);
-        }
-        Ok(packets)
+        messages(&bytes)
     }
+}
+
+/// The messages of one datagram.
+pub(super) fn messages(bytes: &[u8]) -> Result<Vec<NetlinkMessage<NetfilterMessage>>, NftError> {
+    let mut rest = bytes;
+    let mut packets = Vec::new();
+    while !rest.is_empty() {
+        let packet = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
+            .map_err(|e| NftError::Answer(e.to_string()))?;
+        // Messages are aligned to four bytes (netlink(7), NLMSG_ALIGN).
+        let length = usize::try_from(packet.header.length).unwrap_or(0).next_multiple_of(4);
+        if length == 0 {
+            return Err(NftError::Answer("a message without length".to_owned()));
+        }
+        rest = rest.get(length..).unwrap_or_default();
+        packets.push(packet);
+    }
+    Ok(packets)
 }
 
 fn is_absent(error: &io::Error) -> bool {
