@@ -5,6 +5,8 @@ mod attributes;
 mod batch;
 mod read;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 pub use batch::replace;
 pub use read::{TableFamily, generation, is_supported, read, tables};

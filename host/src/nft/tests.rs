@@ -1,0 +1,115 @@
+//! The codec: what is written is read back, and no bytes at all make it panic or go on for ever.
+
+use millrace_core::nft::expr::{Comparison, CtField, Expr, Header, MetaField, Verdict};
+use millrace_core::value::Family;
+use netlink_packet_core::{Emitable as _, ParseableParametrized as _};
+use netlink_packet_netfilter::nftables::{ExpressionAttribute, Expressions, ListAttribute};
+use proptest::prelude::*;
+
+use super::attributes::{decode, encode};
+use super::batch::ANONYMOUS;
+use super::socket::messages;
+
+fn meta_fields() -> impl Strategy<Value = MetaField> {
+    use MetaField::{Family, Gid, InInterface, Mark, OutInterface, Protocol, Uid};
+    prop::sample::select(vec![Mark, InInterface, OutInterface, Uid, Gid, Family, Protocol])
+}
+
+fn ct_fields() -> impl Strategy<Value = CtField> {
+    prop::sample::select(vec![CtField::State, CtField::Mark, CtField::Zone])
+}
+
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 1..17)
+}
+
+fn exprs() -> impl Strategy<Value = Expr> {
+    use Comparison::{Eq, Ge, Le, Ne};
+    let header = prop::sample::select(vec![Header::Network, Header::Transport]);
+    let payload = (header, 0..64_u32, 1..17_u32)
+        .prop_map(|(header, offset, length)| Expr::LoadPayload { header, offset, length });
+    let compare = (prop::sample::select(vec![Eq, Ne, Ge, Le]), bytes())
+        .prop_map(|(how, data)| Expr::Compare(how, data));
+    let lookup = (any::<bool>(), prop::collection::vec(bytes(), 1..4))
+        .prop_map(|(negated, set)| Expr::Lookup { negated, set });
+    let verdict = prop_oneof![
+        prop::sample::select(vec![Verdict::Accept, Verdict::Drop, Verdict::Return]),
+        "[a-z-]{1,20}".prop_map(Verdict::Jump),
+    ];
+    prop_oneof![
+        meta_fields().prop_map(Expr::LoadMeta),
+        meta_fields().prop_map(Expr::StoreMeta),
+        ct_fields().prop_map(Expr::LoadCt),
+        ct_fields().prop_map(Expr::StoreCt),
+        payload,
+        bytes().prop_map(Expr::Load),
+        bytes().prop_map(Expr::Mask),
+        compare,
+        lookup,
+        Just(Expr::Counter),
+        Just(Expr::Redirect),
+        prop::sample::select(vec![Family::V4, Family::V6]).prop_map(Expr::Tproxy),
+        verdict.prop_map(Expr::Verdict),
+    ]
+}
+
+/// The name under which the kernel knows an expression.
+fn name(expressions: &Expressions) -> Option<String> {
+    let ListAttribute::Element(attributes) = ListAttribute::from(expressions.clone()) else {
+        return None;
+    };
+    attributes.into_iter().find_map(|attribute| match attribute {
+        ExpressionAttribute::Name(name) => Some(name),
+        _ => None,
+    })
+}
+
+proptest! {
+    /// Verify through the bytes that go to the kernel.
+    #[test]
+    fn an_expression_is_read_as_it_was_written(expr in exprs()) {
+        let written = encode(&expr, 1);
+        let mut bytes = vec![0; written.buffer_len()];
+        written.emit(&mut bytes);
+        let read = Expressions::parse_with_param(&bytes, name(&written)).unwrap();
+        let keys = match &expr {
+            Expr::Lookup { set, .. } => set.clone(),
+            _ => Vec::new(),
+        };
+        let sets = |name: &str| (name == ANONYMOUS).then(|| keys.clone());
+        prop_assert_eq!(decode(&read, sets), Ok(expr));
+    }
+
+    /// Verify with bytes of every kind, and with whole messages of which some are wrong.
+    #[test]
+    fn no_bytes_do_harm(
+        noise in prop::collection::vec(any::<u8>(), 0..400),
+        kind in 0..40_u8,
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+    ) {
+        let _result = messages(&noise);
+        // A message of nf_tables with the noise as its attributes (linux/netlink.h).
+        let length = u32::try_from(20 + noise.len()).unwrap_or(u32::MAX);
+        let mut message = length.to_ne_bytes().to_vec();
+        message.extend([kind, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        message.extend(&noise);
+        message.resize(message.len().next_multiple_of(4), 0);
+        let _result = messages(&message);
+        for (index, byte) in flips {
+            let at = index.index(message.len());
+            message[at] = byte;
+        }
+        let _result = messages(&message);
+    }
+
+    /// Verify that attributes which make no sense are named.
+    #[test]
+    fn no_attributes_do_harm(
+        noise in prop::collection::vec(any::<u8>(), 0..200),
+        kind in "bitwise|cmp|immediate|lookup|meta|payload|ct|redir|tproxy|counter|other",
+    ) {
+        if let Ok(expressions) = Expressions::parse_with_param(&noise, Some(kind)) {
+            let _result = decode(&expressions, |_| None);
+        }
+    }
+}
