@@ -66,7 +66,7 @@ pub enum Effect {
     },
     /// One transaction of native nftables: all of it, or nothing.
     Native {
-        /// The tables that it is about: what is not in `tables` goes.
+        /// The tables that are there before: all of them go.
         names: Vec<String>,
         /// The tables that are there afterwards.
         #[serde(skip)]

@@ -160,11 +160,7 @@ fn native(
     if observed.native == tables && (tables.is_empty() || !everything) {
         return None;
     }
-    let there = observed.native.iter().map(|(name, _)| name.clone());
-    let new = tables.iter().map(|(name, _)| name.clone());
-    let mut names: Vec<String> = there.chain(new).collect();
-    names.sort();
-    names.dedup();
+    let names = observed.native.iter().map(|(name, _)| name.clone()).collect();
     Some(Effect::Native { names, tables, text })
 }
 

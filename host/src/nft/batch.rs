@@ -1,7 +1,7 @@
 //! A ruleset as one transaction.
 
 use millrace_core::nft::expr::Expr;
-use millrace_core::nft::tables::{Base, NativeChain, NativeTables, named};
+use millrace_core::nft::tables::{Base, NativeChain, NativeTables};
 use netlink_packet_core::NLM_F_APPEND;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, Hook, HookNumber, InetHookNumber, ListAttribute,
@@ -17,9 +17,9 @@ pub(super) const ANONYMOUS: &str = "__set%d";
 /// The type of ports among nft's data types (`TYPE_INET_SERVICE`), for who lists the set.
 const PORTS: u32 = 13;
 
-/// Put `wanted` in the place of the tables called `names`, in one transaction: what of them is not
-/// wanted goes, what is wanted is made anew, and nobody ever sees anything between. With the number
-/// of a generation, only if nothing has changed since.
+/// Put `wanted` in the place of the tables called `names`, in one transaction: nobody ever sees
+/// anything between. A table that is wanted and there already must be among `names`. With the number
+/// of a generation, it happens only if nothing has changed since.
 ///
 /// # Errors
 /// When the kernel refuses, or a rule came from it and was not understood; nothing has happened
@@ -31,9 +31,8 @@ pub fn replace(
 ) -> Result<(), NftError> {
     let connection = Connection::open()?.ok_or(NftError::Absent)?;
     let mut batch = Batch::default();
-    let unwanted = names.iter().copied().filter(|name| named(wanted, name).is_none());
-    for name in unwanted.chain(wanted.iter().map(|(name, _)| name.as_str())) {
-        // A table that is not there can't be deleted, so it is made first.
+    for name in names {
+        // One that has gone in the meantime can't be deleted, so it is made first.
         batch.step(NfTablesMessage::NewTable(table(name)), format!("table {name}"));
         batch.step(NfTablesMessage::DeleteTable(table(name)), format!("table {name}"));
     }

@@ -38,10 +38,14 @@ fn wants(dump: &Dump, family: Family) -> bool {
 }
 
 /// The rules of a configuration. Nothing of the host is looked at but the resolver's
-/// configuration: the rules are those of a pod with an address of each family.
+/// configuration: the rules are those of a pod with an address of each family, or of IPv4 alone.
 fn from_config(dump: &Dump) -> Result<Exit> {
+    let mut addresses = vec!["192.0.2.1".parse()?];
+    if wants(dump, Family::V6) {
+        addresses.push("2001:db8::1".parse()?);
+    }
     let facts = HostFacts {
-        addresses: vec!["192.0.2.1".parse()?, "2001:db8::1".parse()?],
+        addresses,
         resolv_conf: Some(
             std::fs::read_to_string("/etc/resolv.conf").map_err(|error| error.to_string()),
         ),

@@ -37,9 +37,9 @@ pub fn command() -> clap::Command {
                 .help("Measure this reference binary as well, with the same command line"),
             Arg::new("variant")
                 .long("variant")
-                .value_parser(["nft", "legacy", "both"])
-                .default_value("both")
-                .help("The iptables variant"),
+                .value_parser(["nft", "legacy", "native", "all"])
+                .default_value("all")
+                .help("The iptables variant, or native nftables"),
             Arg::new("output")
                 .long("output")
                 .value_parser(["text", "json"])
@@ -66,7 +66,8 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     let variants: &[Variant] = match word("variant") {
         "nft" => &[Variant::Nft],
         "legacy" => &[Variant::Legacy],
-        _ => &[Variant::Nft, Variant::Legacy],
+        "native" => &[Variant::Native],
+        _ => &[Variant::Nft, Variant::Legacy, Variant::Native],
     };
     let millrace = match args.get_one::<PathBuf>("binary") {
         Some(path) => path.clone(),
@@ -153,11 +154,12 @@ impl Bench<'_> {
             };
             Ok((apply(Operation::FirstApply)?, apply(Operation::Change)?))
         })?;
+        let first = Case { variant, families, operation: Operation::FirstApply };
         let (before, after) = (captured.saved.len(), changed.saved.len());
         ensure!(!captured.saved.is_empty(), "Millrace's first apply left no rules");
         ensure!(
-            after == before + families.each().len(),
-            "Millrace's change did not add one rule per family: {before} rules, then {after}",
+            after == before + first.texts().len(),
+            "Millrace's change did not add one rule per text: {before} rules, then {after}",
         );
         Ok(Goal { captured, changed })
     }
@@ -222,17 +224,19 @@ impl Bench<'_> {
 /// The rules of the pod that the calling thread is in.
 fn saved(case: Case) -> Result<Rules> {
     let mut dumps = Vec::new();
-    for family in case.families.each() {
-        let dump = repo::output(&mut Command::new(family.program(case.variant, "save")))?;
+    for family in case.texts() {
+        let argv = family.save(case.variant);
+        let (program, args) = argv.split_first().context("a program")?;
+        let dump = repo::output(Command::new(program).args(args))?;
         dumps.push((*family, String::from_utf8(dump)?));
     }
-    Ok(Rules::saved(dumps))
+    Ok(Rules::saved(dumps, case.variant))
 }
 
 /// The rules that Millrace says a case leads to.
 fn announced(millrace: &str, case: Case) -> Result<Rules> {
     let mut texts = Vec::new();
-    for family in case.families.each() {
+    for family in case.texts() {
         let text = repo::output(Command::new(millrace).args(dump_args(case, *family)))?;
         texts.push((*family, String::from_utf8(text)?));
     }

@@ -11,6 +11,8 @@ pub enum Variant {
     Nft,
     /// The xtables back end.
     Legacy,
+    /// No iptables at all: native nftables, one text for both families.
+    Native,
 }
 
 impl Variant {
@@ -19,6 +21,7 @@ impl Variant {
         match self {
             Self::Nft => "nft",
             Self::Legacy => "legacy",
+            Self::Native => "native",
         }
     }
 }
@@ -33,8 +36,25 @@ pub enum Family {
 }
 
 impl Family {
-    /// `iptables-nft-restore`, `ip6tables-legacy-save` and so on.
-    pub fn program(self, variant: Variant, verb: &str) -> String {
+    /// The program that writes rules: `iptables-nft-restore` and so on, or nft.
+    pub fn restore(self, variant: Variant) -> Vec<String> {
+        match variant {
+            Variant::Native => ["nft", "-f", "-"].map(str::to_owned).to_vec(),
+            Variant::Nft | Variant::Legacy => vec![self.program(variant, "restore")],
+        }
+    }
+
+    /// The program that prints rules, without counters or with some that can be left out.
+    pub fn save(self, variant: Variant) -> Vec<String> {
+        match variant {
+            Variant::Native => {
+                ["nft", "--stateless", "list", "ruleset", "inet"].map(str::to_owned).to_vec()
+            }
+            Variant::Nft | Variant::Legacy => vec![self.program(variant, "save")],
+        }
+    }
+
+    fn program(self, variant: Variant, verb: &str) -> String {
         let base = match self {
             Self::V4 => "iptables",
             Self::V6 => "ip6tables",
@@ -113,6 +133,14 @@ pub struct Case {
 }
 
 impl Case {
+    /// The texts that the rules consist of: one for each family, or one for both.
+    pub fn texts(self) -> &'static [Family] {
+        match self.variant {
+            Variant::Native => &[Family::V4],
+            Variant::Nft | Variant::Legacy => self.families.each(),
+        }
+    }
+
     /// The case as JSON object members.
     pub fn to_json(self) -> Value {
         json!({

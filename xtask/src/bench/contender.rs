@@ -98,7 +98,11 @@ pub fn dump_args(case: Case, family: Family) -> Vec<String> {
         Family::V4 => "ipv4",
         Family::V6 => "ipv6",
     };
-    let mut args = ["dump", "--from-config", "--family", name, "--"].map(str::to_owned).to_vec();
+    let mut args = ["dump", "--from-config"].map(str::to_owned).to_vec();
+    if case.variant != Variant::Native || case.families == Families::V4 {
+        args.extend(["--family".to_owned(), name.to_owned()]);
+    }
+    args.push("--".to_owned());
     args.extend(tool_args(case));
     args
 }
@@ -110,8 +114,12 @@ fn tool_args(case: Case) -> Vec<String> {
     let mut push = |word: &str| argv.push(word.to_owned());
     push("-d");
     push(excluded);
-    push("--force-iptables-binary");
-    push(case.variant.as_str());
+    if case.variant == Variant::Native {
+        push("--native-nftables");
+    } else {
+        push("--force-iptables-binary");
+        push(case.variant.as_str());
+    }
     if case.families == Families::Dual {
         push("--dual-stack");
     }
@@ -128,7 +136,7 @@ fn floor(case: Case, goal: &Goal) -> Vec<Step> {
     let rules = match case.operation {
         Operation::FirstApply | Operation::NoOp => &goal.captured.text,
         Operation::Change => &goal.changed.text,
-        Operation::Cleanup => &goal.captured.text.emptied(),
+        Operation::Cleanup => &goal.captured.text.emptied(case.variant),
     };
     rules.restores(case.variant)
 }
@@ -142,8 +150,11 @@ impl Rules {
     }
 
     /// What `-save` printed, reduced to what can be compared.
-    pub fn saved(dumps: Vec<(Family, String)>) -> Self {
-        Self::new(dumps, used_tables)
+    pub fn saved(dumps: Vec<(Family, String)>, variant: Variant) -> Self {
+        match variant {
+            Variant::Native => Self::new(dumps, str::to_owned),
+            Variant::Nft | Variant::Legacy => Self::new(dumps, used_tables),
+        }
     }
 
     fn new(texts: Vec<(Family, String)>, reduce: impl Fn(&str) -> String) -> Self {
@@ -155,17 +166,20 @@ impl Rules {
     fn restores(&self, variant: Variant) -> Vec<Step> {
         self.per_family
             .iter()
-            .map(|(family, text)| {
-                let argv = vec![family.program(variant, "restore")];
-                Step { argv, stdin: text.clone() }
-            })
+            .map(|(family, text)| Step { argv: family.restore(variant), stdin: text.clone() })
             .collect()
     }
 
     /// The same tables with neither rules nor chains of one's own.
-    fn emptied(&self) -> Self {
+    fn emptied(&self, variant: Variant) -> Self {
         let is_frame = |line: &&str| line.starts_with('*') || *line == "COMMIT\n";
-        let empty = |text: &str| text.split_inclusive('\n').filter(is_frame).collect();
+        let empty = |text: &str| -> String {
+            if variant == Variant::Native {
+                let tables = text.split_inclusive('\n').filter(|l| l.starts_with("add table "));
+                return tables.map(|line| line.replacen("add", "delete", 1)).collect();
+            }
+            text.split_inclusive('\n').filter(is_frame).collect()
+        };
         let per_family = self.per_family.iter().map(|(family, text)| (*family, empty(text)));
         Self { per_family: per_family.collect() }
     }
@@ -178,7 +192,7 @@ impl Rules {
     /// How many rules there are.
     pub fn len(&self) -> usize {
         let lines = self.per_family.iter().flat_map(|(_, text)| text.lines());
-        lines.filter(|line| line.starts_with("-A ")).count()
+        lines.filter(|line| line.starts_with("-A ") || line.contains(" counter ")).count()
     }
 }
 
@@ -225,14 +239,14 @@ mod tests {
 
     #[test]
     fn only_tables_with_contents_are_compared() {
-        let rules = Rules::saved(vec![(Family::V4, DUMP.to_owned())]);
+        let rules = Rules::saved(vec![(Family::V4, DUMP.to_owned())], Variant::Nft);
         assert_eq!(
             rules.per_family[0].1,
             "*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n"
         );
         assert_eq!((rules.len(), rules.is_empty()), (1, false));
         let unused = "*nat\n:OUTPUT ACCEPT [1:2]\nCOMMIT\n".to_owned();
-        assert!(Rules::saved(vec![(Family::V4, unused)]).is_empty());
+        assert!(Rules::saved(vec![(Family::V4, unused)], Variant::Nft).is_empty());
     }
 
     #[test]

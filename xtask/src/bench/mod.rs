@@ -17,7 +17,7 @@ use clap::ArgMatches;
 /// The command line of `xtask bench`.
 pub fn command() -> clap::Command {
     clap::Command::new("bench")
-        .about("Measure operations beside a plain iptables-restore of the same rules")
+        .about("Measure operations beside a plain restore of the same rules")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(apply::command())
