@@ -3,9 +3,10 @@
 
 use std::net::IpAddr;
 
-use super::{Statement, ports_of};
+use super::Statement;
+use super::set::{Set, SetKind};
 use crate::plan::Groups;
-use crate::ruleset::{ConnState, Owner, Protocol, Side};
+use crate::ruleset::{ChainName, ConnState, Owner, Protocol, Side};
 use crate::value::{Cidr, Family, GroupName, InterfacePattern, PortRange};
 
 /// What `meta` knows of a packet.
@@ -99,8 +100,8 @@ pub enum Expr {
     Lookup {
         /// Whether it must not be.
         negated: bool,
-        /// The values, sorted.
-        set: Vec<Vec<u8>>,
+        /// The values.
+        set: Set,
     },
     /// Set something of the packet.
     StoreMeta(MetaField),
@@ -122,37 +123,42 @@ pub enum Expr {
 pub struct NoGroup(pub GroupName);
 
 /// The expressions of a rule, as nft makes them in a table of family `inet`: what a header means
-/// is settled first.
+/// is settled first. `chain_name` is what a chain is called in the rule's table.
 ///
 /// # Errors
 /// When a group's name has no number.
-pub fn expressions(rule: &[Statement], groups: &Groups) -> Result<Vec<Expr>, NoGroup> {
-    let mut b = Linear { exprs: Vec::new(), family: None, protocol: None };
+pub fn expressions(
+    rule: &[Statement],
+    groups: &Groups,
+    chain_name: &dyn Fn(&ChainName) -> String,
+) -> Result<Vec<Expr>, NoGroup> {
+    let mut b = Linear { exprs: Vec::new(), family: None, protocol: None, chain_name };
     for statement in rule {
         b.add(statement, groups)?;
     }
     Ok(b.exprs)
 }
 
-struct Linear {
+struct Linear<'c> {
+    chain_name: &'c dyn Fn(&ChainName) -> String,
     exprs: Vec<Expr>,
     /// What the rule has settled so far.
     family: Option<Family>,
     protocol: Option<Protocol>,
 }
 
-impl Linear {
+impl Linear<'_> {
     fn add(&mut self, statement: &Statement, groups: &Groups) -> Result<(), NoGroup> {
         match statement {
             Statement::Family(family) => self.settle_family(*family),
             Statement::Protocol(protocol) => self.settle_protocol(*protocol),
-            Statement::InInterface(name) => self.is(MetaField::InInterface, interface(name)),
-            Statement::OutInterface(name) => self.is(MetaField::OutInterface, interface(name)),
-            Statement::Address { side, negated, cidr } => self.address(*side, *negated, *cidr),
+            Statement::InInterface(names) => self.interfaces(MetaField::InInterface, names),
+            Statement::OutInterface(names) => self.interfaces(MetaField::OutInterface, names),
+            Statement::Address { side, negated, cidrs } => self.addresses(*side, *negated, cidrs),
             Statement::Ports { protocol, side, negated, ports } => {
                 self.ports(*protocol, *side, *negated, ports);
             }
-            Statement::Owner { negated, owner, .. } => self.owner(*negated, owner, groups)?,
+            Statement::Owner { negated, owners, .. } => self.owners(*negated, owners, groups)?,
             Statement::State(states) => self.state(states),
             Statement::Mark { negated, mark } => {
                 self.exprs.push(Expr::LoadMeta(MetaField::Mark));
@@ -191,7 +197,7 @@ impl Linear {
             Statement::Accept => self.exprs.push(Expr::Verdict(Verdict::Accept)),
             Statement::Drop => self.exprs.push(Expr::Verdict(Verdict::Drop)),
             Statement::Jump(chain) => {
-                self.exprs.push(Expr::Verdict(Verdict::Jump(chain.as_str().to_owned())));
+                self.exprs.push(Expr::Verdict(Verdict::Jump((self.chain_name)(chain))));
             }
         }
         Ok(())
@@ -224,20 +230,33 @@ impl Linear {
         }
     }
 
-    fn address(&mut self, side: Side, negated: bool, cidr: Cidr) {
-        self.settle_family(cidr.family());
+    fn interfaces(&mut self, field: MetaField, names: &[InterfacePattern]) {
+        if let [one] = names {
+            return self.is(field, interface(one));
+        }
+        let values = names.iter().map(interface).map(|name| (name.clone(), name));
+        let set = Set::new(SetKind::Interfaces, values.collect());
+        self.exprs.extend([Expr::LoadMeta(field), Expr::Lookup { negated: false, set }]);
+    }
+
+    fn addresses(&mut self, side: Side, negated: bool, cidrs: &[Cidr]) {
+        let Some(family) = cidrs.first().map(|cidr| cidr.family()) else { return };
+        self.settle_family(family);
         // RFC 791 section 3.1, RFC 8200 section 3.
-        let (offset, length) = match (cidr.family(), side) {
-            (Family::V4, Side::Source) => (12, 4),
-            (Family::V4, Side::Destination) => (16, 4),
-            (Family::V6, Side::Source) => (8, 16),
-            (Family::V6, Side::Destination) => (24, 16),
-        };
-        let mut network = match cidr.network().address() {
-            IpAddr::V4(address) => address.octets().to_vec(),
-            IpAddr::V6(address) => address.octets().to_vec(),
+        let (offset, length, kind) = match (family, side) {
+            (Family::V4, Side::Source) => (12, 4, SetKind::Ipv4),
+            (Family::V4, Side::Destination) => (16, 4, SetKind::Ipv4),
+            (Family::V6, Side::Source) => (8, 16, SetKind::Ipv6),
+            (Family::V6, Side::Destination) => (24, 16, SetKind::Ipv6),
         };
         let header = Header::Network;
+        let [cidr] = cidrs else {
+            let set = Set::new(kind, cidrs.iter().map(|cidr| range(*cidr)).collect());
+            self.exprs.push(Expr::LoadPayload { header, offset, length });
+            self.exprs.push(Expr::Lookup { negated, set });
+            return;
+        };
+        let (mut network, _) = range(*cidr);
         // Whole bytes need no mask.
         if cidr.length() > 0 && cidr.length().is_multiple_of(8) {
             network.truncate(usize::from(cidr.length() / 8));
@@ -245,7 +264,7 @@ impl Linear {
             self.exprs.push(Expr::LoadPayload { header, offset, length });
         } else {
             self.exprs.push(Expr::LoadPayload { header, offset, length });
-            self.exprs.push(Expr::Mask(mask(cidr)));
+            self.exprs.push(Expr::Mask(mask(*cidr)));
         }
         self.compare(negated, network);
     }
@@ -265,25 +284,34 @@ impl Linear {
                 Expr::Compare(Comparison::Le, bytes(range.last().get())),
             ]),
             several => {
-                let mut set: Vec<Vec<u8>> = ports_of(several).map(bytes).collect();
-                set.sort();
-                set.dedup();
+                let ends = |r: &PortRange| (bytes(r.first().get()), bytes(r.last().get()));
+                let set = Set::new(SetKind::Ports, several.iter().map(ends).collect());
                 self.exprs.push(Expr::Lookup { negated, set });
             }
         }
     }
 
-    fn owner(&mut self, negated: bool, owner: &Owner, groups: &Groups) -> Result<(), NoGroup> {
-        let (field, id) = match owner {
-            Owner::Uid(uid) => (MetaField::Uid, uid.get()),
-            Owner::Gid(gid) => (MetaField::Gid, gid.get()),
-            Owner::Group(name) => {
-                let gid = groups.get(name).ok_or_else(|| NoGroup(name.clone()))?;
-                (MetaField::Gid, gid.get())
-            }
-        };
+    fn owners(&mut self, negated: bool, owners: &[Owner], groups: &Groups) -> Result<(), NoGroup> {
+        let (mut field, mut kind) = (MetaField::Gid, SetKind::Gids);
+        let mut ids = Vec::new();
+        for owner in owners {
+            let id = match owner {
+                Owner::Uid(uid) => {
+                    (field, kind) = (MetaField::Uid, SetKind::Uids);
+                    uid.get()
+                }
+                Owner::Gid(gid) => gid.get(),
+                Owner::Group(name) => groups.get(name).ok_or_else(|| NoGroup(name.clone()))?.get(),
+            };
+            ids.push(id.to_ne_bytes().to_vec());
+        }
         self.exprs.push(Expr::LoadMeta(field));
-        self.compare(negated, id.to_ne_bytes().to_vec());
+        if let [id] = ids.as_slice() {
+            self.compare(negated, id.clone());
+        } else {
+            let set = Set::new(kind, ids.into_iter().map(|id| (id.clone(), id)).collect());
+            self.exprs.push(Expr::Lookup { negated, set });
+        }
         Ok(())
     }
 
@@ -322,6 +350,16 @@ fn interface(name: &InterfacePattern) -> Vec<u8> {
     let mut bytes = name.as_str().as_bytes().to_vec();
     bytes.resize(IFNAMSIZ, 0);
     bytes
+}
+
+/// The first and the last address of a network.
+fn range(cidr: Cidr) -> (Vec<u8>, Vec<u8>) {
+    let first = match cidr.network().address() {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let last = first.iter().zip(mask(cidr)).map(|(byte, mask)| byte | !mask).collect();
+    (first, last)
 }
 
 fn mask(cidr: Cidr) -> Vec<u8> {

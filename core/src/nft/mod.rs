@@ -4,6 +4,7 @@
 mod compile;
 pub mod expr;
 mod render;
+pub mod set;
 pub mod tables;
 
 pub use compile::compile;
@@ -59,20 +60,21 @@ pub enum OwnerSpelling {
 pub enum Statement {
     /// `meta nfproto`: the family.
     Family(Family),
-    /// `iifname`: the interface the packet came in by.
-    InInterface(InterfacePattern),
-    /// `oifname`: the interface the packet goes out by.
-    OutInterface(InterfacePattern),
+    /// `iifname`: the interface the packet came in by is one of these. Beginnings of names stand
+    /// alone.
+    InInterface(Vec<InterfacePattern>),
+    /// `oifname`: the interface the packet goes out by is one of these.
+    OutInterface(Vec<InterfacePattern>),
     /// `meta l4proto`: the transport protocol.
     Protocol(Protocol),
-    /// `ip saddr`, `ip6 daddr`: an address in a network.
+    /// `ip saddr`, `ip6 daddr`: an address in one of these networks, all of one family.
     Address {
         /// Source or destination.
         side: Side,
         /// `!=`
         negated: bool,
-        /// The network.
-        cidr: Cidr,
+        /// The networks.
+        cidrs: Vec<Cidr>,
     },
     /// `tcp dport`, `udp sport`: one of these ports. Says the protocol as well.
     Ports {
@@ -89,8 +91,8 @@ pub enum Statement {
     Owner {
         /// `!=`
         negated: bool,
-        /// The owner.
-        owner: Owner,
+        /// The owners, all users or all groups: one of them.
+        owners: Vec<Owner>,
         /// How it is written.
         spelling: OwnerSpelling,
     },
@@ -213,9 +215,4 @@ impl NftRuleset {
         let hooks = [Hook::Prerouting, Hook::Output].map(Chain::Builtin);
         hooks.into_iter().chain(own.into_iter().cloned().map(Chain::User)).collect()
     }
-}
-
-/// Every port of some ranges.
-fn ports_of(ranges: &[PortRange]) -> impl Iterator<Item = u16> {
-    ranges.iter().flat_map(|range| range.first().get()..=range.last().get())
 }

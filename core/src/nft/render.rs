@@ -85,34 +85,40 @@ fn statement(statement: &Statement) -> String {
     match statement {
         Statement::Family(Family::V4) => "meta nfproto ipv4".to_owned(),
         Statement::Family(Family::V6) => "meta nfproto ipv6".to_owned(),
-        Statement::InInterface(name) => format!("iifname {}", interface(name)),
-        Statement::OutInterface(name) => format!("oifname {}", interface(name)),
+        Statement::InInterface(names) => format!("iifname {}", set(names, interface)),
+        Statement::OutInterface(names) => format!("oifname {}", set(names, interface)),
         Statement::Protocol(protocol) => format!("meta l4proto {protocol}"),
-        Statement::Address { side, negated, cidr } => {
+        Statement::Address { side, negated, cidrs } => {
             let field = match side {
                 Side::Source => "saddr",
                 Side::Destination => "daddr",
             };
-            format!("{} {field} {}{cidr}", ip(cidr.family()), not(*negated))
+            let family = cidrs.first().map_or(Family::V4, |cidr| cidr.family());
+            let networks = set(cidrs, ToString::to_string);
+            format!("{} {field} {}{networks}", ip(family), not(*negated))
         }
         Statement::Ports { protocol, side, negated, ports } => {
             let field = match side {
                 Side::Source => "sport",
                 Side::Destination => "dport",
             };
-            format!("{protocol} {field} {}{}", not(*negated), port_set(ports))
+            format!("{protocol} {field} {}{}", not(*negated), set(ports, |ports| range(*ports)))
         }
-        Statement::Owner { negated, owner, spelling } => {
+        Statement::Owner { negated, owners, spelling } => {
             let meta = match spelling {
                 OwnerSpelling::Short => "",
                 OwnerSpelling::Meta => "meta ",
             };
-            let not = not(*negated);
-            match owner {
-                Owner::Uid(uid) => format!("{meta}skuid {not}{uid}"),
-                Owner::Gid(gid) => format!("{meta}skgid {not}{gid}"),
-                Owner::Group(name) => format!("{meta}skgid {not}{name}"),
-            }
+            let field = match owners.first() {
+                Some(Owner::Uid(_)) => "skuid",
+                _ => "skgid",
+            };
+            let name = |owner: &Owner| match owner {
+                Owner::Uid(uid) => uid.to_string(),
+                Owner::Gid(gid) => gid.to_string(),
+                Owner::Group(name) => name.to_string(),
+            };
+            format!("{meta}{field} {}{}", not(*negated), set(owners, name))
         }
         Statement::State(states) => {
             let names: Vec<String> =
@@ -135,14 +141,18 @@ fn statement(statement: &Statement) -> String {
     }
 }
 
-fn port_set(ports: &[PortRange]) -> String {
-    let range = |ports: &PortRange| match (ports.first(), ports.last()) {
+/// One value as it is, several in braces.
+fn set<T>(values: &[T], text: impl Fn(&T) -> String) -> String {
+    match values {
+        [one] => text(one),
+        several => format!("{{ {} }}", several.iter().map(text).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+fn range(ports: PortRange) -> String {
+    match (ports.first(), ports.last()) {
         (first, last) if first == last => first.to_string(),
         (first, last) => format!("{first}-{last}"),
-    };
-    match ports {
-        [one] => range(one),
-        several => format!("{{ {} }}", several.iter().map(range).collect::<Vec<_>>().join(", ")),
     }
 }
 

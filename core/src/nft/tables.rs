@@ -4,7 +4,7 @@
 use super::expr::{Expr, MetaField, NoGroup, expressions};
 use super::{NftRuleset, base_chain, chain_name, render_transaction};
 use crate::plan::Groups;
-use crate::ruleset::{Chain, Hook, Routing};
+use crate::ruleset::{Chain, ChainName, Hook, Routing};
 use crate::value::Family;
 
 /// Where a base chain hangs.
@@ -99,7 +99,8 @@ impl NftRuleset {
                 };
                 let mut rules = Vec::new();
                 for rule in &chain.rules {
-                    rules.push(Ok(expressions(&rule.rule, groups)?));
+                    let chain_name = |chain: &ChainName| chain.as_str().to_owned();
+                    rules.push(Ok(expressions(&rule.rule, groups, &chain_name)?));
                 }
                 let name = chain_name(&chain.chain).to_owned();
                 chains.push((name, NativeChain { base, rules }));

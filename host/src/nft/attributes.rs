@@ -3,6 +3,7 @@
 use millrace_core::nft::expr::{
     Comparison, CtField, Expr, Header, MetaField, Verdict as CoreVerdict, nfproto,
 };
+use millrace_core::nft::set::Set;
 use millrace_core::value::Family;
 use netlink_packet_core::{DefaultNla, Nla as _};
 use netlink_packet_netfilter::nftables::{
@@ -155,7 +156,7 @@ fn encode_verdict(verdict: &CoreVerdict) -> Vec<VerdictAttribute> {
 /// named.
 pub(super) fn decode(
     expressions: &Expressions,
-    set: impl Fn(&str) -> Option<Vec<Vec<u8>>>,
+    set: impl Fn(&str) -> Option<Set>,
 ) -> Result<Expr, String> {
     let unknown = || format!("{expressions:?}");
     match expressions {
@@ -249,7 +250,7 @@ fn decode_cmp(cmp: &[Cmp]) -> Option<Expr> {
     cmp.contains(&Cmp::SourceRegister(REGISTER)).then_some(Expr::Compare(how, data))
 }
 
-fn decode_lookup(lookup: &[Lookup], set: impl Fn(&str) -> Option<Vec<Vec<u8>>>) -> Option<Expr> {
+fn decode_lookup(lookup: &[Lookup], set: impl Fn(&str) -> Option<Set>) -> Option<Expr> {
     let name = lookup.iter().find_map(|l| match l {
         Lookup::Set(name) => Some(name),
         _ => None,

@@ -1,12 +1,14 @@
 //! A ruleset as one transaction.
 
 use millrace_core::nft::expr::Expr;
+use millrace_core::nft::set::{Set, successor};
 use millrace_core::nft::tables::{Base, NativeChain, NativeTables};
 use netlink_packet_core::NLM_F_APPEND;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, Hook, HookNumber, InetHookNumber, ListAttribute,
-    NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute, SetElementList,
-    SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage,
+    NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute,
+    SetElementFlags, SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute,
+    TableMessage,
 };
 
 use super::attributes::encode;
@@ -14,8 +16,6 @@ use super::socket::{Connection, NftError, Step};
 
 /// The name of a set without a name; the kernel puts a number in.
 pub(super) const ANONYMOUS: &str = "__set%d";
-/// The type of ports among nft's data types (`TYPE_INET_SERVICE`), for who lists the set.
-const PORTS: u32 = 13;
 
 /// Put `wanted` in the place of the tables called `names`, in one transaction: nobody ever sees
 /// anything between. A table that is wanted and there already must be among `names`. With the number
@@ -101,31 +101,68 @@ impl Batch {
     }
 
     /// A set that belongs to the next rule alone.
-    fn set(&mut self, table: &str, keys: &[Vec<u8>]) {
+    fn set(&mut self, table: &str, set: &Set) {
         self.sets += 1;
-        let length = keys.first().map_or(0, Vec::len);
+        let intervals = set.has_intervals();
+        let mut flags = SetFlags::Anonymous | SetFlags::Constant;
+        if intervals {
+            flags |= SetFlags::Interval;
+        }
         let attributes = vec![
             SetAttribute::Table(table.to_owned()),
             SetAttribute::Name(ANONYMOUS.to_owned()),
-            SetAttribute::Flags(SetFlags::Anonymous | SetFlags::Constant),
-            SetAttribute::KeyType(PORTS),
-            SetAttribute::KeyLen(u32::try_from(length).unwrap_or(u32::MAX)),
+            SetAttribute::Flags(flags),
+            SetAttribute::KeyType(set.kind.number()),
+            SetAttribute::KeyLen(u32::try_from(set.kind.length()).unwrap_or(u32::MAX)),
             SetAttribute::Id(self.sets),
         ];
         let what = || format!("a set of table {table}");
         self.step(NfTablesMessage::NewSet(SetMessage { attributes }), what());
-        let element = |key: &Vec<u8>| {
-            let key = SetElementAttribute::Key(DataAttribute::Value(key.clone()));
-            ListAttribute::Element(vec![key])
-        };
-        let attributes = vec![
-            SetElementList::Table(table.to_owned()),
-            SetElementList::Set(ANONYMOUS.to_owned()),
-            SetElementList::SetId(self.sets),
-            SetElementList::Elements(keys.iter().map(element).collect()),
-        ];
-        self.step(NfTablesMessage::NewSetElement(SetElementMessage { attributes }), what());
+        let elements = if intervals { intervals_of(set) } else { values_of(set) };
+        // An attribute has no room for more than 64 KiB.
+        for part in elements.chunks(ELEMENTS) {
+            let attributes = vec![
+                SetElementList::Table(table.to_owned()),
+                SetElementList::Set(ANONYMOUS.to_owned()),
+                SetElementList::SetId(self.sets),
+                SetElementList::Elements(part.to_vec()),
+            ];
+            let message = NfTablesMessage::NewSetElement(SetElementMessage { attributes });
+            self.step(message, what());
+        }
     }
+}
+
+/// How many elements go into one message.
+const ELEMENTS: usize = 1000;
+
+type Element = ListAttribute<SetElementAttribute>;
+
+fn element(key: &[u8], end: bool) -> Element {
+    let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(key.to_vec()))];
+    if end {
+        attributes.push(SetElementAttribute::Flags(SetElementFlags::IntervalEnd));
+    }
+    ListAttribute::Element(attributes)
+}
+
+fn values_of(set: &Set) -> Vec<Element> {
+    set.ranges.iter().map(|(value, _)| element(value, false)).collect()
+}
+
+/// Each range as its first value, and the first one behind it as its end; in front of everything an
+/// end, as nft has it.
+fn intervals_of(set: &Set) -> Vec<Element> {
+    let zero = vec![0; set.kind.length()];
+    let mut elements = Vec::new();
+    if set.ranges.first().is_some_and(|(first, _)| *first != zero) {
+        elements.push(element(&zero, true));
+    }
+    for (first, last) in &set.ranges {
+        elements.push(element(first, false));
+        elements.extend(successor(last).map(|end| element(&end, true)));
+    }
+    elements
 }
 
 fn base(base: &Base) -> [ChainAttribute; 3] {

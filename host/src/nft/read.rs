@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use millrace_core::nft::set::{Set, SetKind, predecessor};
 use millrace_core::nft::tables::{Base, NativeChain, NativeTable, NativeTables};
 use millrace_core::value::Family;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, ExpressionAttribute, Hook, ListAttribute,
-    NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute, SetElementList,
-    SetElementMessage, SetMessage, TableAttribute, TableMessage,
+    NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute,
+    SetElementFlags, SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute,
+    TableMessage,
 };
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 
@@ -103,8 +105,8 @@ pub fn read(names: &[&str]) -> Result<NativeTables, NftError> {
     Ok(found)
 }
 
-/// The keys of each set.
-type Sets = BTreeMap<String, Vec<Vec<u8>>>;
+/// Sets by name.
+type Sets = BTreeMap<String, Set>;
 
 fn sets(
     table: &str,
@@ -114,36 +116,72 @@ fn sets(
     let attributes = vec![SetAttribute::Table(table.to_owned())];
     for message in ask(NfTablesMessage::GetSet(SetMessage { attributes }), "sets")? {
         let NfTablesMessage::NewSet(set) = message else { continue };
-        let name = set.attributes.iter().find_map(|a| match a {
-            SetAttribute::Name(name) => Some(name.clone()),
-            _ => None,
-        });
-        let Some(name) = name else { continue };
+        let Some((name, kind)) = named_set(&set) else { continue };
         let attributes =
             vec![SetElementList::Table(table.to_owned()), SetElementList::Set(name.clone())];
         let request = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
-        let mut keys = Vec::new();
+        let mut elements = Vec::new();
         for message in ask(request, "elements of sets")? {
-            let NfTablesMessage::NewSetElement(elements) = message else { continue };
-            keys.extend(elements.attributes.iter().flat_map(element_keys));
+            let NfTablesMessage::NewSetElement(list) = message else { continue };
+            elements.extend(list.attributes.iter().flat_map(elements_of));
         }
-        keys.sort();
-        sets.insert(name, keys);
+        elements.sort();
+        let intervals = set
+            .attributes
+            .iter()
+            .any(|a| matches!(a, SetAttribute::Flags(flags) if flags.contains(SetFlags::Interval)));
+        let ranges = if intervals { ranges_of(kind, elements) } else { singles(elements) };
+        sets.insert(name, Set { kind, ranges });
     }
     Ok(sets)
 }
 
-fn element_keys(list: &SetElementList) -> Vec<Vec<u8>> {
-    let SetElementList::Elements(elements) = list else { return Vec::new() };
-    let attributes = elements.iter().flat_map(|element| match element {
-        ListAttribute::Element(attributes) => attributes.as_slice(),
-        _ => &[],
-    });
-    let keys = attributes.filter_map(|attribute| match attribute {
-        SetElementAttribute::Key(DataAttribute::Value(key)) => Some(key.clone()),
+fn named_set(set: &SetMessage) -> Option<(String, SetKind)> {
+    let name = set.attributes.iter().find_map(|a| match a {
+        SetAttribute::Name(name) => Some(name.clone()),
         _ => None,
-    });
-    keys.collect()
+    })?;
+    let number = set.attributes.iter().find_map(|a| match a {
+        SetAttribute::KeyType(number) => Some(*number),
+        _ => None,
+    })?;
+    let kind = SetKind::ALL.into_iter().find(|kind| kind.number() == number)?;
+    Some((name, kind))
+}
+
+/// Keys, and whether they end a range.
+type Elements = Vec<(Vec<u8>, bool)>;
+
+fn singles(elements: Elements) -> Vec<(Vec<u8>, Vec<u8>)> {
+    elements.into_iter().map(|(key, _)| (key.clone(), key)).collect()
+}
+
+/// What ends in front of a key ends with the value before it; what does not end goes on to the
+/// last value.
+fn ranges_of(kind: SetKind, elements: Elements) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut ranges: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    for (key, end) in elements {
+        if !end {
+            ranges.push((key, vec![u8::MAX; kind.length()]));
+        } else if let (Some((_, last)), Some(before)) = (ranges.last_mut(), predecessor(&key)) {
+            *last = before;
+        }
+    }
+    ranges
+}
+
+fn elements_of(list: &SetElementList) -> Elements {
+    let SetElementList::Elements(elements) = list else { return Elements::new() };
+    let element = |element: &ListAttribute<SetElementAttribute>| {
+        let ListAttribute::Element(attributes) = element else { return None };
+        let key = attributes.iter().find_map(|attribute| match attribute {
+            SetElementAttribute::Key(DataAttribute::Value(key)) => Some(key.clone()),
+            _ => None,
+        })?;
+        let end = attributes.contains(&SetElementAttribute::Flags(SetElementFlags::IntervalEnd));
+        Some((key, end))
+    };
+    elements.iter().filter_map(element).collect()
 }
 
 fn add_chain(found: &mut NativeTables, chain: &ChainMessage) {

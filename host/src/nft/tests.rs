@@ -1,6 +1,7 @@
 //! The codec: what is written is read back, and no bytes at all make it panic or go on for ever.
 
 use millrace_core::nft::expr::{Comparison, CtField, Expr, Header, MetaField, Verdict};
+use millrace_core::nft::set::{Set, SetKind};
 use millrace_core::value::Family;
 use netlink_packet_core::{Emitable as _, ParseableParametrized as _};
 use netlink_packet_netfilter::nftables::{ExpressionAttribute, Expressions, ListAttribute};
@@ -30,8 +31,13 @@ fn exprs() -> impl Strategy<Value = Expr> {
         .prop_map(|(header, offset, length)| Expr::LoadPayload { header, offset, length });
     let compare = (prop::sample::select(vec![Eq, Ne, Ge, Le]), bytes())
         .prop_map(|(how, data)| Expr::Compare(how, data));
-    let lookup = (any::<bool>(), prop::collection::vec(bytes(), 1..4))
-        .prop_map(|(negated, set)| Expr::Lookup { negated, set });
+    let ports = prop::collection::vec((any::<u16>(), any::<u16>()), 1..6);
+    let lookup = (any::<bool>(), ports).prop_map(|(negated, ports)| {
+        let ends =
+            |(a, b): (u16, u16)| (a.min(b).to_be_bytes().to_vec(), a.max(b).to_be_bytes().to_vec());
+        let set = Set::new(SetKind::Ports, ports.into_iter().map(ends).collect());
+        Expr::Lookup { negated, set }
+    });
     let verdict = prop_oneof![
         prop::sample::select(vec![Verdict::Accept, Verdict::Drop, Verdict::Return]),
         "[a-z-]{1,20}".prop_map(Verdict::Jump),
@@ -72,11 +78,11 @@ proptest! {
         let mut bytes = vec![0; written.buffer_len()];
         written.emit(&mut bytes);
         let read = Expressions::parse_with_param(&bytes, name(&written)).unwrap();
-        let keys = match &expr {
-            Expr::Lookup { set, .. } => set.clone(),
-            _ => Vec::new(),
+        let there = match &expr {
+            Expr::Lookup { set, .. } => Some(set.clone()),
+            _ => None,
         };
-        let sets = |name: &str| (name == ANONYMOUS).then(|| keys.clone());
+        let sets = |name: &str| there.clone().filter(|_| name == ANONYMOUS);
         prop_assert_eq!(decode(&read, sets), Ok(expr));
     }
 

@@ -66,7 +66,8 @@ fn proxy_zones(b: &mut Builder<'_>, dns: &DnsCapture) {
     let uids = proxy.uids.iter().map(|u| (Owner::Uid(u.value), &u.source));
     let gids = proxy.gids.iter().map(|g| (Owner::Gid(g.value), &g.source));
     for (owner, source) in uids.chain(gids) {
-        let of = Statement::Owner { negated: false, owner, spelling: OwnerSpelling::Meta };
+        let of =
+            Statement::Owner { negated: false, owners: vec![owner], spelling: OwnerSpelling::Meta };
         let reason = why(source, "the proxy's own queries are tracked apart");
         zone(b, vec![to_udp(DNS), of.clone()], UPSTREAM, reason);
         let reason = why(source, "the proxy's answers belong to the application's queries");

@@ -138,36 +138,36 @@ fn not_to_tcp(ports: Vec<PortRange>) -> Statement {
     Statement::Ports { protocol: Protocol::Tcp, side: Side::Destination, negated: true, ports }
 }
 
-const fn to(cidr: Cidr) -> Statement {
-    Statement::Address { side: Side::Destination, negated: false, cidr }
+fn to(cidr: Cidr) -> Statement {
+    Statement::Address { side: Side::Destination, negated: false, cidrs: vec![cidr] }
 }
 
-const fn not_to(cidr: Cidr) -> Statement {
-    Statement::Address { side: Side::Destination, negated: true, cidr }
+fn not_to(cidr: Cidr) -> Statement {
+    Statement::Address { side: Side::Destination, negated: true, cidrs: vec![cidr] }
 }
 
-const fn from(cidr: Cidr) -> Statement {
-    Statement::Address { side: Side::Source, negated: false, cidr }
+fn from(cidr: Cidr) -> Statement {
+    Statement::Address { side: Side::Source, negated: false, cidrs: vec![cidr] }
 }
 
-const fn of(owner: Owner) -> Statement {
-    Statement::Owner { negated: false, owner, spelling: OwnerSpelling::Short }
+fn of(owner: Owner) -> Statement {
+    Statement::Owner { negated: false, owners: vec![owner], spelling: OwnerSpelling::Short }
 }
 
-const fn not_of(owner: Owner) -> Statement {
-    Statement::Owner { negated: true, owner, spelling: OwnerSpelling::Short }
+fn not_of(owner: Owner) -> Statement {
+    Statement::Owner { negated: true, owners: vec![owner], spelling: OwnerSpelling::Short }
 }
 
 fn in_by(name: &InterfacePattern) -> Statement {
-    Statement::InInterface(name.clone())
+    Statement::InInterface(vec![name.clone()])
 }
 
 fn out_by(name: &InterfacePattern) -> Statement {
-    Statement::OutInterface(name.clone())
+    Statement::OutInterface(vec![name.clone()])
 }
 
 fn by_loopback() -> Statement {
-    Statement::OutInterface(InterfacePattern::loopback())
+    Statement::OutInterface(vec![InterfacePattern::loopback()])
 }
 
 fn jump(chain: &ChainName) -> Statement {
