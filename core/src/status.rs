@@ -157,7 +157,7 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
         state,
         native: there,
         variant: None,
-        dialect: there.then_some(dialect::NFT_DIALECT),
+        dialect: observed.native.first().map(|(name, _)| dialect::dialect_of_table(name)),
         families: if there {
             wanted.map_or_else(|| Family::ALL.to_vec(), |w| w.families.clone())
         } else {

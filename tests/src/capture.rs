@@ -2,9 +2,14 @@
 
 use std::ffi::OsStr;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use millrace_core::dialect::{istio, native};
+use millrace_core::nft;
 pub use millrace_core::observed::Variant;
+use millrace_host::engine::{Drift, Request, Rules, Session};
+use millrace_host::{exec, facts};
 
 use crate::binary;
 use crate::cases::Config;
@@ -62,6 +67,46 @@ impl Capture for NativeNftables {
         let said = said(&output);
         ensure!(output.status.success(), "{command:?}: {}\n{said}", output.status);
         Ok(())
+    }
+}
+
+/// Millrace's own nftables table, also for configurations that come as istio-iptables' flags.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnNftables;
+
+impl Capture for OwnNftables {
+    fn name(&self) -> String {
+        "millrace with its own nftables table".to_owned()
+    }
+
+    fn apply(&self, topology: &Topology, config: &Config) -> Result<()> {
+        let Config::Istio { flags, env } = config else {
+            let args = [&["apply", "--backend", "nftables"], config.flags()].concat();
+            return millrace_in_pod(topology, &args, 0).map(drop);
+        };
+        let words = ["istio-iptables"].iter().chain(flags);
+        let words: Vec<String> = words.map(|word| (*word).to_owned()).collect();
+        let flags = crate::istio::pairs(&words)?;
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let raw = istio::Raw::new(flags, env.collect());
+        topology.pod.enter(|| -> Result<()> {
+            let mut session = Session::open()?;
+            let facts = facts::gather(session.net())?;
+            let policy = istio::resolve(&raw, &facts)?.policy;
+            let rules = nft::merge(&nft::compile(&policy, &native::NFT_LAYOUT, true));
+            session.run(&Request {
+                rules: Some(Rules::Native(&rules.ready(&facts.groups)?)),
+                variant: None,
+                drift: Drift::Replace,
+                everything: false,
+                dry_run: false,
+                wait: Duration::from_secs(10),
+                groups: &facts.groups,
+                marks: vec![istio::TPROXY_DEFAULTS],
+                exec: exec::Options::default(),
+            })?;
+            Ok(())
+        })?
     }
 }
 

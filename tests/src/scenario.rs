@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::capture::{Capture, Millrace, NativeNftables, Variant};
+use crate::capture::{Capture, Millrace, NativeNftables, OwnNftables, Variant};
 use crate::cases::{Attempt, Case, Config, Fate, Kind, Place, Ports, Probe};
 use crate::netns::Namespace;
 use crate::process::{dial, stray};
@@ -28,6 +28,7 @@ pub fn verify(case: &Case) -> Result<()> {
         if matches!(case.config, Config::Istio { .. }) {
             play(case, &NativeNftables, stack)?;
         }
+        play(case, &OwnNftables, stack)?;
     }
     Ok(())
 }

@@ -1,9 +1,6 @@
 //! Native nftables by netlink: what is written is what nft would have made of the text, what is
 //! read is what was written, and a transaction that fails leaves no trace.
 
-#[path = "../../core/tests/support/mod.rs"]
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -18,6 +15,7 @@ use millrace_core::nft::{NftRuleset, compile, render_transaction};
 use millrace_host::nft::{NftError, generation, read, replace};
 use millrace_tests::capture::{millrace, ran};
 use millrace_tests::cases::{self, Config, app, outside};
+use millrace_tests::istio as istio_words;
 use millrace_tests::netns::Namespace;
 use millrace_tests::process;
 use millrace_tests::scenario::captured;
@@ -36,9 +34,9 @@ fn ruleset(flags: &[&str], env: &[(&str, &str)]) -> Result<NftRuleset> {
     };
     let env: BTreeMap<String, String> =
         env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let words = ["istio-iptables"].iter().chain(flags).filter(|word| !word.starts_with("--log"));
+    let words = ["istio-iptables"].iter().chain(flags);
     let words: Vec<String> = words.map(|word| (*word).to_owned()).collect();
-    let raw = Raw::new(support::read_argv(&words), env);
+    let raw = Raw::new(istio_words::pairs(&words)?, env);
     let resolved = istio::resolve(&raw, &facts)?;
     Ok(compile(&resolved.policy, &NFT_LAYOUT, true))
 }

@@ -34,8 +34,14 @@ pub static DIALECTS: &[Dialect] = &[
 pub static FOOTPRINTS: &[Footprint] = &[istio::FOOTPRINT, native::FOOTPRINT];
 
 /// The names of the nftables tables of every dialect.
-pub static NFT_TABLES: &[&str] =
-    &[istio::NFT_LAYOUT.nat, istio::NFT_LAYOUT.mangle, istio::NFT_LAYOUT.raw];
+pub static NFT_TABLES: &[&str] = &[
+    istio::NFT_LAYOUT.nat,
+    istio::NFT_LAYOUT.mangle,
+    istio::NFT_LAYOUT.raw,
+    native::NFT_LAYOUT.nat,
+];
 
-/// The name of the dialect that has them.
-pub const NFT_DIALECT: &str = "istio-iptables";
+/// The name of the dialect that has an nftables table of this name.
+pub fn dialect_of_table(name: &str) -> &'static str {
+    if name == native::NFT_LAYOUT.nat { "millrace" } else { "istio-iptables" }
+}

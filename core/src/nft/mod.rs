@@ -3,12 +3,16 @@
 
 mod compile;
 pub mod expr;
+mod merge;
 mod render;
 pub mod set;
 pub mod tables;
 
 pub use compile::compile;
-pub use render::{base_chain, chain_name, render_rule, render_transaction};
+pub use merge::merge;
+pub use render::{base_chain, render_transaction};
+
+use render::hook_name;
 
 use crate::ruleset::{
     Chain, ChainName, ConnState, Hook, Owner, Protocol, Reason, Routing, Side, Table,
@@ -26,12 +30,23 @@ pub struct NftLayout {
     pub raw: &'static str,
     /// The chains that are not called by the kernel.
     pub chains: crate::compile::Layout,
+    /// Whether there is one table for everything, in which chains carry in front what they are for.
+    pub one_table: bool,
 }
 
 impl NftLayout {
     /// The names of the tables.
     pub const fn names(&self) -> [&'static str; 3] {
         [self.nat, self.mangle, self.raw]
+    }
+
+    /// What a chain is called.
+    pub fn chain(&self, table: Table, chain: &Chain) -> String {
+        let name = match chain {
+            Chain::Builtin(hook) => hook_name(*hook),
+            Chain::User(name) => name.as_str(),
+        };
+        if self.one_table { format!("{table}-{name}") } else { name.to_owned() }
     }
 
     /// The name of the table that does the work of an iptables table; none for `filter`.

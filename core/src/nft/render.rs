@@ -4,20 +4,20 @@ use super::{NftEmission, NftRuleset, OwnerSpelling, Statement};
 use crate::ruleset::{Chain, Hook, Owner, Side, Table};
 use crate::value::{Family, InterfacePattern, PortRange};
 
-/// The text of a rule, without its table and chain.
-pub fn render_rule(rule: &[Statement]) -> String {
-    rule.iter().map(statement).collect::<Vec<_>>().join(" ")
-}
-
 /// One transaction that makes the ruleset whatever was there of it: each table is made if it is
 /// not there, emptied, and filled.
 pub fn render_transaction(ruleset: &NftRuleset) -> String {
     let mut text = String::new();
+    let mut last = "";
     for table in ruleset.tables() {
         let Some(name) = ruleset.layout.table(table) else { continue };
-        text.push_str(&format!("add table inet {name}\nflush table inet {name}\n"));
+        if name != last {
+            text.push_str(&format!("add table inet {name}\nflush table inet {name}\n"));
+            last = name;
+        }
+        let called = |chain: &Chain| ruleset.layout.chain(table, chain);
         for chain in ruleset.chains(table) {
-            text.push_str(&format!("add chain inet {name} {}", chain_name(&chain.chain)));
+            text.push_str(&format!("add chain inet {name} {}", called(&chain.chain)));
             if let Chain::Builtin(hook) = chain.chain {
                 let (kind, priority) = base_chain(table, hook);
                 let hook = hook_name(hook);
@@ -27,8 +27,9 @@ pub fn render_transaction(ruleset: &NftRuleset) -> String {
         }
         let mut written: Vec<&NftEmission> = Vec::new();
         for emission in ruleset.emissions.iter().filter(|e| e.table == table) {
-            let chain = chain_name(&emission.chain);
-            let rule = render_rule(&emission.rule);
+            let chain = called(&emission.chain);
+            let words: Vec<String> = emission.rule.iter().map(|s| statement(s, &called)).collect();
+            let rule = words.join(" ");
             let before = written.iter().filter(|e| e.chain == emission.chain).count();
             match emission.before {
                 Some(index) if index < before => {
@@ -55,21 +56,14 @@ pub const fn base_chain(table: Table, hook: Hook) -> (&'static str, i32) {
     }
 }
 
-const fn hook_name(hook: Hook) -> &'static str {
+/// Base chains are called like their hook.
+pub(super) const fn hook_name(hook: Hook) -> &'static str {
     match hook {
         Hook::Prerouting => "prerouting",
         Hook::Input => "input",
         Hook::Forward => "forward",
         Hook::Output => "output",
         Hook::Postrouting => "postrouting",
-    }
-}
-
-/// What a chain is called: base chains like their hook.
-pub fn chain_name(chain: &Chain) -> &str {
-    match chain {
-        Chain::Builtin(hook) => hook_name(*hook),
-        Chain::User(name) => name.as_str(),
     }
 }
 
@@ -80,7 +74,7 @@ const fn ip(family: Family) -> &'static str {
     }
 }
 
-fn statement(statement: &Statement) -> String {
+fn statement(statement: &Statement, called: &impl Fn(&Chain) -> String) -> String {
     let not = |negated: bool| if negated { "!= " } else { "" };
     match statement {
         Statement::Family(Family::V4) => "meta nfproto ipv4".to_owned(),
@@ -137,7 +131,7 @@ fn statement(statement: &Statement) -> String {
         Statement::Return => "return".to_owned(),
         Statement::Accept => "accept".to_owned(),
         Statement::Drop => "drop".to_owned(),
-        Statement::Jump(chain) => format!("jump {chain}"),
+        Statement::Jump(chain) => format!("jump {}", called(&Chain::User(chain.clone()))),
     }
 }
 

@@ -2,7 +2,7 @@
 //! rules and those that are there can be compared.
 
 use super::expr::{Expr, MetaField, NoGroup, expressions};
-use super::{NftRuleset, base_chain, chain_name, render_transaction};
+use super::{NftRuleset, base_chain, render_transaction};
 use crate::plan::Groups;
 use crate::ruleset::{Chain, ChainName, Hook, Routing};
 use crate::value::Family;
@@ -88,7 +88,11 @@ impl NftRuleset {
         let mut tables = NativeTables::new();
         for table in self.tables() {
             let Some(name) = self.layout.table(table) else { continue };
-            let mut chains = NativeTable::new();
+            if tables.last().is_none_or(|(last, _): &(String, NativeTable)| last != name) {
+                tables.push((name.to_owned(), NativeTable::new()));
+            }
+            let Some((_, chains)) = tables.last_mut() else { continue };
+            let called = |chain: &ChainName| self.layout.chain(table, &Chain::User(chain.clone()));
             for chain in self.chains(table) {
                 let base = match &chain.chain {
                     Chain::User(_) => None,
@@ -99,13 +103,11 @@ impl NftRuleset {
                 };
                 let mut rules = Vec::new();
                 for rule in &chain.rules {
-                    let chain_name = |chain: &ChainName| chain.as_str().to_owned();
-                    rules.push(Ok(expressions(&rule.rule, groups, &chain_name)?));
+                    rules.push(Ok(expressions(&rule.rule, groups, &called)?));
                 }
-                let name = chain_name(&chain.chain).to_owned();
+                let name = self.layout.chain(table, &chain.chain);
                 chains.push((name, NativeChain { base, rules }));
             }
-            tables.push((name.to_owned(), chains));
         }
         Ok(tables)
     }

@@ -42,12 +42,14 @@ pub(crate) struct Config {
     pub(crate) flags: Vec<(String, String)>,
     /// A command line of istio-iptables instead.
     pub(crate) istio: Option<Vec<OsString>>,
+    /// Native nftables instead of iptables.
+    pub(crate) native: bool,
 }
 
 impl Config {
     /// Whether any configuration was given.
     pub(crate) const fn is_given(&self) -> bool {
-        self.file.is_some() || !self.flags.is_empty() || self.istio.is_some()
+        self.file.is_some() || !self.flags.is_empty() || self.istio.is_some() || self.native
     }
 }
 
@@ -152,7 +154,12 @@ fn config(m: &ArgMatches) -> Result<Config, NotTyped> {
                        line of istio-iptables behind --, not from both";
         return Err(NotTyped::Bad(message.to_owned()));
     }
-    Ok(Config { file, flags, istio })
+    let native = m.get_one::<String>("backend").is_some_and(|backend| backend == "nftables");
+    if istio.is_some() && native {
+        let message = "with a command line of istio-iptables, --native-nftables in it says so";
+        return Err(NotTyped::Bad(message.to_owned()));
+    }
+    Ok(Config { file, flags, istio, native })
 }
 
 /// All commands, for the help as well.
@@ -318,14 +325,25 @@ fn behind_dashes() -> Arg {
 
 /// The settings, and the file they can come from.
 fn settings(mut command: Command) -> Command {
-    command = command.arg(
-        Arg::new("config")
-            .long("config")
-            .value_name("FILE")
-            .help("Read settings from this file, YAML or JSON (`millrace schema`); flags beat it")
-            .help_heading("Settings")
-            .value_parser(clap::value_parser!(PathBuf)),
-    );
+    command = command
+        .arg(
+            Arg::new("backend")
+                .long("backend")
+                .value_name("BACKEND")
+                .help("What carries the rules out; nftables needs no program")
+                .value_parser(["iptables", "nftables"])
+                .default_value("iptables"),
+        )
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .help(
+                    "Read settings from this file, YAML or JSON (`millrace schema`); flags beat it",
+                )
+                .help_heading("Settings")
+                .value_parser(clap::value_parser!(PathBuf)),
+        );
     for setting in SETTINGS {
         command = command.arg(argument(setting));
     }

@@ -15,8 +15,12 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     let loaded = config::load(&apply.config, &facts, !common.dry_run)?;
     loaded.warnings.iter().for_each(|w| warn(w));
     let ruleset = loaded.ruleset();
+    let native = match &loaded.nft {
+        Some(nft) => Some(nft.ready(&facts.groups)?),
+        None => None,
+    };
     let outcome = session.run(&Request {
-        rules: Some(Rules::Iptables(&ruleset)),
+        rules: Some(native.as_ref().map_or(Rules::Iptables(&ruleset), Rules::Native)),
         variant: common.variant,
         drift: Drift::Replace,
         everything: false,

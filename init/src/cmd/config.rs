@@ -44,7 +44,8 @@ pub(super) fn load(config: &Config, facts: &HostFacts, writes: bool) -> Result<L
     };
     let raw = native::Raw::new(values, config.flags.iter().cloned());
     let policy = native::resolve(&raw, facts, writes)?;
-    Ok(Loaded { policy, layout: &native::LAYOUT, nft: None, warnings: Vec::new() })
+    let nft = config.native.then(|| own_rules(&policy));
+    Ok(Loaded { policy, layout: &native::LAYOUT, nft, warnings: Vec::new() })
 }
 
 /// A command line of istio-iptables, with its environment, for looking only.
@@ -60,6 +61,11 @@ fn load_istio(words: Vec<std::ffi::OsString>, facts: &HostFacts) -> Result<Loade
     let istio::Resolved { policy, options, warnings } = resolved;
     let nft = options.native.then(|| native_rules(&policy, &options));
     Ok(Loaded { policy, layout: &istio::LAYOUT, nft, warnings })
+}
+
+/// Millrace's own nftables: one table, and few rules.
+fn own_rules(policy: &CapturePolicy) -> NftRuleset {
+    nft::merge(&nft::compile(policy, &native::NFT_LAYOUT, true))
 }
 
 /// The native nftables of a command line of istio-iptables.

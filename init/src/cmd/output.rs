@@ -38,6 +38,12 @@ pub(super) fn outcome_text(outcome: &Outcome, nothing: &str, dry_run: bool) -> S
     let mut text = String::new();
     if let Some(choice) = &outcome.choice {
         text.push_str(&format!("using {choice}\n"));
+    } else if outcome
+        .effects
+        .iter()
+        .any(|e| matches!(e, Effect::Native { tables, .. } if !tables.is_empty()))
+    {
+        text.push_str("using nftables: asked for\n");
     }
     if outcome.interrupted {
         text.push_str("an earlier run was interrupted here\n");

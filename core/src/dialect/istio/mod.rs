@@ -50,6 +50,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
         drop: ChainName::known("istio-drop"),
         tagged: false,
     },
+    one_table: false,
 };
 
 /// The flag or variable that sets what a flag of Millrace's own commands sets.

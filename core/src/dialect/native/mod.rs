@@ -11,6 +11,7 @@ pub use schema::schema;
 
 use crate::compile::Layout;
 use crate::iptables::Dump;
+use crate::nft::NftLayout;
 use crate::ownership::{Footprint, Owned};
 use crate::ruleset::ChainName;
 use crate::source::Source;
@@ -26,6 +27,25 @@ pub static LAYOUT: Layout = Layout {
     tproxy: ChainName::known("MILLRACE_TPROXY"),
     drop: ChainName::known("MILLRACE_DROP"),
     tagged: true,
+};
+
+/// The one nftables table that Millrace's own commands make.
+pub static NFT_LAYOUT: NftLayout = NftLayout {
+    nat: "millrace",
+    mangle: "millrace",
+    raw: "millrace",
+    chains: Layout {
+        inbound: ChainName::known("inbound"),
+        redirect: ChainName::known("to-outbound-port"),
+        in_redirect: ChainName::known("to-inbound-port"),
+        output: ChainName::known("outbound"),
+        output_dns: ChainName::known("dns"),
+        divert: ChainName::known("divert"),
+        tproxy: ChainName::known("tproxy"),
+        drop: ChainName::known("drop"),
+        tagged: false,
+    },
+    one_table: true,
 };
 
 /// How rules of Millrace's own commands are known: by their chains and their comment alone.
