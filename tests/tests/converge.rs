@@ -41,7 +41,7 @@ const ISTIO: [&str; 25] = [
 ];
 
 /// Settings of Millrace's own.
-const OWN: [&str; 17] = [
+const OWN: [&str; 18] = [
     "--mode tproxy",
     "--tproxy-mark 78",
     "--tproxy-table 98",
@@ -59,6 +59,7 @@ const OWN: [&str; 17] = [
     "--dns servers",
     "--dns all",
     "--drop-invalid",
+    "--backend nftables",
 ];
 
 /// What runs of istio-iptables leave when they are killed, repeated or cleaned up with other flags,

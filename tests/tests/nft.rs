@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use millrace_core::dialect::istio::{self, NFT_LAYOUT, Raw};
+use millrace_core::dialect::native;
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::expr::{Expr, Verdict};
 use millrace_core::nft::tables::{NativeChain, NativeTables};
-use millrace_core::nft::{NftRuleset, compile, render_transaction};
+use millrace_core::nft::{NftRuleset, Statement, compile, merge, render_transaction};
+use millrace_core::ruleset::{Chain, ChainName};
 use millrace_host::nft::{NftError, generation, read, replace};
 use millrace_tests::capture::{millrace, ran};
 use millrace_tests::cases::{self, Config, app, outside};
@@ -23,7 +25,7 @@ use millrace_tests::snapshot::Snapshot;
 use millrace_tests::topology::{APP, Layout, Spot, Stack, Topology};
 use millrace_tests::wire::{Dial, Outcome, Proto};
 
-const NAMES: [&str; 3] = ["istio-proxy-nat", "istio-proxy-mangle", "istio-proxy-raw"];
+const NAMES: [&str; 4] = ["istio-proxy-nat", "istio-proxy-mangle", "istio-proxy-raw", "millrace"];
 
 /// The ruleset of a command line of istio-iptables in a pod with both families.
 fn ruleset(flags: &[&str], env: &[(&str, &str)]) -> Result<NftRuleset> {
@@ -41,12 +43,38 @@ fn ruleset(flags: &[&str], env: &[(&str, &str)]) -> Result<NftRuleset> {
     Ok(compile(&resolved.policy, &NFT_LAYOUT, true))
 }
 
+/// The same in Millrace's own table.
+fn own(ruleset: &NftRuleset) -> NftRuleset {
+    merge(&NftRuleset { layout: &native::NFT_LAYOUT, ..renamed(ruleset) })
+}
+
+/// Rules with the chains of Millrace's own table.
+fn renamed(ruleset: &NftRuleset) -> NftRuleset {
+    let (theirs, ours) = (NFT_LAYOUT.chains.chains(), native::NFT_LAYOUT.chains.chains());
+    let name = |chain: &ChainName| {
+        let at = theirs.iter().position(|c| *c == chain).unwrap_or(0);
+        ours[at].clone()
+    };
+    let mut ruleset = ruleset.clone();
+    for emission in &mut ruleset.emissions {
+        if let Chain::User(chain) = &mut emission.chain {
+            *chain = name(chain);
+        }
+        for statement in &mut emission.rule {
+            if let Statement::Jump(chain) = statement {
+                *chain = name(chain);
+            }
+        }
+    }
+    ruleset
+}
+
 /// What nft prints of a namespace, without counters and handles.
 fn listed(namespace: &Namespace) -> Result<String> {
     namespace.run("nft", &["--stateless", "list", "ruleset"])
 }
 
-fn native(ruleset: &NftRuleset) -> Result<NativeTables> {
+fn kernel(ruleset: &NftRuleset) -> Result<NativeTables> {
     Ok(ruleset.native(&BTreeMap::new())?)
 }
 
@@ -66,6 +94,9 @@ fn rulesets() -> Result<Vec<(String, NftRuleset)>> {
     for flags in more {
         all.push((flags.join(" "), ruleset(flags, &[])?));
     }
+    let in_own_table: Vec<_> =
+        all.iter().map(|(name, ruleset)| (format!("{name}, own table"), own(ruleset))).collect();
+    all.extend(in_own_table);
     Ok(all)
 }
 
@@ -77,8 +108,10 @@ fn netlink_writes_what_nft_would() -> Result<()> {
     for (name, ruleset) in rulesets()? {
         let theirs = Namespace::new()?;
         theirs.feed("nft", &["-f", "-"], &render_transaction(&ruleset)).context(name.clone())?;
-        let wanted = native(&ruleset)?;
-        ours.enter(|| replace(&NAMES, &wanted, None))?.with_context(|| name.clone())?;
+        let wanted = kernel(&ruleset)?;
+        let before = ours.enter(|| read(&NAMES))??;
+        let before: Vec<&str> = before.iter().map(|(name, _)| name.as_str()).collect();
+        ours.enter(|| replace(&before, &wanted, None))?.with_context(|| name.clone())?;
         assert_eq!(listed(&ours)?, listed(&theirs)?, "{name}");
         let found = ours.enter(|| read(&NAMES))??;
         assert_eq!(found, wanted, "{name}");
@@ -95,7 +128,7 @@ fn what_nft_wrote_is_read() -> Result<()> {
         let namespace = Namespace::new()?;
         namespace.feed("nft", &["-f", "-"], &render_transaction(&ruleset))?;
         let found = namespace.enter(|| read(&NAMES))??;
-        let wanted = native(&ruleset)?;
+        let wanted = kernel(&ruleset)?;
         assert_eq!(found, wanted, "{name}");
     }
     Ok(())
@@ -106,7 +139,7 @@ fn what_nft_wrote_is_read() -> Result<()> {
 #[test]
 fn a_transaction_that_fails_leaves_no_trace() -> Result<()> {
     let namespace = Namespace::new()?;
-    let good = native(&ruleset(&["-i", "*", "-b", "*"], &[])?)?;
+    let good = kernel(&ruleset(&["-i", "*", "-b", "*"], &[])?)?;
     namespace.run("nft", &["add", "table", "inet", "somebody-elses"])?;
     for before in [NativeTables::new(), good.clone()] {
         namespace.enter(|| replace(&NAMES, &before, None))??;
@@ -228,7 +261,7 @@ fn ipv6_is_left_alone_where_it_is_not_captured() -> Result<()> {
 #[test]
 fn somebody_else_writes_at_the_same_time() -> Result<()> {
     let namespace = Namespace::new()?;
-    let wanted = native(&ruleset(&["-i", "*", "-b", "*"], &[])?)?;
+    let wanted = kernel(&ruleset(&["-i", "*", "-b", "*"], &[])?)?;
     let stale = namespace.enter(generation)??;
     namespace.run("nft", &["add", "table", "inet", "somebody-elses"])?;
     let error = namespace.enter(|| replace(&NAMES, &wanted, stale))?.unwrap_err();
@@ -264,5 +297,45 @@ fn somebody_else_writes_at_the_same_time() -> Result<()> {
     })?;
     let last = [&["status", "--"][..], &SIDECAR, &["-o", "9093"]].concat();
     run(&topology, &last, 0)?;
+    Ok(())
+}
+
+/// Verify that ten thousand exclusions make no rule more than ten, that they are written at once,
+/// and that a second run knows them again.
+#[test]
+fn rules_do_not_grow_with_exclusions() -> Result<()> {
+    let exclude = |networks: u32, ports: u16| -> (String, String) {
+        let networks: Vec<String> = (0..networks)
+            .map(|n| format!("11.{}.{}.0/25", n / 250, n % 250))
+            .chain((0..networks).map(|n| format!("fd11:{n:x}::/64")))
+            .collect();
+        let ports: Vec<String> = (0..ports).map(|n| (20_000 + 2 * n).to_string()).collect();
+        (networks.join(","), ports.join(","))
+    };
+    let mut counts = Vec::new();
+    for (networks, ports) in [(10, 10), (10_000, 5_000)] {
+        let topology = Topology::new(Stack::Dual, Layout::default())?;
+        let (networks, ports) = exclude(networks, ports);
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("config.yaml");
+        std::fs::write(
+            &file,
+            format!(
+                "outbound: {{excludeNetworks: [\"{}\"], excludePorts: [{ports}]}}\n",
+                networks.replace(',', "\",\"")
+            ),
+        )?;
+        let file = file.to_str().context("a path")?.to_owned();
+        let args = ["apply", "--backend", "nftables", "--config", &file];
+        run(&topology, &args, 0)?;
+        let again = run(&topology, &args, 0)?;
+        assert!(again.contains("no change: the rules are as wanted"), "{again}");
+        let text =
+            topology.pod.run("nft", &["--stateless", "list", "table", "inet", "millrace"])?;
+        counts.push(text.lines().filter(|line| line.contains("counter")).count());
+        let attempts = [app().tcp(Spot::Service, 80), outside().tcp(Spot::Pod, 8080)];
+        assert_eq!(captured(&topology, &attempts)?.len(), 4);
+    }
+    assert_eq!(counts[0], counts[1]);
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! A ruleset as one transaction.
 
 use millrace_core::nft::expr::Expr;
-use millrace_core::nft::set::{Set, successor};
+use millrace_core::nft::set::{Set, SetKind, successor};
 use millrace_core::nft::tables::{Base, NativeChain, NativeTables};
 use netlink_packet_core::NLM_F_APPEND;
 use netlink_packet_netfilter::nftables::{
@@ -115,6 +115,7 @@ impl Batch {
             SetAttribute::KeyType(set.kind.number()),
             SetAttribute::KeyLen(u32::try_from(set.kind.length()).unwrap_or(u32::MAX)),
             SetAttribute::Id(self.sets),
+            SetAttribute::UserData(byte_order(set.kind)),
         ];
         let what = || format!("a set of table {table}");
         self.step(NfTablesMessage::NewSet(SetMessage { attributes }), what());
@@ -131,6 +132,16 @@ impl Batch {
             self.step(message, what());
         }
     }
+}
+
+/// The order of a value's bytes, as nft notes it for who lists the set: `NFTNL_UDATA_SET_KEYBYTEORDER`
+/// and its length, then `BYTEORDER_HOST_ENDIAN` or `BYTEORDER_BIG_ENDIAN`.
+fn byte_order(kind: SetKind) -> Vec<u8> {
+    let order: u32 = match kind {
+        SetKind::Uids | SetKind::Gids | SetKind::Interfaces => 1,
+        SetKind::Ipv4 | SetKind::Ipv6 | SetKind::Ports => 2,
+    };
+    [&[0, 4][..], &order.to_ne_bytes()].concat()
 }
 
 /// How many elements go into one message.

@@ -14,6 +14,7 @@ use netlink_packet_netfilter::{
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
 
 /// The kernel could not be asked, or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +73,8 @@ fn remedy(why: Errno) -> &'static str {
 
 /// `NFNL_SUBSYS_NFTABLES`
 const SUBSYSTEM: u16 = 10;
+/// What every socket has room for: half of the kernel's smallest default.
+const ROOM: usize = 64 * 1024;
 /// `NFNL_MSG_BATCH_BEGIN`, `NFNL_BATCH_GENID`
 const BATCH_BEGIN: u8 = 16;
 const BATCH_GENERATION: u16 = 1;
@@ -178,6 +181,11 @@ impl Connection {
             bytes.extend(packet(INET, 0, inner, flags, sequence));
         }
         bytes.extend(control(ControlMessage::BatchEnd, sequence.saturating_add(1)));
+        // A transaction is one datagram, however large; who may send it may make room for it.
+        if bytes.len() > ROOM {
+            setsockopt(&self.socket, sockopt::SndBufForce, &(2 * bytes.len()))
+                .map_err(io::Error::from)?;
+        }
         self.socket.send(&bytes, 0)?;
         loop {
             for packet in self.receive()? {
