@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::compile::compile;
 use crate::dialect::{self, DIALECTS, Dialect, FOOTPRINTS};
 use crate::infer::{infer, policy};
+use crate::nft;
 use crate::nft::tables::Native;
 use crate::observed::{IpRule, Observed, Variant};
 use crate::plan::{self, Change, Context, Effect, FamilyState, Groups, Wanted};
@@ -158,11 +159,7 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
         native: there,
         variant: None,
         dialect: observed.native.first().map(|(name, _)| dialect::dialect_of_table(name)),
-        families: if there {
-            wanted.map_or_else(|| Family::ALL.to_vec(), |w| w.families.clone())
-        } else {
-            Vec::new()
-        },
+        families: nft::tables::families(&observed.native),
         differences: if there { differences } else { Vec::new() },
         notes,
     }

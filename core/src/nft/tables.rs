@@ -1,7 +1,7 @@
 //! What `nf_tables` holds, or is to hold, in the kernel's own terms: the form in which the wanted
 //! rules and those that are there can be compared.
 
-use super::expr::{Expr, MetaField, NoGroup, expressions};
+use super::expr::{Comparison, Expr, MetaField, NoGroup, Verdict, expressions, nfproto};
 use super::{NftRuleset, base_chain, render_transaction};
 use crate::plan::Groups;
 use crate::ruleset::{Chain, ChainName, Hook, Routing};
@@ -49,6 +49,24 @@ pub struct Native {
     pub families: Vec<Family>,
     /// The same rules as text.
     pub text: String,
+}
+
+/// The families that rules capture: IPv6 is not where base chains begin by letting it past.
+pub fn families(tables: &NativeTables) -> Vec<Family> {
+    let chains = tables.iter().flat_map(|(_, chains)| chains);
+    let spares = |rule: &Vec<Expr>| {
+        matches!(rule.as_slice(), [
+            Expr::LoadMeta(MetaField::Family),
+            Expr::Compare(Comparison::Eq, family),
+            Expr::Counter,
+            Expr::Verdict(Verdict::Return),
+        ] if *family == [nfproto(Family::V6)])
+    };
+    let mut first = chains.filter(|(_, c)| c.base.is_some()).filter_map(|(_, c)| c.rules.first());
+    if first.any(|rule| rule.as_ref().is_ok_and(spares)) {
+        return vec![Family::V4];
+    }
+    if tables.is_empty() { Vec::new() } else { Family::ALL.to_vec() }
 }
 
 /// The marks that rules set or look for.
