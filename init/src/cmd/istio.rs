@@ -118,7 +118,8 @@ impl Run<'_> {
         } else {
             None
         };
-        let replace = cleanup || options.reconcile || options.force_apply;
+        // With native nftables the reference always writes everything.
+        let replace = cleanup || options.reconcile || options.force_apply || options.native;
         let rules = native.as_ref().map_or(Rules::Iptables(ruleset), Rules::Native);
         let outcome = session.run(&Request {
             rules: (!cleanup).then_some(rules),
