@@ -15,6 +15,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 
 /// The kernel could not be asked, or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +74,8 @@ fn remedy(why: Errno) -> &'static str {
 
 /// `NFNL_SUBSYS_NFTABLES`
 const SUBSYSTEM: u16 = 10;
+/// How long an answer may take, in seconds.
+const PATIENCE: i64 = 30;
 /// What every socket has room for: half of the kernel's smallest default.
 const ROOM: usize = 64 * 1024;
 /// `NFNL_MSG_BATCH_BEGIN`, `NFNL_BATCH_GENID`
@@ -105,6 +108,9 @@ impl Connection {
             Err(error) if is_absent(&error) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
+        // The kernel answers at once; this is for one that never does.
+        let patience = TimeVal::seconds(PATIENCE);
+        setsockopt(&socket, sockopt::ReceiveTimeout, &patience).map_err(io::Error::from)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Some(Self { socket }))
@@ -161,6 +167,9 @@ impl Connection {
 
     /// Do all of it, or nothing; nothing either when anything has changed since `generation`.
     pub(super) fn transact(&self, steps: &[Step], generation: Option<u32>) -> Result<(), NftError> {
+        if steps.is_empty() {
+            return Ok(());
+        }
         let control = |message, sequence| {
             let inner = NetfilterMessageInner::None(message);
             packet(NetfilterProtoFamily::Unspec, SUBSYSTEM, inner, NLM_F_REQUEST, sequence)
