@@ -21,6 +21,7 @@ pub mod observed;
 pub mod ownership;
 pub mod plan;
 pub mod policy;
+pub mod preflight;
 pub mod report;
 pub mod ruleset;
 pub mod source;

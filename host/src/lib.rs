@@ -10,6 +10,7 @@ pub mod lock;
 pub mod netns;
 pub mod nft;
 pub mod observe;
+pub mod preflight;
 pub mod probe;
 pub mod sandbox;
 mod sys_sandbox;

@@ -37,6 +37,7 @@ fn run(mut words: Vec<OsString>) -> Exit {
         Ok(Own::Dump(dump)) => done(cmd::dump(&dump)),
         Ok(Own::Cleanup(common)) => done(cmd::cleanup(&common)),
         Ok(Own::Status(status)) => done(cmd::status(&status)),
+        Ok(Own::Preflight(preflight)) => done(cmd::preflight(&preflight)),
         Ok(Own::Schema) => print(&format!("{:#}\n", millrace_core::dialect::native::schema())),
         Ok(Own::Dial(words)) => print(&format!("{}\n", millrace_host::probe::dial_main(&words))),
         Err(NotTyped::Print(text)) => print(&text),

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -35,6 +37,15 @@ pub struct Snapshot {
 impl Snapshot {
     /// Look at a namespace. Nothing is changed by it: the `-save` programs make no tables.
     pub fn take(namespace: &Namespace) -> Result<Self> {
+        // The kernel checks a new address and makes its route a moment after it was added, also
+        // that of `lo`, where there is nothing to check.
+        let addresses = || namespace.run("ip", &["-6", "-oneline", "addr"]);
+        for _ in 0..200 {
+            if !addresses()?.contains("tentative") {
+                break;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
         let mut snapshot = Self::default();
         for (what, program) in SAVES {
             let text = namespace.run(program, &["-c"])?;

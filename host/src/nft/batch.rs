@@ -42,6 +42,20 @@ pub fn replace(
     connection.transact(&batch.steps, generation)
 }
 
+/// Whether the kernel would take these tables, without making them: modules that they need may be
+/// loaded by it, nothing else happens.
+///
+/// # Errors
+/// What the kernel would refuse, and why.
+pub fn rehearse(wanted: &NativeTables) -> Result<(), NftError> {
+    let connection = Connection::open()?.ok_or(NftError::Absent)?;
+    let mut batch = Batch::default();
+    for (name, content) in wanted {
+        batch.table(name, content)?;
+    }
+    connection.rehearse(&batch.steps)
+}
+
 fn table(name: &str) -> TableMessage {
     TableMessage { attributes: vec![TableAttribute::Name(name.to_owned())] }
 }

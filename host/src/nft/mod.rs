@@ -8,6 +8,6 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use batch::replace;
+pub use batch::{rehearse, replace};
 pub use read::{TableFamily, generation, is_supported, read, tables};
 pub use socket::NftError;

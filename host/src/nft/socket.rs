@@ -165,30 +165,25 @@ impl Connection {
         Ok(None)
     }
 
+    /// Whether the kernel would do all of it: a transaction without an end is looked at and
+    /// forgotten.
+    pub(super) fn rehearse(&self, steps: &[Step]) -> Result<(), NftError> {
+        let (bytes, sequence) = batch(steps, ControlMessage::BatchBegin);
+        self.socket.send(&bytes, 0)?;
+        self.answer(steps, sequence)
+    }
+
     /// Do all of it, or nothing; nothing either when anything has changed since `generation`.
     pub(super) fn transact(&self, steps: &[Step], generation: Option<u32>) -> Result<(), NftError> {
         if steps.is_empty() {
             return Ok(());
         }
-        let control = |message, sequence| {
-            let inner = NetfilterMessageInner::None(message);
-            packet(NetfilterProtoFamily::Unspec, SUBSYSTEM, inner, NLM_F_REQUEST, sequence)
-        };
         let begin = generation.map_or(ControlMessage::BatchBegin, |generation| {
             let bytes = generation.to_be_bytes().to_vec();
             let attributes = vec![DefaultNla::new(BATCH_GENERATION, bytes)];
             ControlMessage::Other { message_type: BATCH_BEGIN, attributes }
         });
-        let mut bytes = control(begin, 0);
-        let mut sequence = 0;
-        for (index, step) in steps.iter().enumerate() {
-            sequence = u32::try_from(index + 1).unwrap_or(u32::MAX);
-            // The last one is answered when all have happened.
-            let ack = if index + 1 == steps.len() { NLM_F_ACK } else { 0 };
-            let flags = NLM_F_REQUEST | NLM_F_CREATE | step.flags | ack;
-            let inner = NetfilterMessageInner::NfTables(step.message.clone());
-            bytes.extend(packet(INET, 0, inner, flags, sequence));
-        }
+        let (mut bytes, sequence) = batch(steps, begin);
         bytes.extend(control(ControlMessage::BatchEnd, sequence.saturating_add(1)));
         // A transaction is one datagram, however large; who may send it may make room for it.
         if bytes.len() > ROOM {
@@ -196,6 +191,11 @@ impl Connection {
                 .map_err(io::Error::from)?;
         }
         self.socket.send(&bytes, 0)?;
+        self.answer(steps, sequence)
+    }
+
+    /// Wait for what becomes of a transaction.
+    fn answer(&self, steps: &[Step], sequence: u32) -> Result<(), NftError> {
         loop {
             for packet in self.receive()? {
                 let NetlinkPayload::Error(error) = packet.payload else { continue };
@@ -220,6 +220,26 @@ impl Connection {
         let (bytes, _) = self.socket.recv_from_full()?;
         messages(&bytes)
     }
+}
+
+fn control(message: ControlMessage, sequence: u32) -> Vec<u8> {
+    let inner = NetfilterMessageInner::None(message);
+    packet(NetfilterProtoFamily::Unspec, SUBSYSTEM, inner, NLM_F_REQUEST, sequence)
+}
+
+/// The beginning of a transaction and its steps, with the number of the last one.
+fn batch(steps: &[Step], begin: ControlMessage) -> (Vec<u8>, u32) {
+    let mut bytes = control(begin, 0);
+    let mut sequence = 0;
+    for (index, step) in steps.iter().enumerate() {
+        sequence = u32::try_from(index + 1).unwrap_or(u32::MAX);
+        // The last one is answered when all have happened.
+        let ack = if index + 1 == steps.len() { NLM_F_ACK } else { 0 };
+        let flags = NLM_F_REQUEST | NLM_F_CREATE | step.flags | ack;
+        let inner = NetfilterMessageInner::NfTables(step.message.clone());
+        bytes.extend(packet(INET, 0, inner, flags, sequence));
+    }
+    (bytes, sequence)
 }
 
 /// The messages of one datagram.

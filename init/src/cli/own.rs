@@ -18,6 +18,7 @@ pub(crate) enum Own {
     Dump(Dump),
     Cleanup(Common),
     Status(Status),
+    Preflight(Preflight),
     Schema,
     /// The other half of `--run-validation`: dials as another user.
     Dial(Vec<String>),
@@ -73,6 +74,13 @@ pub(crate) struct Status {
     pub(crate) config: Config,
 }
 
+#[derive(Debug)]
+pub(crate) struct Preflight {
+    pub(crate) common: Common,
+    /// The backend that has to work; any of them without.
+    pub(crate) backend: Option<String>,
+}
+
 /// Why the command line gives no command.
 #[derive(Debug)]
 pub(crate) enum NotTyped {
@@ -104,6 +112,10 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
         }),
         "cleanup" => Own::Cleanup(common(m)?),
         "status" => Own::Status(Status { common: common(m)?, config: config(m)? }),
+        "preflight" => Own::Preflight(Preflight {
+            common: common(m)?,
+            backend: m.get_one::<String>("backend").cloned(),
+        }),
         "schema" => Own::Schema,
         "dial" => Own::Dial(texts(m, "words")),
         _ => Own::Istio(m.get_many::<OsString>("words").into_iter().flatten().cloned().collect()),
@@ -180,6 +192,7 @@ pub(crate) fn command() -> Command {
         .subcommand(dump())
         .subcommand(cleanup())
         .subcommand(status())
+        .subcommand(preflight())
         .subcommand(
             Command::new("istio-iptables")
                 .about("Do what istio-iptables does: same flags, environment, rules and exit codes")
@@ -269,6 +282,26 @@ fn status() -> Command {
         )
         .after_help("Exit codes: 0 captured; 1 something failed; 2 the command line can't be read; 3 not captured; 5 drifted: rules are there, but not whole, or not those of the configuration.");
     settings(in_namespace(command)).arg(behind_dashes())
+}
+
+fn preflight() -> Command {
+    let command = Command::new("preflight")
+        .about("Say which backends can work here, and what the others lack")
+        .long_about(
+            "Say what this namespace, kernel and container have: capabilities, nf_tables and its \
+             expressions, iptables' own tables, programs, IPv6; which backends can work with that, \
+             and what is missing for the others. Nothing is changed in the namespace; the kernel \
+             may load modules that it is asked for.",
+        )
+        .after_help("Exit codes: 0 the backend works (without --backend: any of them); 1 it does not, or something failed; 2 the command line can't be read.")
+        .arg(
+            Arg::new("backend")
+                .long("backend")
+                .value_name("BACKEND")
+                .help("The backend that has to work [default: any]")
+                .value_parser(["iptables", "iptables-nft", "iptables-legacy", "nftables"]),
+        );
+    in_namespace(command)
 }
 
 fn in_namespace(command: Command) -> Command {

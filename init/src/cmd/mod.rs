@@ -7,12 +7,14 @@ mod dump;
 mod istio;
 mod namespace;
 mod output;
+mod preflight;
 mod status;
 
 pub(crate) use apply::apply;
 pub(crate) use cleanup::cleanup;
 pub(crate) use dump::dump;
 pub(crate) use istio::istio;
+pub(crate) use preflight::preflight;
 pub(crate) use status::status;
 
 use crate::exit::Exit;
