@@ -222,14 +222,12 @@ fn converges(steps: &[Step], last: &[String], foreign: Option<Variant>) -> Resul
     Ok(())
 }
 
-/// Verify for some random ways; `MILLRACE_SEED` repeats one, `PROPTEST_CASES` asks for more.
+/// Verify for some random ways, the same ones each time: `MILLRACE_SEED` is another beginning,
+/// `PROPTEST_CASES` asks for more.
 #[test]
 fn any_run_over_any_state_converges() {
-    let seed = std::env::var("MILLRACE_SEED").ok().and_then(|s| s.parse().ok());
-    let seed: u64 = seed.unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        now.map_or(0, |d| u64::from(d.subsec_nanos()))
-    });
+    let seed: u64 =
+        std::env::var("MILLRACE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_260);
     println!("MILLRACE_SEED={seed}");
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
     let config =
