@@ -15,7 +15,7 @@ use millrace_core::dialect::{istio, native};
 use millrace_core::facts::HostFacts;
 use millrace_core::report::{restore_text, routing_text};
 use millrace_core::ruleset::Ruleset;
-use support::read_argv;
+use support::argv::pairs;
 
 /// A pod with both families and a resolver of each.
 fn facts() -> HostFacts {
@@ -39,7 +39,7 @@ fn ruleset(line: &str) -> Ruleset {
     let env = words[..at].iter().map(|w| w.split_once('=').unwrap());
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     if words[at] == "istio-iptables" {
-        let raw = istio::Raw::new(read_argv(&words[at..]), env);
+        let raw = istio::Raw::new(pairs(&words[at..]).unwrap(), env);
         let resolved = istio::resolve(&raw, &facts()).unwrap();
         return compile(&resolved.policy, &istio::LAYOUT);
     }

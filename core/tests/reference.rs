@@ -25,7 +25,7 @@ use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::Ruleset;
 use millrace_core::value::Family;
 use serde_json::Value;
-use support::read_argv;
+use support::argv::pairs;
 
 fn suite(name: &str) -> Option<Vec<(String, Value, PathBuf)>> {
     let folder =
@@ -82,7 +82,7 @@ fn policy(argv: &Value, env: &Value, host: &Value) -> CapturePolicy {
         ..HostFacts::default()
     };
     // The reference writes native nftables rules even in a dry run, so those are recorded without.
-    let mut flags = read_argv(&strings(argv));
+    let mut flags = pairs(&strings(argv)).unwrap();
     flags.push(("dry-run".to_owned(), "true".to_owned()));
     istio::resolve(&Raw::new(flags, env), &facts).unwrap().policy
 }

@@ -3,11 +3,13 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "not every test uses all of it")]
 #![expect(clippy::unwrap_used, reason = "a test that is built wrongly should stop")]
 
+pub(crate) mod argv;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use millrace_core::compile::compile;
-use millrace_core::dialect::istio::{self, Raw, flags};
+use millrace_core::dialect::istio::{self, Raw};
 use millrace_core::facts::HostFacts;
 use millrace_core::iptables::{ChainDump, Dump, DumpRule, TableDump, parse_rule};
 use millrace_core::observed::{Holding, InterfaceAddress, Observed, Route, Variant};
@@ -251,28 +253,4 @@ pub(crate) fn configs() -> impl Strategy<Value = RandomConfig> {
             resolv_conf: b.7,
         }
     })
-}
-
-/// The command line as (flag, value) pairs.
-pub(crate) fn read_argv(argv: &[String]) -> Vec<(String, String)> {
-    let mut words = argv.iter().skip(1);
-    let mut pairs = Vec::new();
-    while let Some(word) = words.next() {
-        let (name, inline) = match word.split_once('=') {
-            Some((name, value)) => (name, Some(value.to_owned())),
-            None => (word.as_str(), None),
-        };
-        let def = if let Some(long) = name.strip_prefix("--") {
-            flags::find(long).unwrap()
-        } else {
-            let short = name.strip_prefix('-').unwrap().chars().next();
-            flags::FLAGS.iter().find(|f| f.short == short).unwrap()
-        };
-        let value = inline.unwrap_or_else(|| match def.kind {
-            flags::Kind::Bool => "true".to_owned(),
-            _ => words.next().unwrap().clone(),
-        });
-        pairs.push((def.long.to_owned(), value));
-    }
-    pairs
 }
