@@ -6,7 +6,7 @@ use millrace_core::dialect::istio::flags::{FLAGS, Kind, LOG_FLAGS, find};
 ///
 /// # Errors
 /// The word that is no flag, or that lacks its value.
-pub fn pairs(words: &[String]) -> Result<Vec<(String, String)>, String> {
+pub(crate) fn pairs(words: &[String]) -> Result<Vec<(String, String)>, String> {
     let mut words = words.iter().skip(1);
     let mut pairs = Vec::new();
     while let Some(word) = words.next() {
