@@ -350,6 +350,21 @@ mod tests {
     fn known_messages_come_with_what_to_do() {
         let text = explain("iptables v1.8.9: Permission denied (you must be root)");
         assert!(text.contains("NET_ADMIN"), "{text}");
+        for (said, remedy) in [
+            (
+                "iptables: can't initialize iptables table `nat': Table does not exist",
+                "load its module",
+            ),
+            (
+                "iptables v1.8.9: Could not fetch rule set generation id: Invalid argument",
+                "nft_compat",
+            ),
+            ("iptables-restore: line 4: No chain/target/match by that name", "load xt_owner"),
+            ("iptables-restore v1.8.9: Couldn't load match `owner': No such file", "whole package"),
+        ] {
+            let text = explain(said);
+            assert!(text.starts_with(said) && text.contains(remedy), "{text}");
+        }
         assert_eq!(explain("something else"), "something else");
     }
 }
