@@ -20,6 +20,7 @@ pub mod nft;
 pub mod observed;
 pub mod ownership;
 pub mod plan;
+pub mod pod;
 pub mod policy;
 pub mod preflight;
 pub mod report;

@@ -16,11 +16,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use millrace_core::compile::compile;
+use millrace_core::dialect::istio::annotations::{self, Decision, Node, decide};
 use millrace_core::dialect::istio::{self, Raw, dry_run_log};
 use millrace_core::facts::HostFacts;
 use millrace_core::iptables::layout::{self, Line, Verb};
 use millrace_core::iptables::render_restore;
 use millrace_core::nft;
+use millrace_core::pod::{Container, PodFacts};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::Ruleset;
 use millrace_core::value::Family;
@@ -54,6 +56,11 @@ fn strings(value: &Value) -> Vec<String> {
     value.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect()
 }
 
+fn map(value: &Value) -> BTreeMap<String, String> {
+    let members = value.as_object().unwrap().iter();
+    members.map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned())).collect()
+}
+
 /// The ruleset of a case, as the reference chooses the families.
 fn ruleset(argv: &Value, env: &Value, host: &Value) -> Ruleset {
     compile(&policy(argv, env, host), &istio::LAYOUT)
@@ -61,12 +68,7 @@ fn ruleset(argv: &Value, env: &Value, host: &Value) -> Ruleset {
 
 /// The policy of a case.
 fn policy(argv: &Value, env: &Value, host: &Value) -> CapturePolicy {
-    let mut env: BTreeMap<String, String> = env
-        .as_object()
-        .unwrap()
-        .iter()
-        .map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned()))
-        .collect();
+    let mut env = map(env);
     env.insert("MILLRACE_IPV6_AS_REFERENCE".to_owned(), "true".to_owned());
     let lines: Vec<String> = strings(&host["resolv_conf_nameservers"])
         .iter()
@@ -141,7 +143,31 @@ fn oracle_nftables_capture() {
     assert!([0, 238].contains(&compared), "{compared}");
 }
 
-/// Verify that what istio-cni writes for a pod comes out the same.
+/// The pod of a case of istio-cni.
+fn pod(input: &Value) -> PodFacts {
+    let pod = &input["pod"];
+    let id = |key: &str| pod[key].as_u64().map(|id| u32::try_from(id).unwrap());
+    let container = |name: String| {
+        let proxy = name == "istio-proxy";
+        Container {
+            user: id("proxy_run_as_user").filter(|_| proxy),
+            group: id("proxy_run_as_group").filter(|_| proxy),
+            env: if proxy { map(&pod["proxy_env"]) } else { BTreeMap::new() },
+            name,
+            ..Container::default()
+        }
+    };
+    PodFacts {
+        name: pod["name"].as_str().map(str::to_owned),
+        namespace: pod["namespace"].as_str().map(str::to_owned),
+        annotations: Some(map(&pod["annotations"])),
+        labels: Some(map(&pod["labels"])),
+        containers: Some(strings(&pod["containers"]).into_iter().map(container).collect()),
+        ..PodFacts::default()
+    }
+}
+
+/// Verify that what istio-cni writes for a pod comes out the same, by its flags and by the pod.
 #[test]
 fn cni_plugin_sidecar() {
     let Some(cases) = suite("cni-plugin-sidecar") else { return };
@@ -164,6 +190,11 @@ fn cni_plugin_sidecar() {
             blocks
         };
         assert_eq!(blocks(&render_restore(&set, Family::V4)), blocks(&golden(path)), "{case}");
+        let pod = pod(&json["input"]);
+        assert_eq!(decide(&pod, Node::default()), Decision::Capture, "{case}");
+        let captured = annotations::policy(&pod, &annotations::Defaults::default()).unwrap();
+        let by_pod = compile(&captured.policy, &istio::LAYOUT);
+        assert_eq!(blocks(&render_restore(&by_pod, Family::V4)), blocks(&golden(path)), "{case}");
         compared += 1;
     }
     assert_eq!(compared, 9);

@@ -1,5 +1,6 @@
 //! istio-iptables: its flags, its environment, its defaults (Istio 1.32).
 
+pub mod annotations;
 mod dry_run;
 pub mod flags;
 mod footprint;

@@ -16,9 +16,9 @@ use crate::source::{Source, Sourced};
 use crate::value::{Family, Gid, ListenPort, Port, Uid};
 
 /// The port on which the proxy answers DNS queries.
-const DNS_PORT: u16 = 15053;
+pub(super) const DNS_PORT: u16 = 15053;
 /// The proxy's user and group when nobody says otherwise.
-const PROXY_ID: u32 = 1337;
+pub(super) const PROXY_ID: u32 = 1337;
 
 /// Which iptables must be used.
 pub type ForcedVariant = Option<Variant>;

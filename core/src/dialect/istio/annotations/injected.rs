@@ -1,0 +1,76 @@
+//! What the injector says that it put into a pod.
+
+use serde::Deserialize;
+
+use super::{INIT_CONTAINER, PROXY_CONTAINER, STATUS, TEMPLATES};
+use crate::pod::PodFacts;
+
+/// The value of the status annotation, as far as it names containers.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
+struct Status {
+    init_containers: Option<Vec<String>>,
+    containers: Option<Vec<String>>,
+}
+
+/// What the injector put into a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Injected {
+    /// A container that captures the pod from inside.
+    InitContainer,
+    /// A sidecar proxy, and nothing that captures.
+    Sidecar,
+    /// Something that the annotations don't tell.
+    Unclear,
+}
+
+/// Read it off the annotations.
+pub(super) fn injected(pod: &PodFacts) -> Injected {
+    let status: Status =
+        pod.annotation(STATUS).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let names = || status.init_containers.iter().chain(&status.containers).flatten();
+    let has = |name: &str| names().any(|n| n == name);
+    // Another template may bring a gateway or a proxy without interception under the same name.
+    let plain = pod
+        .annotation(TEMPLATES)
+        .is_none_or(|text| text.split(',').all(|template| template.trim() == "sidecar"));
+    if has(INIT_CONTAINER) {
+        Injected::InitContainer
+    } else if has(PROXY_CONTAINER) && plain {
+        Injected::Sidecar
+    } else {
+        Injected::Unclear
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(annotations: &[(&str, &str)]) -> Injected {
+        let own = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
+        injected(&PodFacts {
+            annotations: Some(annotations.iter().map(own).collect()),
+            ..PodFacts::default()
+        })
+    }
+
+    #[test]
+    fn the_containers_are_read_off_the_status() {
+        let classic = r#"{"initContainers":["istio-validation"],"containers":["istio-proxy"]}"#;
+        let native = r#"{"initContainers":["istio-validation","istio-proxy"],"containers":null}"#;
+        let init =
+            r#"{"initContainers":["istio-init"],"containers":["istio-proxy"],"revision":"x"}"#;
+        assert_eq!(read(&[(STATUS, classic)]), Injected::Sidecar);
+        assert_eq!(read(&[(STATUS, native), (TEMPLATES, "sidecar")]), Injected::Sidecar);
+        assert_eq!(read(&[(STATUS, init)]), Injected::InitContainer);
+        for unclear in ["true", "{}", "", "[]", r#"{"containers":["app"]}"#, r#"{"containers":7}"#]
+        {
+            assert_eq!(read(&[(STATUS, unclear)]), Injected::Unclear, "{unclear}");
+        }
+        for template in ["gateway", "sidecar,grpc-agent", ""] {
+            assert_eq!(read(&[(STATUS, classic), (TEMPLATES, template)]), Injected::Unclear);
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! A pod's annotations, as istio-cni reads them: who is captured, and how.
+//!
+//! ```text
+//! PodFacts ──decide──► pass (and why) │ capture │ ask somebody who knows the containers
+//!                                          │ policy
+//!                                          ▼
+//!                               CapturePolicy, each value with its annotation
+//! ```
+
+mod decide;
+mod injected;
+mod lists;
+mod policy;
+
+pub use decide::{Decision, Node, Passed, Unknown, decide, decide_by_contents};
+pub use policy::{Captured, Defaults, policy};
+
+/// The container that the proxy runs in.
+pub const PROXY_CONTAINER: &str = "istio-proxy";
+/// The init container that captures a pod from inside.
+pub const INIT_CONTAINER: &str = "istio-init";
+
+/// Says that the injector has been here, and what it put in.
+pub const STATUS: &str = "sidecar.istio.io/status";
+/// Whether the pod is to have a proxy: a label, and an annotation of the same name.
+pub const INJECT: &str = "sidecar.istio.io/inject";
+/// What kind of proxy the injector puts in.
+pub const TEMPLATES: &str = "inject.istio.io/templates";
+/// Settings of the pod's proxy, among them its environment.
+pub const PROXY_CONFIG: &str = "proxy.istio.io/config";
+
+/// An annotation that says how a pod is captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnnotationDef {
+    /// Its name.
+    pub name: &'static str,
+    /// What holds without it.
+    pub default: &'static str,
+    /// What it is for.
+    pub help: &'static str,
+}
+
+const fn def(name: &'static str, default: &'static str, help: &'static str) -> AnnotationDef {
+    AnnotationDef { name, default, help }
+}
+
+const MODE: AnnotationDef = def(
+    "sidecar.istio.io/interceptionMode",
+    "REDIRECT",
+    "How inbound connections reach the proxy: REDIRECT or TPROXY",
+);
+const INCLUDE_OUTBOUND_NETWORKS: AnnotationDef = def(
+    "traffic.sidecar.istio.io/includeOutboundIPRanges",
+    "*",
+    "Outbound networks to capture: *, a comma list, or empty for none",
+);
+const EXCLUDE_OUTBOUND_NETWORKS: AnnotationDef = def(
+    "traffic.sidecar.istio.io/excludeOutboundIPRanges",
+    "",
+    "Outbound networks to leave alone, comma list",
+);
+const INCLUDE_INBOUND_PORTS: AnnotationDef = def(
+    "traffic.sidecar.istio.io/includeInboundPorts",
+    "*",
+    "Inbound ports to capture: *, a comma list, or empty for none",
+);
+const EXCLUDE_INBOUND_PORTS: AnnotationDef = def(
+    "traffic.sidecar.istio.io/excludeInboundPorts",
+    "15020",
+    "Inbound ports to leave alone, comma list; 15020, 15021 and 15090 always are",
+);
+const INCLUDE_OUTBOUND_PORTS: AnnotationDef = def(
+    "traffic.sidecar.istio.io/includeOutboundPorts",
+    "",
+    "Outbound TCP ports to capture wherever they go, comma list",
+);
+const EXCLUDE_OUTBOUND_PORTS: AnnotationDef = def(
+    "traffic.sidecar.istio.io/excludeOutboundPorts",
+    "15020",
+    "Outbound ports to leave alone, comma list",
+);
+const EXCLUDE_INTERFACES: AnnotationDef = def(
+    "traffic.sidecar.istio.io/excludeInterfaces",
+    "",
+    "Interfaces to leave alone in both directions, comma list",
+);
+const REROUTE_INTERFACES: AnnotationDef = def(
+    "istio.io/reroute-virtual-interfaces",
+    "",
+    "Interfaces whose incoming traffic counts as outbound, comma list",
+);
+const KUBEVIRT_INTERFACES: AnnotationDef = def(
+    "traffic.sidecar.istio.io/kubevirtInterfaces",
+    "",
+    "Older name of istio.io/reroute-virtual-interfaces, used where that is absent",
+);
+
+/// Every annotation that says how a pod is captured.
+pub const ANNOTATIONS: &[AnnotationDef] = &[
+    MODE,
+    INCLUDE_OUTBOUND_NETWORKS,
+    EXCLUDE_OUTBOUND_NETWORKS,
+    INCLUDE_INBOUND_PORTS,
+    EXCLUDE_INBOUND_PORTS,
+    INCLUDE_OUTBOUND_PORTS,
+    EXCLUDE_OUTBOUND_PORTS,
+    EXCLUDE_INTERFACES,
+    REROUTE_INTERFACES,
+    KUBEVIRT_INTERFACES,
+];
