@@ -81,7 +81,7 @@ pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> 
     }
     let found = read_back(observed);
     let first = found.first();
-    let context = Context { footprints: FOOTPRINTS, groups, marks: Vec::new() };
+    let context = Context { footprints: FOOTPRINTS, groups, marks: Vec::new(), netlink: true };
     let variant = first.map_or(Variant::Nft, |f| f.variant);
     let ruleset = wanted.or_else(|| first.and_then(|f| f.ruleset.as_ref()));
     let wanted_rules = ruleset.map_or(Wanted::Nothing, |r| Wanted::Iptables(r, variant));
@@ -129,7 +129,7 @@ pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> 
 
 /// Judge a namespace that native nftables captures, or is to capture.
 pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Groups) -> Status {
-    let context = Context { footprints: FOOTPRINTS, groups, marks: Vec::new() };
+    let context = Context { footprints: FOOTPRINTS, groups, marks: Vec::new(), netlink: true };
     let mut notes = Vec::new();
     let there = !observed.native.is_empty();
     // Settings can't be read back from native rules: alone they say that they are there.

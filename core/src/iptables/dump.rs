@@ -13,6 +13,16 @@ pub struct Counters {
     pub bytes: u64,
 }
 
+/// A rule of `nf_tables`, as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelRule {
+    /// Its number in its table.
+    pub handle: u64,
+    /// What it is made of (`NFTA_RULE_EXPRESSIONS`, `NFTA_RULE_COMPAT`, `NFTA_RULE_USERDATA`), byte for
+    /// byte, so that it can be written again whether it is understood or not.
+    pub attributes: Vec<u8>,
+}
+
 /// A rule of a dump.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DumpRule {
@@ -22,6 +32,15 @@ pub struct DumpRule {
     pub counters: Option<Counters>,
     /// The rule, or what in it is not known.
     pub rule: Result<Rule, UnknownRule>,
+    /// What the kernel has, when it was asked by netlink.
+    pub kernel: Option<KernelRule>,
+}
+
+impl DumpRule {
+    /// A rule that was read from text.
+    pub fn from_text(text: &str, counters: Option<Counters>) -> Self {
+        Self { text: text.to_owned(), counters, rule: parse_rule(text), kernel: None }
+    }
 }
 
 /// A chain of a dump with its rules in order.
@@ -69,6 +88,12 @@ pub struct DumpError {
 }
 
 impl Dump {
+    /// Whether there is a rule that is not understood.
+    pub fn is_unclear(&self) -> bool {
+        let chains = self.tables.iter().flat_map(|table| &table.chains);
+        chains.flat_map(|chain| &chain.rules).any(|rule| rule.rule.is_err())
+    }
+
     /// Read what `iptables-save` or `ip6tables-save` printed, of either variant, with or without
     /// counters; also what `iptables-restore` takes.
     ///
@@ -149,7 +174,7 @@ fn add_rule(table: &mut TableDump, line: &str) -> Option<()> {
         },
         _ => return None,
     };
-    let rule = DumpRule { text: text.to_owned(), counters, rule: parse_rule(text) };
+    let rule = DumpRule::from_text(text, counters);
     let rules = &mut chain_of(table, chain).rules;
     let index = position.unwrap_or(rules.len());
     if index > rules.len() {

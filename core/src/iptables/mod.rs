@@ -6,8 +6,11 @@ pub mod layout;
 mod parse;
 mod render;
 
-pub use dump::{ChainDump, Counters, Dump, DumpError, DumpRule, TableDump};
-pub use kernel::{KernelTable, Unknown, read_table};
+pub use dump::{ChainDump, Counters, Dump, DumpError, DumpRule, KernelRule, TableDump};
+pub use kernel::{
+    Extension, KernelTable, TooManyPorts, Unknown, read_match, read_table, read_target,
+    write_match, write_target,
+};
 pub use parse::{UnknownRule, parse_rule};
 pub use render::{render_line, render_rule};
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::Statement;
 use super::set::{Set, SetKind};
+use crate::iptables::Extension;
 use crate::plan::Groups;
 use crate::ruleset::{ChainName, ConnState, Owner, Protocol, Side};
 use crate::value::{Cidr, Family, GroupName, InterfacePattern, PortRange};
@@ -81,6 +82,8 @@ pub enum Expr {
     LoadMeta(MetaField),
     /// Load from its connection.
     LoadCt(CtField),
+    /// Load whether the packet's socket is transparent, a byte.
+    LoadTransparent,
     /// Load bytes of a header.
     LoadPayload {
         /// Which header.
@@ -96,6 +99,15 @@ pub enum Expr {
     Mask(Vec<u8>),
     /// Go on only if the comparison holds.
     Compare(Comparison, Vec<u8>),
+    /// Go on only if the value lies, or does not lie, between these two, both included.
+    Range {
+        /// Whether it must not.
+        negated: bool,
+        /// The least value.
+        first: Vec<u8>,
+        /// The greatest.
+        last: Vec<u8>,
+    },
     /// Go on only if the value is, or is not, one of these.
     Lookup {
         /// Whether it must not be.
@@ -115,6 +127,10 @@ pub enum Expr {
     Tproxy(Family),
     /// Decide.
     Verdict(Verdict),
+    /// Go on only if a match of iptables holds (`nft_compat`).
+    Match(Extension),
+    /// Carry out a target of iptables (`nft_compat`).
+    Target(Extension),
 }
 
 /// A group of a rule has no number.
@@ -232,9 +248,9 @@ impl Linear<'_> {
 
     fn interfaces(&mut self, field: MetaField, names: &[InterfacePattern]) {
         if let [one] = names {
-            return self.is(field, interface(one));
+            return self.is(field, interface_name(one));
         }
-        let values = names.iter().map(interface).map(|name| (name.clone(), name));
+        let values = names.iter().map(interface_name).map(|name| (name.clone(), name));
         let set = Set::new(SetKind::Interfaces, values.collect());
         self.exprs.extend([Expr::LoadMeta(field), Expr::Lookup { negated: false, set }]);
     }
@@ -342,7 +358,7 @@ pub const fn nfproto(family: Family) -> u8 {
 }
 
 /// A whole name with its zeros, or the beginning of one.
-fn interface(name: &InterfacePattern) -> Vec<u8> {
+pub(super) fn interface_name(name: &InterfacePattern) -> Vec<u8> {
     const IFNAMSIZ: usize = 16;
     if let Some(beginning) = name.as_str().strip_suffix('+') {
         return beginning.as_bytes().to_vec();
@@ -353,7 +369,7 @@ fn interface(name: &InterfacePattern) -> Vec<u8> {
 }
 
 /// The first and the last address of a network.
-fn range(cidr: Cidr) -> (Vec<u8>, Vec<u8>) {
+pub(super) fn range(cidr: Cidr) -> (Vec<u8>, Vec<u8>) {
     let first = match cidr.network().address() {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
@@ -362,7 +378,7 @@ fn range(cidr: Cidr) -> (Vec<u8>, Vec<u8>) {
     (first, last)
 }
 
-fn mask(cidr: Cidr) -> Vec<u8> {
+pub(super) fn mask(cidr: Cidr) -> Vec<u8> {
     let ones = u32::from(cidr.length());
     match cidr.family() {
         Family::V4 => u32::MAX.checked_shl(32 - ones).unwrap_or(0).to_be_bytes().to_vec(),

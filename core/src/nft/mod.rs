@@ -4,9 +4,11 @@
 mod compile;
 pub mod expr;
 mod merge;
+pub mod needs;
 mod render;
 pub mod set;
 pub mod tables;
+pub mod xtables;
 
 pub use compile::compile;
 pub use merge::merge;

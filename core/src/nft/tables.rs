@@ -4,7 +4,7 @@
 use super::expr::{Comparison, Expr, MetaField, NoGroup, Verdict, expressions, nfproto};
 use super::{NftRuleset, base_chain, render_transaction};
 use crate::plan::Groups;
-use crate::ruleset::{Chain, ChainName, Hook, Routing};
+use crate::ruleset::{Chain, ChainName, Routing};
 use crate::value::Family;
 
 /// Where a base chain hangs.
@@ -116,7 +116,7 @@ impl NftRuleset {
                     Chain::User(_) => None,
                     Chain::Builtin(hook) => {
                         let (kind, priority) = base_chain(table, *hook);
-                        Some(Base { kind: kind.to_owned(), hook: hook_number(*hook), priority })
+                        Some(Base { kind: kind.to_owned(), hook: hook.number(), priority })
                     }
                 };
                 let mut rules = Vec::new();
@@ -128,16 +128,5 @@ impl NftRuleset {
             }
         }
         Ok(tables)
-    }
-}
-
-/// The number of a hook (`enum nf_inet_hooks`).
-const fn hook_number(hook: Hook) -> u32 {
-    match hook {
-        Hook::Prerouting => 0,
-        Hook::Input => 1,
-        Hook::Forward => 2,
-        Hook::Output => 3,
-        Hook::Postrouting => 4,
     }
 }

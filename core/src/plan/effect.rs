@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use super::tables::TableEdit;
 use crate::nft::tables::NativeTables;
 use crate::observed::{IpRule, Variant};
 use crate::value::Family;
@@ -64,14 +65,17 @@ pub enum Effect {
         /// Whether rules carry counters (`--counters`).
         counters: bool,
     },
-    /// One transaction of native nftables: all of it, or nothing.
+    /// One transaction of `nf_tables`: all of it, or nothing.
     Native {
-        /// The tables that are there before: all of them go.
+        /// The native tables that are there before: all of them go.
         names: Vec<String>,
-        /// The tables that are there afterwards.
+        /// The native tables that are there afterwards.
         #[serde(skip)]
         tables: NativeTables,
-        /// Their rules as text; empty where there is none.
+        /// Edits of the tables of iptables-nft.
+        #[serde(skip)]
+        edits: Vec<TableEdit>,
+        /// The rules as text; empty where there is none.
         text: String,
     },
 }
@@ -103,12 +107,21 @@ impl fmt::Display for Effect {
                     input.lines().filter_map(|l| l.strip_prefix('*')).map(str::trim).collect();
                 write!(f, "{variant} {family} restore of {}", tables.join(", "))
             }
-            Self::Native { names, tables, .. } if tables.is_empty() => {
-                write!(f, "nftables removal of {}", names.join(", "))
-            }
-            Self::Native { tables, .. } => {
-                let names: Vec<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();
-                write!(f, "nftables transaction of {}", names.join(", "))
+            Self::Native { names, tables, edits, .. } => {
+                let mut parts = Vec::new();
+                if !tables.is_empty() {
+                    let names: Vec<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();
+                    parts.push(format!("nftables transaction of {}", names.join(", ")));
+                }
+                if !edits.is_empty() {
+                    let tables: Vec<String> =
+                        edits.iter().map(|e| format!("{} {}", e.family, e.table)).collect();
+                    parts.push(format!("iptables-nft transaction of {}", tables.join(", ")));
+                }
+                if tables.is_empty() && !names.is_empty() {
+                    parts.push(format!("nftables removal of {}", names.join(", ")));
+                }
+                f.write_str(&parts.join(", with "))
             }
         }
     }

@@ -8,11 +8,12 @@ mod routing;
 mod tables;
 mod target;
 
-pub use choose::{Choice, NoVariant, Tooling, choose};
+pub use choose::{Choice, Means, NoBackend, Tooling, Wish, choose};
 pub use effect::{Change, Effect};
 pub use rollback::rollback;
 pub use routing::{PASSTHROUGH_V6, RULE_PRIORITY};
-pub use target::{FamilyState, Groups};
+pub use tables::{TableEdit, TableStep};
+pub use target::{Body, FamilyState, Groups};
 
 use crate::nft;
 use crate::nft::tables::{Native, NativeTables};
@@ -33,6 +34,8 @@ pub struct Context<'a> {
     /// Marks with their routing tables that belong to us whoever wrote the rule: the defaults,
     /// and those of the configuration.
     pub marks: Vec<(u32, u32)>,
+    /// Whether rules of iptables-nft are written by netlink, not by its programs.
+    pub netlink: bool,
 }
 
 /// A list of effects, and what led to it.
@@ -114,6 +117,7 @@ pub fn plan(
     let mut interrupted = observed.interrupted;
     let mut replace = Vec::new();
     let mut remove = Vec::new();
+    let mut edits = Vec::new();
     for family in Family::ALL {
         for any in Variant::ALL {
             let found = found(any, family);
@@ -127,8 +131,13 @@ pub fn plan(
             unfinished &= found.is_part_of(&target);
             // Rules of ours in another place go when those in the right one are there.
             let right = wanted.iptables(any).is_some();
+            let changes = table_edits(family, &found, &target, everything && right);
+            if any == Variant::Nft && context.netlink {
+                edits.extend(changes);
+                continue;
+            }
             let list = if right { &mut replace } else { &mut remove };
-            list.extend(restore(any, family, &found, &target, everything && right));
+            list.extend(restore(any, family, &changes, false));
         }
     }
     known.marks.extend(nft::tables::marks(&observed.native));
@@ -138,8 +147,9 @@ pub fn plan(
         _ => (NativeTables::new(), String::new()),
     };
     unfinished &= observed.native.is_empty() || observed.native == target;
-    let list = if target.is_empty() { &mut remove } else { &mut replace };
-    list.extend(native(observed, target, text, everything));
+    let comes = !target.is_empty() || wanted.iptables(Variant::Nft).is_some();
+    let list = if comes { &mut replace } else { &mut remove };
+    list.extend(native(observed, target, text, everything, edits));
     let families = wanted.families();
     let routing = routing::changes(observed, &known, wanted.routing(), &families);
     let mut effects = routing.before;
@@ -150,40 +160,61 @@ pub fn plan(
     Plan { effects, residue, unfinished, interrupted }
 }
 
-/// The transaction that puts native tables in the place of those that are there, if it has to.
+/// The transaction that puts native tables in the place of those that are there, if it has to, and
+/// edits tables of iptables-nft in the same moment.
 fn native(
     observed: &Observed,
     tables: NativeTables,
     text: String,
     everything: bool,
+    edits: Vec<TableEdit>,
 ) -> Option<Effect> {
-    if observed.native == tables && (tables.is_empty() || !everything) {
+    let same = observed.native == tables && (tables.is_empty() || !everything);
+    if same && edits.is_empty() {
         return None;
     }
-    let names = observed.native.iter().map(|(name, _)| name.clone()).collect();
-    Some(Effect::Native { names, tables, text })
+    let (names, tables, mut text) = if same {
+        (Vec::new(), NativeTables::new(), String::new())
+    } else {
+        (observed.native.iter().map(|(name, _)| name.clone()).collect(), tables, text)
+    };
+    let mut last = None;
+    for edit in &edits {
+        if last.replace(edit.family) != Some(edit.family) {
+            text.push_str(&format!("# {}\n", edit.family));
+        }
+        text.push_str(&edit.text(false));
+    }
+    Some(Effect::Native { names, tables, edits, text })
 }
 
-/// The restore that turns a family's tables into what is wanted, if it has to.
-fn restore(
-    variant: Variant,
+/// The edits that turn a family's tables into what is wanted, in the order in which they are
+/// committed.
+fn table_edits(
     family: Family,
     found: &FamilyState,
     wanted: &FamilyState,
     everything: bool,
+) -> Vec<TableEdit> {
+    let empty = target::TableState::default();
+    let edit = |table| {
+        let found = found.tables.get(&table).unwrap_or(&empty);
+        let wanted = wanted.tables.get(&table).unwrap_or(&empty);
+        let style = Style { everything: everything && !wanted.is_empty() };
+        tables::edit(family, table, found, wanted, style)
+    };
+    commit_order(found, wanted).into_iter().filter_map(edit).collect()
+}
+
+/// The restore that makes edits, if there are any.
+fn restore(
+    variant: Variant,
+    family: Family,
+    edits: &[TableEdit],
+    counters: bool,
 ) -> Option<Effect> {
-    let style = Style { everything, counters: false };
-    let input: String = commit_order(found, wanted)
-        .into_iter()
-        .filter_map(|table| {
-            let empty = target::TableState::default();
-            let found = found.tables.get(&table).unwrap_or(&empty);
-            let wanted = wanted.tables.get(&table).unwrap_or(&empty);
-            let style = Style { everything: everything && !wanted.is_empty(), ..style };
-            tables::edit(table, found, wanted, style)
-        })
-        .collect();
-    (!input.is_empty()).then_some(Effect::Restore { variant, family, input, counters: false })
+    let input: String = edits.iter().map(|edit| edit.text(counters)).collect();
+    (!input.is_empty()).then_some(Effect::Restore { variant, family, input, counters })
 }
 
 /// The order in which tables are committed. Each commit stands alone, so between two of them

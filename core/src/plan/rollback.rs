@@ -1,10 +1,9 @@
 //! Back to what was there before.
 
+use super::Context;
 use super::effect::{Change, Effect};
 use super::routing::PASSTHROUGH_V6;
-use super::tables::{self, Style};
-use super::target::{FamilyState, TableState};
-use super::{Context, commit_order};
+use super::target::FamilyState;
 use crate::observed::{Observed, Variant};
 use crate::value::Family;
 
@@ -30,6 +29,7 @@ pub fn rollback(before: &Observed, now: &Observed, context: &Context<'_>) -> Vec
     if has(before) && !has(now) {
         effects.push(Effect::Address { change: Change::Add, address: PASSTHROUGH_V6 });
     }
+    let mut edits = Vec::new();
     for variant in Variant::ALL {
         for family in Family::ALL {
             let state = |o: &Observed| {
@@ -37,10 +37,15 @@ pub fn rollback(before: &Observed, now: &Observed, context: &Context<'_>) -> Vec
                     .map(|d| FamilyState::found(d, context.footprints, context.groups))
                     .unwrap_or_default()
             };
-            effects.extend(restore(variant, family, &state(now), &state(before)));
+            let changes = super::table_edits(family, &state(now), &state(before), false);
+            if variant == Variant::Nft && context.netlink {
+                edits.extend(changes);
+            } else {
+                effects.extend(super::restore(variant, family, &changes, true));
+            }
         }
     }
-    effects.extend(super::native(now, before.native.clone(), String::new(), false));
+    effects.extend(super::native(now, before.native.clone(), String::new(), false, edits));
     effects.extend(missing(now, before).into_iter().map(removed(Change::Remove)));
     effects.extend(routes(now, before, Change::Remove));
     if has(now) && !has(before) {
@@ -50,23 +55,4 @@ pub fn rollback(before: &Observed, now: &Observed, context: &Context<'_>) -> Vec
         effects.push(Effect::Marker { change: Change::Remove });
     }
     effects
-}
-
-fn restore(
-    variant: Variant,
-    family: Family,
-    now: &FamilyState,
-    before: &FamilyState,
-) -> Option<Effect> {
-    let style = Style { everything: false, counters: true };
-    let empty = TableState::default();
-    let input: String = commit_order(now, before)
-        .into_iter()
-        .filter_map(|table| {
-            let now = now.tables.get(&table).unwrap_or(&empty);
-            let before = before.tables.get(&table).unwrap_or(&empty);
-            tables::edit(table, now, before, style)
-        })
-        .collect();
-    (!input.is_empty()).then_some(Effect::Restore { variant, family, input, counters: true })
 }

@@ -1,11 +1,12 @@
-//! The edit of one table: input for `iptables-restore --noflush` that turns what is there of
-//! ours into what is wanted and touches nothing else.
+//! The edit of one table of iptables: what turns what is there of ours into what is wanted, as steps
+//! and as input for `iptables-restore --noflush`.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::target::{Body, Guest, TableState, same_rules};
+use super::target::{Body, TableState, same_rules};
 use crate::ruleset::Table;
+use crate::value::Family;
 
 /// Whether anything of ours has to change.
 pub(super) fn differs(found: &TableState, wanted: &TableState) -> bool {
@@ -35,21 +36,98 @@ fn guests_differ(found: &TableState, wanted: &TableState, chain: &str) -> bool {
 pub(super) struct Style {
     /// Write everything, changed or not.
     pub(super) everything: bool,
-    /// Write counters.
-    pub(super) counters: bool,
 }
 
-/// The input for one table, or `None` when nothing has to change.
+/// A step of an edit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TableStep {
+    /// Make a chain of ours, or empty it when it is there.
+    Declare {
+        /// The chain.
+        chain: String,
+    },
+    /// Write a rule at the end of a chain.
+    Append {
+        /// The chain.
+        chain: String,
+        /// The rule.
+        rule: Body,
+    },
+    /// Write a rule in front of others.
+    Insert {
+        /// The chain.
+        chain: String,
+        /// Its position, counted from 1.
+        position: usize,
+        /// The kernel's number of the rule behind it, when it was asked by netlink; none when that is
+        /// the end.
+        before: Option<u64>,
+        /// The rule.
+        rule: Body,
+    },
+    /// Take a rule of ours out of a chain of others.
+    Delete {
+        /// The chain.
+        chain: String,
+        /// The rule.
+        rule: Body,
+    },
+    /// Remove a chain of ours, which is empty and which nothing jumps to.
+    Remove {
+        /// The chain.
+        chain: String,
+    },
+}
+
+/// What turns what is there of ours in one table into what is wanted, and touches nothing else. It
+/// happens as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableEdit {
+    /// The family.
+    pub family: Family,
+    /// The table.
+    pub table: Table,
+    /// The steps, in order.
+    pub steps: Vec<TableStep>,
+}
+
+impl TableEdit {
+    /// Input for `iptables-restore --noflush`, with the rules' counters if they are wanted.
+    pub fn text(&self, counters: bool) -> String {
+        let mut text = format!("*{}\n", self.table);
+        for step in &self.steps {
+            match step {
+                // Declaring a chain makes it, or empties it when it is there.
+                TableStep::Declare { chain } => line(&mut text, format_args!(":{chain} - [0:0]")),
+                TableStep::Append { chain, rule } => {
+                    written(&mut text, rule, counters, format_args!("-A {chain}"));
+                }
+                TableStep::Insert { chain, position, rule, .. } => {
+                    written(&mut text, rule, counters, format_args!("-I {chain} {position}"));
+                }
+                TableStep::Delete { chain, rule } => {
+                    line(&mut text, format_args!("-D {chain} {}", rule.text));
+                }
+                TableStep::Remove { chain } => line(&mut text, format_args!("-X {chain}")),
+            }
+        }
+        text.push_str("COMMIT\n");
+        text
+    }
+}
+
+/// The edit of one table, or `None` when nothing has to change.
 pub(super) fn edit(
+    family: Family,
     table: Table,
     found: &TableState,
     wanted: &TableState,
     style: Style,
-) -> Option<String> {
+) -> Option<TableEdit> {
     if !style.everything && !differs(found, wanted) {
         return None;
     }
-    let mut text = format!("*{table}\n");
+    let mut steps = Vec::new();
     let changed: Vec<&String> = wanted
         .chains
         .keys()
@@ -57,52 +135,54 @@ pub(super) fn edit(
         .collect();
     let obsolete: Vec<&String> =
         found.chains.keys().filter(|c| !wanted.chains.contains_key(*c)).collect();
-    // Declaring a chain makes it, or empties it when it is there.
-    for chain in changed.iter().chain(&obsolete) {
-        line(&mut text, format_args!(":{chain} - [0:0]"));
-    }
+    let declared = changed.iter().chain(&obsolete).map(|c| (*c).clone());
+    steps.extend(declared.map(|chain| TableStep::Declare { chain }));
     for chain in &changed {
-        for body in &wanted.chains[*chain] {
-            rule(&mut text, body, style, format_args!("-A {chain}"));
-        }
+        let append =
+            |rule: &Body| TableStep::Append { chain: (*chain).clone(), rule: rule.clone() };
+        steps.extend(wanted.chains[*chain].iter().map(append));
     }
     let hosts: BTreeSet<&String> = found.guests.keys().chain(wanted.guests.keys()).collect();
     for chain in hosts {
         if style.everything || guests_differ(found, wanted, chain) {
-            let none = Vec::new();
-            let old = found.guests.get(chain).unwrap_or(&none);
-            let new = wanted.guests.get(chain).unwrap_or(&none);
-            replace_guests(&mut text, chain, old, new, style);
+            replace_guests(&mut steps, chain, found, wanted);
         }
     }
-    for chain in &obsolete {
-        line(&mut text, format_args!("-X {chain}"));
-    }
-    text.push_str("COMMIT\n");
-    Some(text)
+    steps.extend(obsolete.into_iter().map(|chain| TableStep::Remove { chain: chain.clone() }));
+    Some(TableEdit { family, table, steps })
 }
 
 /// Take our rules out of a chain of others and put the new ones in. Within one commit, so no
 /// packet sees the chain without them.
-fn replace_guests(text: &mut String, chain: &str, old: &[Guest], new: &[Guest], style: Style) {
-    for guest in old {
-        line(text, format_args!("-D {chain} {}", guest.body.text));
+fn replace_guests(
+    steps: &mut Vec<TableStep>,
+    chain: &String,
+    found: &TableState,
+    wanted: &TableState,
+) {
+    let none = Vec::new();
+    for guest in found.guests.get(chain).unwrap_or(&none) {
+        steps.push(TableStep::Delete { chain: chain.clone(), rule: guest.body.clone() });
     }
-    for (before, guest) in new.iter().enumerate() {
-        match guest.behind {
-            Some(others) => {
-                let position = others + before + 1;
-                rule(text, &guest.body, style, format_args!("-I {chain} {position}"));
-            }
-            None => rule(text, &guest.body, style, format_args!("-A {chain}")),
-        }
+    let others = found.others.get(chain);
+    for (before, guest) in wanted.guests.get(chain).unwrap_or(&none).iter().enumerate() {
+        let (chain, rule) = (chain.clone(), guest.body.clone());
+        steps.push(match guest.behind {
+            Some(behind) => TableStep::Insert {
+                chain,
+                position: behind + before + 1,
+                before: others.and_then(|others| others.get(behind).copied().flatten()),
+                rule,
+            },
+            None => TableStep::Append { chain, rule },
+        });
     }
 }
 
-fn rule(text: &mut String, body: &Body, style: Style, head: std::fmt::Arguments<'_>) {
-    match body.counters.filter(|_| style.counters) {
-        Some(c) => line(text, format_args!("[{}:{}] {head} {}", c.packets, c.bytes, body.text)),
-        None => line(text, format_args!("{head} {}", body.text)),
+fn written(text: &mut String, rule: &Body, counters: bool, head: std::fmt::Arguments<'_>) {
+    match rule.counters.filter(|_| counters) {
+        Some(c) => line(text, format_args!("[{}:{}] {head} {}", c.packets, c.bytes, rule.text)),
+        None => line(text, format_args!("{head} {}", rule.text)),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::iptables::{Counters, Dump, DumpRule, render_rule};
+use crate::iptables::{Counters, Dump, DumpRule, KernelRule, render_rule};
 use crate::ownership::{Footprint, Owned, known_tables};
 use crate::ruleset::{Chain, Match, Placement, Protocol, Rule, Ruleset, Table, Target};
 use crate::value::{Family, Gid, GroupName};
@@ -12,19 +12,28 @@ use crate::value::{Family, Gid, GroupName};
 pub type Groups = BTreeMap<GroupName, Gid>;
 
 /// A rule as text, with what it means when that is known.
-#[derive(Clone, Debug)]
-pub(super) struct Body {
-    pub(super) text: String,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Body {
+    /// The text, without `-A CHAIN`.
+    pub text: String,
+    /// The rule, if it is known.
+    pub rule: Option<Rule>,
+    /// What it has seen.
+    pub counters: Option<Counters>,
+    /// What the kernel has, when it was asked by netlink.
+    pub kernel: Option<KernelRule>,
+    /// The rule in the form in which rules are compared.
     pub(super) meaning: Option<Rule>,
-    pub(super) counters: Option<Counters>,
 }
 
 impl Body {
     fn of_dump(rule: &DumpRule, groups: &Groups) -> Self {
         Self {
             text: rule.text.clone(),
-            meaning: rule.rule.as_ref().ok().map(|r| r.canonical(groups)),
+            rule: rule.rule.as_ref().ok().cloned(),
             counters: rule.counters,
+            kernel: rule.kernel.clone(),
+            meaning: rule.rule.as_ref().ok().map(|r| r.canonical(groups)),
         }
     }
 
@@ -61,6 +70,8 @@ pub(super) struct TableState {
     pub(super) chains: BTreeMap<String, Vec<Body>>,
     /// Rules of ours in other chains.
     pub(super) guests: BTreeMap<String, Vec<Guest>>,
+    /// The kernel's numbers of the rules of others in chains of others, when it was asked by netlink.
+    pub(super) others: BTreeMap<String, Vec<Option<u64>>>,
 }
 
 impl TableState {
@@ -83,8 +94,10 @@ impl FamilyState {
             let table = state.tables.entry(table).or_default();
             let body = |rule: &Rule| Body {
                 text: render_rule(rule),
-                meaning: Some(rule.canonical(groups)),
+                rule: Some(rule.clone()),
                 counters: None,
+                kernel: None,
+                meaning: Some(rule.canonical(groups)),
             };
             match chain {
                 Chain::User(name) => {
@@ -132,10 +145,11 @@ impl FamilyState {
                 if !guests.is_empty() {
                     found.guests.insert(chain.name.clone(), guests);
                 }
+                let others = chain.rules.iter().enumerate().filter(|(i, _)| !ours(i));
+                let handle = |(_, rule): (usize, &DumpRule)| rule.kernel.as_ref().map(|k| k.handle);
+                found.others.insert(chain.name.clone(), others.map(handle).collect());
             }
-            if !found.is_empty() {
-                state.tables.insert(table, found);
-            }
+            state.tables.insert(table, found);
         }
         state
     }

@@ -77,6 +77,17 @@ impl Hook {
         }
     }
 
+    /// The kernel's number (`enum nf_inet_hooks`).
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Prerouting => 0,
+            Self::Input => 1,
+            Self::Forward => 2,
+            Self::Output => 3,
+            Self::Postrouting => 4,
+        }
+    }
+
     /// The hook whose builtin chain is called `name`.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|h| h.as_str() == name)

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::Unknown;
+use super::{Extension, Unknown};
 use crate::value::Family;
 
 /// A struct of the kernel: fields by their offset, in the machine's byte order.
@@ -62,5 +62,40 @@ impl<'b> Bytes<'b> {
 
     pub(super) fn is_zero(self, at: usize, length: usize) -> Result<bool, Unknown> {
         Ok(self.slice(at, length)?.iter().all(|byte| *byte == 0))
+    }
+}
+
+/// A struct of the kernel being filled: zeros where nothing is put.
+#[derive(Clone, Debug)]
+pub(super) struct Writer(Vec<u8>);
+
+impl Writer {
+    /// A struct of this many bytes, and the zeros behind it that `XT_ALIGN` asks for.
+    pub(super) fn new(size: usize) -> Self {
+        Self(vec![0; size.next_multiple_of(8)])
+    }
+
+    /// Put bytes at an offset within the struct.
+    pub(super) fn put<const N: usize>(mut self, at: usize, bytes: [u8; N]) -> Self {
+        if let Some(field) = self.0.get_mut(at..at + N) {
+            field.copy_from_slice(&bytes);
+        }
+        self
+    }
+
+    pub(super) fn u8(self, at: usize, value: u8) -> Self {
+        self.put(at, [value])
+    }
+
+    pub(super) fn u16(self, at: usize, value: u16) -> Self {
+        self.put(at, value.to_ne_bytes())
+    }
+
+    pub(super) fn u32(self, at: usize, value: u32) -> Self {
+        self.put(at, value.to_ne_bytes())
+    }
+
+    pub(super) fn called(self, name: &str, revision: u8) -> Extension {
+        Extension { name: name.to_owned(), revision, data: self.0 }
     }
 }

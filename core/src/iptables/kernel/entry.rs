@@ -111,7 +111,7 @@ fn entry(family: Family, offset: u32, bytes: Bytes<'_>) -> Result<Entry<'_>, Unk
         if size < HEADER {
             return Err(Unknown::Chains);
         }
-        let data = Bytes(extension.slice(HEADER, size - HEADER)?);
+        let data = extension.slice(HEADER, size - HEADER)?;
         found.extend(matches::read(extension.text(2, 29)?, extension.u8(31)?, data)?);
         at += size;
     }
@@ -121,7 +121,7 @@ fn entry(family: Family, offset: u32, bytes: Bytes<'_>) -> Result<Entry<'_>, Unk
     let verdict = match name {
         "" => standard(data)?,
         "ERROR" => Verdict::Head(data.text(0, 30)?),
-        _ => Verdict::Rule(targets::read(family, name, revision, data)?),
+        _ => Verdict::Rule(targets::read(family, name, revision, data.0)?),
     };
     Ok(Entry { offset, counters, matches: found, verdict })
 }

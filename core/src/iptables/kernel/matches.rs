@@ -1,12 +1,32 @@
 //! The data of matches, by name and revision (`linux/netfilter/xt_*.h`).
 
-use super::{Bytes, Unknown};
+use super::{Bytes, Extension, Unknown, Writer};
 use crate::iptables::parse::COMMENT;
 use crate::ruleset::{ConnState, Masked, Match, Owner, Side};
 use crate::value::{Gid, Port, PortRange, Uid};
 
+/// `XT_MULTIPORT_DESTINATION`, `XT_MULTI_PORTS`
+const DESTINATION: u8 = 1;
+const MOST_PORTS: usize = 15;
+/// `XT_OWNER_UID`, `XT_OWNER_GID`
+const UID: u8 = 1;
+const GID: u8 = 2;
+/// `XT_CONNTRACK_STATE`
+const STATE: u16 = 1;
+/// `XT_CONNTRACK_STATE_INVALID`, and `XT_CONNTRACK_STATE_BIT()` of each ctinfo.
+const STATES: [(u16, ConnState); 4] = [
+    (1, ConnState::Invalid),
+    (2, ConnState::Established),
+    (4, ConnState::Related),
+    (8, ConnState::New),
+];
+
 /// What a match asks.
-pub(super) fn read(name: &str, revision: u8, data: Bytes<'_>) -> Result<Vec<Match>, Unknown> {
+///
+/// # Errors
+/// When it is nothing that Millrace writes.
+pub fn read(name: &str, revision: u8, data: &[u8]) -> Result<Vec<Match>, Unknown> {
+    let data = Bytes(data);
     match (name, revision) {
         ("tcp", 0) => {
             // Options and flags of TCP, and their inversions.
@@ -56,10 +76,8 @@ fn range(first: u16, last: u16) -> Result<PortRange, Unknown> {
 
 /// `struct xt_multiport_v1`
 fn multiport(data: Bytes<'_>) -> Result<Match, Unknown> {
-    const DESTINATION: u8 = 1;
-    const MOST: usize = 15;
     let (kind, count) = (data.u8(0)?, usize::from(data.u8(1)?));
-    if kind != DESTINATION || count > MOST {
+    if kind != DESTINATION || count > MOST_PORTS {
         return Err(Unknown::feature("multiport of other than destination ports"));
     }
     let mut ports = Vec::new();
@@ -67,21 +85,19 @@ fn multiport(data: Bytes<'_>) -> Result<Match, Unknown> {
     while index < count {
         let first = data.u16(2 + 2 * index)?;
         // The first port of a range says so; its last one is behind it.
-        let is_range = data.u8(2 + 2 * MOST + index)? != 0;
+        let is_range = data.u8(2 + 2 * MOST_PORTS + index)? != 0;
         index += usize::from(is_range);
         let last =
             if index < count { data.u16(2 + 2 * index)? } else { return Err(Unknown::Chains) };
         ports.push(range(first, last)?);
         index += 1;
     }
-    let negated = data.u8(2 + 3 * MOST)? != 0;
+    let negated = data.u8(2 + 3 * MOST_PORTS)? != 0;
     Ok(Match::DestinationPorts { negated, ports })
 }
 
 /// `struct xt_owner_match_info`
 fn owner(data: Bytes<'_>) -> Result<Match, Unknown> {
-    const UID: u8 = 1;
-    const GID: u8 = 2;
     let (asked, inverted) = (data.u8(16)?, data.u8(17)?);
     let one = |at: usize| -> Result<u32, Unknown> {
         let (first, last) = (data.u32(at)?, data.u32(at + 4)?);
@@ -98,14 +114,6 @@ fn owner(data: Bytes<'_>) -> Result<Match, Unknown> {
 
 /// `struct xt_conntrack_mtinfo3`
 fn conntrack(data: Bytes<'_>) -> Result<Match, Unknown> {
-    const STATE: u16 = 1;
-    // XT_CONNTRACK_STATE_INVALID, and XT_CONNTRACK_STATE_BIT() of each ctinfo.
-    const STATES: [(u16, ConnState); 4] = [
-        (1, ConnState::Invalid),
-        (2, ConnState::Established),
-        (4, ConnState::Related),
-        (8, ConnState::New),
-    ];
     let (asked, inverted, mask) = (data.u16(146)?, data.u16(148)?, data.u16(150)?);
     if asked != STATE || inverted != 0 || mask & !15 != 0 {
         return Err(Unknown::feature("conntrack of other than the state"));
@@ -119,4 +127,104 @@ fn conntrack(data: Bytes<'_>) -> Result<Match, Unknown> {
 /// `struct xt_mark_mtinfo1`, `struct xt_connmark_mtinfo1`
 fn mark(data: Bytes<'_>) -> Result<(Masked, bool), Unknown> {
     Ok((Masked { value: data.u32(0)?, mask: data.u32(4)? }, data.u8(8)? != 0))
+}
+
+/// The data of a match, in the revision that iptables 1.8 writes on every kernel since 4.18; none for
+/// what is not asked by a match extension, and for groups that have no number yet.
+///
+/// # Errors
+/// When there are more ports than a match has room for.
+pub fn write(m: &Match) -> Result<Option<Extension>, TooManyPorts> {
+    Ok(Some(match m {
+        Match::DestinationPorts { negated, ports } => write_multiport(*negated, ports)?,
+        Match::Owner { negated, owner: Owner::Uid(uid) } => {
+            let data = Writer::new(20).u32(0, uid.get()).u32(4, uid.get());
+            data.u8(16, UID).u8(17, if *negated { UID } else { 0 }).called("owner", 1)
+        }
+        Match::Owner { negated, owner: Owner::Gid(gid) } => {
+            let data = Writer::new(20).u32(8, gid.get()).u32(12, gid.get());
+            data.u8(16, GID).u8(17, if *negated { GID } else { 0 }).called("owner", 1)
+        }
+        Match::ConnState(states) => {
+            let bit =
+                |state: &ConnState| STATES.iter().find(|(_, s)| s == state).map_or(0, |s| s.0);
+            let mask = states.iter().map(bit).fold(0, |mask, bit| mask | bit);
+            Writer::new(164).u16(146, STATE).u16(150, mask).called("conntrack", 3)
+        }
+        Match::Connmark { negated, mark } => {
+            let data = Writer::new(12).u32(0, mark.value).u32(4, mark.mask);
+            data.u8(8, u8::from(*negated)).called("connmark", 1)
+        }
+        Match::Ours => {
+            let mut data = Writer::new(256);
+            for (at, byte) in COMMENT.bytes().enumerate() {
+                data = data.u8(at, byte);
+            }
+            data.called("comment", 0)
+        }
+        _ => return Ok(None),
+    }))
+}
+
+/// A rule asks for more ports than `multiport` can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a rule has room for 15 ports, of which a range takes two")]
+pub struct TooManyPorts;
+
+fn write_multiport(negated: bool, ports: &[PortRange]) -> Result<Extension, TooManyPorts> {
+    let mut data = Writer::new(3 + 3 * MOST_PORTS);
+    let mut index = 0;
+    for range in ports {
+        let is_range = range.first() != range.last();
+        if index + usize::from(is_range) >= MOST_PORTS {
+            return Err(TooManyPorts);
+        }
+        data = data.u16(2 + 2 * index, range.first().get());
+        if is_range {
+            data = data.u8(2 + 2 * MOST_PORTS + index, 1);
+            index += 1;
+            data = data.u16(2 + 2 * index, range.last().get());
+        }
+        index += 1;
+    }
+    let count = u8::try_from(index).map_err(|_e| TooManyPorts)?;
+    let data = data.u8(0, DESTINATION).u8(1, count);
+    Ok(data.u8(2 + 3 * MOST_PORTS, u8::from(negated)).called("multiport", 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ports(pairs: &[(u16, u16)]) -> Vec<PortRange> {
+        let range = |(a, b): &(u16, u16)| PortRange::new(Port::new(*a), Port::new(*b)).unwrap();
+        pairs.iter().map(range).collect()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mark = Masked { value: 5, mask: 15 };
+        for m in [
+            Match::DestinationPorts { negated: true, ports: ports(&[(80, 80), (1000, 2000)]) },
+            Match::Owner { negated: false, owner: Owner::Uid(Uid::new(1337).unwrap()) },
+            Match::Owner { negated: true, owner: Owner::Gid(Gid::new(7).unwrap()) },
+            Match::ConnState(vec![ConnState::Related, ConnState::Established]),
+            Match::Connmark { negated: true, mark },
+            Match::Ours,
+        ] {
+            let Extension { name, revision, data } = write(&m).unwrap().unwrap();
+            assert!(data.len().is_multiple_of(8), "{name}");
+            assert_eq!(read(&name, revision, &data), Ok(vec![m]));
+        }
+    }
+
+    #[test]
+    fn a_range_takes_the_room_of_two_ports() {
+        let write = |pairs: &[(u16, u16)]| {
+            write(&Match::DestinationPorts { negated: false, ports: ports(pairs) })
+        };
+        assert!(write(&[(1, 1); 15]).is_ok());
+        assert_eq!(write(&[(1, 1); 16]), Err(TooManyPorts));
+        assert_eq!(write(&[(1, 2); 8]), Err(TooManyPorts));
+    }
 }

@@ -9,9 +9,12 @@ mod entry;
 mod matches;
 mod targets;
 
+pub use matches::{TooManyPorts, read as read_match, write as write_match};
+pub use targets::{read as read_target, write as write_target};
+
 use std::collections::BTreeMap;
 
-use self::bytes::Bytes;
+use self::bytes::{Bytes, Writer};
 use self::entry::{Entry, Verdict};
 use super::{ChainDump, DumpRule, TableDump, render_rule};
 use crate::ruleset::{Hook, Rule, Target};
@@ -31,6 +34,18 @@ pub struct KernelTable<'b> {
     pub underflow: [Option<u32>; 5],
     /// The entries.
     pub entries: &'b [u8],
+}
+
+/// The data of a match or a target, as both `ip_tables` and `nft_compat` take it: without the header
+/// that says how long it is, and with the zeros that make it a multiple of eight bytes (`XT_ALIGN`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extension {
+    /// The name: at most 28 bytes.
+    pub name: String,
+    /// Which form of the data.
+    pub revision: u8,
+    /// The data, in the machine's byte order.
+    pub data: Vec<u8>,
 }
 
 /// Something that is not understood.
@@ -134,5 +149,6 @@ fn rule(entry: &Entry<'_>, names: &BTreeMap<u32, &str>) -> Result<DumpRule, Unkn
         Verdict::Head(_) => return Err(Unknown::Chains),
     };
     let rule = Rule { matches: entry.matches.clone(), target };
-    Ok(DumpRule { text: render_rule(&rule), counters: Some(entry.counters), rule: Ok(rule) })
+    let text = render_rule(&rule);
+    Ok(DumpRule { text, counters: Some(entry.counters), rule: Ok(rule), kernel: None })
 }

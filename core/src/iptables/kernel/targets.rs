@@ -1,16 +1,21 @@
 //! The data of targets, by name and revision (`linux/netfilter/xt_*.h`, `nf_nat.h`).
 
-use super::{Bytes, Unknown};
+use super::{Bytes, Extension, Unknown, Writer};
 use crate::ruleset::{Masked, RedirectSpelling, Target};
 use crate::value::{Family, ListenPort, Zone};
 
+/// `NF_NAT_RANGE_PROTO_SPECIFIED`
+const PORTS: u32 = 2;
+/// `XT_CONNMARK_SAVE`, `XT_CONNMARK_RESTORE`
+const SAVE: u8 = 1;
+const RESTORE: u8 = 2;
+
 /// What a target does.
-pub(super) fn read(
-    family: Family,
-    name: &str,
-    revision: u8,
-    data: Bytes<'_>,
-) -> Result<Target, Unknown> {
+///
+/// # Errors
+/// When it is nothing that Millrace writes.
+pub fn read(family: Family, name: &str, revision: u8, data: &[u8]) -> Result<Target, Unknown> {
+    let data = Bytes(data);
     match (name, revision) {
         ("REDIRECT", 0) => redirect(family, data),
         ("TPROXY", 1) => tproxy(data),
@@ -29,8 +34,6 @@ fn listen_port(port: u16) -> Result<ListenPort, Unknown> {
 
 /// `struct nf_nat_ipv4_multi_range_compat` or `struct nf_nat_range`: one port and no address.
 fn redirect(family: Family, data: Bytes<'_>) -> Result<Target, Unknown> {
-    // NF_NAT_RANGE_PROTO_SPECIFIED
-    const PORTS: u32 = 2;
     let (flags, ports, plain) = match family {
         Family::V4 => (data.u32(4)?, 16, data.u32(0)? == 1),
         Family::V6 => (data.u32(0)?, 36, true),
@@ -64,8 +67,8 @@ fn tproxy(data: Bytes<'_>) -> Result<Target, Unknown> {
 fn connmark(data: Bytes<'_>, mode: u8) -> Result<Target, Unknown> {
     let full = data.u32(4)? == u32::MAX && data.u32(8)? == u32::MAX;
     match mode {
-        1 if full => Ok(Target::SaveMark),
-        2 if full => Ok(Target::RestoreMark),
+        SAVE if full => Ok(Target::SaveMark),
+        RESTORE if full => Ok(Target::RestoreMark),
         _ => Err(Unknown::feature("CONNMARK with masks or a value")),
     }
 }
@@ -77,4 +80,61 @@ fn ct(data: Bytes<'_>) -> Result<Target, Unknown> {
         return Err(Unknown::feature("CT with more than a zone"));
     }
     Ok(Target::Zone(Zone(data.u16(2)?)))
+}
+
+/// The data of a target, in the revision that iptables 1.8 writes on every kernel since 4.18; none
+/// for a verdict.
+pub fn write(family: Family, target: &Target) -> Option<Extension> {
+    Some(match target {
+        Target::Return | Target::Accept | Target::Drop | Target::Jump(_) => return None,
+        Target::Redirect { port, .. } => {
+            let port = port.get().to_be_bytes();
+            let data = match family {
+                Family::V4 => Writer::new(20).u32(0, 1).u32(4, PORTS).put(16, port).put(18, port),
+                Family::V6 => Writer::new(40).u32(0, PORTS).put(36, port).put(38, port),
+            };
+            data.called("REDIRECT", 0)
+        }
+        Target::Tproxy { mark, port } => {
+            let data = Writer::new(26).u32(0, mark.mask).u32(4, mark.value);
+            data.put(24, port.get().to_be_bytes()).called("TPROXY", 1)
+        }
+        // Bits of the value are set whether the mask names them or not (`--set-mark`).
+        Target::SetMark(mark) => {
+            Writer::new(8).u32(0, mark.value).u32(4, mark.mask | mark.value).called("MARK", 2)
+        }
+        Target::SaveMark => connmark_data(SAVE),
+        Target::RestoreMark => connmark_data(RESTORE),
+        // The struct ends with a pointer of the kernel's.
+        Target::Zone(zone) => Writer::new(72).u16(2, zone.0).called("CT", 2),
+    })
+}
+
+fn connmark_data(mode: u8) -> Extension {
+    let data = Writer::new(15).u32(4, u32::MAX).u32(8, u32::MAX);
+    data.u8(14, mode).called("CONNMARK", 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let port = ListenPort::new(15006).unwrap();
+        for family in Family::ALL {
+            for target in [
+                Target::Redirect { port, spelling: RedirectSpelling::ToPorts },
+                Target::Tproxy { mark: Masked { value: 5, mask: 15 }, port },
+                Target::SetMark(Masked::exact(1337)),
+                Target::SaveMark,
+                Target::RestoreMark,
+                Target::Zone(Zone(1)),
+            ] {
+                let Extension { name, revision, data } = write(family, &target).unwrap();
+                assert!(data.len().is_multiple_of(8), "{name}");
+                assert_eq!(read(family, &name, revision, &data), Ok(target));
+            }
+        }
+    }
 }
