@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use millrace_core::observed::Variant;
-use millrace_core::plan::{Change, Effect};
+use millrace_core::plan::{Change, Effect, Groups};
 
 use crate::exec::{self, ExecError, Options};
 use crate::link::{LinkError, Net};
 use crate::lock::{Process, file_holder, holder, xtables_lock_file};
-use crate::nft::{self, NftError};
+use crate::nft::{self, Changes, NftError};
 use crate::tools::{Missing, Role, Tools};
 
 /// An effect did not happen.
@@ -48,6 +48,11 @@ impl EffectError {
         matches!(self, Self::XtablesLock { .. } | Self::Nft(NftError::Changed))
     }
 
+    /// Whether the kernel does not know something that was asked of it.
+    pub const fn is_unsupported(&self) -> bool {
+        matches!(self, Self::Nft(error) if error.is_unsupported())
+    }
+
     /// Whether somebody else made a change since the namespace was looked at.
     pub const fn is_stale(&self) -> bool {
         matches!(self, Self::Nft(NftError::Changed))
@@ -68,6 +73,7 @@ pub fn carry_out(
     tools: &mut Tools,
     deadline: Instant,
     options: &Options,
+    groups: &Groups,
     generation: Option<u32>,
 ) -> Result<Vec<String>, EffectError> {
     match effect {
@@ -82,9 +88,8 @@ pub fn carry_out(
         Effect::Address { change, address } => net.address(*change, *address)?,
         Effect::Route { change, family, table } => net.route(*change, *family, *table)?,
         Effect::IpRule { change, rule } => net.ip_rule(*change, rule)?,
-        Effect::Native { names, tables, .. } => {
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            nft::replace(&names, tables, generation)?;
+        Effect::Native { names, tables, edits, .. } => {
+            nft::change(&Changes { names, tables, edits, groups }, generation)?;
         }
         Effect::Restore { variant, family, input, counters } => {
             let program = tools.path(*variant, *family, Role::Restore)?;

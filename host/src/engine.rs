@@ -8,8 +8,9 @@ use millrace_core::nft::expr::NoGroup;
 use millrace_core::nft::tables::Native;
 use millrace_core::observed::{Observed, Variant};
 use millrace_core::plan::{
-    self, Choice, Context, Effect, Groups, NoVariant, Plan, Tooling, Wanted,
+    self, Choice, Context, Effect, Groups, Means, NoBackend, Plan, Tooling, Wanted, Wish,
 };
+use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Ruleset;
 
 use crate::effect::{self, carry_out};
@@ -33,13 +34,13 @@ pub enum Drift {
     Refuse,
 }
 
-/// Rules that are to be there.
+/// Rules that are to be there: the same capture, for each backend that may be chosen.
 #[derive(Clone, Copy, Debug)]
-pub enum Rules<'a> {
-    /// Of iptables, whichever is chosen.
-    Iptables(&'a Ruleset),
-    /// Of native nftables.
-    Native(&'a Native),
+pub struct Rules<'a> {
+    /// For either iptables.
+    pub iptables: &'a Ruleset,
+    /// For native nftables; none where iptables is asked for.
+    pub native: Option<&'a Native>,
 }
 
 /// What a run is to do.
@@ -47,8 +48,8 @@ pub enum Rules<'a> {
 pub struct Request<'a> {
     /// The rules that are to be there; none for a cleanup.
     pub rules: Option<Rules<'a>>,
-    /// Which iptables must be used.
-    pub variant: Option<Variant>,
+    /// Which backend is asked for.
+    pub wish: Wish,
     /// What to do about differing rules.
     pub drift: Drift,
     /// Write everything, even what is there already.
@@ -68,7 +69,7 @@ pub struct Request<'a> {
 /// What a run did.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Which iptables was used, and why; none when no rules were wanted.
+    /// Which backend was used, and why; none when no rules were wanted.
     pub choice: Option<Choice>,
     /// What was done, or would have been in a dry run.
     pub effects: Vec<Effect>,
@@ -97,9 +98,9 @@ pub enum EngineError {
     /// A group has no number.
     #[error(transparent)]
     NoGroup(#[from] NoGroup),
-    /// No iptables can be used.
+    /// No backend can be used.
     #[error(transparent)]
-    NoVariant(#[from] NoVariant),
+    NoBackend(#[from] NoBackend),
     /// Differing rules are there, and were not to be replaced.
     #[error(
         "rules of an earlier run are there and differ from what is wanted ({}); nothing was \
@@ -171,6 +172,8 @@ pub struct Session {
     nf_tables: Option<bool>,
     /// Whether rules of iptables-legacy can't be seen.
     unseen: bool,
+    /// How the last attempt was to write rules.
+    means: Option<Means>,
     /// The number of the last change of `nf_tables` before the last look.
     generation: Option<u32>,
     warnings: Vec<String>,
@@ -189,6 +192,7 @@ impl Session {
             tools,
             nf_tables: None,
             unseen: false,
+            means: None,
             generation: None,
             warnings: Vec::new(),
         })
@@ -238,8 +242,10 @@ impl Session {
         let deadline = Instant::now() + request.wait;
         let _lock = if request.dry_run { None } else { Some(RunLock::take(deadline)?) };
         let mut pause = FIRST_PAUSE;
+        let mut avoid = Vec::new();
+        let mut refused = None;
         loop {
-            match self.attempt(request, deadline) {
+            match self.attempt(request, &avoid, deadline) {
                 // Somebody else changed nf_tables between the look and the transaction.
                 Err(EngineError::TakenBack { why, .. })
                     if why.is_stale() && Instant::now() + pause < deadline =>
@@ -247,6 +253,16 @@ impl Session {
                     thread::sleep(pause);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
+                // The kernel has nf_tables, but not all that these rules need: another way may do.
+                Err(EngineError::TakenBack { failed, why }) if why.is_unsupported() => {
+                    let error = EngineError::TakenBack { failed, why };
+                    match self.means {
+                        Some(means) if !avoid.contains(&means) => avoid.push(means),
+                        _ => return Err(error),
+                    }
+                    refused = Some(error);
+                }
+                Err(error @ EngineError::NoBackend(_)) => return Err(refused.unwrap_or(error)),
                 Ok(outcome) => {
                     let processes = exec::processes() - processes;
                     return Ok(Outcome { processes, ..outcome });
@@ -260,9 +276,14 @@ impl Session {
     fn attempt(
         &mut self,
         request: &Request<'_>,
+        avoid: &[Means],
         deadline: Instant,
     ) -> Result<Outcome, EngineError> {
-        let (before, unseen) = match self.observe(&request.exec, Look::Fast) {
+        // What programs are to change is read by programs: then each rule has the text they know.
+        let programs =
+            request.wish == Wish::Programs(Variant::Nft) || avoid.contains(&Means::IPTABLES_NFT);
+        let look = if programs { Look::Programs } else { Look::Fast };
+        let (before, unseen) = match self.observe(&request.exec, look) {
             Ok(before) => (before, false),
             // A dry run needs no privilege: it says what it can.
             Err(error) if request.dry_run => {
@@ -271,18 +292,25 @@ impl Session {
             }
             Err(error) => return Err(error),
         };
-        let choice = self.choose(&before, request)?;
+        let choice = self.choose(&before, request, avoid)?;
+        self.means = choice.map(|choice| choice.means);
         let context = Context {
             footprints: FOOTPRINTS,
             groups: request.groups,
             marks: request.marks.clone(),
+            netlink: !programs,
         };
-        let wanted = match (request.rules, choice) {
-            (Some(Rules::Native(native)), _) => Wanted::Native(native),
-            (Some(Rules::Iptables(ruleset)), Some(choice)) => {
-                Wanted::Iptables(ruleset, choice.variant)
+        let wanted = match (request.rules, choice.map(|choice| choice.means.backend)) {
+            (None, _) | (_, None) => Wanted::Nothing,
+            (Some(rules), Some(Backend::IptablesNft)) => {
+                Wanted::Iptables(rules.iptables, Variant::Nft)
             }
-            _ => Wanted::Nothing,
+            (Some(rules), Some(Backend::IptablesLegacy)) => {
+                Wanted::Iptables(rules.iptables, Variant::Legacy)
+            }
+            (Some(rules), Some(Backend::Nftables)) => {
+                rules.native.map_or(Wanted::Nothing, Wanted::Native)
+            }
         };
         let plan = plan::plan(&before, wanted, request.everything, &context);
         let refused =
@@ -303,19 +331,22 @@ impl Session {
         })
     }
 
-    /// The iptables that rules are written with; none when none are.
+    /// How rules are written; none when none are.
     fn choose(
         &mut self,
         before: &Observed,
         request: &Request<'_>,
+        avoid: &[Means],
     ) -> Result<Option<Choice>, EngineError> {
-        if !matches!(request.rules, Some(Rules::Iptables(_))) {
-            return Ok(None);
-        }
+        let Some(rules) = request.rules else { return Ok(None) };
         let mut tooling = self.tooling();
         // Where they can't be seen they can't be written either.
         tooling.legacy &= !self.unseen;
-        Ok(Some(plan::choose(before, request.variant, tooling, FOOTPRINTS)?))
+        let mut avoid = avoid.to_vec();
+        if rules.native.is_none() {
+            avoid.push(Means::NFTABLES);
+        }
+        Ok(Some(plan::choose(before, request.wish, tooling, FOOTPRINTS, &avoid)?))
     }
 
     fn carry_out(
@@ -328,8 +359,7 @@ impl Session {
     ) -> Result<(), EngineError> {
         let mut generation = self.generation;
         for done in &plan.effects {
-            let (net, tools) = (&mut self.net, &mut self.tools);
-            let result = carry_out(done, net, tools, deadline, &request.exec, generation);
+            let result = self.effect(done, deadline, request, generation);
             match result {
                 Ok(warnings) => {
                     self.warnings.extend(warnings);
@@ -351,6 +381,18 @@ impl Session {
         Ok(())
     }
 
+    fn effect(
+        &mut self,
+        effect: &Effect,
+        deadline: Instant,
+        request: &Request<'_>,
+        generation: Option<u32>,
+    ) -> Result<Vec<String>, effect::EffectError> {
+        let (net, tools) = (&mut self.net, &mut self.tools);
+        let (options, groups) = (&request.exec, request.groups);
+        carry_out(effect, net, tools, deadline, options, groups, generation)
+    }
+
     /// Put back what was there before. Every part is tried, whatever fails.
     fn take_back(
         &mut self,
@@ -358,12 +400,12 @@ impl Session {
         request: &Request<'_>,
         context: &Context<'_>,
     ) -> Result<(), String> {
-        let now = self.observe(&request.exec, Look::Fast).map_err(|e| e.to_string())?;
+        let look = if context.netlink { Look::Fast } else { Look::Programs };
+        let now = self.observe(&request.exec, look).map_err(|e| e.to_string())?;
         let deadline = Instant::now() + request.wait;
         let mut failures = Vec::new();
         for effect in plan::rollback(before, &now, context) {
-            let result =
-                carry_out(&effect, &mut self.net, &mut self.tools, deadline, &request.exec, None);
+            let result = self.effect(&effect, deadline, request, None);
             if let Err(error) = result {
                 failures.push(format!("{effect}: {error}"));
             }

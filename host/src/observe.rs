@@ -66,6 +66,8 @@ pub enum ObserveError {
 pub enum Look {
     /// As fast as it goes: the kernel is asked, and a program only where that is not enough.
     Fast,
+    /// As that, but iptables-nft by its programs, so that what is there can be changed by them.
+    Programs,
     /// By the programs alone, so that every rule has the text that people know.
     Verbatim,
 }
@@ -104,9 +106,12 @@ pub fn observe(
     let deadline = Instant::now() + PATIENCE;
     let mut running = Vec::new();
     let mut holdings = Vec::new();
-    let Holds { held, native, nf_tables, unseen, generation } = holds()?;
+    let Holds { held, iptables, native, nf_tables, unseen, generation } = holds(look)?;
+    for (family, dump) in iptables {
+        holdings.push(Holding { variant: Variant::Nft, family, dump });
+    }
     for Held { variant, family, tables } in held {
-        if variant == Variant::Legacy && look == Look::Fast {
+        if variant == Variant::Legacy && look != Look::Verbatim {
             let names: Vec<&str> = tables.iter().map(String::as_str).collect();
             if let Some(dump) = xtables::read(family, &names) {
                 holdings.push(Holding { variant, family, dump });
@@ -146,8 +151,10 @@ struct Held {
 
 /// What there is.
 struct Holds {
-    /// Tables of iptables.
+    /// Tables of iptables that were not read yet.
     held: Vec<Held>,
+    /// Tables of iptables-nft.
+    iptables: Vec<(Family, Dump)>,
     /// Native nftables tables that are called like ours.
     native: NativeTables,
     /// Whether the kernel has `nf_tables`.
@@ -158,28 +165,22 @@ struct Holds {
     generation: Option<u32>,
 }
 
-fn holds() -> Result<Holds, ObserveError> {
+fn holds(look: Look) -> Result<Holds, ObserveError> {
     let mut held = Vec::new();
-    // Asked first: what changes while the rest is looked at is noticed then.
-    let generation = nft::generation()?;
-    let nf_tables = nft::tables()?;
-    let ours = |(family, name): &(TableFamily, String)| {
-        *family == TableFamily::Inet && NFT_TABLES.contains(&name.as_str())
-    };
-    let native = if nf_tables.iter().flatten().any(ours) {
-        nft::read(NFT_TABLES)?
-    } else {
-        NativeTables::new()
-    };
+    let by_netlink = look == Look::Fast;
+    let seen = nft::look(nft::Wanted { native: NFT_TABLES, iptables: by_netlink })?;
+    let nf_tables = seen.is_some();
+    let nft::Look { generation, tables, native, iptables } = seen.unwrap_or_default();
     let mut unseen = None;
     for family in Family::ALL {
         let of_family = |(f, name): &(TableFamily, String)| {
             (*f == TableFamily::Ip(family)).then(|| name.clone())
         };
-        let nft = nf_tables.iter().flatten().filter_map(of_family).collect();
+        let nft =
+            if by_netlink { Vec::new() } else { tables.iter().filter_map(of_family).collect() };
         let legacy = match legacy_tables(family) {
             // The file is root's alone, while nf_tables is there for who has NET_ADMIN.
-            Err(error) if nf_tables.is_some() && error.is_forbidden() => {
+            Err(error) if nf_tables && error.is_forbidden() => {
                 unseen = Some(error);
                 Vec::new()
             }
@@ -192,7 +193,7 @@ fn holds() -> Result<Holds, ObserveError> {
             }
         }
     }
-    Ok(Holds { held, native, nf_tables: nf_tables.is_some(), unseen, generation })
+    Ok(Holds { held, iptables, native, nf_tables, unseen, generation })
 }
 
 /// The tables that iptables-legacy has made. The files are missing where the kernel has no such

@@ -3,15 +3,18 @@
 use std::fs;
 use std::path::Path;
 
-use millrace_core::dialect::native::NFT_LAYOUT;
-use millrace_core::nft::expr::{Comparison, CtField, Expr, MetaField, Verdict};
-use millrace_core::nft::tables::{Base, NativeChain};
+use millrace_core::iptables::DumpRule;
+use millrace_core::nft::expr::{Comparison, CtField, Expr, MetaField};
+use millrace_core::nft::tables::Base;
+use millrace_core::nft::xtables::{XtRule, builtin_chain, encode};
 use millrace_core::observed::Variant;
+use millrace_core::plan::Groups;
 use millrace_core::preflight::{Backend, Finding};
+use millrace_core::ruleset::{Hook, Table};
 use millrace_core::value::Family;
 use nix::errno::Errno;
 
-use crate::nft::{self, NftError};
+use crate::nft::{self, NftError, TableFamily};
 use crate::tools::{Role, Tools};
 
 use Backend::{IptablesLegacy, IptablesNft, Nftables};
@@ -25,6 +28,7 @@ pub fn look() -> Vec<Finding> {
     let mut findings = capabilities();
     findings.push(nf_tables());
     findings.extend(expressions());
+    findings.extend(of_iptables());
     findings.push(legacy());
     findings.extend(programs());
     findings.push(ipv6());
@@ -52,7 +56,7 @@ fn capabilities() -> Vec<Finding> {
 fn nf_tables() -> Finding {
     let what = "nf_tables in the kernel";
     let needed_by = [IptablesNft, Nftables];
-    match nft::tables() {
+    match nft::look(nft::Wanted { native: &[], iptables: false }) {
         Ok(Some(_)) => finding(what, true, "", &needed_by),
         Ok(None) => finding(what, false, "load nf_tables (CONFIG_NF_TABLES)", &needed_by),
         Err(error) => finding(what, false, &format!("it can't be asked: {error}"), &needed_by),
@@ -68,57 +72,118 @@ fn expressions() -> Vec<Finding> {
     let nat = [&tcp()[..], &[port(), Expr::Redirect]].concat();
     let tproxy = [&v4()[..], &tcp(), &[port(), Expr::Tproxy(Family::V4)]].concat();
     let tries = [
+        ("redirection (nft_redir, nft_nat)", "nat", -100, nat, &[Nftables][..]),
         (
-            "address translation (nft_redir, nft_nat)",
-            "nat",
-            -100,
-            nat,
-            "nft_redir (CONFIG_NFT_REDIR), nft_nat and nft_chain_nat",
-        ),
-        (
-            "connection tracking (nft_ct)",
+            "connection tracking (conntrack, nft_ct)",
             "filter",
             -150,
             vec![Expr::LoadCt(CtField::State)],
-            "nft_ct (CONFIG_NFT_CT)",
+            &[Nftables],
         ),
         (
             "conntrack zones (nft_ct)",
             "filter",
             -300,
             vec![zone(), Expr::StoreCt(CtField::Zone)],
-            "nft_ct (CONFIG_NFT_CT, CONFIG_NF_CONNTRACK_ZONES)",
+            &[Nftables],
         ),
+        ("transparent proxying (nft_tproxy)", "filter", -150, tproxy, &[Nftables]),
         (
-            "transparent proxying (nft_tproxy)",
+            "transparent sockets (nft_socket), which no rule asks for",
             "filter",
             -150,
-            tproxy,
-            "nft_tproxy (CONFIG_NFT_TPROXY)",
+            vec![Expr::LoadTransparent],
+            &[],
         ),
     ];
     tries
         .into_iter()
-        .map(|(what, kind, priority, mut rule, module)| {
-            rule.push(Expr::Verdict(Verdict::Accept));
+        .map(|(what, kind, priority, exprs, needed_by)| {
             let base = Base { kind: kind.to_owned(), hook: 0, priority };
-            let chain = NativeChain { base: Some(base), rules: vec![Ok(rule)] };
-            let name = format!("{}-preflight", NFT_LAYOUT.nat);
-            match nft::rehearse(&vec![(name, vec![("prerouting".to_owned(), chain)])]) {
-                Ok(()) => finding(what, true, "", &[Nftables]),
-                Err(NftError::Rejected { why: Errno::EPERM, .. }) => {
-                    finding(what, false, "it can't be asked for without NET_ADMIN", &[])
-                }
-                Err(NftError::Rejected { why, .. }) => finding(
-                    what,
-                    false,
-                    &format!("load {module}; the kernel says {why}"),
-                    &[Nftables],
-                ),
-                Err(error) => finding(what, false, &error.to_string(), &[Nftables]),
-            }
+            tried(
+                what.to_owned(),
+                (TableFamily::Inet, "millrace-preflight"),
+                &base,
+                &XtRule { exprs, protocol: None },
+                needed_by,
+            )
         })
         .collect()
+}
+
+/// A rule for each match and target that iptables' rules have.
+const OF_IPTABLES: [(&str, Table, Hook, &str); 9] = [
+    ("match owner", Table::Nat, Hook::Output, "-m owner --uid-owner 0 -j RETURN"),
+    ("match multiport", Table::Nat, Hook::Output, "-p tcp -m multiport --dports 1,2 -j RETURN"),
+    (
+        "match conntrack",
+        Table::Mangle,
+        Hook::Prerouting,
+        "-p tcp -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN",
+    ),
+    ("match connmark", Table::Mangle, Hook::Output, "-p tcp -m connmark --mark 0x1 -j RETURN"),
+    ("target REDIRECT", Table::Nat, Hook::Output, "-p tcp -j REDIRECT --to-ports 15001"),
+    ("target MARK", Table::Mangle, Hook::Output, "-p tcp -j MARK --set-xmark 0x1/0xffffffff"),
+    (
+        "target CONNMARK",
+        Table::Mangle,
+        Hook::Output,
+        "-p tcp -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+    ),
+    (
+        "target TPROXY",
+        Table::Mangle,
+        Hook::Prerouting,
+        "-p tcp -j TPROXY --on-port 15006 --on-ip 0.0.0.0 --tproxy-mark 0x1/0xffffffff",
+    ),
+    ("target CT", Table::Raw, Hook::Output, "-p udp -j CT --zone 1"),
+];
+
+/// The same for what iptables' rules are made of.
+fn of_iptables() -> Vec<Finding> {
+    let rule = |text: &str| {
+        let rule = DumpRule::from_text(text, None).rule.ok()?;
+        encode(&rule, Family::V4, &Groups::new()).ok()
+    };
+    OF_IPTABLES
+        .into_iter()
+        .filter_map(|(name, table, hook, text)| {
+            let (kind, priority) = builtin_chain(table, hook)?;
+            let base = Base { kind: kind.to_owned(), hook: hook.number(), priority };
+            let what = format!("iptables' {name} (nft_compat)");
+            Some(tried(
+                what,
+                (TableFamily::Ip(Family::V4), table.as_str()),
+                &base,
+                &rule(text)?,
+                &[IptablesNft],
+            ))
+        })
+        .collect()
+}
+
+fn tried(
+    what: String,
+    (family, table): (TableFamily, &str),
+    base: &Base,
+    rule: &XtRule,
+    needed_by: &[Backend],
+) -> Finding {
+    match nft::rehearse(family, table, base, rule) {
+        Ok(()) => finding(what, true, "", needed_by),
+        Err(NftError::Rejected { why: Errno::EPERM, .. }) => {
+            finding(what, false, "it can't be asked for without NET_ADMIN", &[])
+        }
+        Err(NftError::Rejected { why, needs, .. }) if nft::is_missing(why) && !needs.is_empty() => {
+            finding(
+                what,
+                false,
+                &format!("load {}; the kernel says {why}", needs.join(" or ")),
+                needed_by,
+            )
+        }
+        Err(error) => finding(what, false, &error.to_string(), needed_by),
+    }
 }
 
 fn legacy() -> Finding {
@@ -134,14 +199,16 @@ fn legacy() -> Finding {
 fn programs() -> Vec<Finding> {
     let mut tools = Tools::default();
     let mut findings = Vec::new();
-    for (variant, backend) in [(Variant::Nft, IptablesNft), (Variant::Legacy, IptablesLegacy)] {
+    // Rules of iptables-nft need no program, unless one is asked for.
+    for (variant, backend) in [(Variant::Nft, None), (Variant::Legacy, Some(IptablesLegacy))] {
         for family in Family::ALL {
             let missing = [Role::Save, Role::Restore]
                 .into_iter()
                 .find_map(|role| tools.path(variant, family, role).err());
             let remedy = missing.as_ref().map(ToString::to_string).unwrap_or_default();
             // A pod without IPv6 can do without the IPv6 half.
-            let needed_by = if family == Family::V4 { vec![backend] } else { Vec::new() };
+            let needed_by: Vec<Backend> =
+                backend.filter(|_| family == Family::V4).into_iter().collect();
             let what = format!("programs of {variant} for {family}");
             findings.push(finding(what, missing.is_none(), &remedy, &needed_by));
         }

@@ -1,11 +1,13 @@
-//! Expressions to netlink attributes and back.
+//! Expressions to netlink attributes and back (`linux/netfilter/nf_tables.h`,
+//! `linux/netfilter/nf_tables_compat.h`).
 
+use millrace_core::iptables::{Counters, Extension};
 use millrace_core::nft::expr::{
     Comparison, CtField, Expr, Header, MetaField, Verdict as CoreVerdict, nfproto,
 };
 use millrace_core::nft::set::Set;
 use millrace_core::value::Family;
-use netlink_packet_core::{DefaultNla, Nla as _};
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED, Nla as _, NlaBuffer, NlasIterator};
 use netlink_packet_netfilter::nftables::{
     Bitwise, Cmp, DataAttribute, Expressions, Immediate, Lookup, Meta, MetaKey, Operator, Payload,
     Register, Verdict, VerdictAttribute,
@@ -20,8 +22,23 @@ const CT: (u16, u16, u16) = (1, 2, 4);
 const REDIR: (u16, u16) = (1, 3);
 /// `NF_NAT_RANGE_PROTO_SPECIFIED`
 const PORT_SPECIFIED: u32 = 2;
+/// `NFTA_SOCKET_KEY`, `NFTA_SOCKET_DREG`
+const SOCKET: (u16, u16) = (1, 2);
+/// `NFT_SOCKET_TRANSPARENT`
+const TRANSPARENT: u32 = 0;
 /// `NFTA_TPROXY_FAMILY`, `NFTA_TPROXY_REG_PORT`
 const TPROXY: (u16, u16) = (1, 3);
+/// `NFTA_RANGE_SREG`, `NFTA_RANGE_OP`, `NFTA_RANGE_FROM_DATA`, `NFTA_RANGE_TO_DATA`
+const RANGE: (u16, u16, u16, u16) = (1, 2, 3, 4);
+/// `NFT_RANGE_EQ`, `NFT_RANGE_NEQ`
+const WITHIN: u32 = 0;
+const OUTSIDE: u32 = 1;
+/// `NFTA_DATA_VALUE`
+const DATA_VALUE: u16 = 1;
+/// `NFTA_MATCH_NAME`, `NFTA_MATCH_REV`, `NFTA_MATCH_INFO`; the same numbers for a target.
+const EXTENSION: (u16, u16, u16) = (1, 2, 3);
+/// `NFTA_COUNTER_BYTES`, `NFTA_COUNTER_PACKETS`
+const COUNTER: (u16, u16) = (1, 2);
 /// `NFT_LOOKUP_F_INV`
 const INVERTED: u32 = 1;
 /// `NF_DROP`, `NF_ACCEPT`
@@ -63,6 +80,24 @@ fn own(kind: u16, value: u32) -> DefaultNla {
     DefaultNla::new(kind, value.to_be_bytes().to_vec())
 }
 
+/// A value in an attribute of its own.
+fn data(kind: u16, value: &[u8]) -> DefaultNla {
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    let mut bytes = [length.to_ne_bytes(), DATA_VALUE.to_ne_bytes()].concat();
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    DefaultNla::new(kind | NLA_F_NESTED, bytes)
+}
+
+fn extension(extension: &Extension) -> Vec<DefaultNla> {
+    let name = [extension.name.as_bytes(), &[0]].concat();
+    vec![
+        DefaultNla::new(EXTENSION.0, name),
+        own(EXTENSION.1, extension.revision.into()),
+        DefaultNla::new(EXTENSION.2, extension.data.clone()),
+    ]
+}
+
 fn other(name: &str, attributes: Vec<DefaultNla>) -> Expressions {
     Expressions::Other { expression_type: name.to_owned(), attributes }
 }
@@ -81,6 +116,9 @@ pub(super) fn encode(expr: &Expr, set_id: u32) -> Expressions {
         }
         Expr::LoadCt(field) => other("ct", vec![own(CT.1, ct_key(*field)), own(CT.0, register)]),
         Expr::StoreCt(field) => other("ct", vec![own(CT.1, ct_key(*field)), own(CT.2, register)]),
+        Expr::LoadTransparent => {
+            other("socket", vec![own(SOCKET.0, TRANSPARENT), own(SOCKET.1, register)])
+        }
         Expr::LoadPayload { header, offset, length } => Expressions::Payload(vec![
             Payload::DestinationRegister(REGISTER),
             Payload::Base(base(*header)),
@@ -103,12 +141,23 @@ pub(super) fn encode(expr: &Expr, set_id: u32) -> Expressions {
             Cmp::Op(operator(*how)),
             Cmp::Data(value(data)),
         ]),
+        Expr::Range { negated, first, last } => other(
+            "range",
+            vec![
+                own(RANGE.0, register),
+                own(RANGE.1, if *negated { OUTSIDE } else { WITHIN }),
+                data(RANGE.2, first),
+                data(RANGE.3, last),
+            ],
+        ),
         Expr::Lookup { negated, .. } => Expressions::Lookup(vec![
             Lookup::Set(super::batch::ANONYMOUS.to_owned()),
             Lookup::SourceRegister(REGISTER),
             Lookup::SetId(set_id),
             Lookup::Flags(if *negated { INVERTED } else { 0 }),
         ]),
+        Expr::Match(match_of_iptables) => other("match", extension(match_of_iptables)),
+        Expr::Target(target) => other("target", extension(target)),
         // Without attributes it starts at zero.
         Expr::Counter => other("counter", Vec::new()),
         Expr::Redirect => {
@@ -263,17 +312,56 @@ fn decode_lookup(lookup: &[Lookup], set: impl Fn(&str) -> Option<Set>) -> Option
     set(name).map(|set| Expr::Lookup { negated, set })
 }
 
+/// The bytes of an attribute.
+fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
+    let found = attributes.iter().find(|a| a.kind() & !NLA_F_NESTED == kind)?;
+    let mut bytes = vec![0; found.value_len()];
+    found.emit_value(&mut bytes);
+    Some(bytes)
+}
+
+/// A value in an attribute of its own.
+fn inner(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
+    let bytes = value(attributes, kind)?;
+    let found = NlasIterator::new(bytes.as_slice())
+        .filter_map(Result::ok)
+        .find(|nla: &NlaBuffer<&[u8]>| nla.kind() == DATA_VALUE)?;
+    Some(found.value().to_vec())
+}
+
+fn decode_extension(attributes: &[DefaultNla]) -> Option<Extension> {
+    let name = value(attributes, EXTENSION.0)?;
+    let name = String::from_utf8(name.into_iter().take_while(|byte| *byte != 0).collect()).ok()?;
+    let revision = u32::from_be_bytes(value(attributes, EXTENSION.1)?.try_into().ok()?);
+    let revision = u8::try_from(revision).ok()?;
+    Some(Extension { name, revision, data: value(attributes, EXTENSION.2)? })
+}
+
+/// What a counter among the expressions of a rule has seen.
+pub(super) fn counters(expressions: &Expressions) -> Option<Counters> {
+    let Expressions::Other { expression_type, attributes } = expressions else { return None };
+    let get = |kind| Some(u64::from_be_bytes(value(attributes, kind)?.try_into().ok()?));
+    let seen = Counters { bytes: get(COUNTER.0)?, packets: get(COUNTER.1)? };
+    (expression_type == "counter").then_some(seen)
+}
+
 /// Expressions that the message library leaves as they are.
 fn decode_own(name: &str, attributes: &[DefaultNla]) -> Option<Expr> {
-    let get = |kind: u16| {
-        let found = attributes.iter().find(|a| a.kind() == kind)?;
-        let mut bytes = vec![0; found.value_len()];
-        found.emit_value(&mut bytes);
-        Some(u32::from_be_bytes(bytes.try_into().ok()?))
-    };
+    let get = |kind| Some(u32::from_be_bytes(value(attributes, kind)?.try_into().ok()?));
     let register = u32::from(REGISTER);
     match name {
         "counter" => Some(Expr::Counter),
+        "match" => decode_extension(attributes).map(Expr::Match),
+        "target" => decode_extension(attributes).map(Expr::Target),
+        "range" => {
+            let negated = match get(RANGE.1)? {
+                WITHIN => false,
+                OUTSIDE => true,
+                _ => return None,
+            };
+            let (first, last) = (inner(attributes, RANGE.2)?, inner(attributes, RANGE.3)?);
+            (get(RANGE.0) == Some(register)).then_some(Expr::Range { negated, first, last })
+        }
         "ct" => {
             let key = get(CT.1)?;
             let field = [CtField::State, CtField::Mark, CtField::Zone]
@@ -283,6 +371,10 @@ fn decode_own(name: &str, attributes: &[DefaultNla]) -> Option<Expr> {
                 return Some(Expr::LoadCt(field));
             }
             (get(CT.2) == Some(register)).then_some(Expr::StoreCt(field))
+        }
+        "socket" => {
+            let asked = get(SOCKET.0)? == TRANSPARENT;
+            (asked && get(SOCKET.1) == Some(register)).then_some(Expr::LoadTransparent)
         }
         "redir" => (get(REDIR.0) == Some(register)).then_some(Expr::Redirect),
         "tproxy" => {

@@ -3,7 +3,10 @@
 use millrace_core::nft::expr::Expr;
 use millrace_core::nft::set::{Set, SetKind, successor};
 use millrace_core::nft::tables::{Base, NativeChain, NativeTables};
+use millrace_core::nft::xtables::XtRule;
+use millrace_core::plan::{Groups, TableEdit};
 use netlink_packet_core::NLM_F_APPEND;
+use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, Hook, HookNumber, InetHookNumber, ListAttribute,
     NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute,
@@ -12,74 +15,102 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use super::attributes::encode;
+use super::read::TableFamily;
 use super::socket::{Connection, NftError, Step};
+use super::xtables::{self, netlink_family};
 
 /// The name of a set without a name; the kernel puts a number in.
 pub(super) const ANONYMOUS: &str = "__set%d";
 
-/// Put `wanted` in the place of the tables called `names`, in one transaction: nobody ever sees
-/// anything between. A table that is wanted and there already must be among `names`. With the number
-/// of a generation, it happens only if nothing has changed since.
+/// What one transaction does.
+#[derive(Clone, Copy, Debug)]
+pub struct Changes<'a> {
+    /// Native tables that go. A table that is wanted and there already must be among them.
+    pub names: &'a [String],
+    /// Native tables that come.
+    pub tables: &'a NativeTables,
+    /// Edits of the tables of iptables-nft.
+    pub edits: &'a [TableEdit],
+    /// Group names and their numbers.
+    pub groups: &'a Groups,
+}
+
+/// Make changes in one transaction: nobody ever sees anything between. With the number of a
+/// generation, it happens only if nothing has changed since.
 ///
 /// # Errors
-/// When the kernel refuses, or a rule came from it and was not understood; nothing has happened
-/// then.
-pub fn replace(
-    names: &[&str],
-    wanted: &NativeTables,
-    generation: Option<u32>,
-) -> Result<(), NftError> {
+/// When the kernel refuses, or a rule can't be written; nothing has happened then.
+pub fn change(changes: &Changes<'_>, generation: Option<u32>) -> Result<(), NftError> {
     let connection = Connection::open()?.ok_or(NftError::Absent)?;
-    let mut batch = Batch::default();
-    for name in names {
+    let mut batch = Batch::new(NetfilterProtoFamily::Inet);
+    for name in changes.names {
         // One that has gone in the meantime can't be deleted, so it is made first.
         batch.step(NfTablesMessage::NewTable(table(name)), format!("table {name}"));
         batch.step(NfTablesMessage::DeleteTable(table(name)), format!("table {name}"));
     }
-    for (name, content) in wanted {
+    for (name, content) in changes.tables {
         batch.table(name, content)?;
+    }
+    for edit in changes.edits {
+        xtables::edit(&mut batch, edit, changes.groups)?;
     }
     connection.transact(&batch.steps, generation)
 }
 
-/// Whether the kernel would take these tables, without making them: modules that they need may be
-/// loaded by it, nothing else happens.
+/// Whether the kernel would take a rule in a chain of its own in a table of this name, without making it: modules that it needs may be loaded by
+/// the kernel, nothing else happens.
 ///
 /// # Errors
 /// What the kernel would refuse, and why.
-pub fn rehearse(wanted: &NativeTables) -> Result<(), NftError> {
+pub fn rehearse(
+    family: TableFamily,
+    name: &str,
+    base: &Base,
+    rule: &XtRule,
+) -> Result<(), NftError> {
+    const CHAIN: &str = "millrace-preflight";
     let connection = Connection::open()?.ok_or(NftError::Absent)?;
-    let mut batch = Batch::default();
-    for (name, content) in wanted {
-        batch.table(name, content)?;
-    }
+    let mut batch = Batch::new(match family {
+        TableFamily::Inet => NetfilterProtoFamily::Inet,
+        TableFamily::Ip(family) => netlink_family(family),
+    });
+    batch.step(NfTablesMessage::NewTable(table(name)), "a table".to_owned());
+    batch.chain(name, CHAIN, Some(base));
+    let compat = rule.protocol.map(xtables::compat);
+    batch.rule(name, CHAIN, "a rule".to_owned(), &rule.exprs, compat);
     connection.rehearse(&batch.steps)
 }
 
-fn table(name: &str) -> TableMessage {
+pub(super) fn table(name: &str) -> TableMessage {
     TableMessage { attributes: vec![TableAttribute::Name(name.to_owned())] }
 }
 
-#[derive(Default)]
-struct Batch {
+/// A transaction that is being made.
+pub(super) struct Batch {
     steps: Vec<Step>,
     sets: u32,
+    /// The family of the tables that the next steps are about.
+    pub(super) family: NetfilterProtoFamily,
 }
 
 impl Batch {
-    fn step(&mut self, message: NfTablesMessage, what: String) {
-        self.steps.push(Step { message, flags: 0, what });
+    const fn new(family: NetfilterProtoFamily) -> Self {
+        Self { steps: Vec::new(), sets: 0, family }
+    }
+
+    pub(super) fn step(&mut self, message: NfTablesMessage, what: String) {
+        self.flagged(message, 0, what);
+    }
+
+    pub(super) fn flagged(&mut self, message: NfTablesMessage, flags: u16, what: String) {
+        self.steps.push(Step { family: self.family, message, flags, what });
     }
 
     fn table(&mut self, name: &str, content: &[(String, NativeChain)]) -> Result<(), NftError> {
         self.step(NfTablesMessage::NewTable(table(name)), format!("table {name}"));
         // Rules jump to chains, so that all of these come first.
         for (chain, content) in content {
-            let mut attributes =
-                vec![ChainAttribute::Table(name.to_owned()), ChainAttribute::Name(chain.clone())];
-            attributes.extend(content.base.iter().flat_map(base));
-            let message = NfTablesMessage::NewChain(ChainMessage { attributes });
-            self.step(message, format!("chain {chain} of table {name}"));
+            self.chain(name, chain, content.base.as_ref());
         }
         for (chain, content) in content {
             for (index, rule) in content.rules.iter().enumerate() {
@@ -88,13 +119,29 @@ impl Batch {
                     what: what(),
                     expression: expression.clone(),
                 })?;
-                self.rule(name, chain, what(), rule);
+                self.rule(name, chain, what(), rule, None);
             }
         }
         Ok(())
     }
 
-    fn rule(&mut self, table: &str, chain: &str, what: String, rule: &[Expr]) {
+    /// A chain that is made if it is not there.
+    pub(super) fn chain(&mut self, table: &str, chain: &str, hangs: Option<&Base>) {
+        let mut attributes =
+            vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(chain.to_owned())];
+        attributes.extend(hangs.into_iter().flat_map(base));
+        let message = NfTablesMessage::NewChain(ChainMessage { attributes });
+        self.step(message, format!("chain {chain} of table {table}"));
+    }
+
+    fn rule(
+        &mut self,
+        table: &str,
+        chain: &str,
+        what: String,
+        rule: &[Expr],
+        compat: Option<RuleAttribute>,
+    ) {
         let mut expressions = Vec::new();
         for expr in rule {
             if let Expr::Lookup { set, .. } = expr {
@@ -102,16 +149,14 @@ impl Batch {
             }
             expressions.push(ListAttribute::from(encode(expr, self.sets)));
         }
-        let attributes = vec![
+        let mut attributes = vec![
             RuleAttribute::Table(table.to_owned()),
             RuleAttribute::Chain(chain.to_owned()),
             RuleAttribute::Expressions(expressions),
         ];
-        self.steps.push(Step {
-            message: NfTablesMessage::NewRule(RuleMessage { attributes }),
-            flags: NLM_F_APPEND,
-            what,
-        });
+        attributes.extend(compat);
+        let message = NfTablesMessage::NewRule(RuleMessage { attributes });
+        self.flagged(message, NLM_F_APPEND, what);
     }
 
     /// A set that belongs to the next rule alone.
@@ -190,7 +235,8 @@ fn intervals_of(set: &Set) -> Vec<Element> {
     elements
 }
 
-fn base(base: &Base) -> [ChainAttribute; 3] {
+/// Where a chain hangs. Without a policy, a new one accepts and one that is there keeps its own.
+fn base(base: &Base) -> [ChainAttribute; 2] {
     let number = HookNumber::Inet(InetHookNumber::from(base.hook));
     [
         ChainAttribute::Hook(vec![
@@ -198,7 +244,5 @@ fn base(base: &Base) -> [ChainAttribute; 3] {
             Hook::Priority(base.priority.cast_unsigned()),
         ]),
         ChainAttribute::Type(base.kind.clone()),
-        // NF_ACCEPT
-        ChainAttribute::Policy(1),
     ]
 }

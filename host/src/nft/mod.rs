@@ -7,7 +7,8 @@ mod read;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod xtables;
 
-pub use batch::{rehearse, replace};
-pub use read::{TableFamily, generation, is_supported, read, tables};
-pub use socket::NftError;
+pub use batch::{Changes, change, rehearse};
+pub use read::{Look, TableFamily, Wanted, is_supported, look};
+pub use socket::{NftError, is_missing};

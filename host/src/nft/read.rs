@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use millrace_core::iptables::{ChainDump, Dump, TableDump};
 use millrace_core::nft::set::{Set, SetKind, predecessor};
-use millrace_core::nft::tables::{Base, NativeChain, NativeTable, NativeTables};
+use millrace_core::nft::tables::{Base, NativeChain, NativeTable, NativeTables, named};
 use millrace_core::value::Family;
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, DataAttribute, ExpressionAttribute, Hook, ListAttribute,
-    NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute,
-    SetElementFlags, SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute,
-    TableMessage,
+    ChainAttribute, ChainMessage, DataAttribute, Hook, ListAttribute, NfTablesMessage,
+    RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute, SetElementFlags, SetElementList,
+    SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage,
 };
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 
 use super::attributes::decode;
-use super::socket::{Connection, INET, NftError};
+use super::socket::{Connection, NftError};
+use super::xtables;
 
 /// The family of a table that Millrace has to do with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,36 +26,126 @@ pub enum TableFamily {
     Inet,
 }
 
-/// The tables of `nf_tables` by name; `None` when the kernel has no `nf_tables`.
-///
-/// # Errors
-/// When the kernel can't be asked.
-pub fn tables() -> Result<Option<Vec<(TableFamily, String)>>, NftError> {
-    let Some(connection) = Connection::open()? else { return Ok(None) };
-    let request = NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() });
-    let answers = connection.dump(NetfilterProtoFamily::Unspec, request, "tables")?;
-    Ok(answers.map(|answers| answers.iter().filter_map(table).collect()))
+/// What a namespace's `nf_tables` holds.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// The number of the last change of anything.
+    pub generation: Option<u32>,
+    /// All tables, by name.
+    pub tables: Vec<(TableFamily, String)>,
+    /// Native tables, of those that were asked for.
+    pub native: NativeTables,
+    /// Tables of iptables-nft.
+    pub iptables: Vec<(Family, Dump)>,
 }
 
-/// The number of the last change of `nf_tables`; `None` when the kernel has none.
+/// Which rules are read.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Native tables of family `inet` with these names.
+    pub native: &'a [&'a str],
+    /// Whether those of iptables-nft are.
+    pub iptables: bool,
+}
+
+/// How often to look again when somebody changes what is looked at.
+const TRIES: usize = 20;
+
+/// Look; `None` when the kernel has no `nf_tables`. All that is seen was there at one moment.
 ///
 /// # Errors
-/// When the kernel can't be asked.
-pub fn generation() -> Result<Option<u32>, NftError> {
-    Connection::open()?.map_or(Ok(None), |connection| connection.generation())
+/// When the kernel can't be asked, or others never stop making changes.
+pub fn look(wanted: Wanted<'_>) -> Result<Option<Look>, NftError> {
+    let Some(connection) = Connection::open()? else { return Ok(None) };
+    for _ in 0..TRIES {
+        match look_once(&connection, wanted) {
+            Err(NftError::Changed) => {}
+            result => return result,
+        }
+    }
+    Err(NftError::Changed)
+}
+
+fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>, NftError> {
+    let generation = connection.generation()?;
+    let request = NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() });
+    let Some(answers) = connection.dump(NetfilterProtoFamily::Unspec, request, "tables")? else {
+        return Ok(None);
+    };
+    let tables: Vec<(TableFamily, String)> = answers.iter().filter_map(table).collect();
+    let mut found = Look { generation, ..Look::default() };
+    for (family, name) in &tables {
+        match family {
+            TableFamily::Inet if wanted.native.contains(&name.as_str()) => {
+                found.native.push((name.clone(), NativeTable::new()));
+            }
+            TableFamily::Ip(family) if wanted.iptables && xtables::known(name) => {
+                let table = TableDump { name: name.clone(), chains: Vec::new() };
+                match found.iptables.iter_mut().find(|(f, _)| f == family) {
+                    Some((_, dump)) => dump.tables.push(table),
+                    None => found.iptables.push((*family, Dump { tables: vec![table] })),
+                }
+            }
+            _ => {}
+        }
+    }
+    found.tables = tables;
+    if found.native.is_empty() && found.iptables.is_empty() {
+        return Ok(Some(found));
+    }
+    let dump = |request, what| {
+        let answers = connection.dump(NetfilterProtoFamily::Unspec, request, what)?;
+        let inner = answers.unwrap_or_default().into_iter();
+        let inner = inner.filter_map(|answer| match answer.inner {
+            NetfilterMessageInner::NfTables(message) => Some((answer.header.family, message)),
+            _ => None,
+        });
+        Ok::<_, NftError>(inner.collect::<Vec<_>>())
+    };
+    let request = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
+    for (family, message) in dump(request, "chains")? {
+        let NfTablesMessage::NewChain(chain) = message else { continue };
+        match ip_family(family) {
+            None if family == NetfilterProtoFamily::Inet => add_chain(&mut found.native, &chain),
+            Some(family) => add_iptables_chain(&mut found.iptables, family, &chain),
+            None => {}
+        }
+    }
+    let mut sets = Vec::new();
+    for (table, _) in &found.native {
+        sets.push((table.clone(), read_sets(table, connection)?));
+    }
+    let request = NfTablesMessage::GetRule(RuleMessage { attributes: Vec::new() });
+    for (family, message) in dump(request, "rules")? {
+        let NfTablesMessage::NewRule(rule) = message else { continue };
+        match ip_family(family) {
+            None if family == NetfilterProtoFamily::Inet => {
+                add_rule(&mut found.native, &rule, &sets);
+            }
+            Some(family) => add_iptables_rule(&mut found.iptables, family, &rule),
+            None => {}
+        }
+    }
+    if connection.generation()? == generation { Ok(Some(found)) } else { Err(NftError::Changed) }
 }
 
 /// Whether the kernel has `nf_tables`. Where it can't be asked, nothing says that it has not.
 pub fn is_supported() -> bool {
-    !matches!(tables(), Ok(None))
+    !matches!(look(Wanted { native: &[], iptables: false }), Ok(None))
+}
+
+const fn ip_family(family: NetfilterProtoFamily) -> Option<Family> {
+    match family {
+        NetfilterProtoFamily::IPv4 => Some(Family::V4),
+        NetfilterProtoFamily::IPv6 => Some(Family::V6),
+        _ => None,
+    }
 }
 
 fn table(message: &NetfilterMessage) -> Option<(TableFamily, String)> {
     let family = match message.header.family {
-        NetfilterProtoFamily::IPv4 => TableFamily::Ip(Family::V4),
-        NetfilterProtoFamily::IPv6 => TableFamily::Ip(Family::V6),
         NetfilterProtoFamily::Inet => TableFamily::Inet,
-        _ => return None,
+        family => TableFamily::Ip(ip_family(family)?),
     };
     let NetfilterMessageInner::NfTables(NfTablesMessage::NewTable(table)) = &message.inner else {
         return None;
@@ -65,53 +156,73 @@ fn table(message: &NetfilterMessage) -> Option<(TableFamily, String)> {
     })
 }
 
-/// The tables of family `inet` among `names` that are there.
-///
-/// # Errors
-/// When the kernel can't be asked.
-pub fn read(names: &[&str]) -> Result<NativeTables, NftError> {
-    let there = tables()?.unwrap_or_default();
-    let there = there
-        .into_iter()
-        .filter(|(family, name)| *family == TableFamily::Inet && names.contains(&name.as_str()));
-    let mut found: NativeTables = there.map(|(_, name)| (name, NativeTable::new())).collect();
-    if found.is_empty() {
-        return Ok(found);
-    }
-    let connection = Connection::open()?.ok_or(NftError::Absent)?;
-    let ask = |request, what| -> Result<Vec<NfTablesMessage>, NftError> {
-        let answers = connection.dump(INET, request, what)?.unwrap_or_default();
-        let inner = answers.into_iter().filter_map(|answer| match answer.inner {
-            NetfilterMessageInner::NfTables(message) => Some(message),
-            _ => None,
-        });
-        Ok(inner.collect())
+fn chain_text(
+    chain: &ChainMessage,
+    wanted: fn(&ChainAttribute) -> Option<&String>,
+) -> Option<&String> {
+    chain.attributes.iter().find_map(wanted)
+}
+
+fn chain_table(chain: &ChainMessage) -> Option<&String> {
+    chain_text(chain, |a| if let ChainAttribute::Table(t) = a { Some(t) } else { None })
+}
+
+fn chain_name(chain: &ChainMessage) -> Option<&String> {
+    chain_text(chain, |a| if let ChainAttribute::Name(n) = a { Some(n) } else { None })
+}
+
+fn add_iptables_chain(found: &mut [(Family, Dump)], family: Family, chain: &ChainMessage) {
+    let policy = chain.attributes.iter().find_map(|a| match a {
+        // NF_DROP, NF_ACCEPT
+        ChainAttribute::Policy(0) => Some("DROP".to_owned()),
+        ChainAttribute::Policy(_) => Some("ACCEPT".to_owned()),
+        _ => None,
+    });
+    let dump = found.iter_mut().find(|(f, _)| *f == family).map(|(_, dump)| dump);
+    let (Some(dump), Some(table), Some(name)) = (dump, chain_table(chain), chain_name(chain))
+    else {
+        return;
     };
-    let request = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
-    for message in ask(request, "chains")? {
-        let NfTablesMessage::NewChain(chain) = message else { continue };
-        add_chain(&mut found, &chain);
+    if let Some(table) = dump.tables.iter_mut().find(|t| t.name == *table) {
+        table.chains.push(ChainDump { name: name.clone(), policy, rules: Vec::new() });
     }
-    let tables: Vec<String> = found.iter().map(|(name, _)| name.clone()).collect();
-    for table in tables {
-        let sets = sets(&table, &ask)?;
-        let attributes = vec![RuleAttribute::Table(table.clone())];
-        let request = NfTablesMessage::GetRule(RuleMessage { attributes });
-        for message in ask(request, "rules")? {
-            let NfTablesMessage::NewRule(rule) = message else { continue };
-            add_rule(&mut found, &table, &rule, &sets);
-        }
+}
+
+fn add_iptables_rule(found: &mut [(Family, Dump)], family: Family, rule: &RuleMessage) {
+    let dump = found.iter_mut().find(|(f, _)| *f == family).map(|(_, dump)| dump);
+    let (Some(dump), Some((table, chain))) = (dump, place(rule)) else { return };
+    let table = dump.tables.iter_mut().find(|t| t.name == *table);
+    let chain = table.and_then(|t| t.chains.iter_mut().find(|c| c.name == *chain));
+    if let Some(chain) = chain {
+        chain.rules.push(xtables::read_rule(rule, family));
     }
-    Ok(found)
+}
+
+/// A rule's table and chain.
+fn place(rule: &RuleMessage) -> Option<(&String, &String)> {
+    let table = rule.attributes.iter().find_map(|a| match a {
+        RuleAttribute::Table(name) => Some(name),
+        _ => None,
+    });
+    table.zip(rule.attributes.iter().find_map(|a| match a {
+        RuleAttribute::Chain(name) => Some(name),
+        _ => None,
+    }))
 }
 
 /// Sets by name.
 type Sets = BTreeMap<String, Set>;
 
-fn sets(
-    table: &str,
-    ask: &impl Fn(NfTablesMessage, &'static str) -> Result<Vec<NfTablesMessage>, NftError>,
-) -> Result<Sets, NftError> {
+fn read_sets(table: &str, connection: &Connection) -> Result<Sets, NftError> {
+    let ask = |request, what| -> Result<Vec<NfTablesMessage>, NftError> {
+        let answers = connection.dump(NetfilterProtoFamily::Inet, request, what)?;
+        let inner =
+            answers.unwrap_or_default().into_iter().filter_map(|answer| match answer.inner {
+                NetfilterMessageInner::NfTables(message) => Some(message),
+                _ => None,
+            });
+        Ok(inner.collect())
+    };
     let mut sets = Sets::new();
     let attributes = vec![SetAttribute::Table(table.to_owned())];
     for message in ask(NfTablesMessage::GetSet(SetMessage { attributes }), "sets")? {
@@ -185,12 +296,7 @@ fn elements_of(list: &SetElementList) -> Elements {
 }
 
 fn add_chain(found: &mut NativeTables, chain: &ChainMessage) {
-    let text = |wanted: fn(&ChainAttribute) -> Option<&String>| {
-        chain.attributes.iter().find_map(wanted).cloned()
-    };
-    let table = text(|a| if let ChainAttribute::Table(t) = a { Some(t) } else { None });
-    let name = text(|a| if let ChainAttribute::Name(n) = a { Some(n) } else { None });
-    let kind = text(|a| if let ChainAttribute::Type(t) = a { Some(t) } else { None });
+    let kind = chain_text(chain, |a| if let ChainAttribute::Type(t) = a { Some(t) } else { None });
     let hook = chain.attributes.iter().find_map(|a| match a {
         ChainAttribute::Hook(hook) => Some(hook),
         _ => None,
@@ -204,33 +310,25 @@ fn add_chain(found: &mut NativeTables, chain: &ChainMessage) {
             Hook::Priority(priority) => Some(priority.cast_signed()),
             _ => None,
         })?;
-        Some(Base { kind: kind?, hook: number, priority })
+        Some(Base { kind: kind?.clone(), hook: number, priority })
     });
-    let chains = table.and_then(|table| found.iter_mut().find(|(name, _)| *name == table));
-    if let Some(((_, chains), name)) = chains.zip(name) {
-        chains.push((name, NativeChain { base, rules: Vec::new() }));
+    let chains = chain_table(chain).and_then(|t| found.iter_mut().find(|(name, _)| name == t));
+    if let Some(((_, chains), name)) = chains.zip(chain_name(chain)) {
+        chains.push((name.clone(), NativeChain { base, rules: Vec::new() }));
     }
 }
 
-fn add_rule(found: &mut NativeTables, table: &str, rule: &RuleMessage, sets: &Sets) {
-    let chain = rule.attributes.iter().find_map(|a| match a {
-        RuleAttribute::Chain(name) => Some(name),
-        _ => None,
-    });
+fn add_rule(found: &mut NativeTables, rule: &RuleMessage, sets: &[(String, Sets)]) {
+    let Some((table, chain)) = place(rule) else { return };
+    let sets = named(sets, table);
     let expressions = rule.attributes.iter().flat_map(|a| match a {
         RuleAttribute::Expressions(list) => list.as_slice(),
         _ => &[],
     });
-    let data = expressions.filter_map(|element| match element {
-        ListAttribute::Element(attributes) => attributes.iter().find_map(|a| match a {
-            ExpressionAttribute::Data(data) => Some(data),
-            _ => None,
-        }),
-        _ => None,
-    });
-    let rule = data.map(|data| decode(data, |name| sets.get(name).cloned())).collect();
+    let data = expressions.filter_map(xtables::expression);
+    let rule = data.map(|data| decode(data, |name| sets?.get(name).cloned())).collect();
     let chains = found.iter_mut().find(|(name, _)| name == table).map(|(_, chains)| chains);
-    let chain = chains.and_then(|chains| chains.iter_mut().find(|(n, _)| Some(n) == chain));
+    let chain = chains.and_then(|chains| chains.iter_mut().find(|(name, _)| name == chain));
     if let Some((_, chain)) = chain {
         chain.rules.push(rule);
     }

@@ -2,11 +2,15 @@
 
 use std::io;
 
+use millrace_core::nft::expr::Expr;
+use millrace_core::nft::needs::{NAT_CHAIN, needs};
 use netlink_packet_core::{
     DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NetlinkPayload, NlaBuffer, NlasIterator,
 };
-use netlink_packet_netfilter::nftables::{GenAttribute, GenMessage, NfTablesMessage};
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, GenAttribute, GenMessage, NfTablesMessage, RuleAttribute,
+};
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
@@ -16,6 +20,9 @@ use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
+
+use super::attributes::decode;
+use super::xtables::expression;
 
 /// The kernel could not be asked, or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -35,12 +42,16 @@ pub enum NftError {
         why: Errno,
     },
     /// The kernel refused a transaction, and nothing of it happened.
-    #[error("nf_tables refuses {what}: {why}{}", remedy(*.why))]
+    #[error("nf_tables refuses {what}: {why}{}{}{}", said(.text), remedy(*.why), lacks(*.why, .needs))]
     Rejected {
         /// What in it.
         what: String,
         /// Why.
         why: Errno,
+        /// The kernel's own words; empty where it has none.
+        text: String,
+        /// What it needs of the kernel beside `nf_tables` itself.
+        needs: Vec<String>,
     },
     /// Somebody else changed something since it was looked at.
     #[error("nf_tables was changed by somebody else at the same time, again and again")]
@@ -53,9 +64,28 @@ pub enum NftError {
         /// What in it.
         expression: String,
     },
+    /// A rule can't be written.
+    #[error("{what} can't be written: {why}")]
+    Unwritable {
+        /// Which rule.
+        what: String,
+        /// Why.
+        why: String,
+    },
     /// The kernel has no `nf_tables`.
     #[error("the kernel has no nf_tables: load the module nf_tables, or use iptables-legacy")]
     Absent,
+}
+
+impl NftError {
+    /// Whether the kernel lacks something that a transaction needs.
+    pub const fn is_unsupported(&self) -> bool {
+        matches!(self, Self::Rejected { why, .. } if is_missing(*why))
+    }
+}
+
+fn said(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(" ({text})") }
 }
 
 fn remedy(why: Errno) -> &'static str {
@@ -64,11 +94,44 @@ fn remedy(why: Errno) -> &'static str {
             "; this needs the capability NET_ADMIN in the user namespace that owns the network \
              namespace"
         }
-        Errno::ENOENT | Errno::EOPNOTSUPP => {
-            "; the kernel may lack an expression: load nft_ct, nft_redir, nft_nat and nft_tproxy \
-             as needed"
-        }
         _ => "",
+    }
+}
+
+/// What may be missing.
+fn lacks(why: Errno, needs: &[String]) -> String {
+    if needs.is_empty() || !is_missing(why) {
+        return String::new();
+    }
+    format!(
+        "; the kernel may lack {}: load it, or use another backend (`millrace preflight` says \
+         which can work)",
+        needs.join(" or ")
+    )
+}
+
+/// Whether an error says that the kernel does not have something.
+pub const fn is_missing(why: Errno) -> bool {
+    matches!(why, Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT)
+}
+
+/// What a part of a transaction needs of the kernel.
+fn needs_of(step: &Step) -> Vec<String> {
+    match &step.message {
+        NfTablesMessage::NewChain(chain) => {
+            let nat = ChainAttribute::Type("nat".to_owned());
+            chain.attributes.contains(&nat).then(|| NAT_CHAIN.to_owned()).into_iter().collect()
+        }
+        NfTablesMessage::NewRule(rule) => {
+            let lists = rule.attributes.iter().filter_map(|a| match a {
+                RuleAttribute::Expressions(list) => Some(list),
+                _ => None,
+            });
+            let exprs = lists.flatten().filter_map(expression);
+            let exprs: Vec<Expr> = exprs.filter_map(|e| decode(e, |_| None).ok()).collect();
+            needs(&exprs)
+        }
+        _ => Vec::new(),
     }
 }
 
@@ -81,12 +144,21 @@ const ROOM: usize = 64 * 1024;
 /// `NFNL_MSG_BATCH_BEGIN`, `NFNL_BATCH_GENID`
 const BATCH_BEGIN: u8 = 16;
 const BATCH_GENERATION: u16 = 1;
-/// The family in the header: `inet`, or all in a dump of everything.
-pub(super) const INET: NetfilterProtoFamily = NetfilterProtoFamily::Inet;
+/// `NLMSGERR_ATTR_MSG`
+const ERROR_TEXT: u16 = 1;
+/// `NLM_F_CAPPED`, `NLM_F_ACK_TLVS`
+const CAPPED: u16 = 0x100;
+const WITH_ATTRIBUTES: u16 = 0x200;
+/// `NLM_F_DUMP_INTR`
+const INTERRUPTED: u16 = 0x10;
+/// Bytes of `struct nlmsghdr`.
+const HEADER: usize = 16;
 
 /// A part of a transaction.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
+    /// The family of its table.
+    pub(super) family: NetfilterProtoFamily,
     /// What to do.
     pub(super) message: NfTablesMessage,
     /// Flags besides the usual ones.
@@ -113,6 +185,8 @@ impl Connection {
         setsockopt(&socket, sockopt::ReceiveTimeout, &patience).map_err(io::Error::from)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
+        // Words beside the number of an error, where the kernel has any (since 4.12).
+        let _result: io::Result<()> = socket.set_ext_ack(true);
         Ok(Some(Self { socket }))
     }
 
@@ -126,9 +200,15 @@ impl Connection {
         let inner = NetfilterMessageInner::NfTables(message);
         self.socket.send(&packet(family, 0, inner, NLM_F_REQUEST | NLM_F_DUMP, 0), 0)?;
         let mut answers = Vec::new();
+        let mut interrupted = false;
         loop {
             for packet in self.receive()? {
+                // Somebody made a change while this was listed.
+                if packet.header.flags & INTERRUPTED != 0 {
+                    interrupted = true;
+                }
                 match packet.payload {
+                    NetlinkPayload::Done(_) if interrupted => return Err(NftError::Changed),
                     NetlinkPayload::Done(_) => return Ok(Some(answers)),
                     NetlinkPayload::Error(error) => match error.code {
                         None => return Ok(Some(answers)),
@@ -207,7 +287,13 @@ impl Connection {
                     let index = usize::try_from(number).ok().and_then(|n| n.checked_sub(1));
                     let step = index.and_then(|i| steps.get(i));
                     let what = step.map_or("the transaction", |s| &s.what).to_owned();
-                    return Err(NftError::Rejected { what, why: Errno::from_raw(-code.get()) });
+                    let text = words(&error.header, packet.header.flags).unwrap_or_default();
+                    return Err(NftError::Rejected {
+                        what,
+                        why: Errno::from_raw(-code.get()),
+                        text,
+                        needs: step.map(needs_of).unwrap_or_default(),
+                    });
                 }
                 if number == sequence {
                     return Ok(());
@@ -220,6 +306,22 @@ impl Connection {
         let (bytes, _) = self.socket.recv_from_full()?;
         messages(&bytes)
     }
+}
+
+/// The kernel's own words about an error, which come behind the message that it is about
+/// (kernel `Documentation/userspace-api/netlink/intro.rst`, "Ext ACK").
+fn words(about: &[u8], flags: u16) -> Option<String> {
+    if flags & WITH_ATTRIBUTES == 0 {
+        return None;
+    }
+    let length = u32::from_ne_bytes(about.get(..4)?.try_into().ok()?);
+    let length = usize::try_from(length).ok()?.next_multiple_of(4);
+    let attributes = about.get(if flags & CAPPED == 0 { length } else { HEADER }..)?;
+    let text = NlasIterator::new(attributes)
+        .filter_map(Result::ok)
+        .find(|nla: &NlaBuffer<&[u8]>| nla.kind() == ERROR_TEXT)?;
+    let text = text.value().split(|byte| *byte == 0).next().unwrap_or_default();
+    Some(String::from_utf8_lossy(text).into_owned())
 }
 
 fn control(message: ControlMessage, sequence: u32) -> Vec<u8> {
@@ -237,7 +339,7 @@ fn batch(steps: &[Step], begin: ControlMessage) -> (Vec<u8>, u32) {
         let ack = if index + 1 == steps.len() { NLM_F_ACK } else { 0 };
         let flags = NLM_F_REQUEST | NLM_F_CREATE | step.flags | ack;
         let inner = NetfilterMessageInner::NfTables(step.message.clone());
-        bytes.extend(packet(INET, 0, inner, flags, sequence));
+        bytes.extend(packet(step.family, 0, inner, flags, sequence));
     }
     (bytes, sequence)
 }

@@ -1,7 +1,9 @@
 //! The codec: what is written is read back, and no bytes at all make it panic or go on for ever.
 
+use millrace_core::iptables::Extension;
 use millrace_core::nft::expr::{Comparison, CtField, Expr, Header, MetaField, Verdict};
 use millrace_core::nft::set::{Set, SetKind};
+use millrace_core::nft::xtables;
 use millrace_core::value::Family;
 use netlink_packet_core::{Emitable as _, ParseableParametrized as _};
 use netlink_packet_netfilter::nftables::{ExpressionAttribute, Expressions, ListAttribute};
@@ -42,7 +44,23 @@ fn exprs() -> impl Strategy<Value = Expr> {
         prop::sample::select(vec![Verdict::Accept, Verdict::Drop, Verdict::Return]),
         "[a-z-]{1,20}".prop_map(Verdict::Jump),
     ];
+    let range = (any::<bool>(), bytes(), bytes()).prop_map(|(negated, first, last)| Expr::Range {
+        negated,
+        first,
+        last,
+    });
+    let extension = || {
+        ("[a-zA-Z]{1,20}", any::<u8>(), bytes()).prop_map(|(name, revision, data)| Extension {
+            name,
+            revision,
+            data,
+        })
+    };
     prop_oneof![
+        range,
+        extension().prop_map(Expr::Match),
+        extension().prop_map(Expr::Target),
+        Just(Expr::LoadTransparent),
         meta_fields().prop_map(Expr::LoadMeta),
         meta_fields().prop_map(Expr::StoreMeta),
         ct_fields().prop_map(Expr::LoadCt),
@@ -112,10 +130,27 @@ proptest! {
     #[test]
     fn no_attributes_do_harm(
         noise in prop::collection::vec(any::<u8>(), 0..200),
-        kind in "bitwise|cmp|immediate|lookup|meta|payload|ct|redir|tproxy|counter|other",
+        kind in "bitwise|cmp|immediate|lookup|meta|payload|ct|redir|tproxy|counter|range|match|target|socket|other",
     ) {
         if let Ok(expressions) = Expressions::parse_with_param(&noise, Some(kind)) {
             let _result = decode(&expressions, |_| None);
+        }
+    }
+
+    /// Verify the same for rules of iptables, whatever their matches and targets hold.
+    #[test]
+    fn no_rule_of_iptables_does_harm(
+        exprs in prop::collection::vec(exprs(), 0..8),
+        noise in prop::collection::vec(any::<u8>(), 0..200),
+        name in "owner|multiport|conntrack|connmark|comment|REDIRECT|TPROXY|CT|MARK|CONNMARK",
+        revision in 0..4_u8,
+    ) {
+        let extension = Extension { name, revision, data: noise };
+        let mut exprs: Vec<_> = exprs.into_iter().map(Ok).collect();
+        exprs.push(Ok(Expr::Match(extension.clone())));
+        exprs.push(Ok(Expr::Target(extension)));
+        for family in Family::ALL {
+            let _read = xtables::decode(&exprs, family);
         }
     }
 }

@@ -9,6 +9,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use millrace_core::dialect::istio::parse_duration;
 use millrace_core::dialect::native::settings::{SETTINGS, Setting, Shape};
 use millrace_core::observed::Variant;
+use millrace_core::plan::Wish;
+use millrace_core::preflight::Backend;
 use millrace_core::value::Family;
 
 /// A command with everything that was typed.
@@ -31,26 +33,33 @@ pub(crate) enum Own {
 pub(crate) struct Common {
     pub(crate) netns: Option<String>,
     pub(crate) json: bool,
-    pub(crate) variant: Option<Variant>,
     pub(crate) wait: Duration,
     pub(crate) dry_run: bool,
 }
 
 /// Where a configuration comes from.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) file: Option<PathBuf>,
     pub(crate) flags: Vec<(String, String)>,
     /// A command line of istio-iptables instead.
     pub(crate) istio: Option<Vec<OsString>>,
-    /// Native nftables instead of iptables.
-    pub(crate) native: bool,
+    /// What carries the rules out.
+    pub(crate) wish: Wish,
 }
 
 impl Config {
+    /// Whether the backend is left open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.wish == Wish::Auto && self.istio.is_none()
+    }
+
     /// Whether any configuration was given.
     pub(crate) const fn is_given(&self) -> bool {
-        self.file.is_some() || !self.flags.is_empty() || self.istio.is_some() || self.native
+        self.file.is_some()
+            || !self.flags.is_empty()
+            || self.istio.is_some()
+            || !matches!(self.wish, Wish::Auto)
     }
 }
 
@@ -133,11 +142,6 @@ fn common(m: &ArgMatches) -> Result<Common, NotTyped> {
     Ok(Common {
         netns: text("netns").cloned(),
         json: text("output").is_some_and(|o| o == "json"),
-        variant: match text("iptables").map(String::as_str) {
-            Some("nft") => Some(Variant::Nft),
-            Some("legacy") => Some(Variant::Legacy),
-            _ => None,
-        },
         wait,
         dry_run: m.try_get_one::<bool>("dry-run").ok().flatten().copied().unwrap_or(false),
     })
@@ -166,12 +170,39 @@ fn config(m: &ArgMatches) -> Result<Config, NotTyped> {
                        line of istio-iptables behind --, not from both";
         return Err(NotTyped::Bad(message.to_owned()));
     }
-    let native = m.get_one::<String>("backend").is_some_and(|backend| backend == "nftables");
-    if istio.is_some() && native {
-        let message = "with a command line of istio-iptables, --native-nftables in it says so";
+    let wish = wish(m)?;
+    if istio.is_some() && wish != Wish::Auto {
+        let message = "a command line of istio-iptables says itself what carries the rules out: \
+                       --native-nftables or --force-iptables-binary";
         return Err(NotTyped::Bad(message.to_owned()));
     }
-    Ok(Config { file, flags, istio, native })
+    Ok(Config { file, flags, istio, wish })
+}
+
+/// What carries the rules out.
+fn wish(m: &ArgMatches) -> Result<Wish, NotTyped> {
+    let word = |name: &str| m.try_get_one::<String>(name).ok().flatten().map(String::as_str);
+    let backend = word("backend").unwrap_or("auto");
+    let programs = match word("iptables") {
+        Some("nft") => Some(Variant::Nft),
+        Some("legacy") => Some(Variant::Legacy),
+        _ => None,
+    };
+    Ok(match (backend, programs) {
+        ("auto" | "iptables", Some(variant))
+        | ("iptables-nft", Some(variant @ Variant::Nft))
+        | ("iptables-legacy", Some(variant @ Variant::Legacy)) => Wish::Programs(variant),
+        (_, Some(variant)) => {
+            return Err(NotTyped::Bad(format!(
+                "--iptables {} goes with --backend iptables or iptables-{0}, not with {backend}",
+                variant.as_str()
+            )));
+        }
+        ("iptables", None) => Wish::Iptables,
+        (name, None) => {
+            Backend::ALL.into_iter().find(|b| b.as_str() == name).map_or(Wish::Auto, Wish::Backend)
+        }
+    })
 }
 
 /// All commands, for the help as well.
@@ -240,7 +271,7 @@ fn dump() -> Command {
             "Print the rules that a configuration gives (--from-config; no privilege is needed, \
              and nothing of the host is looked at but /etc/resolv.conf when its servers are asked \
              for), or those that a namespace holds. As text it is input for iptables-restore \
-             --noflush with a comment in front of each rule.",
+             --noflush with a comment in front of each rule; with --backend nftables, for nft -f.",
         )
         .after_help("Exit codes: 0 printed; 1 a bad configuration, or something failed; 2 the command line can't be read.")
         .arg(
@@ -341,9 +372,8 @@ fn iptables() -> Arg {
     Arg::new("iptables")
         .long("iptables")
         .value_name("WHICH")
-        .help("Which iptables to use; auto: the one that holds our rules, else legacy if it holds any rules, else nft if the kernel has it")
-        .value_parser(["auto", "nft", "legacy"])
-        .default_value("auto")
+        .help("Write the rules by the programs of this iptables, and not by netlink")
+        .value_parser(["nft", "legacy"])
 }
 
 fn behind_dashes() -> Arg {
@@ -363,9 +393,9 @@ fn settings(mut command: Command) -> Command {
             Arg::new("backend")
                 .long("backend")
                 .value_name("BACKEND")
-                .help("What carries the rules out; nftables needs no program")
-                .value_parser(["iptables", "nftables"])
-                .default_value("iptables"),
+                .help("What carries the rules out; auto: what holds rules of an earlier run, else nftables if the kernel has it, else iptables. Only iptables-legacy needs programs")
+                .value_parser(["auto", "nftables", "iptables", "iptables-nft", "iptables-legacy"])
+                .default_value("auto"),
         )
         .arg(
             Arg::new("config")

@@ -20,8 +20,8 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
         None => None,
     };
     let outcome = session.run(&Request {
-        rules: Some(native.as_ref().map_or(Rules::Iptables(&ruleset), Rules::Native)),
-        variant: common.variant,
+        rules: Some(Rules { iptables: &ruleset, native: native.as_ref() }),
+        wish: apply.config.wish,
         drift: Drift::Replace,
         everything: false,
         dry_run: common.dry_run,

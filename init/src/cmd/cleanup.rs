@@ -1,6 +1,7 @@
 //! `millrace cleanup`
 
 use anyhow::Result;
+use millrace_core::plan::Wish;
 use millrace_host::engine::{Drift, Request};
 use millrace_host::exec;
 
@@ -13,7 +14,7 @@ pub(crate) fn cleanup(common: &Common) -> Result<Exit> {
     let (mut session, facts) = namespace::open(common.netns.as_deref())?;
     let outcome = session.run(&Request {
         rules: None,
-        variant: None,
+        wish: Wish::Auto,
         drift: Drift::Replace,
         everything: false,
         dry_run: common.dry_run,

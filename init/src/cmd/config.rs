@@ -7,7 +7,9 @@ use millrace_core::compile::{Layout, compile};
 use millrace_core::dialect::{istio, native};
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::{self, NftRuleset};
+use millrace_core::plan::Wish;
 use millrace_core::policy::{CapturePolicy, InboundMode};
+use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Ruleset;
 
 use crate::cli::istio::{NotTyped, read};
@@ -18,7 +20,7 @@ use crate::cli::own::Config;
 pub(super) struct Loaded {
     pub(super) policy: CapturePolicy,
     pub(super) layout: &'static Layout,
-    /// Native nftables, where those are asked for.
+    /// Native nftables, where those may be what carries the rules out.
     pub(super) nft: Option<NftRuleset>,
     pub(super) warnings: Vec<String>,
 }
@@ -44,7 +46,8 @@ pub(super) fn load(config: &Config, facts: &HostFacts, writes: bool) -> Result<L
     };
     let raw = native::Raw::new(values, config.flags.iter().cloned());
     let policy = native::resolve(&raw, facts, writes)?;
-    let nft = config.native.then(|| own_rules(&policy));
+    let native = matches!(config.wish, Wish::Auto | Wish::Backend(Backend::Nftables));
+    let nft = native.then(|| own_rules(&policy));
     Ok(Loaded { policy, layout: &native::LAYOUT, nft, warnings: Vec::new() })
 }
 

@@ -27,7 +27,12 @@ pub(crate) fn dump(dump: &Dump) -> Result<Exit> {
         bail!("a configuration goes with --from-config; without it, the namespace is dumped");
     }
     let (mut session, facts) = namespace::open(dump.common.netns.as_deref())?;
-    let observed = session.observe(&exec::Options::default(), Look::Verbatim)?;
+    let options = exec::Options::default();
+    let mut observed = session.observe(&options, Look::Fast)?;
+    // A rule that somebody else wrote has a text that iptables' own program may know.
+    if observed.holdings.iter().any(|holding| holding.dump.is_unclear()) {
+        observed = session.observe(&options, Look::Verbatim).unwrap_or(observed);
+    }
     session.take_warnings().iter().for_each(|w| warn(w));
     from_namespace(dump, &observed, &facts)
 }
@@ -53,7 +58,7 @@ fn from_config(dump: &Dump) -> Result<Exit> {
     };
     let loaded = config::load(&dump.config, &facts, false)?;
     loaded.warnings.iter().for_each(|w| warn(w));
-    if let Some(nft) = &loaded.nft {
+    if let Some(nft) = loaded.nft.as_ref().filter(|_| !dump.config.is_open()) {
         let text = render_transaction(nft);
         if dump.common.json {
             print_json(&json!({ "source": "configuration", "nftables": text }))?;

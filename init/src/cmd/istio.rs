@@ -9,8 +9,9 @@ use millrace_core::dialect::istio::{self, LAYOUT, Options, Raw, Resolved, dry_ru
 use millrace_core::iptables::{render_restore, render_rule};
 use millrace_core::nft::render_transaction;
 use millrace_core::observed::Observed;
-use millrace_core::plan::Effect;
+use millrace_core::plan::{Effect, Wish};
 use millrace_core::policy::CapturePolicy;
+use millrace_core::preflight::Backend;
 use millrace_core::ruleset::{Rule, Ruleset, TableChain};
 use millrace_core::status::missing;
 use millrace_core::value::Family;
@@ -120,10 +121,15 @@ impl Run<'_> {
         };
         // With native nftables the reference always writes everything.
         let replace = cleanup || options.reconcile || options.force_apply || options.native;
-        let rules = native.as_ref().map_or(Rules::Iptables(ruleset), Rules::Native);
+        let wish = match options.variant {
+            _ if options.native => Wish::Backend(Backend::Nftables),
+            Some(variant) => Wish::Programs(variant),
+            None => Wish::Iptables,
+        };
+        let rules = Rules { iptables: ruleset, native: native.as_ref() };
         let outcome = session.run(&Request {
             rules: (!cleanup).then_some(rules),
-            variant: options.variant,
+            wish,
             drift: if replace { Drift::Replace } else { Drift::Refuse },
             everything: options.force_apply,
             dry_run: options.dry_run,
@@ -140,9 +146,8 @@ impl Run<'_> {
 
     fn apply(&mut self) -> Result<()> {
         let outcome = self.engine(false)?;
-        match &outcome.choice {
-            Some(choice) => self.log.info(&format!("using {choice}")),
-            None => self.log.info("using native nftables: asked for"),
+        if let Some(choice) = &outcome.choice {
+            self.log.info(&format!("using {choice}"));
         }
         if outcome.interrupted {
             self.log.info("an earlier run was interrupted here; it is finished now");

@@ -23,7 +23,7 @@ pub(super) fn outcome_json(outcome: &Outcome, dry_run: bool) -> Result<Value> {
     Ok(json!({
         "changed": !outcome.effects.is_empty() && !dry_run,
         "dryRun": dry_run,
-        "iptables": outcome.choice.map(|c| c.variant.as_str()),
+        "backend": outcome.choice.map(|c| c.means.backend),
         "why": outcome.choice.map(|c| c.why),
         "interrupted": outcome.interrupted,
         "unseen": outcome.unseen,
@@ -38,12 +38,6 @@ pub(super) fn outcome_text(outcome: &Outcome, nothing: &str, dry_run: bool) -> S
     let mut text = String::new();
     if let Some(choice) = &outcome.choice {
         text.push_str(&format!("using {choice}\n"));
-    } else if outcome
-        .effects
-        .iter()
-        .any(|e| matches!(e, Effect::Native { tables, .. } if !tables.is_empty()))
-    {
-        text.push_str("using nftables: asked for\n");
     }
     if outcome.interrupted {
         text.push_str("an earlier run was interrupted here\n");

@@ -24,7 +24,10 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
     let observed = session.observe(&exec::Options::default(), Look::Fast)?;
     session.take_warnings().iter().for_each(|w| warn(w));
     let groups = &facts.groups;
-    let found = if let Some(nft) = loaded.as_ref().and_then(|loaded| loaded.nft.as_ref()) {
+    // Where either is meant, it is the one that is there.
+    let native = !status.config.is_open() || !observed.native.is_empty();
+    let nft = loaded.as_ref().and_then(|loaded| loaded.nft.as_ref()).filter(|_| native);
+    let found = if let Some(nft) = nft {
         judge_native(&observed, Some(&nft.ready(groups)?), groups)
     } else {
         judge(&observed, loaded.map(|loaded| loaded.ruleset()).as_ref(), groups)

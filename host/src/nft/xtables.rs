@@ -1,0 +1,203 @@
+//! Tables of iptables-nft: edits as parts of a transaction, and rules as the kernel gives them.
+
+use millrace_core::iptables::{Counters, DumpRule, KernelRule, UnknownRule, render_rule};
+use millrace_core::nft::tables::Base;
+use millrace_core::nft::xtables::{builtin_chain, decode, encode};
+use millrace_core::plan::{Body, Groups, TableEdit, TableStep};
+use millrace_core::ruleset::{Hook, Table};
+use millrace_core::value::Family;
+use netlink_packet_core::{
+    DefaultNla, Emitable as _, NLM_F_APPEND, NlaBuffer, NlasIterator, Parseable as _,
+};
+use netlink_packet_netfilter::NetfilterProtoFamily;
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, ExpressionAttribute, Expressions, ListAttribute, NfTablesMessage,
+    RuleAttribute, RuleMessage,
+};
+
+use super::attributes::{self, counters};
+use super::batch::{Batch, table};
+use super::socket::NftError;
+
+/// `NFTA_RULE_COMPAT_PROTO`, `NFTA_RULE_COMPAT_FLAGS`
+const COMPAT: (u16, u16) = (1, 2);
+
+/// The family in a message.
+pub(super) const fn netlink_family(family: Family) -> NetfilterProtoFamily {
+    match family {
+        Family::V4 => NetfilterProtoFamily::IPv4,
+        Family::V6 => NetfilterProtoFamily::IPv6,
+    }
+}
+
+/// Add an edit to a transaction.
+pub(super) fn edit(batch: &mut Batch, edit: &TableEdit, groups: &Groups) -> Result<(), NftError> {
+    batch.family = netlink_family(edit.family);
+    let name = edit.table.as_str();
+    batch.step(NfTablesMessage::NewTable(table(name)), format!("{} table {name}", edit.family));
+    for hook in hosts(edit) {
+        let (kind, priority) =
+            builtin_chain(edit.table, hook).ok_or_else(|| NftError::Unwritable {
+                what: format!("a rule in chain {} of table {name}", hook.as_str()),
+                why: "the table has no such chain".to_owned(),
+            })?;
+        let base = Base { kind: kind.to_owned(), hook: hook.number(), priority };
+        batch.chain(name, hook.as_str(), Some(&base));
+    }
+    for step in &edit.steps {
+        match step {
+            TableStep::Declare { chain } => {
+                batch.chain(name, chain, None);
+                let message = NfTablesMessage::DeleteRule(of_chain(name, chain, None));
+                batch.step(message, format!("the rules of chain {chain} of table {name}"));
+            }
+            TableStep::Append { chain, rule } => {
+                let message = new_rule(edit, chain, rule, None, groups)?;
+                batch.flagged(message, NLM_F_APPEND, what(edit, chain, rule));
+            }
+            TableStep::Insert { chain, before, rule, .. } => {
+                let message = new_rule(edit, chain, rule, *before, groups)?;
+                let flags = if before.is_some() { 0 } else { NLM_F_APPEND };
+                batch.flagged(message, flags, what(edit, chain, rule));
+            }
+            TableStep::Delete { chain, rule } => {
+                let what = what(edit, chain, rule);
+                let Some(kernel) = &rule.kernel else {
+                    let why = "its number in the kernel is not known".to_owned();
+                    return Err(NftError::Unwritable { what, why });
+                };
+                let message = of_chain(name, chain, Some(kernel.handle));
+                batch.step(NfTablesMessage::DeleteRule(message), what);
+            }
+            TableStep::Remove { chain } => {
+                let attributes = vec![
+                    ChainAttribute::Table(name.to_owned()),
+                    ChainAttribute::Name(chain.clone()),
+                ];
+                let message = NfTablesMessage::DeleteChain(ChainMessage { attributes });
+                batch.step(message, format!("chain {chain} of table {name}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The builtin chains that rules are put in.
+fn hosts(edit: &TableEdit) -> Vec<Hook> {
+    let mut hooks = Vec::new();
+    for step in &edit.steps {
+        if let TableStep::Append { chain, .. } | TableStep::Insert { chain, .. } = step
+            && let Some(hook) = Hook::from_name(chain)
+            && !hooks.contains(&hook)
+        {
+            hooks.push(hook);
+        }
+    }
+    hooks
+}
+
+fn what(edit: &TableEdit, chain: &str, rule: &Body) -> String {
+    format!("{} rule -t {} -A {chain} {}", edit.family, edit.table, rule.text)
+}
+
+fn of_chain(table: &str, chain: &str, handle: Option<u64>) -> RuleMessage {
+    let mut attributes =
+        vec![RuleAttribute::Table(table.to_owned()), RuleAttribute::Chain(chain.to_owned())];
+    attributes.extend(handle.map(RuleAttribute::Handle));
+    RuleMessage { attributes }
+}
+
+fn new_rule(
+    edit: &TableEdit,
+    chain: &str,
+    rule: &Body,
+    before: Option<u64>,
+    groups: &Groups,
+) -> Result<NfTablesMessage, NftError> {
+    let mut message = of_chain(edit.table.as_str(), chain, None);
+    message.attributes.extend(before.map(RuleAttribute::Position));
+    match (&rule.kernel, &rule.rule) {
+        // One that was there is written as it was, counters included.
+        (Some(kernel), _) => message.attributes.extend(parse(&kernel.attributes)?),
+        (None, Some(typed)) => {
+            let unwritable =
+                |why: String| NftError::Unwritable { what: what(edit, chain, rule), why };
+            let written = encode(typed, edit.family, groups)
+                .map_err(|error| unwritable(error.to_string()))?;
+            let expressions = written.exprs.iter();
+            let list = expressions.map(|expr| ListAttribute::from(attributes::encode(expr, 0)));
+            message.attributes.push(RuleAttribute::Expressions(list.collect()));
+            message.attributes.extend(written.protocol.map(compat));
+        }
+        (None, None) => {
+            let (what, expression) = (what(edit, chain, rule), rule.text.clone());
+            return Err(NftError::NotUnderstood { what, expression });
+        }
+    }
+    Ok(NfTablesMessage::NewRule(message))
+}
+
+/// The protocol of a rule, for matches and targets of iptables that ask for one.
+pub(super) fn compat(protocol: u8) -> RuleAttribute {
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    RuleAttribute::Compat(vec![number(COMPAT.0, protocol.into()), number(COMPAT.1, 0)])
+}
+
+fn parse(attributes: &[u8]) -> Result<Vec<RuleAttribute>, NftError> {
+    NlasIterator::new(attributes)
+        .map(|nla| nla.and_then(|nla: NlaBuffer<&[u8]>| RuleAttribute::parse(&nla)))
+        .collect::<Result<_, _>>()
+        .map_err(|error| NftError::Answer(error.to_string()))
+}
+
+/// A rule of a table of iptables-nft that the kernel gave. The text of one that is not understood says
+/// where it jumps, which is all that is ever asked of it.
+pub(super) fn read_rule(rule: &RuleMessage, family: Family) -> DumpRule {
+    let mut exprs = Vec::new();
+    let mut seen: Option<Counters> = None;
+    let mut handle = 0;
+    let mut kept = Vec::new();
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Handle(number) => handle = *number,
+            RuleAttribute::Expressions(list) => {
+                for expression in list.iter().filter_map(expression) {
+                    seen = seen.or_else(|| counters(expression));
+                    exprs.push(attributes::decode(expression, |_| None));
+                }
+                kept.push(attribute.clone());
+            }
+            RuleAttribute::Compat(_) | RuleAttribute::UserData(_) => kept.push(attribute.clone()),
+            _ => {}
+        }
+    }
+    let mut bytes = vec![0; kept.as_slice().buffer_len()];
+    kept.as_slice().emit(&mut bytes);
+    let read = decode(&exprs, family);
+    let text = match (&read.rule, &read.jump) {
+        (Ok(rule), _) => render_rule(rule),
+        (Err(UnknownRule(what)), Some(chain)) => format!("{} -j {chain}", quoted(what)),
+        (Err(UnknownRule(what)), None) => quoted(what),
+    };
+    let kernel = Some(KernelRule { handle, attributes: bytes });
+    DumpRule { text, counters: seen, rule: read.rule, kernel }
+}
+
+/// One word, whatever is in it.
+fn quoted(what: &str) -> String {
+    format!("[{}]", what.replace(char::is_whitespace, "_"))
+}
+
+/// The data of an element of a list of expressions.
+pub(super) fn expression(element: &ListAttribute<ExpressionAttribute>) -> Option<&Expressions> {
+    let ListAttribute::Element(attributes) = element else { return None };
+    attributes.iter().find_map(|attribute| match attribute {
+        ExpressionAttribute::Data(data) => Some(data),
+        _ => None,
+    })
+}
+
+/// The table of iptables called `name`.
+pub(super) fn known(name: &str) -> bool {
+    Table::from_name(name).is_some()
+}
