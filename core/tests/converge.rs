@@ -10,14 +10,15 @@ use millrace_core::plan::{self, Context, Effect, Groups};
 use millrace_core::ruleset::Ruleset;
 use millrace_core::value::Family;
 use proptest::prelude::*;
-use support::{carry_out, configs, restore, want};
+use support::{carry_out, changed_by_nf_tables, configs, restore, want};
 
 fn groups() -> Groups {
     facts::groups("java:x:202:\n")
 }
 
-fn context(groups: &Groups) -> Context<'_> {
-    Context { footprints: dialect::FOOTPRINTS, groups, marks: vec![(1337, 133)] }
+/// By netlink or by programs.
+fn context(groups: &Groups, netlink: bool) -> Context<'_> {
+    Context { footprints: dialect::FOOTPRINTS, groups, marks: vec![(1337, 133)], netlink }
 }
 
 /// Rules of others: some before and some behind ours, one in a chain of its own.
@@ -37,9 +38,9 @@ fn others() -> Observed {
     }
 }
 
-fn run(observed: &mut Observed, wanted: Option<&Ruleset>) -> Vec<Effect> {
+fn run(observed: &mut Observed, wanted: Option<&Ruleset>, netlink: bool) -> Vec<Effect> {
     let groups = groups();
-    let plan = plan::plan(observed, want(wanted), false, &context(&groups));
+    let plan = plan::plan(observed, want(wanted), false, &context(&groups, netlink));
     for effect in &plan.effects {
         carry_out(observed, effect);
     }
@@ -143,33 +144,36 @@ proptest! {
     /// Verify that any configuration over any earlier one ends in what a first run leaves, that
     /// a second run has nothing to do, and that a cleanup leaves only what others had.
     #[test]
-    fn any_configuration_over_any_other_converges(old in configs(), new in configs()) {
+    fn any_configuration_over_any_other_converges(
+        old in configs(), new in configs(), netlink: bool
+    ) {
         let (old, new) = (old.ruleset(), new.ruleset());
         let mut fresh = others();
-        run(&mut fresh, Some(&new));
+        run(&mut fresh, Some(&new), netlink);
         let mut changed = others();
-        run(&mut changed, Some(&old));
-        run(&mut changed, Some(&new));
+        run(&mut changed, Some(&old), netlink);
+        run(&mut changed, Some(&new), netlink);
         prop_assert_eq!(sorted_chains(&changed), sorted_chains(&fresh));
-        prop_assert_eq!(run(&mut changed, Some(&new)), vec![]);
-        run(&mut changed, None);
+        prop_assert_eq!(run(&mut changed, Some(&new), netlink), vec![]);
+        run(&mut changed, None, netlink);
         prop_assert_eq!(sorted_chains(&changed), sorted_chains(&others()));
-        prop_assert_eq!(run(&mut changed, None), vec![]);
+        prop_assert_eq!(run(&mut changed, None, netlink), vec![]);
     }
 
     /// Verify that a run over what istio-iptables itself left has nothing to do, but for the
     /// routing that the reference adds without priority.
     #[test]
-    fn what_the_reference_wrote_is_known(config in configs()) {
+    fn what_the_reference_wrote_is_known(config in configs(), netlink: bool) {
         let set = config.ruleset();
         let mut observed = others();
         for holding in &mut observed.holdings {
             restore(&mut holding.dump, &render_restore(&set, holding.family));
         }
-        let effects = run(&mut observed, Some(&set));
-        let rewritten = effects.iter().any(|e| matches!(e, Effect::Restore { .. }));
+        let effects = run(&mut observed, Some(&set), netlink);
+        let rewritten = |e: &Effect| matches!(e, Effect::Restore { .. } | Effect::Native { .. });
+        let rewritten = effects.iter().any(rewritten);
         prop_assert!(!rewritten, "{:?}", effects);
-        run(&mut observed, None);
+        run(&mut observed, None, netlink);
         prop_assert_eq!(sorted_chains(&observed), sorted_chains(&others()));
     }
 
@@ -177,28 +181,28 @@ proptest! {
     /// configuration, and that it can be taken back exactly.
     #[test]
     fn an_interrupted_run_can_be_finished_and_taken_back(
-        old in configs(), new in configs(), next in configs(), cut in any::<prop::sample::Index>()
+        old in configs(), new in configs(), next in configs(), cut in any::<prop::sample::Index>(), netlink: bool
     ) {
         let (old, new, next) = (old.ruleset(), new.ruleset(), next.ruleset());
         let groups = groups();
         let mut before = others();
-        run(&mut before, Some(&old));
-        let plan = plan::plan(&before, want(Some(&new)), false, &context(&groups));
+        run(&mut before, Some(&old), netlink);
+        let plan = plan::plan(&before, want(Some(&new)), false, &context(&groups, netlink));
         let commits = commits(&plan.effects);
         let mut stopped = before.clone();
         for effect in commits.iter().take(cut.index(commits.len() + 1)) {
             carry_out(&mut stopped, effect);
         }
         let mut back = stopped.clone();
-        for effect in plan::rollback(&before, &stopped, &context(&groups)) {
+        for effect in plan::rollback(&before, &stopped, &context(&groups, netlink)) {
             carry_out(&mut back, &effect);
         }
         prop_assert_eq!(sorted_chains(&back), sorted_chains(&before));
         prop_assert!(!back.interrupted);
 
         let mut fresh = others();
-        run(&mut fresh, Some(&next));
-        run(&mut stopped, Some(&next));
+        run(&mut fresh, Some(&next), netlink);
+        run(&mut stopped, Some(&next), netlink);
         prop_assert_eq!(sorted_chains(&stopped), sorted_chains(&fresh));
         prop_assert!(!stopped.interrupted);
     }
@@ -206,24 +210,32 @@ proptest! {
     /// Verify that there is no moment between two commits at which inbound connections that both
     /// configurations capture are let past.
     #[test]
-    fn there_is_no_moment_without_capture(old in configs(), new in configs()) {
+    fn there_is_no_moment_without_capture(
+        old in configs(), new in configs(), netlink: bool
+    ) {
         let (old, new) = (old.ruleset(), new.ruleset());
         let groups = groups();
         let mut now = others();
-        run(&mut now, Some(&old));
+        run(&mut now, Some(&old), netlink);
         let mut end = now.clone();
-        run(&mut end, Some(&new));
+        run(&mut end, Some(&new), netlink);
         let kept: Vec<Family> = Family::ALL
             .into_iter()
             .filter(|f| captures_inbound(&now, *f) && captures_inbound(&end, *f))
             .collect();
-        let plan = plan::plan(&now, want(Some(&new)), false, &context(&groups));
+        let plan = plan::plan(&now, want(Some(&new)), false, &context(&groups, netlink));
         for commit in commits(&plan.effects) {
             carry_out(&mut now, &commit);
             for family in &kept {
                 prop_assert!(captures_inbound(&now, *family), "{family} after {commit}");
             }
         }
+    }
+
+    /// Verify that rules in the kernel's terms, read back, are the same rules.
+    #[test]
+    fn rules_survive_nf_tables(config in configs()) {
+        prop_assert_eq!(changed_by_nf_tables(&config.ruleset(), &groups()), vec![]);
     }
 
     /// Verify that a rule is the same after rendering and parsing, and that the whole restore

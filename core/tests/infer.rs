@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use support::{carry_out, configs, want};
 
 fn context(groups: &Groups) -> Context<'_> {
-    Context { footprints: dialect::FOOTPRINTS, groups, marks: vec![] }
+    Context { footprints: dialect::FOOTPRINTS, groups, marks: vec![], netlink: false }
 }
 
 fn applied(set: &Ruleset, groups: &Groups) -> Observed {

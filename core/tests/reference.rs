@@ -4,8 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "a recording that can't be read should stop the test")]
 #![expect(
     clippy::disallowed_methods,
-    clippy::disallowed_macros,
-    clippy::print_stderr,
     reason = "the recordings are read from files, and a test that can't run says so"
 )]
 
@@ -13,6 +11,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use millrace_core::compile::compile;
@@ -33,7 +32,9 @@ fn suite(name: &str) -> Option<Vec<(String, Value, PathBuf)>> {
     let folder =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference/istio").join(name);
     let Ok(entries) = fs::read_dir(&folder) else {
-        eprintln!("SKIPPED: {name}: the recordings are not at {}", folder.display());
+        // Not by a macro: the test harness keeps what those print of a test that passes.
+        let text = format!("SKIPPED: {name}: the recordings are not at {}\n", folder.display());
+        io::stderr().write_all(text.as_bytes()).unwrap();
         return None;
     };
     let mut cases: Vec<_> = entries

@@ -5,9 +5,12 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use millrace_core::compile::compile;
 use millrace_core::dialect::{istio, native};
 use millrace_core::nft;
 pub use millrace_core::observed::Variant;
+use millrace_core::plan::Wish;
+use millrace_core::preflight::Backend;
 use millrace_host::engine::{Drift, Request, Rules, Session};
 use millrace_host::{exec, facts};
 
@@ -47,6 +50,38 @@ impl Capture for Millrace {
     }
 }
 
+/// The millrace program writing the tables of iptables-nft itself.
+#[derive(Clone, Copy, Debug)]
+pub struct IptablesByNetlink;
+
+impl Capture for IptablesByNetlink {
+    fn name(&self) -> String {
+        "millrace with iptables-nft by netlink".to_owned()
+    }
+
+    fn apply(&self, topology: &Topology, config: &Config) -> Result<()> {
+        let mut args = match config {
+            Config::Istio { .. } => vec!["istio-iptables"],
+            Config::Apply { .. } => vec!["apply", "--backend", "iptables-nft"],
+        };
+        if matches!(config, Config::Istio { .. }) && topology.stack == Stack::Dual {
+            args.push("--dual-stack");
+        }
+        without_programs(topology, config, args)
+    }
+}
+
+/// Run millrace with a configuration's flags and environment, and no program to be found.
+fn without_programs(topology: &Topology, config: &Config, mut args: Vec<&str>) -> Result<()> {
+    args.extend(config.flags());
+    let mut command = millrace(args)?;
+    command.envs(config.env().iter().copied()).env("PATH", "/nowhere");
+    let output = topology.pod.output(&mut command)?;
+    let said = said(&output);
+    ensure!(output.status.success(), "{command:?}: {}\n{said}", output.status);
+    Ok(())
+}
+
 /// The millrace program with native nftables.
 #[derive(Clone, Copy, Debug)]
 pub struct NativeNftables;
@@ -57,16 +92,7 @@ impl Capture for NativeNftables {
     }
 
     fn apply(&self, topology: &Topology, config: &Config) -> Result<()> {
-        let mut args = vec!["istio-iptables", "--native-nftables"];
-        args.extend(config.flags());
-        let mut command = millrace(args)?;
-        command.envs(config.env().iter().copied());
-        // No program is needed, and none is found.
-        command.env("PATH", "/nowhere");
-        let output = topology.pod.output(&mut command)?;
-        let said = said(&output);
-        ensure!(output.status.success(), "{command:?}: {}\n{said}", output.status);
-        Ok(())
+        without_programs(topology, config, vec!["istio-iptables", "--native-nftables"])
     }
 }
 
@@ -95,8 +121,11 @@ impl Capture for OwnNftables {
             let policy = istio::resolve(&raw, &facts)?.policy;
             let rules = nft::merge(&nft::compile(&policy, &native::NFT_LAYOUT, true));
             session.run(&Request {
-                rules: Some(Rules::Native(&rules.ready(&facts.groups)?)),
-                variant: None,
+                rules: Some(Rules {
+                    iptables: &compile(&policy, &native::LAYOUT),
+                    native: Some(&rules.ready(&facts.groups)?),
+                }),
+                wish: Wish::Backend(Backend::Nftables),
                 drift: Drift::Replace,
                 everything: false,
                 dry_run: false,

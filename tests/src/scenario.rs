@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::capture::{Capture, Millrace, NativeNftables, OwnNftables, Variant};
+use crate::capture::{Capture, IptablesByNetlink, Millrace, NativeNftables, OwnNftables, Variant};
 use crate::cases::{Attempt, Case, Config, Fate, Kind, Place, Ports, Probe};
 use crate::netns::Namespace;
 use crate::process::{dial, stray};
@@ -19,7 +19,7 @@ const PATIENCE_MS: u32 = 5000;
 /// How long nothing must come back where nothing may, in milliseconds.
 const SILENCE_MS: u32 = 400;
 
-/// Play a case with millrace, with both iptables and native nftables, in pods with IPv4, IPv6 and both.
+/// Play a case with millrace, with each backend, in pods with IPv4, IPv6 and both.
 pub fn verify(case: &Case) -> Result<()> {
     for stack in Stack::ALL {
         for variant in Variant::ALL {
@@ -28,6 +28,7 @@ pub fn verify(case: &Case) -> Result<()> {
         if matches!(case.config, Config::Istio { .. }) {
             play(case, &NativeNftables, stack)?;
         }
+        play(case, &IptablesByNetlink, stack)?;
         play(case, &OwnNftables, stack)?;
     }
     Ok(())

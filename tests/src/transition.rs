@@ -14,8 +14,17 @@ use crate::stage::Stage;
 use crate::topology::Spot::{Dns, Pod, Service};
 use crate::topology::{Layout, Stack, Topology};
 
-/// Something that Millrace is to bring about: a command line of it, but for the choice of
-/// iptables.
+/// How iptables' rules are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By the programs of this iptables.
+    Programs(Variant),
+    /// Those of iptables-nft by netlink.
+    Netlink,
+}
+
+/// Something that Millrace is to bring about: a command line of it, but for the way in which
+/// iptables' rules are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Goal(pub &'static [&'static str]);
 
@@ -25,16 +34,19 @@ pub const NOTHING: Goal = Goal(&["cleanup"]);
 impl Goal {
     /// The words to type. Where something else may be there istio-iptables has to be told that it
     /// may replace it; where only a killed run for the same goal was before, it must not need that.
-    fn args(self, variant: Variant, replace: bool) -> Vec<&'static str> {
+    fn args(self, way: Way, replace: bool) -> Vec<&'static str> {
         let mut args = self.0.to_vec();
-        match args.first() {
-            Some(&"istio-iptables") => {
+        let istio = args.first() == Some(&"istio-iptables");
+        let own = args.first() == Some(&"apply") && !args.contains(&"--backend");
+        match way {
+            Way::Programs(variant) if istio => {
                 args.extend(["--force-iptables-binary", variant.as_str()]);
-                args.extend(replace.then_some("--reconcile"));
             }
-            Some(&"apply") => args.extend(["--iptables", variant.as_str()]),
+            Way::Programs(variant) if own => args.extend(["--iptables", variant.as_str()]),
+            Way::Netlink if own => args.extend(["--backend", "iptables-nft"]),
             _ => {}
         }
+        args.extend((istio && replace).then_some("--reconcile"));
         args
     }
 }
@@ -50,8 +62,8 @@ struct Reached {
 enum Kill {
     /// After this many moments of the programs that write rules (see [`Stage::killing_after`]).
     Table(usize),
-    /// In front of its nth message to the kernel.
-    Message(usize),
+    /// In front of its nth call of this kind.
+    Call(&'static str, usize),
 }
 
 /// A step from what is there to something else.
@@ -63,10 +75,10 @@ pub struct Transition {
     pub new: Goal,
     /// Something else yet that may be wanted once it was killed.
     pub third: Goal,
-    /// Which iptables has what is there.
-    pub from: Variant,
-    /// Which iptables is used then.
-    pub variant: Variant,
+    /// How what is there was written.
+    pub from: Way,
+    /// How the rest is.
+    pub way: Way,
 }
 
 /// Connections that show whether the pod is captured: out, in, DNS.
@@ -86,20 +98,22 @@ impl Transition {
         Ok(())
     }
 
-    /// Kill Millrace in front of each message that could change routing or addresses, and of all
-    /// behind the first of them.
+    /// Kill Millrace in front of its first message that could change anything, and of all messages
+    /// and all answers behind that.
     pub fn killed_between_messages(&self) -> Result<()> {
-        let first = self.first_change()?;
-        let count = self.killed_at_every(Kill::Message, first)?;
-        ensure!(count >= 3, "only {count} messages to die at: the note alone needs two");
+        let (messages, answers) = self.before_the_first_change()?;
+        let count = self.killed_at_every(|place| Kill::Call("sendto", place), messages + 1)?;
+        ensure!(count >= 1, "no messages to die at");
+        let count = self.killed_at_every(|place| Kill::Call("recvfrom", place), answers + 1)?;
+        ensure!(count >= 1, "no answers to die at");
         Ok(())
     }
 
     /// Gives how many places there were.
-    fn killed_at_every(&self, kill: fn(usize) -> Kill, first: usize) -> Result<usize> {
+    fn killed_at_every(&self, kill: impl Fn(usize) -> Kill, first: usize) -> Result<usize> {
         let old = self.reached(self.old, self.from)?;
         let [new, third, nothing] =
-            [self.new, self.third, NOTHING].map(|goal| self.reached(goal, self.variant));
+            [self.new, self.third, NOTHING].map(|goal| self.reached(goal, self.way));
         let (new, third, nothing) = (new?, third?, nothing?);
         let kept: BTreeSet<&String> = old.captured.intersection(&new.captured).collect();
         let any = self.old != NOTHING && self.new != NOTHING;
@@ -119,36 +133,36 @@ impl Transition {
                 let now = captured(&topology, &ATTEMPTS)?;
                 let lost: Vec<_> = kept.iter().filter(|line| !now.contains(**line)).collect();
                 ensure!(lost.is_empty(), "{}: not captured any more: {lost:?}", what());
-                self.run(&topology, next, self.variant).with_context(what)?;
+                self.run(&topology, next, self.way).with_context(what)?;
                 differs(&wanted.state, &Snapshot::take(&topology.pod)?).with_context(what)?;
             }
         }
         bail!("there is no end of places")
     }
 
-    fn reached(&self, goal: Goal, variant: Variant) -> Result<Reached> {
+    fn reached(&self, goal: Goal, way: Way) -> Result<Reached> {
         let topology = pod()?;
-        self.run(&topology, goal, variant)?;
+        self.run(&topology, goal, way)?;
         let state = Snapshot::take(&topology.pod)?.without_counters();
         Ok(Reached { state, captured: captured(&topology, &ATTEMPTS)? })
     }
 
     /// Bring about a goal.
-    fn run(&self, topology: &Topology, goal: Goal, variant: Variant) -> Result<()> {
+    fn run(&self, topology: &Topology, goal: Goal, way: Way) -> Result<()> {
         let again = goal == self.new && self.old == NOTHING;
-        millrace_in_pod(topology, &goal.args(variant, !again), 0).map(drop)
+        millrace_in_pod(topology, &goal.args(way, !again), 0).map(drop)
     }
 
     /// Go for the new goal and be killed; false when Millrace got through unharmed.
     fn run_killed(&self, topology: &Topology, kill: Kill) -> Result<bool> {
-        let args = self.new.args(self.variant, self.old != NOTHING);
+        let args = self.new.args(self.way, self.old != NOTHING);
         let output = match kill {
             Kill::Table(moments) => {
                 let stage = Stage::killing_after(moments)?;
                 topology.pod.output(&mut stage.millrace(&args)?)?
             }
-            Kill::Message(place) => {
-                let inject = format!("inject=sendto:signal=KILL:when={place}");
+            Kill::Call(name, place) => {
+                let inject = format!("inject={name}:signal=KILL:when={place}");
                 topology.pod.output(&mut traced(&["-e", &inject], "/dev/null", &args)?)?
             }
         };
@@ -160,26 +174,32 @@ impl Transition {
         }
     }
 
-    /// Which message to the kernel is the first that could change something.
-    fn first_change(&self) -> Result<usize> {
+    /// How many messages and answers there are in front of the first message that could change
+    /// something.
+    fn before_the_first_change(&self) -> Result<(usize, usize)> {
         let topology = pod()?;
         self.run(&topology, self.old, self.from)?;
         let file = tempfile::NamedTempFile::new().context("a trace")?;
         let path = file.path().to_str().context("a path that is not UTF-8")?;
-        let args = self.new.args(self.variant, self.old != NOTHING);
+        let args = self.new.args(self.way, self.old != NOTHING);
         let output = topology.pod.output(&mut traced(&[], path, &args)?)?;
         ensure!(output.status.success(), "{output:?}");
         let trace = std::fs::read_to_string(path).context("a trace")?;
-        let changes = |line: &str| line.contains("RTM_NEW") || line.contains("RTM_DEL");
-        let position = trace.lines().position(changes);
-        Ok(position.with_context(|| format!("nothing changes anything in\n{trace}"))? + 1)
+        let harmless = |line: &&str| {
+            !["RTM_NEW", "RTM_DEL", "NFNL_MSG_BATCH_BEGIN"].iter().any(|m| line.contains(m))
+                || !line.starts_with("sendto")
+        };
+        let before: Vec<&str> = trace.lines().take_while(harmless).collect();
+        ensure!(before.len() < trace.lines().count(), "nothing changes anything in\n{trace}");
+        let count = |name: &str| before.iter().filter(|line| line.starts_with(name)).count();
+        Ok((count("sendto"), count("recvfrom")))
     }
 }
 
 /// Millrace under strace, which looks at its messages to the kernel only, not at those of the
 /// programs that it starts.
 fn traced(options: &[&str], to: &str, args: &[&str]) -> Result<Command> {
-    let strace = ["strace", "-qq", "-o", to, "-e", "trace=sendto", "-e", "signal=none"];
+    let strace = ["strace", "-qq", "-o", to, "-e", "trace=sendto,recvfrom", "-e", "signal=none"];
     Ok(wrapped(&[&strace[..], options].concat(), &millrace(args)?))
 }
 

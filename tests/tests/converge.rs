@@ -12,7 +12,7 @@ use proptest::sample::subsequence;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 /// Settings of istio-iptables, each of which may be there.
-const ISTIO: [&str; 25] = [
+const ISTIO: [&str; 24] = [
     "-m TPROXY",
     "-t 77",
     "-r 99",
@@ -37,11 +37,10 @@ const ISTIO: [&str; 25] = [
     "--ipv6-as-reference",
     "--match-any-proxy-id",
     "--force-apply",
-    "--native-nftables",
 ];
 
 /// Settings of Millrace's own.
-const OWN: [&str; 18] = [
+const OWN: [&str; 17] = [
     "--mode tproxy",
     "--tproxy-mark 78",
     "--tproxy-table 98",
@@ -59,8 +58,13 @@ const OWN: [&str; 18] = [
     "--dns servers",
     "--dns all",
     "--drop-invalid",
-    "--backend nftables",
 ];
+
+/// What carries rules out; without a word, what does already.
+const ISTIO_WAYS: [&str; 4] =
+    ["", "--force-iptables-binary nft", "--force-iptables-binary legacy", "--native-nftables"];
+const OWN_WAYS: [&str; 5] =
+    ["", "--iptables nft", "--iptables legacy", "--backend nftables", "--backend iptables-nft"];
 
 /// What runs of istio-iptables leave when they are killed, repeated or cleaned up with other flags,
 /// and what people do to its chains; `IPT` stands for iptables of a variant and family.
@@ -117,24 +121,24 @@ fn variants() -> impl Strategy<Value = Variant> {
     prop_oneof![Just(Variant::Nft), Just(Variant::Legacy)]
 }
 
-/// A command line that writes rules.
-fn runs() -> impl Strategy<Value = Vec<String>> {
-    let line = |command: &'static str, which: &'static str, flags: Vec<&str>, variant: Variant| {
-        let line = format!("{command} {} {which} {}", flags.join(" "), variant.as_str());
+/// A command line that writes rules, by a way that was named or by any.
+fn runs(named: bool) -> impl Strategy<Value = Vec<String>> {
+    let line = |command: &'static str, flags: Vec<&str>, way: &'static str| {
+        let line = format!("{command} {} {way}", flags.join(" "));
         line.split_ascii_whitespace().map(str::to_owned).collect::<Vec<String>>()
     };
-    let istio =
-        (subsequence(ISTIO.to_vec(), 0..8), variants()).prop_map(move |(flags, variant)| {
-            line("istio-iptables -i * -b * --reconcile", "--force-iptables-binary", flags, variant)
-        });
-    let own = (subsequence(OWN.to_vec(), 0..6), variants())
-        .prop_map(move |(flags, variant)| line("apply", "--iptables", flags, variant));
+    let ways = prop::sample::select(&ISTIO_WAYS[usize::from(named)..]);
+    let istio = (subsequence(ISTIO.to_vec(), 0..8), ways)
+        .prop_map(move |(flags, way)| line("istio-iptables -i * -b * --reconcile", flags, way));
+    let ways = prop::sample::select(&OWN_WAYS[usize::from(named)..]);
+    let own = (subsequence(OWN.to_vec(), 0..6), ways)
+        .prop_map(move |(flags, way)| line("apply", flags, way));
     prop_oneof![istio, own]
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let leftover = (0..LEFTOVERS.len(), variants()).prop_map(|(i, v)| Step::Leftover(i, v));
-    prop::collection::vec(prop_oneof![runs().prop_map(Step::Run), leftover], 0..4)
+    prop::collection::vec(prop_oneof![runs(false).prop_map(Step::Run), leftover], 0..4)
 }
 
 /// Run millrace; it must succeed.
@@ -236,7 +240,7 @@ fn any_run_over_any_state_converges() {
     bytes[..8].copy_from_slice(&seed.to_be_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(config, rng);
-    let all = (steps(), runs(), prop::option::of(variants()));
+    let all = (steps(), runs(true), prop::option::of(variants()));
     let result = runner.run(&all, |(steps, last, foreign)| {
         converges(&steps, &last, foreign).map_err(|e| TestCaseError::fail(format!("{e:#}")))
     });

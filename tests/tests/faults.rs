@@ -1,10 +1,15 @@
 //! Things that go wrong on the way: the namespace is then as it was, and the message says why.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::capture::{Variant, millrace, millrace_in_pod, ran};
+use millrace_tests::capture::{Variant, millrace, millrace_in_pod, ran, wrapped};
 use millrace_tests::cases::{app, outside};
 use millrace_tests::scenario::captured;
 use millrace_tests::snapshot::Snapshot;
@@ -131,6 +136,64 @@ fn standard_output_is_full() -> Result<()> {
     let (code, said) = with_full_stdout(&topology, &ISTIO)?;
     assert_eq!(code, Some(0), "{said}");
     millrace_in_pod(&topology, &["status"], 0)?;
+    Ok(())
+}
+
+/// Verify that on a kernel without `nf_tables` iptables-legacy is used, and that who asks for
+/// something else is told what is missing. The kernel's refusal is strace's.
+#[test]
+fn the_kernel_has_no_nf_tables() -> Result<()> {
+    let strace = ["strace", "-qqq", "-o", "/dev/null", "-e", "trace=socket"];
+    // The first sockets of a run are for routes and addresses, and its lock.
+    let run = ["-e", "inject=socket:error=EPROTONOSUPPORT:when=3+"];
+    let look = ["-e", "inject=socket:error=EPROTONOSUPPORT"];
+    for (args, code, wanted) in [
+        (&["apply"][..], 0, "using iptables-legacy: nf_tables can't be used here"),
+        (&ISTIO, 0, "using iptables-legacy: nf_tables can't be used here"),
+        (&["apply", "--backend", "nftables"], 1, "load the module nf_tables (CONFIG_NF_TABLES)"),
+        (&["apply", "--backend", "iptables-nft"], 1, "load the module nf_tables"),
+        (&["preflight"], 0, "nftables does not work\n    nf_tables in the kernel: load nf_tables"),
+    ] {
+        let topology = pod()?;
+        let before = Snapshot::take(&topology.pod)?;
+        let refuse = if args == ["preflight"] { look } else { run };
+        let wrapper = [&strace[..], &refuse].concat();
+        let (is, said) = ran(&topology.pod, &mut wrapped(&wrapper, &millrace(args)?))?;
+        assert_eq!(is, Some(code), "{args:?}: {said}");
+        ensure!(said.contains(wanted), "{args:?}: {said}");
+        let after = Snapshot::take(&topology.pod)?;
+        let captures = code == 0 && args != ["preflight"];
+        assert_eq!(captures, before != after, "{args:?}: {said}");
+    }
+    Ok(())
+}
+
+/// Verify that a namespace whose name vanishes while a run waits in it is captured all the same,
+/// and that a name which has gone before is an error.
+#[test]
+fn the_namespace_vanishes() -> Result<()> {
+    let topology = pod()?;
+    let folder = tempfile::tempdir()?;
+    let name = folder.path().join("pod");
+    symlink(topology.pod.path(), &name)?;
+    let path = name.to_str().context("a path that is not UTF-8")?;
+    let address = SocketAddr::from_abstract_name("millrace-run")?;
+    let lock = topology.pod.enter(|| UnixDatagram::bind_addr(&address))??;
+    let args = ["apply", "--netns", path, "--wait", "60s"];
+    let run = millrace(args)?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let wanted = fs::metadata(topology.pod.path())?.ino();
+    let inside = format!("/proc/{}/ns/net", run.id());
+    while fs::metadata(&inside)?.ino() != wanted {
+        thread::sleep(Duration::from_millis(5));
+    }
+    fs::remove_file(&name)?;
+    drop(lock);
+    let output = run.wait_with_output()?;
+    ensure!(output.status.success(), "{output:?}");
+    millrace_in_pod(&topology, &["status"], 0)?;
+
+    let said = millrace_in_pod(&topology, &args, 1)?;
+    ensure!(said.contains(path) && said.contains("No such file or directory"), "{said}");
     Ok(())
 }
 

@@ -34,30 +34,32 @@ fn with_only(programs: &[&str], args: &[&str]) -> Result<Command> {
 /// The programs that are there, a command line, its exit code, and what it must say.
 type Case<'a> = (&'a [&'a str], &'a [&'a str], (i32, Vec<&'a str>));
 
-/// Verify that the programs that are there are used, and that what is missing is named together
-/// with what to install, and nothing stays changed then.
+/// Verify that no program is needed but by those who ask for one, and that what is missing then is
+/// named together with what to install, and nothing stays changed.
 #[test]
 fn programs_are_missing() -> Result<()> {
     let apply = ["apply", "--mode", "tproxy"];
-    let no_v6 = [&apply[..], &["--ipv6", "off"]].concat();
     let [nft, legacy] =
         ["nft", "legacy"].map(|variant| [&apply[..], &["--iptables", variant]].concat());
+    let no_v6 = [&nft[..], &["--ipv6", "off"]].concat();
+    let backend = |name| [&apply[..], &["--backend", name]].concat();
+    let [by_netlink, by_legacy] = ["iptables-nft", "iptables-legacy"].map(backend);
     let istio = ["istio-iptables", "-u", "1337", "-i", "*", "-b", "*"];
     let captured = |said| (0, vec![said]);
     let refused = |said| (1, vec![said, "install the package iptables"]);
     let v6 = "ip6tables-nft-restore is not installed: install the package iptables with its IPv6";
     let cases: [Case<'_>; 14] = [
-        (&NFT, &apply, captured("using iptables-nft")),
-        (&LEGACY, &apply, captured("using iptables-legacy: iptables-nft can't be used here")),
-        (&NFT, &istio, captured("using iptables-nft")),
-        (&LEGACY, &istio, captured("using iptables-legacy")),
+        (&[], &apply, captured("using nftables: the kernel has nf_tables")),
+        (&[], &istio, captured("using iptables-nft: the kernel has nf_tables")),
+        (&[], &by_netlink, captured("using iptables-nft: asked for")),
+        (&NFT, &nft, captured("using iptables-nft by its programs: asked for")),
+        (&LEGACY, &legacy, captured("using iptables-legacy: asked for")),
+        (&LEGACY, &by_legacy, captured("using iptables-legacy: asked for")),
         (&NFT, &legacy, refused("iptables-legacy was asked for")),
+        (&NFT, &by_legacy, refused("iptables-legacy was asked for")),
         (&LEGACY, &nft, refused("iptables-nft was asked for")),
-        (&[], &apply, refused("no iptables is installed")),
-        (&[], &istio, refused("no iptables is installed")),
-        (&NFT[..2], &apply, refused(v6)),
-        (&NFT[..2], &istio, refused(v6)),
-        (&LEGACY[..2], &apply, refused("ip6tables-legacy-restore is not installed")),
+        (&NFT[..2], &nft, refused(v6)),
+        (&LEGACY[..2], &legacy, refused("ip6tables-legacy-restore is not installed")),
         (&NFT[..2], &no_v6, captured("using iptables-nft")),
         // Nothing is there, so nothing has to be run.
         (&[], &["cleanup"], (0, vec!["nothing to do"])),
@@ -78,28 +80,44 @@ fn programs_are_missing() -> Result<()> {
     Ok(())
 }
 
-/// Verify that rules that can't be read or written, since only the other programs are installed,
-/// are not taken for nothing. Those of iptables-legacy are read without its program.
+/// Verify that rules of iptables-legacy that can't be removed, since its programs are not installed,
+/// are not taken for nothing; they are read without any.
 #[test]
-fn rules_of_the_other_iptables() -> Result<()> {
-    for (variant, programs) in [("nft", &LEGACY), ("legacy", &NFT)] {
-        let topology = Topology::new(Stack::Dual, Layout::default())?;
-        millrace_in_pod(&topology, &["apply", "--iptables", variant], 0)?;
-        let before = Snapshot::take(&topology.pod)?;
-        let role = if variant == "nft" { "save" } else { "restore" };
-        for args in [&["apply", "--dns", "all"][..], &["cleanup"], &["status"]] {
-            let (code, said) = ran(&topology.pod, &mut with_only(programs, args)?)?;
-            if args == ["status"] && variant == "legacy" {
-                assert_eq!(code, Some(0), "{said}");
-                continue;
-            }
-            assert_eq!(code, Some(1), "{args:?}: {said}");
-            let missing =
-                format!("iptables-{variant}-{role} is not installed: install the package");
-            ensure!(said.contains(&missing), "{args:?}: {said}");
+fn rules_of_iptables_legacy_without_its_programs() -> Result<()> {
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    millrace_in_pod(&topology, &["apply", "--iptables", "legacy"], 0)?;
+    let before = Snapshot::take(&topology.pod)?;
+    for args in [&["apply", "--dns", "all"][..], &["cleanup"], &["status"]] {
+        let (code, said) = ran(&topology.pod, &mut with_only(&NFT, args)?)?;
+        if args == ["status"] {
+            assert_eq!(code, Some(0), "{said}");
+            continue;
         }
-        assert_eq!(before.differences(&Snapshot::take(&topology.pod)?), "");
+        assert_eq!(code, Some(1), "{args:?}: {said}");
+        let missing = "iptables-legacy-restore is not installed: install the package";
+        ensure!(said.contains(missing), "{args:?}: {said}");
     }
+    assert_eq!(before.differences(&Snapshot::take(&topology.pod)?), "");
+    Ok(())
+}
+
+/// Verify that rules which programs of iptables-nft wrote are changed and removed without them.
+#[test]
+fn rules_of_iptables_nft_without_its_programs() -> Result<()> {
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    let before = Snapshot::take(&topology.pod)?;
+    millrace_in_pod(&topology, &["apply", "--iptables", "nft"], 0)?;
+    for (args, wanted) in [
+        (&["apply"][..], "using iptables-nft: it holds rules of an earlier run\nno change"),
+        (&["apply", "--dns", "all"], "iptables-nft transaction of"),
+        (&["status"], "captured: IPv4 and IPv6 by iptables-nft"),
+        (&["cleanup"], "iptables-nft transaction of"),
+    ] {
+        let (code, said) = ran(&topology.pod, &mut with_only(&[], args)?)?;
+        assert_eq!(code, Some(0), "{args:?}: {said}");
+        ensure!(said.contains(wanted), "{args:?}: {said}");
+    }
+    assert_eq!(before.differences(&Snapshot::take(&topology.pod)?), "");
     Ok(())
 }
 
@@ -118,9 +136,16 @@ fn started(topology: &Topology, args: &[&str]) -> Result<Vec<String>> {
     Ok(names.get(1..).context("an empty trace")?.to_vec())
 }
 
-/// Verify how few programs are run.
+/// Verify how few programs are run, where any are asked for.
 #[test]
 fn few_programs_are_run() -> Result<()> {
+    for way in [&["--backend", "nftables"][..], &["--backend", "iptables-nft"], &[]] {
+        let topology = Topology::new(Stack::Dual, Layout::default())?;
+        let apply = [&["apply", "--mode", "tproxy"], way].concat();
+        for args in [&apply[..], &apply, &["status"], &["cleanup"]] {
+            ensure!(started(&topology, args)?.is_empty(), "{args:?} runs a program");
+        }
+    }
     for variant in Variant::ALL {
         let topology = Topology::new(Stack::Dual, Layout::default())?;
         let apply = ["apply", "--mode", "tproxy", "--dns", "all", "--iptables", variant.as_str()];
@@ -136,7 +161,8 @@ fn few_programs_are_run() -> Result<()> {
             (&apply[..], names("restore")),
             (&apply, save),
             (&other, both.clone()),
-            (&["cleanup"], both),
+            // Rules of iptables-nft are removed by netlink, whoever wrote them.
+            (&["cleanup"], if variant == Variant::Nft { BTreeSet::new() } else { both }),
         ];
         for (args, wanted) in steps {
             let run = started(&topology, args)?;

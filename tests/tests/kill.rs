@@ -1,8 +1,9 @@
 //! Killed at any moment: the pod stays captured, and the next run, whatever it is for, finishes.
 
 use anyhow::Result;
-use millrace_tests::capture::Variant::{self, Legacy, Nft};
-use millrace_tests::transition::{Goal, NOTHING, Transition};
+use millrace_tests::capture::Variant::{Legacy, Nft};
+use millrace_tests::transition::Way::{Netlink, Programs};
+use millrace_tests::transition::{Goal, NOTHING, Transition, Way};
 
 /// What istio-iptables does for a sidecar.
 const ISTIO: Goal = Goal(&[
@@ -82,37 +83,73 @@ const NATIVE: Goal = Goal(&[
     "--dual-stack",
 ]);
 
-const fn from(old: Goal, new: Goal, third: Goal) -> impl Fn(Variant) -> Transition {
-    move |variant| Transition { old, new, third, from: variant, variant }
+/// The same in Millrace's own table, with policy routing.
+const OWN: Goal = Goal(&["apply", "--backend", "nftables", "--mode", "tproxy", "--dns", "all"]);
+
+const fn from(old: Goal, new: Goal, third: Goal) -> impl Fn(Way) -> Transition {
+    move |way| Transition { old, new, third, from: way, way }
 }
 
-/// Verify the same where the rules go from one iptables to the other on the way.
-fn other_iptables(from: Variant, variant: Variant) -> Transition {
-    Transition { old: ISTIO, new: TPROXY, third: THIRD, from, variant }
+/// From one way to write iptables' rules to another.
+fn other_way(from: Way, way: Way) -> Transition {
+    Transition { old: ISTIO, new: TPROXY, third: THIRD, from, way }
 }
 
 /// Verify the same on the way from iptables to native nftables and back: no program is run on the
 /// way there but to take away what was.
-#[test]
-fn iptables_to_native() -> Result<()> {
-    for variant in Variant::ALL {
-        let to = Transition { old: ISTIO, new: NATIVE, third: TPROXY, from: variant, variant };
-        to.killed_between_messages()?;
-        let back = Transition { old: NATIVE, new: TPROXY, third: NATIVE, from: variant, variant };
-        back.killed_between_messages()?;
+fn to_native_and_back(way: Way) -> Result<()> {
+    let to = Transition { old: ISTIO, new: NATIVE, third: TPROXY, from: way, way };
+    to.killed_between_messages()?;
+    let back = Transition { old: NATIVE, new: TPROXY, third: NATIVE, from: way, way };
+    back.killed_between_messages()?;
+    if way != Netlink {
         back.killed_between_tables()?;
     }
     Ok(())
 }
 
 #[test]
+fn nft_to_native() -> Result<()> {
+    to_native_and_back(Programs(Nft))
+}
+
+#[test]
+fn legacy_to_native() -> Result<()> {
+    to_native_and_back(Programs(Legacy))
+}
+
+#[test]
+fn netlink_to_native() -> Result<()> {
+    to_native_and_back(Netlink)
+}
+
+/// Verify the same where nothing but native nftables is there at any time.
+#[test]
+fn native_alone() -> Result<()> {
+    for (old, new) in [(NOTHING, NATIVE), (NATIVE, OWN), (OWN, NATIVE), (OWN, NOTHING)] {
+        from(old, new, OWN)(Netlink).killed_between_messages()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn nft_to_legacy() -> Result<()> {
-    other_iptables(Nft, Legacy).killed_between_tables()
+    other_way(Programs(Nft), Programs(Legacy)).killed_between_tables()
 }
 
 #[test]
 fn legacy_to_nft() -> Result<()> {
-    other_iptables(Legacy, Nft).killed_between_tables()
+    other_way(Programs(Legacy), Programs(Nft)).killed_between_tables()
+}
+
+#[test]
+fn nft_to_netlink() -> Result<()> {
+    other_way(Programs(Nft), Netlink).killed_between_messages()
+}
+
+#[test]
+fn netlink_to_nft() -> Result<()> {
+    other_way(Netlink, Programs(Nft)).killed_between_tables()
 }
 
 macro_rules! transitions {
@@ -121,23 +158,23 @@ macro_rules! transitions {
             use super::*;
 
             #[test]
-            fn between_tables_nft() -> Result<()> {
-                from($old, $new, $third)(Nft).killed_between_tables()
-            }
-
-            #[test]
             fn between_tables_legacy() -> Result<()> {
-                from($old, $new, $third)(Legacy).killed_between_tables()
+                from($old, $new, $third)(Programs(Legacy)).killed_between_tables()
             }
 
             #[test]
             fn between_messages_nft() -> Result<()> {
-                from($old, $new, $third)(Nft).killed_between_messages()
+                from($old, $new, $third)(Programs(Nft)).killed_between_messages()
+            }
+
+            #[test]
+            fn between_messages_netlink() -> Result<()> {
+                from($old, $new, $third)(Netlink).killed_between_messages()
             }
 
             #[test]
             fn between_messages_legacy() -> Result<()> {
-                from($old, $new, $third)(Legacy).killed_between_messages()
+                from($old, $new, $third)(Programs(Legacy)).killed_between_messages()
             }
         })*
     };
@@ -151,4 +188,22 @@ transitions! {
     tproxy_to_redirect: TPROXY => ISTIO, REDIRECT;
     istio_to_nothing: ISTIO => NOTHING, TPROXY;
     tproxy_to_nothing: TPROXY => NOTHING, ISTIO;
+}
+
+/// Programs of iptables-nft write what is wanted, and netlink takes away what is not.
+macro_rules! by_programs {
+    ($($name:ident: $old:expr => $new:expr, $third:expr;)*) => {
+        $(#[test]
+        fn $name() -> Result<()> {
+            from($old, $new, $third)(Programs(Nft)).killed_between_tables()
+        })*
+    };
+}
+
+by_programs! {
+    nothing_to_tproxy_between_tables_nft: NOTHING => TPROXY, ISTIO;
+    nothing_to_redirect_between_tables_nft: NOTHING => ISTIO, TPROXY;
+    istio_to_tproxy_between_tables_nft: ISTIO => TPROXY, THIRD;
+    tproxy_to_other_tproxy_between_tables_nft: TPROXY => THIRD, REDIRECT;
+    tproxy_to_redirect_between_tables_nft: TPROXY => ISTIO, REDIRECT;
 }

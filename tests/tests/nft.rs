@@ -10,11 +10,14 @@ use anyhow::{Context as _, Result};
 use millrace_core::dialect::istio::{self, NFT_LAYOUT, Raw};
 use millrace_core::dialect::native;
 use millrace_core::facts::HostFacts;
+use millrace_core::iptables::Extension;
 use millrace_core::nft::expr::{Expr, Verdict};
-use millrace_core::nft::tables::{NativeChain, NativeTables};
+use millrace_core::nft::tables::{Base, NativeChain, NativeTables};
+use millrace_core::nft::xtables::XtRule;
 use millrace_core::nft::{NftRuleset, Statement, compile, merge, render_transaction};
 use millrace_core::ruleset::{Chain, ChainName};
-use millrace_host::nft::{NftError, generation, read, replace};
+use millrace_core::value::Family;
+use millrace_host::nft::{Changes, Look, NftError, TableFamily, Wanted, change, look, rehearse};
 use millrace_tests::capture::{millrace, ran};
 use millrace_tests::cases::{self, Config, app, outside};
 use millrace_tests::istio as istio_words;
@@ -26,6 +29,20 @@ use millrace_tests::topology::{APP, Layout, Spot, Stack, Topology};
 use millrace_tests::wire::{Dial, Outcome, Proto};
 
 const NAMES: [&str; 4] = ["istio-proxy-nat", "istio-proxy-mangle", "istio-proxy-raw", "millrace"];
+
+/// What the calling thread's namespace holds.
+fn seen() -> Result<Look> {
+    let wanted = Wanted { native: &NAMES, iptables: false };
+    look(wanted)?.context("the kernel has no nf_tables")
+}
+
+/// Write tables in place of these.
+fn replace(names: &[&str], tables: &NativeTables, generation: Option<u32>) -> Result<(), NftError> {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let groups = BTreeMap::new();
+    let changes = Changes { names: &names, tables, edits: &[], groups: &groups };
+    change(&changes, generation)
+}
 
 /// The ruleset of a command line of istio-iptables in a pod with both families.
 fn ruleset(flags: &[&str], env: &[(&str, &str)]) -> Result<NftRuleset> {
@@ -109,11 +126,11 @@ fn netlink_writes_what_nft_would() -> Result<()> {
         let theirs = Namespace::new()?;
         theirs.feed("nft", &["-f", "-"], &render_transaction(&ruleset)).context(name.clone())?;
         let wanted = kernel(&ruleset)?;
-        let before = ours.enter(|| read(&NAMES))??;
+        let before = ours.enter(seen)??.native;
         let before: Vec<&str> = before.iter().map(|(name, _)| name.as_str()).collect();
         ours.enter(|| replace(&before, &wanted, None))?.with_context(|| name.clone())?;
         assert_eq!(listed(&ours)?, listed(&theirs)?, "{name}");
-        let found = ours.enter(|| read(&NAMES))??;
+        let found = ours.enter(seen)??.native;
         assert_eq!(found, wanted, "{name}");
     }
     ours.enter(|| replace(&NAMES, &NativeTables::new(), None))??;
@@ -127,7 +144,7 @@ fn what_nft_wrote_is_read() -> Result<()> {
     for (name, ruleset) in rulesets()? {
         let namespace = Namespace::new()?;
         namespace.feed("nft", &["-f", "-"], &render_transaction(&ruleset))?;
-        let found = namespace.enter(|| read(&NAMES))??;
+        let found = namespace.enter(seen)??.native;
         let wanted = kernel(&ruleset)?;
         assert_eq!(found, wanted, "{name}");
     }
@@ -261,12 +278,12 @@ fn ipv6_is_left_alone_where_it_is_not_captured() -> Result<()> {
 fn somebody_else_writes_at_the_same_time() -> Result<()> {
     let namespace = Namespace::new()?;
     let wanted = kernel(&ruleset(&["-i", "*", "-b", "*"], &[])?)?;
-    let stale = namespace.enter(generation)??;
+    let stale = namespace.enter(seen)??.generation;
     namespace.run("nft", &["add", "table", "inet", "somebody-elses"])?;
     let error = namespace.enter(|| replace(&NAMES, &wanted, stale))?.unwrap_err();
     assert!(matches!(error, NftError::Changed), "{error}");
     assert_eq!(listed(&namespace)?, "table inet somebody-elses {\n}\n");
-    let fresh = namespace.enter(generation)??;
+    let fresh = namespace.enter(seen)??.generation;
     namespace.enter(|| replace(&NAMES, &wanted, fresh))??;
 
     let topology = Topology::new(Stack::Dual, Layout::default())?;
@@ -296,6 +313,23 @@ fn somebody_else_writes_at_the_same_time() -> Result<()> {
     })?;
     let last = [&["status", "--"][..], &SIDECAR, &["-o", "9093"]].concat();
     run(&topology, &last, 0)?;
+    Ok(())
+}
+
+/// Verify that what the kernel does not have is named with its option: no kernel has this match of
+/// iptables.
+#[test]
+fn what_the_kernel_lacks_is_named() -> Result<()> {
+    let extension = Extension { name: "nosuch".to_owned(), revision: 0, data: vec![0; 8] };
+    let rule = XtRule { exprs: vec![Expr::Match(extension)], protocol: None };
+    let base = Base { kind: "nat".to_owned(), hook: 3, priority: -100 };
+    let namespace = Namespace::new()?;
+    let family = TableFamily::Ip(Family::V4);
+    let error = namespace.enter(|| rehearse(family, "nat", &base, &rule))?.unwrap_err();
+    let wanted = "the kernel may lack nft_compat (CONFIG_NFT_COMPAT) or xt_nosuch \
+                  (CONFIG_NETFILTER_XT_MATCH_NOSUCH): load it";
+    assert!(error.to_string().contains(wanted), "{error}");
+    assert!(error.is_unsupported(), "{error}");
     Ok(())
 }
 

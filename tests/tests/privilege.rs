@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::binary;
-use millrace_tests::capture::{Variant, millrace, millrace_in_pod, ran, wrapped};
+use millrace_tests::capture::{millrace, millrace_in_pod, ran, wrapped};
 use millrace_tests::snapshot::Snapshot;
 use millrace_tests::topology::{Layout, Stack, Topology};
 
@@ -17,12 +17,17 @@ const UNPRIVILEGED: [&[&str]; 2] = [
 const ISTIO: [&str; 8] = ["istio-iptables", "-u", "1337", "-i", "*", "-b", "*", "--redirect-dns"];
 const APPLY: [&str; 5] = ["apply", "--mode", "tproxy", "--dns", "all"];
 
-/// A pod, captured with one of the iptables or not at all.
+/// A pod, captured in each way or not at all.
 fn pods() -> Result<Vec<Topology>> {
     let mut pods = vec![Topology::new(Stack::Dual, Layout::default())?];
-    for variant in Variant::ALL {
+    for way in [
+        ["--iptables", "nft"],
+        ["--iptables", "legacy"],
+        ["--backend", "iptables-nft"],
+        ["--backend", "nftables"],
+    ] {
         let pod = Topology::new(Stack::Dual, Layout::default())?;
-        millrace_in_pod(&pod, &["apply", "--iptables", variant.as_str()], 0)?;
+        millrace_in_pod(&pod, &["apply", way[0], way[1]], 0)?;
         pods.push(pod);
     }
     Ok(pods)
@@ -59,7 +64,11 @@ fn a_dry_run_needs_nothing() -> Result<()> {
     let clean = [&ISTIO[..], &["--cleanup-only"]].concat();
     let restores = ["Running iptables restore with: iptables-restore", "-A ISTIO_OUTPUT -j"];
     let unseen = "what is there can't be seen";
-    let rules = [unseen, "would do: ", "    -A MILLRACE_OUTPUT -j", "iptables-nft IPv6 restore of"];
+    let rules = [
+        unseen,
+        "would do: nftables transaction of millrace",
+        "    add rule inet millrace nat-output counter jump nat-outbound",
+    ];
     let routing = ["would do: add IPv4 rule priority"];
     for topology in pods()? {
         let before = Snapshot::take(&topology.pod)?;

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that is built wrongly should stop")]
 
 pub(crate) mod argv;
+pub(crate) mod lines;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,16 +12,34 @@ use std::net::IpAddr;
 use millrace_core::compile::compile;
 use millrace_core::dialect::istio::{self, Raw};
 use millrace_core::facts::HostFacts;
-use millrace_core::iptables::{ChainDump, Dump, DumpRule, TableDump, parse_rule};
+use millrace_core::iptables::{ChainDump, Dump, DumpRule, TableDump};
+use millrace_core::nft::xtables::{decode, encode};
 use millrace_core::observed::{Holding, InterfaceAddress, Observed, Route, Variant};
-use millrace_core::plan::{Change, Effect, Wanted};
+use millrace_core::plan::{Change, Effect, Groups, Wanted};
 use millrace_core::policy::CapturePolicy;
-use millrace_core::ruleset::Ruleset;
+use millrace_core::ruleset::{Rule, Ruleset};
+use millrace_core::value::Family;
 use proptest::prelude::*;
 
 /// What is wanted of iptables-nft.
 pub(crate) fn want(ruleset: Option<&Ruleset>) -> Wanted<'_> {
     ruleset.map_or(Wanted::Nothing, |ruleset| Wanted::Iptables(ruleset, Variant::Nft))
+}
+
+/// The rules that are not the same when they have been through the kernel's `nf_tables`.
+pub(crate) fn changed_by_nf_tables(ruleset: &Ruleset, groups: &Groups) -> Vec<Rule> {
+    let mut changed = Vec::new();
+    for family in ruleset.families() {
+        for emission in ruleset.family(family) {
+            let written = encode(&emission.rule, family, groups).unwrap().exprs;
+            let written: Vec<_> = written.into_iter().map(Ok).collect();
+            let read = decode(&written, family).rule.map(|rule| rule.canonical(groups));
+            if read != Ok(emission.rule.canonical(groups)) {
+                changed.push(emission.rule.clone());
+            }
+        }
+    }
+    changed
 }
 
 /// Carry out an effect on what was observed, as the kernel would.
@@ -50,20 +69,27 @@ pub(crate) fn carry_out(observed: &mut Observed, effect: &Effect) {
                 observed.ip_rules.push(rule.clone());
             }
         }
-        Effect::Native { tables, .. } => observed.native.clone_from(tables),
-        Effect::Restore { variant, family, input, .. } => {
-            if observed.holding(*variant, *family).is_none() {
-                let (variant, family) = (*variant, *family);
-                observed.holdings.push(Holding { variant, family, dump: Dump::default() });
+        Effect::Native { names, tables, edits, .. } => {
+            if !names.is_empty() || !tables.is_empty() {
+                observed.native.clone_from(tables);
             }
-            let holding = observed
-                .holdings
-                .iter_mut()
-                .find(|h| h.variant == *variant && h.family == *family)
-                .unwrap();
-            restore(&mut holding.dump, input);
+            for edit in edits {
+                restore_of(observed, Variant::Nft, edit.family, &edit.text(false));
+            }
+        }
+        Effect::Restore { variant, family, input, .. } => {
+            restore_of(observed, *variant, *family, input);
         }
     }
+}
+
+fn restore_of(observed: &mut Observed, variant: Variant, family: Family, input: &str) {
+    if observed.holding(variant, family).is_none() {
+        observed.holdings.push(Holding { variant, family, dump: Dump::default() });
+    }
+    let mut holdings = observed.holdings.iter_mut();
+    let holding = holdings.find(|h| h.variant == variant && h.family == family).unwrap();
+    restore(&mut holding.dump, input);
 }
 
 /// `iptables-restore --noflush`
@@ -108,8 +134,7 @@ fn rules<'t>(table: &'t mut TableDump, chain: &str) -> &'t mut Vec<DumpRule> {
 fn command(table: &mut TableDump, line: &str) {
     let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
     let (chain, body) = rest.split_once(' ').unwrap_or((rest, ""));
-    let rule =
-        |text: &str| DumpRule { text: text.to_owned(), counters: None, rule: parse_rule(text) };
+    let rule = |text: &str| DumpRule::from_text(text, None);
     match verb {
         "COMMIT" => {
             for chain in &table.chains {
