@@ -1,5 +1,6 @@
 //! Network namespaces: naming one, entering it, telling two apart.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -72,6 +73,12 @@ impl FromStr for NetnsRef {
 /// What tells namespaces apart: device and inode (`namespaces(7)`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetnsId(u64, u64);
+
+impl fmt::Display for NetnsId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.0, self.1)
+    }
+}
 
 /// An open namespace.
 #[derive(Debug)]

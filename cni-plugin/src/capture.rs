@@ -1,0 +1,225 @@
+//! The engine, as this plugin uses it: the calling thread is in the pod's namespace.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use millrace_core::compile::{compile, routing};
+use millrace_core::dialect::{istio, native};
+use millrace_core::nft::{self, NftRuleset, render_transaction};
+use millrace_core::plan::{Effect, Groups};
+use millrace_core::policy::CapturePolicy;
+use millrace_core::report::{restore_text, routing_text};
+use millrace_core::ruleset::Ruleset;
+use millrace_core::source::{Source, Sourced};
+use millrace_core::status::{State, Status, judge, judge_native};
+use millrace_core::value::Family;
+use millrace_host::engine::{Drift, EngineError, Outcome, Request, Rules, Session};
+use millrace_host::observe::Look;
+use millrace_host::sandbox::Sandbox;
+use millrace_host::{exec, facts};
+
+use crate::config::Backend;
+
+/// Whether IPv6 is switched off on `lo`: 1 if so, missing where the kernel has none
+/// (`ip-sysctl`, `disable_ipv6`). It is that of the thread's own network namespace.
+const LO_IPV6_OFF: &str = "/proc/sys/net/ipv6/conf/lo/disable_ipv6";
+/// How the rules of this plugin are called.
+const OWN: &str = "millrace";
+
+/// What a run did.
+#[derive(Clone, Debug)]
+pub(crate) struct Applied {
+    /// What rules are written with, and why.
+    pub(crate) by: String,
+    /// Whether anything had to be done.
+    pub(crate) changed: bool,
+    /// How many programs were run.
+    pub(crate) processes: usize,
+    /// What the user should know.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// A namespace that the calling thread has entered.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    session: Session,
+    groups: Groups,
+    path: PathBuf,
+    exec: exec::Options,
+}
+
+impl Pod {
+    /// The calling thread's namespace, that is also at `path`.
+    ///
+    /// # Errors
+    /// When the kernel can't be asked.
+    pub(crate) fn open(path: &Path) -> Result<Self, EngineError> {
+        let mut session = Session::open()?;
+        let groups = facts::gather(session.net())?.groups;
+        Ok(Self { session, groups, path: path.to_owned(), exec: exec::Options::default() })
+    }
+
+    /// Have programs, where they are needed, see no name service and lock the pod alone.
+    fn prepare(&mut self, backend: Backend) -> Result<(), String> {
+        if !self.is_native(backend) {
+            Sandbox::check()?;
+            let netns = Some(self.path.clone());
+            self.exec = exec::Options { sandbox: Some(Sandbox { netns }) };
+        }
+        Ok(())
+    }
+
+    /// Capture both families. Where IPv6 is switched off and no interface has an address of it,
+    /// there is none to capture, and the kernel would refuse its addresses and routes.
+    fn fit(&mut self, mut policy: CapturePolicy) -> Result<CapturePolicy, EngineError> {
+        let off = fs::read_to_string(LO_IPV6_OFF).map_or(true, |text| text.trim() == "1");
+        if off && !self.session.net().addresses()?.iter().any(|a| a.address.is_ipv6()) {
+            policy.ipv6 = Sourced::new(false, Source::Host("IPv6, which is off".to_owned()));
+        }
+        Ok(policy)
+    }
+
+    /// Capture this namespace so, whatever is there; twice is once.
+    ///
+    /// # Errors
+    /// Why not; the namespace is then as it was.
+    pub(crate) fn apply(
+        &mut self,
+        policy: CapturePolicy,
+        backend: Backend,
+        wait: Duration,
+    ) -> Result<Applied, EngineError> {
+        let unprepared = self.prepare(backend).err();
+        let wanted = Wanted::new(&self.fit(policy)?);
+        let native = wanted.native.ready(&self.groups)?;
+        let nftables = self.is_native(backend);
+        let rules =
+            if nftables { Rules::Native(&native) } else { Rules::Iptables(&wanted.iptables) };
+        let outcome = self.run(Some(rules), wanted.marks.clone(), wait)?;
+        let by = match outcome.choice {
+            Some(choice) => choice.to_string(),
+            None => "nftables".to_owned(),
+        };
+        Ok(Applied {
+            by,
+            changed: !outcome.effects.is_empty(),
+            processes: outcome.processes,
+            warnings: unprepared.into_iter().chain(outcome.warnings).collect(),
+        })
+    }
+
+    /// Hold what is there against what is wanted.
+    ///
+    /// # Errors
+    /// When it can't be seen.
+    pub(crate) fn check(
+        &mut self,
+        policy: CapturePolicy,
+        backend: Backend,
+    ) -> Result<Option<String>, EngineError> {
+        let wanted = Wanted::new(&self.fit(policy)?);
+        let observed = self.session.observe(&self.exec, Look::Fast)?;
+        let native = wanted.native.ready(&self.groups)?;
+        let found = if backend != Backend::Iptables && !observed.native.is_empty() {
+            judge_native(&observed, Some(&native), &self.groups)
+        } else {
+            judge(&observed, Some(&wanted.iptables), &self.groups)
+        };
+        Ok(difference(&found))
+    }
+
+    /// Take away what this plugin wrote. Gives whether there was anything.
+    ///
+    /// # Errors
+    /// When it can't be seen, or not be taken away.
+    pub(crate) fn remove(&mut self, wait: Duration) -> Result<bool, EngineError> {
+        let observed = self.session.observe(&self.exec, Look::Fast)?;
+        let found = judge(&observed, None, &self.groups);
+        // What a container of the pod wrote from inside is not ours.
+        if found.dialect != Some(OWN) && !observed.interrupted {
+            return Ok(false);
+        }
+        Ok(!self.run(None, vec![istio::TPROXY_DEFAULTS], wait)?.effects.is_empty())
+    }
+
+    fn run(
+        &mut self,
+        rules: Option<Rules<'_>>,
+        marks: Vec<(u32, u32)>,
+        wait: Duration,
+    ) -> Result<Outcome, EngineError> {
+        self.session.run(&Request {
+            rules,
+            variant: None,
+            drift: Drift::Replace,
+            everything: false,
+            dry_run: false,
+            wait,
+            groups: &self.groups,
+            marks,
+            exec: self.exec.clone(),
+        })
+    }
+
+    fn is_native(&mut self, backend: Backend) -> bool {
+        match backend {
+            Backend::Nftables => true,
+            Backend::Iptables => false,
+            Backend::Auto => self.session.tooling().nf_tables,
+        }
+    }
+}
+
+/// The rules of a policy, for each backend.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    iptables: Ruleset,
+    native: NftRuleset,
+    marks: Vec<(u32, u32)>,
+}
+
+impl Wanted {
+    pub(crate) fn new(policy: &CapturePolicy) -> Self {
+        let tproxy = routing(policy).tproxy.map(|(mark, table)| (mark.get(), table.get()));
+        Self {
+            iptables: compile(policy, &native::LAYOUT),
+            native: nft::merge(&nft::compile(policy, &native::NFT_LAYOUT, true)),
+            marks: tproxy.into_iter().chain([istio::TPROXY_DEFAULTS]).collect(),
+        }
+    }
+
+    /// The rules with the reason of each, in iptables' words. Those of IPv6 are alike.
+    pub(crate) fn explained(&self) -> String {
+        restore_text(&self.iptables, Family::V4) + &routing_text(&self.iptables)
+    }
+
+    /// The transaction of nftables, as text.
+    pub(crate) fn text(&self) -> String {
+        render_transaction(&self.native)
+    }
+}
+
+/// What is missing or differs, in a line; none when everything is as wanted.
+fn difference(found: &Status) -> Option<String> {
+    match found.state {
+        State::Captured => None,
+        State::NotCaptured => Some("no rules are there".to_owned()),
+        State::Drifted => {
+            let mut list: Vec<String> = found.differences.iter().map(told).collect();
+            list.extend(found.notes.iter().cloned());
+            Some(format!("rules differ from what is wanted; to be whole: {}", list.join("; ")))
+        }
+    }
+}
+
+/// An effect with the lines it would write.
+fn told(effect: &Effect) -> String {
+    match effect {
+        Effect::Restore { input: text, .. } => {
+            let lines: Vec<&str> = text.lines().collect();
+            format!("{effect} ({})", lines.join(", "))
+        }
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,191 @@
+//! Every key of the configuration in one table: reading, the schema and the warning about unknown
+//! keys are made from it.
+
+/// Whose key it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The CNI specification's.
+    Cni,
+    /// istio-cni's, taken as it is.
+    Istio,
+    /// Millrace's own.
+    Own,
+}
+
+/// What values a key takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Any text.
+    Text,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// true or false.
+    Switch,
+    /// A list of texts.
+    Texts,
+    /// An object whose members are texts.
+    TextMap,
+    /// A number from 1 to 4294967294.
+    Id,
+    /// A number from this one on.
+    Number(u64),
+    /// A duration with its unit, such as 15s.
+    Duration,
+    /// An absolute path.
+    Path,
+    /// Anything: it is the runtime's or another plugin's.
+    Any,
+}
+
+/// A key.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// Whose it is.
+    pub owner: Owner,
+    /// What it takes.
+    pub shape: Shape,
+    /// What holds without it; empty for nothing.
+    pub default: &'static str,
+    /// What it is for.
+    pub help: &'static str,
+}
+
+const fn key(
+    name: &'static str,
+    owner: Owner,
+    shape: Shape,
+    default: &'static str,
+    help: &'static str,
+) -> Key {
+    Key { name, owner, shape, default, help }
+}
+
+use Owner::{Cni, Istio, Own};
+
+/// Every key.
+pub const KEYS: &[Key] = &[
+    key("cniVersion", Cni, Shape::Text, "", "Version of the CNI specification, 0.3.0 to 1.1.0"),
+    key("name", Cni, Shape::Text, "", "Name of the network"),
+    key("type", Cni, Shape::Text, "", "Name of this program's file"),
+    key(
+        "capabilities",
+        Cni,
+        Shape::Any,
+        "",
+        "What the runtime is to tell; io.kubernetes.cri.pod-annotations makes every lookup of a \
+         pod unnecessary",
+    ),
+    key("runtimeConfig", Cni, Shape::Any, "", "What the runtime tells; not set by hand"),
+    key("prevResult", Cni, Shape::Any, "", "Result of the plugins before; not set by hand"),
+    key("args", Cni, Shape::Any, "", "Without effect"),
+    key("ipam", Cni, Shape::Any, "", "Without effect: istio-cni's installer writes it empty"),
+    key("dns", Cni, Shape::Any, "", "Without effect: istio-cni's installer writes it empty"),
+    key(
+        "plugin_log_level",
+        Istio,
+        Shape::Choice(&["debug", "info", "warn", "error", "none"]),
+        "info",
+        "The least severe messages that are logged",
+    ),
+    key(
+        "cni_agent_run_dir",
+        Istio,
+        Shape::Path,
+        "",
+        "Folder of istio-cni's agent: its istio-cni-kubeconfig is used where kubeconfig is not set",
+    ),
+    key(
+        "exclude_namespaces",
+        Istio,
+        Shape::Texts,
+        "",
+        "Namespaces of Kubernetes whose pods are left alone, without looking at them",
+    ),
+    key("pod_namespace", Istio, Shape::Text, "", "Namespace of istio-cni's own node agent"),
+    key("native_nftables", Istio, Shape::Switch, "false", "true means backend nftables"),
+    key(
+        "ambient_enabled",
+        Istio,
+        Shape::Switch,
+        "false",
+        "Without effect but a warning: pods without a sidecar are not captured",
+    ),
+    key("enablement_selectors", Istio, Shape::Any, "", "Without effect, as ambient_enabled"),
+    key(
+        "enable_ambient_detection_retry",
+        Istio,
+        Shape::Switch,
+        "false",
+        "Without effect, as ambient_enabled",
+    ),
+    key(
+        "backend",
+        Own,
+        Shape::Choice(&["auto", "nftables", "iptables"]),
+        "auto",
+        "What rules are written with; auto is nftables where the kernel has what it takes",
+    ),
+    key(
+        "kubeconfig",
+        Own,
+        Shape::Path,
+        "",
+        "How to reach the Kubernetes API, for pods of which annotations don't tell enough",
+    ),
+    key("agent_socket", Own, Shape::Path, "", "Unix socket of a node agent, asked before the API"),
+    key(
+        "proxy_identity",
+        Own,
+        Shape::Choice(&["auto", "lookup"]),
+        "auto",
+        "Where the proxy's ids and variables come from when annotations tell that it is there: \
+         auto asks the node agent, if there is one, and falls back on proxy_uid, proxy_gid and \
+         proxy_env; lookup asks the API as well, and refuses the pod when nobody answers",
+    ),
+    key("proxy_uid", Own, Shape::Id, "1337", "The proxy's user id where nobody tells it"),
+    key("proxy_gid", Own, Shape::Id, "1337", "The proxy's group id where nobody tells it"),
+    key(
+        "proxy_env",
+        Own,
+        Shape::TextMap,
+        "",
+        "The proxy's variables where nobody tells them: ISTIO_META_DNS_CAPTURE, INVALID_DROP",
+    ),
+    key(
+        "annotations",
+        Own,
+        Shape::TextMap,
+        "",
+        "Annotations of every container that is no pod of Kubernetes (podman), which is left alone \
+         without them",
+    ),
+    key(
+        "deadline",
+        Own,
+        Shape::Duration,
+        "15s",
+        "How long ADD may take with all lookups and waiting; the runtime gives it minutes",
+    ),
+    key(
+        "state_dir",
+        Own,
+        Shape::Path,
+        super::STATE_DIR,
+        "Folder for a note on each captured pod; may be lost at a reboot",
+    ),
+    key("log_file", Own, Shape::Path, "", "File that is logged to, beside standard error"),
+    key(
+        "log_max_bytes",
+        Own,
+        Shape::Number(4096),
+        "10485760",
+        "Size at which the log file is renamed to end in .1 and another one is begun",
+    ),
+];
+
+/// The key of this name, whatever its case.
+pub(super) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| crate::protocol::member_is(name, key.name))
+}

@@ -1,0 +1,156 @@
+//! The plugin's entry in the list of plugins, with what the runtime adds to it.
+
+mod keys;
+mod read;
+mod schema;
+
+pub use keys::{KEYS, Key, Owner, Shape};
+pub use schema::schema;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use millrace_core::source::Sourced;
+use millrace_core::value::{Gid, Uid};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::log::Level;
+use crate::protocol::{Attachment, CniError, Code, Object, Version};
+
+/// What rules are written with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// nftables where the kernel has what it takes, iptables otherwise.
+    #[default]
+    Auto,
+    /// nftables, by netlink.
+    Nftables,
+    /// iptables, by its programs.
+    Iptables,
+}
+
+/// Whether somebody is asked for the proxy's ids and variables when annotations tell that it is
+/// there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyIdentity {
+    /// The node agent if there is one; the defaults otherwise, and when it does not answer.
+    #[default]
+    Auto,
+    /// The node agent, and else the Kubernetes API; a pod whose proxy is not known is refused.
+    Lookup,
+}
+
+/// The plugin's configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The version that is spoken.
+    pub version: Version,
+    /// The name of the network.
+    pub network: String,
+    /// Namespaces whose pods are left alone.
+    pub exclude_namespaces: Vec<String>,
+    /// The namespace of the node agent.
+    pub agent_namespace: Option<String>,
+    /// Whether sidecar-less pods are expected, which nothing here captures.
+    pub ambient: bool,
+    /// What rules are written with.
+    pub backend: Backend,
+    /// How to reach the Kubernetes API.
+    pub kubeconfig: Option<PathBuf>,
+    /// Where the node agent answers.
+    pub agent_socket: Option<PathBuf>,
+    /// Who is asked about the proxy.
+    pub proxy_identity: ProxyIdentity,
+    /// The proxy's user where nobody tells.
+    pub proxy_uid: Option<Sourced<Uid>>,
+    /// The proxy's group, likewise.
+    pub proxy_gid: Option<Sourced<Gid>>,
+    /// The proxy's variables, likewise.
+    pub proxy_env: BTreeMap<String, Sourced<String>>,
+    /// Annotations of attachments that are no pods of Kubernetes.
+    pub annotations: BTreeMap<String, String>,
+    /// How long ADD may take, lookups and waiting for locks included.
+    pub deadline: Duration,
+    /// Where attachments are noted.
+    pub state_dir: PathBuf,
+    /// What is logged, and where.
+    pub log: LogConfig,
+    /// Whether the runtime is asked for annotations, where that can be seen.
+    pub tells_annotations: Option<bool>,
+    /// The pod's annotations, if the runtime gives them.
+    pub pod_annotations: Option<BTreeMap<String, String>>,
+    /// The result of the plugins before this one.
+    pub prev_result: Option<Box<RawValue>>,
+    /// At GC: what is still there. An empty list when the runtime says null.
+    pub valid_attachments: Option<Vec<Attachment>>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// What is logged, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// The least severe messages that are logged.
+    pub level: Level,
+    /// The file, beside standard error.
+    pub file: Option<PathBuf>,
+    /// When it is this long, another one is begun.
+    pub max_bytes: u64,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: Level::Info, file: None, max_bytes: 10 * 1024 * 1024 }
+    }
+}
+
+/// The part of the configuration that DEL needs, of which none has to be there.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    /// The name of the network.
+    pub(crate) network: String,
+    /// Where attachments are noted.
+    pub(crate) state_dir: PathBuf,
+    /// What is logged, and where.
+    pub(crate) log: LogConfig,
+}
+
+/// Where attachments are noted when nobody says otherwise.
+pub const STATE_DIR: &str = "/run/millrace-cni";
+
+/// The version that standard input names, as it is written there.
+pub fn version_text(object: &Object) -> Option<String> {
+    serde_json::from_str(object.get("cniVersion")?.get()).ok()
+}
+
+/// Standard input as an object.
+///
+/// # Errors
+/// When it is none, with code 6.
+pub fn object(stdin: &str) -> Result<Object, CniError> {
+    serde_json::from_str(stdin).map_err(|error| {
+        let msg = format!("the network configuration on standard input can't be read: {error}");
+        CniError::new(Code::Decode, msg)
+    })
+}
+
+impl Places {
+    /// Read what can be read; the defaults stand for the rest.
+    pub(crate) fn read(object: &Object) -> Self {
+        read::places(object)
+    }
+}
+
+impl Config {
+    /// Read a configuration.
+    ///
+    /// # Errors
+    /// When the version is not spoken here (code 1), or values are wrong (code 7): all of them.
+    pub fn parse(object: &Object) -> Result<Self, CniError> {
+        read::read(object)
+    }
+}

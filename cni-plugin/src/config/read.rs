@@ -1,0 +1,380 @@
+//! From JSON to a configuration, keeping every error.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use millrace_core::dialect::istio::parse_duration;
+use millrace_core::source::{Source, Sourced};
+use millrace_core::value::{Gid, Uid};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::{Backend, Config, LogConfig, Places, ProxyIdentity, STATE_DIR, keys, version_text};
+use crate::log::Level;
+use crate::protocol::{Attachment, CniError, Code, Object, Version, is_identifier};
+
+/// The capability of containerd and CRI-O that gives annotations.
+const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+/// What remains, at GC (CNI specification, section 4).
+const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
+/// Keys that begin so belong to the specification.
+const RESERVED: &str = "cni.dev/";
+/// The file that istio-cni's agent writes into its folder.
+const ISTIO_KUBECONFIG: &str = "istio-cni-kubeconfig";
+
+const DEADLINE: Duration = Duration::from_secs(15);
+const LOG_FLOOR: u64 = 4096;
+
+/// Reads members of an object, and keeps what is wrong.
+struct Reader<'o> {
+    object: &'o Object,
+    wrong: Vec<String>,
+    warnings: Vec<String>,
+}
+
+pub(super) fn places(object: &Object) -> Places {
+    let mut r = Reader { object, wrong: Vec::new(), warnings: Vec::new() };
+    Places {
+        network: r.value("name", "a text").unwrap_or_default(),
+        state_dir: r.path("state_dir").unwrap_or_else(|| PathBuf::from(STATE_DIR)),
+        log: r.log(),
+    }
+}
+
+pub(super) fn read(object: &Object) -> Result<Config, CniError> {
+    let version = version(object)?;
+    let mut r = Reader { object, wrong: Vec::new(), warnings: Vec::new() };
+    r.unknown();
+    let network: Option<String> = r.value("name", "a text");
+    if !network.as_deref().is_some_and(is_identifier) {
+        let found = network.as_deref().unwrap_or_default();
+        r.wrong.push(format!(
+            "name is {found:?}; a network's name begins with a letter or digit and goes on with \
+             letters, digits, _ . -"
+        ));
+    }
+    let run_dir = r.path("cni_agent_run_dir");
+    let kubeconfig = r.path("kubeconfig");
+    let config = Config {
+        version,
+        network: network.unwrap_or_default(),
+        exclude_namespaces: r.value("exclude_namespaces", "a list of texts").unwrap_or_default(),
+        agent_namespace: r.value("pod_namespace", "a text"),
+        ambient: r.switch("ambient_enabled"),
+        backend: r.backend(),
+        kubeconfig: kubeconfig.or_else(|| run_dir.map(|dir| dir.join(ISTIO_KUBECONFIG))),
+        agent_socket: r.path("agent_socket"),
+        proxy_identity: r.identity(),
+        proxy_uid: r.id("proxy_uid", Uid::new),
+        proxy_gid: r.id("proxy_gid", Gid::new),
+        proxy_env: r.env(),
+        annotations: r.value("annotations", "an object of texts").unwrap_or_default(),
+        deadline: r.deadline(),
+        state_dir: r.path("state_dir").unwrap_or_else(|| PathBuf::from(STATE_DIR)),
+        log: r.log(),
+        tells_annotations: r.tells_annotations(),
+        pod_annotations: r.pod_annotations(),
+        prev_result: object
+            .get("prevResult")
+            .filter(|raw| raw.get() != "null")
+            .map(ToOwned::to_owned),
+        valid_attachments: r.valid_attachments(),
+        warnings: std::mem::take(&mut r.warnings),
+    };
+    if r.wrong.is_empty() {
+        return Ok(config);
+    }
+    let msg = format!("the network configuration is wrong: {}", r.wrong.join("; "));
+    Err(CniError::new(Code::BadConfig, msg))
+}
+
+fn version(object: &Object) -> Result<Version, CniError> {
+    // Without one it is the first version of all (CNI specification, section 1).
+    let text = version_text(object).unwrap_or_else(|| "0.1.0".to_owned());
+    Version::find(&text).ok_or_else(|| {
+        let supported = Version::ALL.map(Version::as_str).join(", ");
+        CniError::new(
+            Code::IncompatibleVersion,
+            format!("the network configuration has cniVersion {text:?}, which is not spoken here"),
+        )
+        .with_details(format!("configuration: {text:?}; spoken here: {supported}"))
+    })
+}
+
+impl Reader<'_> {
+    /// Warn of keys that nobody knows.
+    fn unknown(&mut self) {
+        for (name, _) in self.object.members() {
+            let reserved = name.starts_with(RESERVED);
+            if !reserved && keys::find(name).is_none() {
+                self.warnings.push(format!("configuration key {name:?} is not known, and ignored"));
+            }
+        }
+    }
+
+    /// A value; null is none, as in Go.
+    fn value<T: DeserializeOwned>(&mut self, name: &str, expected: &str) -> Option<T> {
+        let raw = self.object.get(name)?;
+        if let Ok(value) = serde_json::from_str(raw.get()) { value } else {
+            self.wrong(name, raw.get(), expected);
+            None
+        }
+    }
+
+    fn wrong(&mut self, name: &str, found: &str, expected: &str) {
+        let found: String = found.chars().take(200).collect();
+        self.wrong.push(format!("{name} is {found}; it has to be {expected}"));
+    }
+
+    fn switch(&mut self, name: &str) -> bool {
+        self.value(name, "true or false").unwrap_or_default()
+    }
+
+    fn path(&mut self, name: &str) -> Option<PathBuf> {
+        let text: String = self.value(name, "an absolute path")?;
+        if text.is_empty() {
+            return None;
+        }
+        if !Path::new(&text).is_absolute() {
+            self.wrong(name, &format!("{text:?}"), "an absolute path");
+        }
+        Some(text.into())
+    }
+
+    fn backend(&mut self) -> Backend {
+        let native = self.switch("native_nftables");
+        let chosen = self.value("backend", "auto, nftables or iptables");
+        match chosen {
+            Some(backend) => backend,
+            None if native => Backend::Nftables,
+            None => Backend::Auto,
+        }
+    }
+
+    fn identity(&mut self) -> ProxyIdentity {
+        self.value("proxy_identity", "auto or lookup").unwrap_or_default()
+    }
+
+    fn id<T>(&mut self, name: &str, new: impl Fn(u32) -> Option<T>) -> Option<Sourced<T>> {
+        let expected = "a number from 1 to 4294967294";
+        let number: u32 = self.value(name, expected)?;
+        let id = new(number).filter(|_| number != 0);
+        if id.is_none() {
+            self.wrong(name, &number.to_string(), expected);
+        }
+        id.map(|id| Sourced::new(id, Source::File(name.to_owned())))
+    }
+
+    fn env(&mut self) -> BTreeMap<String, Sourced<String>> {
+        let name = "proxy_env";
+        let variables: BTreeMap<String, String> =
+            self.value(name, "an object of texts").unwrap_or_default();
+        let source = || Source::File(name.to_owned());
+        variables.into_iter().map(|(k, v)| (k, Sourced::new(v, source()))).collect()
+    }
+
+    fn deadline(&mut self) -> Duration {
+        let expected = "a duration above 0 with its unit, such as 15s, at most 24h";
+        let Some(text) = self.value::<String>("deadline", expected) else { return DEADLINE };
+        match parse_duration(&text) {
+            Ok(duration) if !duration.is_zero() => duration,
+            _ => {
+                self.wrong("deadline", &format!("{text:?}"), expected);
+                DEADLINE
+            }
+        }
+    }
+
+    /// What is logged must never keep a pod from starting, so a level that is not known is none.
+    fn log(&mut self) -> LogConfig {
+        let mut log = LogConfig { file: self.path("log_file"), ..LogConfig::default() };
+        if let Some(text) = self.value::<String>("plugin_log_level", "a text") {
+            match Level::find(&text) {
+                Some(level) => log.level = level,
+                None if text.is_empty() => {}
+                None => self.warnings.push(format!(
+                    "plugin_log_level is {text:?}, which is no level; info is taken"
+                )),
+            }
+        }
+        let expected = format!("a number from {LOG_FLOOR} on");
+        if let Some(bytes) = self.value::<u64>("log_max_bytes", &expected) {
+            if bytes < LOG_FLOOR {
+                self.wrong("log_max_bytes", &bytes.to_string(), &expected);
+            }
+            log.max_bytes = bytes;
+        }
+        log
+    }
+
+    /// Runtimes leave the capabilities in, though they need not (CNI specification, section 3).
+    fn tells_annotations(&mut self) -> Option<bool> {
+        let capabilities: Object = self.value("capabilities", "an object")?;
+        Some(capabilities.get(POD_ANNOTATIONS).is_some_and(|raw| raw.get() == "true"))
+    }
+
+    /// Where the runtime gives them, it gives them always: null is a pod without any.
+    fn pod_annotations(&mut self) -> Option<BTreeMap<String, String>> {
+        let runtime: Object = self.value("runtimeConfig", "an object")?;
+        let raw = runtime.get(POD_ANNOTATIONS)?;
+        let read: Result<Option<BTreeMap<String, String>>, _> = serde_json::from_str(raw.get());
+        if let Ok(annotations) = read { Some(annotations.unwrap_or_default()) } else {
+            let name = format!("runtimeConfig[{POD_ANNOTATIONS:?}]");
+            self.wrong(&name, raw.get(), "an object of texts");
+            None
+        }
+    }
+
+    fn valid_attachments(&mut self) -> Option<Vec<Attachment>> {
+        #[derive(Deserialize)]
+        struct Valid {
+            #[serde(rename = "containerID", alias = "ContainerID", alias = "containerId")]
+            container_id: String,
+            #[serde(alias = "IfName", alias = "ifName")]
+            ifname: String,
+        }
+        self.object.get(VALID_ATTACHMENTS)?;
+        // The runtimes' own library writes null for no attachment at all.
+        let valid: Vec<Valid> = self
+            .value(VALID_ATTACHMENTS, "a list of objects with containerID and ifname")
+            .unwrap_or_default();
+        let attachment = |v: Valid| Attachment { container_id: v.container_id, ifname: v.ifname };
+        Some(valid.into_iter().map(attachment).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(members: &str) -> Result<Config, CniError> {
+        let text =
+            format!(r#"{{"cniVersion":"1.0.0","name":"net","type":"millrace-cni"{members}}}"#);
+        read(&super::super::object(&text).unwrap())
+    }
+
+    #[test]
+    fn an_entry_without_settings_has_the_defaults() {
+        let config = parsed("").unwrap();
+        assert_eq!(config.backend, Backend::Auto);
+        assert_eq!(config.deadline, DEADLINE);
+        assert_eq!(config.state_dir, Path::new(STATE_DIR));
+        assert_eq!(config.log, LogConfig::default());
+        assert!(config.pod_annotations.is_none() && config.prev_result.is_none());
+        assert!(config.kubeconfig.is_none() && config.warnings.is_empty());
+    }
+
+    #[test]
+    fn istio_cnis_entry_is_taken_as_it_is() {
+        let config = parsed(
+            r#","ambient_enabled":true,"cni_agent_run_dir":"/var/run/istio-cni","dns":{},"ipam":{},
+               "enable_ambient_detection_retry":false,"exclude_namespaces":["kube-system"],
+               "enablement_selectors":[{"podSelector":{},"namespaceSelector":{}}],
+               "native_nftables":true,"plugin_log_level":"debug","pod_namespace":"istio-system""#,
+        )
+        .unwrap();
+        assert_eq!(config.warnings, Vec::<String>::new());
+        assert_eq!(config.backend, Backend::Nftables);
+        assert_eq!(config.kubeconfig, Some("/var/run/istio-cni/istio-cni-kubeconfig".into()));
+        assert_eq!(config.exclude_namespaces, ["kube-system"]);
+        assert_eq!(config.agent_namespace.as_deref(), Some("istio-system"));
+        assert_eq!(config.log.level, Level::Debug);
+        assert!(config.ambient);
+    }
+
+    #[test]
+    fn own_keys_are_read() {
+        let config = parsed(
+            r#","backend":"iptables","kubeconfig":"/k","agent_socket":"/a","deadline":"1m30s",
+               "proxy_identity":"lookup","proxy_uid":7,"proxy_gid":8,"state_dir":"/s",
+               "proxy_env":{"INVALID_DROP":"true"},"annotations":{"a":"b"},"log_file":"/l",
+               "log_max_bytes":5000,"native_nftables":true"#,
+        )
+        .unwrap();
+        assert_eq!(config.backend, Backend::Iptables);
+        assert_eq!(config.deadline, Duration::from_secs(90));
+        assert_eq!(config.proxy_identity, ProxyIdentity::Lookup);
+        assert_eq!(config.proxy_uid.unwrap().value.get(), 7);
+        assert_eq!(config.proxy_env["INVALID_DROP"].value, "true");
+        assert_eq!(config.log.max_bytes, 5000);
+    }
+
+    #[test]
+    fn unknown_keys_warn() {
+        let config = parsed(r#","exclude_namespace":["x"],"cni.dev/new":1"#).unwrap();
+        assert_eq!(config.warnings.len(), 1);
+        assert!(config.warnings[0].contains("exclude_namespace"));
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_told_at_once() {
+        let error = parsed(
+            r#","backend":"ebpf","deadline":"0","proxy_uid":0,"kubeconfig":"here","log_max_bytes":1,
+               "exclude_namespaces":"x","annotations":{"a":1},
+               "runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"a":1}}"#,
+        )
+        .unwrap_err();
+        assert_eq!(error.code, Code::BadConfig);
+        for name in [
+            "backend",
+            "deadline",
+            "proxy_uid",
+            "kubeconfig",
+            "log_max_bytes",
+            "annotations",
+            "exclude_namespaces",
+            "pod-annotations",
+        ] {
+            assert!(error.msg.contains(name), "{name}: {}", error.msg);
+        }
+    }
+
+    #[test]
+    fn a_log_level_that_is_none_stops_nothing() {
+        let config = parsed(r#","plugin_log_level":"loud""#).unwrap();
+        assert_eq!(config.log.level, Level::Info);
+        assert_eq!(config.warnings.len(), 1);
+    }
+
+    #[test]
+    fn what_the_runtime_tells_is_read_whatever_its_case() {
+        for (text, known) in [
+            (r#","runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"a":"b"}}"#, true),
+            (r#","RuntimeConfig":{"IO.kubernetes.cri.Pod-Annotations":{"a":"b"}}"#, true),
+            (r#","runtimeConfig":{"io.kubernetes.cri.pod-annotations":null}"#, true),
+            (r#","runtimeConfig":{"portMappings":[]}"#, false),
+            (r#","runtimeConfig":null"#, false),
+        ] {
+            assert_eq!(parsed(text).unwrap().pod_annotations.is_some(), known, "{text}");
+        }
+    }
+
+    #[test]
+    fn valid_attachments_may_be_null() {
+        let valid = |text: &str| parsed(&format!(",{text}")).unwrap().valid_attachments;
+        assert_eq!(valid(r#""cni.dev/valid-attachments":null"#), Some(Vec::new()));
+        assert_eq!(valid(r#""args":{}"#), None);
+        let one = valid(r#""cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}]"#);
+        assert_eq!(one.unwrap()[0].container_id, "a");
+    }
+
+    #[test]
+    fn versions_before_chains_and_after_today_are_not_spoken() {
+        for text in [r#"{"name":"net"}"#, r#"{"cniVersion":"0.2.0"}"#, r#"{"cniVersion":"9.0.0"}"#]
+        {
+            let error = read(&super::super::object(text).unwrap()).unwrap_err();
+            assert_eq!(error.code, Code::IncompatibleVersion);
+            assert!(error.details.contains("1.1.0"), "{}", error.details);
+        }
+    }
+
+    #[test]
+    fn a_network_has_a_good_name() {
+        for name in ["", "../x", "a b", "-a"] {
+            let text = format!(r#"{{"cniVersion":"1.0.0","name":"{name}"}}"#);
+            let error = read(&super::super::object(&text).unwrap()).unwrap_err();
+            assert_eq!(error.code, Code::BadConfig, "{name}");
+        }
+    }
+}

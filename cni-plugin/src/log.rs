@@ -1,0 +1,220 @@
+//! The log: JSON lines on standard error, which runtimes put into their journal, and in a file.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::{Map, Value, json};
+
+use crate::config::LogConfig;
+
+/// How severe a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// For whoever looks for a fault here.
+    Debug,
+    /// What was decided and done.
+    Info,
+    /// What the user should know.
+    Warn,
+    /// What failed.
+    Error,
+    /// Only a limit: nothing is logged.
+    None,
+}
+
+impl Level {
+    /// The name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+            Self::None => "none",
+        }
+    }
+
+    /// The level of this name. Where there are fatal messages only, there are none here.
+    pub fn find(name: &str) -> Option<Self> {
+        let all = [Self::Debug, Self::Info, Self::Warn, Self::Error, Self::None];
+        let named = all.into_iter().find(|level| level.as_str() == name);
+        named.or_else(|| (name == "fatal").then_some(Self::None))
+    }
+}
+
+/// Where messages go. A message that can't be written is lost, and nothing else happens: a log
+/// must never keep a pod from starting.
+#[derive(Debug)]
+pub struct Log {
+    least: Level,
+    /// Members of every line.
+    context: Map<String, Value>,
+    file: Option<LogFile>,
+    began: Instant,
+}
+
+impl Log {
+    /// A log whose every line has these members.
+    pub fn new(config: &LogConfig, context: Map<String, Value>, began: Instant) -> Self {
+        let mut log = Self { least: config.level, context, file: None, began };
+        if let Some(path) = &config.file {
+            match LogFile::open(path, config.max_bytes) {
+                Ok(file) => log.file = Some(file),
+                Err(error) => {
+                    log.warn(&format!("log_file {} can't be opened: {error}", path.display()));
+                }
+            }
+        }
+        log
+    }
+
+    /// Have every further line say this too.
+    pub fn know(&mut self, name: &str, value: Value) {
+        self.context.insert(name.to_owned(), value);
+    }
+
+    /// How long this process has been at it.
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// For whoever looks for a fault here.
+    pub fn debug(&mut self, message: &str) {
+        self.write(Level::Debug, message, Map::new());
+    }
+
+    /// What the user should know.
+    pub fn warn(&mut self, message: &str) {
+        self.write(Level::Warn, message, Map::new());
+    }
+
+    /// What became of the request, with the time that it took.
+    pub fn done(&mut self, level: Level, message: &str, mut members: Map<String, Value>) {
+        let micros = u32::try_from(self.began.elapsed().as_micros()).unwrap_or(u32::MAX);
+        members.insert("durationMs".to_owned(), json!(f64::from(micros) / 1000.0));
+        self.write(level, message, members);
+    }
+
+    fn write(&mut self, level: Level, message: &str, members: Map<String, Value>) {
+        if level < self.least || level == Level::None {
+            return;
+        }
+        let mut line = line(level, message);
+        line.extend(self.context.clone());
+        line.extend(members);
+        let text = format!("{}\n", Value::Object(line));
+        let _written = io::stderr().lock().write_all(text.as_bytes());
+        if let Some(file) = &mut self.file {
+            let _written = file.write(&text);
+        }
+    }
+}
+
+/// The members that every line begins with.
+pub(crate) fn line(level: Level, message: &str) -> Map<String, Value> {
+    let time = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+    let members =
+        [("time", json!(time)), ("level", json!(level.as_str())), ("msg", json!(message))];
+    members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// A file that is begun anew when it is too long; the one before is kept with `.1` at its name's
+/// end. Several processes write to it at once: each line is one write at the file's end.
+#[derive(Debug)]
+struct LogFile {
+    path: PathBuf,
+    max_bytes: u64,
+    file: File,
+}
+
+impl LogFile {
+    fn open(path: &Path, max_bytes: u64) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), max_bytes, file: append(path)? })
+    }
+
+    fn write(&mut self, text: &str) -> io::Result<()> {
+        if self.file.metadata()?.len() + text.len() as u64 > self.max_bytes {
+            self.rotate()?;
+        }
+        self.file.write_all(text.as_bytes())
+    }
+
+    /// Whoever has the lock of the file that still has the name renames it.
+    fn rotate(&mut self) -> io::Result<()> {
+        let lock = Flock::lock(self.file.try_clone()?, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| io::Error::from(errno))?;
+        let is_named = self.path.metadata().is_ok_and(|m| {
+            lock.metadata().is_ok_and(|own| (m.dev(), m.ino()) == (own.dev(), own.ino()))
+        });
+        if is_named {
+            let mut old = self.path.clone().into_os_string();
+            old.push(".1");
+            std::fs::rename(&self.path, old)?;
+        }
+        self.file = append(&self.path)?;
+        Ok(())
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_found_by_name() {
+        assert_eq!(Level::find("warn"), Some(Level::Warn));
+        assert_eq!(Level::find("fatal"), Some(Level::None));
+        assert_eq!(Level::find("loud"), None);
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_begun_anew_and_no_line_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        // Enough for about half of the lines: one rotation.
+        let config = LogConfig { file: Some(path.clone()), max_bytes: 60_000, level: Level::Info };
+        std::thread::scope(|scope| {
+            for writer in 0..8 {
+                let config = &config;
+                scope.spawn(move || {
+                    let context = Map::from_iter([("writer".to_owned(), json!(writer))]);
+                    let mut log = Log::new(config, context, Instant::now());
+                    for number in 0..100 {
+                        log.done(
+                            Level::Info,
+                            "x",
+                            Map::from_iter([("number".to_owned(), json!(number))]),
+                        );
+                    }
+                });
+            }
+        });
+        let text = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        let (old, new) = (text("log.1"), text("log"));
+        let mut seen: Vec<(u64, u64)> = [old.as_str(), &new]
+            .iter()
+            .flat_map(|text| text.lines())
+            .map(|line| serde_json::from_str::<Value>(line).unwrap())
+            .map(|line| (line["writer"].as_u64().unwrap(), line["number"].as_u64().unwrap()))
+            .collect();
+        seen.sort_unstable();
+        let all: Vec<(u64, u64)> = (0..8).flat_map(|w| (0..100).map(move |n| (w, n))).collect();
+        assert_eq!(seen, all);
+        assert!(new.len() <= 60_000, "{}", new.len());
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_stops_nothing() {
+        let config = LogConfig { file: Some("/no/such/folder/log".into()), ..LogConfig::default() };
+        let mut log = Log::new(&config, Map::new(), Instant::now());
+        log.warn("x");
+    }
+}

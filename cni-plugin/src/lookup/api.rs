@@ -1,0 +1,181 @@
+//! The Kubernetes API, through `kube`. What that needs (a runtime, TLS) is made only when it is
+//! asked.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use http::{Request, StatusCode};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ClientBuilder, ConfigExt as _};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use millrace_core::pod::PodFacts;
+use tokio::time::{sleep, timeout};
+use tower::{BoxError, ServiceBuilder};
+
+use super::resolver::Resolver;
+use super::{left, same};
+
+/// How long one answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// How often it is asked.
+const ATTEMPTS: u32 = 10;
+/// The first pause between two attempts; twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// An attempt that failed.
+struct Failure {
+    why: String,
+    /// Whether another attempt may succeed.
+    passing: bool,
+}
+
+/// Ask about a pod, until the deadline.
+pub(super) fn ask(
+    kubeconfig: &Path,
+    pod: &PodFacts,
+    deadline: Instant,
+) -> Result<PodFacts, String> {
+    let part = |text: &Option<String>| text.as_deref().map(encode).unwrap_or_default();
+    let path = format!("/api/v1/namespaces/{}/pods/{}", part(&pod.namespace), part(&pod.name));
+    run(kubeconfig, async |client| {
+        let mut pause = FIRST_PAUSE;
+        let mut attempt = 1;
+        loop {
+            let asked = get(client, &path, deadline).await.and_then(|found: PodFacts| {
+                // A pod that was made anew may not have arrived at every server yet.
+                same(pod, found).map_err(|why| Failure { why, passing: true })
+            });
+            let failure = match asked {
+                Ok(found) => return Ok(found),
+                Err(failure) => failure,
+            };
+            let over = attempt == ATTEMPTS || left(deadline) <= pause;
+            if over || !failure.passing {
+                let times = if attempt == 1 { "once" } else { &format!("{attempt} times") };
+                return Err(format!("{} (asked {times})", failure.why));
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            attempt += 1;
+        }
+    })
+}
+
+/// Whether it answers.
+pub(crate) fn reach(kubeconfig: &Path, deadline: Instant) -> Result<(), String> {
+    run(kubeconfig, async |client| {
+        let version = get::<serde_json::Value>(client, "/version", deadline).await;
+        version.map(drop).map_err(|failure| failure.why)
+    })
+}
+
+/// Run something on a runtime of its own, with a client.
+fn run<T>(
+    kubeconfig: &Path,
+    f: impl AsyncFnOnce(&Client) -> Result<T, String>,
+) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(|error| error.to_string())?;
+    runtime.block_on(async { f(&client(kubeconfig).await?).await })
+}
+
+async fn client(kubeconfig: &Path) -> Result<Client, String> {
+    let failed = |error: &dyn std::error::Error| {
+        format!("kubeconfig {}: {}", kubeconfig.display(), story(error))
+    };
+    let file = Kubeconfig::read_from(kubeconfig).map_err(|e| failed(&e))?;
+    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+        .await
+        .map_err(|e| failed(&e))?;
+    // As `Client::try_from` does it, but for names of hosts, which a static program has to look up
+    // by itself.
+    let mut http = HttpConnector::new_with_resolver(Resolver);
+    http.enforce_http(false);
+    let https = config.rustls_https_connector_with_connector(http).map_err(|e| failed(&e))?;
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer().map_err(|e| failed(&e))?)
+        .map_err(BoxError::from)
+        .service(legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https));
+    Ok(ClientBuilder::new(service, config.default_namespace).build())
+}
+
+async fn get<T: serde::de::DeserializeOwned>(
+    client: &Client,
+    path: &str,
+    deadline: Instant,
+) -> Result<T, Failure> {
+    let request = Request::get(path)
+        .body(Vec::new())
+        .map_err(|error| Failure { why: error.to_string(), passing: false })?;
+    let limit = left(deadline).min(PATIENCE);
+    match timeout(limit, client.request(request)).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(failure(&error)),
+        Err(_) => Err(Failure { why: format!("no answer within {limit:.1?}"), passing: true }),
+    }
+}
+
+fn failure(error: &kube::Error) -> Failure {
+    let kube::Error::Api(status) = error else {
+        // Whoever answers with something else may do better the next time.
+        return Failure { why: story(error), passing: true };
+    };
+    let remedy = match StatusCode::from_u16(status.code) {
+        Ok(StatusCode::UNAUTHORIZED) => {
+            "; the kubeconfig's credentials are not, or no longer, accepted"
+        }
+        Ok(StatusCode::FORBIDDEN) => "; the kubeconfig's user needs the verb get on pods",
+        _ => "",
+    };
+    // A pod that is not there yet may be soon; credentials are read anew in each run only.
+    let passing = !matches!(status.code, 400..=403 | 405 | 406);
+    Failure { why: format!("{} {}{remedy}", status.code, status.message), passing }
+}
+
+/// An error with its causes, each told once.
+fn story(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// A part of a path, with everything but letters, digits and `-_.~` encoded (RFC 3986, 2.1).
+fn encode(text: &str) -> String {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"-_.~".contains(b);
+    text.bytes()
+        .map(|b| if plain(&b) { char::from(b).to_string() } else { format!("%{b:02X}") })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_part_of_a_path() {
+        assert_eq!(encode("web-0.a_b~"), "web-0.a_b~");
+        assert_eq!(encode("../x?y z"), "..%2Fx%3Fy%20z");
+    }
+
+    #[test]
+    fn a_kubeconfig_that_is_not_there_is_named() {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let error = ask(Path::new("/no/kubeconfig"), &PodFacts::default(), deadline).unwrap_err();
+        assert!(error.contains("/no/kubeconfig"), "{error}");
+    }
+}

@@ -1,0 +1,79 @@
+//! `CNI_ARGS` (CNI specification, section 2, «Parameters»).
+
+/// What `CNI_ARGS` says of the pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodArgs {
+    /// `K8S_POD_NAME`
+    pub name: Option<String>,
+    /// `K8S_POD_NAMESPACE`
+    pub namespace: Option<String>,
+    /// `K8S_POD_UID`
+    pub uid: Option<String>,
+}
+
+/// `CNI_ARGS` can't be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArgsError {
+    /// An item is no pair.
+    #[error("CNI_ARGS: {0:?} is not KEY=VALUE, the items of CNI_ARGS are, with ; between them")]
+    Pair(String),
+    /// A key is not known here, and was not to be passed over.
+    #[error("CNI_ARGS: {0:?} is not known here; with IgnoreUnknown=1 it is passed over")]
+    Unknown(String),
+}
+
+impl PodArgs {
+    /// Read them.
+    ///
+    /// # Errors
+    /// When an item is no pair, or is not known and `IgnoreUnknown` is not set.
+    pub fn parse(text: &str) -> Result<Self, ArgsError> {
+        let mut args = Self::default();
+        let mut unknown = None;
+        let mut ignore = false;
+        for item in text.split(';').filter(|item| !item.is_empty()) {
+            let pair = item.split_once('=').filter(|(_, value)| !value.contains('='));
+            let (key, value) = pair.ok_or_else(|| ArgsError::Pair(item.to_owned()))?;
+            let value = value.to_owned();
+            match key {
+                "IgnoreUnknown" => ignore = ["1", "true", "TRUE", "True"].contains(&value.as_str()),
+                "K8S_POD_NAME" => args.name = Some(value),
+                "K8S_POD_NAMESPACE" => args.namespace = Some(value),
+                "K8S_POD_UID" => args.uid = Some(value).filter(|uid| !uid.is_empty()),
+                "K8S_POD_INFRA_CONTAINER_ID" | "IP" | "MAC" => {}
+                other => unknown = unknown.or_else(|| Some(other.to_owned())),
+            }
+        }
+        match unknown {
+            Some(key) if !ignore => Err(ArgsError::Unknown(key)),
+            _ => Ok(args),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_named_in_any_order() {
+        let args = PodArgs::parse(
+            "K8S_POD_UID=c;IgnoreUnknown=1;K8S_POD_NAME=a;Other=x;K8S_POD_NAMESPACE=b;\
+             K8S_POD_INFRA_CONTAINER_ID=d",
+        )
+        .unwrap();
+        assert_eq!(args.name.as_deref(), Some("a"));
+        assert_eq!(args.namespace.as_deref(), Some("b"));
+        assert_eq!(args.uid.as_deref(), Some("c"));
+        assert_eq!(PodArgs::parse("").unwrap(), PodArgs::default());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        assert_eq!(PodArgs::parse("Other=x"), Err(ArgsError::Unknown("Other".to_owned())));
+        for bad in ["K8S_POD_NAME", "a=b=c;IgnoreUnknown=1"] {
+            assert!(matches!(PodArgs::parse(bad), Err(ArgsError::Pair(_))), "{bad}");
+        }
+        assert!(PodArgs::parse("Other=x;IgnoreUnknown=0").is_err());
+    }
+}

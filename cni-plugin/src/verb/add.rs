@@ -1,0 +1,77 @@
+//! ADD: decide, capture, pass the result on.
+
+use std::path::Path;
+
+use serde_json::{Map, json};
+
+use super::{Job, enter, failed};
+use crate::decide::{Verdict, resolve};
+use crate::log::Level;
+use crate::lookup::Configured;
+use crate::note::{Note, Notes};
+use crate::protocol::{CniError, Code, empty_result, pass_on};
+use crate::target;
+
+pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
+    // Everything that can be refused is, before anything is changed.
+    let version = job.config.version;
+    let result = match &job.config.prev_result {
+        Some(previous) => pass_on(previous, version)?,
+        None => empty_result(version),
+    };
+    let netns = target::open(job.request.netns.as_deref())?;
+    let mut sources = Configured { config: &job.config, deadline: job.deadline };
+    let decided = resolve(job.pod.clone(), &job.config, job.env.clone(), &mut sources)?;
+    if job.config.ambient {
+        job.log.debug("ambient_enabled has no effect: pods without a sidecar are not captured");
+    }
+    for warning in &decided.warnings {
+        job.log.warn(warning);
+    }
+    job.log.know("knownFrom", json!(decided.origins));
+    let captured = match decided.verdict {
+        Verdict::Pass(why) => {
+            let reason = Map::from_iter([("reason".to_owned(), json!(why.to_string()))]);
+            job.log.done(Level::Info, "not captured", reason);
+            return Ok(result);
+        }
+        Verdict::Capture(captured) => captured,
+    };
+    // The note comes first: what is in the namespace is never unknown to it.
+    let path = job.request.netns.clone().unwrap_or_default();
+    note(job, &path, &netns.id().to_string(), &decided.pod);
+    let mut pod = enter(&netns, &path)?;
+    let left = job.deadline.saturating_duration_since(std::time::Instant::now());
+    let applied = pod.apply(captured.policy, job.config.backend, left).map_err(|error| {
+        let error = failed(&error);
+        if error.code == Code::TryAgain {
+            return error;
+        }
+        CniError {
+            msg: format!("its traffic can't be captured, so it is not started: {}", error.msg),
+            ..error
+        }
+    })?;
+    for warning in &applied.warnings {
+        job.log.warn(warning);
+    }
+    let members = [
+        ("by", json!(applied.by)),
+        ("changed", json!(applied.changed)),
+        ("processes", json!(applied.processes)),
+    ];
+    let members = members.map(|(name, value)| (name.to_owned(), value));
+    job.log.done(Level::Info, "captured", Map::from_iter(members));
+    Ok(result)
+}
+
+/// A note that can't be written costs CHECK a lookup, and GC a pod that it does not know.
+fn note(job: &mut Job<'_>, netns: &Path, id: &str, pod: &millrace_core::pod::PodFacts) {
+    let told = job.config.pod_annotations.is_some();
+    let note = Note::new(pod, told, netns, id.to_owned());
+    let notes = Notes::new(&job.config.state_dir);
+    if let Err(error) = notes.write(&job.config.network, &job.request.attachment, &note) {
+        let folder = job.config.state_dir.display();
+        job.log.warn(&format!("state_dir {folder}: no note on the pod can be written: {error}"));
+    }
+}

@@ -1,0 +1,43 @@
+//! CHECK: whether the rules that ADD wrote are there and whole.
+
+use serde_json::Map;
+
+use super::{Job, enter, failed};
+use crate::decide::{Verdict, resolve};
+use crate::log::Level;
+use crate::lookup::Configured;
+use crate::note::Notes;
+use crate::protocol::{CniError, Code};
+use crate::target;
+
+pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
+    if job.config.prev_result.is_none() {
+        let msg = "prevResult is missing, which CHECK comes with (CNI specification, section 2)";
+        return Err(CniError::new(Code::BadConfig, msg));
+    }
+    let netns = target::open(job.request.netns.as_deref())?;
+    let notes = Notes::new(&job.config.state_dir);
+    let pod = match notes.read(&job.config.network, &job.request.attachment) {
+        Some(note) => note.complete(job.pod.clone()),
+        None => job.pod.clone(),
+    };
+    let mut sources = Configured { config: &job.config, deadline: job.deadline };
+    let decided = resolve(pod, &job.config, job.env.clone(), &mut sources)?;
+    let Verdict::Capture(captured) = decided.verdict else {
+        job.log.done(Level::Debug, "not captured, as wanted", Map::new());
+        return Ok(String::new());
+    };
+    let path = job.request.netns.clone().unwrap_or_default();
+    let mut pod = enter(&netns, &path)?;
+    match pod.check(captured.policy, job.config.backend).map_err(|error| failed(&error))? {
+        None => {
+            job.log.done(Level::Debug, "captured, as wanted", Map::new());
+            Ok(String::new())
+        }
+        Some(difference) => Err(CniError::new(
+            Code::Drifted,
+            "its traffic is not captured as it should be; delete the pod to have it made anew",
+        )
+        .with_details(difference)),
+    }
+}

@@ -1,0 +1,58 @@
+//! DEL: take back what ADD did, as far as it is there. It never fails: whatever stands in its
+//! way is logged, since a pod that can't be deleted helps nobody.
+
+use std::path::Path;
+use std::time::Instant;
+
+use millrace_core::pod::PodFacts;
+use millrace_host::netns::Netns;
+use serde_json::{Map, json};
+
+use super::{PATIENCE, context, inside, lenient};
+use crate::config::Places;
+use crate::log::{Level, Log};
+use crate::note::Notes;
+use crate::protocol::{PodArgs, Request};
+use crate::target;
+
+pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
+    let Places { network, state_dir, log } = Places::read(&lenient(stdin));
+    let PodArgs { name, namespace, uid } = PodArgs::parse(&request.args).unwrap_or_default();
+    let pod = PodFacts { name, namespace, uid, ..PodFacts::default() };
+    let mut log = Log::new(&log, context(request, &pod), began);
+    let notes = Notes::new(&state_dir);
+    let mut removed = false;
+    let path = request.netns.as_deref().filter(|path| path.exists());
+    match path.map(|path| (path, target::open(Some(path)))) {
+        // The runtime took the namespace away, and everything in it.
+        None => {}
+        Some((_, Err(error))) => log.warn(&error.msg),
+        Some((path, Ok(netns))) => {
+            if others(&notes, &network, request) {
+                log.debug("the pod is on another network still, so it stays captured");
+            } else {
+                match take_back(&netns, path) {
+                    Ok(done) => removed = done,
+                    Err(error) => log.warn(&format!("rules are left behind: {error}")),
+                }
+            }
+        }
+    }
+    if let Err(error) = notes.remove(&network, &request.attachment) {
+        log.warn(&format!("the note on the pod is left behind: {error}"));
+    }
+    let removed = Map::from_iter([("removed".to_owned(), json!(removed))]);
+    log.done(Level::Info, "deleted", removed);
+}
+
+/// Whether the same container is attached otherwise: its rules serve all its interfaces.
+fn others(notes: &Notes, network: &str, request: &Request) -> bool {
+    let own = &request.attachment;
+    notes.list().unwrap_or_default().iter().any(|(other, attachment)| {
+        attachment.container_id == own.container_id && (other != network || attachment != own)
+    })
+}
+
+pub(super) fn take_back(netns: &Netns, path: &Path) -> Result<bool, crate::protocol::CniError> {
+    inside(netns, path, |pod| pod.remove(PATIENCE))
+}

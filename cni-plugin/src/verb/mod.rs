@@ -1,0 +1,160 @@
+//! What each command does.
+
+mod add;
+mod check;
+mod del;
+mod explain;
+mod gc;
+mod status;
+
+pub(crate) use explain::explain;
+
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use millrace_core::pod::PodFacts;
+use millrace_host::engine::EngineError;
+use millrace_host::netns::Netns;
+use serde_json::{Map, Value, json};
+
+use crate::capture::Pod;
+use crate::config::{Config, object, version_text};
+use crate::decide::{called, told};
+use crate::log::{Level, Log};
+use crate::protocol::{
+    CniError, Code, Command, Environment, Object, PodArgs, Request, Version, version_reply,
+};
+
+/// How long DEL and GC wait for another run in the same namespace.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A request with all that belongs to it.
+struct Job<'e> {
+    request: Request,
+    config: Config,
+    env: &'e Environment,
+    pod: PodFacts,
+    log: Log,
+    deadline: Instant,
+}
+
+/// Serve a request. Gives what success prints.
+///
+/// # Errors
+/// What the runtime is told.
+pub(crate) fn serve(env: &Environment, stdin: &str, began: Instant) -> Result<String, CniError> {
+    let request = Request::parse(env)?;
+    match request.command {
+        // Whatever is wrong with the configuration, what was done is undone.
+        Command::Del => {
+            del::del(&request, stdin, began);
+            return Ok(String::new());
+        }
+        Command::Version => {
+            let asked = object(stdin).ok().as_ref().and_then(version_text);
+            return Ok(version_reply(asked.as_deref()));
+        }
+        _ => {}
+    }
+    let config = Config::parse(&object(stdin)?)?;
+    let first = match request.command {
+        Command::Check => Version::V040,
+        Command::Gc | Command::Status => Version::V110,
+        _ => Version::V030,
+    };
+    if config.version < first {
+        let (word, version) = (request.command.as_str(), config.version);
+        let msg = format!("{word} came with {first}, and the network's cniVersion is {version}");
+        return Err(CniError::new(Code::IncompatibleVersion, msg));
+    }
+    let mut job = Job::new(request, config, env, began)?;
+    for warning in std::mem::take(&mut job.config.warnings) {
+        job.log.warn(&warning);
+    }
+    let whom = called(&job.pod);
+    let result = match job.request.command {
+        Command::Check => check::check(&mut job),
+        Command::Gc => gc::gc(&mut job),
+        Command::Status => status::status(&mut job),
+        _ => add::add(&mut job),
+    };
+    let attached = matches!(job.request.command, Command::Add | Command::Check);
+    result.map_err(|error| {
+        let error = if attached { error.about(&whom) } else { error };
+        let members = Map::from_iter([
+            ("code".to_owned(), json!(error.code.number())),
+            ("details".to_owned(), json!(error.details)),
+        ]);
+        job.log.done(Level::Error, &error.msg, members);
+        error
+    })
+}
+
+impl<'e> Job<'e> {
+    fn new(
+        request: Request,
+        config: Config,
+        env: &'e Environment,
+        began: Instant,
+    ) -> Result<Self, CniError> {
+        let args = PodArgs::parse(&request.args)
+            .map_err(|error| CniError::new(Code::BadEnvironment, error.to_string()))?;
+        let pod = told(args, &config);
+        let log = Log::new(&config.log, context(&request, &pod), began);
+        let deadline = began + config.deadline;
+        Ok(Self { request, config, env, pod, log, deadline })
+    }
+}
+
+/// What every line of the log says.
+fn context(request: &Request, pod: &PodFacts) -> Map<String, Value> {
+    let mut context = Map::new();
+    let mut know = |name: &str, text: Option<&str>| {
+        if let Some(text) = text.filter(|text| !text.is_empty()) {
+            context.insert(name.to_owned(), json!(text));
+        }
+    };
+    know("command", Some(request.command.as_str()));
+    know("namespace", pod.namespace.as_deref());
+    know("pod", pod.name.as_deref());
+    know("podUid", pod.uid.as_deref());
+    know("containerId", Some(&request.attachment.container_id));
+    know("interface", Some(&request.attachment.ifname));
+    context
+}
+
+/// Put the calling thread into a pod's namespace.
+fn enter(netns: &Netns, path: &Path) -> Result<Pod, CniError> {
+    netns
+        .enter()
+        .map_err(|error| CniError::new(Code::BadEnvironment, format!("CNI_NETNS: {error}")))?;
+    Pod::open(path).map_err(|error| failed(&error))
+}
+
+/// Do something in a namespace, and be in this one afterwards.
+fn inside<T: Send>(
+    netns: &Netns,
+    path: &Path,
+    f: impl FnOnce(&mut Pod) -> Result<T, EngineError> + Send,
+) -> Result<T, CniError> {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let mut pod = enter(netns, path)?;
+            f(&mut pod).map_err(|error| failed(&error))
+        });
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+/// What the runtime is told of a run that failed.
+fn failed(error: &EngineError) -> CniError {
+    let code = if error.is_busy() { Code::TryAgain } else { Code::NotCaptured };
+    CniError::new(code, error.to_string().replace('\n', " "))
+}
+
+/// What standard input is, however broken: DEL makes the best of it.
+fn lenient(stdin: &str) -> Object {
+    object(stdin).unwrap_or_default()
+}
