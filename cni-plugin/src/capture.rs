@@ -7,8 +7,9 @@ use std::time::Duration;
 use millrace_core::compile::{compile, routing};
 use millrace_core::dialect::{istio, native};
 use millrace_core::nft::{self, NftRuleset, render_transaction};
-use millrace_core::plan::{Effect, Groups};
+use millrace_core::plan::{Effect, Groups, Wish};
 use millrace_core::policy::CapturePolicy;
+use millrace_core::preflight;
 use millrace_core::report::{restore_text, routing_text};
 use millrace_core::ruleset::Ruleset;
 use millrace_core::source::{Source, Sourced};
@@ -61,8 +62,8 @@ impl Pod {
     }
 
     /// Have programs, where they are needed, see no name service and lock the pod alone.
-    fn prepare(&mut self, backend: Backend) -> Result<(), String> {
-        if !self.is_native(backend) {
+    fn prepare(&mut self) -> Result<(), String> {
+        if !self.session.tooling().nf_tables {
             Sandbox::check()?;
             let netns = Some(self.path.clone());
             self.exec = exec::Options { sandbox: Some(Sandbox { netns }) };
@@ -90,17 +91,12 @@ impl Pod {
         backend: Backend,
         wait: Duration,
     ) -> Result<Applied, EngineError> {
-        let unprepared = self.prepare(backend).err();
+        let unprepared = self.prepare().err();
         let wanted = Wanted::new(&self.fit(policy)?);
         let native = wanted.native.ready(&self.groups)?;
-        let nftables = self.is_native(backend);
-        let rules =
-            if nftables { Rules::Native(&native) } else { Rules::Iptables(&wanted.iptables) };
-        let outcome = self.run(Some(rules), wanted.marks.clone(), wait)?;
-        let by = match outcome.choice {
-            Some(choice) => choice.to_string(),
-            None => "nftables".to_owned(),
-        };
+        let rules = Rules { iptables: &wanted.iptables, native: Some(&native) };
+        let outcome = self.run(Some(rules), wish(backend), wanted.marks.clone(), wait)?;
+        let by = outcome.choice.map(|choice| choice.to_string()).unwrap_or_default();
         Ok(Applied {
             by,
             changed: !outcome.effects.is_empty(),
@@ -140,18 +136,19 @@ impl Pod {
         if found.dialect != Some(OWN) && !observed.interrupted {
             return Ok(false);
         }
-        Ok(!self.run(None, vec![istio::TPROXY_DEFAULTS], wait)?.effects.is_empty())
+        Ok(!self.run(None, Wish::Auto, vec![istio::TPROXY_DEFAULTS], wait)?.effects.is_empty())
     }
 
     fn run(
         &mut self,
         rules: Option<Rules<'_>>,
+        wish: Wish,
         marks: Vec<(u32, u32)>,
         wait: Duration,
     ) -> Result<Outcome, EngineError> {
         self.session.run(&Request {
             rules,
-            variant: None,
+            wish,
             drift: Drift::Replace,
             everything: false,
             dry_run: false,
@@ -161,13 +158,13 @@ impl Pod {
             exec: self.exec.clone(),
         })
     }
+}
 
-    fn is_native(&mut self, backend: Backend) -> bool {
-        match backend {
-            Backend::Nftables => true,
-            Backend::Iptables => false,
-            Backend::Auto => self.session.tooling().nf_tables,
-        }
+const fn wish(backend: Backend) -> Wish {
+    match backend {
+        Backend::Auto => Wish::Auto,
+        Backend::Nftables => Wish::Backend(preflight::Backend::Nftables),
+        Backend::Iptables => Wish::Iptables,
     }
 }
 

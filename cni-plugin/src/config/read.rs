@@ -116,7 +116,9 @@ impl Reader<'_> {
     /// A value; null is none, as in Go.
     fn value<T: DeserializeOwned>(&mut self, name: &str, expected: &str) -> Option<T> {
         let raw = self.object.get(name)?;
-        if let Ok(value) = serde_json::from_str(raw.get()) { value } else {
+        if let Ok(value) = serde_json::from_str(raw.get()) {
+            value
+        } else {
             self.wrong(name, raw.get(), expected);
             None
         }
@@ -219,7 +221,9 @@ impl Reader<'_> {
         let runtime: Object = self.value("runtimeConfig", "an object")?;
         let raw = runtime.get(POD_ANNOTATIONS)?;
         let read: Result<Option<BTreeMap<String, String>>, _> = serde_json::from_str(raw.get());
-        if let Ok(annotations) = read { Some(annotations.unwrap_or_default()) } else {
+        if let Ok(annotations) = read {
+            Some(annotations.unwrap_or_default())
+        } else {
             let name = format!("runtimeConfig[{POD_ANNOTATIONS:?}]");
             self.wrong(&name, raw.get(), "an object of texts");
             None

@@ -25,7 +25,8 @@ impl Service<Name> for Resolver {
 
     fn call(&mut self, name: Name) -> Self::Future {
         Box::pin(async move {
-            let resolver = TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build);
+            let resolver =
+                TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build);
             let found = match resolver {
                 Ok(resolver) => resolver.lookup_ip(name.as_str()).await,
                 Err(error) => Err(error),
