@@ -12,6 +12,14 @@ pub fn millrace() -> Result<PathBuf> {
     }
 }
 
+/// The CNI plugin: `MILLRACE_CNI_BIN` if it is set.
+pub fn millrace_cni() -> Result<PathBuf> {
+    match std::env::var_os("MILLRACE_CNI_BIN") {
+        Some(path) => Ok(PathBuf::from(path)),
+        None => built("millrace-cni-under-test"),
+    }
+}
+
 /// The probe program, which is of this package.
 pub fn probe() -> Result<PathBuf> {
     built("probe")

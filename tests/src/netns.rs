@@ -46,6 +46,12 @@ impl Namespace {
         })?
     }
 
+    /// Another network namespace, with the mounts of this one.
+    pub fn sibling(&self, net: File) -> Result<Self> {
+        let mounts = self.mounts.try_clone().context("a mount namespace")?;
+        Ok(Self { net, mounts })
+    }
+
     /// A path that other processes of this machine can open the network namespace by.
     pub fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.net.as_raw_fd()).into()

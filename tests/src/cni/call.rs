@@ -1,0 +1,169 @@
+//! One call of a plugin.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{Host, Pod, pod_args};
+use crate::binary;
+
+/// A call that is being put together: a good ADD of the plugin at first.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The variables; the rest of the environment is empty but for PATH.
+    pub env: Vec<(String, String)>,
+    /// Standard input.
+    pub config: Value,
+}
+
+/// What a plugin answered.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output, as it came.
+    pub text: String,
+    /// Standard error.
+    pub log: String,
+}
+
+impl Call {
+    /// A call for a pod, with these annotations from the runtime.
+    pub fn new(host: &Host, command: &str, pod: &Pod, annotations: Value) -> Self {
+        let text = |text: &str| text.to_owned();
+        let env = vec![
+            (text("CNI_COMMAND"), text(command)),
+            (text("CNI_CONTAINERID"), pod.id.clone()),
+            (text("CNI_NETNS"), pod.netns.display().to_string()),
+            (text("CNI_IFNAME"), text("eth0")),
+            (text("CNI_ARGS"), pod_args("shop", &pod.name, &pod.uid())),
+            (text("CNI_PATH"), text("/usr/lib/cni")),
+        ];
+        let mut config = host.entry();
+        config["cniVersion"] = json!("1.1.0");
+        config["name"] = json!("net");
+        config["prevResult"] = json!({ "cniVersion": "1.1.0", "interfaces": [], "ips": [] });
+        config["runtimeConfig"] = json!({ super::POD_ANNOTATIONS: annotations });
+        Self { env, config }
+    }
+
+    /// The same call with another variable.
+    #[must_use]
+    pub fn with_env(mut self, name: &str, value: &str) -> Self {
+        self.env.retain(|(n, _)| n != name);
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The same call without a variable.
+    #[must_use]
+    pub fn without_env(mut self, name: &str) -> Self {
+        self.env.retain(|(n, _)| n != name);
+        self
+    }
+
+    /// The same call with another key.
+    #[must_use]
+    pub fn with_key(mut self, name: &str, value: Value) -> Self {
+        self.config[name] = value;
+        self
+    }
+
+    /// The same call without a key.
+    #[must_use]
+    pub fn without_key(mut self, name: &str) -> Self {
+        if let Some(object) = self.config.as_object_mut() {
+            object.shift_remove(name);
+        }
+        self
+    }
+
+    /// The same call for another command.
+    #[must_use]
+    pub fn to(self, command: &str) -> Self {
+        self.with_env("CNI_COMMAND", command)
+    }
+
+    /// Make the call.
+    pub fn run(&self, host: &Host) -> Result<Reply> {
+        self.run_with(host, &self.config.to_string())
+    }
+
+    /// Make the call with another text as standard input.
+    pub fn run_with(&self, host: &Host, stdin: &str) -> Result<Reply> {
+        let child = self.start_with(host, stdin)?;
+        Reply::of(&child.wait_with_output().context("waiting for the plugin")?)
+    }
+
+    /// Start the call, and don't wait for its end.
+    pub fn start(&self, host: &Host) -> Result<Child> {
+        self.start_with(host, &self.config.to_string())
+    }
+
+    fn start_with(&self, host: &Host, stdin: &str) -> Result<Child> {
+        start(host, &binary::millrace_cni()?, &self.env, stdin)
+    }
+}
+
+/// Start a plugin on a host.
+pub(super) fn start(
+    host: &Host,
+    program: &Path,
+    env: &[(String, String)],
+    stdin: &str,
+) -> Result<Child> {
+    let mut command = Command::new(program);
+    command.env_clear().envs(env.iter().map(|(n, v)| (n, v)));
+    command.env("PATH", std::env::var_os("PATH").context("PATH is not set")?);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = host.namespace.enter(|| command.spawn())?;
+    let mut child = child.with_context(|| program.display().to_string())?;
+    let mut pipe = child.stdin.take().context("a pipe was asked for")?;
+    // A plugin that fails early closes the pipe: its own message says more.
+    let _written = pipe.write_all(stdin.as_bytes());
+    Ok(child)
+}
+
+impl Reply {
+    /// What a process that ended said.
+    pub fn of(output: &Output) -> Result<Self> {
+        Ok(Self {
+            code: output.status.code(),
+            text: String::from_utf8(output.stdout.clone()).context("standard output")?,
+            log: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Standard output of a success, as JSON; null where there is none.
+    pub fn success(&self) -> Result<Value> {
+        ensure!(self.code == Some(0), "it failed: {self:?}");
+        if self.text.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&self.text).with_context(|| format!("{self:?}"))
+    }
+
+    /// The error of a failure, which has to have this code. Gives its message and details.
+    pub fn failure(&self, code: u64) -> Result<String> {
+        ensure!(self.code.is_some_and(|code| code != 0), "it did not fail: {self:?}");
+        let error: Value = serde_json::from_str(&self.text).with_context(|| format!("{self:?}"))?;
+        ensure!(error["code"] == code, "it failed with another code than {code}: {self:?}");
+        ensure!(error["cniVersion"].is_string(), "no version: {self:?}");
+        let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
+        ensure!(!text("msg").is_empty(), "no message: {self:?}");
+        Ok(format!("{} {}", text("msg"), text("details")))
+    }
+
+    /// The lines of the log, each of which has to be an object.
+    pub fn lines(&self) -> Result<Vec<Value>> {
+        let parse = |line: &str| -> Result<Value> {
+            let value: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+            ensure!(value.is_object(), "{line}");
+            Ok(value)
+        };
+        self.log.lines().map(parse).collect()
+    }
+}
