@@ -31,7 +31,7 @@ fn mesh_add(host: &Host, pod: &Pod) -> Call {
 
 // Section 2, «Parameters».
 
-/// «CNI_COMMAND: indicates the desired operation; ADD, DEL, CHECK, GC, or VERSION», and STATUS.
+/// «`CNI_COMMAND`: indicates the desired operation; ADD, DEL, CHECK, GC, or VERSION», and STATUS.
 #[test]
 fn an_unknown_command_must_be_an_error() -> Result<()> {
     let host = Host::new()?;
@@ -44,7 +44,7 @@ fn an_unknown_command_must_be_an_error() -> Result<()> {
     Ok(())
 }
 
-/// «CNI_CONTAINERID: must not be empty, must start with an alphanumeric character, optionally
+/// «`CNI_CONTAINERID`: must not be empty, must start with an alphanumeric character, optionally
 /// followed by any combination of alphanumeric characters, underscore, dot or hyphen».
 #[test]
 fn a_container_id_must_be_well_formed() -> Result<()> {
@@ -61,7 +61,7 @@ fn a_container_id_must_be_well_formed() -> Result<()> {
     Ok(())
 }
 
-/// «CNI_IFNAME: if the plugin is unable to use this interface name it must return an error».
+/// «`CNI_IFNAME`: if the plugin is unable to use this interface name it must return an error».
 #[test]
 fn an_interface_name_that_cannot_be_used_must_be_an_error() -> Result<()> {
     let host = Host::new()?;
@@ -163,7 +163,7 @@ fn add_must_pass_prev_result_on() -> Result<()> {
 
 // Section 2, «DEL».
 
-/// «Plugins MUST accept multiple DEL calls for the same (CNI_CONTAINERID, CNI_IFNAME) pair, and
+/// «Plugins MUST accept multiple DEL calls for the same (`CNI_CONTAINERID`, `CNI_IFNAME`) pair, and
 /// return success if the interface in question, or any modifications added, are missing».
 #[test]
 fn del_must_succeed_again_and_with_everything_missing() -> Result<()> {
@@ -261,7 +261,7 @@ fn first_rule(text: &str) -> Result<(String, String)> {
     let mut chain = String::new();
     for line in text.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix("chain ") {
-            chain = name.split(' ').next().unwrap_or_default().to_owned();
+            name.split(' ').next().unwrap_or_default().clone_into(&mut chain);
         } else if let Some((rule, handle)) = line.rsplit_once("# handle ")
             && (rule.contains("counter") || rule.contains("return") || rule.contains("jump"))
         {

@@ -1,4 +1,4 @@
-//! `xtask dist`: the static release binary, checked, with its checksum.
+//! `xtask dist`: the static release binaries, checked, with their checksums.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,66 +10,82 @@ use clap::{Arg, ArgMatches};
 use crate::elf::{self, Elf};
 use crate::repo;
 
-/// The largest binary that may be shipped, in bytes.
-const SIZE_LIMIT: u64 = 8 * 1024 * 1024;
+/// A binary that is shipped.
+struct Shipped {
+    /// Its name, and its package's.
+    name: &'static str,
+    /// The largest it may be, in bytes.
+    limit: u64,
+}
+
+const MIB: u64 = 1024 * 1024;
+
+/// What is shipped. The CNI plugin brings a client of the Kubernetes API along.
+const SHIPPED: [Shipped; 2] = [
+    Shipped { name: "millrace", limit: 8 * MIB },
+    Shipped { name: "millrace-cni", limit: 16 * MIB },
+];
+
 const DEFAULT_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The command line of `xtask dist`.
 pub fn command() -> clap::Command {
     clap::Command::new("dist")
-        .about("Build the static release binary into dist/, check it, write its sha256")
+        .about("Build the static release binaries into dist/, check them, write their sha256")
         .arg(Arg::new("target").long("target").default_value(DEFAULT_TARGET).help("Target triple"))
 }
 
-/// Builds, checks and copies the binary to `dist/millrace`.
+/// Builds, checks and copies the binaries to `dist/`.
 ///
 /// # Errors
-/// When the build fails, or the result is not static, not stripped, too large or does not start.
+/// When a build fails, or a result is not static, not stripped, too large or does not start.
 pub fn run(args: &ArgMatches) -> Result<()> {
     let target = args.get_one::<String>("target").map_or(DEFAULT_TARGET, String::as_str);
-    let built = build(target)?;
+    SHIPPED.iter().try_for_each(|shipped| ship(shipped, target))
+}
+
+fn ship(&Shipped { name, limit }: &Shipped, target: &str) -> Result<()> {
+    let built = build(name, target)?;
     let file = fs::read(&built).with_context(|| format!("can't read {}", built.display()))?;
-    check(&file).with_context(|| format!("{} can't be shipped", built.display()))?;
+    check(&file, limit).with_context(|| format!("{} can't be shipped", built.display()))?;
 
     let folder = repo::root().join("dist");
     fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
-    let shipped = folder.join("millrace");
+    let shipped = folder.join(name);
     fs::copy(&built, &shipped).with_context(|| format!("can't write {}", shipped.display()))?;
     if target == DEFAULT_TARGET {
-        starts(&shipped)?;
+        starts(name, &shipped)?;
     }
-    let sum = repo::output(Command::new("sha256sum").arg("millrace").current_dir(&folder))?;
-    fs::write(folder.join("millrace.sha256"), &sum).context("can't write the checksum")?;
+    let sum = repo::output(Command::new("sha256sum").arg(name).current_dir(&folder))?;
+    fs::write(folder.join(format!("{name}.sha256")), &sum).context("can't write the checksum")?;
 
     let size = file.len();
-    let mib = size as u64 * 100 / (1024 * 1024);
+    let mib = size as u64 * 100 / MIB;
     repo::print(&format!(
-        "dist/millrace: {size} bytes ({}.{:02} MiB), static, stripped, {target}\nsha256 {}",
+        "dist/{name}: {size} bytes ({}.{:02} MiB), static, stripped, {target}\nsha256 {}",
         mib / 100,
         mib % 100,
         String::from_utf8_lossy(&sum),
     ))
 }
 
-/// Builds the binary that is shipped, for this machine.
+/// Builds a binary that is shipped, for this machine.
 ///
 /// # Errors
 /// When it can't be built.
-pub fn build_here() -> Result<PathBuf> {
-    build(DEFAULT_TARGET)
+pub fn build_here(name: &str) -> Result<PathBuf> {
+    build(name, DEFAULT_TARGET)
 }
 
-fn build(target: &str) -> Result<PathBuf> {
+fn build(name: &str, target: &str) -> Result<PathBuf> {
     // With an explicit --target these flags do not reach build scripts and proc-macros, which
     // have to stay dynamic to be loaded.
-    repo::build_millrace(
-        &["--profile", "dist", "--target", target],
-        Some("-C target-feature=+crt-static"),
-    )
+    let flags = "-C target-feature=+crt-static";
+    repo::build(name, &["--profile", "dist", "--target", target], Some(flags))
 }
 
 /// Is this file static, stripped and small enough?
-fn check(file: &[u8]) -> Result<()> {
+fn check(file: &[u8], limit: u64) -> Result<()> {
     let Elf { has_interpreter, needed_libraries, has_symbols, .. } = elf::parse(file)?;
     if has_interpreter || needed_libraries > 0 {
         bail!("it is linked dynamically: loader {has_interpreter}, libraries {needed_libraries}");
@@ -79,14 +95,15 @@ fn check(file: &[u8]) -> Result<()> {
     let loads_nss = file.windows(8).any(|window| window == b"libnss_%");
     ensure!(!loads_nss, "it calls glibc's NSS (getpwnam, getaddrinfo), which loads libraries");
     let size = file.len() as u64;
-    ensure!(size < SIZE_LIMIT, "it has {size} bytes; the limit is {SIZE_LIMIT}");
+    ensure!(size < limit, "it has {size} bytes; the limit is {limit}");
     Ok(())
 }
 
 /// Starts the binary with nothing in its environment.
-fn starts(binary: &Path) -> Result<()> {
+fn starts(name: &str, binary: &Path) -> Result<()> {
     let version = repo::output(Command::new(binary).arg("--version").env_clear())?;
-    ensure!(version.starts_with(b"millrace "), "`millrace --version` printed something else");
+    let right = version.starts_with(format!("{name} ").as_bytes());
+    ensure!(right, "`{name} --version` printed something else");
     Ok(())
 }
 
@@ -104,21 +121,22 @@ mod tests {
     #[test]
     fn a_dynamic_binary_is_refused() {
         let this_test = fs::read(std::env::current_exe().unwrap()).unwrap();
-        let error = check(&this_test).unwrap_err().to_string();
+        let error = check(&this_test, MIB).unwrap_err().to_string();
         assert!(error.contains("linked dynamically"), "{error}");
     }
 
     #[test]
     fn the_size_limit_holds() {
-        let limit = usize::try_from(SIZE_LIMIT).unwrap();
-        check(&mk_static(limit - 1)).unwrap();
-        assert!(check(&mk_static(limit)).unwrap_err().to_string().contains("the limit is"));
+        let limit = usize::try_from(MIB).unwrap();
+        check(&mk_static(limit - 1), MIB).unwrap();
+        let error = check(&mk_static(limit), MIB).unwrap_err().to_string();
+        assert!(error.contains("the limit is"), "{error}");
     }
 
     #[test]
     fn a_binary_that_looks_up_users_through_nss_is_refused() {
         let mut file = mk_static(200);
         file[100..116].copy_from_slice(b"libnss_%s.so%s\0\0");
-        assert!(check(&file).unwrap_err().to_string().contains("NSS"));
+        assert!(check(&file, MIB).unwrap_err().to_string().contains("NSS"));
     }
 }

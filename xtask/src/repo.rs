@@ -84,16 +84,16 @@ fn quote(word: &str) -> String {
     }
 }
 
-/// Builds the `millrace` binary and says where cargo put it.
+/// Builds the binary of a package of the same name and says where cargo put it.
 ///
 /// `args` choose profile and target; `rustflags` are added to those of the environment.
 ///
 /// # Errors
 /// When the build fails or makes no binary of that name.
-pub fn build_millrace(args: &[&str], rustflags: Option<&str>) -> Result<PathBuf> {
+pub fn build(name: &str, args: &[&str], rustflags: Option<&str>) -> Result<PathBuf> {
     let mut command = cargo();
     command
-        .args(["build", "--locked", "--package", "millrace", "--bin", "millrace"])
+        .args(["build", "--locked", "--package", name, "--bin", name])
         .args(args)
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit());
@@ -105,8 +105,9 @@ pub fn build_millrace(args: &[&str], rustflags: Option<&str>) -> Result<PathBuf>
     }
     say(&format!("+ {}", command_line(&command)));
     let messages = output(&mut command)?;
-    executable(&String::from_utf8_lossy(&messages))
-        .context("cargo built no binary `millrace`; does init/ still declare it?")
+    executable(&String::from_utf8_lossy(&messages)).with_context(|| {
+        format!("cargo built no binary `{name}`; does its package still declare it?")
+    })
 }
 
 /// The last executable in cargo's JSON messages.

@@ -1,4 +1,5 @@
-//! `xtask schema`: the published JSON schema of the file that `--config` takes.
+//! `xtask schema`: the published JSON schemas of the file that `--config` takes, and of the CNI
+//! plugin's entry in a list of plugins.
 
 use std::fs;
 use std::process::Command;
@@ -9,50 +10,50 @@ use serde_json::Value;
 
 use crate::repo;
 
-const FILE: &str = "docs/config.schema.json";
+/// The binaries that print a schema each, and where it is kept.
+const FILES: [(&str, &str); 2] =
+    [("millrace", "docs/config.schema.json"), ("millrace-cni", "docs/cni.schema.json")];
 
 /// The command line of `xtask schema`.
 pub fn command() -> clap::Command {
-    clap::Command::new("schema")
-        .about("Write docs/config.schema.json from the millrace binary")
-        .arg(
-            Arg::new("check")
-                .long("check")
-                .action(ArgAction::SetTrue)
-                .help("Write nothing; fail when the file differs"),
-        )
+    clap::Command::new("schema").about("Write the JSON schemas in docs/ from the binaries").arg(
+        Arg::new("check")
+            .long("check")
+            .action(ArgAction::SetTrue)
+            .help("Write nothing; fail when the file differs"),
+    )
 }
 
-/// Writes the schema, or compares it with `--check`.
+/// Writes the schemas, or compares them with `--check`.
 ///
 /// # Errors
-/// When the build fails, the binary prints no JSON object, or the file differs under `--check`.
+/// When a build fails, a binary prints no JSON object, or a file differs under `--check`.
 pub fn run(args: &ArgMatches) -> Result<()> {
-    let millrace = repo::build_millrace(&[], None)?;
-    let printed = repo::output(Command::new(millrace).arg("schema"))?;
-    let wanted = normal(&printed)?;
-    let path = repo::root().join(FILE);
-    if args.get_flag("check") {
-        let found = fs::read_to_string(&path).with_context(|| format!("can't read {FILE}"))?;
-        if found != wanted {
-            bail!("{FILE} is not what `millrace schema` prints; run `cargo xtask schema`");
+    for (binary, file) in FILES {
+        let printed = repo::output(Command::new(repo::build(binary, &[], None)?).arg("schema"))?;
+        let wanted = normal(&printed).with_context(|| format!("`{binary} schema`"))?;
+        let path = repo::root().join(file);
+        if args.get_flag("check") {
+            let found = fs::read_to_string(&path).with_context(|| format!("can't read {file}"))?;
+            if found != wanted {
+                bail!("{file} is not what `{binary} schema` prints; run `cargo xtask schema`");
+            }
+            continue;
         }
-        return Ok(());
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).context("can't make docs/")?;
+        }
+        fs::write(&path, wanted).with_context(|| format!("can't write {file}"))?;
+        repo::say(&format!("wrote {file}"));
     }
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).context("can't make docs/")?;
-    }
-    fs::write(&path, wanted).with_context(|| format!("can't write {FILE}"))?;
-    repo::say(&format!("wrote {FILE}"));
     Ok(())
 }
 
 /// The schema as it is kept in the repository: indented, one newline at the end.
 fn normal(printed: &[u8]) -> Result<String> {
-    let schema: Value =
-        serde_json::from_slice(printed).context("`millrace schema` printed no JSON")?;
+    let schema: Value = serde_json::from_slice(printed).context("it printed no JSON")?;
     if !schema.is_object() {
-        bail!("`millrace schema` printed JSON that is no object");
+        bail!("it printed JSON that is no object");
     }
     Ok(format!("{schema:#}\n"))
 }

@@ -11,6 +11,9 @@ use crate::decide::{Decided, Verdict, called, resolve, told};
 use crate::lookup::Configured;
 use crate::protocol::{CniError, Code, Environment, PodArgs};
 
+/// A pod of which nothing is told but its annotations.
+const SOME_POD: &str = "K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod";
+
 /// What ADD would do: whether it would succeed, and as text or JSON why.
 pub(crate) fn explain(env: &Environment, stdin: &str, as_json: bool) -> (bool, String) {
     let began = Instant::now();
@@ -34,7 +37,15 @@ pub(crate) fn explain(env: &Environment, stdin: &str, as_json: bool) -> (bool, S
 
 fn decided(env: &Environment, stdin: &str, began: Instant) -> Result<(Config, Decided), CniError> {
     let config = Config::parse(&object(stdin)?)?;
-    let args = env.get("CNI_ARGS").map(String::as_str).unwrap_or_default();
+    let mut config = config;
+    let args = env.get("CNI_ARGS").map_or_else(
+        || {
+            let named = "CNI_ARGS is not set: taken for a pod of Kubernetes, default/pod";
+            config.warnings.push(named.to_owned());
+            SOME_POD
+        },
+        String::as_str,
+    );
     let args = PodArgs::parse(args)
         .map_err(|error| CniError::new(Code::BadEnvironment, error.to_string()))?;
     let mut sources = Configured { config: &config, deadline: began + config.deadline };

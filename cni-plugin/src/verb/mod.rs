@@ -20,7 +20,7 @@ use millrace_host::netns::Netns;
 use serde_json::{Map, Value, json};
 
 use crate::capture::Pod;
-use crate::config::{Config, object, version_text};
+use crate::config::{Config, Places, object, version_text};
 use crate::decide::{called, told};
 use crate::log::{Level, Log};
 use crate::protocol::{
@@ -45,7 +45,7 @@ struct Job<'e> {
 /// # Errors
 /// What the runtime is told.
 pub(crate) fn serve(env: &Environment, stdin: &str, began: Instant) -> Result<String, CniError> {
-    let request = Request::parse(env)?;
+    let request = Request::parse(env).inspect_err(|error| refused(error, None, stdin, began))?;
     match request.command {
         // Whatever is wrong with the configuration, what was done is undone.
         Command::Del => {
@@ -58,18 +58,8 @@ pub(crate) fn serve(env: &Environment, stdin: &str, began: Instant) -> Result<St
         }
         _ => {}
     }
-    let config = Config::parse(&object(stdin)?)?;
-    let first = match request.command {
-        Command::Check => Version::V040,
-        Command::Gc | Command::Status => Version::V110,
-        _ => Version::V030,
-    };
-    if config.version < first {
-        let (word, version) = (request.command.as_str(), config.version);
-        let msg = format!("{word} came with {first}, and the network's cniVersion is {version}");
-        return Err(CniError::new(Code::IncompatibleVersion, msg));
-    }
-    let mut job = Job::new(request, config, env, began)?;
+    let job = Job::new(&request, stdin, env, began);
+    let mut job = job.inspect_err(|error| refused(error, Some(&request), stdin, began))?;
     for warning in std::mem::take(&mut job.config.warnings) {
         job.log.warn(&warning);
     }
@@ -83,28 +73,53 @@ pub(crate) fn serve(env: &Environment, stdin: &str, began: Instant) -> Result<St
     let attached = matches!(job.request.command, Command::Add | Command::Check);
     result.map_err(|error| {
         let error = if attached { error.about(&whom) } else { error };
-        let members = Map::from_iter([
-            ("code".to_owned(), json!(error.code.number())),
-            ("details".to_owned(), json!(error.details)),
-        ]);
-        job.log.done(Level::Error, &error.msg, members);
+        job.log.done(Level::Error, &error.msg, members(&error));
         error
     })
 }
 
+/// Log a request that can't be read, as far as is known where.
+fn refused(error: &CniError, request: Option<&Request>, stdin: &str, began: Instant) {
+    let context = request.map(|request| context(request, &PodFacts::default()));
+    let log = Places::read(&lenient(stdin)).log;
+    Log::new(&log, context.unwrap_or_default(), began).done(
+        Level::Error,
+        &error.msg,
+        members(error),
+    );
+}
+
+/// What the log says of an error beside its message.
+fn members(error: &CniError) -> Map<String, Value> {
+    let code = ("code".to_owned(), json!(error.code.number()));
+    Map::from_iter([code, ("details".to_owned(), json!(error.details))])
+}
+
 impl<'e> Job<'e> {
     fn new(
-        request: Request,
-        config: Config,
+        request: &Request,
+        stdin: &str,
         env: &'e Environment,
         began: Instant,
     ) -> Result<Self, CniError> {
+        let config = Config::parse(&object(stdin)?)?;
+        let first = match request.command {
+            Command::Check => Version::V040,
+            Command::Gc | Command::Status => Version::V110,
+            _ => Version::V030,
+        };
+        if config.version < first {
+            let (word, version) = (request.command.as_str(), config.version);
+            let msg =
+                format!("{word} came with {first}, and the network's cniVersion is {version}");
+            return Err(CniError::new(Code::IncompatibleVersion, msg));
+        }
         let args = PodArgs::parse(&request.args)
             .map_err(|error| CniError::new(Code::BadEnvironment, error.to_string()))?;
         let pod = told(args, &config);
-        let log = Log::new(&config.log, context(&request, &pod), began);
+        let log = Log::new(&config.log, context(request, &pod), began);
         let deadline = began + config.deadline;
-        Ok(Self { request, config, env, pod, log, deadline })
+        Ok(Self { request: request.clone(), config, env, pod, log, deadline })
     }
 }
 

@@ -46,7 +46,8 @@ impl Call {
         config["cniVersion"] = json!("1.1.0");
         config["name"] = json!("net");
         config["prevResult"] = json!({ "cniVersion": "1.1.0", "interfaces": [], "ips": [] });
-        config["runtimeConfig"] = json!({ super::POD_ANNOTATIONS: annotations });
+        let told = [(super::POD_ANNOTATIONS.to_owned(), annotations)];
+        config["runtimeConfig"] = Value::Object(told.into_iter().collect());
         Self { env, config }
     }
 

@@ -71,7 +71,7 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     };
     let millrace = match args.get_one::<PathBuf>("binary") {
         Some(path) => path.clone(),
-        None => dist::build_here()?,
+        None => dist::build_here("millrace")?,
     };
     let mut contenders = vec![Contender::Floor, tool("millrace", &millrace)?];
     if let Some(path) = args.get_one::<PathBuf>("against") {

@@ -10,10 +10,11 @@ const IMPURE: [&str; 8] =
     ["nix", "libc", "aya", "rtnetlink", "iptables", "tokio", "clap", "netlink-*"];
 
 /// Who may depend on whom inside the workspace; members not named may depend on any.
-const EDGES: [(&str, &[&str]); 3] = [
+const EDGES: [(&str, &[&str]); 4] = [
     ("millrace-core", &[]),
     ("millrace-host", &["millrace-core"]),
     ("millrace", &["millrace-core", "millrace-host"]),
+    ("millrace-cni", &["millrace-core", "millrace-host"]),
 ];
 
 /// The core depends on nothing that does input or output.
@@ -116,7 +117,7 @@ mod tests {
 
     use super::*;
 
-    /// A workspace of the three members, with these dependencies (name, kind) of core and host.
+    /// A workspace of the four members, with these dependencies (name, kind) of core and host.
     fn mk_metadata(core: &[(&str, Option<&str>)], host: &[(&str, Option<&str>)]) -> Value {
         let member = |folder: &str, name: &str, dependencies: &[(&str, Option<&str>)]| {
             let dependencies: Vec<_> = dependencies
@@ -130,6 +131,7 @@ mod tests {
             member("core", "millrace-core", core),
             member("host", "millrace-host", host),
             member("init", "millrace", &[("millrace-core", None), ("clap", None)]),
+            member("cni-plugin", "millrace-cni", &[("millrace-core", None)]),
         ]})
     }
 
@@ -177,11 +179,12 @@ mod tests {
             mk_file("core", good),
             mk_file("host", "lints.workspace = true\n[package]\n"),
             mk_file("init", bad),
+            mk_file("cni-plugin", good),
         ];
         let metadata = mk_metadata(&[], &[]);
         let found = opted_in_lints(&metadata, &files);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].file, "init/Cargo.toml");
-        assert_eq!(opted_in_lints(&metadata, &[]).len(), 3);
+        assert_eq!(opted_in_lints(&metadata, &[]).len(), 4);
     }
 }
