@@ -36,7 +36,10 @@ impl List {
     /// A network of a bridge with addresses of both families, and Millrace behind it.
     pub fn bridge(host: &Host, version: &str, subnet: u8) -> Self {
         let bridge = json!({
-            "type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": ipam(subnet),
+            "type": "bridge",
+            "bridge": format!("cni{subnet}"),
+            "isGateway": true,
+            "ipam": ipam(subnet),
         });
         Self::of(version, vec![bridge, host.entry()])
     }

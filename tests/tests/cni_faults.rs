@@ -1,0 +1,441 @@
+//! What goes wrong around the plugin: it is killed, called twice, given the wrong namespace, a
+//! broken folder, values that are none. A pod is captured, or its ADD has failed and says why.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::cni::{Call, Host, POD_ANNOTATIONS, Pod, Reply, STATUS, mesh};
+use millrace_tests::netns::Namespace;
+use millrace_tests::snapshot::Snapshot;
+use serde_json::{Value, json};
+
+const CAPTURED: &str = "table inet millrace";
+
+/// Verify that an ADD that is killed at any moment is finished by the next, and undone by DEL.
+#[test]
+fn killed_at_any_moment() -> Result<()> {
+    let host = Host::new()?;
+    for backend in ["nftables", "iptables"] {
+        let model = host.pod()?;
+        let add = |pod: &Pod| {
+            let annotations = mesh(&[("sidecar.istio.io/interceptionMode", "TPROXY")]);
+            Call::new(&host, "ADD", pod, annotations).with_key("backend", json!(backend))
+        };
+        let nothing = host.inside(&model, Snapshot::take)?;
+        let began = Instant::now();
+        add(&model).run(&host)?.success()?;
+        let whole = began.elapsed();
+        let wanted = host.inside(&model, Snapshot::take)?.without_counters();
+        let (mut done, mut undone) = (0, 0);
+        for step in 0..40_u32 {
+            let pod = host.pod()?;
+            let mut child = add(&pod).start(&host)?;
+            // The moment itself is what is tried.
+            thread::sleep(whole * step / 36);
+            child.kill().context("SIGKILL")?;
+            child.wait_with_output()?;
+            let rules = host.rules(&pod)?;
+            if rules.contains("millrace") || rules.contains("MILLRACE") {
+                done += 1;
+            } else {
+                undone += 1;
+            }
+            if step % 2 == 0 {
+                add(&pod).run(&host)?.success()?;
+                let now = host.inside(&pod, Snapshot::take)?.without_counters();
+                assert_eq!(wanted.differences(&now), "", "{backend}, step {step}");
+            }
+            add(&pod).to("DEL").run(&host)?.success()?;
+            let now = host.inside(&pod, Snapshot::take)?;
+            assert_eq!(nothing.differences(&now), "", "{backend}, step {step}");
+            host.remove(&pod)?;
+        }
+        ensure!(done > 0 && undone > 0, "every moment was alike: {done} done, {undone} not");
+    }
+    Ok(())
+}
+
+/// Verify that the same pod can be added by many at once, and that a DEL at the same time leaves
+/// it captured or not, and nothing between.
+#[test]
+fn the_same_pod_at_once() -> Result<()> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let before = host.inside(&pod, Snapshot::take)?;
+    let add = Call::new(&host, "ADD", &pod, mesh(&[]));
+    let children: Vec<_> = (0..8).map(|_| add.start(&host)).collect::<Result<_>>()?;
+    for child in children {
+        ensure!(child.wait_with_output()?.status.success());
+    }
+    add.clone().to("CHECK").run(&host)?.success()?;
+    for _ in 0..5 {
+        let calls = [add.clone(), add.clone().to("DEL"), add.clone(), add.clone().to("DEL")];
+        let children: Vec<_> = calls.iter().map(|c| c.start(&host)).collect::<Result<_>>()?;
+        for child in children {
+            let output = child.wait_with_output()?;
+            ensure!(output.status.success(), "{output:?}");
+        }
+        if host.rules(&pod)?.contains("millrace") {
+            add.clone().to("CHECK").run(&host)?.success()?;
+        }
+        add.clone().to("DEL").run(&host)?.success()?;
+        assert_eq!(before.differences(&host.inside(&pod, Snapshot::take)?), "");
+    }
+    Ok(())
+}
+
+/// Verify that the host's namespace and the plugin's own are refused before anything is changed,
+/// whatever path leads there.
+#[test]
+fn the_hosts_namespace_is_never_captured() -> Result<()> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let own = host.namespace.run("readlink", &["/proc/self/ns/net"])?;
+    let before = Snapshot::take(&host.namespace)?;
+    host.namespace
+        .run("sh", &["-c", "touch /run/own && mount --bind /proc/self/ns/net /run/own"])?;
+    let path = host.namespace.path();
+    let path = path.to_str().context("a path")?;
+    for target in ["/proc/self/ns/net", "/run/own", path] {
+        for annotations in [mesh(&[]), json!({})] {
+            let call = Call::new(&host, "ADD", &pod, annotations).with_env("CNI_NETNS", target);
+            let said = call.run(&host)?.failure(4)?;
+            ensure!(said.contains("never captured") && said.contains(target), "{said}");
+            call.clone().to("CHECK").run(&host)?.failure(4)?;
+            // DEL does nothing there, and says so in its log.
+            let reply = call.to("DEL").run(&host)?;
+            reply.success()?;
+            ensure!(reply.log.contains("never captured"), "{reply:?}");
+        }
+    }
+    assert_eq!(before.differences(&Snapshot::take(&host.namespace)?), "");
+    assert_eq!(own, host.namespace.run("readlink", &["/proc/self/ns/net"])?);
+    Ok(())
+}
+
+/// Verify that the namespace of the machine's first process is refused also by a plugin that runs
+/// in another one, as in a container.
+#[test]
+fn the_namespace_of_process_1_is_never_captured() -> Result<()> {
+    let host = Host::new()?;
+    let (pod, elsewhere) = (host.pod()?, host.pod()?);
+    let call = Call::new(&host, "ADD", &pod, mesh(&[]));
+    let input = host.folder().join("stdin.json");
+    fs::write(&input, call.config.to_string())?;
+    let program = millrace_tests::binary::millrace_cni()?;
+    // Process 1 of the new process namespace is a shell in the host's network namespace.
+    let shell = format!(
+        "nsenter --net={} env CNI_NETNS=/proc/1/ns/net {} <{}; exit $?",
+        elsewhere.netns.display(),
+        program.display(),
+        input.display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--mount-proc", "sh", "-c", &shell]);
+    command.envs(call.env.iter().map(|(n, v)| (n, v)));
+    let before = Snapshot::take(&host.namespace)?;
+    let said = Reply::of(&host.namespace.output(&mut command)?)?.failure(4)?;
+    ensure!(said.contains("the host's network namespace"), "{said}");
+    assert_eq!(before.differences(&Snapshot::take(&host.namespace)?), "");
+    Ok(())
+}
+
+/// Verify that what is no network namespace, or none any more, is named.
+#[test]
+fn what_is_no_namespace_is_named() -> Result<()> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let file = host.folder().join("file");
+    fs::write(&file, "")?;
+    let file = file.to_str().context("a path")?;
+    for target in ["/run/netns/gone", file, "/", "relative", "/proc/self/ns/mnt"] {
+        let call = Call::new(&host, "ADD", &pod, mesh(&[])).with_env("CNI_NETNS", target);
+        let said = call.run(&host)?.failure(4)?;
+        ensure!(said.contains("CNI_NETNS") && said.contains(target), "{said}");
+    }
+    Ok(())
+}
+
+/// Verify that each annotation's bad values fail ADD with the annotation's name, the value and
+/// what is right, and that none of them changes anything.
+#[test]
+fn bad_annotation_values() -> Result<()> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let before = host.inside(&pod, Snapshot::take)?;
+    let traffic = "traffic.sidecar.istio.io/";
+    let ports = ["80,x", "65536", "-1", "80;reboot", "80 -j ACCEPT", "0x50", "80\n90", "1-70000"];
+    let networks = ["10.0.0.0/33", "10.0.0.0/8, 11.0.0.0/8", "fd00::/129", "x", "$(id)"];
+    let interfaces = ["eth0;reboot", "1234567890123456", "-x", "a b", "\u{e9}"];
+    let cases = [
+        ("sidecar.istio.io/interceptionMode".to_owned(), &["NONE", "redirect", ""][..]),
+        (format!("{traffic}includeOutboundIPRanges"), &networks),
+        (format!("{traffic}excludeOutboundIPRanges"), &networks),
+        (format!("{traffic}includeInboundPorts"), &ports),
+        (format!("{traffic}excludeInboundPorts"), &ports),
+        (format!("{traffic}includeOutboundPorts"), &ports),
+        (format!("{traffic}excludeOutboundPorts"), &ports),
+        (format!("{traffic}excludeInterfaces"), &interfaces),
+        ("istio.io/reroute-virtual-interfaces".to_owned(), &interfaces),
+        (format!("{traffic}kubevirtInterfaces"), &interfaces),
+    ];
+    for (name, values) in &cases {
+        for value in *values {
+            let call = Call::new(&host, "ADD", &pod, mesh(&[(name, value)]));
+            let said = call.run(&host)?.failure(102)?;
+            ensure!(said.contains(name.as_str()), "{name} {value:?}: {said}");
+            ensure!(said.contains(&pod.name) && !said.contains('\n'), "{name} {value:?}: {said}");
+        }
+    }
+    // All of them at once.
+    let all: Vec<(&str, &str)> = cases.iter().map(|(n, v)| (n.as_str(), v[0])).collect();
+    let said = Call::new(&host, "ADD", &pod, mesh(&all[..9])).run(&host)?.failure(102)?;
+    ensure!(all[..9].iter().all(|(name, _)| said.contains(name)), "{said}");
+    assert_eq!(before.differences(&host.inside(&pod, Snapshot::take)?), "");
+    Ok(())
+}
+
+/// Verify that a pod that may be in the mesh is refused with code 11 when nobody can tell, and
+/// that pods which provably are not pass, with nobody to ask.
+#[test]
+fn nobody_can_tell() -> Result<()> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let add = |annotations: Value| {
+        Call::new(&host, "ADD", &pod, annotations).with_key("kubeconfig", json!("/no/kubeconfig"))
+    };
+    let blind = add(json!({})).without_key("runtimeConfig");
+    let unclear = add(json!({ STATUS: "{}" }));
+    let gateway = add(mesh(&[("inject.istio.io/templates", "gateway")]));
+    let refused = add(mesh(&[("sidecar.istio.io/inject", "false")]));
+    let lookup = add(mesh(&[])).with_key("proxy_identity", json!("lookup"));
+    for call in [&blind, &unclear, &gateway, &refused, &lookup] {
+        let said = call.run(&host)?.failure(11)?;
+        for part in ["may be in the mesh", "/no/kubeconfig", &format!("pod shop/{}", pod.name)] {
+            ensure!(said.contains(part), "{part}: {said}");
+        }
+        ensure!(!host.rules(&pod)?.contains("millrace"));
+        let excluded = (*call).clone().with_key("exclude_namespaces", json!(["a", "shop"]));
+        excluded.run(&host)?.success()?;
+        call.clone().to("DEL").run(&host)?.success()?;
+    }
+    let agent = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=istio-cni-node-x";
+    let agent = blind.clone().with_env("CNI_ARGS", agent).with_key("pod_namespace", json!("shop"));
+    agent.run(&host)?.success()?;
+    blind.clone().with_env("CNI_ARGS", "").run(&host)?.success()?;
+    add(json!({})).run(&host)?.success()?;
+    add(json!({ STATUS: r#"{"initContainers":["istio-init"],"containers":["istio-proxy"]}"# }))
+        .run(&host)?
+        .success()?;
+    ensure!(!host.rules(&pod)?.contains("millrace"));
+    blind.with_env("CNI_ARGS", "K8S_POD_NAME").run(&host)?.failure(4)?;
+    Ok(())
+}
+
+/// Verify that istio-cni's own entry does the same, with the annotations in another case, and that
+/// a container that is no pod is captured when the configuration says so.
+#[test]
+fn entries_of_others() -> Result<()> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let call = Call::new(&host, "ADD", &pod, Value::Null).without_key("runtimeConfig");
+    let istio = [
+        ("ambient_enabled", json!(false)),
+        ("cni_agent_run_dir", json!("/var/run/istio-cni")),
+        ("dns", json!({})),
+        ("ipam", json!({})),
+        ("enable_ambient_detection_retry", json!(false)),
+        ("enablement_selectors", json!([{ "podSelector": {}, "namespaceSelector": {} }])),
+        ("exclude_namespaces", json!(["kube-system"])),
+        ("native_nftables", json!(true)),
+        ("plugin_log_level", json!("debug")),
+        ("pod_namespace", json!("istio-system")),
+        ("RuntimeConfig", json!({ POD_ANNOTATIONS.to_uppercase(): mesh(&[]) })),
+    ];
+    let call = istio.into_iter().fold(call, |call, (name, value)| call.with_key(name, value));
+    let reply = call.run(&host)?;
+    reply.success()?;
+    ensure!(!reply.log.contains("not known"), "{reply:?}");
+    ensure!(host.rules(&pod)?.contains(CAPTURED));
+    let pod = host.pod()?;
+    let call = Call::new(&host, "ADD", &pod, Value::Null)
+        .without_key("runtimeConfig")
+        .with_env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAME=c1")
+        .with_key("annotations", mesh(&[]));
+    call.run(&host)?.success()?;
+    ensure!(host.rules(&pod)?.contains(CAPTURED));
+    call.to("CHECK").run(&host)?.success()?;
+    Ok(())
+}
+
+/// Verify that a folder that can't be written and a log that can't cost nothing but a warning, and
+/// that a log is rotated.
+#[test]
+fn notes_and_logs_that_cannot_be_written() -> Result<()> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let file = host.folder().join("file");
+    fs::write(&file, "")?;
+    let broken = Call::new(&host, "ADD", &pod, mesh(&[]))
+        .with_key("state_dir", json!(file))
+        .with_key("log_file", json!("/no/such/folder/log"));
+    let reply = broken.run(&host)?;
+    reply.success()?;
+    ensure!(reply.log.contains("state_dir") && reply.log.contains("log_file"), "{reply:?}");
+    broken.clone().to("CHECK").run(&host)?.success()?;
+    broken.to("DEL").run(&host)?.success()?;
+    ensure!(!host.rules(&pod)?.contains("millrace"));
+    let log = host.folder().join("log");
+    let small = Call::new(&host, "ADD", &pod, mesh(&[]))
+        .with_key("log_file", json!(log))
+        .with_key("log_max_bytes", json!(4096));
+    for _ in 0..20 {
+        small.run(&host)?.success()?;
+    }
+    ensure!(fs::metadata(&log)?.len() <= 4096 && host.folder().join("log.1").exists());
+    assert_eq!(fs::metadata(&log)?.permissions().mode() & 0o777, 0o600);
+    for line in fs::read_to_string(&log)?.lines() {
+        let line: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+        assert_eq!(line["msg"], "captured");
+    }
+    Ok(())
+}
+
+/// Verify that a proxy's ids come from the node agent, that its silence ends in time, and that a
+/// pod whose annotations tell enough is captured without it.
+#[test]
+fn the_node_agent() -> Result<()> {
+    use std::io::{BufRead as _, BufReader, Write as _};
+
+    let host = Host::new()?;
+    let path = host.folder().join("agent.sock");
+    let listener = UnixListener::bind(&path)?;
+    let call = |pod: &Pod, annotations| {
+        Call::new(&host, "ADD", pod, annotations).with_key("agent_socket", json!(path))
+    };
+    let (one, two) = (host.pod()?, host.pod()?);
+    let uid = one.uid();
+    let agent = thread::spawn(move || -> Result<Value> {
+        let (stream, _) = listener.accept()?;
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line)?;
+        let answer = json!({ "pod": {
+            "metadata": { "uid": uid, "annotations": { STATUS: "{}" } },
+            "spec": { "containers": [{
+                "name": "istio-proxy",
+                "securityContext": { "runAsUser": 4242, "runAsGroup": 4343 },
+            }] },
+        }});
+        (&stream).write_all(format!("{answer}\n").as_bytes())?;
+        // From now on it listens, and says nothing.
+        Box::leak(Box::new(listener));
+        Ok(serde_json::from_str(&line)?)
+    });
+    call(&one, json!({ STATUS: "{}" })).run(&host)?.success()?;
+    let request = agent.join().map_err(|_| anyhow::anyhow!("the agent panicked"))??;
+    let wanted = json!({ "namespace": "shop", "name": one.name, "uid": one.uid() });
+    assert_eq!(request, json!({ "version": 1, "pod": wanted }));
+    let rules = host.rules(&one)?;
+    ensure!(rules.contains("4242") && rules.contains("4343"), "{rules}");
+    // What was learned is noted: CHECK asks nobody.
+    let check = call(&one, json!({ STATUS: "{}" })).to("CHECK");
+    check.with_key("agent_socket", json!("/no/agent")).run(&host)?.success()?;
+    let began = Instant::now();
+    let reply = call(&two, mesh(&[])).run(&host)?;
+    reply.success()?;
+    ensure!(reply.log.contains("no answer in time"), "{reply:?}");
+    ensure!(host.rules(&two)?.contains("1337"));
+    let silent = call(&host.pod()?, json!({ STATUS: "{}" })).with_key("deadline", json!("500ms"));
+    let said = silent.run(&host)?.failure(11)?;
+    ensure!(said.contains("no answer in time"), "{said}");
+    ensure!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    Ok(())
+}
+
+/// Verify that `explain` says what ADD then does, and changes nothing.
+#[test]
+fn explain_says_what_add_does() -> Result<()> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let program = millrace_tests::binary::millrace_cni()?;
+    let program = program.to_str().context("a path")?;
+    let run = |annotations: Value, arg: &[&str]| -> Result<(String, bool)> {
+        let call = Call::new(&host, "ADD", &pod, annotations);
+        let input = host.folder().join("stdin.json");
+        fs::write(&input, call.config.to_string())?;
+        let mut command = Command::new("sh");
+        let text = format!("exec \"$@\" <{}", input.display());
+        command.args(["-c", &text, "sh", program, "explain"]).args(arg);
+        let args = call.env.iter().find(|(name, _)| name == "CNI_ARGS").context("CNI_ARGS")?;
+        command.env("CNI_ARGS", &args.1);
+        let output = host.namespace.output(&mut command)?;
+        Ok((String::from_utf8(output.stdout)?, output.status.success()))
+    };
+    let excluded = mesh(&[("traffic.sidecar.istio.io/excludeOutboundPorts", "5432")]);
+    let (text, good) = run(excluded.clone(), &[])?;
+    ensure!(good && text.contains("is captured") && text.contains(&pod.name), "{text}");
+    let reason = "annotation traffic.sidecar.istio.io/excludeOutboundPorts";
+    ensure!(text.contains(reason) && text.contains("5432"), "{text}");
+    let (text, good) = run(excluded, &["--json"])?;
+    let value: Value = serde_json::from_str(&text)?;
+    ensure!(good && value["outcome"] == "capture", "{text}");
+    let (text, good) = run(json!({}), &[])?;
+    ensure!(good && text.contains("is not captured: no proxy was injected"), "{text}");
+    let (text, good) = run(json!({ STATUS: "{}" }), &[])?;
+    ensure!(!good && text.contains("ADD fails with code 11"), "{text}");
+    ensure!(!host.rules(&pod)?.contains("millrace") && !host.state_dir().exists());
+    Ok(())
+}
+
+/// Verify that without privilege ADD fails closed, with what is missing.
+#[test]
+fn without_privilege() -> Result<()> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let call = Call::new(&host, "ADD", &pod, mesh(&[]));
+    let input = host.folder().join("stdin.json");
+    fs::write(&input, call.config.to_string())?;
+    let program = millrace_tests::binary::millrace_cni()?;
+    for drop in ["-sys_admin", "-net_admin"] {
+        let mut command = Command::new("setpriv");
+        let shell = format!("exec {} <{}", program.display(), input.display());
+        let caps = [format!("--bounding-set={drop}"), format!("--inh-caps={drop}")];
+        command.args(caps).args(["sh", "-c", &shell]).envs(call.env.iter().map(|(n, v)| (n, v)));
+        let output = host.namespace.output(&mut command)?;
+        let text = String::from_utf8(output.stdout)?;
+        ensure!(!output.status.success(), "{drop}: {text}");
+        let capability = drop.trim_start_matches('-').to_uppercase();
+        ensure!(text.contains(&capability), "{drop}: {text}");
+        ensure!(!host.rules(&pod)?.contains("millrace"));
+    }
+    Ok(())
+}
+
+/// Verify that a pod without IPv6 is captured in IPv4 with every mode and backend.
+#[test]
+fn ipv6_is_off() -> Result<()> {
+    let host = Host::new()?;
+    for mode in ["REDIRECT", "TPROXY"] {
+        for backend in ["nftables", "iptables"] {
+            let pod = host.pod()?;
+            host.inside(&pod, |inside: &Namespace| {
+                for scope in ["all", "default", "lo"] {
+                    let setting = format!("net.ipv6.conf.{scope}.disable_ipv6=1");
+                    inside.run("sysctl", &["-qw", &setting])?;
+                }
+                Ok(())
+            })?;
+            let annotations = mesh(&[("sidecar.istio.io/interceptionMode", mode)]);
+            let add =
+                Call::new(&host, "ADD", &pod, annotations).with_key("backend", json!(backend));
+            add.run(&host)?.success()?;
+            add.to("CHECK").run(&host)?.success()?;
+        }
+    }
+    Ok(())
+}
