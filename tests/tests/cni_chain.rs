@@ -115,8 +115,7 @@ fn twenty_pods_at_once() -> Result<()> {
             let threads: Vec<_> = pods.iter().map(|pod| scope.spawn(move || f(pod))).collect();
             threads
                 .into_iter()
-                .map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
+                .try_for_each(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
         })
     };
     run(&|pod| {

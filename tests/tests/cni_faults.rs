@@ -337,7 +337,7 @@ fn the_node_agent() -> Result<()> {
         Ok(serde_json::from_str(&line)?)
     });
     call(&one, json!({ STATUS: "{}" })).run(&host)?.success()?;
-    let request = agent.join().map_err(|_| anyhow::anyhow!("the agent panicked"))??;
+    let request = agent.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let wanted = json!({ "namespace": "shop", "name": one.name, "uid": one.uid() });
     assert_eq!(request, json!({ "version": 1, "pod": wanted }));
     let rules = host.rules(&one)?;

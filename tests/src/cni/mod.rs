@@ -8,10 +8,12 @@
 //!   |- List: the plugins of a network; ADD, CHECK, DEL, GC, STATUS as libcni does them
 //! ```
 
+mod api;
 mod call;
 mod host;
 mod list;
 
+pub use api::{Api, Mood, NAME};
 pub use call::{Call, Reply};
 pub use host::{Host, Pod};
 pub use list::{Added, List};

@@ -1,0 +1,301 @@
+//! The plugin and a Kubernetes API over HTTPS: the real client with a real kubeconfig, authority
+//! and token file, and an API that answers, fails in every way, is slow, or is not there.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use futures_util::TryStreamExt as _;
+use k8s_openapi::api::core::v1;
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config, ResourceExt};
+use millrace_tests::cni::{Api, Call, Host, Mood, NAME, Pod, STATUS, mesh};
+use nix::mount::{MsFlags, mount};
+use serde_json::{Value, json};
+
+/// A pod as the injector leaves it, with a proxy that runs as these.
+fn manifest(user: u32, group: u32) -> Value {
+    json!({
+        "annotations": { STATUS: "{}", "traffic.sidecar.istio.io/excludeInboundPorts": "9443" },
+        "labels": { "app": "shop" },
+        "spec": {
+            "securityContext": { "runAsGroup": group },
+            "initContainers": [{ "name": "istio-validation" }],
+            "containers": [
+                { "name": "app" },
+                { "name": "istio-proxy", "args": ["proxy", "sidecar"],
+                  "securityContext": { "runAsUser": user },
+                  "env": [{ "name": "ISTIO_META_DNS_CAPTURE", "value": "true" }] },
+            ],
+        },
+    })
+}
+
+/// A call whose pod's annotations the runtime does not tell.
+fn blind(host: &Host, api: &Api, pod: &Pod) -> Result<Call> {
+    let call = Call::new(host, "ADD", pod, Value::Null).without_key("runtimeConfig");
+    Ok(call.with_key("kubeconfig", json!(api.kubeconfig("127.0.0.1")?)))
+}
+
+/// Verify that a pod is captured as its containers say, which only the API knows, and that CHECK
+/// knows them afterwards without asking.
+#[test]
+fn what_only_the_api_knows() -> Result<()> {
+    let host = Host::new()?;
+    let mut api = Api::start(&host)?;
+    let pod = host.pod()?;
+    api.put_pod("shop", &pod.name, &pod.uid(), &manifest(4242, 4343));
+    let add = blind(&host, &api, &pod)?;
+    let reply = add.run(&host)?;
+    reply.success()?;
+    let wanted = vec![format!("GET /api/v1/namespaces/shop/pods/{}", pod.name)];
+    assert_eq!(api.take_requests(), wanted);
+    let rules = host.rules(&pod)?;
+    for part in ["4242", "4343", "9443", "15053"] {
+        ensure!(rules.contains(part), "{part}: {rules}");
+    }
+    let last = reply.lines()?.pop().context("a line")?;
+    assert_eq!(last["knownFrom"], json!(["runtime", "api"]));
+    api.stop();
+    add.clone().to("CHECK").run(&host)?.success()?;
+    add.to("DEL").run(&host)?.success()?;
+    ensure!(!host.rules(&pod)?.contains("millrace"));
+    Ok(())
+}
+
+/// Verify that pods whose annotations tell enough are captured, or not, without a request, also
+/// where the API is down.
+#[test]
+fn no_request_where_annotations_tell_enough() -> Result<()> {
+    let host = Host::new()?;
+    let api = Api::start(&host)?;
+    for annotations in [mesh(&[]), json!({}), json!({ "x": "y" })] {
+        let pod = host.pod()?;
+        let call = Call::new(&host, "ADD", &pod, annotations)
+            .with_key("kubeconfig", json!(api.kubeconfig("127.0.0.1")?));
+        call.run(&host)?.success()?;
+        call.to("CHECK").run(&host).map(drop)?;
+    }
+    let pod = host.pod()?;
+    blind(&host, &api, &pod)?
+        .with_key("exclude_namespaces", json!(["shop"]))
+        .run(&host)?
+        .success()?;
+    assert_eq!(api.take_requests(), Vec::<String>::new());
+    Ok(())
+}
+
+/// Verify that pods that the API shows to be none of the mesh pass, each for its reason.
+#[test]
+fn pods_that_the_api_shows_to_be_outside() -> Result<()> {
+    let host = Host::new()?;
+    let api = Api::start(&host)?;
+    let edit = |f: &dyn Fn(&mut Value)| {
+        let mut value = manifest(1337, 1337);
+        f(&mut value);
+        value
+    };
+    let cases = [
+        ("no annotation", edit(&|m| m["annotations"] = json!({}))),
+        ("no container", edit(&|m| m["spec"]["containers"] = json!([{ "name": "app" }]))),
+        ("istio-init", edit(&|m| m["spec"]["initContainers"] = json!([{ "name": "istio-init" }]))),
+        (
+            "switches",
+            edit(&|m| {
+                m["spec"]["containers"][1]["env"] =
+                    json!([{ "name": "DISABLE_ENVOY", "value": "true" }]);
+            }),
+        ),
+        ("no sidecar", edit(&|m| m["spec"]["containers"][1]["args"] = json!(["proxy", "router"]))),
+        ("label", edit(&|m| m["labels"]["sidecar.istio.io/inject"] = json!("false"))),
+    ];
+    for (reason, manifest) in cases {
+        let pod = host.pod()?;
+        api.put_pod("shop", &pod.name, &pod.uid(), &manifest);
+        let reply = blind(&host, &api, &pod)?.run(&host)?;
+        reply.success()?;
+        let last = reply.lines()?.pop().context("a line")?;
+        ensure!(last["reason"].to_string().contains(reason), "{reason}: {last}");
+        ensure!(!host.rules(&pod)?.contains("millrace"), "{reason}");
+    }
+    Ok(())
+}
+
+/// Verify that an API that fails has ADD fail with code 11 and its reason, within the deadline,
+/// and with another attempt only where one may help.
+#[test]
+fn every_failure_of_the_api() -> Result<()> {
+    let host = Host::new()?;
+    let mut api = Api::start(&host)?;
+    let pod = host.pod()?;
+    let call = blind(&host, &api, &pod)?.with_key("deadline", json!("1500ms"));
+    let fails = |api: &Api, what: &str, parts: &[&str], once: Option<bool>| -> Result<()> {
+        let began = Instant::now();
+        let said = call.run(&host)?.failure(11)?;
+        ensure!(began.elapsed() < Duration::from_secs(3), "{what}: {:?}", began.elapsed());
+        for part in ["may be in the mesh", "the Kubernetes API could not be asked"] {
+            ensure!(said.contains(part), "{what}: {said}");
+        }
+        ensure!(parts.iter().all(|part| said.contains(part)), "{what}: {said}");
+        let requests = api.take_requests().len();
+        if let Some(once) = once {
+            assert_eq!(requests == 1, once, "{what}: {requests} requests");
+        }
+        ensure!(!host.rules(&pod)?.contains("millrace"), "{what}");
+        Ok(())
+    };
+    // It knows no such pod, or one of another id.
+    fails(&api, "not there", &["404"], Some(false))?;
+    api.put_pod("shop", &pod.name, "another", &manifest(1, 1));
+    fails(&api, "another one", &["another pod of this name", "another"], Some(false))?;
+    for (mood, parts, once) in [
+        (Mood::Failing(401), &["401", "credentials"][..], true),
+        (Mood::Failing(403), &["403", "verb get on pods"], true),
+        (Mood::Failing(410), &["410"], false),
+        (Mood::Failing(429), &["429"], false),
+        (Mood::Failing(500), &["500"], false),
+        (Mood::Slow(Duration::from_secs(30)), &["no answer within"], true),
+        (Mood::Garbled, &[], false),
+    ] {
+        api.become_(mood);
+        fails(&api, &format!("{mood:?}"), parts, Some(once))?;
+    }
+    api.become_(Mood::Well);
+    fs::write(api.token(), "another token")?;
+    fails(&api, "a wrong token", &["401"], Some(true))?;
+    api.stop();
+    let began = Instant::now();
+    let said = call.run(&host)?.failure(11)?;
+    ensure!(said.contains("refused") && began.elapsed() < Duration::from_secs(3), "{said}");
+    Ok(())
+}
+
+/// Verify that a failure that passes is waited out.
+#[test]
+fn a_failure_that_passes() -> Result<()> {
+    let host = Host::new()?;
+    let api = Api::start(&host)?;
+    for mood in [
+        Mood::FailingFirst(500, 3),
+        Mood::FailingFirst(404, 2),
+        Mood::FailingFirst(429, 1),
+        Mood::Slow(Duration::from_millis(300)),
+    ] {
+        let pod = host.pod()?;
+        api.put_pod("shop", &pod.name, &pod.uid(), &manifest(4242, 4343));
+        api.become_(mood);
+        blind(&host, &api, &pod)?.run(&host)?.success()?;
+        ensure!(host.rules(&pod)?.contains("4242"), "{mood:?}");
+    }
+    Ok(())
+}
+
+/// Verify that somebody else who answers in the API's place is not believed.
+#[test]
+fn a_certificate_of_another_authority() -> Result<()> {
+    let host = Host::new()?;
+    let (api, other) = (Api::start(&host)?, Api::start(&host)?);
+    let pod = host.pod()?;
+    other.put_pod("shop", &pod.name, &pod.uid(), &json!({ "annotations": {} }));
+    let text = fs::read_to_string(api.kubeconfig("127.0.0.1")?)?;
+    let port = |text: &str| -> Result<String> {
+        let (_, rest) = text.split_once("127.0.0.1:").context("a server")?;
+        Ok(rest.split('\'').next().unwrap_or_default().to_owned())
+    };
+    let wrong = port(&fs::read_to_string(other.kubeconfig("127.0.0.1")?)?)?;
+    let path = host.folder().join("kubeconfig");
+    fs::write(&path, text.replace(&port(&text)?, &wrong))?;
+    let call = blind(&host, &api, &pod)?
+        .with_key("kubeconfig", json!(path))
+        .with_key("deadline", json!("500ms"));
+    let said = call.run(&host)?.failure(11)?;
+    ensure!(said.to_lowercase().contains("certificate"), "{said}");
+    assert_eq!(other.take_requests(), Vec::<String>::new());
+    Ok(())
+}
+
+/// Verify that the API is found by name, which a static program looks up by itself.
+#[test]
+fn a_server_that_is_named() -> Result<()> {
+    let host = Host::new()?;
+    let api = Api::start(&host)?;
+    let hosts = host.folder().join("hosts");
+    fs::write(&hosts, format!("127.0.0.1 localhost {NAME}\n"))?;
+    host.namespace.enter(|| {
+        let none: Option<&str> = None;
+        mount(Some(&hosts), "/etc/hosts", none, MsFlags::MS_BIND, none)
+    })??;
+    let pod = host.pod()?;
+    api.put_pod("shop", &pod.name, &pod.uid(), &manifest(4242, 4343));
+    let call = blind(&host, &api, &pod)?.with_key("kubeconfig", json!(api.kubeconfig(NAME)?));
+    call.run(&host)?.success()?;
+    let said = blind(&host, &api, &pod)?
+        .with_key("kubeconfig", json!(api.kubeconfig("nobody.invalid")?))
+        .with_key("deadline", json!("1s"))
+        .run(&host)?
+        .failure(11)?;
+    ensure!(said.contains("nobody.invalid"), "{said}");
+    Ok(())
+}
+
+/// Verify that STATUS tells whether the API that is needed answers, and asks it only then.
+#[test]
+fn status_asks_where_it_matters() -> Result<()> {
+    let host = Host::new()?;
+    let mut api = Api::start(&host)?;
+    let pod = host.pod()?;
+    let status = blind(&host, &api, &pod)?.to("STATUS");
+    status.run(&host)?.success()?;
+    assert_eq!(api.take_requests(), Vec::<String>::new());
+    let needed = status.clone().with_key("capabilities", json!({}));
+    needed.run(&host)?.success()?;
+    assert_eq!(api.take_requests(), ["GET /version"]);
+    api.become_(Mood::Failing(401));
+    let said = needed.run(&host)?.failure(50)?;
+    ensure!(said.contains("401"), "{said}");
+    api.stop();
+    let said = needed.run(&host)?.failure(50)?;
+    ensure!(said.contains("the Kubernetes API"), "{said}");
+    status.run(&host)?.success()?;
+    Ok(())
+}
+
+/// Verify that the server is one: a client that lists and watches sees what it holds, and learns
+/// when it watches from too long ago.
+#[test]
+fn the_server_lists_and_watches() -> Result<()> {
+    let host = Host::new()?;
+    let api = Api::start(&host)?;
+    for (namespace, name) in [("shop", "a"), ("shop", "b"), ("other", "c")] {
+        api.put_pod(namespace, name, name, &manifest(1, 1));
+    }
+    let kubeconfig = Kubeconfig::read_from(api.kubeconfig("127.0.0.1")?)?;
+    host.namespace.enter(|| -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let options = KubeConfigOptions::default();
+            let config = Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+            let client = Client::try_from(config)?;
+            let pods = kube::Api::<v1::Pod>::namespaced(client.clone(), "shop");
+            let list = pods.list(&ListParams::default()).await?;
+            let names: Vec<String> = list.items.iter().map(ResourceExt::name_any).collect();
+            assert_eq!(names, ["a", "b"]);
+            let everywhere = kube::Api::<v1::Pod>::all(client.clone());
+            assert_eq!(everywhere.list(&ListParams::default()).await?.items.len(), 3);
+            let namespaces = kube::Api::<v1::Namespace>::all(client);
+            assert_eq!(namespaces.get("shop").await?.name_any(), "shop");
+            assert_eq!(namespaces.list(&ListParams::default()).await?.items.len(), 2);
+            let watched: Vec<_> =
+                pods.watch(&WatchParams::default(), "0").await?.try_collect().await?;
+            ensure!(watched.len() == 2, "{watched:?}");
+            let late: Vec<_> =
+                pods.watch(&WatchParams::default(), "7").await?.try_collect().await?;
+            ensure!(
+                matches!(late.as_slice(), [WatchEvent::Error(error)] if error.code == 410),
+                "{late:?}"
+            );
+            Ok(())
+        })
+    })?
+}
