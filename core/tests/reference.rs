@@ -20,11 +20,12 @@ use millrace_core::dialect::istio::{self, Raw, dry_run_log};
 use millrace_core::facts::HostFacts;
 use millrace_core::iptables::layout::{self, Line, Verb};
 use millrace_core::iptables::render_restore;
-use millrace_core::nft;
+use millrace_core::nft::{self, NftEmission, NftRuleset, Statement};
 use millrace_core::pod::{Container, PodFacts};
 use millrace_core::policy::CapturePolicy;
-use millrace_core::ruleset::Ruleset;
-use millrace_core::value::Family;
+use millrace_core::ruleset::{Chain, Protocol, Reason, Routing, Ruleset, Side, Table};
+use millrace_core::source::Source;
+use millrace_core::value::{Cidr, Family};
 use serde_json::Value;
 use support::argv::pairs;
 
@@ -229,5 +230,83 @@ fn iptables_builder() {
             _ => layout::commands(&lines).join("\n"),
         };
         assert_eq!(got.trim(), golden(&path).trim(), "{case}");
+    }
+}
+
+/// A rule of the builder's cases, whose one chain stands for the one for inbound connections.
+fn statements(text: &str) -> Vec<Statement> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let cidr = |address: &str| Cidr::host(address.parse().unwrap());
+    match words.as_slice() {
+        ["tcp", "dport", port, rest @ ..] => {
+            let ports = vec![port.parse().unwrap()];
+            let (protocol, side) = (Protocol::Tcp, Side::Destination);
+            let mut rule = vec![Statement::Ports { protocol, side, negated: false, ports }];
+            rule.extend(statements(&rest.join(" ")));
+            rule
+        }
+        ["meta", "l4proto", "tcp", rest @ ..] => {
+            let rest = statements(&rest.join(" "));
+            [vec![Statement::Protocol(Protocol::Tcp)], rest].concat()
+        }
+        ["ip" | "ip6", "daddr", address, rest @ ..] => {
+            let (side, cidrs) = (Side::Destination, vec![cidr(address)]);
+            let mut rule = vec![Statement::Address { side, negated: false, cidrs }];
+            rule.extend(statements(&rest.join(" ")));
+            rule
+        }
+        ["redirect", "to", port] => vec![Statement::Redirect(port[1..].parse().unwrap())],
+        ["jump", _] => vec![Statement::Jump(istio::NFT_LAYOUT.chains.inbound.clone())],
+        ["return"] => vec![Statement::Return],
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Verify that rules are ordered as the reference's builder does it, in the kernel's terms and as
+/// text.
+#[test]
+fn nftables_builder() {
+    let Some(cases) = suite("nftables-builder") else { return };
+    assert_eq!(cases.len(), 8);
+    for (case, json, path) in cases {
+        let operations = json["input"]["operations"].as_array().unwrap();
+        let emission = |operation: &Value| NftEmission {
+            table: Table::Nat,
+            chain: Chain::User(istio::NFT_LAYOUT.chains.inbound.clone()),
+            before: operation["index"].as_u64().map(|index| usize::try_from(index).unwrap()),
+            rule: statements(operation["rule"].as_str().unwrap()),
+            reason: Reason { source: Source::Always, purpose: String::new() },
+        };
+        let emissions: Vec<NftEmission> = operations.iter().map(emission).collect();
+        let ruleset = NftRuleset {
+            layout: &istio::NFT_LAYOUT,
+            emissions,
+            routing: Routing::default(),
+            families: Family::ALL.to_vec(),
+        };
+        let wanted = golden(&path);
+        let wanted: Vec<Vec<Statement>> = wanted
+            .lines()
+            .filter_map(|line| line.strip_prefix("add rule inet inet-table test-chain "))
+            .map(statements)
+            .collect();
+        let chains = ruleset.chains(Table::Nat);
+        let [chain] = chains.as_slice() else { panic!("{case}: {chains:?}") };
+        let rules: Vec<Vec<Statement>> = chain.rules.iter().map(|e| e.rule.clone()).collect();
+        assert_eq!(rules, wanted, "{case}");
+
+        let mut lines: Vec<Vec<Statement>> = Vec::new();
+        for line in nft::render_transaction(&ruleset).lines() {
+            let line = line.replace("/32 ", " ").replace("/128 ", " ");
+            let words: Vec<&str> = line.split(' ').collect();
+            match words.as_slice() {
+                ["add", "rule", _, _, _, rule @ ..] => lines.push(statements(&rule.join(" "))),
+                ["insert", "rule", _, _, _, "index", index, rule @ ..] => {
+                    lines.insert(index.parse().unwrap(), statements(&rule.join(" ")));
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(lines, wanted, "{case}");
     }
 }
