@@ -3,6 +3,8 @@
 
 mod attributes;
 mod batch;
+mod decode;
+mod raw;
 mod read;
 mod socket;
 #[cfg(test)]

@@ -6,16 +6,45 @@ use millrace_core::iptables::{ChainDump, Dump, TableDump};
 use millrace_core::nft::set::{Set, SetKind, predecessor};
 use millrace_core::nft::tables::{Base, NativeChain, NativeTable, NativeTables, named};
 use millrace_core::value::Family;
+use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, DataAttribute, Hook, ListAttribute, NfTablesMessage,
-    RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute, SetElementFlags, SetElementList,
-    SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage,
+    ChainMessage, NfTablesMessage, RuleMessage, SetAttribute, SetElementList, SetElementMessage,
+    SetMessage, TableMessage,
 };
-use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 
-use super::attributes::decode;
+use super::decode::decode;
+use super::raw::{Answer, Attributes, kind};
 use super::socket::{Connection, NftError};
 use super::xtables;
+
+/// `NFTA_TABLE_NAME`
+const TABLE_NAME: u16 = 1;
+/// `NFTA_CHAIN_TABLE`, `NFTA_CHAIN_NAME`, `NFTA_CHAIN_HOOK`, `NFTA_CHAIN_POLICY`, `NFTA_CHAIN_TYPE`
+const CHAIN: (u16, u16, u16, u16, u16) = (1, 3, 4, 5, 7);
+/// `NFTA_HOOK_HOOKNUM`, `NFTA_HOOK_PRIORITY`
+const HOOK: (u16, u16) = (1, 2);
+/// `NFTA_RULE_TABLE`, `NFTA_RULE_CHAIN`
+const RULE: (u16, u16) = (1, 2);
+/// `NFTA_RULE_HANDLE`
+pub(super) const RULE_HANDLE: u16 = 3;
+/// `NFTA_RULE_EXPRESSIONS`
+pub(super) const RULE_EXPRESSIONS: u16 = 4;
+/// `NFTA_RULE_COMPAT`
+pub(super) const RULE_COMPAT: u16 = 5;
+/// `NFTA_RULE_USERDATA`
+pub(super) const RULE_USER_DATA: u16 = 7;
+/// `NFTA_SET_NAME`, `NFTA_SET_FLAGS`, `NFTA_SET_KEY_TYPE`
+const SET: (u16, u16, u16) = (2, 3, 4);
+/// `NFT_SET_INTERVAL`
+const INTERVAL: u32 = 4;
+/// `NFTA_SET_ELEM_LIST_ELEMENTS`
+const ELEMENTS: u16 = 3;
+/// `NFTA_SET_ELEM_KEY`, `NFTA_SET_ELEM_FLAGS`
+const ELEMENT: (u16, u16) = (1, 3);
+/// `NFT_SET_ELEM_INTERVAL_END`
+const INTERVAL_END: u32 = 1;
+/// `NFTA_DATA_VALUE`
+const DATA_VALUE: u16 = 1;
 
 /// The family of a table that Millrace has to do with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,21 +122,19 @@ fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>
     if found.native.is_empty() && found.iptables.is_empty() {
         return Ok(Some(found));
     }
-    let dump = |request, what| {
+    let dump = |request, kind, what| {
         let answers = connection.dump(NetfilterProtoFamily::Unspec, request, what)?;
-        let inner = answers.unwrap_or_default().into_iter();
-        let inner = inner.filter_map(|answer| match answer.inner {
-            NetfilterMessageInner::NfTables(message) => Some((answer.header.family, message)),
-            _ => None,
-        });
-        Ok::<_, NftError>(inner.collect::<Vec<_>>())
+        let mut answers = answers.unwrap_or_default();
+        answers.retain(|answer| answer.kind == kind);
+        Ok::<_, NftError>(answers)
     };
     let request = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
-    for (family, message) in dump(request, "chains")? {
-        let NfTablesMessage::NewChain(chain) = message else { continue };
-        match ip_family(family) {
-            None if family == NetfilterProtoFamily::Inet => add_chain(&mut found.native, &chain),
-            Some(family) => add_iptables_chain(&mut found.iptables, family, &chain),
+    for chain in dump(request, kind::CHAIN, "chains")? {
+        match family_of(&chain) {
+            Some(TableFamily::Inet) => add_chain(&mut found.native, chain.attributes()),
+            Some(TableFamily::Ip(family)) => {
+                add_iptables_chain(&mut found.iptables, family, chain.attributes());
+            }
             None => {}
         }
     }
@@ -116,13 +143,12 @@ fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>
         sets.push((table.clone(), read_sets(table, connection)?));
     }
     let request = NfTablesMessage::GetRule(RuleMessage { attributes: Vec::new() });
-    for (family, message) in dump(request, "rules")? {
-        let NfTablesMessage::NewRule(rule) = message else { continue };
-        match ip_family(family) {
-            None if family == NetfilterProtoFamily::Inet => {
-                add_rule(&mut found.native, &rule, &sets);
+    for rule in dump(request, kind::RULE, "rules")? {
+        match family_of(&rule) {
+            Some(TableFamily::Inet) => add_rule(&mut found.native, rule.attributes(), &sets),
+            Some(TableFamily::Ip(family)) => {
+                add_iptables_rule(&mut found.iptables, family, rule.attributes());
             }
-            Some(family) => add_iptables_rule(&mut found.iptables, family, &rule),
             None => {}
         }
     }
@@ -134,61 +160,37 @@ pub fn is_supported() -> bool {
     !matches!(look(Wanted { native: &[], iptables: false }), Ok(None))
 }
 
-const fn ip_family(family: NetfilterProtoFamily) -> Option<Family> {
-    match family {
-        NetfilterProtoFamily::IPv4 => Some(Family::V4),
-        NetfilterProtoFamily::IPv6 => Some(Family::V6),
+fn family_of(answer: &Answer) -> Option<TableFamily> {
+    match NetfilterProtoFamily::from(answer.family) {
+        NetfilterProtoFamily::Inet => Some(TableFamily::Inet),
+        NetfilterProtoFamily::IPv4 => Some(TableFamily::Ip(Family::V4)),
+        NetfilterProtoFamily::IPv6 => Some(TableFamily::Ip(Family::V6)),
         _ => None,
     }
 }
 
-fn table(message: &NetfilterMessage) -> Option<(TableFamily, String)> {
-    let family = match message.header.family {
-        NetfilterProtoFamily::Inet => TableFamily::Inet,
-        family => TableFamily::Ip(ip_family(family)?),
-    };
-    let NetfilterMessageInner::NfTables(NfTablesMessage::NewTable(table)) = &message.inner else {
-        return None;
-    };
-    table.attributes.iter().find_map(|a| match a {
-        TableAttribute::Name(name) => Some((family, name.clone())),
-        _ => None,
-    })
+fn table(answer: &Answer) -> Option<(TableFamily, String)> {
+    let family = family_of(answer).filter(|_| answer.kind == kind::TABLE)?;
+    Some((family, answer.attributes().text(TABLE_NAME)?.to_owned()))
 }
 
-fn chain_text(
-    chain: &ChainMessage,
-    wanted: fn(&ChainAttribute) -> Option<&String>,
-) -> Option<&String> {
-    chain.attributes.iter().find_map(wanted)
-}
-
-fn chain_table(chain: &ChainMessage) -> Option<&String> {
-    chain_text(chain, |a| if let ChainAttribute::Table(t) = a { Some(t) } else { None })
-}
-
-fn chain_name(chain: &ChainMessage) -> Option<&String> {
-    chain_text(chain, |a| if let ChainAttribute::Name(n) = a { Some(n) } else { None })
-}
-
-fn add_iptables_chain(found: &mut [(Family, Dump)], family: Family, chain: &ChainMessage) {
-    let policy = chain.attributes.iter().find_map(|a| match a {
+fn add_iptables_chain(found: &mut [(Family, Dump)], family: Family, chain: Attributes<'_>) {
+    let policy = chain.number(CHAIN.3).map(|policy| match policy {
         // NF_DROP, NF_ACCEPT
-        ChainAttribute::Policy(0) => Some("DROP".to_owned()),
-        ChainAttribute::Policy(_) => Some("ACCEPT".to_owned()),
-        _ => None,
+        0 => "DROP".to_owned(),
+        _ => "ACCEPT".to_owned(),
     });
     let dump = found.iter_mut().find(|(f, _)| *f == family).map(|(_, dump)| dump);
-    let (Some(dump), Some(table), Some(name)) = (dump, chain_table(chain), chain_name(chain))
+    let (Some(dump), Some(table), Some(name)) = (dump, chain.text(CHAIN.0), chain.text(CHAIN.1))
     else {
         return;
     };
     if let Some(table) = dump.tables.iter_mut().find(|t| t.name == *table) {
-        table.chains.push(ChainDump { name: name.clone(), policy, rules: Vec::new() });
+        table.chains.push(ChainDump { name: name.to_owned(), policy, rules: Vec::new() });
     }
 }
 
-fn add_iptables_rule(found: &mut [(Family, Dump)], family: Family, rule: &RuleMessage) {
+fn add_iptables_rule(found: &mut [(Family, Dump)], family: Family, rule: Attributes<'_>) {
     let dump = found.iter_mut().find(|(f, _)| *f == family).map(|(_, dump)| dump);
     let (Some(dump), Some((table, chain))) = (dump, place(rule)) else { return };
     let table = dump.tables.iter_mut().find(|t| t.name == *table);
@@ -199,65 +201,45 @@ fn add_iptables_rule(found: &mut [(Family, Dump)], family: Family, rule: &RuleMe
 }
 
 /// A rule's table and chain.
-fn place(rule: &RuleMessage) -> Option<(&String, &String)> {
-    let table = rule.attributes.iter().find_map(|a| match a {
-        RuleAttribute::Table(name) => Some(name),
-        _ => None,
-    });
-    table.zip(rule.attributes.iter().find_map(|a| match a {
-        RuleAttribute::Chain(name) => Some(name),
-        _ => None,
-    }))
+fn place(rule: Attributes<'_>) -> Option<(&str, &str)> {
+    rule.text(RULE.0).zip(rule.text(RULE.1))
 }
 
 /// Sets by name.
 type Sets = BTreeMap<String, Set>;
 
 fn read_sets(table: &str, connection: &Connection) -> Result<Sets, NftError> {
-    let ask = |request, what| -> Result<Vec<NfTablesMessage>, NftError> {
+    let ask = |request, kind, what| {
         let answers = connection.dump(NetfilterProtoFamily::Inet, request, what)?;
-        let inner =
-            answers.unwrap_or_default().into_iter().filter_map(|answer| match answer.inner {
-                NetfilterMessageInner::NfTables(message) => Some(message),
-                _ => None,
-            });
-        Ok(inner.collect())
+        let mut answers = answers.unwrap_or_default();
+        answers.retain(|answer| answer.kind == kind);
+        Ok::<_, NftError>(answers)
     };
     let mut sets = Sets::new();
     let attributes = vec![SetAttribute::Table(table.to_owned())];
-    for message in ask(NfTablesMessage::GetSet(SetMessage { attributes }), "sets")? {
-        let NfTablesMessage::NewSet(set) = message else { continue };
-        let Some((name, kind)) = named_set(&set) else { continue };
+    let request = NfTablesMessage::GetSet(SetMessage { attributes });
+    for set in ask(request, kind::SET, "sets")? {
+        let set = set.attributes();
+        let Some((name, kind)) = named_set(set) else { continue };
         let attributes =
-            vec![SetElementList::Table(table.to_owned()), SetElementList::Set(name.clone())];
+            vec![SetElementList::Table(table.to_owned()), SetElementList::Set(name.to_owned())];
         let request = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
         let mut elements = Vec::new();
-        for message in ask(request, "elements of sets")? {
-            let NfTablesMessage::NewSetElement(list) = message else { continue };
-            elements.extend(list.attributes.iter().flat_map(elements_of));
+        for list in ask(request, kind::ELEMENTS, "elements of sets")? {
+            elements.extend(list.attributes().list(ELEMENTS).filter_map(element));
         }
         elements.sort();
-        let intervals = set
-            .attributes
-            .iter()
-            .any(|a| matches!(a, SetAttribute::Flags(flags) if flags.contains(SetFlags::Interval)));
+        let intervals = set.number(SET.1).is_some_and(|flags| flags & INTERVAL != 0);
         let ranges = if intervals { ranges_of(kind, elements) } else { singles(elements) };
-        sets.insert(name, Set { kind, ranges });
+        sets.insert(name.to_owned(), Set { kind, ranges });
     }
     Ok(sets)
 }
 
-fn named_set(set: &SetMessage) -> Option<(String, SetKind)> {
-    let name = set.attributes.iter().find_map(|a| match a {
-        SetAttribute::Name(name) => Some(name.clone()),
-        _ => None,
-    })?;
-    let number = set.attributes.iter().find_map(|a| match a {
-        SetAttribute::KeyType(number) => Some(*number),
-        _ => None,
-    })?;
+fn named_set(set: Attributes<'_>) -> Option<(&str, SetKind)> {
+    let number = set.number(SET.2)?;
     let kind = SetKind::ALL.into_iter().find(|kind| kind.number() == number)?;
-    Some((name, kind))
+    Some((set.text(SET.0)?, kind))
 }
 
 /// Keys, and whether they end a range.
@@ -281,52 +263,32 @@ fn ranges_of(kind: SetKind, elements: Elements) -> Vec<(Vec<u8>, Vec<u8>)> {
     ranges
 }
 
-fn elements_of(list: &SetElementList) -> Elements {
-    let SetElementList::Elements(elements) = list else { return Elements::new() };
-    let element = |element: &ListAttribute<SetElementAttribute>| {
-        let ListAttribute::Element(attributes) = element else { return None };
-        let key = attributes.iter().find_map(|attribute| match attribute {
-            SetElementAttribute::Key(DataAttribute::Value(key)) => Some(key.clone()),
-            _ => None,
-        })?;
-        let end = attributes.contains(&SetElementAttribute::Flags(SetElementFlags::IntervalEnd));
-        Some((key, end))
-    };
-    elements.iter().filter_map(element).collect()
+fn element(element: Attributes<'_>) -> Option<(Vec<u8>, bool)> {
+    let key = element.nested(ELEMENT.0)?.get(DATA_VALUE)?;
+    let end = element.number(ELEMENT.1).is_some_and(|flags| flags & INTERVAL_END != 0);
+    Some((key.to_vec(), end))
 }
 
-fn add_chain(found: &mut NativeTables, chain: &ChainMessage) {
-    let kind = chain_text(chain, |a| if let ChainAttribute::Type(t) = a { Some(t) } else { None });
-    let hook = chain.attributes.iter().find_map(|a| match a {
-        ChainAttribute::Hook(hook) => Some(hook),
-        _ => None,
+fn add_chain(found: &mut NativeTables, chain: Attributes<'_>) {
+    let base = chain.nested(CHAIN.2).and_then(|hook| {
+        Some(Base {
+            kind: chain.text(CHAIN.4)?.to_owned(),
+            hook: hook.number(HOOK.0)?,
+            priority: hook.number(HOOK.1)?.cast_signed(),
+        })
     });
-    let base = hook.and_then(|hook| {
-        let number = hook.iter().find_map(|h| match h {
-            Hook::Number(number) => Some(u32::from(*number)),
-            _ => None,
-        })?;
-        let priority = hook.iter().find_map(|h| match h {
-            Hook::Priority(priority) => Some(priority.cast_signed()),
-            _ => None,
-        })?;
-        Some(Base { kind: kind?.clone(), hook: number, priority })
-    });
-    let chains = chain_table(chain).and_then(|t| found.iter_mut().find(|(name, _)| name == t));
-    if let Some(((_, chains), name)) = chains.zip(chain_name(chain)) {
-        chains.push((name.clone(), NativeChain { base, rules: Vec::new() }));
+    let table = chain.text(CHAIN.0);
+    let chains = table.and_then(|t| found.iter_mut().find(|(name, _)| name == t));
+    if let Some(((_, chains), name)) = chains.zip(chain.text(CHAIN.1)) {
+        chains.push((name.to_owned(), NativeChain { base, rules: Vec::new() }));
     }
 }
 
-fn add_rule(found: &mut NativeTables, rule: &RuleMessage, sets: &[(String, Sets)]) {
+fn add_rule(found: &mut NativeTables, rule: Attributes<'_>, sets: &[(String, Sets)]) {
     let Some((table, chain)) = place(rule) else { return };
     let sets = named(sets, table);
-    let expressions = rule.attributes.iter().flat_map(|a| match a {
-        RuleAttribute::Expressions(list) => list.as_slice(),
-        _ => &[],
-    });
-    let data = expressions.filter_map(xtables::expression);
-    let rule = data.map(|data| decode(data, |name| sets?.get(name).cloned())).collect();
+    let expressions = rule.list(RULE_EXPRESSIONS);
+    let rule = expressions.map(|e| decode(e, |name| sets?.get(name).cloned())).collect();
     let chains = found.iter_mut().find(|(name, _)| name == table).map(|(_, chains)| chains);
     let chain = chains.and_then(|chains| chains.iter_mut().find(|(name, _)| name == chain));
     if let Some((_, chain)) = chain {

@@ -5,12 +5,10 @@ use std::io;
 use millrace_core::nft::expr::Expr;
 use millrace_core::nft::needs::{NAT_CHAIN, needs};
 use netlink_packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, NlaBuffer, NlasIterator,
+    DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NlaBuffer, NlasIterator,
 };
-use netlink_packet_netfilter::nftables::{
-    ChainAttribute, GenAttribute, GenMessage, NfTablesMessage, RuleAttribute,
-};
+use netlink_packet_netfilter::nftables::{ChainAttribute, GenMessage, NfTablesMessage};
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
@@ -21,8 +19,9 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-use super::attributes::decode;
-use super::xtables::expression;
+use super::decode::decode;
+use super::raw::{Answer, Attributes, kind};
+use super::read::RULE_EXPRESSIONS;
 
 /// The kernel could not be asked, or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -123,12 +122,11 @@ fn needs_of(step: &Step) -> Vec<String> {
             chain.attributes.contains(&nat).then(|| NAT_CHAIN.to_owned()).into_iter().collect()
         }
         NfTablesMessage::NewRule(rule) => {
-            let lists = rule.attributes.iter().filter_map(|a| match a {
-                RuleAttribute::Expressions(list) => Some(list),
-                _ => None,
-            });
-            let exprs = lists.flatten().filter_map(expression);
-            let exprs: Vec<Expr> = exprs.filter_map(|e| decode(e, |_| None).ok()).collect();
+            let attributes = rule.attributes.as_slice();
+            let mut bytes = vec![0; attributes.buffer_len()];
+            attributes.emit(&mut bytes);
+            let elements = Attributes(&bytes).list(RULE_EXPRESSIONS);
+            let exprs: Vec<Expr> = elements.filter_map(|e| decode(e, |_| None).ok()).collect();
             needs(&exprs)
         }
         _ => Vec::new(),
@@ -144,6 +142,8 @@ const ROOM: usize = 64 * 1024;
 /// `NFNL_MSG_BATCH_BEGIN`, `NFNL_BATCH_GENID`
 const BATCH_BEGIN: u8 = 16;
 const BATCH_GENERATION: u16 = 1;
+/// `NFTA_GEN_ID`
+const GENERATION_ID: u16 = 1;
 /// `NLMSGERR_ATTR_MSG`
 const ERROR_TEXT: u16 = 1;
 /// `NLM_F_CAPPED`, `NLM_F_ACK_TLVS`
@@ -196,7 +196,7 @@ impl Connection {
         family: NetfilterProtoFamily,
         message: NfTablesMessage,
         what: &'static str,
-    ) -> Result<Option<Vec<NetfilterMessage>>, NftError> {
+    ) -> Result<Option<Vec<Answer>>, NftError> {
         let inner = NetfilterMessageInner::NfTables(message);
         self.socket.send(&packet(family, 0, inner, NLM_F_REQUEST | NLM_F_DUMP, 0), 0)?;
         let mut answers = Vec::new();
@@ -233,16 +233,13 @@ impl Connection {
         let request = NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() });
         let inner = NetfilterMessageInner::NfTables(request);
         self.socket.send(&packet(NetfilterProtoFamily::Unspec, 0, inner, NLM_F_REQUEST, 0), 0)?;
-        for packet in self.receive()? {
-            let NetlinkPayload::InnerMessage(message) = packet.payload else { continue };
-            if let NetfilterMessageInner::NfTables(NfTablesMessage::NewGen(r#gen)) = message.inner {
-                return Ok(r#gen.attributes.iter().find_map(|a| match a {
-                    GenAttribute::Id(id) => Some(*id),
-                    _ => None,
-                }));
+        let answers = self.receive()?;
+        Ok(answers.iter().find_map(|packet| match &packet.payload {
+            NetlinkPayload::InnerMessage(answer) if answer.kind == kind::GENERATION => {
+                answer.attributes().number(GENERATION_ID)
             }
-        }
-        Ok(None)
+            _ => None,
+        }))
     }
 
     /// Whether the kernel would do all of it: a transaction without an end is looked at and
@@ -302,7 +299,7 @@ impl Connection {
         }
     }
 
-    fn receive(&self) -> Result<Vec<NetlinkMessage<NetfilterMessage>>, NftError> {
+    fn receive(&self) -> Result<Vec<NetlinkMessage<Answer>>, NftError> {
         let (bytes, _) = self.socket.recv_from_full()?;
         messages(&bytes)
     }
@@ -345,11 +342,11 @@ fn batch(steps: &[Step], begin: ControlMessage) -> (Vec<u8>, u32) {
 }
 
 /// The messages of one datagram.
-pub(super) fn messages(bytes: &[u8]) -> Result<Vec<NetlinkMessage<NetfilterMessage>>, NftError> {
+pub(super) fn messages(bytes: &[u8]) -> Result<Vec<NetlinkMessage<Answer>>, NftError> {
     let mut rest = bytes;
     let mut packets = Vec::new();
     while !rest.is_empty() {
-        let packet = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
+        let packet = NetlinkMessage::<Answer>::deserialize(rest)
             .map_err(|e| NftError::Answer(e.to_string()))?;
         // Messages are aligned to four bytes (netlink(7), NLMSG_ALIGN).
         let length = usize::try_from(packet.header.length).unwrap_or(0).next_multiple_of(4);

@@ -1,26 +1,29 @@
 //! Tables of iptables-nft: edits as parts of a transaction, and rules as the kernel gives them.
 
-use millrace_core::iptables::{Counters, DumpRule, KernelRule, UnknownRule, render_rule};
+use millrace_core::iptables::{DumpRule, KernelRule, UnknownRule, render_rule};
 use millrace_core::nft::tables::Base;
 use millrace_core::nft::xtables::{builtin_chain, decode, encode};
 use millrace_core::plan::{Body, Groups, TableEdit, TableStep};
 use millrace_core::ruleset::{Hook, Table};
 use millrace_core::value::Family;
-use netlink_packet_core::{
-    DefaultNla, Emitable as _, NLM_F_APPEND, NlaBuffer, NlasIterator, Parseable as _,
-};
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED, NLM_F_APPEND};
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, ExpressionAttribute, Expressions, ListAttribute, NfTablesMessage,
-    RuleAttribute, RuleMessage,
+    ChainAttribute, ChainMessage, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
 };
 
-use super::attributes::{self, counters};
+use super::attributes;
 use super::batch::{Batch, table};
+use super::decode::{counters, decode as decode_expr};
+use super::raw::Attributes;
+use super::read::{RULE_COMPAT, RULE_EXPRESSIONS, RULE_HANDLE, RULE_USER_DATA};
 use super::socket::NftError;
 
 /// `NFTA_RULE_COMPAT_PROTO`, `NFTA_RULE_COMPAT_FLAGS`
 const COMPAT: (u16, u16) = (1, 2);
+
+/// What of a rule is kept, so that it can be written as it was.
+const KEPT: [u16; 3] = [RULE_EXPRESSIONS, RULE_COMPAT, RULE_USER_DATA];
 
 /// The family in a message.
 pub(super) const fn netlink_family(family: Family) -> NetfilterProtoFamily {
@@ -118,7 +121,7 @@ fn new_rule(
     message.attributes.extend(before.map(RuleAttribute::Position));
     match (&rule.kernel, &rule.rule) {
         // One that was there is written as it was, counters included.
-        (Some(kernel), _) => message.attributes.extend(parse(&kernel.attributes)?),
+        (Some(kernel), _) => message.attributes.extend(as_it_was(&kernel.attributes)),
         (None, Some(typed)) => {
             let unwritable =
                 |why: String| NftError::Unwritable { what: what(edit, chain, rule), why };
@@ -143,58 +146,34 @@ pub(super) fn compat(protocol: u8) -> RuleAttribute {
     RuleAttribute::Compat(vec![number(COMPAT.0, protocol.into()), number(COMPAT.1, 0)])
 }
 
-fn parse(attributes: &[u8]) -> Result<Vec<RuleAttribute>, NftError> {
-    NlasIterator::new(attributes)
-        .map(|nla| nla.and_then(|nla: NlaBuffer<&[u8]>| RuleAttribute::parse(&nla)))
-        .collect::<Result<_, _>>()
-        .map_err(|error| NftError::Answer(error.to_string()))
+/// The attributes of a rule that was there, as they were.
+fn as_it_was(attributes: &[u8]) -> impl Iterator<Item = RuleAttribute> {
+    let attributes = Attributes(attributes).iter();
+    attributes.map(|(kind, value)| {
+        let nested = if kind == RULE_USER_DATA { 0 } else { NLA_F_NESTED };
+        RuleAttribute::Other(DefaultNla::new(kind | nested, value.to_vec()))
+    })
 }
 
 /// A rule of a table of iptables-nft that the kernel gave. The text of one that is not understood says
 /// where it jumps, which is all that is ever asked of it.
-pub(super) fn read_rule(rule: &RuleMessage, family: Family) -> DumpRule {
-    let mut exprs = Vec::new();
-    let mut seen: Option<Counters> = None;
-    let mut handle = 0;
-    let mut kept = Vec::new();
-    for attribute in &rule.attributes {
-        match attribute {
-            RuleAttribute::Handle(number) => handle = *number,
-            RuleAttribute::Expressions(list) => {
-                for expression in list.iter().filter_map(expression) {
-                    seen = seen.or_else(|| counters(expression));
-                    exprs.push(attributes::decode(expression, |_| None));
-                }
-                kept.push(attribute.clone());
-            }
-            RuleAttribute::Compat(_) | RuleAttribute::UserData(_) => kept.push(attribute.clone()),
-            _ => {}
-        }
-    }
-    let mut bytes = vec![0; kept.as_slice().buffer_len()];
-    kept.as_slice().emit(&mut bytes);
+pub(super) fn read_rule(rule: Attributes<'_>, family: Family) -> DumpRule {
+    let handle = rule.long(RULE_HANDLE).unwrap_or(0);
+    let seen = rule.list(RULE_EXPRESSIONS).find_map(counters);
+    let exprs: Vec<_> = rule.list(RULE_EXPRESSIONS).map(|e| decode_expr(e, |_| None)).collect();
     let read = decode(&exprs, family);
     let text = match (&read.rule, &read.jump) {
         (Ok(rule), _) => render_rule(rule),
         (Err(UnknownRule(what)), Some(chain)) => format!("{} -j {chain}", quoted(what)),
         (Err(UnknownRule(what)), None) => quoted(what),
     };
-    let kernel = Some(KernelRule { handle, attributes: bytes });
+    let kernel = Some(KernelRule { handle, attributes: rule.some(&KEPT) });
     DumpRule { text, counters: seen, rule: read.rule, kernel }
 }
 
 /// One word, whatever is in it.
 fn quoted(what: &str) -> String {
     format!("[{}]", what.replace(char::is_whitespace, "_"))
-}
-
-/// The data of an element of a list of expressions.
-pub(super) fn expression(element: &ListAttribute<ExpressionAttribute>) -> Option<&Expressions> {
-    let ListAttribute::Element(attributes) = element else { return None };
-    attributes.iter().find_map(|attribute| match attribute {
-        ExpressionAttribute::Data(data) => Some(data),
-        _ => None,
-    })
 }
 
 /// The table of iptables called `name`.
