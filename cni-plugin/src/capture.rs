@@ -63,7 +63,7 @@ impl Pod {
 
     /// Have programs, where they are needed, see no name service and lock the pod alone.
     fn prepare(&mut self) -> Result<(), String> {
-        if !self.session.tooling().nf_tables {
+        if !self.session.has_nf_tables() {
             Sandbox::check()?;
             let netns = Some(self.path.clone());
             self.exec = exec::Options { sandbox: Some(Sandbox { netns }) };

@@ -8,7 +8,7 @@ use millrace_core::nft::expr::NoGroup;
 use millrace_core::nft::tables::Native;
 use millrace_core::observed::{Observed, Variant};
 use millrace_core::plan::{
-    self, Choice, Context, Effect, Groups, Means, NoBackend, Plan, Tooling, Wanted, Wish,
+    self, Choice, Context, Effect, Groups, Means, NoBackend, Plan, Wanted, Wish,
 };
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Ruleset;
@@ -227,10 +227,20 @@ impl Session {
         std::mem::take(&mut self.warnings)
     }
 
-    /// What the host can work with.
-    pub fn tooling(&mut self) -> Tooling {
-        let nf_tables = *self.nf_tables.get_or_insert_with(nft::is_supported);
-        self.tools.tooling(nf_tables)
+    /// Whether the kernel has `nf_tables`.
+    pub fn has_nf_tables(&mut self) -> bool {
+        *self.nf_tables.get_or_insert_with(nft::is_supported)
+    }
+
+    /// Whether the host can work with some means.
+    fn has(&mut self, means: Means) -> bool {
+        match means {
+            Means::NFTABLES | Means::IPTABLES_NFT => self.has_nf_tables(),
+            Means::NFT_PROGRAMS => self.has_nf_tables() && self.tools.has(Variant::Nft),
+            // Where they can't be seen they can't be written either.
+            Means::LEGACY_PROGRAMS => !self.unseen && self.tools.has(Variant::Legacy),
+            Means { .. } => false,
+        }
     }
 
     /// Do what is asked.
@@ -339,14 +349,17 @@ impl Session {
         avoid: &[Means],
     ) -> Result<Option<Choice>, EngineError> {
         let Some(rules) = request.rules else { return Ok(None) };
-        let mut tooling = self.tooling();
-        // Where they can't be seen they can't be written either.
-        tooling.legacy &= !self.unseen;
         let mut avoid = avoid.to_vec();
         if rules.native.is_none() {
             avoid.push(Means::NFTABLES);
         }
-        Ok(Some(plan::choose(before, request.wish, tooling, FOOTPRINTS, &avoid)?))
+        Ok(Some(plan::choose(
+            before,
+            request.wish,
+            &mut |means| self.has(means),
+            FOOTPRINTS,
+            &avoid,
+        )?))
     }
 
     fn carry_out(

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use millrace_core::observed::Variant;
-use millrace_core::plan::Tooling;
 use millrace_core::value::Family;
 
 use crate::exec::{self, Options};
@@ -76,10 +75,9 @@ impl Tools {
         self.found[&key].clone().ok_or(Missing(variant, family, role))
     }
 
-    /// What can be worked with; `nf_tables` says whether the kernel has it.
-    pub fn tooling(&mut self, nf_tables: bool) -> Tooling {
-        let mut has = |variant| self.path(variant, Family::V4, Role::Restore).is_ok();
-        Tooling { nft: has(Variant::Nft), legacy: has(Variant::Legacy), nf_tables }
+    /// Whether the programs of a variant are there.
+    pub fn has(&mut self, variant: Variant) -> bool {
+        self.path(variant, Family::V4, Role::Restore).is_ok()
     }
 
     /// The program under the variant's own name; else the one without, if it is of the variant.

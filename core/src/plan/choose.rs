@@ -10,28 +10,6 @@ use crate::ownership::Footprint;
 use crate::preflight::Backend;
 use crate::value::Family;
 
-/// What the host can work with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tooling {
-    /// Whether the programs of iptables-nft are there.
-    pub nft: bool,
-    /// Whether the programs of iptables-legacy are there.
-    pub legacy: bool,
-    /// Whether the kernel has `nf_tables`.
-    pub nf_tables: bool,
-}
-
-impl Tooling {
-    const fn has(self, means: Means) -> bool {
-        match means {
-            Means::NFTABLES | Means::IPTABLES_NFT => self.nf_tables,
-            Means::NFT_PROGRAMS => self.nft && self.nf_tables,
-            Means::LEGACY_PROGRAMS => self.legacy,
-            Means { .. } => false,
-        }
-    }
-}
-
 /// A backend, and whether its rules are written by programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Means {
@@ -110,14 +88,15 @@ pub enum NoBackend {
 /// Choose: what is asked for; else what holds rules of ours already, so that a second run never
 /// changes sides; else legacy if it holds rules of anybody and iptables is asked for; else
 /// `nf_tables` if the kernel has it; else legacy. Looking has no effect: nothing is written to find
-/// out. What was tried in vain is in `avoid`.
+/// out. `has` says whether the host can work with some means, and is asked only as far as needed; what
+/// was tried in vain is in `avoid`.
 ///
 /// # Errors
 /// When none can be used, what to install or load.
 pub fn choose(
     observed: &Observed,
     wish: Wish,
-    tooling: Tooling,
+    has: &mut dyn FnMut(Means) -> bool,
     footprints: &[Footprint],
     avoid: &[Means],
 ) -> Result<Choice, NoBackend> {
@@ -144,7 +123,7 @@ pub fn choose(
     let asked = "asked for";
     let ours = "it holds rules of an earlier run";
     let kernel = "the kernel has nf_tables";
-    let order: [(Means, bool, &'static str); 12] = [
+    let order: [(Means, bool, &'static str); 13] = [
         (Means::NFTABLES, only(Backend::Nftables), asked),
         (Means::NFT_PROGRAMS, programs(Variant::Nft), asked),
         (Means::LEGACY_PROGRAMS, legacy || programs(Variant::Legacy), asked),
@@ -160,23 +139,123 @@ pub fn choose(
             "it holds rules of others",
         ),
         (if auto { Means::NFTABLES } else { Means::IPTABLES_NFT }, iptables, kernel),
+        (Means::IPTABLES_NFT, auto, "the kernel lacks what native nftables needs"),
         (Means::NFT_PROGRAMS, iptables, "the kernel lacks what netlink needs"),
     ];
     let last = (Means::LEGACY_PROGRAMS, iptables, "nf_tables can't be used here");
     order
         .into_iter()
         .chain([last])
-        .find(|(means, applies, _)| *applies && tooling.has(*means) && !avoid.contains(means))
+        .find(|(means, applies, _)| *applies && !avoid.contains(means) && has(*means))
         .map(|(means, _, why)| Choice { means, why })
         .ok_or(match wish {
             Wish::Backend(backend @ (Backend::Nftables | Backend::IptablesNft)) => {
                 NoBackend::NoNfTables(backend)
             }
-            Wish::Programs(Variant::Nft) if !tooling.nf_tables => {
+            Wish::Programs(Variant::Nft) if !has(Means::IPTABLES_NFT) => {
                 NoBackend::NoNfTables(Backend::IptablesNft)
             }
             Wish::Programs(variant) => NoBackend::Forced(variant),
             Wish::Backend(Backend::IptablesLegacy) => NoBackend::Forced(Variant::Legacy),
             Wish::Auto | Wish::Iptables => NoBackend::Nothing,
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dialect::FOOTPRINTS;
+    use crate::iptables::Dump;
+    use crate::observed::Holding;
+
+    const OURS: &str = "*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n";
+    const OTHERS: &str = "*nat\n-A OUTPUT -d 10.9.9.9/32 -j ACCEPT\nCOMMIT\n";
+    const EVERYTHING: [Means; 4] =
+        [Means::NFTABLES, Means::IPTABLES_NFT, Means::NFT_PROGRAMS, Means::LEGACY_PROGRAMS];
+
+    fn holding(variant: Variant, text: &str) -> Observed {
+        let dump = Dump::parse(text).unwrap();
+        let holdings = vec![Holding { variant, family: Family::V4, dump }];
+        Observed { holdings, ..Observed::default() }
+    }
+
+    fn native() -> Observed {
+        let native = vec![("millrace".to_owned(), Vec::new())];
+        Observed { native, ..Observed::default() }
+    }
+
+    fn chosen(observed: &Observed, wish: Wish, has: &[Means]) -> Result<Means, NoBackend> {
+        let choice = choose(observed, wish, &mut |means| has.contains(&means), FOOTPRINTS, &[]);
+        choice.map(|choice| choice.means)
+    }
+
+    #[test]
+    fn an_empty_namespace_gets_nf_tables_if_the_kernel_has_it() {
+        let empty = Observed::default();
+        assert_eq!(chosen(&empty, Wish::Auto, &EVERYTHING), Ok(Means::NFTABLES));
+        assert_eq!(chosen(&empty, Wish::Iptables, &EVERYTHING), Ok(Means::IPTABLES_NFT));
+        let legacy = [Means::LEGACY_PROGRAMS];
+        assert_eq!(chosen(&empty, Wish::Auto, &legacy), Ok(Means::LEGACY_PROGRAMS));
+        assert_eq!(chosen(&empty, Wish::Iptables, &legacy), Ok(Means::LEGACY_PROGRAMS));
+        assert_eq!(chosen(&empty, Wish::Auto, &[]), Err(NoBackend::Nothing));
+    }
+
+    #[test]
+    fn a_later_run_never_changes_sides() {
+        for wish in [Wish::Auto, Wish::Iptables] {
+            let nft = chosen(&holding(Variant::Nft, OURS), wish, &EVERYTHING);
+            assert_eq!(nft, Ok(Means::IPTABLES_NFT));
+            let legacy = chosen(&holding(Variant::Legacy, OURS), wish, &EVERYTHING);
+            assert_eq!(legacy, Ok(Means::LEGACY_PROGRAMS));
+        }
+        assert_eq!(chosen(&native(), Wish::Auto, &EVERYTHING), Ok(Means::NFTABLES));
+        assert_eq!(chosen(&native(), Wish::Iptables, &EVERYTHING), Ok(Means::IPTABLES_NFT));
+    }
+
+    #[test]
+    fn legacy_rules_of_others_keep_iptables_there_but_not_native_rules() {
+        let others = holding(Variant::Legacy, OTHERS);
+        assert_eq!(chosen(&others, Wish::Iptables, &EVERYTHING), Ok(Means::LEGACY_PROGRAMS));
+        assert_eq!(chosen(&others, Wish::Auto, &EVERYTHING), Ok(Means::NFTABLES));
+    }
+
+    #[test]
+    fn what_is_asked_for_is_used_or_refused() {
+        let there = holding(Variant::Legacy, OURS);
+        for (wish, means) in [
+            (Wish::Backend(Backend::Nftables), Means::NFTABLES),
+            (Wish::Backend(Backend::IptablesNft), Means::IPTABLES_NFT),
+            (Wish::Backend(Backend::IptablesLegacy), Means::LEGACY_PROGRAMS),
+            (Wish::Programs(Variant::Nft), Means::NFT_PROGRAMS),
+            (Wish::Programs(Variant::Legacy), Means::LEGACY_PROGRAMS),
+        ] {
+            assert_eq!(chosen(&there, wish, &EVERYTHING), Ok(means));
+            assert!(chosen(&there, wish, &[]).is_err());
+        }
+        let no_programs = [Means::NFTABLES, Means::IPTABLES_NFT];
+        let forced = chosen(&there, Wish::Programs(Variant::Nft), &no_programs);
+        assert_eq!(forced, Err(NoBackend::Forced(Variant::Nft)));
+        let absent = chosen(&there, Wish::Programs(Variant::Nft), &[]);
+        assert_eq!(absent, Err(NoBackend::NoNfTables(Backend::IptablesNft)));
+    }
+
+    #[test]
+    fn what_was_tried_in_vain_is_not_tried_again() {
+        let empty = Observed::default();
+        let next = |wish, avoid: &[Means]| {
+            choose(&empty, wish, &mut |_| true, FOOTPRINTS, avoid).unwrap().means
+        };
+        assert_eq!(next(Wish::Auto, &[Means::NFTABLES]), Means::IPTABLES_NFT);
+        assert_eq!(next(Wish::Iptables, &[Means::IPTABLES_NFT]), Means::NFT_PROGRAMS);
+        let of_nft = [Means::NFTABLES, Means::IPTABLES_NFT, Means::NFT_PROGRAMS];
+        assert_eq!(next(Wish::Auto, &of_nft), Means::LEGACY_PROGRAMS);
+        let error = choose(
+            &empty,
+            Wish::Backend(Backend::Nftables),
+            &mut |_| true,
+            FOOTPRINTS,
+            &[Means::NFTABLES],
+        );
+        assert!(error.is_err());
+    }
 }

@@ -8,7 +8,7 @@ mod routing;
 mod tables;
 mod target;
 
-pub use choose::{Choice, Means, NoBackend, Tooling, Wish, choose};
+pub use choose::{Choice, Means, NoBackend, Wish, choose};
 pub use effect::{Change, Effect};
 pub use rollback::rollback;
 pub use routing::{PASSTHROUGH_V6, RULE_PRIORITY};

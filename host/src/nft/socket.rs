@@ -139,6 +139,11 @@ const SUBSYSTEM: u16 = 10;
 const PATIENCE: i64 = 30;
 /// What every socket has room for: half of the kernel's smallest default.
 const ROOM: usize = 64 * 1024;
+/// Room for an answer. The kernel fills at most 32 KiB of it with a list (`netlink_dump`), or an
+/// error with the message that it is about, which is no longer than its longest attribute.
+const ANSWER: usize = 128 * 1024;
+/// `MSG_TRUNC` (`recv(2)`): say how long an answer is that does not fit.
+const MSG_TRUNC: i32 = 0x20;
 /// `NFNL_MSG_BATCH_BEGIN`, `NFNL_BATCH_GENID`
 const BATCH_BEGIN: u8 = 16;
 const BATCH_GENERATION: u16 = 1;
@@ -300,7 +305,11 @@ impl Connection {
     }
 
     fn receive(&self) -> Result<Vec<NetlinkMessage<Answer>>, NftError> {
-        let (bytes, _) = self.socket.recv_from_full()?;
+        let mut bytes = Vec::with_capacity(ANSWER);
+        let (length, _) = self.socket.recv_from(&mut bytes, MSG_TRUNC)?;
+        if length > bytes.len() {
+            return Err(NftError::Answer(format!("{length} bytes at once are too many")));
+        }
         messages(&bytes)
     }
 }
