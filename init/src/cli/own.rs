@@ -101,7 +101,8 @@ pub(crate) enum NotTyped {
 
 /// Read the words behind the program's name.
 pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
-    let matches = command().try_get_matches_from(words).map_err(|error| match error.kind() {
+    let known = words.first().and_then(|word| alone(word.to_str()?)).unwrap_or_else(command);
+    let matches = known.try_get_matches_from(words).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => NotTyped::Print(error.to_string()),
         _ => NotTyped::Bad(error.to_string().trim_end().to_owned()),
     })?;
@@ -205,8 +206,7 @@ fn wish(m: &ArgMatches) -> Result<Wish, NotTyped> {
     })
 }
 
-/// All commands, for the help as well.
-pub(crate) fn command() -> Command {
+fn program() -> Command {
     Command::new("millrace")
         .bin_name("millrace")
         .about("Diverts a pod's traffic into its mesh proxy")
@@ -219,25 +219,48 @@ pub(crate) fn command() -> Command {
             "Started under the name istio-iptables, or as `pilot-agent istio-iptables`, it is that \
              tool. `millrace istio-iptables --help` lists its flags.",
         )
-        .subcommand(apply())
-        .subcommand(dump())
-        .subcommand(cleanup())
-        .subcommand(status())
-        .subcommand(preflight())
-        .subcommand(
-            Command::new("istio-iptables")
-                .about("Do what istio-iptables does: same flags, environment, rules and exit codes")
-                .disable_help_flag(true)
-                .arg(words("words")),
-        )
-        .subcommand(
-            Command::new("schema").about("Print the JSON schema of --config").display_order(100),
-        )
-        .subcommand(
-            Command::new("dial").hide(true).arg(
-                Arg::new("words").num_args(0..).trailing_var_arg(true).allow_hyphen_values(true),
-            ),
-        )
+}
+
+/// The command of this name.
+type Make = fn() -> Command;
+
+/// Every command by its name, in the order of the help.
+const COMMANDS: [(&str, Make); 8] = [
+    ("apply", apply),
+    ("dump", dump),
+    ("cleanup", cleanup),
+    ("status", status),
+    ("preflight", preflight),
+    ("istio-iptables", istio_iptables),
+    ("schema", schema),
+    ("dial", dial),
+];
+
+/// All commands, for the help as well.
+pub(crate) fn command() -> Command {
+    COMMANDS.iter().fold(program(), |all, (_, make)| all.subcommand(make()))
+}
+
+/// One of them: to describe them all takes as long as to read what a namespace holds.
+fn alone(name: &str) -> Option<Command> {
+    let (_, make) = COMMANDS.iter().find(|(known, _)| *known == name)?;
+    Some(program().subcommand(make()))
+}
+
+fn istio_iptables() -> Command {
+    Command::new("istio-iptables")
+        .about("Do what istio-iptables does: same flags, environment, rules and exit codes")
+        .disable_help_flag(true)
+        .arg(words("words"))
+}
+
+fn schema() -> Command {
+    Command::new("schema").about("Print the JSON schema of --config").display_order(100)
+}
+
+fn dial() -> Command {
+    let words = Arg::new("words").num_args(0..).trailing_var_arg(true).allow_hyphen_values(true);
+    Command::new("dial").hide(true).arg(words)
 }
 
 /// Every word that follows, as it is.
