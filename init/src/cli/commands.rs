@@ -1,0 +1,271 @@
+//! The commands of Millrace with their flags, for the help and to read them.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, Command};
+use millrace_core::dialect::native::settings::{SETTINGS, Setting, Shape};
+
+fn program() -> Command {
+    Command::new("millrace")
+        .bin_name("millrace")
+        .about("Diverts a pod's traffic into its mesh proxy")
+        .version(env!("CARGO_PKG_VERSION"))
+        .no_binary_name(true)
+        .subcommand_required(false)
+        .disable_help_subcommand(true)
+        .max_term_width(100)
+        .after_help(
+            "Started under the name istio-iptables, or as `pilot-agent istio-iptables`, it is that \
+             tool. `millrace istio-iptables --help` lists its flags.",
+        )
+}
+
+/// The command of this name.
+type Make = fn() -> Command;
+
+/// Every command by its name, in the order of the help.
+const COMMANDS: [(&str, Make); 8] = [
+    ("apply", apply),
+    ("dump", dump),
+    ("cleanup", cleanup),
+    ("status", status),
+    ("preflight", preflight),
+    ("istio-iptables", istio_iptables),
+    ("schema", schema),
+    ("dial", dial),
+];
+
+/// All commands, for the help as well.
+pub(crate) fn command() -> Command {
+    COMMANDS.iter().fold(program(), |all, (_, make)| all.subcommand(make()))
+}
+
+/// One of them: to describe them all takes as long as to read what a namespace holds.
+pub(crate) fn alone(name: &str) -> Option<Command> {
+    let (_, make) = COMMANDS.iter().find(|(known, _)| *known == name)?;
+    Some(program().subcommand(make()))
+}
+
+fn istio_iptables() -> Command {
+    Command::new("istio-iptables")
+        .about("Do what istio-iptables does: same flags, environment, rules and exit codes")
+        .disable_help_flag(true)
+        .arg(words("words"))
+}
+
+fn schema() -> Command {
+    Command::new("schema").about("Print the JSON schema of --config").display_order(100)
+}
+
+fn dial() -> Command {
+    let words = Arg::new("words").num_args(0..).trailing_var_arg(true).allow_hyphen_values(true);
+    Command::new("dial").hide(true).arg(words)
+}
+
+/// Every word that follows, as it is.
+fn words(name: &'static str) -> Arg {
+    Arg::new(name)
+        .num_args(0..)
+        .trailing_var_arg(true)
+        .allow_hyphen_values(true)
+        .value_parser(clap::value_parser!(OsString))
+        .hide(true)
+}
+
+fn apply() -> Command {
+    let command = Command::new("apply")
+        .about("Write the rules that capture a pod's traffic")
+        .long_about(
+            "Write the rules that capture a pod's traffic: what is there of an earlier run of \
+             Millrace or of istio-iptables is replaced, whatever its settings were; rules of \
+             others are not touched. When anything fails, what was there before is put back. A \
+             second run finds nothing to do.",
+        )
+        .after_help("Exit codes: 0 done or nothing to do; 1 a bad configuration, or something failed; 2 the command line can't be read; 4 a lock was held for longer than --wait.")
+        .arg(dry_run());
+    settings(in_namespace(command).arg(wait()).arg(iptables()))
+}
+
+fn dump() -> Command {
+    let command = Command::new("dump")
+        .about("Print rules, each with the reason it is there")
+        .long_about(
+            "Print the rules that a configuration gives (--from-config; no privilege is needed, \
+             and nothing of the host is looked at but /etc/resolv.conf when its servers are asked \
+             for), or those that a namespace holds. As text it is input for iptables-restore \
+             --noflush with a comment in front of each rule; with --backend nftables, for nft -f.",
+        )
+        .after_help("Exit codes: 0 printed; 1 a bad configuration, or something failed; 2 the command line can't be read.")
+        .arg(
+            Arg::new("from-config")
+                .long("from-config")
+                .help("Print what the configuration gives, not what is there")
+                .action(ArgAction::SetTrue),
+        )
+        .arg(
+            Arg::new("family")
+                .long("family")
+                .help("Print this family only")
+                .value_name("FAMILY")
+                .value_parser(["ipv4", "ipv6"]),
+        );
+    settings(in_namespace(command)).arg(behind_dashes())
+}
+
+fn cleanup() -> Command {
+    let command = Command::new("cleanup")
+        .about("Remove what Millrace or istio-iptables left, and nothing else")
+        .long_about(
+            "Remove what Millrace or istio-iptables left, whatever its settings were: chains, \
+             rules, policy routing and addresses, in both iptables and both families. Rules of \
+             others keep their order and their counters.",
+        )
+        .after_help("Exit codes: 0 done or nothing to do; 1 something failed; 2 the command line can't be read; 4 a lock was held for longer than --wait.")
+        .arg(dry_run());
+    in_namespace(command).arg(wait())
+}
+
+fn status() -> Command {
+    let command = Command::new("status")
+        .about("Say whether a pod's traffic is captured, and by what")
+        .long_about(
+            "Say whether a pod's traffic is captured, and by what. With a configuration, the rules \
+             are held against it; without one, against the settings that can be read back from \
+             the rules themselves.",
+        )
+        .after_help("Exit codes: 0 captured; 1 something failed; 2 the command line can't be read; 3 not captured; 5 drifted: rules are there, but not whole, or not those of the configuration.");
+    settings(in_namespace(command)).arg(behind_dashes())
+}
+
+fn preflight() -> Command {
+    let command = Command::new("preflight")
+        .about("Say which backends can work here, and what the others lack")
+        .long_about(
+            "Say what this namespace, kernel and container have: capabilities, nf_tables and its \
+             expressions, iptables' own tables, programs, IPv6; which backends can work with that, \
+             and what is missing for the others. Nothing is changed in the namespace; the kernel \
+             may load modules that it is asked for.",
+        )
+        .after_help("Exit codes: 0 the backend works (without --backend: any of them); 1 it does not, or something failed; 2 the command line can't be read.")
+        .arg(
+            Arg::new("backend")
+                .long("backend")
+                .value_name("BACKEND")
+                .help("The backend that has to work [default: any]")
+                .value_parser(["iptables", "iptables-nft", "iptables-legacy", "nftables"]),
+        );
+    in_namespace(command)
+}
+
+fn in_namespace(command: Command) -> Command {
+    command
+        .arg(
+            Arg::new("netns")
+                .long("netns")
+                .value_name("PATH|PID|NAME")
+                .help("Network namespace: a path, a process id, or a name of `ip netns`; entering another one needs CAP_SYS_ADMIN [default: this one]"),
+        )
+        .arg(
+            Arg::new("output")
+                .long("output")
+                .value_name("FORMAT")
+                .help("How to print the result")
+                .value_parser(["text", "json"])
+                .default_value("text"),
+        )
+}
+
+fn dry_run() -> Arg {
+    Arg::new("dry-run")
+        .long("dry-run")
+        .help("Say what would be done, and touch nothing")
+        .action(ArgAction::SetTrue)
+}
+
+fn wait() -> Arg {
+    Arg::new("wait")
+        .long("wait")
+        .value_name("DURATION")
+        .help("How long to wait for another run, and in whole seconds for the xtables lock")
+        .default_value("30s")
+}
+
+fn iptables() -> Arg {
+    Arg::new("iptables")
+        .long("iptables")
+        .value_name("WHICH")
+        .help("Write the rules by the programs of this iptables, and not by netlink")
+        .value_parser(["nft", "legacy"])
+}
+
+fn behind_dashes() -> Arg {
+    Arg::new("istio")
+        .num_args(1..)
+        .last(true)
+        .allow_hyphen_values(true)
+        .value_name("istio-iptables FLAGS")
+        .help("A command line of istio-iptables as the configuration, with its environment")
+        .value_parser(clap::value_parser!(OsString))
+}
+
+/// The settings, and the file they can come from.
+fn settings(mut command: Command) -> Command {
+    command = command
+        .arg(
+            Arg::new("backend")
+                .long("backend")
+                .value_name("BACKEND")
+                .help("What carries the rules out; auto: what holds rules of an earlier run, else nftables if the kernel has it, else iptables. Only iptables-legacy needs programs")
+                .value_parser(["auto", "nftables", "iptables", "iptables-nft", "iptables-legacy"])
+                .default_value("auto"),
+        )
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .help(
+                    "Read settings from this file, YAML or JSON (`millrace schema`); flags beat it",
+                )
+                .help_heading("Settings")
+                .value_parser(clap::value_parser!(PathBuf)),
+        );
+    for setting in SETTINGS {
+        command = command.arg(argument(setting));
+    }
+    command
+}
+
+fn argument(setting: &'static Setting) -> Arg {
+    let arg = Arg::new(setting.flag)
+        .long(setting.flag)
+        .help(match setting.default {
+            "" => setting.help.to_owned(),
+            default => format!("{} [default: {default}]", setting.help),
+        })
+        .help_heading("Settings")
+        .action(ArgAction::Append)
+        .value_name(value_name(setting.shape));
+    match setting.shape {
+        Shape::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+        _ => arg.num_args(1).allow_hyphen_values(true),
+    }
+}
+
+const fn value_name(shape: Shape) -> &'static str {
+    match shape {
+        Shape::ListenPort => "PORT",
+        Shape::Ports { .. } => "PORTS",
+        Shape::Networks { .. } => "CIDRS",
+        Shape::Network => "CIDR",
+        Shape::Uids => "UIDS",
+        Shape::Gids => "GIDS",
+        Shape::Groups { .. } => "GROUPS",
+        Shape::Interfaces => "NAMES",
+        Shape::Addresses => "ADDRESSES",
+        Shape::Choice(_) => "WORD",
+        Shape::Mark => "MARK",
+        Shape::Table => "TABLE",
+        Shape::Switch => "BOOL",
+    }
+}
