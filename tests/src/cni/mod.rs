@@ -10,11 +10,14 @@
 
 mod api;
 mod call;
+mod containerd;
 mod host;
+mod image;
 mod list;
 
 pub use api::{Api, Mood, NAME};
 pub use call::{Call, Reply};
+pub use containerd::{Containerd, Sandbox};
 pub use host::{Host, Pod};
 pub use list::{Added, List};
 

@@ -1,0 +1,364 @@
+//! containerd of Debian's package, driven through the Container Runtime Interface as a kubelet
+//! does. It runs on a [`Host`] with process ids of its own: everything ends with it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
+    Int64Value, LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, ListPodSandboxRequest, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata, PodSandboxStatusRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopPodSandboxRequest,
+};
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::image::{BUSYBOX, PAUSE, archives};
+use super::{Host, List, Pod};
+use crate::binary;
+
+static NUMBER: AtomicUsize = AtomicUsize::new(0);
+
+/// Plugins that containerd calls, or a list does.
+const PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "ptp"];
+
+/// A running containerd.
+#[derive(Debug)]
+pub struct Containerd {
+    child: Child,
+    folder: PathBuf,
+    cgroup: String,
+    runtime: Runtime,
+    client: RuntimeServiceClient<Channel>,
+}
+
+/// A pod that it runs.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    /// Its network namespace and name.
+    pub pod: Pod,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+    config: PodSandboxConfig,
+}
+
+impl Containerd {
+    /// Start it on a host, with this list of plugins as its only network.
+    pub fn start(host: &Host, list: &List) -> Result<Self> {
+        let folder = host.folder().join("containerd");
+        for part in ["net.d", "bin", "images", "logs"] {
+            fs::create_dir_all(folder.join(part)).context("containerd's folders")?;
+        }
+        for plugin in PLUGINS {
+            let file = Path::new("/usr/lib/cni").join(plugin);
+            ensure!(file.is_file(), "install the package containernetworking-plugins");
+            symlink(&file, folder.join("bin").join(plugin)).context("a plugin")?;
+        }
+        symlink(binary::millrace_cni()?, folder.join("bin/millrace-cni")).context("the plugin")?;
+        write_list(&folder, list)?;
+        let config = folder.join("config.toml");
+        fs::write(&config, settings(&folder)).context("containerd's configuration")?;
+        // Namespaces that it makes have to be seen from the host.
+        host.namespace.run("mount", &["--make-shared", "/run"])?;
+        let log = fs::File::create(folder.join("log")).context("containerd's log")?;
+        let shell = format!("ulimit -n 20000; containerd --config {} & wait $!", config.display());
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+        command.args(["--propagation", "unchanged", "sh", "-c", &shell]);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        binary::system("containerd")?;
+        let child = host.namespace.enter(|| command.spawn())?.context("starting containerd")?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let socket = folder.join("containerd.sock");
+        let channel = {
+            let _guard = runtime.enter();
+            Endpoint::try_from("http://[::]")?.connect_with_connector_lazy(tower::service_fn(
+                move |_: Uri| {
+                    let socket = socket.clone();
+                    async move {
+                        Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?))
+                    }
+                },
+            ))
+        };
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let cgroup = format!("millrace-test-{}-{number}", std::process::id());
+        let client = RuntimeServiceClient::new(channel);
+        let mut containerd = Self { child, folder, cgroup, runtime, client };
+        containerd.wait_until_ready()?;
+        containerd.import(host)?;
+        Ok(containerd)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        for _ in 0..300 {
+            let mut client = self.client.clone();
+            let status =
+                self.runtime.block_on(client.status(k8s_cri::v1::StatusRequest { verbose: false }));
+            let conditions = status.ok().and_then(|s| s.into_inner().status);
+            if conditions.is_some_and(|s| s.conditions.iter().all(|c| c.status)) {
+                return Ok(());
+            }
+            ensure!(self.child.try_wait()?.is_none(), "containerd ended:\n{}", self.log());
+            thread::sleep(Duration::from_millis(100));
+        }
+        bail!("containerd did not get ready:\n{}", self.log())
+    }
+
+    fn import(&self, host: &Host) -> Result<()> {
+        let socket = self.folder.join("containerd.sock");
+        let socket = socket.to_str().context("a path")?;
+        for archive in archives(&self.folder.join("images"))? {
+            let archive = archive.to_str().context("a path")?;
+            let args = ["--address", socket, "--namespace", "k8s.io", "images", "import"];
+            let rest = ["--snapshotter", "native", archive];
+            host.namespace.run("ctr", &[&args[..], &rest].concat())?;
+        }
+        Ok(())
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// Put another list of plugins in the place of the one that is there. containerd reads it when
+    /// the watch of its folder tells of it.
+    pub fn change_list(&self, list: &List) -> Result<()> {
+        write_list(&self.folder, list)
+    }
+
+    /// Run a pod with these annotations.
+    pub fn run_pod(&self, name: &str, annotations: &Value) -> Result<Sandbox> {
+        self.runtime.block_on(self.pod(name, annotations, None))
+    }
+
+    /// Run a pod that has to be up within a time.
+    pub fn run_pod_within(
+        &self,
+        name: &str,
+        annotations: &Value,
+        limit: Duration,
+    ) -> Result<Sandbox> {
+        self.runtime.block_on(self.pod(name, annotations, Some(limit)))
+    }
+
+    /// Run pods, all at once.
+    pub fn run_pods(&self, names: &[String], annotations: &Value) -> Result<Vec<Sandbox>> {
+        let pods = names.iter().map(|name| self.pod(name, annotations, None));
+        self.runtime.block_on(futures_util::future::try_join_all(pods))
+    }
+
+    async fn pod(
+        &self,
+        name: &str,
+        annotations: &Value,
+        limit: Option<Duration>,
+    ) -> Result<Sandbox> {
+        let annotations = annotations.as_object().into_iter().flatten();
+        let annotations: HashMap<String, String> = annotations
+            .map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned()))
+            .collect();
+        let uid = format!("uid-of-{name}");
+        let config = PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: name.to_owned(),
+                uid: uid.clone(),
+                namespace: "shop".to_owned(),
+                attempt: 0,
+            }),
+            hostname: name.to_owned(),
+            log_directory: self.folder.join("logs").join(name).display().to_string(),
+            annotations,
+            linux: Some(LinuxPodSandboxConfig {
+                cgroup_parent: format!("/{}/pod{uid}", self.cgroup),
+                security_context: Some(LinuxSandboxSecurityContext {
+                    namespace_options: Some(NamespaceOption { pid: 1, ..Default::default() }),
+                    ..Default::default()
+                }),
+                sysctls: HashMap::from([(
+                    "net.ipv4.ip_unprivileged_port_start".to_owned(),
+                    "0".to_owned(),
+                )]),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let mut client = self.client.clone();
+        let mut request = tonic::Request::new(RunPodSandboxRequest {
+            config: Some(config.clone()),
+            ..Default::default()
+        });
+        if let Some(limit) = limit {
+            request.set_timeout(limit);
+        }
+        let id = client.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
+        let request = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
+        let status = client.pod_sandbox_status(request).await?.into_inner();
+        let info: Value = serde_json::from_str(status.info.get("info").context("no info")?)?;
+        let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array();
+        let netns = namespaces
+            .into_iter()
+            .flatten()
+            .find(|n| n["type"] == "network")
+            .and_then(|n| n["path"].as_str())
+            .context("a pod without a network namespace")?;
+        let network = status.status.and_then(|s| s.network).context("a pod without network")?;
+        let mut addresses = vec![network.ip];
+        addresses.extend(network.additional_ips.into_iter().map(|ip| ip.ip));
+        let pod = Pod { id, name: name.to_owned(), netns: netns.into() };
+        Ok(Sandbox { pod, addresses, config })
+    }
+
+    /// Run a container of busybox in a pod, that waits, as this user. Gives its id.
+    pub fn run_container(&self, sandbox: &Sandbox, name: &str, user: u32) -> Result<String> {
+        let id = |number: u32| Some(Int64Value { value: number.into() });
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+            image: Some(ImageSpec { image: BUSYBOX.to_owned(), ..Default::default() }),
+            command: ["/bin/sleep", "2147483647"].map(str::to_owned).to_vec(),
+            log_path: format!("{name}.log"),
+            linux: Some(LinuxContainerConfig {
+                security_context: Some(LinuxContainerSecurityContext {
+                    run_as_user: id(user),
+                    run_as_group: id(user),
+                    namespace_options: Some(NamespaceOption { pid: 1, ..Default::default() }),
+                    ..Default::default()
+                }),
+                resources: Some(k8s_cri::v1::LinuxContainerResources {
+                    oom_score_adj: 1000,
+                    ..Default::default()
+                }),
+            }),
+            ..Default::default()
+        };
+        let mut client = self.client.clone();
+        self.runtime.block_on(async {
+            let request = CreateContainerRequest {
+                pod_sandbox_id: sandbox.pod.id.clone(),
+                config: Some(config),
+                sandbox_config: Some(sandbox.config.clone()),
+            };
+            let id = client.create_container(request).await?.into_inner().container_id;
+            let request = StartContainerRequest { container_id: id.clone() };
+            client.start_container(request).await?;
+            Ok(id)
+        })
+    }
+
+    /// Run a command in a container to its end; gives its standard output.
+    pub fn exec(&self, container: &str, command: &[&str]) -> Result<String> {
+        let mut client = self.client.clone();
+        let request = ExecSyncRequest {
+            container_id: container.to_owned(),
+            cmd: command.iter().map(|word| (*word).to_owned()).collect(),
+            timeout: 20,
+        };
+        let reply = self.runtime.block_on(client.exec_sync(request))?.into_inner();
+        let said = String::from_utf8_lossy(&reply.stderr);
+        ensure!(reply.exit_code == 0, "{command:?}: exit code {}: {said}", reply.exit_code);
+        Ok(String::from_utf8(reply.stdout)?)
+    }
+
+    /// Stop a pod, as often as a kubelet may, and remove it.
+    pub fn remove_pod(&self, id: &str) -> Result<()> {
+        let mut client = self.client.clone();
+        self.runtime.block_on(async {
+            for _ in 0..2 {
+                let pod_sandbox_id = id.to_owned();
+                client.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id }).await?;
+            }
+            let pod_sandbox_id = id.to_owned();
+            client.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id }).await?;
+            Ok(())
+        })
+    }
+
+    /// The ids of the pods that there are, whatever their state.
+    pub fn pods(&self) -> Result<Vec<String>> {
+        let mut client = self.client.clone();
+        let list = self.runtime.block_on(client.list_pod_sandbox(ListPodSandboxRequest::default()));
+        Ok(list?.into_inner().items.into_iter().map(|pod| pod.id).collect())
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // Process 1 of its process namespace ends, and with it every other one.
+        let _killed = self.child.kill();
+        let _status = self.child.wait();
+        let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else { return };
+        for hierarchy in hierarchies.flatten() {
+            remove_cgroups(&hierarchy.path().join(&self.cgroup));
+        }
+        remove_cgroups(&Path::new("/sys/fs/cgroup").join(&self.cgroup));
+    }
+}
+
+/// Remove a control group and those in it, once their processes have ended.
+fn remove_cgroups(path: &Path) {
+    let Ok(entries) = fs::read_dir(path) else { return };
+    for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+        remove_cgroups(&entry.path());
+    }
+    for _ in 0..100 {
+        if fs::remove_dir(path).is_ok() || !path.exists() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn write_list(folder: &Path, list: &List) -> Result<()> {
+    let text = json!({
+        "cniVersion": list.version, "name": list.name, "plugins": list.plugins,
+    });
+    // containerd 1.6 reloads when a file is written or removed, not when one is made.
+    let path = folder.join("net.d/10-pods.conflist");
+    fs::write(path, text.to_string()).context("a list of plugins")
+}
+
+/// Settings that do in a container or a virtual machine too: no AppArmor, no system manager, no
+/// control group or limit that may not be there.
+fn settings(folder: &Path) -> String {
+    let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
+    let folder = folder.display();
+    format!(
+        "version = 2\n\
+         root = \"{folder}/data\"\n\
+         state = \"{folder}/state\"\n\
+         [grpc]\n\
+         address = \"{folder}/containerd.sock\"\n\
+         [plugins.\"io.containerd.internal.v1.opt\"]\n\
+         path = \"{folder}/opt\"\n\
+         [{cri}]\n\
+         sandbox_image = \"{PAUSE}\"\n\
+         disable_apparmor = true\n\
+         restrict_oom_score_adj = true\n\
+         disable_hugetlb_controller = true\n\
+         tolerate_missing_hugetlb_controller = true\n\
+         [{cri}.cni]\n\
+         bin_dir = \"{folder}/bin\"\n\
+         conf_dir = \"{folder}/net.d\"\n\
+         max_conf_num = 1\n\
+         [{cri}.containerd]\n\
+         snapshotter = \"native\"\n\
+         default_runtime_name = \"runc\"\n\
+         [{cri}.containerd.runtimes.runc]\n\
+         runtime_type = \"io.containerd.runc.v2\"\n\
+         [{cri}.containerd.runtimes.runc.options]\n\
+         SystemdCgroup = false\n"
+    )
+}
