@@ -308,7 +308,7 @@ impl Drop for Containerd {
 }
 
 /// Remove a control group and those in it, once their processes have ended.
-fn remove_cgroups(path: &Path) {
+pub(super) fn remove_cgroups(path: &Path) {
     let Ok(entries) = fs::read_dir(path) else { return };
     for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
         remove_cgroups(&entry.path());

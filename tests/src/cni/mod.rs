@@ -14,12 +14,14 @@ mod containerd;
 mod host;
 mod image;
 mod list;
+mod podman;
 
 pub use api::{Api, Mood, NAME};
 pub use call::{Call, Reply};
 pub use containerd::{Containerd, Sandbox};
 pub use host::{Host, Pod};
 pub use list::{Added, List};
+pub use podman::Podman;
 
 use serde_json::{Value, json};
 

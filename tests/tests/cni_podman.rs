@@ -1,0 +1,75 @@
+//! Containers that podman runs with its CNI backend: they are no pods of Kubernetes, and captured
+//! when the network's configuration says so.
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::cni::{Host, List, Podman, mesh};
+use millrace_tests::topology::ROOT;
+use millrace_tests::wire::Answer;
+
+/// Verify that a container on a network whose entry says so is captured, and one on another is
+/// not; that its traffic meets its proxy; and that nothing is left when it is removed.
+#[test]
+fn containers_on_networks() -> Result<()> {
+    let host = Host::new()?;
+    host.namespace.ip("addr add 198.51.100.7/32 dev lo")?;
+    host.namespace.run("sysctl", &["-qw", "net.ipv4.ip_unprivileged_port_start=0"])?;
+    let mut meshed = List::bridge(&host, "0.4.0", 60);
+    "meshed".clone_into(&mut meshed.name);
+    let mut plain = List::bridge(&host, "0.4.0", 61);
+    "plain".clone_into(&mut plain.name);
+    let index = meshed.plugins.len() - 1;
+    meshed.plugins[index]["annotations"] = mesh(&[]);
+    let podman = Podman::new(&host, &[&meshed, &plain])?;
+    let _service = host.serve(None, "service", "198.51.100.7:80")?;
+    let dial = |container: &str, user: &str| -> Result<Answer> {
+        let text = podman.run(&[
+            "exec",
+            "--user",
+            user,
+            container,
+            "/bin/nc",
+            "-w",
+            "5",
+            "198.51.100.7",
+            "80",
+        ])?;
+        serde_json::from_str(&text).with_context(|| text)
+    };
+    let one = podman.start("one", "meshed")?;
+    let two = podman.start("two", "plain")?;
+    ensure!(host.rules(&one)?.contains("table inet millrace"));
+    ensure!(!host.rules(&two)?.contains("millrace"));
+    let proxy = host.proxy(&one)?;
+    let out = dial("one", "1000:1000")?;
+    assert_eq!((out.name.as_str(), out.port), ("proxy", 15001), "{out:?}");
+    assert_eq!(out.original, Some("198.51.100.7:80".parse()?), "{out:?}");
+    assert_eq!(dial("one", "1337:1337")?.name, "service");
+    assert_eq!(dial("two", "1000:1000")?.name, "service");
+    let address = ["inspect", "--format", "{{.NetworkSettings.Networks.meshed.IPAddress}}", "one"];
+    let address = format!("{}:8080", podman.run(&address)?);
+    let inbound = host.dial(None, ROOT, &address)?.context("inbound")?;
+    assert_eq!((inbound.name.as_str(), inbound.port), ("proxy", 15006), "{inbound:?}");
+    assert_eq!(inbound.original, Some(address.parse()?), "{inbound:?}");
+    drop(proxy);
+    for name in ["one", "two"] {
+        podman.run(&["rm", "--force", "--time", "0", name])?;
+    }
+    ensure!(host.state_dir().read_dir()?.next().is_none(), "notes are left");
+    Ok(())
+}
+
+/// Verify that podman shows why a container is not started, and that none is.
+#[test]
+fn a_failing_add_is_shown() -> Result<()> {
+    let host = Host::new()?;
+    let mut list = List::bridge(&host, "0.4.0", 62);
+    let name = "traffic.sidecar.istio.io/includeInboundPorts";
+    let index = list.plugins.len() - 1;
+    list.plugins[index]["annotations"] = mesh(&[(name, "http")]);
+    "broken".clone_into(&mut list.name);
+    let podman = Podman::new(&host, &[&list])?;
+    let error = format!("{:#}", podman.start("three", "broken").unwrap_err());
+    ensure!(error.contains(name) && error.contains("http"), "{error}");
+    assert_eq!(podman.run(&["ps", "--quiet"])?, "");
+    Ok(())
+}
