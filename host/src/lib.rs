@@ -13,6 +13,7 @@ pub mod observe;
 pub mod preflight;
 pub mod probe;
 pub mod sandbox;
+mod sys_netns;
 mod sys_sandbox;
 mod sys_xtables;
 pub mod tools;

@@ -9,9 +9,14 @@ use std::str::FromStr;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
+use nix::unistd::{Gid, Uid, setresgid, setresuid};
+
+use crate::sys_netns;
 
 /// The calling thread's own namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
+/// The user namespace that it is in.
+const OWN_USERS: &str = "/proc/thread-self/ns/user";
 
 /// A namespace that was named: a path, a process id, or a name of `ip netns` (`ip-netns(8)`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +51,14 @@ pub enum NetnsError {
     )]
     Enter {
         /// The namespace.
+        path: PathBuf,
+        /// Why.
+        source: Errno,
+    },
+    /// The user namespace that owns it may not be entered.
+    #[error("the user namespace that owns the network namespace {path} can't be entered: {source}")]
+    Owner {
+        /// The network namespace.
         path: PathBuf,
         /// Why.
         source: Errno,
@@ -127,6 +140,31 @@ impl Netns {
             Errno::EINVAL | Errno::EBADF => NetnsError::Other(self.path.clone()),
             source => NetnsError::Enter { path: self.path.clone(), source },
         })
+    }
+}
+
+impl Netns {
+    /// Be in the user namespace that owns it, as its root, from now on. Needed where rules are
+    /// written that name users: the kernel takes them only from there (`owner_check` in
+    /// `net/netfilter/xt_owner.c`), and they are ids of that namespace, which are those that the
+    /// pod's processes have. There is no way back. Gives whether it is another one.
+    ///
+    /// # Errors
+    /// When it may not be entered, or this process has more than one thread (`setns(2)`).
+    pub fn enter_owner(&self) -> Result<bool, NetnsError> {
+        let failed = |source| NetnsError::Owner { path: self.path.clone(), source };
+        let owner = sys_netns::owner(&self.file).map_err(failed)?;
+        let id = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        let own = std::fs::metadata(OWN_USERS).map(id);
+        if own.is_ok_and(|own| owner.metadata().map(id).is_ok_and(|owner| owner == own)) {
+            return Ok(false);
+        }
+        setns(&owner, CloneFlags::CLONE_NEWUSER).map_err(failed)?;
+        // Capabilities are there without it; programs that are run keep them as root alone. A
+        // namespace without a root runs none.
+        let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+        let _root = setresgid(gid, gid, gid).and_then(|()| setresuid(uid, uid, uid));
+        Ok(true)
     }
 }
 

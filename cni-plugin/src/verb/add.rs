@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use millrace_host::netns::Netns;
 use serde_json::{Map, json};
 
 use super::{Job, enter, failed};
@@ -40,6 +41,7 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
     // The note comes first: what is in the namespace is never unknown to it.
     let path = job.request.netns.clone().unwrap_or_default();
     note(job, &path, &netns.id().to_string(), &decided.pod);
+    enter_owner(job, &netns)?;
     let mut pod = enter(&netns, &path)?;
     let left = job.deadline.saturating_duration_since(std::time::Instant::now());
     let applied = pod.apply(captured.policy, job.config.backend, left).map_err(|error| {
@@ -63,6 +65,19 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
     let members = members.map(|(name, value)| (name.to_owned(), value));
     job.log.done(Level::Info, "captured", Map::from_iter(members));
     Ok(result)
+}
+
+/// A pod with users of its own has the rules written from among them, so that ids in rules are
+/// those that the kernel compares.
+fn enter_owner(job: &mut Job<'_>, netns: &Netns) -> Result<(), CniError> {
+    match netns.enter_owner() {
+        Ok(false) => Ok(()),
+        Ok(true) => {
+            job.log.know("userNamespace", json!(true));
+            Ok(())
+        }
+        Err(error) => Err(CniError::new(Code::NotCaptured, error.to_string())),
+    }
 }
 
 /// A note that can't be written costs CHECK a lookup, and GC a pod that it does not know.

@@ -330,7 +330,7 @@ fn write_list(folder: &Path, list: &List) -> Result<()> {
     fs::write(path, text.to_string()).context("a list of plugins")
 }
 
-/// Settings that do in a container or a virtual machine too: no AppArmor, no system manager, no
+/// Settings that do in a container or a virtual machine too: no `AppArmor`, no system manager, no
 /// control group or limit that may not be there.
 fn settings(folder: &Path) -> String {
     let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
