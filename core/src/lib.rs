@@ -25,6 +25,7 @@ pub mod policy;
 pub mod preflight;
 pub mod report;
 pub mod ruleset;
+pub mod sim;
 pub mod source;
 pub mod status;
 pub mod value;

@@ -1,6 +1,6 @@
 //! The text of nftables, as `nft -f` takes it.
 
-use super::{NftEmission, NftRuleset, OwnerSpelling, Statement};
+use super::{NftEmission, NftLayout, NftRuleset, OwnerSpelling, Statement};
 use crate::ruleset::{Chain, Hook, Owner, Side, Table};
 use crate::value::{Family, InterfacePattern, PortRange};
 
@@ -28,8 +28,7 @@ pub fn render_transaction(ruleset: &NftRuleset) -> String {
         let mut written: Vec<&NftEmission> = Vec::new();
         for emission in ruleset.emissions.iter().filter(|e| e.table == table) {
             let chain = called(&emission.chain);
-            let words: Vec<String> = emission.rule.iter().map(|s| statement(s, &called)).collect();
-            let rule = words.join(" ");
+            let rule = rule_text(ruleset.layout, table, &emission.rule);
             let before = written.iter().filter(|e| e.chain == emission.chain).count();
             match emission.before {
                 Some(index) if index < before => {
@@ -42,6 +41,13 @@ pub fn render_transaction(ruleset: &NftRuleset) -> String {
         }
     }
     text
+}
+
+/// The text of a rule of a table.
+pub fn rule_text(layout: &NftLayout, table: Table, rule: &[Statement]) -> String {
+    let called = |chain: &Chain| layout.chain(table, chain);
+    let words: Vec<String> = rule.iter().map(|s| statement(s, &called)).collect();
+    words.join(" ")
 }
 
 /// Type and priority of a base chain (`nft(8)`, standard priority names).

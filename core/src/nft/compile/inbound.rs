@@ -38,7 +38,11 @@ pub(super) fn interfaces(b: &mut Builder<'_>) {
 pub(super) fn drop_invalid(b: &mut Builder<'_>) {
     let Some(source) = &b.policy.drop_invalid else { return };
     let layout = b.layout;
-    let invalid = vec![tcp(), Statement::State(vec![ConnState::Invalid])];
+    let mut invalid = vec![Statement::State(vec![ConnState::Invalid])];
+    // The reference drops TCP alone with nftables, and every protocol with iptables.
+    if b.as_reference {
+        invalid.insert(0, tcp());
+    }
     let reason = why(source, "packets that belong to no connection are dropped");
     b.hook(Table::Mangle, Hook::Prerouting, rule(invalid, jump(&layout.drop)), reason);
     let reason = why(source, "drops what is sent here");

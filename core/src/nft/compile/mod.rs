@@ -18,7 +18,8 @@ use crate::value::{Cidr, Family, InterfacePattern, Port, PortRange};
 /// The rules that carry out `policy`. Without IPv6 in the policy, rules that name no address still
 /// meet its packets, in tables that serve both families: with `spare_ipv6` they are let past first.
 pub fn compile(policy: &CapturePolicy, layout: &'static NftLayout, spare_ipv6: bool) -> NftRuleset {
-    let mut b = Builder { policy, layout: &layout.chains, emissions: Vec::new() };
+    let as_reference = !layout.one_table;
+    let mut b = Builder { policy, layout: &layout.chains, as_reference, emissions: Vec::new() };
     inbound::interfaces(&mut b);
     inbound::drop_invalid(&mut b);
     inbound::chains(&mut b);
@@ -56,6 +57,8 @@ fn spare(b: &mut Builder<'_>) {
 struct Builder<'p> {
     policy: &'p CapturePolicy,
     layout: &'p crate::compile::Layout,
+    /// Whether every rule is to be the reference's.
+    as_reference: bool,
     emissions: Vec<NftEmission>,
 }
 

@@ -1,0 +1,394 @@
+//! Rules one after the other, and what they do.
+
+use super::packet::{Connection, Mark, Packet, Value};
+use super::program::{Bound, ChainId, RuleId};
+use super::question::{Known, Protocol};
+use super::ranges::number;
+use super::rule::{Action, MarkChange, States, Translation};
+use super::test::Truth;
+use super::walk::{Halt, Walk};
+use super::witness::{Met, Witness};
+use crate::ruleset::Hook;
+
+/// How a rule ends.
+enum Flow {
+    /// The next part of the rule follows, or the next rule.
+    Next,
+    /// The next rule follows.
+    Break,
+    /// The chain ends, and the one that jumped here goes on.
+    Back,
+    /// The chain that the kernel called ends.
+    Done,
+}
+
+/// The most jumps in each other; `nf_tables` takes 16, and iptables no loops.
+const DEEPEST: usize = 64;
+
+/// Destination and source, as indices of what is settled of a connection.
+const DESTINATION: usize = 0;
+const SOURCE: usize = 1;
+
+impl<'a, W: Witness> Walk<'a, W> {
+    /// Whether a rule of the chain decided; if none did, its policy holds.
+    pub(super) fn chain(
+        &mut self,
+        chain: ChainId,
+        hook: Hook,
+        packet: &mut Packet<'a>,
+    ) -> Result<bool, Halt> {
+        let program = self.program;
+        for (id, steps) in &program.chains[chain.0].rules {
+            match self.rule(*id, steps, hook, packet)? {
+                Flow::Next | Flow::Break => {}
+                Flow::Back => return Ok(false),
+                Flow::Done => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+
+    fn rule(
+        &mut self,
+        id: RuleId,
+        steps: &'a [Bound],
+        hook: Hook,
+        packet: &mut Packet<'a>,
+    ) -> Result<Flow, Halt> {
+        let mut unclear: Option<&str> = None;
+        let mut told = false;
+        for step in steps {
+            let action = match step {
+                Bound::Test(test) => {
+                    match self.holds(test, packet) {
+                        Truth::Yes => {}
+                        Truth::No => {
+                            if W::LISTENS && !told {
+                                let why = self.why_not(test, packet);
+                                self.met(id, Met::Failed(why));
+                            }
+                            return Ok(Flow::Next);
+                        }
+                        Truth::Unknown(what) => unclear = unclear.or(Some(what)),
+                    }
+                    continue;
+                }
+                Bound::Do(Action::Note) => continue,
+                Bound::Do(action) => Some(action),
+                Bound::Jump { .. } => None,
+            };
+            if let Some(what) = unclear {
+                return Err(self.unknown(id, what));
+            }
+            if !told {
+                self.met(id, Met::Matched);
+                told = true;
+            }
+            let flow = match (step, action) {
+                (Bound::Jump { to, back }, _) => {
+                    if self.stack.len() > DEEPEST {
+                        return Err(self.unknown(id, "chains that call each other for ever"));
+                    }
+                    self.stack.push(id);
+                    let done = self.chain(*to, hook, packet)?;
+                    self.stack.pop();
+                    match (done, back) {
+                        (true, _) => Flow::Done,
+                        (false, true) => Flow::Next,
+                        (false, false) => Flow::Back,
+                    }
+                }
+                (_, Some(action)) => self.act(id, action, hook, packet)?,
+                (_, None) => Flow::Next,
+            };
+            if !matches!(flow, Flow::Next) {
+                return Ok(flow);
+            }
+        }
+        if W::LISTENS && !told {
+            let met = unclear.map_or(Met::Matched, |what| Met::Unclear(what.to_owned()));
+            self.met(id, met);
+        }
+        Ok(Flow::Next)
+    }
+
+    fn met(&mut self, id: RuleId, met: Met) {
+        if W::LISTENS {
+            self.witness.met(id, self.stack.len(), met);
+        }
+    }
+
+    fn unknown(&mut self, id: RuleId, what: &str) -> Halt {
+        self.met(id, Met::Unclear(what.to_owned()));
+        self.decide(id);
+        Halt::Unknown { rule: Some(id), what: what.to_owned() }
+    }
+
+    /// This rule, and those whose jumps led to it, decided.
+    fn decide(&mut self, id: RuleId) {
+        self.decided.clone_from(&self.stack);
+        self.decided.push(id);
+    }
+
+    fn act(
+        &mut self,
+        id: RuleId,
+        action: &'a Action,
+        hook: Hook,
+        packet: &mut Packet<'a>,
+    ) -> Result<Flow, Halt> {
+        match action {
+            Action::Accept | Action::Return => {
+                if self.deciding && !self.acted {
+                    self.decide(id);
+                }
+                return Ok(if *action == Action::Accept { Flow::Done } else { Flow::Back });
+            }
+            Action::Drop => {
+                self.decide(id);
+                let why = "a rule says so".to_owned();
+                return Err(Halt::Dropped { rule: Some(id), why });
+            }
+            Action::Reject => {
+                self.decide(id);
+                return Err(Halt::Refused(id));
+            }
+            Action::Redirect(ports) => {
+                let address = self.own_address(hook, packet).ok_or_else(|| Halt::Dropped {
+                    rule: Some(id),
+                    why: "the interface it came in by has no address to redirect to".to_owned(),
+                })?;
+                return self.lead(id, Some(address), *ports, packet);
+            }
+            Action::Dnat(to) => {
+                let address = to.address.map(number);
+                return self.lead(id, address, to.ports, packet);
+            }
+            Action::Snat(Translation { address, ports }) => {
+                let address = address.map_or(packet.ends.source.number, number);
+                return self.hide(id, address, *ports, packet);
+            }
+            Action::Masquerade(ports) => {
+                let own = packet.output.filter(|name| *name != "lo");
+                let own = own.and_then(|o| self.namespace.first_address(o, packet.family));
+                let Some(own) = own else {
+                    return Err(self.unknown(id, "MASQUERADE of what stays in the pod"));
+                };
+                return self.hide(id, own, *ports, packet);
+            }
+            Action::Tproxy { port, family, .. } => {
+                let fits = matches!(packet.protocol, Protocol::TCP | Protocol::UDP)
+                    && family.is_none_or(|family| family == packet.family);
+                if !fits {
+                    return Ok(Flow::Break);
+                }
+                packet.taken = Some(port.map_or(packet.ends.port, |p| Value::made(p.into())));
+                self.decide(id);
+                self.acted = true;
+            }
+            Action::Mark(change) => packet.mark = changed(packet.mark, *change),
+            Action::Unknown(what) => return Err(self.unknown(id, what)),
+            Action::Zone(zone) => {
+                if !packet.seen {
+                    packet.zone = *zone;
+                }
+            }
+            Action::Notrack => {
+                if !packet.seen {
+                    packet.seen = true;
+                    packet.state = States::UNTRACKED;
+                }
+            }
+            Action::Connmark(_) | Action::Save { .. } | Action::Restore { .. } => {
+                self.connmark(action, packet);
+            }
+            Action::Note | Action::Jump(_) | Action::Goto(_) => {}
+        }
+        Ok(Flow::Next)
+    }
+
+    fn connmark(&mut self, action: &Action, packet: &mut Packet<'_>) {
+        let Some((at, _)) = packet.connection else { return };
+        let mark = &mut self.connections[at].mark;
+        match action {
+            Action::Connmark(change) => *mark = changed(*mark, *change),
+            Action::Save { packet: own, connection } => {
+                *mark = mark.bits(!connection).flipped(packet.mark.bits(*own));
+            }
+            Action::Restore { packet: own, connection } => {
+                packet.mark = packet.mark.bits(!own).flipped(mark.bits(*connection));
+            }
+            _ => {}
+        }
+    }
+
+    /// Where a REDIRECT leads (`nf_nat_redirect.c`).
+    fn own_address(&self, hook: Hook, packet: &Packet<'_>) -> Option<u128> {
+        let interface = match hook {
+            Hook::Output => "lo",
+            _ => packet.input?,
+        };
+        self.namespace.first_address(interface, packet.family)
+    }
+
+    /// Change the destination of a packet's connection.
+    fn lead(
+        &mut self,
+        id: RuleId,
+        address: Option<u128>,
+        ports: Option<(u16, u16)>,
+        packet: &mut Packet<'a>,
+    ) -> Result<Flow, Halt> {
+        let Some((at, _)) = packet.connection else { return Ok(Flow::Done) };
+        let address = address.map_or(packet.ends.destination, Value::made);
+        let Some(port) = within(packet.ends.port, ports, packet.protocol) else {
+            return Err(self.unknown(id, "which port of a range is taken"));
+        };
+        self.connections[at].to = Some((address, port));
+        self.connections[at].settled[DESTINATION] = true;
+        self.decide(id);
+        self.acted = true;
+        Ok(Flow::Done)
+    }
+
+    /// Change the source of a packet's connection.
+    fn hide(
+        &mut self,
+        id: RuleId,
+        address: u128,
+        ports: Option<(u16, u16)>,
+        packet: &mut Packet<'a>,
+    ) -> Result<Flow, Halt> {
+        let Some((at, _)) = packet.connection else { return Ok(Flow::Done) };
+        let Some(port) = within(packet.ends.source_port, ports, packet.protocol) else {
+            return Err(self.unknown(id, "which port of a range is taken"));
+        };
+        self.connections[at].from = Some((Value::made(address), port));
+        self.connections[at].settled[SOURCE] = true;
+        Ok(Flow::Done)
+    }
+
+    /// Find or begin the packet's connection.
+    pub(super) fn track(&mut self, packet: &mut Packet<'a>) {
+        // What comes back over loopback was seen on its way out.
+        if packet.seen {
+            return;
+        }
+        packet.seen = true;
+        let same = |c: &Connection| c.zone == packet.zone && c.protocol == packet.protocol;
+        let known = self.connections.iter().enumerate().find_map(|(at, c)| {
+            let there = same(c) && c.ends.is(packet.ends);
+            let back = same(c) && c.answer().is(packet.ends);
+            (there || back).then_some((at, back))
+        });
+        if let Some((at, back)) = known {
+            packet.connection = Some((at, back));
+            packet.state = if back { States::ESTABLISHED } else { self.connections[at].state };
+            return;
+        }
+        let first = self.connections.is_empty();
+        let (state, mark) = match self.question.known {
+            _ if !first => {
+                // An answer without a question: TCP starts no connection so.
+                if packet.protocol == Protocol::TCP {
+                    packet.state = States::INVALID;
+                    return;
+                }
+                (States::NEW, 0)
+            }
+            Known::New => (States::NEW, 0),
+            Known::Related(mark) => (States::RELATED, mark),
+            Known::Established(mark) => (States::ESTABLISHED, mark),
+            Known::Invalid => {
+                packet.state = States::INVALID;
+                return;
+            }
+        };
+        packet.state = state;
+        packet.connection = Some((self.connections.len(), false));
+        self.connections.push(Connection {
+            zone: packet.zone,
+            protocol: packet.protocol,
+            ends: packet.ends,
+            mark: Mark::made(mark),
+            to: None,
+            from: None,
+            settled: [state == States::ESTABLISHED; 2],
+            state,
+        });
+    }
+
+    /// Address translation at a hook: rules are asked once for each connection and side
+    /// (`nf_nat_inet_fn()`), and what they said holds for all of its packets.
+    pub(super) fn translate(
+        &mut self,
+        chains: &[ChainId],
+        hook: Hook,
+        packet: &mut Packet<'a>,
+    ) -> Result<(), Halt> {
+        let Some((at, back)) = packet.connection else { return Ok(()) };
+        let side = match hook {
+            Hook::Prerouting | Hook::Output => DESTINATION,
+            _ => SOURCE,
+        };
+        if !self.connections[at].settled[side] {
+            for chain in chains {
+                self.base(*chain, hook, packet)?;
+                if self.connections[at].settled[side] {
+                    break;
+                }
+            }
+            self.connections[at].settled[side] = true;
+        } else if W::LISTENS && !chains.is_empty() {
+            self.witness.note("nat is not asked again for this connection".to_owned());
+        }
+        let connection = self.connections[at];
+        let before = packet.ends;
+        let ends = &mut packet.ends;
+        match (back, side) {
+            (false, DESTINATION) => {
+                if let Some(to) = connection.to {
+                    (ends.destination, ends.port) = to;
+                }
+            }
+            (false, _) => {
+                if let Some(from) = connection.from {
+                    (ends.source, ends.source_port) = from;
+                }
+            }
+            // What goes back is translated back where the other side was.
+            (true, DESTINATION) => {
+                if connection.from.is_some() {
+                    let first = connection.ends;
+                    (ends.destination, ends.port) = (first.source, first.source_port);
+                }
+            }
+            (true, _) => {
+                if connection.to.is_some() {
+                    let first = connection.ends;
+                    (ends.source, ends.source_port) = (first.destination, first.port);
+                }
+            }
+        }
+        if W::LISTENS && !before.is(packet.ends) {
+            let text = self.text(packet);
+            self.witness.note(format!("it is translated: {text}"));
+        }
+        Ok(())
+    }
+}
+
+const fn changed(mark: Mark, change: MarkChange) -> Mark {
+    let kept = mark.bits(change.keep);
+    Mark { keep: kept.keep, flip: kept.flip ^ change.flip }
+}
+
+/// The port that a packet gets of a range: its own if it is one of them.
+fn within(own: Value, ports: Option<(u16, u16)>, protocol: Protocol) -> Option<Value> {
+    match ports {
+        None => Some(own),
+        Some(_) if !protocol.has_ports() => Some(own),
+        Some((first, last)) if first == last => Some(Value::made(first.into())),
+        Some(_) => None,
+    }
+}

@@ -1,0 +1,157 @@
+//! What becomes of a connection.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Serialize;
+
+use super::program::RuleId;
+
+/// How a connection reaches a socket of the namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum How {
+    /// As it was sent.
+    Unchanged,
+    /// Its destination was translated.
+    Translated,
+    /// Its addresses are as they were, but another socket has it.
+    Transparent,
+}
+
+/// The end of a connection's first packet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase", tag = "fate")]
+pub enum Fate {
+    /// A socket of the namespace gets it.
+    Delivered {
+        /// The port that the socket listens on.
+        port: u16,
+        /// How it got there.
+        how: How,
+        /// Where the packet goes when it gets there: the address of the accepted socket.
+        destination: SocketAddr,
+        /// Where it was meant to go, as the receiver can ask for it.
+        original: SocketAddr,
+        /// Where it comes from, as the receiver sees it.
+        source: SocketAddr,
+    },
+    /// It leaves the namespace.
+    Passed {
+        /// The interface it leaves by.
+        interface: String,
+        /// Where it goes.
+        destination: SocketAddr,
+        /// Where it comes from.
+        source: SocketAddr,
+    },
+    /// It is discarded without a word.
+    Dropped {
+        /// By this rule, if it is one.
+        rule: Option<RuleId>,
+        /// Why.
+        why: String,
+    },
+    /// It is discarded, and the sender is told.
+    Refused {
+        /// By this rule.
+        rule: RuleId,
+    },
+    /// It can't be told, because of something that is not known.
+    Unknown {
+        /// In this rule, if it is one.
+        rule: Option<RuleId>,
+        /// What is not known.
+        what: String,
+    },
+}
+
+/// What becomes of connections, without their own addresses: connections of one class have the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "camelCase", tag = "outcome")]
+pub enum Outcome {
+    /// Another socket of the namespace than the one it was meant for gets it.
+    Captured {
+        /// The port that the socket listens on; none if it is the connection's own.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+        /// How it got there.
+        how: How,
+    },
+    /// It is led to somebody outside who was not asked.
+    Led {
+        /// The address; none if it is the connection's own.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        address: Option<IpAddr>,
+        /// The port; none if it is the connection's own.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+    },
+    /// The socket that it was meant for gets it.
+    Delivered,
+    /// It leaves by this interface.
+    Passed {
+        /// The interface.
+        interface: String,
+        /// Whether it leaves from another address.
+        masked: bool,
+    },
+    /// It is discarded.
+    Dropped {
+        /// Why.
+        why: String,
+    },
+    /// It is refused.
+    Refused,
+    /// It can't be told.
+    Unknown {
+        /// What is not known.
+        what: String,
+    },
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Captured { port: None, .. } => f.write_str("taken by this pod, same port"),
+            Self::Captured { port: Some(port), how: How::Transparent } => {
+                write!(f, "handed to port {port}, addresses untouched")
+            }
+            Self::Captured { port: Some(port), .. } => write!(f, "redirected to port {port}"),
+            Self::Led { address: Some(address), port: Some(port) } => {
+                write!(f, "led to {}", SocketAddr::new(*address, *port))
+            }
+            Self::Led { address: Some(address), port: None } => write!(f, "led to {address}"),
+            Self::Led { address: None, port: Some(port) } => write!(f, "led to port {port}"),
+            Self::Led { .. } => f.write_str("led elsewhere"),
+            Self::Delivered => f.write_str("delivered as it is"),
+            Self::Passed { interface, masked: false } => write!(f, "leaves by {interface}"),
+            Self::Passed { interface, masked: true } => {
+                write!(f, "leaves by {interface} from another address")
+            }
+            Self::Dropped { why } => write!(f, "dropped: {why}"),
+            Self::Refused => f.write_str("refused"),
+            Self::Unknown { what } => write!(f, "unknown: {what}"),
+        }
+    }
+}
+
+/// What becomes of the answer to a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase", tag = "reply")]
+pub enum Reply {
+    /// It comes back to who asked, from whom was asked.
+    Arrives,
+    /// It does not.
+    Lost {
+        /// Why not.
+        why: String,
+    },
+    /// It can't be told.
+    Unknown {
+        /// In this rule, if it is one.
+        rule: Option<RuleId>,
+        /// What is not known.
+        what: String,
+    },
+}

@@ -1,0 +1,34 @@
+//! From rules in their own language to steps of a walk.
+
+mod iptables;
+mod nft;
+mod options;
+mod text;
+
+use crate::ruleset::Side;
+use crate::value::{Cidr, Family};
+
+use super::question::Protocol;
+use super::ranges::Ranges;
+use super::rule::{Field, Test};
+
+pub use iptables::{of_dump, of_ruleset};
+pub use nft::of_nft;
+
+fn protocol(number: Protocol, negated: bool) -> Test {
+    is(Field::Protocol, negated, Ranges::one(number.0.into()))
+}
+
+fn ports(side: Side, negated: bool, set: Ranges) -> Test {
+    is(Field::port(side), negated, set)
+}
+
+/// An address in one of these networks, all of one family.
+fn addresses(side: Side, negated: bool, cidrs: &[Cidr], family: Family) -> Test {
+    let set = cidrs.iter().map(|c| Ranges::network(*c)).fold(Ranges::default(), |a, b| a.or(&b));
+    Test::Is { field: Field::address(side), negated, set, family: Some(family), socket: false }
+}
+
+const fn is(field: Field, negated: bool, set: Ranges) -> Test {
+    Test::Is { field, negated, set, family: None, socket: false }
+}

@@ -1,0 +1,349 @@
+//! The text of a rule that Millrace did not write: what of iptables' extensions says something
+//! about the way of a packet is understood, and everything else is named.
+
+use super::super::question::Protocol;
+use super::super::ranges::Ranges;
+use super::super::rule::{Action, Field, MarkChange, States, Step, Test, Translation, Way};
+use super::options::{
+    address_range, id_range, int, masked, network, port_list, port_range, to_ports, translation,
+    words,
+};
+use super::{addresses, is, ports, protocol};
+use crate::plan::Groups;
+use crate::ruleset::{Masked, Side};
+use crate::value::{Family, GroupName};
+
+/// The steps of a rule of a family, from its text without `-A CHAIN`.
+pub(super) fn steps(text: &str, family: Family, groups: &Groups) -> Vec<Step> {
+    let words = words(text);
+    let mut reader = Reader { words: &words, at: 0, module: "", steps: Vec::new(), family, groups };
+    reader.read();
+    reader.steps
+}
+
+struct Reader<'w> {
+    words: &'w [String],
+    at: usize,
+    /// The module that options belong to.
+    module: &'w str,
+    steps: Vec<Step>,
+    family: Family,
+    groups: &'w Groups,
+}
+
+/// Targets that the way of a packet does not depend on.
+const NOTES: [&str; 15] = [
+    "LOG",
+    "NFLOG",
+    "ULOG",
+    "TRACE",
+    "AUDIT",
+    "TCPMSS",
+    "TCPOPTSTRIP",
+    "CLASSIFY",
+    "CHECKSUM",
+    "DSCP",
+    "TOS",
+    "TTL",
+    "HL",
+    "ECN",
+    "SET",
+];
+
+impl<'w> Reader<'w> {
+    fn next(&mut self) -> Option<&'w str> {
+        let word = self.words.get(self.at)?;
+        self.at += 1;
+        Some(word)
+    }
+
+    fn peek(&self) -> Option<&'w str> {
+        self.words.get(self.at).map(String::as_str)
+    }
+
+    fn read(&mut self) {
+        while let Some(word) = self.next() {
+            let (negated, option) = match word {
+                "!" => (true, self.next().unwrap_or_default()),
+                option => (false, option),
+            };
+            match option {
+                "-j" | "--jump" => return self.target(),
+                "-g" | "--goto" => {
+                    let chain = self.next().unwrap_or_default().to_owned();
+                    self.steps.push(Action::Goto(chain).into());
+                    return;
+                }
+                "-m" | "--match" => self.module = self.next().unwrap_or_default(),
+                // Counters of `iptables -S -v`.
+                "-c" => self.at += 2,
+                option => self.option(option, negated),
+            }
+            if matches!(option, "-m" | "--match") && self.ends_module() {
+                self.bare_module();
+            }
+        }
+        self.steps.push(Action::Note.into());
+    }
+
+    /// Whether the module has no options of its own.
+    fn ends_module(&self) -> bool {
+        matches!(self.peek(), None | Some("-m" | "-j" | "-g"))
+    }
+
+    /// A module that says something without any option.
+    fn bare_module(&mut self) {
+        if matches!(self.module, "tcp" | "udp" | "comment" | "icmp" | "icmp6" | "sctp") {
+            return;
+        }
+        self.unknown(format!("-m {}", self.module));
+    }
+
+    fn unknown(&mut self, what: String) {
+        self.steps.push(Test::Unknown(what).into());
+    }
+
+    fn option(&mut self, option: &'w str, negated: bool) {
+        let start = self.at;
+        if let Some(tests) = self.tests(option, negated) {
+            self.steps.extend(tests.into_iter().map(Step::Test));
+            return;
+        }
+        // Everything up to the next option is this one's.
+        self.at = start;
+        let mut text = option.to_owned();
+        if !self.module.is_empty() {
+            text = format!("-m {} {text}", self.module);
+        }
+        while let Some(word) = self.peek().filter(|w| !w.starts_with('-') && *w != "!") {
+            text = format!("{text} {word}");
+            self.at += 1;
+        }
+        let not = if negated { "! " } else { "" };
+        self.unknown(format!("{not}{text}"));
+    }
+
+    /// What an option asks; none if it is not known.
+    fn tests(&mut self, option: &str, negated: bool) -> Option<Vec<Test>> {
+        let family = self.family;
+        let one = match (self.module, option) {
+            (_, "-s" | "--source") => {
+                addresses(Side::Source, negated, &[network(self.next()?)?], family)
+            }
+            (_, "-d" | "--destination") => {
+                addresses(Side::Destination, negated, &[network(self.next()?)?], family)
+            }
+            (_, "-i" | "--in-interface") => return self.interface(Way::In, negated),
+            (_, "-o" | "--out-interface") => return self.interface(Way::Out, negated),
+            (_, "-p" | "--protocol") => match self.next()? {
+                "all" | "0" if !negated => return Some(Vec::new()),
+                name => protocol(Protocol::from_name(name)?, negated),
+            },
+            (_, "--sport" | "--source-port") => {
+                ports(Side::Source, negated, port_range(self.next()?)?)
+            }
+            (_, "--dport" | "--destination-port") => {
+                ports(Side::Destination, negated, port_range(self.next()?)?)
+            }
+            (_, "--syn") => Test::Syn { negated },
+            (_, "--tcp-flags") => match (self.next()?, self.next()?) {
+                ("FIN,SYN,RST,ACK" | "SYN,RST,ACK,FIN", "SYN") => Test::Syn { negated },
+                _ => return None,
+            },
+            ("multiport", "--sports" | "--source-ports") => {
+                ports(Side::Source, negated, port_list(self.next()?)?)
+            }
+            ("multiport", "--dports" | "--destination-ports") => {
+                ports(Side::Destination, negated, port_list(self.next()?)?)
+            }
+            ("multiport", "--ports") => Test::EitherPort { negated, set: port_list(self.next()?)? },
+            ("owner", "--uid-owner") => is(Field::Uid, negated, id_range(self.next()?)?),
+            ("owner", "--gid-owner") => is(Field::Gid, negated, self.group()?),
+            ("owner", "--socket-exists") => Test::Socket { negated },
+            ("conntrack", "--ctstate") | ("state", "--state") => {
+                let mut names = self.next()?.split(',').map(States::from_name);
+                let states = names.try_fold(States(0), |all, one| Some(all.or(one?)))?;
+                Test::State { negated, states }
+            }
+            ("conntrack", "--ctdir") => match self.next()? {
+                "ORIGINAL" => Test::Original { negated },
+                "REPLY" => Test::Original { negated: !negated },
+                _ => return None,
+            },
+            ("mark", "--mark") => {
+                Test::Mark { connection: false, negated, mark: masked(self.next()?)? }
+            }
+            ("connmark", "--mark") => {
+                Test::Mark { connection: true, negated, mark: masked(self.next()?)? }
+            }
+            ("addrtype", "--src-type") if self.next()? == "LOCAL" => {
+                Test::Local { side: Side::Source, negated }
+            }
+            ("addrtype", "--dst-type") if self.next()? == "LOCAL" => {
+                Test::Local { side: Side::Destination, negated }
+            }
+            ("iprange", "--src-range") => self.range(Side::Source, negated)?,
+            ("iprange", "--dst-range") => self.range(Side::Destination, negated)?,
+            ("comment", "--comment") => {
+                self.next()?;
+                return Some(Vec::new());
+            }
+            _ => return None,
+        };
+        Some(vec![one])
+    }
+
+    fn range(&mut self, side: Side, negated: bool) -> Option<Test> {
+        let set = address_range(self.next()?)?;
+        let (field, family) = (Field::address(side), Some(self.family));
+        Some(Test::Is { field, negated, set, family, socket: false })
+    }
+
+    fn interface(&mut self, way: Way, negated: bool) -> Option<Vec<Test>> {
+        let name = self.next()?;
+        // Every name starts with nothing.
+        if name == "+" {
+            return (!negated).then(Vec::new);
+        }
+        Some(vec![Test::Interface { way, negated, names: vec![name.parse().ok()?] }])
+    }
+
+    /// A group by number, range or name.
+    fn group(&mut self) -> Option<Ranges> {
+        let text = self.next()?;
+        let by_name = || {
+            let name: GroupName = text.parse().ok()?;
+            self.groups.get(&name).map(|gid| Ranges::one(gid.get().into()))
+        };
+        id_range(text).or_else(by_name)
+    }
+
+    fn target(&mut self) {
+        let name = self.next().unwrap_or_default();
+        let start = self.at;
+        let actions = self.actions(name).filter(|_| self.at == self.words.len());
+        let actions = actions.unwrap_or_else(|| {
+            let mut text = format!("-j {name}");
+            for word in &self.words[start..] {
+                text = format!("{text} {word}");
+            }
+            vec![Action::Unknown(text)]
+        });
+        self.steps.extend(actions.into_iter().map(Step::Do));
+    }
+
+    /// What a target does; none if it, or an option of it, is not known.
+    fn actions(&mut self, name: &str) -> Option<Vec<Action>> {
+        let one = match name {
+            "ACCEPT" => Action::Accept,
+            "DROP" => Action::Drop,
+            "RETURN" => Action::Return,
+            "REJECT" => {
+                self.at = self.words.len();
+                Action::Reject
+            }
+            "NOTRACK" => Action::Notrack,
+            "REDIRECT" => Action::Redirect(self.optional_ports()?.ports),
+            "MASQUERADE" => Action::Masquerade(self.optional_ports()?.ports),
+            "DNAT" => Action::Dnat(self.translated("--to-destination")?),
+            "SNAT" => Action::Snat(self.translated("--to-source")?),
+            "TPROXY" => return self.tproxy(),
+            "MARK" => Action::Mark(self.mark_change()?),
+            "CONNMARK" => return self.connmark().map(|action| vec![action]),
+            "CT" => match self.next()? {
+                "--notrack" => Action::Notrack,
+                "--zone" => Action::Zone(u16::try_from(int(self.next()?)?).ok()?),
+                _ => return None,
+            },
+            note if NOTES.contains(&note) => {
+                self.at = self.words.len();
+                Action::Note
+            }
+            // Names of targets are upper case words of the manual; chains may be called so too.
+            "QUEUE" | "NFQUEUE" | "TEE" | "NETMAP" | "SYNPROXY" | "CLUSTERIP" | "IDLETIMER"
+            | "RATEEST" | "LED" | "HMARK" | "SECMARK" | "CONNSECMARK" | "DNPT" | "SNPT" => {
+                return None;
+            }
+            chain => Action::Jump(chain.to_owned()),
+        };
+        Some(vec![one])
+    }
+
+    /// An optional range of ports, and options that say how one of a range is chosen.
+    fn optional_ports(&mut self) -> Option<Translation> {
+        let mut to = Translation::default();
+        while let Some(word) = self.next() {
+            match word {
+                "--random" | "--random-fully" | "--persistent" => {}
+                "--to-ports" | "--to-port" => to.ports = Some(to_ports(self.next()?)?),
+                _ => return None,
+            }
+        }
+        Some(to)
+    }
+
+    fn translated(&mut self, option: &str) -> Option<Translation> {
+        let mut to = None;
+        while let Some(word) = self.next() {
+            match word {
+                "--random" | "--random-fully" | "--persistent" => {}
+                word if word == option => to = Some(translation(self.next()?)?),
+                _ => return None,
+            }
+        }
+        to
+    }
+
+    fn tproxy(&mut self) -> Option<Vec<Action>> {
+        let (mut port, mut address, mut mark) = (None, None, Masked { value: 0, mask: 0 });
+        while let Some(word) = self.next() {
+            match word {
+                "--on-port" => port = Some(self.next()?.parse().ok()?),
+                "--on-ip" => address = Some(self.next()?.parse().ok()?),
+                "--tproxy-mark" => mark = masked(self.next()?)?,
+                _ => return None,
+            }
+        }
+        let tproxy = Action::Tproxy { port: port.filter(|p| *p != 0), address, family: None };
+        Some(vec![tproxy, Action::Mark(MarkChange::exchange(mark)), Action::Accept])
+    }
+
+    fn mark_change(&mut self) -> Option<MarkChange> {
+        let option = self.next()?;
+        let value = self.next()?;
+        Some(match option {
+            "--set-mark" => MarkChange::set(masked(value)?),
+            "--set-xmark" => MarkChange::exchange(masked(value)?),
+            "--and-mark" => MarkChange { keep: int(value)?, flip: 0 },
+            "--or-mark" => {
+                let bits = int(value)?;
+                MarkChange { keep: !bits, flip: bits }
+            }
+            "--xor-mark" => MarkChange { keep: u32::MAX, flip: int(value)? },
+            _ => return None,
+        })
+    }
+
+    fn connmark(&mut self) -> Option<Action> {
+        let option = self.peek()?;
+        if !matches!(option, "--save-mark" | "--restore-mark") {
+            return self.mark_change().map(Action::Connmark);
+        }
+        self.at += 1;
+        let (mut packet, mut connection) = (u32::MAX, u32::MAX);
+        while let Some(word) = self.next() {
+            let mask = int(self.next()?)?;
+            match word {
+                "--nfmask" => packet = mask,
+                "--ctmask" => connection = mask,
+                "--mask" => (packet, connection) = (mask, mask),
+                _ => return None,
+            }
+        }
+        Some(if option == "--save-mark" {
+            Action::Save { packet, connection }
+        } else {
+            Action::Restore { packet, connection }
+        })
+    }
+}

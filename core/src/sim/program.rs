@@ -1,0 +1,309 @@
+//! Rules of any number of sources, put together as the kernel calls them. Compiled once, walked
+//! often.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use super::rule::{Action, Step, Test};
+use crate::iptables::Counters;
+use crate::ruleset::{Hook, Reason};
+use crate::value::Family;
+
+/// What a base chain is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Letting past or not, and marking.
+    Filter,
+    /// Routing again when something of the packet was changed.
+    Route,
+    /// Address translation, once for each connection.
+    Nat,
+}
+
+/// Where a chain is called from by the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// The hook.
+    pub hook: Hook,
+    /// What it is for.
+    pub kind: Kind,
+    /// Its place among the others, low first.
+    pub priority: i32,
+    /// What becomes of a packet that no rule decides about.
+    pub policy: Policy,
+}
+
+/// The end of a base chain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// Go on.
+    #[default]
+    Accept,
+    /// Discard.
+    Drop,
+}
+
+/// A rule of a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceRule {
+    /// Its text, as its own language has it, without its chain.
+    pub text: String,
+    /// Why it is there, if that is known.
+    pub reason: Option<Reason>,
+    /// What it has seen.
+    pub counters: Option<Counters>,
+    /// What it means.
+    pub steps: Vec<Step>,
+}
+
+/// A chain of a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceChain {
+    /// Its name.
+    pub name: String,
+    /// Where it is called from, if the kernel calls it.
+    pub base: Option<Base>,
+    /// Its rules.
+    pub rules: Vec<SourceRule>,
+}
+
+/// A table of a source: chains that can jump to each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceTable {
+    /// What holds it: `iptables`, `nftables`.
+    pub holder: String,
+    /// Its name.
+    pub name: String,
+    /// The families whose packets come here.
+    pub families: Vec<Family>,
+    /// Its chains.
+    pub chains: Vec<SourceChain>,
+}
+
+/// A rule, by its place in a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct RuleId(pub usize);
+
+/// A chain, by its place in a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChainId(pub usize);
+
+/// What there is to say about a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleInfo {
+    /// Its chain.
+    pub chain: ChainId,
+    /// Its place in the chain, counted from 1.
+    pub number: usize,
+    /// Its text.
+    pub text: String,
+    /// Why it is there.
+    pub reason: Option<Reason>,
+    /// What it has seen.
+    pub counters: Option<Counters>,
+}
+
+/// What there is to say about a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainInfo {
+    /// What holds its table.
+    pub holder: String,
+    /// Its table.
+    pub table: String,
+    /// Its name.
+    pub name: String,
+    /// The families whose packets come here.
+    pub families: Vec<Family>,
+    /// Where it is called from.
+    pub base: Option<Base>,
+    /// Its rules.
+    pub rules: Vec<RuleId>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Chain {
+    pub(super) rules: Vec<(RuleId, Vec<Bound>)>,
+    pub(super) policy: Policy,
+}
+
+/// A step with its jump bound to a chain.
+#[derive(Clone, Debug)]
+pub(super) enum Bound {
+    Test(Test),
+    Do(Action),
+    Jump { to: ChainId, back: bool },
+}
+
+/// What the kernel does at a hook, in order.
+#[derive(Clone, Debug)]
+pub(super) enum Call {
+    Track,
+    Chain { kind: Kind, chain: ChainId, priority: i32 },
+    Translate(Vec<ChainId>),
+}
+
+/// Rules, ready to be walked.
+#[derive(Clone, Debug)]
+pub struct Program {
+    pub(super) chains: Vec<Chain>,
+    pub(super) calls: [[Vec<Call>; 5]; 2],
+    rules: Vec<RuleInfo>,
+    infos: Vec<ChainInfo>,
+}
+
+/// Priorities of connection tracking and address translation (`linux/netfilter_ipv4.h`).
+const TRACK: i32 = -200;
+const TRANSLATE_DESTINATION: i32 = -100;
+const TRANSLATE_SOURCE: i32 = 100;
+
+impl Program {
+    /// Put tables together. Where chains have the same priority, earlier tables come first.
+    pub fn new(tables: Vec<SourceTable>) -> Self {
+        let mut program = Self {
+            chains: Vec::new(),
+            calls: std::array::from_fn(|_| std::array::from_fn(|_| Vec::new())),
+            rules: Vec::new(),
+            infos: Vec::new(),
+        };
+        for table in tables {
+            program.add(table);
+        }
+        for family in Family::ALL {
+            for hook in Hook::ALL {
+                program.calls[family_index(family)][hook_index(hook)] = program.order(family, hook);
+            }
+        }
+        program
+    }
+
+    fn add(&mut self, table: SourceTable) {
+        let first = self.chains.len();
+        let places: HashMap<String, ChainId> = table
+            .chains
+            .iter()
+            .enumerate()
+            .map(|(at, chain)| (chain.name.clone(), ChainId(first + at)))
+            .collect();
+        for chain in table.chains {
+            let id = ChainId(self.chains.len());
+            let mut rules = Vec::with_capacity(chain.rules.len());
+            let mut ids = Vec::with_capacity(chain.rules.len());
+            for (index, rule) in chain.rules.into_iter().enumerate() {
+                let rule_id = RuleId(self.rules.len());
+                let bound = rule.steps.into_iter().map(|step| bind(step, &places)).collect();
+                rules.push((rule_id, bound));
+                ids.push(rule_id);
+                self.rules.push(RuleInfo {
+                    chain: id,
+                    number: index + 1,
+                    text: rule.text,
+                    reason: rule.reason,
+                    counters: rule.counters,
+                });
+            }
+            let policy = chain.base.as_ref().map_or(Policy::Accept, |base| base.policy);
+            self.chains.push(Chain { rules, policy });
+            self.infos.push(ChainInfo {
+                holder: table.holder.clone(),
+                table: table.name.clone(),
+                name: chain.name,
+                families: table.families.clone(),
+                base: chain.base,
+                rules: ids,
+            });
+        }
+    }
+
+    fn order(&self, family: Family, hook: Hook) -> Vec<Call> {
+        let mut called: Vec<(i32, Kind, ChainId)> = Vec::new();
+        for (at, info) in self.infos.iter().enumerate() {
+            let base = info.base.as_ref().filter(|base| base.hook == hook);
+            if let Some(base) = base.filter(|_| info.families.contains(&family)) {
+                called.push((base.priority, base.kind, ChainId(at)));
+            }
+        }
+        called.sort_by_key(|(priority, ..)| *priority);
+        let is_nat = |kind: Kind| kind == Kind::Nat;
+        let nat = called.iter().filter(|c| is_nat(c.1)).map(|c| c.2).collect();
+        let mut calls: Vec<(i32, Call)> = called
+            .into_iter()
+            .filter(|c| !is_nat(c.1))
+            .map(|(priority, kind, chain)| (priority, Call::Chain { kind, chain, priority }))
+            .collect();
+        match hook {
+            Hook::Prerouting | Hook::Output => {
+                calls.push((TRACK, Call::Track));
+                calls.push((TRANSLATE_DESTINATION, Call::Translate(nat)));
+            }
+            Hook::Input | Hook::Postrouting => {
+                calls.push((TRANSLATE_SOURCE, Call::Translate(nat)));
+            }
+            Hook::Forward => {}
+        }
+        calls.sort_by_key(|(priority, _)| *priority);
+        calls.into_iter().map(|(_, call)| call).collect()
+    }
+
+    /// What there is to say about a rule of this program.
+    pub fn rule(&self, id: RuleId) -> &RuleInfo {
+        &self.rules[id.0]
+    }
+
+    /// What there is to say about a chain of this program.
+    pub fn chain(&self, id: ChainId) -> &ChainInfo {
+        &self.infos[id.0]
+    }
+
+    /// Its chains.
+    pub fn chains(&self) -> impl Iterator<Item = (ChainId, &ChainInfo)> {
+        self.infos.iter().enumerate().map(|(at, info)| (ChainId(at), info))
+    }
+
+    /// The chains that the rules of a chain go on in.
+    pub fn jumps(&self, rule: RuleId) -> Option<ChainId> {
+        let info = self.rule(rule);
+        let (_, steps) = &self.chains[info.chain.0].rules[info.number - 1];
+        steps.iter().find_map(|step| match step {
+            Bound::Jump { to, .. } => Some(*to),
+            _ => None,
+        })
+    }
+
+    /// A rule in one line: its table, chain, number and text.
+    pub fn line(&self, id: RuleId) -> String {
+        let rule = self.rule(id);
+        let chain = self.chain(rule.chain);
+        format!("{} {} {}: {}", chain.table, chain.name, rule.number, rule.text)
+    }
+}
+
+fn bind(step: Step, places: &HashMap<String, ChainId>) -> Bound {
+    let jump = |name: &String, back| match places.get(name) {
+        Some(to) => Bound::Jump { to: *to, back },
+        None => Bound::Do(Action::Unknown(format!("jump to {name}, which is not there"))),
+    };
+    match step {
+        Step::Test(test) => Bound::Test(test),
+        Step::Do(Action::Jump(name)) => jump(&name, true),
+        Step::Do(Action::Goto(name)) => jump(&name, false),
+        Step::Do(action) => Bound::Do(action),
+    }
+}
+
+pub(super) const fn family_index(family: Family) -> usize {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => 1,
+    }
+}
+
+pub(super) const fn hook_index(hook: Hook) -> usize {
+    match hook {
+        Hook::Prerouting => 0,
+        Hook::Input => 1,
+        Hook::Forward => 2,
+        Hook::Output => 3,
+        Hook::Postrouting => 4,
+    }
+}

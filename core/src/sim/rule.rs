@@ -1,0 +1,364 @@
+//! Rules as the walk carries them out, whoever wrote them and in whatever language.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::question::Protocol;
+use super::ranges::{Ranges, address};
+use crate::ruleset::{Masked, Side};
+use crate::value::{Cidr, Family, InterfacePattern};
+
+/// A number that a packet carries, or that its socket has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Field {
+    /// The transport protocol.
+    Protocol,
+    /// The source address.
+    Source,
+    /// The source port.
+    SourcePort,
+    /// The destination address.
+    Destination,
+    /// The destination port.
+    Port,
+    /// The user of the socket it comes from.
+    Uid,
+    /// The group of the socket it comes from.
+    Gid,
+}
+
+impl Field {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Uid,
+        Self::Gid,
+        Self::Protocol,
+        Self::Source,
+        Self::SourcePort,
+        Self::Destination,
+        Self::Port,
+    ];
+
+    pub(super) const fn address(side: Side) -> Self {
+        match side {
+            Side::Source => Self::Source,
+            Side::Destination => Self::Destination,
+        }
+    }
+
+    pub(super) const fn port(side: Side) -> Self {
+        match side {
+            Side::Source => Self::SourcePort,
+            Side::Destination => Self::Port,
+        }
+    }
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Protocol => "protocol",
+            Self::Source => "source",
+            Self::SourcePort => "source port",
+            Self::Destination => "destination",
+            Self::Port => "port",
+            Self::Uid => "uid",
+            Self::Gid => "gid",
+        }
+    }
+
+    /// A value of the field as people write it.
+    pub(super) fn value(self, value: u128, family: Family) -> String {
+        match self {
+            Self::Source | Self::Destination => address(family, value).to_string(),
+            Self::Protocol => Protocol(u8::try_from(value).unwrap_or(u8::MAX)).to_string(),
+            Self::Uid | Self::Gid if value == NOBODY => "none".to_owned(),
+            _ => value.to_string(),
+        }
+    }
+
+    /// A set of values as people write it, cut short where it is long.
+    pub fn values(self, set: &Ranges, family: Family) -> String {
+        const MOST: usize = 4;
+        let mut words: Vec<String> =
+            set.iter().take(MOST).map(|(first, last)| self.range(first, last, family)).collect();
+        let more = set.iter().count().saturating_sub(MOST);
+        if more > 0 {
+            words.push(format!("and {more} more"));
+        }
+        words.join(",")
+    }
+
+    fn range(self, first: u128, last: u128, family: Family) -> String {
+        if first == last {
+            return self.value(first, family);
+        }
+        if matches!(self, Self::Source | Self::Destination) {
+            let size = last - first;
+            let low = size.count_ones();
+            let length = u32::from(family.bits()).saturating_sub(low);
+            let is_network = size == u128::MAX || (size & (size + 1) == 0 && first & size == 0);
+            let cidr = u8::try_from(length).ok().and_then(|l| Cidr::new(address(family, first), l));
+            if let Some(cidr) = cidr.filter(|_| is_network) {
+                return cidr.to_string();
+            }
+        }
+        format!("{}-{}", self.value(first, family), self.value(last, family))
+    }
+}
+
+/// The user or group of a packet that comes from no socket: the number that is nobody's.
+pub(super) const NOBODY: u128 = u32::MAX as u128;
+
+/// Which interface of a packet is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// The one that it came in by.
+    In,
+    /// The one that it goes out by.
+    Out,
+}
+
+/// States of connections as a set of bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct States(pub u8);
+
+impl States {
+    /// Belongs to no connection.
+    pub const INVALID: Self = Self(1);
+    /// Starts one.
+    pub const NEW: Self = Self(2);
+    /// Starts one that another one announced.
+    pub const RELATED: Self = Self(4);
+    /// Both sides have spoken.
+    pub const ESTABLISHED: Self = Self(8);
+    /// Is not tracked.
+    pub const UNTRACKED: Self = Self(16);
+    /// The source was translated.
+    pub const SNAT: Self = Self(32);
+    /// The destination was translated.
+    pub const DNAT: Self = Self(64);
+
+    const NAMES: [(Self, &'static str); 7] = [
+        (Self::INVALID, "INVALID"),
+        (Self::NEW, "NEW"),
+        (Self::RELATED, "RELATED"),
+        (Self::ESTABLISHED, "ESTABLISHED"),
+        (Self::UNTRACKED, "UNTRACKED"),
+        (Self::SNAT, "SNAT"),
+        (Self::DNAT, "DNAT"),
+    ];
+
+    /// The state called `name`, in either case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(_, known)| known.eq_ignore_ascii_case(name)).map(|(s, _)| *s)
+    }
+
+    /// Both sets together.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether they have one in common.
+    pub const fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+impl fmt::Display for States {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> =
+            Self::NAMES.iter().filter(|(s, _)| self.meets(*s)).map(|(_, n)| *n).collect();
+        f.write_str(&names.join(","))
+    }
+}
+
+/// A condition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Test {
+    /// A field has one of these values. Addresses are of the family; a packet of the other one has
+    /// none of them.
+    Is {
+        /// The field.
+        field: Field,
+        /// `!`
+        negated: bool,
+        /// The values.
+        set: Ranges,
+        /// The family of addresses.
+        family: Option<Family>,
+        /// Whether a packet without a socket fails, even when the test is negated: so it is with
+        /// `nf_tables`, and not with the owner match of iptables.
+        socket: bool,
+    },
+    /// Either port is one of these.
+    EitherPort {
+        /// `!`
+        negated: bool,
+        /// The ports.
+        set: Ranges,
+    },
+    /// The family.
+    Family(Family),
+    /// The interface is one of these.
+    Interface {
+        /// Which one.
+        way: Way,
+        /// `!`
+        negated: bool,
+        /// The names.
+        names: Vec<InterfacePattern>,
+    },
+    /// The mark of the packet or of its connection.
+    Mark {
+        /// Whether the connection's is meant.
+        connection: bool,
+        /// `!`
+        negated: bool,
+        /// The mark.
+        mark: Masked,
+    },
+    /// The state of the connection.
+    State {
+        /// `!`
+        negated: bool,
+        /// One of these.
+        states: States,
+    },
+    /// An address is one of the namespace's own.
+    Local {
+        /// Source or destination.
+        side: Side,
+        /// `!`
+        negated: bool,
+    },
+    /// The packet goes the way in which its connection was made.
+    Original {
+        /// `!`
+        negated: bool,
+    },
+    /// It is the first packet of a TCP connection.
+    Syn {
+        /// `!`
+        negated: bool,
+    },
+    /// There is a socket that the packet comes from.
+    Socket {
+        /// `!`
+        negated: bool,
+    },
+    /// Something that is not known here, as it is written.
+    Unknown(String),
+}
+
+/// An address and ports to translate to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Translation {
+    /// The address; none leaves it.
+    pub address: Option<IpAddr>,
+    /// The first and the last port; none leaves it.
+    pub ports: Option<(u16, u16)>,
+}
+
+/// How a mark is changed: `(mark & keep) ^ flip`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MarkChange {
+    /// The bits that stay.
+    pub keep: u32,
+    /// The bits that are flipped then.
+    pub flip: u32,
+}
+
+impl MarkChange {
+    /// Set these bits and clear the others of the mask.
+    pub const fn set(mark: Masked) -> Self {
+        Self { keep: !(mark.mask | mark.value), flip: mark.value }
+    }
+
+    /// Clear the bits of the mask, then flip those of the value.
+    pub const fn exchange(mark: Masked) -> Self {
+        Self { keep: !mark.mask, flip: mark.value }
+    }
+}
+
+/// Something that is done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Leave the chain that the kernel called.
+    Accept,
+    /// Discard.
+    Drop,
+    /// Discard and tell the sender.
+    Reject,
+    /// Go on behind the rule that jumped here.
+    Return,
+    /// Go on in another chain, and come back.
+    Jump(String),
+    /// Go on in another chain, and come back to where this one would.
+    Goto(String),
+    /// Send to this host.
+    Redirect(Option<(u16, u16)>),
+    /// Change the destination.
+    Dnat(Translation),
+    /// Change the source.
+    Snat(Translation),
+    /// Change the source to the address of the interface it goes out by.
+    Masquerade(Option<(u16, u16)>),
+    /// Hand to a transparent socket.
+    Tproxy {
+        /// The port; none is the packet's own.
+        port: Option<u16>,
+        /// The socket's address, where it is given.
+        address: Option<IpAddr>,
+        /// The family, where only one is meant.
+        family: Option<Family>,
+    },
+    /// Change the packet's mark.
+    Mark(MarkChange),
+    /// Change the connection's mark.
+    Connmark(MarkChange),
+    /// Copy the packet's mark to its connection: bits of the packet's, bits of the connection's
+    /// that they replace.
+    Save {
+        /// Bits of the packet's mark.
+        packet: u32,
+        /// Bits of the connection's mark.
+        connection: u32,
+    },
+    /// Copy the connection's mark to the packet.
+    Restore {
+        /// Bits of the packet's mark.
+        packet: u32,
+        /// Bits of the connection's mark.
+        connection: u32,
+    },
+    /// Track in this zone.
+    Zone(u16),
+    /// Don't track.
+    Notrack,
+    /// Nothing that the way of a packet depends on: a counter, a line in a log.
+    Note,
+    /// Something that is not known here, as it is written.
+    Unknown(String),
+}
+
+/// A part of a rule; they are carried out from left to right, up to the first condition that does
+/// not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// A condition.
+    Test(Test),
+    /// Something that is done.
+    Do(Action),
+}
+
+impl From<Test> for Step {
+    fn from(test: Test) -> Self {
+        Self::Test(test)
+    }
+}
+
+impl From<Action> for Step {
+    fn from(action: Action) -> Self {
+        Self::Do(action)
+    }
+}

@@ -1,0 +1,240 @@
+//! Whether a condition holds for a packet, and if not, why.
+
+use super::packet::{Owner, Packet};
+use super::question::Protocol;
+use super::ranges::Ranges;
+use super::rule::{Field, States, Test, Way};
+use super::walk::Walk;
+use super::witness::Witness;
+use crate::ruleset::{Masked, Side};
+use crate::value::InterfacePattern;
+
+/// Whether a condition holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Truth<'t> {
+    Yes,
+    No,
+    /// It can't be told; this is why.
+    Unknown(&'t str),
+}
+
+const fn truth(holds: bool, negated: bool) -> Truth<'static> {
+    if holds == negated { Truth::No } else { Truth::Yes }
+}
+
+impl<W: Witness> Walk<'_, W> {
+    pub(super) fn holds<'t>(&mut self, test: &'t Test, packet: &Packet<'_>) -> Truth<'t> {
+        match test {
+            Test::Is { field, negated, set, family, socket } => {
+                if family.is_some_and(|family| family != packet.family) {
+                    // The other family has no such field at all.
+                    return Truth::No;
+                }
+                self.is(*field, set, *negated, *socket, packet)
+            }
+            Test::EitherPort { negated, set } => {
+                if !packet.protocol.has_ports() {
+                    return Truth::No;
+                }
+                let either = [Field::SourcePort, Field::Port]
+                    .into_iter()
+                    .any(|field| self.is(field, set, false, false, packet) == Truth::Yes);
+                truth(either, *negated)
+            }
+            Test::Family(family) => truth(*family == packet.family, false),
+            Test::Interface { way, negated, names } => {
+                let name = interface(*way, packet).unwrap_or_default();
+                truth(names.iter().any(|n| n.matches(name)), *negated)
+            }
+            Test::Mark { connection, negated, mark } => {
+                let subject = if *connection {
+                    match packet.connection {
+                        Some((at, _)) => self.connections[at].mark,
+                        None => return Truth::No,
+                    }
+                } else {
+                    packet.mark
+                };
+                truth(self.mark_is(subject, *mark), *negated)
+            }
+            Test::State { negated, states } => truth(states.meets(self.states(packet)), *negated),
+            Test::Local { side, negated } => {
+                let local = self.namespace.local(packet.family);
+                self.is(Field::address(*side), local, *negated, false, packet)
+            }
+            Test::Original { negated } => match packet.connection {
+                Some((_, back)) => truth(!back, *negated),
+                None => Truth::No,
+            },
+            Test::Syn { negated } => truth(packet.syn, *negated),
+            Test::Socket { negated } => match packet.owner {
+                Owner::Known { .. } => truth(true, *negated),
+                Owner::Nobody => truth(false, *negated),
+                Owner::Unknown => Truth::Unknown(RECEIVER),
+            },
+            Test::Unknown(what) => Truth::Unknown(what),
+        }
+    }
+
+    fn is(
+        &mut self,
+        field: Field,
+        set: &Ranges,
+        negated: bool,
+        socket: bool,
+        packet: &Packet<'_>,
+    ) -> Truth<'static> {
+        let ends = &packet.ends;
+        let value = match field {
+            Field::Protocol => {
+                self.witness.asked(Field::Protocol, set);
+                return truth(set.contains(packet.protocol.0.into()), negated);
+            }
+            Field::Source => ends.source,
+            Field::Destination => ends.destination,
+            Field::SourcePort | Field::Port if !packet.protocol.has_ports() => return Truth::No,
+            Field::SourcePort => ends.source_port,
+            Field::Port => ends.port,
+            Field::Uid | Field::Gid => match packet.owner.value(field) {
+                None => return Truth::Unknown(RECEIVER),
+                Some(_) if socket && packet.owner == Owner::Nobody => return Truth::No,
+                Some(value) => value,
+            },
+        };
+        if let Some(origin) = value.origin {
+            self.witness.asked(origin, set);
+        }
+        truth(set.contains(value.number), negated)
+    }
+
+    pub(super) fn mark_is(&mut self, subject: super::packet::Mark, mark: Masked) -> bool {
+        if let Some(condition) = subject.condition(mark) {
+            self.witness.asked_mark(condition);
+        }
+        subject.number(self.asked_mark) & mark.mask == mark.value
+    }
+
+    fn states(&self, packet: &Packet<'_>) -> States {
+        let translated = packet.connection.map_or(States(0), |(at, _)| {
+            let connection = &self.connections[at];
+            let to = connection.to.map_or(States(0), |_| States::DNAT);
+            connection.from.map_or(to, |_| to.or(States::SNAT))
+        });
+        packet.state.or(translated)
+    }
+
+    /// Why a condition that does not hold doesn't.
+    pub(super) fn why_not(&self, test: &Test, packet: &Packet<'_>) -> String {
+        let not = |negated: bool| if negated { "is" } else { "is not" };
+        match test {
+            Test::Is { family: Some(family), .. } if *family != packet.family => {
+                format!("it is {}", packet.family)
+            }
+            Test::Is { field, negated, set, socket, .. } => {
+                why_is_not(*field, *negated, set, *socket, packet)
+            }
+            Test::EitherPort { negated, set } => {
+                let ports = Field::Port.values(set, packet.family);
+                format!("neither port {} {ports}", not(*negated))
+            }
+            Test::Family(_) => format!("it is {}", packet.family),
+            Test::Interface { way, negated, names } => {
+                let (what, by) = match way {
+                    Way::In => ("comes in by", interface(Way::In, packet)),
+                    Way::Out => ("goes out by", interface(Way::Out, packet)),
+                };
+                let names: Vec<&str> = names.iter().map(InterfacePattern::as_str).collect();
+                let by = by.unwrap_or("nothing");
+                let not = if *negated { "which is" } else { "not" };
+                format!("it {what} {by}, {not} {}", names.join(" or "))
+            }
+            Test::Mark { connection, negated, mark } => {
+                let own = packet.mark.number(self.asked_mark);
+                let (what, is) = match (connection, packet.connection) {
+                    (false, _) => ("mark", own),
+                    (true, Some((at, _))) => {
+                        ("connection's mark", self.connections[at].mark.number(self.asked_mark))
+                    }
+                    (true, None) => return "it belongs to no connection".to_owned(),
+                };
+                format!("the {what} {is:#x} {} {}", not(*negated), masked(*mark))
+            }
+            Test::State { negated, states } => {
+                format!("its state {} {} {states}", self.states(packet), not(*negated))
+            }
+            Test::Local { side, negated } => {
+                let what = match side {
+                    Side::Source => "source",
+                    Side::Destination => "destination",
+                };
+                format!("its {what} {} one of the pod's own addresses", not(*negated))
+            }
+            Test::Original { negated } => {
+                let way = if *negated { "first" } else { "other" };
+                format!("it goes the {way} way of its connection")
+            }
+            Test::Syn { negated: false } => "it does not start a TCP connection".to_owned(),
+            Test::Syn { negated: true } => "it starts a TCP connection".to_owned(),
+            Test::Socket { negated: false } => "no socket sends it".to_owned(),
+            Test::Socket { negated: true } => "a socket sends it".to_owned(),
+            Test::Unknown(what) => what.clone(),
+        }
+    }
+}
+
+const RECEIVER: &str = "who the receiving socket belongs to";
+
+fn interface<'a>(way: Way, packet: &Packet<'a>) -> Option<&'a str> {
+    match way {
+        Way::In => packet.input,
+        Way::Out => packet.output,
+    }
+}
+
+fn why_is_not(
+    field: Field,
+    negated: bool,
+    set: &Ranges,
+    socket: bool,
+    packet: &Packet<'_>,
+) -> String {
+    let family = packet.family;
+    let not = if negated { "is" } else { "is not" };
+    let ends = &packet.ends;
+    let value = match field {
+        Field::Protocol => {
+            let protocols: Vec<String> = set
+                .iter()
+                .flat_map(|(first, last)| [first, last])
+                .map(|n| Protocol(u8::try_from(n).unwrap_or(u8::MAX)).to_string())
+                .collect();
+            let mut protocols = protocols;
+            protocols.dedup();
+            return format!("{} {not} {}", packet.protocol, protocols.join("-"));
+        }
+        Field::SourcePort | Field::Port if !packet.protocol.has_ports() => {
+            return format!("{} has no ports", packet.protocol);
+        }
+        Field::Source => ends.source.number,
+        Field::SourcePort => ends.source_port.number,
+        Field::Destination => ends.destination.number,
+        Field::Port => ends.port.number,
+        Field::Uid | Field::Gid => match packet.owner.value(field) {
+            Some(_) if packet.owner == Owner::Nobody && (socket || !negated) => {
+                return "no socket sends it".to_owned();
+            }
+            Some(value) => value.number,
+            None => return RECEIVER.to_owned(),
+        },
+    };
+    let values = field.values(set, family);
+    format!("{} {} {not} {values}", field.name(), field.value(value, family))
+}
+
+/// A mark as rules write it.
+pub(super) fn masked(mark: Masked) -> String {
+    match mark.mask {
+        u32::MAX => format!("{:#x}", mark.value),
+        mask => format!("{:#x}/{mask:#x}", mark.value),
+    }
+}

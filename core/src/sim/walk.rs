@@ -1,0 +1,475 @@
+//! The way of a packet through the hooks, as the kernel goes it (`net/netfilter`, `net/ipv4`,
+//! `net/ipv6` of Linux 6.x).
+
+use super::fate::{Fate, How, Outcome, Reply};
+use super::namespace::{LOOPBACK, Namespace, loopback};
+use super::packet::{Connection, Ends, Mark, Owner, Packet, Value};
+use super::program::{Call, ChainId, Kind, Policy, Program, RuleId, family_index, hook_index};
+use super::question::{Direction, Known, Protocol, Question};
+use super::ranges::{Ranges, number};
+use super::rule::{Field, States};
+use super::witness::Witness;
+use crate::ruleset::Hook;
+use crate::value::Family;
+
+/// A packet's way ends before its end.
+#[derive(Clone, Debug)]
+pub(super) enum Halt {
+    Dropped { rule: Option<RuleId>, why: String },
+    Refused(RuleId),
+    Unknown { rule: Option<RuleId>, what: String },
+}
+
+impl Halt {
+    fn end(self) -> End {
+        match self {
+            Self::Dropped { rule, why } => {
+                (Fate::Dropped { rule, why: why.clone() }, Outcome::Dropped { why })
+            }
+            Self::Refused(rule) => (Fate::Refused { rule }, Outcome::Refused),
+            Self::Unknown { rule, what } => {
+                (Fate::Unknown { rule, what: what.clone() }, Outcome::Unknown { what })
+            }
+        }
+    }
+
+    pub(super) fn reply(self) -> Reply {
+        match self {
+            Self::Dropped { why, .. } => Reply::Lost { why: format!("it is dropped: {why}") },
+            Self::Refused(_) => Reply::Lost { why: "it is refused".to_owned() },
+            Self::Unknown { rule, what } => Reply::Unknown { rule, what },
+        }
+    }
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route<'a> {
+    /// To this host.
+    Local,
+    /// Out.
+    By(&'a str),
+    /// Nowhere.
+    Nowhere,
+}
+
+/// The end of a way, with and without the connection's own addresses.
+pub(super) type End = (Fate, Outcome);
+
+/// Everything that is said about a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What becomes of it.
+    pub fate: Fate,
+    /// The same without its own addresses.
+    pub outcome: Outcome,
+    /// The rules that decided, in the order in which one led to the other; none if no rule did.
+    pub decided: Vec<RuleId>,
+}
+
+/// One walk.
+pub(super) struct Walk<'a, W> {
+    pub(super) program: &'a Program,
+    pub(super) namespace: &'a Namespace,
+    pub(super) witness: &'a mut W,
+    pub(super) question: &'a Question,
+    pub(super) asked_mark: u32,
+    pub(super) connections: Vec<Connection>,
+    /// The rules whose jumps led here.
+    pub(super) stack: Vec<RuleId>,
+    pub(super) decided: Vec<RuleId>,
+    /// Whether what decides next counts: it does until the packet has been routed.
+    pub(super) deciding: bool,
+    /// Whether a rule has given the connection to somebody else: what lets it past afterwards
+    /// decides nothing.
+    pub(super) acted: bool,
+}
+
+impl<'a, W: Witness> Walk<'a, W> {
+    pub(super) const fn new(
+        program: &'a Program,
+        namespace: &'a Namespace,
+        question: &'a Question,
+        witness: &'a mut W,
+    ) -> Self {
+        Self {
+            program,
+            namespace,
+            witness,
+            question,
+            asked_mark: question.mark,
+            connections: Vec::new(),
+            stack: Vec::new(),
+            decided: Vec::new(),
+            deciding: true,
+            acted: false,
+        }
+    }
+
+    /// The first packet.
+    pub(super) fn first(&mut self) -> Answer {
+        let fate = match self.question.direction {
+            Direction::Out => self.out(),
+            Direction::In => self.inward(),
+        };
+        let (fate, outcome) = fate.unwrap_or_else(Halt::end);
+        Answer { fate, outcome, decided: std::mem::take(&mut self.decided) }
+    }
+
+    pub(super) fn packet(&self, source: Value, owner: Owner) -> Packet<'a> {
+        let q = self.question;
+        let port = |port: u16, field| Value::asked(port.into(), field);
+        Packet {
+            family: q.family(),
+            protocol: q.protocol,
+            ends: Ends {
+                source,
+                source_port: port(q.source_port, Field::SourcePort),
+                destination: Value::asked(number(q.destination), Field::Destination),
+                port: port(q.port, Field::Port),
+            },
+            owner,
+            mark: Mark::ASKED,
+            input: None,
+            output: None,
+            syn: q.protocol == Protocol::TCP && matches!(q.known, Known::New | Known::Related(_)),
+            zone: 0,
+            state: States::INVALID,
+            connection: None,
+            seen: false,
+            taken: None,
+        }
+    }
+
+    /// A packet that a process of the namespace sends.
+    fn out(&mut self) -> Result<End, Halt> {
+        let q = self.question;
+        let owner = q.owner.map_or(Owner::Nobody, |owner| Owner::Known {
+            uid: Value::asked(owner.uid.into(), Field::Uid),
+            gid: Value::asked(owner.gid.into(), Field::Gid),
+        });
+        let mut packet = self.packet(Value::made(0), owner);
+        let route = self.route(&packet);
+        packet.ends.source = self.source(&packet, route)?;
+        // `ip_route_output_key_hash_rcu()`: such a socket can't even connect.
+        if packet.family == Family::V4
+            && matches!(route, Route::By(_))
+            && !self.namespace.route_localnet
+            && self.is_in(packet.ends.source, &loopback(Family::V4))
+        {
+            return Err(martian());
+        }
+        self.send(&mut packet, route)
+    }
+
+    /// The source that was asked for, or the kernel's choice.
+    fn source(&mut self, packet: &Packet<'_>, route: Route<'_>) -> Result<Value, Halt> {
+        if let Some(source) = self.question.source {
+            return Ok(Value::asked(number(source), Field::Source));
+        }
+        let interface = match route {
+            Route::Local => LOOPBACK,
+            Route::By(interface) => interface,
+            Route::Nowhere => return Err(no_route()),
+        };
+        let to = packet.ends.destination;
+        let family = packet.family;
+        // What talks to an address of its own host has that address, but for 127.0.0.0/8.
+        if interface == LOOPBACK
+            && self.is_in(to, self.namespace.local(family))
+            && !(family == Family::V4 && self.is_in(to, &loopback(family)))
+        {
+            return Ok(to);
+        }
+        let source = self.namespace.first_address(interface, family);
+        source.map(Value::made).ok_or_else(no_route)
+    }
+
+    /// OUTPUT and what comes behind it.
+    pub(super) fn send(&mut self, packet: &mut Packet<'a>, route: Route<'a>) -> Result<End, Halt> {
+        let mut route = route;
+        packet.output = Some(leaves_by(route)?);
+        self.at(Hook::Output, packet);
+        for call in self.calls(packet.family, Hook::Output) {
+            let before = (packet.mark.number(self.asked_mark), packet.ends.destination.number);
+            self.call(call, Hook::Output, packet)?;
+            let after = (packet.mark.number(self.asked_mark), packet.ends.destination.number);
+            let routes = match call {
+                Call::Chain { kind: Kind::Route, .. } => before != after,
+                Call::Translate(_) => before.1 != after.1,
+                _ => false,
+            };
+            if routes {
+                let again = self.route(packet);
+                leaves_by(again)?;
+                if again != route && W::LISTENS {
+                    self.witness.note(format!("it is routed again: {}", said(again)));
+                }
+                route = again;
+            }
+        }
+        self.deciding = false;
+        packet.output = Some(leaves_by(route)?);
+        self.hook(Hook::Postrouting, packet)?;
+        if let Route::By(interface) = route {
+            return Ok(self.leave(packet, interface));
+        }
+        // The loopback device takes the socket off the packet; routing, tracking and mark stay.
+        packet.input = Some(LOOPBACK);
+        packet.output = None;
+        packet.owner = Owner::Nobody;
+        self.hook(Hook::Prerouting, packet)?;
+        self.deliver(packet)
+    }
+
+    /// A packet that arrives.
+    fn inward(&mut self) -> Result<End, Halt> {
+        let q = self.question;
+        let source = q
+            .source
+            .ok_or_else(|| Halt::Unknown { rule: None, what: "where it comes from".to_owned() })?;
+        let mut packet = self.packet(Value::asked(number(source), Field::Source), Owner::Nobody);
+        let interface = match &q.interface {
+            Some(name) => Some(name.as_str()),
+            None => self.towards(packet.ends.source, packet.family),
+        };
+        packet.input = Some(interface.ok_or_else(|| Halt::Unknown {
+            rule: None,
+            what: "which interface it comes in by".to_owned(),
+        })?);
+        self.receive(&mut packet)
+    }
+
+    /// PREROUTING and what comes behind it.
+    pub(super) fn receive(&mut self, packet: &mut Packet<'a>) -> Result<End, Halt> {
+        let family = packet.family;
+        let by_loopback = packet.input == Some(LOOPBACK);
+        let loopback = loopback(family);
+        let mut never = vec![packet.ends.source];
+        if family == Family::V6 {
+            never.push(packet.ends.destination);
+        }
+        for value in never {
+            if !by_loopback && self.is_in(value, &loopback) {
+                return Err(martian());
+            }
+        }
+        self.hook(Hook::Prerouting, packet)?;
+        self.deciding = false;
+        if family == Family::V4 && !by_loopback {
+            if !self.namespace.route_localnet && self.is_in(packet.ends.destination, &loopback) {
+                return Err(martian());
+            }
+            // `fib_validate_source()`; IPv6 asks no such thing.
+            if self.is_in(packet.ends.source, self.namespace.local(family)) {
+                let why = "it comes from outside with an address of this pod".to_owned();
+                return Err(Halt::Dropped { rule: None, why });
+            }
+        }
+        match self.route(packet) {
+            Route::Local => self.deliver(packet),
+            _ if !self.namespace.forwarding => Err(Halt::Dropped {
+                rule: None,
+                why: "it is for somebody else, and nothing is passed on".to_owned(),
+            }),
+            Route::Nowhere => Err(no_route()),
+            Route::By(interface) => {
+                packet.output = Some(interface);
+                self.hook(Hook::Forward, packet)?;
+                packet.input = None;
+                self.hook(Hook::Postrouting, packet)?;
+                Ok(self.leave(packet, interface))
+            }
+        }
+    }
+
+    fn leave(&self, packet: &Packet<'_>, interface: &str) -> End {
+        let family = packet.family;
+        let fate = Fate::Passed {
+            interface: interface.to_owned(),
+            destination: packet.ends.to(family),
+            source: packet.ends.from(family),
+        };
+        let connection = packet.connection.map(|(at, _)| &self.connections[at]);
+        let ends = &packet.ends;
+        let made = |value: Value| value.origin.is_none();
+        let outcome = if connection.is_some_and(|c| c.to.is_some()) {
+            Outcome::Led {
+                address: made(ends.destination).then(|| ends.to(family).ip()),
+                port: made(ends.port).then(|| ends.to(family).port()),
+            }
+        } else {
+            let masked = connection.is_some_and(|c| c.from.is_some());
+            Outcome::Passed { interface: interface.to_owned(), masked }
+        };
+        (fate, outcome)
+    }
+
+    fn deliver(&mut self, packet: &mut Packet<'a>) -> Result<End, Halt> {
+        if packet.taken.is_some() {
+            packet.owner = Owner::Unknown;
+        }
+        self.hook(Hook::Input, packet)?;
+        let family = packet.family;
+        let destination = packet.ends.to(family);
+        let connection = packet.connection.filter(|(_, back)| !back);
+        let connection = connection.map(|(at, _)| &self.connections[at]);
+        let original = connection.map_or(destination, |c| c.ends.to(family));
+        let (port, how) = match packet.taken {
+            Some(port) => (port, How::Transparent),
+            None if connection.is_some_and(|c| c.to.is_some()) => {
+                (packet.ends.port, How::Translated)
+            }
+            None => (packet.ends.port, How::Unchanged),
+        };
+        let number = u16::try_from(port.number).unwrap_or(0);
+        let fate = Fate::Delivered {
+            port: number,
+            how,
+            destination,
+            original,
+            source: packet.ends.from(family),
+        };
+        let outcome = match how {
+            How::Unchanged => Outcome::Delivered,
+            _ => Outcome::Captured { port: port.origin.is_none().then_some(number), how },
+        };
+        Ok((fate, outcome))
+    }
+
+    /// Whether a value is in a set, where the question may decide.
+    fn is_in(&mut self, value: Value, set: &Ranges) -> bool {
+        if let Some(origin) = value.origin {
+            self.witness.asked(origin, set);
+        }
+        set.contains(value.number)
+    }
+
+    /// The kernel's own table first, then rules with marks, then the others (`ip-rule(8)`).
+    pub(super) fn route(&mut self, packet: &Packet<'_>) -> Route<'a> {
+        let namespace = self.namespace;
+        let family = packet.family;
+        if self.is_in(packet.ends.destination, namespace.local(family)) {
+            return Route::Local;
+        }
+        for mark in namespace.marked(family) {
+            if self.mark_is(packet.mark, mark) {
+                return Route::Local;
+            }
+        }
+        self.towards(packet.ends.destination, family).map_or(Route::Nowhere, Route::By)
+    }
+
+    /// The interface that an address is behind.
+    fn towards(&mut self, value: Value, family: Family) -> Option<&'a str> {
+        let namespace = self.namespace;
+        namespace
+            .behind(family)
+            .find(|(_, networks)| !networks.is_empty() && self.is_in(value, networks))
+            .map(|(name, _)| name)
+    }
+
+    fn calls(&self, family: Family, hook: Hook) -> &'a [Call] {
+        &self.program.calls[family_index(family)][hook_index(hook)]
+    }
+
+    fn at(&mut self, hook: Hook, packet: &Packet<'a>) {
+        if W::LISTENS {
+            let text = self.text(packet);
+            self.witness.at(hook, text);
+        }
+    }
+
+    fn hook(&mut self, hook: Hook, packet: &mut Packet<'a>) -> Result<(), Halt> {
+        self.at(hook, packet);
+        self.calls(packet.family, hook).iter().try_for_each(|call| self.call(call, hook, packet))
+    }
+
+    fn call(&mut self, call: &Call, hook: Hook, packet: &mut Packet<'a>) -> Result<(), Halt> {
+        match call {
+            Call::Track => {
+                self.track(packet);
+                Ok(())
+            }
+            Call::Chain { chain, priority, .. } => {
+                // What only filters says nothing about capture.
+                let deciding = self.deciding;
+                self.deciding &= *priority < 0 && *priority > -200;
+                let ended = self.base(*chain, hook, packet);
+                self.deciding = deciding;
+                ended
+            }
+            Call::Translate(chains) => self.translate(chains, hook, packet),
+        }
+    }
+
+    /// A chain that the kernel calls.
+    pub(super) fn base(
+        &mut self,
+        chain: ChainId,
+        hook: Hook,
+        packet: &mut Packet<'a>,
+    ) -> Result<(), Halt> {
+        let ended = self.chain(chain, hook, packet)?;
+        if !ended && self.program.chains[chain.0].policy == Policy::Drop {
+            let info = self.program.chain(chain);
+            let why = format!("the policy of {} {} is to drop", info.table, info.name);
+            return Err(Halt::Dropped { rule: None, why });
+        }
+        Ok(())
+    }
+
+    /// The packet in one line.
+    pub(super) fn text(&self, packet: &Packet<'_>) -> String {
+        let ends = &packet.ends;
+        let (from, to) = (ends.from(packet.family), ends.to(packet.family));
+        let (from, to) = if packet.protocol.has_ports() {
+            (from.to_string(), to.to_string())
+        } else {
+            (from.ip().to_string(), to.ip().to_string())
+        };
+        let mut text = format!("{} {from} -> {to}", packet.protocol);
+        if let Some(name) = packet.input {
+            text.push_str(&format!(" in by {name}"));
+        }
+        if let Some(name) = packet.output {
+            text.push_str(&format!(" out by {name}"));
+        }
+        match packet.owner {
+            Owner::Known { uid, gid } => {
+                text.push_str(&format!(" uid {} gid {}", uid.number, gid.number));
+            }
+            Owner::Nobody | Owner::Unknown => {}
+        }
+        match packet.mark.number(self.asked_mark) {
+            0 => {}
+            mark => text.push_str(&format!(" mark {mark:#x}")),
+        }
+        text
+    }
+}
+
+fn leaves_by(route: Route<'_>) -> Result<&str, Halt> {
+    match route {
+        Route::Local => Ok(LOOPBACK),
+        Route::By(interface) => Ok(interface),
+        Route::Nowhere => Err(no_route()),
+    }
+}
+
+fn said(route: Route<'_>) -> String {
+    match route {
+        Route::Local => "to this pod itself".to_owned(),
+        Route::By(interface) => format!("out by {interface}"),
+        Route::Nowhere => "nowhere".to_owned(),
+    }
+}
+
+fn no_route() -> Halt {
+    Halt::Dropped { rule: None, why: "there is no route to where it goes".to_owned() }
+}
+
+fn martian() -> Halt {
+    let why = "a loopback address has no place on another interface".to_owned();
+    Halt::Dropped { rule: None, why }
+}

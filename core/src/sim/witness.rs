@@ -1,0 +1,137 @@
+//! Who watches a walk: nobody when only the fate counts, somebody who writes down every rule, or
+//! somebody who wants to know what the fate depends on.
+
+use serde::Serialize;
+
+use super::program::RuleId;
+use super::ranges::Ranges;
+use super::rule::Field;
+use crate::ruleset::{Hook, Masked};
+
+/// What a rule did with a packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "met", content = "why")]
+pub enum Met {
+    /// All of it held.
+    Matched,
+    /// This did not.
+    Failed(String),
+    /// It could not be told, and mattered or not.
+    Unclear(String),
+}
+
+/// Watches a walk.
+pub trait Witness {
+    /// Whether it wants to hear what rules did; making the words takes time.
+    const LISTENS: bool;
+
+    /// The way depends on whether a field of the question is in a set.
+    fn asked(&mut self, _field: Field, _set: &Ranges) {}
+
+    /// The way depends on the question's mark.
+    fn asked_mark(&mut self, _mark: Masked) {}
+
+    /// The packet comes to a hook.
+    fn at(&mut self, _hook: Hook, _packet: String) {}
+
+    /// A rule, at this depth of jumps, has been met.
+    fn met(&mut self, _rule: RuleId, _depth: usize, _met: Met) {}
+
+    /// Something else happened.
+    fn note(&mut self, _what: String) {}
+}
+
+/// Nobody.
+#[derive(Clone, Copy, Debug)]
+pub struct Nobody;
+
+impl Witness for Nobody {
+    const LISTENS: bool = false;
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "step")]
+pub enum Event {
+    /// The packet came to a hook.
+    Hook {
+        /// The hook.
+        hook: String,
+        /// The packet.
+        packet: String,
+    },
+    /// A rule was met.
+    Rule {
+        /// The rule.
+        rule: RuleId,
+        /// Jumps in front of it.
+        depth: usize,
+        /// What it did.
+        #[serde(flatten)]
+        met: Met,
+    },
+    /// Something else.
+    Note {
+        /// What.
+        what: String,
+    },
+}
+
+/// Writes everything down.
+#[derive(Clone, Debug, Default)]
+pub struct Scribe {
+    /// What happened, in order.
+    pub events: Vec<Event>,
+}
+
+impl Witness for Scribe {
+    const LISTENS: bool = true;
+
+    fn at(&mut self, hook: Hook, packet: String) {
+        self.events.push(Event::Hook { hook: hook.as_str().to_owned(), packet });
+    }
+
+    fn met(&mut self, rule: RuleId, depth: usize, met: Met) {
+        self.events.push(Event::Rule { rule, depth, met });
+    }
+
+    fn note(&mut self, what: String) {
+        self.events.push(Event::Note { what });
+    }
+}
+
+/// What the fate of a question depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Split {
+    Field(Field, Ranges),
+    Mark(Masked),
+}
+
+/// Looks for the first thing that does not hold for all questions alike.
+pub(super) struct Splitter<F> {
+    pub(super) differs: F,
+    pub(super) first: Option<Split>,
+}
+
+impl<F: Fn(&Split) -> bool> Splitter<F> {
+    fn take(&mut self, split: impl FnOnce() -> Split) {
+        if self.first.is_none() {
+            let split = split();
+            if (self.differs)(&split) {
+                self.first = Some(split);
+            }
+        }
+    }
+}
+
+impl<F: Fn(&Split) -> bool> Witness for Splitter<F> {
+    const LISTENS: bool = false;
+
+    fn asked(&mut self, field: Field, set: &Ranges) {
+        self.take(|| Split::Field(field, set.clone()));
+    }
+
+    fn asked_mark(&mut self, mark: Masked) {
+        self.take(|| Split::Mark(mark));
+    }
+}
