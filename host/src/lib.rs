@@ -1,6 +1,8 @@
 //! Every effect of Millrace: namespaces, processes, netlink, files. What to do is decided in
 //! `millrace-core`; here it is done.
 
+#[cfg(feature = "cri")]
+pub mod cri;
 pub mod effect;
 pub mod engine;
 pub mod exec;

@@ -83,6 +83,18 @@ impl FromStr for NetnsRef {
     }
 }
 
+impl NetnsRef {
+    /// The namespace of a process (`proc_pid_ns(5)`).
+    pub fn of_process(pid: u32) -> Self {
+        Self { path: PathBuf::from(format!("/proc/{pid}/ns/net")) }
+    }
+
+    /// The namespace at a path.
+    pub const fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+}
+
 /// What tells namespaces apart: device and inode (`namespaces(7)`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetnsId(u64, u64);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, Command};
 use millrace_core::dialect::native::settings::{SETTINGS, Setting, Shape};
+use millrace_host::cri::CONTAINERD;
 
 fn program() -> Command {
     Command::new("millrace")
@@ -164,7 +165,30 @@ fn in_namespace(command: Command) -> Command {
             Arg::new("netns")
                 .long("netns")
                 .value_name("PATH|PID|NAME")
-                .help("Network namespace: a path, a process id, or a name of `ip netns`; entering another one needs CAP_SYS_ADMIN [default: this one]"),
+                .help("Network namespace: a path, a process id, or a name of `ip netns`; entering another one needs CAP_SYS_ADMIN [default: this one]")
+                .conflicts_with_all(["pid", "pod"]),
+        )
+        .arg(
+            Arg::new("pid")
+                .long("pid")
+                .value_name("PID")
+                .help("The network namespace of this process")
+                .value_parser(clap::value_parser!(u32).range(1..))
+                .conflicts_with("pod"),
+        )
+        .arg(
+            Arg::new("pod")
+                .long("pod")
+                .value_name("[NAMESPACE/]NAME|ID")
+                .help("The network namespace of this pod of the node, as the container runtime knows it"),
+        )
+        .arg(
+            Arg::new("runtime-endpoint")
+                .long("runtime-endpoint")
+                .value_name("SOCKET")
+                .help("Where the container runtime listens (CRI), for --pod")
+                .requires("pod")
+                .default_value(CONTAINERD),
         )
         .arg(
             Arg::new("output")

@@ -30,10 +30,28 @@ pub(crate) enum Own {
     Istio(Vec<OsString>),
 }
 
+/// The namespace that a command works in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The one that the program was started in.
+    Here,
+    /// By path, process id or name.
+    Netns(String),
+    /// That of a process.
+    Process(u32),
+    /// That of a pod of this node.
+    Pod {
+        /// The pod.
+        name: String,
+        /// Where the container runtime listens.
+        endpoint: PathBuf,
+    },
+}
+
 /// Options of every command that looks at a namespace.
 #[derive(Clone, Debug)]
 pub(crate) struct Common {
-    pub(crate) netns: Option<String>,
+    pub(crate) place: Place,
     pub(crate) json: bool,
     pub(crate) wait: Duration,
     pub(crate) dry_run: bool,
@@ -143,11 +161,22 @@ fn common(m: &ArgMatches) -> Result<Common, NotTyped> {
     let wait = text("wait").map_or("30s", String::as_str);
     let wait = parse_duration(wait).map_err(|e| NotTyped::Bad(format!("--wait {wait:?}: {e}")))?;
     Ok(Common {
-        netns: text("netns").cloned(),
+        place: place(m),
         json: text("output").is_some_and(|o| o == "json"),
         wait,
         dry_run: m.try_get_one::<bool>("dry-run").ok().flatten().copied().unwrap_or(false),
     })
+}
+
+fn place(m: &ArgMatches) -> Place {
+    let text = |name: &str| m.try_get_one::<String>(name).ok().flatten().cloned();
+    if let Some(name) = text("pod") {
+        let endpoint = text("runtime-endpoint").unwrap_or_default();
+        let path = endpoint.strip_prefix("unix://").unwrap_or(&endpoint).into();
+        return Place::Pod { name, endpoint: path };
+    }
+    let process = m.try_get_one::<u32>("pid").ok().flatten().copied();
+    process.map(Place::Process).or_else(|| text("netns").map(Place::Netns)).unwrap_or(Place::Here)
 }
 
 fn config(m: &ArgMatches) -> Result<Config, NotTyped> {
@@ -226,9 +255,27 @@ mod tests {
         let words =
             ["apply", "--netns", "pod", "--proxy-uid", "1", "--proxy-uid", "2", "--wait", "5s"];
         let Own::Apply(apply) = typed(&words).unwrap() else { panic!("not apply") };
-        assert_eq!(apply.common.netns.as_deref(), Some("pod"));
+        assert_eq!(apply.common.place, Place::Netns("pod".to_owned()));
         assert_eq!(apply.common.wait, Duration::from_secs(5));
         assert_eq!(apply.config.flags.len(), 2);
+    }
+
+    #[test]
+    fn a_namespace_is_named_in_one_way() {
+        let place = |words: &[&str]| match typed(words).unwrap() {
+            Own::Status(status) => status.common.place,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(place(&["status"]), Place::Here);
+        assert_eq!(place(&["status", "--pid", "7"]), Place::Process(7));
+        let endpoint = |path: &str| Place::Pod { name: "a/b".to_owned(), endpoint: path.into() };
+        assert_eq!(place(&["status", "--pod", "a/b"]), endpoint("/run/containerd/containerd.sock"));
+        let words = ["status", "--pod", "a/b", "--runtime-endpoint", "unix:///run/crio/crio.sock"];
+        assert_eq!(place(&words), endpoint("/run/crio/crio.sock"));
+        assert!(typed(&["status", "--pid", "7", "--pod", "a"]).is_err());
+        assert!(typed(&["status", "--netns", "x", "--pid", "7"]).is_err());
+        assert!(typed(&["status", "--pid", "x"]).is_err());
+        assert!(typed(&["status", "--runtime-endpoint", "/x"]).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::exit::Exit;
 
 pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     let common = &apply.common;
-    let (mut session, facts) = namespace::open(common.netns.as_deref())?;
+    let (mut session, facts) = namespace::open(&common.place)?;
     let loaded = config::load(&apply.config, &facts, !common.dry_run)?;
     loaded.warnings.iter().for_each(|w| warn(w));
     let ruleset = loaded.ruleset();

@@ -11,7 +11,7 @@ use crate::cli::own::Common;
 use crate::exit::Exit;
 
 pub(crate) fn cleanup(common: &Common) -> Result<Exit> {
-    let (mut session, facts) = namespace::open(common.netns.as_deref())?;
+    let (mut session, facts) = namespace::open(&common.place)?;
     let outcome = session.run(&Request {
         rules: None,
         wish: Wish::Auto,

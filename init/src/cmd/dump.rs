@@ -26,7 +26,7 @@ pub(crate) fn dump(dump: &Dump) -> Result<Exit> {
     if dump.config.is_given() {
         bail!("a configuration goes with --from-config; without it, the namespace is dumped");
     }
-    let (mut session, facts) = namespace::open(dump.common.netns.as_deref())?;
+    let (mut session, facts) = namespace::open(&dump.common.place)?;
     let options = exec::Options::default();
     let mut observed = session.observe(&options, Look::Fast)?;
     // A rule that somebody else wrote has a text that iptables' own program may know.

@@ -2,26 +2,42 @@
 
 use anyhow::{Context as _, Result};
 use millrace_core::facts::HostFacts;
+use millrace_host::cri::{self, PodRef};
 use millrace_host::engine::Session;
 use millrace_host::facts;
 use millrace_host::netns::NetnsRef;
 
+use crate::cli::own::Place;
+
 /// Enter the namespace that was named, if one was. This is the program's only thread, so all of
 /// it is there from now on, and so are its children.
-pub(super) fn enter(netns: Option<&str>) -> Result<()> {
-    netns.map_or(Ok(()), |name| enter_as(&format!("--netns {name:?}"), name))
+pub(super) fn enter(place: &Place) -> Result<()> {
+    match place {
+        Place::Here => Ok(()),
+        Place::Netns(name) => enter_as(&format!("--netns {name:?}"), name),
+        Place::Process(pid) => enter_at(&format!("--pid {pid}"), &NetnsRef::of_process(*pid)),
+        Place::Pod { name, endpoint } => {
+            let what = format!("--pod {name:?}");
+            let path = cri::netns(endpoint, &PodRef::new(name)).with_context(|| what.clone())?;
+            enter_at(&what, &NetnsRef::at(path))
+        }
+    }
 }
 
 /// Enter a namespace; `what` says who named it.
 pub(super) fn enter_as(what: &str, name: &str) -> Result<()> {
     let reference: NetnsRef = name.parse().with_context(|| what.to_owned())?;
+    enter_at(what, &reference)
+}
+
+fn enter_at(what: &str, reference: &NetnsRef) -> Result<()> {
     let handle = reference.open().with_context(|| what.to_owned())?;
     handle.enter().with_context(|| what.to_owned())
 }
 
 /// The namespace with what is known of it and of the host.
-pub(super) fn open(netns: Option<&str>) -> Result<(Session, HostFacts)> {
-    enter(netns)?;
+pub(super) fn open(place: &Place) -> Result<(Session, HostFacts)> {
+    enter(place)?;
     let mut session = Session::open()?;
     let facts = facts::gather(session.net())?;
     Ok((session, facts))

@@ -11,7 +11,7 @@ use crate::cli::own::Preflight;
 use crate::exit::Exit;
 
 pub(crate) fn preflight(preflight: &Preflight) -> Result<Exit> {
-    namespace::enter(preflight.common.netns.as_deref())?;
+    namespace::enter(&preflight.common.place)?;
     let findings = look();
     let verdicts = verdicts(&findings);
     if preflight.common.json {

@@ -13,7 +13,7 @@ use crate::exit::Exit;
 
 pub(crate) fn status(status: &Status) -> Result<Exit> {
     let common = &status.common;
-    let (mut session, facts) = namespace::open(common.netns.as_deref())?;
+    let (mut session, facts) = namespace::open(&common.place)?;
     let loaded = if status.config.is_given() {
         let loaded = config::load(&status.config, &facts, false)?;
         loaded.warnings.iter().for_each(|w| warn(w));
