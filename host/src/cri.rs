@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
-use k8s_cri::v1::{
-    ListPodSandboxRequest, PodSandbox, PodSandboxState, PodSandboxStatusRequest,
-};
+use k8s_cri::v1::{ListPodSandboxRequest, PodSandbox, PodSandboxState, PodSandboxStatusRequest};
 use tokio::net::UnixStream;
 use tokio::runtime::Builder;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -144,9 +142,10 @@ async fn find(socket: &Path, pod: &PodRef) -> Result<PathBuf, CriError> {
 }
 
 fn title(pod: &PodSandbox) -> String {
-    pod.metadata
-        .as_ref()
-        .map_or_else(|| short(&pod.id).to_owned(), |meta| format!("{}/{}", meta.namespace, meta.name))
+    pod.metadata.as_ref().map_or_else(
+        || short(&pod.id).to_owned(),
+        |meta| format!("{}/{}", meta.namespace, meta.name),
+    )
 }
 
 fn short(id: &str) -> &str {
