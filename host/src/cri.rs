@@ -172,8 +172,9 @@ async fn connect(socket: &Path) -> Result<Channel, String> {
 /// Where a pod's namespace is, in the words of its runtime: containerd and CRI-O both give the OCI
 /// configuration of the pod's own container, and its process.
 fn path_of(info: &str, pod: &PodRef) -> Result<PathBuf, CriError> {
-    let info: serde_json::Value =
-        serde_json::from_str(info).map_err(|_| CriError::Untold(pod.clone()))?;
+    let Ok(info) = serde_json::from_str::<serde_json::Value>(info) else {
+        return Err(CriError::Untold(pod.clone()));
+    };
     let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array();
     if let Some(namespaces) = namespaces {
         let Some(network) = namespaces.iter().find(|n| n["type"] == "network") else {
