@@ -96,3 +96,44 @@ fn to_text(config: &Config, decided: &Decided) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn request(annotations: &Value) -> String {
+        json!({
+            "cniVersion": "1.0.0",
+            "name": "net",
+            "runtimeConfig": { "io.kubernetes.cri.pod-annotations": annotations },
+        })
+        .to_string()
+    }
+
+    proptest! {
+        /// Whatever comes in, there is an answer.
+        #[test]
+        fn no_input_is_a_fault(stdin in any::<String>(), args in any::<String>()) {
+            let env = Environment::from([("CNI_ARGS".to_owned(), args)]);
+            let (good, text) = explain(&env, &stdin, false);
+            prop_assert!(!text.is_empty() && !good);
+        }
+
+        /// No value of an annotation is ever found in a rule, unless it is one.
+        #[test]
+        fn values_do_not_reach_rules(value in "[-a-z0-9;*|&$'\"\\\\ \n{}]{1,20}X[-a-z ;]{0,9}") {
+            for name in ["excludeOutboundPorts", "includeInboundPorts", "excludeOutboundIPRanges"] {
+                let annotations = json!({
+                    "sidecar.istio.io/status": "{\"containers\":[\"istio-proxy\"]}",
+                    format!("traffic.sidecar.istio.io/{name}"): value,
+                });
+                let stdin = request(&annotations);
+                let (good, text) = explain(&Environment::new(), &stdin, true);
+                prop_assert!(!good, "{text}");
+                prop_assert!(text.contains("\"code\": 102"), "{text}");
+            }
+        }
+    }
+}

@@ -104,7 +104,10 @@ fn tool(name: &str, path: &std::path::Path) -> Result<Contender> {
 }
 
 /// What the figures depend on, in one line.
-fn machine() -> Result<String> {
+///
+/// # Errors
+/// When a program that tells it can't be run.
+pub fn machine() -> Result<String> {
     let line = |program: &str, arg: &str| -> Result<String> {
         let printed = repo::output(Command::new(program).arg(arg))?;
         Ok(String::from_utf8_lossy(&printed).trim().to_owned())

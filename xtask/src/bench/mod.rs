@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod case;
+pub mod cni;
 pub mod contender;
 pub mod measure;
 pub mod pod;
@@ -20,7 +21,7 @@ pub fn command() -> clap::Command {
         .about("Measure operations beside a plain restore of the same rules")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(apply::command())
+        .subcommands([apply::command(), cni::command()])
 }
 
 /// Runs the chosen benchmark.
@@ -30,6 +31,7 @@ pub fn command() -> clap::Command {
 pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     match args.subcommand() {
         Some(("apply", args)) => apply::run(args),
+        Some(("cni", args)) => cni::run(args),
         other => bail!("no such benchmark: {other:?}"),
     }
 }

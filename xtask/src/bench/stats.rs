@@ -53,7 +53,7 @@ pub fn millis(duration: Duration) -> f64 {
 
 /// The smallest element that at least `percent` of the sorted elements are not above; for an even
 /// number of elements the median is the mean of the two in the middle.
-fn quantile(sorted: &[Duration], percent: usize) -> Option<Duration> {
+pub fn quantile(sorted: &[Duration], percent: usize) -> Option<Duration> {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     let at = *sorted.get(rank - 1)?;
     let exact = (sorted.len() * percent).is_multiple_of(100);

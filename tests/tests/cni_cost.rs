@@ -1,0 +1,78 @@
+//! What the plugin does not do: start processes, open connections, ask anybody.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::binary;
+use millrace_tests::cni::{Call, Host, mesh};
+use serde_json::{Value, json};
+
+/// The system calls of a call that succeeds, of those that start processes or open sockets.
+fn traced(host: &Host, call: &Call) -> Result<String> {
+    let (input, trace) = (host.folder().join("stdin.json"), host.folder().join("trace"));
+    fs::write(&input, call.config.to_string())?;
+    let plugin = binary::millrace_cni()?;
+    let calls = "trace=?fork,?vfork,clone,?clone3,execve,socket,connect";
+    let shell = format!(
+        "exec strace -f -qq -e {calls} -o {} {} <{}",
+        trace.display(),
+        plugin.display(),
+        input.display()
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &shell]).envs(call.env.iter().map(|(name, value)| (name, value)));
+    let output = host.namespace.output(&mut command)?;
+    ensure!(output.status.success(), "{output:?}");
+    fs::read_to_string(&trace).context("strace wrote no trace")
+}
+
+/// Verify that with annotations from the runtime ADD of a mesh pod and of a plain one, CHECK and
+/// DEL start nothing and connect to nobody, though somebody could be asked.
+#[test]
+fn no_process_and_no_connection() -> Result<()> {
+    let host = Host::new()?;
+    for annotations in [mesh(&[]), json!({})] {
+        let pod = host.pod()?;
+        let add = Call::new(&host, "ADD", &pod, annotations.clone())
+            .with_key("kubeconfig", json!("/no/kubeconfig"));
+        for command in ["ADD", "ADD", "CHECK", "DEL"] {
+            let trace = traced(&host, &add.clone().to(command))?;
+            let what = format!("{command} {annotations}:\n{trace}");
+            let count = |word: &str| trace.lines().filter(|line| line.contains(word)).count();
+            assert_eq!(count("execve("), 1, "{what}");
+            let processes = trace
+                .lines()
+                .filter(|l| ["fork(", "clone(", "clone3("].iter().any(|call| l.contains(call)))
+                .filter(|line| !line.contains("CLONE_THREAD"))
+                .count();
+            assert_eq!(processes, 0, "{what}");
+            assert_eq!(count("AF_INET"), 0, "{what}");
+            let to_others = trace
+                .lines()
+                .filter(|line| line.contains("connect(") && !line.contains("AF_NETLINK"));
+            assert_eq!(to_others.count(), 0, "{what}");
+            // Pods outside the mesh cost not even a question to the kernel.
+            if annotations == json!({}) && command == "ADD" {
+                assert_eq!(count("socket("), 0, "{what}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Verify that the trace would show it: a pod that somebody has to be asked about opens a
+/// connection.
+#[test]
+fn a_lookup_is_seen() -> Result<()> {
+    let host = Host::new()?;
+    let api = millrace_tests::cni::Api::start(&host)?;
+    let pod = host.pod()?;
+    api.put_pod("shop", &pod.name, &pod.uid(), &json!({ "annotations": {} }));
+    let call = Call::new(&host, "ADD", &pod, Value::Null)
+        .without_key("runtimeConfig")
+        .with_key("kubeconfig", json!(api.kubeconfig("127.0.0.1")?));
+    let trace = traced(&host, &call)?;
+    ensure!(trace.contains("AF_INET") && trace.contains("connect("), "{trace}");
+    Ok(())
+}
