@@ -72,15 +72,11 @@ fn answer(env: &Environment, began: Instant) -> ExitCode {
     }
     log_panics();
     let mut version = Version::NEWEST;
-    let result = panic::catch_unwind(AssertUnwindSafe(|| {
+    let result = guarded(|| {
         let stdin = stdin()?;
         let named = object(&stdin).ok().as_ref().and_then(version_text);
         version = named.and_then(|text| Version::find(&text)).unwrap_or(version);
         verb::serve(env, &stdin, began)
-    }));
-    let result = result.unwrap_or_else(|_panic| {
-        let msg = "millrace-cni has a fault and stopped; its log, on standard error, says where";
-        Err(CniError::new(Code::Internal, msg))
     });
     match result {
         Ok(text) => print(&text),
@@ -89,6 +85,14 @@ fn answer(env: &Environment, began: Instant) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A panic is an error like any other to the runtime.
+fn guarded(f: impl FnOnce() -> Result<String, CniError>) -> Result<String, CniError> {
+    panic::catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_panic| {
+        let msg = "millrace-cni has a fault and stopped; its log, on standard error, says where";
+        Err(CniError::new(Code::Internal, msg))
+    })
 }
 
 fn explain(as_json: bool) -> ExitCode {
@@ -136,4 +140,32 @@ fn print(text: &str) -> ExitCode {
 /// Write to standard error. When even that can't be written, the exit code is left.
 fn complain(text: &str) {
     let _written = io::stderr().lock().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_error_for_the_runtime() {
+        let error = guarded(|| panic!("a fault")).unwrap_err();
+        assert_eq!(error.code, Code::Internal);
+        let json: serde_json::Value = serde_json::from_str(&error.to_json("1.0.0")).unwrap();
+        assert_eq!(json["code"], 103);
+        assert_eq!(json["cniVersion"], "1.0.0");
+    }
+
+    #[test]
+    fn every_setting_and_code_is_in_the_documentation() {
+        let text = include_str!("../../docs/cni.md");
+        for key in config::KEYS {
+            assert!(text.contains(&format!("`{}`", key.name)), "{}", key.name);
+        }
+        for code in Code::ALL {
+            assert!(text.contains(&format!("| {} |", code.number())), "{}", code.number());
+        }
+        for def in millrace_core::dialect::istio::annotations::ANNOTATIONS {
+            assert!(text.contains(&format!("`{}`", def.name)), "{}", def.name);
+        }
+    }
 }

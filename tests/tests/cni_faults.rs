@@ -416,6 +416,29 @@ fn without_privilege() -> Result<()> {
     Ok(())
 }
 
+/// Verify that STATUS tells that no pod can be captured, and that it matters more where some are.
+#[test]
+fn status_where_nothing_can_be_captured() -> Result<()> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let add = Call::new(&host, "ADD", &pod, mesh(&[]));
+    let status = add.clone().to("STATUS");
+    let input = host.folder().join("stdin.json");
+    fs::write(&input, status.config.to_string())?;
+    let program = millrace_tests::binary::millrace_cni()?;
+    for (code, pods) in [(50, 0), (51, 1)] {
+        let mut command = Command::new("setpriv");
+        let shell = format!("exec {} <{}", program.display(), input.display());
+        command.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "sh", "-c", &shell]);
+        command.envs(status.env.iter().map(|(n, v)| (n, v)));
+        let said = Reply::of(&host.namespace.output(&mut command)?)?.failure(code)?;
+        ensure!(said.contains("SYS_ADMIN"), "{said}");
+        ensure!(said.contains("captured pods") == (pods > 0), "{said}");
+        add.run(&host)?.success()?;
+    }
+    Ok(())
+}
+
 /// Verify that a pod without IPv6 is captured in IPv4 with every mode and backend.
 #[test]
 fn ipv6_is_off() -> Result<()> {

@@ -29,13 +29,11 @@ const AT_ONCE: usize = 20;
 /// runtime takes.
 const SHELL: &str = r#"#!/bin/sh
 cat >/dev/null
-case $CNI_COMMAND in
-ADD)
-    [ "$BENCH_POD" = plain ] || nsenter --net="$CNI_NETNS" nft -f RULES
-    echo '{"cniVersion":"1.0.0"}'
-    ;;
-CHECK) nsenter --net="$CNI_NETNS" nft list table inet millrace >/dev/null ;;
-DEL) nsenter --net="$CNI_NETNS" nft delete table inet millrace ;;
+[ "$CNI_COMMAND" != ADD ] || echo '{"cniVersion":"1.0.0"}'
+case $BENCH_POD-$CNI_COMMAND in
+meshed-ADD) nsenter --net="$CNI_NETNS" nft -f RULES ;;
+meshed-CHECK) nsenter --net="$CNI_NETNS" nft list table inet millrace >/dev/null ;;
+meshed-DEL) nsenter --net="$CNI_NETNS" nft delete table inet millrace ;;
 esac
 "#;
 
@@ -71,13 +69,16 @@ pub fn command() -> clap::Command {
 }
 
 /// What is measured, in the order in which it is done to a pod.
-const OPERATIONS: [Operation; 5] = [
+const OPERATIONS: [Operation; 7] = [
     Operation { name: "VERSION", command: "VERSION", meshed: true },
     Operation { name: "ADD, plain pod", command: "ADD", meshed: false },
-    Operation { name: "ADD, mesh pod", command: "ADD", meshed: true },
+    Operation { name: "CHECK, plain pod", command: "CHECK", meshed: false },
+    Operation { name: "DEL, plain pod", command: "DEL", meshed: false },
+    ADD,
     Operation { name: "CHECK, mesh pod", command: "CHECK", meshed: true },
     Operation { name: "DEL, mesh pod", command: "DEL", meshed: true },
 ];
+const ADD: Operation = Operation { name: "ADD, mesh pod", command: "ADD", meshed: true };
 
 /// Goals in milliseconds for the median, with no process started.
 const GOALS: [(&str, f64); 2] = [("ADD, plain pod", 2.5), ("ADD, mesh pod", 4.0)];
@@ -122,7 +123,7 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     let bench = Bench { scratch: scratch.path(), runs };
     let mut rows = bench.one_by_one(&plugins)?;
     for (name, plugin) in &plugins {
-        rows.push(bench.at_once(name, plugin)?);
+        rows.extend(bench.at_once(name, plugin)?);
     }
     let machine = machine()?;
     let text = if args.get_one::<String>("output").is_some_and(|output| output == "json") {
@@ -274,9 +275,8 @@ impl Bench<'_> {
     /// How many processes an operation starts.
     fn processes(&self, plugin: &Path, operation: Operation) -> Result<usize> {
         let target = Target::new()?;
-        let added = OPERATIONS[2];
-        if ["CHECK", "DEL"].contains(&operation.command) {
-            self.call(plugin, added, &target, "counted")?;
+        if operation.meshed && ["CHECK", "DEL"].contains(&operation.command) {
+            self.call(plugin, ADD, &target, "counted")?;
         }
         let mut argv = vec!["env".to_owned()];
         let env = Self::env(operation, &target, "counted");
@@ -287,36 +287,55 @@ impl Bench<'_> {
     }
 
     /// Many mesh pods at once: what each of them waits.
-    fn at_once(&self, name: &str, plugin: &Path) -> Result<Row> {
+    fn at_once(&self, name: &str, plugin: &Path) -> Result<Vec<Row>> {
         let rounds = self.runs.div_ceil(AT_ONCE).max(2);
         repo::say(&format!("{AT_ONCE} at once by {name}: {rounds} rounds"));
-        let mut taken = Vec::new();
+        let operations: Vec<Operation> =
+            OPERATIONS.into_iter().filter(|o| o.meshed && o.command != "VERSION").collect();
+        let mut taken = vec![Vec::new(); operations.len()];
         let mut kept = Vec::new();
         for round in 0..=rounds {
             let targets: Vec<Target> =
                 (0..AT_ONCE).map(|_| Target::new()).collect::<Result<_>>()?;
-            let times: Vec<Duration> = thread::scope(|scope| {
-                let threads: Vec<_> = targets
-                    .iter()
-                    .enumerate()
-                    .map(|(index, target)| {
-                        let id = format!("{name}-{round}-{index}");
-                        scope.spawn(move || self.call(plugin, OPERATIONS[2], target, &id))
-                    })
-                    .collect();
-                let joined = threads.into_iter().map(|thread| match thread.join() {
-                    Ok(result) => result,
-                    Err(_panic) => bail!("a benchmark thread panicked"),
-                });
-                joined.collect::<Result<_>>()
-            })?;
-            if round > 0 {
-                taken.extend(times);
+            for (operation, taken) in operations.iter().zip(&mut taken) {
+                let prefix = format!("{name}-{round}");
+                let times = self.together(plugin, *operation, &targets, &prefix)?;
+                if round > 0 {
+                    taken.extend(times);
+                }
             }
             kept.extend(targets);
         }
-        let processes = self.processes(plugin, OPERATIONS[2])?;
-        row(&format!("ADD, {AT_ONCE} mesh pods at once"), name, taken, processes)
+        let rows = operations.iter().zip(taken).map(|(operation, taken)| {
+            let processes = self.processes(plugin, *operation)?;
+            row(&format!("{}, {AT_ONCE} at once", operation.name), name, taken, processes)
+        });
+        rows.collect()
+    }
+
+    /// The same call for all of these at once.
+    fn together(
+        &self,
+        plugin: &Path,
+        operation: Operation,
+        targets: &[Target],
+        prefix: &str,
+    ) -> Result<Vec<Duration>> {
+        thread::scope(|scope| {
+            let threads: Vec<_> = targets
+                .iter()
+                .enumerate()
+                .map(|(index, target)| {
+                    let id = format!("{prefix}-{index}");
+                    scope.spawn(move || self.call(plugin, operation, target, &id))
+                })
+                .collect();
+            let joined = threads.into_iter().map(|thread| match thread.join() {
+                Ok(result) => result,
+                Err(_panic) => bail!("a benchmark thread panicked"),
+            });
+            joined.collect()
+        })
     }
 }
 
