@@ -1,6 +1,6 @@
 //! `xtask bench apply`: first apply, no-op, change and cleanup of a default sidecar's rules.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -37,9 +37,9 @@ pub fn command() -> clap::Command {
                 .help("Measure this reference binary as well, with the same command line"),
             Arg::new("variant")
                 .long("variant")
-                .value_parser(["nft", "legacy", "native", "all"])
+                .value_parser(["nft", "legacy", "netlink", "native", "own", "all"])
                 .default_value("all")
-                .help("The iptables variant, or native nftables"),
+                .help("iptables-nft or -legacy by programs; iptables-nft by netlink; the reference's native nftables; Millrace's own"),
             Arg::new("output")
                 .long("output")
                 .value_parser(["text", "json"])
@@ -63,21 +63,21 @@ pub fn command() -> clap::Command {
 /// When a contender fails, or leaves other rules than it should.
 pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     let word = |name: &str| args.get_one::<String>(name).map_or("", String::as_str);
-    let variants: &[Variant] = match word("variant") {
-        "nft" => &[Variant::Nft],
-        "legacy" => &[Variant::Legacy],
-        "native" => &[Variant::Native],
-        _ => &[Variant::Nft, Variant::Legacy, Variant::Native],
-    };
+    let asked = word("variant");
+    let variants = Variant::ALL.into_iter().filter(|v| asked == "all" || asked == v.as_str());
     let millrace = match args.get_one::<PathBuf>("binary") {
         Some(path) => path.clone(),
         None => dist::build_here("millrace")?,
     };
-    let mut contenders = vec![Contender::Floor, tool("millrace", &millrace)?];
+    let scratch = tempfile::tempdir().context("can't make a scratch folder")?;
+    let mut contenders = vec![
+        Contender::Floor,
+        tool("millrace", &millrace)?,
+        Contender::Nothing { path: empty_program(scratch.path())? },
+    ];
     if let Some(path) = args.get_one::<PathBuf>("against") {
         contenders.push(tool("reference", path)?);
     }
-    let scratch = tempfile::tempdir().context("can't make a scratch folder")?;
     let bench = Bench {
         runner: Runner { scratch: scratch.path() },
         contenders,
@@ -86,7 +86,7 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     let mut report = Report::new(bench.runs, machine()?);
     for variant in variants {
         for families in [Families::V4, Families::Dual] {
-            report.rows.extend(bench.operations(*variant, families)?);
+            report.rows.extend(bench.operations(variant, families)?);
         }
     }
     let text = match word("output") {
@@ -98,7 +98,17 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn tool(name: &str, path: &std::path::Path) -> Result<Contender> {
+/// A static program that does nothing.
+fn empty_program(folder: &Path) -> Result<String> {
+    let (source, program) = (folder.join("empty.rs"), folder.join("empty"));
+    std::fs::write(&source, "fn main() {}\n").context("a program that does nothing")?;
+    let mut rustc = Command::new("rustc");
+    rustc.args(["-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "-o"]);
+    repo::output(rustc.arg(&program).arg(&source))?;
+    Ok(program.to_string_lossy().into_owned())
+}
+
+fn tool(name: &str, path: &Path) -> Result<Contender> {
     let path = path.canonicalize().with_context(|| format!("no program {}", path.display()))?;
     Ok(Contender::Tool { name: name.to_owned(), path: path.to_string_lossy().into_owned() })
 }
@@ -132,12 +142,18 @@ impl Bench<'_> {
             let case = Case { variant, families, operation };
             repo::say(&format!("{case}: {} rules, {} runs", goal.captured.saved.len(), self.runs));
             let mut processes = Vec::new();
-            for contender in &self.contenders {
+            for contender in self.contenders(case) {
                 processes.push(self.verify(contender, case, &goal)?);
             }
             rows.extend(self.measure(case, &goal, &processes)?);
         }
         Ok(rows)
+    }
+
+    /// Who can do a case: nobody but Millrace knows its own commands.
+    fn contenders(&self, case: Case) -> &[Contender] {
+        let known = if case.variant == Variant::Own { 3 } else { self.contenders.len() };
+        &self.contenders[..known.min(self.contenders.len())]
     }
 
     /// The rules that Millrace makes, as it says beforehand and as they are in the end.
@@ -160,9 +176,11 @@ impl Bench<'_> {
         let first = Case { variant, families, operation: Operation::FirstApply };
         let (before, after) = (captured.saved.len(), changed.saved.len());
         ensure!(!captured.saved.is_empty(), "Millrace's first apply left no rules");
+        // In a set a port more is no rule more.
+        let more = if variant == Variant::Own { 0 } else { first.texts().len() };
         ensure!(
-            after == before + first.texts().len(),
-            "Millrace's change did not add one rule per text: {before} rules, then {after}",
+            after == before + more && captured.saved != changed.saved,
+            "Millrace's change did not add {more} rules: {before} rules, then {after}",
         );
         Ok(Goal { captured, changed })
     }
@@ -175,6 +193,7 @@ impl Bench<'_> {
             Ok((self.runner.count_started(&steps)?, saved(case)?))
         })?;
         let right = match case.operation {
+            _ if matches!(contender, Contender::Nothing { .. }) => true,
             Operation::FirstApply | Operation::NoOp => left == goal.captured.saved,
             Operation::Change => left == goal.changed.saved,
             Operation::Cleanup => left.is_empty(),
@@ -188,6 +207,9 @@ impl Bench<'_> {
     fn prepare(&self, contender: &Contender, case: Case, goal: &Goal) -> Result<()> {
         if case.operation.on_captured_pod() {
             let first = Case { operation: Operation::FirstApply, ..case };
+            let floor = Contender::Floor;
+            let nothing = matches!(contender, Contender::Nothing { .. });
+            let contender = if nothing { &floor } else { contender };
             self.runner.run(&contender.steps(first, goal))?;
         }
         Ok(())
@@ -195,13 +217,14 @@ impl Bench<'_> {
 
     /// Takes the samples of all contenders in turn, each in a fresh pod.
     fn measure(&self, case: Case, goal: &Goal, processes: &[usize]) -> Result<Vec<Row>> {
-        let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); self.contenders.len()];
+        let all = self.contenders(case);
+        let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); all.len()];
         let mut pods = Vec::new();
         for round in 0..WARM_UP + self.runs {
-            for turn in 0..self.contenders.len() {
+            for turn in 0..all.len() {
                 // Nobody always comes first, or always after the same one.
-                let index = (turn + round) % self.contenders.len();
-                let contender = &self.contenders[index];
+                let index = (turn + round) % all.len();
+                let contender = &all[index];
                 let steps = contender.steps(case, goal);
                 let (sample, pod) = in_pod(case.families, || {
                     self.prepare(contender, case, goal)?;
@@ -213,7 +236,7 @@ impl Bench<'_> {
                 }
             }
         }
-        let contenders = self.contenders.iter().zip(&samples).zip(processes);
+        let contenders = all.iter().zip(&samples).zip(processes);
         contenders
             .map(|((contender, samples), processes)| {
                 let cost = Cost::of(samples).context("no samples were taken")?;

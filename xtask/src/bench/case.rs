@@ -1,28 +1,47 @@
-//! What is measured: an operation, for which families, with which iptables variant.
+//! What is measured: an operation, for which families, with what that carries rules out.
 
 use std::fmt;
 
 use serde_json::{Value, json};
 
-/// An iptables variant.
+/// What carries rules out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Variant {
-    /// The `nf_tables` back end.
+    /// iptables-nft, by its programs.
     Nft,
-    /// The xtables back end.
+    /// iptables-legacy.
     Legacy,
-    /// No iptables at all: native nftables, one text for both families.
+    /// The tables of iptables-nft, by netlink.
+    Netlink,
+    /// No iptables at all: the reference's native nftables, one text for both families.
     Native,
+    /// Millrace's own nftables table.
+    Own,
 }
 
 impl Variant {
-    /// The name in program names and in `--force-iptables-binary`.
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Nft, Self::Legacy, Self::Netlink, Self::Native, Self::Own];
+
+    /// The name on the command line and in the report.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Nft => "nft",
             Self::Legacy => "legacy",
+            Self::Netlink => "netlink",
             Self::Native => "native",
+            Self::Own => "own",
         }
+    }
+
+    /// Whether one text is for both families.
+    pub fn is_native(self) -> bool {
+        matches!(self, Self::Native | Self::Own)
+    }
+
+    /// Whether no program is needed.
+    pub fn is_by_netlink(self) -> bool {
+        self.is_native() || self == Self::Netlink
     }
 }
 
@@ -39,18 +58,18 @@ impl Family {
     /// The program that writes rules: `iptables-nft-restore` and so on, or nft.
     pub fn restore(self, variant: Variant) -> Vec<String> {
         match variant {
-            Variant::Native => ["nft", "-f", "-"].map(str::to_owned).to_vec(),
-            Variant::Nft | Variant::Legacy => vec![self.program(variant, "restore")],
+            Variant::Native | Variant::Own => ["nft", "-f", "-"].map(str::to_owned).to_vec(),
+            _ => vec![self.program(variant, "restore")],
         }
     }
 
     /// The program that prints rules, without counters or with some that can be left out.
     pub fn save(self, variant: Variant) -> Vec<String> {
         match variant {
-            Variant::Native => {
+            Variant::Native | Variant::Own => {
                 ["nft", "--stateless", "list", "ruleset", "inet"].map(str::to_owned).to_vec()
             }
-            Variant::Nft | Variant::Legacy => vec![self.program(variant, "save")],
+            _ => vec![self.program(variant, "save")],
         }
     }
 
@@ -59,7 +78,8 @@ impl Family {
             Self::V4 => "iptables",
             Self::V6 => "ip6tables",
         };
-        format!("{base}-{}-{verb}", variant.as_str())
+        let which = if variant == Variant::Legacy { "legacy" } else { "nft" };
+        format!("{base}-{which}-{verb}")
     }
 }
 
@@ -124,7 +144,7 @@ impl Operation {
 /// One row of the benchmark.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Case {
-    /// With which variant.
+    /// By what.
     pub variant: Variant,
     /// In what pod.
     pub families: Families,
@@ -136,8 +156,8 @@ impl Case {
     /// The texts that the rules consist of: one for each family, or one for both.
     pub fn texts(self) -> &'static [Family] {
         match self.variant {
-            Variant::Native => &[Family::V4],
-            Variant::Nft | Variant::Legacy => self.families.each(),
+            Variant::Native | Variant::Own => &[Family::V4],
+            _ => self.families.each(),
         }
     }
 

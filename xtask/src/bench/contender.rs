@@ -53,6 +53,11 @@ pub struct Goal {
 pub enum Contender {
     /// One plain restore per family: no thought, no look, no check.
     Floor,
+    /// An empty static program: what it takes to start anything at all.
+    Nothing {
+        /// The program.
+        path: String,
+    },
     /// A program with the command line of `istio-iptables`.
     Tool {
         /// The name in the report.
@@ -67,6 +72,7 @@ impl Contender {
     pub fn name(&self) -> &str {
         match self {
             Self::Floor => "floor",
+            Self::Nothing { .. } => "nothing",
             Self::Tool { name, .. } => name,
         }
     }
@@ -75,6 +81,9 @@ impl Contender {
     pub fn steps(&self, case: Case, goal: &Goal) -> Vec<Step> {
         match self {
             Self::Floor => floor(case, goal),
+            Self::Nothing { path } => {
+                vec![Step { argv: vec![path.clone()], stdin: String::new() }]
+            }
             Self::Tool { path, .. } => {
                 let argv = std::iter::once(path.clone()).chain(tool_args(case)).collect();
                 vec![Step { argv, stdin: String::new() }]
@@ -87,7 +96,7 @@ impl Contender {
     pub fn processes(&self, steps: usize, started: usize) -> usize {
         match self {
             Self::Floor => steps + started,
-            Self::Tool { .. } => started,
+            Self::Nothing { .. } | Self::Tool { .. } => started,
         }
     }
 }
@@ -99,26 +108,43 @@ pub fn dump_args(case: Case, family: Family) -> Vec<String> {
         Family::V6 => "ipv6",
     };
     let mut args = ["dump", "--from-config"].map(str::to_owned).to_vec();
-    if case.variant != Variant::Native || case.families == Families::V4 {
+    if !case.variant.is_native() || case.families == Families::V4 {
         args.extend(["--family".to_owned(), name.to_owned()]);
+    }
+    if case.variant == Variant::Own {
+        args.extend(["--backend", "nftables", "--exclude-inbound-ports"].map(str::to_owned));
+        args.push(excluded(case).to_owned());
+        return args;
     }
     args.push("--".to_owned());
     args.extend(tool_args(case));
     args
 }
 
+/// The inbound ports that are left alone.
+fn excluded(case: Case) -> &'static str {
+    if case.operation == Operation::Change { EXCLUDED_AND_ONE } else { EXCLUDED }
+}
+
 /// The arguments of a tool for a case.
 fn tool_args(case: Case) -> Vec<String> {
+    if case.variant == Variant::Own {
+        let apply = ["apply", "--backend", "nftables", "--exclude-inbound-ports", excluded(case)];
+        let words = if case.operation == Operation::Cleanup { &["cleanup"][..] } else { &apply };
+        return words.iter().map(|word| (*word).to_owned()).collect();
+    }
     let mut argv = SIDECAR.map(str::to_owned).to_vec();
-    let excluded = if case.operation == Operation::Change { EXCLUDED_AND_ONE } else { EXCLUDED };
     let mut push = |word: &str| argv.push(word.to_owned());
     push("-d");
-    push(excluded);
-    if case.variant == Variant::Native {
-        push("--native-nftables");
-    } else {
-        push("--force-iptables-binary");
-        push(case.variant.as_str());
+    push(excluded(case));
+    match case.variant {
+        Variant::Native => push("--native-nftables"),
+        // What a run chooses by itself.
+        Variant::Netlink | Variant::Own => {}
+        Variant::Nft | Variant::Legacy => {
+            push("--force-iptables-binary");
+            push(case.variant.as_str());
+        }
     }
     if case.families == Families::Dual {
         push("--dual-stack");
@@ -152,8 +178,8 @@ impl Rules {
     /// What `-save` printed, reduced to what can be compared.
     pub fn saved(dumps: Vec<(Family, String)>, variant: Variant) -> Self {
         match variant {
-            Variant::Native => Self::new(dumps, str::to_owned),
-            Variant::Nft | Variant::Legacy => Self::new(dumps, used_tables),
+            Variant::Native | Variant::Own => Self::new(dumps, str::to_owned),
+            _ => Self::new(dumps, used_tables),
         }
     }
 
@@ -174,7 +200,7 @@ impl Rules {
     fn emptied(&self, variant: Variant) -> Self {
         let is_frame = |line: &&str| line.starts_with('*') || *line == "COMMIT\n";
         let empty = |text: &str| -> String {
-            if variant == Variant::Native {
+            if variant.is_native() {
                 let tables = text.split_inclusive('\n').filter(|l| l.starts_with("add table "));
                 return tables.map(|line| line.replacen("add", "delete", 1)).collect();
             }
