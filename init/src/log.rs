@@ -82,6 +82,11 @@ impl Log {
         Ok(())
     }
 
+    /// Whether anybody sees the least important messages.
+    pub(crate) fn shows_debug(&self) -> bool {
+        self.least <= Level::Debug
+    }
+
     pub(crate) fn debug(&mut self, message: &str) {
         self.write(Level::Debug, message);
     }

@@ -85,7 +85,7 @@ pub fn marks(tables: &NativeTables) -> Vec<u32> {
 }
 
 impl NftRuleset {
-    /// The rules, ready to be written.
+    /// The rules, ready to be written, without text.
     ///
     /// # Errors
     /// When a group's name has no number.
@@ -94,8 +94,16 @@ impl NftRuleset {
             tables: self.native(groups)?,
             routing: self.routing.clone(),
             families: self.families.clone(),
-            text: render_transaction(self),
+            text: String::new(),
         })
+    }
+
+    /// The same with the text that says what is done.
+    ///
+    /// # Errors
+    /// When a group's name has no number.
+    pub fn ready_with_text(&self, groups: &Groups) -> Result<Native, NoGroup> {
+        Ok(Native { text: render_transaction(self), ..self.ready(groups)? })
     }
 
     /// The tables in the kernel's terms.

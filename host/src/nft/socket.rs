@@ -1,5 +1,6 @@
 //! The conversation with `nf_tables`: dumps, and transactions that happen as a whole or not at all.
 
+use std::cell::RefCell;
 use std::io;
 
 use millrace_core::nft::expr::Expr;
@@ -175,6 +176,8 @@ pub(super) struct Step {
 /// A connection, for the namespace that the thread was in when it was made.
 pub(super) struct Connection {
     socket: Socket,
+    /// Where answers go, one after the other.
+    room: RefCell<Vec<u8>>,
 }
 
 impl Connection {
@@ -192,7 +195,7 @@ impl Connection {
         socket.connect(&SocketAddr::new(0, 0))?;
         // Words beside the number of an error, where the kernel has any (since 4.12).
         let _result: io::Result<()> = socket.set_ext_ack(true);
-        Ok(Some(Self { socket }))
+        Ok(Some(Self { socket, room: RefCell::new(Vec::with_capacity(ANSWER)) }))
     }
 
     /// All that there is of something; `None` when the kernel has no `nf_tables`.
@@ -305,8 +308,9 @@ impl Connection {
     }
 
     fn receive(&self) -> Result<Vec<NetlinkMessage<Answer>>, NftError> {
-        let mut bytes = Vec::with_capacity(ANSWER);
-        let (length, _) = self.socket.recv_from(&mut bytes, MSG_TRUNC)?;
+        let mut bytes = self.room.borrow_mut();
+        bytes.clear();
+        let (length, _) = self.socket.recv_from(&mut *bytes, MSG_TRUNC)?;
         if length > bytes.len() {
             return Err(NftError::Answer(format!("{length} bytes at once are too many")));
         }

@@ -16,6 +16,7 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     loaded.warnings.iter().for_each(|w| warn(w));
     let ruleset = loaded.ruleset();
     let native = match &loaded.nft {
+        Some(nft) if common.dry_run || common.json => Some(nft.ready_with_text(&facts.groups)?),
         Some(nft) => Some(nft.ready(&facts.groups)?),
         None => None,
     };

@@ -113,11 +113,12 @@ impl Run<'_> {
 
     fn engine(&mut self, cleanup: bool) -> Result<Outcome, EngineError> {
         let exec = self.exec();
-        let Self { session, options, groups, policy, ruleset, .. } = self;
-        let native = if options.native {
-            Some(config::native_rules(policy, options).ready(groups)?)
-        } else {
-            None
+        let Self { session, options, groups, policy, ruleset, log } = self;
+        let native = options.native.then(|| config::native_rules(policy, options));
+        let native = match &native {
+            Some(rules) if log.shows_debug() => Some(rules.ready_with_text(groups)?),
+            Some(rules) => Some(rules.ready(groups)?),
+            None => None,
         };
         // With native nftables the reference always writes everything.
         let replace = cleanup || options.reconcile || options.force_apply || options.native;
@@ -165,8 +166,10 @@ impl Run<'_> {
             let mut text = "iptables-save\nip6tables-save\n".to_owned();
             for effect in &outcome.effects {
                 self.log.info(&format!("would do: {effect}"));
-                if let Effect::Restore { input, .. } = effect {
-                    text.push_str(input);
+                if let Effect::Restore { input: rules, .. } | Effect::Native { text: rules, .. } =
+                    effect
+                {
+                    text.push_str(rules);
                 }
             }
             return self.write_dry_run(&text);

@@ -28,7 +28,7 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
     let native = !status.config.is_open() || !observed.native.is_empty();
     let nft = loaded.as_ref().and_then(|loaded| loaded.nft.as_ref()).filter(|_| native);
     let found = if let Some(nft) = nft {
-        judge_native(&observed, Some(&nft.ready(groups)?), groups)
+        judge_native(&observed, Some(&nft.ready_with_text(groups)?), groups)
     } else {
         judge(&observed, loaded.map(|loaded| loaded.ruleset()).as_ref(), groups)
     };
