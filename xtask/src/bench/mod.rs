@@ -4,7 +4,11 @@ pub mod apply;
 pub mod case;
 pub mod cni;
 pub mod contender;
+pub mod many;
 pub mod measure;
+pub mod pair;
+pub mod path;
+pub mod plot;
 pub mod pod;
 pub mod processes;
 pub mod report;
@@ -18,10 +22,10 @@ use clap::ArgMatches;
 /// The command line of `xtask bench`.
 pub fn command() -> clap::Command {
     clap::Command::new("bench")
-        .about("Measure operations beside a plain restore of the same rules")
+        .about("Measure operations beside the least that could be done, and what they cost connections")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([apply::command(), cni::command()])
+        .subcommands([apply::command(), cni::command(), many::command(), path::command()])
 }
 
 /// Runs the chosen benchmark.
@@ -32,6 +36,8 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     match args.subcommand() {
         Some(("apply", args)) => apply::run(args),
         Some(("cni", args)) => cni::run(args),
+        Some(("namespaces", args)) => many::run(args),
+        Some(("path", args)) => path::run(args),
         other => bail!("no such benchmark: {other:?}"),
     }
 }

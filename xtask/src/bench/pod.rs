@@ -1,12 +1,9 @@
 //! A network namespace with the addresses of a pod.
 
 use std::fs::File;
-use std::io::Write as _;
-use std::process::{Command, Stdio};
 use std::thread;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use nix::sched::{CloneFlags, unshare};
+use anyhow::{Result, bail};
 
 use super::case::Families;
 
@@ -28,10 +25,7 @@ pub fn in_pod<T: Send>(
 ) -> Result<(T, Pod)> {
     // A namespace belongs to a thread: this one ends with the work and affects no other.
     let on_thread = || {
-        unshare(CloneFlags::CLONE_NEWNET)
-            .context("can't make a network namespace; run the benchmark as root")?;
-        let namespace = File::open("/proc/thread-self/ns/net")
-            .context("can't open the namespace through /proc")?;
+        let namespace = super::pair::namespace()?;
         configure(families)?;
         Ok((work()?, Pod { _namespace: namespace }))
     };
@@ -51,14 +45,5 @@ fn configure(families: Families) -> Result<()> {
         batch.push_str("addr add 2001:db8::2/64 dev eth0 nodad\n");
     }
     batch.push_str("link set peer0 up\nlink set eth0 up\n");
-    let mut ip = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .context("can't start `ip`; install iproute2")?;
-    let stdin = ip.stdin.take();
-    stdin.context("`ip` has no input")?.write_all(batch.as_bytes())?;
-    let status = ip.wait()?;
-    ensure!(status.success(), "`ip -batch` could not set the pod's addresses: {status}");
-    Ok(())
+    super::pair::configure(&batch)
 }
