@@ -83,7 +83,7 @@ fn all_operations_are_measured() {
     assert!(output.status.success(), "{stderr}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let rows = report["rows"].as_array().unwrap();
-    assert_eq!(rows.len(), 4 * 2 * 3);
+    assert_eq!(rows.len(), 4 * 2 * 4);
     for row in rows {
         assert!(row["wall_ms"]["median"].as_f64().unwrap() > 0.0, "{row}");
         assert!(row["cpu_ms"]["median"].as_f64().unwrap() > 0.0, "{row}");
@@ -92,6 +92,7 @@ fn all_operations_are_measured() {
         let processes = row["processes"].as_u64().unwrap();
         match row["contender"].as_str().unwrap() {
             "floor" => assert_eq!(processes, families, "{row}"),
+            "nothing" => assert_eq!(processes, 0, "{row}"),
             _ => assert!(processes > families, "{row}"),
         }
     }
