@@ -41,6 +41,19 @@ pub struct Container {
     pub env: BTreeMap<String, String>,
 }
 
+/// A text is no manifest of a pod.
+#[derive(Debug, thiserror::Error)]
+#[error("this is no manifest of a pod: {0}")]
+pub struct BadManifest(#[from] serde_saphyr::Error);
+
+/// Read a pod's manifest, in YAML or JSON.
+///
+/// # Errors
+/// When it is none.
+pub fn read_manifest(text: &str) -> Result<PodFacts, BadManifest> {
+    Ok(serde_saphyr::from_str(text)?)
+}
+
 impl PodFacts {
     /// An annotation's value, if annotations are known and this one is there.
     pub fn annotation(&self, name: &str) -> Option<&str> {

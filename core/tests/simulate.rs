@@ -16,7 +16,7 @@ use millrace_core::plan::Groups;
 use millrace_core::ruleset::Ruleset;
 use millrace_core::sim::{
     Class, Direction, EPHEMERAL, Fate, How, Identity, Known, Namespace, Outcome, Program, Protocol,
-    Question, Reply, of_dump, of_nft, of_ruleset, partition,
+    Question, Reply, of_dump, of_native, of_nft, of_ruleset, partition,
 };
 use millrace_core::value::Family;
 use proptest::prelude::*;
@@ -298,7 +298,7 @@ fn wide_pod(ruleset: &Ruleset) -> Namespace {
     Namespace::new(interfaces, everything.to_vec(), marked.collect())
 }
 
-fn programs(config: &RandomConfig) -> (Program, Program, Program, Namespace) {
+fn programs(config: &RandomConfig) -> (Program, Program, [Program; 2], Namespace) {
     let (policy, groups) = (config.policy(), groups());
     let iptables = compile(&policy, &istio::LAYOUT);
     let theirs = nft::compile(&policy, &istio::NFT_LAYOUT, true);
@@ -306,7 +306,10 @@ fn programs(config: &RandomConfig) -> (Program, Program, Program, Namespace) {
     (
         Program::new(of_ruleset(&iptables, &groups)),
         Program::new(of_nft(&theirs, &groups)),
-        Program::new(of_nft(&ours, &groups)),
+        [
+            Program::new(of_nft(&ours, &groups)),
+            Program::new(of_native(&ours.native(&groups).unwrap())),
+        ],
         wide_pod(&iptables),
     )
 }
@@ -321,7 +324,7 @@ proptest! {
         config in configs(),
         questions in prop::collection::vec(questions(), 20),
     ) {
-        let (iptables, theirs, ours, pod) = programs(&config);
+        let (iptables, theirs, [ours, kernel], pod) = programs(&config);
         for question in questions {
             let wanted = iptables.answer(&pod, &question).outcome;
             // With nftables the reference drops invalid packets of TCP alone.
@@ -331,6 +334,8 @@ proptest! {
             }
             let own = ours.answer(&pod, &question).outcome;
             prop_assert_eq!(&wanted, &own, "own layout: {}", question);
+            let own = kernel.answer(&pod, &question).outcome;
+            prop_assert_eq!(&wanted, &own, "own layout in the kernel's terms: {}", question);
         }
     }
 

@@ -15,6 +15,7 @@ pub mod observe;
 pub mod preflight;
 pub mod probe;
 pub mod sandbox;
+pub mod surroundings;
 mod sys_netns;
 mod sys_sandbox;
 mod sys_xtables;

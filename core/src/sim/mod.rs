@@ -20,13 +20,14 @@ mod program;
 mod question;
 mod ranges;
 mod reply;
+pub mod report;
 mod rule;
 mod test;
 mod walk;
 mod witness;
 
 pub use fate::{Fate, How, Outcome, Reply};
-pub use lower::{of_dump, of_nft, of_ruleset};
+pub use lower::{of_dump, of_native, of_nft, of_ruleset};
 pub use namespace::{Interface, MarkedLocal, Namespace, Path};
 pub use partition::{Class, Origin, partition};
 pub use program::{

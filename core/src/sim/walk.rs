@@ -113,7 +113,12 @@ impl<'a, W: Witness> Walk<'a, W> {
             Direction::In => self.inward(),
         };
         let (fate, outcome) = fate.unwrap_or_else(Halt::end);
-        Answer { fate, outcome, decided: std::mem::take(&mut self.decided) }
+        let mut decided = std::mem::take(&mut self.decided);
+        // What no rule dropped, no rule decided about.
+        if matches!(fate, Fate::Dropped { rule: None, .. }) {
+            decided.clear();
+        }
+        Answer { fate, outcome, decided }
     }
 
     pub(super) fn packet(&self, source: Value, owner: Owner) -> Packet<'a> {

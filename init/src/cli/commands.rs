@@ -7,6 +7,8 @@ use clap::{Arg, ArgAction, Command};
 use millrace_core::dialect::native::settings::{SETTINGS, Setting, Shape};
 use millrace_host::cri::CONTAINERD;
 
+use super::ask::{question_args, source_args};
+
 fn program() -> Command {
     Command::new("millrace")
         .bin_name("millrace")
@@ -26,12 +28,13 @@ fn program() -> Command {
 type Make = fn() -> Command;
 
 /// Every command by its name, in the order of the help.
-const COMMANDS: [(&str, Make); 8] = [
+const COMMANDS: [(&str, Make); 9] = [
     ("apply", apply),
     ("dump", dump),
     ("cleanup", cleanup),
     ("status", status),
     ("preflight", preflight),
+    ("explain", explain),
     ("istio-iptables", istio_iptables),
     ("schema", schema),
     ("dial", dial),
@@ -157,6 +160,20 @@ fn preflight() -> Command {
                 .value_parser(["iptables", "iptables-nft", "iptables-legacy", "nftables"]),
         );
     in_namespace(command)
+}
+
+fn explain() -> Command {
+    let command = Command::new("explain")
+        .about("Say where a connection goes, and by which rules")
+        .long_about(
+            "Walk a connection through rules as the kernel does, and print each rule that it \
+             meets, whether it matched and why not, why the rule is there, and the end: which port \
+             it is delivered to and with which original destination, or where it leaves. The rules \
+             are those of a configuration, of files, of a pod's manifest or of a namespace. What is \
+             not known is named, and never guessed.",
+        )
+        .after_help("Exit codes: 0 explained; 1 something failed, or the rules hold something that matters and is not known; 2 the command line can't be read.");
+    settings(source_args(question_args(in_namespace(command)))).arg(behind_dashes())
 }
 
 fn in_namespace(command: Command) -> Command {

@@ -13,6 +13,7 @@ use millrace_core::plan::Wish;
 use millrace_core::preflight::Backend;
 use millrace_core::value::Family;
 
+use super::ask::{self, Asked, Sources};
 use super::commands::{alone, command};
 
 /// A command with everything that was typed.
@@ -23,6 +24,7 @@ pub(crate) enum Own {
     Cleanup(Common),
     Status(Status),
     Preflight(Preflight),
+    Explain(Explain),
     Schema,
     /// The other half of `--run-validation`: dials as another user.
     Dial(Vec<String>),
@@ -110,6 +112,14 @@ pub(crate) struct Preflight {
     pub(crate) backend: Option<String>,
 }
 
+#[derive(Debug)]
+pub(crate) struct Explain {
+    pub(crate) common: Common,
+    pub(crate) config: Config,
+    pub(crate) sources: Sources,
+    pub(crate) asked: Asked,
+}
+
 /// Why the command line gives no command.
 #[derive(Debug)]
 pub(crate) enum NotTyped {
@@ -145,6 +155,12 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
         "preflight" => Own::Preflight(Preflight {
             common: common(m)?,
             backend: m.get_one::<String>("backend").cloned(),
+        }),
+        "explain" => Own::Explain(Explain {
+            common: common(m)?,
+            config: config(m)?,
+            sources: ask::sources(m),
+            asked: ask::asked(m)?,
         }),
         "schema" => Own::Schema,
         "dial" => Own::Dial(texts(m, "words")),

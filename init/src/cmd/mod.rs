@@ -4,15 +4,18 @@ mod apply;
 mod cleanup;
 mod config;
 mod dump;
+mod explain;
 mod istio;
 mod namespace;
 mod output;
 mod preflight;
+mod rules;
 mod status;
 
 pub(crate) use apply::apply;
 pub(crate) use cleanup::cleanup;
 pub(crate) use dump::dump;
+pub(crate) use explain::explain;
 pub(crate) use istio::istio;
 pub(crate) use preflight::preflight;
 pub(crate) use status::status;

@@ -1,9 +1,11 @@
 //! From rules in their own language to steps of a walk.
 
 mod iptables;
+mod native;
 mod nft;
 mod options;
 mod text;
+mod words;
 
 use crate::ruleset::Side;
 use crate::value::{Cidr, Family};
@@ -13,6 +15,7 @@ use super::ranges::Ranges;
 use super::rule::{Field, Test};
 
 pub use iptables::{of_dump, of_ruleset};
+pub use native::of_native;
 pub use nft::of_nft;
 
 fn protocol(number: Protocol, negated: bool) -> Test {

@@ -1,0 +1,277 @@
+//! What a walk found, in words and as JSON.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::Explanation;
+use super::fate::{Fate, How, Reply};
+use super::partition::{Class, Origin};
+use super::program::{Program, RuleId};
+use super::question::{Protocol, Question};
+use super::ranges::Ranges;
+use super::rule::Field;
+use super::test::masked;
+use super::witness::{Event, Met};
+use crate::value::Family;
+
+/// An explanation as text.
+pub fn explanation_text(program: &Program, question: &Question, found: &Explanation) -> String {
+    let mut text = format!("{question}\n");
+    events_text(&mut text, program, &found.there);
+    text.push_str(&format!("=> {}\n", fate_text(&found.answer.fate)));
+    if let Some(id) = found.answer.decided.last() {
+        text.push_str(&format!("   by {}{}\n", program.line(*id), why(program, *id)));
+    }
+    let Some(reply) = &found.reply else { return text };
+    match reply {
+        Reply::Arrives => text.push_str("=> the answer arrives\n"),
+        Reply::Lost { why } => {
+            text.push_str("the answer\n");
+            events_text(&mut text, program, &found.back);
+            text.push_str(&format!("=> the answer does not arrive: {why}\n"));
+        }
+        Reply::Unknown { what, .. } => {
+            text.push_str(&format!("=> whether the answer arrives is not known: {what}\n"));
+        }
+    }
+    text
+}
+
+fn why(program: &Program, id: RuleId) -> String {
+    program.rule(id).reason.as_ref().map_or_else(String::new, |reason| format!("\n   {reason}"))
+}
+
+fn events_text(text: &mut String, program: &Program, events: &[Event]) {
+    for event in events {
+        match event {
+            Event::Hook { hook, packet } => text.push_str(&format!("{hook}: {packet}\n")),
+            Event::Note { what } => text.push_str(&format!("  {what}\n")),
+            Event::Rule { rule, depth, met } => {
+                let margin = "  ".repeat(depth + 1);
+                let reason = program.rule(*rule).reason.as_ref();
+                let reason = reason.map_or_else(String::new, |r| format!("; {r}"));
+                let met = match met {
+                    Met::Matched => format!("matched{reason}"),
+                    Met::Failed(why) => format!("no: {why}{reason}"),
+                    Met::Unclear(what) => format!("not known here: {what}"),
+                };
+                text.push_str(&format!("{margin}{}\n{margin}    {met}\n", program.line(*rule)));
+            }
+        }
+    }
+}
+
+/// A fate in one line.
+pub fn fate_text(fate: &Fate) -> String {
+    match fate {
+        Fate::Delivered { port, how: How::Unchanged, source, .. } => {
+            format!("delivered as it was sent, to port {port}, from {source}")
+        }
+        Fate::Delivered { port, how, destination, original, source } => {
+            let how = match how {
+                How::Transparent => "handed to a transparent socket on".to_owned(),
+                _ => format!("delivered to {} on", destination.ip()),
+            };
+            format!("{how} port {port}, original destination {original}, from {source}")
+        }
+        Fate::Passed { interface, destination, source } => {
+            format!("leaves by {interface} to {destination}, from {source}")
+        }
+        Fate::Dropped { why, .. } => format!("dropped: {why}"),
+        Fate::Refused { .. } => "refused, and the sender is told".to_owned(),
+        Fate::Unknown { what, .. } => format!("can't be told: {what}"),
+    }
+}
+
+/// An explanation as JSON.
+pub fn explanation_json(program: &Program, question: &Question, found: &Explanation) -> Value {
+    let decided: Vec<Value> =
+        found.answer.decided.iter().map(|id| rule_json(program, *id)).collect();
+    json!({
+        "question": question,
+        "fate": found.answer.fate,
+        "outcome": found.answer.outcome,
+        "decidedBy": decided,
+        "reply": found.reply,
+        "way": events_json(program, &found.there),
+        "wayBack": events_json(program, &found.back),
+    })
+}
+
+fn rule_json(program: &Program, id: RuleId) -> Value {
+    let rule = program.rule(id);
+    let chain = program.chain(rule.chain);
+    json!({
+        "holder": chain.holder,
+        "table": chain.table,
+        "chain": chain.name,
+        "number": rule.number,
+        "rule": rule.text,
+        "reason": rule.reason,
+    })
+}
+
+fn events_json(program: &Program, events: &[Event]) -> Vec<Value> {
+    let one = |event: &Event| match event {
+        Event::Rule { rule, depth, met } => json!({
+            "step": "rule",
+            "depth": depth,
+            "rule": rule_json(program, *rule),
+            "met": met,
+        }),
+        Event::Hook { hook, packet } => json!({ "step": "hook", "hook": hook, "packet": packet }),
+        Event::Note { what } => json!({ "step": "note", "what": what }),
+    };
+    events.iter().map(one).collect()
+}
+
+/// A class in words: who, and to where.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Words {
+    /// Who starts the connections.
+    pub who: String,
+    /// Where they go.
+    pub to: String,
+}
+
+/// A class in words.
+pub fn class_words(class: &Class) -> Words {
+    let family = class.family();
+    let mut who: Vec<String> = Vec::new();
+    match class.origin() {
+        Origin::Process => {
+            for field in [Field::Uid, Field::Gid] {
+                who.extend(narrowed(class, field, u128::from(u32::MAX - 1)));
+            }
+        }
+        Origin::Interface(name) => who.push(format!("in by {name}")),
+    }
+    who.extend(from_words(class));
+    for (mark, holds) in class.marks() {
+        let not = if holds { "" } else { "not " };
+        who.push(format!("{not}mark {}", masked(mark)));
+    }
+    if who.is_empty() {
+        who.push("any process".to_owned());
+    }
+    let all = match family {
+        Family::V4 => u128::from(u32::MAX),
+        Family::V6 => u128::MAX,
+    };
+    let mut to = vec![protocol_words(class)];
+    let address = narrowed(class, Field::Destination, all);
+    to.push(address.map_or_else(|| "anywhere".to_owned(), |a| a.replacen("destination ", "", 1)));
+    to.extend(narrowed(class, Field::Port, u16::MAX.into()));
+    to.extend(narrowed(class, Field::SourcePort, u16::MAX.into()));
+    Words { who: who.join(" "), to: to.join(" ") }
+}
+
+/// The source address, where it says something.
+fn from_words(class: &Class) -> Option<String> {
+    let family = class.family();
+    let set = class.values(Field::Source)?;
+    let inward = matches!(class.origin(), Origin::Interface(_));
+    match (class.is_unbound(), set.is_empty()) {
+        (true, true) => Some("unbound".to_owned()),
+        (false, _) if inward => narrowed(
+            class,
+            Field::Source,
+            match family {
+                Family::V4 => u128::from(u32::MAX),
+                Family::V6 => u128::MAX,
+            },
+        ),
+        (false, _) => Some(format!("bound to {}", Field::Source.values(set, family))),
+        (true, false) => None,
+    }
+}
+
+fn protocol_words(class: &Class) -> String {
+    let Some(set) = class.values(Field::Protocol) else { return String::new() };
+    let named = |p: Protocol| set.contains(p.0.into());
+    if *set == Ranges::up_to(u8::MAX.into()) {
+        return "any protocol".to_owned();
+    }
+    if set.single().is_some() {
+        return Field::Protocol.values(set, class.family());
+    }
+    match (named(Protocol::TCP), named(Protocol::UDP), set.iter().count()) {
+        (true, true, 2) if set.iter().all(|(a, b)| a == b) => "tcp,udp".to_owned(),
+        (true, false, _) => "any but udp".to_owned(),
+        (false, true, _) => "any but tcp".to_owned(),
+        (true, true, _) => "tcp, udp and others".to_owned(),
+        (false, false, _) => "other protocols".to_owned(),
+    }
+}
+
+/// A field's values in words, where not every value is among them; the others, where those are
+/// fewer.
+fn narrowed(class: &Class, field: Field, last: u128) -> Option<String> {
+    let set = class.values(field)?;
+    let all = Ranges::up_to(last);
+    let rest = all.without(set);
+    if rest.is_empty() {
+        return None;
+    }
+    let family = class.family();
+    let (not, shown) =
+        if rest.iter().count() < set.iter().count() { ("not ", &rest) } else { ("", set) };
+    Some(format!("{} {not}{}", field.name(), field.values(shown, family)))
+}
+
+/// All classes as a table, family by family.
+pub fn classes_text(program: &Program, classes: &[Class]) -> String {
+    let mut text = String::new();
+    for family in Family::ALL {
+        let of_family: Vec<&Class> = classes.iter().filter(|c| c.family() == family).collect();
+        if of_family.is_empty() {
+            continue;
+        }
+        let rows: Vec<[String; 4]> = of_family
+            .iter()
+            .map(|class| {
+                let Words { who, to } = class_words(class);
+                let by = class
+                    .answer
+                    .decided
+                    .last()
+                    .map_or_else(|| "no rule".to_owned(), |id| program.line(*id));
+                [who, to, class.answer.outcome.to_string(), by]
+            })
+            .collect();
+        let mut widths = [3, 5, 4];
+        for row in &rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = cell.chars().count().max(*width);
+            }
+        }
+        writeln!(text, "# {family}").expect("a String takes all");
+        let heads = ["who", "where", "what"].map(str::to_owned);
+        let head = [heads[0].clone(), heads[1].clone(), heads[2].clone(), "by".to_owned()];
+        for row in std::iter::once(&head).chain(&rows) {
+            let [who, to, what, by] = row;
+            let [a, b, c] = widths;
+            writeln!(text, "{who:a$}  {to:b$}  {what:c$}  {by}").expect("a String takes all");
+        }
+    }
+    text
+}
+
+/// All classes as JSON.
+pub fn classes_json(program: &Program, classes: &[Class]) -> Value {
+    let one = |class: &Class| {
+        let Words { who, to } = class_words(class);
+        let decided: Vec<Value> =
+            class.answer.decided.iter().map(|id| rule_json(program, *id)).collect();
+        json!({
+            "family": class.family(),
+            "who": who,
+            "to": to,
+            "outcome": class.answer.outcome,
+            "decidedBy": decided,
+            "example": class.example,
+        })
+    };
+    classes.iter().map(one).collect()
+}

@@ -1,0 +1,238 @@
+//! The command lines of the commands that ask where connections go.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use millrace_core::sim::{Direction, EPHEMERAL, Identity, Known, Protocol, Question};
+
+use super::own::NotTyped;
+
+/// Where rules come from, beside a configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct Sources {
+    /// Files of rules.
+    pub(crate) rules: Vec<PathBuf>,
+    /// A pod's manifest.
+    pub(crate) manifest: Option<PathBuf>,
+    /// The namespace itself.
+    pub(crate) live: bool,
+    /// The pod's addresses, where the source does not say them.
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(crate) enum Asked {
+    /// Where one connection goes. Without a destination, it goes to the pod itself.
+    One(Typed),
+    /// Where all of them go.
+    All,
+}
+
+/// A question as it was typed.
+#[derive(Clone, Debug)]
+pub(crate) struct Typed {
+    inward: bool,
+    identity: Identity,
+    to: Option<IpAddr>,
+    port: u16,
+    protocol: Protocol,
+    source: Option<IpAddr>,
+    mark: u32,
+    interface: Option<String>,
+}
+
+impl Typed {
+    /// The question, in a pod with these addresses.
+    pub(crate) fn question(&self, addresses: &[IpAddr]) -> Option<Question> {
+        let like = self.source.or(self.to);
+        let same = |a: &&IpAddr| like.is_none_or(|like| like.is_ipv4() == a.is_ipv4());
+        let destination = self.to.or_else(|| addresses.iter().find(same).copied())?;
+        let ports = self.protocol.has_ports();
+        Some(Question {
+            direction: if self.inward { Direction::In } else { Direction::Out },
+            protocol: self.protocol,
+            source: self.source,
+            source_port: if ports { EPHEMERAL } else { 0 },
+            destination,
+            port: if ports { self.port } else { 0 },
+            owner: (!self.inward).then_some(self.identity),
+            mark: self.mark,
+            interface: self.interface.clone(),
+            known: Known::New,
+        })
+    }
+}
+
+pub(super) fn source_args(command: Command) -> Command {
+    command
+        .arg(
+            Arg::new("rules")
+                .long("rules")
+                .value_name("FILE")
+                .help("Rules as iptables-save or ip6tables-save print them; may be given several times")
+                .action(ArgAction::Append)
+                .value_parser(clap::value_parser!(PathBuf)),
+        )
+        .arg(
+            Arg::new("manifest")
+                .long("manifest")
+                .value_name("FILE")
+                .help("A pod's manifest, YAML or JSON: its annotations are the configuration")
+                .value_parser(clap::value_parser!(PathBuf)),
+        )
+        .arg(
+            Arg::new("live")
+                .long("live")
+                .help("The rules that the namespace holds; so it is with --netns, --pid and --pod too")
+                .action(ArgAction::SetTrue),
+        )
+        .arg(
+            Arg::new("pod-address")
+                .long("pod-address")
+                .value_name("IP")
+                .help("Address of the pod, where rules are not those of a namespace [default: 10.4.0.2, fd00:4::2]")
+                .action(ArgAction::Append)
+                .value_parser(clap::value_parser!(IpAddr)),
+        )
+}
+
+pub(super) fn question_args(command: Command) -> Command {
+    let text = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help)
+    };
+    command
+        .arg(text(
+            "from",
+            "uid=N[,gid=N]",
+            "Who connects; the group is the user's number if it is left out [default: uid=1000]",
+        ))
+        .arg(
+            Arg::new("in")
+                .long("in")
+                .help("A connection that arrives from outside")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("from"),
+        )
+        .arg(text("to", "ADDRESS[:PORT][/PROTOCOL]", "Where it goes [default: the pod]"))
+        .arg(text("to-port", "PORT", "The port it goes to").value_parser(clap::value_parser!(u16)))
+        .arg(text("proto", "PROTOCOL", "tcp, udp or another one by name or number [default: tcp]"))
+        .arg(
+            text(
+                "src",
+                "ADDRESS",
+                "Where it comes from; on the way out, what its socket is bound to",
+            )
+            .value_parser(clap::value_parser!(IpAddr)),
+        )
+        .arg(text("mark", "MARK", "The mark of its packets, decimal or 0x..."))
+        .arg(text(
+            "iface",
+            "NAME",
+            "The interface it arrives by [default: the one its source is behind]",
+        ))
+        .arg(
+            Arg::new("all")
+                .long("all")
+                .help("All connections, in classes that are treated alike")
+                .action(ArgAction::SetTrue)
+                .conflicts_with_all([
+                    "from", "in", "to", "to-port", "proto", "src", "mark", "iface",
+                ]),
+        )
+}
+
+pub(super) fn sources(m: &ArgMatches) -> Sources {
+    let files = m.get_many::<PathBuf>("rules").into_iter().flatten();
+    let addresses = m.get_many::<IpAddr>("pod-address").into_iter().flatten();
+    Sources {
+        rules: files.cloned().collect(),
+        manifest: m.get_one::<PathBuf>("manifest").cloned(),
+        live: m.get_flag("live"),
+        addresses: addresses.copied().collect(),
+    }
+}
+
+pub(super) fn asked(m: &ArgMatches) -> Result<Asked, NotTyped> {
+    if m.get_flag("all") {
+        return Ok(Asked::All);
+    }
+    let word = |name: &str| m.get_one::<String>(name).map(String::as_str);
+    let bad =
+        |flag: &str, value: &str, what: &str| NotTyped::Bad(format!("--{flag} {value:?}: {what}"));
+    let identity = match word("from") {
+        None => Identity { uid: 1000, gid: 1000 },
+        Some(text) => identity(text)
+            .ok_or_else(|| bad("from", text, "who connects is uid=1000 or uid=1000,gid=1000"))?,
+    };
+    let inward = m.get_flag("in");
+    let source = m.get_one::<IpAddr>("src").copied();
+    if inward && source.is_none() {
+        return Err(NotTyped::Bad("--in needs --src, the address it comes from".to_owned()));
+    }
+    let (mut to, mut port, mut protocol) = (None, None, None);
+    if let Some(text) = word("to") {
+        let (address, name) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
+        let what =
+            "a destination is ADDRESS:PORT/PROTOCOL, such as 10.4.0.3:8000/tcp or [fd00::1]:53/udp";
+        let (ip, number) = end(address).ok_or_else(|| bad("to", text, what))?;
+        (to, port) = (Some(ip), number);
+        if let Some(name) = name {
+            let known = Protocol::from_name(name);
+            protocol = Some(known.ok_or_else(|| bad("to", text, "this protocol is not known"))?);
+        }
+    }
+    if to.is_none() && !inward {
+        return Err(NotTyped::Bad(
+            "where does it go? --to 10.4.0.3:8000/tcp; or --in for what arrives, or --all"
+                .to_owned(),
+        ));
+    }
+    if let Some(name) = word("proto") {
+        let known = Protocol::from_name(name);
+        protocol = Some(known.ok_or_else(|| bad("proto", name, "this protocol is not known"))?);
+    }
+    let protocol = protocol.unwrap_or(Protocol::TCP);
+    let port = m.get_one::<u16>("to-port").copied().or(port);
+    if port.is_none() && protocol.has_ports() {
+        return Err(NotTyped::Bad("which port does it go to? --to-port 8080".to_owned()));
+    }
+    let mark = match word("mark") {
+        None => 0,
+        Some(text) => number(text).ok_or_else(|| bad("mark", text, "a mark is a 32 bit number"))?,
+    };
+    let interface = word("iface").map(str::to_owned);
+    let port = port.unwrap_or(0);
+    Ok(Asked::One(Typed { inward, identity, to, port, protocol, source, mark, interface }))
+}
+
+fn number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// `uid=N`, `gid=N` or both.
+fn identity(text: &str) -> Option<Identity> {
+    let (mut uid, mut gid) = (None, None);
+    for part in text.split(',') {
+        match part.split_once('=')? {
+            ("uid", id) => uid = Some(id.parse().ok()?),
+            ("gid", id) => gid = Some(id.parse().ok()?),
+            _ => return None,
+        }
+    }
+    let uid = uid.unwrap_or(1000);
+    Some(Identity { uid, gid: gid.unwrap_or(uid) })
+}
+
+/// `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
+fn end(text: &str) -> Option<(IpAddr, Option<u16>)> {
+    if let Ok(socket) = text.parse::<std::net::SocketAddr>() {
+        return Some((socket.ip(), Some(socket.port())));
+    }
+    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+    bare.parse().ok().map(|ip| (ip, None))
+}

@@ -1,0 +1,45 @@
+//! `millrace explain`
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result};
+use millrace_core::sim::report::{classes_json, classes_text, explanation_json, explanation_text};
+use millrace_core::sim::{Outcome, partition};
+
+use super::output::{print, print_json};
+use super::rules;
+use crate::cli::ask::Asked;
+use crate::cli::own::Explain;
+use crate::exit::Exit;
+
+pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
+    let rules = rules::load(&explain.common, &explain.sources, &explain.config)?;
+    let (program, namespace) = (&rules.program, &rules.namespace);
+    let json = explain.common.json;
+    let unknown = match &explain.asked {
+        Asked::All => {
+            let classes = partition(program, namespace);
+            if json {
+                print_json(&classes_json(program, &classes))?;
+            } else {
+                print(&classes_text(program, &classes))?;
+            }
+            classes.iter().any(|c| matches!(c.answer.outcome, Outcome::Unknown { .. }))
+        }
+        Asked::One(typed) => {
+            let own = namespace.interfaces().flat_map(|interface| &interface.addresses);
+            let own: Vec<IpAddr> = own.map(|cidr| cidr.address()).collect();
+            let question = typed
+                .question(&own)
+                .context("the pod has no address of this family: say where it goes with --to")?;
+            let found = program.explain(namespace, &question);
+            if json {
+                print_json(&explanation_json(program, &question, &found))?;
+            } else {
+                print(&explanation_text(program, &question, &found))?;
+            }
+            matches!(found.answer.outcome, Outcome::Unknown { .. })
+        }
+    };
+    Ok(if unknown { Exit::Failed } else { Exit::Ok })
+}

@@ -1,0 +1,190 @@
+//! From what was typed to rules that can be walked: those of a configuration, of files, of a pod's
+//! manifest, or of a namespace.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use millrace_core::dialect::istio;
+use millrace_core::dialect::istio::annotations::{self, Decision, Defaults};
+use millrace_core::facts::HostFacts;
+use millrace_core::iptables::Dump;
+use millrace_core::observed::{Holding, Observed};
+use millrace_core::plan::Groups;
+use millrace_core::pod::PodFacts;
+use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
+use millrace_core::sim::{Namespace, Program, SourceTable, of_dump, of_native, of_nft, of_ruleset};
+use millrace_core::status::read_back;
+use millrace_core::value::Family;
+use millrace_host::observe::Look;
+use millrace_host::{exec, surroundings};
+
+use super::output::warn;
+use super::{config, namespace};
+use crate::cli::ask::Sources;
+use crate::cli::own::{Common, Config, Place};
+
+/// Rules that can be walked, and where.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub(super) program: Program,
+    pub(super) namespace: Namespace,
+}
+
+/// The pod's addresses where nothing says them.
+const ADDRESSES: [&str; 2] = ["10.4.0.2", "fd00:4::2"];
+
+/// Read rules from wherever they are to come from.
+pub(super) fn load(common: &Common, sources: &Sources, config: &Config) -> Result<Rules> {
+    let live = sources.live || common.place != Place::Here;
+    let files = !sources.rules.is_empty();
+    let manifest = sources.manifest.is_some();
+    let given = [live, files, manifest, config.is_given()];
+    if given.iter().filter(|given| **given).count() > 1 {
+        bail!(
+            "rules come from one source: a configuration, --rules, --manifest, or a namespace \
+             (--netns, --pid, --pod, --live)"
+        );
+    }
+    if live {
+        return of_namespace(common);
+    }
+    let addresses = addresses(sources)?;
+    if files {
+        return of_files(sources, &addresses);
+    }
+    match &sources.manifest {
+        Some(path) => of_manifest(path, &addresses),
+        None => of_config(config, &addresses),
+    }
+}
+
+fn addresses(sources: &Sources) -> Result<Vec<IpAddr>> {
+    if !sources.addresses.is_empty() {
+        return Ok(sources.addresses.clone());
+    }
+    Ok(ADDRESSES.iter().map(|a| a.parse()).collect::<Result<_, _>>()?)
+}
+
+/// What is known of a pod that is only described.
+fn facts(addresses: &[IpAddr]) -> HostFacts {
+    HostFacts {
+        addresses: addresses.to_vec(),
+        resolv_conf: Some(
+            std::fs::read_to_string("/etc/resolv.conf").map_err(|error| error.to_string()),
+        ),
+        ..HostFacts::default()
+    }
+}
+
+fn of_config(config: &Config, addresses: &[IpAddr]) -> Result<Rules> {
+    let facts = facts(addresses);
+    let loaded = config::load(config, &facts, false)?;
+    loaded.warnings.iter().for_each(|w| warn(w));
+    let native = loaded.nft.as_ref().filter(|_| !config.is_open());
+    let (tables, routing) = if let Some(nft) = native {
+        (of_nft(nft, &facts.groups), nft.routing.clone())
+    } else {
+        let ruleset = loaded.ruleset();
+        (of_ruleset(&ruleset, &facts.groups), ruleset.routing)
+    };
+    let namespace = Namespace::pod(addresses, &routing).with_proxy(&loaded.policy);
+    Ok(Rules { program: Program::new(tables), namespace })
+}
+
+fn of_manifest(path: &Path, addresses: &[IpAddr]) -> Result<Rules> {
+    let what = || format!("--manifest {}", path.display());
+    let text = std::fs::read_to_string(path).with_context(what)?;
+    let pod: PodFacts = millrace_core::pod::read_manifest(&text).with_context(what)?;
+    match annotations::decide_by_contents(&pod) {
+        Decision::Capture => {}
+        Decision::Pass(why) => warn(&format!("this pod is not captured through CNI: {why}")),
+        Decision::Ask(what) => warn(&format!("whether this pod is captured is not known: {what}")),
+    }
+    let defaults = Defaults { env: config::environment(), ..Defaults::default() };
+    let captured = annotations::policy(&pod, &defaults).with_context(what)?;
+    captured.warnings.iter().for_each(|w| warn(w));
+    let ruleset = millrace_core::compile::compile(&captured.policy, &istio::LAYOUT);
+    let namespace = Namespace::pod(addresses, &ruleset.routing).with_proxy(&captured.policy);
+    let tables = of_ruleset(&ruleset, &Groups::new());
+    Ok(Rules { program: Program::new(tables), namespace })
+}
+
+fn of_files(sources: &Sources, addresses: &[IpAddr]) -> Result<Rules> {
+    let mut tables = Vec::new();
+    let mut observed = Observed::default();
+    for path in &sources.rules {
+        let what = || format!("--rules {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(what)?;
+        let dump = Dump::parse(&text).with_context(what)?;
+        let family = family_of(&text);
+        let variant = millrace_core::observed::Variant::Nft;
+        observed.holdings.push(Holding { variant, family, dump });
+    }
+    let explained = read_back(&observed).into_iter().find_map(|found| found.ruleset);
+    for holding in &observed.holdings {
+        tables.extend(explained_tables(holding, "iptables", explained.as_ref(), &Groups::new()));
+    }
+    let routing = explained.map_or_else(Routing::default, |ruleset| ruleset.routing);
+    Ok(Rules { program: Program::new(tables), namespace: Namespace::pod(addresses, &routing) })
+}
+
+/// The family of a dump: what made it says so in its first line, else its addresses do.
+fn family_of(text: &str) -> Family {
+    let head = text.lines().find(|line| line.starts_with('#')).unwrap_or_default();
+    let says_v6 = head.contains("ip6tables");
+    let is_v6 = |word: &str| {
+        word.split('/').next().is_some_and(|a| a.parse::<std::net::Ipv6Addr>().is_ok())
+    };
+    let has_v6 = text.split_ascii_whitespace().any(is_v6);
+    if says_v6 || has_v6 { Family::V6 } else { Family::V4 }
+}
+
+fn of_namespace(common: &Common) -> Result<Rules> {
+    let (mut session, facts) = namespace::open(&common.place)?;
+    let options = exec::Options::default();
+    let mut observed = session.observe(&options, Look::Fast)?;
+    // A rule that somebody else wrote has a text that iptables' own program may know.
+    if observed.holdings.iter().any(|holding| holding.dump.is_unclear()) {
+        observed = session.observe(&options, Look::Verbatim)?;
+    }
+    session.take_warnings().iter().for_each(|w| warn(w));
+    let found = read_back(&observed);
+    let mut tables = Vec::new();
+    for holding in &observed.holdings {
+        let explained =
+            found.iter().find(|f| f.variant == holding.variant).and_then(|f| f.ruleset.as_ref());
+        let holder = holding.variant.to_string();
+        tables.extend(explained_tables(holding, &holder, explained, &facts.groups));
+    }
+    tables.extend(of_native(&observed.native));
+    let namespace = surroundings::namespace(&observed)?;
+    Ok(Rules { program: Program::new(tables), namespace })
+}
+
+/// The tables of a dump; its rules have the reasons of those that are the same in `explained`.
+fn explained_tables(
+    holding: &Holding,
+    holder: &str,
+    explained: Option<&Ruleset>,
+    groups: &Groups,
+) -> Vec<SourceTable> {
+    let mut known: BTreeMap<(Table, String), Vec<(Rule, Reason)>> = BTreeMap::new();
+    if let Some(ruleset) = explained {
+        for ((table, chain), emissions) in ruleset.chains(holding.family) {
+            let rules = emissions.iter().map(|e| (e.rule.canonical(groups), e.reason.clone()));
+            let name = match &chain {
+                Chain::Builtin(hook) => hook.as_str().to_owned(),
+                Chain::User(name) => name.as_str().to_owned(),
+            };
+            known.insert((table, name), rules.collect());
+        }
+    }
+    let mut reason = |table: Table, chain: &str, rule: &Rule| {
+        let rules = known.get(&(table, chain.to_owned()))?;
+        let rule = rule.canonical(groups);
+        rules.iter().find(|(other, _)| *other == rule).map(|(_, reason)| reason.clone())
+    };
+    of_dump(&holding.dump, holding.family, holder, groups, &mut reason)
+}

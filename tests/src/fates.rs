@@ -1,0 +1,367 @@
+//! Random policies and connections, and what really becomes of these, held against what the
+//! simulator says.
+
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_core::sim::{
+    Direction, Fate, How, Known, Namespace as Surroundings, Program, Protocol, Question, Reply,
+    of_dump, of_native,
+};
+use millrace_core::status::read_back;
+use millrace_host::engine::Session;
+use millrace_host::observe::Look;
+use millrace_host::{exec, surroundings};
+
+use crate::binary;
+use crate::netns::Namespace;
+use crate::process::{self, Listeners};
+use crate::topology::{APP, Family, Layout, PROXY, ROOT, Spot, Stack, Topology};
+use crate::wire::{Dial, Failure, Identity, Listen, Outcome, Proto, Serve};
+
+/// Numbers that look random and follow from a seed (`SplitMix64`, Steele, Lea and Flood 2014).
+#[derive(Clone, Debug)]
+pub struct Dice(pub u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        let at = self.roll() % u64::try_from(of.len()).unwrap_or(1).max(1);
+        of[usize::try_from(at).unwrap_or(0)]
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.roll().is_multiple_of(n)
+    }
+}
+
+/// Ports that somebody listens on, both in the pod and outside.
+const TCP_PORTS: [u16; 8] = [22, 80, 443, 8000, 8005, 8080, 9090, 15021];
+const UDP_PORTS: [u16; 3] = [53, 80, 9090];
+
+/// The flags of a random policy for `millrace apply`.
+pub fn policy(dice: &mut Dice) -> Vec<String> {
+    let ports = ["", "80", "80,443", "22,8000:8010", "15021,9090", "8080"];
+    let networks = ["", "10.71.0.0/16,fd71::/16", "10.72.0.10/32", "fd72::10/128", "10.64.0.0/10"];
+    let choices: [(&str, &[&str]); 17] = [
+        ("mode", &["redirect", "redirect", "tproxy"]),
+        ("proxy-uid", &["1337", "1337,5", "5"]),
+        ("proxy-gid", &["", "", "1337", "7"]),
+        ("include-inbound-ports", &["*", "*", "", "80", "80,8000:8010"]),
+        ("exclude-inbound-ports", &ports),
+        (
+            "include-outbound-cidrs",
+            &["*", "*", "", "10.71.0.0/16,fd71::/16", "127.0.0.2/32,10.70.0.2/32"],
+        ),
+        ("exclude-outbound-cidrs", &networks),
+        ("include-outbound-ports", &["", "", "80,8005"]),
+        ("exclude-outbound-ports", &ports),
+        ("include-groups", &["*", "*", "*", "", "1000,202"]),
+        ("exclude-groups", &["", "", "202", "1000"]),
+        ("exclude-interfaces", &["", "", "eth1", "eth+"]),
+        ("reroute-interfaces", &["", "", "eth1"]),
+        ("localhost-cidr", &["127.0.0.1/32", "127.0.0.0/8", "127.0.0.0/30"]),
+        ("dns", &["off", "all", "servers"]),
+        ("dns-servers", &["10.73.0.53,fd73::53"]),
+        ("ipv6", &["on", "on", "on", "off"]),
+    ];
+    let mut flags: Vec<String> = Vec::new();
+    let mut value_of = |dice: &mut Dice, name: &str, values: &[&str]| {
+        flags.extend([format!("--{name}"), dice.pick(values).to_owned()]);
+    };
+    for (name, values) in choices {
+        value_of(dice, name, values);
+    }
+    if dice.one_in(3) {
+        flags.push("--drop-invalid".to_owned());
+    }
+    flags
+}
+
+/// A connection: the question, and how it is really asked.
+#[derive(Clone, Debug)]
+pub struct Try {
+    /// The question.
+    pub question: Question,
+    from: Where,
+    dial: Dial,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Where {
+    Pod,
+    Outside,
+    Side,
+}
+
+/// A pod with two neighbours, in which every port of the questions has a listener.
+#[derive(Debug)]
+pub struct Ground {
+    topology: Topology,
+    _listeners: Vec<Listeners>,
+    port: u16,
+}
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+impl Ground {
+    /// Make it.
+    pub fn new() -> Result<Self> {
+        let layout = Layout { side: true, transparent: true, local_dns: false };
+        let mut topology = Topology::new(Stack::Dual, layout)?;
+        topology.stop_listeners();
+        // Both neighbours reach the pod's other address too.
+        topology
+            .outside
+            .ip("route add 10.80.0.0/24 via 10.70.0.2\nroute add fd80::/64 via fd70::2\n")?;
+        let tcp = |ports: &[u16], transparent| {
+            let any = |port: u16| ["0.0.0.0", "::"].map(|ip| (ip.parse::<IpAddr>(), port));
+            let mut listen = Vec::new();
+            for (ip, port) in ports.iter().flat_map(|port| any(*port)) {
+                let addr = SocketAddr::new(ip?, port);
+                listen.push(Listen { proto: Proto::Tcp, addr, transparent });
+            }
+            anyhow::Ok(listen)
+        };
+        let udp = |spots: &[Spot], ports: &[u16]| {
+            let ips = spots.iter().flat_map(|spot| FAMILIES.map(|f| spot.ip(f))).flatten();
+            let addrs = ips.flat_map(|ip| ports.iter().map(move |port| SocketAddr::new(ip, *port)));
+            addrs
+                .map(|addr| Listen { proto: Proto::Udp, addr, transparent: false })
+                .collect::<Vec<_>>()
+        };
+        let mut proxy = tcp(&[15001, 15008, 15053], false)?;
+        proxy.extend(tcp(&[15006], true)?);
+        proxy.extend(udp(&[Spot::Localhost], &[15053]));
+        let mut app = tcp(&TCP_PORTS, false)?;
+        app.extend(tcp(&[53], false)?);
+        let own = [Spot::Pod, Spot::PodSide, Spot::Localhost, Spot::Localhost2];
+        app.extend(udp(&own, &UDP_PORTS));
+        let mut others = tcp(&TCP_PORTS, false)?;
+        others.extend(tcp(&[53, 15008], false)?);
+        let mut outside = others.clone();
+        let spots = [Spot::Peer, Spot::Service, Spot::Other, Spot::Dns, Spot::OtherDns];
+        outside.extend(udp(&spots, &UDP_PORTS));
+        let mut side = others;
+        side.extend(udp(&[Spot::Side], &UDP_PORTS));
+        let start = |namespace: &Namespace, name: &str, identity, listen| {
+            Listeners::start(namespace, &Serve { name: name.to_owned(), identity, listen })
+        };
+        let listeners = vec![
+            start(&topology.pod, "proxy", PROXY, proxy)?,
+            start(&topology.pod, "app", APP, app)?,
+            start(&topology.outside, "outside", ROOT, outside)?,
+            start(topology.side.as_ref().context("a side was asked for")?, "side", ROOT, side)?,
+        ];
+        Ok(Self { topology, _listeners: listeners, port: 20_000 })
+    }
+
+    /// Capture the pod.
+    pub fn apply(&self, backend: &str, flags: &[String]) -> Result<()> {
+        let program = binary::millrace()?;
+        let program = program.to_str().context("the path is not UTF-8")?;
+        let mut words = vec!["apply", "--backend", backend];
+        words.extend(flags.iter().map(String::as_str));
+        self.topology.pod.run(program, &words).map(drop)
+    }
+
+    /// The rules that the pod holds, and what is around them.
+    pub fn rules(&self) -> Result<(Program, Surroundings)> {
+        self.topology.pod.enter(|| {
+            let mut session = Session::open()?;
+            let observed = session.observe(&exec::Options::default(), Look::Fast)?;
+            let mut nobody = |_, _: &str, _: &_| None;
+            let groups = millrace_core::plan::Groups::new();
+            let mut tables = Vec::new();
+            for holding in &observed.holdings {
+                let holder = holding.variant.to_string();
+                tables.extend(of_dump(
+                    &holding.dump,
+                    holding.family,
+                    &holder,
+                    &groups,
+                    &mut nobody,
+                ));
+            }
+            tables.extend(of_native(&observed.native));
+            ensure!(
+                !observed.native.is_empty() || !read_back(&observed).is_empty(),
+                "the pod holds no rules"
+            );
+            let mut around = surroundings::namespace(&observed)?;
+            let identity = |i: Identity| millrace_core::sim::Identity { uid: i.uid, gid: i.gid };
+            for port in [15001, 15006, 15008, 15053] {
+                around.listeners.insert(port, identity(PROXY));
+            }
+            for port in TCP_PORTS.into_iter().chain(UDP_PORTS) {
+                around.listeners.insert(port, identity(APP));
+            }
+            Ok((Program::new(tables), around))
+        })?
+    }
+
+    /// A random connection. Its source port is used once, so that no earlier one is mistaken for it.
+    pub fn connection(&mut self, dice: &mut Dice) -> Try {
+        self.port = if self.port >= 60_000 { 20_000 } else { self.port + 1 };
+        let from = dice.pick(&[Where::Pod, Where::Pod, Where::Pod, Where::Outside, Where::Side]);
+        let family = dice.pick(&FAMILIES);
+        let inward = from != Where::Pod;
+        let spots: &[Spot] = match from {
+            Where::Pod => &[
+                Spot::Pod,
+                Spot::PodSide,
+                Spot::Peer,
+                Spot::Side,
+                Spot::Service,
+                Spot::Service,
+                Spot::Other,
+                Spot::Dns,
+                Spot::OtherDns,
+                Spot::Localhost,
+                Spot::Localhost2,
+            ],
+            Where::Outside => &[Spot::Pod, Spot::Pod, Spot::PodSide],
+            Where::Side => &[Spot::PodSide, Spot::Pod, Spot::Service],
+        };
+        let spot = dice.pick(spots);
+        let to = spot.ip(family).or_else(|| Spot::Localhost.ip(family));
+        let to = to.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+        let own = matches!(spot, Spot::Pod | Spot::PodSide | Spot::Localhost | Spot::Localhost2);
+        let source = match from {
+            Where::Pod if own && dice.one_in(3) => Spot::Passthrough.ip(family),
+            Where::Pod => None,
+            Where::Outside => dice.pick(&[Spot::Peer, Spot::Service, Spot::Other]).ip(family),
+            Where::Side => Spot::Side.ip(family),
+        };
+        // The kernel has `::6` only while rules are there that need it.
+        let source = source.filter(|_| from != Where::Pod || family == Family::V4);
+        let proto = dice.pick(&[Proto::Tcp, Proto::Tcp, Proto::Udp]);
+        let port = match proto {
+            Proto::Tcp if dice.one_in(5) => dice.pick(&[53, 15008]),
+            Proto::Tcp => dice.pick(&TCP_PORTS),
+            Proto::Udp => dice.pick(&UDP_PORTS),
+        };
+        let identity = match from {
+            Where::Pod => dice.pick(&[
+                APP,
+                PROXY,
+                ROOT,
+                Identity { uid: 5, gid: 5 },
+                Identity { uid: 1000, gid: 202 },
+                Identity { uid: 1000, gid: 1337 },
+                Identity { uid: 9, gid: 7 },
+            ]),
+            _ => ROOT,
+        };
+        // A transparent proxy passes on with the mark of the connection it accepted.
+        let marked = !inward && own && proto == Proto::Tcp && identity == PROXY && dice.one_in(3);
+        let question = Question {
+            direction: if inward { Direction::In } else { Direction::Out },
+            protocol: if proto == Proto::Tcp { Protocol::TCP } else { Protocol::UDP },
+            source,
+            source_port: self.port,
+            destination: to,
+            port,
+            owner: (!inward)
+                .then_some(millrace_core::sim::Identity { uid: identity.uid, gid: identity.gid }),
+            mark: if marked { 1337 } else { 0 },
+            interface: match from {
+                Where::Pod => None,
+                Where::Outside => Some("eth0".to_owned()),
+                Where::Side => Some("eth1".to_owned()),
+            },
+            known: Known::New,
+        };
+        let dial = Dial {
+            identity,
+            proto,
+            from: source,
+            from_port: Some(self.port),
+            transparent_mark: marked.then_some(1337),
+            to: SocketAddr::new(to, port),
+            timeout_ms: 400,
+        };
+        Try { question, from, dial }
+    }
+
+    /// Make the connections, all at once.
+    pub fn make(&self, tries: &[Try]) -> Result<Vec<Outcome>> {
+        thread::scope(|scope| {
+            let threads: Vec<_> = tries
+                .iter()
+                .map(|one| {
+                    scope.spawn(|| {
+                        let side = self.topology.side.as_ref().context("there is a side")?;
+                        let namespace = match one.from {
+                            Where::Pod => &self.topology.pod,
+                            Where::Outside => &self.topology.outside,
+                            Where::Side => side,
+                        };
+                        process::dial(namespace, &one.dial)
+                    })
+                })
+                .collect();
+            let join = |thread: thread::ScopedJoinHandle<'_, Result<Outcome>>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect()
+        })
+    }
+}
+
+/// Why what really happened is not what was foretold; none if it is.
+pub fn differs(
+    program: &Program,
+    around: &Surroundings,
+    question: &Question,
+    outcome: &Outcome,
+) -> Option<String> {
+    let told = program.explain(around, question);
+    let same = match (&told.answer.fate, &told.reply, outcome) {
+        (_, Some(Reply::Lost { .. }) | None, Outcome::Failed(failure)) => {
+            matches!(told.answer.fate, Fate::Refused { .. }) == (*failure == Failure::Refused)
+        }
+        (
+            Fate::Delivered { port, how, destination, original, source },
+            Some(Reply::Arrives),
+            Outcome::Answered { answer, .. },
+        ) => {
+            let tcp = question.protocol == Protocol::TCP;
+            let local = match how {
+                How::Transparent => *original,
+                _ => *destination,
+            };
+            // Where no rule needs it, the kernel tracks no connections and knows no original.
+            let known = match how {
+                How::Translated => answer.original == Some(*original),
+                _ => answer.original.is_none_or(|o| o == *original),
+            };
+            ["proxy", "app"].contains(&answer.name.as_str())
+                && answer.port == *port
+                && answer.peer == *source
+                && (!tcp || (answer.local == local && known))
+        }
+        (
+            Fate::Passed { destination, source, .. },
+            Some(Reply::Arrives),
+            Outcome::Answered { answer, .. },
+        ) => {
+            ["outside", "side"].contains(&answer.name.as_str())
+                && answer.port == destination.port()
+                && answer.local.ip() == destination.ip()
+                && answer.peer == *source
+        }
+        _ => false,
+    };
+    (!same).then(|| {
+        let text = millrace_core::sim::report::explanation_text(program, question, &told);
+        format!("{question}\nreally: {outcome}\n{text}")
+    })
+}

@@ -1,0 +1,64 @@
+//! The simulator against the kernel: random policies, random connections, really made.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::fates::{Dice, Ground, Try, differs, policy};
+use millrace_tests::wire::Outcome;
+
+/// Connections for each policy.
+const CONNECTIONS: usize = 20;
+
+fn setting(name: &str, usual: u64) -> Result<u64> {
+    match std::env::var(name) {
+        Ok(text) => text.parse().with_context(|| format!("{name}={text}")),
+        Err(_) => Ok(usual),
+    }
+}
+
+/// Verify that what becomes of connections is what the simulator says, under random policies, with
+/// iptables and with nftables, and that both have the same effect.
+///
+/// `MILLRACE_POLICIES` is how many policies there are, `MILLRACE_SEED` what they follow from.
+#[test]
+fn the_kernel_does_what_the_simulator_says() -> Result<()> {
+    let policies = setting("MILLRACE_POLICIES", 8)?;
+    let seed = setting("MILLRACE_SEED", u64::from(std::process::id()))?;
+    println!("MILLRACE_SEED={seed} MILLRACE_POLICIES={policies}");
+    let mut dice = Dice(seed);
+    let mut ground = Ground::new()?;
+    let mut wrong = String::new();
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    for number in 1..=policies {
+        let flags = policy(&mut dice);
+        for backend in ["iptables-nft", "nftables"] {
+            let mut same = dice.clone();
+            ground.apply(backend, &flags)?;
+            let (program, around) = ground.rules()?;
+            let tries: Vec<Try> = (0..CONNECTIONS).map(|_| ground.connection(&mut same)).collect();
+            let outcomes = ground.make(&tries)?;
+            for (one, outcome) in tries.iter().zip(&outcomes) {
+                let kind = match outcome {
+                    Outcome::Answered { answer, .. } => format!("answered by {}", answer.name),
+                    Outcome::Failed(failure) => format!("{failure:?}"),
+                };
+                *kinds.entry(kind).or_default() += 1;
+                if let Some(why) = differs(&program, &around, &one.question, outcome) {
+                    writeln!(wrong, "policy {number}, {backend}: {}\n{why}", flags.join(" "))?;
+                }
+            }
+            if backend == "nftables" {
+                dice = same;
+            }
+        }
+    }
+    let count = wrong.matches("\nreally: ").count();
+    ensure!(wrong.is_empty(), "MILLRACE_SEED={seed}: {count} connections differ\n{wrong}");
+    println!("{policies} policies, {CONNECTIONS} connections each, two backends: 0 differences");
+    println!("{kinds:?}");
+    for name in ["app", "proxy", "outside"] {
+        ensure!(kinds.contains_key(&format!("answered by {name}")), "nobody reached {name}");
+    }
+    Ok(())
+}
