@@ -43,6 +43,9 @@ pub(crate) trait Sources {
     fn api(&mut self, pod: &PodFacts) -> Option<Result<PodFacts, String>>;
 }
 
+/// Why a pod is captured.
+pub(crate) const WHY_CAPTURED: &str = "its proxy is a sidecar, and nothing in it captures it";
+
 /// What is to be done with a pod.
 #[derive(Debug)]
 pub(crate) enum Verdict {
@@ -67,13 +70,7 @@ pub(crate) struct Decided {
 
 /// What the runtime tells of the pod.
 pub(crate) fn told(args: PodArgs, config: &Config) -> PodFacts {
-    PodFacts {
-        name: args.name,
-        namespace: args.namespace,
-        uid: args.uid,
-        annotations: config.pod_annotations.clone(),
-        ..PodFacts::default()
-    }
+    PodFacts { annotations: config.pod_annotations.clone(), ..args.into() }
 }
 
 /// How a pod is called in messages.
@@ -115,6 +112,12 @@ pub(crate) fn resolve(
             // Nobody knows a container that is no pod.
             let msg = format!("the plugin's configuration key annotations: {unknown}");
             return Err(CniError::new(Code::BadConfig, msg));
+        }
+    } else if decision == Decision::Pass(Passed::NoPod) && decided.pod.annotations.is_some() {
+        // Runtimes tell annotations of pods alone: one without a name may be in the mesh as well.
+        match decide_by_contents(&decided.pod) {
+            Decision::Pass(_) => {}
+            other => decision = other,
         }
     } else {
         if let Decision::Ask(unknown) = decision {
@@ -383,6 +386,18 @@ mod tests {
         let error = resolved(nobody(), &unclear, &mut fake).unwrap_err();
         assert_eq!(error.code, Code::BadConfig);
         assert_eq!(fake.asked, []);
+    }
+
+    #[test]
+    fn a_pod_whose_name_is_not_told_is_decided_by_its_annotations() {
+        let nameless = |annotations| PodFacts { name: None, namespace: None, ..pod(annotations) };
+        let mut fake = Fake::default();
+        let mut of = |annotations| resolved(nameless(annotations), &config(""), &mut fake);
+        assert!(matches!(of(Some(&[(STATUS, SIDECAR)])).unwrap().verdict, Verdict::Capture(_)));
+        let plain = of(Some(&[])).unwrap();
+        assert!(matches!(plain.verdict, Verdict::Pass(Passed::NoPod)));
+        assert_eq!(of(Some(&[(STATUS, "true")])).unwrap_err().code, Code::TryAgain);
+        assert!(matches!(of(None).unwrap().verdict, Verdict::Pass(Passed::NoPod)));
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub(crate) struct Notes {
     folder: PathBuf,
 }
 
+/// What the names of drafts begin with; the id of the process that writes it follows.
+const DRAFT: &str = "draft-";
 /// Between the parts of a file's name; none of them can hold it.
 const SEPARATOR: char = ':';
 
@@ -94,7 +96,7 @@ impl Notes {
         let path = self.path(network, attachment);
         let text = serde_json::to_string(note)?;
         // A name with the process's id: the same pod may be added twice at once.
-        let draft = self.folder.join(format!("draft-{}", std::process::id()));
+        let draft = self.folder.join(format!("{DRAFT}{}", std::process::id()));
         let written = create(&draft).or_else(|error| {
             if error.kind() != io::ErrorKind::NotFound {
                 return Err(error);
@@ -123,6 +125,23 @@ impl Notes {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Take away drafts of processes that were killed.
+    pub(crate) fn sweep(&self) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let pid = name.to_str().and_then(|name| name.strip_prefix(DRAFT)?.parse::<u32>().ok());
+            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// The attachments that there are notes on, with their networks.
@@ -181,6 +200,21 @@ mod tests {
         notes.remove("net", &attachment("x")).unwrap();
         notes.remove("net", &attachment("x")).unwrap();
         assert_eq!(notes.list().unwrap(), []);
+    }
+
+    #[test]
+    fn drafts_of_the_dead_are_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let notes = Notes::new(folder.path());
+        // No process has such an id: PID_MAX_LIMIT is 2^22.
+        let (dead, own) = (format!("{DRAFT}4194305"), format!("{DRAFT}{}", std::process::id()));
+        for name in [&dead, &own] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!(notes.list().unwrap(), []);
+        notes.sweep().unwrap();
+        assert!(!folder.path().join(dead).exists() && folder.path().join(own).exists());
+        Notes::new(&folder.path().join("none")).sweep().unwrap();
     }
 
     #[test]

@@ -164,7 +164,10 @@ impl Netns {
     /// # Errors
     /// When it may not be entered, or this process has more than one thread (`setns(2)`).
     pub fn enter_owner(&self) -> Result<bool, NetnsError> {
-        let failed = |source| NetnsError::Owner { path: self.path.clone(), source };
+        let failed = |source| match source {
+            Errno::ENOTTY | Errno::EBADF => NetnsError::Other(self.path.clone()),
+            source => NetnsError::Owner { path: self.path.clone(), source },
+        };
         let owner = sys_netns::owner(&self.file).map_err(failed)?;
         let id = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
         let own = std::fs::metadata(OWN_USERS).map(id);

@@ -64,6 +64,22 @@ fn what_only_the_api_knows() -> Result<()> {
     Ok(())
 }
 
+/// Verify that the kubeconfig of istio-cni's agent is found where its entry says.
+#[test]
+fn the_kubeconfig_of_istio_cni() -> Result<()> {
+    let host = Host::new()?;
+    let api = Api::start(&host)?;
+    let pod = host.pod()?;
+    api.put_pod("shop", &pod.name, &pod.uid(), &manifest(4242, 4343));
+    let folder = host.folder().join("istio-cni");
+    fs::create_dir(&folder)?;
+    fs::copy(api.kubeconfig("127.0.0.1")?, folder.join("istio-cni-kubeconfig"))?;
+    let call = blind(&host, &api, &pod)?.without_key("kubeconfig");
+    call.with_key("cni_agent_run_dir", json!(folder)).run(&host)?.success()?;
+    ensure!(host.rules(&pod)?.contains("4242"));
+    Ok(())
+}
+
 /// Verify that pods whose annotations tell enough are captured, or not, without a request, also
 /// where the API is down.
 #[test]

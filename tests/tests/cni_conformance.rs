@@ -107,7 +107,7 @@ fn a_plugin_must_exit_with_0_on_success_and_otherwise_on_failure() -> Result<()>
     }
     for bad in [json!(""), json!("a b"), json!(7), json!(null)] {
         let said = mesh_add(&host, &pod).with_key("name", bad).run(&host)?.failure(7)?;
-        ensure!(said.contains("name"), "{said}");
+        ensure!(said.contains("name") && said.contains(&pod.name), "{said}");
     }
     Ok(())
 }

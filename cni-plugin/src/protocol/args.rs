@@ -1,5 +1,7 @@
 //! `CNI_ARGS` (CNI specification, section 2, «Parameters»).
 
+use millrace_core::pod::PodFacts;
+
 /// What `CNI_ARGS` says of the pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodArgs {
@@ -20,6 +22,13 @@ pub enum ArgsError {
     /// A key is not known here, and was not to be passed over.
     #[error("CNI_ARGS: {0:?} is not known here; with IgnoreUnknown=1 it is passed over")]
     Unknown(String),
+}
+
+impl From<PodArgs> for PodFacts {
+    fn from(args: PodArgs) -> Self {
+        let PodArgs { name, namespace, uid } = args;
+        Self { name, namespace, uid, ..Self::default() }
+    }
 }
 
 impl PodArgs {

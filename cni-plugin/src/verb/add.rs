@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use millrace_host::netns::Netns;
+use millrace_host::netns::{Netns, NetnsError};
 use serde_json::{Map, json};
 
-use super::{Job, enter, failed};
-use crate::decide::{Verdict, resolve};
+use super::{Job, enter, failed, no_namespace};
+use crate::decide::{Verdict, WHY_CAPTURED, resolve};
 use crate::log::Level;
 use crate::lookup::Configured;
 use crate::note::{Note, Notes};
@@ -58,6 +58,7 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
         job.log.warn(warning);
     }
     let members = [
+        ("reason", json!(WHY_CAPTURED)),
         ("by", json!(applied.by)),
         ("changed", json!(applied.changed)),
         ("processes", json!(applied.processes)),
@@ -76,7 +77,10 @@ fn enter_owner(job: &mut Job<'_>, netns: &Netns) -> Result<(), CniError> {
             job.log.know("userNamespace", json!(true));
             Ok(())
         }
-        Err(error) => Err(CniError::new(Code::NotCaptured, error.to_string())),
+        Err(error @ NetnsError::Owner { .. }) => {
+            Err(CniError::new(Code::NotCaptured, error.to_string()))
+        }
+        Err(error) => Err(no_namespace(&error)),
     }
 }
 

@@ -4,7 +4,6 @@
 use std::path::Path;
 use std::time::Instant;
 
-use millrace_core::pod::PodFacts;
 use millrace_host::netns::Netns;
 use serde_json::{Map, json};
 
@@ -17,8 +16,7 @@ use crate::target;
 
 pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
     let Places { network, state_dir, log } = Places::read(&lenient(stdin));
-    let PodArgs { name, namespace, uid } = PodArgs::parse(&request.args).unwrap_or_default();
-    let pod = PodFacts { name, namespace, uid, ..PodFacts::default() };
+    let pod = PodArgs::parse(&request.args).unwrap_or_default().into();
     let mut log = Log::new(&log, context(request, &pod), began);
     let notes = Notes::new(&state_dir);
     let mut removed = false;

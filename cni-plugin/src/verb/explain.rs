@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::capture::Wanted;
 use crate::config::{Config, object};
-use crate::decide::{Decided, Verdict, called, resolve, told};
+use crate::decide::{Decided, Verdict, WHY_CAPTURED, called, resolve, told};
 use crate::lookup::Configured;
 use crate::protocol::{CniError, Code, Environment, PodArgs};
 
@@ -58,8 +58,11 @@ fn decided(env: &Environment, stdin: &str, began: Instant) -> Result<(Config, De
 
 fn to_json(config: &Config, decided: &Decided) -> Value {
     let (outcome, reason, rules) = match &decided.verdict {
-        Verdict::Pass(why) => ("pass", Some(why.to_string()), None),
-        Verdict::Capture(captured) => ("capture", None, Some(Wanted::new(&captured.policy).text())),
+        Verdict::Pass(why) => ("pass", why.to_string(), None),
+        Verdict::Capture(captured) => {
+            let rules = Wanted::new(&captured.policy).text();
+            ("capture", WHY_CAPTURED.to_owned(), Some(rules))
+        }
     };
     json!({
         "outcome": outcome,
@@ -91,7 +94,7 @@ fn to_text(config: &Config, decided: &Decided) -> String {
         Verdict::Pass(why) => text.push_str(&format!("{whom} is not captured: {why}\n")),
         Verdict::Capture(captured) => {
             let wanted = Wanted::new(&captured.policy);
-            text.push_str(&format!("{whom} is captured:\n{}", wanted.explained()));
+            text.push_str(&format!("{whom} is captured: {WHY_CAPTURED}\n{}", wanted.explained()));
         }
     }
     text

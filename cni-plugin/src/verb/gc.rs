@@ -22,13 +22,16 @@ pub(super) fn gc(job: &mut Job<'_>) -> Result<String, CniError> {
     let list = notes.list().map_err(|error| {
         CniError::new(Code::Io, format!("state_dir {folder} can't be read: {error}"))
     })?;
+    let mut failures = Vec::new();
+    if let Err(error) = notes.sweep() {
+        failures.push(format!("state_dir {folder}: {error}"));
+    }
     let network = &job.config.network;
     let (stale, alive): (Vec<_>, Vec<_>) =
         list.into_iter().partition(|(of, a)| of == network && !valid.contains(a));
     // Namespaces of pods that are still there, whatever became of an earlier attachment.
     let kept: BTreeSet<String> =
         alive.iter().filter_map(|(of, a)| Some(notes.read(of, a)?.netns_id)).collect();
-    let mut failures = Vec::new();
     for (_, attachment) in &stale {
         let note = notes.read(network, attachment).filter(|note| !kept.contains(&note.netns_id));
         let forgotten = note

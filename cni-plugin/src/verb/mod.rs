@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use millrace_core::pod::PodFacts;
 use millrace_host::engine::EngineError;
-use millrace_host::netns::Netns;
+use millrace_host::netns::{Netns, NetnsError};
 use serde_json::{Map, Value, json};
 
 use crate::capture::Pod;
@@ -58,21 +58,23 @@ pub(crate) fn serve(env: &Environment, stdin: &str, began: Instant) -> Result<St
         }
         _ => {}
     }
-    let job = Job::new(&request, stdin, env, began);
-    let mut job = job.inspect_err(|error| refused(error, Some(&request), stdin, began))?;
+    let mut job = Job::new(&request, stdin, env, began).map_err(|error| {
+        let pod = PodArgs::parse(&request.args).unwrap_or_default().into();
+        let error = request.attributed(error, &pod);
+        refused(&error, Some(&request), stdin, began);
+        error
+    })?;
     for warning in std::mem::take(&mut job.config.warnings) {
         job.log.warn(&warning);
     }
-    let whom = called(&job.pod);
     let result = match job.request.command {
         Command::Check => check::check(&mut job),
         Command::Gc => gc::gc(&mut job),
         Command::Status => status::status(&mut job),
         _ => add::add(&mut job),
     };
-    let attached = matches!(job.request.command, Command::Add | Command::Check);
     result.map_err(|error| {
-        let error = if attached { error.about(&whom) } else { error };
+        let error = request.attributed(error, &job.pod);
         job.log.done(Level::Error, &error.msg, members(&error));
         error
     })
@@ -93,6 +95,16 @@ fn refused(error: &CniError, request: Option<&Request>, stdin: &str, began: Inst
 fn members(error: &CniError) -> Map<String, Value> {
     let code = ("code".to_owned(), json!(error.code.number()));
     Map::from_iter([code, ("details".to_owned(), json!(error.details))])
+}
+
+impl Request {
+    /// An error with the pod's name in front, where there is a pod: it is shown with its events.
+    fn attributed(&self, error: CniError, pod: &PodFacts) -> CniError {
+        match self.command {
+            Command::Add | Command::Check => error.about(&called(pod)),
+            _ => error,
+        }
+    }
 }
 
 impl<'e> Job<'e> {
@@ -140,11 +152,14 @@ fn context(request: &Request, pod: &PodFacts) -> Map<String, Value> {
     context
 }
 
+/// What the runtime is told of a namespace that can't be entered.
+fn no_namespace(error: &NetnsError) -> CniError {
+    CniError::new(Code::BadEnvironment, format!("CNI_NETNS: {error}"))
+}
+
 /// Put the calling thread into a pod's namespace.
 fn enter(netns: &Netns, path: &Path) -> Result<Pod, CniError> {
-    netns
-        .enter()
-        .map_err(|error| CniError::new(Code::BadEnvironment, format!("CNI_NETNS: {error}")))?;
+    netns.enter().map_err(|error| no_namespace(&error))?;
     Pod::open(path).map_err(|error| failed(&error))
 }
 
