@@ -29,3 +29,4 @@ pub mod sim;
 pub mod source;
 pub mod status;
 pub mod value;
+pub mod verify;

@@ -10,6 +10,7 @@ use crate::nft;
 use crate::nft::tables::Native;
 use crate::observed::{IpRule, Observed, Variant};
 use crate::plan::{self, Change, Context, Effect, FamilyState, Groups, Wanted};
+use crate::policy::CapturePolicy;
 use crate::ruleset::{Rule, Ruleset, TableChain};
 use crate::value::Family;
 
@@ -51,7 +52,9 @@ pub struct ReadBack {
     pub dialect: &'static Dialect,
     /// Which iptables holds it.
     pub variant: Variant,
-    /// The rules that the settings give which were read back; none when they make no policy.
+    /// The settings that were read back; none when they make no policy.
+    pub policy: Option<CapturePolicy>,
+    /// The rules that these give.
     pub ruleset: Option<Ruleset>,
 }
 
@@ -65,10 +68,9 @@ pub fn read_back(observed: &Observed) -> Vec<ReadBack> {
             let Some(settings) = infer(v4, v6, &observed.ip_rules, &dialect.footprint) else {
                 continue;
             };
-            let ruleset = policy(&settings, dialect)
-                .ok()
-                .map(|policy| compile(&policy, dialect.footprint.layout));
-            found.push(ReadBack { dialect, variant, ruleset });
+            let policy = policy(&settings, dialect).ok();
+            let ruleset = policy.as_ref().map(|policy| compile(policy, dialect.footprint.layout));
+            found.push(ReadBack { dialect, variant, policy, ruleset });
         }
     }
     found

@@ -1,6 +1,7 @@
 //! Every effect of Millrace: namespaces, processes, netlink, files. What to do is decided in
 //! `millrace-core`; here it is done.
 
+pub mod conntrack;
 #[cfg(feature = "cri")]
 pub mod cri;
 pub mod effect;
@@ -20,4 +21,5 @@ mod sys_netns;
 mod sys_sandbox;
 mod sys_xtables;
 pub mod tools;
+pub mod verify;
 pub mod xtables;

@@ -18,7 +18,6 @@ use nix::sys::socket::{
 #[derive(Debug)]
 pub(super) struct Listener {
     listener: TcpListener,
-    family: Family,
 }
 
 impl Listener {
@@ -44,7 +43,7 @@ impl Listener {
             }
         }
         listen(&fd, Backlog::new(16)?)?;
-        Ok(Self { listener: TcpListener::from(fd), family })
+        Ok(Self { listener: TcpListener::from(fd) })
     }
 
     /// Take a connection that waits, if there is one, and give its original destination. The
@@ -54,7 +53,7 @@ impl Listener {
         loop {
             match self.listener.accept() {
                 Ok((stream, _)) => {
-                    let original = self.original(&stream)?;
+                    let original = original(&stream)?;
                     return Ok(Some((stream, original)));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -87,21 +86,18 @@ impl Listener {
             Err(error) => Err(error.into()),
         }
     }
+}
 
-    /// Where the connection was made to before it was captured (`SO_ORIGINAL_DST`,
-    /// `linux/netfilter_ipv4.h`; `IP6T_SO_ORIGINAL_DST`).
-    fn original(&self, stream: &TcpStream) -> io::Result<SocketAddr> {
-        Ok(match self.family {
-            Family::V4 => {
-                let address = getsockopt(stream, sockopt::OriginalDst)?;
-                let ip = Ipv4Addr::from_bits(u32::from_be(address.sin_addr.s_addr));
-                SocketAddr::from((ip, u16::from_be(address.sin_port)))
-            }
-            Family::V6 => {
-                let address = getsockopt(stream, sockopt::Ip6tOriginalDst)?;
-                let ip = Ipv6Addr::from(address.sin6_addr.s6_addr);
-                SocketAddr::from((ip, u16::from_be(address.sin6_port)))
-            }
-        })
-    }
+/// Where a connection was made to before it was captured (`SO_ORIGINAL_DST`,
+/// `linux/netfilter_ipv4.h`; `IP6T_SO_ORIGINAL_DST`).
+pub(crate) fn original(stream: &TcpStream) -> io::Result<SocketAddr> {
+    Ok(if stream.local_addr()?.is_ipv4() {
+        let address = getsockopt(stream, sockopt::OriginalDst)?;
+        let ip = Ipv4Addr::from_bits(u32::from_be(address.sin_addr.s_addr));
+        SocketAddr::from((ip, u16::from_be(address.sin_port)))
+    } else {
+        let address = getsockopt(stream, sockopt::Ip6tOriginalDst)?;
+        let ip = Ipv6Addr::from(address.sin6_addr.s6_addr);
+        SocketAddr::from((ip, u16::from_be(address.sin6_port)))
+    })
 }

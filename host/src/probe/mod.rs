@@ -18,6 +18,7 @@ use nix::unistd::{getegid, geteuid};
 pub use dial::dial_main;
 use dial::{As, dial};
 use listen::Listener;
+pub(crate) use listen::original;
 
 /// What is to be proved.
 #[derive(Clone, Copy, Debug)]

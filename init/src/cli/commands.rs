@@ -28,13 +28,14 @@ fn program() -> Command {
 type Make = fn() -> Command;
 
 /// Every command by its name, in the order of the help.
-const COMMANDS: [(&str, Make); 9] = [
+const COMMANDS: [(&str, Make); 10] = [
     ("apply", apply),
     ("dump", dump),
     ("cleanup", cleanup),
     ("status", status),
     ("preflight", preflight),
     ("explain", explain),
+    ("verify", verify),
     ("istio-iptables", istio_iptables),
     ("schema", schema),
     ("dial", dial),
@@ -174,6 +175,30 @@ fn explain() -> Command {
         )
         .after_help("Exit codes: 0 explained; 1 something failed, or the rules hold something that matters and is not known; 2 the command line can't be read.");
     settings(source_args(question_args(in_namespace(command)))).arg(behind_dashes())
+}
+
+fn verify() -> Command {
+    let command = Command::new("verify")
+        .about("Prove by real connections that a pod's traffic is captured")
+        .long_about(
+            "Prove by real connections that a pod's traffic is captured as its configuration says: \
+             those of the application, of the proxy and of somebody outside, in both families, by \
+             TCP and UDP. Each is made, and where it arrives is seen: by listeners of this command \
+             or, where the proxy runs, by what the kernel's connection tracking says. Without a \
+             configuration, what is expected is read back from the rules. For somebody outside \
+             there is a network namespace with a link into the pod (198.19.255.252/30, \
+             2001:2:0:ffff::/126), which ends with this command, however it ends. What can't be \
+             tried without a capability is said and left out.",
+        )
+        .after_help("Exit codes: 0 every connection that could be made arrived where it should; 1 something failed; 2 the command line can't be read; 126 one did not, or none could be made.")
+        .arg(
+            Arg::new("timeout")
+                .long("timeout")
+                .value_name("DURATION")
+                .help("How long one connection may take to arrive")
+                .default_value("1s"),
+        );
+    settings(in_namespace(command)).arg(behind_dashes())
 }
 
 fn in_namespace(command: Command) -> Command {

@@ -25,6 +25,7 @@ pub(crate) enum Own {
     Status(Status),
     Preflight(Preflight),
     Explain(Explain),
+    Verify(Verify),
     Schema,
     /// The other half of `--run-validation`: dials as another user.
     Dial(Vec<String>),
@@ -106,6 +107,14 @@ pub(crate) struct Status {
 }
 
 #[derive(Debug)]
+pub(crate) struct Verify {
+    pub(crate) common: Common,
+    pub(crate) config: Config,
+    /// How long a connection may take.
+    pub(crate) patience: Duration,
+}
+
+#[derive(Debug)]
 pub(crate) struct Preflight {
     pub(crate) common: Common,
     /// The backend that has to work; any of them without.
@@ -162,6 +171,11 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
             sources: ask::sources(m),
             asked: ask::asked(m)?,
         }),
+        "verify" => Own::Verify(Verify {
+            common: common(m)?,
+            config: config(m)?,
+            patience: duration(m, "timeout", "1s")?,
+        }),
         "schema" => Own::Schema,
         "dial" => Own::Dial(texts(m, "words")),
         _ => Own::Istio(m.get_many::<OsString>("words").into_iter().flatten().cloned().collect()),
@@ -174,14 +188,18 @@ fn texts(m: &ArgMatches, name: &str) -> Vec<String> {
 
 fn common(m: &ArgMatches) -> Result<Common, NotTyped> {
     let text = |name: &str| m.try_get_one::<String>(name).ok().flatten();
-    let wait = text("wait").map_or("30s", String::as_str);
-    let wait = parse_duration(wait).map_err(|e| NotTyped::Bad(format!("--wait {wait:?}: {e}")))?;
+    let wait = duration(m, "wait", "30s")?;
     Ok(Common {
         place: place(m),
         json: text("output").is_some_and(|o| o == "json"),
         wait,
         dry_run: m.try_get_one::<bool>("dry-run").ok().flatten().copied().unwrap_or(false),
     })
+}
+
+fn duration(m: &ArgMatches, flag: &str, default: &str) -> Result<Duration, NotTyped> {
+    let text = m.try_get_one::<String>(flag).ok().flatten().map_or(default, String::as_str);
+    parse_duration(text).map_err(|e| NotTyped::Bad(format!("--{flag} {text:?}: {e}")))
 }
 
 fn place(m: &ArgMatches) -> Place {

@@ -11,6 +11,7 @@ mod output;
 mod preflight;
 mod rules;
 mod status;
+mod verify;
 
 pub(crate) use apply::apply;
 pub(crate) use cleanup::cleanup;
@@ -19,6 +20,7 @@ pub(crate) use explain::explain;
 pub(crate) use istio::istio;
 pub(crate) use preflight::preflight;
 pub(crate) use status::status;
+pub(crate) use verify::verify;
 
 use crate::exit::Exit;
 use millrace_host::engine::EngineError;

@@ -1,0 +1,459 @@
+//! A proof that a pod is captured as its configuration says: which real connections it takes, where
+//! each has to arrive, and whether what was seen is that. Where they have to arrive is what the
+//! rules of the configuration do in the simulator, not what the pod's own rules say.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde::Serialize;
+
+use crate::plan::Groups;
+use crate::policy::{CapturePolicy, DnsScope, GroupSelection, InboundSelection, NetworkSelection};
+use crate::ruleset::{Owner, Ruleset};
+use crate::sim::{Fate, How, Identity, Namespace, Program, Protocol, Question, of_ruleset};
+use crate::value::{Cidr, Family};
+
+/// Who makes a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Maker {
+    /// A process of the pod that is no proxy.
+    Application,
+    /// The proxy.
+    Proxy,
+    /// Somebody outside the pod.
+    Outside,
+}
+
+impl fmt::Display for Maker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Application => "application",
+            Self::Proxy => "proxy",
+            Self::Outside => "outside",
+        })
+    }
+}
+
+/// Where a connection has to arrive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "fate")]
+pub enum Expected {
+    /// In the pod.
+    Arrives {
+        /// The port of the socket that gets it.
+        port: u16,
+        /// The destination that the receiver can ask for.
+        original: SocketAddr,
+        /// How it gets there.
+        how: How,
+    },
+    /// Outside, where it was meant to go.
+    Leaves,
+    /// Nowhere.
+    Dropped {
+        /// Why.
+        why: String,
+    },
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Arrives { port, original, .. } => {
+                write!(f, "at port {port} with original destination {original}")
+            }
+            Self::Leaves => f.write_str("outside, untouched"),
+            Self::Dropped { why } => write!(f, "nowhere: {why}"),
+        }
+    }
+}
+
+/// A connection to make.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Check {
+    /// What it proves.
+    pub proves: &'static str,
+    /// Who makes it.
+    pub maker: Maker,
+    /// The user and group that its socket belongs to; none outside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Identity>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Where it comes from, where that matters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
+    /// Where it goes.
+    pub to: SocketAddr,
+    /// Where it has to arrive.
+    pub expected: Expected,
+    /// Why: the reasons of the rules that decide.
+    pub because: Vec<String>,
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.maker)?;
+        if let Some(owner) = self.owner {
+            write!(f, "({owner}) ")?;
+        }
+        if let Some(source) = self.source {
+            write!(f, "from {source} ")?;
+        }
+        write!(f, "to {}/{}", self.to, self.protocol)
+    }
+}
+
+/// What was seen of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "seen")]
+pub enum Seen {
+    /// It arrived in the pod.
+    Arrived {
+        /// The port of the socket that got it; none where only somebody else knows.
+        port: Option<u16>,
+        /// The destination that the receiver can ask for; none where that could not be seen.
+        original: Option<SocketAddr>,
+        /// Whether this program's own listener got it, and not another process.
+        own: bool,
+    },
+    /// It left the pod, untouched.
+    Left {
+        /// Whether connection tracking says so; otherwise it arrived nowhere here.
+        recorded: bool,
+    },
+    /// It arrived nowhere.
+    Failed {
+        /// What the kernel said.
+        why: String,
+    },
+    /// It could not be made.
+    NotTried {
+        /// Why not.
+        why: String,
+    },
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Arrived { port, original, own } => {
+                match port {
+                    Some(port) => write!(f, "arrived at port {port}")?,
+                    None => f.write_str("was accepted in the pod")?,
+                }
+                if !own {
+                    f.write_str(" of a running process")?;
+                }
+                match original {
+                    Some(original) => write!(f, " with original destination {original}"),
+                    None => f.write_str("; its original destination can't be seen"),
+                }
+            }
+            Self::Left { recorded: true } => f.write_str("left the pod untouched"),
+            Self::Left { recorded: false } => f.write_str("arrived nowhere in the pod"),
+            Self::Failed { why } => write!(f, "arrived nowhere: {why}"),
+            Self::NotTried { why } => write!(f, "not tried: {why}"),
+        }
+    }
+}
+
+/// A connection with what was seen of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The connection.
+    #[serde(flatten)]
+    pub check: Check,
+    /// What was seen.
+    pub result: Seen,
+    /// Whether that is what was expected; none when it could not be made.
+    pub passed: Option<bool>,
+}
+
+impl Finding {
+    /// Hold what was seen against what was expected.
+    pub fn new(check: Check, result: Seen) -> Self {
+        let passed = match (&check.expected, &result) {
+            (_, Seen::NotTried { .. }) => None,
+            (
+                Expected::Arrives { port, original, .. },
+                Seen::Arrived { port: at, original: seen, .. },
+            ) => Some(at.is_none_or(|at| at == *port) && seen.is_none_or(|seen| seen == *original)),
+            (Expected::Leaves, Seen::Left { .. })
+            | (Expected::Dropped { .. }, Seen::Failed { .. } | Seen::Left { recorded: false }) => {
+                Some(true)
+            }
+            _ => Some(false),
+        };
+        Self { check, result, passed }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { check, result, passed } = self;
+        match passed {
+            Some(true) => write!(f, "ok      {check}: {result}"),
+            None => write!(f, "skipped {check}: {result}"),
+            Some(false) => {
+                write!(f, "FAILED  {check}: {result}; expected {}", check.expected)?;
+                check.because.iter().try_for_each(|why| write!(f, "\n        because {why}"))
+            }
+        }
+    }
+}
+
+/// What a proof is about.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// What is to be captured.
+    pub policy: &'a CapturePolicy,
+    /// The rules that it means.
+    pub rules: &'a Ruleset,
+    /// Group names and their numbers.
+    pub groups: &'a Groups,
+    /// The pod.
+    pub namespace: &'a Namespace,
+    /// Addresses that others reach it at.
+    pub addresses: &'a [IpAddr],
+    /// Addresses of somebody outside, of each family that there is one of.
+    pub outside: &'a [IpAddr],
+    /// The port that connections go to where the port does not matter.
+    pub port: u16,
+    /// Who runs this.
+    pub user: Identity,
+}
+
+/// The user and group of `nobody`, who runs no proxy (`passwd(5)` on Debian).
+const NOBODY: u32 = 65_534;
+/// How many items of each list of exceptions are tried.
+const SAMPLES: usize = 3;
+const DNS: u16 = 53;
+
+/// The connections that prove it.
+pub fn checks(asked: &Asked<'_>) -> Vec<Check> {
+    let program = Program::new(of_ruleset(asked.rules, asked.groups));
+    let mut maker = Checks { asked, program, list: Vec::new() };
+    for family in Family::ALL {
+        if maker.address(family).is_some() || family == Family::V4 {
+            maker.outbound(family);
+            maker.local(family);
+            maker.inbound(family);
+            maker.dns(family);
+        }
+    }
+    maker.list
+}
+
+struct Checks<'a> {
+    asked: &'a Asked<'a>,
+    program: Program,
+    list: Vec<Check>,
+}
+
+impl Checks<'_> {
+    /// The pod's first address of a family.
+    fn address(&self, family: Family) -> Option<IpAddr> {
+        self.asked.addresses.iter().copied().find(|a| Family::of(*a) == family)
+    }
+
+    /// An address outside that nobody has (RFC 5737, RFC 3849), and that nothing is said about.
+    fn nowhere(&self, family: Family) -> IpAddr {
+        let [first, others @ ..] = nobodys(family);
+        let free = |a: &IpAddr| {
+            let outbound = &self.asked.policy.outbound;
+            !self.asked.addresses.contains(a)
+                && !outbound.except_networks.iter().any(|c| c.value.contains(*a))
+        };
+        if free(&first) { first } else { others.into_iter().find(free).unwrap_or(first) }
+    }
+
+    /// Who plays a part.
+    fn owner(&self, maker: Maker) -> Option<Identity> {
+        let proxy = &self.asked.policy.proxy;
+        let uids: Vec<u32> = proxy.uids.iter().map(|u| u.value.get()).collect();
+        let gids: Vec<u32> = proxy.gids.iter().map(|g| g.value.get()).collect();
+        let user = self.asked.user;
+        let is_proxy = uids.contains(&user.uid) || gids.contains(&user.gid);
+        match maker {
+            Maker::Outside => None,
+            Maker::Proxy if is_proxy => Some(user),
+            Maker::Proxy => {
+                let uid = uids.first().or(gids.first()).copied()?;
+                Some(Identity { uid, gid: gids.first().copied().unwrap_or(uid) })
+            }
+            Maker::Application => {
+                let mut owner = if is_proxy { Identity { uid: NOBODY, gid: NOBODY } } else { user };
+                if let GroupSelection::Only { groups, .. } = &self.asked.policy.outbound.groups {
+                    let gid = groups.iter().find_map(|g| match &g.value {
+                        Owner::Gid(gid) => Some(gid.get()),
+                        Owner::Group(name) => self.asked.groups.get(name).map(|gid| gid.get()),
+                        Owner::Uid(_) => None,
+                    });
+                    owner.gid = gid.unwrap_or(owner.gid);
+                }
+                Some(owner)
+            }
+        }
+    }
+
+    fn add(
+        &mut self,
+        proves: &'static str,
+        maker: Maker,
+        protocol: Protocol,
+        source: Option<IpAddr>,
+        to: SocketAddr,
+    ) {
+        let owner = self.owner(maker);
+        let mut question = match (owner, source) {
+            (Some(owner), _) => Question::out(owner, protocol, to),
+            (None, Some(from)) => Question::inward(from, protocol, to),
+            (None, None) => return,
+        };
+        question.source = source;
+        let same =
+            |c: &Check| (c.maker, c.protocol, c.source, c.to) == (maker, protocol, source, to);
+        if self.list.iter().any(same) {
+            return;
+        }
+        let answer = self.program.answer(self.asked.namespace, &question);
+        let expected = match answer.fate {
+            Fate::Delivered { port, original, how, .. } => {
+                Expected::Arrives { port, original, how }
+            }
+            Fate::Passed { .. } => Expected::Leaves,
+            Fate::Dropped { why, .. } => Expected::Dropped { why },
+            Fate::Refused { .. } => Expected::Dropped { why: "it is refused".to_owned() },
+            // Nothing is promised, so nothing is to be proved.
+            Fate::Unknown { .. } => return,
+        };
+        let reasons = answer.decided.iter().filter_map(|id| self.program.rule(*id).reason.as_ref());
+        let because = reasons.map(ToString::to_string).collect();
+        self.list.push(Check { proves, maker, owner, protocol, source, to, expected, because });
+    }
+
+    fn outbound(&mut self, family: Family) {
+        let port = self.asked.port;
+        let outbound = &self.asked.policy.outbound;
+        let nowhere = self.nowhere(family);
+        let to = SocketAddr::new(nowhere, port);
+        self.add("outbound connections", Maker::Application, Protocol::TCP, None, to);
+        self.add("the proxy's own connections", Maker::Proxy, Protocol::TCP, None, to);
+        if let NetworkSelection::Only(_) = &outbound.networks {
+            let networks: Vec<Cidr> = outbound.networks.of(family).map(|c| c.value).collect();
+            for network in networks.into_iter().take(SAMPLES) {
+                let to = SocketAddr::new(member(network), port);
+                self.add("included networks", Maker::Application, Protocol::TCP, None, to);
+            }
+        }
+        let excepted: Vec<Cidr> = outbound
+            .except_networks
+            .iter()
+            .map(|c| c.value)
+            .filter(|c| c.family() == family)
+            .take(SAMPLES)
+            .collect();
+        for network in excepted {
+            let to = SocketAddr::new(member(network), port);
+            self.add("excluded networks", Maker::Application, Protocol::TCP, None, to);
+        }
+        let ports = |list: &[crate::source::Sourced<crate::value::PortRange>]| {
+            list.iter().map(|p| p.value.first().get()).take(SAMPLES).collect::<Vec<_>>()
+        };
+        for port in ports(&outbound.ports) {
+            let to = SocketAddr::new(nowhere, port);
+            self.add("included outbound ports", Maker::Application, Protocol::TCP, None, to);
+        }
+        for port in ports(&outbound.except_ports) {
+            let to = SocketAddr::new(nowhere, port);
+            self.add("excluded outbound ports", Maker::Application, Protocol::TCP, None, to);
+        }
+    }
+
+    /// Connections that the pod makes to itself.
+    fn local(&mut self, family: Family) {
+        let (localhost, passthrough) = match family {
+            Family::V4 => (IpAddr::V4(Ipv4Addr::LOCALHOST), Ipv4Addr::new(127, 0, 0, 6).into()),
+            Family::V6 => {
+                (IpAddr::V6(Ipv6Addr::LOCALHOST), Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6).into())
+            }
+        };
+        let to = SocketAddr::new(localhost, self.asked.port);
+        self.add("connections to localhost", Maker::Application, Protocol::TCP, None, to);
+        let Some(own) = self.address(family) else { return };
+        let to = SocketAddr::new(own, self.asked.port);
+        let (app, proxy, tcp) = (Maker::Application, Maker::Proxy, Protocol::TCP);
+        self.add("the application's calls to its own pod", app, tcp, None, to);
+        self.add("the proxy's calls to its own pod", proxy, tcp, None, to);
+        let passed = "what the proxy passes on to the application";
+        self.add(passed, proxy, tcp, Some(passthrough), to);
+    }
+
+    fn inbound(&mut self, family: Family) {
+        let from = self.asked.outside.iter().copied().find(|a| Family::of(*a) == family);
+        let (Some(own), Some(_)) = (self.address(family), from) else { return };
+        let inbound = &self.asked.policy.inbound;
+        let mut ports = vec![("inbound connections", self.asked.port)];
+        ports.push(("tunnels", inbound.tunnel_port.value.get()));
+        let (proves, list) = match &inbound.selection {
+            InboundSelection::Nothing => ("", &[][..]),
+            InboundSelection::AllExcept { except, .. } => ("excluded inbound ports", &except[..]),
+            InboundSelection::Only(list) => ("included inbound ports", &list[..]),
+        };
+        ports.extend(list.iter().take(SAMPLES).map(|p| (proves, p.value.first().get())));
+        for (proves, port) in ports {
+            let to = SocketAddr::new(own, port);
+            self.add(proves, Maker::Outside, Protocol::TCP, from, to);
+        }
+        let to = SocketAddr::new(own, self.asked.port);
+        self.add("inbound UDP", Maker::Outside, Protocol::UDP, from, to);
+    }
+
+    fn dns(&mut self, family: Family) {
+        let scope = self.asked.policy.dns.as_ref().map(|dns| &dns.scope);
+        let servers: Vec<IpAddr> = match scope {
+            Some(scope @ DnsScope::Servers(_)) => scope.servers(family).map(|s| s.value).collect(),
+            _ => Vec::new(),
+        };
+        let nowhere = self.nowhere(family);
+        for server in servers.into_iter().take(1).chain([nowhere]) {
+            let to = SocketAddr::new(server, DNS);
+            self.add("DNS queries", Maker::Application, Protocol::UDP, None, to);
+            self.add("DNS queries by TCP", Maker::Application, Protocol::TCP, None, to);
+            self.add("the proxy's own DNS queries", Maker::Proxy, Protocol::UDP, None, to);
+        }
+        let to = SocketAddr::new(nowhere, self.asked.port);
+        self.add("outbound UDP", Maker::Application, Protocol::UDP, None, to);
+    }
+}
+
+/// Addresses of documentation: no route of a pod leads to anybody who has them.
+const fn nobodys(family: Family) -> [IpAddr; 3] {
+    match family {
+        Family::V4 => [
+            IpAddr::V4(Ipv4Addr::new(203, 0, 113, 2)),
+            IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2)),
+            IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)),
+        ],
+        Family::V6 => [
+            IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2)),
+            IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2)),
+            IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2)),
+        ],
+    }
+}
+
+/// The second address of a network, or the only one.
+fn member(network: Cidr) -> IpAddr {
+    let first = network.network();
+    if first.length() + 1 >= first.family().bits() {
+        return first.address();
+    }
+    match first.address() {
+        IpAddr::V4(a) => IpAddr::V4(Ipv4Addr::from_bits(a.to_bits() | 2)),
+        IpAddr::V6(a) => IpAddr::V6(Ipv6Addr::from_bits(a.to_bits() | 2)),
+    }
+}

@@ -1,0 +1,260 @@
+//! Live proof: connections are really made, by the users that rules tell apart, from inside the pod
+//! and from somebody outside who is there only for this; and where each arrives is seen, by own
+//! listeners or by what connection tracking says of a running proxy.
+
+mod dial;
+mod listen;
+mod outside;
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use millrace_core::sim::Protocol;
+use millrace_core::value::Family;
+use millrace_core::verify::{Check, Expected, Finding, Seen};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{getsockopt, sockopt};
+
+use crate::conntrack::{Conntrack, Flow};
+use dial::{Dialled, dial, owned};
+use listen::{Listener, Spot};
+use outside::Outside;
+
+/// The zones that connections may be tracked in: none, and those that DNS capture uses.
+const ZONES: [u16; 3] = [0, 1, 2];
+/// Between two looks at connection tracking, where nothing else tells.
+const STEP: Duration = Duration::from_millis(20);
+
+/// What a proof needs beside the checks.
+#[derive(Debug)]
+pub struct Prover {
+    outside: Result<Outside, String>,
+    patience: Duration,
+}
+
+impl Prover {
+    /// Prepare a proof in the calling thread's namespace, whose own addresses these are. Nobody is
+    /// outside where that may not be arranged. `patience` is how long a connection may take.
+    pub fn open(addresses: &[IpAddr], patience: Duration) -> Self {
+        Self { outside: Outside::open(addresses), patience }
+    }
+
+    /// The addresses of who is outside.
+    pub fn outside(&self) -> Vec<IpAddr> {
+        self.outside.as_ref().map(Outside::addresses).unwrap_or_default()
+    }
+
+    /// Why nobody is outside; none when somebody is.
+    pub fn nobody_outside(&self) -> Option<&str> {
+        self.outside.as_ref().err().map(String::as_str)
+    }
+
+    /// Make the connections, one after the other.
+    pub fn run(&self, checks: Vec<Check>) -> Vec<Finding> {
+        let mut listeners = Vec::new();
+        let mut taken = Vec::new();
+        for spot in spots(&checks) {
+            match Listener::open(spot) {
+                Ok(listener) => listeners.push(listener),
+                Err(errno) => taken.push((spot, errno)),
+            }
+        }
+        let run = Run { prover: self, listeners, taken, conntrack: Conntrack::open().ok() };
+        let finding = |check: Check| {
+            let seen = run.check(&check);
+            Finding::new(check, seen)
+        };
+        checks.into_iter().map(finding).collect()
+    }
+
+    /// Take everything away again. Without this the kernel does, when the process ends.
+    ///
+    /// # Errors
+    /// When the link can't be removed.
+    pub fn close(self) -> Result<(), String> {
+        self.outside.map_or(Ok(()), Outside::close)
+    }
+}
+
+/// A port that nothing listens on, in either family.
+pub fn free_port() -> Option<u16> {
+    (61_000..61_100).find(|port| {
+        let free = |family, protocol| {
+            let spot = Spot { family, protocol, port: *port, transparent: false };
+            !matches!(Listener::open(spot), Err(Errno::EADDRINUSE))
+        };
+        Family::ALL.iter().all(|f| free(*f, Protocol::TCP) && free(*f, Protocol::UDP))
+    })
+}
+
+/// Where listeners are needed: where connections are to arrive, and where they were meant to.
+fn spots(checks: &[Check]) -> Vec<Spot> {
+    let mut spots: Vec<Spot> = Vec::new();
+    for check in checks {
+        let Expected::Arrives { port, how, .. } = &check.expected else { continue };
+        let transparent = *how == millrace_core::sim::How::Transparent;
+        for (port, transparent) in [(*port, transparent), (check.to.port(), false)] {
+            let family = Family::of(check.to.ip());
+            let spot = Spot { family, protocol: check.protocol, port, transparent };
+            let same =
+                |s: &&mut Spot| (s.family, s.protocol, s.port) == (family, check.protocol, port);
+            match spots.iter_mut().find(same) {
+                Some(known) => known.transparent |= transparent,
+                None => spots.push(spot),
+            }
+        }
+    }
+    spots
+}
+
+struct Run<'a> {
+    prover: &'a Prover,
+    listeners: Vec<Listener>,
+    taken: Vec<(Spot, Errno)>,
+    conntrack: Option<Conntrack>,
+}
+
+impl Run<'_> {
+    fn check(&self, check: &Check) -> Seen {
+        let not_tried = |why: String| Seen::NotTried { why };
+        let family = Family::of(check.to.ip());
+        let socket = match (check.owner, &self.prover.outside) {
+            (Some(owner), _) => owned(owner, family, check.protocol),
+            (None, Ok(outside)) => outside.socket(family, check.protocol),
+            (None, Err(why)) => Err(why.clone()),
+        };
+        let socket = match socket {
+            Ok(socket) => socket,
+            Err(why) => return not_tried(why),
+        };
+        // Nobody of an earlier check may be taken for this one's.
+        for listener in &self.listeners {
+            while matches!(listener.take(), Ok(Some(_))) {}
+        }
+        let source = check.owner.and(check.source);
+        let from = match dial(&socket, check.protocol, source, check.to) {
+            Dialled::From(from) => from,
+            Dialled::Refused(errno @ (Errno::ENETUNREACH | Errno::EHOSTUNREACH)) => {
+                return not_tried(format!("{errno}: there is no route to that address from here"));
+            }
+            Dialled::Refused(errno @ Errno::EADDRNOTAVAIL) => {
+                return Seen::Failed { why: format!("{errno}: the source address is not there") };
+            }
+            Dialled::Refused(errno) => return Seen::Failed { why: errno.to_string() },
+        };
+        let flow = Flow { tcp: check.protocol == Protocol::TCP, from, to: check.to };
+        let seen = self.follow(check, &socket, &flow);
+        drop(socket);
+        if let Some(conntrack) = &self.conntrack {
+            for zone in ZONES {
+                // Who may not make it forget has seen nothing of it either.
+                let _forgotten = conntrack.forget(&flow, zone);
+            }
+        }
+        seen
+    }
+
+    /// Where a connection is that connection tracking knows: who answers.
+    fn answerer(&self, flow: &Flow) -> Option<SocketAddr> {
+        let conntrack = self.conntrack.as_ref()?;
+        let mut found = ZONES.iter().filter_map(|zone| conntrack.answerer(flow, *zone).ok()?);
+        found.next()
+    }
+
+    /// See where it comes out.
+    fn follow(&self, check: &Check, socket: &OwnedFd, flow: &Flow) -> Seen {
+        let deadline = Instant::now() + self.prover.patience;
+        let tcp = check.protocol == Protocol::TCP;
+        loop {
+            for listener in &self.listeners {
+                while let Ok(Some(arrival)) = listener.take() {
+                    if arrival.from == flow.from {
+                        let tracked = || self.answerer(flow).map(|_| flow.to);
+                        let original = arrival.original.or_else(tracked);
+                        let port = Some(listener.spot.port);
+                        return Seen::Arrived { port, original, own: true };
+                    }
+                }
+            }
+            match getsockopt(socket, sockopt::SocketError) {
+                Ok(0) => {}
+                Ok(error) => return self.failed(check, flow, Errno::from_raw(error)),
+                Err(errno) => return Seen::Failed { why: errno.to_string() },
+            }
+            if tcp && is_connected(socket) && !self.is_ours(check) {
+                return self.accepted(check, flow);
+            }
+            // Once it has left, connection tracking has it, with nobody else in it.
+            if check.expected == Expected::Leaves && self.answerer(flow) == Some(flow.to) {
+                return Seen::Left { recorded: true };
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return match self.answerer(flow) {
+                    Some(at) if at == flow.to => Seen::Left { recorded: true },
+                    Some(at) => {
+                        Seen::Arrived { port: Some(at.port()), original: Some(flow.to), own: false }
+                    }
+                    None => Seen::Left { recorded: false },
+                };
+            }
+            self.wait(socket, left.min(STEP));
+        }
+    }
+
+    /// Whether a listener of ours has the port where it is to arrive; it may not have looked yet.
+    fn is_ours(&self, check: &Check) -> bool {
+        let Expected::Arrives { port, .. } = &check.expected else { return false };
+        let same = |spot: &Spot| {
+            (spot.family, spot.protocol, spot.port)
+                == (Family::of(check.to.ip()), check.protocol, *port)
+        };
+        self.listeners.iter().any(|listener| same(&listener.spot))
+    }
+
+    /// Somebody else accepted it.
+    fn accepted(&self, check: &Check, flow: &Flow) -> Seen {
+        match self.answerer(flow) {
+            Some(at) if at != flow.to => {
+                Seen::Arrived { port: Some(at.port()), original: Some(flow.to), own: false }
+            }
+            // A transparent socket takes it without any translation.
+            Some(_) if check.expected == Expected::Leaves => Seen::Left { recorded: true },
+            _ => Seen::Arrived { port: None, original: None, own: false },
+        }
+    }
+
+    fn failed(&self, check: &Check, flow: &Flow, errno: Errno) -> Seen {
+        if check.expected == Expected::Leaves
+            && matches!(errno, Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::ECONNREFUSED)
+            && self.answerer(flow).is_none_or(|at| at == flow.to)
+        {
+            // A router or the host outside said so.
+            return Seen::Left { recorded: false };
+        }
+        let mut why = errno.to_string();
+        if let Some((spot, errno)) = self.taken.iter().find(|(spot, _)| {
+            matches!(&check.expected, Expected::Arrives { port, .. } if *port == spot.port)
+                && spot.family == Family::of(check.to.ip())
+        }) {
+            why = format!("{why}; port {} can't be listened on: {errno}", spot.port);
+        }
+        Seen::Failed { why }
+    }
+
+    fn wait(&self, socket: &OwnedFd, patience: Duration) {
+        let mut fds = vec![PollFd::new(socket.as_fd(), PollFlags::POLLERR)];
+        let listeners = self.listeners.iter();
+        fds.extend(listeners.map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)));
+        // Interrupted or not: everything is looked at anew.
+        let _ready = poll(&mut fds, PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX));
+    }
+}
+
+/// Whether a TCP socket has its other end.
+fn is_connected(socket: &OwnedFd) -> bool {
+    use std::os::fd::AsRawFd as _;
+    nix::sys::socket::getpeername::<nix::sys::socket::SockaddrStorage>(socket.as_raw_fd()).is_ok()
+}

@@ -1,0 +1,133 @@
+//! `millrace verify`
+
+use anyhow::{Context as _, Result, bail};
+use millrace_core::compile::compile;
+use millrace_core::facts::HostFacts;
+use millrace_core::observed::{IpRule, Observed, Route};
+use millrace_core::plan::RULE_PRIORITY;
+use millrace_core::policy::CapturePolicy;
+use millrace_core::ruleset::{Routing, Ruleset};
+use millrace_core::sim::Identity;
+use millrace_core::status::read_back;
+use millrace_core::value::Family;
+use millrace_core::verify::{Asked, Finding, checks};
+use millrace_host::engine::Session;
+use millrace_host::observe::Look;
+use millrace_host::verify::{Prover, free_port};
+use millrace_host::{exec, surroundings};
+use nix::unistd::{getegid, geteuid};
+use serde_json::json;
+
+use super::output::{print, print_json, warn};
+use super::{config, namespace};
+use crate::cli::own::Verify;
+use crate::exit::Exit;
+
+pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
+    let (mut session, facts) = namespace::open(&verify.common.place)?;
+    let (policy, ruleset) = expected(verify, &mut session, &facts)?;
+    let addresses: Vec<_> = facts.usable_addresses().collect();
+    let prover = Prover::open(&addresses, verify.patience);
+    // From here on nothing ends the run before the prover is closed.
+    let findings = prove(&prover, &policy, &ruleset, &facts, &addresses);
+    let nobody = prover.nobody_outside().map(str::to_owned);
+    let closed = prover.close();
+    let findings = findings?;
+    if let Some(why) = &nobody {
+        warn(&format!("inbound connections from outside are not tried: {why}"));
+    }
+    if let Err(why) = closed {
+        warn(&format!("the link to outside ends with this process: {why}"));
+    }
+    let count = |passed| findings.iter().filter(|f| f.passed == passed).count();
+    let (good, bad, skipped) = (count(Some(true)), count(Some(false)), count(None));
+    if verify.common.json {
+        print_json(&json!({
+            "verified": bad == 0 && good > 0,
+            "passed": good,
+            "failed": bad,
+            "skipped": skipped,
+            "nobodyOutside": nobody,
+            "connections": serde_json::to_value(&findings)?,
+        }))?;
+    } else {
+        let mut text = String::new();
+        for finding in &findings {
+            text.push_str(&format!("{finding}\n"));
+        }
+        text.push_str(&format!("{good} as expected, {bad} not, {skipped} not tried\n"));
+        print(&text)?;
+    }
+    Ok(if bad == 0 && good > 0 { Exit::Ok } else { Exit::NotValid })
+}
+
+/// What is expected: by the configuration, or else by the settings of the rules that are there.
+fn expected(
+    verify: &Verify,
+    session: &mut Session,
+    facts: &HostFacts,
+) -> Result<(CapturePolicy, Ruleset)> {
+    if verify.config.is_given() {
+        let loaded = config::load(&verify.config, facts, false)?;
+        loaded.warnings.iter().for_each(|w| warn(w));
+        let ruleset = loaded.ruleset();
+        return Ok((loaded.policy, ruleset));
+    }
+    let observed = session
+        .observe(&exec::Options::default(), Look::Fast)
+        .context("what is expected can't be read off the rules; give the configuration")?;
+    let found = read_back(&observed).into_iter().find_map(|found| {
+        let policy = found.policy?;
+        let ruleset = compile(&policy, found.dialect.footprint.layout);
+        Some((policy, ruleset))
+    });
+    match found {
+        Some(found) => Ok(found),
+        None => bail!(
+            "what is expected can't be read off the rules that are here; give the configuration: \
+             --config, flags, or a command line of istio-iptables behind --"
+        ),
+    }
+}
+
+fn prove(
+    prover: &Prover,
+    policy: &CapturePolicy,
+    ruleset: &Ruleset,
+    facts: &HostFacts,
+    addresses: &[std::net::IpAddr],
+) -> Result<Vec<Finding>> {
+    let namespace = surroundings::namespace(&routing(&ruleset.routing))?;
+    let port = free_port().context("no port from 61000 to 61099 is free")?;
+    let user = Identity { uid: geteuid().as_raw(), gid: getegid().as_raw() };
+    let outside = prover.outside();
+    Ok(prover.run(checks(&Asked {
+        policy,
+        rules: ruleset,
+        groups: &facts.groups,
+        namespace: &namespace,
+        addresses,
+        outside: &outside,
+        port,
+        user,
+    })))
+}
+
+/// Policy routing as the rules need it, whatever is there.
+fn routing(wanted: &Routing) -> Observed {
+    let mut observed = Observed::default();
+    if let Some((mark, table)) = &wanted.tproxy {
+        for family in Family::ALL {
+            let table = table.get();
+            observed.ip_rules.push(IpRule {
+                family,
+                priority: RULE_PRIORITY,
+                fwmark: Some((mark.get(), u32::MAX)),
+                table,
+                mark_only: true,
+            });
+            observed.routes.push(Route { family, table, local_default: true });
+        }
+    }
+    observed
+}

@@ -1,0 +1,194 @@
+//! `millrace verify`: what is expected is proved by real connections, whatever carries the rules
+//! out, whoever listens and whoever runs it; and nothing of it is left.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::capture::{millrace, millrace_in_pod, ran};
+use millrace_tests::snapshot::Snapshot;
+use millrace_tests::topology::{Layout, Stack, Topology};
+use serde_json::Value;
+
+const BACKENDS: [&str; 3] = ["iptables-nft", "iptables-legacy", "nftables"];
+
+const SETTINGS: [&str; 8] = [
+    "--exclude-inbound-ports",
+    "15090",
+    "--exclude-outbound-cidrs",
+    "10.96.0.1/32,fd96::/64",
+    "--exclude-outbound-ports",
+    "9092",
+    "--dns",
+    "all",
+];
+
+/// A pod with rules of these settings; nobody listens in it.
+fn captured(backend: &str, settings: &[&str]) -> Result<Topology> {
+    let mut topology = Topology::new(Stack::Dual, Layout::default())?;
+    topology.stop_listeners();
+    millrace_in_pod(&topology, &[&["apply", "--backend", backend], settings].concat(), 0)?;
+    Ok(topology)
+}
+
+fn verify(topology: &Topology, settings: &[&str], code: i32) -> Result<Value> {
+    let words = [&["verify", "--output", "json", "--timeout", "300ms"], settings].concat();
+    let output = topology.pod.output(&mut millrace(words)?)?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.code() == Some(code), "{:?}\n{said}", output);
+    serde_json::from_str(&said).context(said)
+}
+
+/// Verify that every connection arrives where it should with each backend, in both families and
+/// directions, by TCP and UDP, with and without the configuration; and that nothing is left.
+#[test]
+fn every_backend_is_proved() -> Result<()> {
+    for backend in BACKENDS {
+        let topology = captured(backend, &SETTINGS)?;
+        let before = Snapshot::take(&topology.pod)?.without_counters();
+        let found = verify(&topology, &SETTINGS, 0)?;
+        assert_eq!((&found["failed"], &found["skipped"]), (&0.into(), &0.into()), "{found:#}");
+        let connections = found["connections"].as_array().context("connections")?;
+        for (maker, protocol) in [
+            ("application", "tcp"),
+            ("application", "udp"),
+            ("proxy", "tcp"),
+            ("proxy", "udp"),
+            ("outside", "tcp"),
+            ("outside", "udp"),
+        ] {
+            for family in [".", "["] {
+                let is = |c: &&Value| {
+                    let to = c["to"].as_str().unwrap_or_default();
+                    c["maker"] == maker && c["protocol"] == protocol && to.contains(family)
+                };
+                let count = connections.iter().filter(is).count();
+                ensure!(count > 0, "{backend}: no {protocol} of {maker} to {family}");
+            }
+        }
+        let captured = |c: &&Value| c["result"]["port"] == 15006 && c["maker"] == "outside";
+        assert_eq!(connections.iter().filter(captured).count(), 2, "{found:#}");
+        // What native nftables means is not read back.
+        if backend != "nftables" {
+            assert_eq!(verify(&topology, &[], 0)?["failed"], 0);
+        }
+        let after = Snapshot::take(&topology.pod)?.without_counters();
+        assert_eq!(before.differences(&after), "", "{backend}");
+    }
+    Ok(())
+}
+
+/// Verify that TPROXY is proved by transparent listeners.
+#[test]
+fn tproxy_is_proved() -> Result<()> {
+    for backend in BACKENDS {
+        let settings = [&SETTINGS[..], &["--mode", "tproxy"]].concat();
+        let found = verify(&captured(backend, &settings)?, &settings, 0)?;
+        assert_eq!((&found["failed"], &found["skipped"]), (&0.into(), &0.into()), "{found:#}");
+        let connections = found["connections"].as_array().context("connections")?;
+        let handed = |c: &&Value| c["expected"]["how"] == "transparent" && c["passed"] == true;
+        ensure!(connections.iter().filter(handed).count() >= 2, "{found:#}");
+    }
+    Ok(())
+}
+
+/// Verify that a rule that is missing is found, by the connections that need it, with the reason.
+#[test]
+fn what_is_missing_is_found() -> Result<()> {
+    for (rule, maker) in [
+        ("MILLRACE_REDIRECT -p tcp -j REDIRECT --to-ports 15001", "application"),
+        ("PREROUTING -p tcp -j MILLRACE_INBOUND", "outside"),
+        ("MILLRACE_OUTPUT -m owner --uid-owner 1337 -j RETURN", "proxy"),
+    ] {
+        let topology = captured("iptables-nft", &["--exclude-inbound-ports", "15090"])?;
+        let delete = format!("-t nat -D {rule}");
+        topology.pod.run("iptables-nft", &delete.split(' ').collect::<Vec<_>>())?;
+        let settings = ["--exclude-inbound-ports", "15090"];
+        let found = verify(&topology, &settings, 126)?;
+        let connections = found["connections"].as_array().context("connections")?;
+        let failed: Vec<&Value> = connections.iter().filter(|c| c["passed"] == false).collect();
+        ensure!(!failed.is_empty() && failed.iter().all(|c| c["maker"] == maker), "{found:#}");
+        ensure!(failed.iter().all(|c| !c["because"][0].is_null()), "{found:#}");
+        let (code, said) =
+            ran(&topology.pod, &mut millrace([&["verify"], &settings[..]].concat())?)?;
+        ensure!(code == Some(126) && said.contains("FAILED"), "{said}");
+        ensure!(said.contains("; expected ") && said.contains("because "), "{said}");
+    }
+    Ok(())
+}
+
+/// Verify that connections are followed to a proxy that already runs.
+#[test]
+fn a_running_proxy_is_no_hindrance() -> Result<()> {
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    for backend in BACKENDS {
+        millrace_in_pod(&topology, &["apply", "--backend", backend], 0)?;
+        let found = verify(&topology, &["--inbound-port", "15006"], 0)?;
+        let connections = found["connections"].as_array().context("connections")?;
+        let by_proxy = |c: &&Value| c["result"]["own"] == false && c["result"]["port"] == 15001;
+        ensure!(connections.iter().filter(by_proxy).count() >= 2, "{found:#}");
+        ensure!(found["skipped"] == 0, "{found:#}");
+    }
+    Ok(())
+}
+
+/// Verify that a user without any capability proves what it can, and is told what it can't.
+#[test]
+fn any_user_can_verify() -> Result<()> {
+    let topology = captured("iptables-nft", &[])?;
+    let program = millrace([""; 0])?;
+    let program = program.get_program().to_str().context("a path")?.to_owned();
+    for (user, own, other) in [("1000", "application", "proxy"), ("1337", "proxy", "application")] {
+        let mut command = Command::new("setpriv");
+        command.args([&format!("--reuid={user}"), &format!("--regid={user}")]);
+        command.args(["--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]);
+        command.args([&program, "verify", "--output", "json", "--inbound-port", "15006"]);
+        let output = topology.pod.output(&mut command)?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.code() == Some(0), "{output:?}");
+        let found: Value = serde_json::from_str(&said)?;
+        let passed = |maker: &str, wanted: Value| {
+            let list = found["connections"].as_array().into_iter().flatten();
+            list.filter(|c| c["maker"] == maker && c["passed"] == wanted).count()
+        };
+        ensure!(passed(own, true.into()) > 2 && passed(own, Value::Null) == 0, "{found:#}");
+        ensure!(passed(other, true.into()) == 0 && passed(other, Value::Null) > 0, "{found:#}");
+        ensure!(found["nobodyOutside"].as_str().is_some_and(|w| w.contains("SYS_ADMIN")));
+    }
+    Ok(())
+}
+
+/// Verify that nothing is left when it is killed in the middle.
+#[test]
+fn killed_it_leaves_nothing() -> Result<()> {
+    let topology = captured("iptables-nft", &[])?;
+    topology.pod.run("iptables-nft", &["-t", "nat", "-F", "MILLRACE_REDIRECT"])?;
+    let before = Snapshot::take(&topology.pod)?.without_counters();
+    let mut command = millrace(["verify", "--timeout", "60s", "--inbound-port", "15006"])?;
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = topology.pod.enter(|| command.spawn())??;
+    let link = || topology.pod.output(Command::new("ip").args(["link", "show", "millrace-verify"]));
+    let until = |there: bool| -> Result<()> {
+        let began = Instant::now();
+        while link()?.status.success() != there {
+            ensure!(began.elapsed() < Duration::from_secs(10), "there: {there}");
+        }
+        Ok(())
+    };
+    until(true)?;
+    child.kill()?;
+    child.wait()?;
+    until(false)?;
+    let after = Snapshot::take(&topology.pod)?.without_counters();
+    assert_eq!(before.differences(&after), "");
+    Ok(())
+}
+
+/// Verify that without rules and without a configuration it is asked for.
+#[test]
+fn something_has_to_be_expected() -> Result<()> {
+    let topology = Topology::new(Stack::V4, Layout::default())?;
+    let (code, said) = ran(&topology.pod, &mut millrace(["verify"])?)?;
+    ensure!(code == Some(1) && said.contains("give the configuration"), "{said}");
+    Ok(())
+}
