@@ -35,7 +35,7 @@ fn verify(topology: &Topology, settings: &[&str], code: i32) -> Result<Value> {
     let words = [&["verify", "--output", "json", "--timeout", "300ms"], settings].concat();
     let output = topology.pod.output(&mut millrace(words)?)?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.code() == Some(code), "{:?}\n{said}", output);
+    ensure!(output.status.code() == Some(code), "{output:?}");
     serde_json::from_str(&said).context(said)
 }
 
