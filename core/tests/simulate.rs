@@ -16,7 +16,7 @@ use millrace_core::plan::Groups;
 use millrace_core::ruleset::Ruleset;
 use millrace_core::sim::{
     Class, Direction, EPHEMERAL, Fate, How, Identity, Known, Namespace, Outcome, Program, Protocol,
-    Question, Reply, of_dump, of_native, of_nft, of_ruleset, partition,
+    Question, Reply, changes, of_dump, of_native, of_nft, of_ruleset, partition,
 };
 use millrace_core::value::Family;
 use proptest::prelude::*;
@@ -396,6 +396,32 @@ proptest! {
             let answer = program.answer(&pod, &question);
             prop_assert_eq!(&own[0].answer.outcome, &answer.outcome, "{}", question);
             prop_assert_eq!(&own[0].answer.decided, &answer.decided, "{}", question);
+        }
+    }
+
+    /// Verify that exactly the connections of which something else becomes are said to change.
+    #[test]
+    fn changes_are_complete_and_free_of_overlaps(
+        (before, after) in (configs(), configs()),
+        questions in prop::collection::vec(questions(), 100),
+    ) {
+        let [first, second] = [&before, &after].map(|c| c.ruleset());
+        let [one, other] = [&first, &second].map(|r| Program::new(of_ruleset(r, &groups())));
+        let [here, there] = [&first, &second].map(wide_pod);
+        let changes = changes((&one, &here), (&other, &there));
+        for question in questions {
+            let question = Question { known: Known::New, ..question };
+            let own = changes.iter().filter(|class| class.has(&question)).count();
+            let [was, is] = [one.answer(&here, &question), other.answer(&there, &question)];
+            let both_dropped = [&was, &is]
+                .iter()
+                .all(|answer| matches!(answer.outcome, Outcome::Dropped { .. }));
+            let bindable = question.direction == Direction::In
+                || question.source.is_none_or(|source| source != "::6".parse::<IpAddr>().unwrap());
+            if bindable {
+                let differs = was.outcome != is.outcome && !both_dropped;
+                prop_assert_eq!(own, usize::from(differs), "{}", question);
+            }
         }
     }
 }

@@ -39,6 +39,7 @@ fn run(mut words: Vec<OsString>) -> Exit {
         Ok(Own::Status(status)) => done(cmd::status(&status)),
         Ok(Own::Preflight(preflight)) => done(cmd::preflight(&preflight)),
         Ok(Own::Explain(explain)) => done(cmd::explain(&explain)),
+        Ok(Own::Diff(diff)) => done(cmd::diff(&diff)),
         Ok(Own::Verify(verify)) => done(cmd::verify(&verify)),
         Ok(Own::Schema) => print(&format!("{:#}\n", millrace_core::dialect::native::schema())),
         Ok(Own::Dial(words)) => print(&format!("{}\n", millrace_host::probe::dial_main(&words))),

@@ -334,10 +334,6 @@ pub fn differs(
             Outcome::Answered { answer, .. },
         ) => {
             let tcp = question.protocol == Protocol::TCP;
-            let local = match how {
-                How::Transparent => *original,
-                _ => *destination,
-            };
             // Where no rule needs it, the kernel tracks no connections and knows no original.
             let known = match how {
                 How::Translated => answer.original == Some(*original),
@@ -346,7 +342,7 @@ pub fn differs(
             ["proxy", "app"].contains(&answer.name.as_str())
                 && answer.port == *port
                 && answer.peer == *source
-                && (!tcp || (answer.local == local && known))
+                && (!tcp || (answer.local == *destination && known))
         }
         (
             Fate::Passed { destination, source, .. },

@@ -98,3 +98,36 @@ fn the_unknown_is_named() -> Result<()> {
     ensure!(text.contains("=> can't be told: -m recent --update"), "{text}");
     Ok(())
 }
+
+/// Verify that two configurations, files and a namespace are compared by what they do.
+#[test]
+fn differences_are_told_by_traffic() -> Result<()> {
+    let diff = |before: &str, after: &str| -> Result<(Option<i32>, String)> {
+        let output = Command::new(binary::millrace()?).args(["diff", before, after]).output()?;
+        ensure!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok((output.status.code(), String::from_utf8(output.stdout)?))
+    };
+    let (code, text) = diff("apply", "apply --exclude-outbound-ports 9092")?;
+    ensure!(code == Some(5) && text.contains("tcp not 10.4.0.2,127.0.0.0/8 port 9092"), "{text}");
+    ensure!(text.contains("redirected to port 15001 -> leaves by eth0"), "{text}");
+    ensure!(
+        text.contains("\n+ IPv4 nat MILLRACE_OUTPUT 1: -p tcp --dport 9092 -j RETURN"),
+        "{text}"
+    );
+
+    let namespace = Namespace::new()?;
+    namespace.ip("link set lo up\nlink add eth0 type veth peer name eth1\nlink set eth0 up\n\
+         link set eth1 up\naddr add 10.4.0.2/24 dev eth0\nroute add default via 10.4.0.1\n")?;
+    let millrace = binary::millrace()?;
+    namespace.run(
+        millrace.to_str().context("UTF-8")?,
+        &["apply", "--backend", "iptables-nft", "--ipv6", "on"],
+    )?;
+    let live = format!("netns:{}", namespace.path().display());
+    let (code, text) = diff("apply --ipv6 on", &live)?;
+    ensure!(code == Some(0) && text.contains("rules: the same"), "{text}");
+    namespace.run("iptables-nft", &["-t", "nat", "-D", "OUTPUT", "1"])?;
+    let (code, text) = diff("apply --ipv6 on", &live)?;
+    ensure!(code == Some(5) && text.contains("-> leaves by eth0"), "{text}");
+    Ok(())
+}

@@ -246,7 +246,10 @@ impl<'a, W: Witness> Walk<'a, W> {
         };
         self.connections[at].to = Some((address, port));
         self.connections[at].settled[DESTINATION] = true;
-        self.decide(id);
+        // A transparent socket has it already, whatever its address becomes.
+        if packet.taken.is_none() {
+            self.decide(id);
+        }
         self.acted = true;
         Ok(Flow::Done)
     }

@@ -11,6 +11,7 @@
 //! `IPsec`, bridges, and tables of family `netdev`, `bridge` and `arp`.
 
 mod chains;
+pub mod compare;
 mod fate;
 mod lower;
 mod namespace;
@@ -29,7 +30,7 @@ mod witness;
 pub use fate::{Fate, How, Outcome, Reply};
 pub use lower::{of_dump, of_native, of_nft, of_ruleset};
 pub use namespace::{Interface, MarkedLocal, Namespace, Path};
-pub use partition::{Class, Origin, partition};
+pub use partition::{Change, Class, Origin, changes, partition};
 pub use program::{
     Base, ChainId, ChainInfo, Kind, Policy, Program, RuleId, RuleInfo, SourceChain, SourceRule,
     SourceTable,

@@ -72,12 +72,13 @@ pub(super) fn loopback(family: Family) -> Ranges {
     }
 }
 
-/// All addresses of a family, as a set.
-pub(super) fn all_addresses(family: Family) -> Ranges {
-    Ranges::up_to(match family {
-        Family::V4 => u32::MAX.into(),
-        Family::V6 => u128::MAX,
-    })
+/// The addresses of a family that one host can have: no multicast, broadcast, reserved or
+/// unspecified ones (RFC 6890, RFC 4291 section 2.4).
+pub(super) fn unicast(family: Family) -> Ranges {
+    match family {
+        Family::V4 => Ranges::range(0x0100_0000, 0xdfff_ffff),
+        Family::V6 => Ranges::range(1, 0xfeff_ffff_ffff_ffff_ffff_ffff_ffff_ffff),
+    }
 }
 
 impl Namespace {
@@ -153,6 +154,12 @@ impl Namespace {
         ports.extend(policy.dns.as_ref().map(|dns| dns.port.value));
         self.listeners.extend(ports.into_iter().map(|port| (port.get(), proxy)));
         self
+    }
+
+    /// This namespace with the policy routing of another one.
+    #[must_use]
+    pub fn with_marks_of(&self, other: &Self) -> Self {
+        Self { marked: other.marked.clone(), ..self.clone() }
     }
 
     /// Its interfaces beside `lo`, by name.

@@ -8,8 +8,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
-use super::namespace::{Namespace, all_addresses};
-use super::program::Program;
+use super::fate::Outcome;
+use super::namespace::{Namespace, unicast};
+use super::program::{Program, RuleId};
 use super::question::{Direction, Identity, Known, Protocol, Question};
 use super::ranges::{Ranges, address, number};
 use super::rule::Field;
@@ -50,12 +51,57 @@ struct Shape {
 
 /// Connections that are treated alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Class {
+pub struct Class<A = Answer> {
     shape: Shape,
     /// One of them.
     pub example: Question,
     /// What becomes of it. The outcome and the rules are those of all of them.
-    pub answer: Answer,
+    pub answer: A,
+}
+
+/// What can be said about a class.
+trait Ending {
+    /// What classes must have in common to be one.
+    type Key: Hash + Eq;
+
+    fn key(&self) -> Self::Key;
+}
+
+impl Ending for Answer {
+    type Key = (Outcome, Vec<RuleId>);
+
+    fn key(&self) -> Self::Key {
+        (self.outcome.clone(), self.decided.clone())
+    }
+}
+
+/// What becomes of connections under two sets of rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Under the first.
+    pub before: Answer,
+    /// Under the second.
+    pub after: Answer,
+}
+
+impl Ending for Change {
+    type Key = (Outcome, Outcome);
+
+    fn key(&self) -> Self::Key {
+        (self.before.outcome.clone(), self.after.outcome.clone())
+    }
+}
+
+impl Change {
+    /// Whether the connections notice. Why something is dropped makes no difference to them.
+    fn is_one(&self) -> bool {
+        match (&self.before.outcome, &self.after.outcome) {
+            (Outcome::Dropped { .. }, Outcome::Dropped { .. }) => false,
+            // What is not known may be anything.
+            (Outcome::Unknown { .. }, _) => true,
+            (before, after) => before != after,
+        }
+    }
 }
 
 /// Protocols that rules can tell apart by more than their number: TCP, UDP, others with ports, and
@@ -72,29 +118,70 @@ fn protocols() -> [Ranges; 4] {
 }
 
 /// Every connection that a process of the namespace can start, and every one that can arrive from
-/// outside, in classes. New connections are meant: what connection tracking finds invalid is in no
-/// class. Sockets can be bound to the namespace's own addresses.
+/// outside, in classes. New connections between unicast addresses are meant: what connection
+/// tracking finds invalid is in no class. Sockets can be bound to the namespace's own addresses.
 pub fn partition(program: &Program, namespace: &Namespace) -> Vec<Class> {
-    let shapes = Family::ALL.into_iter().flat_map(|family| all(namespace, family));
+    let mut walk = |question: &Question, shape: &Shape| {
+        let (answer, split) = walked(program, namespace, question, shape);
+        split.map_or(Ok(answer), Err)
+    };
+    classes(namespace, &mut walk)
+}
+
+/// The connections of which something else becomes under other rules.
+pub fn changes(
+    before: (&Program, &Namespace),
+    after: (&Program, &Namespace),
+) -> Vec<Class<Change>> {
+    let mut walk = |question: &Question, shape: &Shape| {
+        let (first, split) = walked(before.0, before.1, question, shape);
+        if let Some(split) = split {
+            return Err(split);
+        }
+        let (second, split) = walked(after.0, after.1, question, shape);
+        split.map_or(Ok(Change { before: first, after: second }), Err)
+    };
+    let mut changes = classes(before.1, &mut walk);
+    changes.retain(|class| class.answer.is_one());
+    changes
+}
+
+/// What becomes of an example, and what tells the connections of its shape apart on its way.
+fn walked(
+    program: &Program,
+    namespace: &Namespace,
+    example: &Question,
+    shape: &Shape,
+) -> (Answer, Option<Split>) {
+    let differs = |split: &Split| shape.is_cut_by(split);
+    let mut splitter = Splitter { differs, first: None };
+    let answer = Walk::new(program, namespace, example, &mut splitter).first();
+    (answer, splitter.first)
+}
+
+/// Ask about an example of a shape: the answer, or what tells the connections of the shape apart.
+type Ask<'a, A> = &'a mut dyn FnMut(&Question, &Shape) -> Result<A, Split>;
+
+fn classes<A: Ending>(namespace: &Namespace, ask: Ask<'_, A>) -> Vec<Class<A>> {
     let mut classes = Vec::new();
-    for shape in shapes {
-        classes.extend(parts(program, namespace, shape));
+    for shape in Family::ALL.into_iter().flat_map(|family| all(namespace, family)) {
+        classes.extend(parts(ask, shape));
     }
     merge(classes)
 }
 
 /// The classes of a shape. What was cut and ends alike is put together at once, so that there are
 /// never many more of them than in the end.
-fn parts(program: &Program, namespace: &Namespace, shape: Shape) -> Vec<Class> {
+fn parts<A: Ending>(ask: Ask<'_, A>, shape: Shape) -> Vec<Class<A>> {
     // A mark may be asked for in so many ways that nothing is left.
     let Some(example) = shape.example() else { return Vec::new() };
-    let differs = |split: &Split| shape.is_cut_by(split);
-    let mut splitter = Splitter { differs, first: None };
-    let answer = Walk::new(program, namespace, &example, &mut splitter).first();
-    let Some(split) = splitter.first else { return vec![Class { shape, example, answer }] };
+    let split = match ask(&example, &shape) {
+        Ok(answer) => return vec![Class { shape, example, answer }],
+        Err(split) => split,
+    };
     let [inside, outside] = shape.cut(&split);
-    let mut classes = parts(program, namespace, inside);
-    classes.extend(parts(program, namespace, outside));
+    let mut classes = parts(ask, inside);
+    classes.extend(parts(ask, outside));
     match split {
         Split::Field(field, _) => joined_by_field(classes, field),
         Split::Mark(mark) => joined_by_mark(classes, mark),
@@ -108,7 +195,7 @@ fn all(namespace: &Namespace, family: Family) -> Vec<Shape> {
         let fields = BTreeMap::from([
             (Field::Protocol, protocols),
             (Field::SourcePort, Ranges::up_to(u16::MAX.into())),
-            (Field::Destination, all_addresses(family)),
+            (Field::Destination, unicast(family)),
             (Field::Port, Ranges::up_to(u16::MAX.into())),
         ]);
         let shape =
@@ -120,7 +207,7 @@ fn all(namespace: &Namespace, family: Family) -> Vec<Shape> {
         let bound = From { unbound: false, addresses: namespace.local(family).clone() };
         shapes.push(shape(Origin::Process, bound, with_owner));
         for interface in namespace.interfaces() {
-            let from = From { unbound: false, addresses: all_addresses(family) };
+            let from = From { unbound: false, addresses: unicast(family) };
             let origin = Origin::Interface(interface.name.clone());
             shapes.push(shape(origin, from, fields.clone()));
         }
@@ -194,8 +281,9 @@ impl Shape {
             Origin::Process => Some(Identity { uid: id(Field::Uid)?, gid: id(Field::Gid)? }),
             Origin::Interface(_) => None,
         };
-        let source = if self.from.unbound { None } else { Some(self.from.addresses.first()?) };
-        let destination = self.fields.get(&Field::Destination)?;
+        let source =
+            if self.from.unbound { None } else { Some(usual(&self.from.addresses, self.family)?) };
+        let destination = usual(self.fields.get(&Field::Destination)?, self.family)?;
         Some(Question {
             direction: match self.origin {
                 Origin::Process => Direction::Out,
@@ -204,7 +292,7 @@ impl Shape {
             protocol,
             source: source.map(|source| address(self.family, source)),
             source_port,
-            destination: address(self.family, destination.first()?),
+            destination: address(self.family, destination),
             port,
             owner,
             mark,
@@ -247,6 +335,16 @@ impl Shape {
     }
 }
 
+/// An address that says «somewhere», if it is one of them, else the first.
+fn usual(set: &Ranges, family: Family) -> Option<u128> {
+    let somewhere = match family {
+        // RFC 5737, RFC 3849
+        Family::V4 => 0xc633_6401,
+        Family::V6 => 0x2001_0db8_0000_0000_0000_0000_0000_0001,
+    };
+    if set.contains(somewhere) { Some(somewhere) } else { set.first() }
+}
+
 /// A mark for which exactly these conditions hold: bit by bit what is asked for, then for each
 /// condition that must not hold one bit that breaks it.
 fn fitting_mark(marks: &BTreeMap<Masked, bool>) -> Option<u32> {
@@ -277,7 +375,7 @@ fn broken(settled: Masked, never: &[Masked]) -> Option<Masked> {
 }
 
 /// Put classes together that end alike by the same rules and differ in one thing only.
-fn merge(mut classes: Vec<Class>) -> Vec<Class> {
+fn merge<A: Ending>(mut classes: Vec<Class<A>>) -> Vec<Class<A>> {
     loop {
         let before = classes.len();
         classes = Field::ALL.into_iter().fold(classes, joined_by_field);
@@ -292,7 +390,7 @@ fn merge(mut classes: Vec<Class>) -> Vec<Class> {
 }
 
 /// Join classes that differ in the values of one field only.
-fn joined_by_field(classes: Vec<Class>, field: Field) -> Vec<Class> {
+fn joined_by_field<A: Ending>(classes: Vec<Class<A>>, field: Field) -> Vec<Class<A>> {
     if field == Field::Source {
         let nothing = || From { unbound: false, addresses: Ranges::default() };
         return joined(
@@ -319,24 +417,24 @@ fn joined_by_field(classes: Vec<Class>, field: Field) -> Vec<Class> {
 }
 
 /// What two classes must have in common to become one.
-fn key(class: &Class, shape: Shape) -> impl Hash + Eq + use<> {
-    (shape, class.answer.outcome.clone(), class.answer.decided.clone())
+fn key<A: Ending>(class: &Class<A>, shape: Shape) -> (Shape, A::Key) {
+    (shape, class.answer.key())
 }
 
 /// Join classes that are the same without what `take` takes out of them.
-fn joined<T>(
-    classes: Vec<Class>,
+fn joined<A: Ending, T>(
+    classes: Vec<Class<A>>,
     take: impl Fn(&mut Shape) -> T,
     put: impl Fn(&mut Shape, T),
-) -> Vec<Class> {
+) -> Vec<Class<A>> {
     let mut places = HashMap::new();
-    let mut result: Vec<Class> = Vec::with_capacity(classes.len());
+    let mut result: Vec<Class<A>> = Vec::with_capacity(classes.len());
     for mut class in classes {
         let mut shape = class.shape.clone();
         let part = take(&mut shape);
         let key = key(&class, shape.clone());
         if let Some(at) = places.get(&key) {
-            let into: &mut Class = &mut result[*at];
+            let into: &mut Class<A> = &mut result[*at];
             put(&mut into.shape, part);
         } else {
             places.insert(key, result.len());
@@ -349,9 +447,9 @@ fn joined<T>(
 }
 
 /// Join classes of which one has a mark that the other has not, and that are the same otherwise.
-fn joined_by_mark(classes: Vec<Class>, mark: Masked) -> Vec<Class> {
+fn joined_by_mark<A: Ending>(classes: Vec<Class<A>>, mark: Masked) -> Vec<Class<A>> {
     let mut places: HashMap<_, (usize, bool)> = HashMap::new();
-    let mut result: Vec<Class> = Vec::with_capacity(classes.len());
+    let mut result: Vec<Class<A>> = Vec::with_capacity(classes.len());
     for class in classes {
         let mut shape = class.shape.clone();
         let Some(holds) = shape.marks.remove(&mark) else {
@@ -369,7 +467,7 @@ fn joined_by_mark(classes: Vec<Class>, mark: Masked) -> Vec<Class> {
     result
 }
 
-impl Class {
+impl<A> Class<A> {
     /// Whether a connection is in it.
     pub fn has(&self, question: &Question) -> bool {
         self.shape.has(question)

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
+use super::lower::meaning;
 use super::rule::{Action, Step, Test};
 use crate::iptables::Counters;
 use crate::ruleset::{Hook, Reason};
@@ -102,6 +103,8 @@ pub struct RuleInfo {
     pub reason: Option<Reason>,
     /// What it has seen.
     pub counters: Option<Counters>,
+    /// What it means, in words that do not depend on its language.
+    pub meaning: String,
 }
 
 /// What there is to say about a chain.
@@ -191,6 +194,7 @@ impl Program {
             let mut ids = Vec::with_capacity(chain.rules.len());
             for (index, rule) in chain.rules.into_iter().enumerate() {
                 let rule_id = RuleId(self.rules.len());
+                let meaning = meaning(&rule.steps);
                 let bound = rule.steps.into_iter().map(|step| bind(step, &places)).collect();
                 rules.push((rule_id, bound));
                 ids.push(rule_id);
@@ -200,6 +204,7 @@ impl Program {
                     text: rule.text,
                     reason: rule.reason,
                     counters: rule.counters,
+                    meaning,
                 });
             }
             let policy = chain.base.as_ref().map_or(Policy::Accept, |base| base.policy);

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::Explanation;
 use super::fate::{Fate, How, Reply};
+use super::namespace::unicast;
 use super::partition::{Class, Origin};
 use super::program::{Program, RuleId};
 use super::question::{Protocol, Question};
@@ -38,7 +39,7 @@ pub fn explanation_text(program: &Program, question: &Question, found: &Explanat
     text
 }
 
-fn why(program: &Program, id: RuleId) -> String {
+pub(super) fn why(program: &Program, id: RuleId) -> String {
     program.rule(id).reason.as_ref().map_or_else(String::new, |reason| format!("\n   {reason}"))
 }
 
@@ -99,7 +100,7 @@ pub fn explanation_json(program: &Program, question: &Question, found: &Explanat
     })
 }
 
-fn rule_json(program: &Program, id: RuleId) -> Value {
+pub(super) fn rule_json(program: &Program, id: RuleId) -> Value {
     let rule = program.rule(id);
     let chain = program.chain(rule.chain);
     json!({
@@ -136,13 +137,13 @@ pub struct Words {
 }
 
 /// A class in words.
-pub fn class_words(class: &Class) -> Words {
+pub fn class_words<A>(class: &Class<A>) -> Words {
     let family = class.family();
     let mut who: Vec<String> = Vec::new();
     match class.origin() {
         Origin::Process => {
             for field in [Field::Uid, Field::Gid] {
-                who.extend(narrowed(class, field, u128::from(u32::MAX - 1)));
+                who.extend(narrowed(class, field, &Ranges::up_to(u128::from(u32::MAX - 1))));
             }
         }
         Origin::Interface(name) => who.push(format!("in by {name}")),
@@ -155,39 +156,29 @@ pub fn class_words(class: &Class) -> Words {
     if who.is_empty() {
         who.push("any process".to_owned());
     }
-    let all = match family {
-        Family::V4 => u128::from(u32::MAX),
-        Family::V6 => u128::MAX,
-    };
     let mut to = vec![protocol_words(class)];
-    let address = narrowed(class, Field::Destination, all);
+    let address = narrowed(class, Field::Destination, &unicast(family));
     to.push(address.map_or_else(|| "anywhere".to_owned(), |a| a.replacen("destination ", "", 1)));
-    to.extend(narrowed(class, Field::Port, u16::MAX.into()));
-    to.extend(narrowed(class, Field::SourcePort, u16::MAX.into()));
+    let ports = Ranges::up_to(u16::MAX.into());
+    to.extend(narrowed(class, Field::Port, &ports));
+    to.extend(narrowed(class, Field::SourcePort, &ports));
     Words { who: who.join(" "), to: to.join(" ") }
 }
 
 /// The source address, where it says something.
-fn from_words(class: &Class) -> Option<String> {
+fn from_words<A>(class: &Class<A>) -> Option<String> {
     let family = class.family();
     let set = class.values(Field::Source)?;
     let inward = matches!(class.origin(), Origin::Interface(_));
     match (class.is_unbound(), set.is_empty()) {
         (true, true) => Some("unbound".to_owned()),
-        (false, _) if inward => narrowed(
-            class,
-            Field::Source,
-            match family {
-                Family::V4 => u128::from(u32::MAX),
-                Family::V6 => u128::MAX,
-            },
-        ),
+        (false, _) if inward => narrowed(class, Field::Source, &unicast(family)),
         (false, _) => Some(format!("bound to {}", Field::Source.values(set, family))),
         (true, false) => None,
     }
 }
 
-fn protocol_words(class: &Class) -> String {
+fn protocol_words<A>(class: &Class<A>) -> String {
     let Some(set) = class.values(Field::Protocol) else { return String::new() };
     let named = |p: Protocol| set.contains(p.0.into());
     if *set == Ranges::up_to(u8::MAX.into()) {
@@ -207,9 +198,8 @@ fn protocol_words(class: &Class) -> String {
 
 /// A field's values in words, where not every value is among them; the others, where those are
 /// fewer.
-fn narrowed(class: &Class, field: Field, last: u128) -> Option<String> {
+fn narrowed<A>(class: &Class<A>, field: Field, all: &Ranges) -> Option<String> {
     let set = class.values(field)?;
-    let all = Ranges::up_to(last);
     let rest = all.without(set);
     if rest.is_empty() {
         return None;

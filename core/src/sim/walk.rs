@@ -2,7 +2,7 @@
 //! `net/ipv6` of Linux 6.x).
 
 use super::fate::{Fate, How, Outcome, Reply};
-use super::namespace::{LOOPBACK, Namespace, loopback};
+use super::namespace::{LOOPBACK, Namespace, loopback, unicast};
 use super::packet::{Connection, Ends, Mark, Owner, Packet, Value};
 use super::program::{Call, ChainId, Kind, Policy, Program, RuleId, family_index, hook_index};
 use super::question::{Direction, Known, Protocol, Question};
@@ -108,7 +108,17 @@ impl<'a, W: Witness> Walk<'a, W> {
 
     /// The first packet.
     pub(super) fn first(&mut self) -> Answer {
-        let fate = match self.question.direction {
+        let q = self.question;
+        let addresses = [Some(q.destination), q.source];
+        let fate = match q.direction {
+            _ if !addresses
+                .iter()
+                .flatten()
+                .all(|a| unicast(Family::of(*a)).contains(number(*a))) =>
+            {
+                let what = "the way of multicast, broadcast and unspecified addresses".to_owned();
+                Err(Halt::Unknown { rule: None, what })
+            }
             Direction::Out => self.out(),
             Direction::In => self.inward(),
         };

@@ -65,6 +65,34 @@ impl Typed {
     }
 }
 
+/// The two sources that are compared.
+pub(super) fn diff_args(command: Command) -> Command {
+    let source = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).value_name(value).help(help).required(true)
+    };
+    command
+        .arg(source("before", "A", "The first rules"))
+        .arg(source("after", "B", "The second rules"))
+        .arg(pod_address())
+        .arg(
+            Arg::new("output")
+                .long("output")
+                .value_name("FORMAT")
+                .help("How to print the result")
+                .value_parser(["text", "json"])
+                .default_value("text"),
+        )
+}
+
+fn pod_address() -> Arg {
+    Arg::new("pod-address")
+        .long("pod-address")
+        .value_name("IP")
+        .help("Address of the pod, where rules are not those of a namespace [default: 10.4.0.2, fd00:4::2]")
+        .action(ArgAction::Append)
+        .value_parser(clap::value_parser!(IpAddr))
+}
+
 pub(super) fn source_args(command: Command) -> Command {
     command
         .arg(
@@ -88,14 +116,7 @@ pub(super) fn source_args(command: Command) -> Command {
                 .help("The rules that the namespace holds; so it is with --netns, --pid and --pod too")
                 .action(ArgAction::SetTrue),
         )
-        .arg(
-            Arg::new("pod-address")
-                .long("pod-address")
-                .value_name("IP")
-                .help("Address of the pod, where rules are not those of a namespace [default: 10.4.0.2, fd00:4::2]")
-                .action(ArgAction::Append)
-                .value_parser(clap::value_parser!(IpAddr)),
-        )
+        .arg(pod_address())
 }
 
 pub(super) fn question_args(command: Command) -> Command {
@@ -144,12 +165,12 @@ pub(super) fn question_args(command: Command) -> Command {
 }
 
 pub(super) fn sources(m: &ArgMatches) -> Sources {
-    let files = m.get_many::<PathBuf>("rules").into_iter().flatten();
+    let files = m.try_get_many::<PathBuf>("rules").ok().flatten().into_iter().flatten();
     let addresses = m.get_many::<IpAddr>("pod-address").into_iter().flatten();
     Sources {
         rules: files.cloned().collect(),
-        manifest: m.get_one::<PathBuf>("manifest").cloned(),
-        live: m.get_flag("live"),
+        manifest: m.try_get_one::<PathBuf>("manifest").ok().flatten().cloned(),
+        live: m.try_get_one::<bool>("live").ok().flatten().copied().unwrap_or(false),
         addresses: addresses.copied().collect(),
     }
 }

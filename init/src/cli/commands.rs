@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, Command};
 use millrace_core::dialect::native::settings::{SETTINGS, Setting, Shape};
 use millrace_host::cri::CONTAINERD;
 
-use super::ask::{question_args, source_args};
+use super::ask::{diff_args, question_args, source_args};
 
 fn program() -> Command {
     Command::new("millrace")
@@ -28,13 +28,14 @@ fn program() -> Command {
 type Make = fn() -> Command;
 
 /// Every command by its name, in the order of the help.
-const COMMANDS: [(&str, Make); 10] = [
+const COMMANDS: [(&str, Make); 11] = [
     ("apply", apply),
     ("dump", dump),
     ("cleanup", cleanup),
     ("status", status),
     ("preflight", preflight),
     ("explain", explain),
+    ("diff", diff),
     ("verify", verify),
     ("istio-iptables", istio_iptables),
     ("schema", schema),
@@ -175,6 +176,21 @@ fn explain() -> Command {
         )
         .after_help("Exit codes: 0 explained; 1 something failed, or the rules hold something that matters and is not known; 2 the command line can't be read.");
     settings(source_args(question_args(in_namespace(command)))).arg(behind_dashes())
+}
+
+fn diff() -> Command {
+    diff_args(
+        Command::new("diff")
+            .about("Say for which connections rules differ, and in which rules")
+            .long_about(
+                "Compare rules by what they do: the connections that are treated otherwise, with \
+                 an example of each, and then the rules. A and B are each one of: a command line \
+                 in one word ('apply --dns all', 'istio-iptables -p 15001 -b *'), a configuration \
+                 file, a pod's manifest, a file of iptables-save (of both families with a comma \
+                 between them), `live` for this namespace, `netns:NAME`, `pid:N`, or `pod:NAME`.",
+            )
+            .after_help("Exit codes: 0 traffic is treated alike; 1 something failed; 2 the command line can't be read; 5 traffic is treated otherwise."),
+    )
 }
 
 fn verify() -> Command {

@@ -25,6 +25,7 @@ pub(crate) enum Own {
     Status(Status),
     Preflight(Preflight),
     Explain(Explain),
+    Diff(Diff),
     Verify(Verify),
     Schema,
     /// The other half of `--run-validation`: dials as another user.
@@ -69,6 +70,12 @@ pub(crate) struct Config {
     pub(crate) istio: Option<Vec<OsString>>,
     /// What carries the rules out.
     pub(crate) wish: Wish,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { file: None, flags: Vec::new(), istio: None, wish: Wish::Auto }
+    }
 }
 
 impl Config {
@@ -129,6 +136,14 @@ pub(crate) struct Explain {
     pub(crate) asked: Asked,
 }
 
+#[derive(Debug)]
+pub(crate) struct Diff {
+    pub(crate) json: bool,
+    pub(crate) sources: Sources,
+    pub(crate) before: String,
+    pub(crate) after: String,
+}
+
 /// Why the command line gives no command.
 #[derive(Debug)]
 pub(crate) enum NotTyped {
@@ -171,6 +186,11 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
             sources: ask::sources(m),
             asked: ask::asked(m)?,
         }),
+        "diff" => {
+            let [before, after] = ["before", "after"].map(|name| texts(m, name).join(" "));
+            let json = common(m)?.json;
+            Own::Diff(Diff { json, sources: ask::sources(m), before, after })
+        }
         "verify" => Own::Verify(Verify {
             common: common(m)?,
             config: config(m)?,
@@ -180,6 +200,25 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
         "dial" => Own::Dial(texts(m, "words")),
         _ => Own::Istio(m.get_many::<OsString>("words").into_iter().flatten().cloned().collect()),
     })
+}
+
+/// The configuration of a whole command line in one word, `apply FLAGS` or `istio-iptables FLAGS`;
+/// none if it is no such thing.
+pub(crate) fn configuration(line: &str) -> Option<Result<Config, String>> {
+    // `''` is an empty word, as a shell has it.
+    let words = line.split_ascii_whitespace().map(|word| word.trim_matches(['\'', '"']));
+    let words: Vec<OsString> = words.map(OsString::from).collect();
+    match words.first()?.to_str()? {
+        "istio-iptables" => {
+            Some(Ok(Config { istio: Some(words[1..].to_vec()), ..Config::default() }))
+        }
+        "apply" => Some(match read(words) {
+            Ok(Own::Apply(apply)) => Ok(apply.config),
+            Ok(_) => Err("this is no configuration".to_owned()),
+            Err(NotTyped::Print(text) | NotTyped::Bad(text)) => Err(text),
+        }),
+        _ => None,
+    }
 }
 
 fn texts(m: &ArgMatches, name: &str) -> Vec<String> {

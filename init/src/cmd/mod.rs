@@ -3,6 +3,7 @@
 mod apply;
 mod cleanup;
 mod config;
+mod diff;
 mod dump;
 mod explain;
 mod istio;
@@ -15,6 +16,7 @@ mod verify;
 
 pub(crate) use apply::apply;
 pub(crate) use cleanup::cleanup;
+pub(crate) use diff::diff;
 pub(crate) use dump::dump;
 pub(crate) use explain::explain;
 pub(crate) use istio::istio;

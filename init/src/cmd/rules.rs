@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::dialect::istio;
 use millrace_core::dialect::istio::annotations::{self, Decision, Defaults};
 use millrace_core::facts::HostFacts;
@@ -23,13 +23,15 @@ use millrace_host::{exec, surroundings};
 use super::output::warn;
 use super::{config, namespace};
 use crate::cli::ask::Sources;
-use crate::cli::own::{Common, Config, Place};
+use crate::cli::own::{self, Common, Config, Place};
 
 /// Rules that can be walked, and where.
 #[derive(Debug)]
 pub(super) struct Rules {
     pub(super) program: Program,
     pub(super) namespace: Namespace,
+    /// Whether they were read from a namespace, whose interfaces and routes are real.
+    pub(super) live: bool,
 }
 
 /// The pod's addresses where nothing says them.
@@ -48,11 +50,11 @@ pub(super) fn load(common: &Common, sources: &Sources, config: &Config) -> Resul
         );
     }
     if live {
-        return of_namespace(common);
+        return of_namespace(&common.place);
     }
     let addresses = addresses(sources)?;
     if files {
-        return of_files(sources, &addresses);
+        return of_files(&sources.rules, &addresses);
     }
     match &sources.manifest {
         Some(path) => of_manifest(path, &addresses),
@@ -65,6 +67,50 @@ fn addresses(sources: &Sources) -> Result<Vec<IpAddr>> {
         return Ok(sources.addresses.clone());
     }
     Ok(ADDRESSES.iter().map(|a| a.parse()).collect::<Result<_, _>>()?)
+}
+
+/// Rules from a word: `live`, `netns:NAME`, `pid:N`, `pod:NAME`, a command line (`apply ...`,
+/// `istio-iptables ...`), or files with commas between them, whose content says what they are.
+pub(super) fn of_word(word: &str, sources: &Sources) -> Result<Rules> {
+    let place = match word.split_once(':') {
+        _ if word == "live" => Some(Place::Here),
+        Some(("netns", name)) => Some(Place::Netns(name.to_owned())),
+        Some(("pid", pid)) => Some(Place::Process(pid.parse().context("pid:N")?)),
+        Some(("pod", name)) => {
+            let endpoint = millrace_host::cri::CONTAINERD.into();
+            Some(Place::Pod { name: name.to_owned(), endpoint })
+        }
+        _ => None,
+    };
+    if let Some(place) = place {
+        return of_namespace(&place).with_context(|| word.to_owned());
+    }
+    let addresses = addresses(sources)?;
+    if let Some(config) = own::configuration(word) {
+        let config = config.map_err(|text| anyhow!("{word}: {text}"))?;
+        return of_config(&config, &addresses).with_context(|| word.to_owned());
+    }
+    let paths: Vec<PathBuf> = word.split(',').map(PathBuf::from).collect();
+    let mut texts = Vec::new();
+    for path in &paths {
+        texts.push(std::fs::read_to_string(path).with_context(|| path.display().to_string())?);
+    }
+    let is_dump = |text: &String| {
+        let mut lines = text.lines().map(str::trim);
+        lines.find(|l| !l.is_empty() && !l.starts_with('#')).is_some_and(|l| l.starts_with('*'))
+    };
+    if texts.iter().all(is_dump) {
+        return of_files(&paths, &addresses);
+    }
+    let ([path], [text]) = (paths.as_slice(), texts.as_slice()) else {
+        bail!("{word}: several files can only be what iptables-save and ip6tables-save print");
+    };
+    let says_pod = |line: &str| line.contains("kind") && line.contains("Pod");
+    if text.lines().any(says_pod) {
+        return of_manifest(path, &addresses);
+    }
+    let config = Config { file: Some(path.clone()), ..Config::default() };
+    of_config(&config, &addresses)
 }
 
 /// What is known of a pod that is only described.
@@ -90,7 +136,7 @@ fn of_config(config: &Config, addresses: &[IpAddr]) -> Result<Rules> {
         (of_ruleset(&ruleset, &facts.groups), ruleset.routing)
     };
     let namespace = Namespace::pod(addresses, &routing).with_proxy(&loaded.policy);
-    Ok(Rules { program: Program::new(tables), namespace })
+    Ok(Rules { program: Program::new(tables), namespace, live: false })
 }
 
 fn of_manifest(path: &Path, addresses: &[IpAddr]) -> Result<Rules> {
@@ -108,13 +154,13 @@ fn of_manifest(path: &Path, addresses: &[IpAddr]) -> Result<Rules> {
     let ruleset = millrace_core::compile::compile(&captured.policy, &istio::LAYOUT);
     let namespace = Namespace::pod(addresses, &ruleset.routing).with_proxy(&captured.policy);
     let tables = of_ruleset(&ruleset, &Groups::new());
-    Ok(Rules { program: Program::new(tables), namespace })
+    Ok(Rules { program: Program::new(tables), namespace, live: false })
 }
 
-fn of_files(sources: &Sources, addresses: &[IpAddr]) -> Result<Rules> {
+fn of_files(paths: &[PathBuf], addresses: &[IpAddr]) -> Result<Rules> {
     let mut tables = Vec::new();
     let mut observed = Observed::default();
-    for path in &sources.rules {
+    for path in paths {
         let what = || format!("--rules {}", path.display());
         let text = std::fs::read_to_string(path).with_context(what)?;
         let dump = Dump::parse(&text).with_context(what)?;
@@ -127,7 +173,8 @@ fn of_files(sources: &Sources, addresses: &[IpAddr]) -> Result<Rules> {
         tables.extend(explained_tables(holding, "iptables", explained.as_ref(), &Groups::new()));
     }
     let routing = explained.map_or_else(Routing::default, |ruleset| ruleset.routing);
-    Ok(Rules { program: Program::new(tables), namespace: Namespace::pod(addresses, &routing) })
+    let namespace = Namespace::pod(addresses, &routing);
+    Ok(Rules { program: Program::new(tables), namespace, live: false })
 }
 
 /// The family of a dump: what made it says so in its first line, else its addresses do.
@@ -141,8 +188,8 @@ fn family_of(text: &str) -> Family {
     if says_v6 || has_v6 { Family::V6 } else { Family::V4 }
 }
 
-fn of_namespace(common: &Common) -> Result<Rules> {
-    let (mut session, facts) = namespace::open(&common.place)?;
+fn of_namespace(place: &Place) -> Result<Rules> {
+    let (mut session, facts) = namespace::open(place)?;
     let options = exec::Options::default();
     let mut observed = session.observe(&options, Look::Fast)?;
     // A rule that somebody else wrote has a text that iptables' own program may know.
@@ -160,7 +207,7 @@ fn of_namespace(common: &Common) -> Result<Rules> {
     }
     tables.extend(of_native(&observed.native));
     let namespace = surroundings::namespace(&observed)?;
-    Ok(Rules { program: Program::new(tables), namespace })
+    Ok(Rules { program: Program::new(tables), namespace, live: true })
 }
 
 /// The tables of a dump; its rules have the reasons of those that are the same in `explained`.

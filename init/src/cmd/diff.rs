@@ -1,0 +1,28 @@
+//! `millrace diff`
+
+use anyhow::Result;
+use millrace_core::sim::compare::{compare, difference_json, difference_text};
+
+use super::output::{print, print_json};
+use super::rules;
+use crate::cli::own::Diff;
+use crate::exit::Exit;
+
+pub(crate) fn diff(diff: &Diff) -> Result<Exit> {
+    let before = rules::of_word(&diff.before, &diff.sources)?;
+    let after = rules::of_word(&diff.after, &diff.sources)?;
+    // What is compared is rules: a namespace's interfaces and routes hold for both sides.
+    let (first, second) = match (before.live, after.live) {
+        (false, true) => {
+            (after.namespace.with_marks_of(&before.namespace), after.namespace.clone())
+        }
+        _ => (before.namespace.clone(), before.namespace.with_marks_of(&after.namespace)),
+    };
+    let found = compare((&before.program, &first), (&after.program, &second));
+    if diff.json {
+        print_json(&difference_json(&before.program, &after.program, &found))?;
+    } else {
+        print(&difference_text(&before.program, &after.program, &found))?;
+    }
+    Ok(if found.traffic.is_empty() { Exit::Ok } else { Exit::Drifted })
+}
