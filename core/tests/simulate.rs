@@ -14,9 +14,10 @@ use millrace_core::iptables::Dump;
 use millrace_core::nft;
 use millrace_core::plan::Groups;
 use millrace_core::ruleset::Ruleset;
+use millrace_core::sim::compare::compare;
 use millrace_core::sim::{
-    Class, Direction, EPHEMERAL, Fate, How, Identity, Known, Namespace, Outcome, Program, Protocol,
-    Question, Reply, changes, of_dump, of_native, of_nft, of_ruleset, partition,
+    Change, Class, Direction, EPHEMERAL, Fate, How, Identity, Known, Namespace, Outcome, Program,
+    Protocol, Question, Reply, changes, of_dump, of_native, of_nft, of_ruleset, partition,
 };
 use millrace_core::value::Family;
 use proptest::prelude::*;
@@ -198,6 +199,28 @@ fn rules_of_others_are_walked() {
     assert_eq!(calico.answer(&pod, &marked).outcome, passed());
     let refused = calico.answer(&pod, &out(0, "10.9.9.9:80")).outcome;
     assert_eq!(refused, Outcome::Unknown { what: "-m set --match-set cali40s:all dst".to_owned() });
+}
+
+/// Verify that rules in another order differ, and that what nobody knows is the same as itself.
+#[test]
+fn rules_are_compared_in_their_order() {
+    let program = |rules: &str| {
+        foreign(&format!("*filter\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n"))
+    };
+    let (accept, drop) = ("-A OUTPUT -p tcp -j ACCEPT\n", "-A OUTPUT -d 10.9.9.9/32 -j DROP\n");
+    let (_, pod) = self::program("istio-iptables -u 1337");
+    let [one, other] = [[accept, drop], [drop, accept]].map(|rules| program(&rules.concat()));
+    let found = compare((&one, &pod), (&other, &pod));
+    assert_eq!(found.rules.len(), 2);
+    let changed: Vec<&Class<Change>> =
+        found.traffic.iter().filter(|class| class.has(&out(1, "10.9.9.9:80"))).collect();
+    let [class] = changed[..] else { panic!("{changed:?}") };
+    assert_eq!(class.answer.before.outcome, passed());
+    assert!(matches!(class.answer.after.outcome, Outcome::Dropped { .. }));
+    let strange = program("-A OUTPUT -m recent --update -j DROP\n");
+    let found = compare((&strange, &pod), (&strange, &pod));
+    assert!(found.traffic.is_empty() && found.rules.is_empty());
+    assert!(!compare((&strange, &pod), (&one, &pod)).traffic.is_empty());
 }
 
 /// Connections that the values of random configurations are about, and others.
@@ -405,7 +428,7 @@ proptest! {
         (before, after) in (configs(), configs()),
         questions in prop::collection::vec(questions(), 100),
     ) {
-        let [first, second] = [&before, &after].map(|c| c.ruleset());
+        let [first, second] = [&before, &after].map(RandomConfig::ruleset);
         let [one, other] = [&first, &second].map(|r| Program::new(of_ruleset(r, &groups())));
         let [here, there] = [&first, &second].map(wide_pod);
         let changes = changes((&one, &here), (&other, &there));

@@ -11,6 +11,10 @@ pub enum Exit {
     Failed,
     /// Own commands: the command line can't be read.
     Usage,
+    /// `diff`: traffic is treated otherwise.
+    Differs,
+    /// `diff`: something failed.
+    Trouble,
     /// `status`: not captured.
     NotCaptured,
     /// The xtables lock, or another run of Millrace, was in the way until the time was up.
@@ -28,8 +32,8 @@ impl Exit {
     pub const fn code(self) -> u8 {
         match self {
             Self::Ok => 0,
-            Self::Failed => 1,
-            Self::Usage => 2,
+            Self::Failed | Self::Differs => 1,
+            Self::Usage | Self::Trouble => 2,
             Self::NotCaptured => 3,
             Self::Busy => 4,
             Self::Drifted => 5,

@@ -39,7 +39,11 @@ fn run(mut words: Vec<OsString>) -> Exit {
         Ok(Own::Status(status)) => done(cmd::status(&status)),
         Ok(Own::Preflight(preflight)) => done(cmd::preflight(&preflight)),
         Ok(Own::Explain(explain)) => done(cmd::explain(&explain)),
-        Ok(Own::Diff(diff)) => done(cmd::diff(&diff)),
+        // As diff(1), which has 1 for a difference.
+        Ok(Own::Diff(diff)) => match done(cmd::diff(&diff)) {
+            Exit::Failed => Exit::Trouble,
+            exit => exit,
+        },
         Ok(Own::Verify(verify)) => done(cmd::verify(&verify)),
         Ok(Own::Schema) => print(&format!("{:#}\n", millrace_core::dialect::native::schema())),
         Ok(Own::Dial(words)) => print(&format!("{}\n", millrace_host::probe::dial_main(&words))),

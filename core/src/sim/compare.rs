@@ -1,12 +1,11 @@
 //! Two sets of rules side by side: what changes for traffic, then which rules.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
+use similar::{Algorithm, DiffTag, capture_diff_slices};
 
 use super::namespace::Namespace;
 use super::partition::{Change, Class, changes};
-use super::program::{Program, RuleId};
+use super::program::{Base, ChainInfo, Policy, Program, RuleId};
 use super::report::{class_words, rule_json, why};
 use super::walk::Answer;
 use crate::value::Family;
@@ -16,46 +15,87 @@ use crate::value::Family;
 pub struct Difference {
     /// Connections of which something else becomes.
     pub traffic: Vec<Class<Change>>,
-    /// Rules of the first that the second has not.
-    pub removed: Vec<RuleId>,
-    /// Rules of the second that the first has not.
-    pub added: Vec<RuleId>,
+    /// Rules that only one of them has, chain by chain in their order.
+    pub rules: Vec<OneSided>,
+}
+
+/// A rule that only one side has, or has in another place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OneSided {
+    /// The first has it.
+    Removed(RuleId),
+    /// The second has it.
+    Added(RuleId),
 }
 
 /// Compare rules, each in its namespace. Rules are the same if they mean the same in chains of the
-/// same name.
+/// same name, in the same order.
 pub fn compare(before: (&Program, &Namespace), after: (&Program, &Namespace)) -> Difference {
-    let traffic = changes(before, after);
-    let removed = only_in(before.0, after.0);
-    let added = only_in(after.0, before.0);
-    Difference { traffic, removed, added }
+    let rules = rules(before.0, after.0);
+    // What the same rules do is the same, even where it is not known.
+    let traffic = if rules.is_empty() && bases(before.0) == bases(after.0) && before.1 == after.1 {
+        Vec::new()
+    } else {
+        changes(before, after)
+    };
+    Difference { traffic, rules }
 }
 
-type Place<'p> = (Vec<Family>, &'p str, &'p str, &'p str);
+/// What tells a chain from others.
+type Place<'p> = (&'p [Family], &'p str, &'p str);
 
-fn rules(program: &Program) -> impl Iterator<Item = (RuleId, Place<'_>)> {
-    program.chains().flat_map(move |(_, chain)| {
-        chain.rules.iter().map(move |id| {
-            let meaning = program.rule(*id).meaning.as_str();
-            (*id, (chain.families.clone(), chain.table.as_str(), chain.name.as_str(), meaning))
-        })
-    })
+fn place(chain: &ChainInfo) -> Place<'_> {
+    (&chain.families, &chain.table, &chain.name)
 }
 
-/// Rules of one that the other does not have as often.
-fn only_in(one: &Program, other: &Program) -> Vec<RuleId> {
-    let mut there: BTreeMap<Place<'_>, usize> = BTreeMap::new();
-    for (_, place) in rules(other) {
-        *there.entry(place).or_default() += 1;
-    }
-    let left = rules(one).filter(|(_, place)| match there.get_mut(place) {
-        Some(count) if *count > 0 => {
-            *count -= 1;
-            false
+/// Where the kernel calls chains from that do anything.
+fn bases(program: &Program) -> Vec<(Place<'_>, &Base)> {
+    let based = |(_, chain)| Some((place(chain), chain.base.as_ref()?, chain.rules.is_empty()));
+    let mut bases: Vec<_> = program.chains().filter_map(based).collect();
+    bases.retain(|(_, base, empty)| base.policy != Policy::Accept || !empty);
+    bases.sort_by_key(|(place, ..)| *place);
+    bases.into_iter().map(|(place, base, _)| (place, base)).collect()
+}
+
+/// Rules by place. Where both iptables have the same chain, it is one place.
+fn places(program: &Program) -> Vec<(Place<'_>, Vec<RuleId>)> {
+    let mut places: Vec<(Place<'_>, Vec<RuleId>)> = Vec::new();
+    for (_, chain) in program.chains() {
+        match places.iter_mut().find(|(known, _)| *known == place(chain)) {
+            Some((_, rules)) => rules.extend(&chain.rules),
+            None => places.push((place(chain), chain.rules.clone())),
         }
-        _ => true,
-    });
-    left.map(|(id, _)| id).collect()
+    }
+    places
+}
+
+fn rules(before: &Program, after: &Program) -> Vec<OneSided> {
+    let mut later = places(after);
+    let mut found = Vec::new();
+    for (place, rules) in places(before) {
+        let at = later.iter().position(|(other, _)| *other == place);
+        let others = at.map_or_else(Vec::new, |at| later.remove(at).1);
+        between((before, &rules), (after, &others), &mut found);
+    }
+    for (_, rules) in later {
+        between((before, &[]), (after, &rules), &mut found);
+    }
+    found
+}
+
+/// What makes one chain of another.
+fn between(before: (&Program, &[RuleId]), after: (&Program, &[RuleId]), found: &mut Vec<OneSided>) {
+    let meanings = |(program, rules): (&Program, &[RuleId])| -> Vec<String> {
+        rules.iter().map(|id| program.meaning(*id)).collect()
+    };
+    let steps = capture_diff_slices(Algorithm::Myers, &meanings(before), &meanings(after));
+    for step in steps {
+        let (tag, old, new) = step.as_tag_tuple();
+        if tag != DiffTag::Equal {
+            found.extend(before.1[old].iter().map(|id| OneSided::Removed(*id)));
+            found.extend(after.1[new].iter().map(|id| OneSided::Added(*id)));
+        }
+    }
 }
 
 /// A difference as text.
@@ -82,17 +122,19 @@ pub fn difference_text(before: &Program, after: &Program, found: &Difference) ->
             text.push_str(&format!("    {sign} {}\n", decided(program, answer)));
         }
     }
-    if found.removed.is_empty() && found.added.is_empty() {
+    if found.rules.is_empty() {
         text.push_str("rules: the same\n");
         return text;
     }
     text.push_str("rules:\n");
-    for (sign, program, ids) in [('-', before, &found.removed), ('+', after, &found.added)] {
-        for id in ids {
-            let chain = program.chain(program.rule(*id).chain);
-            let families: Vec<String> = chain.families.iter().map(ToString::to_string).collect();
-            text.push_str(&format!("{sign} {} {}\n", families.join("+"), program.line(*id)));
-        }
+    for one in &found.rules {
+        let (sign, program, id) = match one {
+            OneSided::Removed(id) => ('-', before, id),
+            OneSided::Added(id) => ('+', after, id),
+        };
+        let chain = program.chain(program.rule(*id).chain);
+        let families: Vec<String> = chain.families.iter().map(ToString::to_string).collect();
+        text.push_str(&format!("{sign} {} {}\n", families.join("+"), program.line(*id)));
     }
     text
 }
@@ -121,12 +163,12 @@ pub fn difference_json(before: &Program, after: &Program, found: &Difference) ->
             "after": side(after, &class.answer.after),
         })
     });
-    let listed = |program: &Program, ids: &[RuleId]| -> Vec<Value> {
-        ids.iter().map(|id| rule_json(program, *id)).collect()
-    };
+    let rules = found.rules.iter().map(|one| match one {
+        OneSided::Removed(id) => json!({ "change": "removed", "rule": rule_json(before, *id) }),
+        OneSided::Added(id) => json!({ "change": "added", "rule": rule_json(after, *id) }),
+    });
     json!({
         "traffic": traffic.collect::<Vec<_>>(),
-        "removed": listed(before, &found.removed),
-        "added": listed(after, &found.added),
+        "rules": rules.collect::<Vec<_>>(),
     })
 }

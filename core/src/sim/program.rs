@@ -5,7 +5,6 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::lower::meaning;
 use super::rule::{Action, Step, Test};
 use crate::iptables::Counters;
 use crate::ruleset::{Hook, Reason};
@@ -103,8 +102,6 @@ pub struct RuleInfo {
     pub reason: Option<Reason>,
     /// What it has seen.
     pub counters: Option<Counters>,
-    /// What it means, in words that do not depend on its language.
-    pub meaning: String,
 }
 
 /// What there is to say about a chain.
@@ -194,7 +191,6 @@ impl Program {
             let mut ids = Vec::with_capacity(chain.rules.len());
             for (index, rule) in chain.rules.into_iter().enumerate() {
                 let rule_id = RuleId(self.rules.len());
-                let meaning = meaning(&rule.steps);
                 let bound = rule.steps.into_iter().map(|step| bind(step, &places)).collect();
                 rules.push((rule_id, bound));
                 ids.push(rule_id);
@@ -204,7 +200,6 @@ impl Program {
                     text: rule.text,
                     reason: rule.reason,
                     counters: rule.counters,
-                    meaning,
                 });
             }
             let policy = chain.base.as_ref().map_or(Policy::Accept, |base| base.policy);
@@ -273,6 +268,27 @@ impl Program {
             Bound::Jump { to, .. } => Some(*to),
             _ => None,
         })
+    }
+
+    /// What a rule means, whatever its language and the order in which it asks.
+    pub(super) fn meaning(&self, id: RuleId) -> String {
+        let info = self.rule(id);
+        let (_, steps) = &self.chains[info.chain.0].rules[info.number - 1];
+        let (mut tests, mut actions) = (Vec::new(), Vec::new());
+        for step in steps {
+            match step {
+                Bound::Test(test) => tests.push(format!("{test:?}")),
+                Bound::Do(Action::Note) => {}
+                Bound::Do(action) => actions.push(format!("{action:?}")),
+                Bound::Jump { to, back } => {
+                    actions.push(format!("{back} {}", self.chain(*to).name));
+                }
+            }
+        }
+        tests.sort();
+        tests.dedup();
+        tests.append(&mut actions);
+        tests.join(" ")
     }
 
     /// A rule in one line: its table, chain, number and text.

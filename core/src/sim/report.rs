@@ -205,8 +205,11 @@ fn narrowed<A>(class: &Class<A>, field: Field, all: &Ranges) -> Option<String> {
         return None;
     }
     let family = class.family();
-    let (not, shown) =
-        if rest.iter().count() < set.iter().count() { ("not ", &rest) } else { ("", set) };
+    let size = |set: &Ranges| {
+        let sizes = set.iter().map(|(first, last)| last - first);
+        (set.iter().count(), sizes.fold(0, u128::saturating_add))
+    };
+    let (not, shown) = if size(&rest) < size(set) { ("not ", &rest) } else { ("", set) };
     Some(format!("{} {not}{}", field.name(), field.values(shown, family)))
 }
 

@@ -189,7 +189,7 @@ fn diff() -> Command {
                  file, a pod's manifest, a file of iptables-save (of both families with a comma \
                  between them), `live` for this namespace, `netns:NAME`, `pid:N`, or `pod:NAME`.",
             )
-            .after_help("Exit codes: 0 traffic is treated alike; 1 something failed; 2 the command line can't be read; 5 traffic is treated otherwise."),
+            .after_help("Exit codes, as of diff(1): 0 traffic is treated alike; 1 it is treated otherwise; 2 something failed, or the command line can't be read."),
     )
 }
 

@@ -24,5 +24,5 @@ pub(crate) fn diff(diff: &Diff) -> Result<Exit> {
     } else {
         print(&difference_text(&before.program, &after.program, &found))?;
     }
-    Ok(if found.traffic.is_empty() { Exit::Ok } else { Exit::Drifted })
+    Ok(if found.traffic.is_empty() { Exit::Ok } else { Exit::Differs })
 }

@@ -17,7 +17,6 @@ use super::rule::{Field, Test};
 pub use iptables::{of_dump, of_ruleset};
 pub use native::of_native;
 pub use nft::of_nft;
-pub(super) use words::meaning;
 
 fn protocol(number: Protocol, negated: bool) -> Test {
     is(Field::Protocol, negated, Ranges::one(number.0.into()))

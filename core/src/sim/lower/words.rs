@@ -17,22 +17,6 @@ pub(super) fn words(steps: &[Step]) -> String {
     words.join(" ")
 }
 
-/// What a rule means, whatever the order in which it asks.
-pub(crate) fn meaning(steps: &[Step]) -> String {
-    let mut tests: Vec<Step> = Vec::new();
-    let mut actions: Vec<Step> = Vec::new();
-    for step in steps {
-        match step {
-            Step::Test(_) => tests.push(step.clone()),
-            Step::Do(_) => actions.push(step.clone()),
-        }
-    }
-    let mut tests: Vec<String> = tests.iter().map(|t| words(std::slice::from_ref(t))).collect();
-    tests.sort();
-    tests.push(words(&actions));
-    tests.join(" ")
-}
-
 const fn not(negated: bool) -> &'static str {
     if negated { "!= " } else { "" }
 }
