@@ -13,6 +13,7 @@
 
 pub mod compile;
 pub mod dialect;
+pub mod ebpf;
 pub mod facts;
 pub mod infer;
 pub mod iptables;

@@ -4,6 +4,7 @@
 pub mod conntrack;
 #[cfg(feature = "cri")]
 pub mod cri;
+pub mod ebpf;
 pub mod effect;
 pub mod engine;
 pub mod exec;

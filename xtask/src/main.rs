@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Command;
-use xtask::{bench, dist, lint, repo, schema};
+use xtask::{bench, build_ebpf, dist, lint, repo, schema};
 
 fn main() -> ExitCode {
     match run() {
@@ -20,9 +20,16 @@ fn run() -> anyhow::Result<ExitCode> {
         .about("Tasks of the Millrace workspace")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([bench::command(), dist::command(), lint::command(), schema::command()]);
+        .subcommands([
+            bench::command(),
+            build_ebpf::command(),
+            dist::command(),
+            lint::command(),
+            schema::command(),
+        ]);
     match cli.get_matches().subcommand() {
         Some(("bench", args)) => bench::run(args),
+        Some(("build-ebpf", args)) => build_ebpf::run(args).map(|()| ExitCode::SUCCESS),
         Some(("dist", args)) => dist::run(args).map(|()| ExitCode::SUCCESS),
         Some(("lint", _)) => lint::run().map(|()| ExitCode::SUCCESS),
         Some(("schema", args)) => schema::run(args).map(|()| ExitCode::SUCCESS),

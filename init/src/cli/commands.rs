@@ -28,7 +28,7 @@ fn program() -> Command {
 type Make = fn() -> Command;
 
 /// Every command by its name, in the order of the help.
-const COMMANDS: [(&str, Make); 11] = [
+const COMMANDS: &[(&str, Make)] = &[
     ("apply", apply),
     ("dump", dump),
     ("cleanup", cleanup),
@@ -37,6 +37,7 @@ const COMMANDS: [(&str, Make); 11] = [
     ("explain", explain),
     ("diff", diff),
     ("verify", verify),
+    ("node-bpf", super::node::node_bpf_command),
     ("istio-iptables", istio_iptables),
     ("schema", schema),
     ("dial", dial),
@@ -90,7 +91,7 @@ fn apply() -> Command {
         )
         .after_help("Exit codes: 0 done or nothing to do; 1 a bad configuration, or something failed; 2 the command line can't be read; 4 a lock was held for longer than --wait.")
         .arg(dry_run());
-    settings(in_namespace(command).arg(wait()).arg(iptables()))
+    super::node::with_ebpf(settings(in_namespace(command).arg(wait()).arg(iptables())))
 }
 
 fn dump() -> Command {
@@ -129,7 +130,7 @@ fn cleanup() -> Command {
         )
         .after_help("Exit codes: 0 done or nothing to do; 1 something failed; 2 the command line can't be read; 4 a lock was held for longer than --wait.")
         .arg(dry_run());
-    in_namespace(command).arg(wait())
+    in_namespace(command).arg(wait()).args(super::node::leaving())
 }
 
 fn status() -> Command {
@@ -141,7 +142,7 @@ fn status() -> Command {
              the rules themselves.",
         )
         .after_help("Exit codes: 0 captured; 1 something failed; 2 the command line can't be read; 3 not captured; 5 drifted: rules are there, but not whole, or not those of the configuration.");
-    settings(in_namespace(command)).arg(behind_dashes())
+    super::node::with_ebpf(settings(in_namespace(command))).arg(behind_dashes())
 }
 
 fn preflight() -> Command {

@@ -3,4 +3,5 @@
 pub(crate) mod ask;
 mod commands;
 pub(crate) mod istio;
+pub(crate) mod node;
 pub(crate) mod own;

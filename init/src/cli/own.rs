@@ -15,13 +15,15 @@ use millrace_core::value::Family;
 
 use super::ask::{self, Asked, Sources};
 use super::commands::{alone, command};
+use super::node::{NodeBpf, ebpf, node_bpf};
 
 /// A command with everything that was typed.
 #[derive(Debug)]
 pub(crate) enum Own {
     Apply(Apply),
     Dump(Dump),
-    Cleanup(Common),
+    Cleanup(Cleanup),
+    NodeBpf(NodeBpf),
     Status(Status),
     Preflight(Preflight),
     Explain(Explain),
@@ -70,11 +72,13 @@ pub(crate) struct Config {
     pub(crate) istio: Option<Vec<OsString>>,
     /// What carries the rules out.
     pub(crate) wish: Wish,
+    /// It is eBPF that does, with its pins in this folder.
+    pub(crate) ebpf: Option<PathBuf>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { file: None, flags: Vec::new(), istio: None, wish: Wish::Auto }
+        Self { file: None, flags: Vec::new(), istio: None, wish: Wish::Auto, ebpf: None }
     }
 }
 
@@ -91,12 +95,24 @@ impl Config {
             || self.istio.is_some()
             || !matches!(self.wish, Wish::Auto)
     }
+
+    /// Whether settings were given, and not only a backend.
+    pub(crate) const fn has_settings(&self) -> bool {
+        self.file.is_some() || !self.flags.is_empty() || self.istio.is_some()
+    }
 }
 
 #[derive(Debug)]
 pub(crate) struct Apply {
     pub(crate) common: Common,
     pub(crate) config: Config,
+}
+
+#[derive(Debug)]
+pub(crate) struct Cleanup {
+    pub(crate) common: Common,
+    /// A pod leaves eBPF capture, with its pins in this folder.
+    pub(crate) ebpf: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -174,7 +190,8 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
                 _ => Family::V4,
             }),
         }),
-        "cleanup" => Own::Cleanup(common(m)?),
+        "cleanup" => Own::Cleanup(Cleanup { common: common(m)?, ebpf: ebpf(m) }),
+        "node-bpf" => Own::NodeBpf(node_bpf(m)),
         "status" => Own::Status(Status { common: common(m)?, config: config(m)? }),
         "preflight" => Own::Preflight(Preflight {
             common: common(m)?,
@@ -281,7 +298,7 @@ fn config(m: &ArgMatches) -> Result<Config, NotTyped> {
                        --native-nftables or --force-iptables-binary";
         return Err(NotTyped::Bad(message.to_owned()));
     }
-    Ok(Config { file, flags, istio, wish })
+    Ok(Config { file, flags, istio, wish, ebpf: ebpf(m) })
 }
 
 /// What carries the rules out.

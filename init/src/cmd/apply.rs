@@ -14,6 +14,9 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     let (mut session, facts) = namespace::open(&common.place)?;
     let loaded = config::load(&apply.config, &facts, !common.dry_run)?;
     loaded.warnings.iter().for_each(|w| warn(w));
+    if let Some(folder) = &apply.config.ebpf {
+        return super::ebpf::apply(folder, common, &mut session, &facts, &loaded.policy);
+    }
     let ruleset = loaded.ruleset();
     let native = match &loaded.nft {
         Some(nft) if common.dry_run || common.json => Some(nft.ready_with_text(&facts.groups)?),

@@ -7,11 +7,15 @@ use millrace_host::exec;
 
 use super::output::print_outcome;
 use super::{config, namespace};
-use crate::cli::own::Common;
+use crate::cli::own::Cleanup;
 use crate::exit::Exit;
 
-pub(crate) fn cleanup(common: &Common) -> Result<Exit> {
+pub(crate) fn cleanup(cleanup: &Cleanup) -> Result<Exit> {
+    let common = &cleanup.common;
     let (mut session, facts) = namespace::open(&common.place)?;
+    if let Some(folder) = &cleanup.ebpf {
+        super::ebpf::leave(folder, common.dry_run)?;
+    }
     let outcome = session.run(&Request {
         rules: None,
         wish: Wish::Auto,

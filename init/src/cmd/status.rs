@@ -14,6 +14,9 @@ use crate::exit::Exit;
 pub(crate) fn status(status: &Status) -> Result<Exit> {
     let common = &status.common;
     let (mut session, facts) = namespace::open(&common.place)?;
+    if let Some(folder) = &status.config.ebpf {
+        return super::ebpf::status(folder, common, &status.config, &facts);
+    }
     let loaded = if status.config.is_given() {
         let loaded = config::load(&status.config, &facts, false)?;
         loaded.warnings.iter().for_each(|w| warn(w));

@@ -10,9 +10,10 @@ const IMPURE: [&str; 8] =
     ["nix", "libc", "aya", "rtnetlink", "iptables", "tokio", "clap", "netlink-*"];
 
 /// Who may depend on whom inside the workspace; members not named may depend on any.
-const EDGES: [(&str, &[&str]); 4] = [
-    ("millrace-core", &[]),
-    ("millrace-host", &["millrace-core"]),
+const EDGES: [(&str, &[&str]); 5] = [
+    ("millrace-ebpf-common", &[]),
+    ("millrace-core", &["millrace-ebpf-common"]),
+    ("millrace-host", &["millrace-core", "millrace-ebpf-common"]),
     ("millrace", &["millrace-core", "millrace-host"]),
     ("millrace-cni", &["millrace-core", "millrace-host"]),
 ];
@@ -117,7 +118,7 @@ mod tests {
 
     use super::*;
 
-    /// A workspace of the four members, with these dependencies (name, kind) of core and host.
+    /// A workspace of five members, with these dependencies (name, kind) of core and host.
     fn mk_metadata(core: &[(&str, Option<&str>)], host: &[(&str, Option<&str>)]) -> Value {
         let member = |folder: &str, name: &str, dependencies: &[(&str, Option<&str>)]| {
             let dependencies: Vec<_> = dependencies
@@ -128,6 +129,7 @@ mod tests {
             json!({"name": name, "manifest_path": manifest_path, "dependencies": dependencies})
         };
         json!({"workspace_root": "/r", "packages": [
+            member("ebpf-common", "millrace-ebpf-common", &[]),
             member("core", "millrace-core", core),
             member("host", "millrace-host", host),
             member("init", "millrace", &[("millrace-core", None), ("clap", None)]),
@@ -180,11 +182,12 @@ mod tests {
             mk_file("host", "lints.workspace = true\n[package]\n"),
             mk_file("init", bad),
             mk_file("cni-plugin", good),
+            mk_file("ebpf-common", good),
         ];
         let metadata = mk_metadata(&[], &[]);
         let found = opted_in_lints(&metadata, &files);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].file, "init/Cargo.toml");
-        assert_eq!(opted_in_lints(&metadata, &[]).len(), 4);
+        assert_eq!(opted_in_lints(&metadata, &[]).len(), 5);
     }
 }

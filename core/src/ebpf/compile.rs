@@ -1,0 +1,216 @@
+//! The policy as a pod's entry.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use millrace_ebpf_common::{
+    MAX_IDENTITIES, NETWORK_DNS, NETWORK_EXCLUDED, NETWORK_INCLUDED, PORT_INBOUND,
+    PORT_OUTBOUND_EXCLUDED, PORT_OUTBOUND_INCLUDED, PORTS_IN_CHUNK, Pod, PodFlags, PortChunk,
+};
+
+use super::entry::{Entry, address};
+use super::refusal::{Refusal, Refusals};
+use super::{MAX_GROUPS, MAX_NETWORKS};
+use crate::plan::Groups;
+use crate::policy::{
+    CapturePolicy, DnsScope, GroupSelection, IdentityMatching, InboundMode, InboundSelection,
+    NetworkSelection,
+};
+use crate::ruleset::Owner;
+use crate::source::Sourced;
+use crate::value::{Cidr, Family, PortRange};
+
+/// What the programs look up for `policy`, with the numbers of groups that it names.
+///
+/// # Errors
+/// Everything that this backend can't do.
+pub fn compile(policy: &CapturePolicy, groups: &Groups) -> Result<Entry, Refusals> {
+    let mut refusals = unable(policy);
+    let mut flags = flags(policy);
+    let ports = ports(policy);
+    let networks = networks(policy, &mut refusals);
+    let groups = named_groups(policy, groups, &mut refusals);
+    if !ports.is_empty() {
+        flags |= PodFlags::HAS_PORTS;
+    }
+    if !networks.is_empty() {
+        flags |= PodFlags::HAS_NETWORKS;
+    }
+    if !groups.is_empty() {
+        flags |= PodFlags::HAS_GROUPS;
+    }
+    let mut pod = Pod {
+        flags,
+        outbound_port: policy.outbound.port.value.get(),
+        inbound_port: policy.inbound.port.value.get(),
+        dns_port: policy.dns.as_ref().map_or(0, |dns| dns.port.value.get()),
+        tunnel_port: policy.inbound.tunnel_port.value.get(),
+        ..Pod::default()
+    };
+    let localhost = policy.localhost.value.network();
+    pod.localhost = address(localhost.address()).word4();
+    let shift = 32_u32.saturating_sub(localhost.length().into());
+    pod.localhost_mask = u32::MAX.checked_shl(shift).unwrap_or(0).to_be();
+    let uids = policy.proxy.uids.iter().map(|uid| uid.value.get());
+    let gids = policy.proxy.gids.iter().map(|gid| gid.value.get());
+    pod.uid_count = fill(&mut pod.uids, uids);
+    pod.gid_count = fill(&mut pod.gids, gids);
+    if refusals.is_empty() {
+        Ok(Entry { pod, networks, ports, groups })
+    } else {
+        Err(Refusals(refusals))
+    }
+}
+
+fn fill(places: &mut [u32], ids: impl Iterator<Item = u32>) -> u32 {
+    places.iter_mut().zip(ids).map(|(place, id)| *place = id).fold(0, |count, ()| count + 1)
+}
+
+/// What of the policy's kind this backend has no means for.
+fn unable(policy: &CapturePolicy) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    if let InboundMode::Tproxy { source, .. } = &policy.inbound.mode {
+        refusals.push(Refusal::Tproxy(source.clone()));
+    }
+    if let Some(source) = &policy.drop_invalid {
+        refusals.push(Refusal::DropInvalid(source.clone()));
+    }
+    if let Some(nic) = policy.interfaces.excluded.first() {
+        refusals.push(Refusal::ExcludedInterface(nic.source.clone()));
+    }
+    if let Some(nic) = policy.interfaces.rerouted.first() {
+        refusals.push(Refusal::ReroutedInterface(nic.source.clone()));
+    }
+    let uid = policy.proxy.uids.get(MAX_IDENTITIES).map(|uid| &uid.source);
+    let gid = policy.proxy.gids.get(MAX_IDENTITIES).map(|gid| &gid.source);
+    if let Some(source) = uid.or(gid) {
+        refusals.push(Refusal::Identities(source.clone()));
+    }
+    refusals
+}
+
+fn flags(policy: &CapturePolicy) -> u32 {
+    let selection = &policy.inbound.selection;
+    let groups = &policy.outbound.groups;
+    let switches = [
+        (PodFlags::IPV6, policy.ipv6.value),
+        (PodFlags::ANY_IDENTITY, policy.proxy.matching == IdentityMatching::Any),
+        (PodFlags::NAMES_LOOPBACK, policy.outbound.networks.names_loopback()),
+        (PodFlags::ALL_NETWORKS, matches!(policy.outbound.networks, NetworkSelection::All(_))),
+        (PodFlags::GROUPS_ONLY, matches!(groups, GroupSelection::Only { .. })),
+        (PodFlags::DNS, policy.dns.is_some()),
+        (
+            PodFlags::DNS_ALL,
+            policy.dns.as_ref().is_some_and(|dns| matches!(dns.scope, DnsScope::All(_))),
+        ),
+        (PodFlags::INBOUND, selection.captures()),
+        (PodFlags::INBOUND_ONLY, matches!(selection, InboundSelection::Only(_))),
+    ];
+    switches.iter().filter(|(_, on)| *on).fold(0, |all, (flag, _)| all | flag)
+}
+
+fn ports(policy: &CapturePolicy) -> BTreeMap<u16, PortChunk> {
+    let mut chunks = BTreeMap::new();
+    let mut name = |ranges: &[Sourced<PortRange>], flag: u32| {
+        for port in ranges.iter().flat_map(|r| r.value.first().get()..=r.value.last().get()) {
+            let chunk = chunks.entry(port / PORTS_IN_CHUNK).or_insert(PortChunk::EMPTY);
+            set(chunk, port, flag);
+        }
+    };
+    name(&policy.outbound.except_ports, PORT_OUTBOUND_EXCLUDED);
+    name(&policy.outbound.ports, PORT_OUTBOUND_INCLUDED);
+    match &policy.inbound.selection {
+        InboundSelection::Nothing => {}
+        InboundSelection::AllExcept { except, .. } => name(except, PORT_INBOUND),
+        InboundSelection::Only(ports) => name(ports, PORT_INBOUND),
+    }
+    chunks
+}
+
+fn set(chunk: &mut PortChunk, port: u16, flag: u32) {
+    let at = usize::from(port % PORTS_IN_CHUNK / 64);
+    let words =
+        chunk.words.iter_mut().zip([PORT_OUTBOUND_EXCLUDED, PORT_OUTBOUND_INCLUDED, PORT_INBOUND]);
+    for (bitmap, of) in words {
+        if let Some(word) = bitmap.get_mut(at).filter(|_| of == flag) {
+            *word |= 1 << (port % 64);
+        }
+    }
+}
+
+/// A network as the programs look for it: its 16 bytes, and how many bits of them count.
+fn prefix(cidr: Cidr) -> ([u8; 16], u8) {
+    let network = cidr.network();
+    let extra = if network.family() == Family::V4 { 96 } else { 0 };
+    (address(network.address()).octets(), network.length() + extra)
+}
+
+/// The bytes with all bits behind a length cleared.
+fn cut(bytes: [u8; 16], length: u8) -> [u8; 16] {
+    let mask = u128::MAX.checked_shl(128_u32.saturating_sub(length.into())).unwrap_or(0);
+    (u128::from_be_bytes(bytes) & mask).to_be_bytes()
+}
+
+fn networks(policy: &CapturePolicy, refusals: &mut Vec<Refusal>) -> BTreeMap<([u8; 16], u8), u32> {
+    let mut named: BTreeMap<([u8; 16], u8), u32> = BTreeMap::new();
+    let captured = |cidr: Cidr| cidr.family() == Family::V4 || policy.ipv6.value;
+    let mut name = |cidr: Cidr, flag: u32| {
+        if captured(cidr) {
+            *named.entry(prefix(cidr)).or_insert(0) |= flag;
+        }
+    };
+    for network in &policy.outbound.except_networks {
+        name(network.value, NETWORK_EXCLUDED);
+    }
+    if let NetworkSelection::Only(networks) = &policy.outbound.networks {
+        for network in networks {
+            name(network.value, NETWORK_INCLUDED);
+        }
+    }
+    if let Some(DnsScope::Servers(servers)) = policy.dns.as_ref().map(|dns| &dns.scope) {
+        for server in servers {
+            name(Cidr::host(server.value), NETWORK_DNS);
+        }
+    }
+    if named.len() > MAX_NETWORKS {
+        refusals.push(Refusal::Networks(named.len()));
+    }
+    // Only the smallest network around an address is found: it says what holds in the others too.
+    let lengths: BTreeSet<u8> = named.keys().map(|(_, length)| *length).collect();
+    let inherited = |&(bytes, length): &([u8; 16], u8), own: u32| {
+        lengths
+            .range(..length)
+            .filter_map(|shorter| named.get(&(cut(bytes, *shorter), *shorter)))
+            .fold(own, |all, flags| all | (flags & !NETWORK_DNS))
+    };
+    named.iter().map(|(prefix, flags)| (*prefix, inherited(prefix, *flags))).collect()
+}
+
+fn named_groups(
+    policy: &CapturePolicy,
+    numbers: &Groups,
+    refusals: &mut Vec<Refusal>,
+) -> BTreeSet<u32> {
+    let (GroupSelection::AllExcept(groups) | GroupSelection::Only { groups, .. }) =
+        &policy.outbound.groups;
+    let mut named = BTreeSet::new();
+    for group in groups {
+        match &group.value {
+            Owner::Gid(gid) => {
+                named.insert(gid.get());
+            }
+            Owner::Group(name) => match numbers.get(name) {
+                Some(gid) => {
+                    named.insert(gid.get());
+                }
+                None => {
+                    refusals.push(Refusal::UnknownGroup(name.clone(), group.source.clone()));
+                }
+            },
+            Owner::Uid(_) => refusals.push(Refusal::UserForGroup(group.source.clone())),
+        }
+    }
+    if named.len() > MAX_GROUPS {
+        refusals.push(Refusal::Groups(named.len()));
+    }
+    named
+}

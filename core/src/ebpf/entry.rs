@@ -1,0 +1,154 @@
+//! A pod's entry, and what only the pod itself can tell: its addresses and its user namespace.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use millrace_ebpf_common::{Address, MAX_ADDRESSES, Pod, PodFlags, PortChunk};
+
+/// Everything that is looked up of a pod. `pod.id` is the loader's to give.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The pod's own values.
+    pub pod: Pod,
+    /// Networks by address and length (of 128), with what holds there: also what holds in the
+    /// networks around it, since only the smallest one is found.
+    pub networks: BTreeMap<([u8; 16], u8), u32>,
+    /// Ports, by chunk.
+    pub ports: BTreeMap<u16, PortChunk>,
+    /// Groups by number.
+    pub groups: BTreeSet<u32>,
+}
+
+/// A pod's addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// All of them; those that are loopback by nature need not be there.
+    pub own: Vec<IpAddr>,
+    /// Which of them connections to elsewhere come from, one of each family.
+    pub sources: Vec<IpAddr>,
+}
+
+/// Ids of a user namespace and what they are in the initial one (`user_namespaces(7)`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdMap(Vec<(u32, u32, u32)>);
+
+impl IdMap {
+    /// Every id is itself.
+    pub fn identity() -> Self {
+        Self(vec![(0, 0, u32::MAX)])
+    }
+
+    /// From the text of `/proc/PID/uid_map` or `gid_map`; none if it is not one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let line = |line: &str| {
+            let numbers: Option<Vec<u32>> =
+                line.split_ascii_whitespace().map(|n| n.parse().ok()).collect();
+            match numbers?.as_slice() {
+                [inside, outside, count] => Some((*inside, *outside, *count)),
+                _ => None,
+            }
+        };
+        text.lines().map(line).collect::<Option<Vec<_>>>().map(Self)
+    }
+
+    /// What an id inside is outside; none if it is nobody there.
+    pub fn outside(&self, id: u32) -> Option<u32> {
+        self.0.iter().find_map(|&(inside, outside, count)| {
+            let at = id.checked_sub(inside).filter(|at| *at < count)?;
+            outside.checked_add(at)
+        })
+    }
+}
+
+/// An entry can't be completed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// An id is nobody in the pod's user namespace.
+    #[error("{kind} {id} is not mapped in the pod's user namespace")]
+    Unmapped {
+        /// User or group.
+        kind: &'static str,
+        /// The id.
+        id: u32,
+    },
+    /// Too many addresses.
+    #[error("the pod has {0} addresses; with eBPF capture it can have {MAX_ADDRESSES}")]
+    Addresses(usize),
+}
+
+/// An address as the programs know it.
+pub(super) fn address(ip: IpAddr) -> Address {
+    match ip {
+        IpAddr::V4(ip) => Address::from_octets(ip.to_ipv6_mapped().octets()),
+        IpAddr::V6(ip) => Address::from_octets(ip.octets()),
+    }
+}
+
+impl Entry {
+    /// The same for a pod with these addresses, whose ids are mapped like this.
+    ///
+    /// # Errors
+    /// When it has too many, or an id is nobody's.
+    pub fn for_pod(
+        mut self,
+        addresses: &Addresses,
+        users: &IdMap,
+        groups: &IdMap,
+    ) -> Result<Self, IdError> {
+        let mut own: Vec<Address> = Vec::new();
+        if self.pod.has(PodFlags::IPV6) {
+            // Capture puts it on `lo`.
+            own.push(Address::PASSTHROUGH6);
+        }
+        for ip in &addresses.own {
+            let address = address(*ip);
+            if !address.is_loopback() && !own.contains(&address) {
+                own.push(address);
+            }
+        }
+        if own.len() > MAX_ADDRESSES {
+            return Err(IdError::Addresses(own.len()));
+        }
+        self.pod.own_count = u32::try_from(own.len()).unwrap_or(0);
+        for (place, address) in self.pod.own.iter_mut().zip(own) {
+            *place = address;
+        }
+        for ip in addresses.sources.iter().map(IpAddr::to_canonical) {
+            match ip {
+                IpAddr::V4(_) => self.pod.source4 = address(ip),
+                IpAddr::V6(_) => self.pod.source6 = address(ip),
+            }
+        }
+        let outside = |map: &IdMap, kind, id| map.outside(id).ok_or(IdError::Unmapped { kind, id });
+        let count = |count: u32| usize::try_from(count).unwrap_or(0);
+        for uid in self.pod.uids.iter_mut().take(count(self.pod.uid_count)) {
+            *uid = outside(users, "user", *uid)?;
+        }
+        for gid in self.pod.gids.iter_mut().take(count(self.pod.gid_count)) {
+            *gid = outside(groups, "group", *gid)?;
+        }
+        self.groups = self
+            .groups
+            .iter()
+            .map(|gid| outside(groups, "group", *gid))
+            .collect::<Result<_, _>>()?;
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_mapped_range_by_range() {
+        let map = IdMap::parse("         0     100000       1000\n  1337  5 1\n").unwrap();
+        assert_eq!(map.outside(0), Some(100_000));
+        assert_eq!(map.outside(999), Some(100_999));
+        assert_eq!(map.outside(1000), None);
+        assert_eq!(map.outside(1337), Some(5));
+        assert_eq!(IdMap::identity().outside(4_294_967_294), Some(4_294_967_294));
+        assert_eq!(IdMap::parse("0 1\n"), None);
+        assert_eq!(IdMap::parse("0 x 1\n"), None);
+    }
+}

@@ -1,0 +1,16 @@
+//! From the policy to what the eBPF programs look up: a pod's entry, its networks, ports and
+//! groups. What these programs can't do is refused here, with the reason.
+
+mod compile;
+mod entry;
+mod refusal;
+
+pub use compile::compile;
+pub use entry::{Addresses, Entry, IdError, IdMap};
+pub use refusal::{Refusal, Refusals};
+
+/// How many networks a pod's policy can name, of both families together.
+pub const MAX_NETWORKS: usize = 65_536;
+
+/// How many groups a pod's policy can name.
+pub const MAX_GROUPS: usize = 256;

@@ -1,0 +1,91 @@
+//! What this backend can't do, and why.
+
+use std::fmt;
+
+use millrace_ebpf_common::MAX_IDENTITIES;
+
+use super::{MAX_GROUPS, MAX_NETWORKS};
+use crate::source::Source;
+use crate::value::GroupName;
+
+/// A part of a policy that eBPF can't carry out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Inbound connections to a transparent socket.
+    Tproxy(Source),
+    /// Packets of no connection are to be dropped.
+    DropInvalid(Source),
+    /// An interface is left alone.
+    ExcludedInterface(Source),
+    /// An interface has virtual machines behind it.
+    ReroutedInterface(Source),
+    /// More proxies than a pod's entry has room for.
+    Identities(Source),
+    /// More networks than a pod may have.
+    Networks(usize),
+    /// More groups than a pod may have.
+    Groups(usize),
+    /// A group has no number here.
+    UnknownGroup(GroupName, Source),
+    /// A user where a group must be.
+    UserForGroup(Source),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tproxy(source) => write!(
+                f,
+                "inbound mode tproxy ({source}): answers are brought back to the proxy by packet \
+                 marks, and eBPF capture marks no packets; mode redirect shows the proxy the \
+                 client's address and the original destination as well"
+            ),
+            Self::DropInvalid(source) => write!(
+                f,
+                "packets of no connection can't be dropped ({source}): eBPF capture tracks no \
+                 connections, so it knows of none"
+            ),
+            Self::ExcludedInterface(source) => write!(
+                f,
+                "interfaces can't be left alone ({source}): when a connection begins, it is not \
+                 known yet which interface it will leave by"
+            ),
+            Self::ReroutedInterface(source) => write!(
+                f,
+                "what comes from virtual machines behind an interface can't be captured \
+                 ({source}): it belongs to no socket of the pod"
+            ),
+            Self::Identities(source) => write!(
+                f,
+                "more than {MAX_IDENTITIES} proxy users or groups ({source}): a pod's entry has \
+                 room for {MAX_IDENTITIES} of each"
+            ),
+            Self::Networks(count) => {
+                write!(f, "{count} networks: a pod can have {MAX_NETWORKS} with eBPF capture")
+            }
+            Self::Groups(count) => {
+                write!(f, "{count} groups: a pod can have {MAX_GROUPS} with eBPF capture")
+            }
+            Self::UnknownGroup(name, source) => {
+                write!(f, "there is no group {} ({source}); give its number", name.as_str())
+            }
+            Self::UserForGroup(source) => write!(f, "a user where a group must be ({source})"),
+        }
+    }
+}
+
+/// Everything about a policy that this backend can't do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusals(pub Vec<Refusal>);
+
+impl fmt::Display for Refusals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("eBPF can't carry this configuration out; nftables and iptables can")?;
+        for refusal in &self.0 {
+            write!(f, "\n  {refusal}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Refusals {}

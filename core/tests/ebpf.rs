@@ -1,0 +1,288 @@
+//! Verify what the eBPF programs decide: the same as the rules of iptables for the same policy,
+//! and that what they can't do is refused.
+
+#![expect(clippy::unwrap_used, reason = "a test that is built wrongly should stop")]
+
+mod support;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use millrace_core::compile::compile as rules;
+use millrace_core::dialect::istio;
+use millrace_core::ebpf::{Addresses, Entry, IdMap, MAX_NETWORKS, Refusal, compile};
+use millrace_core::facts;
+use millrace_core::policy::{CapturePolicy, InboundMode, Interfaces, NetworkSelection};
+use millrace_core::sim::{
+    self, EPHEMERAL, Identity, Known, Namespace, Outcome, Program, Question, of_ruleset,
+};
+use millrace_core::source::{Source, Sourced};
+use millrace_core::value::Cidr;
+use millrace_ebpf_common::{
+    Address, Class, Connection, Direction, PORTS_IN_CHUNK, Protocol, Sets, Verdict, decide,
+};
+use proptest::prelude::*;
+use support::configs;
+
+const POD: [&str; 2] = ["10.4.0.2", "fd00:4::2"];
+
+/// The maps of one pod, found as the kernel finds them.
+struct Maps<'e>(&'e Entry);
+
+impl Sets for Maps<'_> {
+    fn network(&self, _: u32, address: &Address) -> u32 {
+        let whole = u128::from_be_bytes(address.octets());
+        let around = self.0.networks.iter().filter(|((octets, length), _)| {
+            let shift = 128 - u32::from(*length);
+            let differ = (u128::from_be_bytes(*octets) ^ whole).checked_shr(shift);
+            differ.unwrap_or(0) == 0
+        });
+        around.max_by_key(|((_, length), _)| *length).map_or(0, |(_, flags)| *flags)
+    }
+
+    fn port(&self, _: u32, port: u16) -> u32 {
+        self.0.ports.get(&(port / PORTS_IN_CHUNK)).map_or(0, |chunk| chunk.flags(port))
+    }
+
+    fn names_group(&self, _: u32, gid: u32) -> bool {
+        self.0.groups.contains(&gid)
+    }
+}
+
+fn address(ip: IpAddr) -> Address {
+    Address::from_octets(match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    })
+}
+
+/// What the programs can carry out of a policy.
+fn able(mut policy: CapturePolicy) -> CapturePolicy {
+    policy.inbound.mode = InboundMode::Redirect;
+    policy.interfaces = Interfaces::default();
+    policy.drop_invalid = None;
+    policy
+}
+
+fn entry(policy: &CapturePolicy) -> Entry {
+    let own = POD.map(|ip| ip.parse().unwrap()).to_vec();
+    let addresses = Addresses { sources: own.clone(), own };
+    let ids = IdMap::identity();
+    let entry = compile(policy, &facts::groups("java:x:202:\n")).unwrap();
+    entry.for_pod(&addresses, &ids, &ids).unwrap()
+}
+
+fn judged(entry: &Entry, question: &Question) -> Verdict {
+    let out = question.direction == sim::Direction::Out;
+    let any: IpAddr = if question.destination.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let owner = question.owner.unwrap_or(Identity { uid: 0, gid: 0 });
+    let connection = Connection {
+        direction: if out { Direction::Outbound } else { Direction::Inbound },
+        protocol: if question.protocol == sim::Protocol::TCP {
+            Protocol::Tcp
+        } else {
+            Protocol::Udp
+        },
+        uid: owner.uid,
+        gid: owner.gid,
+        source: address(question.source.unwrap_or(any)),
+        destination: address(question.destination),
+        port: question.port,
+    };
+    decide(&entry.pod, &Maps(entry), &connection)
+}
+
+fn questions() -> impl Strategy<Value = Question> {
+    let addresses = prop::sample::select(
+        &[
+            "10.4.0.2",
+            "127.0.0.1",
+            "127.0.0.6",
+            "127.9.9.9",
+            "10.9.9.9",
+            "10.1.2.3",
+            "10.96.0.1",
+            "10.96.0.10",
+            "1.1.1.1",
+            "8.8.8.8",
+            "::1",
+            "::6",
+            "fd00:4::2",
+            "fd00::a",
+            "2001:db8::7",
+            "2001:db8:1::7",
+            "fd09::9",
+        ][..],
+    );
+    let ports = &[
+        1_u16, 22, 53, 80, 443, 8005, 15001, 15006, 15008, 15020, 15021, 15053, 31000, 32000, 50000,
+    ][..];
+    let id = || prop::sample::select(&[0_u32, 1, 2, 3, 4, 5, 202, 888, 999, 1000, 1337][..]);
+    let port = prop::sample::select(ports);
+    let source = prop::option::of(any::<bool>());
+    (addresses, port, id(), id(), any::<[bool; 2]>(), source).prop_map(
+        |(to, port, uid, gid, [tcp, out], source)| {
+            let destination: IpAddr = to.parse().unwrap();
+            let v4 = destination.is_ipv4();
+            let inside = if v4 { ["127.0.0.6", "10.4.0.2"] } else { ["::6", "fd00:4::2"] };
+            let outside = if v4 { ["10.7.7.7", "10.1.2.3"] } else { ["fd07::7", "2001:db8::7"] };
+            let source = match source {
+                None if out => None,
+                at => {
+                    let pair = if out { inside } else { outside };
+                    Some(pair[usize::from(at == Some(true))].parse().unwrap())
+                }
+            };
+            Question {
+                direction: if out { sim::Direction::Out } else { sim::Direction::In },
+                protocol: if tcp { sim::Protocol::TCP } else { sim::Protocol::UDP },
+                source,
+                source_port: EPHEMERAL,
+                destination,
+                port,
+                owner: out.then_some(Identity { uid, gid }),
+                mark: 0,
+                interface: (!out).then(|| "eth0".to_owned()),
+                known: Known::New,
+            }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    /// Verify the decisions against the simulator's walk through the rules of iptables, for 200,000
+    /// pairs of policy and connection, of which more than half can happen.
+    #[test]
+    fn the_programs_decide_what_the_rules_do(
+        config in configs(),
+        questions in prop::collection::vec(questions(), 200),
+    ) {
+        let policy = able(config.policy());
+        let entry = entry(&policy);
+        let ruleset = rules(&policy, &istio::LAYOUT);
+        let program = Program::new(of_ruleset(&ruleset, &facts::groups("java:x:202:\n")));
+        let pod = Namespace::pod(&POD.map(|ip| ip.parse().unwrap()), &ruleset.routing);
+        for question in questions {
+            // What arrives for somebody else belongs to no socket here.
+            let own = POD.iter().any(|ip| question.destination == ip.parse::<IpAddr>().unwrap());
+            if question.direction == sim::Direction::In && !own {
+                continue;
+            }
+            // The kernel routes nothing from an address of `lo` to elsewhere: there is no such
+            // connection (`ip_route_output_key_hash_rcu()`).
+            let inner = |ip: IpAddr| ip.is_loopback() || ip == "::6".parse::<IpAddr>().unwrap();
+            if question.source.is_some_and(inner) && !own && !inner(question.destination) {
+                continue;
+            }
+            let verdict = judged(&entry, &question);
+            let wanted = match program.answer(&pod, &question).outcome {
+                Outcome::Captured { port: Some(port), .. } => port,
+                Outcome::Unknown { what } => panic!("{question}: {what}"),
+                _ => 0,
+            };
+            prop_assert_eq!(verdict.port, wanted, "{}: {:?}\n{:?}", question, verdict, policy);
+        }
+    }
+}
+
+fn refused(change: impl FnOnce(&mut CapturePolicy)) -> Vec<Refusal> {
+    let mut policy = policy();
+    change(&mut policy);
+    compile(&policy, &facts::groups("")).map(|_| ()).unwrap_err().0
+}
+
+fn policy() -> CapturePolicy {
+    let raw = istio::Raw::new(
+        [("istio-service-cidr", "*"), ("istio-inbound-ports", "*")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned())),
+        std::collections::BTreeMap::new(),
+    );
+    able(istio::resolve(&raw, &support::lines::facts()).unwrap().policy)
+}
+
+#[test]
+fn what_can_not_be_done_is_refused_with_its_source() {
+    let source = Source::Flag("--x".to_owned());
+    assert_eq!(
+        refused(|policy| policy.drop_invalid = Some(source.clone())),
+        [Refusal::DropInvalid(source.clone())]
+    );
+    let nic = Sourced::new("eth1".parse().unwrap(), source.clone());
+    assert_eq!(
+        refused(|policy| policy.interfaces.excluded.push(nic.clone())),
+        [Refusal::ExcludedInterface(source.clone())]
+    );
+    assert_eq!(
+        refused(|policy| policy.interfaces.rerouted.push(nic.clone())),
+        [Refusal::ReroutedInterface(source.clone())]
+    );
+    let uids =
+        (1..=9).map(|uid: u32| Sourced::new(uid.to_string().parse().unwrap(), source.clone()));
+    assert_eq!(
+        refused(|policy| policy.proxy.uids = uids.collect()),
+        [Refusal::Identities(source.clone())]
+    );
+    let tproxy = refused(|policy| {
+        policy.inbound.mode = InboundMode::Tproxy {
+            mark: Sourced::new("1337".parse().unwrap(), source.clone()),
+            table: Sourced::new("133".parse().unwrap(), source.clone()),
+            source: source.clone(),
+        };
+    });
+    assert_eq!(tproxy, [Refusal::Tproxy(source.clone())]);
+    assert!(tproxy[0].to_string().contains("(flag --x)"), "{}", tproxy[0]);
+}
+
+/// Verify the limit: ten thousand networks are fine, and the first too many is not.
+#[test]
+fn networks_are_limited() {
+    let host = |n: usize| {
+        let n = u32::try_from(n).unwrap() + 0x0b00_0000;
+        let cidr = Cidr::host(IpAddr::V4(n.into()));
+        Sourced::new(cidr, Source::Always)
+    };
+    let mut policy = policy();
+    policy.outbound.except_networks = (0..MAX_NETWORKS).map(host).collect();
+    assert_eq!(compile(&policy, &facts::groups("")).unwrap().networks.len(), MAX_NETWORKS);
+    let too_many = refused(|policy| {
+        policy.outbound.except_networks = (0..=MAX_NETWORKS).map(host).collect();
+    });
+    assert_eq!(too_many, [Refusal::Networks(MAX_NETWORKS + 1)]);
+}
+
+/// Verify what the smallest network around an address says of those around it.
+#[test]
+fn networks_in_networks_keep_what_holds_around_them() {
+    let of = |text: &str| Sourced::new(text.parse::<Cidr>().unwrap(), Source::Always);
+    let mut policy = policy();
+    policy.outbound.networks = NetworkSelection::Only(vec![of("10.0.0.0/8"), of("10.96.0.0/16")]);
+    policy.outbound.except_networks = vec![of("10.96.0.0/12"), of("10.200.0.1/32")];
+    let entry = entry(&policy);
+    let who = Identity { uid: 1000, gid: 1000 };
+    let class = |to: &str| {
+        let to = format!("{to}:80").parse().unwrap();
+        judged(&entry, &Question::out(who, sim::Protocol::TCP, to)).class
+    };
+    assert_eq!(class("10.1.1.1"), Class::Network);
+    assert_eq!(class("10.96.1.1"), Class::ExcludedNetwork);
+    assert_eq!(class("10.97.1.1"), Class::ExcludedNetwork);
+    assert_eq!(class("10.200.0.1"), Class::ExcludedNetwork);
+    assert_eq!(class("10.200.0.2"), Class::Network);
+    assert_eq!(class("11.0.0.1"), Class::OtherNetwork);
+}
+
+#[test]
+fn ids_are_those_of_the_pods_user_namespace() {
+    let users = IdMap::parse("0 100000 65536\n").unwrap();
+    let entry = compile(&policy(), &facts::groups("")).unwrap();
+    let mapped = entry.clone().for_pod(&Addresses::default(), &users, &users).unwrap();
+    assert_eq!(mapped.pod.uids[0], 101_337);
+    let few = IdMap::parse("0 100000 1000\n").unwrap();
+    let error = entry.for_pod(&Addresses::default(), &few, &few).unwrap_err();
+    assert_eq!(error.to_string(), "user 1337 is not mapped in the pod's user namespace");
+}

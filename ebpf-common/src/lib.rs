@@ -1,0 +1,45 @@
+//! What the eBPF programs and those who load them have in common: the values of the maps, and the
+//! one function that decides what becomes of a connection. Nothing here allocates or panics.
+//!
+//! ```text
+//! hook (kernel)  -> Connection --+
+//!                                v
+//! PODS[netns cookie] -> Pod -> decide() -> Verdict: a port of the proxy, or let past; and why
+//!                                ^
+//! NETWORKS, PORTS, GROUPS -> Sets
+//! ```
+#![no_std]
+#![expect(
+    clippy::inline_always,
+    reason = "programs for the kernel have few arguments in a call, and a small stack"
+)]
+#![expect(clippy::many_single_char_names, reason = "words of an address have no other names")]
+
+mod address;
+mod decide;
+mod maps;
+mod sys_plain;
+mod verdict;
+
+pub use address::Address;
+pub use decide::{Connection, Direction, Protocol, Sets, decide};
+pub use maps::{
+    Client, Event, Flow, FlowKey, GroupKey, ListenerKey, NETWORK_DNS, NETWORK_EXCLUDED,
+    NETWORK_INCLUDED, NetworkKey, Original, POD_ID_BITS, PORT_INBOUND, PORT_OUTBOUND_EXCLUDED,
+    PORT_OUTBOUND_INCLUDED, PORTS_IN_CHUNK, Pod, PodFlags, PortChunk, PortKey, Settings,
+};
+pub use sys_plain::Plain;
+pub use verdict::{Class, Verdict};
+
+/// How many proxy users, and how many proxy groups, a pod can have.
+pub const MAX_IDENTITIES: usize = 8;
+
+/// How many addresses of its own a pod can have, of both families.
+pub const MAX_ADDRESSES: usize = 16;
+
+/// How many counters a pod has: one for each [`Class`].
+pub const COUNTERS: usize = 32;
+
+/// The value in the code of the `sk_lookup` program in whose place the loader writes a pod's netns
+/// cookie. The kernel gives that program no way to ask for it.
+pub const COOKIE_MARK: u64 = 0x6d69_6c6c_7261_6365;

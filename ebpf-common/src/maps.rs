@@ -1,0 +1,288 @@
+//! Keys and values of the maps. All of them are plain numbers without gaps, laid out alike for the
+//! kernel's programs and for those who fill the maps.
+
+use crate::address::Address;
+use crate::{MAX_ADDRESSES, MAX_IDENTITIES};
+
+/// Switches of a [`Pod`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodFlags;
+
+impl PodFlags {
+    /// IPv6 is captured.
+    pub const IPV6: u32 = 1;
+    /// A process is a proxy when any identity is its own; else each identity brings rules with it.
+    pub const ANY_IDENTITY: u32 = 1 << 1;
+    /// What the application sends to its own pod may be captured.
+    pub const NAMES_LOOPBACK: u32 = 1 << 2;
+    /// Every network is captured.
+    pub const ALL_NETWORKS: u32 = 1 << 3;
+    /// There is something in NETWORKS.
+    pub const HAS_NETWORKS: u32 = 1 << 4;
+    /// There is something in PORTS.
+    pub const HAS_PORTS: u32 = 1 << 5;
+    /// There is something in GROUPS.
+    pub const HAS_GROUPS: u32 = 1 << 6;
+    /// Only processes of the groups are captured; else all but those.
+    pub const GROUPS_ONLY: u32 = 1 << 7;
+    /// DNS is captured.
+    pub const DNS: u32 = 1 << 8;
+    /// All of it, not only what goes to servers in NETWORKS.
+    pub const DNS_ALL: u32 = 1 << 9;
+    /// Inbound connections are captured.
+    pub const INBOUND: u32 = 1 << 10;
+    /// To the ports in PORTS only; else to all but those.
+    pub const INBOUND_ONLY: u32 = 1 << 11;
+}
+
+/// A pod's policy, found by its netns cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// Under which its networks, ports and groups are found; another one for each policy.
+    pub id: u32,
+    /// Of [`PodFlags`].
+    pub flags: u32,
+    /// The proxy's port for outbound connections.
+    pub outbound_port: u16,
+    /// The proxy's port for inbound connections.
+    pub inbound_port: u16,
+    /// The proxy's port for DNS queries.
+    pub dns_port: u16,
+    /// The proxy's port for tunnels.
+    pub tunnel_port: u16,
+    /// The mask of the IPv4 network that means the pod itself, in network order.
+    pub localhost_mask: u32,
+    /// That network, in network order.
+    pub localhost: u32,
+    /// How many of `uids` count.
+    pub uid_count: u32,
+    /// How many of `gids` count.
+    pub gid_count: u32,
+    /// How many of `own` count.
+    pub own_count: u32,
+    /// Not used.
+    pub reserved: u32,
+    /// A hash of its networks, ports and groups, for the loader.
+    pub digest: u64,
+    /// Users that proxies run as, in the initial user namespace.
+    pub uids: [u32; MAX_IDENTITIES],
+    /// Groups that proxies run as, in the initial user namespace.
+    pub gids: [u32; MAX_IDENTITIES],
+    /// The address that the pod's IPv4 connections come from; all zeros for none.
+    pub source4: Address,
+    /// The address that the pod's IPv6 connections come from; all zeros for none.
+    pub source6: Address,
+    /// The pod's own addresses, but for those of `lo`.
+    pub own: [Address; MAX_ADDRESSES],
+}
+
+impl Pod {
+    /// Whether a flag is set.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Whether an address is one of the pod's.
+    #[inline(always)]
+    #[must_use]
+    pub fn owns(&self, address: &Address) -> bool {
+        let mut left = self.own_count;
+        for own in &self.own {
+            if left == 0 {
+                break;
+            }
+            left -= 1;
+            if own.equals(address) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// How many bits of a [`NetworkKey`] are in front of the address.
+pub const POD_ID_BITS: u32 = 32;
+
+/// A network of a pod; with the number of bits that count in front, a key of NETWORKS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkKey {
+    /// How many bits count, with those of the pod's id.
+    pub bits: u32,
+    /// The pod's id.
+    pub pod: u32,
+    /// The address.
+    pub address: Address,
+}
+
+/// In NETWORKS: connections there are let past.
+pub const NETWORK_EXCLUDED: u32 = 1;
+/// In NETWORKS: connections there are captured.
+pub const NETWORK_INCLUDED: u32 = 1 << 1;
+/// In NETWORKS: a DNS server whose queries are captured.
+pub const NETWORK_DNS: u32 = 1 << 2;
+
+/// How many ports a [`PortChunk`] is for.
+pub const PORTS_IN_CHUNK: u16 = 512;
+
+/// A key of PORTS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortKey {
+    /// The pod's id.
+    pub pod: u32,
+    /// The port divided by [`PORTS_IN_CHUNK`].
+    pub chunk: u32,
+}
+
+/// Of [`PortChunk::flags`]: excluded outbound ports.
+pub const PORT_OUTBOUND_EXCLUDED: u32 = 1;
+/// Of [`PortChunk::flags`]: outbound ports that are captured wherever they go.
+pub const PORT_OUTBOUND_INCLUDED: u32 = 1 << 1;
+/// Of [`PortChunk::flags`]: the inbound ports that are named.
+pub const PORT_INBOUND: u32 = 1 << 2;
+
+/// Three bitmaps for 512 ports.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortChunk {
+    /// One of each of the `PORT_` flags, in their order.
+    pub words: [[u64; 8]; 3],
+}
+
+impl PortChunk {
+    /// Nothing in it.
+    pub const EMPTY: Self = Self { words: [[0; 8]; 3] };
+
+    /// What is said of a port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn flags(&self, port: u16) -> u32 {
+        let (at, bit) = ((port as usize >> 6) & 7, port & 63);
+        let [excluded, included, inbound] = &self.words;
+        ((excluded[at] >> bit) & 1) as u32
+            | ((((included[at] >> bit) & 1) as u32) << 1)
+            | ((((inbound[at] >> bit) & 1) as u32) << 2)
+    }
+}
+
+/// A key of GROUPS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupKey {
+    /// The pod's id.
+    pub pod: u32,
+    /// The group, in the initial user namespace.
+    pub gid: u32,
+}
+
+/// A key of LISTENERS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerKey {
+    /// The pod.
+    pub netns: u64,
+    /// 4 for a socket of IPv4, 6 for one of IPv6.
+    pub family: u32,
+    /// The port.
+    pub port: u32,
+}
+
+/// Where a connection was meant to go.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Original {
+    /// The address.
+    pub address: Address,
+    /// The port.
+    pub port: u16,
+    /// The proxy's port that it went to; 0 when nothing is known.
+    pub via: u16,
+    /// Not used.
+    pub reserved: u32,
+}
+
+/// What is known of a connection that has been begun and not yet accepted: a key of FLOWS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowKey {
+    /// The pod.
+    pub netns: u64,
+    /// The client's address.
+    pub client: Address,
+    /// The client's port.
+    pub client_port: u16,
+    /// The proxy's port.
+    pub proxy_port: u16,
+    /// 4 or 6: whether the proxy's address is 127.0.0.1 or `::1`.
+    pub family: u32,
+}
+
+/// A value of FLOWS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// The client's socket, by its cookie.
+    pub socket: u64,
+    /// Where it was meant to go.
+    pub original: Original,
+}
+
+/// What the socket of an application carries.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// Where it is connected to, as the application sees it.
+    pub peer: Original,
+    /// Where it sent its last captured datagram.
+    pub asked: Original,
+    /// Its key in FLOWS; `proxy_port` is 0 for none.
+    pub flow: FlowKey,
+}
+
+/// Settings of all programs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// One of how many decisions is reported; 0 for none.
+    pub sample: u32,
+    /// Whether connections between application and proxy are short-circuited.
+    pub accelerate: u32,
+    /// The last id that was given to a pod's policy; the loader's.
+    pub last_id: u32,
+    /// Not used.
+    pub reserved: u32,
+}
+
+/// A decision, as it is reported.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// The pod.
+    pub netns: u64,
+    /// The other end: the destination, or the client of an inbound connection.
+    pub remote: Address,
+    /// This end's address; all zeros when it is not chosen yet.
+    pub local: Address,
+    /// The other end's port.
+    pub remote_port: u16,
+    /// This end's port.
+    pub local_port: u16,
+    /// The proxy's port; 0 when it is let past.
+    pub to: u16,
+    /// 6 for TCP, 17 for UDP.
+    pub protocol: u8,
+    /// A [`crate::Class`].
+    pub class: u8,
+    /// The user, in the initial user namespace; not of inbound connections.
+    pub uid: u32,
+    /// The group, likewise.
+    pub gid: u32,
+    /// The process, in the initial pid namespace; 0 of inbound connections.
+    pub pid: u32,
+    /// 1 of inbound connections.
+    pub inbound: u32,
+}

@@ -1,0 +1,128 @@
+//! What becomes of a connection, and why.
+
+/// Why a connection is captured or let past. Each has a counter for each pod.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// IPv6 is not captured.
+    Ipv6Off = 0,
+    /// The outbound port is excluded.
+    ExcludedPort = 1,
+    /// What the proxy passes on to the application.
+    Passthrough = 2,
+    /// The proxy calls its own pod: to the inbound port.
+    SelfCall = 3,
+    /// The proxy's own connection.
+    Proxy = 4,
+    /// What stays in the pod.
+    InPod = 5,
+    /// The process's group is not captured.
+    Group = 6,
+    /// A DNS query: to the DNS port.
+    Dns = 7,
+    /// To localhost.
+    Localhost = 8,
+    /// The network is excluded.
+    ExcludedNetwork = 9,
+    /// The outbound port is captured wherever it goes.
+    IncludedPort = 10,
+    /// The network is captured.
+    Network = 11,
+    /// The network is not among those that are captured.
+    OtherNetwork = 12,
+    /// Neither TCP nor a DNS query.
+    NotTcp = 13,
+    /// Inbound: a tunnel.
+    Tunnel = 14,
+    /// Inbound: the port is not captured.
+    OtherInboundPort = 15,
+    /// Inbound: captured.
+    Inbound = 16,
+    /// Inbound: captured, but the proxy does not listen, so it was refused.
+    Refused = 17,
+    /// To be captured, but there was no memory for its original destination, so it was refused.
+    NoMemory = 18,
+}
+
+impl Class {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 19] = [
+        Self::Ipv6Off,
+        Self::ExcludedPort,
+        Self::Passthrough,
+        Self::SelfCall,
+        Self::Proxy,
+        Self::InPod,
+        Self::Group,
+        Self::Dns,
+        Self::Localhost,
+        Self::ExcludedNetwork,
+        Self::IncludedPort,
+        Self::Network,
+        Self::OtherNetwork,
+        Self::NotTcp,
+        Self::Tunnel,
+        Self::OtherInboundPort,
+        Self::Inbound,
+        Self::Refused,
+        Self::NoMemory,
+    ];
+
+    /// The name in reports.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ipv6Off => "ipv6-off",
+            Self::ExcludedPort => "excluded-port",
+            Self::Passthrough => "passthrough",
+            Self::SelfCall => "self-call",
+            Self::Proxy => "proxy",
+            Self::InPod => "in-pod",
+            Self::Group => "group",
+            Self::Dns => "dns",
+            Self::Localhost => "localhost",
+            Self::ExcludedNetwork => "excluded-network",
+            Self::IncludedPort => "included-port",
+            Self::Network => "network",
+            Self::OtherNetwork => "other-network",
+            Self::NotTcp => "not-tcp",
+            Self::Tunnel => "tunnel",
+            Self::OtherInboundPort => "other-inbound-port",
+            Self::Inbound => "inbound",
+            Self::Refused => "refused",
+            Self::NoMemory => "no-memory",
+        }
+    }
+}
+
+/// What becomes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The port of the proxy that it goes to; 0 when it is let past.
+    pub port: u16,
+    /// Why.
+    pub class: Class,
+}
+
+impl Verdict {
+    /// Let past.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pass(class: Class) -> Self {
+        Self { port: 0, class }
+    }
+
+    /// To a port of the proxy.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to(port: u16, class: Class) -> Self {
+        Self { port, class }
+    }
+
+    /// Whether the proxy gets it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_captured(&self) -> bool {
+        self.port != 0
+    }
+}

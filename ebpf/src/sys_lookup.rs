@@ -1,0 +1,92 @@
+//! `sk_lookup`: connections from outside, before the kernel looks for a listener. One copy of the
+//! program for each pod, with the pod's netns cookie in its code.
+
+use core::ptr::{addr_of, read_volatile};
+
+use aya_ebpf::bindings::bpf_sk_lookup;
+use aya_ebpf::programs::SkLookupContext;
+use millrace_ebpf_common::{
+    Address, COOKIE_MARK, Class, Connection, Direction, ListenerKey, Protocol, Verdict, decide,
+};
+
+use crate::sys_maps::{self, LISTENERS, Maps};
+
+const AF_INET: u32 = 2;
+const TCP: u32 = 6;
+const PASS: u32 = 1;
+const DROP: u32 = 0;
+
+macro_rules! read {
+    ($place:expr) => {
+        // SAFETY: a field of the context, which is there while the program runs.
+        unsafe { read_volatile(addr_of!($place)) }
+    };
+}
+
+/// The netns cookie of the pod that this copy is for.
+#[inline(always)]
+fn netns() -> u64 {
+    let cookie: u64;
+    // SAFETY: loads a number into a register. The loader finds it by the mark and replaces it.
+    unsafe {
+        core::arch::asm!("{0} = {1} ll", out(reg) cookie, const COOKIE_MARK, options(pure, nomem));
+    }
+    cookie
+}
+
+pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
+    let lookup = ctx.lookup;
+    if read!((*lookup).protocol) != TCP {
+        return PASS;
+    }
+    let netns = netns();
+    let Some(pod) = sys_maps::pod(netns) else { return PASS };
+    let v4 = read!((*lookup).family) == AF_INET;
+    let (source, destination) = ends(lookup, v4);
+    let connection = Connection {
+        direction: Direction::Inbound,
+        protocol: Protocol::Tcp,
+        uid: 0,
+        gid: 0,
+        source,
+        destination,
+        port: read!((*lookup).local_port) as u16,
+    };
+    let verdict = decide(pod, &Maps, &connection);
+    // In network order in the lower half.
+    let from = u16::from_be(read!((*lookup).remote_port) as u16);
+    if !verdict.is_captured() {
+        sys_maps::count(netns, verdict.class);
+        sys_maps::report(netns, &connection, verdict, |event| event.remote_port = from);
+        return PASS;
+    }
+    let key = |family| ListenerKey { netns, family, port: verdict.port.into() };
+    // A listener of IPv6 takes IPv4 as well, unless it is told not to; the kernel knows.
+    let found = (v4 && LISTENERS.redirect_sk_lookup(ctx, key(4), 0).is_ok())
+        || LISTENERS.redirect_sk_lookup(ctx, key(6), 0).is_ok();
+    let class = if found { verdict.class } else { Class::Refused };
+    sys_maps::count(netns, class);
+    let verdict = Verdict { class, ..verdict };
+    sys_maps::report(netns, &connection, verdict, |event| event.remote_port = from);
+    if found { PASS } else { DROP }
+}
+
+/// Where it comes from, and where it goes.
+#[inline(always)]
+fn ends(lookup: *mut bpf_sk_lookup, v4: bool) -> (Address, Address) {
+    // All of them, as in `sys_ops`.
+    let (remote4, local4) = (read!((*lookup).remote_ip4), read!((*lookup).local_ip4));
+    let remote6 = Address([
+        read!((*lookup).remote_ip6[0]),
+        read!((*lookup).remote_ip6[1]),
+        read!((*lookup).remote_ip6[2]),
+        read!((*lookup).remote_ip6[3]),
+    ]);
+    let local6 = Address([
+        read!((*lookup).local_ip6[0]),
+        read!((*lookup).local_ip6[1]),
+        read!((*lookup).local_ip6[2]),
+        read!((*lookup).local_ip6[3]),
+    ]);
+    if v4 { (Address::v4(remote4), Address::v4(local4)) } else { (remote6, local6) }
+}

@@ -1,0 +1,219 @@
+//! The maps, and what the programs ask and tell them.
+
+use core::ffi::c_void;
+use core::ptr::{addr_of, null_mut};
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE};
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::generated::{
+    bpf_get_prandom_u32, bpf_sk_storage_delete, bpf_sk_storage_get,
+};
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuHashMap, RingBuf, SockHash};
+use millrace_ebpf_common::{
+    Address, COUNTERS as CLASSES, Class, Client, Connection, Direction, Event, Flow, FlowKey,
+    GroupKey, ListenerKey, NetworkKey, Original, POD_ID_BITS, PORTS_IN_CHUNK, Pod, PortChunk,
+    PortKey, Protocol, Sets, Settings, Verdict,
+};
+
+#[map]
+static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+#[map]
+static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+#[map]
+static NETWORKS: LpmTrie<(u32, Address), u32> =
+    LpmTrie::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
+#[map]
+static PORTS: HashMap<PortKey, PortChunk> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+#[map]
+static GROUPS: HashMap<GroupKey, u32> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+#[map]
+static COUNTERS: PerCpuHashMap<u64, [u64; CLASSES]> =
+    PerCpuHashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+#[map]
+static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(16_384, 0);
+#[map]
+pub(crate) static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(8192, 0);
+#[map]
+pub(crate) static ENDS: SockHash<FlowKey> = SockHash::with_max_entries(65_536, 0);
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
+#[btf_map]
+static CLIENTS: SkStorage<Client> = SkStorage::new();
+#[btf_map]
+static ACCEPTED: SkStorage<Original> = SkStorage::new();
+
+/// The policy of a pod, if it is enrolled.
+#[inline(always)]
+pub(crate) fn pod(netns: u64) -> Option<&'static Pod> {
+    // SAFETY: an entry that is taken out stays readable until the program ends (RCU).
+    unsafe { PODS.get(&netns) }
+}
+
+/// Whether connections between application and proxy are short-circuited.
+#[inline(always)]
+pub(crate) fn accelerates() -> bool {
+    SETTINGS.get(0).is_some_and(|s| s.accelerate != 0)
+}
+
+/// Count a verdict.
+#[inline(always)]
+pub(crate) fn count(netns: u64, class: Class) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(&netns) {
+        let at = class as usize & (CLASSES - 1);
+        // SAFETY: this CPU's own counters, and the place is within them.
+        unsafe { (*counters.cast::<u64>().add(at)) += 1 }
+    }
+}
+
+/// Report a verdict, if it is one of those that are.
+#[inline(always)]
+pub(crate) fn report(
+    netns: u64,
+    connection: &Connection,
+    verdict: Verdict,
+    more: impl FnOnce(&mut Event),
+) {
+    let Some(settings) = SETTINGS.get(0) else { return };
+    if settings.sample == 0 {
+        return;
+    }
+    // SAFETY: a helper without arguments.
+    if settings.sample > 1 && unsafe { bpf_get_prandom_u32() } % settings.sample != 0 {
+        return;
+    }
+    let inbound = matches!(connection.direction, Direction::Inbound);
+    let mut event = Event {
+        netns,
+        remote: if inbound { connection.source } else { connection.destination },
+        local: if inbound { connection.destination } else { connection.source },
+        remote_port: if inbound { 0 } else { connection.port },
+        local_port: if inbound { connection.port } else { 0 },
+        to: verdict.port,
+        protocol: if matches!(connection.protocol, Protocol::Tcp) { 6 } else { 17 },
+        class: verdict.class as u8,
+        uid: connection.uid,
+        gid: connection.gid,
+        pid: 0,
+        inbound: inbound.into(),
+    };
+    more(&mut event);
+    // A full buffer loses the report; the counters still have it.
+    let _lost = EVENTS.output::<Event>(event, 0);
+}
+
+/// Note in FLOWS where a connection was meant to go, for its other end.
+#[inline(always)]
+pub(crate) fn begin_flow(key: &FlowKey, flow: &Flow) -> bool {
+    FLOWS.insert(key, flow, BPF_ANY.into()).is_ok()
+}
+
+/// What FLOWS says.
+#[inline(always)]
+pub(crate) fn flow(key: &FlowKey) -> Option<&'static Flow> {
+    // SAFETY: as in `pod`; another connection may reuse the entry, but only once the addresses are
+    // free again, and this one still has them.
+    unsafe { FLOWS.get(key) }
+}
+
+/// Nothing more is known of these addresses.
+#[inline(always)]
+pub(crate) fn end_flow(key: &FlowKey) {
+    let _gone = FLOWS.remove(key);
+}
+
+/// Take a socket's entry out of FLOWS, unless another socket has the addresses by now.
+#[inline(always)]
+pub(crate) fn end_flow_of(key: &FlowKey, socket: u64) {
+    if flow(key).is_some_and(|flow| flow.socket == socket) {
+        end_flow(key);
+    }
+}
+
+#[inline(always)]
+fn client_map() -> *mut c_void {
+    addr_of!(CLIENTS).cast_mut().cast()
+}
+
+#[inline(always)]
+fn accepted_map() -> *mut c_void {
+    addr_of!(ACCEPTED).cast_mut().cast()
+}
+
+/// What the socket of an application carries.
+///
+/// # Safety
+/// `socket` is the hook's own, and not null.
+#[inline(always)]
+pub(crate) unsafe fn client<'a>(socket: *mut c_void) -> Option<&'a mut Client> {
+    // SAFETY: the caller's word; the kernel gives null or the socket's value.
+    unsafe { bpf_sk_storage_get(client_map(), socket, null_mut(), 0).cast::<Client>().as_mut() }
+}
+
+/// The same; it is made if it is not there. None when there is no memory.
+///
+/// # Safety
+/// As for [`client`].
+#[inline(always)]
+pub(crate) unsafe fn client_or_new<'a>(socket: *mut c_void) -> Option<&'a mut Client> {
+    let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+    // SAFETY: the caller's word; the kernel gives null or the socket's value.
+    unsafe { bpf_sk_storage_get(client_map(), socket, null_mut(), flags).cast::<Client>().as_mut() }
+}
+
+/// Forget what the socket carries.
+///
+/// # Safety
+/// As for [`client`].
+#[inline(always)]
+pub(crate) unsafe fn forget_client(socket: *mut c_void) {
+    // SAFETY: the caller's word. There may be nothing to forget.
+    let _gone = unsafe { bpf_sk_storage_delete(client_map(), socket) };
+}
+
+/// Where the connection of an accepted socket was meant to go.
+///
+/// # Safety
+/// As for [`client`].
+#[inline(always)]
+pub(crate) unsafe fn accepted<'a>(socket: *mut c_void) -> Option<&'a Original> {
+    // SAFETY: the caller's word; the kernel gives null or the socket's value.
+    unsafe { bpf_sk_storage_get(accepted_map(), socket, null_mut(), 0).cast::<Original>().as_ref() }
+}
+
+/// Note where it was meant to go.
+///
+/// # Safety
+/// As for [`client`].
+#[inline(always)]
+pub(crate) unsafe fn set_accepted(socket: *mut c_void, original: &Original) -> bool {
+    let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+    let value = core::ptr::from_ref(original).cast_mut().cast();
+    // SAFETY: the caller's word; the kernel copies the value.
+    !unsafe { bpf_sk_storage_get(accepted_map(), socket, value, flags) }.is_null()
+}
+
+/// Networks, ports and groups as the maps have them.
+pub(crate) struct Maps;
+
+impl Sets for Maps {
+    #[inline(always)]
+    fn network(&self, pod: u32, address: &Address) -> u32 {
+        const _: () = assert!(size_of::<NetworkKey>() == size_of::<Key<(u32, Address)>>());
+        NETWORKS.get(Key::new(POD_ID_BITS + 128, (pod, *address))).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn port(&self, pod: u32, port: u16) -> u32 {
+        let key = PortKey { pod, chunk: (port / PORTS_IN_CHUNK).into() };
+        // SAFETY: as in `pod`.
+        unsafe { PORTS.get(&key) }.map_or(0, |chunk| chunk.flags(port))
+    }
+
+    #[inline(always)]
+    fn names_group(&self, pod: u32, gid: u32) -> bool {
+        // SAFETY: as in `pod`.
+        unsafe { GROUPS.get(&GroupKey { pod, gid }) }.is_some()
+    }
+}

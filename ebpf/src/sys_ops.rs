@@ -1,0 +1,188 @@
+//! `sock_ops`: the life of TCP connections and listeners.
+
+use core::ffi::c_void;
+use core::ptr::{addr_of, read_volatile};
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{
+    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
+};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
+use aya_ebpf::programs::SockOpsContext;
+use millrace_ebpf_common::{Address, Flow, FlowKey, ListenerKey};
+
+use crate::sys_maps::{self, ENDS, LISTENERS};
+
+const AF_INET: u32 = 2;
+const DONE: u32 = 1;
+
+macro_rules! read {
+    ($place:expr) => {
+        // SAFETY: a field of the context, which is there while the program runs.
+        unsafe { read_volatile(addr_of!($place)) }
+    };
+}
+
+pub(crate) fn run(ctx: &SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => begun(ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ctx),
+        BPF_SOCK_OPS_TCP_LISTEN_CB => listens(ctx),
+        _ => {}
+    }
+    DONE
+}
+
+#[inline(always)]
+fn netns(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the hook's own context.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// The hook's socket, if it is a full one.
+#[inline(always)]
+fn socket(ctx: &SockOpsContext) -> *mut c_void {
+    // SAFETY: a field of the context.
+    unsafe { (*ctx.ops).__bindgen_anon_2.sk.cast() }
+}
+
+/// Both ends: address and port of this one and of the other.
+#[inline(always)]
+fn ends(ctx: &SockOpsContext) -> ((Address, u16), (Address, u16)) {
+    let ops = ctx.ops;
+    // All fields are read before one is chosen: of loads in two branches the compiler would make
+    // one load from a place that varies, which the verifier refuses.
+    let (local4, remote4) = (read!((*ops).local_ip4), read!((*ops).remote_ip4));
+    let local6 = Address([
+        read!((*ops).local_ip6[0]),
+        read!((*ops).local_ip6[1]),
+        read!((*ops).local_ip6[2]),
+        read!((*ops).local_ip6[3]),
+    ]);
+    let remote6 = Address([
+        read!((*ops).remote_ip6[0]),
+        read!((*ops).remote_ip6[1]),
+        read!((*ops).remote_ip6[2]),
+        read!((*ops).remote_ip6[3]),
+    ]);
+    let v4 = read!((*ops).family) == AF_INET;
+    // The local port is in host order; the other one in network order in the upper half.
+    let local_port = read!((*ops).local_port) as u16;
+    let remote_port = u32::from_be(read!((*ops).remote_port)) as u16;
+    let local = if v4 { Address::v4(local4) } else { local6 };
+    let remote = if v4 { Address::v4(remote4) } else { remote6 };
+    ((local, local_port), (remote, remote_port))
+}
+
+#[inline(always)]
+fn key(netns: u64, client: (Address, u16), proxy: (Address, u16)) -> FlowKey {
+    FlowKey {
+        netns,
+        client: client.0,
+        client_port: client.1,
+        proxy_port: proxy.1,
+        family: if proxy.0.is_v4() { 4 } else { 6 },
+    }
+}
+
+/// A connection begins: its port is chosen, its SYN not yet sent.
+#[inline(always)]
+fn begun(ctx: &SockOpsContext) {
+    let (local, remote) = ends(ctx);
+    if !remote.0.is_loopback() {
+        return;
+    }
+    let socket = socket(ctx);
+    if socket.is_null() {
+        return;
+    }
+    let key = key(netns(ctx), local, remote);
+    // SAFETY: the hook's own socket.
+    match unsafe { sys_maps::client(socket) } {
+        Some(client) if client.peer.via == remote.1 => {
+            // SAFETY: the hook's own context.
+            let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+            if sys_maps::begin_flow(&key, &Flow { socket: cookie, original: client.peer }) {
+                client.flow = key;
+            }
+        }
+        // Not captured: what an earlier socket left must not answer for this one.
+        _ => sys_maps::end_flow(&key),
+    }
+}
+
+/// A connection is there, at the end that accepts it.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    let (local, remote) = ends(ctx);
+    if !local.0.is_loopback() {
+        return;
+    }
+    let key = key(netns(ctx), remote, local);
+    let Some(flow) = sys_maps::flow(&key) else { return };
+    let socket = socket(ctx);
+    if socket.is_null() {
+        return;
+    }
+    let original = flow.original;
+    // SAFETY: the hook's own socket. Without memory the proxy is told its own address, and takes
+    // the connection for a loop.
+    unsafe { sys_maps::set_accepted(socket, &original) };
+    sys_maps::end_flow(&key);
+    if sys_maps::accelerates() {
+        join(ctx, &mirrored(&key));
+    }
+}
+
+/// A connection is there, at the end that began it.
+#[inline(always)]
+fn established(ctx: &SockOpsContext) {
+    if !sys_maps::accelerates() {
+        return;
+    }
+    let (local, remote) = ends(ctx);
+    let socket = socket(ctx);
+    if socket.is_null() || !remote.0.is_loopback() {
+        return;
+    }
+    // SAFETY: the hook's own socket.
+    let captured = unsafe { sys_maps::client(socket) }.is_some_and(|c| c.peer.via == remote.1);
+    if captured {
+        join(ctx, &key(netns(ctx), local, remote));
+    }
+}
+
+/// The key in ENDS of the end that accepted: that of the other end with the ports in the other
+/// order, which is no client's key, since the family is marked.
+#[inline(always)]
+pub(crate) fn mirrored(key: &FlowKey) -> FlowKey {
+    FlowKey { family: key.family | 0x100, ..*key }
+}
+
+#[inline(always)]
+fn join(ctx: &SockOpsContext, key: &FlowKey) {
+    let mut key = *key;
+    // SAFETY: the hook's own context.
+    let ops = unsafe { &mut *ctx.ops };
+    // A full map leaves the connection as it is.
+    let _full = ENDS.update(&mut key, ops, BPF_ANY.into());
+}
+
+/// A socket starts to listen: if it is the proxy's for inbound connections, it gets them.
+#[inline(always)]
+fn listens(ctx: &SockOpsContext) {
+    let netns = netns(ctx);
+    let Some(pod) = sys_maps::pod(netns) else { return };
+    let port = read!((*ctx.ops).local_port);
+    if port != u32::from(pod.inbound_port) {
+        return;
+    }
+    let family = if read!((*ctx.ops).family) == AF_INET { 4 } else { 6 };
+    let mut key = ListenerKey { netns, family, port };
+    // SAFETY: the hook's own context.
+    let ops = unsafe { &mut *ctx.ops };
+    // The last one counts: a proxy that replaces itself listens before it ends.
+    let _full = LISTENERS.update(&mut key, ops, BPF_ANY.into());
+}

@@ -1,0 +1,128 @@
+//! What can go wrong, and what to do then.
+
+use std::io;
+use std::path::PathBuf;
+
+use millrace_core::ebpf::IdError;
+use nix::errno::Errno;
+
+use crate::link::LinkError;
+
+/// Capture by eBPF failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EbpfError {
+    /// The folder can't hold pins.
+    #[error(
+        "{0} is not in a bpffs, where programs stay when this one ends; mount one with \
+         `mount -t bpf bpf /sys/fs/bpf`, or name a folder of one with --bpffs"
+    )]
+    NoBpffs(PathBuf),
+    /// The folder can't be made.
+    #[error(
+        "{folder} can't be made: {source}; it has to be in a bpffs, which \
+         `mount -t bpf bpf /sys/fs/bpf` mounts; --bpffs names a folder of another one"
+    )]
+    NoFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
+    /// There is no cgroup v2.
+    #[error(
+        "{0} is no cgroup v2, which programs are attached to; name the root of one with --cgroup"
+    )]
+    NoCgroup(PathBuf),
+    /// The node's programs are not loaded.
+    #[error("{0} holds no programs of Millrace: run `millrace node-bpf load` on the node first")]
+    NotLoaded(PathBuf),
+    /// What is there is of another version.
+    #[error(
+        "the map {name} in {folder} is of another version of Millrace: take its pods away, then \
+         run `millrace node-bpf unload` and `millrace node-bpf load`"
+    )]
+    OtherVersion {
+        /// The map.
+        name: &'static str,
+        /// Where it is.
+        folder: PathBuf,
+    },
+    /// A privilege is missing.
+    #[error(
+        "{what}: {source}; eBPF capture needs the capabilities BPF, NET_ADMIN and PERFMON, or \
+         SYS_ADMIN and NET_ADMIN"
+    )]
+    Privilege {
+        /// What was not permitted.
+        what: String,
+        /// The error.
+        source: io::Error,
+    },
+    /// The kernel can't do it.
+    #[error("this kernel lacks {what}: {source}; the kernel that has it is {since} or later")]
+    Kernel {
+        /// What is missing.
+        what: &'static str,
+        /// Since when it is there.
+        since: &'static str,
+        /// The error.
+        source: io::Error,
+    },
+    /// A map is full.
+    #[error("the map {0} is full: nothing was changed for this pod")]
+    Full(&'static str),
+    /// The verifier does not accept a program.
+    #[error("the kernel does not accept the program {name}: {source}\n{log}")]
+    Program {
+        /// The program.
+        name: String,
+        /// The error.
+        source: io::Error,
+        /// What the verifier says.
+        log: String,
+    },
+    /// The object can't be loaded.
+    #[error("the eBPF object can't be loaded")]
+    Object(#[from] aya::EbpfError),
+    /// The object can't be read.
+    #[error("the eBPF object can't be read: {0}")]
+    Parse(String),
+    /// A file or call failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was done.
+        what: String,
+        /// The error.
+        source: io::Error,
+    },
+    /// The pod's addresses can't be listed.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The pod's ids or addresses don't fit.
+    #[error(transparent)]
+    Pod(#[from] IdError),
+    /// The pod's user namespace has no process to read its mapping from.
+    #[error(
+        "the pod's user namespace {0} has no process, so its mapping of users can't be read; \
+         enrol the pod once it has one"
+    )]
+    UserNamespace(u64),
+}
+
+impl EbpfError {
+    /// An error of a call, with the remedy where privilege is missing.
+    pub(super) fn io(what: impl Into<String>, source: io::Error) -> Self {
+        let what = what.into();
+        let permission = matches!(
+            source.raw_os_error().map(Errno::from_raw),
+            Some(Errno::EPERM | Errno::EACCES)
+        );
+        if permission { Self::Privilege { what, source } } else { Self::Io { what, source } }
+    }
+}
+
+impl From<Errno> for EbpfError {
+    fn from(error: Errno) -> Self {
+        Self::io("a system call", error.into())
+    }
+}

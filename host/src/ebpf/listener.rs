@@ -1,0 +1,92 @@
+//! A proxy that listens already when its pod is enrolled: its sockets are found in `/proc` and
+//! taken by `pidfd_getfd(2)`.
+
+use std::fs;
+use std::os::fd::{AsFd as _, OwnedFd, RawFd};
+
+use millrace_ebpf_common::ListenerKey;
+
+use super::error::EbpfError;
+use super::maps::Maps;
+use super::sys_bpf;
+
+/// The state of a listening socket in `/proc/net/tcp` (`TCP_LISTEN`).
+const LISTENING: &str = "0A";
+
+/// Give the pod that the calling thread is in its listeners on `port`; how many were found.
+///
+/// # Errors
+/// When there are some that can't be taken.
+pub(super) fn adopt(maps: &Maps, netns: u64, port: u16) -> Result<usize, EbpfError> {
+    let mut found = 0;
+    for (family, table) in [(4, "/proc/thread-self/net/tcp"), (6, "/proc/thread-self/net/tcp6")] {
+        // A kernel without IPv6 has no such table.
+        let Ok(text) = fs::read_to_string(table) else { continue };
+        let inodes = listening(&text, port);
+        if inodes.is_empty() {
+            continue;
+        }
+        let socket = inodes.iter().find_map(|inode| holder(*inode));
+        let socket = socket.ok_or_else(|| {
+            let why = "no process that may be looked at holds it (CAP_SYS_PTRACE)";
+            let what = format!("the proxy's listener on port {port}");
+            EbpfError::Io { what, source: std::io::Error::other(why) }
+        })?;
+        let key = ListenerKey { netns, family, port: port.into() };
+        maps.set_listener(&key, socket.as_fd())?;
+        found += 1;
+    }
+    Ok(found)
+}
+
+/// The inodes of the sockets that listen on a port, in a table of `/proc/net` (`proc_net_tcp`).
+fn listening(table: &str, port: u16) -> Vec<u64> {
+    let line = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        let local = words.nth(1)?;
+        let (_, local_port) = local.rsplit_once(':')?;
+        let state = words.nth(1)?;
+        let inode: u64 = words.nth(5)?.parse().ok()?;
+        let matches = u16::from_str_radix(local_port, 16) == Ok(port) && state == LISTENING;
+        matches.then_some(inode)
+    };
+    table.lines().skip(1).filter_map(line).collect()
+}
+
+/// The socket with this inode, from any process that has it.
+fn holder(inode: u64) -> Option<OwnedFd> {
+    let wanted = format!("socket:[{inode}]");
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
+        for descriptor in descriptors.flatten() {
+            let number = descriptor.file_name().to_str().and_then(|n| n.parse::<RawFd>().ok());
+            let target = fs::read_link(descriptor.path());
+            if !target.is_ok_and(|target| target.as_os_str() == wanted.as_str()) {
+                continue;
+            }
+            if let Some(socket) = number.and_then(|n| sys_bpf::descriptor_of(pid, n).ok()) {
+                return Some(socket);
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_are_told_from_connections() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
+            0: 00000000:3A9E 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1337        0 4711 1 0\n   \
+            1: 0100007F:3A9E 0100007F:1234 01 00000000:00000000 00:00000000 00000000  1337        0 4712 1 0\n   \
+            2: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 4713 1 0\n";
+        assert_eq!(listening(table, 15006), [4711]);
+        assert_eq!(listening(table, 80), [4713]);
+        assert!(listening(table, 81).is_empty());
+    }
+}

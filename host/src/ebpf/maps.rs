@@ -1,0 +1,199 @@
+//! The maps, by name and type.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use millrace_ebpf_common::{
+    COUNTERS, GroupKey, ListenerKey, NetworkKey, Plain, Pod, PortChunk, PortKey, Settings,
+};
+use nix::errno::Errno;
+
+use super::error::EbpfError;
+use super::sys_bpf;
+
+/// A map of plain values.
+#[derive(Debug)]
+pub(super) struct Map<K, V> {
+    name: &'static str,
+    fd: OwnedFd,
+    kinds: PhantomData<(K, V)>,
+}
+
+impl<K: Plain, V: Plain> Map<K, V> {
+    /// Open a map where it is pinned.
+    fn open(folder: &Path, name: &'static str) -> Result<Self, EbpfError> {
+        let fd = open(folder, name)?;
+        let info = sys_bpf::map_info(fd.as_fd()).map_err(|e| EbpfError::io(name, e))?;
+        let same = |size: u32, wanted: usize| usize::try_from(size).is_ok_and(|s| s == wanted);
+        if !same(info.key_size, size_of::<K>()) || !same(info.value_size, size_of::<V>()) {
+            return Err(EbpfError::OtherVersion { name, folder: folder.to_owned() });
+        }
+        Ok(Self { name, fd, kinds: PhantomData })
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn failed(&self, error: io::Error) -> EbpfError {
+        match error.raw_os_error().map(Errno::from_raw) {
+            // LPM tries say ENOSPC, hash tables E2BIG.
+            Some(Errno::E2BIG | Errno::ENOSPC) => EbpfError::Full(self.name),
+            _ => EbpfError::io(format!("map {}", self.name), error),
+        }
+    }
+
+    pub(super) fn set(&self, key: &K, value: &V) -> Result<(), EbpfError> {
+        sys_bpf::update(self.fd(), key.bytes(), value.bytes()).map_err(|e| self.failed(e))
+    }
+
+    pub(super) fn get(&self, key: &K) -> Result<Option<V>, EbpfError> {
+        let mut bytes = vec![0; size_of::<V>()];
+        let found = sys_bpf::lookup(self.fd(), key.bytes(), &mut bytes);
+        let found = found.map_err(|e| self.failed(e))?;
+        Ok(found.then(|| V::from_bytes(&bytes)).flatten())
+    }
+
+    pub(super) fn remove(&self, key: &K) -> Result<bool, EbpfError> {
+        sys_bpf::delete(self.fd(), key.bytes()).map_err(|e| self.failed(e))
+    }
+
+    /// The key behind another one.
+    pub(super) fn next(&self, key: &K) -> Result<Option<K>, EbpfError> {
+        let mut next = vec![0; size_of::<K>()];
+        let found = sys_bpf::next_key(self.fd(), Some(key.bytes()), &mut next);
+        Ok(found.map_err(|e| self.failed(e))?.then(|| K::from_bytes(&next)).flatten())
+    }
+
+    /// All keys. Others may add and remove some meanwhile; then one may be told twice.
+    pub(super) fn keys(&self) -> Result<Vec<K>, EbpfError> {
+        keys(self.fd()).map_err(|e| self.failed(e))
+    }
+}
+
+/// All keys of a map.
+fn keys<K: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<K>> {
+    let mut keys: Vec<K> = Vec::new();
+    let mut next = vec![0; size_of::<K>()];
+    while sys_bpf::next_key(map, keys.last().map(Plain::bytes), &mut next)? {
+        let Some(key) = K::from_bytes(&next) else { break };
+        keys.push(key);
+        if keys.len() > 1 << 22 {
+            break;
+        }
+    }
+    Ok(keys)
+}
+
+fn open(folder: &Path, name: &'static str) -> Result<OwnedFd, EbpfError> {
+    let path = folder.join(name);
+    let found = sys_bpf::pinned(&path).map_err(|e| EbpfError::io(path.display().to_string(), e))?;
+    let not_loaded = || EbpfError::NotLoaded(folder.parent().unwrap_or(folder).to_owned());
+    found.ok_or_else(not_loaded)
+}
+
+/// Those that are read and written from here.
+#[derive(Debug)]
+pub(super) struct Maps {
+    pub(super) settings: Map<u32, Settings>,
+    pub(super) pods: Map<u64, Pod>,
+    pub(super) networks: Map<NetworkKey, u32>,
+    pub(super) ports: Map<PortKey, PortChunk>,
+    pub(super) groups: Map<GroupKey, u32>,
+    counters: OwnedFd,
+    listeners: OwnedFd,
+    cpus: usize,
+}
+
+/// All maps of the object by name; what they hold is kept over an upgrade.
+pub(super) const NAMES: [&str; 12] = [
+    "SETTINGS",
+    "PODS",
+    "NETWORKS",
+    "PORTS",
+    "GROUPS",
+    "COUNTERS",
+    "FLOWS",
+    "LISTENERS",
+    "ENDS",
+    "EVENTS",
+    "CLIENTS",
+    "ACCEPTED",
+];
+
+impl Maps {
+    /// Open them where they are pinned.
+    pub(super) fn open(folder: &Path) -> Result<Self, EbpfError> {
+        Ok(Self {
+            settings: Map::open(folder, "SETTINGS")?,
+            pods: Map::open(folder, "PODS")?,
+            networks: Map::open(folder, "NETWORKS")?,
+            ports: Map::open(folder, "PORTS")?,
+            groups: Map::open(folder, "GROUPS")?,
+            counters: open(folder, "COUNTERS")?,
+            listeners: open(folder, "LISTENERS")?,
+            cpus: aya::util::nr_cpus().map_err(|(path, e)| EbpfError::io(path, e))?,
+        })
+    }
+
+    /// A pod's counters, over all CPUs, in the order of the classes.
+    pub(super) fn counters(&self, netns: u64) -> Result<Option<Vec<u64>>, EbpfError> {
+        let mut bytes = vec![0; self.cpus * COUNTERS * size_of::<u64>()];
+        let found = sys_bpf::lookup(self.counters.as_fd(), netns.bytes(), &mut bytes);
+        if !found.map_err(|e| EbpfError::io("map COUNTERS", e))? {
+            return Ok(None);
+        }
+        let mut sums = vec![0; COUNTERS];
+        let numbers = bytes.chunks_exact(size_of::<u64>()).filter_map(u64::from_bytes);
+        for (number, at) in numbers.zip((0..COUNTERS).cycle()) {
+            if let Some(sum) = sums.get_mut(at) {
+                *sum += number;
+            }
+        }
+        Ok(Some(sums))
+    }
+
+    /// Let a pod be counted, from zero if it was not.
+    pub(super) fn start_counters(&self, netns: u64) -> Result<(), EbpfError> {
+        if self.counters(netns)?.is_some() {
+            return Ok(());
+        }
+        let zeros = vec![0; self.cpus * COUNTERS * size_of::<u64>()];
+        sys_bpf::update(self.counters.as_fd(), netns.bytes(), &zeros).map_err(|error| {
+            match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::E2BIG | Errno::ENOSPC) => EbpfError::Full("COUNTERS"),
+                _ => EbpfError::io("map COUNTERS", error),
+            }
+        })
+    }
+
+    pub(super) fn drop_counters(&self, netns: u64) -> Result<(), EbpfError> {
+        let gone = sys_bpf::delete(self.counters.as_fd(), netns.bytes());
+        gone.map(drop).map_err(|e| EbpfError::io("map COUNTERS", e))
+    }
+
+    /// The pods that are counted.
+    pub(super) fn counted(&self) -> Result<Vec<u64>, EbpfError> {
+        keys(self.counters.as_fd()).map_err(|e| EbpfError::io("map COUNTERS", e))
+    }
+
+    /// Let a socket get the pod's inbound connections.
+    pub(super) fn set_listener(
+        &self,
+        key: &ListenerKey,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(), EbpfError> {
+        use std::os::fd::AsRawFd as _;
+        let value = socket.as_raw_fd().cast_unsigned();
+        sys_bpf::update(self.listeners.as_fd(), key.bytes(), value.bytes())
+            .map_err(|e| EbpfError::io("the proxy's listener", e))
+    }
+
+    /// Take away the pod's listener; it may have gone by itself.
+    pub(super) fn drop_listener(&self, key: &ListenerKey) -> Result<(), EbpfError> {
+        let gone = sys_bpf::delete(self.listeners.as_fd(), key.bytes());
+        gone.map(drop).map_err(|e| EbpfError::io("the proxy's listener", e))
+    }
+}

@@ -1,0 +1,34 @@
+//! Capture by eBPF: programs for the whole node, which are attached once, and an entry in their
+//! maps for each pod.
+//!
+//! ```text
+//! <bpffs>/millrace/maps/*      PODS, NETWORKS, ...: what the programs look up
+//! <bpffs>/millrace/links/*     one for each program at the cgroup
+//! <bpffs>/millrace/pods/COOKIE a pod's link at its network namespace
+//! ```
+//!
+//! A pod is captured from the moment its entry is in PODS, and no longer once it is gone. What is
+//! made before the one and removed behind the other has no effect by itself, so that a run may die
+//! anywhere; the next one, or [`Node::collect`], takes away what it left.
+
+mod error;
+mod listener;
+mod maps;
+mod node;
+mod pod;
+mod program;
+mod sys_bpf;
+mod sys_userns;
+mod target;
+mod trace;
+
+pub use error::EbpfError;
+pub use millrace_ebpf_common::{Address, Class, Event};
+pub use node::{Loaded, Node, Options, State, default_cgroup};
+pub use pod::{Enrolled, Found};
+pub use program::{OBJECT, SOURCES};
+pub use target::Target;
+pub use trace::Trace;
+
+/// Where bpffs usually is (`bpf(2)`), with a folder of our own.
+pub const DEFAULT_FOLDER: &str = "/sys/fs/bpf/millrace";

@@ -1,0 +1,297 @@
+//! The node's programs: loaded once, attached at a cgroup, pinned, replaced without a gap.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::EbpfLoader;
+use aya::programs::{Program, ProgramError, ProgramFd};
+use millrace_ebpf_common::Settings;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, fstatfs};
+
+use super::error::EbpfError;
+use super::maps::{Maps, NAMES};
+use super::program::{Lookup, OBJECT};
+use super::sys_bpf;
+
+/// `BPF_FS_MAGIC` of linux/magic.h.
+const BPF_FS: u32 = 0xcafe_4a11;
+
+/// The programs at the cgroup, with their attach types (`enum bpf_attach_type`) and since which
+/// kernel there is such a one.
+const PROGRAMS: [(&str, u32, &str); 11] = [
+    ("mr_release", 34, "5.9"),
+    ("mr_getsockopt", 21, "5.7"),
+    ("mr_peername4", 29, "5.8"),
+    ("mr_peername6", 30, "5.8"),
+    ("mr_recvmsg4", 19, "5.7"),
+    ("mr_recvmsg6", 20, "5.7"),
+    ("mr_sockops", 3, "5.7"),
+    ("mr_sendmsg4", 14, "5.7"),
+    ("mr_sendmsg6", 15, "5.7"),
+    ("mr_connect4", 10, "5.7"),
+    ("mr_connect6", 11, "5.7"),
+];
+
+/// What short-circuits connections, where that is asked for.
+const ACCELERATOR: &str = "mr_skmsg";
+
+/// How the programs are loaded.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The cgroup whose processes may be captured: the root, so that every pod may be.
+    pub cgroup: PathBuf,
+    /// Whether what application and proxy send each other goes from socket to socket.
+    pub accelerate: bool,
+    /// How many pods there may be. Kept from an earlier load while that is there.
+    pub max_pods: u32,
+    /// How many networks all pods may name together. Kept likewise.
+    pub max_networks: u32,
+}
+
+/// What loading did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// Programs that were attached.
+    pub attached: Vec<String>,
+    /// Programs that were put in the place of earlier ones.
+    pub replaced: Vec<String>,
+    /// Pods whose programs were replaced.
+    pub pods: usize,
+}
+
+/// Whether the node's programs are there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Programs that are attached.
+    pub attached: Vec<String>,
+    /// Programs that should be and are not.
+    pub missing: Vec<String>,
+    /// Whether connections are short-circuited.
+    pub accelerated: bool,
+    /// One of how many decisions is reported; 0 for none.
+    pub sample: u32,
+}
+
+/// The node's programs and their maps.
+#[derive(Debug)]
+pub struct Node {
+    pub(super) folder: PathBuf,
+    pub(super) maps: Maps,
+    pub(super) lookup: Lookup,
+}
+
+/// The first cgroup v2 that is mounted.
+pub fn default_cgroup() -> Option<PathBuf> {
+    let text = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    text.lines().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        let path = mount.split(' ').nth(4)?;
+        kind.starts_with("cgroup2 ").then(|| PathBuf::from(path))
+    })
+}
+
+/// Only one run changes pods or programs at a time; the others wait. Ends with the value, and with
+/// the process.
+pub(super) fn lock(folder: &Path) -> Result<Flock<File>, EbpfError> {
+    let what = || folder.display().to_string();
+    let file = File::open(folder).map_err(|e| EbpfError::io(what(), e))?;
+    let locked = Flock::lock(file, FlockArg::LockExclusive);
+    locked.map_err(|(_, error)| EbpfError::io(what(), error.into()))
+}
+
+impl Node {
+    /// Load the programs and attach them, or put them in the place of those that are there. What
+    /// the maps hold stays, so pods stay captured and connections go on.
+    ///
+    /// # Errors
+    /// When the kernel does not accept them, or a privilege is missing. A later run then does the
+    /// rest.
+    pub fn load(folder: &Path, options: &Options) -> Result<(Self, Loaded), EbpfError> {
+        let cgroup = File::open(&options.cgroup).ok();
+        let is_cgroup =
+            |file: &File| fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
+        let cgroup = cgroup.filter(is_cgroup);
+        let cgroup = cgroup.ok_or_else(|| EbpfError::NoCgroup(options.cgroup.clone()))?;
+        let maps = folder.join("maps");
+        for path in [folder, &maps, &folder.join("links"), &folder.join("pods")] {
+            fs::create_dir_all(path)
+                .map_err(|source| EbpfError::NoFolder { folder: folder.to_owned(), source })?;
+        }
+        let in_bpffs = File::open(folder).is_ok_and(|file| {
+            fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == FsType(BPF_FS.into()))
+        });
+        if !in_bpffs {
+            return Err(EbpfError::NoBpffs(folder.to_owned()));
+        }
+        let _lock = lock(folder)?;
+        // What is there must be of this version, before anything is replaced.
+        match Maps::open(&maps) {
+            Ok(_) | Err(EbpfError::NotLoaded(_)) => {}
+            Err(other) => return Err(other),
+        }
+        let mut loader = EbpfLoader::new();
+        for name in NAMES {
+            loader.map_pin_path(name, maps.join(name));
+        }
+        for name in ["PODS", "COUNTERS"] {
+            loader.map_max_entries(name, options.max_pods);
+        }
+        loader.map_max_entries("NETWORKS", options.max_networks);
+        let mut object = loader.load(OBJECT)?;
+        let mut loaded = Loaded::default();
+        for (name, kind, since) in PROGRAMS {
+            let program = accept(name, object.program_mut(name))?;
+            let pin = folder.join("links").join(name);
+            if replace(&pin, program.as_fd())? {
+                loaded.replaced.push(name.to_owned());
+                continue;
+            }
+            let link = sys_bpf::link(program.as_fd(), cgroup.as_fd(), kind);
+            let link = link.map_err(|source| EbpfError::Kernel {
+                what: "links of programs to cgroups of this kind",
+                since,
+                source,
+            })?;
+            sys_bpf::pin(link.as_fd(), &pin).map_err(|e| EbpfError::io(show(&pin), e))?;
+            loaded.attached.push(name.to_owned());
+        }
+        let node = Self::open(folder)?;
+        if options.accelerate {
+            let program = accept(ACCELERATOR, object.program_mut(ACCELERATOR))?;
+            let ends = pinned(&maps.join("ENDS"))?;
+            let attached = sys_bpf::attach_to_map(program.as_fd(), ends.as_fd());
+            attached.map_err(|e| EbpfError::io(ACCELERATOR, e))?;
+        }
+        let settings = node.maps.settings.get(&0)?.unwrap_or_default();
+        let settings = Settings { accelerate: options.accelerate.into(), ..settings };
+        node.maps.settings.set(&0, &settings)?;
+        for (cookie, pin) in node.pins()? {
+            let program = node.lookup.load(cookie)?;
+            // The link of a namespace that is gone can't be changed, and needn't be.
+            if replace(&pin, program.as_fd()).unwrap_or(false) {
+                loaded.pods += 1;
+            }
+        }
+        Ok((node, loaded))
+    }
+
+    /// Open what is loaded.
+    ///
+    /// # Errors
+    /// When nothing is.
+    pub fn open(folder: &Path) -> Result<Self, EbpfError> {
+        let maps = folder.join("maps");
+        let opened = Maps::open(&maps)?;
+        let lookup = Lookup::new(&maps)?;
+        Ok(Self { folder: folder.to_owned(), maps: opened, lookup })
+    }
+
+    /// Detach all programs, of pods first, and forget everything. Connections that are captured go
+    /// on; new ones are let past. False if nothing was there.
+    ///
+    /// # Errors
+    /// When something can't be removed.
+    pub fn unload(folder: &Path) -> Result<bool, EbpfError> {
+        if !folder.is_dir() {
+            return Ok(false);
+        }
+        let _lock = lock(folder)?;
+        let mut any = false;
+        for part in ["pods", "links", "maps"] {
+            let part = folder.join(part);
+            let Ok(entries) = fs::read_dir(&part) else { continue };
+            for entry in entries.flatten() {
+                fs::remove_file(entry.path()).map_err(|e| EbpfError::io(show(&entry.path()), e))?;
+                any = true;
+            }
+            fs::remove_dir(&part).map_err(|e| EbpfError::io(show(&part), e))?;
+        }
+        // Another run may be about to use it again.
+        drop(fs::remove_dir(folder));
+        Ok(any)
+    }
+
+    /// Which programs are attached.
+    ///
+    /// # Errors
+    /// When a pin can't be opened.
+    pub fn state(&self) -> Result<State, EbpfError> {
+        let settings = self.maps.settings.get(&0)?.unwrap_or_default();
+        let mut state = State {
+            accelerated: settings.accelerate != 0,
+            sample: settings.sample,
+            ..State::default()
+        };
+        for (name, ..) in PROGRAMS {
+            let pin = self.folder.join("links").join(name);
+            let link = sys_bpf::pinned(&pin).map_err(|e| EbpfError::io(show(&pin), e))?;
+            let list = if link.is_some() { &mut state.attached } else { &mut state.missing };
+            list.push(name.to_owned());
+        }
+        Ok(state)
+    }
+
+    /// Let one of so many decisions be reported, or none with 0.
+    ///
+    /// # Errors
+    /// When the setting can't be written.
+    pub fn sample(&self, one_of: u32) -> Result<(), EbpfError> {
+        let settings = self.maps.settings.get(&0)?.unwrap_or_default();
+        self.maps.settings.set(&0, &Settings { sample: one_of, ..settings })
+    }
+
+    /// The pins of pods, by cookie.
+    pub(super) fn pins(&self) -> Result<Vec<(u64, PathBuf)>, EbpfError> {
+        let folder = self.folder.join("pods");
+        let entries = fs::read_dir(&folder).map_err(|e| EbpfError::io(show(&folder), e))?;
+        let cookie = |path: PathBuf| Some((path.file_name()?.to_str()?.parse().ok()?, path));
+        Ok(entries.flatten().filter_map(|entry| cookie(entry.path())).collect())
+    }
+
+    /// Where a pod's link is pinned.
+    pub(super) fn pin_of(&self, cookie: u64) -> PathBuf {
+        self.folder.join("pods").join(cookie.to_string())
+    }
+}
+
+pub(super) fn show(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// What must be pinned there.
+pub(super) fn pinned(pin: &Path) -> Result<OwnedFd, EbpfError> {
+    let found = sys_bpf::pinned(pin).map_err(|e| EbpfError::io(show(pin), e))?;
+    found.ok_or_else(|| EbpfError::NotLoaded(pin.to_owned()))
+}
+
+/// Put a program in the place of a pinned link's; false if there is none.
+fn replace(pin: &Path, program: BorrowedFd<'_>) -> Result<bool, EbpfError> {
+    let failed = |e| EbpfError::io(show(pin), e);
+    let Some(link) = sys_bpf::pinned(pin).map_err(failed)? else { return Ok(false) };
+    sys_bpf::update_link(link.as_fd(), program).map_err(failed)?;
+    Ok(true)
+}
+
+/// Let the verifier look at a program.
+fn accept<'o>(name: &str, program: Option<&'o mut Program>) -> Result<&'o ProgramFd, EbpfError> {
+    let missing = || EbpfError::Parse(format!("it has no program {name}"));
+    let program = program.ok_or_else(missing)?;
+    let loaded = match program {
+        Program::CgroupSockAddr(p) => p.load().and_then(|()| p.fd()),
+        Program::CgroupSockopt(p) => p.load().and_then(|()| p.fd()),
+        Program::CgroupSock(p) => p.load().and_then(|()| p.fd()),
+        Program::SockOps(p) => p.load().and_then(|()| p.fd()),
+        Program::SkMsg(p) => p.load().and_then(|()| p.fd()),
+        _ => return Err(missing()),
+    };
+    loaded.map_err(|error| match error {
+        ProgramError::LoadError { io_error, verifier_log } => EbpfError::Program {
+            name: name.to_owned(),
+            source: io_error,
+            log: verifier_log.to_string(),
+        },
+        other => EbpfError::Parse(format!("{name}: {other}")),
+    })
+}

@@ -1,0 +1,303 @@
+//! Enrolling a pod, leaving it, and finding what is left of pods that are gone.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::os::fd::AsFd as _;
+
+use millrace_core::ebpf::Entry;
+use millrace_ebpf_common::{
+    Address, Class, GroupKey, ListenerKey, NetworkKey, POD_ID_BITS, PORTS_IN_CHUNK, Pod, PodFlags,
+    PortKey, Settings,
+};
+
+use super::error::EbpfError;
+use super::node::{Node, lock, show};
+use super::target::Target;
+use super::{listener, sys_bpf};
+
+/// What enrolling did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enrolled {
+    /// The pod is captured from now on.
+    Added,
+    /// It is captured otherwise than before.
+    Changed,
+    /// It was captured like this.
+    Unchanged,
+}
+
+/// An enrolled pod.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its netns cookie.
+    pub cookie: u64,
+    /// Its entry.
+    pub pod: Pod,
+    /// The inode of its network namespace; none if that is gone.
+    pub netns: Option<u32>,
+    /// How often each class of verdict was given.
+    pub counters: Vec<(Class, u64)>,
+}
+
+/// The first network of a pod in NETWORKS. The kernel lists a trie's networks from the left, so all
+/// others of the pod are behind it. It says nothing of its address, which is nobody's.
+const fn first_network(pod: u32) -> NetworkKey {
+    NetworkKey { bits: POD_ID_BITS + 128, pod, address: Address([0; 4]) }
+}
+
+impl Node {
+    /// Capture the pod that the calling thread is in, from one moment to the next.
+    ///
+    /// # Errors
+    /// When a map is full, or the kernel refuses something. Then nothing has changed for the pod.
+    pub fn enrol(&self, target: &Target, entry: &Entry) -> Result<Enrolled, EbpfError> {
+        let _lock = lock(&self.folder)?;
+        let cookie = target.cookie;
+        let before = self.maps.pods.get(&cookie)?;
+        let mut pod = Pod { digest: digest(entry), ..entry.pod };
+        if let Some(old) = before {
+            pod.id = old.id;
+            if pod == old && self.is_linked(cookie) {
+                self.adopt_listener(cookie, &pod)?;
+                return Ok(Enrolled::Unchanged);
+            }
+        }
+        pod.id = self.new_id()?;
+        if let Err(error) = self.prepare(target, &pod, entry) {
+            // What failed is told; that it can't be taken back either would hide it.
+            drop(self.forget(&pod));
+            if before.is_none() {
+                drop(self.detach(cookie));
+            }
+            return Err(error);
+        }
+        if before.is_none_or(|old| old.inbound_port != pod.inbound_port) {
+            // Also once more below: it may begin to listen at this moment.
+            self.adopt_listener(cookie, &pod)?;
+        }
+        if let Err(error) = self.maps.pods.set(&cookie, &pod) {
+            drop(self.forget(&pod));
+            if before.is_none() {
+                drop(self.detach(cookie));
+            }
+            return Err(error);
+        }
+        self.adopt_listener(cookie, &pod)?;
+        let Some(old) = before else { return Ok(Enrolled::Added) };
+        self.forget(&old)?;
+        if old.inbound_port != pod.inbound_port {
+            self.drop_listeners(cookie, old.inbound_port)?;
+        }
+        Ok(Enrolled::Changed)
+    }
+
+    /// Capture a pod no longer. False if it was not captured.
+    ///
+    /// # Errors
+    /// When something can't be removed.
+    pub fn leave(&self, cookie: u64) -> Result<bool, EbpfError> {
+        let _lock = lock(&self.folder)?;
+        self.leave_locked(cookie)
+    }
+
+    fn leave_locked(&self, cookie: u64) -> Result<bool, EbpfError> {
+        let pod = self.maps.pods.get(&cookie)?;
+        self.maps.pods.remove(&cookie)?;
+        if let Some(pod) = &pod {
+            self.forget(pod)?;
+            self.drop_listeners(cookie, pod.inbound_port)?;
+        }
+        self.detach(cookie)?;
+        Ok(pod.is_some())
+    }
+
+    /// Take away what is left of pods whose network namespace is gone, and of runs that died. How
+    /// many pods that were.
+    ///
+    /// # Errors
+    /// When something can't be listed or removed.
+    pub fn collect(&self) -> Result<usize, EbpfError> {
+        let _lock = lock(&self.folder)?;
+        let mut gone = 0;
+        let mut ids = BTreeSet::new();
+        for cookie in self.maps.pods.keys()? {
+            if self.is_linked(cookie) {
+                ids.extend(self.maps.pods.get(&cookie)?.map(|pod| pod.id));
+            } else {
+                self.leave_locked(cookie)?;
+                gone += 1;
+            }
+        }
+        let known = |cookie: u64| self.maps.pods.get(&cookie).map(|pod| pod.is_some());
+        for (cookie, _) in self.pins()? {
+            if !known(cookie)? {
+                self.detach(cookie)?;
+            }
+        }
+        for cookie in self.maps.counted()? {
+            if !known(cookie)? {
+                self.maps.drop_counters(cookie)?;
+            }
+        }
+        for key in self.maps.networks.keys()?.iter().filter(|key| !ids.contains(&key.pod)) {
+            self.maps.networks.remove(key)?;
+        }
+        for key in self.maps.ports.keys()?.iter().filter(|key| !ids.contains(&key.pod)) {
+            self.maps.ports.remove(key)?;
+        }
+        for key in self.maps.groups.keys()?.iter().filter(|key| !ids.contains(&key.pod)) {
+            self.maps.groups.remove(key)?;
+        }
+        Ok(gone)
+    }
+
+    /// A pod, if it is enrolled.
+    ///
+    /// # Errors
+    /// When the maps can't be read.
+    pub fn pod(&self, cookie: u64) -> Result<Option<Found>, EbpfError> {
+        let Some(pod) = self.maps.pods.get(&cookie)? else { return Ok(None) };
+        let counts = self.maps.counters(cookie)?.unwrap_or_default();
+        let counters = Class::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0);
+        Ok(Some(Found { cookie, pod, netns: self.netns_of(cookie), counters: counters.collect() }))
+    }
+
+    /// All pods that are enrolled.
+    ///
+    /// # Errors
+    /// When the maps can't be read.
+    pub fn pods(&self) -> Result<Vec<Found>, EbpfError> {
+        let cookies = self.maps.pods.keys()?;
+        cookies.into_iter().filter_map(|cookie| self.pod(cookie).transpose()).collect()
+    }
+
+    /// Whether a pod's entry is as wanted, but for its id.
+    ///
+    /// # Errors
+    /// When the maps can't be read.
+    pub fn holds(&self, cookie: u64, entry: &Entry) -> Result<bool, EbpfError> {
+        let Some(pod) = self.maps.pods.get(&cookie)? else { return Ok(false) };
+        Ok(pod == Pod { digest: digest(entry), id: pod.id, ..entry.pod })
+    }
+
+    /// An id that no policy had before.
+    fn new_id(&self) -> Result<u32, EbpfError> {
+        let settings = self.maps.settings.get(&0)?.unwrap_or_default();
+        let last_id = settings.last_id.wrapping_add(1).max(1);
+        self.maps.settings.set(&0, &Settings { last_id, ..settings })?;
+        Ok(last_id)
+    }
+
+    /// Everything but the entry itself: nothing of it has an effect yet.
+    fn prepare(&self, target: &Target, pod: &Pod, entry: &Entry) -> Result<(), EbpfError> {
+        let id = pod.id;
+        if !entry.networks.is_empty() {
+            self.maps.networks.set(&first_network(id), &0)?;
+        }
+        for ((octets, length), flags) in &entry.networks {
+            let bits = POD_ID_BITS + u32::from(*length);
+            let address = Address::from_octets(*octets);
+            self.maps.networks.set(&NetworkKey { bits, pod: id, address }, flags)?;
+        }
+        for (chunk, ports) in &entry.ports {
+            self.maps.ports.set(&PortKey { pod: id, chunk: (*chunk).into() }, ports)?;
+        }
+        for gid in &entry.groups {
+            self.maps.groups.set(&GroupKey { pod: id, gid: *gid }, &1)?;
+        }
+        self.maps.start_counters(target.cookie)?;
+        if self.is_linked(target.cookie) {
+            return Ok(());
+        }
+        let pin = self.pin_of(target.cookie);
+        drop(fs::remove_file(&pin));
+        let program = self.lookup.load(target.cookie)?;
+        let link = sys_bpf::link_netns(program.as_fd(), target.netns.as_fd());
+        let link = link.map_err(|source| EbpfError::Kernel {
+            what: "sk_lookup programs",
+            since: "5.9",
+            source,
+        })?;
+        sys_bpf::pin(link.as_fd(), &pin).map_err(|e| EbpfError::io(show(&pin), e))
+    }
+
+    /// Take away a policy's networks, ports and groups.
+    fn forget(&self, pod: &Pod) -> Result<(), EbpfError> {
+        if pod.has(PodFlags::HAS_NETWORKS) {
+            let first = first_network(pod.id);
+            let mut keys = Vec::new();
+            let mut next = first;
+            while self.maps.networks.get(&first)?.is_some() {
+                let Some(key) = self.maps.networks.next(&next)? else { break };
+                if key.pod != pod.id {
+                    break;
+                }
+                keys.push(key);
+                next = key;
+            }
+            for key in keys.iter().chain([&first]) {
+                self.maps.networks.remove(key)?;
+            }
+        }
+        if pod.has(PodFlags::HAS_PORTS) {
+            for chunk in 0..=(u16::MAX / PORTS_IN_CHUNK).into() {
+                self.maps.ports.remove(&PortKey { pod: pod.id, chunk })?;
+            }
+        }
+        if pod.has(PodFlags::HAS_GROUPS) {
+            for key in self.maps.groups.keys()?.iter().filter(|key| key.pod == pod.id) {
+                self.maps.groups.remove(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Take away a pod's link and counters.
+    fn detach(&self, cookie: u64) -> Result<(), EbpfError> {
+        self.maps.drop_counters(cookie)?;
+        let pin = self.pin_of(cookie);
+        match fs::remove_file(&pin) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(EbpfError::io(show(&pin), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Find the proxy's listeners, where connections are to come to them.
+    fn adopt_listener(&self, cookie: u64, pod: &Pod) -> Result<(), EbpfError> {
+        if pod.has(PodFlags::INBOUND) {
+            listener::adopt(&self.maps, cookie, pod.inbound_port)?;
+        }
+        Ok(())
+    }
+
+    fn drop_listeners(&self, netns: u64, port: u16) -> Result<(), EbpfError> {
+        for family in [4, 6] {
+            self.maps.drop_listener(&ListenerKey { netns, family, port: port.into() })?;
+        }
+        Ok(())
+    }
+
+    /// The inode of a pod's network namespace, if its link is there and the namespace as well.
+    fn netns_of(&self, cookie: u64) -> Option<u32> {
+        let link = sys_bpf::pinned(&self.pin_of(cookie)).ok()??;
+        sys_bpf::link_info(link.as_fd()).ok().map(|info| info.netns).filter(|inode| *inode != 0)
+    }
+
+    fn is_linked(&self, cookie: u64) -> bool {
+        self.netns_of(cookie).is_some()
+    }
+}
+
+/// By which a policy's networks, ports and groups are known.
+fn digest(entry: &Entry) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    entry.networks.hash(&mut hasher);
+    for (chunk, ports) in &entry.ports {
+        (chunk, ports.words).hash(&mut hasher);
+    }
+    entry.groups.hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,123 @@
+//! The object, and the programs of single pods that are made of it.
+
+use std::collections::HashSet;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
+
+use aya_obj::Object;
+use millrace_ebpf_common::COOKIE_MARK;
+
+use super::error::EbpfError;
+use super::maps::NAMES;
+use super::sys_bpf::{self, Instruction};
+
+/// The eBPF object, as `cargo xtask build-ebpf` makes it.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!("millrace.bpf.o");
+
+/// The hash of the sources that it was made of.
+pub const SOURCES: &str = include_str!("millrace.bpf.sha256");
+
+/// The program for single pods.
+const LOOKUP: &str = "mr_sklookup";
+
+/// The operation that loads 8 bytes: they are in this instruction and the next (RFC 9669, 5.4).
+const LOAD_WIDE: u8 = 0x18;
+
+/// The `sk_lookup` program with its maps, ready for any pod.
+#[derive(Debug)]
+pub(super) struct Lookup {
+    instructions: Vec<Instruction>,
+    /// The maps that the instructions name by number.
+    _maps: Vec<OwnedFd>,
+}
+
+impl Lookup {
+    /// Read it from the object, for the maps in a folder.
+    pub(super) fn new(maps_folder: &Path) -> Result<Self, EbpfError> {
+        let parse = |error: &dyn std::fmt::Display| EbpfError::Parse(error.to_string());
+        let mut object = Object::parse(OBJECT).map_err(|e| parse(&e))?;
+        let mut maps = Vec::new();
+        for name in NAMES {
+            let path = maps_folder.join(name);
+            let what = || path.display().to_string();
+            let fd = sys_bpf::pinned(&path).map_err(|e| EbpfError::io(what(), e))?;
+            maps.push((name, fd.ok_or_else(|| EbpfError::NotLoaded(maps_folder.to_owned()))?));
+        }
+        let shapes = object.maps.clone();
+        let known =
+            maps.iter().filter_map(|(name, fd)| Some((*name, fd.as_raw_fd(), shapes.get(*name)?)));
+        let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+        object.relocate_maps(known, &text).map_err(|e| parse(&e))?;
+        object.relocate_calls(&text).map_err(|e| parse(&e))?;
+        let missing = || EbpfError::Parse(format!("it has no program {LOOKUP}"));
+        let program = object.programs.get(LOOKUP).ok_or_else(missing)?;
+        let function = object.functions.get(&program.function_key()).ok_or_else(missing)?;
+        let instructions = function.instructions.iter().copied().map(encode).collect();
+        Ok(Self { instructions, _maps: maps.into_iter().map(|(_, fd)| fd).collect() })
+    }
+
+    /// Load it for a pod.
+    pub(super) fn load(&self, netns: u64) -> Result<OwnedFd, EbpfError> {
+        let instructions = with_cookie(&self.instructions, netns)
+            .ok_or_else(|| EbpfError::Parse(format!("{LOOKUP} has no place for a cookie")))?;
+        sys_bpf::load_lookup(&instructions, LOOKUP).map_err(|(source, log)| EbpfError::Program {
+            name: LOOKUP.to_owned(),
+            source,
+            log,
+        })
+    }
+}
+
+/// An instruction's 8 bytes (`struct bpf_insn`).
+fn encode(insn: aya_obj::generated::bpf_insn) -> Instruction {
+    let [o0, o1] = insn.off.to_ne_bytes();
+    let [i0, i1, i2, i3] = insn.imm.to_ne_bytes();
+    [insn.code, insn.dst_reg() | insn.src_reg() << 4, o0, o1, i0, i1, i2, i3]
+}
+
+/// The instructions with a pod's cookie in the place of the mark; none if the mark is not there
+/// exactly once.
+fn with_cookie(instructions: &[Instruction], netns: u64) -> Option<Vec<Instruction>> {
+    let (mark, cookie) = (COOKIE_MARK.to_le_bytes(), netns.to_le_bytes());
+    let ((mark_low, mark_high), (low, high)) = (mark.split_at(4), cookie.split_at(4));
+    // The immediate is the second half of an instruction.
+    let is = |insn: &Instruction, half: &[u8]| insn.ends_with(half);
+    let set = |insn: &mut Instruction, half: &[u8]| {
+        if let Some(place) = insn.get_mut(4..) {
+            place.copy_from_slice(half);
+        }
+    };
+    let mut all = instructions.to_vec();
+    let mut places = 0;
+    for at in 0..all.len() {
+        let [first, second, ..] = all.get_mut(at..)? else { break };
+        // A wide load of a plain number has no source register.
+        let plain = matches!(first, [LOAD_WIDE, registers, ..] if *registers >> 4 == 0);
+        if plain && is(first, mark_low) && is(second, mark_high) {
+            set(first, low);
+            set(second, high);
+            places += 1;
+        }
+    }
+    (places == 1).then_some(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cookie_takes_the_place_of_the_mark() {
+        let mark = COOKIE_MARK.to_le_bytes();
+        let (low, high) = mark.split_at(4);
+        let wide = [LOAD_WIDE, 1, 0, 0, low[0], low[1], low[2], low[3]];
+        let rest = [0, 0, 0, 0, high[0], high[1], high[2], high[3]];
+        let other = [0x95, 0, 0, 0, 0, 0, 0, 0];
+        let done = with_cookie(&[other, wide, rest, other], 0x0102_0304_0506_0708).unwrap();
+        assert_eq!(done[1], [LOAD_WIDE, 1, 0, 0, 8, 7, 6, 5]);
+        assert_eq!(done[2], [0, 0, 0, 0, 4, 3, 2, 1]);
+        assert_eq!(with_cookie(&[other, other], 1), None);
+        assert_eq!(with_cookie(&[wide, rest, wide, rest], 1), None);
+        assert_eq!(with_cookie(&[], 1), None);
+    }
+}

@@ -1,0 +1,331 @@
+//! The calls of `bpf(2)` that aya keeps to itself: maps by bytes, links of every kind, programs of
+//! single pods. And what goes with them: netns cookies and other processes' sockets.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use nix::libc;
+
+// `enum bpf_cmd` of linux/bpf.h.
+const MAP_LOOKUP: libc::c_int = 1;
+const MAP_UPDATE: libc::c_int = 2;
+const MAP_DELETE: libc::c_int = 3;
+const MAP_NEXT_KEY: libc::c_int = 4;
+const PROG_LOAD: libc::c_int = 5;
+const OBJ_PIN: libc::c_int = 6;
+const OBJ_GET: libc::c_int = 7;
+const PROG_ATTACH: libc::c_int = 8;
+const OBJ_GET_INFO: libc::c_int = 15;
+const LINK_CREATE: libc::c_int = 28;
+const LINK_UPDATE: libc::c_int = 29;
+
+/// `BPF_PROG_TYPE_SK_LOOKUP`.
+const TYPE_SK_LOOKUP: u32 = 30;
+/// `BPF_SK_LOOKUP`.
+const ATTACH_SK_LOOKUP: u32 = 36;
+/// `BPF_SK_MSG_VERDICT`.
+const ATTACH_SK_MSG: u32 = 7;
+/// asm-generic/socket.h.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// Arguments of `bpf(2)`, as linux/bpf.h lays them out for each command; what is behind them counts
+/// as zero.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Element {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Object {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Attach {
+    target: u32,
+    program: u32,
+    kind: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LinkCreate {
+    program: u32,
+    target: u32,
+    kind: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LinkUpdate {
+    link: u32,
+    program: u32,
+    flags: u32,
+    old: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Info {
+    fd: u32,
+    length: u32,
+    buffer: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Load {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    licence: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    attach: u32,
+}
+
+fn bpf<T>(command: libc::c_int, argument: &mut T) -> io::Result<RawFd> {
+    let size = size_of::<T>();
+    // SAFETY: the argument is laid out as the command wants it, and its size is told; what it
+    // points to outlives the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(argument), size) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    RawFd::try_from(result).map_err(io::Error::other)
+}
+
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has just made it for us.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn number(fd: BorrowedFd<'_>) -> u32 {
+    // A descriptor is never negative.
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn address(bytes: &[u8]) -> u64 {
+    bytes.as_ptr() as u64
+}
+
+fn path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// Whether an error is that there is no such entry.
+fn or_none(result: io::Result<RawFd>) -> io::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Set an entry of a map.
+pub(super) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let (key, value) = (address(key), address(value));
+    let mut argument = Element { map: number(map), padding: 0, key, value, flags: 0 };
+    bpf(MAP_UPDATE, &mut argument).map(drop)
+}
+
+/// Read an entry of a map into `value`, which is as long as the kernel wants it; false if there is
+/// none.
+pub(super) fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    let (key, value) = (address(key), value.as_mut_ptr() as u64);
+    let mut argument = Element { map: number(map), padding: 0, key, value, flags: 0 };
+    or_none(bpf(MAP_LOOKUP, &mut argument))
+}
+
+/// Take an entry out of a map; false if there is none.
+pub(super) fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
+    let key = address(key);
+    let mut argument = Element { map: number(map), padding: 0, key, value: 0, flags: 0 };
+    or_none(bpf(MAP_DELETE, &mut argument))
+}
+
+/// The key behind another one, or the first; false behind the last.
+pub(super) fn next_key(
+    map: BorrowedFd<'_>,
+    key: Option<&[u8]>,
+    next: &mut [u8],
+) -> io::Result<bool> {
+    let (key, value) = (key.map_or(0, address), next.as_mut_ptr() as u64);
+    let mut argument = Element { map: number(map), padding: 0, key, value, flags: 0 };
+    or_none(bpf(MAP_NEXT_KEY, &mut argument))
+}
+
+/// What a map is like.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MapInfo {
+    pub(super) kind: u32,
+    pub(super) id: u32,
+    pub(super) key_size: u32,
+    pub(super) value_size: u32,
+    pub(super) max_entries: u32,
+}
+
+/// What a link is like (`struct bpf_link_info`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LinkInfo {
+    pub(super) kind: u32,
+    pub(super) id: u32,
+    pub(super) program: u32,
+    padding: u32,
+    /// Of a netns link: the inode of the namespace, 0 when that is gone.
+    pub(super) netns: u32,
+    attach: u32,
+}
+
+fn info<T: Copy>(fd: BorrowedFd<'_>) -> io::Result<T> {
+    // SAFETY: both kinds of information are integers only.
+    let mut info: T = unsafe { zeroed() };
+    let length = u32::try_from(size_of::<T>()).map_err(io::Error::other)?;
+    let at = std::ptr::from_mut(&mut info) as u64;
+    bpf(OBJ_GET_INFO, &mut Info { fd: number(fd), length, buffer: at })?;
+    Ok(info)
+}
+
+/// What a map is like.
+pub(super) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    info(map)
+}
+
+/// What a link is like.
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    info(link)
+}
+
+/// Pin something in bpffs.
+pub(super) fn pin(object: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
+    let at = path(at)?;
+    bpf(OBJ_PIN, &mut Object { path: at.as_ptr() as u64, fd: number(object), flags: 0 }).map(drop)
+}
+
+/// Open what is pinned; none if nothing is.
+pub(super) fn pinned(at: &Path) -> io::Result<Option<OwnedFd>> {
+    let at = path(at)?;
+    match bpf(OBJ_GET, &mut Object { path: at.as_ptr() as u64, fd: 0, flags: 0 }) {
+        Ok(fd) => Ok(Some(owned(fd))),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Attach a program to a cgroup or network namespace.
+pub(super) fn link(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    kind: u32,
+) -> io::Result<OwnedFd> {
+    let (program, target) = (number(program), number(target));
+    bpf(LINK_CREATE, &mut LinkCreate { program, target, kind, flags: 0 }).map(owned)
+}
+
+/// Attach a pod's program to its network namespace.
+pub(super) fn link_netns(program: BorrowedFd<'_>, netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    link(program, netns, ATTACH_SK_LOOKUP)
+}
+
+/// Put another program in the place of a link's, in one step.
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let (link, program) = (number(link), number(program));
+    bpf(LINK_UPDATE, &mut LinkUpdate { link, program, flags: 0, old: 0 }).map(drop)
+}
+
+/// Let a program see what the sockets of a map send.
+pub(super) fn attach_to_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<()> {
+    let (program, target) = (number(program), number(map));
+    bpf(PROG_ATTACH, &mut Attach { target, program, kind: ATTACH_SK_MSG, flags: 0 }).map(drop)
+}
+
+/// One instruction (`struct bpf_insn`), as 8 bytes.
+pub(super) type Instruction = [u8; 8];
+
+/// Load a pod's `sk_lookup` program. An error comes with what the verifier says.
+pub(super) fn load_lookup(
+    instructions: &[Instruction],
+    name: &str,
+) -> Result<OwnedFd, (io::Error, String)> {
+    let mut short = [0; 16];
+    for (place, byte) in short.iter_mut().take(15).zip(name.bytes()) {
+        *place = byte;
+    }
+    let count = u32::try_from(instructions.len()).unwrap_or(u32::MAX);
+    let mut argument = Load {
+        kind: TYPE_SK_LOOKUP,
+        count,
+        instructions: instructions.as_ptr() as u64,
+        licence: c"Apache-2.0".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+        name: short,
+        ifindex: 0,
+        attach: ATTACH_SK_LOOKUP,
+    };
+    bpf(PROG_LOAD, &mut argument).map(owned).map_err(|error| {
+        // Once more, for the reason.
+        let mut log = vec![0_u8; 1 << 20];
+        argument.log_level = 1;
+        argument.log_size = u32::try_from(log.len()).unwrap_or(0);
+        argument.log = log.as_mut_ptr() as u64;
+        drop(bpf(PROG_LOAD, &mut argument).map(owned));
+        let said = log.split(|byte| *byte == 0).next().unwrap_or_default();
+        (error, String::from_utf8_lossy(said).into_owned())
+    })
+}
+
+/// The cookie of the network namespace that a socket is in.
+pub(super) fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    // SAFETY: the option's value is 8 bytes, which is what is told.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A descriptor of another process.
+pub(super) fn descriptor_of(process: u32, descriptor: RawFd) -> io::Result<OwnedFd> {
+    let call = |number: libc::c_long, a: libc::c_long, b: libc::c_long| {
+        // SAFETY: both calls take three integers and make a descriptor.
+        let result = unsafe { libc::syscall(number, a, b, libc::c_long::from(0_i8)) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    };
+    let fd = |result: libc::c_long| RawFd::try_from(result).map(owned).map_err(io::Error::other);
+    let handle = fd(call(libc::SYS_pidfd_open, process.into(), 0)?)?;
+    fd(call(libc::SYS_pidfd_getfd, handle.as_raw_fd().into(), descriptor.into())?)
+}

@@ -1,0 +1,122 @@
+//! The pod that is enrolled: its network namespace, its addresses, its user namespace.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use millrace_core::ebpf::{Addresses, IdMap};
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, socket};
+
+use super::error::EbpfError;
+use super::{sys_bpf, sys_userns};
+
+/// Addresses that no pod has (RFC 5737, RFC 3849): which of the pod's own would they be reached
+/// from?
+const ELSEWHERE: [&str; 2] = ["198.51.100.1:9", "[2001:db8::1]:9"];
+
+/// A network namespace, as the programs know it.
+#[derive(Debug)]
+pub struct Target {
+    pub(super) cookie: u64,
+    pub(super) netns: File,
+}
+
+impl Target {
+    /// The namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// When the kernel gives network namespaces no cookies.
+    pub fn current() -> Result<Self, EbpfError> {
+        let path = "/proc/thread-self/ns/net";
+        let netns = File::open(path).map_err(|e| EbpfError::io(path, e))?;
+        let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        let cookie = sys_bpf::netns_cookie(&any).map_err(|source| EbpfError::Kernel {
+            what: "cookies of network namespaces (SO_NETNS_COOKIE)",
+            since: "5.14",
+            source,
+        })?;
+        Ok(Self { cookie, netns })
+    }
+
+    /// What the kernel knows the namespace by, as long as the machine runs.
+    pub const fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// The addresses of the namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// When the kernel does not list them.
+    pub fn addresses() -> Result<Addresses, EbpfError> {
+        let mut own = Vec::new();
+        for interface in getifaddrs()? {
+            own.extend(interface.address.as_ref().and_then(ip));
+        }
+        let sources: Vec<IpAddr> = ELSEWHERE.iter().filter_map(|to| source(to)).collect();
+        // Without a route to elsewhere it is the first address that is good for others.
+        let fallback = [true, false].into_iter().filter_map(|v4| {
+            let known = sources.iter().any(|ip| ip.is_ipv4() == v4);
+            let first = own.iter().find(|ip| ip.is_ipv4() == v4 && is_for_others(**ip));
+            first.filter(|_| !known).copied()
+        });
+        let sources = sources.iter().copied().chain(fallback).collect();
+        Ok(Addresses { own, sources })
+    }
+
+    /// The users and groups of the namespace's user namespace.
+    ///
+    /// # Errors
+    /// When it is another one than this process's, and has no process that tells.
+    pub fn ids(&self) -> Result<(IdMap, IdMap), EbpfError> {
+        let failed = |e| EbpfError::io("the user namespace of a pod", e);
+        let owner = sys_userns::owner(&self.netns).and_then(|file| file.metadata());
+        let owner = owner.map_err(failed)?;
+        let same = |path: &Path| {
+            fs::metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (owner.dev(), owner.ino()))
+        };
+        if same(Path::new("/proc/self/ns/user")) {
+            return Ok((IdMap::identity(), IdMap::identity()));
+        }
+        for entry in fs::read_dir("/proc").map_err(failed)?.flatten() {
+            let process = entry.path();
+            if !entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit)
+                || !same(&process.join("ns/user"))
+            {
+                continue;
+            }
+            let read = |name| fs::read_to_string(process.join(name)).ok();
+            let both = read("uid_map").zip(read("gid_map"));
+            if let Some(maps) = both.and_then(|(u, g)| IdMap::parse(&u).zip(IdMap::parse(&g))) {
+                return Ok(maps);
+            }
+        }
+        Err(EbpfError::UserNamespace(owner.ino()))
+    }
+}
+
+fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+}
+
+/// What the kernel would choose; nothing is sent.
+fn source(to: &str) -> Option<IpAddr> {
+    let to: SocketAddr = to.parse().ok()?;
+    let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
+    let chosen = || -> io::Result<IpAddr> {
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(to)?;
+        Ok(socket.local_addr()?.ip())
+    };
+    chosen().ok().filter(|ip| !ip.is_unspecified())
+}
+
+fn is_for_others(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local() && ip.segments()[0] != 0,
+    }
+}

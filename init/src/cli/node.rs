@@ -1,0 +1,135 @@
+//! The command lines of eBPF capture: the node's programs, and what pods need of them.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use millrace_host::ebpf::DEFAULT_FOLDER;
+
+/// `millrace node-bpf`.
+#[derive(Debug)]
+pub(crate) struct NodeBpf {
+    pub(crate) folder: PathBuf,
+    pub(crate) json: bool,
+    pub(crate) task: Task,
+}
+
+/// What is done with the node's programs.
+#[derive(Debug)]
+pub(crate) enum Task {
+    Load { cgroup: Option<PathBuf>, accelerate: bool, max_pods: u32, max_networks: u32 },
+    Unload,
+    Status,
+    Collect,
+}
+
+/// Where the pins are.
+pub(super) fn bpffs() -> Arg {
+    Arg::new("bpffs")
+        .long("bpffs")
+        .value_name("FOLDER")
+        .help("Folder of a bpffs that holds the programs of eBPF capture")
+        .value_parser(value_parser!(PathBuf))
+        .default_value(DEFAULT_FOLDER)
+}
+
+/// A command that carries a configuration out by eBPF as well.
+pub(super) fn with_ebpf(command: Command) -> Command {
+    let words = ["auto", "nftables", "iptables", "iptables-nft", "iptables-legacy", "ebpf"];
+    command.mut_arg("backend", |backend| backend.value_parser(words)).arg(bpffs())
+}
+
+/// For a pod that leaves.
+pub(super) fn leaving() -> [Arg; 2] {
+    let backend = Arg::new("backend")
+        .long("backend")
+        .value_name("BACKEND")
+        .help("ebpf: let the pod leave eBPF capture as well")
+        .value_parser(["auto", "ebpf"])
+        .default_value("auto");
+    [backend, bpffs()]
+}
+
+/// `millrace node-bpf` for the help.
+pub(super) fn node_bpf_command() -> Command {
+    let number = |name: &'static str, default: &'static str, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .value_name("NUMBER")
+            .help(help)
+            .value_parser(value_parser!(u32).range(1..=16_777_216))
+            .default_value(default)
+    };
+    let load = Command::new("load")
+        .about("Load the programs and attach them; upgrade those that are there without a gap")
+        .arg(
+            Arg::new("cgroup")
+                .long("cgroup")
+                .value_name("FOLDER")
+                .help("The cgroup v2 whose processes may be captured [default: the first mounted]")
+                .value_parser(value_parser!(PathBuf)),
+        )
+        .arg(
+            Arg::new("accelerate")
+                .long("accelerate")
+                .help("Hand data from socket to socket between application and proxy (docs/ebpf.md says what that breaks)")
+                .action(ArgAction::SetTrue),
+        )
+        .arg(number("max-pods", "4096", "How many pods there can be"))
+        .arg(number("max-networks", "1048576", "How many networks all pods can name together"));
+    let with_bpffs = |command: Command| command.arg(bpffs()).arg(output());
+    Command::new("node-bpf")
+        .about("Load the programs of eBPF capture on a node, or unload them")
+        .long_about(
+            "The programs of eBPF capture are for the whole node: loaded once, attached at the \
+             root of cgroup v2, pinned in a bpffs so that they stay. They let everything past \
+             until a pod is enrolled with `millrace apply --backend ebpf`.",
+        )
+        .after_help("Exit codes: 0 done; 1 something failed; 2 the command line can't be read; status: 3 not loaded, 5 not whole.")
+        .subcommand_required(true)
+        .subcommands([
+            with_bpffs(load),
+            with_bpffs(Command::new("unload").about("Detach everything; every pod leaves")),
+            with_bpffs(Command::new("status").about("Programs, pods, and their counters")),
+            with_bpffs(Command::new("gc").about("Take away what is left of pods that are gone")),
+        ])
+}
+
+fn output() -> Arg {
+    Arg::new("output")
+        .long("output")
+        .value_name("FORMAT")
+        .help("How to print the result")
+        .value_parser(["text", "json"])
+        .default_value("text")
+}
+
+fn folder(m: &ArgMatches) -> PathBuf {
+    m.get_one::<PathBuf>("bpffs").cloned().unwrap_or_else(|| PathBuf::from(DEFAULT_FOLDER))
+}
+
+/// The folder of the pins, where eBPF is asked for.
+pub(super) fn ebpf(m: &ArgMatches) -> Option<PathBuf> {
+    let backend = m.try_get_one::<String>("backend").ok().flatten();
+    backend.is_some_and(|backend| backend == "ebpf").then(|| folder(m))
+}
+
+pub(super) fn node_bpf(m: &ArgMatches) -> NodeBpf {
+    let (name, m) = m.subcommand().unwrap_or(("status", m));
+    let number = |name: &str| m.get_one::<u32>(name).copied().unwrap_or(1);
+    let task = match name {
+        "load" => Task::Load {
+            cgroup: m.get_one::<PathBuf>("cgroup").cloned(),
+            accelerate: m.get_flag("accelerate"),
+            max_pods: number("max-pods"),
+            max_networks: number("max-networks"),
+        },
+        "unload" => Task::Unload,
+        "gc" => Task::Collect,
+        _ => Task::Status,
+    };
+    NodeBpf { folder: folder(m), json: is_json(m), task }
+}
+
+fn is_json(m: &ArgMatches) -> bool {
+    m.get_one::<String>("output").is_some_and(|output| output == "json")
+}

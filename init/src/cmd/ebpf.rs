@@ -1,0 +1,191 @@
+//! `apply`, `status` and `cleanup` with `--backend ebpf`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use millrace_core::compile::routing;
+use millrace_core::ebpf::{Entry, compile};
+use millrace_core::facts::HostFacts;
+use millrace_core::plan::Wish;
+use millrace_core::policy::CapturePolicy;
+use millrace_core::ruleset::Ruleset;
+use millrace_host::ebpf::{EbpfError, Enrolled, Found, Node, Target};
+use millrace_host::engine::{Drift, Request, Rules, Session};
+use millrace_host::exec;
+use serde_json::{Value, json};
+
+use super::config;
+use super::output::{outcome_json, outcome_text, print, print_json, warn};
+use crate::cli::own::{Common, Config};
+use crate::exit::Exit;
+
+/// Enrol the pod, then take away rules of other backends: it is captured at every moment.
+pub(super) fn apply(
+    folder: &Path,
+    common: &Common,
+    session: &mut Session,
+    facts: &HostFacts,
+    policy: &CapturePolicy,
+) -> Result<Exit> {
+    let entry = compile(policy, &facts.groups)?;
+    let target = Target::current()?;
+    let entry = complete(&target, entry)?;
+    let node = Node::open(folder)?;
+    let enrolled = if common.dry_run {
+        match (node.pod(target.cookie())?, node.holds(target.cookie(), &entry)?) {
+            (_, true) => Enrolled::Unchanged,
+            (Some(_), false) => Enrolled::Changed,
+            (None, false) => Enrolled::Added,
+        }
+    } else {
+        node.enrol(&target, &entry).or_else(|error| match error {
+            // What is left of pods that are gone may be all that is in the way.
+            EbpfError::Full(_) if node.collect()? > 0 => node.enrol(&target, &entry),
+            error => Err(error),
+        })?
+    };
+    let outcome = session.run(&Request {
+        rules: Some(Rules {
+            iptables: &Ruleset {
+                v4: Vec::new(),
+                v6: policy.ipv6.value.then(Vec::new),
+                routing: routing(policy),
+            },
+            native: None,
+        }),
+        wish: Wish::Auto,
+        drift: Drift::Replace,
+        everything: false,
+        dry_run: common.dry_run,
+        wait: common.wait.max(Duration::from_secs(1)),
+        groups: &facts.groups,
+        marks: config::marks(Some(policy)),
+        exec: exec::Options::default(),
+    })?;
+    outcome.warnings.iter().for_each(|warning| warn(warning));
+    let (word, text) = match enrolled {
+        Enrolled::Added => ("added", "the pod is enrolled"),
+        Enrolled::Changed => ("changed", "the pod's entry is replaced"),
+        Enrolled::Unchanged => ("unchanged", "no change: the pod's entry is as wanted"),
+    };
+    if common.json {
+        let mut value = outcome_json(&outcome, common.dry_run)?;
+        if let Some(object) = value.as_object_mut() {
+            object.insert("backend".to_owned(), json!("ebpf"));
+            object.insert("ebpf".to_owned(), json!(word));
+            object.insert("cookie".to_owned(), json!(target.cookie()));
+        }
+        print_json(&value)?;
+    } else {
+        let would = if common.dry_run { "would do: " } else { "" };
+        print(&format!("using eBPF: asked for\n{would}{text}\n"))?;
+        let rest = outcome_text(&outcome, "", common.dry_run);
+        // What it says of rules of other backends: which of them was chosen does not matter here.
+        let rest = rest.split_inclusive('\n').filter(|line| !line.starts_with("using "));
+        print(&rest.filter(|line| !line.trim().is_empty()).collect::<String>())?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn complete(target: &Target, entry: Entry) -> Result<Entry> {
+    let (users, groups) = target.ids()?;
+    Ok(entry.for_pod(&Target::addresses()?, &users, &groups)?)
+}
+
+/// Let the pod leave.
+pub(super) fn leave(folder: &Path, dry_run: bool) -> Result<()> {
+    let node = match Node::open(folder) {
+        Err(EbpfError::NotLoaded(_)) => return Ok(()),
+        opened => opened?,
+    };
+    let cookie = Target::current()?.cookie();
+    let enrolled = node.pod(cookie)?.is_some();
+    if enrolled {
+        let would = if dry_run { "would do: " } else { "" };
+        print(&format!("{would}the pod leaves eBPF capture\n"))?;
+    }
+    // Also what a run that died left of it.
+    if !dry_run {
+        node.leave(cookie).context("leaving")?;
+    }
+    Ok(())
+}
+
+/// Whether the pod is enrolled, as wanted.
+pub(super) fn status(
+    folder: &Path,
+    common: &Common,
+    config: &Config,
+    facts: &HostFacts,
+) -> Result<Exit> {
+    let target = Target::current()?;
+    let node = match Node::open(folder) {
+        Err(EbpfError::NotLoaded(_)) => None,
+        opened => Some(opened?),
+    };
+    let found = match &node {
+        None => None,
+        Some(node) => node.pod(target.cookie())?.map(|found| (node, found)),
+    };
+    let Some((node, found)) = found else {
+        if common.json {
+            print_json(&json!({ "state": "not-captured", "loaded": node.is_some() }))?;
+        } else {
+            print("not captured\n")?;
+        }
+        return Ok(Exit::NotCaptured);
+    };
+    let wanted = if config.has_settings() {
+        let loaded = config::load(config, facts, false)?;
+        let entry = complete(&target, compile(&loaded.policy, &facts.groups)?)?;
+        node.holds(target.cookie(), &entry)?
+    } else {
+        true
+    };
+    let missing = node.state()?.missing;
+    let whole = wanted && found.netns.is_some() && missing.is_empty();
+    let state = if whole { "captured" } else { "drifted" };
+    if common.json {
+        let mut value = pod_json(&found);
+        if let Some(object) = value.as_object_mut() {
+            object.insert("state".to_owned(), json!(state));
+            object.insert("asWanted".to_owned(), json!(wanted));
+            object.insert("missingPrograms".to_owned(), json!(missing));
+        }
+        print_json(&value)?;
+    } else {
+        let mut text = format!("{state}: by eBPF\n");
+        if !wanted {
+            text.push_str("note: the pod's entry is not that of the configuration\n");
+        }
+        if found.netns.is_none() {
+            text.push_str("note: its program for inbound connections is not attached\n");
+        }
+        if !missing.is_empty() {
+            text.push_str(&format!("note: programs are not attached: {}\n", missing.join(", ")));
+        }
+        text.push_str(&counters_text(&found, ""));
+        print(&text)?;
+    }
+    Ok(if whole { Exit::Ok } else { Exit::Drifted })
+}
+
+/// A pod and its counters.
+pub(super) fn pod_json(found: &Found) -> Value {
+    let counters = found.counters.iter().map(|(c, n)| (c.as_str().to_owned(), json!(n)));
+    json!({
+        "cookie": found.cookie,
+        "netns": found.netns,
+        "counters": Value::Object(counters.collect()),
+    })
+}
+
+/// How often each verdict was given, one in each line.
+pub(super) fn counters_text(found: &Found, indent: &str) -> String {
+    let mut text = String::new();
+    for (class, count) in &found.counters {
+        text.extend([indent, class.as_str(), " ", &count.to_string(), "\n"]);
+    }
+    text
+}

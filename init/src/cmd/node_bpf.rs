@@ -1,0 +1,87 @@
+//! `millrace node-bpf`
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use millrace_host::ebpf::{EbpfError, Node, Options, default_cgroup};
+use serde_json::{Value, json};
+
+use super::ebpf::{counters_text, pod_json};
+use super::output::{print, print_json};
+use crate::cli::node::{NodeBpf, Task};
+use crate::exit::Exit;
+
+pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
+    let (text, value, exit) = match &command.task {
+        Task::Load { cgroup, accelerate, max_pods, max_networks } => {
+            let cgroup = cgroup.clone().or_else(default_cgroup);
+            let cgroup: PathBuf =
+                cgroup.context("no cgroup v2 is mounted; mount one, or name it with --cgroup")?;
+            let (accelerate, max_pods, max_networks) = (*accelerate, *max_pods, *max_networks);
+            let options = Options { cgroup, accelerate, max_pods, max_networks };
+            let (_, loaded) = Node::load(&command.folder, &options)?;
+            let text = format!(
+                "{} programs attached, {} replaced; {} pods\n",
+                loaded.attached.len(),
+                loaded.replaced.len(),
+                loaded.pods
+            );
+            let value = json!({
+                "attached": loaded.attached,
+                "replaced": loaded.replaced,
+                "pods": loaded.pods,
+            });
+            (text, value, Exit::Ok)
+        }
+        Task::Unload => {
+            let there = Node::unload(&command.folder)?;
+            let text = if there { "unloaded\n" } else { "nothing to do: nothing is loaded\n" };
+            (text.to_owned(), json!({ "changed": there }), Exit::Ok)
+        }
+        Task::Collect => {
+            let gone = Node::open(&command.folder)?.collect()?;
+            (format!("{gone} pods were gone\n"), json!({ "gone": gone }), Exit::Ok)
+        }
+        Task::Status => status(command)?,
+    };
+    if command.json {
+        print_json(&value)?;
+    } else {
+        print(&text)?;
+    }
+    Ok(exit)
+}
+
+fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
+    let node = match Node::open(&command.folder) {
+        Err(EbpfError::NotLoaded(_)) => {
+            let value = json!({ "loaded": false });
+            return Ok(("not loaded\n".to_owned(), value, Exit::NotCaptured));
+        }
+        opened => opened?,
+    };
+    let state = node.state()?;
+    let pods = node.pods()?;
+    let mut text = format!("loaded: {} programs attached", state.attached.len());
+    if !state.missing.is_empty() {
+        text.push_str(&format!(", missing: {}", state.missing.join(", ")));
+    }
+    if state.accelerated {
+        text.push_str(", accelerated");
+    }
+    text.push_str(&format!("\n{} pods\n", pods.len()));
+    for pod in &pods {
+        let netns = pod.netns.map_or("gone".to_owned(), |inode| format!("net:[{inode}]"));
+        text.push_str(&format!("pod {} {netns}\n{}", pod.cookie, counters_text(pod, "  ")));
+    }
+    let value = json!({
+        "loaded": true,
+        "attached": state.attached,
+        "missing": state.missing,
+        "accelerated": state.accelerated,
+        "sample": state.sample,
+        "pods": pods.iter().map(pod_json).collect::<Vec<_>>(),
+    });
+    let whole = state.missing.is_empty();
+    Ok((text, value, if whole { Exit::Ok } else { Exit::Drifted }))
+}

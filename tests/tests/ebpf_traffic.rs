@@ -1,0 +1,52 @@
+//! The traffic matrix with eBPF: every case, in pods with IPv4, IPv6 and both. The fates are those
+//! of the rules; what this backend can't do it has to refuse.
+
+use anyhow::{Result, ensure};
+use millrace_tests::cases;
+use millrace_tests::ebpf::{Ebpf, is_refusal};
+use millrace_tests::scenario::play;
+use millrace_tests::topology::Stack;
+
+/// Cases that are refused. The reasons are those of `core/src/ebpf/refusal.rs`.
+const REFUSED: [&str; 10] = [
+    "packets of no connection dropped",
+    "an excluded interface",
+    "an excluded interface, TPROXY",
+    "a rerouted interface",
+    "a rerouted interface, some networks",
+    "TPROXY",
+    "TPROXY, some ports",
+    "TPROXY, no ports",
+    "TPROXY, another mark and table",
+    "TPROXY with DNS",
+];
+
+fn every_case(stack: Stack) -> Result<()> {
+    let mut wrong = Vec::new();
+    let mut refused = Vec::new();
+    for case in cases::all() {
+        match play(&case, &Ebpf, stack) {
+            Ok(()) => {}
+            Err(error) if is_refusal(&error) => refused.push(case.name),
+            Err(error) => wrong.push(format!("{error:#}")),
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    ensure!(refused == REFUSED, "refused were {refused:#?}");
+    Ok(())
+}
+
+#[test]
+fn every_case_in_a_pod_with_ipv4() -> Result<()> {
+    every_case(Stack::V4)
+}
+
+#[test]
+fn every_case_in_a_pod_with_ipv6() -> Result<()> {
+    every_case(Stack::V6)
+}
+
+#[test]
+fn every_case_in_a_pod_with_both() -> Result<()> {
+    every_case(Stack::Dual)
+}
