@@ -1,0 +1,111 @@
+//! What the plugin's rules are written with, and rules in a pod that are not the plugin's.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::binary;
+use millrace_tests::capture::millrace;
+use millrace_tests::cni::{Call, Host, Pod, Reply, STATUS, mesh};
+use millrace_tests::snapshot::Snapshot;
+use serde_json::{Value, json};
+
+/// The rules of iptables-legacy in a pod.
+fn legacy(host: &Host, pod: &Pod) -> Result<String> {
+    host.inside(pod, |inside| inside.run("iptables-legacy-save", &[]))
+}
+
+/// Make a call under strace, which refuses sockets of `nf_tables` as a kernel without it does.
+fn without_nf_tables(host: &Host, call: &Call) -> Result<Reply> {
+    let input = host.folder().join("stdin.json");
+    fs::write(&input, call.config.to_string())?;
+    let plugin = binary::millrace_cni()?;
+    // The first sockets are for addresses, a first look and the lock of the run.
+    let refuse = "inject=socket:error=EPROTONOSUPPORT:when=4+";
+    let shell = format!(
+        "exec strace -qqq -o /dev/null -e trace=socket -e {refuse} {} <{}",
+        plugin.display(),
+        input.display()
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &shell]).envs(call.env.iter().map(|(name, value)| (name, value)));
+    Reply::of(&host.namespace.output(&mut command)?)
+}
+
+/// Verify that on a kernel without `nf_tables` iptables-legacy is used, by its programs, that CHECK
+/// and DEL know its rules, and that who asks for nftables is told what is missing.
+#[test]
+fn the_kernel_has_no_nf_tables() -> Result<()> {
+    let host = Host::new()?;
+    for backend in ["auto", "iptables"] {
+        let pod = host.pod()?;
+        let add = Call::new(&host, "ADD", &pod, mesh(&[])).with_key("backend", json!(backend));
+        let reply = without_nf_tables(&host, &add)?;
+        reply.success()?;
+        let last = reply.lines()?.pop().context("a line")?;
+        ensure!(last["by"].to_string().contains("iptables-legacy"), "{last}");
+        ensure!(legacy(&host, &pod)?.contains("MILLRACE_OUTPUT"));
+        add.clone().to("CHECK").run(&host)?.success()?;
+        add.to("DEL").run(&host)?.success()?;
+        ensure!(!legacy(&host, &pod)?.contains("MILLRACE"));
+    }
+    let pod = host.pod()?;
+    let add = Call::new(&host, "ADD", &pod, mesh(&[])).with_key("backend", json!("nftables"));
+    let said = without_nf_tables(&host, &add)?.failure(100)?;
+    ensure!(said.contains("load the module nf_tables") && said.contains(&pod.name), "{said}");
+    Ok(())
+}
+
+/// Verify that rules which a container of the pod wrote from inside are left alone from ADD to
+/// DEL, and that a capture of before is replaced by the one that is wanted now.
+#[test]
+fn rules_that_are_there_already() -> Result<()> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let inside = |words: &[&str]| -> Result<()> {
+        let command = millrace(words)?;
+        let program = command.get_program().to_str().context("a path")?.to_owned();
+        host.inside(&pod, |inside| inside.run(&program, words)).map(drop)
+    };
+    host.inside(&pod, |inside| inside.ip("addr add 10.1.0.2/24 dev lo"))?;
+    inside(&["istio-iptables", "-u", "1337", "-i", "*", "-b", "*"])?;
+    let before = host.inside(&pod, Snapshot::take)?;
+    let init =
+        json!({ STATUS: r#"{"initContainers":["istio-init"],"containers":["istio-proxy"]}"# });
+    let call = Call::new(&host, "ADD", &pod, init);
+    for command in ["ADD", "CHECK", "DEL", "DEL"] {
+        call.clone().to(command).run(&host)?.success()?;
+        let now = host.inside(&pod, Snapshot::take)?;
+        assert_eq!(before.differences(&now), "", "{command}");
+    }
+    let call = Call::new(&host, "ADD", &pod, mesh(&[]));
+    call.run(&host)?.success()?;
+    call.clone().to("CHECK").run(&host)?.success()?;
+    let now = host.inside(&pod, Snapshot::take)?;
+    ensure!(!now.chains.keys().any(|name| name.contains("ISTIO")), "{now:?}");
+    call.to("DEL").run(&host)?.success()?;
+    Ok(())
+}
+
+/// Verify that settings of before are replaced: another ADD of the same pod is as it says.
+#[test]
+fn another_configuration() -> Result<()> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let name = "traffic.sidecar.istio.io/excludeOutboundPorts";
+    let add = |ports: &str, backend: &str| {
+        let annotations = mesh(&[(name, ports)]);
+        Call::new(&host, "ADD", &pod, annotations).with_key("backend", json!(backend))
+    };
+    for (ports, backend) in [("1111", "auto"), ("2222", "auto"), ("3333", "iptables")] {
+        add(ports, backend).run(&host)?.success()?;
+        let rules = host.rules(&pod)?;
+        for other in ["1111", "2222", "3333"] {
+            assert_eq!(rules.contains(other), other == ports, "{ports}: {rules}");
+        }
+        add(ports, backend).to("CHECK").run(&host)?.success()?;
+        let other: Value = json!(backend);
+        add("4444", backend).with_key("backend", other).to("CHECK").run(&host)?.failure(101)?;
+    }
+    Ok(())
+}
