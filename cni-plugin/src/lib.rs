@@ -73,10 +73,11 @@ fn answer(env: &Environment, began: Instant) -> ExitCode {
     log_panics();
     let mut version = Version::NEWEST;
     let result = guarded(|| {
-        let stdin = stdin()?;
-        let named = object(&stdin).ok().as_ref().and_then(version_text);
+        let stdin = stdin();
+        let stdin = stdin.as_deref();
+        let named = stdin.ok().and_then(|stdin| version_text(&object(stdin).ok()?));
         version = named.and_then(|text| Version::find(&text)).unwrap_or(version);
-        verb::serve(env, &stdin, began)
+        verb::serve(env, stdin, began)
     });
     match result {
         Ok(text) => print(&text),

@@ -54,6 +54,8 @@ pub(super) fn read(object: &Object) -> Result<Config, CniError> {
              letters, digits, _ . -"
         ));
     }
+    // Without effect, but no excuse for a typing error.
+    r.switch("enable_ambient_detection_retry");
     let run_dir = r.path("cni_agent_run_dir");
     let kubeconfig = r.path("kubeconfig");
     let config = Config {

@@ -7,11 +7,11 @@ use std::time::Instant;
 use millrace_host::netns::Netns;
 use serde_json::{Map, json};
 
-use super::{PATIENCE, context, inside, lenient};
+use super::{PATIENCE, context, enter, failed, lenient};
 use crate::config::Places;
 use crate::log::{Level, Log};
 use crate::note::Notes;
-use crate::protocol::{PodArgs, Request};
+use crate::protocol::{CniError, PodArgs, Request};
 use crate::target;
 
 pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
@@ -31,7 +31,9 @@ pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
             } else {
                 match take_back(&netns, path) {
                     Ok(done) => removed = done,
-                    Err(error) => log.warn(&format!("rules are left behind: {error}")),
+                    Err(CniError { msg, details, .. }) => {
+                        log.warn(&format!("rules are left behind: {msg} {details}"));
+                    }
                 }
             }
         }
@@ -51,6 +53,7 @@ fn others(notes: &Notes, network: &str, request: &Request) -> bool {
     })
 }
 
-pub(super) fn take_back(netns: &Netns, path: &Path) -> Result<bool, crate::protocol::CniError> {
-    inside(netns, path, |pod| pod.remove(PATIENCE))
+/// Take the rules away. The calling thread stays in the namespace.
+pub(super) fn take_back(netns: &Netns, path: &Path) -> Result<bool, CniError> {
+    enter(netns, path)?.remove(PATIENCE).map_err(|error| failed(&error))
 }

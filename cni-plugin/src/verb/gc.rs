@@ -1,7 +1,10 @@
 //! GC: forget what belongs to no pod any more.
 
 use std::collections::BTreeSet;
+use std::panic::resume_unwind;
+use std::thread;
 
+use millrace_host::netns::NetnsRef;
 use serde_json::{Map, json};
 
 use super::Job;
@@ -51,15 +54,18 @@ pub(super) fn gc(job: &mut Job<'_>) -> Result<String, CniError> {
     Ok(String::new())
 }
 
-/// Take the rules out of a namespace that has outlived its pod. A path that leads to another
-/// namespace by now is another pod's.
+/// Take the rules out of a namespace that has outlived its pod. A path that leads elsewhere by
+/// now, to another pod's namespace or to the empty file that was under it, is none of it.
 fn release(note: &Note) -> Result<(), String> {
-    if !note.netns.exists() {
+    let opened = NetnsRef::at(note.netns.clone()).open();
+    if !opened.is_ok_and(|netns| netns.id().to_string() == note.netns_id) {
         return Ok(());
     }
-    let netns = target::open(Some(&note.netns)).map_err(|error| error.msg)?;
-    if netns.id().to_string() != note.netns_id {
-        return Ok(());
-    }
-    take_back(&netns, &note.netns).map(drop).map_err(|error| error.msg)
+    let told = |CniError { msg, details, .. }| format!("{msg} {details}");
+    let netns = target::open(Some(&note.netns)).map_err(told)?;
+    // On a thread of its own, since this one has to see the host's namespace again.
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| take_back(&netns, &note.netns).map(drop).map_err(told));
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }

@@ -9,9 +9,8 @@ mod status;
 
 pub(crate) use explain::explain;
 
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use millrace_core::pod::PodFacts;
@@ -40,23 +39,28 @@ struct Job<'e> {
     deadline: Instant,
 }
 
-/// Serve a request. Gives what success prints.
+/// Serve a request, whose standard input may be unreadable. Gives what success prints.
 ///
 /// # Errors
 /// What the runtime is told.
-pub(crate) fn serve(env: &Environment, stdin: &str, began: Instant) -> Result<String, CniError> {
-    let request = Request::parse(env).inspect_err(|error| refused(error, None, stdin, began))?;
-    match request.command {
+pub(crate) fn serve(
+    env: &Environment,
+    stdin: Result<&str, &CniError>,
+    began: Instant,
+) -> Result<String, CniError> {
+    let readable = stdin.unwrap_or_default();
+    let request = Request::parse(env).inspect_err(|error| refused(error, None, readable, began))?;
+    if request.command == Command::Del {
         // Whatever is wrong with the configuration, what was done is undone.
-        Command::Del => {
-            del::del(&request, stdin, began);
-            return Ok(String::new());
-        }
-        Command::Version => {
-            let asked = object(stdin).ok().as_ref().and_then(version_text);
-            return Ok(version_reply(asked.as_deref()));
-        }
-        _ => {}
+        return Ok(whatever_happens(|| del::del(&request, readable, began)));
+    }
+    let stdin = stdin.map_err(|error| {
+        refused(error, Some(&request), readable, began);
+        error.clone()
+    })?;
+    if request.command == Command::Version {
+        let asked = object(stdin).ok().as_ref().and_then(version_text);
+        return Ok(version_reply(asked.as_deref()));
     }
     let mut job = Job::new(&request, stdin, env, began).map_err(|error| {
         let pod = PodArgs::parse(&request.args).unwrap_or_default().into();
@@ -78,6 +82,13 @@ pub(crate) fn serve(env: &Environment, stdin: &str, began: Instant) -> Result<St
         job.log.done(Level::Error, &error.msg, members(&error));
         error
     })
+}
+
+/// Do this for DEL, which never fails: not even a fault of this program, which is logged as any,
+/// keeps a pod from being deleted.
+fn whatever_happens(f: impl FnOnce()) -> String {
+    let _caught = catch_unwind(AssertUnwindSafe(f));
+    String::new()
 }
 
 /// Log a request that can't be read, as far as is known where.
@@ -163,28 +174,28 @@ fn enter(netns: &Netns, path: &Path) -> Result<Pod, CniError> {
     Pod::open(path).map_err(|error| failed(&error))
 }
 
-/// Do something in a namespace, and be in this one afterwards.
-fn inside<T: Send>(
-    netns: &Netns,
-    path: &Path,
-    f: impl FnOnce(&mut Pod) -> Result<T, EngineError> + Send,
-) -> Result<T, CniError> {
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            let mut pod = enter(netns, path)?;
-            f(&mut pod).map_err(|error| failed(&error))
-        });
-        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
-    })
-}
-
 /// What the runtime is told of a run that failed.
 fn failed(error: &EngineError) -> CniError {
-    let code = if error.is_busy() { Code::TryAgain } else { Code::NotCaptured };
-    CniError::new(code, error.to_string().replace('\n', " "))
+    let why = error.to_string().replace('\n', " ");
+    if error.is_busy() {
+        let msg = "another run is at work in its network namespace, and did not end in time; it \
+                   is tried again";
+        return CniError::new(Code::TryAgain, msg).with_details(why);
+    }
+    CniError::new(Code::NotCaptured, why)
 }
 
 /// What standard input is, however broken: DEL makes the best of it.
 fn lenient(stdin: &str) -> Object {
     object(stdin).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_does_not_make_del_fail() {
+        assert_eq!(whatever_happens(|| panic!("a fault")), "");
+    }
 }

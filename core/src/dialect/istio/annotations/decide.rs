@@ -1,14 +1,17 @@
 //! Who is captured: the reference's checks in its order, each only where what it asks is known.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use super::injected::{Injected, injected};
-use super::{INIT_CONTAINER, INJECT, PROXY_CONTAINER, STATUS};
+use super::injected::{Injected, injected, proxy_metadata};
+use super::{INIT_CONTAINER, INJECT, PROXY_CONFIG, PROXY_CONTAINER, STATUS};
 use crate::dialect::istio::parse_bool;
 use crate::pod::{Container, PodFacts};
 
 /// The names of the pods that the reference's own node agent runs in begin so.
 const AGENT_PREFIX: &str = "istio-cni-node-";
+/// The variable that switches a proxy off.
+const DISABLE: &str = "DISABLE_ENVOY";
 
 /// What holds for every pod of a node.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,7 +69,7 @@ impl fmt::Display for Passed {
                 write!(f, "its init container {INIT_CONTAINER} captures it from inside")
             }
             Self::Disabled => {
-                write!(f, "DISABLE_ENVOY switches its container {PROXY_CONTAINER} off")
+                write!(f, "{DISABLE} switches its container {PROXY_CONTAINER} off")
             }
             Self::NoProxy => write!(f, "it has no container {PROXY_CONTAINER}"),
             Self::NoSidecar(kind) => write!(f, "its proxy is a {kind:?} and no sidecar"),
@@ -90,6 +93,8 @@ pub enum Unknown {
     Labels,
     /// The containers: the status annotation does not tell them.
     Containers,
+    /// The containers: an annotation gives the proxy a variable that switches it off.
+    Disabled,
 }
 
 impl fmt::Display for Unknown {
@@ -104,6 +109,11 @@ impl fmt::Display for Unknown {
             Self::Containers => {
                 write!(f, "annotation {STATUS} does not tell what was injected")
             }
+            Self::Disabled => write!(
+                f,
+                "annotation {PROXY_CONFIG} switches the proxy off with {DISABLE}, and its \
+                 container is not known"
+            ),
         }
     }
 }
@@ -138,6 +148,9 @@ pub fn decide_by_contents(pod: &PodFacts) -> Decision {
         None => match injected(pod) {
             Injected::InitContainer => return Decision::Pass(Passed::InitContainer),
             Injected::Unclear => return Decision::Ask(Unknown::Containers),
+            Injected::Sidecar if proxy_metadata(pod).is_ok_and(|env| is_off(&env)) => {
+                return Decision::Ask(Unknown::Disabled);
+            }
             Injected::Sidecar => {}
         },
     }
@@ -161,7 +174,7 @@ fn by_containers(containers: &[Container]) -> Option<Passed> {
     let Some(proxy) = containers.iter().find(|c| c.name == PROXY_CONTAINER) else {
         return Some(Passed::NoProxy);
     };
-    if proxy.env.get("DISABLE_ENVOY").is_some_and(|text| parse_bool(text) == Ok(true)) {
+    if is_off(&proxy.env) {
         return Some(Passed::Disabled);
     }
     match proxy.args.as_slice() {
@@ -170,6 +183,11 @@ fn by_containers(containers: &[Container]) -> Option<Passed> {
         }
         _ => None,
     }
+}
+
+/// Whether a proxy with these variables is switched off.
+fn is_off(env: &BTreeMap<String, String>) -> bool {
+    env.get(DISABLE).is_some_and(|text| parse_bool(text) == Ok(true))
 }
 
 /// The label counts, then the annotation; what is neither true nor false is no word.
@@ -204,7 +222,7 @@ mod tests {
 
     fn with(annotations: &[(&str, &str)], containers: &[&Container]) -> PodFacts {
         PodFacts {
-            labels: Some(std::collections::BTreeMap::new()),
+            labels: Some(BTreeMap::new()),
             containers: Some(containers.iter().map(|c| (*c).clone()).collect()),
             ..pod(annotations)
         }
@@ -223,6 +241,9 @@ mod tests {
         assert_eq!(decided(&pod(&[])), Decision::Pass(Passed::NotInjected));
         assert_eq!(decided(&pod(&[(STATUS, SIDECAR)])), Decision::Capture);
         assert_eq!(decided(&pod(&[(STATUS, "true")])), Decision::Ask(Unknown::Containers));
+        let off = "proxyMetadata: {DISABLE_ENVOY: \"true\"}";
+        let off = pod(&[(STATUS, SIDECAR), (PROXY_CONFIG, off)]);
+        assert_eq!(decided(&off), Decision::Ask(Unknown::Disabled));
         let refused = pod(&[(STATUS, SIDECAR), (INJECT, "false")]);
         assert_eq!(decided(&refused), Decision::Ask(Unknown::Labels));
         let unknown = PodFacts { annotations: None, ..pod(&[]) };

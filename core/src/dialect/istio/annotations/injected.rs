@@ -1,8 +1,10 @@
 //! What the injector says that it put into a pod.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
-use super::{INIT_CONTAINER, PROXY_CONTAINER, STATUS, TEMPLATES};
+use super::{INIT_CONTAINER, PROXY_CONFIG, PROXY_CONTAINER, STATUS, TEMPLATES};
 use crate::pod::PodFacts;
 
 /// The value of the status annotation, as far as it names containers.
@@ -42,6 +44,23 @@ pub(super) fn injected(pod: &PodFacts) -> Injected {
     } else {
         Injected::Unclear
     }
+}
+
+/// The settings of a proxy, as far as they matter here.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ProxyConfig {
+    #[serde(default)]
+    proxy_metadata: Option<BTreeMap<String, String>>,
+}
+
+/// The variables that an annotation of the pod gives its proxy.
+pub(super) fn proxy_metadata(
+    pod: &PodFacts,
+) -> Result<BTreeMap<String, String>, serde_saphyr::Error> {
+    let Some(text) = pod.annotation(PROXY_CONFIG) else { return Ok(BTreeMap::new()) };
+    let config: ProxyConfig = serde_saphyr::from_str(text)?;
+    Ok(config.proxy_metadata.unwrap_or_default())
 }
 
 #[cfg(test)]

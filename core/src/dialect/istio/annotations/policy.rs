@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
-
+use super::injected::proxy_metadata;
 use super::lists::{interfaces, networks, ports, text};
 use super::{
     EXCLUDE_INBOUND_PORTS, EXCLUDE_INTERFACES, EXCLUDE_OUTBOUND_NETWORKS, EXCLUDE_OUTBOUND_PORTS,
@@ -223,11 +222,10 @@ impl Maker<'_> {
             return container.env.iter().map(own).collect();
         }
         let mut variables = self.defaults.proxy_env.clone();
-        let Some(text) = self.pod.annotation(PROXY_CONFIG) else { return variables };
-        match serde_saphyr::from_str::<ProxyConfig>(text) {
-            Ok(config) => {
+        match proxy_metadata(self.pod) {
+            Ok(metadata) => {
                 let source = Source::Annotation(PROXY_CONFIG.to_owned());
-                for (name, value) in config.proxy_metadata.unwrap_or_default() {
+                for (name, value) in metadata {
                     variables.insert(name, Sourced::new(value, source.clone()));
                 }
             }
@@ -255,14 +253,6 @@ impl Maker<'_> {
             }
         }
     }
-}
-
-/// The settings of a proxy, as far as they matter here.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ProxyConfig {
-    #[serde(default)]
-    proxy_metadata: Option<BTreeMap<String, String>>,
 }
 
 fn fixed(port: u16, what: &str) -> Option<Sourced<ListenPort>> {
