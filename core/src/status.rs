@@ -5,9 +5,9 @@ use serde::Serialize;
 
 use crate::compile::compile;
 use crate::dialect::{self, DIALECTS, Dialect, FOOTPRINTS};
-use crate::infer::{infer, policy};
-use crate::nft;
+use crate::infer::{infer, policy, read_native};
 use crate::nft::tables::Native;
+use crate::nft::{self, NftRuleset};
 use crate::observed::{IpRule, Observed, Variant};
 use crate::plan::{self, Change, Context, Effect, FamilyState, Groups, Wanted};
 use crate::policy::CapturePolicy;
@@ -76,6 +76,25 @@ pub fn read_back(observed: &Observed) -> Vec<ReadBack> {
     found
 }
 
+/// Native nftables that were read back.
+#[derive(Clone, Debug)]
+pub struct NativeReadBack {
+    /// The dialect.
+    pub dialect: &'static Dialect,
+    /// The policy that was read back.
+    pub policy: CapturePolicy,
+    /// The rules that it gives: those that are there, with reasons.
+    pub ruleset: NftRuleset,
+}
+
+/// Read back native nftables; none where no settings give just the rules that are there.
+pub fn read_native_back(observed: &Observed) -> Option<NativeReadBack> {
+    DIALECTS.iter().find_map(|dialect| {
+        let (policy, ruleset) = read_native(&observed.native, &observed.ip_rules, dialect)?;
+        Some(NativeReadBack { dialect, policy, ruleset })
+    })
+}
+
 /// Judge a namespace; by `wanted` when it is given.
 pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> Status {
     if !observed.native.is_empty() && read_back(observed).is_empty() {
@@ -134,19 +153,24 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
     let context = Context { footprints: FOOTPRINTS, groups, marks: Vec::new(), netlink: true };
     let mut notes = Vec::new();
     let there = !observed.native.is_empty();
-    // Settings can't be read back from native rules: alone they say that they are there.
-    let hangs = observed.native.iter().flat_map(|(_, chains)| chains);
-    let hangs = hangs.into_iter().any(|(_, c)| c.base.is_some() && !c.rules.is_empty());
-    let (whole, differences) = if let Some(native) = wanted {
-        let plan = plan::plan(observed, Wanted::Native(native), false, &context);
+    let found = if wanted.is_none() { read_native_back(observed) } else { None };
+    let found = found.and_then(|found| found.ruleset.ready(groups).ok());
+    let (whole, differences) = if let Some(native) = wanted.or(found.as_ref()) {
+        let mut plan = plan::plan(observed, Wanted::Native(native), false, &context);
+        if wanted.is_none() {
+            // What was read back may be written in another way, but means the same.
+            plan.effects.retain(|effect| !matches!(effect, Effect::Native { .. }));
+        }
         (plan.effects.is_empty(), differences(plan.effects, observed))
     } else {
-        notes.push(
-            "whether native nftables rules are whole can only be told with the configuration that \
-             they were made of"
-                .to_owned(),
-        );
-        (hangs && !observed.interrupted, Vec::new())
+        if there {
+            notes.push(
+                "no settings give just these rules: they are not whole, or were changed; with the \
+                 configuration it can be told what they lack"
+                    .to_owned(),
+            );
+        }
+        (false, Vec::new())
     };
     if observed.interrupted {
         notes.push("a run that changes the rules is in progress, or was interrupted".to_owned());

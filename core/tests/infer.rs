@@ -4,13 +4,14 @@ mod support;
 
 use millrace_core::compile::compile;
 use millrace_core::dialect::{self, DIALECTS, Dialect};
-use millrace_core::infer::{infer, policy};
-use millrace_core::observed::{Observed, Variant};
+use millrace_core::infer::{infer, policy, read_native};
+use millrace_core::nft::{self, NftRuleset};
+use millrace_core::observed::{IpRule, Observed, Variant};
 use millrace_core::plan::{self, Context, Groups};
 use millrace_core::ruleset::Ruleset;
 use millrace_core::value::Family;
 use proptest::prelude::*;
-use support::{carry_out, configs, want};
+use support::{RandomConfig, carry_out, configs, want};
 
 fn context(groups: &Groups) -> Context<'_> {
     Context { footprints: dialect::FOOTPRINTS, groups, marks: vec![], netlink: false }
@@ -34,6 +35,11 @@ fn read_back(observed: &Observed, dialect: &Dialect) -> Option<Ruleset> {
     ))
 }
 
+fn native(config: &RandomConfig, dialect: &Dialect) -> NftRuleset {
+    let rules = nft::compile(&config.policy(), dialect.nft_layout, true);
+    if dialect.nft_layout.one_table { nft::merge(&rules) } else { rules }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
@@ -48,6 +54,39 @@ proptest! {
             let again = read_back(&observed, dialect).unwrap();
             let plan = plan::plan(&observed, want(Some(&again)), false, &context(&groups));
             prop_assert!(plan.is_empty(), "{}: {:#?}", dialect.name, plan.effects);
+        }
+    }
+
+    /// Verify the same for native nftables of both layouts.
+    #[test]
+    fn settings_of_native_rules_can_be_read_back(config in configs()) {
+        let groups = millrace_core::facts::groups("java:x:202:\n");
+        for dialect in DIALECTS {
+            let rules = native(&config, dialect);
+            let ip_rules: Vec<IpRule> = rules.routing.tproxy.iter().map(|(mark, table)| IpRule {
+                family: Family::V4,
+                priority: 32_133,
+                fwmark: Some((mark.get(), u32::MAX)),
+                table: table.get(),
+                mark_only: true,
+            }).collect();
+            let tables = rules.native(&groups).unwrap();
+            let again = read_native(&tables, &ip_rules, dialect);
+            prop_assert!(again.is_some(), "{}\n{}", dialect.name, nft::render_transaction(&rules));
+        }
+    }
+
+    /// Verify that native rules of which one is missing are never taken for whole.
+    #[test]
+    fn a_missing_native_jump_is_noticed(config in configs()) {
+        let groups = millrace_core::facts::groups("java:x:202:\n");
+        for dialect in DIALECTS {
+            let mut tables = native(&config, dialect).native(&groups).unwrap();
+            let hooks = tables.iter_mut().flat_map(|(_, chains)| chains);
+            for (_, chain) in hooks.filter(|(_, c)| c.base.as_ref().is_some_and(|b| b.kind == "nat")) {
+                chain.rules.clear();
+            }
+            prop_assert!(read_native(&tables, &[], dialect).is_none());
         }
     }
 

@@ -196,6 +196,10 @@ fn a_pod_is_captured_without_any_program() -> Result<()> {
     run(&topology, &SIDECAR, 0)?;
     let said = run(&topology, &["status"], 0)?;
     assert!(said.starts_with("captured: IPv4 and IPv6 by nftables"), "{said}");
+    let said = run(&topology, &["dump"], 0)?;
+    let wanted = "# tunnels to port 15008 reach the proxy as they are (flag -e/--inbound-tunnel-port)\n\
+                  add rule inet istio-proxy-nat istio-inbound meta l4proto tcp tcp dport 15008 ";
+    assert!(said.contains(wanted), "{said}");
     let wanted = [&["status", "--"][..], &SIDECAR].concat();
     run(&topology, &wanted, 0)?;
     run(&topology, &[&wanted[..], &["-o", "9092"]].concat(), 5)?;
@@ -210,6 +214,10 @@ fn a_pod_is_captured_without_any_program() -> Result<()> {
 
     topology.pod.run("nft", &["insert rule inet istio-proxy-nat istio-output accept"])?;
     run(&topology, &wanted, 5)?;
+    let said = run(&topology, &["status"], 5)?;
+    assert!(said.contains("no settings give just these rules"), "{said}");
+    let said = run(&topology, &["dump"], 0)?;
+    assert!(said.contains("`nft list table inet istio-proxy-nat` prints them"), "{said}");
     let said = run(&topology, &SIDECAR, 0)?;
     assert!(said.contains("done: nftables transaction of"), "{said}");
     run(&topology, &wanted, 0)?;

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::binary;
-use millrace_tests::capture::{Variant, ran};
+use millrace_tests::capture::{self, Variant, ran};
 use millrace_tests::netns::Namespace;
 use millrace_tests::snapshot::Snapshot;
 use serde_json::Value;
@@ -229,6 +229,8 @@ fn native_rules(suite: &str, expected: usize) -> Result<()> {
         let list =
             |namespace: &Namespace| namespace.run("nft", &["--stateless", "list", "ruleset"]);
         assert_eq!(list(&written)?, list(&wanted)?, "{}", recording.name);
+        let (code, said) = ran(&written, &mut capture::millrace(["status"])?)?;
+        assert_eq!(code, Some(0), "{}: {said}", recording.name);
         compared += 1;
     }
     ensure!(recordings.is_empty() || compared * 10 >= 9 * expected, "{compared} compared");

@@ -68,10 +68,7 @@ fn every_backend_is_proved() -> Result<()> {
         }
         let captured = |c: &&Value| c["result"]["port"] == 15006 && c["maker"] == "outside";
         assert_eq!(connections.iter().filter(captured).count(), 2, "{found:#}");
-        // What native nftables means is not read back.
-        if backend != "nftables" {
-            assert_eq!(verify(&topology, &[], 0)?["failed"], 0);
-        }
+        assert_eq!(verify(&topology, &[], 0)?["failed"], 0);
         let after = Snapshot::take(&topology.pod)?.without_counters();
         assert_eq!(before.differences(&after), "", "{backend}");
     }

@@ -10,6 +10,7 @@ mod resolv_conf;
 pub use error::{ConfigError, ConfigErrors};
 pub use list::Reader;
 
+use crate::nft::NftLayout;
 use crate::ownership::Footprint;
 use crate::source::Source;
 
@@ -20,14 +21,26 @@ pub struct Dialect {
     pub name: &'static str,
     /// How its rules are known.
     pub footprint: Footprint,
+    /// What its nftables tables and chains are called.
+    pub nft_layout: &'static NftLayout,
     /// What in this dialect sets what a flag of Millrace's own commands sets.
     pub source_of: fn(&str) -> Source,
 }
 
 /// Every dialect.
 pub static DIALECTS: &[Dialect] = &[
-    Dialect { name: "istio-iptables", footprint: istio::FOOTPRINT, source_of: istio::source_of },
-    Dialect { name: "millrace", footprint: native::FOOTPRINT, source_of: native::source_of },
+    Dialect {
+        name: "istio-iptables",
+        footprint: istio::FOOTPRINT,
+        nft_layout: &istio::NFT_LAYOUT,
+        source_of: istio::source_of,
+    },
+    Dialect {
+        name: "millrace",
+        footprint: native::FOOTPRINT,
+        nft_layout: &native::NFT_LAYOUT,
+        source_of: native::source_of,
+    },
 ];
 
 /// How rules of every dialect are known.

@@ -2,6 +2,7 @@
 //! whether they are whole. The answer is a guess until it has been compiled and compared.
 
 mod facts;
+pub(crate) mod native;
 mod output;
 mod read;
 
@@ -12,11 +13,15 @@ use std::net::IpAddr;
 pub use facts::policy;
 
 use crate::compile::Layout;
+use crate::dialect::Dialect;
 use crate::iptables::Dump;
+use crate::nft::tables::NativeTables;
+use crate::nft::{self, NftRuleset};
 use crate::observed::IpRule;
 use crate::ownership::Footprint;
-use crate::policy::IdentityMatching;
-use crate::ruleset::{ConnState, Hook, Match, Protocol, Side, Table, Target};
+use crate::plan::Groups;
+use crate::policy::{CapturePolicy, IdentityMatching};
+use crate::ruleset::{ConnState, Hook, Match, Owner, Protocol, Side, Table, Target};
 use crate::value::PortRange;
 use read::{Chains, tcp_to_port};
 
@@ -52,13 +57,71 @@ pub fn infer(
     output::settings(v4.as_ref(), v6.as_ref(), layout, &mut found);
     dns([v4.as_ref(), v6.as_ref()], layout, &mut found);
     let invalid = main.hook(Table::Mangle, Hook::Prerouting).iter().any(|r| {
-        r.matches == [Match::ConnState(vec![ConnState::Invalid])]
+        // The reference asks for TCP as well in native nftables.
+        let (invalid, tcp) =
+            (Match::ConnState(vec![ConnState::Invalid]), Match::Protocol(Protocol::Tcp));
+        r.matches.contains(&invalid)
+            && r.matches.iter().all(|m| *m == invalid || *m == tcp)
             && r.target == Target::Jump(layout.drop.clone())
     });
     if invalid {
         found.set("drop-invalid", "true");
     }
     Some(found)
+}
+
+/// The policy of native nftables, and its rules compiled again, with reasons. None where no settings give just
+/// these rules: they are not whole, or were made in a way that can't be read back.
+pub fn read_native(
+    tables: &NativeTables,
+    ip_rules: &[IpRule],
+    dialect: &Dialect,
+) -> Option<(CapturePolicy, NftRuleset)> {
+    let layout = dialect.nft_layout;
+    if !layout.names().iter().any(|name| tables.iter().any(|(found, _)| found == name)) {
+        return None;
+    }
+    let [v4, v6] = native::dumps(tables, layout, dialect.footprint.layout);
+    // Where IPv6 is not captured, the reference's tables have a part of its rules all the same.
+    let both = v6.is_some().then_some((v4.as_ref(), v6.as_ref()));
+    let candidates = both.into_iter().chain([(v4.as_ref(), None)]);
+    candidates.into_iter().find_map(|(v4, v6)| {
+        let mut found = infer(v4, v6, ip_rules, &dialect.footprint)?;
+        if let Some(dump) = v4.or(v6) {
+            in_order_of_dns(&Chains::of(dump, &dialect.footprint), dialect, &mut found);
+        }
+        let policy = policy(&found, dialect).ok()?;
+        let rules = [true, false].map(|spares| {
+            let rules = nft::compile(&policy, layout, spares);
+            if layout.one_table { nft::merge(&rules) } else { rules }
+        });
+        let rules = rules.into_iter().find(|rules| {
+            let compiled = rules.native(&Groups::new());
+            compiled.is_ok_and(|c| native::same(&c, tables, layout, dialect.footprint.layout))
+        })?;
+        Some((policy, rules))
+    })
+}
+
+/// A set has no order, but DNS capture has rules for each identity of the proxy in the order in
+/// which they were given.
+fn in_order_of_dns(chains: &Chains, dialect: &Dialect, found: &mut Inferred) {
+    let rules = chains.user(Table::Raw, &dialect.footprint.layout.output_dns);
+    let owners = rules.iter().flat_map(|rule| &rule.matches).filter_map(|m| match m {
+        Match::Owner { negated: false, owner: Owner::Uid(id) } => Some(("proxy-uid", id.get())),
+        Match::Owner { negated: false, owner: Owner::Gid(id) } => Some(("proxy-gid", id.get())),
+        _ => None,
+    });
+    let order: Vec<(&str, u32)> = owners.collect();
+    for flag in ["proxy-uid", "proxy-gid"] {
+        let Some(list) = found.settings.get_mut(flag) else { continue };
+        let mut ids: Vec<&str> = list.split(',').collect();
+        ids.sort_by_key(|id| {
+            let is = |(f, number): &(&str, u32)| *f == flag && number.to_string() == **id;
+            order.iter().position(is)
+        });
+        *list = ids.join(",");
+    }
 }
 
 impl Inferred {

@@ -13,6 +13,8 @@ struct Said {
     except_ports: Vec<String>,
     owners: Vec<Owner>,
     any: bool,
+    /// Whether what stays in the pod is left alone.
+    spares_own_pod: bool,
     /// Groups left alone, or the only ones captured.
     groups: Option<(bool, Vec<String>)>,
     localhost: Option<Cidr>,
@@ -58,7 +60,17 @@ pub(super) fn settings(
     if said.iter().all(|(_, s)| s.everything && s.networks.len() == 1) {
         found.set("include-outbound-cidrs", "*");
     } else {
-        found.set("include-outbound-cidrs", list(|s| &s.networks).join(","));
+        let mut networks = list(|s| &s.networks);
+        // Where calls to the own pod are captured, localhost is among the networks: that of a
+        // family that is not captured has left no rule.
+        let localhost = |n: &String| {
+            n.parse().is_ok_and(|cidr: Cidr| cidr.address().to_canonical().is_loopback())
+        };
+        let loses = !main.spares_own_pod && !main.owners.is_empty();
+        if loses && said.len() == 1 && !networks.iter().any(localhost) {
+            networks.push(if *six { "127.0.0.1/32" } else { "::1/128" }.to_owned());
+        }
+        found.set("include-outbound-cidrs", networks.join(","));
     }
 }
 
@@ -80,6 +92,10 @@ fn owners(main: &Said, found: &mut Inferred) {
 fn read(chains: &Chains, layout: &Layout, six: bool) -> Said {
     let mut said = Said::default();
     let mut rules = chains.user(Table::Nat, &layout.output);
+    said.spares_own_pod = rules.iter().any(|rule| {
+        let address = |m: &Match| matches!(m, Match::Address { .. });
+        over_loopback(rule) && rule.target == Target::Return && !rule.matches.iter().any(address)
+    });
     rules = except_ports(rules, &mut said);
     if rules.first().is_some_and(|r| matches!(r.matches.as_slice(), [from, ..] if is_from(from))) {
         rules = &rules[1..];

@@ -12,7 +12,7 @@ pub mod xtables;
 
 pub use compile::compile;
 pub use merge::merge;
-pub use render::{base_chain, render_transaction, rule_text};
+pub use render::{base_chain, render_transaction, render_with_reasons, rule_text};
 
 use render::hook_name;
 

@@ -7,6 +7,15 @@ use crate::value::{Family, InterfacePattern, PortRange};
 /// One transaction that makes the ruleset whatever was there of it: each table is made if it is
 /// not there, emptied, and filled.
 pub fn render_transaction(ruleset: &NftRuleset) -> String {
+    render(ruleset, false)
+}
+
+/// The same with the reason of each rule in front of it, as a comment.
+pub fn render_with_reasons(ruleset: &NftRuleset) -> String {
+    render(ruleset, true)
+}
+
+fn render(ruleset: &NftRuleset, reasons: bool) -> String {
     let mut text = String::new();
     let mut last = "";
     for table in ruleset.tables() {
@@ -29,6 +38,9 @@ pub fn render_transaction(ruleset: &NftRuleset) -> String {
         for emission in ruleset.emissions.iter().filter(|e| e.table == table) {
             let chain = called(&emission.chain);
             let rule = rule_text(ruleset.layout, table, &emission.rule);
+            if reasons {
+                text.push_str(&format!("# {}\n", emission.reason));
+            }
             let before = written.iter().filter(|e| e.chain == emission.chain).count();
             match emission.before {
                 Some(index) if index < before => {

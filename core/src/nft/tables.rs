@@ -51,19 +51,21 @@ pub struct Native {
     pub text: String,
 }
 
+/// Whether a rule lets IPv6 past.
+pub(crate) fn spares_v6(rule: &[Expr]) -> bool {
+    matches!(rule, [
+        Expr::LoadMeta(MetaField::Family),
+        Expr::Compare(Comparison::Eq, family),
+        Expr::Counter,
+        Expr::Verdict(Verdict::Return),
+    ] if *family == [nfproto(Family::V6)])
+}
+
 /// The families that rules capture: IPv6 is not where base chains begin by letting it past.
 pub fn families(tables: &NativeTables) -> Vec<Family> {
     let chains = tables.iter().flat_map(|(_, chains)| chains);
-    let spares = |rule: &Vec<Expr>| {
-        matches!(rule.as_slice(), [
-            Expr::LoadMeta(MetaField::Family),
-            Expr::Compare(Comparison::Eq, family),
-            Expr::Counter,
-            Expr::Verdict(Verdict::Return),
-        ] if *family == [nfproto(Family::V6)])
-    };
     let mut first = chains.filter(|(_, c)| c.base.is_some()).filter_map(|(_, c)| c.rules.first());
-    if first.any(|rule| rule.as_ref().is_ok_and(spares)) {
+    if first.any(|rule| rule.as_ref().is_ok_and(|rule| spares_v6(rule))) {
         return vec![Family::V4];
     }
     if tables.is_empty() { Vec::new() } else { Family::ALL.to_vec() }

@@ -3,16 +3,16 @@
 use anyhow::{Result, bail};
 use millrace_core::dialect::FOOTPRINTS;
 use millrace_core::facts::HostFacts;
-use millrace_core::nft::render_transaction;
+use millrace_core::nft::{NftRuleset, render_transaction, render_with_reasons, rule_text};
 use millrace_core::observed::Observed;
 use millrace_core::report::{
     FamilyReport, dump_text, of_dump, of_ruleset, restore_text, routing_text,
 };
-use millrace_core::status::read_back;
+use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::Family;
 use millrace_host::exec;
 use millrace_host::observe::Look;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::output::{print, print_json, warn};
 use super::{config, namespace};
@@ -59,11 +59,12 @@ fn from_config(dump: &Dump) -> Result<Exit> {
     let loaded = config::load(&dump.config, &facts, false)?;
     loaded.warnings.iter().for_each(|w| warn(w));
     if let Some(nft) = loaded.nft.as_ref().filter(|_| !dump.config.is_open()) {
-        let text = render_transaction(nft);
         if dump.common.json {
-            print_json(&json!({ "source": "configuration", "nftables": text }))?;
+            print_json(
+                &json!({ "source": "configuration", "nftables": nftables(Some(nft), &[]) }),
+            )?;
         } else {
-            print(&text)?;
+            print(&render_with_reasons(nft))?;
         }
         return Ok(Exit::Ok);
     }
@@ -106,14 +107,49 @@ fn from_namespace(dump: &Dump, observed: &Observed, facts: &HostFacts) -> Result
         }
     }
     let native: Vec<&str> = observed.native.iter().map(|(name, _)| name.as_str()).collect();
+    let rules = read_native_back(observed).map(|found| found.ruleset);
     if dump.common.json {
+        let native = nftables(rules.as_ref(), &native);
         print_json(&json!({ "source": "namespace", "families": families, "nftables": native }))?;
     } else {
         let mut text: String = families.iter().map(dump_text).collect();
-        for name in native {
-            text.push_str(&format!("# native: `nft list table inet {name}` prints it\n"));
+        match rules {
+            Some(rules) => text.push_str(&render_with_reasons(&rules)),
+            None => {
+                for name in native {
+                    text.push_str(&format!(
+                        "# no settings give just the rules of table inet {name}; \
+                         `nft list table inet {name}` prints them\n"
+                    ));
+                }
+            }
         }
         print(&text)?;
     }
     Ok(Exit::Ok)
+}
+
+/// Native nftables: the names of the tables, their text, and each rule with its reason, where the
+/// settings are known.
+fn nftables(rules: Option<&NftRuleset>, tables: &[&str]) -> Value {
+    let Some(rules) = rules else {
+        return json!({ "tables": tables });
+    };
+    let mut listed = Vec::new();
+    for table in rules.tables() {
+        for chain in rules.chains(table) {
+            for emission in &chain.rules {
+                listed.push(json!({
+                    "table": rules.layout.table(table),
+                    "chain": rules.layout.chain(table, &chain.chain),
+                    "rule": rule_text(rules.layout, table, &emission.rule),
+                    "reason": emission.reason,
+                }));
+            }
+        }
+    }
+    let mut names: Vec<&str> =
+        rules.tables().filter_map(|table| rules.layout.table(table)).collect();
+    names.dedup();
+    json!({ "tables": names, "text": render_transaction(rules), "rules": listed })
 }

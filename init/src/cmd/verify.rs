@@ -8,7 +8,7 @@ use millrace_core::plan::RULE_PRIORITY;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Routing, Ruleset};
 use millrace_core::sim::Identity;
-use millrace_core::status::read_back;
+use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::Family;
 use millrace_core::verify::{Asked, Finding, checks};
 use millrace_host::engine::Session;
@@ -80,6 +80,11 @@ fn expected(
         let policy = found.policy?;
         let ruleset = compile(&policy, found.dialect.footprint.layout);
         Some((policy, ruleset))
+    });
+    let found = found.or_else(|| {
+        let found = read_native_back(&observed)?;
+        let ruleset = compile(&found.policy, found.dialect.footprint.layout);
+        Some((found.policy, ruleset))
     });
     match found {
         Some(found) => Ok(found),
