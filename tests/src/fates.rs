@@ -15,6 +15,7 @@ use millrace_host::observe::Look;
 use millrace_host::{exec, surroundings};
 
 use crate::binary;
+use crate::dumps;
 use crate::netns::Namespace;
 use crate::process::{self, Listeners};
 use crate::topology::{APP, Family, Layout, PROXY, ROOT, Spot, Stack, Topology};
@@ -207,6 +208,11 @@ impl Ground {
         })?
     }
 
+    /// The same rules as the backend's own programs print them.
+    pub fn printed(&self, backend: &str) -> Result<Program> {
+        Ok(Program::new(dumps::of_backend(&self.topology.pod, backend)?))
+    }
+
     /// A random connection. Its source port is used once, so that no earlier one is mistaken for it.
     pub fn connection(&mut self, dice: &mut Dice) -> Try {
         self.port = if self.port >= 60_000 { 20_000 } else { self.port + 1 };
@@ -313,6 +319,16 @@ impl Ground {
             };
             threads.into_iter().map(join).collect()
         })
+    }
+}
+
+/// Whether two backends treated a connection alike. It has another source port each time.
+pub fn alike(one: &Outcome, other: &Outcome) -> bool {
+    match (one, other) {
+        (Outcome::Answered { answer: a, .. }, Outcome::Answered { answer: b, .. }) => {
+            (&a.name, a.port, a.peer.ip(), a.local) == (&b.name, b.port, b.peer.ip(), b.local)
+        }
+        (one, other) => one == other,
     }
 }
 

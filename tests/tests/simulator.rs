@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::fates::{Dice, Ground, Try, differs, policy};
+use millrace_core::sim::compare::{compare, difference_text};
+use millrace_tests::fates::{Dice, Ground, Try, alike, differs, policy};
 use millrace_tests::wire::Outcome;
 
 /// Connections for each policy.
@@ -18,7 +19,8 @@ fn setting(name: &str, usual: u64) -> Result<u64> {
 }
 
 /// Verify that what becomes of connections is what the simulator says, under random policies, with
-/// iptables and with nftables, and that both have the same effect.
+/// both iptables and with nftables; that all have the same effect; and that what their programs
+/// print is read as the rules that are there.
 ///
 /// `MILLRACE_POLICIES` is how many policies there are, `MILLRACE_SEED` what they follow from.
 #[test]
@@ -32,12 +34,27 @@ fn the_kernel_does_what_the_simulator_says() -> Result<()> {
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     for number in 1..=policies {
         let flags = policy(&mut dice);
-        for backend in ["iptables-nft", "nftables"] {
-            let mut same = dice.clone();
+        let start = dice.clone();
+        let mut before: Option<Vec<Outcome>> = None;
+        for backend in ["iptables-nft", "iptables-legacy", "nftables"] {
+            // The same connections with every backend.
+            dice = start.clone();
             ground.apply(backend, &flags)?;
             let (program, around) = ground.rules()?;
-            let tries: Vec<Try> = (0..CONNECTIONS).map(|_| ground.connection(&mut same)).collect();
+            let printed = ground.printed(backend)?;
+            let difference = compare((&program, &around), (&printed, &around));
+            if !difference.traffic.is_empty() || !difference.rules.is_empty() {
+                let text = difference_text(&program, &printed, &difference);
+                writeln!(wrong, "policy {number}, {backend}, as printed:\n{text}")?;
+            }
+            let tries: Vec<Try> = (0..CONNECTIONS).map(|_| ground.connection(&mut dice)).collect();
             let outcomes = ground.make(&tries)?;
+            for (one, (was, is)) in tries.iter().zip(before.iter().flatten().zip(&outcomes)) {
+                if !alike(was, is) {
+                    let what = &one.question;
+                    writeln!(wrong, "policy {number}, {backend}: {what}\nreally: {is}, not {was}")?;
+                }
+            }
             for (one, outcome) in tries.iter().zip(&outcomes) {
                 let kind = match outcome {
                     Outcome::Answered { answer, .. } => format!("answered by {}", answer.name),
@@ -48,14 +65,12 @@ fn the_kernel_does_what_the_simulator_says() -> Result<()> {
                     writeln!(wrong, "policy {number}, {backend}: {}\n{why}", flags.join(" "))?;
                 }
             }
-            if backend == "nftables" {
-                dice = same;
-            }
+            before = Some(outcomes);
         }
     }
     let count = wrong.matches("\nreally: ").count();
     ensure!(wrong.is_empty(), "MILLRACE_SEED={seed}: {count} connections differ\n{wrong}");
-    println!("{policies} policies, {CONNECTIONS} connections each, two backends: 0 differences");
+    println!("{policies} policies, {CONNECTIONS} connections each, three backends: 0 differences");
     println!("{kinds:?}");
     for name in ["app", "proxy", "outside"] {
         ensure!(kinds.contains_key(&format!("answered by {name}")), "nobody reached {name}");

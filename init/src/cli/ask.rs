@@ -99,7 +99,7 @@ pub(super) fn source_args(command: Command) -> Command {
             Arg::new("rules")
                 .long("rules")
                 .value_name("FILE")
-                .help("Rules as iptables-save or ip6tables-save print them; may be given several times")
+                .help("Rules as iptables-save, ip6tables-save or `nft -j list ruleset` print them; may be given several times")
                 .action(ArgAction::Append)
                 .value_parser(clap::value_parser!(PathBuf)),
         )

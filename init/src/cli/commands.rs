@@ -187,8 +187,8 @@ fn diff() -> Command {
                 "Compare rules by what they do: the connections that are treated otherwise, with \
                  an example of each, and then the rules. A and B are each one of: a command line \
                  in one word ('apply --dns all', 'istio-iptables -p 15001 -b *'), a configuration \
-                 file, a pod's manifest, a file of iptables-save (of both families with a comma \
-                 between them), `live` for this namespace, `netns:NAME`, `pid:N`, or `pod:NAME`.",
+                 file, a pod's manifest, a file of iptables-save, ip6tables-save or \
+                 `nft -j list ruleset` (several with commas between them), `live` for this namespace, `netns:NAME`, `pid:N`, or `pod:NAME`.",
             )
             .after_help("Exit codes, as of diff(1): 0 traffic is treated alike; 1 it is treated otherwise; 2 something failed, or the command line can't be read."),
     )

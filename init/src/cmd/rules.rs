@@ -14,7 +14,9 @@ use millrace_core::observed::{Holding, Observed};
 use millrace_core::plan::Groups;
 use millrace_core::pod::PodFacts;
 use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
-use millrace_core::sim::{Namespace, Program, SourceTable, of_dump, of_native, of_nft, of_ruleset};
+use millrace_core::sim::{
+    Namespace, Program, SourceTable, of_dump, of_native, of_nft, of_nft_json, of_ruleset,
+};
 use millrace_core::status::read_back;
 use millrace_core::value::Family;
 use millrace_host::observe::Look;
@@ -97,13 +99,16 @@ pub(super) fn of_word(word: &str, sources: &Sources) -> Result<Rules> {
     }
     let is_dump = |text: &String| {
         let mut lines = text.lines().map(str::trim);
-        lines.find(|l| !l.is_empty() && !l.starts_with('#')).is_some_and(|l| l.starts_with('*'))
+        let first = lines.find(|l| !l.is_empty() && !l.starts_with('#'));
+        first.is_some_and(|l| l.starts_with('*')) || is_json(text) && text.contains("\"nftables\"")
     };
     if texts.iter().all(is_dump) {
         return of_files(&paths, &addresses);
     }
     let ([path], [text]) = (paths.as_slice(), texts.as_slice()) else {
-        bail!("{word}: several files can only be what iptables-save and ip6tables-save print");
+        bail!(
+            "{word}: several files can only be what iptables-save, ip6tables-save and nft -j list ruleset print"
+        );
     };
     let says_pod = |line: &str| line.contains("kind") && line.contains("Pod");
     if text.lines().any(says_pod) {
@@ -163,6 +168,14 @@ fn of_files(paths: &[PathBuf], addresses: &[IpAddr]) -> Result<Rules> {
     for path in paths {
         let what = || format!("--rules {}", path.display());
         let text = std::fs::read_to_string(path).with_context(what)?;
+        if is_json(&text) {
+            let listed = of_nft_json(&text).with_context(what)?;
+            let left_out =
+                listed.left_out.iter().map(|w| format!("{w}: no packet is walked there"));
+            left_out.for_each(|text| warn(&text));
+            tables.extend(listed.tables);
+            continue;
+        }
         let dump = Dump::parse(&text).with_context(what)?;
         let family = family_of(&text);
         let variant = millrace_core::observed::Variant::Nft;
@@ -175,6 +188,11 @@ fn of_files(paths: &[PathBuf], addresses: &[IpAddr]) -> Result<Rules> {
     let routing = explained.map_or_else(Routing::default, |ruleset| ruleset.routing);
     let namespace = Namespace::pod(addresses, &routing);
     Ok(Rules { program: Program::new(tables), namespace, live: false })
+}
+
+/// Whether a file of rules is what `nft -j list ruleset` prints, or is meant to be.
+fn is_json(text: &str) -> bool {
+    text.trim_start().starts_with('{')
 }
 
 /// The family of a dump: what made it says so in its first line, else its addresses do.

@@ -1,6 +1,7 @@
 //! From rules in their own language to steps of a walk.
 
 mod iptables;
+mod json;
 mod native;
 mod nft;
 mod options;
@@ -15,6 +16,7 @@ use super::ranges::Ranges;
 use super::rule::{Field, Test};
 
 pub use iptables::{of_dump, of_ruleset};
+pub use json::{Listed, NotNft, of_nft_json};
 pub use native::of_native;
 pub use nft::of_nft;
 

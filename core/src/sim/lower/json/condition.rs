@@ -1,0 +1,306 @@
+//! What a rule of nft's JSON asks of a packet.
+
+use serde_json::Value;
+
+use super::super::super::question::Protocol;
+use super::super::super::ranges::Ranges;
+use super::super::super::rule::{Field, States, Test, Way};
+use super::super::{is, ports, protocol};
+use super::{Reader, single, value};
+use crate::ruleset::{Masked, Side};
+use crate::value::Family;
+
+/// What a rule has asked before: nft prints no condition that follows from another one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Settled {
+    family: Option<Family>,
+    protocol: Option<Protocol>,
+}
+
+impl Settled {
+    pub(super) fn of_table(families: Option<Vec<Family>>) -> Self {
+        let family = families.and_then(|families| match families[..] {
+            [family] => Some(family),
+            _ => None,
+        });
+        Self { family, protocol: None }
+    }
+
+    fn family(&mut self, family: Family) -> Option<Test> {
+        let known = self.family.replace(family) == Some(family);
+        (!known).then_some(Test::Family(family))
+    }
+
+    fn protocol(&mut self, number: Protocol) -> Option<Test> {
+        let known = self.protocol.replace(number) == Some(number);
+        (!known).then(|| protocol(number, false))
+    }
+}
+
+impl Reader<'_> {
+    /// What a statement asks; none if it is one that does something.
+    pub(super) fn condition(
+        &self,
+        name: &str,
+        content: &Value,
+        settled: &mut Settled,
+    ) -> Option<Vec<Test>> {
+        match name {
+            "match" => {
+                let before = settled.clone();
+                let mut read = || {
+                    let operator = content.get("op")?.as_str()?;
+                    let (left, right) = (content.get("left")?, content.get("right")?);
+                    self.matched(left, operator, right, settled)
+                };
+                let known = read();
+                Some(known.unwrap_or_else(|| {
+                    *settled = before;
+                    vec![Test::Unknown(format!("match {content}"))]
+                }))
+            }
+            "xt" => {
+                let text = |key: &str| content.get(key).and_then(Value::as_str);
+                let target = text("type") == Some("target");
+                let name = text("name").unwrap_or("of iptables");
+                let what = "which nft does not print: save these rules with iptables-save";
+                (!target).then(|| vec![Test::Unknown(format!("-m {name}, {what}"))])
+            }
+            "limit" | "quota" | "ct count" | "meter" | "connlimit" | "set" => {
+                Some(vec![Test::Unknown(format!("{name} {content}"))])
+            }
+            _ => None,
+        }
+    }
+
+    /// A comparison; none if it is not known.
+    pub(super) fn matched(
+        &self,
+        left: &Value,
+        operator: &str,
+        right: &Value,
+        settled: &mut Settled,
+    ) -> Option<Vec<Test>> {
+        let (kind, content) = single(left)?;
+        match kind {
+            "payload" => self.payload(content, operator, right, settled),
+            "meta" => self.meta(content.get("key")?.as_str()?, operator, right, settled),
+            "ct" => self.ct(content.get("key")?.as_str()?, operator, right),
+            "fib" => {
+                let flags: Vec<&str> =
+                    content.get("flags")?.as_array()?.iter().filter_map(Value::as_str).collect();
+                let side = match flags[..] {
+                    ["saddr"] => Side::Source,
+                    ["daddr"] => Side::Destination,
+                    _ => return None,
+                };
+                let asked = content.get("result")? == "type" && right == "local";
+                let negated = equality(operator)?;
+                asked.then(|| vec![Test::Local { side, negated }])
+            }
+            "&" => masked(content, operator, right, settled),
+            _ => None,
+        }
+    }
+
+    /// The values on the right of a comparison of numbers.
+    fn values(
+        &self,
+        field: Field,
+        operator: &str,
+        right: &Value,
+        most: u128,
+    ) -> Option<(bool, Ranges)> {
+        let elements = |set: &Value| value::elements(set, self.family, self.table, self.sets);
+        let set = value::ranges(right, &|one| value::one(field, one), &elements)?;
+        let limit = || set.single();
+        Some(match operator {
+            "==" | "in" => (false, set),
+            "!=" => (true, set),
+            "<=" => (false, Ranges::range(0, limit()?)),
+            ">" => (true, Ranges::range(0, limit()?)),
+            ">=" => (false, Ranges::range(limit()?, most)),
+            "<" => (true, Ranges::range(limit()?, most)),
+            _ => return None,
+        })
+    }
+
+    fn payload(
+        &self,
+        content: &Value,
+        operator: &str,
+        right: &Value,
+        settled: &mut Settled,
+    ) -> Option<Vec<Test>> {
+        let header = content.get("protocol")?.as_str()?;
+        let field = content.get("field")?.as_str()?;
+        let family = match header {
+            "ip" => Some(Family::V4),
+            "ip6" => Some(Family::V6),
+            _ => None,
+        };
+        let mut tests = Vec::new();
+        if let Some(family) = family {
+            tests.extend(settled.family(family));
+            let most = u128::MAX >> (128 - u32::from(family.bits()));
+            let side = match field {
+                "saddr" => Side::Source,
+                "daddr" => Side::Destination,
+                "protocol" | "nexthdr" => {
+                    tests.push(self.number(operator, right, settled)?);
+                    return Some(tests);
+                }
+                _ => return None,
+            };
+            let field = Field::address(side);
+            let (negated, set) = self.values(field, operator, right, most)?;
+            let family = Some(family);
+            tests.push(Test::Is { field, negated, set, family, socket: false });
+            return Some(tests);
+        }
+        if header != "th" {
+            let number = Protocol::from_name(header).filter(|known| known.has_ports())?;
+            tests.extend(settled.protocol(number));
+        }
+        let side = match field {
+            "sport" => Side::Source,
+            "dport" => Side::Destination,
+            _ => return None,
+        };
+        let (negated, set) = self.values(Field::port(side), operator, right, u16::MAX.into())?;
+        tests.push(ports(side, negated, set));
+        Some(tests)
+    }
+
+    /// The number of the transport protocol.
+    fn number(&self, operator: &str, right: &Value, settled: &mut Settled) -> Option<Test> {
+        let (negated, set) = self.values(Field::Protocol, operator, right, u8::MAX.into())?;
+        if !negated {
+            let number = set.single().and_then(|number| u8::try_from(number).ok());
+            settled.protocol = number.map(Protocol);
+        }
+        Some(is(Field::Protocol, negated, set))
+    }
+
+    fn meta(
+        &self,
+        key: &str,
+        operator: &str,
+        right: &Value,
+        settled: &mut Settled,
+    ) -> Option<Vec<Test>> {
+        let owner = |field| {
+            let (negated, set) = self.values(field, operator, right, u32::MAX.into())?;
+            Some(Test::Is { field, negated, set, family: None, socket: true })
+        };
+        let test = match key {
+            "skuid" => owner(Field::Uid)?,
+            "skgid" => owner(Field::Gid)?,
+            "l4proto" => self.number(operator, right, settled)?,
+            "nfproto" if !equality(operator)? => match right.as_str()? {
+                "ipv4" => return Some(settled.family(Family::V4).into_iter().collect()),
+                "ipv6" => return Some(settled.family(Family::V6).into_iter().collect()),
+                _ => return None,
+            },
+            "iif" | "iifname" => self.interface(Way::In, operator, right)?,
+            "oif" | "oifname" => self.interface(Way::Out, operator, right)?,
+            "mark" => mark(false, operator, right, u32::MAX)?,
+            _ => return None,
+        };
+        Some(vec![test])
+    }
+
+    fn interface(&self, way: Way, operator: &str, right: &Value) -> Option<Test> {
+        let negated = equality(operator)?;
+        let is_set =
+            right.get("set").is_some() || right.as_str().is_some_and(|name| name.starts_with('@'));
+        let names = if is_set {
+            value::elements(right, self.family, self.table, self.sets)?
+        } else {
+            vec![right.clone()]
+        };
+        let names = names.iter().map(value::interface).collect::<Option<_>>()?;
+        Some(Test::Interface { way, negated, names })
+    }
+
+    fn ct(&self, key: &str, operator: &str, right: &Value) -> Option<Vec<Test>> {
+        let negated = equality(operator)?;
+        let names = match right {
+            Value::Array(names) => names.clone(),
+            Value::String(name) if !name.starts_with('@') => vec![right.clone()],
+            _ => value::elements(right, self.family, self.table, self.sets).unwrap_or_default(),
+        };
+        let states = |known: States| {
+            let mut names = names.iter().map(|name| States::from_name(name.as_str()?));
+            let found = names.try_fold(States(0), |all, one| Some(all.or(one?)))?;
+            (found.0 & !known.0 == 0 && found.0 != 0).then_some(found)
+        };
+        let test = match key {
+            "state" => {
+                let known = [States::NEW, States::RELATED, States::ESTABLISHED, States::UNTRACKED];
+                let states = states(known.into_iter().fold(States::INVALID, States::or))?;
+                // A packet has one state: to be none of several is not to be any of them.
+                Test::State { negated, states }
+            }
+            "status" => Test::State { negated, states: states(States::SNAT.or(States::DNAT))? },
+            "direction" => match right.as_str()? {
+                "original" => Test::Original { negated },
+                "reply" => Test::Original { negated: !negated },
+                _ => return None,
+            },
+            "mark" => mark(true, operator, right, u32::MAX)?,
+            _ => return None,
+        };
+        Some(vec![test])
+    }
+}
+
+/// Whether a comparison for equality is negated; none if it is another one.
+fn equality(operator: &str) -> Option<bool> {
+    match operator {
+        "==" | "in" => Some(false),
+        "!=" => Some(true),
+        _ => None,
+    }
+}
+
+fn mark(connection: bool, operator: &str, right: &Value, mask: u32) -> Option<Test> {
+    let mark = Masked { value: value::mark(right)?, mask };
+    Some(Test::Mark { connection, negated: equality(operator)?, mark })
+}
+
+/// A comparison of bits: of a mark, or of the flags of TCP.
+fn masked(
+    content: &Value,
+    operator: &str,
+    right: &Value,
+    settled: &mut Settled,
+) -> Option<Vec<Test>> {
+    let [of, mask] = content.as_array()?.as_slice() else { return None };
+    let (kind, of) = single(of)?;
+    if kind == "payload" {
+        let is_flags = of.get("protocol")? == "tcp" && of.get("field")? == "flags";
+        let mut flags: Vec<&str> = flags(mask)?;
+        flags.sort_unstable();
+        let asked = is_flags && flags == ["ack", "fin", "rst", "syn"] && right == "syn";
+        let syn = Test::Syn { negated: equality(operator)? };
+        return asked.then(|| settled.protocol(Protocol::TCP).into_iter().chain([syn]).collect());
+    }
+    let connection = match kind {
+        "meta" => false,
+        "ct" => true,
+        _ => return None,
+    };
+    let asked = of.get("key")? == "mark";
+    let test = mark(connection, operator, right, value::mark(mask)?)?;
+    asked.then(|| vec![test])
+}
+
+/// Names of flags, as a list or as what `|` joins.
+fn flags(value: &Value) -> Option<Vec<&str>> {
+    if let Some(name) = value.as_str() {
+        return Some(vec![name]);
+    }
+    let list = value.as_array().or_else(|| value.get("|")?.as_array())?;
+    Some(list.iter().map(flags).collect::<Option<Vec<_>>>()?.concat())
+}

@@ -1,0 +1,92 @@
+//! Values of nft's JSON: numbers, names, networks, ranges and sets of them.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use super::super::super::question::Protocol;
+use super::super::super::ranges::{Ranges, number};
+use super::super::super::rule::Field;
+use crate::value::{Cidr, InterfacePattern};
+
+/// Sets and maps by family, table and name.
+pub(super) type Sets<'v> = HashMap<(&'v str, &'v str, &'v str), &'v Value>;
+
+/// The elements of a set that stands in a rule, or that it names.
+pub(super) fn elements(
+    set: &Value,
+    family: &str,
+    table: &str,
+    sets: &Sets<'_>,
+) -> Option<Vec<Value>> {
+    let list = match set {
+        Value::String(name) => {
+            let set = sets.get(&(family, table, name.strip_prefix('@')?))?;
+            // An empty set has no list.
+            set.get("elem").cloned().unwrap_or_else(|| Value::Array(Vec::new()))
+        }
+        Value::Object(members) => members.get("set")?.clone(),
+        _ => return None,
+    };
+    let Value::Array(list) = list else { return Some(vec![list]) };
+    // An element with a time-out, a counter or a comment has its value inside.
+    let bare = |element: Value| match element.pointer("/elem/val") {
+        Some(value) => value.clone(),
+        None => element,
+    };
+    Some(list.into_iter().map(bare).collect())
+}
+
+/// The values that a field is compared with.
+pub(super) fn ranges(
+    value: &Value,
+    read: &dyn Fn(&Value) -> Option<Ranges>,
+    elements: &dyn Fn(&Value) -> Option<Vec<Value>>,
+) -> Option<Ranges> {
+    let is_set =
+        value.get("set").is_some() || value.as_str().is_some_and(|name| name.starts_with('@'));
+    if !is_set {
+        return span(value, read);
+    }
+    let all = elements(value)?;
+    all.iter().try_fold(Ranges::default(), |all, one| Some(all.or(&span(one, read)?)))
+}
+
+/// A value, a range, or a network.
+fn span(value: &Value, read: &dyn Fn(&Value) -> Option<Ranges>) -> Option<Ranges> {
+    if let Some(prefix) = value.get("prefix") {
+        let address = prefix.get("addr")?.as_str()?.parse().ok()?;
+        let length = u8::try_from(prefix.get("len")?.as_u64()?).ok()?;
+        return Some(Ranges::network(Cidr::new(address, length)?));
+    }
+    let Some(ends) = value.get("range") else { return read(value) };
+    let [first, last] = ends.as_array()?.as_slice() else { return None };
+    let (first, last) = (read(first)?.first()?, read(last)?.first()?);
+    (first <= last).then(|| Ranges::range(first, last))
+}
+
+/// One value of a field.
+pub(super) fn one(field: Field, value: &Value) -> Option<Ranges> {
+    let value = match (field, value) {
+        (Field::Source | Field::Destination, Value::String(text)) => number(text.parse().ok()?),
+        (Field::Protocol, Value::String(name)) => Protocol::from_name(name)?.0.into(),
+        (Field::Source | Field::Destination, _) => return None,
+        (_, Value::String(text)) => text.parse().ok()?,
+        (_, value) => u128::from(value.as_u64()?),
+    };
+    Some(Ranges::one(value))
+}
+
+/// Names of interfaces; a `*` at the end stands for anything.
+pub(super) fn interface(value: &Value) -> Option<InterfacePattern> {
+    let name = value.as_str().filter(|name| !name.contains('\\'))?;
+    match name.strip_suffix('*') {
+        Some(start) => format!("{start}+").parse().ok(),
+        None => name.parse().ok(),
+    }
+}
+
+/// A mark.
+pub(super) fn mark(value: &Value) -> Option<u32> {
+    u32::try_from(value.as_u64()?).ok()
+}
