@@ -14,10 +14,9 @@ use millrace_core::iptables::Dump;
 use millrace_core::nft;
 use millrace_core::plan::Groups;
 use millrace_core::ruleset::Ruleset;
-use millrace_core::sim::compare::compare;
 use millrace_core::sim::{
-    Change, Class, Direction, EPHEMERAL, Fate, How, Identity, Known, Namespace, Outcome, Program,
-    Protocol, Question, Reply, changes, of_dump, of_native, of_nft, of_ruleset, partition,
+    Class, Direction, EPHEMERAL, Fate, How, Identity, Known, Namespace, Outcome, Program, Protocol,
+    Question, Reply, changes, of_dump, of_native, of_nft, of_ruleset, partition,
 };
 use millrace_core::value::Family;
 use proptest::prelude::*;
@@ -120,107 +119,6 @@ fn invalid_packets_are_dropped_on_demand() {
     let (program, pod) = program("istio-iptables -u 1337 -b * --drop-invalid");
     let stray = Question { known: Known::Invalid, ..inward("10.4.0.2:8080") };
     assert!(matches!(program.answer(&pod, &stray).outcome, Outcome::Dropped { .. }));
-}
-
-fn foreign(text: &str) -> Program {
-    let dump = Dump::parse(text).unwrap();
-    let mut nobody = |_, _: &str, _: &_| None;
-    Program::new(of_dump(&dump, Family::V4, "iptables", &groups(), &mut nobody))
-}
-
-/// Verify that what decides and is not known is named, and what decides nothing is walked past.
-#[test]
-fn an_unknown_match_is_named_where_it_matters() {
-    let program = foreign(
-        "*filter\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n\
-         -A OUTPUT -p udp -m statistic --mode random --probability 0.5 -j DROP\n\
-         -A OUTPUT -m limit --limit 5/min -j LOG --log-prefix \"a b\"\n\
-         -A OUTPUT -d 10.9.9.9/32 -m statistic --mode random --probability 0.5 -j DROP\nCOMMIT\n",
-    );
-    let (_, pod) = self::program("istio-iptables -u 1337");
-    assert_eq!(program.answer(&pod, &out(1, "10.9.9.8:80")).outcome, passed());
-    let unknown = program.answer(&pod, &out(1, "10.9.9.9:80")).outcome;
-    let Outcome::Unknown { what } = unknown else { panic!("{unknown:?}") };
-    assert_eq!(what, "-m statistic --mode random");
-}
-
-/// Verify rules as kube-proxy, Docker and Calico write them: walked, or refused by name.
-#[test]
-fn rules_of_others_are_walked() {
-    let kube = foreign(
-        "*nat\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n\
-         :POSTROUTING ACCEPT [0:0]\n:SERVICES - [0:0]\n:SVC-A - [0:0]\n:SEP-A - [0:0]\n\
-         :MARK-MASQ - [0:0]\n:POST - [0:0]\n\
-         -A PREROUTING -m comment --comment \"service portals\" -j SERVICES\n\
-         -A OUTPUT -m comment --comment \"service portals\" -j SERVICES\n\
-         -A POSTROUTING -m comment --comment \"postrouting rules\" -j POST\n\
-         -A SERVICES -d 10.96.0.20/32 -p tcp -m comment --comment \"a/b:http cluster IP\" -m tcp --dport 80 -j SVC-A\n\
-         -A SVC-A ! -s 10.4.0.0/24 -d 10.96.0.20/32 -p tcp -m tcp --dport 80 -j MARK-MASQ\n\
-         -A SVC-A -m comment --comment \"a/b:http -> 10.9.0.7:8080\" -j SEP-A\n\
-         -A SEP-A -s 10.9.0.7/32 -j MARK-MASQ\n\
-         -A SEP-A -p tcp -m tcp -j DNAT --to-destination 10.9.0.7:8080\n\
-         -A MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n\
-         -A POST -m mark ! --mark 0x4000/0x4000 -j RETURN\n\
-         -A POST -j MARK --set-xmark 0x4000/0x0\n\
-         -A POST -j MASQUERADE --random-fully\nCOMMIT\n",
-    );
-    let (_, pod) = program("istio-iptables -u 1337");
-    let led = Outcome::Led { address: "10.9.0.7".parse().ok(), port: Some(8080) };
-    let explained = kube.explain(&pod, &out(0, "10.96.0.20:80"));
-    assert_eq!((explained.answer.outcome, explained.reply), (led, Some(Reply::Arrives)));
-    assert_eq!(kube.answer(&pod, &out(0, "10.96.0.20:81")).outcome, passed());
-
-    let docker = foreign(
-        "*nat\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n\
-         :DOCKER_OUTPUT - [0:0]\n:DOCKER - [0:0]\n\
-         -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n\
-         -A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER\n\
-         -A OUTPUT -d 127.0.0.11/32 -j DOCKER_OUTPUT\n\
-         -A DOCKER ! -i docker0 -p tcp -m tcp --dport 8443 -j DNAT --to-destination 172.17.0.2:443\n\
-         -A DOCKER_OUTPUT -d 127.0.0.11/32 -p udp -m udp --dport 53 -j DNAT --to-destination 127.0.0.11:40321\n\
-         -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\nCOMMIT\n",
-    );
-    let dns = Question { protocol: Protocol::UDP, ..out(0, "127.0.0.11:53") };
-    assert_eq!(docker.answer(&pod, &dns).outcome, captured(40321));
-    let published = docker.answer(&pod, &out(0, "10.4.0.2:8443")).outcome;
-    let led = Outcome::Led { address: "172.17.0.2".parse().ok(), port: Some(443) };
-    assert_eq!(published, led);
-
-    let calico = foreign(
-        "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n\
-         :cali-OUTPUT - [0:0]\n:cali-to-host - [0:0]\n\
-         -A OUTPUT -m comment --comment \"cali:tVnHkvAo15HuiPy0\" -j cali-OUTPUT\n\
-         -A cali-OUTPUT -m mark --mark 0x10000/0x10000 -j ACCEPT\n\
-         -A cali-OUTPUT -o cali+ -j RETURN\n\
-         -A cali-OUTPUT -m conntrack ! --ctstate DNAT -j cali-to-host\n\
-         -A cali-to-host -m set --match-set cali40s:all dst -j DROP\nCOMMIT\n",
-    );
-    let marked = Question { mark: 0x1_0000, ..out(0, "10.9.9.9:80") };
-    assert_eq!(calico.answer(&pod, &marked).outcome, passed());
-    let refused = calico.answer(&pod, &out(0, "10.9.9.9:80")).outcome;
-    assert_eq!(refused, Outcome::Unknown { what: "-m set --match-set cali40s:all dst".to_owned() });
-}
-
-/// Verify that rules in another order differ, and that what nobody knows is the same as itself.
-#[test]
-fn rules_are_compared_in_their_order() {
-    let program = |rules: &str| {
-        foreign(&format!("*filter\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n"))
-    };
-    let (accept, drop) = ("-A OUTPUT -p tcp -j ACCEPT\n", "-A OUTPUT -d 10.9.9.9/32 -j DROP\n");
-    let (_, pod) = self::program("istio-iptables -u 1337");
-    let [one, other] = [[accept, drop], [drop, accept]].map(|rules| program(&rules.concat()));
-    let found = compare((&one, &pod), (&other, &pod));
-    assert_eq!(found.rules.len(), 2);
-    let changed: Vec<&Class<Change>> =
-        found.traffic.iter().filter(|class| class.has(&out(1, "10.9.9.9:80"))).collect();
-    let [class] = changed[..] else { panic!("{changed:?}") };
-    assert_eq!(class.answer.before.outcome, passed());
-    assert!(matches!(class.answer.after.outcome, Outcome::Dropped { .. }));
-    let strange = program("-A OUTPUT -m recent --update -j DROP\n");
-    let found = compare((&strange, &pod), (&strange, &pod));
-    assert!(found.traffic.is_empty() && found.rules.is_empty());
-    assert!(!compare((&strange, &pod), (&one, &pod)).traffic.is_empty());
 }
 
 /// Connections that the values of random configurations are about, and others.

@@ -56,7 +56,7 @@ impl Reader<'_> {
                 let known = read();
                 Some(known.unwrap_or_else(|| {
                     *settled = before;
-                    vec![Test::Unknown(format!("match {content}"))]
+                    vec![Test::Unknown(comparison(content).unwrap_or_else(|| content.to_string()))]
                 }))
             }
             "xt" => {
@@ -252,6 +252,30 @@ impl Reader<'_> {
             _ => return None,
         };
         Some(vec![test])
+    }
+}
+
+/// A comparison as nft writes it, as far as that can be told.
+fn comparison(content: &Value) -> Option<String> {
+    let left = operand(content.get("left")?)?;
+    let (operator, right) = (content.get("op")?.as_str()?, content.get("right")?);
+    let right = right.as_str().map_or_else(|| right.to_string(), str::to_owned);
+    Some(format!("{left} {operator} {right}"))
+}
+
+fn operand(value: &Value) -> Option<String> {
+    let (kind, content) = single(value)?;
+    let text = |key: &str| content.get(key).and_then(Value::as_str);
+    match kind {
+        "payload" => Some(format!("{} {}", text("protocol")?, text("field")?)),
+        "concat" => {
+            let parts = content.as_array()?.iter().map(operand).collect::<Option<Vec<_>>>()?;
+            Some(parts.join(" . "))
+        }
+        _ => Some(match text("key") {
+            Some(key) => format!("{kind} {key}"),
+            None => format!("{kind} {content}"),
+        }),
     }
 }
 

@@ -169,7 +169,12 @@ impl Reader<'_> {
         }
         let rule = |branch: Vec<Step>| {
             let steps = [steps.clone(), branch].concat();
-            SourceRule { text: words(&steps), reason: None, counters, steps }
+            let mut text = words(&steps);
+            if text.is_empty() {
+                let names: Vec<&str> = exprs.iter().filter_map(|e| Some(single(e)?.0)).collect();
+                text = names.join(" ");
+            }
+            SourceRule { text, reason: None, counters, steps }
         };
         branches.into_iter().map(rule).collect()
     }
