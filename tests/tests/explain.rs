@@ -10,6 +10,14 @@ use serde_json::Value;
 
 const QUESTION: [&str; 4] = ["--from", "uid=1000", "--to", "10.9.9.9:80/tcp"];
 
+/// A namespace with an address and a way out.
+fn pod() -> Result<Namespace> {
+    let namespace = Namespace::new()?;
+    namespace.ip("link set lo up\nlink add eth0 type veth peer name eth1\nlink set eth0 up\n\
+         link set eth1 up\naddr add 10.4.0.2/24 dev eth0\nroute add default via 10.4.0.1\n")?;
+    Ok(namespace)
+}
+
 fn explained(words: &[&str]) -> Result<Value> {
     let output = Command::new(binary::millrace()?)
         .args(["explain", "--output", "json"])
@@ -56,9 +64,7 @@ fn a_configuration_is_explained_without_privilege() -> Result<()> {
 /// reasons that were read back.
 #[test]
 fn live_and_saved_rules_are_explained() -> Result<()> {
-    let namespace = Namespace::new()?;
-    namespace.ip("link set lo up\nlink add eth0 type veth peer name eth1\nlink set eth0 up\n\
-         link set eth1 up\naddr add 10.4.0.2/24 dev eth0\nroute add default via 10.4.0.1\n")?;
+    let namespace = pod()?;
     let path = namespace.path();
     let path = path.to_str().context("UTF-8")?;
     let live = [&QUESTION[..], &["--netns", path]].concat();
@@ -77,6 +83,10 @@ fn live_and_saved_rules_are_explained() -> Result<()> {
 
     namespace.run(millrace, &["apply", "--backend", "nftables"])?;
     is_captured(&explained(&live)?)?;
+    let file = folder.path().join("list");
+    fs::write(&file, namespace.run("nft", &["-j", "list", "ruleset"])?)?;
+    let file = file.to_str().context("UTF-8")?;
+    is_captured(&explained(&[&QUESTION[..], &["--rules", file]].concat())?)?;
     Ok(())
 }
 
@@ -99,6 +109,69 @@ fn the_unknown_is_named() -> Result<()> {
     Ok(())
 }
 
+/// Native rules of somebody else: a service that is dropped, one by a map, and a base chain that
+/// iptables does not know.
+const FOREIGN: &str = "
+table ip services {
+    set closed { type ipv4_addr; flags interval; elements = { 10.9.8.0/24, 10.9.7.1-10.9.7.9 } }
+    chain closed-ports { tcp dport { 25, 6000-6063 } counter drop
+        return
+    }
+    chain out { type filter hook output priority 5; policy accept;
+        ip daddr @closed counter drop
+        ip protocol udp meta skuid != 0 udp dport 1024-65535 counter drop
+        oifname \"eth0\" counter jump closed-ports
+        ip daddr 10.9.6.6 numgen random mod 2 == 0 drop
+    }
+}
+table ip filter { chain OUTPUT { type filter hook output priority 0; policy drop; accept
+    }
+}
+";
+
+/// Verify that native rules of others are walked live as they are listed, and that what is not
+/// known of them is named.
+#[test]
+fn native_rules_of_others_are_walked() -> Result<()> {
+    let namespace = pod()?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("foreign.nft");
+    fs::write(&file, FOREIGN)?;
+    namespace.run("nft", &["-f", file.to_str().context("UTF-8")?])?;
+    let path = namespace.path();
+    let live = ["--netns", path.to_str().context("UTF-8")?];
+    let outcome = |question: &[&str]| -> Result<Value> {
+        let words = [&["explain", "--output", "json"], question, &live[..]].concat();
+        let output = Command::new(binary::millrace()?).args(words).output()?;
+        let found: Value = serde_json::from_slice(&output.stdout)?;
+        Ok(found["outcome"].clone())
+    };
+    for (to, wanted) in [
+        ("10.9.9.9:80/tcp", "passed"),
+        ("10.9.8.1:80/tcp", "dropped"),
+        ("10.9.7.5:80/tcp", "dropped"),
+        ("10.9.9.9:6001/tcp", "dropped"),
+        ("10.9.9.9:6001/udp", "dropped"),
+        ("10.9.9.9:53/udp", "passed"),
+        ("10.9.6.6:80/tcp", "unknown"),
+    ] {
+        let found = outcome(&["--to", to])?;
+        ensure!(found["outcome"] == wanted, "{to}: {found:#}");
+    }
+    let unknown = outcome(&["--to", "10.9.6.6:80/tcp"])?;
+    ensure!(unknown["what"] == "expression numgen", "{unknown:#}");
+
+    let list = folder.path().join("list.json");
+    fs::write(&list, namespace.run("nft", &["-j", "list", "ruleset"])?)?;
+    let live = format!("netns:{}", path.display());
+    let output = Command::new(binary::millrace()?).arg("diff").arg(&live).arg(&list).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let (_, rules) = text.split_once("rules:\n").with_context(|| text.to_string())?;
+    // Only of this rule there is nothing but a name.
+    ensure!(rules.lines().count() == 2 && rules.contains("numgen"), "{text}");
+    Ok(())
+}
+
 /// Verify that two configurations, files and a namespace are compared by what they do.
 #[test]
 fn differences_are_told_by_traffic() -> Result<()> {
@@ -115,9 +188,7 @@ fn differences_are_told_by_traffic() -> Result<()> {
         "{text}"
     );
 
-    let namespace = Namespace::new()?;
-    namespace.ip("link set lo up\nlink add eth0 type veth peer name eth1\nlink set eth0 up\n\
-         link set eth1 up\naddr add 10.4.0.2/24 dev eth0\nroute add default via 10.4.0.1\n")?;
+    let namespace = pod()?;
     let millrace = binary::millrace()?;
     namespace.run(
         millrace.to_str().context("UTF-8")?,

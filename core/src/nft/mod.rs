@@ -3,6 +3,7 @@
 
 mod compile;
 pub mod expr;
+pub mod listed;
 mod merge;
 pub mod needs;
 mod render;

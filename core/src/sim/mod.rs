@@ -28,7 +28,7 @@ mod walk;
 mod witness;
 
 pub use fate::{Fate, How, Outcome, Reply};
-pub use lower::{Listed, NotNft, of_dump, of_native, of_nft, of_nft_json, of_ruleset};
+pub use lower::{Listed, NotNft, of_dump, of_listed, of_native, of_nft, of_nft_json, of_ruleset};
 pub use namespace::{Interface, MarkedLocal, Namespace, Path};
 pub use partition::{Change, Class, Origin, changes, partition};
 pub use program::{

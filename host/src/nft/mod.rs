@@ -4,6 +4,7 @@
 mod attributes;
 mod batch;
 mod decode;
+mod list;
 mod raw;
 mod read;
 mod socket;
@@ -12,5 +13,6 @@ mod tests;
 mod xtables;
 
 pub use batch::{Changes, change, rehearse};
+pub use list::list;
 pub use read::{Look, TableFamily, Wanted, is_supported, look};
 pub use socket::{NftError, is_missing};

@@ -20,7 +20,7 @@ use super::xtables;
 /// `NFTA_TABLE_NAME`
 const TABLE_NAME: u16 = 1;
 /// `NFTA_CHAIN_TABLE`, `NFTA_CHAIN_NAME`, `NFTA_CHAIN_HOOK`, `NFTA_CHAIN_POLICY`, `NFTA_CHAIN_TYPE`
-const CHAIN: (u16, u16, u16, u16, u16) = (1, 3, 4, 5, 7);
+pub(super) const CHAIN: (u16, u16, u16, u16, u16) = (1, 3, 4, 5, 7);
 /// `NFTA_HOOK_HOOKNUM`, `NFTA_HOOK_PRIORITY`
 const HOOK: (u16, u16) = (1, 2);
 /// `NFTA_RULE_TABLE`, `NFTA_RULE_CHAIN`
@@ -140,7 +140,7 @@ fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>
     }
     let mut sets = Vec::new();
     for (table, _) in &found.native {
-        sets.push((table.clone(), read_sets(table, connection)?));
+        sets.push((table.clone(), read_sets(NetfilterProtoFamily::Inet, table, connection)?));
     }
     let request = NfTablesMessage::GetRule(RuleMessage { attributes: Vec::new() });
     for rule in dump(request, kind::RULE, "rules")? {
@@ -160,7 +160,7 @@ pub fn is_supported() -> bool {
     !matches!(look(Wanted { native: &[], iptables: false }), Ok(None))
 }
 
-fn family_of(answer: &Answer) -> Option<TableFamily> {
+pub(super) fn family_of(answer: &Answer) -> Option<TableFamily> {
     match NetfilterProtoFamily::from(answer.family) {
         NetfilterProtoFamily::Inet => Some(TableFamily::Inet),
         NetfilterProtoFamily::IPv4 => Some(TableFamily::Ip(Family::V4)),
@@ -169,7 +169,7 @@ fn family_of(answer: &Answer) -> Option<TableFamily> {
     }
 }
 
-fn table(answer: &Answer) -> Option<(TableFamily, String)> {
+pub(super) fn table(answer: &Answer) -> Option<(TableFamily, String)> {
     let family = family_of(answer).filter(|_| answer.kind == kind::TABLE)?;
     Some((family, answer.attributes().text(TABLE_NAME)?.to_owned()))
 }
@@ -201,16 +201,20 @@ fn add_iptables_rule(found: &mut [(Family, Dump)], family: Family, rule: Attribu
 }
 
 /// A rule's table and chain.
-fn place(rule: Attributes<'_>) -> Option<(&str, &str)> {
+pub(super) fn place(rule: Attributes<'_>) -> Option<(&str, &str)> {
     rule.text(RULE.0).zip(rule.text(RULE.1))
 }
 
 /// Sets by name.
-type Sets = BTreeMap<String, Set>;
+pub(super) type Sets = BTreeMap<String, Set>;
 
-fn read_sets(table: &str, connection: &Connection) -> Result<Sets, NftError> {
+pub(super) fn read_sets(
+    family: NetfilterProtoFamily,
+    table: &str,
+    connection: &Connection,
+) -> Result<Sets, NftError> {
     let ask = |request, kind, what| {
-        let answers = connection.dump(NetfilterProtoFamily::Inet, request, what)?;
+        let answers = connection.dump(family, request, what)?;
         let mut answers = answers.unwrap_or_default();
         answers.retain(|answer| answer.kind == kind);
         Ok::<_, NftError>(answers)
@@ -269,14 +273,18 @@ fn element(element: Attributes<'_>) -> Option<(Vec<u8>, bool)> {
     Some((key.to_vec(), end))
 }
 
+/// Where a chain hangs.
+pub(super) fn base(chain: Attributes<'_>) -> Option<Base> {
+    let hook = chain.nested(CHAIN.2)?;
+    Some(Base {
+        kind: chain.text(CHAIN.4)?.to_owned(),
+        hook: hook.number(HOOK.0)?,
+        priority: hook.number(HOOK.1)?.cast_signed(),
+    })
+}
+
 fn add_chain(found: &mut NativeTables, chain: Attributes<'_>) {
-    let base = chain.nested(CHAIN.2).and_then(|hook| {
-        Some(Base {
-            kind: chain.text(CHAIN.4)?.to_owned(),
-            hook: hook.number(HOOK.0)?,
-            priority: hook.number(HOOK.1)?.cast_signed(),
-        })
-    });
+    let base = base(chain);
     let table = chain.text(CHAIN.0);
     let chains = table.and_then(|t| found.iter_mut().find(|(name, _)| name == t));
     if let Some(((_, chains), name)) = chains.zip(chain.text(CHAIN.1)) {

@@ -10,15 +10,16 @@ use millrace_core::dialect::istio;
 use millrace_core::dialect::istio::annotations::{self, Decision, Defaults};
 use millrace_core::facts::HostFacts;
 use millrace_core::iptables::Dump;
-use millrace_core::observed::{Holding, Observed};
+use millrace_core::observed::{Holding, Observed, Variant};
 use millrace_core::plan::Groups;
 use millrace_core::pod::PodFacts;
 use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
 use millrace_core::sim::{
-    Namespace, Program, SourceTable, of_dump, of_native, of_nft, of_nft_json, of_ruleset,
+    Namespace, Program, SourceTable, of_dump, of_listed, of_nft, of_nft_json, of_ruleset,
 };
 use millrace_core::status::read_back;
 use millrace_core::value::Family;
+use millrace_host::netns::NetnsRef;
 use millrace_host::observe::Look;
 use millrace_host::{exec, surroundings};
 
@@ -178,7 +179,7 @@ fn of_files(paths: &[PathBuf], addresses: &[IpAddr]) -> Result<Rules> {
         }
         let dump = Dump::parse(&text).with_context(what)?;
         let family = family_of(&text);
-        let variant = millrace_core::observed::Variant::Nft;
+        let variant = Variant::Nft;
         observed.holdings.push(Holding { variant, family, dump });
     }
     let explained = read_back(&observed).into_iter().find_map(|found| found.ruleset);
@@ -207,6 +208,17 @@ fn family_of(text: &str) -> Family {
 }
 
 fn of_namespace(place: &Place) -> Result<Rules> {
+    // Who asks for two namespaces names both from where the program was started.
+    let home = match place {
+        Place::Here => None,
+        _ => Some(NetnsRef::at("/proc/self/ns/net".into()).open()?),
+    };
+    let rules = held(place)?;
+    home.map_or(Ok(()), |home| home.enter())?;
+    Ok(rules)
+}
+
+fn held(place: &Place) -> Result<Rules> {
     let (mut session, facts) = namespace::open(place)?;
     let options = exec::Options::default();
     let mut observed = session.observe(&options, Look::Fast)?;
@@ -223,7 +235,10 @@ fn of_namespace(place: &Place) -> Result<Rules> {
         let holder = holding.variant.to_string();
         tables.extend(explained_tables(holding, &holder, explained, &facts.groups));
     }
-    tables.extend(of_native(&observed.native));
+    let known = |family, name: &str| {
+        observed.holding(Variant::Nft, family).is_some_and(|dump| dump.table(name).is_some())
+    };
+    tables.extend(of_listed(&millrace_host::nft::list(&known)?));
     let namespace = surroundings::namespace(&observed)?;
     Ok(Rules { program: Program::new(tables), namespace, live: true })
 }

@@ -17,7 +17,7 @@ use super::rule::{Field, Test};
 
 pub use iptables::{of_dump, of_ruleset};
 pub use json::{Listed, NotNft, of_nft_json};
-pub use native::of_native;
+pub use native::{of_listed, of_native};
 pub use nft::of_nft;
 
 fn protocol(number: Protocol, negated: bool) -> Test {

@@ -4,8 +4,9 @@ use super::super::program::{Base, Policy, SourceChain, SourceRule, SourceTable};
 use super::super::ranges::Ranges;
 use super::super::rule::{Action, Field, MarkChange, States, Step, Test, Way};
 use super::words::words;
-use super::{ports, protocol};
+use super::{is, ports, protocol};
 use crate::nft::expr::{Comparison, CtField, Expr, Header, MetaField, Verdict, nfproto};
+use crate::nft::listed::{ListedChain, ListedRule, ListedTable};
 use crate::nft::tables::NativeTables;
 use crate::ruleset::{Hook, Masked, Side};
 use crate::sim::question::Protocol;
@@ -13,7 +14,6 @@ use crate::value::{Family, InterfacePattern};
 
 /// Tables that were read from the kernel. What is not understood of a rule is unknown to the walk.
 pub fn of_native(tables: &NativeTables) -> Vec<SourceTable> {
-    let hook = |number: u32| Hook::ALL.into_iter().find(|hook| hook.number() == number);
     let one = |(name, chains): &(String, crate::nft::tables::NativeTable)| SourceTable {
         holder: super::nft::HOLDER.to_owned(),
         name: name.clone(),
@@ -22,19 +22,80 @@ pub fn of_native(tables: &NativeTables) -> Vec<SourceTable> {
             .iter()
             .map(|(name, chain)| SourceChain {
                 name: name.clone(),
-                base: chain.base.as_ref().and_then(|base| {
-                    Some(Base {
-                        hook: hook(base.hook)?,
-                        kind: super::nft::kind(&base.kind),
-                        priority: base.priority,
-                        policy: Policy::Accept,
-                    })
-                }),
+                base: chain.base.as_ref().and_then(base),
                 rules: chain.rules.iter().map(rule).collect(),
             })
             .collect(),
     };
     tables.iter().map(one).collect()
+}
+
+/// Tables of whoever. A part of a rule that is not understood is unknown to the walk.
+pub fn of_listed(tables: &[ListedTable]) -> Vec<SourceTable> {
+    let chain = |chain: &ListedChain, family| SourceChain {
+        name: chain.name.clone(),
+        base: chain.base.as_ref().and_then(base).map(|base| Base {
+            policy: if chain.drops { Policy::Drop } else { Policy::Accept },
+            ..base
+        }),
+        rules: chain.rules.iter().map(|rule| listed(rule, family)).collect(),
+    };
+    let table = |table: &ListedTable| SourceTable {
+        holder: super::nft::HOLDER.to_owned(),
+        name: table.name.clone(),
+        families: table.family.map_or_else(|| Family::ALL.to_vec(), |family| vec![family]),
+        chains: table.chains.iter().map(|c| chain(c, table.family)).collect(),
+    };
+    tables.iter().map(table).collect()
+}
+
+/// Parts that only ask, or that only load what another one asks about.
+const ASKING: [&str; 13] = [
+    "byteorder",
+    "connlimit",
+    "exthdr",
+    "fib",
+    "hash",
+    "limit",
+    "lookup",
+    "match",
+    "numgen",
+    "osf",
+    "quota",
+    "range",
+    "rt",
+];
+
+fn listed(rule: &ListedRule, family: Option<Family>) -> SourceRule {
+    let mut reader = Reader::new(family);
+    for part in &rule.parts {
+        match part {
+            Ok(expr) => reader.take(expr),
+            Err(what) => {
+                let name = what.rsplit(' ').next().unwrap_or_default();
+                reader.open_range();
+                reader.load(Loaded::Other);
+                reader.steps.push(match name {
+                    "log" => Action::Note.into(),
+                    "notrack" => Action::Notrack.into(),
+                    name if ASKING.contains(&name) => Test::Unknown(what.clone()).into(),
+                    _ => Action::Unknown(what.clone()).into(),
+                });
+            }
+        }
+    }
+    let steps = reader.finish();
+    SourceRule { text: words(&steps), reason: None, counters: rule.counters, steps }
+}
+
+/// Where a chain is called from; none for layers that are not walked.
+fn base(base: &crate::nft::tables::Base) -> Option<Base> {
+    Some(Base {
+        hook: Hook::ALL.into_iter().find(|hook| hook.number() == base.hook)?,
+        kind: super::nft::kind(&base.kind),
+        priority: base.priority,
+        policy: Policy::Accept,
+    })
 }
 
 fn rule(rule: &Result<Vec<Expr>, String>) -> SourceRule {
@@ -51,8 +112,13 @@ enum Loaded {
     Nothing,
     Meta(MetaField),
     Ct(CtField),
-    Payload { header: Header, offset: u32, length: u32 },
+    Payload {
+        header: Header,
+        offset: u32,
+        length: u32,
+    },
     Constant(Vec<u8>),
+    /// Something that is not known, and has been named.
     Other,
 }
 
@@ -61,41 +127,68 @@ struct Reader {
     loaded: Loaded,
     mask: Option<Vec<u8>>,
     family: Option<Family>,
-    /// The lower end of a range that two comparisons make.
-    least: Option<u128>,
+    /// The lower end of a range that two comparisons make, and its length in bytes.
+    least: Option<(u128, usize)>,
 }
 
 fn steps(exprs: &[Expr]) -> Vec<Step> {
-    let mut reader = Reader {
-        steps: Vec::new(),
-        loaded: Loaded::Nothing,
-        mask: None,
-        family: None,
-        least: None,
-    };
+    let mut reader = Reader::new(None);
     for expr in exprs {
-        if reader.read(expr).is_none() {
-            let what = format!("{expr:?}");
-            let step = match expr {
-                Expr::Verdict(_)
-                | Expr::StoreMeta(_)
-                | Expr::StoreCt(_)
-                | Expr::Redirect
-                | Expr::Tproxy(_)
-                | Expr::Target(_) => Action::Unknown(what).into(),
-                _ => Test::Unknown(what).into(),
-            };
-            reader.steps.push(step);
-        }
+        reader.take(expr);
     }
-    reader.steps
+    reader.finish()
 }
 
 impl Reader {
+    /// For rules of a table of one family, or of both.
+    const fn new(family: Option<Family>) -> Self {
+        Self { steps: Vec::new(), loaded: Loaded::Nothing, mask: None, family, least: None }
+    }
+
+    /// Read an expression; what is not known of it is unknown to the walk.
+    fn take(&mut self, expr: &Expr) {
+        if !matches!(expr, Expr::Compare(Comparison::Le, _)) {
+            self.open_range();
+        }
+        let asks = matches!(
+            expr,
+            Expr::Mask(_) | Expr::Compare(..) | Expr::Range { .. } | Expr::Lookup { .. }
+        );
+        if asks && matches!(self.loaded, Loaded::Other) || self.read(expr).is_some() {
+            return;
+        }
+        self.steps.push(match expr {
+            Expr::StoreMeta(_) | Expr::StoreCt(_) => {
+                Action::Unknown(format!("{expr:?} to what is not known here")).into()
+            }
+            Expr::Verdict(_) | Expr::Redirect | Expr::Tproxy(_) | Expr::Target(_) => {
+                Action::Unknown(format!("{expr:?}")).into()
+            }
+            Expr::LoadTransparent => Test::Unknown("socket transparent".to_owned()).into(),
+            Expr::Match(extension) => Test::Unknown(format!("-m {}", extension.name)).into(),
+            _ => Test::Unknown(format!("{:?} {expr:?}", self.loaded)).into(),
+        });
+    }
+
+    /// The steps, once everything has been read.
+    fn finish(mut self) -> Vec<Step> {
+        self.open_range();
+        self.steps
+    }
+
+    /// A lower end without an upper one is a range too.
+    fn open_range(&mut self) {
+        let Some((least, length)) = self.least.take() else { return };
+        let most = 1_u128.checked_shl(u32::try_from(length * 8).unwrap_or(u32::MAX));
+        let set = Ranges::range(least, most.map_or(u128::MAX, |above| above - 1));
+        if self.is(false, set).is_none() {
+            self.steps.push(Test::Unknown(format!("{:?} at least {least}", self.loaded)).into());
+        }
+    }
+
     fn load(&mut self, loaded: Loaded) {
         self.loaded = loaded;
         self.mask = None;
-        self.least = None;
     }
 
     fn read(&mut self, expr: &Expr) -> Option<()> {
@@ -106,18 +199,26 @@ impl Reader {
                 self.load(Loaded::Payload { header: *header, offset: *offset, length: *length });
             }
             Expr::Load(bytes) => self.load(Loaded::Constant(bytes.clone())),
-            Expr::LoadTransparent => self.load(Loaded::Other),
+            Expr::LoadTransparent => {
+                self.load(Loaded::Other);
+                return None;
+            }
             Expr::Mask(mask) => self.mask = Some(mask.clone()),
             Expr::Counter => self.steps.push(Action::Note.into()),
             Expr::Compare(how, bytes) => return self.compare(*how, bytes),
             Expr::Range { negated, first, last } => {
                 let set = Ranges::range(big(first)?, big(last)?);
-                return self.is(*negated, set);
+                return if self.is_whole_and_ordered() { self.is(*negated, set) } else { None };
             }
+            Expr::Lookup { .. } if !self.is_whole() => return None,
             Expr::Lookup { negated, set } => {
                 if let Loaded::Meta(MetaField::InInterface | MetaField::OutInterface) = self.loaded
                 {
-                    let names = set.ranges.iter().map(|(name, _)| interface(name));
+                    let one = |(first, last): &(Vec<u8>, Vec<u8>)| {
+                        // Else it is the beginning of names.
+                        (first == last).then(|| interface(first))?
+                    };
+                    let names = set.ranges.iter().map(one);
                     return self.interfaces(*negated, names.collect::<Option<_>>()?);
                 }
                 let native = matches!(self.loaded, Loaded::Meta(_) | Loaded::Ct(_));
@@ -193,15 +294,26 @@ impl Reader {
         let negated = match how {
             Comparison::Eq => false,
             Comparison::Ne => true,
+            // What is in the machine's byte order has no order here.
+            Comparison::Ge | Comparison::Le if !self.is_whole_and_ordered() => return None,
             Comparison::Ge => {
-                self.least = Some(big(bytes)?);
+                self.least = Some((big(bytes)?, bytes.len()));
                 return Some(());
             }
             Comparison::Le => {
-                let set = Ranges::range(self.least?, big(bytes)?);
+                let set = Ranges::range(self.least.take()?.0, big(bytes)?);
                 return self.is(false, set);
             }
         };
+        let has_bits = matches!(
+            self.loaded,
+            Loaded::Meta(MetaField::Mark)
+                | Loaded::Ct(CtField::Mark | CtField::State)
+                | Loaded::Payload { header: Header::Network, offset: 8.., .. }
+        );
+        if self.mask.is_some() && !has_bits {
+            return None;
+        }
         match self.loaded {
             Loaded::Meta(MetaField::InInterface | MetaField::OutInterface) => {
                 self.interfaces(negated, vec![interface(bytes)?])
@@ -234,6 +346,9 @@ impl Reader {
             Loaded::Meta(MetaField::Uid | MetaField::Gid) => {
                 self.is(negated, Ranges::one(host(bytes)?))
             }
+            Loaded::Payload { header: Header::Network, offset: 6 | 9, length: 1 } => {
+                self.is(negated, Ranges::one(big(bytes)?))
+            }
             Loaded::Payload { header: Header::Network, length, .. } => {
                 let set = self.network(bytes, length)?;
                 self.is(negated, set)
@@ -241,6 +356,20 @@ impl Reader {
             Loaded::Payload { .. } => self.is(negated, Ranges::one(big(bytes)?)),
             _ => None,
         }
+    }
+
+    /// Whether all of a field was loaded, and not some bits of it.
+    fn is_whole(&self) -> bool {
+        let network = match self.loaded {
+            Loaded::Payload { header: Header::Network, length, .. } => matches!(length, 4 | 16),
+            _ => true,
+        };
+        self.mask.is_none() && network
+    }
+
+    /// The same, of a field in network byte order.
+    fn is_whole_and_ordered(&self) -> bool {
+        self.is_whole() && matches!(self.loaded, Loaded::Payload { .. })
     }
 
     /// The addresses that begin with these bytes, or with their bits of the mask.
@@ -279,6 +408,12 @@ impl Reader {
         let test = match self.loaded {
             Loaded::Meta(MetaField::Uid) => owned(Field::Uid, negated, set),
             Loaded::Meta(MetaField::Gid) => owned(Field::Gid, negated, set),
+            Loaded::Payload { header: Header::Network, offset: offset @ (6 | 9), length: 1 } => {
+                match (self.family?, offset) {
+                    (Family::V4, 9) | (Family::V6, 6) => is(Field::Protocol, negated, set),
+                    _ => return None,
+                }
+            }
             Loaded::Payload { header: Header::Network, offset, .. } => {
                 let side = match (self.family?, offset) {
                     (Family::V4, 12) | (Family::V6, 8) => Side::Source,
