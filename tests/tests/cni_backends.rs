@@ -1,10 +1,6 @@
 //! What the plugin's rules are written with, and rules in a pod that are not the plugin's.
 
-use std::fs;
-use std::process::Command;
-
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::binary;
 use millrace_tests::capture::millrace;
 use millrace_tests::cni::{Call, Host, Pod, Reply, STATUS, mesh};
 use millrace_tests::snapshot::Snapshot;
@@ -17,19 +13,9 @@ fn legacy(host: &Host, pod: &Pod) -> Result<String> {
 
 /// Make a call under strace, which refuses sockets of `nf_tables` as a kernel without it does.
 fn without_nf_tables(host: &Host, call: &Call) -> Result<Reply> {
-    let input = host.folder().join("stdin.json");
-    fs::write(&input, call.config.to_string())?;
-    let plugin = binary::millrace_cni()?;
     // The first sockets are for addresses, a first look and the lock of the run.
     let refuse = "inject=socket:error=EPROTONOSUPPORT:when=4+";
-    let shell = format!(
-        "exec strace -qqq -o /dev/null -e trace=socket -e {refuse} {} <{}",
-        plugin.display(),
-        input.display()
-    );
-    let mut command = Command::new("sh");
-    command.args(["-c", &shell]).envs(call.env.iter().map(|(name, value)| (name, value)));
-    Reply::of(&host.namespace.output(&mut command)?)
+    call.run_under(host, &["strace", "-qqq", "-o", "/dev/null", "-e", "trace=socket", "-e", refuse])
 }
 
 /// Verify that on a kernel without `nf_tables` iptables-legacy is used, by its programs, that CHECK

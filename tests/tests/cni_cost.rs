@@ -1,29 +1,17 @@
 //! What the plugin does not do: start processes, open connections, ask anybody.
 
 use std::fs;
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::binary;
 use millrace_tests::cni::{Call, Host, mesh};
 use serde_json::{Value, json};
 
 /// The system calls of a call that succeeds, of those that start processes or open sockets.
 fn traced(host: &Host, call: &Call) -> Result<String> {
-    let (input, trace) = (host.folder().join("stdin.json"), host.folder().join("trace"));
-    fs::write(&input, call.config.to_string())?;
-    let plugin = binary::millrace_cni()?;
+    let trace = host.folder().join("trace");
+    let file = trace.to_str().context("a path")?;
     let calls = "trace=?fork,?vfork,clone,?clone3,execve,socket,connect";
-    let shell = format!(
-        "exec strace -f -qq -e {calls} -o {} {} <{}",
-        trace.display(),
-        plugin.display(),
-        input.display()
-    );
-    let mut command = Command::new("sh");
-    command.args(["-c", &shell]).envs(call.env.iter().map(|(name, value)| (name, value)));
-    let output = host.namespace.output(&mut command)?;
-    ensure!(output.status.success(), "{output:?}");
+    call.run_under(host, &["strace", "-f", "-qq", "-e", calls, "-o", file])?.success()?;
     fs::read_to_string(&trace).context("strace wrote no trace")
 }
 

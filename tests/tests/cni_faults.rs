@@ -16,50 +16,6 @@ use serde_json::{Value, json};
 
 const CAPTURED: &str = "table inet millrace";
 
-/// Verify that an ADD that is killed at any moment is finished by the next, and undone by DEL.
-#[test]
-fn killed_at_any_moment() -> Result<()> {
-    let host = Host::new()?;
-    for backend in ["nftables", "iptables"] {
-        let model = host.pod()?;
-        let add = |pod: &Pod| {
-            let annotations = mesh(&[("sidecar.istio.io/interceptionMode", "TPROXY")]);
-            Call::new(&host, "ADD", pod, annotations).with_key("backend", json!(backend))
-        };
-        let nothing = host.inside(&model, Snapshot::take)?;
-        let began = Instant::now();
-        add(&model).run(&host)?.success()?;
-        let whole = began.elapsed();
-        let wanted = host.inside(&model, Snapshot::take)?.without_counters();
-        let (mut done, mut undone) = (0, 0);
-        for step in 0..40_u32 {
-            let pod = host.pod()?;
-            let mut child = add(&pod).start(&host)?;
-            // The moment itself is what is tried.
-            thread::sleep(whole * step / 36);
-            child.kill().context("SIGKILL")?;
-            child.wait_with_output()?;
-            let rules = host.rules(&pod)?;
-            if rules.contains("millrace") || rules.contains("MILLRACE") {
-                done += 1;
-            } else {
-                undone += 1;
-            }
-            if step % 2 == 0 {
-                add(&pod).run(&host)?.success()?;
-                let now = host.inside(&pod, Snapshot::take)?.without_counters();
-                assert_eq!(wanted.differences(&now), "", "{backend}, step {step}");
-            }
-            add(&pod).to("DEL").run(&host)?.success()?;
-            let now = host.inside(&pod, Snapshot::take)?;
-            assert_eq!(nothing.differences(&now), "", "{backend}, step {step}");
-            host.remove(&pod)?;
-        }
-        ensure!(done > 0 && undone > 0, "every moment was alike: {done} done, {undone} not");
-    }
-    Ok(())
-}
-
 /// Verify that the same pod can be added by many at once, and that a DEL at the same time leaves
 /// it captured or not, and nothing between.
 #[test]
@@ -398,19 +354,11 @@ fn without_privilege() -> Result<()> {
     let host = Host::new()?;
     let pod = host.pod()?;
     let call = Call::new(&host, "ADD", &pod, mesh(&[]));
-    let input = host.folder().join("stdin.json");
-    fs::write(&input, call.config.to_string())?;
-    let program = millrace_tests::binary::millrace_cni()?;
-    for drop in ["-sys_admin", "-net_admin"] {
-        let mut command = Command::new("setpriv");
-        let shell = format!("exec {} <{}", program.display(), input.display());
-        let caps = [format!("--bounding-set={drop}"), format!("--inh-caps={drop}")];
-        command.args(caps).args(["sh", "-c", &shell]).envs(call.env.iter().map(|(n, v)| (n, v)));
-        let output = host.namespace.output(&mut command)?;
-        let text = String::from_utf8(output.stdout)?;
-        ensure!(!output.status.success(), "{drop}: {text}");
+    for (drop, code) in [("-sys_admin", 4), ("-net_admin", 100)] {
+        let (bounding, own) = (format!("--bounding-set={drop}"), format!("--inh-caps={drop}"));
+        let said = call.run_under(&host, &["setpriv", &bounding, &own])?.failure(code)?;
         let capability = drop.trim_start_matches('-').to_uppercase();
-        ensure!(text.contains(&capability), "{drop}: {text}");
+        ensure!(said.contains(&capability) && said.contains(&pod.name), "{drop}: {said}");
         ensure!(!host.rules(&pod)?.contains("millrace"));
     }
     Ok(())
@@ -423,15 +371,9 @@ fn status_where_nothing_can_be_captured() -> Result<()> {
     let pod = host.pod()?;
     let add = Call::new(&host, "ADD", &pod, mesh(&[]));
     let status = add.clone().to("STATUS");
-    let input = host.folder().join("stdin.json");
-    fs::write(&input, status.config.to_string())?;
-    let program = millrace_tests::binary::millrace_cni()?;
+    let without = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"];
     for (code, pods) in [(50, 0), (51, 1)] {
-        let mut command = Command::new("setpriv");
-        let shell = format!("exec {} <{}", program.display(), input.display());
-        command.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "sh", "-c", &shell]);
-        command.envs(status.env.iter().map(|(n, v)| (n, v)));
-        let said = Reply::of(&host.namespace.output(&mut command)?)?.failure(code)?;
+        let said = status.run_under(&host, &without)?.failure(code)?;
         ensure!(said.contains("SYS_ADMIN"), "{said}");
         ensure!(said.contains("captured pods") == (pods > 0), "{said}");
         add.run(&host)?.success()?;

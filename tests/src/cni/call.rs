@@ -104,6 +104,23 @@ impl Call {
         self.start_with(host, &self.config.to_string())
     }
 
+    /// Start the call, with a program in front that ends by running it: these words, then the
+    /// plugin's path.
+    pub fn start_under(&self, host: &Host, words: &[&str]) -> Result<Child> {
+        let plugin = binary::millrace_cni()?;
+        let plugin = plugin.to_str().context("the plugin's path")?;
+        let (program, args) = words.split_first().context("a program in front")?;
+        let mut command = Command::new(program);
+        command.args(args).arg(plugin);
+        spawn(host, &mut command, &self.env, &self.config.to_string())
+    }
+
+    /// Make the call with a program in front.
+    pub fn run_under(&self, host: &Host, words: &[&str]) -> Result<Reply> {
+        let child = self.start_under(host, words)?;
+        Reply::of(&child.wait_with_output().context("waiting for the plugin")?)
+    }
+
     fn start_with(&self, host: &Host, stdin: &str) -> Result<Child> {
         start(host, &binary::millrace_cni()?, &self.env, stdin)
     }
@@ -116,12 +133,20 @@ pub(super) fn start(
     env: &[(String, String)],
     stdin: &str,
 ) -> Result<Child> {
-    let mut command = Command::new(program);
+    spawn(host, &mut Command::new(program), env, stdin)
+}
+
+fn spawn(
+    host: &Host,
+    command: &mut Command,
+    env: &[(String, String)],
+    stdin: &str,
+) -> Result<Child> {
     command.env_clear().envs(env.iter().map(|(n, v)| (n, v)));
     command.env("PATH", std::env::var_os("PATH").context("PATH is not set")?);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = host.namespace.enter(|| command.spawn())?;
-    let mut child = child.with_context(|| program.display().to_string())?;
+    let mut child = child.with_context(|| format!("{command:?}"))?;
     let mut pipe = child.stdin.take().context("a pipe was asked for")?;
     // A plugin that fails early closes the pipe: its own message says more.
     let _written = pipe.write_all(stdin.as_bytes());

@@ -1,0 +1,183 @@
+//! DEL never fails, whatever stands in its way: a pod that can't be deleted helps nobody.
+
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::binary;
+use millrace_tests::cni::{Call, Host, Pod, mesh};
+use serde_json::json;
+
+const CAPTURED: &str = "table inet millrace";
+
+/// A host with a captured pod, and the DEL of it.
+fn captured() -> Result<(Host, Pod, Call)> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let add = Call::new(&host, "ADD", &pod, mesh(&[]));
+    add.run(&host)?.success()?;
+    Ok((host, pod, add.to("DEL")))
+}
+
+/// Verify that what can't be read, and nobody who reads, keeps no pod: what is known from the
+/// variables is enough to take the rules away.
+#[test]
+fn without_input_and_without_outputs() -> Result<()> {
+    let plugin = binary::millrace_cni()?;
+    let plugin = plugin.to_str().context("a path")?;
+    for how in [
+        "exec \"$0\" <&-",
+        "exec \"$0\" </",
+        "printf '{\"name\":\"\\377\\376\"}' | \"$0\"",
+        "head -c 3000000 /dev/zero | \"$0\"",
+        "exec \"$0\" </dev/null >&-",
+        "exec \"$0\" </dev/null 2>&-",
+        "exec \"$0\" </dev/null >/dev/full 2>/dev/full",
+    ] {
+        let (host, pod, del) = captured()?;
+        let mut shell = Command::new("sh");
+        shell.args(["-c", how, plugin]).envs(del.env.iter().map(|(name, value)| (name, value)));
+        let output = host.namespace.output(shell.stdin(Stdio::null()))?;
+        ensure!(output.status.success(), "{how}: {output:?}");
+        ensure!(output.stdout.is_empty(), "{how}: {output:?}");
+        ensure!(!host.rules(&pod)?.contains("millrace"), "{how}");
+    }
+    Ok(())
+}
+
+/// Verify that other requests say so when standard input can't be read, with code 5.
+#[test]
+fn others_say_that_input_cannot_be_read() -> Result<()> {
+    let (host, _pod, del) = captured()?;
+    for command in ["ADD", "CHECK", "GC", "STATUS", "VERSION"] {
+        let call = del.clone().to(command);
+        // A folder can't be read.
+        let said = call.run_under(&host, &["sh", "-c", "exec \"$0\" </"])?.failure(5)?;
+        ensure!(said.contains("standard input"), "{command}: {said}");
+    }
+    Ok(())
+}
+
+/// Verify that a DEL that may not do anything says in its log what is left behind.
+#[test]
+fn without_privilege() -> Result<()> {
+    for drop in ["-sys_admin", "-net_admin"] {
+        let (host, pod, del) = captured()?;
+        let (bounding, own) = (format!("--bounding-set={drop}"), format!("--inh-caps={drop}"));
+        let reply = del.run_under(&host, &["setpriv", &bounding, &own])?;
+        reply.success()?;
+        ensure!(reply.log.contains("rules are left behind"), "{drop}: {reply:?}");
+        ensure!(host.rules(&pod)?.contains(CAPTURED), "{drop}");
+        // With the privilege the next one takes them away.
+        del.run(&host)?.success()?;
+        ensure!(!host.rules(&pod)?.contains("millrace"), "{drop}");
+    }
+    Ok(())
+}
+
+/// Verify that a run that doesn't end is waited for, but not for ever: ADD until its deadline,
+/// when it fails with code 11, and DEL for some seconds.
+#[test]
+fn another_run_does_not_end() -> Result<()> {
+    let (host, pod, del) = captured()?;
+    let other = host.pod()?;
+    let lock = |pod: &Pod| {
+        let name = SocketAddr::from_abstract_name("millrace-run")?;
+        host.inside(pod, |inside| Ok(inside.enter(|| UnixDatagram::bind_addr(&name))??))
+    };
+    let (_held, _held_too) = (lock(&pod)?, lock(&other)?);
+    let add = Call::new(&host, "ADD", &other, mesh(&[])).with_key("deadline", json!("700ms"));
+    let began = Instant::now();
+    let said = add.run(&host)?.failure(11)?;
+    ensure!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    ensure!(said.contains(&other.name) && said.contains("another run"), "{said}");
+    ensure!(!said.contains("--wait") || said.contains("tried again"), "{said}");
+    ensure!(!host.rules(&other)?.contains("millrace"));
+    let began = Instant::now();
+    let reply = del.run(&host)?;
+    reply.success()?;
+    ensure!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    ensure!(reply.log.contains("rules are left behind"), "{reply:?}");
+    // GC goes on with the others, and says which one it could not see to.
+    let free = host.pod()?;
+    Call::new(&host, "ADD", &free, mesh(&[])).run(&host)?.success()?;
+    Call::new(&host, "ADD", &pod, mesh(&[])).with_key("deadline", json!("1ms")).run(&host)?;
+    let gc = del.to("GC").with_key("cni.dev/valid-attachments", json!([]));
+    let said = gc.run(&host)?.failure(5)?;
+    ensure!(said.contains(&pod.id) && !said.contains(&free.id), "{said}");
+    ensure!(!host.rules(&free)?.contains("millrace") && host.rules(&pod)?.contains(CAPTURED));
+    Ok(())
+}
+
+/// Verify that DEL succeeds when any one of the calls to the kernel that it makes fails, and any
+/// kind of them always does.
+#[test]
+fn whatever_the_kernel_refuses() -> Result<()> {
+    let calls = [
+        ("socket", "EMFILE"),
+        ("bind", "EACCES"),
+        ("setsockopt", "EPERM"),
+        ("sendto", "ENOBUFS"),
+        ("sendmsg", "ENOBUFS"),
+        ("recvfrom", "EIO"),
+        ("recvmsg", "EIO"),
+        ("setns", "EPERM"),
+        ("statx", "EIO"),
+        ("getdents64", "EIO"),
+        ("unlink", "EROFS"),
+        ("ioctl", "EPERM"),
+        ("clone", "EAGAIN"),
+        ("clone3", "EAGAIN"),
+    ];
+    let (host, pod, del) = captured()?;
+    for (call, error) in calls {
+        for when in ["1", "2", "3", "5", "8", "1+"] {
+            let inject = format!("inject={call}:error={error}:when={when}");
+            let trace = format!("trace={call}");
+            let words = [
+                "timeout",
+                "60",
+                "strace",
+                "-f",
+                "-qqq",
+                "-o",
+                "/dev/null",
+                "-e",
+                &trace,
+                "-e",
+                &inject,
+            ];
+            let reply = del.run_under(&host, &words)?;
+            ensure!(reply.code == Some(0) && reply.text.is_empty(), "{inject}: {reply:?}");
+        }
+    }
+    del.run(&host)?.success()?;
+    ensure!(!host.rules(&pod)?.contains("millrace"));
+    Ok(())
+}
+
+/// Verify that a fault of the plugin is an error like any other to the runtime: JSON on standard
+/// output with a code of its own, and where it was in the log.
+#[test]
+fn a_fault_is_an_error_in_json() -> Result<()> {
+    let (host, _pod, del) = captured()?;
+    // No thread can be started, which is never expected.
+    let words = [
+        "strace",
+        "-qqq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=clone,clone3",
+        "-e",
+        "inject=clone,clone3:error=EAGAIN",
+    ];
+    let reply = del.to("STATUS").run_under(&host, &words)?;
+    let said = reply.failure(103)?;
+    ensure!(said.contains("fault"), "{said}");
+    let fault = reply.lines()?.into_iter().find(|line| line["msg"].to_string().contains("fault: "));
+    ensure!(fault.is_some(), "{reply:?}");
+    Ok(())
+}
