@@ -199,6 +199,16 @@ mod tests {
     }
 
     #[test]
+    fn an_inode_alone_is_not_enough_to_tell_two_apart() {
+        let open = |path: &str| NetnsRef::at(path.into()).open().unwrap().id();
+        // The root of both file systems is inode 1.
+        let (proc, sys) = (open("/proc"), open("/sys"));
+        assert_eq!(proc.1, sys.1);
+        assert_ne!(proc, sys);
+        assert_eq!(proc, open("/proc/."));
+    }
+
+    #[test]
     fn ones_own_namespace_is_entered_without_doing_anything() {
         let own: NetnsRef = OWN.parse().unwrap();
         let own = own.open().unwrap();

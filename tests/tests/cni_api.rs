@@ -2,6 +2,8 @@
 //! and token file, and an API that answers, fails in every way, is slow, or is not there.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,7 +12,7 @@ use k8s_openapi::api::core::v1;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
-use millrace_tests::cni::{Api, Call, Host, Mood, NAME, Pod, STATUS, mesh};
+use millrace_tests::cni::{Api, Call, Host, Mood, NAME, POD_ANNOTATIONS, Pod, STATUS, mesh};
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
@@ -184,6 +186,70 @@ fn every_failure_of_the_api() -> Result<()> {
     let began = Instant::now();
     let said = call.run(&host)?.failure(11)?;
     ensure!(said.contains("refused") && began.elapsed() < Duration::from_secs(3), "{said}");
+    Ok(())
+}
+
+/// Verify that an API that always fails is asked a bounded number of times, however long the
+/// deadline is, and that a deadline is not waited for that is longer than that.
+#[test]
+fn attempts_are_bounded() -> Result<()> {
+    let host = Host::new()?;
+    let api = Api::start(&host)?;
+    let pod = host.pod()?;
+    api.become_(Mood::Failing(500));
+    let began = Instant::now();
+    let call = blind(&host, &api, &pod)?.with_key("deadline", json!("10m"));
+    let said = call.run(&host)?.failure(11)?;
+    let requests = api.take_requests().len();
+    assert_eq!(requests, 10);
+    ensure!(said.contains("asked 10 times"), "{said}");
+    ensure!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    Ok(())
+}
+
+/// Verify the order: what annotations tell, then the node agent, then the API, each only where the
+/// one before it does not know.
+#[test]
+fn the_order_of_those_who_are_asked() -> Result<()> {
+    use std::io::{BufRead as _, BufReader, Write as _};
+
+    let host = Host::new()?;
+    let api = Api::start(&host)?;
+    let pod = host.pod()?;
+    api.put_pod("shop", &pod.name, &pod.uid(), &manifest(4242, 4343));
+    let socket = host.folder().join("agent.sock");
+    let listener = UnixListener::bind(&socket)?;
+    // It knows the pod the first time only.
+    let agent = thread::spawn(move || -> Result<usize> {
+        let knows = json!({ "pod": { "metadata": { "annotations": {} }, "spec": {} } });
+        let answers = [knows, json!({ "error": "no such pod" }), json!({ "error": "no such pod" })];
+        for answer in &answers {
+            let (stream, _) = listener.accept()?;
+            BufReader::new(&stream).read_line(&mut String::new())?;
+            (&stream).write_all(format!("{answer}\n").as_bytes())?;
+        }
+        Ok(answers.len())
+    });
+    let both = blind(&host, &api, &pod)?.with_key("agent_socket", json!(socket));
+    let known_from = |call: &Call| -> Result<Value> {
+        let reply = call.run(&host)?;
+        reply.success()?;
+        Ok(reply.lines()?.pop().context("a line")?["knownFrom"].take())
+    };
+    assert_eq!(known_from(&both)?, json!(["runtime", "agent"]));
+    ensure!(!host.rules(&pod)?.contains("millrace") && api.take_requests().is_empty());
+    assert_eq!(known_from(&both)?, json!(["runtime", "api"]));
+    assert_eq!(api.take_requests().len(), 1);
+    ensure!(host.rules(&pod)?.contains("4242"));
+    both.clone().to("DEL").run(&host)?.success()?;
+    // Who is not in the mesh is nobody's business, and who is needs no API.
+    let told = |annotations| {
+        both.clone().with_key("runtimeConfig", json!({ POD_ANNOTATIONS: annotations }))
+    };
+    assert_eq!(known_from(&told(json!({})))?, json!(["runtime"]));
+    assert_eq!(known_from(&told(mesh(&[])))?, json!(["runtime"]));
+    assert_eq!(api.take_requests(), Vec::<String>::new());
+    assert_eq!(agent.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?, 3);
     Ok(())
 }
 

@@ -216,6 +216,34 @@ fn del_must_undo_what_add_did() -> Result<()> {
     Ok(())
 }
 
+/// Section 3, «Lifecycle & Ordering»: «Plugins must handle being executed concurrently across
+/// different containers».
+#[test]
+fn plugins_must_handle_being_executed_concurrently() -> Result<()> {
+    let host = Host::new()?;
+    let pods: Vec<Pod> = (0..12).map(|_| host.pod()).collect::<Result<_>>()?;
+    // Every other one begins where its neighbour ends.
+    for pod in pods.iter().step_by(2) {
+        mesh_add(&host, pod).run(&host)?.success()?;
+    }
+    for turn in 0..4 {
+        let calls = pods.iter().enumerate().map(|(index, pod)| {
+            let command = if (index + turn) % 2 == 0 { "DEL" } else { "ADD" };
+            mesh_add(&host, pod).to(command).start(&host)
+        });
+        for child in calls.collect::<Result<Vec<_>>>()? {
+            let output = child.wait_with_output()?;
+            ensure!(output.status.success(), "{output:?}");
+        }
+        for (index, pod) in pods.iter().enumerate() {
+            let captured = host.rules(pod)?.contains("table inet millrace");
+            assert_eq!(captured, (index + turn) % 2 != 0, "pod {index} at turn {turn}");
+        }
+        assert_eq!(host.state_dir().read_dir()?.count(), pods.len() / 2);
+    }
+    Ok(())
+}
+
 // Section 2, «CHECK».
 
 /// «The plugin must return an error if … firewall rules … are missing or are in an invalid state»,
@@ -326,8 +354,23 @@ fn status_must_tell_whether_add_would_work() -> Result<()> {
     let gone = gone.with_key("kubeconfig", json!("/no/kubeconfig"));
     let said = gone.run(&host)?.failure(50)?;
     ensure!(said.contains("/no/agent.sock") && said.contains("/no/kubeconfig"), "{said}");
-    // «Plugins should always expect other CNI operations even if STATUS returns an error.»
-    mesh_add(&host, &pod).run(&host)?.success()?;
+    Ok(())
+}
+
+/// «A plugin MUST NOT rely on STATUS being called», and «Plugins should always expect other CNI
+/// operations (like ADD, DEL, etc) even if STATUS returns an error».
+#[test]
+fn a_plugin_must_not_rely_on_status() -> Result<()> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let add = mesh_add(&host, &pod);
+    // On a new host nobody has called it yet.
+    add.run(&host)?.success()?;
+    let status = add.clone().to("STATUS").with_key("capabilities", json!({}));
+    status.without_key("runtimeConfig").run(&host)?.failure(50)?;
+    for command in ["CHECK", "DEL", "ADD", "CHECK", "DEL"] {
+        add.clone().to(command).run(&host)?.success()?;
+    }
     Ok(())
 }
 
@@ -346,6 +389,10 @@ fn gc_must_remove_what_is_not_valid_and_nothing_else() -> Result<()> {
     let other = host.pod()?;
     mesh_add(&host, &other).with_key("name", json!("other")).run(&host)?.success()?;
     host.remove(&pods[1])?;
+    // What is left of a namespace when its runtime dies between unmounting and removing it.
+    host.remove(&pods[3])?;
+    let empty = pods[3].netns.to_str().context("a path")?;
+    host.namespace.run("touch", &[empty])?;
     let gc = |valid: Value| {
         let call = mesh_add(&host, &pods[0]).to("GC").with_key("cni.dev/valid-attachments", valid);
         call.without_key("prevResult").without_env("CNI_CONTAINERID").without_env("CNI_NETNS")
@@ -354,8 +401,8 @@ fn gc_must_remove_what_is_not_valid_and_nothing_else() -> Result<()> {
         |pod: &Pod| -> Result<bool> { Ok(host.rules(pod)?.contains("table inet millrace")) };
     let valid = json!([{ "containerID": pods[0].id, "ifname": "eth0" }]);
     assert_eq!(gc(valid.clone()).run(&host)?.success()?, Value::Null);
-    ensure!(captured(&pods[0])? && !captured(&pods[2])? && !captured(&pods[3])?);
-    ensure!(captured(&other)?);
+    ensure!(captured(&pods[0])? && !captured(&pods[2])? && captured(&other)?);
+    assert_eq!(host.state_dir().read_dir()?.count(), 2);
     gc(valid).run(&host)?.success()?;
     gc(Value::Null).run(&host)?.success()?;
     ensure!(!captured(&pods[0])? && captured(&other)?);

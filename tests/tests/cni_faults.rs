@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use millrace_tests::cni::{Call, Host, POD_ANNOTATIONS, Pod, Reply, STATUS, mesh};
 use millrace_tests::netns::Namespace;
 use millrace_tests::snapshot::Snapshot;
+use millrace_tests::topology::{APP, ROOT};
 use serde_json::{Value, json};
 
 const CAPTURED: &str = "table inet millrace";
@@ -318,20 +319,22 @@ fn the_node_agent() -> Result<()> {
 fn explain_says_what_add_does() -> Result<()> {
     let host = Host::new()?;
     let pod = host.pod()?;
-    let program = millrace_tests::binary::millrace_cni()?;
-    let program = program.to_str().context("a path")?;
     let run = |annotations: Value, arg: &[&str]| -> Result<(String, bool)> {
         let call = Call::new(&host, "ADD", &pod, annotations);
-        let input = host.folder().join("stdin.json");
-        fs::write(&input, call.config.to_string())?;
-        let mut command = Command::new("sh");
-        let text = format!("exec \"$@\" <{}", input.display());
-        command.args(["-c", &text, "sh", program, "explain"]).args(arg);
-        let args = call.env.iter().find(|(name, _)| name == "CNI_ARGS").context("CNI_ARGS")?;
-        command.env("CNI_ARGS", &args.1);
-        let output = host.namespace.output(&mut command)?;
-        Ok((String::from_utf8(output.stdout)?, output.status.success()))
+        let words = format!("exec \"$0\" explain {}", arg.join(" "));
+        let reply = call.run_under(&host, &["sh", "-c", &words])?;
+        Ok((reply.text, reply.code == Some(0)))
     };
+    // What the documentation shows is what is printed.
+    for (name, text) in [
+        ("README.md", include_str!("../../README.md")),
+        ("docs/cni.md", include_str!("../../docs/cni.md")),
+    ] {
+        let (_, shown) = text.split_once("millrace-cni explain < stdin.json\n").context(name)?;
+        let (shown, _) = shown.split_once("```").context(name)?;
+        let (text, _) = run(json!({}), &[])?;
+        assert_eq!(shown.replace("web-0", &pod.name), text, "{name}");
+    }
     let excluded = mesh(&[("traffic.sidecar.istio.io/excludeOutboundPorts", "5432")]);
     let (text, good) = run(excluded.clone(), &[])?;
     ensure!(good && text.contains("is captured") && text.contains(&pod.name), "{text}");
@@ -377,6 +380,40 @@ fn status_where_nothing_can_be_captured() -> Result<()> {
         ensure!(said.contains("SYS_ADMIN"), "{said}");
         ensure!(said.contains("captured pods") == (pods > 0), "{said}");
         add.run(&host)?.success()?;
+    }
+    Ok(())
+}
+
+/// Verify that both families are captured whatever addresses the pod has when it is added, also of
+/// one that gets its IPv6 address later: its connections meet the proxy in both directions.
+#[test]
+fn both_families_always() -> Result<()> {
+    let host = Host::new()?;
+    host.namespace.ip("addr add 2001:db8::7/128 dev lo nodad")?;
+    for (number, backend) in ["nftables", "iptables", "auto"].iter().enumerate() {
+        let pod = host.pod()?;
+        let add = Call::new(&host, "ADD", &pod, mesh(&[])).with_key("backend", json!(backend));
+        host.inside(&pod, |inside| inside.ip("addr add 10.1.0.2/24 dev lo"))?;
+        add.run(&host)?.success()?;
+        // A link to the host, with addresses of IPv6 alone.
+        let (name, net) = (&pod.name, format!("fd00:{number}:"));
+        host.namespace.ip(&format!(
+            "link add veth{number} type veth peer name eth0 netns {name}\n\
+             addr add {net}:1/64 dev veth{number} nodad\nlink set veth{number} up"
+        ))?;
+        host.inside(&pod, |inside| {
+            inside.ip(&format!(
+                "addr add {net}:2/64 dev eth0 nodad\nlink set eth0 up\n\
+                 route add default via {net}:1"
+            ))
+        })?;
+        let _proxy = host.proxy(&pod)?;
+        let out = host.dial(Some(&pod), APP, "[2001:db8::7]:8080")?.context("outbound")?;
+        assert_eq!((out.name.as_str(), out.port), ("proxy", 15001), "{backend}: {out:?}");
+        assert_eq!(out.original, Some("[2001:db8::7]:8080".parse()?), "{backend}: {out:?}");
+        let inbound = host.dial(None, ROOT, &format!("[{net}:2]:8080"))?.context("inbound")?;
+        assert_eq!((inbound.name.as_str(), inbound.port), ("proxy", 15006), "{backend}");
+        add.to("CHECK").run(&host)?.success()?;
     }
     Ok(())
 }
