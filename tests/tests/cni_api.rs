@@ -203,7 +203,7 @@ fn attempts_are_bounded() -> Result<()> {
     let requests = api.take_requests().len();
     assert_eq!(requests, 10);
     ensure!(said.contains("asked 10 times"), "{said}");
-    ensure!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    ensure!(began.elapsed() < Duration::from_mins(1), "{:?}", began.elapsed());
     Ok(())
 }
 

@@ -99,7 +99,10 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
 }
 
 /// A static program that does nothing.
-fn empty_program(folder: &Path) -> Result<String> {
+///
+/// # Errors
+/// When it can't be built.
+pub fn empty_program(folder: &Path) -> Result<String> {
     let (source, program) = (folder.join("empty.rs"), folder.join("empty"));
     std::fs::write(&source, "fn main() {}\n").context("a program that does nothing")?;
     let mut rustc = Command::new("rustc");

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use serde_json::{Value, json};
 
-use super::apply::machine;
+use super::apply::{empty_program, machine};
 use super::case::Families;
 use super::measure::{Runner, Step};
 use super::pod::{Pod, in_pod};
@@ -115,6 +115,8 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     let mut plugins = vec![
         ("millrace".to_owned(), millrace.clone()),
         ("shell".to_owned(), shell(scratch.path(), &millrace)?),
+        // What it takes to start anything at all.
+        ("nothing".to_owned(), empty_program(scratch.path())?.into()),
     ];
     if let Some(path) = args.get_one::<PathBuf>("against") {
         plugins.push(("reference".to_owned(), path.canonicalize().context("--against")?));
