@@ -29,5 +29,6 @@ pub mod ruleset;
 pub mod sim;
 pub mod source;
 pub mod status;
+pub mod trace;
 pub mod value;
 pub mod verify;

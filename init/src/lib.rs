@@ -46,6 +46,7 @@ fn run(mut words: Vec<OsString>) -> Exit {
             exit => exit,
         },
         Ok(Own::Verify(verify)) => done(cmd::verify(&verify)),
+        Ok(Own::Trace(trace)) => done(cmd::trace(&trace)),
         Ok(Own::Schema) => print(&format!("{:#}\n", millrace_core::dialect::native::schema())),
         Ok(Own::Dial(words)) => print(&format!("{}\n", millrace_host::probe::dial_main(&words))),
         Err(NotTyped::Print(text)) => print(&text),

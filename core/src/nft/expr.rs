@@ -27,6 +27,8 @@ pub enum MetaField {
     Family,
     /// The transport protocol, a byte.
     Protocol,
+    /// `meta nftrace`: whether the kernel tells of every rule that the packet meets.
+    Traced,
 }
 
 /// What `ct` knows of a packet's connection.
@@ -358,7 +360,7 @@ pub const fn nfproto(family: Family) -> u8 {
 }
 
 /// A whole name with its zeros, or the beginning of one.
-pub(super) fn interface_name(name: &InterfacePattern) -> Vec<u8> {
+pub(crate) fn interface_name(name: &InterfacePattern) -> Vec<u8> {
     const IFNAMSIZ: usize = 16;
     if let Some(beginning) = name.as_str().strip_suffix('+') {
         return beginning.as_bytes().to_vec();

@@ -291,6 +291,28 @@ impl Program {
         tests.join(" ")
     }
 
+    /// The port of the transparent socket that a rule hands packets to.
+    pub fn transparent(&self, rule: RuleId) -> Option<u16> {
+        self.actions(rule).find_map(|action| match action {
+            Action::Tproxy { port, .. } => *port,
+            _ => None,
+        })
+    }
+
+    /// Whether a rule discards what it matches.
+    pub fn discards(&self, rule: RuleId) -> bool {
+        self.actions(rule).any(|action| matches!(action, Action::Drop | Action::Reject))
+    }
+
+    fn actions(&self, rule: RuleId) -> impl Iterator<Item = &Action> {
+        let info = self.rule(rule);
+        let (_, steps) = &self.chains[info.chain.0].rules[info.number - 1];
+        steps.iter().filter_map(|step| match step {
+            Bound::Do(action) => Some(action),
+            _ => None,
+        })
+    }
+
     /// A rule in one line: its table, chain, number and text.
     pub fn line(&self, id: RuleId) -> String {
         let rule = self.rule(id);

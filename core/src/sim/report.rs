@@ -43,7 +43,7 @@ pub(super) fn why(program: &Program, id: RuleId) -> String {
     program.rule(id).reason.as_ref().map_or_else(String::new, |reason| format!("\n   {reason}"))
 }
 
-fn events_text(text: &mut String, program: &Program, events: &[Event]) {
+pub(crate) fn events_text(text: &mut String, program: &Program, events: &[Event]) {
     for event in events {
         match event {
             Event::Hook { hook, packet } => text.push_str(&format!("{hook}: {packet}\n")),
@@ -113,7 +113,7 @@ pub(super) fn rule_json(program: &Program, id: RuleId) -> Value {
     })
 }
 
-fn events_json(program: &Program, events: &[Event]) -> Vec<Value> {
+pub(crate) fn events_json(program: &Program, events: &[Event]) -> Vec<Value> {
     let one = |event: &Event| match event {
         Event::Rule { rule, depth, met } => json!({
             "step": "rule",

@@ -52,6 +52,7 @@ pub(super) const fn meta_key(field: MetaField) -> MetaKey {
         MetaField::Gid => MetaKey::SocketGroupId,
         MetaField::Family => MetaKey::Nfproto,
         MetaField::Protocol => MetaKey::L4Proto,
+        MetaField::Traced => MetaKey::NftraceBit,
     }
 }
 

@@ -94,7 +94,7 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    const fn new(family: NetfilterProtoFamily) -> Self {
+    pub(super) const fn new(family: NetfilterProtoFamily) -> Self {
         Self { steps: Vec::new(), sets: 0, family }
     }
 
@@ -106,8 +106,21 @@ impl Batch {
         self.steps.push(Step { family: self.family, message, flags, what });
     }
 
+    pub(super) fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
     fn table(&mut self, name: &str, content: &[(String, NativeChain)]) -> Result<(), NftError> {
         self.step(NfTablesMessage::NewTable(table(name)), format!("table {name}"));
+        self.content(name, content)
+    }
+
+    /// The chains and rules of a table.
+    pub(super) fn content(
+        &mut self,
+        name: &str,
+        content: &[(String, NativeChain)],
+    ) -> Result<(), NftError> {
         // Rules jump to chains, so that all of these come first.
         for (chain, content) in content {
             self.chain(name, chain, content.base.as_ref());

@@ -35,7 +35,7 @@ const LOOKUP: (u16, u16, u16, u16) = (1, 2, 3, 5);
 const VERDICT_REGISTER: u32 = 0;
 const REGISTER: u32 = 1;
 
-const METAS: [MetaField; 7] = [
+const METAS: [MetaField; 8] = [
     MetaField::Mark,
     MetaField::InInterface,
     MetaField::OutInterface,
@@ -43,6 +43,7 @@ const METAS: [MetaField; 7] = [
     MetaField::Gid,
     MetaField::Family,
     MetaField::Protocol,
+    MetaField::Traced,
 ];
 
 /// What an element of a list of expressions is called, and its attributes.

@@ -10,9 +10,12 @@ mod read;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod xtables;
 
 pub use batch::{Changes, change, rehearse};
 pub use list::list;
 pub use read::{Look, TableFamily, Wanted, is_supported, look};
 pub use socket::{NftError, is_missing};
+pub use trace::handles;
+pub(crate) use trace::{Batchful, Listener, OwnedTable};

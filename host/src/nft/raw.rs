@@ -20,6 +20,7 @@ pub(super) mod kind {
     pub(in super::super) const SET: u16 = 9;
     pub(in super::super) const ELEMENTS: u16 = 12;
     pub(in super::super) const GENERATION: u16 = 15;
+    pub(in super::super) const TRACE: u16 = 17;
 }
 
 /// One message of an answer.

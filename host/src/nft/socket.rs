@@ -198,6 +198,13 @@ impl Connection {
         Ok(Some(Self { socket, room: RefCell::new(Vec::with_capacity(ANSWER)) }))
     }
 
+    /// The kernel's number of this connection, which no other one in the namespace has.
+    pub(super) fn port(&self) -> Result<u32, NftError> {
+        let mut address = SocketAddr::new(0, 0);
+        self.socket.get_address(&mut address)?;
+        Ok(address.port_number())
+    }
+
     /// All that there is of something; `None` when the kernel has no `nf_tables`.
     pub(super) fn dump(
         &self,

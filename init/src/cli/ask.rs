@@ -228,15 +228,22 @@ pub(super) fn asked(m: &ArgMatches) -> Result<Asked, NotTyped> {
     Ok(Asked::One(Typed { inward, identity, to, port, protocol, source, mark, interface }))
 }
 
-fn number(text: &str) -> Option<u32> {
+pub(super) fn number(text: &str) -> Option<u32> {
     match text.strip_prefix("0x") {
         Some(hex) => u32::from_str_radix(hex, 16).ok(),
         None => text.parse().ok(),
     }
 }
 
-/// `uid=N`, `gid=N` or both.
+/// `uid=N`, `gid=N` or both; the group is the user's number if it is left out.
 fn identity(text: &str) -> Option<Identity> {
+    let (uid, gid) = ids(text)?;
+    let uid = uid.unwrap_or(1000);
+    Some(Identity { uid, gid: gid.unwrap_or(uid) })
+}
+
+/// `uid=N`, `gid=N` or both.
+pub(super) fn ids(text: &str) -> Option<(Option<u32>, Option<u32>)> {
     let (mut uid, mut gid) = (None, None);
     for part in text.split(',') {
         match part.split_once('=')? {
@@ -245,12 +252,11 @@ fn identity(text: &str) -> Option<Identity> {
             _ => return None,
         }
     }
-    let uid = uid.unwrap_or(1000);
-    Some(Identity { uid, gid: gid.unwrap_or(uid) })
+    Some((uid, gid))
 }
 
 /// `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
-fn end(text: &str) -> Option<(IpAddr, Option<u16>)> {
+pub(super) fn end(text: &str) -> Option<(IpAddr, Option<u16>)> {
     if let Ok(socket) = text.parse::<std::net::SocketAddr>() {
         return Some((socket.ip(), Some(socket.port())));
     }

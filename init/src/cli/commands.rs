@@ -8,6 +8,7 @@ use millrace_core::dialect::native::settings::{SETTINGS, Setting, Shape};
 use millrace_host::cri::CONTAINERD;
 
 use super::ask::{diff_args, question_args, source_args};
+use super::trace;
 
 fn program() -> Command {
     Command::new("millrace")
@@ -37,6 +38,7 @@ const COMMANDS: &[(&str, Make)] = &[
     ("explain", explain),
     ("diff", diff),
     ("verify", verify),
+    ("trace", trace),
     ("node-bpf", super::node::node_bpf_command),
     ("istio-iptables", istio_iptables),
     ("schema", schema),
@@ -216,6 +218,19 @@ fn verify() -> Command {
                 .default_value("1s"),
         );
     settings(in_namespace(command)).arg(behind_dashes())
+}
+
+fn trace() -> Command {
+    let command = Command::new("trace")
+        .about("Follow real connections through the rules, as they are made")
+        .long_about(
+            "Follow real connections through the rules, as they are made, and print each rule that \
+             one meets, why it is there, and where the connection ends. The kernel tells of them \
+             because a table of this command asks it to; the table ends with this command, however \
+             it ends. It takes Linux 5.12 or later and the capability NET_ADMIN.",
+        )
+        .after_help("Exit codes: 0 ended by --count, --timeout or a signal; 1 something failed; 2 the command line can't be read.");
+    trace::args(in_namespace(command))
 }
 
 fn in_namespace(command: Command) -> Command {

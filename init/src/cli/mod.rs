@@ -5,3 +5,4 @@ mod commands;
 pub(crate) mod istio;
 pub(crate) mod node;
 pub(crate) mod own;
+pub(crate) mod trace;

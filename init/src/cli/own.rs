@@ -16,6 +16,7 @@ use millrace_core::value::Family;
 use super::ask::{self, Asked, Sources};
 use super::commands::{alone, command};
 use super::node::{NodeBpf, ebpf, node_bpf};
+use super::trace::{self, Trace};
 
 /// A command with everything that was typed.
 #[derive(Debug)]
@@ -29,6 +30,7 @@ pub(crate) enum Own {
     Explain(Explain),
     Diff(Diff),
     Verify(Verify),
+    Trace(Trace),
     Schema,
     /// The other half of `--run-validation`: dials as another user.
     Dial(Vec<String>),
@@ -213,6 +215,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
             config: config(m)?,
             patience: duration(m, "timeout", "1s")?,
         }),
+        "trace" => Own::Trace(trace::trace(m, common(m)?)?),
         "schema" => Own::Schema,
         "dial" => Own::Dial(texts(m, "words")),
         _ => Own::Istio(m.get_many::<OsString>("words").into_iter().flatten().cloned().collect()),
@@ -253,7 +256,7 @@ fn common(m: &ArgMatches) -> Result<Common, NotTyped> {
     })
 }
 
-fn duration(m: &ArgMatches, flag: &str, default: &str) -> Result<Duration, NotTyped> {
+pub(super) fn duration(m: &ArgMatches, flag: &str, default: &str) -> Result<Duration, NotTyped> {
     let text = m.try_get_one::<String>(flag).ok().flatten().map_or(default, String::as_str);
     parse_duration(text).map_err(|e| NotTyped::Bad(format!("--{flag} {text:?}: {e}")))
 }

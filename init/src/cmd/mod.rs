@@ -14,6 +14,7 @@ mod output;
 mod preflight;
 mod rules;
 mod status;
+mod trace;
 mod verify;
 
 pub(crate) use apply::apply;
@@ -25,6 +26,7 @@ pub(crate) use istio::istio;
 pub(crate) use node_bpf::node_bpf;
 pub(crate) use preflight::preflight;
 pub(crate) use status::status;
+pub(crate) use trace::trace;
 pub(crate) use verify::verify;
 
 use crate::exit::Exit;

@@ -19,6 +19,7 @@ use millrace_core::sim::{
 };
 use millrace_core::status::read_back;
 use millrace_core::value::Family;
+use millrace_host::engine::Session;
 use millrace_host::netns::NetnsRef;
 use millrace_host::observe::Look;
 use millrace_host::{exec, surroundings};
@@ -219,7 +220,17 @@ fn of_namespace(place: &Place) -> Result<Rules> {
 }
 
 fn held(place: &Place) -> Result<Rules> {
-    let (mut session, facts) = namespace::open(place)?;
+    let (session, facts) = namespace::open(place)?;
+    read(session, &facts)
+}
+
+/// The rules of the namespace that this program is in.
+pub(super) fn of_here() -> Result<Program> {
+    let (session, facts) = namespace::open(&Place::Here)?;
+    Ok(read(session, &facts)?.program)
+}
+
+fn read(mut session: Session, facts: &HostFacts) -> Result<Rules> {
     let options = exec::Options::default();
     let mut observed = session.observe(&options, Look::Fast)?;
     // A rule that somebody else wrote has a text that iptables' own program may know.

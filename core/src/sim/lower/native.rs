@@ -227,6 +227,8 @@ impl Reader {
                 let set: Option<Ranges> = ends.collect();
                 return self.is(*negated, set?);
             }
+            // It is talked about, and nothing else.
+            Expr::StoreMeta(MetaField::Traced) => self.steps.push(Action::Note.into()),
             Expr::StoreMeta(MetaField::Mark) => {
                 let action = match &self.loaded {
                     Loaded::Constant(bytes) => {
