@@ -26,14 +26,9 @@ pub struct Rulebook {
 impl Rulebook {
     /// Whether what was told can be said in words.
     pub fn knows(&self, heard: &Heard) -> bool {
-        match (heard.tables, heard.said) {
-            (Tables::Legacy(_), _) | (_, Said::Return | Said::Policy(_)) => true,
-            (_, Said::Rule(Place::Number(_), _)) => true,
-            (_, Said::Rule(Place::Handle(handle), _)) => {
-                let key = (heard.tables, heard.table.clone(), heard.chain.clone());
-                self.handles.get(&key).is_some_and(|handles| handles.contains(&handle))
-            }
-        }
+        let Said::Rule(Place::Handle(handle), _) = heard.said else { return true };
+        let key = (heard.tables, heard.table.clone(), heard.chain.clone());
+        self.handles.get(&key).is_some_and(|handles| handles.contains(&handle))
     }
 
     fn chain(&self, heard: &Heard) -> Option<&ChainInfo> {

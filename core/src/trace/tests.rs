@@ -1,3 +1,5 @@
+//! Packets as the kernel tells of them.
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -124,7 +126,9 @@ fn what_leaves_what_is_dropped_and_what_is_silent() {
     let mut follower = Follower::new(OWN.to_owned(), false);
     let packet = tcp((1, 4000), (8, 80), 5);
     let begin = |follower: &mut Follower, chain: &str, by| {
-        own(chain, 1, head(&packet, by)).into_iter().for_each(|h| follower.hear(h, NOW));
+        for heard in own(chain, 1, head(&packet, by)) {
+            follower.hear(heard, NOW);
+        }
     };
     begin(&mut follower, filter::OUT, [None, Some("eth0")]);
     begin(&mut follower, filter::AWAY, [None, Some("eth0")]);
@@ -152,12 +156,11 @@ fn what_leaves_what_is_dropped_and_what_is_silent() {
 #[test]
 fn of_udp_the_first_packet_of_each_connection_is_told() {
     let (there, back) = (udp((1, 4000), (9, 53)), udp((9, 53), (1, 4000)));
-    let mut send = |follower: &mut Follower, begin, packet: &[u8], now| {
-        own(begin, 1, head(packet, [None, Some("eth0")]))
-            .into_iter()
-            .for_each(|h| follower.hear(h, now));
-        let end = head(packet, [None, Some("eth0")]);
-        own(filter::AWAY, 1, end).into_iter().for_each(|h| follower.hear(h, now));
+    let send = |follower: &mut Follower, begin, packet: &[u8], now| {
+        let head = || head(packet, [None, Some("eth0")]);
+        for heard in own(begin, 1, head()).into_iter().chain(own(filter::AWAY, 1, head())) {
+            follower.hear(heard, now);
+        }
         follower.ended(now).len()
     };
     for (every, expected) in [(false, [1, 0, 0, 1]), (true, [1, 1, 1, 1])] {
@@ -166,7 +169,7 @@ fn of_udp_the_first_packet_of_each_connection_is_told() {
             send(&mut follower, filter::OUT, &there, NOW),
             send(&mut follower, filter::IN, &back, NOW),
             send(&mut follower, filter::OUT, &there, NOW + Duration::from_secs(20)),
-            send(&mut follower, filter::OUT, &there, NOW + Duration::from_secs(60)),
+            send(&mut follower, filter::OUT, &there, NOW + Duration::from_mins(1)),
         ];
         assert_eq!(told, expected);
     }

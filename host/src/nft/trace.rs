@@ -171,16 +171,16 @@ fn heard(answer: &Answer) -> Option<Heard> {
 
 fn head(a: Attributes<'_>) -> Option<Head> {
     let mut head = Head::read(a.get(HEADERS.0)?, a.get(HEADERS.1).unwrap_or_default())?;
-    head.input = a.number(REST.0).and_then(interface);
-    head.output = a.number(REST.1).and_then(interface);
+    head.input = a.number(REST.0).map(interface);
+    head.output = a.number(REST.1).map(interface);
     head.mark = a.number(REST.2).unwrap_or(0);
     Some(head)
 }
 
 /// The name of an interface; its number if it is gone.
-pub(crate) fn interface(index: u32) -> Option<String> {
+pub(crate) fn interface(index: u32) -> String {
     let name = if_indextoname(index).ok().and_then(|name| name.into_string().ok());
-    Some(name.unwrap_or_else(|| format!("interface {index}")))
+    name.unwrap_or_else(|| format!("interface {index}"))
 }
 
 /// The numbers of all rules of families `ip`, `ip6` and `inet`.

@@ -204,7 +204,10 @@ impl Reader {
                 return None;
             }
             Expr::Mask(mask) => self.mask = Some(mask.clone()),
-            Expr::Counter => self.steps.push(Action::Note.into()),
+            // What is traced is talked about, and nothing else.
+            Expr::Counter | Expr::StoreMeta(MetaField::Traced) => {
+                self.steps.push(Action::Note.into());
+            }
             Expr::Compare(how, bytes) => return self.compare(*how, bytes),
             Expr::Range { negated, first, last } => {
                 let set = Ranges::range(big(first)?, big(last)?);
@@ -227,8 +230,6 @@ impl Reader {
                 let set: Option<Ranges> = ends.collect();
                 return self.is(*negated, set?);
             }
-            // It is talked about, and nothing else.
-            Expr::StoreMeta(MetaField::Traced) => self.steps.push(Action::Note.into()),
             Expr::StoreMeta(MetaField::Mark) => {
                 let action = match &self.loaded {
                     Loaded::Constant(bytes) => {
