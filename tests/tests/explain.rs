@@ -82,7 +82,9 @@ fn live_and_saved_rules_are_explained() -> Result<()> {
     is_captured(&explained(&[&QUESTION[..], &["--rules", file]].concat())?)?;
 
     namespace.run(millrace, &["apply", "--backend", "nftables"])?;
-    is_captured(&explained(&live)?)?;
+    let found = explained(&live)?;
+    is_captured(&found)?;
+    ensure!(found["decidedBy"][0]["reason"]["purpose"].is_string(), "{found:#}");
     let file = folder.path().join("list");
     fs::write(&file, namespace.run("nft", &["-j", "list", "ruleset"])?)?;
     let file = file.to_str().context("UTF-8")?;

@@ -10,6 +10,7 @@ use millrace_core::dialect::istio;
 use millrace_core::dialect::istio::annotations::{self, Decision, Defaults};
 use millrace_core::facts::HostFacts;
 use millrace_core::iptables::Dump;
+use millrace_core::nft::NftRuleset;
 use millrace_core::observed::{Holding, Observed, Variant};
 use millrace_core::plan::Groups;
 use millrace_core::pod::PodFacts;
@@ -17,7 +18,7 @@ use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
 use millrace_core::sim::{
     Namespace, Program, SourceTable, of_dump, of_listed, of_nft, of_nft_json, of_ruleset,
 };
-use millrace_core::status::read_back;
+use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::Family;
 use millrace_host::engine::Session;
 use millrace_host::netns::NetnsRef;
@@ -249,9 +250,33 @@ fn read(mut session: Session, facts: &HostFacts) -> Result<Rules> {
     let known = |family, name: &str| {
         observed.holding(Variant::Nft, family).is_some_and(|dump| dump.table(name).is_some())
     };
-    tables.extend(of_listed(&millrace_host::nft::list(&known)?));
+    let mut native = of_listed(&millrace_host::nft::list(&known)?);
+    if let Some(found) = read_native_back(&observed) {
+        explain_native(&mut native, &found.ruleset);
+    }
+    tables.extend(native);
     let namespace = surroundings::namespace(&observed)?;
     Ok(Rules { program: Program::new(tables), namespace, live: true })
+}
+
+/// Give native rules the reasons of those that were read back from them, which stand in the same
+/// places.
+fn explain_native(tables: &mut [SourceTable], ruleset: &NftRuleset) {
+    for part in ruleset.tables() {
+        for chain in ruleset.chains(part) {
+            let name = ruleset.layout.chain(part, &chain.chain);
+            let ours = |t: &&mut SourceTable| {
+                t.families == Family::ALL && ruleset.layout.table(part) == Some(t.name.as_str())
+            };
+            let Some(table) = tables.iter_mut().find(ours) else { continue };
+            let found = table.chains.iter_mut().find(|found| found.name == name);
+            for found in found.into_iter().filter(|f| f.rules.len() == chain.rules.len()) {
+                for (rule, emission) in found.rules.iter_mut().zip(&chain.rules) {
+                    rule.reason = Some(emission.reason.clone());
+                }
+            }
+        }
+    }
 }
 
 /// The tables of a dump; its rules have the reasons of those that are the same in `explained`.
