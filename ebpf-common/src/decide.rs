@@ -160,42 +160,27 @@ fn identity(pod: &Pod, connection: &Connection, stays: bool, localhost: bool) ->
         }
         return in_pod.then_some(Verdict::pass(Class::InPod));
     }
-    let mut left = pod.uid_count;
-    for uid in &pod.uids {
-        if left == 0 {
-            break;
-        }
-        left -= 1;
-        if *uid == connection.uid {
-            return Some(if self_call && !(captures_dns && dns) {
-                Verdict::to(pod.inbound_port, Class::SelfCall)
-            } else {
-                Verdict::pass(Class::Proxy)
-            });
-        }
-        if in_pod {
-            return Some(Verdict::pass(Class::InPod));
-        }
+    // Each identity brings its rules with it, and the first one's let past what stays in the pod.
+    let counted = |count: u32| if in_pod && count > 1 { 1 } else { count };
+    if is_among(&pod.uids, counted(pod.uid_count), connection.uid) {
+        return Some(if self_call && !(captures_dns && dns) {
+            Verdict::to(pod.inbound_port, Class::SelfCall)
+        } else {
+            Verdict::pass(Class::Proxy)
+        });
     }
-    let mut left = pod.gid_count;
-    for gid in &pod.gids {
-        if left == 0 {
-            break;
-        }
-        left -= 1;
-        if *gid == connection.gid {
-            // Here DNS is a self-call as well: it is spared for users only.
-            return Some(if self_call {
-                Verdict::to(pod.inbound_port, Class::SelfCall)
-            } else {
-                Verdict::pass(Class::Proxy)
-            });
-        }
-        if in_pod {
-            return Some(Verdict::pass(Class::InPod));
-        }
+    if in_pod && pod.uid_count > 0 {
+        return Some(Verdict::pass(Class::InPod));
     }
-    None
+    if is_among(&pod.gids, counted(pod.gid_count), connection.gid) {
+        // Here DNS is a self-call as well: it is spared for users only.
+        return Some(if self_call {
+            Verdict::to(pod.inbound_port, Class::SelfCall)
+        } else {
+            Verdict::pass(Class::Proxy)
+        });
+    }
+    (in_pod && pod.gid_count > 0).then_some(Verdict::pass(Class::InPod))
 }
 
 #[inline(always)]

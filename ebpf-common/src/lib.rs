@@ -24,9 +24,10 @@ mod verdict;
 pub use address::Address;
 pub use decide::{Connection, Direction, Protocol, Sets, decide};
 pub use maps::{
-    Client, Event, Flow, FlowKey, GroupKey, ListenerKey, NETWORK_DNS, NETWORK_EXCLUDED,
-    NETWORK_INCLUDED, NetworkKey, Original, POD_ID_BITS, PORT_INBOUND, PORT_OUTBOUND_EXCLUDED,
-    PORT_OUTBOUND_INCLUDED, PORTS_IN_CHUNK, Pod, PodFlags, PortChunk, PortKey, Settings,
+    Client, Event, Flow, FlowKey, GroupKey, LISTENER_PLACES, ListenerKey, NETWORK_DNS,
+    NETWORK_EXCLUDED, NETWORK_INCLUDED, NetworkKey, Original, POD_ID_BITS, PORT_INBOUND,
+    PORT_OUTBOUND_EXCLUDED, PORT_OUTBOUND_INCLUDED, PORTS_IN_CHUNK, Pod, PodFlags, PortChunk,
+    PortKey, Settings,
 };
 pub use sys_plain::Plain;
 pub use verdict::{Class, Verdict};

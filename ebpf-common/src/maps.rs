@@ -179,17 +179,23 @@ pub struct GroupKey {
     pub gid: u32,
 }
 
-/// A key of LISTENERS.
+/// A key of LISTENERS. A proxy may have several sockets on its port (`SO_REUSEPORT`), and one of
+/// them may end while the others go on, so that there are several places.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerKey {
     /// The pod.
     pub netns: u64,
     /// 4 for a socket of IPv4, 6 for one of IPv6.
-    pub family: u32,
+    pub family: u16,
+    /// Which of the sockets: below [`LISTENER_PLACES`].
+    pub place: u16,
     /// The port.
     pub port: u32,
 }
+
+/// How many listeners of a pod are known, of each family.
+pub const LISTENER_PLACES: u16 = 4;
 
 /// Where a connection was meant to go.
 #[repr(C)]

@@ -40,13 +40,15 @@ pub enum Class {
     Inbound = 16,
     /// Inbound: captured, but the proxy does not listen, so it was refused.
     Refused = 17,
-    /// To be captured, but there was no memory for its original destination, so it was refused.
+    /// There was no memory for its original destination: it was refused, or the proxy is not told.
     NoMemory = 18,
+    /// To be captured, but its socket is bound to a device, so it was refused.
+    Device = 19,
 }
 
 impl Class {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Ipv6Off,
         Self::ExcludedPort,
         Self::Passthrough,
@@ -66,6 +68,7 @@ impl Class {
         Self::Inbound,
         Self::Refused,
         Self::NoMemory,
+        Self::Device,
     ];
 
     /// The name in reports.
@@ -91,6 +94,7 @@ impl Class {
             Self::Inbound => "inbound",
             Self::Refused => "refused",
             Self::NoMemory => "no-memory",
+            Self::Device => "device",
         }
     }
 }

@@ -1,9 +1,10 @@
 //! `connect()` and `getpeername()`.
 
-use millrace_ebpf_common::{Class, Connection, Direction, Pod, Protocol, Verdict, decide};
+use millrace_ebpf_common::{Address, Class, Connection, Direction, Pod, Protocol};
 
+use crate::judge::{self, Judgement};
 use crate::sys_addr::{Call, Family};
-use crate::sys_maps::{self, Maps};
+use crate::sys_maps;
 
 /// The call goes on.
 pub(crate) const ALLOW: i32 = 1;
@@ -13,11 +14,11 @@ pub(crate) const REFUSE: i32 = 0;
 /// What becomes of what the call sends; none when the pod is not enrolled, or it is neither TCP nor
 /// UDP.
 #[inline(always)]
-pub(crate) fn judge<'a, F: Family>(
-    call: &Call<'a, F>,
+pub(crate) fn judge<F: Family>(
+    call: &Call<'_, F>,
     protocol: Option<Protocol>,
-    source: millrace_ebpf_common::Address,
-) -> Option<(&'static Pod, Verdict)> {
+    source: Address,
+) -> Option<(&'static Pod, Judgement)> {
     let netns = call.netns();
     let pod = sys_maps::pod(netns)?;
     let (uid, gid) = call.owner();
@@ -30,33 +31,36 @@ pub(crate) fn judge<'a, F: Family>(
         destination: call.address(),
         port: call.port(),
     };
-    let verdict = decide(pod, &Maps, &connection);
-    sys_maps::count(netns, verdict.class);
-    sys_maps::report(netns, &connection, verdict, |event| event.pid = call.process());
-    Some((pod, verdict))
+    let judgement = judge::outbound(pod, &connection);
+    judge::note(netns, &connection, judgement, call.process(), 0);
+    Some((pod, judgement))
 }
 
 /// A TCP connection, or a UDP socket that gets a peer.
 #[inline(always)]
 pub(crate) fn connect<F: Family>(call: &Call<'_, F>) -> i32 {
-    let Some((pod, verdict)) = judge(call, call.protocol(), call.bound()) else { return ALLOW };
+    let Some((pod, judgement)) = judge(call, call.protocol(), call.bound()) else { return ALLOW };
     // An earlier attempt of the same socket may have left an entry that nobody took.
     if let Some(client) = call.client() {
         if client.flow.proxy_port != 0 {
             sys_maps::end_flow_of(&client.flow, call.socket_cookie());
         }
-        if !verdict.is_captured() {
+        if !judgement.is_captured() {
             call.forget();
         }
     }
-    if !verdict.is_captured() {
+    if !judgement.is_captured() {
         return ALLOW;
     }
+    if call.is_on_a_device() && !call.leave_device() {
+        sys_maps::count(call.netns(), Class::Device as u8);
+        return REFUSE;
+    }
     let Some(client) = call.client_or_new() else {
-        sys_maps::count(call.netns(), Class::NoMemory);
+        sys_maps::count(call.netns(), Class::NoMemory as u8);
         return REFUSE;
     };
-    client.peer = call.original(verdict.port);
+    client.peer = call.original(judgement.port());
     client.asked.via = 0;
     client.flow.proxy_port = 0;
     let meant = call.address().destination();
@@ -74,7 +78,7 @@ pub(crate) fn connect<F: Family>(call: &Call<'_, F>) -> i32 {
             call.bind(&source);
         }
     }
-    call.rewrite(&meant.localhost(), verdict.port);
+    call.rewrite(&meant.localhost(), judgement.port());
     ALLOW
 }
 

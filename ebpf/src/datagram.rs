@@ -10,9 +10,9 @@ use crate::sys_maps;
 #[inline(always)]
 pub(crate) fn send<F: Family>(call: &Call<'_, F>) -> i32 {
     let source = call.message_source();
-    let Some((pod, verdict)) = judge(call, call.protocol(), source) else { return ALLOW };
+    let Some((pod, judgement)) = judge(call, call.protocol(), source) else { return ALLOW };
     let meant = call.address().destination();
-    if !verdict.is_captured() {
+    if !judgement.is_captured() {
         // What comes back from localhost is then from localhost.
         if meant.is_loopback() {
             if let Some(client) = call.client() {
@@ -21,11 +21,16 @@ pub(crate) fn send<F: Family>(call: &Call<'_, F>) -> i32 {
         }
         return ALLOW;
     }
+    // Other datagrams of the socket may have to leave by the device.
+    if call.is_on_a_device() {
+        sys_maps::count(call.netns(), Class::Device as u8);
+        return REFUSE;
+    }
     let Some(client) = call.client_or_new() else {
-        sys_maps::count(call.netns(), Class::NoMemory);
+        sys_maps::count(call.netns(), Class::NoMemory as u8);
         return REFUSE;
     };
-    client.asked = call.original(verdict.port);
+    client.asked = call.original(judgement.port());
     if !meant.is_loopback() && source.is_unspecified() {
         let source = if pod.owns(&meant) {
             meant
@@ -38,7 +43,7 @@ pub(crate) fn send<F: Family>(call: &Call<'_, F>) -> i32 {
             call.set_message_source(&source);
         }
     }
-    call.rewrite(&meant.localhost(), verdict.port);
+    call.rewrite(&meant.localhost(), judgement.port());
     ALLOW
 }
 

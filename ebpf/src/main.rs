@@ -17,6 +17,7 @@
 
 mod connect;
 mod datagram;
+mod judge;
 mod sys_addr;
 mod sys_lookup;
 mod sys_maps;

@@ -8,7 +8,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, sockaddr};
 use aya_ebpf::helpers::generated::{
     bpf_bind, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_netns_cookie,
-    bpf_get_socket_cookie,
+    bpf_get_socket_cookie, bpf_setsockopt,
 };
 use aya_ebpf::programs::SockAddrContext;
 use millrace_ebpf_common::{Address, Client, Original, Protocol};
@@ -19,6 +19,8 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const TCP: u32 = 6;
 const UDP: u32 = 17;
+const SOL_SOCKET: i32 = 1;
+const SO_BINDTODEVICE: i32 = 25;
 
 /// The kernel allows the fields of a context to be read and written one word at a time.
 macro_rules! read {
@@ -192,6 +194,24 @@ impl<'a, F: Family> Call<'a, F> {
             // SAFETY: 16 bytes of a `sockaddr_in` on the stack.
             let _bound = unsafe { bpf_bind(self.raw(), pointer, 16) };
         }
+    }
+
+    /// Whether the socket is bound to a device, and not to `lo`, whose number is always 1.
+    #[inline(always)]
+    pub(crate) fn is_on_a_device(&self) -> bool {
+        read!((*self.socket()).bound_dev_if) > 1
+    }
+
+    /// Free the socket of its device: the proxy is not behind it. False where its owner may not do
+    /// that either, which takes CAP_NET_RAW.
+    #[inline(always)]
+    pub(crate) fn leave_device(&self) -> bool {
+        let mut none = 0_u8;
+        let pointer: *mut c_void = addr_of_mut!(none).cast();
+        // SAFETY: the hook's own context, and one byte on the stack.
+        let result =
+            unsafe { bpf_setsockopt(self.ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, pointer, 1) };
+        result == 0
     }
 
     /// Where a datagram comes from; unspecified if that is the kernel's choice.

@@ -6,10 +6,11 @@ use core::ptr::{addr_of, read_volatile};
 use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use millrace_ebpf_common::{
-    Address, COOKIE_MARK, Class, Connection, Direction, ListenerKey, Protocol, Verdict, decide,
+    Address, COOKIE_MARK, Class, Connection, Direction, LISTENER_PLACES, ListenerKey, Protocol,
 };
 
-use crate::sys_maps::{self, LISTENERS, Maps};
+use crate::judge;
+use crate::sys_maps::{self, LISTENERS};
 
 const AF_INET: u32 = 2;
 const TCP: u32 = 6;
@@ -52,23 +53,35 @@ pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
         destination,
         port: read!((*lookup).local_port) as u16,
     };
-    let verdict = decide(pod, &Maps, &connection);
+    let judgement = judge::judge(pod, &connection);
     // In network order in the lower half.
     let from = u16::from_be(read!((*lookup).remote_port) as u16);
-    if !verdict.is_captured() {
-        sys_maps::count(netns, verdict.class);
-        sys_maps::report(netns, &connection, verdict, |event| event.remote_port = from);
+    if !judgement.is_captured() {
+        judge::note(netns, &connection, judgement, 0, from);
         return PASS;
     }
-    let key = |family| ListenerKey { netns, family, port: verdict.port.into() };
-    // A listener of IPv6 takes IPv4 as well, unless it is told not to; the kernel knows.
-    let found = (v4 && LISTENERS.redirect_sk_lookup(ctx, key(4), 0).is_ok())
-        || LISTENERS.redirect_sk_lookup(ctx, key(6), 0).is_ok();
-    let class = if found { verdict.class } else { Class::Refused };
-    sys_maps::count(netns, class);
-    let verdict = Verdict { class, ..verdict };
-    sys_maps::report(netns, &connection, verdict, |event| event.remote_port = from);
+    let found = to_listener(ctx, netns, judgement.port(), v4);
+    let judgement = if found { judgement } else { judgement.as_class(Class::Refused) };
+    judge::note(netns, &connection, judgement, 0, from);
     if found { PASS } else { DROP }
+}
+
+/// Give the connection to one of the proxy's listeners; false if there is none. Of several sockets
+/// on a port the kernel chooses as it does by itself.
+#[inline(always)]
+fn to_listener(ctx: &SkLookupContext, netns: u64, port: u16, v4: bool) -> bool {
+    let port = port.into();
+    for place in 0..LISTENER_PLACES {
+        let key = |family| ListenerKey { netns, family, place, port };
+        // A listener of IPv6 takes IPv4 as well, unless it is told not to; the kernel knows.
+        if v4 && LISTENERS.redirect_sk_lookup(ctx, key(4), 0).is_ok() {
+            return true;
+        }
+        if LISTENERS.redirect_sk_lookup(ctx, key(6), 0).is_ok() {
+            return true;
+        }
+    }
+    false
 }
 
 /// Where it comes from, and where it goes.

@@ -5,16 +5,13 @@ use core::ptr::{addr_of, null_mut};
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE};
 use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::helpers::generated::{
-    bpf_get_prandom_u32, bpf_sk_storage_delete, bpf_sk_storage_get,
-};
+use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuHashMap, RingBuf, SockHash};
 use millrace_ebpf_common::{
-    Address, COUNTERS as CLASSES, Class, Client, Connection, Direction, Event, Flow, FlowKey,
-    GroupKey, ListenerKey, NetworkKey, Original, POD_ID_BITS, PORTS_IN_CHUNK, Pod, PortChunk,
-    PortKey, Protocol, Sets, Settings, Verdict,
+    Address, COUNTERS as CLASSES, Client, Event, Flow, FlowKey, GroupKey, ListenerKey, NetworkKey,
+    Original, POD_ID_BITS, PORTS_IN_CHUNK, Pod, PortChunk, PortKey, Sets, Settings,
 };
 
 #[map]
@@ -32,9 +29,9 @@ static GROUPS: HashMap<GroupKey, u32> = HashMap::with_max_entries(1 << 16, BPF_F
 static COUNTERS: PerCpuHashMap<u64, [u64; CLASSES]> =
     PerCpuHashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 #[map]
-static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(16_384, 0);
+static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(32_768, 0);
 #[map]
-pub(crate) static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(8192, 0);
+pub(crate) static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(16_384, 0);
 #[map]
 pub(crate) static ENDS: SockHash<FlowKey> = SockHash::with_max_entries(65_536, 0);
 #[map]
@@ -51,15 +48,21 @@ pub(crate) fn pod(netns: u64) -> Option<&'static Pod> {
     unsafe { PODS.get(&netns) }
 }
 
+/// The settings of all programs.
+#[inline(always)]
+pub(crate) fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0)
+}
+
 /// Whether connections between application and proxy are short-circuited.
 #[inline(always)]
 pub(crate) fn accelerates() -> bool {
-    SETTINGS.get(0).is_some_and(|s| s.accelerate != 0)
+    settings().is_some_and(|s| s.accelerate != 0)
 }
 
-/// Count a verdict.
+/// Count a verdict of this class.
 #[inline(always)]
-pub(crate) fn count(netns: u64, class: Class) {
+pub(crate) fn count(netns: u64, class: u8) {
     if let Some(counters) = COUNTERS.get_ptr_mut(&netns) {
         let at = class as usize & (CLASSES - 1);
         // SAFETY: this CPU's own counters, and the place is within them.
@@ -67,39 +70,9 @@ pub(crate) fn count(netns: u64, class: Class) {
     }
 }
 
-/// Report a verdict, if it is one of those that are.
+/// Report a verdict. A full buffer loses it; the counters still have it.
 #[inline(always)]
-pub(crate) fn report(
-    netns: u64,
-    connection: &Connection,
-    verdict: Verdict,
-    more: impl FnOnce(&mut Event),
-) {
-    let Some(settings) = SETTINGS.get(0) else { return };
-    if settings.sample == 0 {
-        return;
-    }
-    // SAFETY: a helper without arguments.
-    if settings.sample > 1 && unsafe { bpf_get_prandom_u32() } % settings.sample != 0 {
-        return;
-    }
-    let inbound = matches!(connection.direction, Direction::Inbound);
-    let mut event = Event {
-        netns,
-        remote: if inbound { connection.source } else { connection.destination },
-        local: if inbound { connection.destination } else { connection.source },
-        remote_port: if inbound { 0 } else { connection.port },
-        local_port: if inbound { connection.port } else { 0 },
-        to: verdict.port,
-        protocol: if matches!(connection.protocol, Protocol::Tcp) { 6 } else { 17 },
-        class: verdict.class as u8,
-        uid: connection.uid,
-        gid: connection.gid,
-        pid: 0,
-        inbound: inbound.into(),
-    };
-    more(&mut event);
-    // A full buffer loses the report; the counters still have it.
+pub(crate) fn report(event: &Event) {
     let _lost = EVENTS.output::<Event>(event, 0);
 }
 

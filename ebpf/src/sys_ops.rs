@@ -5,12 +5,12 @@ use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+    BPF_ANY, BPF_NOEXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
     BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
 };
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::programs::SockOpsContext;
-use millrace_ebpf_common::{Address, Flow, FlowKey, ListenerKey};
+use millrace_ebpf_common::{Address, Class, Flow, FlowKey, LISTENER_PLACES, ListenerKey};
 
 use crate::sys_maps::{self, ENDS, LISTENERS};
 
@@ -106,6 +106,9 @@ fn begun(ctx: &SockOpsContext) {
             let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
             if sys_maps::begin_flow(&key, &Flow { socket: cookie, original: client.peer }) {
                 client.flow = key;
+            } else {
+                // The proxy is told its own address, and takes the connection for a loop.
+                sys_maps::count(key.netns, Class::NoMemory as u8);
             }
         }
         // Not captured: what an earlier socket left must not answer for this one.
@@ -127,9 +130,10 @@ fn accepted(ctx: &SockOpsContext) {
         return;
     }
     let original = flow.original;
-    // SAFETY: the hook's own socket. Without memory the proxy is told its own address, and takes
-    // the connection for a loop.
-    unsafe { sys_maps::set_accepted(socket, &original) };
+    // SAFETY: the hook's own socket.
+    if !unsafe { sys_maps::set_accepted(socket, &original) } {
+        sys_maps::count(key.netns, Class::NoMemory as u8);
+    }
     sys_maps::end_flow(&key);
     if sys_maps::accelerates() {
         join(ctx, &mirrored(&key));
@@ -180,9 +184,16 @@ fn listens(ctx: &SockOpsContext) {
         return;
     }
     let family = if read!((*ctx.ops).family) == AF_INET { 4 } else { 6 };
-    let mut key = ListenerKey { netns, family, port };
     // SAFETY: the hook's own context.
     let ops = unsafe { &mut *ctx.ops };
-    // The last one counts: a proxy that replaces itself listens before it ends.
-    let _full = LISTENERS.update(&mut key, ops, BPF_ANY.into());
+    // A place is free again when its socket has ended. In the last one the latest counts: a proxy
+    // that replaces itself listens before it ends.
+    for place in 0..LISTENER_PLACES {
+        let last = place + 1 == LISTENER_PLACES;
+        let flags = if last { BPF_ANY } else { BPF_NOEXIST };
+        let mut key = ListenerKey { netns, family, place, port };
+        if LISTENERS.update(&mut key, &mut *ops, flags.into()).is_ok() {
+            return;
+        }
+    }
 }

@@ -1,12 +1,13 @@
 //! Capture by eBPF in the suites: the programs are pinned in a bpffs that only a namespace's mounts
 //! have, so they end with it, however the test ends.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 use millrace_core::dialect::istio;
 use millrace_core::ebpf::{Refusals, compile};
-use millrace_host::ebpf::{Enrolled, Node, Options, Target, default_cgroup};
+use millrace_host::ebpf::{Enrolled, Node, OBJECT, Options, Target, default_cgroup};
 use millrace_host::engine::Session;
 use millrace_host::facts;
 use nix::mount::{MsFlags, mount};
@@ -21,13 +22,60 @@ pub const MOUNT: &str = "/run/bpf";
 /// The folder of the pins.
 pub const FOLDER: &str = "/run/bpf/millrace";
 
+/// How many values of [`Cgroup`] there are.
+static INSIDE: Mutex<usize> = Mutex::new(0);
+
+/// A cgroup of this test process's own, for as long as there is such a value: programs that are
+/// attached there see its sockets and those of its children, and nobody else's.
+#[derive(Debug)]
+pub struct Cgroup(());
+
+impl Cgroup {
+    /// Go there, with all threads.
+    pub fn enter() -> Result<Self> {
+        let mut inside = INSIDE.lock().unwrap_or_else(PoisonError::into_inner);
+        if *inside == 0 {
+            let own = Self::path()?;
+            std::fs::create_dir_all(&own).with_context(|| own.display().to_string())?;
+            move_to(&own)?;
+        }
+        *inside += 1;
+        Ok(Self(()))
+    }
+
+    /// Where it is, also when nobody is there.
+    pub fn path() -> Result<PathBuf> {
+        let root = default_cgroup().context("no cgroup v2 is mounted")?;
+        Ok(root.join(format!("millrace-test-{}", std::process::id())))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let mut inside = INSIDE.lock().unwrap_or_else(PoisonError::into_inner);
+        *inside -= 1;
+        if *inside == 0 {
+            // Where it fails, the folder stays: an empty cgroup is in nobody's way.
+            let _left = default_cgroup().map(|root| move_to(&root));
+            let _removed = Self::path().map(std::fs::remove_dir);
+        }
+    }
+}
+
+fn move_to(cgroup: &Path) -> Result<()> {
+    let procs = cgroup.join("cgroup.procs");
+    std::fs::write(&procs, std::process::id().to_string())
+        .with_context(|| procs.display().to_string())
+}
+
 /// How the suites load the programs.
 pub fn options() -> Result<Options> {
     Ok(Options {
-        cgroup: default_cgroup().context("no cgroup v2 is mounted")?,
+        cgroup: Cgroup::path()?,
         accelerate: false,
         max_pods: 64,
         max_networks: 100_000,
+        object: OBJECT,
     })
 }
 
@@ -48,6 +96,20 @@ pub fn load(namespace: &Namespace) -> Result<()> {
     Ok(())
 }
 
+/// Capture a pod that has the programs, with the settings of these flags.
+pub fn enrol(topology: &Topology, flags: &[&str]) -> Result<String> {
+    let args = [&["apply", "--backend", "ebpf", "--bpffs", FOLDER], flags].concat();
+    millrace_in_pod(topology, &args, 0)
+}
+
+/// What the programs of a namespace's mounts have.
+pub fn node<T: Send>(
+    namespace: &Namespace,
+    ask: impl FnOnce(&Node) -> Result<T> + Send,
+) -> Result<T> {
+    namespace.enter(|| ask(&Node::open(Path::new(FOLDER))?))?
+}
+
 /// Millrace's eBPF capture, also for configurations that come as istio-iptables' flags.
 #[derive(Clone, Copy, Debug)]
 pub struct Ebpf;
@@ -60,9 +122,7 @@ impl Capture for Ebpf {
     fn apply(&self, topology: &Topology, config: &Config) -> Result<()> {
         load(&topology.pod)?;
         let Config::Istio { flags, env } = config else {
-            let options = ["apply", "--backend", "ebpf", "--bpffs", FOLDER];
-            let args = [&options[..], config.flags()].concat();
-            return millrace_in_pod(topology, &args, 0).map(drop);
+            return enrol(topology, config.flags()).map(drop);
         };
         let words = ["istio-iptables"].iter().chain(flags);
         let words: Vec<String> = words.map(|word| (*word).to_owned()).collect();

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use millrace_tests::cases;
-use millrace_tests::ebpf::{Ebpf, is_refusal};
+use millrace_tests::ebpf::{Cgroup, Ebpf, is_refusal};
 use millrace_tests::scenario::play;
 use millrace_tests::topology::Stack;
 
@@ -22,6 +22,7 @@ const REFUSED: [&str; 10] = [
 ];
 
 fn every_case(stack: Stack) -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
     let mut wrong = Vec::new();
     let mut refused = Vec::new();
     for case in cases::all() {

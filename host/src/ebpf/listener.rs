@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 
-use millrace_ebpf_common::ListenerKey;
+use millrace_ebpf_common::{LISTENER_PLACES, ListenerKey};
 
 use super::error::EbpfError;
 use super::maps::Maps;
@@ -26,15 +26,18 @@ pub(super) fn adopt(maps: &Maps, netns: u64, port: u16) -> Result<usize, EbpfErr
         if inodes.is_empty() {
             continue;
         }
-        let socket = inodes.iter().find_map(|inode| holder(*inode));
-        let socket = socket.ok_or_else(|| {
+        let sockets = (0..LISTENER_PLACES).zip(inodes.iter().filter_map(|inode| holder(*inode)));
+        let before = found;
+        for (place, socket) in sockets {
+            let key = ListenerKey { netns, family, place, port: port.into() };
+            maps.set_listener(&key, socket.as_fd())?;
+            found += 1;
+        }
+        if found == before {
             let why = "no process that may be looked at holds it (CAP_SYS_PTRACE)";
             let what = format!("the proxy's listener on port {port}");
-            EbpfError::Io { what, source: std::io::Error::other(why) }
-        })?;
-        let key = ListenerKey { netns, family, port: port.into() };
-        maps.set_listener(&key, socket.as_fd())?;
-        found += 1;
+            return Err(EbpfError::Io { what, source: std::io::Error::other(why) });
+        }
     }
     Ok(found)
 }

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use millrace_ebpf_common::{
-    COUNTERS, GroupKey, ListenerKey, NetworkKey, Plain, Pod, PortChunk, PortKey, Settings,
+    COUNTERS, Flow, FlowKey, GroupKey, ListenerKey, NetworkKey, Plain, Pod, PortChunk, PortKey,
+    Settings,
 };
 use nix::errno::Errno;
 
@@ -102,6 +103,7 @@ pub(super) struct Maps {
     pub(super) networks: Map<NetworkKey, u32>,
     pub(super) ports: Map<PortKey, PortChunk>,
     pub(super) groups: Map<GroupKey, u32>,
+    pub(super) flows: Map<FlowKey, Flow>,
     counters: OwnedFd,
     listeners: OwnedFd,
     cpus: usize,
@@ -132,6 +134,7 @@ impl Maps {
             networks: Map::open(folder, "NETWORKS")?,
             ports: Map::open(folder, "PORTS")?,
             groups: Map::open(folder, "GROUPS")?,
+            flows: Map::open(folder, "FLOWS")?,
             counters: open(folder, "COUNTERS")?,
             listeners: open(folder, "LISTENERS")?,
             cpus: aya::util::nr_cpus().map_err(|(path, e)| EbpfError::io(path, e))?,

@@ -12,7 +12,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, fstatfs};
 
 use super::error::EbpfError;
 use super::maps::{Maps, NAMES};
-use super::program::{Lookup, OBJECT};
+use super::program::Lookup;
 use super::sys_bpf;
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
@@ -48,6 +48,8 @@ pub struct Options {
     pub max_pods: u32,
     /// How many networks all pods may name together. Kept likewise.
     pub max_networks: u32,
+    /// The object that the programs come from: [`super::OBJECT`], unless somebody makes his own.
+    pub object: &'static [u8],
 }
 
 /// What loading did.
@@ -72,6 +74,8 @@ pub struct State {
     pub accelerated: bool,
     /// One of how many decisions is reported; 0 for none.
     pub sample: u32,
+    /// Connections that have been begun and not yet accepted.
+    pub pending: usize,
 }
 
 /// The node's programs and their maps.
@@ -139,7 +143,7 @@ impl Node {
             loader.map_max_entries(name, options.max_pods);
         }
         loader.map_max_entries("NETWORKS", options.max_networks);
-        let mut object = loader.load(OBJECT)?;
+        let mut object = loader.load(options.object)?;
         let mut loaded = Loaded::default();
         for (name, kind, since) in PROGRAMS {
             let program = accept(name, object.program_mut(name))?;
@@ -222,6 +226,7 @@ impl Node {
         let mut state = State {
             accelerated: settings.accelerate != 0,
             sample: settings.sample,
+            pending: self.maps.flows.keys()?.len(),
             ..State::default()
         };
         for (name, ..) in PROGRAMS {

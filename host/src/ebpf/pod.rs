@@ -7,8 +7,8 @@ use std::os::fd::AsFd as _;
 
 use millrace_core::ebpf::Entry;
 use millrace_ebpf_common::{
-    Address, Class, GroupKey, ListenerKey, NetworkKey, POD_ID_BITS, PORTS_IN_CHUNK, Pod, PodFlags,
-    PortKey, Settings,
+    Address, Class, GroupKey, LISTENER_PLACES, ListenerKey, NetworkKey, POD_ID_BITS,
+    PORTS_IN_CHUNK, Pod, PodFlags, PortKey, Settings,
 };
 
 use super::error::EbpfError;
@@ -274,8 +274,10 @@ impl Node {
     }
 
     fn drop_listeners(&self, netns: u64, port: u16) -> Result<(), EbpfError> {
-        for family in [4, 6] {
-            self.maps.drop_listener(&ListenerKey { netns, family, port: port.into() })?;
+        for (family, place) in
+            [4, 6].into_iter().flat_map(|f| (0..LISTENER_PLACES).map(move |p| (f, p)))
+        {
+            self.maps.drop_listener(&ListenerKey { netns, family, place, port: port.into() })?;
         }
         Ok(())
     }

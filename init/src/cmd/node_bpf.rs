@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use millrace_host::ebpf::{EbpfError, Node, Options, default_cgroup};
+use millrace_host::ebpf::{EbpfError, Node, OBJECT, Options, default_cgroup};
 use serde_json::{Value, json};
 
 use super::ebpf::{counters_text, pod_json};
@@ -18,7 +18,8 @@ pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
             let cgroup: PathBuf =
                 cgroup.context("no cgroup v2 is mounted; mount one, or name it with --cgroup")?;
             let (accelerate, max_pods, max_networks) = (*accelerate, *max_pods, *max_networks);
-            let options = Options { cgroup, accelerate, max_pods, max_networks };
+            let object = OBJECT;
+            let options = Options { cgroup, accelerate, max_pods, max_networks, object };
             let (_, loaded) = Node::load(&command.folder, &options)?;
             let text = format!(
                 "{} programs attached, {} replaced; {} pods\n",
@@ -80,6 +81,7 @@ fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
         "missing": state.missing,
         "accelerated": state.accelerated,
         "sample": state.sample,
+        "pending": state.pending,
         "pods": pods.iter().map(pod_json).collect::<Vec<_>>(),
     });
     let whole = state.missing.is_empty();

@@ -1,0 +1,104 @@
+//! What `decide()` says of a connection, counted and reported. One function for all hooks: inlined
+//! into each it would be most of the object.
+
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use millrace_ebpf_common::{Class, Connection, Direction, Event, Pod, Protocol, decide};
+
+use crate::sys_maps::{self, Maps};
+
+/// A verdict as one number, as functions of eBPF return it.
+#[derive(Clone, Copy)]
+pub(crate) struct Judgement(u32);
+
+impl Judgement {
+    /// The port of the proxy; 0 when it is let past.
+    #[inline(always)]
+    pub(crate) const fn port(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline(always)]
+    pub(crate) const fn is_captured(self) -> bool {
+        self.port() != 0
+    }
+
+    #[inline(always)]
+    const fn class(self) -> u8 {
+        (self.0 >> 16) as u8
+    }
+
+    /// The same port, for another reason.
+    #[inline(always)]
+    pub(crate) const fn as_class(self, class: Class) -> Self {
+        Self(self.port() as u32 | (class as u32) << 16)
+    }
+}
+
+/// What becomes of a connection, judged where it is asked.
+#[inline(always)]
+pub(crate) fn judge(pod: &Pod, connection: &Connection) -> Judgement {
+    let verdict = decide(pod, &Maps, connection);
+    Judgement(u32::from(verdict.port) | (verdict.class as u32) << 16)
+}
+
+/// What becomes of an outbound connection, judged in one place for all hooks.
+#[inline(always)]
+pub(crate) fn outbound(pod: &Pod, connection: &Connection) -> Judgement {
+    Judgement(mr_outbound(pod, connection))
+}
+
+/// A function of its own for the verifier as well, which walks through it once and not again for
+/// each state that a hook can be in: so it has to be visible, and take what it may get.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn mr_outbound(pod: *const Pod, connection: *const Connection) -> u32 {
+    // SAFETY: the kernel passes on null or what it knows to be as large as these types.
+    let Some((pod, connection)) = (unsafe { pod.as_ref().zip(connection.as_ref()) }) else {
+        return 0;
+    };
+    // Said once more, so that nothing of the other direction is in here.
+    judge(pod, &Connection { direction: Direction::Outbound, ..*connection }).0
+}
+
+/// Count it, and report it if it is one of those that are. `process` and `remote_port` are what the
+/// connection does not say.
+#[inline(always)]
+pub(crate) fn note(
+    netns: u64,
+    connection: &Connection,
+    judgement: Judgement,
+    process: u32,
+    remote_port: u16,
+) {
+    sys_maps::count(netns, judgement.class());
+    if sys_maps::settings().is_some_and(|settings| settings.sample != 0) {
+        let more = u64::from(process) | u64::from(remote_port) << 32;
+        report(netns, connection, judgement.0, more);
+    }
+}
+
+#[inline(never)]
+fn report(netns: u64, connection: &Connection, judgement: u32, more: u64) -> u32 {
+    let sample = sys_maps::settings().map_or(0, |settings| settings.sample);
+    // SAFETY: a helper without arguments.
+    if sample == 0 || (sample > 1 && unsafe { bpf_get_prandom_u32() } % sample != 0) {
+        return 0;
+    }
+    let inbound = matches!(connection.direction, Direction::Inbound);
+    let remote_port = (more >> 32) as u16;
+    sys_maps::report(&Event {
+        netns,
+        remote: if inbound { connection.source } else { connection.destination },
+        local: if inbound { connection.destination } else { connection.source },
+        remote_port: if inbound { remote_port } else { connection.port },
+        local_port: if inbound { connection.port } else { 0 },
+        to: Judgement(judgement).port(),
+        protocol: if matches!(connection.protocol, Protocol::Tcp) { 6 } else { 17 },
+        class: Judgement(judgement).class(),
+        uid: connection.uid,
+        gid: connection.gid,
+        pid: more as u32,
+        inbound: inbound.into(),
+    });
+    0
+}

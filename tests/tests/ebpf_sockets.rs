@@ -1,0 +1,310 @@
+//! What sockets see of eBPF capture: the application the peer that it asked for, the proxy the
+//! application and where it meant to go.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use millrace_tests::ebpf::{Cgroup, enrol, load};
+use millrace_tests::process::{Listeners, dial};
+use millrace_tests::topology::Spot::{self, Dns, Localhost, OtherDns, Peer, Pod, Service};
+use millrace_tests::topology::{APP, Family, Layout, PROXY, ROOT, Stack, Topology};
+use millrace_tests::wire::{Answer, Dial, Failure, Identity, Listen, Outcome, Proto, Serve};
+use nix::sys::socket::{setsockopt, sockopt};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A pod with both families that is captured with these flags.
+fn pod(flags: &[&str]) -> Result<(Topology, Cgroup)> {
+    let cgroup = Cgroup::enter()?;
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    load(&topology.pod)?;
+    enrol(&topology, flags)?;
+    Ok((topology, cgroup))
+}
+
+fn at(spot: Spot, family: Family, port: u16) -> Result<SocketAddr> {
+    Ok(SocketAddr::new(spot.ip(family).context("the family has it")?, port))
+}
+
+/// The same as an address of an IPv6 socket.
+fn mapped(addr: SocketAddr) -> SocketAddr {
+    match addr.ip() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), addr.port()),
+        IpAddr::V6(_) => addr,
+    }
+}
+
+fn answer(stream: &TcpStream) -> Result<Answer> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    serde_json::from_str(&line).with_context(|| format!("answer {line:?}"))
+}
+
+/// Send and receive by a socket that may be connected; gives the answer and who it came from.
+fn query(socket: &UdpSocket, to: Option<SocketAddr>) -> Result<(Answer, SocketAddr)> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    match to {
+        Some(to) => socket.send_to(b"who", to)?,
+        None => socket.send(b"who")?,
+    };
+    let mut buffer = [0; 2048];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    Ok((serde_json::from_slice(buffer.get(..length).context("a length")?)?, from))
+}
+
+/// Verify that with sockets of IPv4, of IPv6 and of IPv6 with IPv4-mapped addresses the application
+/// sees the peer that it asked for and its pod's address, and the proxy the application and where
+/// it meant to go.
+#[test]
+fn connections() -> Result<()> {
+    let (topology, _cgroup) = pod(&[])?;
+    let v4 = at(Service, Family::V4, 80)?;
+    let v6 = at(Service, Family::V6, 80)?;
+    for (to, family) in [(v4, Family::V4), (v6, Family::V6), (mapped(v4), Family::V4)] {
+        let original = if family == Family::V4 { v4 } else { v6 };
+        topology.pod.enter(|| -> Result<()> {
+            let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+            let answer = answer(&stream)?;
+            ensure!(stream.peer_addr()? == to, "{to}: the peer is {}", stream.peer_addr()?);
+            let local = stream.local_addr()?;
+            let own = at(Pod, family, local.port())?;
+            ensure!(local == if to == v4 || to == v6 { own } else { mapped(own) }, "{to}: {local}");
+            ensure!(answer.name == "proxy" && answer.port == 15001, "{to}: {answer:?}");
+            ensure!(answer.original == Some(original), "{to}: {answer:?}");
+            ensure!(answer.peer == own, "{to}: {answer:?}");
+            Ok(())
+        })??;
+    }
+    Ok(())
+}
+
+/// Verify that a non-blocking `connect()` sees the same peer before the connection is there.
+#[test]
+fn the_peer_is_known_at_once() -> Result<()> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
+    use std::os::fd::AsRawFd as _;
+    let (topology, _cgroup) = pod(&[])?;
+    let to = at(Service, Family::V4, 443)?;
+    topology.pod.enter(|| -> Result<()> {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
+        match connect(fd.as_raw_fd(), &SockaddrStorage::from(to)) {
+            Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => {}
+            Err(error) => bail!("connect: {error}"),
+        }
+        let stream = TcpStream::from(fd);
+        stream.set_nonblocking(false)?;
+        let answer = answer(&stream)?;
+        ensure!(stream.peer_addr()? == to && answer.original == Some(to), "{answer:?}");
+        Ok(())
+    })?
+}
+
+/// Verify that what reaches the proxy uncaptured has its own address as the original one, as with
+/// connection tracking, and that each family is asked for by its own option.
+#[test]
+fn what_nobody_rewrote() -> Result<()> {
+    let (topology, _cgroup) = pod(&[])?;
+    for family in [Family::V4, Family::V6] {
+        let to = at(Localhost, family, 15001)?;
+        topology.pod.enter(|| -> Result<()> {
+            let answer = answer(&TcpStream::connect_timeout(&to, PATIENCE)?)?;
+            ensure!(answer.original == Some(to), "{to}: {answer:?}");
+            Ok(())
+        })??;
+    }
+    // Outside pods the option is the kernel's own, which without connection tracking has no answer.
+    topology.outside.enter(|| -> Result<()> {
+        let to = at(Peer, Family::V4, 80)?;
+        let answer = answer(&TcpStream::connect_timeout(&to, PATIENCE)?)?;
+        ensure!(answer.original.is_none(), "{answer:?}");
+        Ok(())
+    })?
+}
+
+/// Verify DNS queries of one socket to several servers, connected and not: each answer comes from
+/// the server that was asked.
+#[test]
+fn queries() -> Result<()> {
+    let (topology, _cgroup) = pod(&["--dns", "all"])?;
+    for family in [Family::V4, Family::V6] {
+        let any = if family == Family::V4 { "0.0.0.0:0" } else { "[::]:0" };
+        let servers = [at(Dns, family, 53)?, at(OtherDns, family, 53)?, at(Dns, family, 53)?];
+        topology.pod.enter(|| -> Result<()> {
+            let socket = UdpSocket::bind(any)?;
+            for to in servers {
+                let (answer, from) = query(&socket, Some(to))?;
+                ensure!(answer.port == 15053 && from == to, "{to}: {answer:?} from {from}");
+                ensure!(answer.peer.ip() == at(Pod, family, 0)?.ip(), "{to}: {answer:?}");
+            }
+            for to in servers {
+                socket.connect(to)?;
+                ensure!(socket.peer_addr()? == to, "{to}: {}", socket.peer_addr()?);
+                let (answer, from) = query(&socket, None)?;
+                ensure!(answer.port == 15053 && from == to, "{to}: {answer:?} from {from}");
+            }
+            Ok(())
+        })??;
+    }
+    let socket_of_both = |to: SocketAddr| -> Result<()> {
+        let (answer, from) = query(&UdpSocket::bind("[::]:0")?, Some(mapped(to)))?;
+        ensure!(answer.port == 15053 && from == mapped(to), "{answer:?} from {from}");
+        Ok(())
+    };
+    let to = at(Dns, Family::V4, 53)?;
+    topology.pod.enter(|| socket_of_both(to))?
+}
+
+/// Verify that a socket that is bound to a device reaches the proxy as well, and that a query of
+/// such a socket, which may need its device for other datagrams, is refused.
+#[test]
+fn sockets_bound_to_a_device() -> Result<()> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
+    use std::os::fd::AsRawFd as _;
+    let (topology, _cgroup) = pod(&["--dns", "all"])?;
+    for family in [Family::V4, Family::V6] {
+        let to = at(Service, family, 80)?;
+        let server = at(Dns, family, 53)?;
+        topology.pod.enter(|| -> Result<()> {
+            let kind = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            let fd = socket(kind, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            setsockopt(&fd, sockopt::BindToDevice, &"eth0".into())?;
+            setsockopt(&fd, sockopt::SendTimeout, &nix::sys::time::TimeVal::new(5, 0))?;
+            connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).context("connect")?;
+            let answer = answer(&TcpStream::from(fd))?;
+            ensure!(answer.port == 15001 && answer.original == Some(to), "{answer:?}");
+            let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let udp = UdpSocket::bind(any)?;
+            setsockopt(&udp, sockopt::BindToDevice, &"eth0".into())?;
+            let error = query(&udp, Some(server)).err().context("it is refused")?;
+            let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            ensure!(kind == Some(std::io::ErrorKind::PermissionDenied), "{error:#}");
+            Ok(())
+        })??;
+    }
+    Ok(())
+}
+
+fn from_outside(topology: &Topology, family: Family, port: u16) -> Result<Outcome> {
+    let to = at(Pod, family, port)?;
+    let identity = ROOT;
+    let (from, from_port, transparent_mark) = (None, None, None);
+    let timeout_ms = 3000;
+    let proto = Proto::Tcp;
+    dial(
+        &topology.outside,
+        &Dial { identity, proto, from, from_port, transparent_mark, to, timeout_ms },
+    )
+}
+
+fn listen(topology: &Topology, name: &str, identity: Identity, on: &[&str]) -> Result<Listeners> {
+    let listen = |addr: &&str| -> Result<Listen> {
+        Ok(Listen { proto: Proto::Tcp, addr: addr.parse()?, transparent: false })
+    };
+    let listen = on.iter().map(listen).collect::<Result<_>>()?;
+    Listeners::start(&topology.pod, &Serve { name: name.to_owned(), identity, listen })
+}
+
+/// Verify that inbound connections are refused, and do not reach the application, for as long as
+/// the proxy does not listen in their family; that its listener is found when it begins to listen;
+/// and that what is not captured gets through all the while.
+#[test]
+fn while_the_proxy_does_not_listen() -> Result<()> {
+    let cgroup = Cgroup::enter()?;
+    let mut topology = Topology::new(Stack::Dual, Layout::default())?;
+    topology.stop_listeners();
+    load(&topology.pod)?;
+    enrol(&topology, &["--exclude-inbound-ports", "9090"])?;
+    let app = ["0.0.0.0:8080", "[::]:8080", "0.0.0.0:9090", "[::]:9090"];
+    let _app = listen(&topology, "app", APP, &app)?;
+    let refused = |family, when: &str| -> Result<()> {
+        let out = from_outside(&topology, family, 8080)?;
+        ensure!(out == Outcome::Failed(Failure::Refused), "{when}, {family:?}: {out}");
+        Ok(())
+    };
+    let by = |family, name: &str, port: u16, to: u16| -> Result<()> {
+        match from_outside(&topology, family, to)? {
+            Outcome::Answered { answer, .. } if answer.name == name && answer.port == port => {
+                ensure!(answer.local == at(Pod, family, to)?, "{answer:?}");
+                Ok(())
+            }
+            other => bail!("{family:?}: {other}"),
+        }
+    };
+    let both = [Family::V4, Family::V6];
+    for family in both {
+        refused(family, "not yet")?;
+        by(family, "app", 9090, 9090)?;
+    }
+    let v4 = listen(&topology, "proxy", PROXY, &["0.0.0.0:15006"])?;
+    by(Family::V4, "proxy", 15006, 8080)?;
+    refused(Family::V6, "IPv4 only")?;
+    let v6 = listen(&topology, "proxy", PROXY, &["[::]:15006"])?;
+    both.iter().try_for_each(|family| by(*family, "proxy", 15006, 8080))?;
+    drop(v4);
+    refused(Family::V4, "no more")?;
+    by(Family::V6, "proxy", 15006, 8080)?;
+    drop(v6);
+    both.iter().try_for_each(|family| refused(*family, "gone"))?;
+    // Back again, and on localhost alone, which no one outside can reach by itself.
+    let _proxy = listen(&topology, "proxy", PROXY, &["127.0.0.1:15006", "[::1]:15006"])?;
+    both.iter().try_for_each(|family| by(*family, "proxy", 15006, 8080))?;
+    drop(cgroup);
+    Ok(())
+}
+
+/// Verify that one listener of IPv6 takes both families, also when it listened before the pod was
+/// captured, and that of several sockets on the port any may end.
+#[test]
+fn several_listeners() -> Result<()> {
+    use std::net::TcpListener;
+    let _cgroup = Cgroup::enter()?;
+    let mut topology = Topology::new(Stack::Dual, Layout::default())?;
+    topology.stop_listeners();
+    load(&topology.pod)?;
+    let listener = || -> Result<TcpListener> {
+        use nix::sys::socket::{
+            AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, socket,
+        };
+        use std::os::fd::AsRawFd as _;
+        let fd = socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&fd, sockopt::ReusePort, &true)?;
+        setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+        let addr: SocketAddr = "[::]:15006".parse()?;
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(addr))?;
+        listen(&fd, Backlog::MAXCONN)?;
+        Ok(TcpListener::from(fd))
+    };
+    let connects = |when: &str| -> Result<()> {
+        for family in [Family::V4, Family::V6] {
+            let to = at(Pod, family, 8080)?;
+            let connected = topology.outside.enter(|| TcpStream::connect_timeout(&to, PATIENCE))?;
+            connected.with_context(|| format!("{when}, {family:?}"))?;
+        }
+        Ok(())
+    };
+    let first = topology.pod.enter(listener)??;
+    enrol(&topology, &[])?;
+    connects("one that listened before")?;
+    let mut others = Vec::new();
+    for _ in 0..3 {
+        others.push(topology.pod.enter(listener)??);
+    }
+    connects("four")?;
+    drop(first);
+    connects("without the first")?;
+    others.truncate(1);
+    connects("with the second alone")?;
+    others.push(topology.pod.enter(listener)??);
+    others.remove(0);
+    connects("with a new one alone")?;
+    others.clear();
+    let to = at(Pod, Family::V4, 8080)?;
+    let refused = topology.outside.enter(|| TcpStream::connect_timeout(&to, PATIENCE))?;
+    let kind = refused.err().map(|error| error.kind());
+    ensure!(kind == Some(std::io::ErrorKind::ConnectionRefused), "without any: {kind:?}");
+    Ok(())
+}
