@@ -28,6 +28,7 @@ pub mod process;
 pub mod scenario;
 pub mod snapshot;
 pub mod stage;
+pub mod sys_bpf;
 pub mod topology;
 pub mod transition;
 pub mod wire;

@@ -25,7 +25,7 @@ mod trace;
 pub use error::EbpfError;
 pub use millrace_ebpf_common::{Address, Class, Event};
 pub use node::{Loaded, Node, Options, State, default_cgroup};
-pub use pod::{Enrolled, Found};
+pub use pod::{Enrolled, Found, Sizes};
 pub use program::{OBJECT, SOURCES};
 pub use target::Target;
 pub use trace::Trace;

@@ -207,7 +207,7 @@ impl Node {
             let part = folder.join(part);
             let Ok(entries) = fs::read_dir(&part) else { continue };
             for entry in entries.flatten() {
-                fs::remove_file(entry.path()).map_err(|e| EbpfError::io(show(&entry.path()), e))?;
+                unpin(&entry.path())?;
                 any = true;
             }
             fs::remove_dir(&part).map_err(|e| EbpfError::io(show(&part), e))?;
@@ -263,6 +263,20 @@ impl Node {
 
 pub(super) fn show(path: &Path) -> String {
     path.display().to_string()
+}
+
+/// Remove a pin, and let a link have no effect from now on.
+pub(super) fn unpin(pin: &Path) -> Result<(), EbpfError> {
+    // What has no link to detach, as a map, only has to go.
+    if let Ok(Some(object)) = sys_bpf::pinned(pin) {
+        drop(sys_bpf::detach_link(object.as_fd()));
+    }
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(EbpfError::io(show(pin), error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What must be pinned there.

@@ -1,7 +1,6 @@
 //! Enrolling a pod, leaving it, and finding what is left of pods that are gone.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::fd::AsFd as _;
 
@@ -12,7 +11,7 @@ use millrace_ebpf_common::{
 };
 
 use super::error::EbpfError;
-use super::node::{Node, lock, show};
+use super::node::{Node, lock, show, unpin};
 use super::target::Target;
 use super::{listener, sys_bpf};
 
@@ -38,6 +37,21 @@ pub struct Found {
     pub netns: Option<u32>,
     /// How often each class of verdict was given.
     pub counters: Vec<(Class, u64)>,
+}
+
+/// How many entries the maps have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Pods.
+    pub pods: usize,
+    /// Networks of all of them; a pod that has any has one more, which is nobody's.
+    pub networks: usize,
+    /// Bitmaps of 512 ports.
+    pub ports: usize,
+    /// Groups.
+    pub groups: usize,
+    /// Pods that are counted.
+    pub counters: usize,
 }
 
 /// The first network of a pod in NETWORKS. The kernel lists a trie's networks from the left, so all
@@ -172,6 +186,20 @@ impl Node {
         cookies.into_iter().filter_map(|cookie| self.pod(cookie).transpose()).collect()
     }
 
+    /// How many entries the maps have, those of runs that died among them.
+    ///
+    /// # Errors
+    /// When the maps can't be read.
+    pub fn sizes(&self) -> Result<Sizes, EbpfError> {
+        Ok(Sizes {
+            pods: self.maps.pods.keys()?.len(),
+            networks: self.maps.networks.keys()?.len(),
+            ports: self.maps.ports.keys()?.len(),
+            groups: self.maps.groups.keys()?.len(),
+            counters: self.maps.counted()?.len(),
+        })
+    }
+
     /// Whether a pod's entry is as wanted, but for its id.
     ///
     /// # Errors
@@ -211,7 +239,7 @@ impl Node {
             return Ok(());
         }
         let pin = self.pin_of(target.cookie);
-        drop(fs::remove_file(&pin));
+        unpin(&pin)?;
         let program = self.lookup.load(target.cookie)?;
         let link = sys_bpf::link_netns(program.as_fd(), target.netns.as_fd());
         let link = link.map_err(|source| EbpfError::Kernel {
@@ -256,13 +284,7 @@ impl Node {
     /// Take away a pod's link and counters.
     fn detach(&self, cookie: u64) -> Result<(), EbpfError> {
         self.maps.drop_counters(cookie)?;
-        let pin = self.pin_of(cookie);
-        match fs::remove_file(&pin) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(EbpfError::io(show(&pin), error))
-            }
-            _ => Ok(()),
-        }
+        unpin(&self.pin_of(cookie))
     }
 
     /// Find the proxy's listeners, where connections are to come to them.

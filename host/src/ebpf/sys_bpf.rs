@@ -22,6 +22,7 @@ const PROG_ATTACH: libc::c_int = 8;
 const OBJ_GET_INFO: libc::c_int = 15;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
+const LINK_DETACH: libc::c_int = 34;
 
 /// `BPF_PROG_TYPE_SK_LOOKUP`.
 const TYPE_SK_LOOKUP: u32 = 30;
@@ -77,6 +78,12 @@ struct LinkUpdate {
     program: u32,
     flags: u32,
     old: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LinkDetach {
+    link: u32,
 }
 
 #[repr(C)]
@@ -254,6 +261,11 @@ pub(super) fn link_netns(program: BorrowedFd<'_>, netns: BorrowedFd<'_>) -> io::
 pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let (link, program) = (number(link), number(program));
     bpf(LINK_UPDATE, &mut LinkUpdate { link, program, flags: 0, old: 0 }).map(drop)
+}
+
+/// Take a link's program away at once: the kernel frees a link that nobody has on its own time.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(LINK_DETACH, &mut LinkDetach { link: number(link) }).map(drop)
 }
 
 /// Let a program see what the sockets of a map send.
