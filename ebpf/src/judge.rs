@@ -1,14 +1,14 @@
 //! What `decide()` says of a connection, counted and reported. One function for all hooks: inlined
 //! into each it would be most of the object.
 
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use millrace_ebpf_common::{Class, Connection, Direction, Event, Pod, Protocol, decide};
 
 use crate::sys_maps::{self, Maps};
+use crate::sys_outbound;
 
 /// A verdict as one number, as functions of eBPF return it.
 #[derive(Clone, Copy)]
-pub(crate) struct Judgement(u32);
+pub(crate) struct Judgement(pub(crate) u32);
 
 impl Judgement {
     /// The port of the proxy; 0 when it is let past.
@@ -44,20 +44,7 @@ pub(crate) fn judge(pod: &Pod, connection: &Connection) -> Judgement {
 /// What becomes of an outbound connection, judged in one place for all hooks.
 #[inline(always)]
 pub(crate) fn outbound(pod: &Pod, connection: &Connection) -> Judgement {
-    Judgement(mr_outbound(pod, connection))
-}
-
-/// A function of its own for the verifier as well, which walks through it once and not again for
-/// each state that a hook can be in: so it has to be visible, and take what it may get.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn mr_outbound(pod: *const Pod, connection: *const Connection) -> u32 {
-    // SAFETY: the kernel passes on null or what it knows to be as large as these types.
-    let Some((pod, connection)) = (unsafe { pod.as_ref().zip(connection.as_ref()) }) else {
-        return 0;
-    };
-    // Said once more, so that nothing of the other direction is in here.
-    judge(pod, &Connection { direction: Direction::Outbound, ..*connection }).0
+    Judgement(sys_outbound::mr_outbound(pod, connection))
 }
 
 /// Count it, and report it if it is one of those that are. `process` and `remote_port` are what the
@@ -80,8 +67,7 @@ pub(crate) fn note(
 #[inline(never)]
 fn report(netns: u64, connection: &Connection, judgement: u32, more: u64) -> u32 {
     let sample = sys_maps::settings().map_or(0, |settings| settings.sample);
-    // SAFETY: a helper without arguments.
-    if sample == 0 || (sample > 1 && unsafe { bpf_get_prandom_u32() } % sample != 0) {
+    if sample == 0 || (sample > 1 && sys_maps::random() % sample != 0) {
         return 0;
     }
     let inbound = matches!(connection.direction, Direction::Inbound);

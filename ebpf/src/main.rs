@@ -24,6 +24,7 @@ mod sys_maps;
 mod sys_msg;
 mod sys_ops;
 mod sys_option;
+mod sys_outbound;
 mod sys_release;
 
 use aya_ebpf::macros::{

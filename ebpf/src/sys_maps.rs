@@ -5,7 +5,9 @@ use core::ptr::{addr_of, null_mut};
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE};
 use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::{
+    bpf_get_prandom_u32, bpf_sk_storage_delete, bpf_sk_storage_get,
+};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuHashMap, RingBuf, SockHash};
@@ -68,6 +70,13 @@ pub(crate) fn count(netns: u64, class: u8) {
         // SAFETY: this CPU's own counters, and the place is within them.
         unsafe { (*counters.cast::<u64>().add(at)) += 1 }
     }
+}
+
+/// Any number.
+#[inline(always)]
+pub(crate) fn random() -> u32 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_get_prandom_u32() }
 }
 
 /// Report a verdict. A full buffer loses it; the counters still have it.

@@ -44,8 +44,8 @@ struct Link {
 struct Query {
     target: u32,
     kind: u32,
-    query_flags: u32,
-    attach_flags: u32,
+    flags: u32,
+    found_flags: u32,
     ids: u64,
     count: u32,
     padding: u32,
@@ -89,8 +89,8 @@ pub fn attached(cgroup: &File) -> io::Result<Vec<u32>> {
     let mut query = Query {
         target: cgroup.as_raw_fd().cast_unsigned(),
         kind: ATTACH_CONNECT4,
-        query_flags: 0,
-        attach_flags: 0,
+        flags: 0,
+        found_flags: 0,
         ids: ids.as_mut_ptr() as u64,
         count: 64,
         padding: 0,
