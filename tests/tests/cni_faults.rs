@@ -16,6 +16,7 @@ use millrace_tests::topology::{APP, ROOT};
 use serde_json::{Value, json};
 
 const CAPTURED: &str = "table inet millrace";
+const MODE: &str = "sidecar.istio.io/interceptionMode";
 
 /// Verify that the same pod can be added by many at once, and that a DEL at the same time leaves
 /// it captured or not, and nothing between.
@@ -259,6 +260,37 @@ fn notes_and_logs_that_cannot_be_written() -> Result<()> {
     for line in fs::read_to_string(&log)?.lines() {
         let line: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
         assert_eq!(line["msg"], "captured");
+    }
+    Ok(())
+}
+
+/// Verify that whatever ADD fails for is in the log, on standard error and in the file, with the pod,
+/// its container's id, the code, the reason and the time it took.
+#[test]
+fn a_failure_is_logged() -> Result<()> {
+    let host = Host::new()?;
+    let pod = host.pod()?;
+    let log = host.folder().join("log");
+    let add = Call::new(&host, "ADD", &pod, mesh(&[])).with_key("log_file", json!(log));
+    let told = |annotations| json!({ POD_ANNOTATIONS: annotations });
+    let cases = [
+        (4, add.clone().with_env("CNI_NETNS", "/run/netns/gone")),
+        (6, add.clone().with_key("prevResult", json!([]))),
+        (7, add.clone().with_key("deadline", json!("soon"))),
+        (11, add.clone().with_key("runtimeConfig", told(json!({ STATUS: "{}" })))),
+        (102, add.clone().with_key("runtimeConfig", told(mesh(&[(MODE, "NONE")])))),
+    ];
+    for (code, call) in cases {
+        let reply = call.run(&host)?;
+        reply.failure(code)?;
+        let line = reply.lines()?.pop().context("a line")?;
+        let error: Value = serde_json::from_str(&reply.text)?;
+        assert_eq!((&line["level"], &line["code"]), (&json!("error"), &json!(code)), "{line}");
+        assert_eq!((&line["msg"], &line["containerId"]), (&error["msg"], &json!(pod.id)), "{line}");
+        assert_eq!(line["pod"], pod.name, "{line}");
+        ensure!(line["durationMs"].as_f64().is_some_and(|time| time > 0.0), "{line}");
+        let file = fs::read_to_string(&log)?;
+        assert_eq!(file.lines().last(), reply.log.lines().last(), "{code}");
     }
     Ok(())
 }

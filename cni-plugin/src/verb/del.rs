@@ -7,16 +7,16 @@ use std::time::Instant;
 use millrace_host::netns::Netns;
 use serde_json::{Map, json};
 
-use super::{PATIENCE, context, enter, failed, lenient};
+use super::{PATIENCE, context, enter, failed, lenient, named};
 use crate::config::Places;
 use crate::log::{Level, Log};
 use crate::note::Notes;
-use crate::protocol::{CniError, PodArgs, Request};
+use crate::protocol::{CniError, Request};
 use crate::target;
 
 pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
     let Places { network, state_dir, log } = Places::read(&lenient(stdin));
-    let pod = PodArgs::parse(&request.args).unwrap_or_default().into();
+    let pod = named(request);
     let mut log = Log::new(&log, context(request, &pod), began);
     let notes = Notes::new(&state_dir);
     let mut removed = false;

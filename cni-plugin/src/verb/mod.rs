@@ -63,8 +63,7 @@ pub(crate) fn serve(
         return Ok(version_reply(asked.as_deref()));
     }
     let mut job = Job::new(&request, stdin, env, began).map_err(|error| {
-        let pod = PodArgs::parse(&request.args).unwrap_or_default().into();
-        let error = request.attributed(error, &pod);
+        let error = request.attributed(error, &named(&request));
         refused(&error, Some(&request), stdin, began);
         error
     })?;
@@ -93,13 +92,18 @@ fn whatever_happens(f: impl FnOnce()) -> String {
 
 /// Log a request that can't be read, as far as is known where.
 fn refused(error: &CniError, request: Option<&Request>, stdin: &str, began: Instant) {
-    let context = request.map(|request| context(request, &PodFacts::default()));
+    let context = request.map(|request| context(request, &named(request)));
     let log = Places::read(&lenient(stdin)).log;
     Log::new(&log, context.unwrap_or_default(), began).done(
         Level::Error,
         &error.msg,
         members(error),
     );
+}
+
+/// The pod that a request names, if it can be read.
+fn named(request: &Request) -> PodFacts {
+    PodArgs::parse(&request.args).unwrap_or_default().into()
 }
 
 /// What the log says of an error beside its message.
