@@ -85,6 +85,16 @@ pub struct InterfaceAddress {
     pub prefix: u8,
 }
 
+/// Who logs packets of a family in a namespace (`/proc/net/netfilter/nf_log`), among others those that
+/// are traced in the kernel's own tables of iptables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Logger {
+    /// The family.
+    pub family: Family,
+    /// The kernel's name of it; `NONE` for nobody.
+    pub name: String,
+}
+
 /// Everything that one look found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -100,6 +110,8 @@ pub struct Observed {
     pub native: NativeTables,
     /// Whether a run that changes the namespace started here and did not end.
     pub interrupted: bool,
+    /// Who logged before a trace that was killed.
+    pub loggers: Vec<Logger>,
 }
 
 impl Observed {

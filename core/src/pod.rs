@@ -21,6 +21,10 @@ pub struct PodFacts {
     pub labels: Option<BTreeMap<String, String>>,
     /// Its containers, where they are known: init containers first.
     pub containers: Option<Vec<Container>>,
+    /// Whether it has no network of its own, but the node's.
+    pub host_network: bool,
+    /// Servers that its manifest names for the resolution of names.
+    pub nameservers: Vec<String>,
 }
 
 /// A container of a pod.
@@ -35,10 +39,97 @@ pub struct Container {
     pub user: Option<u32>,
     /// The group, likewise.
     pub group: Option<u32>,
+    /// Its command; empty for that of its image.
+    pub command: Vec<String>,
     /// The words behind its command.
     pub args: Vec<String>,
     /// Variables with a value of their own; those that are taken from elsewhere are left out.
     pub env: BTreeMap<String, String>,
+    /// Whether it is an init container that stays, while the others go on (`restartPolicy: Always`).
+    pub restarts: bool,
+    /// Capabilities that it has beside the usual ones.
+    pub capabilities: Vec<String>,
+    /// The ports that it names.
+    pub ports: Vec<ContainerPort>,
+    /// What asks whether it lives.
+    pub probes: Vec<Probe>,
+}
+
+/// A port that a container names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerPort {
+    /// Its name.
+    pub name: Option<String>,
+    /// Its number.
+    pub number: u16,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+}
+
+/// Something that asks whether a container lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// The field of the manifest, `livenessProbe` and others.
+    pub kind: String,
+    /// How it asks.
+    pub handler: Handler,
+}
+
+/// How a probe asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Handler {
+    /// By HTTP.
+    Http {
+        /// The port.
+        port: PortRef,
+        /// The host, where it is not the pod.
+        host: Option<String>,
+    },
+    /// By a connection.
+    Tcp {
+        /// The port.
+        port: PortRef,
+        /// The host, where it is not the pod.
+        host: Option<String>,
+    },
+    /// By gRPC.
+    Grpc {
+        /// The port.
+        port: PortRef,
+    },
+    /// Without the network.
+    Inside,
+}
+
+impl Handler {
+    /// The protocol and port, where it asks by the network.
+    pub const fn network(&self) -> Option<(&'static str, &PortRef)> {
+        match self {
+            Self::Http { port, .. } => Some(("HTTP", port)),
+            Self::Tcp { port, .. } => Some(("TCP", port)),
+            Self::Grpc { port } => Some(("gRPC", port)),
+            Self::Inside => None,
+        }
+    }
+}
+
+/// A port by its number or by its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PortRef {
+    /// Its number.
+    Number(u16),
+    /// Its name.
+    Name(String),
+}
+
+impl std::fmt::Display for PortRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Name(name) => write!(f, "{name:?}"),
+        }
+    }
 }
 
 /// A text is no manifest of a pod.
@@ -91,15 +182,63 @@ struct Spec {
     init_containers: Option<Vec<RawContainer>>,
     containers: Option<Vec<RawContainer>>,
     security_context: Option<SecurityContext>,
+    host_network: Option<bool>,
+    dns_config: Option<DnsConfig>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct DnsConfig {
+    nameservers: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawContainer {
     name: String,
+    command: Option<Vec<String>>,
     args: Option<Vec<String>>,
     env: Option<Vec<Variable>>,
     security_context: Option<SecurityContext>,
+    restart_policy: Option<String>,
+    ports: Option<Vec<RawPort>>,
+    liveness_probe: Option<RawProbe>,
+    readiness_probe: Option<RawProbe>,
+    startup_probe: Option<RawProbe>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawPort {
+    name: Option<String>,
+    container_port: u16,
+    protocol: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawProbe {
+    http_get: Option<Asked>,
+    tcp_socket: Option<Asked>,
+    grpc: Option<Asked>,
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    port: PortRef,
+    host: Option<String>,
+}
+
+impl RawProbe {
+    fn read(self, kind: &str) -> Probe {
+        let handler = match (self.http_get, self.tcp_socket, self.grpc) {
+            (Some(Asked { port, host }), ..) => Handler::Http { port, host },
+            (_, Some(Asked { port, host }), _) => Handler::Tcp { port, host },
+            (_, _, Some(Asked { port, .. })) => Handler::Grpc { port },
+            (None, None, None) => Handler::Inside,
+        };
+        Probe { kind: kind.to_owned(), handler }
+    }
 }
 
 #[derive(Deserialize)]
@@ -108,20 +247,26 @@ struct Variable {
     value: Option<String>,
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct SecurityContext {
     run_as_user: Option<u32>,
     run_as_group: Option<u32>,
+    capabilities: Option<Capabilities>,
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(default)]
+struct Capabilities {
+    add: Option<Vec<String>>,
 }
 
 impl From<Manifest> for PodFacts {
     fn from(manifest: Manifest) -> Self {
         let Manifest { metadata, spec } = manifest;
         let of_pod = spec.security_context.unwrap_or_default();
-        let read = |init: bool| move |raw: RawContainer| raw.read(init, of_pod);
-        let first = spec.init_containers.into_iter().flatten().map(read(true));
-        let containers = spec.containers.into_iter().flatten().map(read(false));
+        let first = spec.init_containers.into_iter().flatten().map(|c| c.read(true, &of_pod));
+        let containers = spec.containers.into_iter().flatten().map(|c| c.read(false, &of_pod));
         Self {
             name: metadata.name,
             namespace: metadata.namespace,
@@ -129,22 +274,40 @@ impl From<Manifest> for PodFacts {
             annotations: Some(metadata.annotations.unwrap_or_default()),
             labels: Some(metadata.labels.unwrap_or_default()),
             containers: Some(first.chain(containers).collect()),
+            host_network: spec.host_network.unwrap_or(false),
+            nameservers: spec.dns_config.and_then(|dns| dns.nameservers).unwrap_or_default(),
         }
     }
 }
 
 impl RawContainer {
     /// A container's security context beats its pod's, value by value.
-    fn read(self, init: bool, of_pod: SecurityContext) -> Container {
+    fn read(self, init: bool, of_pod: &SecurityContext) -> Container {
         let own = self.security_context.unwrap_or_default();
         let literal = |v: Variable| Some((v.name, v.value?));
+        let port = |port: RawPort| ContainerPort {
+            name: port.name,
+            number: port.container_port,
+            protocol: port.protocol.unwrap_or_else(|| "TCP".to_owned()),
+        };
+        let probes = [
+            ("livenessProbe", self.liveness_probe),
+            ("readinessProbe", self.readiness_probe),
+            ("startupProbe", self.startup_probe),
+        ];
+        let probes = probes.into_iter().filter_map(|(kind, probe)| Some(probe?.read(kind)));
         Container {
             name: self.name,
             init,
             user: own.run_as_user.or(of_pod.run_as_user),
             group: own.run_as_group.or(of_pod.run_as_group),
+            command: self.command.unwrap_or_default(),
             args: self.args.unwrap_or_default(),
             env: self.env.into_iter().flatten().filter_map(literal).collect(),
+            restarts: init && self.restart_policy.as_deref() == Some("Always"),
+            capabilities: own.capabilities.and_then(|c| c.add).unwrap_or_default(),
+            ports: self.ports.into_iter().flatten().map(port).collect(),
+            probes: probes.collect(),
         }
     }
 }

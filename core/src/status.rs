@@ -112,6 +112,7 @@ pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> 
     if !observed.native.is_empty() {
         notes.push("native nftables rules are there as well".to_owned());
     }
+    notes.extend(killed_trace(observed));
     if observed.interrupted {
         notes.push("a run that changes the rules is in progress, or was interrupted".to_owned());
     } else if plan.interrupted {
@@ -172,6 +173,7 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
         }
         (false, Vec::new())
     };
+    notes.extend(killed_trace(observed));
     if observed.interrupted {
         notes.push("a run that changes the rules is in progress, or was interrupted".to_owned());
     }
@@ -189,6 +191,18 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
         differences: if there { differences } else { Vec::new() },
         notes,
     }
+}
+
+/// What a trace left that was killed.
+fn killed_trace(observed: &Observed) -> Option<String> {
+    let families: Vec<String> = observed.loggers.iter().map(|l| l.family.to_string()).collect();
+    (!families.is_empty()).then(|| {
+        format!(
+            "a trace was killed here, and packets of {} are still logged by netlink: cleanup, or \
+             the next trace, puts that right",
+            families.join(" and ")
+        )
+    })
 }
 
 /// The families in which chains of ours are there.
@@ -216,6 +230,8 @@ fn differences(effects: Vec<Effect>, observed: &Observed) -> Vec<Effect> {
         .filter(|effect| match effect {
             Effect::Marker { change } => *change == Change::Remove && observed.interrupted,
             Effect::IpRule { rule, .. } => !twin(rule),
+            // What a trace left is told in a note.
+            Effect::Logger { .. } => false,
             _ => true,
         })
         .collect()

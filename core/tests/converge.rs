@@ -5,9 +5,10 @@ mod support;
 use millrace_core::dialect;
 use millrace_core::facts;
 use millrace_core::iptables::{Dump, render_restore};
-use millrace_core::observed::{Holding, Observed, Variant};
+use millrace_core::observed::{Holding, Logger, Observed, Variant};
 use millrace_core::plan::{self, Context, Effect, Groups};
 use millrace_core::ruleset::Ruleset;
+use millrace_core::status::judge;
 use millrace_core::value::Family;
 use proptest::prelude::*;
 use support::{carry_out, changed_by_nf_tables, configs, restore, want};
@@ -253,4 +254,16 @@ proptest! {
             }
         }
     }
+}
+
+/// Verify that what a killed trace changed is told, and put right by a cleanup.
+#[test]
+fn a_killed_trace_is_cleaned_up_behind() {
+    let logger = Logger { family: Family::V4, name: "nf_log_ipv4".to_owned() };
+    let mut observed = Observed { loggers: vec![logger.clone()], ..others() };
+    let told = |observed: &Observed| judge(observed, None, &groups()).notes.join("\n");
+    assert!(told(&observed).contains("a trace was killed here, and packets of IPv4"));
+    assert_eq!(run(&mut observed, None, true), [Effect::Logger { logger }]);
+    assert_eq!(run(&mut observed, None, true), []);
+    assert!(!told(&observed).contains("trace"));
 }

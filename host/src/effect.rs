@@ -8,6 +8,7 @@ use millrace_core::plan::{Change, Effect, Groups};
 use crate::exec::{self, ExecError, Options};
 use crate::link::{LinkError, Net};
 use crate::lock::{Process, file_holder, holder, xtables_lock_file};
+use crate::nflog::{self, LogError};
 use crate::nft::{self, Changes, NftError};
 use crate::tools::{Missing, Role, Tools};
 
@@ -20,6 +21,9 @@ pub enum EffectError {
     /// A transaction of `nf_tables` was refused.
     #[error(transparent)]
     Nft(#[from] NftError),
+    /// Who logs can't be changed.
+    #[error(transparent)]
+    Log(#[from] LogError),
     /// A program is not installed.
     #[error(transparent)]
     Missing(#[from] Missing),
@@ -88,6 +92,7 @@ pub fn carry_out(
         Effect::Address { change, address } => net.address(*change, *address)?,
         Effect::Route { change, family, table } => net.route(*change, *family, *table)?,
         Effect::IpRule { change, rule } => net.ip_rule(*change, rule)?,
+        Effect::Logger { logger } => nflog::restore(net, logger)?,
         Effect::Native { names, tables, edits, .. } => {
             nft::change(&Changes { names, tables, edits, groups }, generation)?;
         }

@@ -12,6 +12,7 @@ pub mod facts;
 pub mod link;
 pub mod lock;
 pub mod netns;
+pub mod nflog;
 pub mod nft;
 pub mod observe;
 pub mod preflight;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::stream::TryStreamExt as _;
-use millrace_core::observed::{InterfaceAddress, IpRule, Route};
+use millrace_core::observed::{InterfaceAddress, IpRule, Logger, Route};
 use millrace_core::plan::Change;
 use millrace_core::value::Family;
 use netlink_packet_route::address::AddressAttribute;
@@ -22,6 +22,9 @@ const LO: u32 = 1;
 /// An alternative name that `lo` has while a change is going on, so that the next run knows when
 /// one did not end (`ip-link(8)`, property altname). It affects no packet.
 pub const MARKER: &str = "millrace-change-in-progress";
+
+/// What alternative names of `lo` begin with that note who logged packets before a trace.
+pub const LOGGER: &str = "millrace-trace-log";
 
 /// A request to the kernel failed.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +94,8 @@ pub struct Links {
     pub addresses: Vec<InterfaceAddress>,
     /// Whether a change is noted as in progress.
     pub marked: bool,
+    /// Who logged packets before a trace.
+    pub loggers: Vec<Logger>,
 }
 
 /// A connection to the kernel, for the namespace that the thread was in when it was opened.
@@ -134,8 +139,10 @@ impl Net {
     pub fn observe(&self) -> Result<Links, LinkError> {
         self.runtime.block_on(async {
             let addresses = self.list_addresses().await?;
-            let marked = self.is_marked().await?;
-            let mut links = Links { addresses, marked, ..Links::default() };
+            let names = self.other_names().await?;
+            let marked = names.iter().any(|name| name == MARKER);
+            let loggers = names.iter().filter_map(|name| logger_of(name)).collect();
+            let mut links = Links { addresses, marked, loggers, ..Links::default() };
             for family in Family::ALL {
                 links.ip_rules.extend(self.ip_rules(family).await?.into_iter().map(|(r, _)| r));
                 links.routes.extend(self.routes(family).await?);
@@ -166,8 +173,17 @@ impl Net {
         Ok(addresses.collect())
     }
 
-    /// Whether `lo` has the name that notes a change in progress.
-    async fn is_marked(&self) -> Result<bool, LinkError> {
+    /// Who logged packets before a trace, as it is noted.
+    ///
+    /// # Errors
+    /// When `lo` can't be looked at.
+    pub fn loggers(&self) -> Result<Vec<Logger>, LinkError> {
+        let names = self.runtime.block_on(self.other_names())?;
+        Ok(names.iter().filter_map(|name| logger_of(name)).collect())
+    }
+
+    /// The alternative names of `lo`.
+    async fn other_names(&self) -> Result<Vec<String>, LinkError> {
         let failed = request("lo can't be looked at");
         let links: Vec<_> = self
             .handle
@@ -178,12 +194,16 @@ impl Net {
             .try_collect()
             .await
             .map_err(failed)?;
-        Ok(links.iter().flat_map(|link| &link.attributes).any(|attribute| match attribute {
-            LinkAttribute::PropList(props) => {
-                props.iter().any(|p| matches!(p, Prop::AltIfName(name) if name == MARKER))
-            }
-            _ => false,
-        }))
+        let attributes = links.into_iter().flat_map(|link| link.attributes);
+        let names = attributes.flat_map(|attribute| match attribute {
+            LinkAttribute::PropList(props) => props,
+            _ => Vec::new(),
+        });
+        let names = names.filter_map(|prop| match prop {
+            Prop::AltIfName(name) => Some(name),
+            _ => None,
+        });
+        Ok(names.collect())
     }
 
     async fn ip_rules(&self, family: Family) -> Result<Vec<(IpRule, RuleMessage)>, LinkError> {
@@ -217,14 +237,27 @@ impl Net {
     /// # Errors
     /// When the kernel refuses.
     pub fn mark(&self, change: Change) -> Result<(), LinkError> {
+        self.name(change, MARKER)
+    }
+
+    /// Note who logs packets, or forget it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn logger(&self, change: Change, logger: &Logger) -> Result<(), LinkError> {
+        self.name(change, &logger_name(logger))
+    }
+
+    /// Give `lo` an alternative name, or take it away.
+    fn name(&self, change: Change, name: &str) -> Result<(), LinkError> {
         let link = self.handle.link();
         let result = self.runtime.block_on(async {
             match change {
-                Change::Add => link.property_add(LO).alt_ifname(&[MARKER]).execute().await,
-                Change::Remove => link.property_del(LO).alt_ifname(&[MARKER]).execute().await,
+                Change::Add => link.property_add(LO).alt_ifname(&[name]).execute().await,
+                Change::Remove => link.property_del(LO).alt_ifname(&[name]).execute().await,
             }
         });
-        settle(result, change, || format!("altname {MARKER} of lo"))
+        settle(result, change, || format!("altname {name} of lo"))
     }
 
     /// Add an address to `lo`, or remove it.
@@ -314,6 +347,26 @@ impl Net {
             Family::V6 => add.v6().execute().await,
         }
     }
+}
+
+/// The name that notes who logs.
+fn logger_name(logger: &Logger) -> String {
+    let family = match logger.family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    };
+    format!("{LOGGER}-{family}-{}", logger.name)
+}
+
+/// Who a name says that logs.
+fn logger_of(name: &str) -> Option<Logger> {
+    let (family, name) = name.strip_prefix(LOGGER)?.strip_prefix('-')?.split_once('-')?;
+    let family = match family {
+        "ipv4" => Family::V4,
+        "ipv6" => Family::V6,
+        _ => return None,
+    };
+    Some(Logger { family, name: name.to_owned() })
 }
 
 fn request(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> LinkError {

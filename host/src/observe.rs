@@ -12,6 +12,7 @@ use millrace_core::value::Family;
 
 use crate::exec::{self, ExecError, Options};
 use crate::link::{LinkError, Net};
+use crate::nflog;
 use crate::nft::{self, NftError, TableFamily};
 use crate::tools::{Missing, Role, Tools};
 use crate::xtables;
@@ -131,6 +132,9 @@ pub fn observe(
             Dump::parse(&text).map_err(|source| ObserveError::Dump { variant, family, source })?;
         holdings.push(Holding { variant, family, dump });
     }
+    // A trace that runs has not left anything.
+    let loggers =
+        if links.loggers.is_empty() || nflog::is_heard() { Vec::new() } else { links.loggers };
     let observed = Observed {
         holdings,
         ip_rules: links.ip_rules,
@@ -138,6 +142,7 @@ pub fn observe(
         addresses: links.addresses,
         native,
         interrupted: links.marked,
+        loggers,
     };
     Ok(Seen { observed, nf_tables, unseen, generation })
 }

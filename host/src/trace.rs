@@ -4,9 +4,11 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use millrace_core::trace::{Filter, Heard, Unfilterable};
+use millrace_core::value::Family;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::nflog::{Log, LogError};
 use crate::nft::{Batchful, Listener, NftError, OwnedTable};
 use crate::stop::Stop;
 
@@ -25,6 +27,9 @@ pub enum TraceError {
     /// `nf_tables` refuses.
     #[error(transparent)]
     Nft(#[from] NftError),
+    /// What the kernel logs can't be heard.
+    #[error(transparent)]
+    Log(#[from] LogError),
     /// Waiting failed.
     #[error("what the kernel tells can't be waited for: {0}")]
     Wait(#[from] Errno),
@@ -33,6 +38,7 @@ pub enum TraceError {
 /// Makes the kernel tell of packets. Nothing of it is left once this is gone, however that happens.
 pub struct Tracer {
     listener: Listener,
+    log: Option<Log>,
     table: OwnedTable,
 }
 
@@ -48,17 +54,19 @@ pub struct Word {
 }
 
 impl Tracer {
-    /// Begin, in the calling thread's network namespace.
+    /// Begin, in the calling thread's network namespace. `legacy` are the families whose packets
+    /// meet rules of iptables-legacy.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn begin(filter: &Filter) -> Result<Self, TraceError> {
+    pub fn begin(filter: &Filter, legacy: &[Family]) -> Result<Self, TraceError> {
         let content = filter.table()?;
         let listener = Listener::open()?;
+        let log = if legacy.is_empty() { None } else { Some(Log::open(legacy)?) };
         let table = OwnedTable::make(&content).map_err(|error| {
             if error.is_unsupported() { TraceError::Ownerless(error) } else { error.into() }
         })?;
-        Ok(Self { listener, table })
+        Ok(Self { listener, log, table })
     }
 
     /// The name of its table.
@@ -73,13 +81,29 @@ impl Tracer {
     pub fn wait(&self, stop: &Stop, at_most: Duration) -> Result<Word, TraceError> {
         let wanted = PollFlags::POLLIN;
         let mut watched =
-            [PollFd::new(stop.as_fd(), wanted), PollFd::new(self.listener.as_fd(), wanted)];
+            vec![PollFd::new(stop.as_fd(), wanted), PollFd::new(self.listener.as_fd(), wanted)];
+        watched.extend(self.log.iter().map(|log| PollFd::new(log.as_fd(), wanted)));
         let timeout = PollTimeout::try_from(at_most).unwrap_or(PollTimeout::MAX);
         match poll(&mut watched, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let Batchful { heard, lost } = self.listener.hear()?;
+        // The log comes last: whatever was told of a packet whose end is told now is in it.
+        let Batchful { mut heard, mut lost } = self.listener.hear()?;
+        if let Some(log) = &self.log {
+            lost |= log.hear(&mut heard)?;
+        }
         Ok(Word { heard, lost, stop: stop.is_asked() })
+    }
+
+    /// End it.
+    ///
+    /// # Errors
+    /// When something can't be put back as it was; what that is stays noted for `cleanup`.
+    pub fn end(self) -> Result<(), TraceError> {
+        // Nothing is told any more before nobody listens.
+        drop(self.table);
+        self.log.map_or(Ok(()), Log::close)?;
+        Ok(())
     }
 }

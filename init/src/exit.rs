@@ -15,11 +15,12 @@ pub enum Exit {
     Differs,
     /// `diff`: something failed.
     Trouble,
-    /// `status`: not captured.
+    /// `status`: not captured; `lint`: warnings.
     NotCaptured,
     /// The xtables lock, or another run of Millrace, was in the way until the time was up.
     Busy,
-    /// `status`: rules are there, but not whole, or not those of the configuration.
+    /// `status`: rules are there, but not whole, or not those of the configuration; `lint`:
+    /// errors.
     Drifted,
     /// `istio-iptables --run-validation`: connections are not captured as they should be.
     NotValid,

@@ -47,6 +47,7 @@ fn run(mut words: Vec<OsString>) -> Exit {
         },
         Ok(Own::Verify(verify)) => done(cmd::verify(&verify)),
         Ok(Own::Trace(trace)) => done(cmd::trace(&trace)),
+        Ok(Own::Lint(lint)) => done(cmd::lint(&lint)),
         Ok(Own::Schema) => print(&format!("{:#}\n", millrace_core::dialect::native::schema())),
         Ok(Own::Dial(words)) => print(&format!("{}\n", millrace_host::probe::dial_main(&words))),
         Err(NotTyped::Print(text)) => print(&text),

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::capture::{millrace, millrace_in_pod};
+use millrace_tests::capture::{millrace, millrace_in_pod, ran};
 use millrace_tests::netns::Namespace;
 use millrace_tests::process::dial;
 use millrace_tests::topology::{APP, Family, Layout, PROXY, ROOT, Spot, Stack, Topology};
@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-const BACKENDS: [&str; 2] = ["iptables-nft", "nftables"];
+const BACKENDS: [&str; 3] = ["iptables-nft", "iptables-legacy", "nftables"];
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -133,15 +133,23 @@ fn hooks(found: &Value) -> Vec<&str> {
     way.filter(|step| step["step"] == "hook").filter_map(|step| step["hook"].as_str()).collect()
 }
 
-/// No table of a trace is there; the kernel may take a moment to remove one.
-fn leaves_nothing(pod: &Namespace) -> Result<()> {
+/// What a trace may leave: tables, who logs packets, names of `lo`.
+fn traces(pod: &Namespace) -> Result<[String; 3]> {
+    let loggers = pod.run("cat", &["/proc/net/netfilter/nf_log"])?;
+    let loggers = loggers.lines().map(|line| line.split('(').next().unwrap_or_default());
+    let names = pod.run("ip", &["link", "show", "lo"])?;
+    Ok([pod.run("nft", &["list", "tables"])?, loggers.collect::<Vec<_>>().join("\n"), names])
+}
+
+/// Everything is as it was; the kernel may take a moment to remove a table.
+fn leaves_nothing(pod: &Namespace, before: &[String; 3]) -> Result<()> {
     let began = Instant::now();
     loop {
-        let tables = pod.run("nft", &["list", "tables"])?;
-        if !tables.contains("millrace-trace") {
+        let now = traces(pod)?;
+        if now == *before {
             return Ok(());
         }
-        ensure!(began.elapsed() < Duration::from_secs(10), "{tables}");
+        ensure!(began.elapsed() < Duration::from_secs(10), "{before:?} {now:?}");
     }
 }
 
@@ -152,6 +160,7 @@ fn every_backend_is_followed() -> Result<()> {
     for backend in BACKENDS {
         let topology = captured(backend, &["--dns", "all", "--exclude-inbound-ports", "9090"])?;
         let (pod, outside) = (&topology.pod, &topology.outside);
+        let before = traces(pod)?;
         let trace = Following::start(pod, &["--output", "json"])?;
         for family in [Family::V4, Family::V6] {
             let to = dials(pod, APP, Proto::Tcp, Spot::Service, 80, family)?;
@@ -161,7 +170,9 @@ fn every_backend_is_followed() -> Result<()> {
             ensure!(fate["original"] == to && fate["how"] == "translated", "{found:#}");
             ensure!(found["packet"]["destination"] == to, "{found:#}");
             // The raw table is met again where it comes in by lo.
-            ensure!(hooks(&found) == ["OUTPUT", "PREROUTING", "INPUT"], "{found:#}");
+            let way = hooks(&found);
+            ensure!(way.first() == Some(&"OUTPUT") && way.last() == Some(&"INPUT"), "{found:#}");
+            ensure!(way.contains(&"PREROUTING"), "{found:#}");
             ensure!(rules(&found).iter().any(|r| r.contains("15001")), "{found:#}");
 
             let to = dials(pod, PROXY, Proto::Tcp, Spot::Service, 80, family)?;
@@ -193,7 +204,7 @@ fn every_backend_is_followed() -> Result<()> {
         trace.signal(Signal::SIGINT)?;
         let (status, said) = trace.end()?;
         ensure!(status.code() == Some(0), "{status} {said}");
-        leaves_nothing(pod)?;
+        leaves_nothing(pod, &before)?;
     }
     Ok(())
 }
@@ -205,6 +216,7 @@ fn the_filter_lets_nothing_else_through() -> Result<()> {
     for backend in BACKENDS {
         let topology = captured(backend, &[])?;
         let (pod, outside) = (&topology.pod, &topology.outside);
+        let before = traces(pod)?;
         let service = Spot::Service.ip(V4).context("an address")?.to_string();
         let exact = format!("{service}:443/tcp");
         for (filter, nth) in [
@@ -234,7 +246,7 @@ fn the_filter_lets_nothing_else_through() -> Result<()> {
             let (status, said) = trace.end()?;
             ensure!(status.code() == Some(0) && said.is_empty(), "{status} {said}");
         }
-        leaves_nothing(pod)?;
+        leaves_nothing(pod, &before)?;
     }
     Ok(())
 }
@@ -246,21 +258,25 @@ fn nothing_is_left_however_it_ends() -> Result<()> {
     for backend in BACKENDS {
         let topology = captured(backend, &[])?;
         let pod = &topology.pod;
+        let before = traces(pod)?;
         let trace = Following::start(pod, &["--timeout", "300ms"])?;
         let (status, said) = trace.end()?;
         ensure!(status.code() == Some(0) && said.is_empty(), "{status} {said}");
-        leaves_nothing(pod)?;
+        leaves_nothing(pod, &before)?;
 
         let mut trace = Following::start(pod, &[])?;
         ensure!(pod.run("nft", &["list", "tables"])?.contains("millrace-trace"), "no table");
         trace.signal(Signal::SIGKILL)?;
         trace.child.wait()?;
-        leaves_nothing(pod)?;
+        if backend == "iptables-legacy" {
+            the_killed_is_found(pod)?;
+        }
+        leaves_nothing(pod, &before)?;
 
         let trace = Following::start(pod, &[])?;
         trace.signal(Signal::SIGTERM)?;
         ensure!(trace.end()?.0.code() == Some(0));
-        leaves_nothing(pod)?;
+        leaves_nothing(pod, &before)?;
 
         let mut head = millrace(["trace"])?;
         head.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -272,7 +288,93 @@ fn nothing_is_left_however_it_ends() -> Result<()> {
         let trace = Following { child: head, said: noted, noted: channel().1 };
         let (status, said) = trace.end()?;
         ensure!(status.code() == Some(0) && said.is_empty(), "{status} {said}");
-        leaves_nothing(pod)?;
+        leaves_nothing(pod, &before)?;
+    }
+    Ok(())
+}
+
+/// Who logs packets stays changed when a trace is killed: `status` tells, and `cleanup` puts it right.
+fn the_killed_is_found(pod: &Namespace) -> Result<()> {
+    let run = |args: &[&str]| ran(pod, &mut millrace(args)?);
+    let (code, said) = run(&["status"])?;
+    ensure!(code == Some(0) && said.contains("a trace was killed here"), "{code:?} {said}");
+    // A later trace puts it right, too; while it runs, it is nobody's leftover.
+    let trace = Following::start(pod, &[])?;
+    ensure!(!run(&["status"])?.1.contains("a trace was killed here"));
+    trace.signal(Signal::SIGTERM)?;
+    ensure!(trace.end()?.0.code() == Some(0));
+    ensure!(!run(&["status"])?.1.contains("a trace was killed here"));
+
+    let mut trace = Following::start(pod, &[])?;
+    trace.signal(Signal::SIGKILL)?;
+    trace.child.wait()?;
+    let (code, said) = run(&["cleanup", "--dry-run"])?;
+    let again = "IPv4 packets are logged by nf_log_ipv4 again, as before a trace";
+    ensure!(code == Some(0) && said.contains(again), "{said}");
+    let (code, said) = run(&["cleanup"])?;
+    ensure!(code == Some(0) && said.contains(again), "{said}");
+    Ok(())
+}
+
+/// Verify that of two traces of iptables-legacy the second one is told why it can't be.
+#[test]
+fn only_one_hears_iptables_legacy() -> Result<()> {
+    let topology = captured("iptables-legacy", &[])?;
+    let pod = &topology.pod;
+    let before = traces(pod)?;
+    let one = Following::start(pod, &["--output", "json"])?;
+    let (code, said) = ran(pod, &mut millrace(["trace"])?)?;
+    ensure!(code == Some(1) && said.contains("only one can"), "{said}");
+    dials(pod, APP, Proto::Tcp, Spot::Service, 80, Family::V6)?;
+    ensure!(one.next()?["fate"]["port"] == 15001);
+    one.signal(Signal::SIGINT)?;
+    ensure!(one.end()?.0.code() == Some(0));
+    leaves_nothing(pod, &before)
+}
+
+/// Verify that a rule which discards is told of as the end, with each backend.
+#[test]
+fn what_is_dropped_is_told() -> Result<()> {
+    for (backend, program) in [
+        ("iptables-nft", "iptables-nft"),
+        ("iptables-legacy", "iptables-legacy"),
+        ("nftables", "nft"),
+    ] {
+        let topology = captured(backend, &[])?;
+        let pod = &topology.pod;
+        if program == "nft" {
+            let rules = "table inet other {\nchain in {\ntype filter hook input priority 0\n\
+                         tcp dport 15006 drop\n}\n}\n";
+            pod.feed("nft", &["-f", "-"], rules)?;
+        } else {
+            pod.run(program, &["-A", "INPUT", "-p", "tcp", "--dport", "15006", "-j", "DROP"])?;
+        }
+        let trace = Following::start(pod, &["--output", "json", "--in"])?;
+        let to = dials(&topology.outside, ROOT, Proto::Tcp, Spot::Pod, 8080, Family::V4)?;
+        let found = trace.next()?;
+        ensure!(found["packet"]["destination"] == to, "{found:#}");
+        ensure!(found["fate"]["fate"] == "dropped", "{backend}: {found:#}");
+        ensure!(
+            found["fate"]["why"].as_str().is_some_and(|why| why.contains("15006")),
+            "{found:#}"
+        );
+    }
+    Ok(())
+}
+
+/// Verify that TPROXY's listener is told, with each backend.
+#[test]
+fn tproxy_is_followed() -> Result<()> {
+    for backend in BACKENDS {
+        let topology = captured(backend, &["--mode", "tproxy"])?;
+        let trace = Following::start(&topology.pod, &["--output", "json", "--in"])?;
+        for family in [Family::V4, Family::V6] {
+            let to = dials(&topology.outside, ROOT, Proto::Tcp, Spot::Pod, 8080, family)?;
+            let found = trace.next()?;
+            let fate = &found["fate"];
+            ensure!(fate["how"] == "transparent" && fate["port"] == 15006, "{backend}: {found:#}");
+            ensure!(fate["original"] == to && fate["destination"] == to, "{found:#}");
+        }
     }
     Ok(())
 }
@@ -282,6 +384,7 @@ fn nothing_is_left_however_it_ends() -> Result<()> {
 fn two_at_once_do_not_meet() -> Result<()> {
     let topology = captured("iptables-nft", &[])?;
     let pod = &topology.pod;
+    let before = traces(pod)?;
     let one = ["--output", "json", "--from", "uid=1000"];
     let two = ["--output", "json", "--from", "uid=1337"];
     let (one, two) = (Following::start(pod, &one)?, Following::start(pod, &two)?);
@@ -300,5 +403,5 @@ fn two_at_once_do_not_meet() -> Result<()> {
         let (status, said) = trace.end()?;
         ensure!(status.code() == Some(0) && said.is_empty(), "{status} {said}");
     }
-    leaves_nothing(pod)
+    leaves_nothing(pod, &before)
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::tables::TableEdit;
 use crate::nft::tables::NativeTables;
-use crate::observed::{IpRule, Variant};
+use crate::observed::{IpRule, Logger, Variant};
 use crate::value::Family;
 
 /// Add or take away.
@@ -65,6 +65,11 @@ pub enum Effect {
         /// Whether rules carry counters (`--counters`).
         counters: bool,
     },
+    /// Let those log packets again who did before a trace that was killed.
+    Logger {
+        /// Who.
+        logger: Logger,
+    },
     /// One transaction of `nf_tables`: all of it, or nothing.
     Native {
         /// The native tables that are there before: all of them go.
@@ -101,6 +106,9 @@ impl fmt::Display for Effect {
                     write!(f, " fwmark {mark:#x}/{mask:#x}")?;
                 }
                 write!(f, " lookup {}", rule.table)
+            }
+            Self::Logger { logger: Logger { family, name } } => {
+                write!(f, "{family} packets are logged by {name} again, as before a trace")
             }
             Self::Restore { variant, family, input, .. } => {
                 let tables: Vec<&str> =

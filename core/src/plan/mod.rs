@@ -17,7 +17,7 @@ pub use target::{Body, FamilyState, Groups};
 
 use crate::nft;
 use crate::nft::tables::{Native, NativeTables};
-use crate::observed::{Observed, Variant};
+use crate::observed::{Logger, Observed, Variant};
 use crate::ownership::Footprint;
 use crate::ruleset::{Routing, Ruleset, Table};
 use crate::value::Family;
@@ -156,6 +156,11 @@ pub fn plan(
     effects.extend(replace);
     effects.extend(remove);
     effects.extend(routing.after);
+    // Nothing of ours is to be left; beside other changes, a trace is none of their business.
+    if matches!(wanted, Wanted::Nothing) {
+        let logger = |logger: &Logger| Effect::Logger { logger: logger.clone() };
+        effects.extend(observed.loggers.iter().map(logger));
+    }
     let effects = with_marker(effects, observed.interrupted);
     Plan { effects, residue, unfinished, interrupted }
 }

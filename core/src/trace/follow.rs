@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::filter::{AWAY, HERE, IN, OUT};
 use super::{Head, Heard, Said, TABLE_PREFIX, Tables, Verdict};
+use crate::ruleset::Hook;
 use crate::sim::{Direction, Protocol};
 
 /// How long a packet may go without a word before it counts as lost.
@@ -71,6 +72,8 @@ pub struct Follower {
     /// Whether every packet is told of, or only the first of each connection.
     every: bool,
     open: Vec<Open>,
+    /// What was logged of packets that are not known yet: another source tells of their beginning.
+    early: Vec<(Heard, Duration)>,
     /// Connections of other protocols than TCP, each way, and when they were last seen.
     known: BTreeMap<(Protocol, SocketAddr, SocketAddr), Duration>,
     /// When those were last looked through for old ones.
@@ -80,26 +83,67 @@ pub struct Follower {
 impl Follower {
     /// For the table of this name; `every` packet is told of, or only the first of each connection.
     pub const fn new(table: String, every: bool) -> Self {
-        Self { table, every, open: Vec::new(), known: BTreeMap::new(), swept: Duration::ZERO }
+        Self {
+            table,
+            every,
+            open: Vec::new(),
+            early: Vec::new(),
+            known: BTreeMap::new(),
+            swept: Duration::ZERO,
+        }
     }
 
-    /// Take what was told. `now` is the time since any moment that stays the same.
-    pub fn hear(&mut self, heard: Heard, now: Duration) {
-        if heard.tables == Tables::Inet && heard.table == self.table {
-            self.marker(heard, now);
-        } else if !heard.table.starts_with(TABLE_PREFIX)
-            && let Some(open) = self.find(&heard)
-        {
-            open.last = now;
-            open.take(&heard);
-            open.ended |=
-                matches!(heard.said, Said::Rule(_, Verdict::Drop) | Said::Policy(Verdict::Drop));
-            if open.ended {
-                open.journey.end = End::Dropped;
+    /// Take what was told: what `nf_tables` tells first, then what is logged. `now` is the time since
+    /// any moment that stays the same.
+    pub fn hear(&mut self, heard: impl IntoIterator<Item = Heard>, now: Duration) {
+        let mut logged = std::mem::take(&mut self.early);
+        for heard in heard {
+            if matches!(heard.tables, Tables::Legacy(_)) {
+                logged.push((heard, now));
+            } else if heard.tables == Tables::Inet && heard.table == self.table {
+                self.marker(heard, now);
+            } else if !heard.table.starts_with(TABLE_PREFIX) {
+                self.rule(heard, now);
             }
-            let head = open.head.clone();
-            open.journey.steps.push(Step { heard, head });
         }
+        for (heard, since) in logged {
+            if let Some(heard) = self.logged(heard, now)
+                && now.saturating_sub(since) < PATIENCE
+                && self.early.len() < MOST
+            {
+                self.early.push((heard, since));
+            }
+        }
+    }
+
+    /// A packet met a rule of `nf_tables`, or the end of a chain.
+    fn rule(&mut self, heard: Heard, now: Duration) {
+        let Some(open) = self.find(&heard) else { return };
+        open.last = now;
+        open.take(&heard);
+        if matches!(heard.said, Said::Rule(_, Verdict::Drop) | Said::Policy(Verdict::Drop)) {
+            open.ended = true;
+            open.journey.end = End::Dropped;
+        }
+        let head = open.head.clone();
+        open.journey.steps.push(Step { heard, head });
+    }
+
+    /// A packet met a rule of iptables-legacy, which tells of it side by side with `nf_tables`: its
+    /// end may be known already. Gives back what no known packet met.
+    fn logged(&mut self, heard: Heard, now: Duration) -> Option<Heard> {
+        let Some(head) = heard.head.clone() else { return Some(heard) };
+        let is = |open: &Open| head.is(&open.head);
+        let alive = self.open.iter().rposition(|open| !open.ended && is(open));
+        let at = alive.or_else(|| self.open.iter().rposition(is));
+        let Some(open) = at.and_then(|at| self.open.get_mut(at)) else { return Some(heard) };
+        open.last = now;
+        if heard.hook == Some(Hook::Output) {
+            let first = &mut open.journey.first;
+            (first.uid, first.gid) = (head.uid.or(first.uid), head.gid.or(first.gid));
+        }
+        open.journey.steps.push(Step { heard, head });
+        None
     }
 
     /// The own table says where packets begin and end.
@@ -183,11 +227,7 @@ impl Open {
     fn take(&mut self, heard: &Heard) {
         if let Some(head) = &heard.head {
             self.id = heard.id.or(self.id);
-            // What is not told again is as it was.
-            let (uid, gid) = (head.uid.or(self.head.uid), head.gid.or(self.head.gid));
-            let arrived = head.input.is_some() && head.output.is_none();
-            let (uid, gid) = if arrived { (None, None) } else { (uid, gid) };
-            self.head = Head { uid, gid, ..head.clone() };
+            self.head = head.clone();
         }
     }
 }

@@ -31,6 +31,16 @@ impl Rulebook {
         self.handles.get(&key).is_some_and(|handles| handles.contains(&handle))
     }
 
+    /// The families in which iptables-legacy has rules.
+    pub fn legacy(&self) -> Vec<Family> {
+        let holder = Variant::Legacy.to_string();
+        let has = |family: &Family| {
+            let of = |info: &ChainInfo| info.holder == holder && info.families.contains(family);
+            self.program.chains().any(|(_, info)| of(info) && !info.rules.is_empty())
+        };
+        Family::ALL.into_iter().filter(has).collect()
+    }
+
     fn chain(&self, heard: &Heard) -> Option<&ChainInfo> {
         let is = |info: &&ChainInfo| {
             let of = match heard.tables {

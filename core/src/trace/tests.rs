@@ -80,15 +80,15 @@ fn redirected(follower: &mut Follower) {
     let (before, after) = (tcp((1, 4000), (9, 80), 5), tcp((1, 4000), (1, 15001), 5));
     let out = [None, Some("eth0")];
     for heard in own(filter::OUT, 1, head(&before, out)) {
-        follower.hear(heard, NOW);
+        follower.hear([heard], NOW);
     }
-    follower.hear(rule("OUTPUT", 1, &before, Hook::Output), NOW);
-    follower.hear(rule("X", 2, &before, Hook::Output), NOW);
+    follower.hear([rule("OUTPUT", 1, &before, Hook::Output)], NOW);
+    follower.hear([rule("X", 2, &before, Hook::Output)], NOW);
     for heard in own(filter::AWAY, 1, head(&after, [None, Some("lo")])) {
-        follower.hear(heard, NOW);
+        follower.hear([heard], NOW);
     }
     for heard in own(filter::HERE, 2, head(&after, [Some("lo"), None])) {
-        follower.hear(heard, NOW);
+        follower.hear([heard], NOW);
     }
 }
 
@@ -127,7 +127,7 @@ fn what_leaves_what_is_dropped_and_what_is_silent() {
     let packet = tcp((1, 4000), (8, 80), 5);
     let begin = |follower: &mut Follower, chain: &str, by| {
         for heard in own(chain, 1, head(&packet, by)) {
-            follower.hear(heard, NOW);
+            follower.hear([heard], NOW);
         }
     };
     begin(&mut follower, filter::OUT, [None, Some("eth0")]);
@@ -141,7 +141,7 @@ fn what_leaves_what_is_dropped_and_what_is_silent() {
         // The chain has no rules: what comes first is what it ends with.
         ..rule("INPUT", 1, &packet, Hook::Input)
     };
-    follower.hear(policy, NOW);
+    follower.hear([policy], NOW);
     assert!(follower.ended(NOW).is_empty());
     let dropped = follower.ended(NOW + Duration::from_secs(1));
     let text = journey_text(&book(), &dropped[0], "");
@@ -159,7 +159,7 @@ fn of_udp_the_first_packet_of_each_connection_is_told() {
     let send = |follower: &mut Follower, begin, packet: &[u8], now| {
         let head = || head(packet, [None, Some("eth0")]);
         for heard in own(begin, 1, head()).into_iter().chain(own(filter::AWAY, 1, head())) {
-            follower.hear(heard, now);
+            follower.hear([heard], now);
         }
         follower.ended(now).len()
     };

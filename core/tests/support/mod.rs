@@ -69,6 +69,7 @@ pub(crate) fn carry_out(observed: &mut Observed, effect: &Effect) {
                 observed.ip_rules.push(rule.clone());
             }
         }
+        Effect::Logger { logger } => observed.loggers.retain(|known| known != logger),
         Effect::Native { names, tables, edits, .. } => {
             if !names.is_empty() || !tables.is_empty() {
                 observed.native.clone_from(tables);

@@ -15,7 +15,10 @@ mod xtables;
 
 pub use batch::{Changes, change, rehearse};
 pub use list::list;
+pub(crate) use raw::Attributes;
 pub use read::{Look, TableFamily, Wanted, is_supported, look};
+pub(crate) use socket::messages;
 pub use socket::{NftError, is_missing};
 pub use trace::handles;
-pub(crate) use trace::{Batchful, Listener, OwnedTable};
+pub(crate) use trace::{Batchful, Listener, OwnedTable, drain, interface};
+pub(crate) use xtables::netlink_family;

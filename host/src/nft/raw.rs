@@ -25,16 +25,16 @@ pub(super) mod kind {
 
 /// One message of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     /// One of [`kind`], if it is a message of `nf_tables`.
     pub(super) kind: u16,
     /// `NFPROTO_*`
-    pub(super) family: u8,
+    pub(crate) family: u8,
     bytes: Vec<u8>,
 }
 
 impl Answer {
-    pub(super) fn attributes(&self) -> Attributes<'_> {
+    pub(crate) fn attributes(&self) -> Attributes<'_> {
         Attributes(&self.bytes)
     }
 }
@@ -53,7 +53,7 @@ impl NetlinkDeserializable for Answer {
 
 /// Attributes, one behind the other (`netlink(7)`). What makes no sense is not there.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Attributes<'b>(pub(super) &'b [u8]);
+pub(crate) struct Attributes<'b>(pub(super) &'b [u8]);
 
 impl<'b> Attributes<'b> {
     pub(super) fn iter(self) -> impl Iterator<Item = (u16, &'b [u8])> {
@@ -64,12 +64,12 @@ impl<'b> Attributes<'b> {
         })
     }
 
-    pub(super) fn get(self, kind: u16) -> Option<&'b [u8]> {
+    pub(crate) fn get(self, kind: u16) -> Option<&'b [u8]> {
         self.iter().find(|(k, _)| *k == kind).map(|(_, value)| value)
     }
 
     /// A number in network byte order.
-    pub(super) fn number(self, kind: u16) -> Option<u32> {
+    pub(crate) fn number(self, kind: u16) -> Option<u32> {
         Some(u32::from_be_bytes(self.get(kind)?.try_into().ok()?))
     }
 
@@ -79,7 +79,7 @@ impl<'b> Attributes<'b> {
     }
 
     /// A text that ends with a zero.
-    pub(super) fn text(self, kind: u16) -> Option<&'b str> {
+    pub(crate) fn text(self, kind: u16) -> Option<&'b str> {
         let bytes = self.get(kind)?;
         let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
         std::str::from_utf8(bytes.get(..end)?).ok()

@@ -362,7 +362,7 @@ fn batch(steps: &[Step], begin: ControlMessage) -> (Vec<u8>, u32) {
 }
 
 /// The messages of one datagram.
-pub(super) fn messages(bytes: &[u8]) -> Result<Vec<NetlinkMessage<Answer>>, NftError> {
+pub(crate) fn messages(bytes: &[u8]) -> Result<Vec<NetlinkMessage<Answer>>, NftError> {
     let mut rest = bytes;
     let mut packets = Vec::new();
     while !rest.is_empty() {

@@ -26,7 +26,7 @@ const COMPAT: (u16, u16) = (1, 2);
 const KEPT: [u16; 3] = [RULE_EXPRESSIONS, RULE_COMPAT, RULE_USER_DATA];
 
 /// The family in a message.
-pub(super) const fn netlink_family(family: Family) -> NetfilterProtoFamily {
+pub(crate) const fn netlink_family(family: Family) -> NetfilterProtoFamily {
     match family {
         Family::V4 => NetfilterProtoFamily::IPv4,
         Family::V6 => NetfilterProtoFamily::IPv6,

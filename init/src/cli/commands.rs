@@ -39,6 +39,7 @@ const COMMANDS: &[(&str, Make)] = &[
     ("diff", diff),
     ("verify", verify),
     ("trace", trace),
+    ("lint", lint),
     ("node-bpf", super::node::node_bpf_command),
     ("istio-iptables", istio_iptables),
     ("schema", schema),
@@ -233,6 +234,28 @@ fn trace() -> Command {
     trace::args(in_namespace(command))
 }
 
+fn lint() -> Command {
+    Command::new("lint")
+        .about("Find common mistakes in manifests of pods, each with the reason and the fix")
+        .long_about(
+            "Look through manifests for mistakes that keep a pod's traffic out of the mesh, or the \
+             pod from starting: annotations and ports that contradict each other, users that are the \
+             proxy's, probes, DNS, containers that need the network too early. A file may hold any \
+             number of documents, YAML or JSON: pods, and whatever makes pods. Nothing but the files \
+             is looked at.",
+        )
+        .after_help("Exit codes: 0 nothing worse than notes; 1 a file can't be read, or there is no pod in it; 2 the command line can't be read; 3 warnings; 5 errors.")
+        .arg(
+            Arg::new("file")
+                .value_name("FILE")
+                .help("Manifests; - is standard input")
+                .required(true)
+                .num_args(1..)
+                .value_parser(clap::value_parser!(PathBuf)),
+        )
+        .arg(output())
+}
+
 fn in_namespace(command: Command) -> Command {
     command
         .arg(
@@ -264,14 +287,16 @@ fn in_namespace(command: Command) -> Command {
                 .requires("pod")
                 .default_value(CONTAINERD),
         )
-        .arg(
-            Arg::new("output")
-                .long("output")
-                .value_name("FORMAT")
-                .help("How to print the result")
-                .value_parser(["text", "json"])
-                .default_value("text"),
-        )
+        .arg(output())
+}
+
+fn output() -> Arg {
+    Arg::new("output")
+        .long("output")
+        .value_name("FORMAT")
+        .help("How to print the result")
+        .value_parser(["text", "json"])
+        .default_value("text")
 }
 
 fn dry_run() -> Arg {

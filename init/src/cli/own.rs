@@ -31,6 +31,7 @@ pub(crate) enum Own {
     Diff(Diff),
     Verify(Verify),
     Trace(Trace),
+    Lint(Lint),
     Schema,
     /// The other half of `--run-validation`: dials as another user.
     Dial(Vec<String>),
@@ -162,6 +163,14 @@ pub(crate) struct Diff {
     pub(crate) after: String,
 }
 
+/// `millrace lint`
+#[derive(Debug)]
+pub(crate) struct Lint {
+    /// Manifests; `-` is standard input.
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) json: bool,
+}
+
 /// Why the command line gives no command.
 #[derive(Debug)]
 pub(crate) enum NotTyped {
@@ -216,6 +225,10 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
             patience: duration(m, "timeout", "1s")?,
         }),
         "trace" => Own::Trace(trace::trace(m, common(m)?)?),
+        "lint" => Own::Lint(Lint {
+            files: m.get_many::<PathBuf>("file").into_iter().flatten().cloned().collect(),
+            json: m.get_one::<String>("output").is_some_and(|o| o == "json"),
+        }),
         "schema" => Own::Schema,
         "dial" => Own::Dial(texts(m, "words")),
         _ => Own::Istio(m.get_many::<OsString>("words").into_iter().flatten().cloned().collect()),

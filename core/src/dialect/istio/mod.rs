@@ -5,6 +5,7 @@ mod dry_run;
 pub mod flags;
 mod footprint;
 mod go;
+pub mod lint;
 mod raw;
 mod resolve;
 

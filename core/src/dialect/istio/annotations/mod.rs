@@ -49,32 +49,32 @@ const MODE: AnnotationDef = def(
     "REDIRECT",
     "How inbound connections reach the proxy: REDIRECT or TPROXY",
 );
-const INCLUDE_OUTBOUND_NETWORKS: AnnotationDef = def(
+pub(super) const INCLUDE_OUTBOUND_NETWORKS: AnnotationDef = def(
     "traffic.sidecar.istio.io/includeOutboundIPRanges",
     "*",
     "Outbound networks to capture: *, a comma list, or empty for none",
 );
-const EXCLUDE_OUTBOUND_NETWORKS: AnnotationDef = def(
+pub(super) const EXCLUDE_OUTBOUND_NETWORKS: AnnotationDef = def(
     "traffic.sidecar.istio.io/excludeOutboundIPRanges",
     "",
     "Outbound networks to leave alone, comma list",
 );
-const INCLUDE_INBOUND_PORTS: AnnotationDef = def(
+pub(super) const INCLUDE_INBOUND_PORTS: AnnotationDef = def(
     "traffic.sidecar.istio.io/includeInboundPorts",
     "*",
     "Inbound ports to capture: *, a comma list, or empty for none",
 );
-const EXCLUDE_INBOUND_PORTS: AnnotationDef = def(
+pub(super) const EXCLUDE_INBOUND_PORTS: AnnotationDef = def(
     "traffic.sidecar.istio.io/excludeInboundPorts",
     "15020",
     "Inbound ports to leave alone, comma list; 15020, 15021 and 15090 always are",
 );
-const INCLUDE_OUTBOUND_PORTS: AnnotationDef = def(
+pub(super) const INCLUDE_OUTBOUND_PORTS: AnnotationDef = def(
     "traffic.sidecar.istio.io/includeOutboundPorts",
     "",
     "Outbound TCP ports to capture wherever they go, comma list",
 );
-const EXCLUDE_OUTBOUND_PORTS: AnnotationDef = def(
+pub(super) const EXCLUDE_OUTBOUND_PORTS: AnnotationDef = def(
     "traffic.sidecar.istio.io/excludeOutboundPorts",
     "15020",
     "Outbound ports to leave alone, comma list",
@@ -84,12 +84,12 @@ const EXCLUDE_INTERFACES: AnnotationDef = def(
     "",
     "Interfaces to leave alone in both directions, comma list",
 );
-const REROUTE_INTERFACES: AnnotationDef = def(
+pub(super) const REROUTE_INTERFACES: AnnotationDef = def(
     "istio.io/reroute-virtual-interfaces",
     "",
     "Interfaces whose incoming traffic counts as outbound, comma list",
 );
-const KUBEVIRT_INTERFACES: AnnotationDef = def(
+pub(super) const KUBEVIRT_INTERFACES: AnnotationDef = def(
     "traffic.sidecar.istio.io/kubevirtInterfaces",
     "",
     "Older name of istio.io/reroute-virtual-interfaces, used where that is absent",

@@ -1,0 +1,104 @@
+//! Common mistakes in pods that are, or are to be, in the mesh.
+//!
+//! ```text
+//! Workload ──annotations::policy──► CapturePolicy, or what is wrong in annotations
+//!     │                                   │
+//!     └──► names, identity, ports, start ◄┘ ──► Findings: what, why, and what to do
+//! ```
+
+mod identity;
+mod names;
+mod ports;
+mod start;
+#[cfg(test)]
+mod tests;
+
+use super::annotations::{Defaults, INIT_CONTAINER, PROXY_CONTAINER, policy};
+use crate::finding::{Finding, Severity};
+use crate::manifest::Workload;
+use crate::pod::{Container, PodFacts};
+use crate::policy::CapturePolicy;
+
+/// The init container that looks whether a pod is captured.
+const VALIDATION_CONTAINER: &str = "istio-validation";
+
+/// Everything that is wrong with a pod, or with what makes pods; the worst first.
+pub fn lint(workload: &Workload) -> Vec<Finding> {
+    let pod = &workload.pod;
+    let mut look = Look { workload, pod, policy: None, findings: Vec::new() };
+    match policy(pod, &Defaults::default()) {
+        Ok(captured) => {
+            for warning in captured.warnings {
+                look.add(
+                    Severity::Warning,
+                    "odd-setting",
+                    "the pod",
+                    &warning,
+                    [
+                        "a setting that can't be meant so is passed over",
+                        "write it as it is meant, or leave it out",
+                    ],
+                );
+            }
+            look.policy = Some(captured.policy);
+        }
+        Err(errors) => {
+            for error in errors.0 {
+                let at = error.source_name.to_string();
+                look.add(Severity::Error, "bad-value", &at, &format!("{:?}", error.value), [
+                    "the pod's traffic can't be captured with this value: the pod does not start",
+                    &error.expected,
+                ]);
+            }
+        }
+    }
+    names::check(&mut look);
+    identity::check(&mut look);
+    ports::check(&mut look);
+    start::check(&mut look);
+    look.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    look.findings
+}
+
+struct Look<'a> {
+    workload: &'a Workload,
+    pod: &'a PodFacts,
+    /// What its annotations mean; none if something is wrong with them.
+    policy: Option<CapturePolicy>,
+    findings: Vec<Finding>,
+}
+
+impl<'a> Look<'a> {
+    fn add(
+        &mut self,
+        severity: Severity,
+        code: &'static str,
+        at: &str,
+        what: &str,
+        [why, fix]: [&str; 2],
+    ) {
+        let own = str::to_owned;
+        let (at, what, why, fix) = (own(at), own(what), own(why), own(fix));
+        self.findings.push(Finding { severity, code, at, what, why, fix });
+    }
+
+    /// The containers that are the mesh's own.
+    fn is_mesh(container: &Container) -> bool {
+        [PROXY_CONTAINER, INIT_CONTAINER, VALIDATION_CONTAINER].contains(&container.name.as_str())
+    }
+
+    /// The containers of the pod that are not the mesh's.
+    fn containers(&self) -> Vec<&'a Container> {
+        self.pod.containers.iter().flatten().filter(|c| !Self::is_mesh(c)).collect()
+    }
+
+    /// Those that run as long as the pod does.
+    fn running(&self) -> Vec<&'a Container> {
+        self.containers().into_iter().filter(|c| !c.init || c.restarts).collect()
+    }
+}
+
+fn of(container: &Container) -> String {
+    let kind = if container.init && !container.restarts { "init container" } else { "container" };
+    format!("{kind} {}", container.name)
+}
