@@ -47,6 +47,8 @@ fn by_pod() -> Result<()> {
     let (code, said) = run("status", "other/by-name")?;
     let told = ["--pod \"other/by-name\"", "runs no pod other/by-name", "it runs shop/by-name"];
     ensure!(code == Some(1) && told.iter().all(|part| said.contains(part)), "{said}");
+    let (code, said) = run("verify", "by-name")?;
+    ensure!(code == Some(0) && said.contains(" as expected, 0 not, 0 not tried"), "{said}");
     let (code, said) = run("cleanup", "by-name")?;
     ensure!(code == Some(0), "{said}");
     assert_eq!(run("status", "by-name")?.0, Some(3));

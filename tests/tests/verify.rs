@@ -1,11 +1,13 @@
 //! `millrace verify`: what is expected is proved by real connections, whatever carries the rules
 //! out, whoever listens and whoever runs it; and nothing of it is left.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::capture::{millrace, millrace_in_pod, ran};
+use millrace_tests::process::Listeners;
 use millrace_tests::snapshot::Snapshot;
 use millrace_tests::topology::{Layout, Stack, Topology};
 use serde_json::Value;
@@ -65,6 +67,17 @@ fn every_backend_is_proved() -> Result<()> {
                 let count = connections.iter().filter(is).count();
                 ensure!(count > 0, "{backend}: no {protocol} of {maker} to {family}");
             }
+        }
+        for family in [".", "["] {
+            let answered = |c: &&Value| {
+                let to = c["to"].as_str().unwrap_or_default();
+                let asked = c["protocol"] == "udp" && to.contains(family) && to.ends_with(":53");
+                asked && c["maker"] == "application" && c["result"]["port"] == 15053
+            };
+            ensure!(
+                connections.iter().any(|c| answered(&c)),
+                "no DNS query to {family}: {found:#}"
+            );
         }
         let captured = |c: &&Value| c["result"]["port"] == 15006 && c["maker"] == "outside";
         assert_eq!(connections.iter().filter(captured).count(), 2, "{found:#}");
@@ -187,5 +200,76 @@ fn something_has_to_be_expected() -> Result<()> {
     let topology = Topology::new(Stack::V4, Layout::default())?;
     let (code, said) = ran(&topology.pod, &mut millrace(["verify"])?)?;
     ensure!(code == Some(1) && said.contains("give the configuration"), "{said}");
+    Ok(())
+}
+
+/// Verify that what is expected may come from a file, from a command line of istio-iptables and from
+/// a pod's manifest, and that the namespace may be named by path and by process.
+#[test]
+fn every_source_and_place_is_taken() -> Result<()> {
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    let path = topology.pod.path();
+    let path = path.to_str().context("UTF-8")?;
+    let folder = tempfile::tempdir()?;
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text)?;
+        Ok(path.to_str().context("UTF-8")?.to_owned())
+    };
+    let good = |args: &[&str]| -> Result<()> {
+        let words = [&["verify", "--output", "json"], args].concat();
+        let output = millrace(words)?.output()?;
+        ensure!(output.status.code() == Some(0), "{args:?}: {output:?}");
+        let found: Value = serde_json::from_slice(&output.stdout)?;
+        ensure!(found["failed"] == 0 && found["skipped"] == 0, "{args:?}: {found:#}");
+        Ok(())
+    };
+    let config = file("config.yaml", "outbound: {excludePorts: [9092]}\nproxy: {uids: [1337]}\n")?;
+    millrace_in_pod(&topology, &["apply", "--backend", "nftables", "--config", &config], 0)?;
+    good(&["--netns", path, "--config", &config])?;
+    let inside = std::fs::metadata(path)?;
+    let is_inside = |pid: &u32| {
+        let own = std::fs::metadata(format!("/proc/{pid}/ns/net"));
+        own.is_ok_and(|own| own.ino() == inside.ino())
+    };
+    let pid = topology.listeners().iter().map(Listeners::pid).find(is_inside);
+    let pid = pid.context("no process in the pod")?.to_string();
+    good(&["--pid", &pid, "--config", &config])?;
+
+    let flags = [
+        "-p",
+        "15001",
+        "-z",
+        "15006",
+        "-u",
+        "1337",
+        "-m",
+        "REDIRECT",
+        "-i",
+        "*",
+        "-b",
+        "*",
+        "-d",
+        "15090,15021,15020",
+        "-o",
+        "9092",
+        "--dual-stack",
+    ];
+    let istio = [&["istio-iptables"], &flags[..]].concat();
+    millrace_in_pod(&topology, &["cleanup"], 0)?;
+    millrace_in_pod(&topology, &istio, 0)?;
+    good(&[&["--netns", path, "--"], &istio[..]].concat())?;
+    let manifest = file(
+        "pod.yaml",
+        "kind: Pod\nmetadata:\n  name: a\n  namespace: b\n  annotations:\n    \
+         sidecar.istio.io/status: '{}'\n    \
+         traffic.sidecar.istio.io/excludeOutboundPorts: \"9092\"\nspec:\n  containers: \
+         [{name: istio-proxy}, {name: app}]\n",
+    )?;
+    good(&["--netns", path, "--manifest", &manifest])?;
+    // Another manifest is not what is there.
+    let other = file("other.yaml", &std::fs::read_to_string(&manifest)?.replace("9092", "9093"))?;
+    let output = millrace(["verify", "--netns", path, "--manifest", &other])?.output()?;
+    ensure!(output.status.code() == Some(126), "{output:?}");
     Ok(())
 }

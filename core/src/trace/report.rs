@@ -24,13 +24,6 @@ pub struct Rulebook {
 }
 
 impl Rulebook {
-    /// Whether what was told can be said in words.
-    pub fn knows(&self, heard: &Heard) -> bool {
-        let Said::Rule(Place::Handle(handle), _) = heard.said else { return true };
-        let key = (heard.tables, heard.table.clone(), heard.chain.clone());
-        self.handles.get(&key).is_some_and(|handles| handles.contains(&handle))
-    }
-
     /// The families in which iptables-legacy has rules.
     pub fn legacy(&self) -> Vec<Family> {
         let holder = Variant::Legacy.to_string();

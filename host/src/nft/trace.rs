@@ -183,6 +183,14 @@ pub(crate) fn interface(index: u32) -> String {
     name.unwrap_or_else(|| format!("interface {index}"))
 }
 
+/// The number of the last change of anything in `nf_tables`.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn generation() -> Result<Option<u32>, NftError> {
+    Connection::open()?.ok_or(NftError::Absent)?.generation()
+}
+
 /// The numbers of all rules of families `ip`, `ip6` and `inet`.
 ///
 /// # Errors

@@ -103,13 +103,7 @@ pub(super) fn source_args(command: Command) -> Command {
                 .action(ArgAction::Append)
                 .value_parser(clap::value_parser!(PathBuf)),
         )
-        .arg(
-            Arg::new("manifest")
-                .long("manifest")
-                .value_name("FILE")
-                .help("A pod's manifest, YAML or JSON: its annotations are the configuration")
-                .value_parser(clap::value_parser!(PathBuf)),
-        )
+        .arg(manifest_arg())
         .arg(
             Arg::new("live")
                 .long("live")
@@ -117,6 +111,15 @@ pub(super) fn source_args(command: Command) -> Command {
                 .action(ArgAction::SetTrue),
         )
         .arg(pod_address())
+}
+
+/// A pod's manifest as the configuration.
+pub(super) fn manifest_arg() -> Arg {
+    Arg::new("manifest")
+        .long("manifest")
+        .value_name("FILE")
+        .help("A pod's manifest, YAML or JSON: its annotations are the configuration")
+        .value_parser(clap::value_parser!(PathBuf))
 }
 
 pub(super) fn question_args(command: Command) -> Command {

@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, Command};
 use millrace_core::dialect::native::settings::{SETTINGS, Setting, Shape};
 use millrace_host::cri::CONTAINERD;
 
-use super::ask::{diff_args, question_args, source_args};
+use super::ask::{diff_args, manifest_arg, question_args, source_args};
 use super::trace;
 
 fn program() -> Command {
@@ -218,7 +218,7 @@ fn verify() -> Command {
                 .help("How long one connection may take to arrive")
                 .default_value("1s"),
         );
-    settings(in_namespace(command)).arg(behind_dashes())
+    settings(in_namespace(command)).arg(manifest_arg()).arg(behind_dashes())
 }
 
 fn trace() -> Command {

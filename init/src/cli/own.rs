@@ -136,6 +136,8 @@ pub(crate) struct Status {
 pub(crate) struct Verify {
     pub(crate) common: Common,
     pub(crate) config: Config,
+    /// A pod's manifest as the configuration.
+    pub(crate) manifest: Option<PathBuf>,
     /// How long a connection may take.
     pub(crate) patience: Duration,
 }
@@ -222,6 +224,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
         "verify" => Own::Verify(Verify {
             common: common(m)?,
             config: config(m)?,
+            manifest: m.get_one::<PathBuf>("manifest").cloned(),
             patience: duration(m, "timeout", "1s")?,
         }),
         "trace" => Own::Trace(trace::trace(m, common(m)?)?),

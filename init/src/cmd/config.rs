@@ -1,17 +1,21 @@
 //! From what was typed to a policy, for Millrace's own commands.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
 use millrace_core::compile::{Layout, compile};
+use millrace_core::dialect::istio::annotations::{self, Captured, Decision, Defaults};
 use millrace_core::dialect::{istio, native};
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::{self, NftRuleset};
 use millrace_core::plan::Wish;
+use millrace_core::pod::PodFacts;
 use millrace_core::policy::{CapturePolicy, InboundMode};
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Ruleset;
 
+use super::output::warn;
 use crate::cli::istio::{NotTyped, read};
 use crate::cli::own::Config;
 
@@ -92,4 +96,20 @@ pub(super) fn marks(policy: Option<&CapturePolicy>) -> Vec<(u32, u32)> {
         marks.push((mark.value.get(), table.value.get()));
     }
     marks
+}
+
+/// The configuration that a pod's manifest gives, as the CNI plugin reads it.
+pub(super) fn of_manifest(path: &Path) -> Result<Captured> {
+    let what = || format!("--manifest {}", path.display());
+    let text = std::fs::read_to_string(path).with_context(what)?;
+    let pod: PodFacts = millrace_core::pod::read_manifest(&text).with_context(what)?;
+    match annotations::decide_by_contents(&pod) {
+        Decision::Capture => {}
+        Decision::Pass(why) => warn(&format!("this pod is not captured through CNI: {why}")),
+        Decision::Ask(what) => warn(&format!("whether this pod is captured is not known: {what}")),
+    }
+    let defaults = Defaults { env: environment(), ..Defaults::default() };
+    let captured = annotations::policy(&pod, &defaults).with_context(what)?;
+    captured.warnings.iter().for_each(|w| warn(w));
+    Ok(captured)
 }

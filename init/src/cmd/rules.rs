@@ -7,13 +7,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::dialect::istio;
-use millrace_core::dialect::istio::annotations::{self, Decision, Defaults};
 use millrace_core::facts::HostFacts;
 use millrace_core::iptables::Dump;
 use millrace_core::nft::NftRuleset;
 use millrace_core::observed::{Holding, Observed, Variant};
 use millrace_core::plan::Groups;
-use millrace_core::pod::PodFacts;
 use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
 use millrace_core::sim::{
     Namespace, Program, SourceTable, of_dump, of_listed, of_nft, of_nft_json, of_ruleset,
@@ -148,17 +146,7 @@ fn of_config(config: &Config, addresses: &[IpAddr]) -> Result<Rules> {
 }
 
 fn of_manifest(path: &Path, addresses: &[IpAddr]) -> Result<Rules> {
-    let what = || format!("--manifest {}", path.display());
-    let text = std::fs::read_to_string(path).with_context(what)?;
-    let pod: PodFacts = millrace_core::pod::read_manifest(&text).with_context(what)?;
-    match annotations::decide_by_contents(&pod) {
-        Decision::Capture => {}
-        Decision::Pass(why) => warn(&format!("this pod is not captured through CNI: {why}")),
-        Decision::Ask(what) => warn(&format!("whether this pod is captured is not known: {what}")),
-    }
-    let defaults = Defaults { env: config::environment(), ..Defaults::default() };
-    let captured = annotations::policy(&pod, &defaults).with_context(what)?;
-    captured.warnings.iter().for_each(|w| warn(w));
+    let captured = config::of_manifest(path)?;
     let ruleset = millrace_core::compile::compile(&captured.policy, &istio::LAYOUT);
     let namespace = Namespace::pod(addresses, &ruleset.routing).with_proxy(&captured.policy);
     let tables = of_ruleset(&ruleset, &Groups::new());

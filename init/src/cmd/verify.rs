@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use millrace_core::compile::compile;
+use millrace_core::dialect::istio;
 use millrace_core::facts::HostFacts;
 use millrace_core::observed::{IpRule, Observed, Route};
 use millrace_core::plan::RULE_PRIORITY;
@@ -67,6 +68,14 @@ fn expected(
     session: &mut Session,
     facts: &HostFacts,
 ) -> Result<(CapturePolicy, Ruleset)> {
+    if let Some(path) = &verify.manifest {
+        if verify.config.is_given() {
+            bail!("what is expected comes from one source: --manifest, or another configuration");
+        }
+        let policy = config::of_manifest(path)?.policy;
+        let ruleset = compile(&policy, &istio::LAYOUT);
+        return Ok((policy, ruleset));
+    }
     if verify.config.is_given() {
         let loaded = config::load(&verify.config, facts, false)?;
         loaded.warnings.iter().for_each(|w| warn(w));
@@ -90,7 +99,7 @@ fn expected(
         Some(found) => Ok(found),
         None => bail!(
             "what is expected can't be read off the rules that are here; give the configuration: \
-             --config, flags, or a command line of istio-iptables behind --"
+             --config, --manifest, flags, or a command line of istio-iptables behind --"
         ),
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use millrace_core::trace::report::{journey_json, journey_text};
-use millrace_core::trace::{Follower, Heard, Journey, Rulebook};
+use millrace_core::trace::{Follower, Heard, Journey, Rulebook, Tables};
 use millrace_core::value::Family;
 use millrace_host::nft;
 use millrace_host::stop::Stop;
@@ -22,9 +22,10 @@ const TICK: Duration = Duration::from_millis(200);
 
 pub(super) fn follow(trace: &Trace) -> Result<Exit> {
     namespace::enter(&trace.common.place)?;
-    let mut book = read()?;
+    let mut book = Book::read()?;
     let asked = trace.filter.families();
-    let legacy: Vec<Family> = book.legacy().into_iter().filter(|f| asked.contains(f)).collect();
+    let legacy: Vec<Family> =
+        book.rules.legacy().into_iter().filter(|f| asked.contains(f)).collect();
     let stop = Stop::watch().context("signals can't be waited for")?;
     let tracer = Tracer::begin(&trace.filter, &legacy)?;
     Log::own().info("following connections; Ctrl-C ends it");
@@ -33,7 +34,7 @@ pub(super) fn follow(trace: &Trace) -> Result<Exit> {
     told.map(|()| Exit::Ok)
 }
 
-fn tell_all(trace: &Trace, book: &mut Rulebook, stop: &Stop, tracer: &Tracer) -> Result<()> {
+fn tell_all(trace: &Trace, book: &mut Book, stop: &Stop, tracer: &Tracer) -> Result<()> {
     let began = Instant::now();
     let mut follower = Follower::new(tracer.table().to_owned(), trace.filter.every_packet);
     let mut count = Count(trace.count);
@@ -43,14 +44,14 @@ fn tell_all(trace: &Trace, book: &mut Rulebook, stop: &Stop, tracer: &Tracer) ->
         if word.lost {
             warn("the kernel told more than could be taken: some packets are told of in part");
         }
-        if word.heard.iter().any(|heard| !book.knows(heard) && !is_trace(heard)) {
-            *book = read()?;
+        if !word.heard.is_empty() {
+            book.refresh(&word.heard)?;
         }
         follower.hear(word.heard, began.elapsed());
         let over = word.stop || left.is_some_and(|left| left.is_zero());
         let ended = if over { follower.rest() } else { follower.ended(began.elapsed()) };
         for journey in ended {
-            if !told(trace, book, &journey)? || !count.next() {
+            if !told(trace, &book.rules, &journey)? || !count.next() {
                 return Ok(());
             }
         }
@@ -60,15 +61,29 @@ fn tell_all(trace: &Trace, book: &mut Rulebook, stop: &Stop, tracer: &Tracer) ->
     }
 }
 
-/// The rules as they are now.
-fn read() -> Result<Rulebook> {
-    let program = rules::of_here()?;
-    Ok(Rulebook { program, handles: nft::handles()? })
+/// The rules as they were when they were read.
+struct Book {
+    rules: Rulebook,
+    /// The number of the last change of `nf_tables` before that.
+    generation: Option<u32>,
 }
 
-/// Whether it is of a trace's own table.
-fn is_trace(heard: &Heard) -> bool {
-    heard.table.starts_with(millrace_core::trace::TABLE_PREFIX)
+impl Book {
+    fn read() -> Result<Self> {
+        let generation = nft::generation()?;
+        let rules = Rulebook { program: rules::of_here()?, handles: nft::handles()? };
+        Ok(Self { rules, generation })
+    }
+
+    /// Read them again if they are others: those of a table that was made anew have the same numbers
+    /// as the ones before. Of iptables-legacy nobody tells whether they are.
+    fn refresh(&mut self, heard: &[Heard]) -> Result<()> {
+        let logged = heard.iter().any(|heard| matches!(heard.tables, Tables::Legacy(_)));
+        if logged || nft::generation()? != self.generation {
+            *self = Self::read()?;
+        }
+        Ok(())
+    }
 }
 
 fn told(trace: &Trace, book: &Rulebook, journey: &Journey) -> Result<bool> {
