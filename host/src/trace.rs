@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::nflog::{Log, LogError};
-use crate::nft::{Batchful, Listener, NftError, OwnedTable};
+use crate::nft::{Listener, NftError, OwnedTable, Told};
 use crate::stop::Stop;
 
 /// Packets can't be followed.
@@ -89,7 +89,7 @@ impl Tracer {
             Err(error) => return Err(error.into()),
         }
         // The log comes last: whatever was told of a packet whose end is told now is in it.
-        let Batchful { mut heard, mut lost } = self.listener.hear()?;
+        let Told { mut heard, mut lost } = self.listener.hear()?;
         if let Some(log) = &self.log {
             lost |= log.hear(&mut heard)?;
         }

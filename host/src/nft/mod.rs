@@ -19,6 +19,6 @@ pub(crate) use raw::Attributes;
 pub use read::{Look, TableFamily, Wanted, is_supported, look};
 pub(crate) use socket::messages;
 pub use socket::{NftError, is_missing};
-pub(crate) use trace::{Batchful, Listener, OwnedTable, drain, interface};
+pub(crate) use trace::{Listener, OwnedTable, Told, drain, interface};
 pub use trace::{generation, handles};
 pub(crate) use xtables::netlink_family;

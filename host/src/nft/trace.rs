@@ -81,7 +81,7 @@ impl AsFd for Listener {
 
 /// What was told since the last time.
 #[derive(Debug, Default)]
-pub(crate) struct Batchful {
+pub(crate) struct Told {
     pub(crate) heard: Vec<Heard>,
     /// Whether there was more than there was room for.
     pub(crate) lost: bool,
@@ -102,8 +102,8 @@ impl Listener {
     }
 
     /// Everything that has been told.
-    pub(crate) fn hear(&self) -> Result<Batchful, NftError> {
-        let mut all = Batchful::default();
+    pub(crate) fn hear(&self) -> Result<Told, NftError> {
+        let mut all = Told::default();
         drain(&self.socket, &mut all.lost, |bytes| {
             for message in messages(bytes)? {
                 if let NetlinkPayload::InnerMessage(answer) = message.payload {

@@ -228,7 +228,10 @@ fn trace() -> Command {
             "Follow real connections through the rules, as they are made, and print each rule that \
              one meets, why it is there, and where the connection ends. The kernel tells of them \
              because a table of this command asks it to; the table ends with this command, however \
-             it ends. It takes Linux 5.12 or later and the capability NET_ADMIN.",
+             it ends. It takes Linux 5.12 or later and the capability NET_ADMIN. Rules of \
+             iptables-legacy are told of by the kernel's log, which one program alone can hear in a \
+             namespace; when a trace of them is killed, `status` tells that the log is not as it was, \
+             and `cleanup` or the next trace puts that right.",
         )
         .after_help("Exit codes: 0 ended by --count, --timeout or a signal; 1 something failed; 2 the command line can't be read.");
     trace::args(in_namespace(command))

@@ -73,12 +73,13 @@ fn wish(look: &mut Look<'_>) {
         };
         let at = format!("{what} {INJECT}");
         look.add(
-            Severity::Error,
+            Severity::Warning,
             "unclear-inject",
             &at,
             &format!("{value:?} is no answer"),
             [
-                "the injector knows \"true\" and \"false\"; anything else counts as not said",
+                "webhooks select pods by \"true\" and \"false\"; what anything else means differs \
+                 between the injector and the CNI plugin",
                 "write \"true\" or \"false\", in quotes",
             ],
         );

@@ -15,7 +15,7 @@ use crate::value::{Port, PortRange};
 const PROXY_PORTS: [(u16, &str); 10] = [
     (15000, "its administration"),
     (15001, "captured outbound connections"),
-    (15002, "its own listening test"),
+    (15002, "failure detection"),
     (15004, "its debug port"),
     (15006, "captured inbound connections"),
     (15008, "tunnels"),

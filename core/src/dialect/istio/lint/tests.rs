@@ -85,7 +85,7 @@ fn annotations_that_nobody_reads_are_found() {
     let text = pod("", APP).replace("  name: a", "  labels: {sidecar.istio.io/inject: enabled}");
     assert_eq!(
         found(&text),
-        [(Error, "unclear-inject", "label sidecar.istio.io/inject".to_owned())]
+        [(Warning, "unclear-inject", "label sidecar.istio.io/inject".to_owned())]
     );
     let both = "istio.io/reroute-virtual-interfaces: net1, \
                 traffic.sidecar.istio.io/kubevirtInterfaces: net1";
