@@ -40,6 +40,7 @@ fn run(mut words: Vec<OsString>) -> Exit {
         Ok(Own::Status(status)) => done(cmd::status(&status)),
         Ok(Own::Preflight(preflight)) => done(cmd::preflight(&preflight)),
         Ok(Own::Explain(explain)) => done(cmd::explain(&explain)),
+        Ok(Own::Graph(graph)) => done(cmd::graph(&graph)),
         // As diff(1), which has 1 for a difference.
         Ok(Own::Diff(diff)) => match done(cmd::diff(&diff)) {
             Exit::Failed => Exit::Trouble,

@@ -13,6 +13,7 @@
 mod chains;
 pub mod compare;
 mod fate;
+pub mod graph;
 mod lower;
 mod namespace;
 mod packet;

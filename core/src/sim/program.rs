@@ -260,22 +260,16 @@ impl Program {
         self.infos.iter().enumerate().map(|(at, info)| (ChainId(at), info))
     }
 
-    /// The chains that the rules of a chain go on in.
-    pub fn jumps(&self, rule: RuleId) -> Option<ChainId> {
-        let info = self.rule(rule);
-        let (_, steps) = &self.chains[info.chain.0].rules[info.number - 1];
-        steps.iter().find_map(|step| match step {
-            Bound::Jump { to, .. } => Some(*to),
-            _ => None,
-        })
+    /// The parts of a rule.
+    pub(super) fn steps(&self, id: RuleId) -> &[Bound] {
+        let info = self.rule(id);
+        &self.chains[info.chain.0].rules[info.number - 1].1
     }
 
     /// What a rule means, whatever its language and the order in which it asks.
     pub(super) fn meaning(&self, id: RuleId) -> String {
-        let info = self.rule(id);
-        let (_, steps) = &self.chains[info.chain.0].rules[info.number - 1];
         let (mut tests, mut actions) = (Vec::new(), Vec::new());
-        for step in steps {
+        for step in self.steps(id) {
             match step {
                 Bound::Test(test) => tests.push(format!("{test:?}")),
                 Bound::Do(Action::Note) => {}

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use millrace_core::sim::{Direction, EPHEMERAL, Identity, Known, Protocol, Question};
 
@@ -122,6 +123,20 @@ pub(super) fn manifest_arg() -> Arg {
         .value_parser(clap::value_parser!(PathBuf))
 }
 
+/// One connection, or all of them.
+pub(super) fn questions_args(command: Command) -> Command {
+    question_args(command).arg(
+        Arg::new("all")
+            .long("all")
+            .help("All connections, in classes that are treated alike")
+            .action(ArgAction::SetTrue)
+            .conflicts_with_all(QUESTION),
+    )
+}
+
+/// The flags that ask about one connection.
+const QUESTION: [&str; 8] = ["from", "in", "to", "to-port", "proto", "src", "mark", "iface"];
+
 pub(super) fn question_args(command: Command) -> Command {
     let text = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(value).help(help)
@@ -156,15 +171,6 @@ pub(super) fn question_args(command: Command) -> Command {
             "NAME",
             "The interface it arrives by [default: the one its source is behind]",
         ))
-        .arg(
-            Arg::new("all")
-                .long("all")
-                .help("All connections, in classes that are treated alike")
-                .action(ArgAction::SetTrue)
-                .conflicts_with_all([
-                    "from", "in", "to", "to-port", "proto", "src", "mark", "iface",
-                ]),
-        )
 }
 
 pub(super) fn sources(m: &ArgMatches) -> Sources {
@@ -182,6 +188,16 @@ pub(super) fn asked(m: &ArgMatches) -> Result<Asked, NotTyped> {
     if m.get_flag("all") {
         return Ok(Asked::All);
     }
+    one(m).map(Asked::One)
+}
+
+/// The connection that is asked about, if one is.
+pub(super) fn asked_for(m: &ArgMatches) -> Result<Option<Typed>, NotTyped> {
+    let typed = |flag: &&str| m.value_source(flag) == Some(ValueSource::CommandLine);
+    QUESTION.iter().any(typed).then(|| one(m)).transpose()
+}
+
+fn one(m: &ArgMatches) -> Result<Typed, NotTyped> {
     let word = |name: &str| m.get_one::<String>(name).map(String::as_str);
     let bad =
         |flag: &str, value: &str, what: &str| NotTyped::Bad(format!("--{flag} {value:?}: {what}"));
@@ -228,7 +244,7 @@ pub(super) fn asked(m: &ArgMatches) -> Result<Asked, NotTyped> {
     };
     let interface = word("iface").map(str::to_owned);
     let port = port.unwrap_or(0);
-    Ok(Asked::One(Typed { inward, identity, to, port, protocol, source, mark, interface }))
+    Ok(Typed { inward, identity, to, port, protocol, source, mark, interface })
 }
 
 pub(super) fn number(text: &str) -> Option<u32> {

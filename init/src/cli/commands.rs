@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, Command};
 use millrace_core::dialect::native::settings::{SETTINGS, Setting, Shape};
 use millrace_host::cri::CONTAINERD;
 
-use super::ask::{diff_args, manifest_arg, question_args, source_args};
+use super::ask::{diff_args, manifest_arg, question_args, questions_args, source_args};
 use super::trace;
 
 fn program() -> Command {
@@ -37,6 +37,7 @@ const COMMANDS: &[(&str, Make)] = &[
     ("preflight", preflight),
     ("explain", explain),
     ("diff", diff),
+    ("graph", graph),
     ("verify", verify),
     ("trace", trace),
     ("lint", lint),
@@ -113,13 +114,7 @@ fn dump() -> Command {
                 .help("Print what the configuration gives, not what is there")
                 .action(ArgAction::SetTrue),
         )
-        .arg(
-            Arg::new("family")
-                .long("family")
-                .help("Print this family only")
-                .value_name("FAMILY")
-                .value_parser(["ipv4", "ipv6"]),
-        );
+        .arg(family());
     settings(in_namespace(command)).arg(behind_dashes())
 }
 
@@ -179,7 +174,7 @@ fn explain() -> Command {
              not known is named, and never guessed.",
         )
         .after_help("Exit codes: 0 explained; 1 something failed, or the rules hold something that matters and is not known; 2 the command line can't be read.");
-    settings(source_args(question_args(in_namespace(command)))).arg(behind_dashes())
+    settings(source_args(questions_args(in_namespace(command)))).arg(behind_dashes())
 }
 
 fn diff() -> Command {
@@ -259,7 +254,42 @@ fn lint() -> Command {
         .arg(output())
 }
 
+fn graph() -> Command {
+    let command = Command::new("graph")
+        .about("Draw rules as a picture")
+        .long_about(
+            "Draw rules as a picture: chains, which rule leads from one to another, and where \
+             packets end. Where the rules have counters, as those of a namespace have, the lines \
+             are as wide as the traffic that went there. With a connection to ask about, as \
+             `millrace explain` takes it, its way is highlighted.",
+        )
+        .after_help("Exit codes: 0 drawn; 1 something failed; 2 the command line can't be read.")
+        .arg(
+            Arg::new("format")
+                .long("format")
+                .value_name("FORMAT")
+                .help("Mermaid's text, Graphviz' text, or the picture itself")
+                .value_parser(["mermaid", "dot", "svg"])
+                .default_value("mermaid"),
+        )
+        .arg(family());
+    settings(source_args(question_args(place_args(command)))).arg(behind_dashes())
+}
+
+fn family() -> Arg {
+    Arg::new("family")
+        .long("family")
+        .help("This family only")
+        .value_name("FAMILY")
+        .value_parser(["ipv4", "ipv6"])
+}
+
+/// The namespace, and how the result is printed.
 fn in_namespace(command: Command) -> Command {
+    place_args(command).arg(output())
+}
+
+fn place_args(command: Command) -> Command {
     command
         .arg(
             Arg::new("netns")
@@ -290,7 +320,6 @@ fn in_namespace(command: Command) -> Command {
                 .requires("pod")
                 .default_value(CONTAINERD),
         )
-        .arg(output())
 }
 
 fn output() -> Arg {

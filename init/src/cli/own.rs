@@ -11,9 +11,10 @@ use millrace_core::dialect::native::settings::SETTINGS;
 use millrace_core::observed::Variant;
 use millrace_core::plan::Wish;
 use millrace_core::preflight::Backend;
+use millrace_core::sim::graph::Format;
 use millrace_core::value::Family;
 
-use super::ask::{self, Asked, Sources};
+use super::ask::{self, Asked, Sources, Typed};
 use super::commands::{alone, command};
 use super::node::{NodeBpf, ebpf, node_bpf};
 use super::trace::{self, Trace};
@@ -29,6 +30,7 @@ pub(crate) enum Own {
     Preflight(Preflight),
     Explain(Explain),
     Diff(Diff),
+    Graph(Graph),
     Verify(Verify),
     Trace(Trace),
     Lint(Lint),
@@ -173,6 +175,16 @@ pub(crate) struct Lint {
     pub(crate) json: bool,
 }
 
+#[derive(Debug)]
+pub(crate) struct Graph {
+    pub(crate) common: Common,
+    pub(crate) config: Config,
+    pub(crate) sources: Sources,
+    pub(crate) format: Format,
+    pub(crate) family: Option<Family>,
+    pub(crate) asked: Option<Typed>,
+}
+
 /// Why the command line gives no command.
 #[derive(Debug)]
 pub(crate) enum NotTyped {
@@ -198,10 +210,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
             common: common(m)?,
             config: config(m)?,
             from_config: m.get_flag("from-config"),
-            family: m.get_one::<String>("family").map(|f| match f.as_str() {
-                "ipv6" => Family::V6,
-                _ => Family::V4,
-            }),
+            family: family(m),
         }),
         "cleanup" => Own::Cleanup(Cleanup { common: common(m)?, ebpf: ebpf(m) }),
         "node-bpf" => Own::NodeBpf(node_bpf(m)),
@@ -215,6 +224,18 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
             config: config(m)?,
             sources: ask::sources(m),
             asked: ask::asked(m)?,
+        }),
+        "graph" => Own::Graph(Graph {
+            common: common(m)?,
+            config: config(m)?,
+            sources: ask::sources(m),
+            format: match texts(m, "format").concat().as_str() {
+                "dot" => Format::Dot,
+                "svg" => Format::Svg,
+                _ => Format::Mermaid,
+            },
+            family: family(m),
+            asked: ask::asked_for(m)?,
         }),
         "diff" => {
             let [before, after] = ["before", "after"].map(|name| texts(m, name).join(" "));
@@ -255,6 +276,13 @@ pub(crate) fn configuration(line: &str) -> Option<Result<Config, String>> {
         }),
         _ => None,
     }
+}
+
+fn family(m: &ArgMatches) -> Option<Family> {
+    m.get_one::<String>("family").map(|f| match f.as_str() {
+        "ipv6" => Family::V6,
+        _ => Family::V4,
+    })
 }
 
 fn texts(m: &ArgMatches, name: &str) -> Vec<String> {

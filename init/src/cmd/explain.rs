@@ -1,8 +1,6 @@
 //! `millrace explain`
 
-use std::net::IpAddr;
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use millrace_core::sim::report::{classes_json, classes_text, explanation_json, explanation_text};
 use millrace_core::sim::{Outcome, partition};
 
@@ -27,11 +25,7 @@ pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
             classes.iter().any(|c| matches!(c.answer.outcome, Outcome::Unknown { .. }))
         }
         Asked::One(typed) => {
-            let own = namespace.interfaces().flat_map(|interface| &interface.addresses);
-            let own: Vec<IpAddr> = own.map(|cidr| cidr.address()).collect();
-            let question = typed
-                .question(&own)
-                .context("the pod has no address of this family: say where it goes with --to")?;
+            let question = rules.question(typed)?;
             let found = program.explain(namespace, &question);
             if json {
                 print_json(&explanation_json(program, &question, &found))?;

@@ -14,7 +14,7 @@ use millrace_core::observed::{Holding, Observed, Variant};
 use millrace_core::plan::Groups;
 use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
 use millrace_core::sim::{
-    Namespace, Program, SourceTable, of_dump, of_listed, of_nft, of_nft_json, of_ruleset,
+    Namespace, Program, Question, SourceTable, of_dump, of_listed, of_nft, of_nft_json, of_ruleset,
 };
 use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::Family;
@@ -25,7 +25,7 @@ use millrace_host::{exec, surroundings};
 
 use super::output::warn;
 use super::{config, namespace};
-use crate::cli::ask::Sources;
+use crate::cli::ask::{Sources, Typed};
 use crate::cli::own::{self, Common, Config, Place};
 
 /// Rules that can be walked, and where.
@@ -35,6 +35,17 @@ pub(super) struct Rules {
     pub(super) namespace: Namespace,
     /// Whether they were read from a namespace, whose interfaces and routes are real.
     pub(super) live: bool,
+}
+
+impl Rules {
+    /// A question about these rules.
+    pub(super) fn question(&self, typed: &Typed) -> Result<Question> {
+        let own = self.namespace.interfaces().flat_map(|interface| &interface.addresses);
+        let own: Vec<IpAddr> = own.map(|cidr| cidr.address()).collect();
+        typed
+            .question(&own)
+            .context("the pod has no address of this family: say where it goes with --to")
+    }
 }
 
 /// The pod's addresses where nothing says them.
