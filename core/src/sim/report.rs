@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::Explanation;
-use super::fate::{Fate, How, Reply};
+use super::fate::{Fate, How, Outcome, Reply};
 use super::namespace::unicast;
 use super::partition::{Class, Origin};
 use super::program::{Program, RuleId};
@@ -217,7 +217,12 @@ fn narrowed<A>(class: &Class<A>, field: Field, all: &Ranges) -> Option<String> {
 pub fn classes_text(program: &Program, classes: &[Class]) -> String {
     let mut text = String::new();
     for family in Family::ALL {
-        let of_family: Vec<&Class> = classes.iter().filter(|c| c.family() == family).collect();
+        let mut of_family: Vec<&Class> = classes.iter().filter(|c| c.family() == family).collect();
+        // What never gets far, and no rule has to do with, comes last.
+        of_family.sort_by_key(|class| {
+            class.answer.decided.is_empty()
+                && matches!(class.answer.outcome, Outcome::Dropped { .. })
+        });
         if of_family.is_empty() {
             continue;
         }
