@@ -12,8 +12,9 @@ const README: &str = include_str!("../../README.md");
 /// A command line with what the README says that it prints.
 type Session = Vec<(String, String)>;
 
-/// What is not tried: the CNI plugin, whose runtime is not here, and what a machine has.
-const ELSEWHERE: [&str; 2] = ["millrace-cni", "millrace preflight"];
+/// What is not tried: the CNI plugin, whose runtime is not here, what a machine has, and what
+/// follows connections that are not made.
+const ELSEWHERE: [&str; 3] = ["millrace-cni", "millrace preflight", "millrace trace"];
 
 /// The sessions of the README.
 fn sessions() -> Vec<Session> {
@@ -58,8 +59,8 @@ fn commands_print_what_the_readme_says() -> Result<()> {
         let real = command
             .replace("--netns pod-1", &format!("--netns {net}"))
             .replace("ip netns exec pod-1", &format!("nsenter --net={net}"));
-        let output = Command::new("sh")
-            .args(["-c", &format!("{real} 2>&1")])
+        let output = Command::new("timeout")
+            .args(["60", "sh", "-c", &format!("{real} 2>&1")])
             .current_dir(folder.path())
             .env("PATH", &path)
             .output()?;
