@@ -1,5 +1,7 @@
 //! What other programs print of rules, read as `explain` and `diff` read it.
 
+use std::collections::HashMap;
+
 use anyhow::{Context as _, Result, ensure};
 use millrace_core::iptables::{Dump, render_rule};
 use millrace_core::plan::Groups;
@@ -8,18 +10,37 @@ use millrace_core::value::Family;
 
 use crate::netns::Namespace;
 
+/// What nft is asked for a list.
+pub const LIST: [&str; 3] = ["-j", "list", "ruleset"];
+
+/// Hold what a program printed against the readers of `explain`, where it printed rules.
+pub fn check(program: &str, words: &[&str], printed: &str) -> Result<()> {
+    let what = || format!("what {program} printed is not read:\n{printed}");
+    if program.ends_with("-save") {
+        saved(printed).with_context(what)?;
+    } else if program == "nft" && words == LIST {
+        listed(printed).with_context(what)?;
+    }
+    Ok(())
+}
+
 /// Read what a `-save` program printed. Every rule of it must be there, in its place, and what is
 /// understood of it must have the same meaning once it is written again.
 pub fn saved(text: &str) -> Result<Dump> {
     let dump = Dump::parse(text)?;
     let chains = || dump.tables.iter().flat_map(|table| &table.chains);
-    let printed = text.lines().filter(|line| line.starts_with("-A ") || line.contains("] -A "));
-    let mut left: Vec<&str> = printed.collect();
+    let mut left: HashMap<&str, usize> = HashMap::new();
+    for line in text.lines() {
+        let line = line.split_once("] ").filter(|_| line.starts_with('[')).map_or(line, |(_, l)| l);
+        if line.starts_with("-A ") {
+            *left.entry(line.trim_end()).or_default() += 1;
+        }
+    }
     for chain in chains() {
         for rule in &chain.rules {
             let line = format!("-A {} {}", chain.name, rule.text);
-            let at = left.iter().position(|printed| printed.ends_with(line.trim_end()));
-            left.remove(at.with_context(|| format!("{line} was not printed"))?);
+            let printed = left.get_mut(line.trim_end()).filter(|count| **count > 0);
+            *printed.with_context(|| format!("{line} was not printed"))? -= 1;
             let Ok(known) = &rule.rule else { continue };
             let again = Dump::parse(&format!("*nat\n-A A {}\nCOMMIT\n", render_rule(known)))?;
             let [again] = again.tables[0].chains[0].rules.as_slice() else {
@@ -28,6 +49,7 @@ pub fn saved(text: &str) -> Result<Dump> {
             ensure!(again.rule.as_ref() == Ok(known), "{line} is read as {known:?}");
         }
     }
+    left.retain(|_, count| *count > 0);
     ensure!(left.is_empty(), "not read: {left:?}");
     Ok(dump)
 }
@@ -45,7 +67,7 @@ pub fn listed(text: &str) -> Result<Vec<SourceTable>> {
 /// The rules that a backend left in a namespace, as its own programs print them.
 pub fn of_backend(namespace: &Namespace, backend: &str) -> Result<Vec<SourceTable>> {
     let Some(variant) = backend.strip_prefix("iptables-") else {
-        return listed(&namespace.run("nft", &["-j", "list", "ruleset"])?);
+        return listed(&namespace.run("nft", &LIST)?);
     };
     let mut tables = Vec::new();
     for (family, program) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {

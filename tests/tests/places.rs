@@ -44,6 +44,15 @@ fn by_pod() -> Result<()> {
         let (code, said) = run("status", name)?;
         ensure!(code == Some(0) && said.starts_with("captured: IPv4 and IPv6"), "{name}: {said}");
     }
+    let question = ["--to", "10.9.9.9:80", "--runtime-endpoint", &endpoint];
+    let words = [&["explain", "--pod", "shop/by-name"], &question[..]].concat();
+    let (code, said) = ran(&host.namespace, &mut millrace(words)?)?;
+    let told =
+        ["original destination 10.9.9.9:80", "captured outbound connections go to port 15001"];
+    ensure!(code == Some(0) && told.iter().all(|part| said.contains(part)), "{said}");
+    let words = ["diff", "istio-iptables -i *", "pod:by-name", "--runtime-endpoint", &endpoint];
+    let (code, said) = ran(&host.namespace, &mut millrace(words)?)?;
+    ensure!(code == Some(1) && said.contains("traffic:"), "{said}");
     let (code, said) = run("status", "other/by-name")?;
     let told = ["--pod \"other/by-name\"", "runs no pod other/by-name", "it runs shop/by-name"];
     ensure!(code == Some(1) && told.iter().all(|part| said.contains(part)), "{said}");

@@ -20,6 +20,8 @@ pub(crate) struct Sources {
     pub(crate) live: bool,
     /// The pod's addresses, where the source does not say them.
     pub(crate) addresses: Vec<IpAddr>,
+    /// Where the container runtime listens.
+    pub(crate) endpoint: PathBuf,
 }
 
 /// What is asked.
@@ -74,6 +76,10 @@ pub(super) fn diff_args(command: Command) -> Command {
     command
         .arg(source("before", "A", "The first rules"))
         .arg(source("after", "B", "The second rules"))
+        .arg(
+            super::commands::runtime_endpoint()
+                .help("Where the container runtime listens (CRI), for pod:NAME"),
+        )
         .arg(pod_address())
         .arg(
             Arg::new("output")
@@ -181,6 +187,7 @@ pub(super) fn sources(m: &ArgMatches) -> Sources {
         manifest: m.try_get_one::<PathBuf>("manifest").ok().flatten().cloned(),
         live: m.try_get_one::<bool>("live").ok().flatten().copied().unwrap_or(false),
         addresses: addresses.copied().collect(),
+        endpoint: super::own::endpoint(m),
     }
 }
 

@@ -289,6 +289,13 @@ fn in_namespace(command: Command) -> Command {
     place_args(command).arg(output())
 }
 
+pub(super) fn runtime_endpoint() -> Arg {
+    Arg::new("runtime-endpoint")
+        .long("runtime-endpoint")
+        .value_name("SOCKET")
+        .default_value(CONTAINERD)
+}
+
 fn place_args(command: Command) -> Command {
     command
         .arg(
@@ -313,12 +320,9 @@ fn place_args(command: Command) -> Command {
                 .help("The network namespace of this pod of the node, as the container runtime knows it"),
         )
         .arg(
-            Arg::new("runtime-endpoint")
-                .long("runtime-endpoint")
-                .value_name("SOCKET")
+            runtime_endpoint()
                 .help("Where the container runtime listens (CRI), for --pod")
-                .requires("pod")
-                .default_value(CONTAINERD),
+                .requires("pod"),
         )
 }
 

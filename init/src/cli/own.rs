@@ -305,12 +305,17 @@ pub(super) fn duration(m: &ArgMatches, flag: &str, default: &str) -> Result<Dura
     parse_duration(text).map_err(|e| NotTyped::Bad(format!("--{flag} {text:?}: {e}")))
 }
 
+/// Where the container runtime listens.
+pub(super) fn endpoint(m: &ArgMatches) -> PathBuf {
+    let typed = m.try_get_one::<String>("runtime-endpoint").ok().flatten();
+    let typed = typed.map(String::as_str).unwrap_or_default();
+    typed.strip_prefix("unix://").unwrap_or(typed).into()
+}
+
 fn place(m: &ArgMatches) -> Place {
     let text = |name: &str| m.try_get_one::<String>(name).ok().flatten().cloned();
     if let Some(name) = text("pod") {
-        let endpoint = text("runtime-endpoint").unwrap_or_default();
-        let path = endpoint.strip_prefix("unix://").unwrap_or(&endpoint).into();
-        return Place::Pod { name, endpoint: path };
+        return Place::Pod { name, endpoint: endpoint(m) };
     }
     let process = m.try_get_one::<u32>("pid").ok().flatten().copied();
     process.map(Place::Process).or_else(|| text("netns").map(Place::Netns)).unwrap_or(Place::Here)

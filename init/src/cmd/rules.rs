@@ -91,7 +91,7 @@ pub(super) fn of_word(word: &str, sources: &Sources) -> Result<Rules> {
         Some(("netns", name)) => Some(Place::Netns(name.to_owned())),
         Some(("pid", pid)) => Some(Place::Process(pid.parse().context("pid:N")?)),
         Some(("pod", name)) => {
-            let endpoint = millrace_host::cri::CONTAINERD.into();
+            let endpoint = sources.endpoint.clone();
             Some(Place::Pod { name: name.to_owned(), endpoint })
         }
         _ => None,
