@@ -130,3 +130,36 @@ fn a_tool_that_does_nothing_is_refused() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("reference left other rules than wanted"), "{stderr}");
 }
+
+/// Verify that connections, requests and pods are measured with each capture, and without.
+#[test]
+fn captures_are_measured_side_by_side() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let plot = folder.path().join("plot.svg");
+    let output = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["bench", "ebpf", "--quick", "--output", "json", "--plot"])
+        .arg(&plot)
+        .output()
+        .expect("xtask starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let figures = report["figures"].as_array().unwrap();
+    for figure in figures {
+        assert!(figure["median"].as_f64().unwrap() > 0.0, "{figure}");
+    }
+    let count = |by: &str| figures.iter().filter(|figure| figure["by"] == by).count();
+    // Of connections 8 each for 0 and 10 exclusions, 6 of requests, 2 of pods.
+    for by in ["eBPF", "nftables", "iptables-nft"] {
+        assert_eq!(count(by), 2 * 8 + 6 + 2, "{by}");
+    }
+    for by in ["no capture", "eBPF, other pods"] {
+        assert_eq!(count(by), 8 + 6, "{by}");
+    }
+    assert_eq!(report["goals"].as_array().unwrap().len(), 8);
+    let svg = fs::read_to_string(plot).unwrap();
+    assert!(svg.contains("Outbound, median") && svg.contains("iptables-nft"));
+}

@@ -11,17 +11,19 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use millrace_core::compile::compile;
 use millrace_core::dialect::native;
-use millrace_core::nft;
+use millrace_core::facts::HostFacts;
 use millrace_core::nft::tables::NativeTables;
+use millrace_core::nft::{self, NftRuleset};
 use millrace_core::plan::Wish;
 use millrace_core::preflight::Backend;
+use millrace_core::ruleset::Ruleset;
 use millrace_host::engine::{Drift, Request, Rules, Session};
 use millrace_host::nft::{Changes, change};
 use millrace_host::{exec, facts};
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
-use super::pair::{configure, namespace};
+use super::pair::{configure, namespace, on_a_thread};
 use super::stats::{millis, quantile};
 use crate::repo;
 
@@ -90,15 +92,8 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// On a thread of its own, which may change its namespace.
-fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    thread::scope(|scope| {
-        scope.spawn(work).join().unwrap_or_else(|_| bail!("a benchmark thread panicked"))
-    })
-}
-
 /// A namespace that looks like a pod's.
-fn pod() -> Result<File> {
+pub fn pod() -> Result<File> {
     on_a_thread(|| {
         let made = namespace()?;
         configure("link set lo up\naddr add 192.0.2.2/32 dev lo\n")?;
@@ -106,29 +101,49 @@ fn pod() -> Result<File> {
     })
 }
 
-/// Capture the calling thread's namespace, from nothing that is known of it.
-fn capture(backend: Backend) -> Result<()> {
-    let mut session = Session::open()?;
-    let facts = facts::gather(session.net())?;
-    let raw = native::Raw::new(BTreeMap::new(), std::iter::empty());
-    let policy = native::resolve(&raw, &facts, true)?;
-    let native_rules = nft::merge(&nft::compile(&policy, &native::NFT_LAYOUT, true));
-    let outcome = session.run(&Request {
-        rules: Some(Rules {
-            iptables: &compile(&policy, &native::LAYOUT),
-            native: Some(&native_rules.ready(&facts.groups)?),
-        }),
-        wish: Wish::Backend(backend),
-        drift: Drift::Replace,
-        everything: false,
-        dry_run: false,
-        wait: Duration::from_secs(30),
-        groups: &facts.groups,
-        marks: Vec::new(),
-        exec: exec::Options::default(),
-    })?;
-    ensure!(!outcome.effects.is_empty() && outcome.processes == 0, "{outcome:?}");
-    Ok(())
+/// Rules for a namespace, by whatever carries them out.
+#[derive(Debug)]
+pub struct Rulesets {
+    facts: HostFacts,
+    iptables: Ruleset,
+    native: NftRuleset,
+}
+
+impl Rulesets {
+    /// What flags mean in the calling thread's namespace.
+    ///
+    /// # Errors
+    /// When it can't be looked at, or flags are wrong.
+    pub fn here(flags: &[(String, String)]) -> Result<Self> {
+        let facts = facts::gather(Session::open()?.net())?;
+        let raw = native::Raw::new(BTreeMap::new(), flags.iter().cloned());
+        let policy = native::resolve(&raw, &facts, true)?;
+        let native = nft::merge(&nft::compile(&policy, &native::NFT_LAYOUT, true));
+        Ok(Self { facts, iptables: compile(&policy, &native::LAYOUT), native })
+    }
+
+    /// Capture the calling thread's namespace.
+    ///
+    /// # Errors
+    /// When that fails, or takes a program.
+    pub fn capture(&self, backend: Backend) -> Result<()> {
+        let outcome = Session::open()?.run(&Request {
+            rules: Some(Rules {
+                iptables: &self.iptables,
+                native: Some(&self.native.ready(&self.facts.groups)?),
+            }),
+            wish: Wish::Backend(backend),
+            drift: Drift::Replace,
+            everything: false,
+            dry_run: false,
+            wait: Duration::from_secs(30),
+            groups: &self.facts.groups,
+            marks: Vec::new(),
+            exec: exec::Options::default(),
+        })?;
+        ensure!(!outcome.effects.is_empty() && outcome.processes == 0, "{outcome:?}");
+        Ok(())
+    }
 }
 
 fn capture_all(backend: Backend, count: usize, threads: usize) -> Result<Row> {
@@ -142,7 +157,8 @@ fn capture_all(backend: Backend, count: usize, threads: usize) -> Result<Row> {
             while let Some(pod) = next() {
                 let start = Instant::now();
                 setns(pod, CloneFlags::CLONE_NEWNET).context("entering a namespace")?;
-                capture(backend)?;
+                // From nothing that is known of it.
+                Rulesets::here(&[])?.capture(backend)?;
                 each.push(start.elapsed());
             }
             Ok(each)
@@ -179,11 +195,8 @@ fn batch() -> Result<Duration> {
 }
 
 fn tables() -> Result<NativeTables> {
-    let facts = facts::gather(Session::open()?.net())?;
-    let raw = native::Raw::new(BTreeMap::new(), std::iter::empty());
-    let policy = native::resolve(&raw, &facts, true)?;
-    let rules = nft::merge(&nft::compile(&policy, &native::NFT_LAYOUT, true));
-    Ok(rules.native(&facts.groups)?)
+    let rules = Rulesets::here(&[])?;
+    Ok(rules.native.native(&rules.facts.groups)?)
 }
 
 impl Row {

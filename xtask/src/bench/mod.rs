@@ -4,6 +4,7 @@ pub mod apply;
 pub mod case;
 pub mod cni;
 pub mod contender;
+pub mod ebpf;
 pub mod many;
 pub mod measure;
 pub mod pair;
@@ -25,7 +26,7 @@ pub fn command() -> clap::Command {
         .about("Measure operations beside the least that could be done, and what they cost connections")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([apply::command(), cni::command(), many::command(), path::command()])
+        .subcommands([apply::command(), cni::command(), ebpf::command(), many::command(), path::command()])
 }
 
 /// Runs the chosen benchmark.
@@ -36,6 +37,7 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     match args.subcommand() {
         Some(("apply", args)) => apply::run(args),
         Some(("cni", args)) => cni::run(args),
+        Some(("ebpf", args)) => ebpf::run(args),
         Some(("namespaces", args)) => many::run(args),
         Some(("path", args)) => path::run(args),
         other => bail!("no such benchmark: {other:?}"),

@@ -68,7 +68,10 @@ fn within<T: Send>(namespace: &File, work: impl FnOnce() -> Result<T> + Send) ->
 }
 
 /// A namespace belongs to a thread: this one ends with the work and affects no other.
-fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+///
+/// # Errors
+/// Those of the work.
+pub fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let worker = scope.spawn(work);
         worker.join().unwrap_or_else(|_| bail!("a benchmark thread panicked"))

@@ -202,7 +202,10 @@ fn configuration(exclusions: u32) -> String {
 }
 
 /// Have the calling thread run on one processor.
-fn pin(processor: usize) -> Result<()> {
+///
+/// # Errors
+/// When there is no such one.
+pub fn pin(processor: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(processor).context("a processor")?;
     sched_setaffinity(Pid::from_raw(0), &set).context("choosing a processor")
