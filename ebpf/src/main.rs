@@ -92,6 +92,11 @@ pub fn mr_release(ctx: SockContext) -> i32 {
 
 #[sk_lookup]
 pub fn mr_sklookup(ctx: SkLookupContext) -> u32 {
+    sys_lookup::enter(&ctx)
+}
+
+#[sk_lookup]
+pub fn mr_inbound(ctx: SkLookupContext) -> u32 {
     sys_lookup::run(&ctx)
 }
 

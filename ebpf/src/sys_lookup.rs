@@ -1,5 +1,6 @@
-//! `sk_lookup`: connections from outside, before the kernel looks for a listener. One copy of the
-//! program for each pod, with the pod's netns cookie in its code.
+//! `sk_lookup`: connections from outside, before the kernel looks for a listener. For each pod there
+//! is a copy of a very short program, with the pod's netns cookie in its code, that goes on with the
+//! one program for all pods: what each pod has is loaded in no time.
 
 use core::ptr::{addr_of, read_volatile};
 
@@ -35,12 +36,22 @@ fn netns() -> u64 {
     cookie
 }
 
+/// The pod's own program.
+pub(crate) fn enter(ctx: &SkLookupContext) -> u32 {
+    let netns = netns();
+    sys_maps::set_current(netns);
+    sys_maps::go_on(ctx);
+    // There is nothing to go on with. What is captured must not get past the proxy.
+    if sys_maps::pod(netns).is_some() { DROP } else { PASS }
+}
+
+/// The program for all pods.
 pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
     let lookup = ctx.lookup;
     if read!((*lookup).protocol) != TCP {
         return PASS;
     }
-    let netns = netns();
+    let netns = sys_maps::current();
     let Some(pod) = sys_maps::pod(netns) else { return PASS };
     let v4 = read!((*lookup).family) == AF_INET;
     let (source, destination) = ends(lookup, v4);

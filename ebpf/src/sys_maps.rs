@@ -10,7 +10,10 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuHashMap, RingBuf, SockHash};
+use aya_ebpf::maps::{
+    Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, ProgramArray, RingBuf, SockHash,
+};
+use aya_ebpf::programs::SkLookupContext;
 use millrace_ebpf_common::{
     Address, COUNTERS as CLASSES, Client, Event, Flow, FlowKey, GroupKey, ListenerKey, NetworkKey,
     Original, POD_ID_BITS, PORTS_IN_CHUNK, Pod, PortChunk, PortKey, Sets, Settings,
@@ -38,6 +41,12 @@ pub(crate) static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(
 pub(crate) static ENDS: SockHash<FlowKey> = SockHash::with_max_entries(65_536, 0);
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
+/// The pod that a `sk_lookup` program goes on with.
+#[map]
+static CURRENT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+/// The program that it goes on with.
+#[map]
+static INBOUND: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[btf_map]
 static CLIENTS: SkStorage<Client> = SkStorage::new();
 #[btf_map]
@@ -48,6 +57,29 @@ static ACCEPTED: SkStorage<Original> = SkStorage::new();
 pub(crate) fn pod(netns: u64) -> Option<&'static Pod> {
     // SAFETY: an entry that is taken out stays readable until the program ends (RCU).
     unsafe { PODS.get(&netns) }
+}
+
+/// Note the pod for the program that goes on. Packets are received with softirqs off, so on this
+/// CPU nothing comes in between; only a question of `sock_diag(7)` can meet another pod's.
+#[inline(always)]
+pub(crate) fn set_current(netns: u64) {
+    if let Some(current) = CURRENT.get_ptr_mut(0) {
+        // SAFETY: this CPU's own value.
+        unsafe { *current = netns }
+    }
+}
+
+/// The pod that was noted.
+#[inline(always)]
+pub(crate) fn current() -> u64 {
+    CURRENT.get(0).copied().unwrap_or(0)
+}
+
+/// Go on with the program for all pods; comes back only if there is none.
+#[inline(always)]
+pub(crate) fn go_on(ctx: &SkLookupContext) {
+    // SAFETY: nothing here has to be dropped.
+    unsafe { INBOUND.tail_call(ctx, 0) }
 }
 
 /// The settings of all programs.

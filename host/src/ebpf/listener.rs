@@ -1,28 +1,27 @@
-//! A proxy that listens already when its pod is enrolled: its sockets are found in `/proc` and
-//! taken by `pidfd_getfd(2)`.
+//! A proxy that listens already when its pod is enrolled: its sockets are found, with who holds them,
+//! and taken by `pidfd_getfd(2)`.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 
 use millrace_ebpf_common::{LISTENER_PLACES, ListenerKey};
 
 use super::error::EbpfError;
 use super::maps::Maps;
-use super::sys_bpf;
-
-/// The state of a listening socket in `/proc/net/tcp` (`TCP_LISTEN`).
-const LISTENING: &str = "0A";
+use super::{sockets, sys_bpf};
 
 /// Give the pod that the calling thread is in its listeners on `port`; how many were found.
 ///
 /// # Errors
-/// When there are some that can't be taken.
+/// When there are some that can't be taken, or the kernel can't be asked.
 pub(super) fn adopt(maps: &Maps, netns: u64, port: u16) -> Result<usize, EbpfError> {
+    let listening = sockets::listening(port).or_else(|_| listening_in_tables(port));
+    let listening = listening.map_err(|e| EbpfError::io("which sockets listen", e))?;
     let mut found = 0;
-    for (family, table) in [(4, "/proc/thread-self/net/tcp"), (6, "/proc/thread-self/net/tcp6")] {
-        // A kernel without IPv6 has no such table.
-        let Ok(text) = fs::read_to_string(table) else { continue };
-        let inodes = listening(&text, port);
+    for family in [4, 6] {
+        let inodes = listening.iter().filter(|(f, _)| *f == family).map(|(_, inode)| *inode);
+        let inodes: Vec<u64> = inodes.collect();
         if inodes.is_empty() {
             continue;
         }
@@ -36,11 +35,29 @@ pub(super) fn adopt(maps: &Maps, netns: u64, port: u16) -> Result<usize, EbpfErr
         if found == before {
             let why = "no process that may be looked at holds it (CAP_SYS_PTRACE)";
             let what = format!("the proxy's listener on port {port}");
-            return Err(EbpfError::Io { what, source: std::io::Error::other(why) });
+            return Err(EbpfError::Io { what, source: io::Error::other(why) });
         }
     }
     Ok(found)
 }
+
+/// The same of a kernel without `sock_diag` for TCP: from tables of all sockets, which takes long
+/// where there are many.
+fn listening_in_tables(port: u16) -> io::Result<Vec<(u16, u64)>> {
+    let mut found = Vec::new();
+    for (family, table) in [(4, "/proc/thread-self/net/tcp"), (6, "/proc/thread-self/net/tcp6")] {
+        match fs::read_to_string(table) {
+            Ok(text) => found.extend(listening(&text, port).into_iter().map(|n| (family, n))),
+            // A kernel without IPv6 has no such table.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && family == 6 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// The state of a listening socket in `/proc/net/tcp` (`TCP_LISTEN`).
+const LISTENING: &str = "0A";
 
 /// The inodes of the sockets that listen on a port, in a table of `/proc/net` (`proc_net_tcp`).
 fn listening(table: &str, port: u16) -> Vec<u64> {

@@ -110,7 +110,7 @@ pub(super) struct Maps {
 }
 
 /// All maps of the object by name; what they hold is kept over an upgrade.
-pub(super) const NAMES: [&str; 12] = [
+pub(super) const NAMES: [&str; 14] = [
     "SETTINGS",
     "PODS",
     "NETWORKS",
@@ -121,6 +121,8 @@ pub(super) const NAMES: [&str; 12] = [
     "LISTENERS",
     "ENDS",
     "EVENTS",
+    "CURRENT",
+    "INBOUND",
     "CLIENTS",
     "ACCEPTED",
 ];

@@ -17,6 +17,7 @@ mod maps;
 mod node;
 mod pod;
 mod program;
+mod sockets;
 mod sys_bpf;
 mod sys_userns;
 mod target;

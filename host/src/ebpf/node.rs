@@ -1,12 +1,12 @@
 //! The node's programs: loaded once, attached at a cgroup, pinned, replaced without a gap.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::EbpfLoader;
 use aya::programs::{Program, ProgramError, ProgramFd};
-use millrace_ebpf_common::Settings;
+use millrace_ebpf_common::{Plain as _, Settings};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, fstatfs};
 
@@ -33,6 +33,9 @@ const PROGRAMS: [(&str, u32, &str); 11] = [
     ("mr_connect4", 10, "5.7"),
     ("mr_connect6", 11, "5.7"),
 ];
+
+/// What the programs of pods go on with.
+const INBOUND: &str = "mr_inbound";
 
 /// What short-circuits connections, where that is asked for.
 const ACCELERATOR: &str = "mr_skmsg";
@@ -171,6 +174,11 @@ impl Node {
         let settings = node.maps.settings.get(&0)?.unwrap_or_default();
         let settings = Settings { accelerate: options.accelerate.into(), ..settings };
         node.maps.settings.set(&0, &settings)?;
+        let program = accept(INBOUND, object.program_mut(INBOUND))?;
+        let number = program.as_fd().as_raw_fd().cast_unsigned();
+        let programs = pinned(&maps.join("INBOUND"))?;
+        let set = sys_bpf::update(programs.as_fd(), 0_u32.bytes(), number.bytes());
+        set.map_err(|e| EbpfError::io(INBOUND, e))?;
         for (cookie, pin) in node.pins()? {
             let program = node.lookup.load(cookie)?;
             // The link of a namespace that is gone can't be changed, and needn't be.
@@ -303,6 +311,7 @@ fn accept<'o>(name: &str, program: Option<&'o mut Program>) -> Result<&'o Progra
         Program::CgroupSock(p) => p.load().and_then(|()| p.fd()),
         Program::SockOps(p) => p.load().and_then(|()| p.fd()),
         Program::SkMsg(p) => p.load().and_then(|()| p.fd()),
+        Program::SkLookup(p) => p.load().and_then(|()| p.fd()),
         _ => return Err(missing()),
     };
     loaded.map_err(|error| match error {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use millrace_host::ebpf::{Node, Options, default_cgroup};
+use millrace_host::ebpf::{Node, OBJECT, Options, default_cgroup};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -78,6 +78,7 @@ impl BenchNode {
         let folder = mount.join("millrace");
         let cgroups = Cgroups::new()?;
         let options = Options {
+            object: OBJECT,
             cgroup: cgroups.captured.clone(),
             accelerate: false,
             max_pods: 1024,

@@ -1,0 +1,100 @@
+//! Which sockets listen: asked by `sock_diag(7)`, which walks through listeners only, however many
+//! connections the node has.
+
+use std::io;
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+
+/// How long to wait for the kernel, which answers at once, in seconds.
+const PATIENCE: i64 = 10;
+/// Room for the answers of one datagram (`NLMSG_GOODSIZE` is at most 32 KiB here).
+const ROOM: usize = 32 * 1024;
+
+/// The listeners on a TCP port in the namespace that the calling thread is in: 4 or 6 for their
+/// family, and their inodes.
+///
+/// # Errors
+/// When the kernel can't be asked: `sock_diag` for TCP may be a module that is missing.
+pub(super) fn listening(port: u16) -> io::Result<Vec<(u16, u64)>> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut found = Vec::new();
+    for (name, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        let request = InetRequest {
+            family: name,
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::LISTEN,
+            // The kernel leaves out other ports.
+            socket_id: SocketId { source_port: port, ..id },
+        };
+        let family = if name == AF_INET { 4 } else { 6 };
+        found.extend(dump(&socket, request)?.into_iter().map(|inode| (family, inode)));
+    }
+    Ok(found)
+}
+
+/// The inodes of all sockets that a request is about.
+fn dump(socket: &Socket, request: InetRequest) -> io::Result<Vec<u64>> {
+    let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
+    message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut inodes = Vec::new();
+    let mut room = Vec::with_capacity(ROOM);
+    loop {
+        room.clear();
+        socket.recv(&mut room, 0)?;
+        let mut rest = room.as_slice();
+        while !rest.is_empty() {
+            let answer = NetlinkMessage::<SockDiagMessage>::deserialize(rest);
+            let answer = answer.map_err(io::Error::other)?;
+            match answer.payload {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                    inodes.push(response.header.inode.into());
+                }
+                NetlinkPayload::Done(_) => return Ok(inodes),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
+            let length = usize::try_from(answer.header.length).map_err(io::Error::other)?;
+            // Messages begin at multiples of 4.
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn listeners_are_told_from_connections() {
+        let [four, six] = ["127.0.0.1:0", "[::1]:0"].map(|name| TcpListener::bind(name).unwrap());
+        for (listener, family) in [(four, 4), (six, 6)] {
+            let address = listener.local_addr().unwrap();
+            let _client = TcpStream::connect(address).unwrap();
+            let (_connection, _) = listener.accept().unwrap();
+            let found = listening(address.port()).unwrap();
+            let inodes: Vec<u64> = found.iter().map(|(_, inode)| *inode).collect();
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!(found.iter().map(|(family, _)| *family).next(), Some(family));
+            assert!(inodes.iter().all(|inode| *inode != 0));
+            drop(listener);
+            assert!(listening(address.port()).unwrap().is_empty());
+        }
+    }
+}
