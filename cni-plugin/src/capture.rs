@@ -44,10 +44,10 @@ pub(crate) struct Applied {
 /// A namespace that the calling thread has entered.
 #[derive(Debug)]
 pub(crate) struct Pod {
-    session: Session,
-    groups: Groups,
+    pub(crate) session: Session,
+    pub(crate) groups: Groups,
     path: PathBuf,
-    exec: exec::Options,
+    pub(crate) exec: exec::Options,
 }
 
 impl Pod {
@@ -73,7 +73,7 @@ impl Pod {
 
     /// Capture both families. Where IPv6 is switched off and no interface has an address of it,
     /// there is none to capture, and the kernel would refuse its addresses and routes.
-    fn fit(&mut self, mut policy: CapturePolicy) -> Result<CapturePolicy, EngineError> {
+    pub(crate) fn fit(&mut self, mut policy: CapturePolicy) -> Result<CapturePolicy, EngineError> {
         let off = fs::read_to_string(LO_IPV6_OFF).map_or(true, |text| text.trim() == "1");
         if off && !self.session.net().addresses()?.iter().any(|a| a.address.is_ipv6()) {
             policy.ipv6 = Sourced::new(false, Source::Host("IPv6, which is off".to_owned()));
@@ -125,21 +125,22 @@ impl Pod {
         Ok(difference(&found))
     }
 
-    /// Take away what this plugin wrote. Gives whether there was anything.
+    /// Take away what this plugin wrote, also beside the pod's entry where it had one. Gives
+    /// whether there was anything.
     ///
     /// # Errors
     /// When it can't be seen, or not be taken away.
-    pub(crate) fn remove(&mut self, wait: Duration) -> Result<bool, EngineError> {
+    pub(crate) fn remove(&mut self, had_entry: bool, wait: Duration) -> Result<bool, EngineError> {
         let observed = self.session.observe(&self.exec, Look::Fast)?;
         let found = judge(&observed, None, &self.groups);
         // What a container of the pod wrote from inside is not ours.
-        if found.dialect != Some(OWN) && !observed.interrupted {
+        if found.dialect != Some(OWN) && !observed.interrupted && !had_entry {
             return Ok(false);
         }
         Ok(!self.run(None, Wish::Auto, vec![istio::TPROXY_DEFAULTS], wait)?.effects.is_empty())
     }
 
-    fn run(
+    pub(crate) fn run(
         &mut self,
         rules: Option<Rules<'_>>,
         wish: Wish,
@@ -162,7 +163,8 @@ impl Pod {
 
 const fn wish(backend: Backend) -> Wish {
     match backend {
-        Backend::Auto => Wish::Auto,
+        // By eBPF is not by rules: where it comes to these, anything will do.
+        Backend::Auto | Backend::Ebpf => Wish::Auto,
         Backend::Nftables => Wish::Backend(preflight::Backend::Nftables),
         Backend::Iptables => Wish::Iptables,
     }

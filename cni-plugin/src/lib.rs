@@ -13,6 +13,7 @@
 mod capture;
 pub mod config;
 mod decide;
+mod ebpf;
 pub mod log;
 mod lookup;
 mod note;

@@ -135,8 +135,7 @@ impl Capture for Ebpf {
             let policy = istio::resolve(&raw, &facts)?.policy;
             let entry = compile(&policy, &facts.groups)?;
             let target = Target::current()?;
-            let (users, groups) = target.ids()?;
-            let entry = entry.for_pod(&Target::addresses()?, &users, &groups)?;
+            let entry = target.complete(entry)?;
             let node = Node::open(Path::new(FOLDER))?;
             match node.enrol(&target, &entry)? {
                 Enrolled::Added => {}

@@ -123,9 +123,17 @@ pub const KEYS: &[Key] = &[
     key(
         "backend",
         Own,
-        Shape::Choice(&["auto", "nftables", "iptables"]),
+        Shape::Choice(&["auto", "nftables", "iptables", "ebpf"]),
         "auto",
-        "What rules are written with; auto is nftables where the kernel has what it takes",
+        "What captures; auto is the node's eBPF programs where they are loaded and can do it, else \
+         nftables where the kernel has what it takes",
+    ),
+    key(
+        "bpffs",
+        Own,
+        Shape::Path,
+        millrace_host::ebpf::DEFAULT_FOLDER,
+        "Folder of a bpffs where `millrace node-bpf load` has pinned the node's eBPF programs",
     ),
     key(
         "kubeconfig",

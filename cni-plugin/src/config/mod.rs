@@ -23,13 +23,16 @@ use crate::protocol::{Attachment, CniError, Code, Object, Version};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// nftables where the kernel has what it takes, iptables otherwise.
+    /// The node's eBPF programs where they are loaded and can do it; nftables where the kernel has
+    /// what it takes, iptables otherwise.
     #[default]
     Auto,
     /// nftables, by netlink.
     Nftables,
     /// iptables, by its programs.
     Iptables,
+    /// The node's eBPF programs.
+    Ebpf,
 }
 
 /// Whether somebody is asked for the proxy's ids and variables when annotations tell that it is
@@ -59,6 +62,8 @@ pub struct Config {
     pub ambient: bool,
     /// What rules are written with.
     pub backend: Backend,
+    /// Where the node's eBPF programs are pinned.
+    pub bpffs: PathBuf,
     /// How to reach the Kubernetes API.
     pub kubeconfig: Option<PathBuf>,
     /// Where the node agent answers.
@@ -115,6 +120,8 @@ pub(crate) struct Places {
     pub(crate) network: String,
     /// Where attachments are noted.
     pub(crate) state_dir: PathBuf,
+    /// Where the node's eBPF programs are pinned.
+    pub(crate) bpffs: PathBuf,
     /// What is logged, and where.
     pub(crate) log: LogConfig,
 }

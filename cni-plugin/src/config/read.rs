@@ -7,6 +7,7 @@ use std::time::Duration;
 use millrace_core::dialect::istio::parse_duration;
 use millrace_core::source::{Source, Sourced};
 use millrace_core::value::{Gid, Uid};
+use millrace_host::ebpf::DEFAULT_FOLDER;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -38,6 +39,7 @@ pub(super) fn places(object: &Object) -> Places {
     Places {
         network: r.value("name", "a text").unwrap_or_default(),
         state_dir: r.path("state_dir").unwrap_or_else(|| PathBuf::from(STATE_DIR)),
+        bpffs: r.bpffs(),
         log: r.log(),
     }
 }
@@ -65,6 +67,7 @@ pub(super) fn read(object: &Object) -> Result<Config, CniError> {
         agent_namespace: r.value("pod_namespace", "a text"),
         ambient: r.switch("ambient_enabled"),
         backend: r.backend(),
+        bpffs: r.bpffs(),
         kubeconfig: kubeconfig.or_else(|| run_dir.map(|dir| dir.join(ISTIO_KUBECONFIG))),
         agent_socket: r.path("agent_socket"),
         proxy_identity: r.identity(),
@@ -148,12 +151,16 @@ impl Reader<'_> {
 
     fn backend(&mut self) -> Backend {
         let native = self.switch("native_nftables");
-        let chosen = self.value("backend", "auto, nftables or iptables");
+        let chosen = self.value("backend", "auto, nftables, iptables or ebpf");
         match chosen {
             Some(backend) => backend,
             None if native => Backend::Nftables,
             None => Backend::Auto,
         }
+    }
+
+    fn bpffs(&mut self) -> PathBuf {
+        self.path("bpffs").unwrap_or_else(|| PathBuf::from(DEFAULT_FOLDER))
     }
 
     fn identity(&mut self) -> ProxyIdentity {

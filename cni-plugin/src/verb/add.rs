@@ -1,12 +1,18 @@
 //! ADD: decide, capture, pass the result on.
 
 use std::path::Path;
+use std::time::Instant;
 
+use millrace_core::policy::CapturePolicy;
+use millrace_host::ebpf::EbpfError;
 use millrace_host::netns::{Netns, NetnsError};
 use serde_json::{Map, json};
 
 use super::{Job, enter, failed, no_namespace};
+use crate::capture::Applied;
+use crate::config::Backend;
 use crate::decide::{Verdict, WHY_CAPTURED, resolve};
+use crate::ebpf::{self, EnrolError};
 use crate::log::Level;
 use crate::lookup::Configured;
 use crate::note::{Note, Notes};
@@ -41,19 +47,10 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
     // The note comes first: what is in the namespace is never unknown to it.
     let path = job.request.netns.clone().unwrap_or_default();
     note(job, &path, &netns.id().to_string(), &decided.pod);
-    enter_owner(job, &netns)?;
-    let mut pod = enter(&netns, &path)?;
-    let left = job.deadline.saturating_duration_since(std::time::Instant::now());
-    let applied = pod.apply(captured.policy, job.config.backend, left).map_err(|error| {
-        let error = failed(&error);
-        if error.code == Code::TryAgain {
-            return error;
-        }
-        CniError {
-            msg: format!("its traffic can't be captured, so it is not started: {}", error.msg),
-            ..error
-        }
-    })?;
+    let applied = match by_ebpf(job, &netns, &path, &captured.policy)? {
+        Some(applied) => applied,
+        None => by_rules(job, &netns, &path, captured.policy)?,
+    };
     for warning in &applied.warnings {
         job.log.warn(warning);
     }
@@ -66,6 +63,77 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
     let members = members.map(|(name, value)| (name.to_owned(), value));
     job.log.done(Level::Info, "captured", Map::from_iter(members));
     Ok(result)
+}
+
+/// Have the node's programs capture the pod. None where they are not to, or need not and can't.
+fn by_ebpf(
+    job: &mut Job<'_>,
+    netns: &Netns,
+    path: &Path,
+    policy: &CapturePolicy,
+) -> Result<Option<Applied>, CniError> {
+    let asked = match job.config.backend {
+        Backend::Ebpf => true,
+        Backend::Auto => false,
+        Backend::Nftables | Backend::Iptables => return Ok(None),
+    };
+    let failed = |why: String| not_started(CniError::new(Code::NotCaptured, why));
+    let bpffs = &job.config.bpffs;
+    let node = match ebpf::loaded(bpffs) {
+        Ok(Some(node)) => node,
+        Ok(None) if asked => {
+            return Err(failed(EbpfError::NotLoaded(bpffs.clone()).to_string()));
+        }
+        Ok(None) => return Ok(None),
+        Err(error) if asked => return Err(failed(error.to_string())),
+        Err(error) => {
+            job.log.warn(&format!("rules are written, since eBPF can't be used: {error}"));
+            return Ok(None);
+        }
+    };
+    let mut pod = enter(netns, path)?;
+    if !asked {
+        let enrolled = ebpf::is_enrolled(&node).map_err(|error| failed(error.to_string()))?;
+        if !enrolled && pod.holds_rules().map_err(|error| super::failed(&error))? {
+            return Ok(None);
+        }
+    }
+    let left = job.deadline.saturating_duration_since(Instant::now());
+    match pod.enrol(&node, policy.clone(), left) {
+        Ok(applied) => Ok(Some(applied)),
+        Err(EnrolError::Engine(error)) => Err(not_started(super::failed(&error))),
+        Err(error) if asked => Err(failed(error.to_string().replace('\n', " "))),
+        Err(error) => {
+            let why = error.to_string().replace('\n', " ");
+            job.log.warn(&format!("rules are written, since eBPF can't be used: {why}"));
+            Ok(None)
+        }
+    }
+}
+
+/// Have rules capture the pod.
+fn by_rules(
+    job: &mut Job<'_>,
+    netns: &Netns,
+    path: &Path,
+    policy: CapturePolicy,
+) -> Result<Applied, CniError> {
+    enter_owner(job, netns)?;
+    let mut pod = enter(netns, path)?;
+    let left = job.deadline.saturating_duration_since(Instant::now());
+    let applied = pod.apply(policy, job.config.backend, left);
+    applied.map_err(|error| not_started(failed(&error)))
+}
+
+/// The error with what it means for the pod.
+fn not_started(error: CniError) -> CniError {
+    if error.code == Code::TryAgain {
+        return error;
+    }
+    CniError {
+        msg: format!("its traffic can't be captured, so it is not started: {}", error.msg),
+        ..error
+    }
 }
 
 /// A pod with users of its own has the rules written from among them, so that ids in rules are

@@ -3,7 +3,9 @@
 use serde_json::Map;
 
 use super::{Job, enter, failed};
+use crate::config::Backend;
 use crate::decide::{Verdict, resolve};
+use crate::ebpf;
 use crate::log::Level;
 use crate::lookup::Configured;
 use crate::note::Notes;
@@ -28,8 +30,24 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
         return Ok(String::new());
     };
     let path = job.request.netns.clone().unwrap_or_default();
+    // The maps are the host's: they are opened from there.
+    let node = match job.config.backend {
+        Backend::Auto | Backend::Ebpf => ebpf::loaded(&job.config.bpffs).map_err(unseen)?,
+        Backend::Nftables | Backend::Iptables => None,
+    };
     let mut pod = enter(&netns, &path)?;
-    match pod.check(captured.policy, job.config.backend).map_err(|error| failed(&error))? {
+    let asked = job.config.backend == Backend::Ebpf;
+    let difference = match &node {
+        Some(node) if asked || ebpf::is_enrolled(node).map_err(unseen)? => {
+            pod.check_entry(node, captured.policy).map_err(unseen)?
+        }
+        None if asked => Some("the node's programs are not loaded".to_owned()),
+        _ => {
+            let checked = pod.check(captured.policy, job.config.backend);
+            checked.map_err(|error| failed(&error))?
+        }
+    };
+    match difference {
         None => {
             job.log.done(Level::Debug, "captured, as wanted", Map::new());
             Ok(String::new())
@@ -40,4 +58,9 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
         )
         .with_details(difference)),
     }
+}
+
+/// What the runtime is told where eBPF capture can't be looked at.
+fn unseen(error: impl std::error::Error) -> CniError {
+    CniError::new(Code::NotCaptured, error.to_string().replace('\n', " "))
 }

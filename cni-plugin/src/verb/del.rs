@@ -4,32 +4,38 @@
 use std::path::Path;
 use std::time::Instant;
 
+use millrace_host::ebpf::EbpfError;
 use millrace_host::netns::Netns;
 use serde_json::{Map, json};
 
 use super::{PATIENCE, context, enter, failed, lenient, named};
 use crate::config::Places;
+use crate::ebpf;
 use crate::log::{Level, Log};
 use crate::note::Notes;
-use crate::protocol::{CniError, Request};
+use crate::protocol::{CniError, Code, Request};
 use crate::target;
 
 pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
-    let Places { network, state_dir, log } = Places::read(&lenient(stdin));
+    let Places { network, state_dir, bpffs, log } = Places::read(&lenient(stdin));
     let pod = named(request);
     let mut log = Log::new(&log, context(request, &pod), began);
     let notes = Notes::new(&state_dir);
     let mut removed = false;
     let path = request.netns.as_deref().filter(|path| path.exists());
     match path.map(|path| (path, target::open(Some(path)))) {
-        // The runtime took the namespace away, and everything in it.
-        None => {}
+        // The runtime took the namespace away, and everything in it but what maps say of it.
+        None => {
+            if let Err(error) = collect(&bpffs) {
+                log.warn(&format!("entries of pods that are gone are left behind: {error}"));
+            }
+        }
         Some((_, Err(error))) => log.warn(&error.msg),
         Some((path, Ok(netns))) => {
             if others(&notes, &network, request) {
                 log.debug("the pod is on another network still, so it stays captured");
             } else {
-                match take_back(&netns, path) {
+                match take_back(&netns, path, &bpffs) {
                     Ok(done) => removed = done,
                     Err(CniError { msg, details, .. }) => {
                         log.warn(&format!("rules are left behind: {msg} {details}"));
@@ -53,7 +59,23 @@ fn others(notes: &Notes, network: &str, request: &Request) -> bool {
     })
 }
 
-/// Take the rules away. The calling thread stays in the namespace.
-pub(super) fn take_back(netns: &Netns, path: &Path) -> Result<bool, CniError> {
-    enter(netns, path)?.remove(PATIENCE).map_err(|error| failed(&error))
+/// Forget pods that are gone, where eBPF captures.
+pub(super) fn collect(bpffs: &Path) -> Result<(), EbpfError> {
+    match ebpf::loaded(bpffs)? {
+        None => Ok(()),
+        Some(node) => node.collect().map(drop),
+    }
+}
+
+/// Take the rules away, and the pod's entry. The calling thread stays in the namespace.
+pub(super) fn take_back(netns: &Netns, path: &Path, bpffs: &Path) -> Result<bool, CniError> {
+    // The maps are the host's: they are opened from there. One way to capture that can't be looked
+    // at must not keep the other from being taken back.
+    let node = ebpf::loaded(bpffs);
+    let mut pod = enter(netns, path)?;
+    let left = node.and_then(|node| node.as_ref().map_or(Ok(false), ebpf::leave));
+    let entry = *left.as_ref().unwrap_or(&false);
+    let removed = pod.remove(entry, PATIENCE).map_err(|error| failed(&error))?;
+    left.map_err(|error| CniError::new(Code::NotCaptured, error.to_string()))?;
+    Ok(entry || removed)
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::panic::resume_unwind;
+use std::path::Path;
 use std::thread;
 
 use millrace_host::netns::NetnsRef;
 use serde_json::{Map, json};
 
 use super::Job;
-use super::del::take_back;
+use super::del::{collect, take_back};
 use crate::log::Level;
 use crate::note::{Note, Notes};
 use crate::protocol::{Attachment, CniError, Code};
@@ -26,6 +27,9 @@ pub(super) fn gc(job: &mut Job<'_>) -> Result<String, CniError> {
         CniError::new(Code::Io, format!("state_dir {folder} can't be read: {error}"))
     })?;
     let mut failures = Vec::new();
+    if let Err(error) = collect(&job.config.bpffs) {
+        failures.push(format!("entries of pods that are gone: {error}"));
+    }
     if let Err(error) = notes.sweep() {
         failures.push(format!("state_dir {folder}: {error}"));
     }
@@ -38,7 +42,7 @@ pub(super) fn gc(job: &mut Job<'_>) -> Result<String, CniError> {
     for (_, attachment) in &stale {
         let note = notes.read(network, attachment).filter(|note| !kept.contains(&note.netns_id));
         let forgotten = note
-            .map_or(Ok(()), |note| release(&note))
+            .map_or(Ok(()), |note| release(&note, &job.config.bpffs))
             .and_then(|()| notes.remove(network, attachment).map_err(|e| e.to_string()));
         if let Err(error) = forgotten {
             let Attachment { container_id, ifname } = attachment;
@@ -56,7 +60,7 @@ pub(super) fn gc(job: &mut Job<'_>) -> Result<String, CniError> {
 
 /// Take the rules out of a namespace that has outlived its pod. A path that leads elsewhere by
 /// now, to another pod's namespace or to the empty file that was under it, is none of it.
-fn release(note: &Note) -> Result<(), String> {
+fn release(note: &Note, bpffs: &Path) -> Result<(), String> {
     let opened = NetnsRef::at(note.netns.clone()).open();
     if !opened.is_ok_and(|netns| netns.id().to_string() == note.netns_id) {
         return Ok(());
@@ -65,7 +69,7 @@ fn release(note: &Note) -> Result<(), String> {
     let netns = target::open(Some(&note.netns)).map_err(told)?;
     // On a thread of its own, since this one has to see the host's namespace again.
     thread::scope(|scope| {
-        let thread = scope.spawn(|| take_back(&netns, &note.netns).map(drop).map_err(told));
+        let thread = scope.spawn(|| take_back(&netns, &note.netns, bpffs).map(drop).map_err(told));
         thread.join().unwrap_or_else(|panic| resume_unwind(panic))
     })
 }

@@ -10,6 +10,7 @@ use serde_json::Map;
 
 use super::Job;
 use crate::config::{Backend, ProxyIdentity};
+use crate::ebpf;
 use crate::log::Level;
 use crate::lookup::{reach_agent, reach_api};
 use crate::note::Notes;
@@ -19,7 +20,11 @@ use crate::protocol::{CniError, Code};
 const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) fn status(job: &mut Job<'_>) -> Result<String, CniError> {
-    if let Err(why) = backend(job.config.backend) {
+    let able = match job.config.backend {
+        Backend::Ebpf => ebpf::works(&job.config.bpffs),
+        wanted => backend(wanted),
+    };
+    if let Err(why) = able {
         // Pods that are captured stay so, but nobody can look after their rules.
         let pods = Notes::new(&job.config.state_dir).list().unwrap_or_default().len();
         let (code, and) = match pods {
@@ -50,7 +55,7 @@ fn backend(wanted: Backend) -> Result<(), String> {
         })?;
     let verdicts = preflight::verdicts(&findings);
     let fits = |v: &&Verdict| match (wanted, v.backend) {
-        (Backend::Auto, _) => true,
+        (Backend::Auto | Backend::Ebpf, _) => true,
         (Backend::Nftables, of) => of == preflight::Backend::Nftables,
         (Backend::Iptables, of) => of != preflight::Backend::Nftables,
     };

@@ -9,6 +9,16 @@ pub use compile::compile;
 pub use entry::{Addresses, Entry, IdError, IdMap};
 pub use refusal::{Refusal, Refusals};
 
+use crate::compile::routing;
+use crate::policy::CapturePolicy;
+use crate::ruleset::Ruleset;
+
+/// What a pod needs beside its entry: addresses of `lo`, as with every backend, and no rules.
+pub fn beside(policy: &CapturePolicy) -> Ruleset {
+    let v6 = policy.ipv6.value.then(Vec::new);
+    Ruleset { v4: Vec::new(), v6, routing: routing(policy) }
+}
+
 /// How many networks a pod's policy can name, of both families together.
 pub const MAX_NETWORKS: usize = 65_536;
 

@@ -66,6 +66,14 @@ impl Node {
     /// # Errors
     /// When a map is full, or the kernel refuses something. Then nothing has changed for the pod.
     pub fn enrol(&self, target: &Target, entry: &Entry) -> Result<Enrolled, EbpfError> {
+        self.try_to_enrol(target, entry).or_else(|error| match error {
+            // What is left of pods that are gone may be all that is in the way.
+            EbpfError::Full(_) if self.collect()? > 0 => self.try_to_enrol(target, entry),
+            error => Err(error),
+        })
+    }
+
+    fn try_to_enrol(&self, target: &Target, entry: &Entry) -> Result<Enrolled, EbpfError> {
         let _lock = lock(&self.folder)?;
         let cookie = target.cookie;
         let before = self.maps.pods.get(&cookie)?;

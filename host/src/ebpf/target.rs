@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use millrace_core::ebpf::{Addresses, IdMap};
+use millrace_core::ebpf::{Addresses, Entry, IdMap};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, socket};
 
@@ -44,6 +44,15 @@ impl Target {
     /// What the kernel knows the namespace by, as long as the machine runs.
     pub const fn cookie(&self) -> u64 {
         self.cookie
+    }
+
+    /// A policy's entry, completed with what only the pod that the calling thread is in can tell.
+    ///
+    /// # Errors
+    /// When it can't be asked, or its ids or addresses don't fit.
+    pub fn complete(&self, entry: Entry) -> Result<Entry, EbpfError> {
+        let (users, groups) = self.ids()?;
+        Ok(entry.for_pod(&Self::addresses()?, &users, &groups)?)
     }
 
     /// The addresses of the namespace that the calling thread is in.

@@ -13,6 +13,24 @@ pub(crate) struct NodeBpf {
     pub(crate) task: Task,
 }
 
+/// Where the pins are, and whether eBPF is to capture.
+#[derive(Clone, Debug)]
+pub(crate) struct Ebpf {
+    pub(crate) folder: PathBuf,
+    pub(crate) meant: Meant,
+}
+
+/// Whether it is eBPF that captures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meant {
+    /// It was asked for.
+    Yes,
+    /// If it does already, or can.
+    Perhaps,
+    /// Something else was asked for.
+    No,
+}
+
 /// What is done with the node's programs.
 #[derive(Debug)]
 pub(crate) enum Task {
@@ -43,7 +61,7 @@ pub(super) fn leaving() -> [Arg; 2] {
     let backend = Arg::new("backend")
         .long("backend")
         .value_name("BACKEND")
-        .help("ebpf: let the pod leave eBPF capture as well")
+        .help("ebpf: the pod must be able to leave eBPF capture; auto: it does where that is there")
         .value_parser(["auto", "ebpf"])
         .default_value("auto");
     [backend, bpffs()]
@@ -107,10 +125,16 @@ fn folder(m: &ArgMatches) -> PathBuf {
     m.get_one::<PathBuf>("bpffs").cloned().unwrap_or_else(|| PathBuf::from(DEFAULT_FOLDER))
 }
 
-/// The folder of the pins, where eBPF is asked for.
-pub(super) fn ebpf(m: &ArgMatches) -> Option<PathBuf> {
-    let backend = m.try_get_one::<String>("backend").ok().flatten();
-    backend.is_some_and(|backend| backend == "ebpf").then(|| folder(m))
+/// Whether eBPF is meant, of a command that can.
+pub(super) fn ebpf(m: &ArgMatches) -> Option<Ebpf> {
+    m.try_get_one::<PathBuf>("bpffs").ok().flatten()?;
+    let word = |name: &str| m.try_get_one::<String>(name).ok().flatten().map(String::as_str);
+    let meant = match word("backend") {
+        Some("ebpf") => Meant::Yes,
+        Some("auto") if word("iptables").is_none() => Meant::Perhaps,
+        _ => Meant::No,
+    };
+    Some(Ebpf { folder: folder(m), meant })
 }
 
 pub(super) fn node_bpf(m: &ArgMatches) -> NodeBpf {

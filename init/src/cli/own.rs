@@ -16,7 +16,7 @@ use millrace_core::value::Family;
 
 use super::ask::{self, Asked, Sources, Typed};
 use super::commands::{alone, command};
-use super::node::{NodeBpf, ebpf, node_bpf};
+use super::node::{Ebpf, NodeBpf, ebpf, node_bpf};
 use super::trace::{self, Trace};
 
 /// A command with everything that was typed.
@@ -77,8 +77,8 @@ pub(crate) struct Config {
     pub(crate) istio: Option<Vec<OsString>>,
     /// What carries the rules out.
     pub(crate) wish: Wish,
-    /// It is eBPF that does, with its pins in this folder.
-    pub(crate) ebpf: Option<PathBuf>,
+    /// Whether eBPF does, with a command that can do it.
+    pub(crate) ebpf: Option<Ebpf>,
 }
 
 impl Default for Config {
@@ -116,8 +116,8 @@ pub(crate) struct Apply {
 #[derive(Debug)]
 pub(crate) struct Cleanup {
     pub(crate) common: Common,
-    /// A pod leaves eBPF capture, with its pins in this folder.
-    pub(crate) ebpf: Option<PathBuf>,
+    /// Whether a pod leaves eBPF capture.
+    pub(crate) ebpf: Option<Ebpf>,
 }
 
 #[derive(Debug)]

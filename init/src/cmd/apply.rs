@@ -5,7 +5,8 @@ use millrace_host::engine::{Drift, Request, Rules};
 use millrace_host::exec;
 
 use super::output::{print_outcome, warn};
-use super::{config, namespace};
+use super::{config, ebpf, namespace};
+use crate::cli::node::{Ebpf, Meant};
 use crate::cli::own::Apply;
 use crate::exit::Exit;
 
@@ -14,8 +15,17 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     let (mut session, facts) = namespace::open(&common.place)?;
     let loaded = config::load(&apply.config, &facts, !common.dry_run)?;
     loaded.warnings.iter().for_each(|w| warn(w));
-    if let Some(folder) = &apply.config.ebpf {
-        return super::ebpf::apply(folder, common, &mut session, &facts, &loaded.policy);
+    let ebpf = apply.config.ebpf.as_ref();
+    if let Some(Ebpf { folder, meant }) = ebpf {
+        let does = match meant {
+            Meant::Yes => true,
+            Meant::Perhaps => ebpf::can(folder, &mut session, &facts, &loaded.policy)?,
+            Meant::No => false,
+        };
+        if does {
+            let asked = *meant == Meant::Yes;
+            return ebpf::apply(folder, asked, common, &mut session, &facts, &loaded.policy);
+        }
     }
     let ruleset = loaded.ruleset();
     let native = match &loaded.nft {
@@ -36,5 +46,9 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     })?;
     let nothing = "no change: the rules are as wanted";
     print_outcome(&outcome, nothing, common.json, common.dry_run)?;
-    Ok(Exit::Ok)
+    // The rules capture the pod now.
+    match ebpf {
+        Some(ebpf) => ebpf::leave(ebpf, common.dry_run).map(|()| Exit::Ok),
+        None => Ok(Exit::Ok),
+    }
 }

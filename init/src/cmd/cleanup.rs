@@ -13,8 +13,8 @@ use crate::exit::Exit;
 pub(crate) fn cleanup(cleanup: &Cleanup) -> Result<Exit> {
     let common = &cleanup.common;
     let (mut session, facts) = namespace::open(&common.place)?;
-    if let Some(folder) = &cleanup.ebpf {
-        super::ebpf::leave(folder, common.dry_run)?;
+    if let Some(ebpf) = &cleanup.ebpf {
+        super::ebpf::leave(ebpf, common.dry_run)?;
     }
     let outcome = session.run(&Request {
         rules: None,

@@ -1,28 +1,30 @@
-//! `apply`, `status` and `cleanup` with `--backend ebpf`.
+//! `apply`, `status` and `cleanup` where eBPF captures.
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use millrace_core::compile::routing;
-use millrace_core::ebpf::{Entry, compile};
+use millrace_core::ebpf::{beside, compile};
 use millrace_core::facts::HostFacts;
 use millrace_core::plan::Wish;
 use millrace_core::policy::CapturePolicy;
-use millrace_core::ruleset::Ruleset;
+use millrace_core::status::{State, judge};
 use millrace_host::ebpf::{EbpfError, Enrolled, Found, Node, Target};
 use millrace_host::engine::{Drift, Request, Rules, Session};
 use millrace_host::exec;
+use millrace_host::observe::Look;
 use serde_json::{Value, json};
 
 use super::config;
 use super::output::{outcome_json, outcome_text, print, print_json, warn};
+use crate::cli::node::{Ebpf, Meant};
 use crate::cli::own::{Common, Config};
 use crate::exit::Exit;
 
 /// Enrol the pod, then take away rules of other backends: it is captured at every moment.
 pub(super) fn apply(
     folder: &Path,
+    asked: bool,
     common: &Common,
     session: &mut Session,
     facts: &HostFacts,
@@ -30,7 +32,7 @@ pub(super) fn apply(
 ) -> Result<Exit> {
     let entry = compile(policy, &facts.groups)?;
     let target = Target::current()?;
-    let entry = complete(&target, entry)?;
+    let entry = target.complete(entry)?;
     let node = Node::open(folder)?;
     let enrolled = if common.dry_run {
         match (node.pod(target.cookie())?, node.holds(target.cookie(), &entry)?) {
@@ -39,21 +41,10 @@ pub(super) fn apply(
             (None, false) => Enrolled::Added,
         }
     } else {
-        node.enrol(&target, &entry).or_else(|error| match error {
-            // What is left of pods that are gone may be all that is in the way.
-            EbpfError::Full(_) if node.collect()? > 0 => node.enrol(&target, &entry),
-            error => Err(error),
-        })?
+        node.enrol(&target, &entry)?
     };
     let outcome = session.run(&Request {
-        rules: Some(Rules {
-            iptables: &Ruleset {
-                v4: Vec::new(),
-                v6: policy.ipv6.value.then(Vec::new),
-                routing: routing(policy),
-            },
-            native: None,
-        }),
+        rules: Some(Rules { iptables: &beside(policy), native: None }),
         wish: Wish::Auto,
         drift: Drift::Replace,
         everything: false,
@@ -79,7 +70,8 @@ pub(super) fn apply(
         print_json(&value)?;
     } else {
         let would = if common.dry_run { "would do: " } else { "" };
-        print(&format!("using eBPF: asked for\n{would}{text}\n"))?;
+        let why = if asked { "asked for" } else { "the node's programs are loaded" };
+        print(&format!("using eBPF: {why}\n{would}{text}\n"))?;
         let rest = outcome_text(&outcome, "", common.dry_run);
         // What it says of rules of other backends: which of them was chosen does not matter here.
         let rest = rest.split_inclusive('\n').filter(|line| !line.starts_with("using "));
@@ -88,17 +80,60 @@ pub(super) fn apply(
     Ok(Exit::Ok)
 }
 
-fn complete(target: &Target, entry: Entry) -> Result<Entry> {
-    let (users, groups) = target.ids()?;
-    Ok(entry.for_pod(&Target::addresses()?, &users, &groups)?)
+/// Whether eBPF is to capture where nobody said what is: where it does already, and where the
+/// programs are loaded, nothing else captures, and they can do what is wanted.
+pub(super) fn can(
+    folder: &Path,
+    session: &mut Session,
+    facts: &HostFacts,
+    policy: &CapturePolicy,
+) -> Result<bool> {
+    let Some(node) = loaded(folder)? else { return Ok(false) };
+    let target = Target::current()?;
+    if node.pod(target.cookie())?.is_some() {
+        return Ok(true);
+    }
+    let observed = session.observe(&exec::Options::default(), Look::Fast)?;
+    let found = judge(&observed, None, &facts.groups);
+    if found.state != State::NotCaptured || !observed.native.is_empty() {
+        return Ok(false);
+    }
+    match compile(policy, &facts.groups) {
+        Ok(_) => Ok(true),
+        Err(refusals) => {
+            warn(&refusals.to_string());
+            Ok(false)
+        }
+    }
+}
+
+/// The node's programs, if they are loaded.
+fn loaded(folder: &Path) -> Result<Option<Node>> {
+    // Without privilege the kernel does not even say that there is nothing.
+    if !folder.join("maps").is_dir() {
+        return Ok(None);
+    }
+    match Node::open(folder) {
+        Err(EbpfError::NotLoaded(_)) => Ok(None),
+        opened => Ok(opened.map(Some)?),
+    }
+}
+
+/// Whether it is eBPF that `status` is to look at.
+pub(super) fn is_asked_about(ebpf: &Ebpf) -> Result<bool> {
+    match ebpf.meant {
+        Meant::Yes => Ok(true),
+        Meant::No => Ok(false),
+        Meant::Perhaps => match loaded(&ebpf.folder)? {
+            None => Ok(false),
+            Some(node) => Ok(node.pod(Target::current()?.cookie())?.is_some()),
+        },
+    }
 }
 
 /// Let the pod leave.
-pub(super) fn leave(folder: &Path, dry_run: bool) -> Result<()> {
-    let node = match Node::open(folder) {
-        Err(EbpfError::NotLoaded(_)) => return Ok(()),
-        opened => opened?,
-    };
+pub(super) fn leave(ebpf: &Ebpf, dry_run: bool) -> Result<()> {
+    let Some(node) = loaded(&ebpf.folder)? else { return Ok(()) };
     let cookie = Target::current()?.cookie();
     let enrolled = node.pod(cookie)?.is_some();
     if enrolled {
@@ -138,7 +173,7 @@ pub(super) fn status(
     };
     let wanted = if config.has_settings() {
         let loaded = config::load(config, facts, false)?;
-        let entry = complete(&target, compile(&loaded.policy, &facts.groups)?)?;
+        let entry = target.complete(compile(&loaded.policy, &facts.groups)?)?;
         node.holds(target.cookie(), &entry)?
     } else {
         true

@@ -14,8 +14,10 @@ use crate::exit::Exit;
 pub(crate) fn status(status: &Status) -> Result<Exit> {
     let common = &status.common;
     let (mut session, facts) = namespace::open(&common.place)?;
-    if let Some(folder) = &status.config.ebpf {
-        return super::ebpf::status(folder, common, &status.config, &facts);
+    if let Some(ebpf) = &status.config.ebpf
+        && super::ebpf::is_asked_about(ebpf)?
+    {
+        return super::ebpf::status(&ebpf.folder, common, &status.config, &facts);
     }
     let loaded = if status.config.is_given() {
         let loaded = config::load(&status.config, &facts, false)?;

@@ -1,0 +1,137 @@
+//! Capture by the node's eBPF programs, where they are loaded.
+
+use std::path::Path;
+use std::time::Duration;
+
+use millrace_core::ebpf::{Refusals, beside, compile};
+use millrace_core::plan::Wish;
+use millrace_core::policy::CapturePolicy;
+use millrace_core::status::{State, judge};
+use millrace_host::ebpf::{EbpfError, Enrolled, Node, Target};
+use millrace_host::engine::{EngineError, Rules};
+use millrace_host::observe::Look;
+
+use crate::capture::{Applied, Pod};
+
+/// The pod was not enrolled.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnrolError {
+    /// The policy can't be carried out.
+    #[error(transparent)]
+    Refused(#[from] Refusals),
+    /// The programs' maps or the kernel say no.
+    #[error(transparent)]
+    Ebpf(#[from] EbpfError),
+    /// The rest of it failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// The node's programs; none if they are not loaded.
+///
+/// # Errors
+/// When they are there and can't be opened.
+pub(crate) fn loaded(folder: &Path) -> Result<Option<Node>, EbpfError> {
+    if !folder.join("maps").is_dir() {
+        return Ok(None);
+    }
+    match Node::open(folder) {
+        Err(EbpfError::NotLoaded(_)) => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// Whether ADD with these programs would work.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn works(folder: &Path) -> Result<(), String> {
+    let node = Node::open(folder).map_err(|error| error.to_string())?;
+    let missing = node.state().map_err(|error| error.to_string())?.missing;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(format!("the node's programs {} are not attached", missing.join(", ")))
+}
+
+impl Pod {
+    /// Whether rules of an earlier run capture this namespace.
+    ///
+    /// # Errors
+    /// When it can't be seen.
+    pub(crate) fn holds_rules(&mut self) -> Result<bool, EngineError> {
+        let observed = self.session.observe(&self.exec, Look::Fast)?;
+        let found = judge(&observed, None, &self.groups);
+        Ok(found.state != State::NotCaptured || !observed.native.is_empty())
+    }
+
+    /// Capture this namespace so; twice is once.
+    ///
+    /// # Errors
+    /// Why not; the namespace is then as it was.
+    pub(crate) fn enrol(
+        &mut self,
+        node: &Node,
+        policy: CapturePolicy,
+        wait: Duration,
+    ) -> Result<Applied, EnrolError> {
+        let policy = self.fit(policy)?;
+        let target = Target::current()?;
+        let entry = target.complete(compile(&policy, &self.groups)?)?;
+        let enrolled = node.enrol(&target, &entry)?;
+        let rest = beside(&policy);
+        let rules = Rules { iptables: &rest, native: None };
+        let outcome = self.run(Some(rules), Wish::Auto, Vec::new(), wait)?;
+        Ok(Applied {
+            by: "eBPF".to_owned(),
+            changed: enrolled != Enrolled::Unchanged || !outcome.effects.is_empty(),
+            processes: outcome.processes,
+            warnings: outcome.warnings,
+        })
+    }
+
+    /// What is wrong with the pod's entry; none when it is as wanted.
+    ///
+    /// # Errors
+    /// When it can't be seen.
+    pub(crate) fn check_entry(
+        &mut self,
+        node: &Node,
+        policy: CapturePolicy,
+    ) -> Result<Option<String>, EnrolError> {
+        let policy = self.fit(policy)?;
+        let target = Target::current()?;
+        let entry = target.complete(compile(&policy, &self.groups)?)?;
+        let cookie = target.cookie();
+        let missing = node.state()?.missing;
+        Ok(match node.pod(cookie)? {
+            None => Some("the pod has no entry in the maps of the node's programs".to_owned()),
+            Some(found) if found.netns.is_none() => {
+                Some("its program for inbound connections is not attached".to_owned())
+            }
+            Some(_) if !missing.is_empty() => {
+                Some(format!("the node's programs {} are not attached", missing.join(", ")))
+            }
+            Some(_) if !node.holds(cookie, &entry)? => {
+                Some("its entry differs from what is wanted".to_owned())
+            }
+            Some(_) => None,
+        })
+    }
+}
+
+/// Whether the calling thread's namespace is enrolled.
+///
+/// # Errors
+/// When it can't be seen.
+pub(crate) fn is_enrolled(node: &Node) -> Result<bool, EbpfError> {
+    Ok(node.pod(Target::current()?.cookie())?.is_some())
+}
+
+/// Let the calling thread's namespace leave. False if it was not enrolled.
+///
+/// # Errors
+/// When something can't be removed.
+pub(crate) fn leave(node: &Node) -> Result<bool, EbpfError> {
+    node.leave(Target::current()?.cookie())
+}

@@ -1,0 +1,136 @@
+//! The CNI plugin with the node's eBPF programs.
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::cni::{Call, Host, Pod, mesh};
+use millrace_tests::ebpf::{Cgroup, FOLDER, load, mount_bpffs, node};
+use millrace_tests::topology::{APP, PROXY};
+use serde_json::{Value, json};
+
+/// A pod with a link, so that there is somewhere to go.
+fn pod(host: &Host) -> Result<Pod> {
+    let pod = host.pod()?;
+    host.inside(&pod, |inside| {
+        inside.ip("link add eth0 type veth peer name eth1\nlink set eth1 up\n\
+             addr add 10.1.0.2/24 dev eth0\naddr add fd01::2/64 dev eth0 nodad\nlink set eth0 up")
+    })?;
+    Ok(pod)
+}
+
+fn add(host: &Host, pod: &Pod, backend: &str, annotations: &[(&str, &str)]) -> Call {
+    let call = Call::new(host, "ADD", pod, mesh(annotations));
+    call.with_key("backend", json!(backend)).with_key("bpffs", json!(FOLDER))
+}
+
+/// What the log says at the end.
+fn last(call: &Call, host: &Host) -> Result<Value> {
+    let reply = call.run(host)?;
+    reply.success()?;
+    reply.lines()?.pop().context("a line")
+}
+
+fn captured(host: &Host, pod: &Pod) -> Result<()> {
+    let _proxy = host.proxy(pod)?;
+    for to in ["10.1.0.9:80", "[fd01::9]:80"] {
+        let answer = host.dial(Some(pod), APP, to)?.context("somebody answers")?;
+        ensure!((answer.name.as_str(), answer.port) == ("proxy", 15001), "{answer:?}");
+        ensure!(answer.original == Some(to.parse()?), "{answer:?}");
+    }
+    // The proxy's own call to its pod comes in.
+    let inward = host.dial(Some(pod), PROXY, "10.1.0.2:8080")?.context("somebody answers")?;
+    ensure!(inward.port == 15006, "{inward:?}");
+    Ok(())
+}
+
+fn pods(host: &Host) -> Result<usize> {
+    node(&host.namespace, |node| Ok(node.pods()?.len()))
+}
+
+/// Verify that a pod is enrolled by ADD, looked at by CHECK, and leaves by DEL, by name and by
+/// `auto`, without a rule or a program that is run; a second time changes nothing.
+#[test]
+fn a_pods_life() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let host = Host::new()?;
+    load(&host.namespace)?;
+    for backend in ["ebpf", "auto"] {
+        let pod = pod(&host)?;
+        let call = add(&host, &pod, backend, &[]);
+        let line = last(&call, &host)?;
+        ensure!(line["by"] == "eBPF" && line["changed"] == true, "{backend}: {line}");
+        ensure!(line["processes"] == 0, "{backend}: {line}");
+        ensure!(last(&call, &host)?["changed"] == false, "{backend}");
+        captured(&host, &pod)?;
+        ensure!(host.rules(&pod)?.is_empty(), "{backend}: {}", host.rules(&pod)?);
+        call.clone().to("CHECK").run(&host)?.success()?;
+        let ports = ("traffic.sidecar.istio.io/excludeOutboundPorts", "81");
+        add(&host, &pod, backend, &[ports]).to("CHECK").run(&host)?.failure(101)?;
+        ensure!(pods(&host)? == 1, "{backend}");
+        let line = last(&call.clone().to("DEL"), &host)?;
+        ensure!(line["removed"] == true, "{backend}: {line}");
+        ensure!(pods(&host)? == 0, "{backend}");
+        if backend == "ebpf" {
+            call.to("CHECK").run(&host)?.failure(101)?;
+        }
+    }
+    Ok(())
+}
+
+/// Verify that without programs `auto` writes rules and `ebpf` refuses the pod, and that what the
+/// programs can't do is refused with the reason, or done by rules.
+#[test]
+fn what_can_not_be_done() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let host = Host::new()?;
+    mount_bpffs(&host.namespace)?;
+    let first = pod(&host)?;
+    add(&host, &first, "ebpf", &[]).to("STATUS").run(&host)?.failure(50)?;
+    let reply = add(&host, &first, "ebpf", &[]).run(&host)?;
+    let error = reply.failure(100)?;
+    ensure!(error.contains("node-bpf load"), "{error}");
+    ensure!(last(&add(&host, &first, "auto", &[]), &host)?["by"] != "eBPF");
+    load(&host.namespace)?;
+    add(&host, &first, "ebpf", &[]).to("STATUS").run(&host)?.success()?;
+    // What is captured by rules stays so.
+    ensure!(last(&add(&host, &first, "auto", &[]), &host)?["by"] != "eBPF");
+    ensure!(pods(&host)? == 0);
+    let second = pod(&host)?;
+    let tproxy = [("sidecar.istio.io/interceptionMode", "TPROXY")];
+    let error = add(&host, &second, "ebpf", &tproxy).run(&host)?.failure(100)?;
+    ensure!(error.contains("inbound mode tproxy"), "{error}");
+    let reply = add(&host, &second, "auto", &tproxy).run(&host)?;
+    reply.success()?;
+    let by = reply.lines()?.pop().context("a line")?["by"].clone();
+    ensure!(by != "eBPF" && reply.log.contains("inbound mode tproxy"), "{}", reply.log);
+    ensure!(pods(&host)? == 0);
+    Ok(())
+}
+
+/// Verify that entries of pods that are gone without DEL go with GC and with the DEL of any pod.
+#[test]
+fn gone_without_del() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let host = Host::new()?;
+    load(&host.namespace)?;
+    for word in ["GC", "DEL"] {
+        let (gone, other) = (pod(&host)?, pod(&host)?);
+        add(&host, &gone, "ebpf", &[]).run(&host)?.success()?;
+        add(&host, &other, "ebpf", &[]).run(&host)?.success()?;
+        host.remove(&gone)?;
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        loop {
+            // The kernel takes a namespace apart on its own time.
+            let valid = json!([{ "containerID": other.id, "ifname": "eth0" }]);
+            let pod = if word == "GC" { &other } else { &gone };
+            let call = add(&host, pod, "ebpf", &[]).to(word);
+            call.with_key("cni.dev/valid-attachments", valid).run(&host)?.success()?;
+            if pods(&host)? == 1 {
+                break;
+            }
+            ensure!(std::time::Instant::now() < end, "{word}: the entry is still there");
+        }
+        captured(&host, &other)?;
+        add(&host, &other, "ebpf", &[]).to("DEL").run(&host)?.success()?;
+        ensure!(pods(&host)? == 0, "{word}");
+    }
+    Ok(())
+}
