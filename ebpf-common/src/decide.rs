@@ -64,15 +64,20 @@ pub fn decide<S: Sets>(pod: &Pod, sets: &S, connection: &Connection) -> Verdict 
     if !connection.destination.is_v4() && !pod.has(PodFlags::IPV6) {
         return Verdict::pass(Class::Ipv6Off);
     }
-    let ports = if pod.has(PodFlags::HAS_PORTS) { sets.port(pod.id, connection.port) } else { 0 };
     match connection.direction {
-        Direction::Outbound => outbound(pod, sets, connection, ports),
-        Direction::Inbound => inbound(pod, connection, ports),
+        Direction::Outbound => outbound(pod, sets, connection),
+        Direction::Inbound => inbound(pod, sets, connection),
     }
 }
 
+/// What is said of the connection's port.
 #[inline(always)]
-fn inbound(pod: &Pod, connection: &Connection, ports: u32) -> Verdict {
+fn ports<S: Sets>(pod: &Pod, sets: &S, connection: &Connection) -> u32 {
+    if pod.has(PodFlags::HAS_PORTS) { sets.port(pod.id, connection.port) } else { 0 }
+}
+
+#[inline(always)]
+fn inbound<S: Sets>(pod: &Pod, sets: &S, connection: &Connection) -> Verdict {
     if !matches!(connection.protocol, Protocol::Tcp) {
         return Verdict::pass(Class::NotTcp);
     }
@@ -84,7 +89,7 @@ fn inbound(pod: &Pod, connection: &Connection, ports: u32) -> Verdict {
     if connection.port == pod.tunnel_port {
         return Verdict::pass(Class::Tunnel);
     }
-    let named = ports & PORT_INBOUND != 0;
+    let named = ports(pod, sets, connection) & PORT_INBOUND != 0;
     if pod.has(PodFlags::INBOUND) && named == pod.has(PodFlags::INBOUND_ONLY) {
         Verdict::to(pod.inbound_port, Class::Inbound)
     } else {
@@ -93,7 +98,8 @@ fn inbound(pod: &Pod, connection: &Connection, ports: u32) -> Verdict {
 }
 
 #[inline(always)]
-fn outbound<S: Sets>(pod: &Pod, sets: &S, connection: &Connection, ports: u32) -> Verdict {
+fn outbound<S: Sets>(pod: &Pod, sets: &S, connection: &Connection) -> Verdict {
+    let ports = ports(pod, sets, connection);
     let destination = connection.destination.destination();
     let tcp = matches!(connection.protocol, Protocol::Tcp);
     let dns = pod.has(PodFlags::DNS) && connection.port == DNS;

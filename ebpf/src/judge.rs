@@ -27,6 +27,12 @@ impl Judgement {
         (self.0 >> 16) as u8
     }
 
+    /// Whether this is the reason.
+    #[inline(always)]
+    pub(crate) const fn is_of(self, class: Class) -> bool {
+        self.class() == class as u8
+    }
+
     /// The same port, for another reason.
     #[inline(always)]
     pub(crate) const fn as_class(self, class: Class) -> Self {

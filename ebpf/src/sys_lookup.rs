@@ -67,6 +67,10 @@ pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
     let judgement = judge::judge(pod, &connection);
     // In network order in the lower half.
     let from = u16::from_be(read!((*lookup).remote_port) as u16);
+    if judgement.is_of(Class::InPod) {
+        // It was noted on its way out.
+        return PASS;
+    }
     if !judgement.is_captured() {
         judge::note(netns, &connection, judgement, 0, from);
         return PASS;

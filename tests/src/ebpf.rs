@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use millrace_core::dialect::istio;
@@ -57,7 +58,12 @@ impl Drop for Cgroup {
         if *inside == 0 {
             // Where it fails, the folder stays: an empty cgroup is in nobody's way.
             let _left = default_cgroup().map(|root| move_to(&root));
-            let _removed = Self::path().map(std::fs::remove_dir);
+            let Ok(own) = Self::path() else { return };
+            let end = Instant::now() + Duration::from_secs(2);
+            // Children that have been killed leave it a little later.
+            while std::fs::remove_dir(&own).is_err() && Instant::now() < end {
+                std::thread::yield_now();
+            }
         }
     }
 }

@@ -29,7 +29,7 @@ pub use node::{Loaded, Node, Options, State, default_cgroup};
 pub use pod::{Enrolled, Found, Sizes};
 pub use program::{OBJECT, SOURCES};
 pub use target::Target;
-pub use trace::Trace;
+pub use trace::Reports;
 
 /// Where bpffs usually is (`bpf(2)`), with a folder of our own.
 pub const DEFAULT_FOLDER: &str = "/sys/fs/bpf/millrace";

@@ -121,7 +121,7 @@ fn output() -> Arg {
         .default_value("text")
 }
 
-fn folder(m: &ArgMatches) -> PathBuf {
+pub(super) fn folder(m: &ArgMatches) -> PathBuf {
     m.get_one::<PathBuf>("bpffs").cloned().unwrap_or_else(|| PathBuf::from(DEFAULT_FOLDER))
 }
 

@@ -1,6 +1,7 @@
 //! The command line of `millrace trace`.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -9,6 +10,7 @@ use millrace_core::trace::Filter;
 use millrace_core::value::{Cidr, Gid, Port, PortRange, Uid};
 
 use super::ask::{end, ids, number};
+use super::node::{bpffs, folder};
 use super::own::{Common, NotTyped, duration};
 
 /// `millrace trace`
@@ -21,6 +23,17 @@ pub(crate) struct Trace {
     pub(crate) count: Option<u64>,
     /// After how long to end; never with none.
     pub(crate) timeout: Option<Duration>,
+    /// What the node's eBPF programs decide is told, and not what rules do.
+    pub(crate) ebpf: Option<Sampled>,
+}
+
+/// Reports of the node's eBPF programs.
+#[derive(Debug)]
+pub(crate) struct Sampled {
+    /// Where they are pinned.
+    pub(crate) folder: PathBuf,
+    /// One of how many decisions is told of.
+    pub(crate) one_of: u32,
 }
 
 /// Its flags, beside those of every command that works in a namespace.
@@ -50,12 +63,33 @@ pub(super) fn args(command: Command) -> Command {
                 .value_parser(clap::value_parser!(u64).range(1..)),
         )
         .arg(text("timeout", "DURATION", "End after this long"))
+        .arg(
+            text("backend", "BACKEND", "netfilter: what rules do; ebpf: what the node's eBPF programs decide, of all pods unless one is named")
+                .value_parser(["netfilter", "ebpf"])
+                .default_value("netfilter"),
+        )
+        .arg(bpffs())
+        .arg(
+            text("sample", "NUMBER", "With --backend ebpf, one of so many decisions, chosen at random")
+                .value_parser(clap::value_parser!(u32).range(1..))
+                .default_value("1"),
+        )
 }
 
 pub(super) fn trace(m: &ArgMatches, common: Common) -> Result<Trace, NotTyped> {
     let timeout = m.contains_id("timeout").then(|| duration(m, "timeout", "1s")).transpose()?;
     let count = m.get_one::<u64>("count").copied();
-    Ok(Trace { common, filter: filter(m)?, count, timeout })
+    let filter = filter(m)?;
+    let by_ebpf = m.get_one::<String>("backend").is_some_and(|backend| backend == "ebpf");
+    let needs_packets = filter.every_packet || filter.mark.is_some() || filter.interface.is_some();
+    if by_ebpf && needs_packets {
+        let message = "--every-packet, --mark and --iface are about packets, which --backend ebpf \
+                       does not see";
+        return Err(NotTyped::Bad(message.to_owned()));
+    }
+    let one_of = m.get_one::<u32>("sample").copied().unwrap_or(1);
+    let ebpf = by_ebpf.then(|| Sampled { folder: folder(m), one_of });
+    Ok(Trace { common, filter, count, timeout, ebpf })
 }
 
 fn filter(m: &ArgMatches) -> Result<Filter, NotTyped> {

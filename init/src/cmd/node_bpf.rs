@@ -70,6 +70,9 @@ fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
     if state.accelerated {
         text.push_str(", accelerated");
     }
+    if state.sample > 0 {
+        text.push_str(&format!(", reporting one of {} decisions", state.sample));
+    }
     text.push_str(&format!("\n{} pods\n", pods.len()));
     for pod in &pods {
         let netns = pod.netns.map_or("gone".to_owned(), |inode| format!("net:[{inode}]"));

@@ -1,5 +1,6 @@
 //! `millrace trace`
 
+mod ebpf;
 mod netfilter;
 
 use std::io;
@@ -13,7 +14,10 @@ use crate::cli::trace::Trace;
 use crate::exit::Exit;
 
 pub(crate) fn trace(trace: &Trace) -> Result<Exit> {
-    netfilter::follow(trace)
+    match &trace.ebpf {
+        Some(sampled) => ebpf::follow(trace, sampled),
+        None => netfilter::follow(trace),
+    }
 }
 
 /// How many are still to be told of.

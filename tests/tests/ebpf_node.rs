@@ -1,0 +1,194 @@
+//! The node's programs as somebody sees them who runs the node: decisions that are told of and
+//! counted, acceleration, and which backend `auto` takes.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_host::ebpf::{Node, Options};
+use millrace_tests::capture::{millrace, millrace_in_pod};
+use millrace_tests::ebpf::{Cgroup, FOLDER, enrol, load, mount_bpffs, node, options};
+use millrace_tests::topology::{Layout, Stack, Topology};
+use serde_json::Value;
+
+const SERVICE: &str = "10.71.0.10:80";
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn connect(topology: &Topology, from_outside: bool, to: &str) -> Result<()> {
+    let to: SocketAddr = to.parse()?;
+    let namespace = if from_outside { &topology.outside } else { &topology.pod };
+    namespace.enter(|| TcpStream::connect_timeout(&to, PATIENCE))??;
+    Ok(())
+}
+
+/// Verify that `trace` tells of decisions while it runs, of those that are asked for, and that
+/// nothing is reported before and after.
+#[test]
+fn decisions_are_told_of() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let topology = Topology::new(Stack::V4, Layout::default())?;
+    load(&topology.pod)?;
+    enrol(&topology, &["--exclude-outbound-ports", "9999"])?;
+    let sample = || node(&topology.pod, |node| Ok(node.state()?.sample));
+    ensure!(sample()? == 0, "nothing is reported by itself");
+    let words = ["trace", "--backend", "ebpf", "--bpffs", FOLDER, "--output", "json"];
+    let ends = ["--to-port", "80-9999", "--count", "3", "--timeout", "60s"];
+    let mut command = millrace([&words[..], &ends].concat())?;
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = topology.pod.enter(|| command.spawn())??;
+    let end = Instant::now() + PATIENCE;
+    while sample()? == 0 {
+        ensure!(Instant::now() < end, "it does not begin");
+        std::thread::yield_now();
+    }
+    connect(&topology, false, "10.71.0.10:53")?;
+    connect(&topology, false, SERVICE)?;
+    connect(&topology, false, "10.71.0.10:9999")?;
+    connect(&topology, true, "10.70.0.2:8080")?;
+    let stdout = child.stdout.take().context("a pipe was asked for")?;
+    let lines: Vec<Value> = BufReader::new(stdout)
+        .lines()
+        .map(|line| Ok(serde_json::from_str(&line?)?))
+        .collect::<Result<_>>()?;
+    ensure!(child.wait()?.success(), "it failed");
+    let told: Vec<[&Value; 4]> = lines
+        .iter()
+        .map(|line| [&line["direction"], &line["class"], &line["port"], &line["remote"]])
+        .collect();
+    ensure!(told.len() == 3, "{told:?}");
+    let first = [Value::from("out"), "network".into(), 15001.into(), SERVICE.into()];
+    ensure!(told.first().context("a line")? == &[&first[0], &first[1], &first[2], &first[3]]);
+    let second = lines.get(1).context("a line")?;
+    ensure!(second["class"] == "excluded-port" && second["port"].is_null(), "{second}");
+    ensure!(second["uid"] == 0 && second["process"] == std::process::id(), "{second}");
+    let third = lines.get(2).context("a line")?;
+    ensure!(third["direction"] == "in" && third["port"] == 15006, "{third}");
+    ensure!(third["local"] == "10.70.0.2:8080", "{third}");
+    ensure!(sample()? == 0, "it goes on reporting");
+    Ok(())
+}
+
+/// Verify that decisions are counted by pod and class, and that `status` shows it.
+#[test]
+fn decisions_are_counted() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let topology = Topology::new(Stack::V4, Layout::default())?;
+    load(&topology.pod)?;
+    let status = ["status", "--backend", "ebpf", "--bpffs", FOLDER];
+    ensure!(millrace_in_pod(&topology, &status, 3)? == "not captured\n");
+    enrol(&topology, &[])?;
+    for _ in 0..3 {
+        connect(&topology, false, SERVICE)?;
+    }
+    connect(&topology, true, "10.70.0.2:8080")?;
+    connect(&topology, true, "10.70.0.2:15008")?;
+    let said = millrace_in_pod(&topology, &status, 0)?;
+    ensure!(said == "captured: by eBPF\nnetwork 3\ntunnel 1\ninbound 1\n", "{said}");
+    let said = millrace_in_pod(&topology, &["node-bpf", "status", "--bpffs", FOLDER], 0)?;
+    ensure!(said.starts_with("loaded: 11 programs attached\n1 pods\npod "), "{said}");
+    ensure!(said.ends_with("\n  network 3\n  tunnel 1\n  inbound 1\n"), "{said}");
+    let other = [&status[..], &["--exclude-outbound-ports", "1"]].concat();
+    let said = millrace_in_pod(&topology, &other, 5)?;
+    ensure!(said.contains("not that of the configuration"), "{said}");
+    Ok(())
+}
+
+/// Bytes that `lo` of the calling thread's namespace has sent.
+fn sent_by_lo() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev")?;
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("lo:")).context("lo")?;
+    Ok(line.split_ascii_whitespace().nth(8).context("a number")?.parse()?)
+}
+
+/// Have data go from one end to the other, whole and in order.
+fn pass(from: &mut TcpStream, to: &mut TcpStream, data: &[u8]) -> Result<()> {
+    let mut got = vec![0; data.len()];
+    std::thread::scope(|scope| -> Result<()> {
+        let writing = scope.spawn(|| from.write_all(data));
+        to.read_exact(&mut got)?;
+        writing.join().map_err(|_panic| anyhow::anyhow!("a thread panicked"))??;
+        Ok(())
+    })?;
+    ensure!(got == data, "the data was changed on its way");
+    Ok(())
+}
+
+/// Verify that with acceleration data goes both ways whole and in order, past `lo`, and that
+/// without it, and after it, the data goes its usual way.
+#[test]
+fn accelerated_data() -> Result<()> {
+    const BYTES: usize = 1 << 20;
+    let _cgroup = Cgroup::enter()?;
+    let mut topology = Topology::new(Stack::V4, Layout::default())?;
+    topology.stop_listeners();
+    mount_bpffs(&topology.pod)?;
+    let data: Vec<u8> = (0..BYTES).map(|at| u8::try_from(at * 7 % 251).unwrap_or(0)).collect();
+    for accelerate in [false, true, false] {
+        let options = Options { accelerate, ..options()? };
+        topology.pod.enter(|| Node::load(Path::new(FOLDER), &options).map(drop))??;
+        enrol(&topology, &[])?;
+        let passed = topology.pod.enter(|| -> Result<u64> {
+            let listener = TcpListener::bind("127.0.0.1:15001")?;
+            let before = sent_by_lo()?;
+            let mut client = TcpStream::connect(SERVICE)?;
+            let (mut server, _) = listener.accept()?;
+            for stream in [&client, &server] {
+                stream.set_read_timeout(Some(PATIENCE))?;
+            }
+            pass(&mut client, &mut server, &data).context("to the proxy")?;
+            pass(&mut server, &mut client, &data).context("back")?;
+            Ok(sent_by_lo()? - before)
+        })??;
+        let all = u64::try_from(2 * BYTES)?;
+        ensure!((passed < all / 10) == accelerate, "accelerate {accelerate}: {passed} by lo");
+    }
+    Ok(())
+}
+
+/// Verify that `auto` takes eBPF where the programs are loaded and can do what is wanted, never
+/// changes sides by itself, and that a backend that is asked for takes the pod over.
+#[test]
+fn which_backend_auto_takes() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let topology = Topology::new(Stack::V4, Layout::default())?;
+    mount_bpffs(&topology.pod)?;
+    let apply = |more: &[&str]| -> Result<String> {
+        let said = millrace_in_pod(&topology, &[&["apply", "--bpffs", FOLDER], more].concat(), 0)?;
+        Ok(said.lines().find(|line| line.starts_with("using ")).unwrap_or_default().to_owned())
+    };
+    let by = |wanted: &str| -> Result<()> {
+        let status = ["status", "--bpffs", FOLDER];
+        let said = millrace_in_pod(&topology, &status, if wanted.is_empty() { 3 } else { 0 })?;
+        ensure!(said.contains(wanted), "{wanted}: {said}");
+        Ok(())
+    };
+    let cleanup = || millrace_in_pod(&topology, &["cleanup", "--bpffs", FOLDER], 0);
+    ensure!(apply(&[])?.starts_with("using nftables"), "nothing is loaded");
+    let options = options()?;
+    topology.pod.enter(|| Node::load(Path::new(FOLDER), &options).map(drop))??;
+    ensure!(apply(&[])?.starts_with("using nftables"), "it changed sides");
+    by("by nftables")?;
+    cleanup()?;
+    by("")?;
+    ensure!(apply(&[])? == "using eBPF: the node's programs are loaded", "they are loaded");
+    by("by eBPF")?;
+    connect(&topology, false, SERVICE)?;
+    ensure!(apply(&["--exclude-outbound-ports", "1"])?.starts_with("using eBPF"));
+    ensure!(apply(&["--backend", "nftables"])?.starts_with("using nftables"));
+    by("by nftables")?;
+    ensure!(node(&topology.pod, |node| Ok(node.pods()?.len()))? == 0, "the pod has left");
+    ensure!(apply(&["--backend", "ebpf"])? == "using eBPF: asked for");
+    by("by eBPF")?;
+    let rules = topology.pod.run("nft", &["--stateless", "list", "ruleset"])?;
+    ensure!(!rules.contains("millrace"), "rules are left: {rules}");
+    cleanup()?;
+    by("")?;
+    ensure!(apply(&["--mode", "tproxy"])?.starts_with("using nftables"), "it can't do tproxy");
+    let refused = ["apply", "--bpffs", FOLDER, "--backend", "ebpf", "--mode", "tproxy"];
+    let said = millrace_in_pod(&topology, &refused, 1)?;
+    ensure!(said.contains("inbound mode tproxy (flag --mode)"), "{said}");
+    Ok(())
+}
