@@ -1,10 +1,10 @@
 //! What `decide()` says of a connection, counted and reported. One function for all hooks: inlined
 //! into each it would be most of the object.
 
-use millrace_ebpf_common::{Class, Connection, Direction, Event, Pod, Protocol, decide};
+use millrace_ebpf_common::{Class, Connection, Pod, decide};
 
 use crate::sys_maps::{self, Maps};
-use crate::sys_outbound;
+use crate::{sys_outbound, sys_report};
 
 /// A verdict as one number, as functions of eBPF return it.
 #[derive(Clone, Copy)]
@@ -23,7 +23,7 @@ impl Judgement {
     }
 
     #[inline(always)]
-    const fn class(self) -> u8 {
+    pub(crate) const fn class(self) -> u8 {
         (self.0 >> 16) as u8
     }
 
@@ -66,31 +66,6 @@ pub(crate) fn note(
     sys_maps::count(netns, judgement.class());
     if sys_maps::settings().is_some_and(|settings| settings.sample != 0) {
         let more = u64::from(process) | u64::from(remote_port) << 32;
-        report(netns, connection, judgement.0, more);
+        sys_report::mr_report(netns, connection, judgement.0, more);
     }
-}
-
-#[inline(never)]
-fn report(netns: u64, connection: &Connection, judgement: u32, more: u64) -> u32 {
-    let sample = sys_maps::settings().map_or(0, |settings| settings.sample);
-    if sample == 0 || (sample > 1 && sys_maps::random() % sample != 0) {
-        return 0;
-    }
-    let inbound = matches!(connection.direction, Direction::Inbound);
-    let remote_port = (more >> 32) as u16;
-    sys_maps::report(&Event {
-        netns,
-        remote: if inbound { connection.source } else { connection.destination },
-        local: if inbound { connection.destination } else { connection.source },
-        remote_port: if inbound { remote_port } else { connection.port },
-        local_port: if inbound { connection.port } else { 0 },
-        to: Judgement(judgement).port(),
-        protocol: if matches!(connection.protocol, Protocol::Tcp) { 6 } else { 17 },
-        class: Judgement(judgement).class(),
-        uid: connection.uid,
-        gid: connection.gid,
-        pid: more as u32,
-        inbound: inbound.into(),
-    });
-    0
 }

@@ -26,6 +26,7 @@ mod sys_ops;
 mod sys_option;
 mod sys_outbound;
 mod sys_release;
+mod sys_report;
 
 use aya_ebpf::macros::{
     cgroup_sock, cgroup_sock_addr, cgroup_sockopt, sk_lookup, sk_msg, sock_ops,
