@@ -96,7 +96,9 @@ fn live_and_saved_rules_are_explained() -> Result<()> {
     let file = folder.path().join("list");
     fs::write(&file, namespace.run("nft", &["-j", "list", "ruleset"])?)?;
     let file = file.to_str().context("UTF-8")?;
-    is_captured(&explained(&[&QUESTION[..], &["--rules", file]].concat())?)?;
+    let found = explained(&[&QUESTION[..], &["--rules", file]].concat())?;
+    is_captured(&found)?;
+    ensure!(found["decidedBy"][0]["reason"]["purpose"].is_string(), "{found:#}");
     Ok(())
 }
 

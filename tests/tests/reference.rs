@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use millrace_core::infer::of_saved;
+use millrace_core::observed::Observed;
+use millrace_core::sim::of_nft_json;
+use millrace_core::status::read_native_back;
 use millrace_tests::binary;
 use millrace_tests::capture::{self, Variant, ran};
 use millrace_tests::netns::Namespace;
@@ -209,7 +213,7 @@ fn rules_are_those_that_the_reference_restores() -> Result<()> {
 }
 
 /// Verify that native rules, as nft lists them, are those that nft makes of the recorded
-/// transaction. The few that nft refuses to read have no rules to compare with.
+/// transaction, and that their settings are read back from the kernel and from the list. The few that nft refuses to read have no rules to compare with.
 fn native_rules(suite: &str, expected: usize) -> Result<()> {
     let recordings = recordings(suite)?;
     ensure!(recordings.is_empty() || recordings.len() >= expected, "{} cases", recordings.len());
@@ -231,6 +235,10 @@ fn native_rules(suite: &str, expected: usize) -> Result<()> {
         assert_eq!(list(&written)?, list(&wanted)?, "{}", recording.name);
         let (code, said) = ran(&written, &mut capture::millrace(["status"])?)?;
         assert_eq!(code, Some(0), "{}: {said}", recording.name);
+        let saved = written.run("nft", &["-j", "list", "ruleset"])?;
+        let native = of_saved(&of_nft_json(&saved)?.tables);
+        let saved = Observed { native, ..Observed::default() };
+        ensure!(read_native_back(&saved).is_some(), "{}: {saved:#?}", recording.name);
         compared += 1;
     }
     ensure!(recordings.is_empty() || compared * 10 >= 9 * expected, "{compared} compared");

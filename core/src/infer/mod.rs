@@ -5,12 +5,14 @@ mod facts;
 pub(crate) mod native;
 mod output;
 mod read;
+mod saved;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
 pub use facts::policy;
+pub use saved::of_saved;
 
 use crate::compile::Layout;
 use crate::dialect::Dialect;

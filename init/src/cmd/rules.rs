@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::dialect::istio;
 use millrace_core::facts::HostFacts;
+use millrace_core::infer::of_saved;
 use millrace_core::iptables::Dump;
 use millrace_core::nft::NftRuleset;
 use millrace_core::observed::{Holding, Observed, Variant};
 use millrace_core::plan::Groups;
-use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
+use millrace_core::ruleset::{Chain, Reason, Rule, Ruleset, Table};
 use millrace_core::sim::{
     Namespace, Program, Question, SourceTable, of_dump, of_listed, of_nft, of_nft_json, of_ruleset,
 };
@@ -183,11 +184,17 @@ fn of_files(paths: &[PathBuf], addresses: &[IpAddr]) -> Result<Rules> {
         let variant = Variant::Nft;
         observed.holdings.push(Holding { variant, family, dump });
     }
+    observed.native = of_saved(&tables);
+    let native = read_native_back(&observed).map(|found| found.ruleset);
+    if let Some(native) = &native {
+        explain_native(&mut tables, native);
+    }
     let explained = read_back(&observed).into_iter().find_map(|found| found.ruleset);
     for holding in &observed.holdings {
         tables.extend(explained_tables(holding, "iptables", explained.as_ref(), &Groups::new()));
     }
-    let routing = explained.map_or_else(Routing::default, |ruleset| ruleset.routing);
+    let routing = explained.map(|ruleset| ruleset.routing);
+    let routing = routing.or_else(|| native.map(|native| native.routing)).unwrap_or_default();
     let namespace = Namespace::pod(addresses, &routing);
     Ok(Rules { program: Program::new(tables), namespace, live: false })
 }
