@@ -323,7 +323,7 @@ mod tests {
     #[test]
     fn everything_that_is_wrong_is_told_at_once() {
         let error = parsed(
-            r#","backend":"ebpf","deadline":"0","proxy_uid":0,"kubeconfig":"here","log_max_bytes":1,
+            r#","backend":"ipvs","deadline":"0","proxy_uid":0,"kubeconfig":"here","log_max_bytes":1,
                "exclude_namespaces":"x","annotations":{"a":1},
                "runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"a":1}}"#,
         )
