@@ -12,11 +12,17 @@ pub enum Backend {
     IptablesLegacy,
     /// nftables, by netlink.
     Nftables,
+    /// Programs of the node, which decide when a connection begins.
+    Ebpf,
 }
 
 impl Backend {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::IptablesNft, Self::IptablesLegacy, Self::Nftables];
+    pub const ALL: [Self; 4] =
+        [Self::IptablesNft, Self::IptablesLegacy, Self::Nftables, Self::Ebpf];
+
+    /// Those that carry rules out.
+    pub const OF_RULES: [Self; 3] = [Self::IptablesNft, Self::IptablesLegacy, Self::Nftables];
 
     /// The name.
     pub const fn as_str(self) -> &'static str {
@@ -24,6 +30,7 @@ impl Backend {
             Self::IptablesNft => "iptables-nft",
             Self::IptablesLegacy => "iptables-legacy",
             Self::Nftables => "nftables",
+            Self::Ebpf => "ebpf",
         }
     }
 }
@@ -81,7 +88,7 @@ mod tests {
             finding("c", false, &[]),
         ]);
         let works: Vec<bool> = found.iter().map(|v| v.works).collect();
-        assert_eq!(works, [false, true, true]);
+        assert_eq!(works, [false, true, true, true]);
         assert_eq!(found[0].missing, ["b: get it"]);
     }
 }

@@ -259,8 +259,8 @@ pub struct Settings {
     pub accelerate: u32,
     /// The last id that was given to a pod's policy; the loader's.
     pub last_id: u32,
-    /// Not used.
-    pub reserved: u32,
+    /// The first 4 bytes of the hash of the programs' sources: of which version they are.
+    pub sources: u32,
 }
 
 /// A decision, as it is reported.

@@ -311,7 +311,8 @@ impl Session {
             netlink: !programs,
         };
         let wanted = match (request.rules, choice.map(|choice| choice.means.backend)) {
-            (None, _) | (_, None) => Wanted::Nothing,
+            // What eBPF captures needs no rules.
+            (None, _) | (_, None | Some(Backend::Ebpf)) => Wanted::Nothing,
             (Some(rules), Some(Backend::IptablesNft)) => {
                 Wanted::Iptables(rules.iptables, Variant::Nft)
             }

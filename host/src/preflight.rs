@@ -20,10 +20,10 @@ use crate::tools::{Role, Tools};
 use Backend::{IptablesLegacy, IptablesNft, Nftables};
 
 /// The number of a capability (`linux/capability.h`).
-const NET_ADMIN: u32 = 12;
+pub(crate) const NET_ADMIN: u32 = 12;
 const NET_RAW: u32 = 13;
 
-/// Look at everything.
+/// Look at everything that rules need; [`crate::ebpf::features`] looks for what eBPF needs.
 pub fn look() -> Vec<Finding> {
     let mut findings = capabilities();
     findings.push(nf_tables());
@@ -35,21 +35,31 @@ pub fn look() -> Vec<Finding> {
     findings
 }
 
-fn finding(what: impl Into<String>, there: bool, remedy: &str, needed_by: &[Backend]) -> Finding {
+pub(crate) fn finding(
+    what: impl Into<String>,
+    there: bool,
+    remedy: &str,
+    needed_by: &[Backend],
+) -> Finding {
     let remedy = if there { String::new() } else { remedy.to_owned() };
     Finding { what: what.into(), there, remedy, needed_by: needed_by.to_vec() }
 }
 
-/// The effective capabilities of this process (`proc_pid_status(5)`, `CapEff`).
-fn capabilities() -> Vec<Finding> {
+/// What to do where a capability is missing.
+pub(crate) const GRANT: &str = "add it to the container's security context";
+
+/// Whether this process has a capability in effect, by its number (`proc_pid_status(5)`, `CapEff`).
+pub(crate) fn has_capability(number: u32) -> bool {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    let has = |number: u32| mask & (1 << number) != 0;
-    let grant = "add it to the container's security context";
+    mask & (1 << number) != 0
+}
+
+fn capabilities() -> Vec<Finding> {
     vec![
-        finding("capability NET_ADMIN", has(NET_ADMIN), grant, &Backend::ALL),
-        finding("capability NET_RAW", has(NET_RAW), grant, &[IptablesLegacy]),
+        finding("capability NET_ADMIN", has_capability(NET_ADMIN), GRANT, &Backend::ALL),
+        finding("capability NET_RAW", has_capability(NET_RAW), GRANT, &[IptablesLegacy]),
     ]
 }
 

@@ -2,25 +2,118 @@
 
 use std::process::Command;
 
-use anyhow::Result;
-use millrace_tests::capture::{millrace, ran};
+use anyhow::{Context as _, Result};
+use millrace_tests::capture::{millrace, ran, wrapped};
+use millrace_tests::ebpf::{Cgroup, FOLDER, load, mount_bpffs};
 use millrace_tests::netns::Namespace;
+use serde_json::Value;
 
 /// Verify that a whole machine lets every backend work, and that looking changes nothing.
 #[test]
 fn every_backend_works_here() -> Result<()> {
+    let cgroup = Cgroup::enter()?;
     let namespace = Namespace::new()?;
+    load(&namespace)?;
     namespace.run("nft", &["add", "table", "inet", "somebody-elses"])?;
     let before = namespace.run("nft", &["list", "ruleset"])?;
-    for args in [&["preflight"][..], &["preflight", "--backend", "nftables"]] {
-        let (code, said) = ran(&namespace, &mut millrace(args)?)?;
+    for backend in [&[][..], &["--backend", "nftables"], &["--backend", "ebpf"]] {
+        let args = [&["preflight", "--bpffs", FOLDER], backend].concat();
+        let (code, said) = ran(&namespace, &mut millrace(&args)?)?;
         assert_eq!(code, Some(0), "{said}");
-        for backend in ["iptables-nft works", "iptables-legacy works", "nftables works"] {
-            assert!(said.contains(backend), "{said}");
+        for backend in ["iptables-nft", "iptables-legacy", "nftables", "ebpf"] {
+            assert!(said.contains(&format!("\n{backend} works\n")), "{said}");
         }
         assert!(!said.contains("\nno "), "{said}");
     }
     assert_eq!(namespace.run("nft", &["list", "ruleset"])?, before);
+    drop(cgroup);
+    Ok(())
+}
+
+/// Run `preflight --backend ebpf` behind these words; its exit code, and what eBPF lacks.
+fn ebpf(namespace: &Namespace, words: &[&str]) -> Result<(Option<i32>, String)> {
+    let args = ["preflight", "--backend", "ebpf", "--bpffs", FOLDER];
+    let (code, said) = ran(namespace, &mut wrapped(words, &millrace(args)?))?;
+    let (_, verdict) = said.split_once("\nebpf ").context("a verdict")?;
+    Ok((code, verdict.to_owned()))
+}
+
+/// Verify that eBPF's capabilities, mounts and parts of the kernel are each named when they are
+/// missing, that the other backends don't mind, and that `node-bpf load` says it as well.
+#[test]
+fn what_ebpf_lacks_is_named() -> Result<()> {
+    let namespace = Namespace::new()?;
+    let folder = "bpffs for /run/bpf/millrace: mount -t bpf bpf /sys/fs/bpf";
+    let (code, said) = ebpf(&namespace, &[])?;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.starts_with("does not work\n") && said.contains(folder), "{said}");
+    assert_eq!(said.lines().count(), 2, "{said}");
+    mount_bpffs(&namespace)?;
+    // Programs that are not loaded yet are no obstacle.
+    assert_eq!(ebpf(&namespace, &[])?, (Some(0), "works\n".to_owned()));
+    let args = ["preflight", "--bpffs", FOLDER, "--output", "json"];
+    let (_, said) = ran(&namespace, &mut millrace(args)?)?;
+    let json: Value = serde_json::from_str(&said)?;
+    let find = |list: &str, name: &str, value: &str| {
+        let list = json[list].as_array().into_iter().flatten();
+        list.clone().find(|item| item[name].as_str() == Some(value)).cloned()
+    };
+    let node = find("findings", "what", "the node's programs in /run/bpf/millrace");
+    assert_eq!(node.context("a finding")?["there"], false);
+    assert_eq!(find("backends", "backend", "ebpf").context("a verdict")?["works"], true);
+
+    for capability in ["bpf", "perfmon", "net_admin"] {
+        let set = format!("-{capability},-sys_admin");
+        let (bounding, inh) = (format!("--bounding-set={set}"), format!("--inh-caps={set}"));
+        let (code, said) = ebpf(&namespace, &["setpriv", &bounding, &inh])?;
+        assert_eq!(code, Some(1), "{said}");
+        let named = format!("\n    capability {}", capability.to_uppercase());
+        assert!(said.starts_with("does not work\n") && said.contains(&named), "{said}");
+        assert_eq!(said.lines().count(), 2, "{said}");
+    }
+
+    // A system call filter that refuses bpf(2), and a kernel that has nothing of it but arrays.
+    let strace = ["strace", "-qq", "-o", "/dev/null", "-e"];
+    let (code, said) = ebpf(&namespace, &[&strace[..], &["inject=bpf:error=EPERM"]].concat())?;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("\n    the system call bpf(2): ") && said.contains("seccomp"), "{said}");
+    let old = [&strace[..], &["inject=bpf:error=EINVAL:when=2+"]].concat();
+    let (code, said) = ebpf(&namespace, &old)?;
+    assert_eq!(code, Some(1), "{said}");
+    for part in [
+        "eBPF programs for connect() (connect4, connect6): it takes a kernel with CONFIG_CGROUP_BPF",
+        "eBPF programs for inbound connections (sk_lookup): it takes a kernel with CONFIG_INET",
+        "bpf_get_netns_cookie, by which pods are told apart: programs of type sock_addr lack it",
+        "bpf_sk_assign, which hands connections to the proxy: programs of type sk_lookup lack it",
+        "eBPF maps: ring buffer, for trace: it takes Linux 5.8",
+        "links of eBPF programs, which can be replaced: it takes Linux 5.9",
+    ] {
+        assert!(said.contains(&format!("\n    {part}")), "{part}\n{said}");
+    }
+    let load = millrace(["node-bpf", "load", "--bpffs", FOLDER])?;
+    let (code, said) = ran(&namespace, &mut wrapped(&old, &load))?;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("eBPF can't work here: eBPF programs for connect()"), "{said}");
+    Ok(())
+}
+
+/// Verify that `auto` writes rules where the node's programs are loaded and can't be used, and says
+/// what is missing in preflight's words.
+#[test]
+fn auto_falls_back_and_says_why() -> Result<()> {
+    let cgroup = Cgroup::enter()?;
+    let namespace = Namespace::new()?;
+    namespace.ip("link set lo up\n")?;
+    load(&namespace)?;
+    let args = ["apply", "--bpffs", FOLDER, "--ipv6", "off"];
+    let set = "-bpf,-sys_admin";
+    let (bounding, inh) = (format!("--bounding-set={set}"), format!("--inh-caps={set}"));
+    let unable = ["setpriv", &bounding, &inh];
+    let (code, said) = ran(&namespace, &mut wrapped(&unable, &millrace(args)?))?;
+    assert_eq!(code, Some(0), "{said}");
+    let why = "eBPF can't be used here, though the node has its programs: capability BPF";
+    assert!(said.contains(why) && said.contains("using nftables: "), "{said}");
+    drop(cgroup);
     Ok(())
 }
 

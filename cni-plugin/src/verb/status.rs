@@ -55,6 +55,8 @@ fn backend(wanted: Backend) -> Result<(), String> {
         })?;
     let verdicts = preflight::verdicts(&findings);
     let fits = |v: &&Verdict| match (wanted, v.backend) {
+        // `auto` has to work where the node's programs are not loaded as well.
+        (_, preflight::Backend::Ebpf) => false,
         (Backend::Auto | Backend::Ebpf, _) => true,
         (Backend::Nftables, of) => of == preflight::Backend::Nftables,
         (Backend::Iptables, of) => of != preflight::Backend::Nftables,

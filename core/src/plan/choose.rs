@@ -157,7 +157,8 @@ pub fn choose(
             }
             Wish::Programs(variant) => NoBackend::Forced(variant),
             Wish::Backend(Backend::IptablesLegacy) => NoBackend::Forced(Variant::Legacy),
-            Wish::Auto | Wish::Iptables => NoBackend::Nothing,
+            // eBPF carries no rules out; who asks for it does not come here.
+            Wish::Auto | Wish::Iptables | Wish::Backend(Backend::Ebpf) => NoBackend::Nothing,
         })
 }
 

@@ -12,6 +12,7 @@
 //! anywhere; the next one, or [`Node::collect`], takes away what it left.
 
 mod error;
+mod features;
 mod listener;
 mod maps;
 mod node;
@@ -24,6 +25,7 @@ mod target;
 mod trace;
 
 pub use error::EbpfError;
+pub use features::{features, lacking, unprivileged};
 pub use millrace_ebpf_common::{Address, Class, Event};
 pub use node::{Loaded, Node, Options, State, default_cgroup};
 pub use pod::{Enrolled, Found, Sizes};

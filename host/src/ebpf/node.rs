@@ -12,11 +12,11 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, fstatfs};
 
 use super::error::EbpfError;
 use super::maps::{Maps, NAMES};
-use super::program::Lookup;
+use super::program::{Lookup, sources};
 use super::sys_bpf;
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
-const BPF_FS: u32 = 0xcafe_4a11;
+pub(super) const BPF_FS: FsType = FsType(0xcafe_4a11);
 
 /// The programs at the cgroup, with their attach types (`enum bpf_attach_type`) and since which
 /// kernel there is such a one.
@@ -73,6 +73,8 @@ pub struct State {
     pub attached: Vec<String>,
     /// Programs that should be and are not.
     pub missing: Vec<String>,
+    /// Whether they are those of this version.
+    pub current: bool,
     /// Whether connections are short-circuited.
     pub accelerated: bool,
     /// One of how many decisions is reported; 0 for none.
@@ -126,9 +128,8 @@ impl Node {
             fs::create_dir_all(path)
                 .map_err(|source| EbpfError::NoFolder { folder: folder.to_owned(), source })?;
         }
-        let in_bpffs = File::open(folder).is_ok_and(|file| {
-            fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == FsType(BPF_FS.into()))
-        });
+        let in_bpffs = File::open(folder)
+            .is_ok_and(|file| fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == BPF_FS));
         if !in_bpffs {
             return Err(EbpfError::NoBpffs(folder.to_owned()));
         }
@@ -172,7 +173,8 @@ impl Node {
             attached.map_err(|e| EbpfError::io(ACCELERATOR, e))?;
         }
         let settings = node.maps.settings.get(&0)?.unwrap_or_default();
-        let settings = Settings { accelerate: options.accelerate.into(), ..settings };
+        let settings =
+            Settings { accelerate: options.accelerate.into(), sources: sources(), ..settings };
         node.maps.settings.set(&0, &settings)?;
         let program = accept(INBOUND, object.program_mut(INBOUND))?;
         let number = program.as_fd().as_raw_fd().cast_unsigned();
@@ -232,6 +234,7 @@ impl Node {
     pub fn state(&self) -> Result<State, EbpfError> {
         let settings = self.maps.settings.get(&0)?.unwrap_or_default();
         let mut state = State {
+            current: settings.sources == sources(),
             accelerated: settings.accelerate != 0,
             sample: settings.sample,
             pending: self.maps.flows.keys()?.len(),

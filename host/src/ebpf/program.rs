@@ -17,6 +17,11 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!("millrace.bpf.o");
 /// The hash of the sources that it was made of.
 pub const SOURCES: &str = include_str!("millrace.bpf.sha256");
 
+/// The first 4 bytes of that hash, by which loaded programs are told from those of other versions.
+pub(super) fn sources() -> u32 {
+    SOURCES.get(..8).and_then(|hex| u32::from_str_radix(hex, 16).ok()).unwrap_or(0)
+}
+
 /// The program for single pods.
 const LOOKUP: &str = "mr_sklookup";
 

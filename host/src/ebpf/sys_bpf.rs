@@ -277,6 +277,41 @@ pub(super) fn attach_to_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io:
 /// One instruction (`struct bpf_insn`), as 8 bytes.
 pub(super) type Instruction = [u8; 8];
 
+/// Whether the kernel takes a program of this type (`enum bpf_prog_type`) for this attach type: one
+/// that says yes to everything is loaded, and gone at once.
+pub(super) fn try_program(kind: u32, attach: u32) -> io::Result<()> {
+    // r0 = 1; exit
+    const YES: [Instruction; 2] = [[0xb7, 0, 0, 0, 1, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+    let mut argument = Load { kind, attach, ..load_argument(&YES) };
+    bpf(PROG_LOAD, &mut argument).map(owned).map(drop)
+}
+
+/// Whether the kernel knows how to detach a link, the latest of the commands for them: it is asked
+/// for one that there can't be.
+pub(super) fn try_links() -> io::Result<()> {
+    match bpf(LINK_DETACH, &mut LinkDetach { link: u32::MAX }) {
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+fn load_argument(instructions: &[Instruction]) -> Load {
+    Load {
+        kind: TYPE_SK_LOOKUP,
+        count: u32::try_from(instructions.len()).unwrap_or(u32::MAX),
+        instructions: instructions.as_ptr() as u64,
+        licence: c"Apache-2.0".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+        name: [0; 16],
+        ifindex: 0,
+        attach: ATTACH_SK_LOOKUP,
+    }
+}
+
 /// Load a pod's `sk_lookup` program. An error comes with what the verifier says.
 pub(super) fn load_lookup(
     instructions: &[Instruction],
@@ -286,21 +321,7 @@ pub(super) fn load_lookup(
     for (place, byte) in short.iter_mut().take(15).zip(name.bytes()) {
         *place = byte;
     }
-    let count = u32::try_from(instructions.len()).unwrap_or(u32::MAX);
-    let mut argument = Load {
-        kind: TYPE_SK_LOOKUP,
-        count,
-        instructions: instructions.as_ptr() as u64,
-        licence: c"Apache-2.0".as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log: 0,
-        kernel_version: 0,
-        flags: 0,
-        name: short,
-        ifindex: 0,
-        attach: ATTACH_SK_LOOKUP,
-    };
+    let mut argument = Load { name: short, ..load_argument(instructions) };
     bpf(PROG_LOAD, &mut argument).map(owned).map_err(|error| {
         // Once more, for the reason.
         let mut log = vec![0_u8; 1 << 20];

@@ -148,9 +148,10 @@ fn preflight() -> Command {
         .about("Say which backends can work here, and what the others lack")
         .long_about(
             "Say what this namespace, kernel and container have: capabilities, nf_tables and its \
-             expressions, iptables' own tables, programs, IPv6; which backends can work with that, \
-             and what is missing for the others. Nothing is changed in the namespace; the kernel \
-             may load modules that it is asked for.",
+             expressions, iptables' own tables, programs, IPv6, and everything that eBPF capture is \
+             made of; which backends can work with that, and what is missing for the others. \
+             Nothing is changed in the namespace; the kernel may load modules that it is asked \
+             for.",
         )
         .after_help("Exit codes: 0 the backend works (without --backend: any of them); 1 it does not, or something failed; 2 the command line can't be read.")
         .arg(
@@ -158,8 +159,9 @@ fn preflight() -> Command {
                 .long("backend")
                 .value_name("BACKEND")
                 .help("The backend that has to work [default: any]")
-                .value_parser(["iptables", "iptables-nft", "iptables-legacy", "nftables"]),
-        );
+                .value_parser(["iptables", "iptables-nft", "iptables-legacy", "nftables", "ebpf"]),
+        )
+        .arg(super::node::bpffs());
     in_namespace(command)
 }
 

@@ -16,7 +16,7 @@ use millrace_core::value::Family;
 
 use super::ask::{self, Asked, Sources, Typed};
 use super::commands::{alone, command};
-use super::node::{Ebpf, NodeBpf, ebpf, node_bpf};
+use super::node::{Ebpf, NodeBpf, ebpf, folder, node_bpf};
 use super::trace::{self, Trace};
 
 /// A command with everything that was typed.
@@ -149,6 +149,8 @@ pub(crate) struct Preflight {
     pub(crate) common: Common,
     /// The backend that has to work; any of them without.
     pub(crate) backend: Option<String>,
+    /// Where the pins of eBPF capture are.
+    pub(crate) bpffs: PathBuf,
 }
 
 #[derive(Debug)]
@@ -218,6 +220,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
         "preflight" => Own::Preflight(Preflight {
             common: common(m)?,
             backend: m.get_one::<String>("backend").cloned(),
+            bpffs: folder(m),
         }),
         "explain" => Own::Explain(Explain {
             common: common(m)?,
@@ -374,7 +377,8 @@ fn wish(m: &ArgMatches) -> Result<Wish, NotTyped> {
         }
         ("iptables", None) => Wish::Iptables,
         (name, None) => {
-            Backend::ALL.into_iter().find(|b| b.as_str() == name).map_or(Wish::Auto, Wish::Backend)
+            let rules = Backend::OF_RULES.into_iter().find(|backend| backend.as_str() == name);
+            rules.map_or(Wish::Auto, Wish::Backend)
         }
     })
 }

@@ -9,7 +9,7 @@ use millrace_core::facts::HostFacts;
 use millrace_core::plan::Wish;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::status::{State, judge};
-use millrace_host::ebpf::{EbpfError, Enrolled, Found, Node, Target};
+use millrace_host::ebpf::{EbpfError, Enrolled, Found, Node, Target, lacking, unprivileged};
 use millrace_host::engine::{Drift, Request, Rules, Session};
 use millrace_host::exec;
 use millrace_host::observe::Look;
@@ -88,10 +88,19 @@ pub(super) fn can(
     facts: &HostFacts,
     policy: &CapturePolicy,
 ) -> Result<bool> {
-    let Some(node) = loaded(folder)? else { return Ok(false) };
-    let target = Target::current()?;
-    if node.pod(target.cookie())?.is_some() {
-        return Ok(true);
+    let found = match loaded(folder) {
+        Ok(None) => return Ok(false),
+        Ok(Some(node)) => Target::current().and_then(|target| node.pod(target.cookie())),
+        Err(error) => Err(error),
+    };
+    let unable = match found {
+        Ok(Some(_)) => return Ok(true),
+        Ok(None) => unprivileged(),
+        Err(error) => Some(lacking(folder).unwrap_or_else(|| error.to_string())),
+    };
+    if let Some(why) = unable {
+        warn(&format!("eBPF can't be used here, though the node has its programs: {why}"));
+        return Ok(false);
     }
     let observed = session.observe(&exec::Options::default(), Look::Fast)?;
     let found = judge(&observed, None, &facts.groups);
@@ -108,14 +117,14 @@ pub(super) fn can(
 }
 
 /// The node's programs, if they are loaded.
-fn loaded(folder: &Path) -> Result<Option<Node>> {
+fn loaded(folder: &Path) -> Result<Option<Node>, EbpfError> {
     // Without privilege the kernel does not even say that there is nothing.
     if !folder.join("maps").is_dir() {
         return Ok(None);
     }
     match Node::open(folder) {
         Err(EbpfError::NotLoaded(_)) => Ok(None),
-        opened => Ok(opened.map(Some)?),
+        opened => opened.map(Some),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use millrace_host::ebpf::{EbpfError, Node, OBJECT, Options, default_cgroup};
+use millrace_host::ebpf::{EbpfError, Node, OBJECT, Options, default_cgroup, lacking};
 use serde_json::{Value, json};
 
 use super::ebpf::{counters_text, pod_json};
@@ -20,7 +20,15 @@ pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
             let (accelerate, max_pods, max_networks) = (*accelerate, *max_pods, *max_networks);
             let object = OBJECT;
             let options = Options { cgroup, accelerate, max_pods, max_networks, object };
-            let (_, loaded) = Node::load(&command.folder, &options)?;
+            let (_, loaded) = Node::load(&command.folder, &options).map_err(|error| {
+                // The kernel's error is of one program; what it lacks is said by preflight's look.
+                let lacking = lacking(&command.folder);
+                let error = anyhow::Error::new(error);
+                match lacking {
+                    Some(what) => error.context(format!("eBPF can't work here: {what}")),
+                    None => error,
+                }
+            })?;
             let text = format!(
                 "{} programs attached, {} replaced; {} pods\n",
                 loaded.attached.len(),
@@ -66,6 +74,9 @@ fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
     let mut text = format!("loaded: {} programs attached", state.attached.len());
     if !state.missing.is_empty() {
         text.push_str(&format!(", missing: {}", state.missing.join(", ")));
+    }
+    if !state.current {
+        text.push_str(", of another version");
     }
     if state.accelerated {
         text.push_str(", accelerated");

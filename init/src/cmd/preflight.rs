@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use millrace_core::preflight::{Backend, verdicts};
+use millrace_host::ebpf::features;
 use millrace_host::preflight::look;
 use serde_json::json;
 
@@ -12,7 +13,8 @@ use crate::exit::Exit;
 
 pub(crate) fn preflight(preflight: &Preflight) -> Result<Exit> {
     namespace::enter(&preflight.common.place)?;
-    let findings = look();
+    let mut findings = look();
+    findings.extend(features(&preflight.bpffs));
     let verdicts = verdicts(&findings);
     if preflight.common.json {
         print_json(&json!({ "findings": findings, "backends": verdicts }))?;
@@ -37,7 +39,8 @@ pub(crate) fn preflight(preflight: &Preflight) -> Result<Exit> {
     }
     let wanted = |backend: Backend| {
         preflight.backend.as_deref().is_none_or(|name| {
-            backend.as_str() == name || name == "iptables" && backend != Backend::Nftables
+            let iptables = matches!(backend, Backend::IptablesNft | Backend::IptablesLegacy);
+            backend.as_str() == name || name == "iptables" && iptables
         })
     };
     let good = verdicts.iter().any(|verdict| verdict.works && wanted(verdict.backend));
