@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use crate::plan::Groups;
 use crate::policy::{CapturePolicy, DnsScope, GroupSelection, InboundSelection, NetworkSelection};
-use crate::ruleset::{Owner, Ruleset};
-use crate::sim::{Fate, How, Identity, Namespace, Program, Protocol, Question, of_ruleset};
+use crate::ruleset::Owner;
+use crate::sim::{Fate, How, Identity, Namespace, Program, Protocol, Question, RuleId};
 use crate::value::{Cidr, Family};
 
 /// Who makes a connection.
@@ -210,8 +210,8 @@ impl fmt::Display for Finding {
 pub struct Asked<'a> {
     /// What is to be captured.
     pub policy: &'a CapturePolicy,
-    /// The rules that it means.
-    pub rules: &'a Ruleset,
+    /// What carries it out.
+    pub program: &'a Program,
     /// Group names and their numbers.
     pub groups: &'a Groups,
     /// The pod.
@@ -234,8 +234,7 @@ const DNS: u16 = 53;
 
 /// The connections that prove it.
 pub fn checks(asked: &Asked<'_>) -> Vec<Check> {
-    let program = Program::new(of_ruleset(asked.rules, asked.groups));
-    let mut maker = Checks { asked, program, list: Vec::new() };
+    let mut maker = Checks { asked, list: Vec::new() };
     for family in Family::ALL {
         if maker.address(family).is_some() || family == Family::V4 {
             maker.outbound(family);
@@ -249,7 +248,6 @@ pub fn checks(asked: &Asked<'_>) -> Vec<Check> {
 
 struct Checks<'a> {
     asked: &'a Asked<'a>,
-    program: Program,
     list: Vec<Check>,
 }
 
@@ -319,7 +317,7 @@ impl Checks<'_> {
         if self.list.iter().any(same) {
             return;
         }
-        let answer = self.program.answer(self.asked.namespace, &question);
+        let answer = self.asked.program.answer(self.asked.namespace, &question);
         let expected = match answer.fate {
             Fate::Delivered { port, original, how, .. } => {
                 Expected::Arrives { port, original, how }
@@ -330,7 +328,8 @@ impl Checks<'_> {
             // Nothing is promised, so nothing is to be proved.
             Fate::Unknown { .. } => return,
         };
-        let reasons = answer.decided.iter().filter_map(|id| self.program.rule(*id).reason.as_ref());
+        let rule = |id: &RuleId| self.asked.program.rule(*id).reason.as_ref();
+        let reasons = answer.decided.iter().filter_map(rule);
         let because = reasons.map(ToString::to_string).collect();
         self.list.push(Check { proves, maker, owner, protocol, source, to, expected, because });
     }

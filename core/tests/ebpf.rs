@@ -5,55 +5,24 @@
 
 mod support;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use millrace_core::compile::compile as rules;
-use millrace_core::dialect::istio;
-use millrace_core::ebpf::{Addresses, Entry, IdMap, MAX_NETWORKS, Refusal, compile};
+use millrace_core::dialect::{istio, native};
+use millrace_core::ebpf::{Addresses, Entry, IdMap, MAX_NETWORKS, Refusal, compile, judge, read};
 use millrace_core::facts;
 use millrace_core::policy::{CapturePolicy, InboundMode, Interfaces, NetworkSelection};
 use millrace_core::sim::{
-    self, EPHEMERAL, Identity, Known, Namespace, Outcome, Program, Question, of_ruleset,
+    self, EPHEMERAL, Identity, Known, Listening, Namespace, Outcome, Program, Question, of_ebpf,
+    of_ruleset,
 };
 use millrace_core::source::{Source, Sourced};
 use millrace_core::value::Cidr;
-use millrace_ebpf_common::{
-    Address, Class, Connection, Direction, PORTS_IN_CHUNK, Protocol, Sets, Verdict, decide,
-};
+use millrace_ebpf_common::{Class, Verdict};
 use proptest::prelude::*;
 use support::configs;
 
 const POD: [&str; 2] = ["10.4.0.2", "fd00:4::2"];
-
-/// The maps of one pod, found as the kernel finds them.
-struct Maps<'e>(&'e Entry);
-
-impl Sets for Maps<'_> {
-    fn network(&self, _: u32, address: &Address) -> u32 {
-        let whole = u128::from_be_bytes(address.octets());
-        let around = self.0.networks.iter().filter(|((octets, length), _)| {
-            let shift = 128 - u32::from(*length);
-            let differ = (u128::from_be_bytes(*octets) ^ whole).checked_shr(shift);
-            differ.unwrap_or(0) == 0
-        });
-        around.max_by_key(|((_, length), _)| *length).map_or(0, |(_, flags)| *flags)
-    }
-
-    fn port(&self, _: u32, port: u16) -> u32 {
-        self.0.ports.get(&(port / PORTS_IN_CHUNK)).map_or(0, |chunk| chunk.flags(port))
-    }
-
-    fn names_group(&self, _: u32, gid: u32) -> bool {
-        self.0.groups.contains(&gid)
-    }
-}
-
-fn address(ip: IpAddr) -> Address {
-    Address::from_octets(match ip {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-        IpAddr::V6(ip) => ip.octets(),
-    })
-}
 
 /// What the programs can carry out of a policy.
 fn able(mut policy: CapturePolicy) -> CapturePolicy {
@@ -72,27 +41,7 @@ fn entry(policy: &CapturePolicy) -> Entry {
 }
 
 fn judged(entry: &Entry, question: &Question) -> Verdict {
-    let out = question.direction == sim::Direction::Out;
-    let any: IpAddr = if question.destination.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
-    let owner = question.owner.unwrap_or(Identity { uid: 0, gid: 0 });
-    let connection = Connection {
-        direction: if out { Direction::Outbound } else { Direction::Inbound },
-        protocol: if question.protocol == sim::Protocol::TCP {
-            Protocol::Tcp
-        } else {
-            Protocol::Udp
-        },
-        uid: owner.uid,
-        gid: owner.gid,
-        source: address(question.source.unwrap_or(any)),
-        destination: address(question.destination),
-        port: question.port,
-    };
-    decide(&entry.pod, &Maps(entry), &connection)
+    judge(entry, question).unwrap()
 }
 
 fn questions() -> impl Strategy<Value = Question> {
@@ -156,7 +105,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     /// Verify the decisions against the simulator's walk through the rules of iptables, for 200,000
-    /// pairs of policy and connection, of which more than half can happen.
+    /// pairs of policy and connection, of which more than half can happen. And that the walk through
+    /// the same decisions as rules ends so, for the same reason, also when the policy has been read
+    /// back from the pod's entry.
     #[test]
     fn the_programs_decide_what_the_rules_do(
         config in configs(),
@@ -166,6 +117,12 @@ proptest! {
         let entry = entry(&policy);
         let ruleset = rules(&policy, &istio::LAYOUT);
         let program = Program::new(of_ruleset(&ruleset, &facts::groups("java:x:202:\n")));
+        // What the programs decide, as rules: of the policy, and of the policy that is read back.
+        let numbers = facts::groups("java:x:202:\n");
+        let as_rules = |policy: &CapturePolicy| {
+            Program::new(of_ebpf(policy, &entry.own(), &numbers, Listening::ALL))
+        };
+        let (meant, found) = (as_rules(&policy), as_rules(&read(&entry, &native::DIALECT).unwrap()));
         let pod = Namespace::pod(&POD.map(|ip| ip.parse().unwrap()), &ruleset.routing);
         for question in questions {
             // What arrives for somebody else belongs to no socket here.
@@ -180,6 +137,20 @@ proptest! {
                 continue;
             }
             let verdict = judged(&entry, &question);
+            for (program, whose) in [(&meant, "the policy's"), (&found, "the entry's")] {
+                let answer = program.answer(&pod, &question);
+                let port = match answer.outcome {
+                    Outcome::Captured { port: Some(port), .. } => port,
+                    Outcome::Dropped { .. } => continue,
+                    Outcome::Unknown { what } => panic!("{question}: {what}"),
+                    _ => 0,
+                };
+                prop_assert_eq!(verdict.port, port, "{}, {}: {:?}", question, whose, policy);
+                let text = answer.decided.last().map(|id| program.rule(*id).text.as_str());
+                let class = text.and_then(|text| text.split_once(": ")).map(|(class, _)| class);
+                let class = class.unwrap_or("none");
+                prop_assert_eq!(verdict.class.as_str(), class, "{}, {}: {:?}", question, whose, policy);
+            }
             let wanted = match program.answer(&pod, &question).outcome {
                 Outcome::Captured { port: Some(port), .. } => port,
                 Outcome::Unknown { what } => panic!("{question}: {what}"),

@@ -6,9 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use millrace_core::dialect::istio;
-use millrace_core::ebpf::{Refusals, compile};
-use millrace_host::ebpf::{Enrolled, Node, OBJECT, Options, Target, default_cgroup};
+use millrace_core::dialect::{istio, native};
+use millrace_core::ebpf::{Refusals, compile, read};
+use millrace_core::plan::Groups;
+use millrace_core::sim::{SourceTable, of_ebpf};
+use millrace_host::ebpf::{Enrolled, Node, OBJECT, Options, Target, default_cgroup, listening};
 use millrace_host::engine::Session;
 use millrace_host::facts;
 use nix::mount::{MsFlags, mount};
@@ -114,6 +116,17 @@ pub fn node<T: Send>(
     ask: impl FnOnce(&Node) -> Result<T> + Send,
 ) -> Result<T> {
     namespace.enter(|| ask(&Node::open(Path::new(FOLDER))?))?
+}
+
+/// What the programs do in a pod that is captured, read back from their maps.
+pub fn tables(namespace: &Namespace) -> Result<Vec<SourceTable>> {
+    namespace.enter(|| -> Result<_> {
+        let node = Node::open(Path::new(FOLDER))?;
+        let entry = node.entry(&Target::current()?)?.context("the pod is enrolled")?;
+        let policy = read(&entry, &native::DIALECT)?;
+        let listening = listening(entry.pod.inbound_port)?;
+        Ok(of_ebpf(&policy, &entry.own(), &Groups::new(), listening))
+    })?
 }
 
 /// Millrace's eBPF capture, also for configurations that come as istio-iptables' flags.

@@ -15,6 +15,7 @@ use millrace_host::observe::Look;
 use millrace_host::{exec, surroundings};
 
 use crate::binary;
+use crate::capture::{millrace, ran};
 use crate::dumps;
 use crate::netns::Namespace;
 use crate::process::{self, Listeners};
@@ -100,6 +101,26 @@ enum Where {
     Pod,
     Outside,
     Side,
+}
+
+impl Try {
+    /// The same by a socket whose port the kernel chooses, where its address is not given either.
+    #[must_use]
+    pub fn unbound(mut self) -> Self {
+        if self.from == Where::Pod && self.dial.from.is_none() {
+            self.dial.from_port = None;
+        }
+        self
+    }
+
+    /// The question, with the port that the kernel chose.
+    pub fn as_answered(&self, outcome: &Outcome) -> Question {
+        let mut question = self.question.clone();
+        if let (None, Outcome::Answered { answer, .. }) = (self.dial.from_port, outcome) {
+            question.source_port = answer.peer.port();
+        }
+        question
+    }
 }
 
 /// A pod with two neighbours, in which every port of the questions has a listener.
@@ -197,15 +218,35 @@ impl Ground {
                 "the pod holds no rules"
             );
             let mut around = surroundings::namespace(&observed)?;
-            let identity = |i: Identity| millrace_core::sim::Identity { uid: i.uid, gid: i.gid };
-            for port in [15001, 15006, 15008, 15053] {
-                around.listeners.insert(port, identity(PROXY));
-            }
-            for port in TCP_PORTS.into_iter().chain(UDP_PORTS) {
-                around.listeners.insert(port, identity(APP));
-            }
+            listeners(&mut around);
             Ok((Program::new(tables), around))
         })?
+    }
+
+    /// Load the node's programs for the pod.
+    pub fn load_ebpf(&self) -> Result<()> {
+        crate::ebpf::load(&self.topology.pod)
+    }
+
+    /// Capture the pod by eBPF, and say what it holds, read back from the kernel, and what is around
+    /// it. None if eBPF refuses the policy.
+    pub fn by_ebpf(&self, flags: &[String]) -> Result<Option<(Program, Surroundings)>> {
+        let words = ["apply", "--backend", "ebpf", "--bpffs", crate::ebpf::FOLDER];
+        let flags = flags.iter().map(String::as_str);
+        let mut command = millrace(words.into_iter().chain(flags))?;
+        let (code, said) = ran(&self.topology.pod, &mut command)?;
+        if code != Some(0) {
+            ensure!(said.contains("eBPF can't carry this configuration out"), "{said}");
+            return Ok(None);
+        }
+        let tables = crate::ebpf::tables(&self.topology.pod)?;
+        let around = self.topology.pod.enter(|| {
+            let observed = Session::open()?.observe(&exec::Options::default(), Look::Fast)?;
+            let mut around = surroundings::namespace(&observed)?;
+            listeners(&mut around);
+            anyhow::Ok(around)
+        })??;
+        Ok(Some((Program::new(tables), around)))
     }
 
     /// The same rules as the backend's own programs print them.
@@ -319,6 +360,17 @@ impl Ground {
             };
             threads.into_iter().map(join).collect()
         })
+    }
+}
+
+/// Who listens in the pod.
+fn listeners(around: &mut Surroundings) {
+    let identity = |i: Identity| millrace_core::sim::Identity { uid: i.uid, gid: i.gid };
+    for port in [15001, 15006, 15008, 15053] {
+        around.listeners.insert(port, identity(PROXY));
+    }
+    for port in TCP_PORTS.into_iter().chain(UDP_PORTS) {
+        around.listeners.insert(port, identity(APP));
     }
 }
 

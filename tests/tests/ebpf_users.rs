@@ -13,6 +13,7 @@ use millrace_tests::netns::Namespace;
 use millrace_tests::process::Listeners;
 use millrace_tests::topology::ROOT;
 use millrace_tests::wire::{Dial, Failure, Identity, Listen, Outcome, Proto, Serve};
+use serde_json::Value;
 
 /// The first of the machine's ids that the pod has.
 const FIRST: u32 = 300_000;
@@ -92,6 +93,14 @@ fn ids_are_those_of_the_pod() -> Result<()> {
     let own = users.dial(1337, "10.1.0.9:80")?;
     let failed = matches!(&own, Outcome::Failed(Failure::TimedOut | Failure::Unreachable));
     ensure!(failed, "the proxy's own connection: {own}");
+    // The question is asked, and answered, with the pod's ids.
+    for (uid, port) in [("uid=1000", Value::from(15001)), ("uid=1337", Value::Null)] {
+        let explain = ["explain", "--live", "--bpffs", FOLDER, "--output", "json"];
+        let explain = [&explain[..], &["--from", uid, "--to", "10.1.0.9:80/tcp"]].concat();
+        let (code, said) = ran(&users.pod, &mut millrace(explain)?)?;
+        let found: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+        ensure!(code == Some(0) && found["fate"]["port"] == port, "{uid}: {said}");
+    }
     let nobody = [&apply[..], &["--proxy-uid", "70000"]].concat();
     let (code, said) = ran(&users.pod, &mut millrace(nobody)?)?;
     ensure!(code == Some(1) && said.contains("user 70000 is not mapped"), "{said}");

@@ -1,10 +1,11 @@
 //! The simulator against the kernel: random policies, random connections, really made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_core::sim::compare::{compare, difference_text};
+use millrace_tests::ebpf::Cgroup;
 use millrace_tests::fates::{Dice, Ground, Try, alike, differs, policy};
 use millrace_tests::wire::Outcome;
 
@@ -16,6 +17,44 @@ fn setting(name: &str, usual: u64) -> Result<u64> {
         Ok(text) => text.parse().with_context(|| format!("{name}={text}")),
         Err(_) => Ok(usual),
     }
+}
+
+/// Verify the same where eBPF captures: what is read back from its maps says what becomes of each
+/// connection.
+#[test]
+fn the_kernel_does_what_the_ebpf_maps_say() -> Result<()> {
+    let policies = setting("MILLRACE_POLICIES", 8)?;
+    let seed = setting("MILLRACE_SEED", u64::from(std::process::id()))?;
+    println!("MILLRACE_SEED={seed} MILLRACE_POLICIES={policies}");
+    let mut dice = Dice(seed);
+    let _cgroup = Cgroup::enter()?;
+    let mut ground = Ground::new()?;
+    ground.load_ebpf()?;
+    let (mut wrong, mut able) = (String::new(), 0);
+    let mut names = BTreeSet::new();
+    while able < policies {
+        let flags = policy(&mut dice);
+        let Some((program, around)) = ground.by_ebpf(&flags)? else { continue };
+        able += 1;
+        // Programs can't give a socket an address that has a port already.
+        let connection = |_| ground.connection(&mut dice).unbound();
+        let tries: Vec<Try> = (0..CONNECTIONS).map(connection).collect();
+        let outcomes = ground.make(&tries)?;
+        for (one, outcome) in tries.iter().zip(&outcomes) {
+            if let Outcome::Answered { answer, .. } = outcome {
+                names.insert(answer.name.clone());
+            }
+            if let Some(why) = differs(&program, &around, &one.as_answered(outcome), outcome) {
+                writeln!(wrong, "policy {able}: {}\n{why}", flags.join(" "))?;
+            }
+        }
+    }
+    let count = wrong.matches("\nreally: ").count();
+    ensure!(wrong.is_empty(), "MILLRACE_SEED={seed}: {count} connections differ\n{wrong}");
+    for name in ["app", "proxy", "outside"] {
+        ensure!(names.contains(name), "nobody reached {name}");
+    }
+    Ok(())
 }
 
 /// Verify that what becomes of connections is what the simulator says, under random policies, with

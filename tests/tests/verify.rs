@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::capture::{millrace, millrace_in_pod, ran};
+use millrace_tests::ebpf::{Cgroup, FOLDER, enrol, load};
 use millrace_tests::process::Listeners;
 use millrace_tests::snapshot::Snapshot;
 use millrace_tests::topology::{Layout, Stack, Topology};
@@ -47,44 +48,76 @@ fn verify(topology: &Topology, settings: &[&str], code: i32) -> Result<Value> {
 fn every_backend_is_proved() -> Result<()> {
     for backend in BACKENDS {
         let topology = captured(backend, &SETTINGS)?;
-        let before = Snapshot::take(&topology.pod)?.without_counters();
-        let found = verify(&topology, &SETTINGS, 0)?;
-        assert_eq!((&found["failed"], &found["skipped"]), (&0.into(), &0.into()), "{found:#}");
-        let connections = found["connections"].as_array().context("connections")?;
-        for (maker, protocol) in [
-            ("application", "tcp"),
-            ("application", "udp"),
-            ("proxy", "tcp"),
-            ("proxy", "udp"),
-            ("outside", "tcp"),
-            ("outside", "udp"),
-        ] {
-            for family in [".", "["] {
-                let is = |c: &&Value| {
-                    let to = c["to"].as_str().unwrap_or_default();
-                    c["maker"] == maker && c["protocol"] == protocol && to.contains(family)
-                };
-                let count = connections.iter().filter(is).count();
-                ensure!(count > 0, "{backend}: no {protocol} of {maker} to {family}");
-            }
-        }
-        for family in [".", "["] {
-            let answered = |c: &&Value| {
-                let to = c["to"].as_str().unwrap_or_default();
-                let asked = c["protocol"] == "udp" && to.contains(family) && to.ends_with(":53");
-                asked && c["maker"] == "application" && c["result"]["port"] == 15053
-            };
-            ensure!(
-                connections.iter().any(|c| answered(&c)),
-                "no DNS query to {family}: {found:#}"
-            );
-        }
-        let captured = |c: &&Value| c["result"]["port"] == 15006 && c["maker"] == "outside";
-        assert_eq!(connections.iter().filter(captured).count(), 2, "{found:#}");
-        assert_eq!(verify(&topology, &[], 0)?["failed"], 0);
-        let after = Snapshot::take(&topology.pod)?.without_counters();
-        assert_eq!(before.differences(&after), "", "{backend}");
+        is_proved(&topology, &[]).with_context(|| backend.to_owned())?;
     }
+    Ok(())
+}
+
+/// The same where eBPF captures; and that another entry than the configuration's is found, and that
+/// a pod that eBPF does not capture is no success.
+#[test]
+fn ebpf_is_proved() -> Result<()> {
+    let (topology, cgroup) = captured_by_ebpf(&SETTINGS)?;
+    is_proved(&topology, &["--bpffs", FOLDER])?;
+    let other =
+        [&["--bpffs", FOLDER, "--exclude-outbound-ports", "61000"], &SETTINGS[..4]].concat();
+    let found = verify(&topology, &other, 126)?;
+    let connections = found["connections"].as_array().context("connections")?;
+    let wrong = |c: &&Value| c["passed"] == false && c["result"]["port"] == 15001;
+    ensure!(connections.iter().any(|c| wrong(&c)), "{found:#}");
+    millrace_in_pod(&topology, &["cleanup", "--bpffs", FOLDER], 0)?;
+    let said = millrace_in_pod(&topology, &["verify", "--backend", "ebpf", "--bpffs", FOLDER], 1)?;
+    ensure!(said.contains("eBPF does not capture this pod"), "{said}");
+    drop(cgroup);
+    Ok(())
+}
+
+/// A pod that eBPF captures with these settings; nobody listens in it.
+fn captured_by_ebpf(settings: &[&str]) -> Result<(Topology, Cgroup)> {
+    let cgroup = Cgroup::enter()?;
+    let mut topology = Topology::new(Stack::Dual, Layout::default())?;
+    topology.stop_listeners();
+    load(&topology.pod)?;
+    enrol(&topology, settings)?;
+    Ok((topology, cgroup))
+}
+
+/// Whether a pod with [`SETTINGS`] is proved to have them, with and without saying them.
+fn is_proved(topology: &Topology, options: &[&str]) -> Result<()> {
+    let before = Snapshot::take(&topology.pod)?.without_counters();
+    let found = verify(topology, &[options, &SETTINGS].concat(), 0)?;
+    assert_eq!((&found["failed"], &found["skipped"]), (&0.into(), &0.into()), "{found:#}");
+    let connections = found["connections"].as_array().context("connections")?;
+    for (maker, protocol) in [
+        ("application", "tcp"),
+        ("application", "udp"),
+        ("proxy", "tcp"),
+        ("proxy", "udp"),
+        ("outside", "tcp"),
+        ("outside", "udp"),
+    ] {
+        for family in [".", "["] {
+            let is = |c: &&Value| {
+                let to = c["to"].as_str().unwrap_or_default();
+                c["maker"] == maker && c["protocol"] == protocol && to.contains(family)
+            };
+            let count = connections.iter().filter(is).count();
+            ensure!(count > 0, "no {protocol} of {maker} to {family}");
+        }
+    }
+    for family in [".", "["] {
+        let answered = |c: &&Value| {
+            let to = c["to"].as_str().unwrap_or_default();
+            let asked = c["protocol"] == "udp" && to.contains(family) && to.ends_with(":53");
+            asked && c["maker"] == "application" && c["result"]["port"] == 15053
+        };
+        ensure!(connections.iter().any(|c| answered(&c)), "no DNS query to {family}: {found:#}");
+    }
+    let captured = |c: &&Value| c["result"]["port"] == 15006 && c["maker"] == "outside";
+    assert_eq!(connections.iter().filter(captured).count(), 2, "{found:#}");
+    assert_eq!(verify(topology, options, 0)?["failed"], 0);
+    let after = Snapshot::take(&topology.pod)?.without_counters();
+    assert_eq!(before.differences(&after), "");
     Ok(())
 }
 
@@ -139,6 +172,23 @@ fn a_running_proxy_is_no_hindrance() -> Result<()> {
         ensure!(connections.iter().filter(by_proxy).count() >= 2, "{found:#}");
         ensure!(found["skipped"] == 0, "{found:#}");
     }
+    Ok(())
+}
+
+/// The same where eBPF captures, of which connection tracking sees nothing.
+#[test]
+fn a_running_proxy_is_no_hindrance_to_ebpf() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    load(&topology.pod)?;
+    enrol(&topology, &[])?;
+    let found = verify(&topology, &["--bpffs", FOLDER], 0)?;
+    let connections = found["connections"].as_array().context("connections")?;
+    for port in [15001, 15006] {
+        let by_proxy = |c: &&Value| c["result"]["own"] == false && c["result"]["port"] == port;
+        ensure!(connections.iter().filter(by_proxy).count() >= 2, "{port}: {found:#}");
+    }
+    ensure!(found["skipped"] == 0, "{found:#}");
     Ok(())
 }
 

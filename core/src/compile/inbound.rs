@@ -1,6 +1,7 @@
 //! Interfaces, and connections to the pod.
 
 use super::build::{Builder, in_by, jump, not_to, out_by, tcp, to_port, why};
+use super::purpose;
 use crate::policy::{InboundMode, InboundSelection};
 use crate::ruleset::{
     Chain, ConnState, Hook, Masked, Match, Placement, RedirectSpelling, Table, Target,
@@ -55,7 +56,7 @@ pub(super) fn drop_invalid(b: &mut Builder<'_>) {
 pub(super) fn chains(b: &mut Builder<'_>) {
     let (layout, policy) = (b.layout, b.policy);
     let tunnel = &policy.inbound.tunnel_port;
-    let purpose = format!("tunnels to port {} reach the proxy as they are", tunnel.value);
+    let purpose = purpose::tunnel(tunnel.value);
     b.user(
         Table::Nat,
         &layout.inbound,
@@ -103,8 +104,7 @@ pub(super) fn capture(b: &mut Builder<'_>) {
         InboundSelection::Nothing => {}
         InboundSelection::AllExcept { source, except } => {
             for port in except {
-                let reason =
-                    why(&port.source, format!("inbound port {} is not captured", port.value));
+                let reason = why(&port.source, purpose::not_captured("inbound port", port.value));
                 let matches = vec![tcp(), to_port(port.value)];
                 let chain = &b.layout.inbound;
                 b.user(table, chain, matches, Target::Return, reason);
@@ -136,11 +136,11 @@ fn transparent_chains(b: &mut Builder<'_>, mark: Mark, source: &Source) {
 /// Capture connections to `ports`, or to any port.
 fn divert(b: &mut Builder<'_>, ports: Option<PortRange>, source: &Source) {
     let layout = b.layout;
-    let what =
-        ports.map_or_else(|| "every inbound port".to_owned(), |p| format!("inbound port {p}"));
+    let purpose = ports
+        .map_or_else(|| purpose::EVERY_PORT.to_owned(), |p| purpose::captured("inbound port", p));
     let mut matches = vec![tcp()];
     matches.extend(ports.map(to_port));
-    let reason = why(source, format!("{what} is captured"));
+    let reason = why(source, purpose);
     if let InboundMode::Tproxy { .. } = b.policy.inbound.mode {
         let mut known = matches.clone();
         known.push(Match::ConnState(vec![ConnState::Related, ConnState::Established]));

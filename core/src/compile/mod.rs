@@ -5,6 +5,7 @@ mod build;
 mod dns;
 mod inbound;
 mod outbound;
+pub(crate) mod purpose;
 mod tproxy;
 
 use build::Builder;

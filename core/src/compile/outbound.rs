@@ -4,6 +4,7 @@ use super::build::{
     Builder, DNS, from, in_by, jump, not_of, not_to, not_to_port, of, out_by, tcp, to, to_port,
     udp, why,
 };
+use super::purpose;
 use crate::policy::{GroupSelection, IdentityMatching, NetworkSelection};
 use crate::ruleset::{Chain, Hook, Match, Owner, Placement, Reason, Table, Target};
 use crate::source::Source;
@@ -15,15 +16,14 @@ pub(super) fn enter(b: &mut Builder<'_>) {
     let reason = why(&policy.outbound.port.source, "outbound connections are captured");
     b.hook(Table::Nat, Hook::Output, vec![], jump(&layout.output), reason);
     for port in &policy.outbound.except_ports {
-        let reason = why(&port.source, format!("outbound port {} is not captured", port.value));
+        let reason = why(&port.source, purpose::not_captured("outbound port", port.value));
         for protocol in [tcp(), udp()] {
             let matches = vec![protocol, to_port(port.value)];
             output(b, matches, Target::Return, reason.clone());
         }
     }
-    let purpose = "what the proxy passes on to the application is left alone";
     let matches = vec![out_by(&InterfacePattern::loopback()), from(b.passthrough())];
-    output(b, matches, Target::Return, why(&Source::Always, purpose));
+    output(b, matches, Target::Return, why(&Source::Always, purpose::PASSTHROUGH));
 }
 
 /// The proxy's own connections and those that stay in the pod.
@@ -69,9 +69,8 @@ fn self_call(b: &mut Builder<'_>, owner: &Owner, source: &Source, spare_dns: boo
         matches.push(not_to_port(tunnel));
     }
     matches.push(of(owner.clone()));
-    let purpose = "the proxy's calls to its own pod come in by the inbound port";
     let target = jump(&b.layout.in_redirect);
-    output(b, matches, target, why(source, purpose));
+    output(b, matches, target, why(source, purpose::SELF_CALL));
 }
 
 /// The application (who is not `proxy`) talks to itself over loopback.
@@ -81,14 +80,12 @@ fn stays_in_pod(b: &mut Builder<'_>, proxy: Option<&Owner>, source: &Source) {
         matches.extend([tcp(), not_to_port(DNS)]);
     }
     matches.extend(proxy.cloned().map(not_of));
-    let purpose = "what the application sends to its own pod is left alone";
-    output(b, matches, Target::Return, why(source, purpose));
+    output(b, matches, Target::Return, why(source, purpose::IN_POD));
 }
 
 /// What the proxy sends is not captured again.
 fn leaves_from_proxy(b: &mut Builder<'_>, owner: &Owner, source: &Source) {
-    let purpose = "the proxy's own connections are left alone";
-    output(b, vec![of(owner.clone())], Target::Return, why(source, purpose));
+    output(b, vec![of(owner.clone())], Target::Return, why(source, purpose::PROXY));
 }
 
 /// Groups whose processes are or are not captured.
@@ -96,13 +93,13 @@ pub(super) fn groups(b: &mut Builder<'_>) {
     match &b.policy.outbound.groups {
         GroupSelection::AllExcept(groups) => {
             for group in groups {
-                let reason = why(&group.source, "processes of this group are not captured");
+                let reason = why(&group.source, purpose::NOT_GROUP);
                 output(b, vec![of(group.value.clone())], Target::Return, reason);
             }
         }
         GroupSelection::Only { groups, source } => {
             let matches = groups.iter().map(|g| not_of(g.value.clone())).collect();
-            let reason = why(source, "only processes of these groups are captured");
+            let reason = why(source, purpose::ONLY_GROUPS);
             output(b, matches, Target::Return, reason);
         }
     }
@@ -112,29 +109,29 @@ pub(super) fn groups(b: &mut Builder<'_>) {
 pub(super) fn selection(b: &mut Builder<'_>) {
     let policy = b.policy;
     let localhost = &policy.localhost;
-    let reason = why(&localhost.source, "connections to localhost are left alone");
+    let reason = why(&localhost.source, purpose::LOCALHOST);
     output(b, vec![to(b.localhost())], Target::Return, reason);
     let family = b.family;
     for network in policy.outbound.except_networks.iter().filter(|c| c.value.family() == family) {
-        let purpose = format!("outbound network {} is not captured", network.value);
+        let purpose = purpose::not_captured("outbound network", network.value);
         output(b, vec![to(network.value)], Target::Return, why(&network.source, purpose));
     }
     for port in &policy.outbound.ports {
-        let purpose = format!("outbound port {} is captured wherever it goes", port.value);
+        let purpose = purpose::captured_everywhere(port.value);
         let matches = vec![tcp(), to_port(port.value)];
         let target = jump(&b.layout.redirect);
         output(b, matches, target, why(&port.source, purpose));
     }
     match &policy.outbound.networks {
         NetworkSelection::All(source) => {
-            let reason = why(source, "every other outbound connection is captured");
+            let reason = why(source, purpose::EVERY_OTHER);
             let target = jump(&b.layout.redirect);
             output(b, vec![], target, reason.clone());
             reroute(b, None, &reason);
         }
         NetworkSelection::Only(_) => {
             for network in policy.outbound.networks.of(b.family) {
-                let purpose = format!("outbound network {} is captured", network.value);
+                let purpose = purpose::captured("outbound network", network.value);
                 let reason = why(&network.source, purpose);
                 reroute(b, Some(network.value), &reason);
                 let target = jump(&b.layout.redirect);

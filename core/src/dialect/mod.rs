@@ -35,12 +35,7 @@ pub static DIALECTS: &[Dialect] = &[
         nft_layout: &istio::NFT_LAYOUT,
         source_of: istio::source_of,
     },
-    Dialect {
-        name: "millrace",
-        footprint: native::FOOTPRINT,
-        nft_layout: &native::NFT_LAYOUT,
-        source_of: native::source_of,
-    },
+    native::DIALECT,
 ];
 
 /// How rules of every dialect are known.

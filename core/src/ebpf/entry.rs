@@ -51,6 +51,14 @@ impl IdMap {
         text.lines().map(line).collect::<Option<Vec<_>>>().map(Self)
     }
 
+    /// What an id outside is inside; none if it is nobody there.
+    pub fn inside(&self, id: u32) -> Option<u32> {
+        self.0.iter().find_map(|&(inside, outside, count)| {
+            let at = id.checked_sub(outside).filter(|at| *at < count)?;
+            inside.checked_add(at)
+        })
+    }
+
     /// What an id inside is outside; none if it is nobody there.
     pub fn outside(&self, id: u32) -> Option<u32> {
         self.0.iter().find_map(|&(inside, outside, count)| {
@@ -120,19 +128,43 @@ impl Entry {
             }
         }
         let outside = |map: &IdMap, kind, id| map.outside(id).ok_or(IdError::Unmapped { kind, id });
+        self.with_ids(|id| outside(users, "user", id), |id| outside(groups, "group", id))
+    }
+
+    /// The same as the pod has it: with the ids of its own user namespace.
+    ///
+    /// # Errors
+    /// When an id is nobody's there.
+    pub fn of_pod(self, users: &IdMap, groups: &IdMap) -> Result<Self, IdError> {
+        let inside = |map: &IdMap, kind, id| map.inside(id).ok_or(IdError::Unmapped { kind, id });
+        self.with_ids(|id| inside(users, "user", id), |id| inside(groups, "group", id))
+    }
+
+    fn with_ids(
+        mut self,
+        user: impl Fn(u32) -> Result<u32, IdError>,
+        group: impl Fn(u32) -> Result<u32, IdError>,
+    ) -> Result<Self, IdError> {
         let count = |count: u32| usize::try_from(count).unwrap_or(0);
         for uid in self.pod.uids.iter_mut().take(count(self.pod.uid_count)) {
-            *uid = outside(users, "user", *uid)?;
+            *uid = user(*uid)?;
         }
         for gid in self.pod.gids.iter_mut().take(count(self.pod.gid_count)) {
-            *gid = outside(groups, "group", *gid)?;
+            *gid = group(*gid)?;
         }
-        self.groups = self
-            .groups
-            .iter()
-            .map(|gid| outside(groups, "group", *gid))
-            .collect::<Result<_, _>>()?;
+        self.groups = self.groups.iter().map(|gid| group(*gid)).collect::<Result<_, _>>()?;
         Ok(self)
+    }
+
+    /// The pod's own addresses, as the programs know them.
+    pub fn own(&self) -> Vec<IpAddr> {
+        let count = usize::try_from(self.pod.own_count).unwrap_or(0);
+        self.pod
+            .own
+            .iter()
+            .take(count)
+            .map(|own| IpAddr::from(own.octets()).to_canonical())
+            .collect()
     }
 }
 

@@ -3,10 +3,14 @@
 
 mod compile;
 mod entry;
+mod judge;
+mod read;
 mod refusal;
 
 pub use compile::compile;
 pub use entry::{Addresses, Entry, IdError, IdMap};
+pub use judge::judge;
+pub use read::{NoPolicy, read};
 pub use refusal::{Refusal, Refusals};
 
 use crate::compile::routing;

@@ -29,6 +29,7 @@ pub fn of_saved(tables: &[SourceTable]) -> NativeTables {
                 Kind::Filter => "filter",
                 Kind::Route => "route",
                 Kind::Nat => "nat",
+                Kind::Socket => "socket",
             };
             Base { kind: kind.to_owned(), hook: base.hook.number(), priority: base.priority }
         });

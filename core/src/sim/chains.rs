@@ -1,5 +1,6 @@
 //! Rules one after the other, and what they do.
 
+use super::namespace::LOOPBACK;
 use super::packet::{Connection, Mark, Packet, Value};
 use super::program::{Bound, ChainId, RuleId};
 use super::question::{Known, Protocol};
@@ -185,6 +186,21 @@ impl<'a, W: Witness> Walk<'a, W> {
                 packet.taken = Some(port.map_or(packet.ends.port, |p| Value::made(p.into())));
                 self.decide(id);
                 self.acted = true;
+            }
+            Action::Connect(port) => {
+                packet.meant = Some((packet.ends.destination, packet.ends.port));
+                let localhost = self.namespace.first_address(LOOPBACK, packet.family).unwrap_or(1);
+                packet.ends.destination = Value::made(localhost);
+                packet.ends.port = Value::made((*port).into());
+                self.decide(id);
+                self.acted = true;
+                return Ok(Flow::Done);
+            }
+            Action::Hand(port) => {
+                packet.handed = Some(Value::made((*port).into()));
+                self.decide(id);
+                self.acted = true;
+                return Ok(Flow::Done);
             }
             Action::Mark(change) => packet.mark = changed(packet.mark, *change),
             Action::Unknown(what) => return Err(self.unknown(id, what)),

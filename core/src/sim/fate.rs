@@ -15,8 +15,10 @@ pub enum How {
     Unchanged,
     /// Its destination was translated.
     Translated,
-    /// Its addresses are as they were, but another socket has it.
+    /// Its addresses are as they were, but another socket has it, which is transparent.
     Transparent,
+    /// Its addresses are as they were, but another socket has it, which may be any.
+    Handed,
 }
 
 /// The end of a connection's first packet.
@@ -114,7 +116,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Captured { port: None, .. } => f.write_str("taken by this pod, same port"),
-            Self::Captured { port: Some(port), how: How::Transparent } => {
+            Self::Captured { port: Some(port), how: How::Transparent | How::Handed } => {
                 write!(f, "handed to port {port}, addresses untouched")
             }
             Self::Captured { port: Some(port), .. } => write!(f, "redirected to port {port}"),

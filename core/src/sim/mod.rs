@@ -29,7 +29,10 @@ mod walk;
 mod witness;
 
 pub use fate::{Fate, How, Outcome, Reply};
-pub use lower::{Listed, NotNft, of_dump, of_listed, of_native, of_nft, of_nft_json, of_ruleset};
+pub use lower::{
+    EBPF, Listed, Listening, NotNft, of_dump, of_ebpf, of_listed, of_native, of_nft, of_nft_json,
+    of_ruleset,
+};
 pub use namespace::{Interface, MarkedLocal, Namespace, Path};
 pub use partition::{Change, Class, Origin, changes, partition};
 pub use program::{
@@ -55,9 +58,10 @@ impl Program {
         let (mut there, mut back) = (Scribe::default(), Scribe::default());
         let mut walk = Walk::new(self, namespace, question, &mut there);
         let answer = walk.first();
-        let connections = walk.connections;
+        let (connections, connected) = (walk.connections, walk.connected);
         let mut walk = Walk::new(self, namespace, question, &mut back);
         walk.connections = connections;
+        walk.connected = connected;
         let reply = walk.reply(&answer.fate);
         Explanation { answer, reply, there: there.events, back: back.events }
     }

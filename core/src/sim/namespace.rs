@@ -72,6 +72,14 @@ pub(super) fn loopback(family: Family) -> Ranges {
     }
 }
 
+/// An address that says «somewhere»: no pod has it (RFC 5737, RFC 3849).
+pub(super) const fn somewhere(family: Family) -> u128 {
+    match family {
+        Family::V4 => 0xc633_6401,
+        Family::V6 => 0x2001_0db8_0000_0000_0000_0000_0000_0001,
+    }
+}
+
 /// The addresses of a family that one host can have: no multicast, broadcast, reserved or
 /// unspecified ones (RFC 6890, RFC 4291 section 2.4).
 pub(super) fn unicast(family: Family) -> Ranges {

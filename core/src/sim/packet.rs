@@ -96,7 +96,7 @@ impl Ends {
     }
 }
 
-fn end(family: Family, ip: Value, port: Value) -> SocketAddr {
+pub(super) fn end(family: Family, ip: Value, port: Value) -> SocketAddr {
     SocketAddr::new(address(family, ip.number), u16::try_from(port.number).unwrap_or(0))
 }
 
@@ -143,6 +143,10 @@ pub(super) struct Packet<'a> {
     pub(super) seen: bool,
     /// The port of the transparent socket that has taken it.
     pub(super) taken: Option<Value>,
+    /// The same, of a socket that need not be transparent.
+    pub(super) handed: Option<Value>,
+    /// Where it was meant to go, when its socket was connected elsewhere.
+    pub(super) meant: Option<(Value, Value)>,
 }
 
 /// A connection.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 use super::fate::Outcome;
-use super::namespace::{Namespace, unicast};
+use super::namespace::{Namespace, somewhere, unicast};
 use super::program::{Program, RuleId};
 use super::question::{Direction, Identity, Known, Protocol, Question};
 use super::ranges::{Ranges, address, number};
@@ -337,11 +337,7 @@ impl Shape {
 
 /// An address that says «somewhere», if it is one of them, else the first.
 fn usual(set: &Ranges, family: Family) -> Option<u128> {
-    let somewhere = match family {
-        // RFC 5737, RFC 3849
-        Family::V4 => 0xc633_6401,
-        Family::V6 => 0x2001_0db8_0000_0000_0000_0000_0000_0001,
-    };
+    let somewhere = somewhere(family);
     if set.contains(somewhere) { Some(somewhere) } else { set.first() }
 }
 

@@ -19,6 +19,10 @@ pub enum Kind {
     Route,
     /// Address translation, once for each connection.
     Nat,
+    /// Choosing a connection's socket, once for each connection: eBPF programs at `connect()` and
+    /// `sendmsg()` (hook OUTPUT), before anything is routed, and at the lookup of the socket that
+    /// something is for (hook INPUT), behind all other hooks.
+    Socket,
 }
 
 /// Where a chain is called from by the kernel.
@@ -148,6 +152,8 @@ pub(super) enum Call {
 pub struct Program {
     pub(super) chains: Vec<Chain>,
     pub(super) calls: [[Vec<Call>; 5]; 2],
+    /// Chains that choose sockets, where something is sent and where it arrives.
+    pub(super) sockets: [[Vec<ChainId>; 2]; 2],
     rules: Vec<RuleInfo>,
     infos: Vec<ChainInfo>,
 }
@@ -163,6 +169,7 @@ impl Program {
         let mut program = Self {
             chains: Vec::new(),
             calls: std::array::from_fn(|_| std::array::from_fn(|_| Vec::new())),
+            sockets: Default::default(),
             rules: Vec::new(),
             infos: Vec::new(),
         };
@@ -173,6 +180,8 @@ impl Program {
             for hook in Hook::ALL {
                 program.calls[family_index(family)][hook_index(hook)] = program.order(family, hook);
             }
+            program.sockets[family_index(family)] =
+                [Hook::Output, Hook::Input].map(|hook| program.choosers(family, hook));
         }
         program
     }
@@ -215,10 +224,21 @@ impl Program {
         }
     }
 
+    fn choosers(&self, family: Family, hook: Hook) -> Vec<ChainId> {
+        let here = |base: &Base| base.hook == hook && base.kind == Kind::Socket;
+        let of_family = |info: &ChainInfo| info.families.contains(&family);
+        let infos = self.infos.iter().enumerate();
+        infos
+            .filter(|(_, info)| of_family(info) && info.base.as_ref().is_some_and(here))
+            .map(|(at, _)| ChainId(at))
+            .collect()
+    }
+
     fn order(&self, family: Family, hook: Hook) -> Vec<Call> {
         let mut called: Vec<(i32, Kind, ChainId)> = Vec::new();
         for (at, info) in self.infos.iter().enumerate() {
-            let base = info.base.as_ref().filter(|base| base.hook == hook);
+            let base = info.base.as_ref();
+            let base = base.filter(|base| base.hook == hook && base.kind != Kind::Socket);
             if let Some(base) = base.filter(|_| info.families.contains(&family)) {
                 called.push((base.priority, base.kind, ChainId(at)));
             }

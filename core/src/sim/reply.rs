@@ -89,6 +89,8 @@ impl<'a, W: Witness> Walk<'a, W> {
             return lost("a transparent socket takes it");
         }
         let asked = self.question.to();
+        // A socket that was connected elsewhere does not see it.
+        let from = if self.connected == Some(from) { asked } else { from };
         if from != asked {
             return lost(format!("it comes from {from}, and {asked} was asked"));
         }

@@ -72,6 +72,7 @@ pub fn fate_text(fate: &Fate) -> String {
         Fate::Delivered { port, how, destination, original, source } => {
             let how = match how {
                 How::Transparent => "handed to a transparent socket on".to_owned(),
+                How::Handed => "handed to the socket on".to_owned(),
                 _ => format!("delivered to {} on", destination.ip()),
             };
             format!("{how} port {port}, original destination {original}, from {source}")

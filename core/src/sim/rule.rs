@@ -312,6 +312,10 @@ pub enum Action {
         /// The family, where only one is meant.
         family: Option<Family>,
     },
+    /// Connect the socket to this port of localhost instead.
+    Connect(u16),
+    /// Give it to the socket that listens on this port.
+    Hand(u16),
     /// Change the packet's mark.
     Mark(MarkChange),
     /// Change the connection's mark.

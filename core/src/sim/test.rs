@@ -1,7 +1,6 @@
 //! Whether a condition holds for a packet, and if not, why.
 
 use super::packet::{Owner, Packet};
-use super::question::Protocol;
 use super::ranges::Ranges;
 use super::rule::{Field, States, Test, Way};
 use super::walk::Walk;
@@ -203,14 +202,7 @@ fn why_is_not(
     let ends = &packet.ends;
     let value = match field {
         Field::Protocol => {
-            let protocols: Vec<String> = set
-                .iter()
-                .flat_map(|(first, last)| [first, last])
-                .map(|n| Protocol(u8::try_from(n).unwrap_or(u8::MAX)).to_string())
-                .collect();
-            let mut protocols = protocols;
-            protocols.dedup();
-            return format!("{} {not} {}", packet.protocol, protocols.join("-"));
+            return format!("{} {not} {}", packet.protocol, field.values(set, family));
         }
         Field::SourcePort | Field::Port if !packet.protocol.has_ports() => {
             return format!("{} has no ports", packet.protocol);

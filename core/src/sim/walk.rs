@@ -1,9 +1,11 @@
 //! The way of a packet through the hooks, as the kernel goes it (`net/netfilter`, `net/ipv4`,
 //! `net/ipv6` of Linux 6.x).
 
+use std::net::SocketAddr;
+
 use super::fate::{Fate, How, Outcome, Reply};
-use super::namespace::{LOOPBACK, Namespace, loopback, unicast};
-use super::packet::{Connection, Ends, Mark, Owner, Packet, Value};
+use super::namespace::{LOOPBACK, Namespace, loopback, somewhere, unicast};
+use super::packet::{Connection, Ends, Mark, Owner, Packet, Value, end};
 use super::program::{Call, ChainId, Kind, Policy, Program, RuleId, family_index, hook_index};
 use super::question::{Direction, Known, Protocol, Question};
 use super::ranges::{Ranges, number};
@@ -83,6 +85,8 @@ pub(super) struct Walk<'a, W> {
     /// Whether a rule has given the connection to somebody else: what lets it past afterwards
     /// decides nothing.
     pub(super) acted: bool,
+    /// Where the question's socket is connected, when that is not where it asked for.
+    pub(super) connected: Option<SocketAddr>,
 }
 
 impl<'a, W: Witness> Walk<'a, W> {
@@ -103,6 +107,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             decided: Vec::new(),
             deciding: true,
             acted: false,
+            connected: None,
         }
     }
 
@@ -153,6 +158,8 @@ impl<'a, W: Witness> Walk<'a, W> {
             connection: None,
             seen: false,
             taken: None,
+            handed: None,
+            meant: None,
         }
     }
 
@@ -164,7 +171,21 @@ impl<'a, W: Witness> Walk<'a, W> {
             gid: Value::asked(owner.gid.into(), Field::Gid),
         });
         let mut packet = self.packet(Value::made(0), owner);
-        let route = self.route(&packet);
+        let mut route = self.route(&packet);
+        if self.begins() && !self.choosers(packet.family, Hook::Output).is_empty() {
+            // Before the kernel looks for a route: there need not be one.
+            packet.ends.source = self.source(&packet, route).unwrap_or(Value::made(0));
+            let call = if q.protocol == Protocol::UDP { "sendmsg()" } else { "connect()" };
+            self.choose(Hook::Output, call, &mut packet)?;
+        }
+        if packet.meant.is_some() {
+            self.connected = Some(packet.ends.to(packet.family));
+            if route != Route::Local && q.source.is_none() {
+                packet.ends.source = self.usual_source(packet.family);
+            }
+            route = self.route(&packet);
+            return self.send(&mut packet, route);
+        }
         packet.ends.source = self.source(&packet, route)?;
         // `ip_route_output_key_hash_rcu()`: such a socket can't even connect.
         if packet.family == Family::V4
@@ -198,6 +219,45 @@ impl<'a, W: Witness> Walk<'a, W> {
         }
         let source = self.namespace.first_address(interface, family);
         source.map(Value::made).ok_or_else(no_route)
+    }
+
+    /// Whether the question is a connection's beginning.
+    const fn begins(&self) -> bool {
+        matches!(self.question.known, Known::New | Known::Related(_))
+    }
+
+    /// The address that connections to elsewhere come from.
+    fn usual_source(&mut self, family: Family) -> Value {
+        let by = self.towards(Value::made(somewhere(family)), family);
+        let names = self.namespace.interfaces().map(|interface| interface.name.as_str());
+        let mut all = by.into_iter().chain(names).chain([LOOPBACK]);
+        let first = all.find_map(|name| self.namespace.first_address(name, family));
+        Value::made(first.unwrap_or(1))
+    }
+
+    fn choosers(&self, family: Family, hook: Hook) -> &'a [ChainId] {
+        let [sent, arriving] = &self.program.sockets[family_index(family)];
+        if hook == Hook::Output { sent } else { arriving }
+    }
+
+    /// Let chains choose the socket that a connection goes to.
+    fn choose(
+        &mut self,
+        hook: Hook,
+        call: &'static str,
+        packet: &mut Packet<'a>,
+    ) -> Result<(), Halt> {
+        for chain in self.choosers(packet.family, hook) {
+            if W::LISTENS {
+                let text = self.text(packet);
+                self.witness.at(call, text);
+            }
+            self.base(*chain, hook, packet)?;
+            if self.acted {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// OUTPUT and what comes behind it.
@@ -325,17 +385,25 @@ impl<'a, W: Witness> Walk<'a, W> {
             packet.owner = Owner::Unknown;
         }
         self.hook(Hook::Input, packet)?;
+        // A transparent socket has been found already, and so has that of an answer.
+        if (packet.syn || packet.protocol == Protocol::UDP) && packet.taken.is_none() {
+            let deciding = self.deciding;
+            self.deciding = self.question.direction == Direction::In && !self.acted;
+            self.choose(Hook::Input, "lookup of the socket", packet)?;
+            self.deciding = deciding;
+        }
         let family = packet.family;
         let destination = packet.ends.to(family);
         let connection = packet.connection.filter(|(_, back)| !back);
         let connection = connection.map(|(at, _)| &self.connections[at]);
         let original = connection.map_or(destination, |c| c.ends.to(family));
-        let (port, how) = match packet.taken {
-            Some(port) => (port, How::Transparent),
-            None if connection.is_some_and(|c| c.to.is_some()) => {
-                (packet.ends.port, How::Translated)
-            }
-            None => (packet.ends.port, How::Unchanged),
+        let original = packet.meant.map_or(original, |(ip, port)| end(family, ip, port));
+        let translated = connection.is_some_and(|c| c.to.is_some()) || packet.meant.is_some();
+        let (port, how) = match (packet.taken, packet.handed) {
+            (Some(port), _) => (port, How::Transparent),
+            (None, Some(port)) => (port, How::Handed),
+            (None, None) if translated => (packet.ends.port, How::Translated),
+            (None, None) => (packet.ends.port, How::Unchanged),
         };
         let number = u16::try_from(port.number).unwrap_or(0);
         let fate = Fate::Delivered {
@@ -391,7 +459,7 @@ impl<'a, W: Witness> Walk<'a, W> {
     fn at(&mut self, hook: Hook, packet: &Packet<'a>) {
         if W::LISTENS {
             let text = self.text(packet);
-            self.witness.at(hook, text);
+            self.witness.at(hook.as_str(), text);
         }
     }
 

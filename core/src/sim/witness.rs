@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::program::RuleId;
 use super::ranges::Ranges;
 use super::rule::Field;
-use crate::ruleset::{Hook, Masked};
+use crate::ruleset::Masked;
 
 /// What a rule did with a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -31,8 +31,8 @@ pub trait Witness {
     /// The way depends on the question's mark.
     fn asked_mark(&mut self, _mark: Masked) {}
 
-    /// The packet comes to a hook.
-    fn at(&mut self, _hook: Hook, _packet: String) {}
+    /// The packet comes to a hook, or its socket to a system call.
+    fn at(&mut self, _hook: &'static str, _packet: String) {}
 
     /// A rule, at this depth of jumps, has been met.
     fn met(&mut self, _rule: RuleId, _depth: usize, _met: Met) {}
@@ -87,8 +87,8 @@ pub struct Scribe {
 impl Witness for Scribe {
     const LISTENS: bool = true;
 
-    fn at(&mut self, hook: Hook, packet: String) {
-        self.events.push(Event::Hook { hook: hook.as_str().to_owned(), packet });
+    fn at(&mut self, hook: &'static str, packet: String) {
+        self.events.push(Event::Hook { hook: hook.to_owned(), packet });
     }
 
     fn met(&mut self, rule: RuleId, depth: usize, met: Met) {

@@ -18,6 +18,7 @@ mod maps;
 mod node;
 mod pod;
 mod program;
+mod read;
 mod sockets;
 mod sys_bpf;
 mod sys_userns;
@@ -30,6 +31,8 @@ pub use millrace_ebpf_common::{Address, Class, Event};
 pub use node::{Loaded, Node, Options, State, default_cgroup};
 pub use pod::{Enrolled, Found, Sizes};
 pub use program::{OBJECT, SOURCES};
+pub use read::listening;
+pub use sockets::peer;
 pub use target::Target;
 pub use trace::Reports;
 

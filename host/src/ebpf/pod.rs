@@ -258,21 +258,26 @@ impl Node {
         sys_bpf::pin(link.as_fd(), &pin).map_err(|e| EbpfError::io(show(&pin), e))
     }
 
+    /// The keys of a policy's networks, which lie behind the first one.
+    pub(super) fn networks_of(&self, pod: &Pod) -> Result<Vec<NetworkKey>, EbpfError> {
+        let first = first_network(pod.id);
+        let mut keys = Vec::new();
+        let mut next = first;
+        while self.maps.networks.get(&first)?.is_some() {
+            let Some(key) = self.maps.networks.next(&next)? else { break };
+            if key.pod != pod.id {
+                break;
+            }
+            keys.push(key);
+            next = key;
+        }
+        Ok(keys)
+    }
+
     /// Take away a policy's networks, ports and groups.
     fn forget(&self, pod: &Pod) -> Result<(), EbpfError> {
         if pod.has(PodFlags::HAS_NETWORKS) {
-            let first = first_network(pod.id);
-            let mut keys = Vec::new();
-            let mut next = first;
-            while self.maps.networks.get(&first)?.is_some() {
-                let Some(key) = self.maps.networks.next(&next)? else { break };
-                if key.pod != pod.id {
-                    break;
-                }
-                keys.push(key);
-                next = key;
-            }
-            for key in keys.iter().chain([&first]) {
+            for key in self.networks_of(pod)?.iter().chain([&first_network(pod.id)]) {
                 self.maps.networks.remove(key)?;
             }
         }

@@ -11,7 +11,7 @@ use nix::sys::socket::{
     AddressFamily, SockaddrLike as _, SockaddrStorage, bind, connect, getsockname, setsockopt,
     sockopt,
 };
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use nix::unistd::{Gid, Uid, getgid, getuid, setfsgid, setfsuid, setresgid, setresuid};
 
 use super::listen::new_socket;
 
@@ -52,16 +52,38 @@ pub(super) enum Dialled {
 const QUERY: [u8; 17] = [0x4d, 0x52, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
 
 /// Connect, and send something if nothing is sent by that.
+///
+/// eBPF programs at `connect()` ask who calls it, of whom the kernel takes the real ids
+/// (`bpf_get_current_uid_gid`).
 pub(super) fn dial(
     socket: &OwnedFd,
+    owner: Option<Identity>,
     protocol: Protocol,
     source: Option<IpAddr>,
     to: SocketAddr,
 ) -> Dialled {
-    match begin(socket, protocol, source, to) {
+    match calling_as(owner, || begin(socket, protocol, source, to)) {
         Ok(from) => Dialled::From(from),
         Err(errno) => Dialled::Refused(errno),
     }
+}
+
+/// Do something with other real ids; the effective ones, and what they permit, stay.
+fn calling_as<T>(
+    owner: Option<Identity>,
+    act: impl FnOnce() -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    let before = Identity { uid: getuid().as_raw(), gid: getgid().as_raw() };
+    let Some(owner) = owner.filter(|owner| *owner != before) else { return act() };
+    let become_one = |of: Identity| {
+        // -1 leaves an id as it is (setresuid(2)).
+        let (gid, uid) = (Gid::from_raw(u32::MAX), Uid::from_raw(u32::MAX));
+        let gid = setresgid(Gid::from_raw(of.gid), gid, gid);
+        gid.and_then(|()| setresuid(Uid::from_raw(of.uid), uid, uid))
+    };
+    let done = become_one(owner).and_then(|()| act());
+    become_one(before)?;
+    done
 }
 
 fn begin(

@@ -18,6 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 
 use crate::conntrack::{Conntrack, Flow};
+use crate::ebpf;
 use dial::{Dialled, dial, owned};
 use listen::{Listener, Spot};
 use outside::Outside;
@@ -134,7 +135,7 @@ impl Run<'_> {
             while matches!(listener.take(), Ok(Some(_))) {}
         }
         let source = check.owner.and(check.source);
-        let from = match dial(&socket, check.protocol, source, check.to) {
+        let from = match dial(&socket, check.owner, check.protocol, source, check.to) {
             Dialled::From(from) => from,
             Dialled::Refused(errno @ (Errno::ENETUNREACH | Errno::EHOSTUNREACH)) => {
                 return not_tried(format!("{errno}: there is no route to that address from here"));
@@ -222,6 +223,13 @@ impl Run<'_> {
             }
             // A transparent socket takes it without any translation.
             Some(_) if check.expected == Expected::Leaves => Seen::Left { recorded: true },
+            // eBPF connects sockets elsewhere, where connection tracking sees nothing of it.
+            None if check.owner.is_some()
+                && let Ok(Some(at)) = ebpf::peer(flow.from)
+                && at != flow.to =>
+            {
+                Seen::Arrived { port: Some(at.port()), original: None, own: false }
+            }
             _ => Seen::Arrived { port: None, original: None, own: false },
         }
     }

@@ -7,6 +7,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use millrace_core::sim::{Direction, EPHEMERAL, Identity, Known, Protocol, Question};
 
+use super::node::{bpffs, folder};
 use super::own::NotTyped;
 
 /// Where rules come from, beside a configuration.
@@ -22,6 +23,8 @@ pub(crate) struct Sources {
     pub(crate) addresses: Vec<IpAddr>,
     /// Where the container runtime listens.
     pub(crate) endpoint: PathBuf,
+    /// Where the pins of eBPF capture are.
+    pub(crate) bpffs: PathBuf,
 }
 
 /// What is asked.
@@ -81,6 +84,7 @@ pub(super) fn diff_args(command: Command) -> Command {
                 .help("Where the container runtime listens (CRI), for pod:NAME"),
         )
         .arg(pod_address())
+        .arg(bpffs())
         .arg(
             Arg::new("output")
                 .long("output")
@@ -188,6 +192,7 @@ pub(super) fn sources(m: &ArgMatches) -> Sources {
         live: m.try_get_one::<bool>("live").ok().flatten().copied().unwrap_or(false),
         addresses: addresses.copied().collect(),
         endpoint: super::own::endpoint(m),
+        bpffs: folder(m),
     }
 }
 

@@ -172,11 +172,13 @@ fn explain() -> Command {
             "Walk a connection through rules as the kernel does, and print each rule that it \
              meets, whether it matched and why not, why the rule is there, and the end: which port \
              it is delivered to and with which original destination, or where it leaves. The rules \
-             are those of a configuration, of files, of a pod's manifest or of a namespace. What is \
-             not known is named, and never guessed.",
+             are those of a configuration, of files, of a pod's manifest or of a namespace. Where \
+             eBPF captures, what its programs decide is told like rules. What is not known is \
+             named, and never guessed.",
         )
         .after_help("Exit codes: 0 explained; 1 something failed, or the rules hold something that matters and is not known; 2 the command line can't be read.");
-    settings(source_args(questions_args(in_namespace(command)))).arg(behind_dashes())
+    let command = settings(source_args(questions_args(in_namespace(command))));
+    super::node::with_ebpf(command).arg(behind_dashes())
 }
 
 fn diff() -> Command {
@@ -202,7 +204,7 @@ fn verify() -> Command {
              those of the application, of the proxy and of somebody outside, in both families, by \
              TCP and UDP. Each is made, and where it arrives is seen: by listeners of this command \
              or, where the proxy runs, by what the kernel's connection tracking says. Without a \
-             configuration, what is expected is read back from the rules. For somebody outside \
+             configuration, what is expected is read back from the rules or from eBPF's maps. For somebody outside \
              there is a network namespace with a link into the pod (198.19.255.252/30, \
              2001:2:0:ffff::/126), which ends with this command, however it ends. What can't be \
              tried without a capability is said and left out.",
@@ -215,7 +217,8 @@ fn verify() -> Command {
                 .help("How long one connection may take to arrive")
                 .default_value("1s"),
         );
-    settings(in_namespace(command)).arg(manifest_arg()).arg(behind_dashes())
+    let command = super::node::with_ebpf(settings(in_namespace(command)));
+    command.arg(manifest_arg()).arg(behind_dashes())
 }
 
 fn trace() -> Command {
@@ -275,7 +278,8 @@ fn graph() -> Command {
                 .default_value("mermaid"),
         )
         .arg(family());
-    settings(source_args(question_args(place_args(command)))).arg(behind_dashes())
+    let command = settings(source_args(question_args(place_args(command))));
+    super::node::with_ebpf(command).arg(behind_dashes())
 }
 
 fn family() -> Arg {

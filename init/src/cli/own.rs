@@ -16,7 +16,7 @@ use millrace_core::value::Family;
 
 use super::ask::{self, Asked, Sources, Typed};
 use super::commands::{alone, command};
-use super::node::{Ebpf, NodeBpf, ebpf, folder, node_bpf};
+use super::node::{Ebpf, Meant, NodeBpf, ebpf, folder, node_bpf};
 use super::trace::{self, Trace};
 
 /// A command with everything that was typed.
@@ -91,6 +91,11 @@ impl Config {
     /// Whether the backend is left open.
     pub(crate) fn is_open(&self) -> bool {
         self.wish == Wish::Auto && self.istio.is_none()
+    }
+
+    /// Whether eBPF is to carry it out.
+    pub(crate) fn by_ebpf(&self) -> bool {
+        self.ebpf.as_ref().is_some_and(|ebpf| ebpf.meant == Meant::Yes)
     }
 
     /// Whether any configuration was given.

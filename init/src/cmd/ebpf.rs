@@ -1,15 +1,20 @@
 //! `apply`, `status` and `cleanup` where eBPF captures.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use millrace_core::ebpf::{beside, compile};
+use millrace_core::dialect::native;
+use millrace_core::ebpf::{Addresses, Entry, IdMap, beside, compile, read};
 use millrace_core::facts::HostFacts;
-use millrace_core::plan::Wish;
+use millrace_core::plan::{Groups, Wish};
 use millrace_core::policy::CapturePolicy;
+use millrace_core::sim::{Listening, SourceTable, of_ebpf};
 use millrace_core::status::{State, judge};
-use millrace_host::ebpf::{EbpfError, Enrolled, Found, Node, Target, lacking, unprivileged};
+use millrace_host::ebpf::{
+    EbpfError, Enrolled, Found, Node, Target, lacking, listening, unprivileged,
+};
 use millrace_host::engine::{Drift, Request, Rules, Session};
 use millrace_host::exec;
 use millrace_host::observe::Look;
@@ -137,6 +142,57 @@ pub(super) fn is_asked_about(ebpf: &Ebpf) -> Result<bool> {
             None => Ok(false),
             Some(node) => Ok(node.pod(Target::current()?.cookie())?.is_some()),
         },
+    }
+}
+
+/// What eBPF does in a pod.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) entry: Entry,
+    pub(super) policy: CapturePolicy,
+    pub(super) tables: Vec<SourceTable>,
+    groups: Groups,
+}
+
+impl Held {
+    /// Of a policy, in a pod with these addresses.
+    pub(super) fn of_policy(
+        policy: CapturePolicy,
+        groups: &Groups,
+        addresses: &[IpAddr],
+    ) -> Result<Self> {
+        let own = Addresses { own: addresses.to_vec(), sources: addresses.to_vec() };
+        let ids = IdMap::identity();
+        let entry = compile(&policy, groups)?.for_pod(&own, &ids, &ids)?;
+        let tables = of_ebpf(&policy, &entry.own(), groups, Listening::ALL);
+        Ok(Self { entry, policy, tables, groups: groups.clone() })
+    }
+
+    /// The same policy in a pod with these addresses.
+    pub(super) fn at(&self, addresses: &[IpAddr]) -> Result<Self> {
+        Self::of_policy(self.policy.clone(), &self.groups, addresses)
+    }
+
+    /// The same when the proxy listens.
+    pub(super) fn listening(self) -> Self {
+        let tables = of_ebpf(&self.policy, &self.entry.own(), &self.groups, Listening::ALL);
+        Self { tables, ..self }
+    }
+
+    /// Of the pod that this program is in; none if it is not enrolled.
+    pub(super) fn here(folder: &Path) -> Result<Option<Self>> {
+        let entry = match loaded(folder) {
+            Ok(None) => return Ok(None),
+            Ok(Some(node)) => Target::current().and_then(|target| node.entry(&target)),
+            Err(error) => Err(error),
+        };
+        let entry = entry.context("whether eBPF captures here can't be seen")?;
+        let Some(entry) = entry else { return Ok(None) };
+        let policy = read(&entry, &native::DIALECT)?;
+        let listening = listening(entry.pod.inbound_port)?;
+        let groups = Groups::new();
+        let tables = of_ebpf(&policy, &entry.own(), &groups, listening);
+        Ok(Some(Self { entry, policy, tables, groups }))
     }
 }
 

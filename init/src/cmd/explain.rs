@@ -26,7 +26,7 @@ pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
         }
         Asked::One(typed) => {
             let question = rules.question(typed)?;
-            let found = program.explain(namespace, &question);
+            let found = rules.explain(&question)?;
             if json {
                 print_json(&explanation_json(program, &question, &found))?;
             } else {

@@ -14,7 +14,7 @@ pub(crate) fn graph(graph: &Graph) -> Result<Exit> {
         None => None,
         Some(typed) => {
             let question = rules.question(typed)?;
-            Some(Trail::of(&rules.program.explain(&rules.namespace, &question)))
+            Some(Trail::of(&rules.explain(&question)?))
         }
     };
     print(&picture(&rules.program, graph.format, graph.family, trail.as_ref()))?;

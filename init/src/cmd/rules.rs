@@ -7,23 +7,28 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::dialect::istio;
+use millrace_core::ebpf::{beside, judge};
 use millrace_core::facts::HostFacts;
 use millrace_core::infer::of_saved;
 use millrace_core::iptables::Dump;
 use millrace_core::nft::NftRuleset;
 use millrace_core::observed::{Holding, Observed, Variant};
 use millrace_core::plan::Groups;
+use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Chain, Reason, Rule, Ruleset, Table};
 use millrace_core::sim::{
-    Namespace, Program, Question, SourceTable, of_dump, of_listed, of_nft, of_nft_json, of_ruleset,
+    EBPF, Explanation, Fate, Namespace, Program, Question, SourceTable, of_dump, of_listed, of_nft,
+    of_nft_json, of_ruleset,
 };
 use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::Family;
+use millrace_host::ebpf::Class;
 use millrace_host::engine::Session;
 use millrace_host::netns::NetnsRef;
 use millrace_host::observe::Look;
 use millrace_host::{exec, surroundings};
 
+use super::ebpf::Held;
 use super::output::warn;
 use super::{config, namespace};
 use crate::cli::ask::{Sources, Typed};
@@ -36,6 +41,8 @@ pub(super) struct Rules {
     pub(super) namespace: Namespace,
     /// Whether they were read from a namespace, whose interfaces and routes are real.
     pub(super) live: bool,
+    /// What eBPF has of the pod, where it captures.
+    pub(super) ebpf: Option<Held>,
 }
 
 impl Rules {
@@ -46,6 +53,45 @@ impl Rules {
         typed
             .question(&own)
             .context("the pod has no address of this family: say where it goes with --to")
+    }
+
+    /// The same rules in the pod of other ones, which were read from there. What eBPF does depends on
+    /// the pod's addresses.
+    pub(super) fn put_into(&mut self, pod: &Self) -> Result<()> {
+        let Some(held) = self.ebpf.as_ref().filter(|_| pod.live && !self.live) else {
+            return Ok(());
+        };
+        let of_entry = pod.ebpf.as_ref().map(|held| held.entry.own());
+        let all = pod.namespace.interfaces().flat_map(|interface| &interface.addresses);
+        let addresses = of_entry.unwrap_or_else(|| all.map(|cidr| cidr.address()).collect());
+        let held = held.at(&addresses)?;
+        self.program = Program::new(held.tables.clone());
+        self.ebpf = Some(held);
+        Ok(())
+    }
+
+    /// What becomes of a connection. Where eBPF decides, the programs' own function is asked as well.
+    pub(super) fn explain(&self, question: &Question) -> Result<Explanation> {
+        let found = self.program.explain(&self.namespace, question);
+        let Some(held) = &self.ebpf else { return Ok(found) };
+        let Some(id) = found.answer.decided.last() else { return Ok(found) };
+        let rule = self.program.rule(*id);
+        if self.program.chain(rule.chain).holder != EBPF {
+            return Ok(found);
+        }
+        let decided = judge(&held.entry, question).map(|verdict| match found.answer.fate {
+            // Whether the proxy listens is not in the entry.
+            Fate::Refused { .. } if verdict.class == Class::Inbound => Class::Refused,
+            _ => verdict.class,
+        });
+        match decided {
+            Some(class) if !rule.text.starts_with(&format!("{}:", class.as_str())) => bail!(
+                "the programs decide by {}, and the walk by {}: this is a fault of Millrace",
+                class.as_str(),
+                rule.text
+            ),
+            _ => Ok(found),
+        }
     }
 }
 
@@ -64,14 +110,27 @@ pub(super) fn load(common: &Common, sources: &Sources, config: &Config) -> Resul
              (--netns, --pid, --pod, --live)"
         );
     }
+    let ebpf = config.by_ebpf();
     if live {
-        return of_namespace(&common.place);
+        let rules = of_namespace(&common.place, &sources.bpffs)?;
+        if ebpf && rules.ebpf.is_none() {
+            bail!("eBPF does not capture this pod; without --backend, the rules that do are asked");
+        }
+        return Ok(rules);
     }
     let addresses = addresses(sources)?;
+    if files && ebpf {
+        bail!(
+            "--backend ebpf goes with a configuration or a namespace: what eBPF does is in no file"
+        );
+    }
     if files {
         return of_files(&sources.rules, &addresses);
     }
     match &sources.manifest {
+        Some(path) if ebpf => {
+            of_ebpf(config::of_manifest(path)?.policy, &Groups::new(), &addresses)
+        }
         Some(path) => of_manifest(path, &addresses),
         None => of_config(config, &addresses),
     }
@@ -98,7 +157,7 @@ pub(super) fn of_word(word: &str, sources: &Sources) -> Result<Rules> {
         _ => None,
     };
     if let Some(place) = place {
-        return of_namespace(&place).with_context(|| word.to_owned());
+        return of_namespace(&place, &sources.bpffs).with_context(|| word.to_owned());
     }
     let addresses = addresses(sources)?;
     if let Some(config) = own::configuration(word) {
@@ -146,6 +205,9 @@ fn of_config(config: &Config, addresses: &[IpAddr]) -> Result<Rules> {
     let facts = facts(addresses);
     let loaded = config::load(config, &facts, false)?;
     loaded.warnings.iter().for_each(|w| warn(w));
+    if config.by_ebpf() {
+        return of_ebpf(loaded.policy, &facts.groups, addresses);
+    }
     let native = loaded.nft.as_ref().filter(|_| !config.is_open());
     let (tables, routing) = if let Some(nft) = native {
         (of_nft(nft, &facts.groups), nft.routing.clone())
@@ -154,7 +216,15 @@ fn of_config(config: &Config, addresses: &[IpAddr]) -> Result<Rules> {
         (of_ruleset(&ruleset, &facts.groups), ruleset.routing)
     };
     let namespace = Namespace::pod(addresses, &routing).with_proxy(&loaded.policy);
-    Ok(Rules { program: Program::new(tables), namespace, live: false })
+    Ok(Rules { program: Program::new(tables), namespace, live: false, ebpf: None })
+}
+
+fn of_ebpf(policy: CapturePolicy, groups: &Groups, addresses: &[IpAddr]) -> Result<Rules> {
+    let held = Held::of_policy(policy, groups, addresses)?;
+    let routing = beside(&held.policy).routing;
+    let namespace = Namespace::pod(addresses, &routing).with_proxy(&held.policy);
+    let program = Program::new(held.tables.clone());
+    Ok(Rules { program, namespace, live: false, ebpf: Some(held) })
 }
 
 fn of_manifest(path: &Path, addresses: &[IpAddr]) -> Result<Rules> {
@@ -162,7 +232,7 @@ fn of_manifest(path: &Path, addresses: &[IpAddr]) -> Result<Rules> {
     let ruleset = millrace_core::compile::compile(&captured.policy, &istio::LAYOUT);
     let namespace = Namespace::pod(addresses, &ruleset.routing).with_proxy(&captured.policy);
     let tables = of_ruleset(&ruleset, &Groups::new());
-    Ok(Rules { program: Program::new(tables), namespace, live: false })
+    Ok(Rules { program: Program::new(tables), namespace, live: false, ebpf: None })
 }
 
 fn of_files(paths: &[PathBuf], addresses: &[IpAddr]) -> Result<Rules> {
@@ -196,7 +266,7 @@ fn of_files(paths: &[PathBuf], addresses: &[IpAddr]) -> Result<Rules> {
     let routing = explained.map(|ruleset| ruleset.routing);
     let routing = routing.or_else(|| native.map(|native| native.routing)).unwrap_or_default();
     let namespace = Namespace::pod(addresses, &routing);
-    Ok(Rules { program: Program::new(tables), namespace, live: false })
+    Ok(Rules { program: Program::new(tables), namespace, live: false, ebpf: None })
 }
 
 /// Whether a file of rules is what `nft -j list ruleset` prints, or is meant to be.
@@ -215,29 +285,30 @@ fn family_of(text: &str) -> Family {
     if says_v6 || has_v6 { Family::V6 } else { Family::V4 }
 }
 
-fn of_namespace(place: &Place) -> Result<Rules> {
+fn of_namespace(place: &Place, bpffs: &Path) -> Result<Rules> {
     // Who asks for two namespaces names both from where the program was started.
     let home = match place {
         Place::Here => None,
         _ => Some(NetnsRef::at("/proc/self/ns/net".into()).open()?),
     };
-    let rules = held(place)?;
+    let rules = held(place, bpffs)?;
     home.map_or(Ok(()), |home| home.enter())?;
     Ok(rules)
 }
 
-fn held(place: &Place) -> Result<Rules> {
+fn held(place: &Place, bpffs: &Path) -> Result<Rules> {
     let (session, facts) = namespace::open(place)?;
-    read(session, &facts)
+    let ebpf = Held::here(bpffs)?;
+    read(session, &facts, ebpf)
 }
 
 /// The rules of the namespace that this program is in.
 pub(super) fn of_here() -> Result<Program> {
     let (session, facts) = namespace::open(&Place::Here)?;
-    Ok(read(session, &facts)?.program)
+    Ok(read(session, &facts, None)?.program)
 }
 
-fn read(mut session: Session, facts: &HostFacts) -> Result<Rules> {
+fn read(mut session: Session, facts: &HostFacts, ebpf: Option<Held>) -> Result<Rules> {
     let options = exec::Options::default();
     let mut observed = session.observe(&options, Look::Fast)?;
     // A rule that somebody else wrote has a text that iptables' own program may know.
@@ -246,7 +317,7 @@ fn read(mut session: Session, facts: &HostFacts) -> Result<Rules> {
     }
     session.take_warnings().iter().for_each(|w| warn(w));
     let found = read_back(&observed);
-    let mut tables = Vec::new();
+    let mut tables = ebpf.as_ref().map_or_else(Vec::new, |held| held.tables.clone());
     for holding in &observed.holdings {
         let explained =
             found.iter().find(|f| f.variant == holding.variant).and_then(|f| f.ruleset.as_ref());
@@ -262,7 +333,7 @@ fn read(mut session: Session, facts: &HostFacts) -> Result<Rules> {
     }
     tables.extend(native);
     let namespace = surroundings::namespace(&observed)?;
-    Ok(Rules { program: Program::new(tables), namespace, live: true })
+    Ok(Rules { program: Program::new(tables), namespace, live: true, ebpf })
 }
 
 /// Give native rules the reasons of those that were read back from them, which stand in the same

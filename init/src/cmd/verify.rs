@@ -3,12 +3,13 @@
 use anyhow::{Context as _, Result, bail};
 use millrace_core::compile::compile;
 use millrace_core::dialect::istio;
+use millrace_core::ebpf::beside;
 use millrace_core::facts::HostFacts;
 use millrace_core::observed::{IpRule, Observed, Route};
-use millrace_core::plan::RULE_PRIORITY;
+use millrace_core::plan::{Groups, RULE_PRIORITY};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Routing, Ruleset};
-use millrace_core::sim::Identity;
+use millrace_core::sim::{Identity, Program, of_ruleset};
 use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::Family;
 use millrace_core::verify::{Asked, Finding, checks};
@@ -19,18 +20,20 @@ use millrace_host::{exec, surroundings};
 use nix::unistd::{getegid, geteuid};
 use serde_json::json;
 
+use super::ebpf::Held;
 use super::output::{print, print_json, warn};
 use super::{config, namespace};
+use crate::cli::node::Meant;
 use crate::cli::own::Verify;
 use crate::exit::Exit;
 
 pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     let (mut session, facts) = namespace::open(&verify.common.place)?;
-    let (policy, ruleset) = expected(verify, &mut session, &facts)?;
+    let expected = expected(verify, &mut session, &facts)?;
     let addresses: Vec<_> = facts.usable_addresses().collect();
     let prover = Prover::open(&addresses, verify.patience);
     // From here on nothing ends the run before the prover is closed.
-    let findings = prove(&prover, &policy, &ruleset, &facts, &addresses);
+    let findings = prove(&prover, &expected, &facts, &addresses);
     let nobody = prover.nobody_outside().map(str::to_owned);
     let closed = prover.close();
     let findings = findings?;
@@ -62,25 +65,67 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     Ok(if bad == 0 && good > 0 { Exit::Ok } else { Exit::NotValid })
 }
 
-/// What is expected: by the configuration, or else by the settings of the rules that are there.
-fn expected(
-    verify: &Verify,
-    session: &mut Session,
-    facts: &HostFacts,
-) -> Result<(CapturePolicy, Ruleset)> {
-    if let Some(path) = &verify.manifest {
-        if verify.config.is_given() {
-            bail!("what is expected comes from one source: --manifest, or another configuration");
-        }
-        let policy = config::of_manifest(path)?.policy;
-        let ruleset = compile(&policy, &istio::LAYOUT);
-        return Ok((policy, ruleset));
+/// What is expected.
+struct Wanted {
+    policy: CapturePolicy,
+    program: Program,
+    routing: Routing,
+}
+
+impl Wanted {
+    fn of_rules(policy: CapturePolicy, ruleset: &Ruleset, groups: &Groups) -> Self {
+        let program = Program::new(of_ruleset(ruleset, groups));
+        Self { policy, program, routing: ruleset.routing.clone() }
     }
-    if verify.config.is_given() {
-        let loaded = config::load(&verify.config, facts, false)?;
-        loaded.warnings.iter().for_each(|w| warn(w));
-        let ruleset = loaded.ruleset();
-        return Ok((loaded.policy, ruleset));
+
+    fn of_ebpf(held: Held) -> Self {
+        let routing = beside(&held.policy).routing;
+        Self { policy: held.policy, program: Program::new(held.tables), routing }
+    }
+}
+
+/// What is expected: by the configuration, or else by the settings of what is there.
+fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result<Wanted> {
+    let groups = &facts.groups;
+    let held = match &verify.config.ebpf {
+        Some(ebpf) if ebpf.meant == Meant::Yes => Held::here(&ebpf.folder)?,
+        // Any user proves what it may.
+        Some(ebpf) if ebpf.meant == Meant::Perhaps => {
+            Held::here(&ebpf.folder).unwrap_or_else(|error| {
+                warn(&format!("{error:#}"));
+                None
+            })
+        }
+        _ => None,
+    };
+    if held.is_none() && verify.config.by_ebpf() {
+        bail!("eBPF does not capture this pod");
+    }
+    let given = match &verify.manifest {
+        Some(_) if verify.config.is_given() => {
+            bail!("what is expected comes from one source: --manifest, or another configuration")
+        }
+        Some(path) => {
+            let policy = config::of_manifest(path)?.policy;
+            let ruleset = compile(&policy, &istio::LAYOUT);
+            Some((policy, ruleset))
+        }
+        None if verify.config.is_given() => {
+            let loaded = config::load(&verify.config, facts, false)?;
+            loaded.warnings.iter().for_each(|w| warn(w));
+            let ruleset = loaded.ruleset();
+            Some((loaded.policy, ruleset))
+        }
+        None => None,
+    };
+    match (held, given) {
+        (None, Some((policy, ruleset))) => return Ok(Wanted::of_rules(policy, &ruleset, groups)),
+        (Some(_), Some((policy, _))) => {
+            let own: Vec<_> = facts.addresses.clone();
+            return Ok(Wanted::of_ebpf(Held::of_policy(policy, groups, &own)?));
+        }
+        (Some(held), None) => return Ok(Wanted::of_ebpf(held.listening())),
+        (None, None) => {}
     }
     let observed = session
         .observe(&exec::Options::default(), Look::Fast)
@@ -96,7 +141,7 @@ fn expected(
         Some((found.policy, ruleset))
     });
     match found {
-        Some(found) => Ok(found),
+        Some((policy, ruleset)) => Ok(Wanted::of_rules(policy, &ruleset, groups)),
         None => bail!(
             "what is expected can't be read off the rules that are here; give the configuration: \
              --config, --manifest, flags, or a command line of istio-iptables behind --"
@@ -106,18 +151,17 @@ fn expected(
 
 fn prove(
     prover: &Prover,
-    policy: &CapturePolicy,
-    ruleset: &Ruleset,
+    wanted: &Wanted,
     facts: &HostFacts,
     addresses: &[std::net::IpAddr],
 ) -> Result<Vec<Finding>> {
-    let namespace = surroundings::namespace(&routing(&ruleset.routing))?;
+    let namespace = surroundings::namespace(&routing(&wanted.routing))?;
     let port = free_port().context("no port from 61000 to 61099 is free")?;
     let user = Identity { uid: geteuid().as_raw(), gid: getegid().as_raw() };
     let outside = prover.outside();
     Ok(prover.run(checks(&Asked {
-        policy,
-        rules: ruleset,
+        policy: &wanted.policy,
+        program: &wanted.program,
         groups: &facts.groups,
         namespace: &namespace,
         addresses,

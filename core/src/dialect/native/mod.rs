@@ -9,12 +9,17 @@ pub use file::{FileError, read_file};
 pub use resolve::{Raw, resolve};
 pub use schema::schema;
 
+use super::Dialect;
 use crate::compile::Layout;
 use crate::iptables::Dump;
 use crate::nft::NftLayout;
 use crate::ownership::{Footprint, Owned};
 use crate::ruleset::ChainName;
 use crate::source::Source;
+
+/// Millrace's own dialect.
+pub const DIALECT: Dialect =
+    Dialect { name: "millrace", footprint: FOOTPRINT, nft_layout: &NFT_LAYOUT, source_of };
 
 /// The chains that Millrace's own commands make.
 pub static LAYOUT: Layout = Layout {

@@ -7,9 +7,10 @@ mod svg;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Explanation;
-use super::program::{Bound, ChainId, Policy, Program, RuleId};
+use super::program::{Bound, ChainId, Kind, Policy, Program, RuleId};
 use super::rule::Action;
 use super::witness::{Event, Met};
+use crate::ruleset::Hook;
 use crate::value::Family;
 
 /// How a picture is written.
@@ -124,6 +125,11 @@ fn graph(program: &Program, family: Option<Family>, trail: Option<&Trail>) -> Gr
             title: chain.name.clone(),
             hook: chain.base.as_ref().map(|base| {
                 let policy = if drops { ", else drop" } else { "" };
+                match (base.kind, base.hook) {
+                    (Kind::Socket, Hook::Output) => return "connect(), sendmsg()".to_owned(),
+                    (Kind::Socket, _) => return "lookup of the socket".to_owned(),
+                    _ => {}
+                }
                 format!("{}, priority {}{policy}", base.hook.as_str(), base.priority)
             }),
             table: Some(format!("{} {} ({})", families.join("+"), chain.table, chain.holder)),
@@ -174,6 +180,7 @@ fn end(action: &Action) -> Option<String> {
     };
     Some(match action {
         Action::Redirect(to) => port(*to),
+        Action::Connect(to) | Action::Hand(to) => port(Some((*to, *to))),
         Action::Tproxy { port: to, .. } => {
             format!("transparent socket, {}", port(to.map(|to| (to, to))))
         }

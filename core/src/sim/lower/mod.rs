@@ -1,5 +1,6 @@
 //! From rules in their own language to steps of a walk.
 
+mod ebpf;
 mod iptables;
 mod json;
 mod native;
@@ -15,6 +16,7 @@ use super::question::Protocol;
 use super::ranges::Ranges;
 use super::rule::{Field, Test};
 
+pub use ebpf::{EBPF, Listening, of_ebpf};
 pub use iptables::{of_dump, of_ruleset};
 pub use json::{Listed, NotNft, of_nft_json};
 pub use native::{of_listed, of_native};

@@ -81,6 +81,8 @@ fn action_words(action: &Action) -> Option<String> {
         }
         Action::Masquerade(to) => format!("masquerade{}", ports(to)),
         Action::Tproxy { port, .. } => format!("tproxy{}", ports(&port.map(|p| (p, p)))),
+        Action::Connect(port) => format!("connect to port {port}"),
+        Action::Hand(port) => format!("hand to port {port}"),
         Action::Mark(change) | Action::Connmark(change) => {
             let of = if matches!(action, Action::Mark(_)) { "mark" } else { "connection's mark" };
             let mark = Masked { value: change.flip, mask: !change.keep };

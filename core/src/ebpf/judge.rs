@@ -1,0 +1,56 @@
+//! What the programs decide about a connection, asked of an entry that is not in the kernel.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use millrace_ebpf_common::{
+    Address, Connection, Direction, PORTS_IN_CHUNK, Protocol, Sets, Verdict, decide,
+};
+
+use super::entry::{Entry, address};
+use crate::sim;
+
+impl Sets for Entry {
+    fn network(&self, _: u32, address: &Address) -> u32 {
+        let whole = u128::from_be_bytes(address.octets());
+        let around = self.networks.iter().filter(|((octets, length), _)| {
+            let shift = 128_u32.saturating_sub(u32::from(*length));
+            let differ = (u128::from_be_bytes(*octets) ^ whole).checked_shr(shift);
+            differ.unwrap_or(0) == 0
+        });
+        around.max_by_key(|((_, length), _)| *length).map_or(0, |(_, flags)| *flags)
+    }
+
+    fn port(&self, _: u32, port: u16) -> u32 {
+        self.ports.get(&(port / PORTS_IN_CHUNK)).map_or(0, |chunk| chunk.flags(port))
+    }
+
+    fn names_group(&self, _: u32, gid: u32) -> bool {
+        self.groups.contains(&gid)
+    }
+}
+
+/// What the programs decide about a connection, for its first packet; none about what they don't
+/// look at.
+pub fn judge(entry: &Entry, question: &sim::Question) -> Option<Verdict> {
+    let protocol = match question.protocol {
+        sim::Protocol::TCP => Protocol::Tcp,
+        sim::Protocol::UDP => Protocol::Udp,
+        _ => return None,
+    };
+    let outbound = question.direction == sim::Direction::Out;
+    let any: IpAddr = match question.destination {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let owner = question.owner.unwrap_or(sim::Identity { uid: 0, gid: 0 });
+    let connection = Connection {
+        direction: if outbound { Direction::Outbound } else { Direction::Inbound },
+        protocol,
+        uid: owner.uid,
+        gid: owner.gid,
+        source: address(question.source.unwrap_or(any)),
+        destination: address(question.destination),
+        port: question.port,
+    };
+    Some(decide(&entry.pod, entry, &connection))
+}

@@ -1,0 +1,63 @@
+//! An enrolled pod's entry, as the maps hold it.
+
+use millrace_core::ebpf::Entry;
+use millrace_core::sim::Listening;
+use millrace_ebpf_common::{POD_ID_BITS, PORTS_IN_CHUNK, PodFlags, PortKey};
+
+use super::error::EbpfError;
+use super::node::Node;
+use super::sockets;
+use super::target::Target;
+
+impl Node {
+    /// The entry of the pod that the calling thread is in, with the ids that the pod has; none if it
+    /// is not enrolled.
+    ///
+    /// # Errors
+    /// When the maps or the pod can't be read.
+    pub fn entry(&self, target: &Target) -> Result<Option<Entry>, EbpfError> {
+        let Some(pod) = self.maps.pods.get(&target.cookie)? else { return Ok(None) };
+        let mut entry = Entry {
+            pod,
+            networks: Default::default(),
+            ports: Default::default(),
+            groups: Default::default(),
+        };
+        if pod.has(PodFlags::HAS_NETWORKS) {
+            for key in self.networks_of(&pod)? {
+                // The loader's own mark says nothing.
+                let flags = self.maps.networks.get(&key)?.filter(|flags| *flags != 0);
+                let length = key.bits.checked_sub(POD_ID_BITS).and_then(|l| u8::try_from(l).ok());
+                if let Some((flags, length)) = flags.zip(length) {
+                    entry.networks.insert((key.address.octets(), length), flags);
+                }
+            }
+        }
+        if pod.has(PodFlags::HAS_PORTS) {
+            for chunk in 0..=u16::MAX / PORTS_IN_CHUNK {
+                let key = PortKey { pod: pod.id, chunk: chunk.into() };
+                if let Some(ports) = self.maps.ports.get(&key)? {
+                    entry.ports.insert(chunk, ports);
+                }
+            }
+        }
+        if pod.has(PodFlags::HAS_GROUPS) {
+            let groups = self.maps.groups.keys()?;
+            entry.groups = groups.iter().filter(|k| k.pod == pod.id).map(|k| k.gid).collect();
+        }
+        let (users, groups) = target.ids()?;
+        Ok(Some(entry.of_pod(&users, &groups)?))
+    }
+}
+
+/// For which families somebody listens on a port, in the namespace that the calling thread is in.
+///
+/// # Errors
+/// When the kernel can't be asked.
+pub fn listening(port: u16) -> Result<Listening, EbpfError> {
+    let found = sockets::listeners(port).map_err(|e| EbpfError::io("which sockets listen", e))?;
+    Ok(Listening {
+        v4: found.iter().any(|listener| listener.family == 4 || !listener.v6_only),
+        v6: found.iter().any(|listener| listener.family == 6),
+    })
+}

@@ -1,0 +1,188 @@
+//! `explain`, `diff` and `graph` where eBPF captures: what is in the maps is what is told, in the same
+//! words as of rules.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::binary;
+use millrace_tests::capture::{millrace, millrace_in_pod, ran, wrapped};
+use millrace_tests::ebpf::{Cgroup, FOLDER, enrol, load};
+use millrace_tests::topology::{Layout, Stack, Topology};
+use serde_json::Value;
+
+const SETTINGS: [&str; 10] = [
+    "--exclude-outbound-ports",
+    "9092,9000:9010",
+    "--exclude-outbound-cidrs",
+    "10.96.0.0/16,fd96::/64",
+    "--exclude-inbound-ports",
+    "15090",
+    "--dns",
+    "all",
+    "--exclude-groups",
+    "202",
+];
+
+fn captured() -> Result<(Topology, Cgroup)> {
+    let cgroup = Cgroup::enter()?;
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    load(&topology.pod)?;
+    enrol(&topology, &SETTINGS)?;
+    Ok((topology, cgroup))
+}
+
+fn live(topology: &Topology, words: &[&str]) -> Result<Value> {
+    let live = ["explain", "--live", "--bpffs", FOLDER, "--output", "json"];
+    let said = millrace_in_pod(topology, &[&live[..], words].concat(), 0)?;
+    serde_json::from_str(&said).with_context(|| format!("{words:?}: {said}"))
+}
+
+/// The class that decided, and the flag that it is due to.
+fn decided(found: &Value) -> (String, String) {
+    let by = &found["decidedBy"][0];
+    let class = by["rule"].as_str().unwrap_or_default().split(':').next().unwrap_or_default();
+    let source = &by["reason"]["source"]["name"];
+    (class.to_owned(), source.as_str().unwrap_or("always").to_owned())
+}
+
+/// Verify the end of each kind of connection, the class that decided it and the flag it is due to;
+/// and that what is captured inbound is refused while nobody listens.
+#[test]
+fn a_captured_pod_is_explained() -> Result<()> {
+    let (mut topology, _cgroup) = captured()?;
+    let out: [(&[&str], Value, &str, &str); 8] = [
+        (&["--to", "10.71.0.10:80/tcp"], 15001.into(), "network", "--include-outbound-cidrs"),
+        (&["--to", "[fd71::10]:80/tcp"], 15001.into(), "network", "--include-outbound-cidrs"),
+        (&["--to", "10.71.0.10:53/udp"], 15053.into(), "dns", "--dns"),
+        (
+            &["--to", "10.71.0.10:9005/tcp"],
+            Value::Null,
+            "excluded-port",
+            "--exclude-outbound-ports",
+        ),
+        (
+            &["--to", "10.96.3.3:80/tcp"],
+            Value::Null,
+            "excluded-network",
+            "--exclude-outbound-cidrs",
+        ),
+        (&["--to", "10.71.0.10:80/tcp", "--from", "uid=1337"], Value::Null, "proxy", "--proxy-uid"),
+        (
+            &["--to", "10.71.0.10:80/tcp", "--from", "uid=1000,gid=202"],
+            Value::Null,
+            "group",
+            "--exclude-groups",
+        ),
+        (
+            &["--to", "10.70.0.2:80/tcp", "--from", "uid=1337"],
+            15006.into(),
+            "self-call",
+            "--proxy-uid",
+        ),
+    ];
+    for (words, port, class, flag) in out {
+        let found = live(&topology, words)?;
+        ensure!(found["fate"]["port"] == port, "{words:?}: {found:#}");
+        ensure!(decided(&found) == (class.to_owned(), flag.to_owned()), "{words:?}: {found:#}");
+        ensure!(found["reply"]["reply"] == "arrives", "{words:?}: {found:#}");
+        if port != Value::Null {
+            let to = words[1].rsplit_once('/').context("a protocol")?.0;
+            ensure!(found["fate"]["original"] == to, "{words:?}: {found:#}");
+        }
+    }
+    let inward = |port| ["--in", "--src", "10.70.0.1", "--to", "10.70.0.2", "--to-port", port];
+    let found = live(&topology, &inward("8080"))?;
+    ensure!(found["fate"]["port"] == 15006 && found["fate"]["how"] == "handed", "{found:#}");
+    ensure!(found["fate"]["destination"] == "10.70.0.2:8080", "{found:#}");
+    ensure!(decided(&found).0 == "inbound", "{found:#}");
+    for (port, class) in [("15090", "other-inbound-port"), ("15008", "tunnel")] {
+        let found = live(&topology, &inward(port))?;
+        ensure!(found["fate"]["how"] == "unchanged" && decided(&found).0 == class, "{found:#}");
+    }
+    topology.stop_listeners();
+    let found = live(&topology, &inward("8080"))?;
+    ensure!(found["fate"]["fate"] == "refused" && decided(&found).0 == "refused", "{found:#}");
+    Ok(())
+}
+
+/// Verify what the documentation shows.
+#[test]
+fn it_prints_what_the_documentation_says() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let topology = Topology::new(Stack::V4, Layout::default())?;
+    load(&topology.pod)?;
+    enrol(&topology, &[])?;
+    let docs = include_str!("../../docs/ebpf.md");
+    let shown = docs.split("```text\n").nth(1).and_then(|rest| rest.split("```").next());
+    let shown = shown.context("an explanation")?;
+    let command = docs.split('`').find_map(|text| text.strip_prefix("millrace explain --live "));
+    let words = command.context("its command")?.split_whitespace();
+    let words = ["explain", "--live", "--bpffs", FOLDER].into_iter().chain(words);
+    let said = millrace_in_pod(&topology, &words.collect::<Vec<_>>(), 0)?;
+    ensure!(said.contains(shown), "{said}");
+    Ok(())
+}
+
+/// Verify that all connections are told in classes, that a pod is the same as its configuration, and
+/// that what another one changes is named; and that there is a picture.
+#[test]
+fn classes_differences_and_pictures() -> Result<()> {
+    let (topology, _cgroup) = captured()?;
+    let classes = live(&topology, &["--all"])?;
+    let classes = classes.as_array().context("classes")?;
+    for (port, class) in [(15001, "network"), (15006, "inbound"), (15053, "dns")] {
+        let is = |c: &&Value| c["outcome"]["port"] == port && decided(c).0 == class;
+        ensure!(classes.iter().any(|c| is(&c)), "no {class}: {classes:#?}");
+    }
+    let diff = |with: String, code| {
+        let words = ["diff", "live", &with, "--bpffs", FOLDER];
+        millrace_in_pod(&topology, &words, code)
+    };
+    let same = format!("apply --backend ebpf --ipv6 on {}", SETTINGS.join(" "));
+    let said = diff(same.clone(), 0)?;
+    ensure!(said == "traffic: no connection is treated otherwise\nrules: the same\n", "{said}");
+    let said = diff(same.replace("9092,", ""), 1)?;
+    ensure!(said.contains("to tcp not") && said.contains("port 9092\n"), "{said}");
+    ensure!(said.contains("leaves by eth0 -> redirected to port 15001"), "{said}");
+    ensure!(said.contains("- ebpf outbound 2: excluded-port:"), "{said}");
+    let said = diff(same.replace("--backend ebpf", "--backend iptables-nft"), 1)?;
+    let inbound = "handed to port 15006, addresses untouched -> redirected to port 15006";
+    ensure!(said.contains(inbound), "{said}");
+    let graph = ["graph", "--live", "--bpffs", FOLDER, "--to", "10.71.0.10:80"];
+    let said = millrace_in_pod(&topology, &graph, 0)?;
+    ensure!(said.contains("connect(), sendmsg()") && said.contains("port 15006"), "{said}");
+    Ok(())
+}
+
+/// Verify that a configuration is explained without privilege, in the words of its source; that what
+/// eBPF can't do is refused; and that nobody is told "no rules" who may not look.
+#[test]
+fn configurations_and_who_may_not_look() -> Result<()> {
+    let explain = |words: &[&str]| -> Result<(bool, String)> {
+        let ask = ["explain", "--backend", "ebpf", "--to", "10.9.9.9:80/tcp"];
+        let output = Command::new(binary::millrace()?).args(ask).args(words).output()?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8(text)?))
+    };
+    let (good, said) = explain(&[])?;
+    let end = "=> delivered to 127.0.0.1 on port 15001, original destination 10.9.9.9:80";
+    ensure!(good && said.contains(end) && said.contains("by ebpf outbound"), "{said}");
+    let (good, said) = explain(&["--exclude-outbound-ports", "80"])?;
+    let reason = "outbound port 80 is not captured (flag --exclude-outbound-ports)";
+    ensure!(good && said.contains("=> leaves by eth0") && said.contains(reason), "{said}");
+    let (good, said) = explain(&["--mode", "tproxy"])?;
+    ensure!(!good && said.contains("eBPF can't carry this configuration out"), "{said}");
+
+    let (topology, _cgroup) = captured()?;
+    let words = ["explain", "--live", "--bpffs", FOLDER, "--to", "10.71.0.10:80"];
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
+    let (code, said) = ran(&topology.pod, &mut wrapped(&nobody, &millrace(words)?))?;
+    ensure!(code == Some(1) && !said.contains("=>"), "{said}");
+    let named = "whether eBPF captures here can't be seen";
+    ensure!(said.contains(named) && said.contains("capabilities BPF"), "{said}");
+    millrace_in_pod(&topology, &["cleanup", "--bpffs", FOLDER], 0)?;
+    let words = [&words[..], &["--backend", "ebpf"]].concat();
+    let said = millrace_in_pod(&topology, &words, 1)?;
+    ensure!(said.contains("eBPF does not capture this pod"), "{said}");
+    Ok(())
+}
