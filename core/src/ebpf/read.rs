@@ -79,7 +79,7 @@ pub fn read(entry: &Entry, dialect: &Dialect) -> Result<CapturePolicy, NoPolicy>
         set("dns-port", pod.dns_port.to_string());
         if !all {
             let servers = named(entry, NETWORK_DNS).filter_map(|prefix| cidr(*prefix));
-            found.dns_servers = servers.map(|server| server.address()).collect();
+            found.dns_servers = servers.map(Cidr::address).collect();
         }
     }
     let any = pod.has(PodFlags::ANY_IDENTITY);

@@ -24,6 +24,7 @@ mod ranges;
 mod reply;
 pub mod report;
 mod rule;
+mod socket;
 mod test;
 mod walk;
 mod witness;

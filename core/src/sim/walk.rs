@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use super::fate::{Fate, How, Outcome, Reply};
-use super::namespace::{LOOPBACK, Namespace, loopback, somewhere, unicast};
+use super::namespace::{LOOPBACK, Namespace, loopback, unicast};
 use super::packet::{Connection, Ends, Mark, Owner, Packet, Value, end};
 use super::program::{Call, ChainId, Kind, Policy, Program, RuleId, family_index, hook_index};
 use super::question::{Direction, Known, Protocol, Question};
@@ -171,19 +171,8 @@ impl<'a, W: Witness> Walk<'a, W> {
             gid: Value::asked(owner.gid.into(), Field::Gid),
         });
         let mut packet = self.packet(Value::made(0), owner);
-        let mut route = self.route(&packet);
-        if self.begins() && !self.choosers(packet.family, Hook::Output).is_empty() {
-            // Before the kernel looks for a route: there need not be one.
-            packet.ends.source = self.source(&packet, route).unwrap_or(Value::made(0));
-            let call = if q.protocol == Protocol::UDP { "sendmsg()" } else { "connect()" };
-            self.choose(Hook::Output, call, &mut packet)?;
-        }
-        if packet.meant.is_some() {
-            self.connected = Some(packet.ends.to(packet.family));
-            if route != Route::Local && q.source.is_none() {
-                packet.ends.source = self.usual_source(packet.family);
-            }
-            route = self.route(&packet);
+        let route = self.route(&packet);
+        if let Some(route) = self.connect(&mut packet, route)? {
             return self.send(&mut packet, route);
         }
         packet.ends.source = self.source(&packet, route)?;
@@ -196,68 +185,6 @@ impl<'a, W: Witness> Walk<'a, W> {
             return Err(martian());
         }
         self.send(&mut packet, route)
-    }
-
-    /// The source that was asked for, or the kernel's choice.
-    fn source(&mut self, packet: &Packet<'_>, route: Route<'_>) -> Result<Value, Halt> {
-        if let Some(source) = self.question.source {
-            return Ok(Value::asked(number(source), Field::Source));
-        }
-        let interface = match route {
-            Route::Local => LOOPBACK,
-            Route::By(interface) => interface,
-            Route::Nowhere => return Err(no_route()),
-        };
-        let to = packet.ends.destination;
-        let family = packet.family;
-        // What talks to an address of its own host has that address, but for 127.0.0.0/8.
-        if interface == LOOPBACK
-            && self.is_in(to, self.namespace.local(family))
-            && !(family == Family::V4 && self.is_in(to, &loopback(family)))
-        {
-            return Ok(to);
-        }
-        let source = self.namespace.first_address(interface, family);
-        source.map(Value::made).ok_or_else(no_route)
-    }
-
-    /// Whether the question is a connection's beginning.
-    const fn begins(&self) -> bool {
-        matches!(self.question.known, Known::New | Known::Related(_))
-    }
-
-    /// The address that connections to elsewhere come from.
-    fn usual_source(&mut self, family: Family) -> Value {
-        let by = self.towards(Value::made(somewhere(family)), family);
-        let names = self.namespace.interfaces().map(|interface| interface.name.as_str());
-        let mut all = by.into_iter().chain(names).chain([LOOPBACK]);
-        let first = all.find_map(|name| self.namespace.first_address(name, family));
-        Value::made(first.unwrap_or(1))
-    }
-
-    fn choosers(&self, family: Family, hook: Hook) -> &'a [ChainId] {
-        let [sent, arriving] = &self.program.sockets[family_index(family)];
-        if hook == Hook::Output { sent } else { arriving }
-    }
-
-    /// Let chains choose the socket that a connection goes to.
-    fn choose(
-        &mut self,
-        hook: Hook,
-        call: &'static str,
-        packet: &mut Packet<'a>,
-    ) -> Result<(), Halt> {
-        for chain in self.choosers(packet.family, hook) {
-            if W::LISTENS {
-                let text = self.text(packet);
-                self.witness.at(call, text);
-            }
-            self.base(*chain, hook, packet)?;
-            if self.acted {
-                break;
-            }
-        }
-        Ok(())
     }
 
     /// OUTPUT and what comes behind it.
@@ -385,13 +312,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             packet.owner = Owner::Unknown;
         }
         self.hook(Hook::Input, packet)?;
-        // A transparent socket has been found already, and so has that of an answer.
-        if (packet.syn || packet.protocol == Protocol::UDP) && packet.taken.is_none() {
-            let deciding = self.deciding;
-            self.deciding = self.question.direction == Direction::In && !self.acted;
-            self.choose(Hook::Input, "lookup of the socket", packet)?;
-            self.deciding = deciding;
-        }
+        self.look_up(packet)?;
         let family = packet.family;
         let destination = packet.ends.to(family);
         let connection = packet.connection.filter(|(_, back)| !back);
@@ -421,7 +342,7 @@ impl<'a, W: Witness> Walk<'a, W> {
     }
 
     /// Whether a value is in a set, where the question may decide.
-    fn is_in(&mut self, value: Value, set: &Ranges) -> bool {
+    pub(super) fn is_in(&mut self, value: Value, set: &Ranges) -> bool {
         if let Some(origin) = value.origin {
             self.witness.asked(origin, set);
         }
@@ -444,7 +365,7 @@ impl<'a, W: Witness> Walk<'a, W> {
     }
 
     /// The interface that an address is behind.
-    fn towards(&mut self, value: Value, family: Family) -> Option<&'a str> {
+    pub(super) fn towards(&mut self, value: Value, family: Family) -> Option<&'a str> {
         let namespace = self.namespace;
         namespace
             .behind(family)
@@ -548,7 +469,7 @@ fn said(route: Route<'_>) -> String {
     }
 }
 
-fn no_route() -> Halt {
+pub(super) fn no_route() -> Halt {
     Halt::Dropped { rule: None, why: "there is no route to where it goes".to_owned() }
 }
 

@@ -1,5 +1,7 @@
 //! An enrolled pod's entry, as the maps hold it.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use millrace_core::ebpf::Entry;
 use millrace_core::sim::Listening;
 use millrace_ebpf_common::{POD_ID_BITS, PORTS_IN_CHUNK, PodFlags, PortKey};
@@ -19,9 +21,9 @@ impl Node {
         let Some(pod) = self.maps.pods.get(&target.cookie)? else { return Ok(None) };
         let mut entry = Entry {
             pod,
-            networks: Default::default(),
-            ports: Default::default(),
-            groups: Default::default(),
+            networks: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            groups: BTreeSet::new(),
         };
         if pod.has(PodFlags::HAS_NETWORKS) {
             for key in self.networks_of(&pod)? {

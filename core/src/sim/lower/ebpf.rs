@@ -227,13 +227,11 @@ impl Pod<'_> {
                     let first = [(*id, *source)];
                     // DNS is spared for users only.
                     let spares = *field == Field::Uid;
-                    for ids in [&first[..], rest] {
-                        self.self_calls(rules, *field, ids, spares);
-                        proxies(rules, *field, ids);
-                        if std::ptr::eq(ids, &first[..]) {
-                            self.stays_in_pod(rules, source);
-                        }
-                    }
+                    self.self_calls(rules, *field, &first, spares);
+                    proxies(rules, *field, &first);
+                    self.stays_in_pod(rules, source);
+                    self.self_calls(rules, *field, rest, spares);
+                    proxies(rules, *field, rest);
                 }
             }
         }

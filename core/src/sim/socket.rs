@@ -1,0 +1,112 @@
+//! The source of what a socket sends, and programs that choose sockets: where a connection is begun,
+//! before anything is routed (`BPF_CGROUP_RUN_PROG_INET4_CONNECT`), and where the socket of what
+//! arrives is looked up (`inet_lookup_run_sk_lookup()`).
+
+use super::namespace::{LOOPBACK, loopback, somewhere};
+use super::packet::{Packet, Value};
+use super::program::{ChainId, family_index};
+use super::question::{Direction, Known, Protocol};
+use super::ranges::number;
+use super::rule::Field;
+use super::walk::{Halt, Route, Walk, no_route};
+use super::witness::Witness;
+use crate::ruleset::Hook;
+use crate::value::Family;
+
+impl<'a, W: Witness> Walk<'a, W> {
+    /// A process connects, or sends a datagram: the route from there, if its socket is connected
+    /// elsewhere.
+    pub(super) fn connect(
+        &mut self,
+        packet: &mut Packet<'a>,
+        route: Route<'a>,
+    ) -> Result<Option<Route<'a>>, Halt> {
+        let q = self.question;
+        let begins = matches!(q.known, Known::New | Known::Related(_));
+        if !begins || self.choosers(packet.family, Hook::Output).is_empty() {
+            return Ok(None);
+        }
+        // There need not be a route.
+        packet.ends.source = self.source(packet, route).unwrap_or(Value::made(0));
+        let call = if q.protocol == Protocol::UDP { "sendmsg()" } else { "connect()" };
+        self.choose(Hook::Output, call, packet)?;
+        if packet.meant.is_none() {
+            return Ok(None);
+        }
+        self.connected = Some(packet.ends.to(packet.family));
+        if route != Route::Local && q.source.is_none() {
+            packet.ends.source = self.usual_source(packet.family);
+        }
+        Ok(Some(self.route(packet)))
+    }
+
+    /// Find the socket that something is for.
+    pub(super) fn look_up(&mut self, packet: &mut Packet<'a>) -> Result<(), Halt> {
+        // A transparent socket has been found already, and so has that of an answer.
+        if packet.taken.is_some() || !(packet.syn || packet.protocol == Protocol::UDP) {
+            return Ok(());
+        }
+        let deciding = self.deciding;
+        self.deciding = self.question.direction == Direction::In && !self.acted;
+        self.choose(Hook::Input, "lookup of the socket", packet)?;
+        self.deciding = deciding;
+        Ok(())
+    }
+
+    /// The source that was asked for, or the kernel's choice.
+    pub(super) fn source(&mut self, packet: &Packet<'_>, route: Route<'_>) -> Result<Value, Halt> {
+        if let Some(source) = self.question.source {
+            return Ok(Value::asked(number(source), Field::Source));
+        }
+        let interface = match route {
+            Route::Local => LOOPBACK,
+            Route::By(interface) => interface,
+            Route::Nowhere => return Err(no_route()),
+        };
+        let to = packet.ends.destination;
+        let family = packet.family;
+        // What talks to an address of its own host has that address, but for 127.0.0.0/8.
+        if interface == LOOPBACK
+            && self.is_in(to, self.namespace.local(family))
+            && !(family == Family::V4 && self.is_in(to, &loopback(family)))
+        {
+            return Ok(to);
+        }
+        let source = self.namespace.first_address(interface, family);
+        source.map(Value::made).ok_or_else(no_route)
+    }
+
+    /// The address that connections to elsewhere come from.
+    fn usual_source(&mut self, family: Family) -> Value {
+        let by = self.towards(Value::made(somewhere(family)), family);
+        let names = self.namespace.interfaces().map(|interface| interface.name.as_str());
+        let mut all = by.into_iter().chain(names).chain([LOOPBACK]);
+        let first = all.find_map(|name| self.namespace.first_address(name, family));
+        Value::made(first.unwrap_or(1))
+    }
+
+    fn choosers(&self, family: Family, hook: Hook) -> &'a [ChainId] {
+        let [sent, arriving] = &self.program.sockets[family_index(family)];
+        if hook == Hook::Output { sent } else { arriving }
+    }
+
+    /// Ask each program, until one has chosen.
+    fn choose(
+        &mut self,
+        hook: Hook,
+        call: &'static str,
+        packet: &mut Packet<'a>,
+    ) -> Result<(), Halt> {
+        for chain in self.choosers(packet.family, hook) {
+            if W::LISTENS {
+                let text = self.text(packet);
+                self.witness.at(call, text);
+            }
+            self.base(*chain, hook, packet)?;
+            if self.acted {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
