@@ -10,7 +10,7 @@ use millrace_core::dialect::{istio, native};
 use millrace_core::ebpf::{Refusals, compile, read};
 use millrace_core::plan::Groups;
 use millrace_core::sim::{SourceTable, of_ebpf};
-use millrace_host::ebpf::{Enrolled, Node, OBJECT, Options, Target, default_cgroup, listening};
+use millrace_host::ebpf::{Enrolled, Node, OBJECT, Options, Target, default_cgroup};
 use millrace_host::engine::Session;
 use millrace_host::facts;
 use nix::mount::{MsFlags, mount};
@@ -122,9 +122,10 @@ pub fn node<T: Send>(
 pub fn tables(namespace: &Namespace) -> Result<Vec<SourceTable>> {
     namespace.enter(|| -> Result<_> {
         let node = Node::open(Path::new(FOLDER))?;
-        let entry = node.entry(&Target::current()?)?.context("the pod is enrolled")?;
+        let target = Target::current()?;
+        let entry = node.entry(&target)?.context("the pod is enrolled")?;
         let policy = read(&entry, &native::DIALECT)?;
-        let listening = listening(entry.pod.inbound_port)?;
+        let listening = node.listening(&target, entry.pod.inbound_port)?;
         Ok(of_ebpf(&policy, &entry.own(), &Groups::new(), listening))
     })?
 }

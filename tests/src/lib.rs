@@ -29,6 +29,7 @@ pub mod scenario;
 pub mod snapshot;
 pub mod stage;
 pub mod sys_bpf;
+pub mod sys_calls;
 pub mod topology;
 pub mod transition;
 pub mod wire;

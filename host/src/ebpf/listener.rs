@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 
 use millrace_ebpf_common::{LISTENER_PLACES, ListenerKey};
+use nix::errno::Errno;
 
 use super::error::EbpfError;
 use super::maps::Maps;
@@ -29,7 +30,7 @@ pub(super) fn adopt(maps: &Maps, netns: u64, port: u16) -> Result<usize, EbpfErr
         let before = found;
         for (place, socket) in sockets {
             let key = ListenerKey { netns, family, place, port: port.into() };
-            maps.set_listener(&key, socket.as_fd())?;
+            maps.set_listener(&key, socket.as_fd()).map_err(|error| on(port, error))?;
             found += 1;
         }
         if found == before {
@@ -39,6 +40,23 @@ pub(super) fn adopt(maps: &Maps, netns: u64, port: u16) -> Result<usize, EbpfErr
         }
     }
     Ok(found)
+}
+
+/// Why a listener can't be taken.
+fn on(port: u16, error: EbpfError) -> EbpfError {
+    match error {
+        EbpfError::Io { source, .. }
+            if source.raw_os_error().map(Errno::from_raw) == Some(Errno::EOPNOTSUPP) =>
+        {
+            let why = format!(
+                "{source}: the kernel hands connections to sockets of plain TCP alone, and not of \
+                 multipath TCP"
+            );
+            let what = format!("the proxy's listener on port {port}");
+            EbpfError::Io { what, source: io::Error::other(why) }
+        }
+        error => error,
+    }
 }
 
 /// The same of a kernel without `sock_diag` for TCP: from tables of all sockets, which takes long

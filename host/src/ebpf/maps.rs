@@ -196,6 +196,11 @@ impl Maps {
             .map_err(|e| EbpfError::io("the proxy's listener", e))
     }
 
+    /// The listeners that are known, of all pods.
+    pub(super) fn listening(&self) -> Result<Vec<ListenerKey>, EbpfError> {
+        keys(self.listeners.as_fd()).map_err(|e| EbpfError::io("the proxy's listener", e))
+    }
+
     /// Take away the pod's listener; it may have gone by itself.
     pub(super) fn drop_listener(&self, key: &ListenerKey) -> Result<(), EbpfError> {
         let gone = sys_bpf::delete(self.listeners.as_fd(), key.bytes());

@@ -31,7 +31,6 @@ pub use millrace_ebpf_common::{Address, Class, Event};
 pub use node::{Loaded, Node, Options, State, default_cgroup};
 pub use pod::{Enrolled, Found, Sizes};
 pub use program::{OBJECT, SOURCES};
-pub use read::listening;
 pub use sockets::peer;
 pub use target::Target;
 pub use trace::Reports;

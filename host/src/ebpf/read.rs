@@ -50,16 +50,22 @@ impl Node {
         let (users, groups) = target.ids()?;
         Ok(Some(entry.of_pod(&users, &groups)?))
     }
-}
 
-/// For which families somebody listens on a port, in the namespace that the calling thread is in.
-///
-/// # Errors
-/// When the kernel can't be asked.
-pub fn listening(port: u16) -> Result<Listening, EbpfError> {
-    let found = sockets::listeners(port).map_err(|e| EbpfError::io("which sockets listen", e))?;
-    Ok(Listening {
-        v4: found.iter().any(|listener| listener.family == 4 || !listener.v6_only),
-        v6: found.iter().any(|listener| listener.family == 6),
-    })
+    /// For which families the proxy gets the inbound connections of the pod that the calling thread is
+    /// in.
+    ///
+    /// # Errors
+    /// When the maps or the kernel can't be asked.
+    pub fn listening(&self, target: &Target, port: u16) -> Result<Listening, EbpfError> {
+        let known = self.maps.listening()?;
+        let has = |family| {
+            let mut of_pod = known.iter().filter(|key| key.netns == target.cookie);
+            of_pod.any(|key| (key.family, key.port) == (family, port.into()))
+        };
+        let sockets =
+            sockets::listeners(port).map_err(|e| EbpfError::io("which sockets listen", e))?;
+        // One of IPv6 may take IPv4 as well.
+        let both = sockets.iter().any(|listener| listener.family == 6 && !listener.v6_only);
+        Ok(Listening { v4: has(4) || has(6) && both, v6: has(6) })
+    }
 }

@@ -12,9 +12,7 @@ use millrace_core::plan::{Groups, Wish};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::sim::{Listening, SourceTable, of_ebpf};
 use millrace_core::status::{State, judge};
-use millrace_host::ebpf::{
-    EbpfError, Enrolled, Found, Node, Target, lacking, listening, unprivileged,
-};
+use millrace_host::ebpf::{EbpfError, Enrolled, Found, Node, Target, lacking, unprivileged};
 use millrace_host::engine::{Drift, Request, Rules, Session};
 use millrace_host::exec;
 use millrace_host::observe::Look;
@@ -181,15 +179,16 @@ impl Held {
 
     /// Of the pod that this program is in; none if it is not enrolled.
     pub(super) fn here(folder: &Path) -> Result<Option<Self>> {
-        let entry = match loaded(folder) {
-            Ok(None) => return Ok(None),
-            Ok(Some(node)) => Target::current().and_then(|target| node.entry(&target)),
-            Err(error) => Err(error),
+        let found = || -> Result<_, EbpfError> {
+            let Some(node) = loaded(folder)? else { return Ok(None) };
+            let target = Target::current()?;
+            let Some(entry) = node.entry(&target)? else { return Ok(None) };
+            let listening = node.listening(&target, entry.pod.inbound_port)?;
+            Ok(Some((entry, listening)))
         };
-        let entry = entry.context("whether eBPF captures here can't be seen")?;
-        let Some(entry) = entry else { return Ok(None) };
+        let found = found().context("whether eBPF captures here can't be seen")?;
+        let Some((entry, listening)) = found else { return Ok(None) };
         let policy = read(&entry, &native::DIALECT)?;
-        let listening = listening(entry.pod.inbound_port)?;
         let groups = Groups::new();
         let tables = of_ebpf(&policy, &entry.own(), &groups, listening);
         Ok(Some(Self { entry, policy, tables, groups }))

@@ -1,0 +1,80 @@
+//! System calls as applications make them that nothing safe here makes: by `io_uring`, of sockets of
+//! multipath TCP, by a thread that is another user or has no capabilities.
+
+use std::io;
+use std::mem::size_of;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+
+use io_uring::{IoUring, opcode, squeue, types};
+use nix::libc;
+use nix::sys::socket::{SockaddrLike as _, SockaddrStorage};
+
+fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// A socket of multipath TCP (RFC 8684).
+///
+/// # Errors
+/// `EPROTONOSUPPORT` where the kernel has none, `ENOPROTOOPT` where it is switched off.
+pub fn mptcp_socket(v4: bool) -> io::Result<OwnedFd> {
+    let family = if v4 { libc::AF_INET } else { libc::AF_INET6 };
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+    // SAFETY: three integers.
+    let fd = checked(unsafe { libc::socket(family, kind, libc::IPPROTO_MPTCP) }.into())?;
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `IORING_OP_CONNECT`; by a worker of the kernel with `elsewhere`, and else where it is asked for.
+///
+/// # Errors
+/// `ENOSYS` or `EPERM` where `io_uring` is not to be had; else what the connection's error is.
+pub fn uring_connect(socket: BorrowedFd<'_>, to: SocketAddr, elsewhere: bool) -> io::Result<()> {
+    let mut ring = IoUring::new(2)?;
+    let address = SockaddrStorage::from(to);
+    let socket = types::Fd(socket.as_raw_fd());
+    let connect = opcode::Connect::new(socket, address.as_ptr().cast(), address.len()).build();
+    let flags = if elsewhere { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
+    // SAFETY: the address and the socket outlive the call, whose end is waited for.
+    unsafe { ring.submission().push(&connect.flags(flags)) }.map_err(io::Error::other)?;
+    ring.submit_and_wait(1)?;
+    let end = ring.completion().next().ok_or_else(|| io::Error::other("no completion"))?;
+    if end.result() < 0 { Err(io::Error::from_raw_os_error(-end.result())) } else { Ok(()) }
+}
+
+/// Let the calling thread alone be another real user; what its effective one permits stays.
+///
+/// # Errors
+/// When it is not permitted.
+pub fn become_real_user(uid: u32) -> io::Result<()> {
+    const SAME: libc::c_long = -1;
+    // SAFETY: three integers. The C library's function would change every thread.
+    checked(unsafe { libc::syscall(libc::SYS_setresuid, libc::c_long::from(uid), SAME, SAME) })
+        .map(drop)
+}
+
+/// `struct __user_cap_header_struct` of linux/capability.h.
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: i32,
+}
+
+/// `_LINUX_CAPABILITY_VERSION_3`
+const VERSION: u32 = 0x2008_0522;
+
+/// Take all capabilities from the calling thread.
+///
+/// # Errors
+/// When it is not permitted.
+pub fn drop_capabilities() -> io::Result<()> {
+    let header = Header { version: VERSION, pid: 0 };
+    // Effective, permitted and inheritable ones, in two words each.
+    let none = [0_u32; 6];
+    debug_assert_eq!(size_of::<Header>(), 8);
+    // SAFETY: both are laid out as the call wants them, and outlive it.
+    checked(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) }).map(drop)
+}
