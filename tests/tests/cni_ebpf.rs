@@ -6,11 +6,13 @@ use millrace_tests::ebpf::{Cgroup, FOLDER, load, mount_bpffs, node};
 use millrace_tests::topology::{APP, PROXY};
 use serde_json::{Value, json};
 
-/// A pod with a link, so that there is somewhere to go.
+/// A pod with a link, so that there is somewhere to go. It gets no link-local address by itself: that
+/// would come at any time, and change the pod's entry.
 fn pod(host: &Host) -> Result<Pod> {
     let pod = host.pod()?;
     host.inside(&pod, |inside| {
         inside.ip("link add eth0 type veth peer name eth1\nlink set eth1 up\n\
+             link set eth0 addrgenmode none\n\
              addr add 10.1.0.2/24 dev eth0\naddr add fd01::2/64 dev eth0 nodad\nlink set eth0 up")
     })?;
     Ok(pod)
