@@ -24,10 +24,10 @@ mod verdict;
 pub use address::Address;
 pub use decide::{Connection, Direction, Protocol, Sets, decide};
 pub use maps::{
-    Client, Event, Flow, FlowKey, GroupKey, LISTENER_PLACES, ListenerKey, NETWORK_DNS,
-    NETWORK_EXCLUDED, NETWORK_INCLUDED, NetworkKey, Original, POD_ID_BITS, PORT_INBOUND,
-    PORT_OUTBOUND_EXCLUDED, PORT_OUTBOUND_INCLUDED, PORTS_IN_CHUNK, Pod, PodFlags, PortChunk,
-    PortKey, Settings,
+    CONNECTING, CONNECTING_TRIES, Client, Connecting, Event, Flow, FlowKey, GroupKey,
+    LISTENER_PLACES, ListenerKey, NETWORK_DNS, NETWORK_EXCLUDED, NETWORK_INCLUDED, NetworkKey,
+    Original, POD_ID_BITS, PORT_INBOUND, PORT_OUTBOUND_EXCLUDED, PORT_OUTBOUND_INCLUDED,
+    PORTS_IN_CHUNK, Pod, PodFlags, PortChunk, PortKey, Settings,
 };
 pub use sys_plain::Plain;
 pub use verdict::{Class, Verdict};
@@ -41,6 +41,6 @@ pub const MAX_ADDRESSES: usize = 16;
 /// How many counters a pod has: one for each [`Class`].
 pub const COUNTERS: usize = 32;
 
-/// The value in the code of the `sk_lookup` program in whose place the loader writes a pod's netns
-/// cookie. The kernel gives that program no way to ask for it.
-pub const COOKIE_MARK: u64 = 0x6d69_6c6c_7261_6365;
+/// The value in the code of the `sk_lookup` program in whose place the loader writes the program's
+/// number: each pod has one of its own, since the kernel gives it no way to ask for the pod.
+pub const NUMBER_MARK: u64 = 0x6d69_6c6c_7261_6365;

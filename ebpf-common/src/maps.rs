@@ -61,8 +61,8 @@ pub struct Pod {
     pub gid_count: u32,
     /// How many of `own` count.
     pub own_count: u32,
-    /// Not used.
-    pub reserved: u32,
+    /// The number of its `sk_lookup` program: a key of LOOKUPS.
+    pub lookup: u32,
     /// A hash of its networks, ports and groups, for the loader.
     pub digest: u64,
     /// Users that proxies run as, in the initial user namespace.
@@ -211,7 +211,7 @@ pub struct Original {
     pub reserved: u32,
 }
 
-/// What is known of a connection that has been begun and not yet accepted: a key of FLOWS.
+/// What a captured connection is known by at both of its ends: a key of FLOWS.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowKey {
@@ -227,17 +227,87 @@ pub struct FlowKey {
     pub family: u32,
 }
 
-/// A value of FLOWS.
+/// A value of FLOWS: a captured connection, until both of its sockets are closed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
-    /// The client's socket, by its cookie.
-    pub socket: u64,
+    /// The socket that began it, by its cookie; 0 once that is closed.
+    pub client: u64,
+    /// The socket that the proxy accepts, likewise; 0 before it is there as well.
+    pub accepted: u64,
+    /// How many of the two are open.
+    pub open: u64,
+    /// Whether the proxy has asked for the original destination.
+    pub asked: u64,
     /// Where it was meant to go.
     pub original: Original,
 }
 
-/// What the socket of an application carries.
+/// Where a socket that is about to connect is meant to go: a value of CONNECTING, in which a socket
+/// takes the first free place from its cookie's on, modulo [`CONNECTING`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connecting {
+    /// The socket, by its cookie; 0 for none.
+    pub socket: u64,
+    /// By which it is known that all of this was written by the same call.
+    pub seal: u64,
+    /// When it was written, in ticks of the kernel's clock (`jiffies64`).
+    pub since: u64,
+    /// Where it is meant to go.
+    pub original: Original,
+}
+
+/// How many sockets can be between two steps of the same `connect()` call.
+pub const CONNECTING: u32 = 1 << 16;
+
+/// From so many places a socket takes one.
+pub const CONNECTING_TRIES: u32 = 4;
+
+/// So many ticks later a socket is not between two steps any more: its call has failed.
+const CONNECTING_TICKS: u64 = 256;
+
+impl Connecting {
+    /// A socket's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(socket: u64, since: u64, original: Original) -> Self {
+        Self { socket, seal: seal(socket, &original), since, original }
+    }
+
+    /// Whether any socket may take the place.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_free(&self, now: u64) -> bool {
+        self.socket == 0 || now.wrapping_sub(self.since) > CONNECTING_TICKS
+    }
+
+    /// Where a socket is meant to go, if this is its own and whole.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(&self, socket: u64) -> Option<Original> {
+        if self.socket == socket && self.seal == seal(socket, &self.original) {
+            Some(self.original)
+        } else {
+            None
+        }
+    }
+}
+
+/// Another number for any other value: odd factors lose nothing.
+#[inline(always)]
+const fn seal(socket: u64, original: &Original) -> u64 {
+    let Address([a, b, c, d]) = original.address;
+    let (front, back) = ((a as u64) << 32 | b as u64, (c as u64) << 32 | d as u64);
+    let ports = (original.port as u64) << 16 | original.via as u64;
+    front
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .wrapping_add(back.wrapping_mul(0xc2b2_ae3d_27d4_eb4f))
+        .wrapping_add(ports.wrapping_mul(0x1656_67b1_9e37_79f9))
+        .wrapping_add(socket.wrapping_mul(0x27d4_eb2f_1656_67c5))
+}
+
+/// What a UDP socket of an application carries.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Client {
@@ -245,8 +315,6 @@ pub struct Client {
     pub peer: Original,
     /// Where it sent its last captured datagram.
     pub asked: Original,
-    /// Its key in FLOWS; `proxy_port` is 0 for none.
-    pub flow: FlowKey,
 }
 
 /// Settings of all programs.
@@ -261,6 +329,12 @@ pub struct Settings {
     pub last_id: u32,
     /// The first 4 bytes of the hash of the programs' sources: of which version they are.
     pub sources: u32,
+    /// The last number that was given to a `sk_lookup` program; the loader's.
+    pub last_lookup: u32,
+    /// How many `sk_lookup` programs are kept for pods to come; the loader's.
+    pub spares: u32,
+    /// Which of them is next, as far as known; the loader's.
+    pub next_spare: u32,
 }
 
 /// A decision, as it is reported.
@@ -291,4 +365,31 @@ pub struct Event {
     pub pid: u32,
     /// 1 of inbound connections.
     pub inbound: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mk_original(last: u32, port: u16) -> Original {
+        Original { address: Address::v4(last), port, via: 15_001, reserved: 0 }
+    }
+
+    #[test]
+    fn a_destination_is_its_own_sockets_and_whole() {
+        let original = mk_original(1, 80);
+        let place = Connecting::new(7, 1000, original);
+        assert_eq!(place.of(7), Some(original));
+        assert_eq!(place.of(8), None);
+        // What another socket's call has overwritten in part.
+        let other = Connecting::new(8, 1000, mk_original(2, 443));
+        assert_eq!(Connecting { original: other.original, ..place }.of(7), None);
+        assert_eq!(Connecting { seal: other.seal, ..place }.of(7), None);
+        assert_eq!(Connecting { socket: other.socket, ..place }.of(8), None);
+        assert_eq!(Connecting { socket: place.socket, ..other }.of(7), None);
+        assert!(!place.is_free(1256) && place.is_free(1257));
+        assert!(Connecting::default().is_free(0));
+        let mixed = Original { port: other.original.port, ..original };
+        assert_eq!(Connecting { original: mixed, ..place }.of(7), None);
+    }
 }

@@ -2,10 +2,11 @@
 
 use core::mem::size_of;
 
+use crate::COUNTERS;
 use crate::address::Address;
 use crate::maps::{
-    Client, Event, Flow, FlowKey, GroupKey, ListenerKey, NetworkKey, Original, Pod, PortChunk,
-    PortKey, Settings,
+    Client, Connecting, Event, Flow, FlowKey, GroupKey, ListenerKey, NetworkKey, Original, Pod,
+    PortChunk, PortKey, Settings,
 };
 
 /// Values that are their bytes.
@@ -42,6 +43,7 @@ macro_rules! plain {
 plain! {
     u32 = 4,
     u64 = 8,
+    [u64; COUNTERS] = 256,
     Address = 16,
     Pod = 400,
     NetworkKey = 24,
@@ -51,8 +53,9 @@ plain! {
     ListenerKey = 16,
     Original = 24,
     FlowKey = 32,
-    Flow = 32,
-    Client = 80,
-    Settings = 16,
+    Flow = 56,
+    Connecting = 48,
+    Client = 48,
+    Settings = 28,
     Event = 64,
 }

@@ -40,7 +40,7 @@ pub enum Class {
     Inbound = 16,
     /// Inbound: captured, but the proxy does not listen, so it was refused.
     Refused = 17,
-    /// There was no memory for its original destination: it was refused, or the proxy is not told.
+    /// To be captured, but there was no room for its original destination, so it was refused.
     NoMemory = 18,
     /// To be captured, but its socket is bound to a device, so it was refused.
     Device = 19,

@@ -1,6 +1,6 @@
 //! `connect()` and `getpeername()`.
 
-use millrace_ebpf_common::{Address, Class, Connection, Direction, Pod, Protocol};
+use millrace_ebpf_common::{Address, Class, Connection, Direction, FlowKey, Pod, Protocol};
 
 use crate::judge::{self, Judgement};
 use crate::sys_addr::{Call, Family};
@@ -39,30 +39,36 @@ pub(crate) fn judge<F: Family>(
 /// A TCP connection, or a UDP socket that gets a peer.
 #[inline(always)]
 pub(crate) fn connect<F: Family>(call: &Call<'_, F>) -> i32 {
-    let Some((pod, judgement)) = judge(call, call.protocol(), call.bound()) else { return ALLOW };
-    // An earlier attempt of the same socket may have left an entry that nobody took.
-    if let Some(client) = call.client() {
-        if client.flow.proxy_port != 0 {
-            sys_maps::end_flow_of(&client.flow, call.socket_cookie());
-        }
-        if !judgement.is_captured() {
+    let protocol = call.protocol();
+    let Some((pod, judgement)) = judge(call, protocol, call.bound()) else { return ALLOW };
+    let tcp = matches!(protocol, Some(Protocol::Tcp));
+    if !judgement.is_captured() {
+        // An earlier attempt of the same socket may have left something.
+        if tcp {
+            let _forgotten = sys_maps::connected(call.socket_cookie());
+        } else if call.client().is_some() {
             call.forget();
         }
-    }
-    if !judgement.is_captured() {
         return ALLOW;
     }
     if call.is_on_a_device() && !call.leave_device() {
         sys_maps::count(call.netns(), Class::Device as u8);
         return REFUSE;
     }
-    let Some(client) = call.client_or_new() else {
-        sys_maps::count(call.netns(), Class::NoMemory as u8);
-        return REFUSE;
-    };
-    client.peer = call.original(judgement.port());
-    client.asked.via = 0;
-    client.flow.proxy_port = 0;
+    let original = call.original(judgement.port());
+    if tcp {
+        if !sys_maps::connects(call.socket_cookie(), original) {
+            sys_maps::count(call.netns(), Class::NoMemory as u8);
+            return REFUSE;
+        }
+    } else {
+        let Some(client) = call.client_or_new() else {
+            sys_maps::count(call.netns(), Class::NoMemory as u8);
+            return REFUSE;
+        };
+        client.peer = original;
+        client.asked.via = 0;
+    }
     let meant = call.address().destination();
     // What goes to localhost comes from localhost, and what goes to an address of the pod comes
     // from that address.
@@ -78,6 +84,10 @@ pub(crate) fn connect<F: Family>(call: &Call<'_, F>) -> i32 {
             call.bind(&source);
         }
     }
+    if tcp && !sys_maps::is_noted(call.socket_cookie()) {
+        sys_maps::count(call.netns(), Class::NoMemory as u8);
+        return REFUSE;
+    }
     call.rewrite(&meant.localhost(), judgement.port());
     ALLOW
 }
@@ -85,7 +95,23 @@ pub(crate) fn connect<F: Family>(call: &Call<'_, F>) -> i32 {
 /// The application sees the peer that it asked for.
 #[inline(always)]
 pub(crate) fn peer_name<F: Family>(call: &Call<'_, F>) -> i32 {
-    if let Some(client) = call.client() {
+    let proxy = call.address();
+    if !proxy.is_loopback() {
+        return ALLOW;
+    }
+    if matches!(call.protocol(), Some(Protocol::Tcp)) {
+        let key = FlowKey {
+            netns: call.netns(),
+            client: call.bound(),
+            client_port: call.bound_port() as u16,
+            proxy_port: call.port(),
+            family: if proxy.is_v4() { 4 } else { 6 },
+        };
+        let socket = call.socket_cookie();
+        if let Some(flow) = sys_maps::flow(&key).filter(|flow| flow.client == socket) {
+            call.rewrite(&flow.original.address, flow.original.port);
+        }
+    } else if let Some(client) = call.client() {
         if client.peer.via != 0 {
             call.rewrite(&client.peer.address, client.peer.port);
         }

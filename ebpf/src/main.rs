@@ -2,13 +2,13 @@
 //! `ebpf-common`, and acts on the verdict.
 //!
 //! ```text
-//! application: connect()  -> connect4/6    decide; note the destination on the socket; rewrite it
-//!              SYN        -> sock_ops      FLOWS[addresses] = destination, for the other end
-//! proxy:       handshake  -> sock_ops      take it from FLOWS, note it on the accepted socket
+//! application: connect()  -> connect4/6    decide; CONNECTING[socket] = destination; rewrite it
+//!              SYN        -> sock_ops      FLOWS[addresses] = destination, for both ends
+//! proxy:       handshake  -> sock_ops      the second end is there
 //!              getsockopt -> getsockopt    SO_ORIGINAL_DST
 //! application: getpeername-> getpeername4/6
 //!              sendto     -> sendmsg4/6, recvmsg4/6 (DNS)
-//!              close()    -> sock_release  nothing of it stays in FLOWS
+//! both:        closed     -> sock_ops      of the last one nothing stays in FLOWS
 //! from outside: SYN       -> sk_lookup     decide; to the proxy's listener, or refused
 //! ```
 #![no_std]
@@ -19,20 +19,18 @@ mod connect;
 mod datagram;
 mod judge;
 mod sys_addr;
+mod sys_connecting;
 mod sys_lookup;
 mod sys_maps;
 mod sys_msg;
 mod sys_ops;
 mod sys_option;
 mod sys_outbound;
-mod sys_release;
 mod sys_report;
 
-use aya_ebpf::macros::{
-    cgroup_sock, cgroup_sock_addr, cgroup_sockopt, sk_lookup, sk_msg, sock_ops,
-};
+use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, sk_lookup, sk_msg, sock_ops};
 use aya_ebpf::programs::{
-    SkLookupContext, SkMsgContext, SockAddrContext, SockContext, SockOpsContext, SockoptContext,
+    SkLookupContext, SkMsgContext, SockAddrContext, SockOpsContext, SockoptContext,
 };
 use sys_addr::{Call, V4, V6};
 
@@ -84,11 +82,6 @@ pub fn mr_sockops(ctx: SockOpsContext) -> u32 {
 #[cgroup_sockopt(getsockopt)]
 pub fn mr_getsockopt(ctx: SockoptContext) -> i32 {
     sys_option::run(&ctx)
-}
-
-#[cgroup_sock(sock_release)]
-pub fn mr_release(ctx: SockContext) -> i32 {
-    sys_release::run(&ctx)
 }
 
 #[sk_lookup]

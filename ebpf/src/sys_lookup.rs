@@ -1,13 +1,15 @@
-//! `sk_lookup`: connections from outside, before the kernel looks for a listener. For each pod there
-//! is a copy of a very short program, with the pod's netns cookie in its code, that goes on with the
-//! one program for all pods: what each pod has is loaded in no time.
+//! `sk_lookup`: connections from outside, before the kernel looks for a listener. The kernel does not
+//! tell which network namespace they are in. So each pod has a copy of a very short program, with a
+//! number of its own in its code by which LOOKUPS knows the pod, that goes on with the one program
+//! for all pods. Copies are loaded before there is a pod for them, and never used for a second one.
 
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use millrace_ebpf_common::{
-    Address, COOKIE_MARK, Class, Connection, Direction, LISTENER_PLACES, ListenerKey, Protocol,
+    Address, Class, Connection, Direction, FlowKey, LISTENER_PLACES, ListenerKey, NUMBER_MARK,
+    Protocol,
 };
 
 use crate::judge;
@@ -25,20 +27,20 @@ macro_rules! read {
     };
 }
 
-/// The netns cookie of the pod that this copy is for.
+/// The number of this copy.
 #[inline(always)]
-fn netns() -> u64 {
-    let cookie: u64;
+fn number() -> u32 {
+    let number: u64;
     // SAFETY: loads a number into a register. The loader finds it by the mark and replaces it.
     unsafe {
-        core::arch::asm!("{0} = {1} ll", out(reg) cookie, const COOKIE_MARK, options(pure, nomem));
+        core::arch::asm!("{0} = {1} ll", out(reg) number, const NUMBER_MARK, options(pure, nomem));
     }
-    cookie
+    number as u32
 }
 
 /// The pod's own program.
 pub(crate) fn enter(ctx: &SkLookupContext) -> u32 {
-    let netns = netns();
+    let Some(netns) = sys_maps::pod_of_lookup(number()) else { return PASS };
     sys_maps::set_current(netns);
     sys_maps::go_on(ctx);
     // There is nothing to go on with. What is captured must not get past the proxy.
@@ -69,7 +71,14 @@ pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
     let from = u16::from_be(read!((*lookup).remote_port) as u16);
     if judgement.is_of(Class::InPod) {
         // It was noted on its way out.
-        return PASS;
+        let key = FlowKey {
+            netns,
+            client: source,
+            client_port: from,
+            proxy_port: connection.port,
+            family: if v4 { 4 } else { 6 },
+        };
+        return if sys_maps::is_refused(&key) { DROP } else { PASS };
     }
     if !judgement.is_captured() {
         judge::note(netns, &connection, judgement, 0, from);

@@ -1,23 +1,26 @@
 //! The maps, and what the programs ask and tell them.
 
 use core::ffi::c_void;
-use core::ptr::{addr_of, null_mut};
+use core::ptr::{addr_of, null_mut, read_volatile};
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{
-    bpf_get_prandom_u32, bpf_sk_storage_delete, bpf_sk_storage_get,
+    bpf_get_prandom_u32, bpf_jiffies64, bpf_sk_storage_delete, bpf_sk_storage_get,
 };
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{
-    Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, ProgramArray, RingBuf, SockHash,
+    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, SockHash,
 };
 use aya_ebpf::programs::SkLookupContext;
 use millrace_ebpf_common::{
-    Address, COUNTERS as CLASSES, Client, Event, Flow, FlowKey, GroupKey, ListenerKey, NetworkKey,
-    Original, POD_ID_BITS, PORTS_IN_CHUNK, Pod, PortChunk, PortKey, Sets, Settings,
+    Address, CONNECTING as PLACES, CONNECTING_TRIES, COUNTERS as CLASSES, Client, Connecting,
+    Event, Flow, FlowKey, GroupKey, ListenerKey, NetworkKey, Original, POD_ID_BITS, PORTS_IN_CHUNK,
+    Pod, PortChunk, PortKey, Sets, Settings,
 };
+
+use crate::sys_connecting::mr_place;
 
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -31,16 +34,26 @@ static PORTS: HashMap<PortKey, PortChunk> = HashMap::with_max_entries(1 << 16, B
 #[map]
 static GROUPS: HashMap<GroupKey, u32> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
 #[map]
-static COUNTERS: PerCpuHashMap<u64, [u64; CLASSES]> =
-    PerCpuHashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+static COUNTERS: HashMap<u64, [u64; CLASSES]> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 #[map]
-static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(32_768, 0);
+static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1 << 18, BPF_F_NO_PREALLOC);
+#[map]
+static CONNECTING: Array<Connecting> = Array::with_max_entries(PLACES, 0);
+/// Connections for which there was no room in FLOWS, on their way to be refused.
+#[map]
+static REFUSED: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(1024, 0);
+/// Whether anything has ever been in REFUSED.
+#[map]
+static REFUSES: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(16_384, 0);
 #[map]
 pub(crate) static ENDS: SockHash<FlowKey> = SockHash::with_max_entries(65_536, 0);
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
+/// The netns cookies of pods, by the numbers of their `sk_lookup` programs.
+#[map]
+static LOOKUPS: HashMap<u32, u64> = HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
 /// The pod that a `sk_lookup` program goes on with.
 #[map]
 static CURRENT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
@@ -57,6 +70,13 @@ static ACCEPTED: SkStorage<Original> = SkStorage::new();
 pub(crate) fn pod(netns: u64) -> Option<&'static Pod> {
     // SAFETY: an entry that is taken out stays readable until the program ends (RCU).
     unsafe { PODS.get(&netns) }
+}
+
+/// The pod that a `sk_lookup` program is for.
+#[inline(always)]
+pub(crate) fn pod_of_lookup(number: u32) -> Option<u64> {
+    // SAFETY: as in `pod`.
+    unsafe { LOOKUPS.get(&number) }.copied()
 }
 
 /// Note the pod for the program that goes on. Packets are received with softirqs off, so on this
@@ -99,8 +119,21 @@ pub(crate) fn accelerates() -> bool {
 pub(crate) fn count(netns: u64, class: u8) {
     if let Some(counters) = COUNTERS.get_ptr_mut(&netns) {
         let at = class as usize & (CLASSES - 1);
-        // SAFETY: this CPU's own counters, and the place is within them.
-        unsafe { (*counters.cast::<u64>().add(at)) += 1 }
+        // SAFETY: the place is within the counters.
+        unsafe { add(counters.cast::<u64>().add(at), 1) }
+    }
+}
+
+/// Add to a number that other CPUs change as well, in one step. A read behind it sees this change.
+///
+/// # Safety
+/// `number` is that of a map's value.
+#[inline(always)]
+unsafe fn add(number: *mut u64, value: i64) {
+    // SAFETY: the caller's word. There is no other way to ask for the instruction: the target has
+    // no atomic types that can be changed.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) number, in(reg) value);
     }
 }
 
@@ -117,18 +150,61 @@ pub(crate) fn report(event: &Event) {
     let _lost = EVENTS.output::<Event>(event, 0);
 }
 
-/// Note in FLOWS where a connection was meant to go, for its other end.
+/// The places that a socket may take in CONNECTING.
 #[inline(always)]
-pub(crate) fn begin_flow(key: &FlowKey, flow: &Flow) -> bool {
-    FLOWS.insert(key, flow, BPF_ANY.into()).is_ok()
+pub(crate) fn places(socket: u64) -> impl Iterator<Item = u32> {
+    (0..CONNECTING_TRIES).map(move |n| (socket as u32).wrapping_add(n) % PLACES)
+}
+
+/// What is at a place.
+#[inline(always)]
+pub(crate) fn connecting(place: u32) -> Option<*mut Connecting> {
+    CONNECTING.get_ptr_mut(place)
+}
+
+/// Note where a socket is meant to go, for the next step of the same call. False if there is no
+/// place.
+#[inline(always)]
+pub(crate) fn connects(socket: u64, original: Original) -> bool {
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_jiffies64() };
+    let Some(place) = connecting(mr_place(socket, now).wrapping_sub(1)) else { return false };
+    // SAFETY: a value of the map. Who reads what two have written at once sees that.
+    unsafe { *place = Connecting::new(socket, now, original) }
+    true
+}
+
+/// Whether it is still there: another one may have found the same place free at the same moment.
+#[inline(always)]
+pub(crate) fn is_noted(socket: u64) -> bool {
+    mr_place(socket, 0) != 0
+}
+
+/// Where a socket is meant to go. It is forgotten.
+#[inline(always)]
+pub(crate) fn connected(socket: u64) -> Option<Original> {
+    let place = connecting(mr_place(socket, 0).wrapping_sub(1))?;
+    // SAFETY: as in `connects`.
+    unsafe {
+        let original = (*place).of(socket);
+        (*place).socket = 0;
+        original
+    }
+}
+
+/// Let both ends of a connection know in FLOWS where it was meant to go.
+#[inline(always)]
+pub(crate) fn begin_flow(key: &FlowKey, socket: u64, original: Original) -> bool {
+    let flow = Flow { client: socket, accepted: 0, open: 1, asked: 0, original };
+    FLOWS.insert(key, &flow, BPF_ANY.into()).is_ok()
 }
 
 /// What FLOWS says.
 #[inline(always)]
-pub(crate) fn flow(key: &FlowKey) -> Option<&'static Flow> {
+pub(crate) fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
     // SAFETY: as in `pod`; another connection may reuse the entry, but only once the addresses are
-    // free again, and this one still has them.
-    unsafe { FLOWS.get(key) }
+    // free again, and one of this one's sockets still has them.
+    unsafe { FLOWS.get_ptr_mut(key)?.as_mut() }
 }
 
 /// Nothing more is known of these addresses.
@@ -137,11 +213,50 @@ pub(crate) fn end_flow(key: &FlowKey) {
     let _gone = FLOWS.remove(key);
 }
 
-/// Take a socket's entry out of FLOWS, unless another socket has the addresses by now.
+/// One of a connection's sockets is open, which is the second one.
 #[inline(always)]
-pub(crate) fn end_flow_of(key: &FlowKey, socket: u64) {
-    if flow(key).is_some_and(|flow| flow.socket == socket) {
+pub(crate) fn join_flow(flow: &mut Flow, socket: u64) {
+    flow.accepted = socket;
+    // SAFETY: a number of a map's value.
+    unsafe { add(&raw mut flow.open, 1) }
+}
+
+/// One of a connection's sockets is closed. The last one takes the entry with it.
+#[inline(always)]
+pub(crate) fn leave_flow(key: &FlowKey, flow: &mut Flow) {
+    // SAFETY: a number of a map's value, which the other socket changes as well.
+    let open = unsafe {
+        add(&raw mut flow.open, -1);
+        read_volatile(&raw const flow.open)
+    };
+    if open == 0 {
         end_flow(key);
+    }
+}
+
+/// Have a connection refused that is about to begin: its original destination can't be kept.
+#[inline(always)]
+pub(crate) fn refuse(key: &FlowKey) {
+    if let Some(refuses) = REFUSES.get_ptr_mut(0) {
+        // SAFETY: a value of the map.
+        unsafe { *refuses = 1 }
+    }
+    // The value says nothing; a constant would need a section of its own.
+    let _never_full = REFUSED.insert(key, &key.family, BPF_ANY.into());
+}
+
+/// Whether a connection is to be refused.
+#[inline(always)]
+pub(crate) fn is_refused(key: &FlowKey) -> bool {
+    // SAFETY: as in `pod`.
+    REFUSES.get(0).is_some_and(|any| *any != 0) && unsafe { REFUSED.get(key) }.is_some()
+}
+
+/// What was to be refused has been, or there is another connection with its addresses.
+#[inline(always)]
+pub(crate) fn refused(key: &FlowKey) {
+    if REFUSES.get(0).is_some_and(|any| *any != 0) {
+        let _gone = REFUSED.remove(key);
     }
 }
 

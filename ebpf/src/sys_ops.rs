@@ -6,7 +6,8 @@ use core::ptr::{addr_of, read_volatile};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_NOEXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
-    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
+    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
 };
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::programs::SockOpsContext;
@@ -25,14 +26,59 @@ macro_rules! read {
 }
 
 pub(crate) fn run(ctx: &SockOpsContext) -> u32 {
-    match ctx.op() {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => begun(ctx),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(ctx),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ctx),
+    let op = ctx.op();
+    match op {
+        BPF_SOCK_OPS_TCP_CONNECT_CB | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => connection(ctx, op),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB if sys_maps::accelerates() => connection(ctx, op),
+        // The old state and the new one (`enum` of BPF_TCP_ states).
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => connection(ctx, op),
         BPF_SOCK_OPS_TCP_LISTEN_CB => listens(ctx),
         _ => {}
     }
     DONE
+}
+
+/// A connection begins, is there, or ends, at one of its ends. Of those that are captured, the
+/// proxy's end is on localhost.
+#[inline(always)]
+fn connection(ctx: &SockOpsContext, op: u32) {
+    let (local, remote) = ends(ctx);
+    let accepted = op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB;
+    let ended = op == BPF_SOCK_OPS_STATE_CB;
+    if !accepted && remote.0.is_loopback() {
+        let key = key(netns(ctx), local, remote);
+        let own = cookie(ctx);
+        if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
+            return begun(ctx, &key, own);
+        }
+        if ended {
+            sys_maps::refused(&key);
+        }
+        if let Some(flow) = sys_maps::flow(&key).filter(|flow| flow.client == own) {
+            if ended {
+                flow.client = 0;
+                sys_maps::leave_flow(&key, flow);
+            } else {
+                join(ctx, &key);
+            }
+            return;
+        }
+    }
+    if (accepted || ended) && local.0.is_loopback() {
+        let key = key(netns(ctx), remote, local);
+        let Some(flow) = sys_maps::flow(&key) else { return };
+        let own = cookie(ctx);
+        if accepted {
+            watch(ctx);
+            sys_maps::join_flow(flow, own);
+            if sys_maps::accelerates() {
+                join(ctx, &mirrored(&key));
+            }
+        } else if flow.accepted == own {
+            closed(ctx, flow);
+            sys_maps::leave_flow(&key, flow);
+        }
+    }
 }
 
 #[inline(always)]
@@ -89,73 +135,49 @@ fn key(netns: u64, client: (Address, u16), proxy: (Address, u16)) -> FlowKey {
 
 /// A connection begins: its port is chosen, its SYN not yet sent.
 #[inline(always)]
-fn begun(ctx: &SockOpsContext) {
-    let (local, remote) = ends(ctx);
-    if !remote.0.is_loopback() {
-        return;
-    }
-    let socket = socket(ctx);
-    if socket.is_null() {
-        return;
-    }
-    let key = key(netns(ctx), local, remote);
-    // SAFETY: the hook's own socket.
-    match unsafe { sys_maps::client(socket) } {
-        Some(client) if client.peer.via == remote.1 => {
-            // SAFETY: the hook's own context.
-            let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-            if sys_maps::begin_flow(&key, &Flow { socket: cookie, original: client.peer }) {
-                client.flow = key;
-            } else {
-                // The proxy is told its own address, and takes the connection for a loop.
+fn begun(ctx: &SockOpsContext, key: &FlowKey, own: u64) {
+    sys_maps::refused(key);
+    match sys_maps::connected(own) {
+        Some(original) if original.via == key.proxy_port => {
+            watch(ctx);
+            if !sys_maps::begin_flow(key, own, original) {
+                // Here it can't be stopped; where its SYN arrives, it can.
+                sys_maps::refuse(key);
                 sys_maps::count(key.netns, Class::NoMemory as u8);
             }
         }
         // Not captured: what an earlier socket left must not answer for this one.
-        _ => sys_maps::end_flow(&key),
+        _ => sys_maps::end_flow(key),
     }
 }
 
-/// A connection is there, at the end that accepts it.
+/// The proxy's end is closed.
 #[inline(always)]
-fn accepted(ctx: &SockOpsContext) {
-    let (local, remote) = ends(ctx);
-    if !local.0.is_loopback() {
-        return;
-    }
-    let key = key(netns(ctx), remote, local);
-    let Some(flow) = sys_maps::flow(&key) else { return };
+fn closed(ctx: &SockOpsContext, flow: &mut Flow) {
+    flow.accepted = 0;
     let socket = socket(ctx);
-    if socket.is_null() {
-        return;
-    }
-    let original = flow.original;
-    // SAFETY: the hook's own socket.
-    if !unsafe { sys_maps::set_accepted(socket, &original) } {
-        sys_maps::count(key.netns, Class::NoMemory as u8);
-    }
-    sys_maps::end_flow(&key);
-    if sys_maps::accelerates() {
-        join(ctx, &mirrored(&key));
+    if flow.asked == 0 && !socket.is_null() {
+        // It may be accepted, and its proxy ask, only now.
+        let original = flow.original;
+        // SAFETY: the hook's own socket. Without memory the proxy is not told; nothing comes from
+        // such a connection.
+        let _noted = unsafe { sys_maps::set_accepted(socket, &original) };
     }
 }
 
-/// A connection is there, at the end that began it.
+/// The socket, by its cookie.
 #[inline(always)]
-fn established(ctx: &SockOpsContext) {
-    if !sys_maps::accelerates() {
-        return;
-    }
-    let (local, remote) = ends(ctx);
-    let socket = socket(ctx);
-    if socket.is_null() || !remote.0.is_loopback() {
-        return;
-    }
-    // SAFETY: the hook's own socket.
-    let captured = unsafe { sys_maps::client(socket) }.is_some_and(|c| c.peer.via == remote.1);
-    if captured {
-        join(ctx, &key(netns(ctx), local, remote));
-    }
+fn cookie(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the hook's own context.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+/// Be told when the socket is closed.
+#[inline(always)]
+fn watch(ctx: &SockOpsContext) {
+    let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
+    // A full socket, which this is, takes them.
+    let _set = ctx.set_cb_flags(flags.cast_signed());
 }
 
 /// The key in ENDS of the end that accepted: that of the other end with the ports in the other

@@ -6,7 +6,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::programs::SockoptContext;
-use millrace_ebpf_common::{Address, Original};
+use millrace_ebpf_common::{Address, FlowKey, Original};
 
 use crate::sys_maps;
 
@@ -17,6 +17,7 @@ const SOL_IPV6: i32 = 41;
 /// `linux/netfilter_ipv4.h`; IP6T_SO_ORIGINAL_DST has the same number.
 const SO_ORIGINAL_DST: i32 = 80;
 const TCP: u32 = 6;
+const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
 /// The kernel copies no longer options for programs (`BPF_SOCKOPT_KERN_BUF_SIZE`, `PAGE_SIZE`).
 const LONGEST: i32 = 4096;
@@ -45,41 +46,61 @@ pub(crate) fn run(ctx: &SockoptContext) -> i32 {
     if socket.is_null() || read!((*socket).protocol) != TCP {
         return GO_ON;
     }
-    // SAFETY: the hook's own socket.
-    let original = match unsafe { sys_maps::accepted(socket.cast()) } {
-        Some(original) => *original,
-        // Nothing was rewritten: as with connection tracking, it is the address itself.
-        None => match own_address(ctx, socket) {
-            Some(own) => own,
-            None => return GO_ON,
-        },
+    let state = read!((*socket).state);
+    let original = match state {
+        TCP_LISTEN => return GO_ON,
+        // It has no place in FLOWS any more.
+        // SAFETY: the hook's own socket.
+        TCP_CLOSE => unsafe { sys_maps::accepted(socket.cast()) }.copied(),
+        _ => connected(ctx, socket),
     };
+    let Some(original) = original else { return GO_ON };
     if original.address.is_v4() == (level == SOL_IP) {
         answer(ctx, &original);
     }
     GO_ON
 }
 
-/// The address of an established socket of an enrolled pod.
+/// Where a socket's connection was meant to go. If nothing was rewritten it is, as with connection
+/// tracking, the address itself, in an enrolled pod.
 #[inline(always)]
-fn own_address(ctx: &SockoptContext, socket: *mut bpf_sock) -> Option<Original> {
-    // SAFETY: the hook's own context.
-    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    sys_maps::pod(netns)?;
-    if read!((*socket).state) == TCP_LISTEN || read!((*socket).dst_port) == 0 {
+fn connected(ctx: &SockoptContext, socket: *mut bpf_sock) -> Option<Original> {
+    // Two bytes in network order.
+    let client_port = u16::from_be(read!((*socket).dst_port));
+    if client_port == 0 {
         return None;
     }
     // An IPv6 socket has no IPv4 address in its own field, but a mapped one in the other.
-    let word4 = read!((*socket).src_ip4);
-    let address6 = Address([
+    let (local4, remote4) = (read!((*socket).src_ip4), read!((*socket).dst_ip4));
+    let local6 = Address([
         read!((*socket).src_ip6[0]),
         read!((*socket).src_ip6[1]),
         read!((*socket).src_ip6[2]),
         read!((*socket).src_ip6[3]),
     ]);
+    let remote6 = Address([
+        read!((*socket).dst_ip6[0]),
+        read!((*socket).dst_ip6[1]),
+        read!((*socket).dst_ip6[2]),
+        read!((*socket).dst_ip6[3]),
+    ]);
     let v4 = read!((*socket).family) == AF_INET;
-    let address = if v4 { Address::v4(word4) } else { address6 };
-    Some(Original { address, port: read!((*socket).src_port) as u16, via: 0, reserved: 0 })
+    let address = if v4 { Address::v4(local4) } else { local6 };
+    let client = if v4 { Address::v4(remote4) } else { remote6 };
+    let port = read!((*socket).src_port) as u16;
+    // SAFETY: the hook's own context.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if address.is_loopback() {
+        let family = if address.is_v4() { 4 } else { 6 };
+        let key = FlowKey { netns, client, client_port, proxy_port: port, family };
+        // While this socket has the addresses, no other one can have been accepted with them.
+        if let Some(flow) = sys_maps::flow(&key).filter(|flow| flow.accepted != 0) {
+            flow.asked = 1;
+            return Some(flow.original);
+        }
+    }
+    sys_maps::pod(netns)?;
+    Some(Original { address, port, via: 0, reserved: 0 })
 }
 
 /// Answer with a `sockaddr_in` or `sockaddr_in6`. Too short a buffer keeps the kernel's answer.

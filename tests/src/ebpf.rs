@@ -83,6 +83,8 @@ pub fn options() -> Result<Options> {
         accelerate: false,
         max_pods: 64,
         max_networks: 100_000,
+        max_connections: 10_000,
+        spares: 1,
         object: OBJECT,
     })
 }

@@ -20,7 +20,7 @@ use millrace_tests::wire::Answer;
 
 const SERVICE: &str = "10.71.0.10:80";
 const PATIENCE: Duration = Duration::from_secs(10);
-const PROGRAMS: usize = 11;
+const PROGRAMS: usize = 10;
 
 /// A pod without programs.
 fn bare() -> Result<Topology> {
@@ -157,7 +157,8 @@ fn killed(namespace: &Namespace, args: &[&str], at: usize) -> Result<()> {
 }
 
 fn load_args(cgroup: &str) -> Vec<&str> {
-    vec!["node-bpf", "load", "--bpffs", FOLDER, "--cgroup", cgroup, "--max-pods", "64"]
+    let sizes = ["--max-pods", "64", "--max-connections", "1000", "--spares", "2"];
+    [&["node-bpf", "load", "--bpffs", FOLDER, "--cgroup", cgroup][..], &sizes].concat()
 }
 
 /// Verify that a loader that is killed in front of any call that changes something leaves what the

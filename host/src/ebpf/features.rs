@@ -37,13 +37,12 @@ type Kind = (&'static str, u32, &'static [u32], &'static str, &'static str, &'st
 
 const CGROUP: &str = "CONFIG_CGROUP_BPF";
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 8] = [
     ("connect() (connect4, connect6)", 18, &[10, 11], CGROUP, "4.17", NEEDED),
     ("UDP queries (sendmsg4, sendmsg6)", 18, &[14, 15], CGROUP, "4.18", NEEDED),
     ("their answers (recvmsg4, recvmsg6)", 18, &[19, 20], CGROUP, "5.2", NEEDED),
     ("getpeername() (getpeername4, getpeername6)", 18, &[29, 30], CGROUP, "5.8", NEEDED),
     ("getsockopt(), which tells original destinations", 25, &[21], CGROUP, "5.3", NEEDED),
-    ("the end of sockets (sock_release)", 9, &[34], CGROUP, "5.9", NEEDED),
     ("the states of sockets (sock_ops)", 13, &[3], CGROUP, "4.13", NEEDED),
     ("inbound connections (sk_lookup)", 30, &[36], "CONFIG_INET", "5.9", NEEDED),
     ("data between sockets (sk_msg), for --accelerate", 16, &[7], "CONFIG_NET", "4.17", SPARED),
@@ -55,10 +54,9 @@ type Helper = (&'static str, BpfHelper, &'static [(ProgramType, &'static str)], 
 const SOCK_ADDR: (ProgramType, &str) = (ProgramType::CgroupSockAddr, "sock_addr");
 const SOCK_OPS: (ProgramType, &str) = (ProgramType::SockOps, "sock_ops");
 const SOCKOPT: (ProgramType, &str) = (ProgramType::CgroupSockopt, "sockopt");
-const SOCK: (ProgramType, &str) = (ProgramType::CgroupSock, "sock");
 const LOOKUP: (ProgramType, &str) = (ProgramType::SkLookup, "sk_lookup");
 
-const HELPERS: [Helper; 9] = [
+const HELPERS: [Helper; 11] = [
     (
         "bpf_get_netns_cookie, by which pods are told apart",
         BpfHelper::BPF_FUNC_get_netns_cookie,
@@ -68,15 +66,17 @@ const HELPERS: [Helper; 9] = [
     (
         "bpf_sk_storage_get, which keeps original destinations",
         BpfHelper::BPF_FUNC_sk_storage_get,
-        &[SOCK_ADDR, SOCK_OPS, SOCKOPT, SOCK],
+        &[SOCK_ADDR, SOCK_OPS, SOCKOPT],
         "5.9",
     ),
     (
-        "bpf_get_socket_cookie",
-        BpfHelper::BPF_FUNC_get_socket_cookie,
-        &[SOCK_ADDR, SOCK_OPS, SOCK],
-        "5.9",
+        "bpf_sock_ops_cb_flags_set, which tells when connections end",
+        BpfHelper::BPF_FUNC_sock_ops_cb_flags_set,
+        &[SOCK_OPS],
+        "4.16",
     ),
+    ("bpf_jiffies64, for the time", BpfHelper::BPF_FUNC_jiffies64, &[SOCK_ADDR], "5.6"),
+    ("bpf_get_socket_cookie", BpfHelper::BPF_FUNC_get_socket_cookie, &[SOCK_ADDR, SOCK_OPS], "5.9"),
     (
         "bpf_get_current_uid_gid, which tells the proxy from the application",
         BpfHelper::BPF_FUNC_get_current_uid_gid,
@@ -106,10 +106,11 @@ const HELPERS: [Helper; 9] = [
 ];
 
 /// Types of maps, what they hold, and what a kernel needs for them.
-const MAPS: [(&str, MapType, &str); 8] = [
-    ("hash, for pods", MapType::Hash, "3.19"),
+const MAPS: [(&str, MapType, &str); 9] = [
+    ("hash, for pods and connections", MapType::Hash, "3.19"),
     ("array, for settings", MapType::Array, "3.19"),
-    ("per-CPU hash, for counters", MapType::PerCpuHash, "4.6"),
+    ("LRU hash, for connections to refuse", MapType::LruHash, "4.10"),
+    ("per-CPU array", MapType::PerCpuArray, "4.6"),
     ("LPM trie, for networks", MapType::LpmTrie, "4.11"),
     ("program array", MapType::ProgramArray, "4.2"),
     (

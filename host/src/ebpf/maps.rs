@@ -50,6 +50,16 @@ impl<K: Plain, V: Plain> Map<K, V> {
         sys_bpf::update(self.fd(), key.bytes(), value.bytes()).map_err(|e| self.failed(e))
     }
 
+    /// The same, unless there is an entry.
+    pub(super) fn insert(&self, key: &K, value: &V) -> Result<(), EbpfError> {
+        sys_bpf::insert(self.fd(), key.bytes(), value.bytes()).or_else(|error| {
+            match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EEXIST) => Ok(()),
+                _ => Err(self.failed(error)),
+            }
+        })
+    }
+
     pub(super) fn get(&self, key: &K) -> Result<Option<V>, EbpfError> {
         let mut bytes = vec![0; size_of::<V>()];
         let found = sys_bpf::lookup(self.fd(), key.bytes(), &mut bytes);
@@ -100,17 +110,20 @@ fn open(folder: &Path, name: &'static str) -> Result<OwnedFd, EbpfError> {
 pub(super) struct Maps {
     pub(super) settings: Map<u32, Settings>,
     pub(super) pods: Map<u64, Pod>,
+    pub(super) lookups: Map<u32, u64>,
     pub(super) networks: Map<NetworkKey, u32>,
     pub(super) ports: Map<PortKey, PortChunk>,
     pub(super) groups: Map<GroupKey, u32>,
     pub(super) flows: Map<FlowKey, Flow>,
-    counters: OwnedFd,
+    counters: Map<u64, Counters>,
     listeners: OwnedFd,
-    cpus: usize,
 }
 
+/// A pod's counters, in the order of the classes.
+type Counters = [u64; COUNTERS];
+
 /// All maps of the object by name; what they hold is kept over an upgrade.
-pub(super) const NAMES: [&str; 14] = [
+pub(super) const NAMES: [&str; 18] = [
     "SETTINGS",
     "PODS",
     "NETWORKS",
@@ -118,9 +131,13 @@ pub(super) const NAMES: [&str; 14] = [
     "GROUPS",
     "COUNTERS",
     "FLOWS",
+    "CONNECTING",
+    "REFUSED",
+    "REFUSES",
     "LISTENERS",
     "ENDS",
     "EVENTS",
+    "LOOKUPS",
     "CURRENT",
     "INBOUND",
     "CLIENTS",
@@ -133,55 +150,33 @@ impl Maps {
         Ok(Self {
             settings: Map::open(folder, "SETTINGS")?,
             pods: Map::open(folder, "PODS")?,
+            lookups: Map::open(folder, "LOOKUPS")?,
             networks: Map::open(folder, "NETWORKS")?,
             ports: Map::open(folder, "PORTS")?,
             groups: Map::open(folder, "GROUPS")?,
             flows: Map::open(folder, "FLOWS")?,
-            counters: open(folder, "COUNTERS")?,
+            counters: Map::open(folder, "COUNTERS")?,
             listeners: open(folder, "LISTENERS")?,
-            cpus: aya::util::nr_cpus().map_err(|(path, e)| EbpfError::io(path, e))?,
         })
     }
 
-    /// A pod's counters, over all CPUs, in the order of the classes.
-    pub(super) fn counters(&self, netns: u64) -> Result<Option<Vec<u64>>, EbpfError> {
-        let mut bytes = vec![0; self.cpus * COUNTERS * size_of::<u64>()];
-        let found = sys_bpf::lookup(self.counters.as_fd(), netns.bytes(), &mut bytes);
-        if !found.map_err(|e| EbpfError::io("map COUNTERS", e))? {
-            return Ok(None);
-        }
-        let mut sums = vec![0; COUNTERS];
-        let numbers = bytes.chunks_exact(size_of::<u64>()).filter_map(u64::from_bytes);
-        for (number, at) in numbers.zip((0..COUNTERS).cycle()) {
-            if let Some(sum) = sums.get_mut(at) {
-                *sum += number;
-            }
-        }
-        Ok(Some(sums))
+    /// A pod's counters, in the order of the classes.
+    pub(super) fn counters(&self, netns: u64) -> Result<Option<Counters>, EbpfError> {
+        self.counters.get(&netns)
     }
 
     /// Let a pod be counted, from zero if it was not.
     pub(super) fn start_counters(&self, netns: u64) -> Result<(), EbpfError> {
-        if self.counters(netns)?.is_some() {
-            return Ok(());
-        }
-        let zeros = vec![0; self.cpus * COUNTERS * size_of::<u64>()];
-        sys_bpf::update(self.counters.as_fd(), netns.bytes(), &zeros).map_err(|error| {
-            match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::E2BIG | Errno::ENOSPC) => EbpfError::Full("COUNTERS"),
-                _ => EbpfError::io("map COUNTERS", error),
-            }
-        })
+        self.counters.insert(&netns, &[0; COUNTERS])
     }
 
     pub(super) fn drop_counters(&self, netns: u64) -> Result<(), EbpfError> {
-        let gone = sys_bpf::delete(self.counters.as_fd(), netns.bytes());
-        gone.map(drop).map_err(|e| EbpfError::io("map COUNTERS", e))
+        self.counters.remove(&netns).map(drop)
     }
 
     /// The pods that are counted.
     pub(super) fn counted(&self) -> Result<Vec<u64>, EbpfError> {
-        keys(self.counters.as_fd()).map_err(|e| EbpfError::io("map COUNTERS", e))
+        self.counters.keys()
     }
 
     /// Let a socket get the pod's inbound connections.

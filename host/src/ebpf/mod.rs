@@ -5,6 +5,7 @@
 //! <bpffs>/millrace/maps/*      PODS, NETWORKS, ...: what the programs look up
 //! <bpffs>/millrace/links/*     one for each program at the cgroup
 //! <bpffs>/millrace/pods/COOKIE a pod's link at its network namespace
+//! <bpffs>/millrace/spares/*    programs for pods to come
 //! ```
 //!
 //! A pod is captured from the moment its entry is in PODS, and no longer once it is gone. What is
@@ -15,11 +16,13 @@ mod error;
 mod features;
 mod listener;
 mod maps;
+mod netlink;
 mod node;
 mod pod;
 mod program;
 mod read;
 mod sockets;
+mod spares;
 mod sys_bpf;
 mod sys_userns;
 mod target;

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use aya::EbpfLoader;
 use aya::programs::{Program, ProgramError, ProgramFd};
@@ -13,15 +14,16 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, fstatfs};
 use super::error::EbpfError;
 use super::maps::{Maps, NAMES};
 use super::program::{Lookup, sources};
-use super::sys_bpf;
+use super::spares::by_number;
+use super::sys_bpf::{self, Instruction};
+use super::target::Target;
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 pub(super) const BPF_FS: FsType = FsType(0xcafe_4a11);
 
 /// The programs at the cgroup, with their attach types (`enum bpf_attach_type`) and since which
 /// kernel there is such a one.
-const PROGRAMS: [(&str, u32, &str); 11] = [
-    ("mr_release", 34, "5.9"),
+const PROGRAMS: [(&str, u32, &str); 10] = [
     ("mr_getsockopt", 21, "5.7"),
     ("mr_peername4", 29, "5.8"),
     ("mr_peername6", 30, "5.8"),
@@ -37,6 +39,11 @@ const PROGRAMS: [(&str, u32, &str); 11] = [
 /// What the programs of pods go on with.
 const INBOUND: &str = "mr_inbound";
 
+/// What keeps the hook of pods' programs in the kernel's code.
+const IDLE: &str = "mr_idle";
+/// `r0 = SK_PASS; exit`
+const LET_PAST: [Instruction; 2] = [[0xb7, 0, 0, 0, 1, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+
 /// What short-circuits connections, where that is asked for.
 const ACCELERATOR: &str = "mr_skmsg";
 
@@ -51,6 +58,10 @@ pub struct Options {
     pub max_pods: u32,
     /// How many networks all pods may name together. Kept likewise.
     pub max_networks: u32,
+    /// How many captured outbound TCP connections there may be. Kept likewise.
+    pub max_connections: u32,
+    /// For how many pods to come programs are loaded in advance.
+    pub spares: u32,
     /// The object that the programs come from: [`super::OBJECT`], unless somebody makes his own.
     pub object: &'static [u8],
 }
@@ -79,8 +90,10 @@ pub struct State {
     pub accelerated: bool,
     /// One of how many decisions is reported; 0 for none.
     pub sample: u32,
-    /// Connections that have been begun and not yet accepted.
-    pub pending: usize,
+    /// Captured outbound TCP connections.
+    pub connections: usize,
+    /// Programs that are loaded in advance, for so many pods to come.
+    pub spares: usize,
 }
 
 /// The node's programs and their maps.
@@ -88,7 +101,7 @@ pub struct State {
 pub struct Node {
     pub(super) folder: PathBuf,
     pub(super) maps: Maps,
-    pub(super) lookup: Lookup,
+    lookup: OnceLock<Lookup>,
 }
 
 /// The first cgroup v2 that is mounted.
@@ -124,7 +137,8 @@ impl Node {
         let cgroup = cgroup.filter(is_cgroup);
         let cgroup = cgroup.ok_or_else(|| EbpfError::NoCgroup(options.cgroup.clone()))?;
         let maps = folder.join("maps");
-        for path in [folder, &maps, &folder.join("links"), &folder.join("pods")] {
+        let folders = ["links", "pods", "spares"].map(|name| folder.join(name));
+        for path in [folder, &maps].into_iter().chain(folders.iter().map(PathBuf::as_path)) {
             fs::create_dir_all(path)
                 .map_err(|source| EbpfError::NoFolder { folder: folder.to_owned(), source })?;
         }
@@ -146,7 +160,10 @@ impl Node {
         for name in ["PODS", "COUNTERS"] {
             loader.map_max_entries(name, options.max_pods);
         }
+        // There may be some that nobody uses any more and nobody has taken away yet.
+        loader.map_max_entries("LOOKUPS", options.max_pods.saturating_mul(2));
         loader.map_max_entries("NETWORKS", options.max_networks);
+        loader.map_max_entries("FLOWS", options.max_connections);
         let mut object = loader.load(options.object)?;
         let mut loaded = Loaded::default();
         for (name, kind, since) in PROGRAMS {
@@ -173,8 +190,12 @@ impl Node {
             attached.map_err(|e| EbpfError::io(ACCELERATOR, e))?;
         }
         let settings = node.maps.settings.get(&0)?.unwrap_or_default();
-        let settings =
-            Settings { accelerate: options.accelerate.into(), sources: sources(), ..settings };
+        let settings = Settings {
+            accelerate: options.accelerate.into(),
+            spares: options.spares,
+            sources: sources(),
+            ..settings
+        };
         node.maps.settings.set(&0, &settings)?;
         let program = accept(INBOUND, object.program_mut(INBOUND))?;
         let number = program.as_fd().as_raw_fd().cast_unsigned();
@@ -182,13 +203,51 @@ impl Node {
         let set = sys_bpf::update(programs.as_fd(), 0_u32.bytes(), number.bytes());
         set.map_err(|e| EbpfError::io(INBOUND, e))?;
         for (cookie, pin) in node.pins()? {
-            let program = node.lookup.load(cookie)?;
+            // One that is not enrolled gets another program when it is.
+            let Some(pod) = node.maps.pods.get(&cookie)? else { continue };
+            let program = node.lookup()?.load(pod.lookup)?;
             // The link of a namespace that is gone can't be changed, and needn't be.
             if replace(&pin, program.as_fd()).unwrap_or(false) {
                 loaded.pods += 1;
             }
         }
+        node.renew_spares()?;
+        node.keep_lookups_on()?;
+        node.unpin_earlier_programs()?;
         Ok((node, loaded))
+    }
+
+    /// An earlier version may have had programs that this one has not.
+    fn unpin_earlier_programs(&self) -> Result<(), EbpfError> {
+        let folder = self.folder.join("links");
+        let entries = fs::read_dir(&folder).map_err(|e| EbpfError::io(show(&folder), e))?;
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if name != IDLE && !PROGRAMS.iter().any(|(known, ..)| name == *known) {
+                unpin(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// With the first `sk_lookup` program of the machine the kernel changes its own code, which
+    /// stops every processor and takes longer than capturing a pod. So there is always one, at the
+    /// namespace of the node's own: it lets everything past. Without it nothing else is wrong.
+    fn keep_lookups_on(&self) -> Result<(), EbpfError> {
+        let pin = self.folder.join("links").join(IDLE);
+        let link = sys_bpf::pinned(&pin).map_err(|e| EbpfError::io(show(&pin), e))?;
+        let is_attached =
+            |link: OwnedFd| sys_bpf::link_info(link.as_fd()).is_ok_and(|i| i.netns != 0);
+        if link.is_some_and(is_attached) {
+            return Ok(());
+        }
+        unpin(&pin)?;
+        let program = sys_bpf::load_lookup(&LET_PAST, IDLE)
+            .map_err(|(source, log)| EbpfError::Program { name: IDLE.to_owned(), source, log })?;
+        let target = Target::current()?;
+        let failed = |e| EbpfError::io(show(&pin), e);
+        let link = sys_bpf::link_netns(program.as_fd(), target.netns.as_fd()).map_err(failed)?;
+        sys_bpf::pin(link.as_fd(), &pin).map_err(failed)
     }
 
     /// Open what is loaded.
@@ -197,9 +256,16 @@ impl Node {
     /// When nothing is.
     pub fn open(folder: &Path) -> Result<Self, EbpfError> {
         let maps = folder.join("maps");
-        let opened = Maps::open(&maps)?;
-        let lookup = Lookup::new(&maps)?;
-        Ok(Self { folder: folder.to_owned(), maps: opened, lookup })
+        Ok(Self { folder: folder.to_owned(), maps: Maps::open(&maps)?, lookup: OnceLock::new() })
+    }
+
+    /// What programs of single pods are made of. Most runs need none.
+    pub(super) fn lookup(&self) -> Result<&Lookup, EbpfError> {
+        if let Some(lookup) = self.lookup.get() {
+            return Ok(lookup);
+        }
+        let lookup = Lookup::new(&self.folder.join("maps"))?;
+        Ok(self.lookup.get_or_init(|| lookup))
     }
 
     /// Detach all programs, of pods first, and forget everything. Connections that are captured go
@@ -213,7 +279,7 @@ impl Node {
         }
         let _lock = lock(folder)?;
         let mut any = false;
-        for part in ["pods", "links", "maps"] {
+        for part in ["pods", "spares", "links", "maps"] {
             let part = folder.join(part);
             let Ok(entries) = fs::read_dir(&part) else { continue };
             for entry in entries.flatten() {
@@ -237,7 +303,8 @@ impl Node {
             current: settings.sources == sources(),
             accelerated: settings.accelerate != 0,
             sample: settings.sample,
-            pending: self.maps.flows.keys()?.len(),
+            connections: self.maps.flows.keys()?.len(),
+            spares: self.count_spares()?,
             ..State::default()
         };
         for (name, ..) in PROGRAMS {
@@ -260,10 +327,7 @@ impl Node {
 
     /// The pins of pods, by cookie.
     pub(super) fn pins(&self) -> Result<Vec<(u64, PathBuf)>, EbpfError> {
-        let folder = self.folder.join("pods");
-        let entries = fs::read_dir(&folder).map_err(|e| EbpfError::io(show(&folder), e))?;
-        let cookie = |path: PathBuf| Some((path.file_name()?.to_str()?.parse().ok()?, path));
-        Ok(entries.flatten().filter_map(|entry| cookie(entry.path())).collect())
+        by_number(&self.folder.join("pods"))
     }
 
     /// Where a pod's link is pinned.
@@ -311,7 +375,6 @@ fn accept<'o>(name: &str, program: Option<&'o mut Program>) -> Result<&'o Progra
     let loaded = match program {
         Program::CgroupSockAddr(p) => p.load().and_then(|()| p.fd()),
         Program::CgroupSockopt(p) => p.load().and_then(|()| p.fd()),
-        Program::CgroupSock(p) => p.load().and_then(|()| p.fd()),
         Program::SockOps(p) => p.load().and_then(|()| p.fd()),
         Program::SkMsg(p) => p.load().and_then(|()| p.fd()),
         Program::SkLookup(p) => p.load().and_then(|()| p.fd()),

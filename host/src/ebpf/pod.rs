@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io;
 use std::os::fd::AsFd as _;
 
 use millrace_core::ebpf::Entry;
@@ -12,6 +13,8 @@ use millrace_ebpf_common::{
 
 use super::error::EbpfError;
 use super::node::{Node, lock, show, unpin};
+use super::sockets::Listeners;
+use super::spares::after;
 use super::target::Target;
 use super::{listener, sys_bpf};
 
@@ -52,6 +55,8 @@ pub struct Sizes {
     pub groups: usize,
     /// Pods that are counted.
     pub counters: usize,
+    /// `sk_lookup` programs that are a pod's.
+    pub lookups: usize,
 }
 
 /// The first network of a pod in NETWORKS. The kernel lists a trie's networks from the left, so all
@@ -78,34 +83,39 @@ impl Node {
         let cookie = target.cookie;
         let before = self.maps.pods.get(&cookie)?;
         let mut pod = Pod { digest: digest(entry), ..entry.pod };
+        let mut listeners = Listeners::default();
+        let linked = before.filter(|_| self.is_linked(cookie));
         if let Some(old) = before {
-            pod.id = old.id;
-            if pod == old && self.is_linked(cookie) {
-                self.adopt_listener(cookie, &pod)?;
+            (pod.id, pod.lookup) = (old.id, old.lookup);
+            if pod == old && linked.is_some() {
+                self.adopt_listener(&mut listeners, cookie, &pod)?;
                 return Ok(Enrolled::Unchanged);
             }
         }
-        pod.id = self.new_id()?;
-        if let Err(error) = self.prepare(target, &pod, entry) {
+        let mut settings = self.maps.settings.get(&0)?.unwrap_or_default();
+        settings.last_id = after(settings.last_id);
+        pod.id = settings.last_id;
+        // Numbers are given once, also by a run that dies.
+        self.maps.settings.set(&0, &settings)?;
+        let enrolled = self.prepare(target, &pod, entry).and_then(|()| {
+            if linked.is_none() {
+                pod.lookup = self.attach(target, &mut settings)?;
+            }
+            if before.is_none_or(|old| old.inbound_port != pod.inbound_port) {
+                // Also once more below: it may begin to listen at this moment.
+                self.adopt_listener(&mut listeners, cookie, &pod)?;
+            }
+            self.maps.pods.set(&cookie, &pod)
+        });
+        if let Err(error) = enrolled {
             // What failed is told; that it can't be taken back either would hide it.
             drop(self.forget(&pod));
             if before.is_none() {
-                drop(self.detach(cookie));
+                drop(self.detach(cookie, pod.lookup));
             }
             return Err(error);
         }
-        if before.is_none_or(|old| old.inbound_port != pod.inbound_port) {
-            // Also once more below: it may begin to listen at this moment.
-            self.adopt_listener(cookie, &pod)?;
-        }
-        if let Err(error) = self.maps.pods.set(&cookie, &pod) {
-            drop(self.forget(&pod));
-            if before.is_none() {
-                drop(self.detach(cookie));
-            }
-            return Err(error);
-        }
-        self.adopt_listener(cookie, &pod)?;
+        self.adopt_listener(&mut listeners, cookie, &pod)?;
         let Some(old) = before else { return Ok(Enrolled::Added) };
         self.forget(&old)?;
         if old.inbound_port != pod.inbound_port {
@@ -120,7 +130,10 @@ impl Node {
     /// When something can't be removed.
     pub fn leave(&self, cookie: u64) -> Result<bool, EbpfError> {
         let _lock = lock(&self.folder)?;
-        self.leave_locked(cookie)
+        let left = self.leave_locked(cookie)?;
+        // One for the next pod. Without it that one takes longer, and nothing else is wrong.
+        drop(self.fill_spares(1));
+        Ok(left)
     }
 
     fn leave_locked(&self, cookie: u64) -> Result<bool, EbpfError> {
@@ -130,7 +143,7 @@ impl Node {
             self.forget(pod)?;
             self.drop_listeners(cookie, pod.inbound_port)?;
         }
-        self.detach(cookie)?;
+        self.detach(cookie, pod.map_or(0, |pod| pod.lookup))?;
         Ok(pod.is_some())
     }
 
@@ -154,7 +167,13 @@ impl Node {
         let known = |cookie: u64| self.maps.pods.get(&cookie).map(|pod| pod.is_some());
         for (cookie, _) in self.pins()? {
             if !known(cookie)? {
-                self.detach(cookie)?;
+                self.detach(cookie, 0)?;
+            }
+        }
+        for number in self.maps.lookups.keys()? {
+            let Some(cookie) = self.maps.lookups.get(&number)? else { continue };
+            if self.maps.pods.get(&cookie)?.is_none_or(|pod| pod.lookup != number) {
+                self.maps.lookups.remove(&number)?;
             }
         }
         for cookie in self.maps.counted()? {
@@ -171,6 +190,7 @@ impl Node {
         for key in self.maps.groups.keys()?.iter().filter(|key| !ids.contains(&key.pod)) {
             self.maps.groups.remove(key)?;
         }
+        drop(self.fill_spares(usize::MAX));
         Ok(gone)
     }
 
@@ -180,7 +200,7 @@ impl Node {
     /// When the maps can't be read.
     pub fn pod(&self, cookie: u64) -> Result<Option<Found>, EbpfError> {
         let Some(pod) = self.maps.pods.get(&cookie)? else { return Ok(None) };
-        let counts = self.maps.counters(cookie)?.unwrap_or_default();
+        let counts = self.maps.counters(cookie)?.into_iter().flatten();
         let counters = Class::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0);
         Ok(Some(Found { cookie, pod, netns: self.netns_of(cookie), counters: counters.collect() }))
     }
@@ -205,6 +225,7 @@ impl Node {
             ports: self.maps.ports.keys()?.len(),
             groups: self.maps.groups.keys()?.len(),
             counters: self.maps.counted()?.len(),
+            lookups: self.maps.lookups.keys()?.len(),
         })
     }
 
@@ -214,18 +235,10 @@ impl Node {
     /// When the maps can't be read.
     pub fn holds(&self, cookie: u64, entry: &Entry) -> Result<bool, EbpfError> {
         let Some(pod) = self.maps.pods.get(&cookie)? else { return Ok(false) };
-        Ok(pod == Pod { digest: digest(entry), id: pod.id, ..entry.pod })
+        Ok(pod == Pod { digest: digest(entry), id: pod.id, lookup: pod.lookup, ..entry.pod })
     }
 
-    /// An id that no policy had before.
-    fn new_id(&self) -> Result<u32, EbpfError> {
-        let settings = self.maps.settings.get(&0)?.unwrap_or_default();
-        let last_id = settings.last_id.wrapping_add(1).max(1);
-        self.maps.settings.set(&0, &Settings { last_id, ..settings })?;
-        Ok(last_id)
-    }
-
-    /// Everything but the entry itself: nothing of it has an effect yet.
+    /// Everything but the link and the entry itself: nothing of it has an effect yet.
     fn prepare(&self, target: &Target, pod: &Pod, entry: &Entry) -> Result<(), EbpfError> {
         let id = pod.id;
         if !entry.networks.is_empty() {
@@ -242,20 +255,37 @@ impl Node {
         for gid in &entry.groups {
             self.maps.groups.set(&GroupKey { pod: id, gid: *gid }, &1)?;
         }
-        self.maps.start_counters(target.cookie)?;
-        if self.is_linked(target.cookie) {
-            return Ok(());
+        self.maps.start_counters(target.cookie)
+    }
+
+    /// Give a pod a program of its own at its namespace, which lets everything past until the pod
+    /// has an entry. Its number.
+    fn attach(&self, target: &Target, settings: &mut Settings) -> Result<u32, EbpfError> {
+        let (number, program) = self.take_lookup(target.cookie, settings)?;
+        self.maps.settings.set(&0, settings)?;
+        let attached = || {
+            let link = sys_bpf::link_netns(program.as_fd(), target.netns.as_fd());
+            let link = link.map_err(|source| EbpfError::Kernel {
+                what: "sk_lookup programs",
+                since: "5.9",
+                source,
+            })?;
+            let pin = self.pin_of(target.cookie);
+            let pinned = match sys_bpf::pin(link.as_fd(), &pin) {
+                // Of a run that died, or of a namespace that is gone.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    unpin(&pin)?;
+                    sys_bpf::pin(link.as_fd(), &pin)
+                }
+                pinned => pinned,
+            };
+            pinned.map_err(|e| EbpfError::io(show(&pin), e))
+        };
+        if let Err(error) = attached() {
+            drop(self.maps.lookups.remove(&number));
+            return Err(error);
         }
-        let pin = self.pin_of(target.cookie);
-        unpin(&pin)?;
-        let program = self.lookup.load(target.cookie)?;
-        let link = sys_bpf::link_netns(program.as_fd(), target.netns.as_fd());
-        let link = link.map_err(|source| EbpfError::Kernel {
-            what: "sk_lookup programs",
-            since: "5.9",
-            source,
-        })?;
-        sys_bpf::pin(link.as_fd(), &pin).map_err(|e| EbpfError::io(show(&pin), e))
+        Ok(number)
     }
 
     /// The keys of a policy's networks, which lie behind the first one.
@@ -295,15 +325,21 @@ impl Node {
     }
 
     /// Take away a pod's link and counters.
-    fn detach(&self, cookie: u64) -> Result<(), EbpfError> {
+    fn detach(&self, cookie: u64, lookup: u32) -> Result<(), EbpfError> {
         self.maps.drop_counters(cookie)?;
-        unpin(&self.pin_of(cookie))
+        unpin(&self.pin_of(cookie))?;
+        self.maps.lookups.remove(&lookup).map(drop)
     }
 
     /// Find the proxy's listeners, where connections are to come to them.
-    fn adopt_listener(&self, cookie: u64, pod: &Pod) -> Result<(), EbpfError> {
+    fn adopt_listener(
+        &self,
+        listeners: &mut Listeners,
+        cookie: u64,
+        pod: &Pod,
+    ) -> Result<(), EbpfError> {
         if pod.has(PodFlags::INBOUND) {
-            listener::adopt(&self.maps, cookie, pod.inbound_port)?;
+            listener::adopt(&self.maps, listeners, cookie, pod.inbound_port)?;
         }
         Ok(())
     }

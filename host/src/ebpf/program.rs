@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use aya_obj::Object;
-use millrace_ebpf_common::COOKIE_MARK;
+use millrace_ebpf_common::NUMBER_MARK;
 
 use super::error::EbpfError;
 use super::maps::NAMES;
@@ -61,10 +61,10 @@ impl Lookup {
         Ok(Self { instructions, _maps: maps.into_iter().map(|(_, fd)| fd).collect() })
     }
 
-    /// Load it for a pod.
-    pub(super) fn load(&self, netns: u64) -> Result<OwnedFd, EbpfError> {
-        let instructions = with_cookie(&self.instructions, netns)
-            .ok_or_else(|| EbpfError::Parse(format!("{LOOKUP} has no place for a cookie")))?;
+    /// Load it with a number.
+    pub(super) fn load(&self, number: u32) -> Result<OwnedFd, EbpfError> {
+        let instructions = with_number(&self.instructions, number)
+            .ok_or_else(|| EbpfError::Parse(format!("{LOOKUP} has no place for a number")))?;
         sys_bpf::load_lookup(&instructions, LOOKUP).map_err(|(source, log)| EbpfError::Program {
             name: LOOKUP.to_owned(),
             source,
@@ -80,11 +80,11 @@ fn encode(insn: aya_obj::generated::bpf_insn) -> Instruction {
     [insn.code, insn.dst_reg() | insn.src_reg() << 4, o0, o1, i0, i1, i2, i3]
 }
 
-/// The instructions with a pod's cookie in the place of the mark; none if the mark is not there
-/// exactly once.
-fn with_cookie(instructions: &[Instruction], netns: u64) -> Option<Vec<Instruction>> {
-    let (mark, cookie) = (COOKIE_MARK.to_le_bytes(), netns.to_le_bytes());
-    let ((mark_low, mark_high), (low, high)) = (mark.split_at(4), cookie.split_at(4));
+/// The instructions with a number in the place of the mark; none if the mark is not there exactly
+/// once.
+fn with_number(instructions: &[Instruction], number: u32) -> Option<Vec<Instruction>> {
+    let (mark, number) = (NUMBER_MARK.to_le_bytes(), u64::from(number).to_le_bytes());
+    let ((mark_low, mark_high), (low, high)) = (mark.split_at(4), number.split_at(4));
     // The immediate is the second half of an instruction.
     let is = |insn: &Instruction, half: &[u8]| insn.ends_with(half);
     let set = |insn: &mut Instruction, half: &[u8]| {
@@ -112,17 +112,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cookie_takes_the_place_of_the_mark() {
-        let mark = COOKIE_MARK.to_le_bytes();
+    fn the_number_takes_the_place_of_the_mark() {
+        let mark = NUMBER_MARK.to_le_bytes();
         let (low, high) = mark.split_at(4);
         let wide = [LOAD_WIDE, 1, 0, 0, low[0], low[1], low[2], low[3]];
         let rest = [0, 0, 0, 0, high[0], high[1], high[2], high[3]];
         let other = [0x95, 0, 0, 0, 0, 0, 0, 0];
-        let done = with_cookie(&[other, wide, rest, other], 0x0102_0304_0506_0708).unwrap();
+        let done = with_number(&[other, wide, rest, other], 0x0506_0708).unwrap();
         assert_eq!(done[1], [LOAD_WIDE, 1, 0, 0, 8, 7, 6, 5]);
-        assert_eq!(done[2], [0, 0, 0, 0, 4, 3, 2, 1]);
-        assert_eq!(with_cookie(&[other, other], 1), None);
-        assert_eq!(with_cookie(&[wide, rest, wide, rest], 1), None);
-        assert_eq!(with_cookie(&[], 1), None);
+        assert_eq!(done[2], [0; 8]);
+        assert_eq!(with_number(&[other, other], 1), None);
+        assert_eq!(with_number(&[wide, rest, wide, rest], 1), None);
+        assert_eq!(with_number(&[], 1), None);
     }
 }

@@ -8,7 +8,7 @@ use millrace_ebpf_common::{POD_ID_BITS, PORTS_IN_CHUNK, PodFlags, PortKey};
 
 use super::error::EbpfError;
 use super::node::Node;
-use super::sockets;
+use super::sockets::Listeners;
 use super::target::Target;
 
 impl Node {
@@ -63,7 +63,7 @@ impl Node {
             of_pod.any(|key| (key.family, key.port) == (family, port.into()))
         };
         let sockets =
-            sockets::listeners(port).map_err(|e| EbpfError::io("which sockets listen", e))?;
+            Listeners::default().on(port).map_err(|e| EbpfError::io("which sockets listen", e))?;
         // One of IPv6 may take IPv4 as well.
         let both = sockets.iter().any(|listener| listener.family == 6 && !listener.v6_only);
         Ok(Listening { v4: has(4) || has(6) && both, v6: has(6) })

@@ -2,9 +2,8 @@
 //! connections the node has.
 
 use std::io;
-use std::net::SocketAddr as IpSocketAddr;
+use std::net::SocketAddr;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::nlas::Nla;
@@ -12,14 +11,8 @@ use netlink_packet_sock_diag::inet::{
     ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
 };
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use netlink_sys::{Socket, SocketAddr};
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::{TimeVal, TimeValLike as _};
 
-/// How long to wait for the kernel, which answers at once, in seconds.
-const PATIENCE: i64 = 10;
-/// Room for the answers of one datagram (`NLMSG_GOODSIZE` is at most 32 KiB here).
-const ROOM: usize = 32 * 1024;
+use super::netlink::Kernel;
 
 /// A socket that listens.
 #[derive(Clone, Copy, Debug)]
@@ -31,47 +24,35 @@ pub(super) struct Listener {
     pub(super) v6_only: bool,
 }
 
-/// The listeners on a TCP port in the namespace that the calling thread is in: 4 or 6 for their
-/// family, and their inodes.
-///
-/// # Errors
-/// When the kernel can't be asked: `sock_diag` for TCP may be a module that is missing.
-pub(super) fn listening(port: u16) -> io::Result<Vec<(u16, u64)>> {
-    Ok(listeners(port)?.into_iter().map(|listener| (listener.family, listener.inode)).collect())
-}
+/// Who is asked for listeners, in the namespace that the first question comes from.
+#[derive(Default)]
+pub(super) struct Listeners(Option<Kernel>);
 
-/// The same, with everything that is known of them.
-///
-/// # Errors
-/// The same.
-pub(super) fn listeners(port: u16) -> io::Result<Vec<Listener>> {
-    let socket = open()?;
-    let mut found = Vec::new();
-    for (name, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
-        let request = InetRequest {
-            family: name,
-            protocol: IPPROTO_TCP,
-            extensions: ExtensionFlags::empty(),
-            states: StateFlags::LISTEN,
-            // The kernel leaves out other ports.
-            socket_id: SocketId { source_port: port, ..id },
+impl Listeners {
+    /// The listeners on a TCP port.
+    ///
+    /// # Errors
+    /// When the kernel can't be asked: `sock_diag` for TCP may be a module that is missing.
+    pub(super) fn on(&mut self, port: u16) -> io::Result<Vec<Listener>> {
+        let kernel = match self.0.take() {
+            Some(kernel) => kernel,
+            None => Kernel::open(NETLINK_SOCK_DIAG)?,
         };
-        let family = if name == AF_INET { 4 } else { 6 };
-        found.extend(dump(&socket, request)?.iter().map(|response| Listener {
-            family,
-            inode: response.header.inode.into(),
-            v6_only: response.nlas.contains(&Nla::SkV6Only(true)),
-        }));
+        let mut found = Vec::new();
+        for (name, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+            // The kernel leaves out other ports.
+            let id = SocketId { source_port: port, ..id };
+            let family = if name == AF_INET { 4 } else { 6 };
+            let listening = list(&kernel, name, StateFlags::LISTEN, id)?;
+            found.extend(listening.iter().map(|response| Listener {
+                family,
+                inode: response.header.inode.into(),
+                v6_only: response.nlas.contains(&Nla::SkV6Only(true)),
+            }));
+        }
+        self.0 = Some(kernel);
+        Ok(found)
     }
-    Ok(found)
-}
-
-fn open() -> io::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    Ok(socket)
 }
 
 /// Where the TCP socket at this address is connected to, in the namespace that the calling thread is
@@ -80,55 +61,33 @@ fn open() -> io::Result<Socket> {
 ///
 /// # Errors
 /// When the kernel can't be asked.
-pub fn peer(from: IpSocketAddr) -> io::Result<Option<IpSocketAddr>> {
-    let socket = open()?;
+pub fn peer(from: SocketAddr) -> io::Result<Option<SocketAddr>> {
     let (family, id) = match from {
-        IpSocketAddr::V4(_) => (AF_INET, SocketId::new_v4()),
-        IpSocketAddr::V6(_) => (AF_INET6, SocketId::new_v6()),
+        SocketAddr::V4(_) => (AF_INET, SocketId::new_v4()),
+        SocketAddr::V6(_) => (AF_INET6, SocketId::new_v6()),
     };
-    let request = InetRequest {
-        family,
-        protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::empty(),
-        states: StateFlags::all(),
-        socket_id: SocketId { source_port: from.port(), ..id },
-    };
-    let ends = dump(&socket, request)?.into_iter().map(|response| response.header.socket_id);
-    let mut of_it =
-        ends.filter(|id| (id.source_address, id.source_port) == (from.ip(), from.port()));
-    Ok(of_it.next().map(|id| (id.destination_address, id.destination_port).into()))
+    let id = SocketId { source_port: from.port(), ..id };
+    let sockets = list(&Kernel::open(NETLINK_SOCK_DIAG)?, family, StateFlags::all(), id)?;
+    let mut of_it = sockets.into_iter().map(|response| response.header.socket_id);
+    let found = of_it.find(|id| (id.source_address, id.source_port) == (from.ip(), from.port()));
+    Ok(found.map(|id| (id.destination_address, id.destination_port).into()))
 }
 
-/// All sockets that a request is about.
-fn dump(socket: &Socket, request: InetRequest) -> io::Result<Vec<InetResponse>> {
-    let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
-    message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    let mut responses = Vec::new();
-    let mut room = Vec::with_capacity(ROOM);
-    loop {
-        room.clear();
-        socket.recv(&mut room, 0)?;
-        let mut rest = room.as_slice();
-        while !rest.is_empty() {
-            let answer = NetlinkMessage::<SockDiagMessage>::deserialize(rest);
-            let answer = answer.map_err(io::Error::other)?;
-            match answer.payload {
-                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                    responses.push(*response);
-                }
-                NetlinkPayload::Done(_) => return Ok(responses),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
-                _ => {}
-            }
-            let length = usize::try_from(answer.header.length).map_err(io::Error::other)?;
-            // Messages begin at multiples of 4.
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
+/// All TCP sockets of a family, in these states and with this port.
+fn list(
+    kernel: &Kernel,
+    family: u8,
+    states: StateFlags,
+    socket_id: SocketId,
+) -> io::Result<Vec<InetResponse>> {
+    let extensions = ExtensionFlags::empty();
+    let request = InetRequest { family, protocol: IPPROTO_TCP, extensions, states, socket_id };
+    let answers = kernel.list(SockDiagMessage::InetRequest(request))?.into_iter();
+    let response = |answer| match answer {
+        SockDiagMessage::InetResponse(response) => Some(*response),
+        _ => None,
+    };
+    Ok(answers.filter_map(response).collect())
 }
 
 #[cfg(test)]
@@ -144,15 +103,14 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let client = TcpStream::connect(address).unwrap();
             let (_connection, _) = listener.accept().unwrap();
-            let found = listening(address.port()).unwrap();
-            let inodes: Vec<u64> = found.iter().map(|(_, inode)| *inode).collect();
+            let mut listeners = Listeners::default();
+            let found = listeners.on(address.port()).unwrap();
             assert_eq!(found.len(), 1, "{found:?}");
-            assert_eq!(found.iter().map(|(family, _)| *family).next(), Some(family));
-            assert!(inodes.iter().all(|inode| *inode != 0));
+            assert!(found.iter().all(|found| found.family == family && found.inode != 0));
             // Not the listener's port after it is closed: a process that another test is about to
             // start may have a copy of it for a moment.
             let elsewhere = client.local_addr().unwrap();
-            assert!(listening(elsewhere.port()).unwrap().is_empty());
+            assert!(listeners.on(elsewhere.port()).unwrap().is_empty());
         }
     }
 }

@@ -24,6 +24,8 @@ const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 const LINK_DETACH: libc::c_int = 34;
 
+/// `BPF_NOEXIST`.
+const NOEXIST: u64 = 1;
 /// `BPF_PROG_TYPE_SK_LOOKUP`.
 const TYPE_SK_LOOKUP: u32 = 30;
 /// `BPF_SK_LOOKUP`.
@@ -154,6 +156,13 @@ fn or_none(result: io::Result<RawFd>) -> io::Result<bool> {
 pub(super) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
     let (key, value) = (address(key), address(value));
     let mut argument = Element { map: number(map), padding: 0, key, value, flags: 0 };
+    bpf(MAP_UPDATE, &mut argument).map(drop)
+}
+
+/// Write an entry of a map if there is none: `EEXIST` says that there is one.
+pub(super) fn insert(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let (key, value) = (address(key), address(value));
+    let mut argument = Element { map: number(map), padding: 0, key, value, flags: NOEXIST };
     bpf(MAP_UPDATE, &mut argument).map(drop)
 }
 

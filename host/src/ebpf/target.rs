@@ -1,16 +1,19 @@
 //! The pod that is enrolled: its network namespace, its addresses, its user namespace.
 
 use std::fs::{self, File};
-use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use millrace_core::ebpf::{Addresses, Entry, IdMap};
-use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, socket};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 
 use super::error::EbpfError;
+use super::netlink::Kernel;
 use super::{sys_bpf, sys_userns};
 
 /// Addresses that no pod has (RFC 5737, RFC 3849): which of the pod's own would they be reached
@@ -60,10 +63,11 @@ impl Target {
     /// # Errors
     /// When the kernel does not list them.
     pub fn addresses() -> Result<Addresses, EbpfError> {
-        let mut own = Vec::new();
-        for interface in getifaddrs()? {
-            own.extend(interface.address.as_ref().and_then(ip));
-        }
+        let failed = |e| EbpfError::io("the addresses of a pod", e);
+        let kernel = Kernel::open(NETLINK_ROUTE).map_err(failed)?;
+        let every = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let listed = kernel.list(every).map_err(failed)?;
+        let own: Vec<IpAddr> = listed.iter().filter_map(own_address).collect();
         let sources: Vec<IpAddr> = ELSEWHERE.iter().filter_map(|to| source(to)).collect();
         // Without a route to elsewhere it is the first address that is good for others.
         let fallback = [true, false].into_iter().filter_map(|v4| {
@@ -106,21 +110,33 @@ impl Target {
     }
 }
 
-fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
-    let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-    v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+/// The address of this end: of a point-to-point interface the kernel tells both
+/// (`rtnetlink(7)`, `IFA_LOCAL`).
+fn own_address(message: &RouteNetlinkMessage) -> Option<IpAddr> {
+    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+    let of = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
+        message.attributes.iter().find_map(wanted)
+    };
+    let local = of(|one| match one {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    local.or_else(|| {
+        of(|one| match one {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        })
+    })
 }
 
 /// What the kernel would choose; nothing is sent.
 fn source(to: &str) -> Option<IpAddr> {
     let to: SocketAddr = to.parse().ok()?;
-    let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
-    let chosen = || -> io::Result<IpAddr> {
-        let socket = UdpSocket::bind((any, 0))?;
-        socket.connect(to)?;
-        Ok(socket.local_addr()?.ip())
-    };
-    chosen().ok().filter(|ip| !ip.is_unspecified())
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let any = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).ok()?;
+    connect(any.as_raw_fd(), &SockaddrStorage::from(to)).ok()?;
+    let chosen = UdpSocket::from(any).local_addr().ok()?.ip();
+    Some(chosen).filter(|ip| !ip.is_unspecified())
 }
 
 fn is_for_others(ip: IpAddr) -> bool {

@@ -34,7 +34,14 @@ pub(crate) enum Meant {
 /// What is done with the node's programs.
 #[derive(Debug)]
 pub(crate) enum Task {
-    Load { cgroup: Option<PathBuf>, accelerate: bool, max_pods: u32, max_networks: u32 },
+    Load {
+        cgroup: Option<PathBuf>,
+        accelerate: bool,
+        max_pods: u32,
+        max_networks: u32,
+        max_connections: u32,
+        spares: u32,
+    },
     Unload,
     Status,
     Collect,
@@ -93,7 +100,16 @@ pub(super) fn node_bpf_command() -> Command {
                 .action(ArgAction::SetTrue),
         )
         .arg(number("max-pods", "4096", "How many pods there can be"))
-        .arg(number("max-networks", "1048576", "How many networks all pods can name together"));
+        .arg(number("max-networks", "1048576", "How many networks all pods can name together"))
+        .arg(number(
+            "max-connections",
+            "262144",
+            "How many captured outbound TCP connections there can be",
+        ))
+        .arg(
+            number("spares", "256", "For how many pods to come programs are loaded in advance")
+                .value_parser(value_parser!(u32).range(0..=65_536)),
+        );
     let with_bpffs = |command: Command| command.arg(bpffs()).arg(output());
     Command::new("node-bpf")
         .about("Load the programs of eBPF capture on a node, or unload them")
@@ -146,6 +162,8 @@ pub(super) fn node_bpf(m: &ArgMatches) -> NodeBpf {
             accelerate: m.get_flag("accelerate"),
             max_pods: number("max-pods"),
             max_networks: number("max-networks"),
+            max_connections: number("max-connections"),
+            spares: number("spares"),
         },
         "unload" => Task::Unload,
         "gc" => Task::Collect,

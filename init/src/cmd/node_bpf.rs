@@ -13,13 +13,19 @@ use crate::exit::Exit;
 
 pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
     let (text, value, exit) = match &command.task {
-        Task::Load { cgroup, accelerate, max_pods, max_networks } => {
+        Task::Load { cgroup, accelerate, max_pods, max_networks, max_connections, spares } => {
             let cgroup = cgroup.clone().or_else(default_cgroup);
             let cgroup: PathBuf =
                 cgroup.context("no cgroup v2 is mounted; mount one, or name it with --cgroup")?;
-            let (accelerate, max_pods, max_networks) = (*accelerate, *max_pods, *max_networks);
-            let object = OBJECT;
-            let options = Options { cgroup, accelerate, max_pods, max_networks, object };
+            let options = Options {
+                cgroup,
+                accelerate: *accelerate,
+                max_pods: *max_pods,
+                max_networks: *max_networks,
+                max_connections: *max_connections,
+                spares: *spares,
+                object: OBJECT,
+            };
             let (_, loaded) = Node::load(&command.folder, &options).map_err(|error| {
                 // The kernel's error is of one program; what it lacks is said by preflight's look.
                 let lacking = lacking(&command.folder);
@@ -84,7 +90,7 @@ fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
     if state.sample > 0 {
         text.push_str(&format!(", reporting one of {} decisions", state.sample));
     }
-    text.push_str(&format!("\n{} pods\n", pods.len()));
+    text.push_str(&format!("\n{} pods, {} programs for more\n", pods.len(), state.spares));
     for pod in &pods {
         let netns = pod.netns.map_or("gone".to_owned(), |inode| format!("net:[{inode}]"));
         text.push_str(&format!("pod {} {netns}\n{}", pod.cookie, counters_text(pod, "  ")));
@@ -95,7 +101,8 @@ fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
         "missing": state.missing,
         "accelerated": state.accelerated,
         "sample": state.sample,
-        "pending": state.pending,
+        "connections": state.connections,
+        "spares": state.spares,
         "pods": pods.iter().map(pod_json).collect::<Vec<_>>(),
     });
     let whole = state.missing.is_empty();

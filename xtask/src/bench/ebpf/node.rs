@@ -83,6 +83,8 @@ impl BenchNode {
             accelerate: false,
             max_pods: 1024,
             max_networks: 1 << 17,
+            max_connections: 1 << 18,
+            spares: 256,
         };
         let (node, _) = Node::load(&folder, &options)?;
         Ok(Self { cgroups, folder, node })
