@@ -17,7 +17,7 @@ use millrace_core::sim::{
     of_ruleset,
 };
 use millrace_core::source::{Source, Sourced};
-use millrace_core::value::Cidr;
+use millrace_core::value::{Cidr, Family};
 use millrace_ebpf_common::{Class, Verdict};
 use proptest::prelude::*;
 use support::configs;
@@ -245,6 +245,42 @@ fn networks_in_networks_keep_what_holds_around_them() {
     assert_eq!(class("10.200.0.1"), Class::ExcludedNetwork);
     assert_eq!(class("10.200.0.2"), Class::Network);
     assert_eq!(class("11.0.0.1"), Class::OtherNetwork);
+}
+
+/// Verify that networks of IPv6 say nothing of IPv4, however large they are, also when they have been
+/// read back.
+#[test]
+fn networks_of_ipv6_are_not_of_ipv4() {
+    let of = |text: &str| Sourced::new(text.parse::<Cidr>().unwrap(), Source::Always);
+    let who = Identity { uid: 1000, gid: 1000 };
+    for all in ["::/0", "::/8", "::/80"] {
+        let mut excluded = policy();
+        excluded.ipv6.value = true;
+        excluded.outbound.except_networks = vec![of(all), of("10.9.0.0/16")];
+        let mut included = excluded.clone();
+        included.outbound.except_networks.clear();
+        included.outbound.networks = NetworkSelection::Only(vec![of("10.9.0.0/16"), of(all)]);
+        for (policy, v4, named) in [
+            (excluded, Class::Network, Class::ExcludedNetwork),
+            (included, Class::OtherNetwork, Class::Network),
+        ] {
+            let found = entry(&policy);
+            let again = read(&found, &native::DIALECT).unwrap();
+            assert_eq!(
+                again.outbound.networks.of(Family::V4).count(),
+                policy.outbound.networks.of(Family::V4).count()
+            );
+            for entry in [&found, &entry(&again)] {
+                let class = |to: &str| {
+                    let to = to.parse().unwrap();
+                    judged(entry, &Question::out(who, sim::Protocol::TCP, to)).class
+                };
+                assert_eq!(class("8.8.8.8:80"), v4, "{all}");
+                assert_eq!(class("10.9.1.1:80"), named, "{all}");
+                assert_eq!(class("[::7]:80"), named, "{all}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -81,6 +81,21 @@ fn connections() -> Result<()> {
     Ok(())
 }
 
+/// Verify that all of IPv6 can be excluded, and nothing else is with it.
+#[test]
+fn a_network_around_ipv4() -> Result<()> {
+    let (topology, _cgroup) = pod(&["--exclude-outbound-cidrs", "::/0"])?;
+    for (family, name) in [(Family::V4, "proxy"), (Family::V6, "outside")] {
+        let to = at(Service, family, 80)?;
+        topology.pod.enter(|| -> Result<()> {
+            let answer = answer(&TcpStream::connect_timeout(&to, PATIENCE)?)?;
+            ensure!(answer.name == name, "{to}: {answer:?}");
+            Ok(())
+        })??;
+    }
+    Ok(())
+}
+
 /// Verify that a non-blocking `connect()` sees the same peer before the connection is there.
 #[test]
 fn the_peer_is_known_at_once() -> Result<()> {

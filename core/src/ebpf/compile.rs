@@ -144,6 +144,14 @@ fn prefix(cidr: Cidr) -> ([u8; 16], u8) {
     (address(network.address()).octets(), network.length() + extra)
 }
 
+/// The network of IPv4 among those of IPv6 (RFC 4291, 2.5.5.2).
+const IPV4: ([u8; 16], u8) = ([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0], 96);
+
+/// Whether a network is one of IPv4.
+pub(super) fn is_v4(&(bytes, length): &([u8; 16], u8)) -> bool {
+    length >= IPV4.1 && cut(bytes, IPV4.1) == IPV4.0
+}
+
 /// The bytes with all bits behind a length cleared.
 fn cut(bytes: [u8; 16], length: u8) -> [u8; 16] {
     let mask = u128::MAX.checked_shl(128_u32.saturating_sub(length.into())).unwrap_or(0);
@@ -174,11 +182,19 @@ fn networks(policy: &CapturePolicy, refusals: &mut Vec<Refusal>) -> BTreeMap<([u
     if named.len() > MAX_NETWORKS {
         refusals.push(Refusal::Networks(named.len()));
     }
+    // A network of IPv6 says nothing of IPv4, also when it is so large that it has IPv4 in it.
+    let around =
+        |(bytes, length): &([u8; 16], u8)| *length < IPV4.1 && cut(IPV4.0, *length) == *bytes;
+    if named.keys().any(around) {
+        named.entry(IPV4).or_insert(0);
+    }
     // Only the smallest network around an address is found: it says what holds in the others too.
     let lengths: BTreeSet<u8> = named.keys().map(|(_, length)| *length).collect();
-    let inherited = |&(bytes, length): &([u8; 16], u8), own: u32| {
+    let inherited = |prefix: &([u8; 16], u8), own: u32| {
+        let (bytes, length) = *prefix;
+        let shortest = if is_v4(prefix) { IPV4.1 } else { 0 };
         lengths
-            .range(..length)
+            .range(shortest..length)
             .filter_map(|shorter| named.get(&(cut(bytes, *shorter), *shorter)))
             .fold(own, |all, flags| all | (flags & !NETWORK_DNS))
     };

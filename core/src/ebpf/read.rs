@@ -8,6 +8,7 @@ use millrace_ebpf_common::{
     PORT_OUTBOUND_INCLUDED, PORTS_IN_CHUNK, PodFlags,
 };
 
+use super::compile::is_v4;
 use super::entry::Entry;
 use crate::dialect::{ConfigErrors, Dialect};
 use crate::infer::{Inferred, policy};
@@ -125,7 +126,9 @@ fn networks(entry: &Entry, flag: u32) -> impl Iterator<Item = Cidr> {
     prefixes.sort_by_key(|(_, length)| *length);
     for prefix @ (octets, length) in prefixes {
         let bits = u128::from_be_bytes(octets);
-        let inside = by_length.iter().any(|(length, networks)| {
+        // What holds in IPv6 does not in IPv4.
+        let shortest = if is_v4(&prefix) { 96 } else { 0 };
+        let inside = by_length.range(shortest..).any(|(length, networks)| {
             let shift = 128_u32.saturating_sub(u32::from(*length));
             let mask = u128::MAX.checked_shl(shift).unwrap_or(0);
             networks.binary_search(&(bits & mask)).is_ok()

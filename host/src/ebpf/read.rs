@@ -27,8 +27,7 @@ impl Node {
         };
         if pod.has(PodFlags::HAS_NETWORKS) {
             for key in self.networks_of(&pod)? {
-                // The loader's own mark says nothing.
-                let flags = self.maps.networks.get(&key)?.filter(|flags| *flags != 0);
+                let flags = self.maps.networks.get(&key)?;
                 let length = key.bits.checked_sub(POD_ID_BITS).and_then(|l| u8::try_from(l).ok());
                 if let Some((flags, length)) = flags.zip(length) {
                     entry.networks.insert((key.address.octets(), length), flags);
