@@ -170,6 +170,15 @@ fn configurations_and_who_may_not_look() -> Result<()> {
     let (good, said) = explain(&["--exclude-outbound-ports", "80"])?;
     let reason = "outbound port 80 is not captured (flag --exclude-outbound-ports)";
     ensure!(good && said.contains("=> leaves by eth0") && said.contains(reason), "{said}");
+    let mut manifest = tempfile::NamedTempFile::new()?;
+    let text = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations:\n    \
+                sidecar.istio.io/status: '{}'\n    \
+                traffic.sidecar.istio.io/excludeOutboundPorts: '80'\nspec:\n  \
+                containers: [{name: istio-proxy}, {name: app}]\n";
+    std::io::Write::write_all(&mut manifest, text.as_bytes())?;
+    let (good, said) = explain(&["--manifest", manifest.path().to_str().context("UTF-8")?])?;
+    let reason = "(annotation traffic.sidecar.istio.io/excludeOutboundPorts)";
+    ensure!(good && said.contains("=> leaves by eth0") && said.contains(reason), "{said}");
     let (good, said) = explain(&["--mode", "tproxy"])?;
     ensure!(!good && said.contains("eBPF can't carry this configuration out"), "{said}");
 
