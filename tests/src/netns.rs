@@ -130,7 +130,8 @@ fn on_a_thread<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
 
 /// Settings that a new namespace may inherit from the machine, and that must not differ:
 /// addresses are usable at once (no duplicate address detection), and packets may come in by an
-/// interface that the way back would not take.
+/// interface that the way back would not take. What the kernel sends by itself when an interface
+/// comes up is sent at once: counters of rules see it.
 fn settle_sysctls() -> Result<()> {
     let settings = [
         ("ipv6/conf/all/accept_dad", "0"),
@@ -138,6 +139,10 @@ fn settle_sysctls() -> Result<()> {
         ("ipv6/conf/all/disable_ipv6", "0"),
         ("ipv6/conf/default/disable_ipv6", "0"),
         ("ipv6/conf/lo/disable_ipv6", "0"),
+        // Group memberships are told within milliseconds of an address, and not of a second.
+        ("ipv6/conf/default/mldv1_unsolicited_report_interval", "1"),
+        ("ipv6/conf/default/mldv2_unsolicited_report_interval", "1"),
+        ("ipv6/conf/default/router_solicitations", "0"),
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "0"),
         ("ipv4/ip_forward", "0"),

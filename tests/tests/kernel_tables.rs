@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use millrace_core::iptables::{Dump, TableDump};
 use millrace_core::value::Family;
 use millrace_host::xtables;
@@ -19,13 +19,21 @@ fn both_ways(namespace: &Namespace, family: Family) -> Result<(Option<Dump>, Dum
         Family::V4 => ("iptables-legacy-save", "/proc/thread-self/net/ip_tables_names"),
         Family::V6 => ("ip6tables-legacy-save", "/proc/thread-self/net/ip6_tables_names"),
     };
-    let read = namespace.enter(|| -> Result<Option<Dump>> {
+    let read = || -> Result<Option<Dump>> {
         let there = std::fs::read_to_string(file)?;
         let names: Vec<&str> =
             NAMES.into_iter().filter(|n| there.lines().any(|l| l == *n)).collect();
         Ok(xtables::read(family, &names))
-    })??;
-    Ok((read, Dump::parse(&namespace.run(program, &["-c"])?)?))
+    };
+    for _ in 0..10 {
+        let before = namespace.enter(read)??;
+        let printed = Dump::parse(&namespace.run(program, &["-c"])?)?;
+        // No packet of the kernel's own was counted meanwhile.
+        if namespace.enter(read)?? == before {
+            return Ok((before, printed));
+        }
+    }
+    bail!("{family}: packets are counted all the time")
 }
 
 /// Rules by chain in one form, with counters; how a program orders chains means nothing.
