@@ -28,12 +28,12 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const FASTOPEN: MsgFlags = MsgFlags::from_bits_retain(0x2000_0000);
 
 /// A pod with both families that is captured.
-fn pod(flags: &[&str]) -> Result<(Topology, Cgroup)> {
+fn pod(flags: &[&str]) -> Result<(Cgroup, Topology)> {
     let cgroup = Cgroup::enter()?;
     let topology = Topology::new(Stack::Dual, Layout::default())?;
     load(&topology.pod)?;
     enrol(&topology, flags)?;
-    Ok((topology, cgroup))
+    Ok((cgroup, topology))
 }
 
 fn at(spot: Spot, family: Family, port: u16) -> Result<SocketAddr> {
@@ -89,8 +89,8 @@ fn counter(name: &str) -> Result<u64> {
 
 /// A captured pod in which, and around which, data may come with the first packet without a cookie,
 /// to every socket that begins to listen (`tcp_fastopen` in the kernel's ip-sysctl.rst).
-fn fast_pod(flags: &[&str]) -> Result<(Topology, Cgroup, Vec<Listeners>)> {
-    let (mut topology, cgroup) = pod(flags)?;
+fn fast_pod(flags: &[&str]) -> Result<(Cgroup, Topology, Vec<Listeners>)> {
+    let (cgroup, mut topology) = pod(flags)?;
     topology.stop_listeners();
     for namespace in [&topology.pod, &topology.outside] {
         namespace.enter(|| std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "1543"))??;
@@ -106,7 +106,7 @@ fn fast_pod(flags: &[&str]) -> Result<(Topology, Cgroup, Vec<Listeners>)> {
         start(&topology.pod, "app", APP, &[8080])?,
         start(&topology.outside, "outside", ROOT, &[80, 8080])?,
     ];
-    Ok((topology, cgroup, listeners))
+    Ok((cgroup, topology, listeners))
 }
 
 /// Every address of a family.
@@ -121,7 +121,7 @@ fn any(family: Family, port: u16) -> SocketAddr {
 /// data really went with the first packet.
 #[test]
 fn fast_open_outbound() -> Result<()> {
-    let (topology, _cgroup, listeners) = fast_pod(&[])?;
+    let (_cgroup, topology, listeners) = fast_pod(&[])?;
     drop(listeners);
     topology.pod.enter(|| -> Result<()> {
         for family in FAMILIES {
@@ -163,7 +163,7 @@ fn takes_data(proxy: &TcpListener, application: &TcpStream, to: SocketAddr) -> R
 /// Verify that it is let past where it should be.
 #[test]
 fn fast_open_to_excluded_ports() -> Result<()> {
-    let (topology, _cgroup, _listeners) = fast_pod(&["--exclude-outbound-ports", "8080"])?;
+    let (_cgroup, topology, _listeners) = fast_pod(&["--exclude-outbound-ports", "8080"])?;
     topology.pod.enter(|| -> Result<()> {
         for family in FAMILIES {
             let to = at(Service, family, 8080)?;
@@ -180,7 +180,7 @@ fn fast_open_to_excluded_ports() -> Result<()> {
 /// the destination as its own address.
 #[test]
 fn fast_open_inbound() -> Result<()> {
-    let (topology, _cgroup, _listeners) = fast_pod(&[])?;
+    let (_cgroup, topology, _listeners) = fast_pod(&[])?;
     for family in FAMILIES {
         let to = at(Pod, family, 8080)?;
         let passive = || topology.pod.enter(|| counter("TCPFastOpenPassive"));
@@ -214,7 +214,7 @@ fn mptcp_listener(on: SocketAddr) -> Result<OwnedFd> {
 /// sees the proxy as its peer, as the documentation says.
 #[test]
 fn multipath_tcp_outbound() -> Result<()> {
-    let (topology, _cgroup) = pod(&[])?;
+    let (_cgroup, topology) = pod(&[])?;
     topology.pod.enter(|| -> Result<()> {
         for family in FAMILIES {
             let to = at(Service, family, 80)?;
@@ -232,7 +232,7 @@ fn multipath_tcp_outbound() -> Result<()> {
 /// Verify that a client of multipath TCP from outside is the proxy's.
 #[test]
 fn multipath_tcp_inbound() -> Result<()> {
-    let (topology, _cgroup) = pod(&[])?;
+    let (_cgroup, topology) = pod(&[])?;
     for family in FAMILIES {
         let to = at(Pod, family, 8080)?;
         let answer = topology.outside.enter(|| -> Result<Answer> {
@@ -266,7 +266,7 @@ fn original(fd: &OwnedFd, family: Family) -> Result<SocketAddr> {
 /// to such a socket, and nobody is told that they are handed.
 #[test]
 fn a_proxy_of_multipath_tcp() -> Result<()> {
-    let (mut topology, _cgroup) = pod(&[])?;
+    let (_cgroup, mut topology) = pod(&[])?;
     topology.stop_listeners();
     for family in FAMILIES {
         let (outbound, inbound) = topology.pod.enter(|| {
@@ -308,7 +308,7 @@ fn accepted(listener: &OwnedFd) -> Result<OwnedFd> {
 /// of its own: who the application is decides.
 #[test]
 fn io_uring() -> Result<()> {
-    let (topology, _cgroup) = pod(&[])?;
+    let (_cgroup, topology) = pod(&[])?;
     for (family, elsewhere) in FAMILIES.into_iter().flat_map(|f| [(f, false), (f, true)]) {
         let to = at(Service, family, 80)?;
         topology.pod.enter(|| -> Result<()> {
@@ -336,7 +336,7 @@ fn io_uring() -> Result<()> {
 /// counted, instead of getting past the proxy or waiting for ever.
 #[test]
 fn a_device_without_privilege() -> Result<()> {
-    let (topology, _cgroup) = pod(&[])?;
+    let (_cgroup, topology) = pod(&[])?;
     for family in FAMILIES {
         let to = at(Service, family, 80)?;
         topology.pod.enter(|| -> Result<()> {

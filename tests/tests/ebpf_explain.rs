@@ -23,12 +23,12 @@ const SETTINGS: [&str; 10] = [
     "202",
 ];
 
-fn captured() -> Result<(Topology, Cgroup)> {
+fn captured() -> Result<(Cgroup, Topology)> {
     let cgroup = Cgroup::enter()?;
     let topology = Topology::new(Stack::Dual, Layout::default())?;
     load(&topology.pod)?;
     enrol(&topology, &SETTINGS)?;
-    Ok((topology, cgroup))
+    Ok((cgroup, topology))
 }
 
 fn live(topology: &Topology, words: &[&str]) -> Result<Value> {
@@ -49,7 +49,7 @@ fn decided(found: &Value) -> (String, String) {
 /// and that what is captured inbound is refused while nobody listens.
 #[test]
 fn a_captured_pod_is_explained() -> Result<()> {
-    let (mut topology, _cgroup) = captured()?;
+    let (_cgroup, mut topology) = captured()?;
     let out: [(&[&str], Value, &str, &str); 8] = [
         (&["--to", "10.71.0.10:80/tcp"], 15001.into(), "network", "--include-outbound-cidrs"),
         (&["--to", "[fd71::10]:80/tcp"], 15001.into(), "network", "--include-outbound-cidrs"),
@@ -127,7 +127,7 @@ fn it_prints_what_the_documentation_says() -> Result<()> {
 /// that what another one changes is named; and that there is a picture.
 #[test]
 fn classes_differences_and_pictures() -> Result<()> {
-    let (topology, _cgroup) = captured()?;
+    let (_cgroup, topology) = captured()?;
     let classes = live(&topology, &["--all"])?;
     let classes = classes.as_array().context("classes")?;
     for (port, class) in [(15001, "network"), (15006, "inbound"), (15053, "dns")] {
@@ -182,7 +182,7 @@ fn configurations_and_who_may_not_look() -> Result<()> {
     let (good, said) = explain(&["--mode", "tproxy"])?;
     ensure!(!good && said.contains("eBPF can't carry this configuration out"), "{said}");
 
-    let (topology, _cgroup) = captured()?;
+    let (_cgroup, topology) = captured()?;
     let words = ["explain", "--live", "--bpffs", FOLDER, "--to", "10.71.0.10:80"];
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
     let (code, said) = ran(&topology.pod, &mut wrapped(&nobody, &millrace(words)?))?;

@@ -16,12 +16,12 @@ use nix::sys::socket::{setsockopt, sockopt};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A pod with both families that is captured with these flags.
-fn pod(flags: &[&str]) -> Result<(Topology, Cgroup)> {
+fn pod(flags: &[&str]) -> Result<(Cgroup, Topology)> {
     let cgroup = Cgroup::enter()?;
     let topology = Topology::new(Stack::Dual, Layout::default())?;
     load(&topology.pod)?;
     enrol(&topology, flags)?;
-    Ok((topology, cgroup))
+    Ok((cgroup, topology))
 }
 
 fn at(spot: Spot, family: Family, port: u16) -> Result<SocketAddr> {
@@ -60,7 +60,7 @@ fn query(socket: &UdpSocket, to: Option<SocketAddr>) -> Result<(Answer, SocketAd
 /// it meant to go.
 #[test]
 fn connections() -> Result<()> {
-    let (topology, _cgroup) = pod(&[])?;
+    let (_cgroup, topology) = pod(&[])?;
     let v4 = at(Service, Family::V4, 80)?;
     let v6 = at(Service, Family::V6, 80)?;
     for (to, family) in [(v4, Family::V4), (v6, Family::V6), (mapped(v4), Family::V4)] {
@@ -84,7 +84,7 @@ fn connections() -> Result<()> {
 /// Verify that all of IPv6 can be excluded, and nothing else is with it.
 #[test]
 fn a_network_around_ipv4() -> Result<()> {
-    let (topology, _cgroup) = pod(&["--exclude-outbound-cidrs", "::/0"])?;
+    let (_cgroup, topology) = pod(&["--exclude-outbound-cidrs", "::/0"])?;
     for (family, name) in [(Family::V4, "proxy"), (Family::V6, "outside")] {
         let to = at(Service, family, 80)?;
         topology.pod.enter(|| -> Result<()> {
@@ -101,7 +101,7 @@ fn a_network_around_ipv4() -> Result<()> {
 fn the_peer_is_known_at_once() -> Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
     use std::os::fd::AsRawFd as _;
-    let (topology, _cgroup) = pod(&[])?;
+    let (_cgroup, topology) = pod(&[])?;
     let to = at(Service, Family::V4, 443)?;
     topology.pod.enter(|| -> Result<()> {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -122,7 +122,7 @@ fn the_peer_is_known_at_once() -> Result<()> {
 /// connection tracking, and that each family is asked for by its own option.
 #[test]
 fn what_nobody_rewrote() -> Result<()> {
-    let (topology, _cgroup) = pod(&[])?;
+    let (_cgroup, topology) = pod(&[])?;
     for family in [Family::V4, Family::V6] {
         let to = at(Localhost, family, 15001)?;
         topology.pod.enter(|| -> Result<()> {
@@ -144,7 +144,7 @@ fn what_nobody_rewrote() -> Result<()> {
 /// the server that was asked.
 #[test]
 fn queries() -> Result<()> {
-    let (topology, _cgroup) = pod(&["--dns", "all"])?;
+    let (_cgroup, topology) = pod(&["--dns", "all"])?;
     for family in [Family::V4, Family::V6] {
         let any = if family == Family::V4 { "0.0.0.0:0" } else { "[::]:0" };
         let servers = [at(Dns, family, 53)?, at(OtherDns, family, 53)?, at(Dns, family, 53)?];
@@ -179,7 +179,7 @@ fn queries() -> Result<()> {
 fn sockets_bound_to_a_device() -> Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
     use std::os::fd::AsRawFd as _;
-    let (topology, _cgroup) = pod(&["--dns", "all"])?;
+    let (_cgroup, topology) = pod(&["--dns", "all"])?;
     for family in [Family::V4, Family::V6] {
         let to = at(Service, family, 80)?;
         let server = at(Dns, family, 53)?;

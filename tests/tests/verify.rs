@@ -57,7 +57,7 @@ fn every_backend_is_proved() -> Result<()> {
 /// a pod that eBPF does not capture is no success.
 #[test]
 fn ebpf_is_proved() -> Result<()> {
-    let (topology, cgroup) = captured_by_ebpf(&SETTINGS)?;
+    let (_cgroup, topology) = captured_by_ebpf(&SETTINGS)?;
     is_proved(&topology, &["--bpffs", FOLDER])?;
     let other =
         [&["--bpffs", FOLDER, "--exclude-outbound-ports", "61000"], &SETTINGS[..4]].concat();
@@ -68,18 +68,17 @@ fn ebpf_is_proved() -> Result<()> {
     millrace_in_pod(&topology, &["cleanup", "--bpffs", FOLDER], 0)?;
     let said = millrace_in_pod(&topology, &["verify", "--backend", "ebpf", "--bpffs", FOLDER], 1)?;
     ensure!(said.contains("eBPF does not capture this pod"), "{said}");
-    drop(cgroup);
     Ok(())
 }
 
 /// A pod that eBPF captures with these settings; nobody listens in it.
-fn captured_by_ebpf(settings: &[&str]) -> Result<(Topology, Cgroup)> {
+fn captured_by_ebpf(settings: &[&str]) -> Result<(Cgroup, Topology)> {
     let cgroup = Cgroup::enter()?;
     let mut topology = Topology::new(Stack::Dual, Layout::default())?;
     topology.stop_listeners();
     load(&topology.pod)?;
     enrol(&topology, settings)?;
-    Ok((topology, cgroup))
+    Ok((cgroup, topology))
 }
 
 /// Whether a pod with [`SETTINGS`] is proved to have them, with and without saying them.
