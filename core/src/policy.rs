@@ -1,12 +1,21 @@
 //! What is captured and what is not, without a word about any mesh or any backend.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::ruleset::Owner;
 use crate::source::{Source, Sourced};
 use crate::value::{
     Cidr, Family, Gid, InterfacePattern, ListenPort, Mark, PortRange, RouteTable, Uid,
 };
+
+/// The address that connections come from which the proxy passes on to the application. That of IPv4
+/// is one of loopback addresses; that of IPv6 has to be added to `lo`.
+pub const fn passthrough(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)),
+    }
+}
 
 /// A pod's capture policy. Every part says where it came from, so that every rule can.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::Serialize;
 
 use crate::plan::Groups;
-use crate::policy::{CapturePolicy, DnsScope, GroupSelection, InboundSelection, NetworkSelection};
+use crate::policy::{
+    CapturePolicy, DnsScope, GroupSelection, InboundSelection, NetworkSelection, passthrough,
+};
 use crate::ruleset::Owner;
 use crate::sim::{Fate, How, Identity, Namespace, Program, Protocol, Question, RuleId};
 use crate::value::{Cidr, Family};
@@ -374,11 +376,9 @@ impl Checks<'_> {
 
     /// Connections that the pod makes to itself.
     fn local(&mut self, family: Family) {
-        let (localhost, passthrough) = match family {
-            Family::V4 => (IpAddr::V4(Ipv4Addr::LOCALHOST), Ipv4Addr::new(127, 0, 0, 6).into()),
-            Family::V6 => {
-                (IpAddr::V6(Ipv6Addr::LOCALHOST), Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6).into())
-            }
+        let localhost = match family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
         };
         let to = SocketAddr::new(localhost, self.asked.port);
         self.add("connections to localhost", Maker::Application, Protocol::TCP, None, to);
@@ -388,7 +388,7 @@ impl Checks<'_> {
         self.add("the application's calls to its own pod", app, tcp, None, to);
         self.add("the proxy's calls to its own pod", proxy, tcp, None, to);
         let passed = "what the proxy passes on to the application";
-        self.add(passed, proxy, tcp, Some(passthrough), to);
+        self.add(passed, proxy, tcp, Some(passthrough(family)), to);
     }
 
     fn inbound(&mut self, family: Family) {

@@ -1,9 +1,9 @@
 //! Rules being collected for one family, and short names for the matches they are made of.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::Layout;
-use crate::policy::CapturePolicy;
+use crate::policy::{CapturePolicy, passthrough};
 use crate::ruleset::{
     Chain, ChainName, Emission, Hook, Masked, Match, Owner, Placement, Protocol, Reason, Rule,
     Side, Table, Target,
@@ -77,10 +77,7 @@ impl<'p> Builder<'p> {
 
     /// The source address of connections that the proxy passes on to the application.
     pub(super) const fn passthrough(&self) -> Cidr {
-        Cidr::host(match self.family {
-            Family::V4 => IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6)),
-            Family::V6 => IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)),
-        })
+        Cidr::host(passthrough(self.family))
     }
 }
 

@@ -1,9 +1,10 @@
 //! Policy routing and addresses: what is there of ours, and what has to change.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use super::effect::{Change, Effect};
 use crate::observed::{IpRule, Observed, Route};
+use crate::policy::passthrough;
 use crate::ruleset::Routing;
 use crate::value::Family;
 
@@ -12,7 +13,7 @@ use crate::value::Family;
 pub const RULE_PRIORITY: u32 = 32_133;
 
 /// `::6`
-pub const PASSTHROUGH_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
+pub const PASSTHROUGH_V6: IpAddr = passthrough(Family::V6);
 
 /// Marks and tables that are ours whoever wrote the rule.
 #[derive(Clone, Debug, Default)]

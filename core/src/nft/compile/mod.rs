@@ -6,11 +6,11 @@ mod inbound;
 mod outbound;
 mod tproxy;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::{NftEmission, NftLayout, NftRuleset, OwnerSpelling, Statement};
 use crate::compile::routing;
-use crate::policy::CapturePolicy;
+use crate::policy::{self, CapturePolicy};
 use crate::ruleset::{Chain, ChainName, Hook, Owner, Protocol, Reason, Side, Table};
 use crate::source::Source;
 use crate::value::{Cidr, Family, InterfacePattern, Port, PortRange};
@@ -101,10 +101,7 @@ impl Builder<'_> {
 
 /// The source address of connections that the proxy passes on to the application.
 const fn passthrough(family: Family) -> Cidr {
-    Cidr::host(match family {
-        Family::V4 => IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6)),
-        Family::V6 => IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)),
-    })
+    Cidr::host(policy::passthrough(family))
 }
 
 const DNS: Port = Port::new(53);

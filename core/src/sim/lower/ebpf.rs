@@ -15,7 +15,8 @@ use super::{is, protocol};
 use crate::compile::purpose;
 use crate::plan::Groups;
 use crate::policy::{
-    CapturePolicy, DnsScope, GroupSelection, IdentityMatching, InboundSelection, NetworkSelection,
+    self, CapturePolicy, DnsScope, GroupSelection, IdentityMatching, InboundSelection,
+    NetworkSelection,
 };
 use crate::ruleset::{Hook, Owner, Reason};
 use crate::source::{Source, Sourced};
@@ -80,10 +81,7 @@ pub fn of_ebpf(
 
 /// The address that what the proxy passes on comes from.
 fn passthrough(family: Family) -> Ranges {
-    match family {
-        Family::V4 => Ranges::one(0x7f00_0006),
-        Family::V6 => Ranges::one(6),
-    }
+    Ranges::one(number(policy::passthrough(family)))
 }
 
 /// A pod, as one family's programs see it.
