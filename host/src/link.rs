@@ -8,7 +8,7 @@ use millrace_core::observed::{InterfaceAddress, IpRule, Logger, Route};
 use millrace_core::plan::Change;
 use millrace_core::value::Family;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, Prop};
 use netlink_packet_route::route::{
     RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -99,6 +99,24 @@ pub struct Links {
     pub loggers: Vec<Logger>,
 }
 
+/// The address of this end: of a point-to-point interface the kernel tells both
+/// (`rtnetlink(7)`, `IFA_LOCAL`).
+pub(crate) fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let of = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
+        message.attributes.iter().find_map(wanted)
+    };
+    let local = of(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    local.or_else(|| {
+        of(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })
+}
+
 /// A connection to the kernel, for the namespace that the thread was in when it was opened.
 pub struct Net {
     runtime: tokio::runtime::Runtime,
@@ -157,17 +175,9 @@ impl Net {
         let messages: Vec<_> =
             self.handle.address().get().execute().try_collect().await.map_err(failed)?;
         let addresses = messages.into_iter().filter_map(|message| {
-            let local = message.attributes.iter().find_map(|a| match a {
-                AddressAttribute::Local(address) => Some(*address),
-                _ => None,
-            });
-            let other = message.attributes.iter().find_map(|a| match a {
-                AddressAttribute::Address(address) => Some(*address),
-                _ => None,
-            });
             Some(InterfaceAddress {
                 loopback: message.header.index == LO,
-                address: local.or(other)?,
+                address: own_address(&message)?,
                 prefix: message.header.prefix_len,
             })
         });

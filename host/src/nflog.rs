@@ -22,7 +22,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::link::{LinkError, Net};
-use crate::nft::{Attributes, NftError, drain, interface, messages, netlink_family};
+use crate::netlink::messages;
+use crate::nft::{Answer, Attributes, NftError, drain, interface, netlink_family};
 
 /// The group that the kernel's own logs go to (`default_loginfo` in `nfnetlink_log.c`).
 const GROUP: u16 = 0;
@@ -143,7 +144,7 @@ impl Log {
     pub(crate) fn hear(&self, heard: &mut Vec<Heard>) -> Result<bool, NftError> {
         let mut lost = false;
         drain(&self.socket, &mut lost, |bytes| {
-            for message in messages(bytes)? {
+            for message in messages::<Answer>(bytes)? {
                 if message.header.message_type == PACKET
                     && let NetlinkPayload::InnerMessage(answer) = message.payload
                 {

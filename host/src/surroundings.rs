@@ -10,10 +10,11 @@ use millrace_core::observed::Observed;
 use millrace_core::ruleset::Masked;
 use millrace_core::sim::{Interface, MarkedLocal, Namespace, Path};
 use millrace_core::value::{Cidr, Family};
-use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteType};
 use rtnetlink::RouteMessageBuilder;
+
+use crate::link::own_address;
 
 /// Something can't be seen.
 #[derive(Debug, thiserror::Error)]
@@ -87,16 +88,8 @@ async fn interfaces(
     let messages: Vec<_> = handle.address().get().execute().try_collect().await?;
     let interface = |(index, name): (u32, String)| {
         let own = messages.iter().filter(|message| message.header.index == index);
-        let addresses = own.filter_map(|message| {
-            let find = |local: bool| {
-                message.attributes.iter().find_map(|attribute| match attribute {
-                    AddressAttribute::Local(address) if local => Some(*address),
-                    AddressAttribute::Address(address) if !local => Some(*address),
-                    _ => None,
-                })
-            };
-            Cidr::new(find(true).or_else(|| find(false))?, message.header.prefix_len)
-        });
+        let addresses =
+            own.filter_map(|message| Cidr::new(own_address(message)?, message.header.prefix_len));
         Interface { name, addresses: addresses.collect() }
     };
     Ok(links.into_iter().map(interface).collect())

@@ -11,6 +11,8 @@ use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
+use crate::netlink::messages;
+
 /// How long to wait for the kernel, which answers at once, in seconds.
 const PATIENCE: i64 = 10;
 /// Room for the answers of one datagram (`NLMSG_GOODSIZE` is at most 32 KiB here).
@@ -46,18 +48,13 @@ impl Kernel {
         loop {
             room.clear();
             self.0.recv(&mut room, 0)?;
-            let mut rest = room.as_slice();
-            while !rest.is_empty() {
-                let answer = NetlinkMessage::<T>::deserialize(rest).map_err(io::Error::other)?;
+            for answer in messages(&room).map_err(io::Error::other)? {
                 match answer.payload {
                     NetlinkPayload::InnerMessage(one) => list.push(one),
                     NetlinkPayload::Done(_) => return Ok(list),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
                     _ => {}
                 }
-                let length = usize::try_from(answer.header.length).map_err(io::Error::other)?;
-                // Messages begin at multiples of 4.
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
             }
         }
     }

@@ -8,13 +8,14 @@ use std::path::Path;
 
 use millrace_core::ebpf::{Addresses, Entry, IdMap};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::AddressMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 
 use super::error::EbpfError;
 use super::netlink::Kernel;
 use super::{sys_bpf, sys_userns};
+use crate::link::own_address;
 
 /// Addresses that no pod has (RFC 5737, RFC 3849): which of the pod's own would they be reached
 /// from?
@@ -67,7 +68,11 @@ impl Target {
         let kernel = Kernel::open(NETLINK_ROUTE).map_err(failed)?;
         let every = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let listed = kernel.list(every).map_err(failed)?;
-        let own: Vec<IpAddr> = listed.iter().filter_map(own_address).collect();
+        let own = listed.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => own_address(message),
+            _ => None,
+        });
+        let own: Vec<IpAddr> = own.collect();
         let sources: Vec<IpAddr> = ELSEWHERE.iter().filter_map(|to| source(to)).collect();
         // Without a route to elsewhere it is the first address that is good for others.
         let fallback = [true, false].into_iter().filter_map(|v4| {
@@ -108,25 +113,6 @@ impl Target {
         }
         Err(EbpfError::UserNamespace(owner.ino()))
     }
-}
-
-/// The address of this end: of a point-to-point interface the kernel tells both
-/// (`rtnetlink(7)`, `IFA_LOCAL`).
-fn own_address(message: &RouteNetlinkMessage) -> Option<IpAddr> {
-    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
-    let of = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
-        message.attributes.iter().find_map(wanted)
-    };
-    let local = of(|one| match one {
-        AddressAttribute::Local(ip) => Some(*ip),
-        _ => None,
-    });
-    local.or_else(|| {
-        of(|one| match one {
-            AddressAttribute::Address(ip) => Some(*ip),
-            _ => None,
-        })
-    })
 }
 
 /// What the kernel would choose; nothing is sent.

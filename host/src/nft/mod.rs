@@ -15,9 +15,8 @@ mod xtables;
 
 pub use batch::{Changes, change, rehearse};
 pub use list::list;
-pub(crate) use raw::Attributes;
+pub(crate) use raw::{Answer, Attributes};
 pub use read::{Look, TableFamily, Wanted, is_supported, look};
-pub(crate) use socket::messages;
 pub use socket::{NftError, is_missing};
 pub(crate) use trace::{Listener, OwnedTable, Told, drain, interface};
 pub use trace::{generation, handles};

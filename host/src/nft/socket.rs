@@ -23,6 +23,7 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 use super::decode::decode;
 use super::raw::{Answer, Attributes, kind};
 use super::read::RULE_EXPRESSIONS;
+use crate::netlink::{Unreadable, messages};
 
 /// The kernel could not be asked, or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,12 @@ pub enum NftError {
     /// The kernel has no `nf_tables`.
     #[error("the kernel has no nf_tables: load the module nf_tables, or use iptables-legacy")]
     Absent,
+}
+
+impl From<Unreadable> for NftError {
+    fn from(error: Unreadable) -> Self {
+        Self::Answer(error.to_string())
+    }
 }
 
 impl NftError {
@@ -321,7 +328,7 @@ impl Connection {
         if length > bytes.len() {
             return Err(NftError::Answer(format!("{length} bytes at once are too many")));
         }
-        messages(&bytes)
+        Ok(messages(&bytes)?)
     }
 }
 
@@ -359,24 +366,6 @@ fn batch(steps: &[Step], begin: ControlMessage) -> (Vec<u8>, u32) {
         bytes.extend(packet(step.family, 0, inner, flags, sequence));
     }
     (bytes, sequence)
-}
-
-/// The messages of one datagram.
-pub(crate) fn messages(bytes: &[u8]) -> Result<Vec<NetlinkMessage<Answer>>, NftError> {
-    let mut rest = bytes;
-    let mut packets = Vec::new();
-    while !rest.is_empty() {
-        let packet = NetlinkMessage::<Answer>::deserialize(rest)
-            .map_err(|e| NftError::Answer(e.to_string()))?;
-        // Messages are aligned to four bytes (netlink(7), NLMSG_ALIGN).
-        let length = usize::try_from(packet.header.length).unwrap_or(0).next_multiple_of(4);
-        if length == 0 {
-            return Err(NftError::Answer("a message without length".to_owned()));
-        }
-        rest = rest.get(length..).unwrap_or_default();
-        packets.push(packet);
-    }
-    Ok(packets)
 }
 
 fn is_absent(error: &io::Error) -> bool {

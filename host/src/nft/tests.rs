@@ -12,9 +12,9 @@ use proptest::prelude::*;
 use super::attributes::encode;
 use super::batch::ANONYMOUS;
 use super::decode::{counters, decode};
-use super::raw::Attributes;
-use super::socket::messages;
+use super::raw::{Answer, Attributes};
 use super::xtables::read_rule;
+use crate::netlink::messages;
 
 fn meta_fields() -> impl Strategy<Value = MetaField> {
     use MetaField::{Family, Gid, InInterface, Mark, OutInterface, Protocol, Uid};
@@ -104,19 +104,19 @@ proptest! {
         kind in 0..40_u8,
         flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
     ) {
-        let _result = messages(&noise);
+        let _result = messages::<Answer>(&noise);
         // A message of nf_tables with the noise as its attributes (linux/netlink.h).
         let length = u32::try_from(20 + noise.len()).unwrap_or(u32::MAX);
         let mut message = length.to_ne_bytes().to_vec();
         message.extend([kind, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
         message.extend(&noise);
         message.resize(message.len().next_multiple_of(4), 0);
-        let _result = messages(&message);
+        let _result = messages::<Answer>(&message);
         for (index, byte) in flips {
             let at = index.index(message.len());
             message[at] = byte;
         }
-        let _result = messages(&message);
+        let _result = messages::<Answer>(&message);
     }
 
     /// Verify that attributes which make no sense are named, or taken for nothing.

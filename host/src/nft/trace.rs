@@ -20,7 +20,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::batch::{Batch, table};
 use super::raw::{Answer, Attributes, kind};
 use super::read::{RULE_HANDLE, TableFamily, family_of, place};
-use super::socket::{Connection, NftError, messages};
+use super::socket::{Connection, NftError};
+use crate::netlink::messages;
 
 /// `NFNLGRP_NFTRACE`
 const GROUP: u32 = 9;
@@ -105,7 +106,7 @@ impl Listener {
     pub(crate) fn hear(&self) -> Result<Told, NftError> {
         let mut all = Told::default();
         drain(&self.socket, &mut all.lost, |bytes| {
-            for message in messages(bytes)? {
+            for message in messages::<Answer>(bytes)? {
                 if let NetlinkPayload::InnerMessage(answer) = message.payload {
                     all.heard.extend(heard(&answer));
                 }

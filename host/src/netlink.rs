@@ -1,0 +1,28 @@
+//! What every conversation with the kernel by netlink has in common (`netlink(7)`).
+
+use netlink_packet_core::{NetlinkDeserializable, NetlinkMessage};
+
+/// Bytes that are no messages.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Unreadable(String);
+
+/// The messages of one datagram.
+pub(crate) fn messages<T: NetlinkDeserializable>(
+    bytes: &[u8],
+) -> Result<Vec<NetlinkMessage<T>>, Unreadable> {
+    let mut rest = bytes;
+    let mut packets = Vec::new();
+    while !rest.is_empty() {
+        let packet =
+            NetlinkMessage::<T>::deserialize(rest).map_err(|e| Unreadable(e.to_string()))?;
+        // Messages are aligned to four bytes (netlink(7), NLMSG_ALIGN).
+        let length = usize::try_from(packet.header.length).unwrap_or(0).next_multiple_of(4);
+        if length == 0 {
+            return Err(Unreadable("a message without length".to_owned()));
+        }
+        rest = rest.get(length..).unwrap_or_default();
+        packets.push(packet);
+    }
+    Ok(packets)
+}
