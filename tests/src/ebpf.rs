@@ -18,7 +18,7 @@ use nix::mount::{MsFlags, mount};
 use crate::capture::{Capture, millrace_in_pod};
 use crate::cases::Config;
 use crate::netns::Namespace;
-use crate::topology::Topology;
+use crate::topology::{Layout, Stack, Topology};
 
 /// Where a namespace's mounts have their bpffs, and its pins.
 pub const MOUNT: &str = "/run/bpf";
@@ -110,6 +110,16 @@ pub fn load(namespace: &Namespace) -> Result<()> {
 pub fn enrol(topology: &Topology, flags: &[&str]) -> Result<String> {
     let args = [&["apply", "--backend", "ebpf", "--bpffs", FOLDER], flags].concat();
     millrace_in_pod(topology, &args, 0)
+}
+
+/// A pod with both families that is captured with these flags. The cgroup comes first, so that it
+/// ends last.
+pub fn captured(flags: &[&str]) -> Result<(Cgroup, Topology)> {
+    let cgroup = Cgroup::enter()?;
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    load(&topology.pod)?;
+    enrol(&topology, flags)?;
+    Ok((cgroup, topology))
 }
 
 /// What the programs of a namespace's mounts have.

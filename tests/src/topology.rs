@@ -11,7 +11,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::netns::Namespace;
 use crate::process::Listeners;
@@ -88,6 +88,11 @@ pub enum Spot {
 }
 
 impl Spot {
+    /// The address with a port.
+    pub fn at(self, family: Family, port: u16) -> Result<SocketAddr> {
+        Ok(SocketAddr::new(self.ip(family).context("the family has it")?, port))
+    }
+
     /// The address; none where the family has nothing of the kind.
     pub const fn ip(self, family: Family) -> Option<IpAddr> {
         let (v4, v6) = match self {

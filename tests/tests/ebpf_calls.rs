@@ -7,12 +7,12 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use millrace_tests::capture::millrace_in_pod;
-use millrace_tests::ebpf::{Cgroup, FOLDER, enrol, load};
+use millrace_tests::ebpf::{Cgroup, FOLDER, captured, enrol};
 use millrace_tests::netns::Namespace;
 use millrace_tests::process::Listeners;
 use millrace_tests::sys_calls::{become_real_user, drop_capabilities, mptcp_socket, uring_connect};
-use millrace_tests::topology::Spot::{self, Localhost, Peer, Pod, Service};
-use millrace_tests::topology::{APP, Family, Layout, PROXY, ROOT, Stack, Topology};
+use millrace_tests::topology::Spot::{Localhost, Peer, Pod, Service};
+use millrace_tests::topology::{APP, Family, PROXY, ROOT, Topology};
 use millrace_tests::wire::{Answer, Listen, Proto, Serve};
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -26,19 +26,6 @@ const PATIENCE: TimeVal = TimeVal::new(5, 0);
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// `MSG_FASTOPEN` (linux/socket.h).
 const FASTOPEN: MsgFlags = MsgFlags::from_bits_retain(0x2000_0000);
-
-/// A pod with both families that is captured.
-fn pod(flags: &[&str]) -> Result<(Cgroup, Topology)> {
-    let cgroup = Cgroup::enter()?;
-    let topology = Topology::new(Stack::Dual, Layout::default())?;
-    load(&topology.pod)?;
-    enrol(&topology, flags)?;
-    Ok((cgroup, topology))
-}
-
-fn at(spot: Spot, family: Family, port: u16) -> Result<SocketAddr> {
-    Ok(SocketAddr::new(spot.ip(family).context("the family has it")?, port))
-}
 
 fn tcp(to: SocketAddr) -> Result<OwnedFd> {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
@@ -69,7 +56,7 @@ fn answer(stream: &TcpStream) -> Result<Answer> {
 fn is_captured(answer: &Answer, to: SocketAddr) -> Result<()> {
     ensure!(answer.name == "proxy" && answer.port == 15001, "{to}: {answer:?}");
     ensure!(answer.original == Some(to), "{to}: {answer:?}");
-    let own = at(Pod, if to.is_ipv4() { Family::V4 } else { Family::V6 }, 0)?.ip();
+    let own = Pod.at(if to.is_ipv4() { Family::V4 } else { Family::V6 }, 0)?.ip();
     ensure!(answer.peer.ip() == own, "{to}: {answer:?}");
     Ok(())
 }
@@ -90,7 +77,7 @@ fn counter(name: &str) -> Result<u64> {
 /// A captured pod in which, and around which, data may come with the first packet without a cookie,
 /// to every socket that begins to listen (`tcp_fastopen` in the kernel's ip-sysctl.rst).
 fn fast_pod(flags: &[&str]) -> Result<(Cgroup, Topology, Vec<Listeners>)> {
-    let (cgroup, mut topology) = pod(flags)?;
+    let (cgroup, mut topology) = captured(flags)?;
     topology.stop_listeners();
     for namespace in [&topology.pod, &topology.outside] {
         namespace.enter(|| std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "1543"))??;
@@ -125,7 +112,7 @@ fn fast_open_outbound() -> Result<()> {
     drop(listeners);
     topology.pod.enter(|| -> Result<()> {
         for family in FAMILIES {
-            let to = at(Service, family, 80)?;
+            let to = Service.at(family, 80)?;
             let proxy = TcpListener::bind(any(family, 15001))?;
             setsockopt(&proxy, sockopt::ReceiveTimeout, &PATIENCE)?;
             let before = (counter("TCPFastOpenActive")?, counter("TCPFastOpenPassive")?);
@@ -151,7 +138,7 @@ fn takes_data(proxy: &TcpListener, application: &TcpStream, to: SocketAddr) -> R
     let (mut accepted, from) = proxy.accept()?;
     let mut data = [0; 4];
     accepted.read_exact(&mut data)?;
-    ensure!(&data == b"data" && from.ip() == at(Pod, family, 0)?.ip(), "{data:?} from {from}");
+    ensure!(&data == b"data" && from.ip() == Pod.at(family, 0)?.ip(), "{data:?} from {from}");
     // Its answer ends the handshake, if that has not ended yet.
     accepted.write_all(b"answer")?;
     (&*application).read_exact(&mut data)?;
@@ -166,7 +153,7 @@ fn fast_open_to_excluded_ports() -> Result<()> {
     let (_cgroup, topology, _listeners) = fast_pod(&["--exclude-outbound-ports", "8080"])?;
     topology.pod.enter(|| -> Result<()> {
         for family in FAMILIES {
-            let to = at(Service, family, 8080)?;
+            let to = Service.at(family, 8080)?;
             let fd = patient(tcp(to)?)?;
             sendto(fd.as_raw_fd(), b"data", &SockaddrStorage::from(to), FASTOPEN)?;
             let answer = answer(&TcpStream::from(fd))?;
@@ -182,7 +169,7 @@ fn fast_open_to_excluded_ports() -> Result<()> {
 fn fast_open_inbound() -> Result<()> {
     let (_cgroup, topology, _listeners) = fast_pod(&[])?;
     for family in FAMILIES {
-        let to = at(Pod, family, 8080)?;
+        let to = Pod.at(family, 8080)?;
         let passive = || topology.pod.enter(|| counter("TCPFastOpenPassive"));
         let before = passive()??;
         let answer = topology.outside.enter(|| -> Result<Answer> {
@@ -214,15 +201,15 @@ fn mptcp_listener(on: SocketAddr) -> Result<OwnedFd> {
 /// sees the proxy as its peer, as the documentation says.
 #[test]
 fn multipath_tcp_outbound() -> Result<()> {
-    let (_cgroup, topology) = pod(&[])?;
+    let (_cgroup, topology) = captured(&[])?;
     topology.pod.enter(|| -> Result<()> {
         for family in FAMILIES {
-            let to = at(Service, family, 80)?;
+            let to = Service.at(family, 80)?;
             let fd = mptcp_socket(to.is_ipv4()).context("CONFIG_MPTCP, net.mptcp.enabled")?;
             let fd = patient(fd)?;
             connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).context("connect")?;
             let stream = TcpStream::from(fd);
-            ensure!(stream.peer_addr()? == at(Localhost, family, 15001)?, "{to}");
+            ensure!(stream.peer_addr()? == Localhost.at(family, 15001)?, "{to}");
             is_captured(&answer(&stream)?, to)?;
         }
         Ok(())
@@ -232,9 +219,9 @@ fn multipath_tcp_outbound() -> Result<()> {
 /// Verify that a client of multipath TCP from outside is the proxy's.
 #[test]
 fn multipath_tcp_inbound() -> Result<()> {
-    let (_cgroup, topology) = pod(&[])?;
+    let (_cgroup, topology) = captured(&[])?;
     for family in FAMILIES {
-        let to = at(Pod, family, 8080)?;
+        let to = Pod.at(family, 8080)?;
         let answer = topology.outside.enter(|| -> Result<Answer> {
             let fd = patient(mptcp_socket(to.is_ipv4())?)?;
             connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).context("connect")?;
@@ -266,20 +253,20 @@ fn original(fd: &OwnedFd, family: Family) -> Result<SocketAddr> {
 /// to such a socket, and nobody is told that they are handed.
 #[test]
 fn a_proxy_of_multipath_tcp() -> Result<()> {
-    let (_cgroup, mut topology) = pod(&[])?;
+    let (_cgroup, mut topology) = captured(&[])?;
     topology.stop_listeners();
     for family in FAMILIES {
         let (outbound, inbound) = topology.pod.enter(|| {
             anyhow::Ok((mptcp_listener(any(family, 15001))?, mptcp_listener(any(family, 15006))?))
         })??;
-        let to = at(Service, family, 80)?;
+        let to = Service.at(family, 80)?;
         topology.pod.enter(|| -> Result<()> {
             let fd = patient(tcp(to)?)?;
             connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).context("connect")?;
             ensure!(original(&accepted(&outbound)?, family)? == to, "outbound");
             Ok(())
         })??;
-        let (to, from) = (at(Pod, family, 8080)?, at(Peer, family, 0)?.ip().to_string());
+        let (to, from) = (Pod.at(family, 8080)?, Peer.at(family, 0)?.ip().to_string());
         topology.outside.enter(|| -> Result<()> {
             let refused = connect(patient(tcp(to)?)?.as_raw_fd(), &SockaddrStorage::from(to));
             ensure!(refused == Err(Errno::ECONNREFUSED), "{to}: {refused:?}");
@@ -308,9 +295,9 @@ fn accepted(listener: &OwnedFd) -> Result<OwnedFd> {
 /// of its own: who the application is decides.
 #[test]
 fn io_uring() -> Result<()> {
-    let (_cgroup, topology) = pod(&[])?;
+    let (_cgroup, topology) = captured(&[])?;
     for (family, elsewhere) in FAMILIES.into_iter().flat_map(|f| [(f, false), (f, true)]) {
-        let to = at(Service, family, 80)?;
+        let to = Service.at(family, 80)?;
         topology.pod.enter(|| -> Result<()> {
             let fd = patient(tcp(to)?)?;
             uring_connect(fd.as_fd(), to, elsewhere).context(
@@ -336,9 +323,9 @@ fn io_uring() -> Result<()> {
 /// counted, instead of getting past the proxy or waiting for ever.
 #[test]
 fn a_device_without_privilege() -> Result<()> {
-    let (_cgroup, topology) = pod(&[])?;
+    let (_cgroup, topology) = captured(&[])?;
     for family in FAMILIES {
-        let to = at(Service, family, 80)?;
+        let to = Service.at(family, 80)?;
         topology.pod.enter(|| -> Result<()> {
             drop_capabilities()?;
             let fd = patient(tcp(to)?)?;

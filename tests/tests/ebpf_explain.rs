@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::binary;
 use millrace_tests::capture::{millrace, millrace_in_pod, ran, wrapped};
-use millrace_tests::ebpf::{Cgroup, FOLDER, enrol, load};
+use millrace_tests::ebpf::{Cgroup, FOLDER, captured, enrol, load};
 use millrace_tests::topology::{Layout, Stack, Topology};
 use serde_json::Value;
 
@@ -22,14 +22,6 @@ const SETTINGS: [&str; 10] = [
     "--exclude-groups",
     "202",
 ];
-
-fn captured() -> Result<(Cgroup, Topology)> {
-    let cgroup = Cgroup::enter()?;
-    let topology = Topology::new(Stack::Dual, Layout::default())?;
-    load(&topology.pod)?;
-    enrol(&topology, &SETTINGS)?;
-    Ok((cgroup, topology))
-}
 
 fn live(topology: &Topology, words: &[&str]) -> Result<Value> {
     let live = ["explain", "--live", "--bpffs", FOLDER, "--output", "json"];
@@ -49,7 +41,7 @@ fn decided(found: &Value) -> (String, String) {
 /// and that what is captured inbound is refused while nobody listens.
 #[test]
 fn a_captured_pod_is_explained() -> Result<()> {
-    let (_cgroup, mut topology) = captured()?;
+    let (_cgroup, mut topology) = captured(&SETTINGS)?;
     let out: [(&[&str], Value, &str, &str); 8] = [
         (&["--to", "10.71.0.10:80/tcp"], 15001.into(), "network", "--include-outbound-cidrs"),
         (&["--to", "[fd71::10]:80/tcp"], 15001.into(), "network", "--include-outbound-cidrs"),
@@ -127,7 +119,7 @@ fn it_prints_what_the_documentation_says() -> Result<()> {
 /// that what another one changes is named; and that there is a picture.
 #[test]
 fn classes_differences_and_pictures() -> Result<()> {
-    let (_cgroup, topology) = captured()?;
+    let (_cgroup, topology) = captured(&SETTINGS)?;
     let classes = live(&topology, &["--all"])?;
     let classes = classes.as_array().context("classes")?;
     for (port, class) in [(15001, "network"), (15006, "inbound"), (15053, "dns")] {
@@ -182,7 +174,7 @@ fn configurations_and_who_may_not_look() -> Result<()> {
     let (good, said) = explain(&["--mode", "tproxy"])?;
     ensure!(!good && said.contains("eBPF can't carry this configuration out"), "{said}");
 
-    let (_cgroup, topology) = captured()?;
+    let (_cgroup, topology) = captured(&SETTINGS)?;
     let words = ["explain", "--live", "--bpffs", FOLDER, "--to", "10.71.0.10:80"];
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
     let (code, said) = ran(&topology.pod, &mut wrapped(&nobody, &millrace(words)?))?;

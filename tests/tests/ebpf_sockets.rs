@@ -6,27 +6,14 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use millrace_tests::ebpf::{Cgroup, enrol, load};
+use millrace_tests::ebpf::{Cgroup, captured, enrol, load};
 use millrace_tests::process::{Listeners, dial};
-use millrace_tests::topology::Spot::{self, Dns, Localhost, OtherDns, Peer, Pod, Service};
+use millrace_tests::topology::Spot::{Dns, Localhost, OtherDns, Peer, Pod, Service};
 use millrace_tests::topology::{APP, Family, Layout, PROXY, ROOT, Stack, Topology};
 use millrace_tests::wire::{Answer, Dial, Failure, Identity, Listen, Outcome, Proto, Serve};
 use nix::sys::socket::{setsockopt, sockopt};
 
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// A pod with both families that is captured with these flags.
-fn pod(flags: &[&str]) -> Result<(Cgroup, Topology)> {
-    let cgroup = Cgroup::enter()?;
-    let topology = Topology::new(Stack::Dual, Layout::default())?;
-    load(&topology.pod)?;
-    enrol(&topology, flags)?;
-    Ok((cgroup, topology))
-}
-
-fn at(spot: Spot, family: Family, port: u16) -> Result<SocketAddr> {
-    Ok(SocketAddr::new(spot.ip(family).context("the family has it")?, port))
-}
 
 /// The same as an address of an IPv6 socket.
 fn mapped(addr: SocketAddr) -> SocketAddr {
@@ -60,9 +47,9 @@ fn query(socket: &UdpSocket, to: Option<SocketAddr>) -> Result<(Answer, SocketAd
 /// it meant to go.
 #[test]
 fn connections() -> Result<()> {
-    let (_cgroup, topology) = pod(&[])?;
-    let v4 = at(Service, Family::V4, 80)?;
-    let v6 = at(Service, Family::V6, 80)?;
+    let (_cgroup, topology) = captured(&[])?;
+    let v4 = Service.at(Family::V4, 80)?;
+    let v6 = Service.at(Family::V6, 80)?;
     for (to, family) in [(v4, Family::V4), (v6, Family::V6), (mapped(v4), Family::V4)] {
         let original = if family == Family::V4 { v4 } else { v6 };
         topology.pod.enter(|| -> Result<()> {
@@ -70,7 +57,7 @@ fn connections() -> Result<()> {
             let answer = answer(&stream)?;
             ensure!(stream.peer_addr()? == to, "{to}: the peer is {}", stream.peer_addr()?);
             let local = stream.local_addr()?;
-            let own = at(Pod, family, local.port())?;
+            let own = Pod.at(family, local.port())?;
             ensure!(local == if to == v4 || to == v6 { own } else { mapped(own) }, "{to}: {local}");
             ensure!(answer.name == "proxy" && answer.port == 15001, "{to}: {answer:?}");
             ensure!(answer.original == Some(original), "{to}: {answer:?}");
@@ -84,9 +71,9 @@ fn connections() -> Result<()> {
 /// Verify that all of IPv6 can be excluded, and nothing else is with it.
 #[test]
 fn a_network_around_ipv4() -> Result<()> {
-    let (_cgroup, topology) = pod(&["--exclude-outbound-cidrs", "::/0"])?;
+    let (_cgroup, topology) = captured(&["--exclude-outbound-cidrs", "::/0"])?;
     for (family, name) in [(Family::V4, "proxy"), (Family::V6, "outside")] {
-        let to = at(Service, family, 80)?;
+        let to = Service.at(family, 80)?;
         topology.pod.enter(|| -> Result<()> {
             let answer = answer(&TcpStream::connect_timeout(&to, PATIENCE)?)?;
             ensure!(answer.name == name, "{to}: {answer:?}");
@@ -101,8 +88,8 @@ fn a_network_around_ipv4() -> Result<()> {
 fn the_peer_is_known_at_once() -> Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
     use std::os::fd::AsRawFd as _;
-    let (_cgroup, topology) = pod(&[])?;
-    let to = at(Service, Family::V4, 443)?;
+    let (_cgroup, topology) = captured(&[])?;
+    let to = Service.at(Family::V4, 443)?;
     topology.pod.enter(|| -> Result<()> {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
@@ -122,9 +109,9 @@ fn the_peer_is_known_at_once() -> Result<()> {
 /// connection tracking, and that each family is asked for by its own option.
 #[test]
 fn what_nobody_rewrote() -> Result<()> {
-    let (_cgroup, topology) = pod(&[])?;
+    let (_cgroup, topology) = captured(&[])?;
     for family in [Family::V4, Family::V6] {
-        let to = at(Localhost, family, 15001)?;
+        let to = Localhost.at(family, 15001)?;
         topology.pod.enter(|| -> Result<()> {
             let answer = answer(&TcpStream::connect_timeout(&to, PATIENCE)?)?;
             ensure!(answer.original == Some(to), "{to}: {answer:?}");
@@ -133,7 +120,7 @@ fn what_nobody_rewrote() -> Result<()> {
     }
     // Outside pods the option is the kernel's own, which without connection tracking has no answer.
     topology.outside.enter(|| -> Result<()> {
-        let to = at(Peer, Family::V4, 80)?;
+        let to = Peer.at(Family::V4, 80)?;
         let answer = answer(&TcpStream::connect_timeout(&to, PATIENCE)?)?;
         ensure!(answer.original.is_none(), "{answer:?}");
         Ok(())
@@ -144,16 +131,16 @@ fn what_nobody_rewrote() -> Result<()> {
 /// the server that was asked.
 #[test]
 fn queries() -> Result<()> {
-    let (_cgroup, topology) = pod(&["--dns", "all"])?;
+    let (_cgroup, topology) = captured(&["--dns", "all"])?;
     for family in [Family::V4, Family::V6] {
         let any = if family == Family::V4 { "0.0.0.0:0" } else { "[::]:0" };
-        let servers = [at(Dns, family, 53)?, at(OtherDns, family, 53)?, at(Dns, family, 53)?];
+        let servers = [Dns.at(family, 53)?, OtherDns.at(family, 53)?, Dns.at(family, 53)?];
         topology.pod.enter(|| -> Result<()> {
             let socket = UdpSocket::bind(any)?;
             for to in servers {
                 let (answer, from) = query(&socket, Some(to))?;
                 ensure!(answer.port == 15053 && from == to, "{to}: {answer:?} from {from}");
-                ensure!(answer.peer.ip() == at(Pod, family, 0)?.ip(), "{to}: {answer:?}");
+                ensure!(answer.peer.ip() == Pod.at(family, 0)?.ip(), "{to}: {answer:?}");
             }
             for to in servers {
                 socket.connect(to)?;
@@ -169,7 +156,7 @@ fn queries() -> Result<()> {
         ensure!(answer.port == 15053 && from == mapped(to), "{answer:?} from {from}");
         Ok(())
     };
-    let to = at(Dns, Family::V4, 53)?;
+    let to = Dns.at(Family::V4, 53)?;
     topology.pod.enter(|| socket_of_both(to))?
 }
 
@@ -179,10 +166,10 @@ fn queries() -> Result<()> {
 fn sockets_bound_to_a_device() -> Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
     use std::os::fd::AsRawFd as _;
-    let (_cgroup, topology) = pod(&["--dns", "all"])?;
+    let (_cgroup, topology) = captured(&["--dns", "all"])?;
     for family in [Family::V4, Family::V6] {
-        let to = at(Service, family, 80)?;
-        let server = at(Dns, family, 53)?;
+        let to = Service.at(family, 80)?;
+        let server = Dns.at(family, 53)?;
         topology.pod.enter(|| -> Result<()> {
             let kind = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
             let fd = socket(kind, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
@@ -204,7 +191,7 @@ fn sockets_bound_to_a_device() -> Result<()> {
 }
 
 fn from_outside(topology: &Topology, family: Family, port: u16) -> Result<Outcome> {
-    let to = at(Pod, family, port)?;
+    let to = Pod.at(family, port)?;
     let identity = ROOT;
     let (from, from_port, transparent_mark) = (None, None, None);
     let timeout_ms = 3000;
@@ -228,7 +215,7 @@ fn listen(topology: &Topology, name: &str, identity: Identity, on: &[&str]) -> R
 /// and that what is not captured gets through all the while.
 #[test]
 fn while_the_proxy_does_not_listen() -> Result<()> {
-    let cgroup = Cgroup::enter()?;
+    let _cgroup = Cgroup::enter()?;
     let mut topology = Topology::new(Stack::Dual, Layout::default())?;
     topology.stop_listeners();
     load(&topology.pod)?;
@@ -243,7 +230,7 @@ fn while_the_proxy_does_not_listen() -> Result<()> {
     let by = |family, name: &str, port: u16, to: u16| -> Result<()> {
         match from_outside(&topology, family, to)? {
             Outcome::Answered { answer, .. } if answer.name == name && answer.port == port => {
-                ensure!(answer.local == at(Pod, family, to)?, "{answer:?}");
+                ensure!(answer.local == Pod.at(family, to)?, "{answer:?}");
                 Ok(())
             }
             other => bail!("{family:?}: {other}"),
@@ -267,7 +254,6 @@ fn while_the_proxy_does_not_listen() -> Result<()> {
     // Back again, and on localhost alone, which no one outside can reach by itself.
     let _proxy = listen(&topology, "proxy", PROXY, &["127.0.0.1:15006", "[::1]:15006"])?;
     both.iter().try_for_each(|family| by(*family, "proxy", 15006, 8080))?;
-    drop(cgroup);
     Ok(())
 }
 
@@ -295,7 +281,7 @@ fn several_listeners() -> Result<()> {
     };
     let connects = |when: &str| -> Result<()> {
         for family in [Family::V4, Family::V6] {
-            let to = at(Pod, family, 8080)?;
+            let to = Pod.at(family, 8080)?;
             let connected = topology.outside.enter(|| TcpStream::connect_timeout(&to, PATIENCE))?;
             connected.with_context(|| format!("{when}, {family:?}"))?;
         }
@@ -317,7 +303,7 @@ fn several_listeners() -> Result<()> {
     others.remove(0);
     connects("with a new one alone")?;
     others.clear();
-    let to = at(Pod, Family::V4, 8080)?;
+    let to = Pod.at(Family::V4, 8080)?;
     let end = Instant::now() + PATIENCE;
     // A child that another test is about to start may hold them a little longer.
     loop {

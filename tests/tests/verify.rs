@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::capture::{millrace, millrace_in_pod, ran};
-use millrace_tests::ebpf::{Cgroup, FOLDER, enrol, load};
+use millrace_tests::ebpf::{self, Cgroup, FOLDER, enrol, load};
 use millrace_tests::process::Listeners;
 use millrace_tests::snapshot::Snapshot;
 use millrace_tests::topology::{Layout, Stack, Topology};
@@ -73,11 +73,8 @@ fn ebpf_is_proved() -> Result<()> {
 
 /// A pod that eBPF captures with these settings; nobody listens in it.
 fn captured_by_ebpf(settings: &[&str]) -> Result<(Cgroup, Topology)> {
-    let cgroup = Cgroup::enter()?;
-    let mut topology = Topology::new(Stack::Dual, Layout::default())?;
+    let (cgroup, mut topology) = ebpf::captured(settings)?;
     topology.stop_listeners();
-    load(&topology.pod)?;
-    enrol(&topology, settings)?;
     Ok((cgroup, topology))
 }
 
