@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use clap::{Arg, ArgMatches, value_parser};
 
 use crate::{dist, repo};
 
@@ -40,20 +40,13 @@ pub fn command() -> clap::Command {
                 .value_parser(["nft", "legacy", "netlink", "native", "own", "all"])
                 .default_value("all")
                 .help("iptables-nft or -legacy by programs; iptables-nft by netlink; the reference's native nftables; Millrace's own"),
-            Arg::new("output")
-                .long("output")
-                .value_parser(["text", "json"])
-                .default_value("text")
-                .help("The form of the report"),
+            super::output_arg("text"),
             Arg::new("binary")
                 .long("binary")
                 .value_name("PATH")
                 .value_parser(path())
                 .help("Measure this millrace instead of building the one that is shipped"),
-            Arg::new("check")
-                .long("check")
-                .action(ArgAction::SetTrue)
-                .help("Exit with 1 when a goal is not reached"),
+            super::check_arg(),
         ])
 }
 

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use clap::{Arg, ArgMatches, value_parser};
 use serde_json::{Value, json};
 
 use super::apply::{empty_program, machine};
@@ -51,20 +51,13 @@ pub fn command() -> clap::Command {
             .value_name("PATH")
             .value_parser(path())
             .help("Measure this plugin as well, with the same variables and input"),
-        Arg::new("output")
-            .long("output")
-            .value_parser(["text", "json"])
-            .default_value("text")
-            .help("The form of the report"),
+        super::output_arg("text"),
         Arg::new("binary")
             .long("binary")
             .value_name("PATH")
             .value_parser(path())
             .help("Measure this millrace-cni instead of building the one that is shipped"),
-        Arg::new("check")
-            .long("check")
-            .action(ArgAction::SetTrue)
-            .help("Exit with 1 when a goal is not reached"),
+        super::check_arg(),
     ])
 }
 

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use clap::{Arg, ArgMatches, value_parser};
 use millrace_core::compile::compile;
 use millrace_core::dialect::native;
 use millrace_core::facts::HostFacts;
@@ -47,15 +47,8 @@ pub fn command() -> clap::Command {
                 .value_parser(value_parser!(u16).range(1..))
                 .default_value("16")
                 .help("How many threads share them in the second run"),
-            Arg::new("output")
-                .long("output")
-                .value_parser(["text", "json"])
-                .default_value("text")
-                .help("The form of the report"),
-            Arg::new("check")
-                .long("check")
-                .action(ArgAction::SetTrue)
-                .help("Exit with 1 when the goal is not reached"),
+            super::output_arg("text"),
+            super::check_arg(),
         ])
 }
 

@@ -15,10 +15,11 @@ pub mod processes;
 pub mod report;
 pub mod stats;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use clap::ArgMatches;
+use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 /// The command line of `xtask bench`.
 pub fn command() -> clap::Command {
@@ -27,6 +28,32 @@ pub fn command() -> clap::Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([apply::command(), cni::command(), ebpf::command(), many::command(), path::command()])
+}
+
+/// `--output`: the form of the report, JSON or the one for people.
+fn output_arg(for_people: &'static str) -> Arg {
+    Arg::new("output")
+        .long("output")
+        .value_parser([for_people, "json"])
+        .default_value(for_people)
+        .help("The form of the report")
+}
+
+/// `--plot`
+fn plot_arg() -> Arg {
+    Arg::new("plot")
+        .long("plot")
+        .value_name("FILE")
+        .value_parser(value_parser!(PathBuf))
+        .help("Draw the figures into this file, as SVG")
+}
+
+/// `--check`
+fn check_arg() -> Arg {
+    Arg::new("check")
+        .long("check")
+        .action(ArgAction::SetTrue)
+        .help("Exit with 1 when a goal is not reached")
 }
 
 /// Runs the chosen benchmark.

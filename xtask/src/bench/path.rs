@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use clap::{Arg, ArgMatches, value_parser};
 use nix::libc::linger;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -45,20 +45,9 @@ pub fn command() -> clap::Command {
                 .value_parser(value_parser!(u32).range(1..))
                 .default_value("1000")
                 .help("Connections that a pod makes in a round"),
-            Arg::new("output")
-                .long("output")
-                .value_parser(["text", "json"])
-                .default_value("text")
-                .help("The form of the report"),
-            Arg::new("plot")
-                .long("plot")
-                .value_name("FILE")
-                .value_parser(value_parser!(PathBuf))
-                .help("Draw the figures into this file, as SVG"),
-            Arg::new("check")
-                .long("check")
-                .action(ArgAction::SetTrue)
-                .help("Exit with 1 when the goal is not reached"),
+            super::output_arg("text"),
+            super::plot_arg(),
+            super::check_arg(),
         ])
 }
 

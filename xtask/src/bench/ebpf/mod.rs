@@ -80,20 +80,9 @@ pub fn command() -> clap::Command {
                 .value_parser(By::ALL.map(By::as_str))
                 .action(ArgAction::Append)
                 .help("Of those side by side, measure this one; may be given several times"),
-            Arg::new("output")
-                .long("output")
-                .value_parser(["markdown", "json"])
-                .default_value("markdown")
-                .help("The form of the report"),
-            Arg::new("plot")
-                .long("plot")
-                .value_name("FILE")
-                .value_parser(value_parser!(PathBuf))
-                .help("Draw the figures into this file, as SVG"),
-            Arg::new("check")
-                .long("check")
-                .action(ArgAction::SetTrue)
-                .help("Exit with 1 when a goal is not reached"),
+            super::output_arg("markdown"),
+            super::plot_arg(),
+            super::check_arg(),
         ])
 }
 
