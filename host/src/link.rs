@@ -8,7 +8,6 @@ use millrace_core::observed::{InterfaceAddress, IpRule, Logger, Route};
 use millrace_core::plan::Change;
 use millrace_core::value::Family;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, Prop};
 use netlink_packet_route::route::{
     RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -16,6 +15,8 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use nix::errno::Errno;
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
+
+use crate::netlink::own_address;
 
 /// The index of `lo` in every namespace (`LOOPBACK_IFINDEX` in the kernel's `net/flow.h`).
 const LO: u32 = 1;
@@ -97,24 +98,6 @@ pub struct Links {
     pub marked: bool,
     /// Who logged packets before a trace.
     pub loggers: Vec<Logger>,
-}
-
-/// The address of this end: of a point-to-point interface the kernel tells both
-/// (`rtnetlink(7)`, `IFA_LOCAL`).
-pub(crate) fn own_address(message: &AddressMessage) -> Option<IpAddr> {
-    let of = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
-        message.attributes.iter().find_map(wanted)
-    };
-    let local = of(|attribute| match attribute {
-        AddressAttribute::Local(address) => Some(*address),
-        _ => None,
-    });
-    local.or_else(|| {
-        of(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    })
 }
 
 /// A connection to the kernel, for the namespace that the thread was in when it was opened.

@@ -1,6 +1,8 @@
 //! What every conversation with the kernel by netlink has in common (`netlink(7)`).
 
 use netlink_packet_core::{NetlinkDeserializable, NetlinkMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use std::net::IpAddr;
 
 /// Bytes that are no messages.
 #[derive(Debug, thiserror::Error)]
@@ -25,4 +27,22 @@ pub(crate) fn messages<T: NetlinkDeserializable>(
         packets.push(packet);
     }
     Ok(packets)
+}
+
+/// The address of this end: of a point-to-point interface the kernel tells both
+/// (`rtnetlink(7)`, `IFA_LOCAL`).
+pub(crate) fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let of = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
+        message.attributes.iter().find_map(wanted)
+    };
+    let local = of(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    local.or_else(|| {
+        of(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })
 }

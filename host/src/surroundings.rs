@@ -14,7 +14,7 @@ use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteType};
 use rtnetlink::RouteMessageBuilder;
 
-use crate::link::own_address;
+use crate::netlink::own_address;
 
 /// Something can't be seen.
 #[derive(Debug, thiserror::Error)]

@@ -15,7 +15,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, conne
 use super::error::EbpfError;
 use super::netlink::Kernel;
 use super::{sys_bpf, sys_userns};
-use crate::link::own_address;
+use crate::netlink::own_address;
 
 /// Addresses that no pod has (RFC 5737, RFC 3849): which of the pod's own would they be reached
 /// from?
