@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use millrace_core::ebpf::{Refusals, beside, compile};
+use millrace_core::ebpf::beside;
 use millrace_core::plan::Wish;
 use millrace_core::policy::CapturePolicy;
-use millrace_core::status::{State, judge};
+use millrace_core::status::holds_rules;
 use millrace_host::ebpf::{EbpfError, Enrolled, Node, Target};
 use millrace_host::engine::{EngineError, Rules};
 use millrace_host::observe::Look;
@@ -16,29 +16,12 @@ use crate::capture::{Applied, Pod};
 /// The pod was not enrolled.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EnrolError {
-    /// The policy can't be carried out.
-    #[error(transparent)]
-    Refused(#[from] Refusals),
-    /// The programs' maps or the kernel say no.
+    /// The policy can't be carried out, or the programs' maps or the kernel say no.
     #[error(transparent)]
     Ebpf(#[from] EbpfError),
     /// The rest of it failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
-}
-
-/// The node's programs; none if they are not loaded.
-///
-/// # Errors
-/// When they are there and can't be opened.
-pub(crate) fn loaded(folder: &Path) -> Result<Option<Node>, EbpfError> {
-    if !folder.join("maps").is_dir() {
-        return Ok(None);
-    }
-    match Node::open(folder) {
-        Err(EbpfError::NotLoaded(_)) => Ok(None),
-        opened => opened.map(Some),
-    }
 }
 
 /// Whether ADD with these programs would work.
@@ -61,8 +44,7 @@ impl Pod {
     /// When it can't be seen.
     pub(crate) fn holds_rules(&mut self) -> Result<bool, EngineError> {
         let observed = self.session.observe(&self.exec, Look::Fast)?;
-        let found = judge(&observed, None, &self.groups);
-        Ok(found.state != State::NotCaptured || !observed.native.is_empty())
+        Ok(holds_rules(&observed, &self.groups))
     }
 
     /// Capture this namespace so; twice is once.
@@ -77,7 +59,7 @@ impl Pod {
     ) -> Result<Applied, EnrolError> {
         let policy = self.fit(policy)?;
         let target = Target::current()?;
-        let entry = target.complete(compile(&policy, &self.groups)?)?;
+        let entry = target.entry(&policy, &self.groups)?;
         let enrolled = node.enrol(&target, &entry)?;
         let rest = beside(&policy);
         let rules = Rules { iptables: &rest, native: None };
@@ -101,7 +83,7 @@ impl Pod {
     ) -> Result<Option<String>, EnrolError> {
         let policy = self.fit(policy)?;
         let target = Target::current()?;
-        let entry = target.complete(compile(&policy, &self.groups)?)?;
+        let entry = target.entry(&policy, &self.groups)?;
         let cookie = target.cookie();
         let missing = node.state()?.missing;
         Ok(match node.pod(cookie)? {

@@ -149,6 +149,11 @@ pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> 
     }
 }
 
+/// Whether rules of any backend capture a namespace, or are left of some that did.
+pub fn holds_rules(observed: &Observed, groups: &Groups) -> bool {
+    !observed.native.is_empty() || judge(observed, None, groups).state != State::NotCaptured
+}
+
 /// Judge a namespace that native nftables captures, or is to capture.
 pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Groups) -> Status {
     let context = Context { footprints: FOOTPRINTS, groups, marks: Vec::new(), netlink: true };

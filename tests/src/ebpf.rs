@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use millrace_core::dialect::{istio, native};
-use millrace_core::ebpf::{Refusals, compile, read};
+use millrace_core::ebpf::read;
 use millrace_core::plan::Groups;
 use millrace_core::sim::{SourceTable, of_ebpf};
-use millrace_host::ebpf::{Enrolled, Node, OBJECT, Options, Target, default_cgroup};
+use millrace_host::ebpf::{EbpfError, Enrolled, Node, OBJECT, Options, Target, default_cgroup};
 use millrace_host::engine::Session;
 use millrace_host::facts;
 use nix::mount::{MsFlags, mount};
@@ -165,9 +165,8 @@ impl Capture for Ebpf {
             let mut session = Session::open()?;
             let facts = facts::gather(session.net())?;
             let policy = istio::resolve(&raw, &facts)?.policy;
-            let entry = compile(&policy, &facts.groups)?;
             let target = Target::current()?;
-            let entry = target.complete(entry)?;
+            let entry = target.entry(&policy, &facts.groups)?;
             let node = Node::open(Path::new(FOLDER))?;
             match node.enrol(&target, &entry)? {
                 Enrolled::Added => {}
@@ -185,5 +184,5 @@ impl Capture for Ebpf {
 
 /// Whether an error is that the configuration is refused.
 pub fn is_refusal(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref::<Refusals>().is_some())
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(EbpfError::Refused(_))))
 }

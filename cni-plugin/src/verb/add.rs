@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use millrace_core::policy::CapturePolicy;
-use millrace_host::ebpf::EbpfError;
+use millrace_host::ebpf::{EbpfError, Node};
 use millrace_host::netns::{Netns, NetnsError};
 use serde_json::{Map, json};
 
@@ -79,7 +79,7 @@ fn by_ebpf(
     };
     let failed = |why: String| not_started(CniError::new(Code::NotCaptured, why));
     let bpffs = &job.config.bpffs;
-    let node = match ebpf::loaded(bpffs) {
+    let node = match Node::open_if_loaded(bpffs) {
         Ok(Some(node)) => node,
         Ok(None) if asked => {
             return Err(failed(EbpfError::NotLoaded(bpffs.clone()).to_string()));

@@ -1,5 +1,6 @@
 //! CHECK: whether the rules that ADD wrote are there and whole.
 
+use millrace_host::ebpf::Node;
 use serde_json::Map;
 
 use super::{Job, enter, failed};
@@ -32,7 +33,7 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
     let path = job.request.netns.clone().unwrap_or_default();
     // The maps are the host's: they are opened from there.
     let node = match job.config.backend {
-        Backend::Auto | Backend::Ebpf => ebpf::loaded(&job.config.bpffs).map_err(unseen)?,
+        Backend::Auto | Backend::Ebpf => Node::open_if_loaded(&job.config.bpffs).map_err(unseen)?,
         Backend::Nftables | Backend::Iptables => None,
     };
     let mut pod = enter(&netns, &path)?;

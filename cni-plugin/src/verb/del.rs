@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use millrace_host::ebpf::EbpfError;
+use millrace_host::ebpf::{EbpfError, Node};
 use millrace_host::netns::Netns;
 use serde_json::{Map, json};
 
@@ -61,7 +61,7 @@ fn others(notes: &Notes, network: &str, request: &Request) -> bool {
 
 /// Forget pods that are gone, where eBPF captures.
 pub(super) fn collect(bpffs: &Path) -> Result<(), EbpfError> {
-    match ebpf::loaded(bpffs)? {
+    match Node::open_if_loaded(bpffs)? {
         None => Ok(()),
         Some(node) => node.collect().map(drop),
     }
@@ -71,7 +71,7 @@ pub(super) fn collect(bpffs: &Path) -> Result<(), EbpfError> {
 pub(super) fn take_back(netns: &Netns, path: &Path, bpffs: &Path) -> Result<bool, CniError> {
     // The maps are the host's: they are opened from there. One way to capture that can't be looked
     // at must not keep the other from being taken back.
-    let node = ebpf::loaded(bpffs);
+    let node = Node::open_if_loaded(bpffs);
     let mut pod = enter(netns, path)?;
     let left = node.and_then(|node| node.as_ref().map_or(Ok(false), ebpf::leave));
     let entry = *left.as_ref().unwrap_or(&false);

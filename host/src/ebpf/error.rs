@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use millrace_core::ebpf::IdError;
+use millrace_core::ebpf::{IdError, Refusals};
 use nix::errno::Errno;
 
 use crate::link::LinkError;
@@ -47,6 +47,9 @@ pub enum EbpfError {
         /// Where it is.
         folder: PathBuf,
     },
+    /// Programs can't carry the policy out.
+    #[error(transparent)]
+    Refused(#[from] Refusals),
     /// A privilege is missing.
     #[error(
         "{what}: {source}; eBPF capture needs the capabilities BPF, NET_ADMIN and PERFMON, or \

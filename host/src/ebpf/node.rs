@@ -259,6 +259,22 @@ impl Node {
         Ok(Self { folder: folder.to_owned(), maps: Maps::open(&maps)?, lookup: OnceLock::new() })
     }
 
+    /// Open what is loaded, where eBPF is one way to capture of several; none where nothing is
+    /// loaded, as far as this process may see.
+    ///
+    /// # Errors
+    /// When something is and can't be opened.
+    pub fn open_if_loaded(folder: &Path) -> Result<Option<Self>, EbpfError> {
+        // Without privilege the kernel does not even say that there is nothing.
+        if !folder.join("maps").is_dir() {
+            return Ok(None);
+        }
+        match Self::open(folder) {
+            Err(EbpfError::NotLoaded(_)) => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
     /// What programs of single pods are made of. Most runs need none.
     pub(super) fn lookup(&self) -> Result<&Lookup, EbpfError> {
         if let Some(lookup) = self.lookup.get() {

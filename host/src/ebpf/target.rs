@@ -6,7 +6,9 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use millrace_core::ebpf::{Addresses, Entry, IdMap};
+use millrace_core::ebpf::{Addresses, Entry, IdMap, compile};
+use millrace_core::plan::Groups;
+use millrace_core::policy::CapturePolicy;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -50,11 +52,14 @@ impl Target {
         self.cookie
     }
 
-    /// A policy's entry, completed with what only the pod that the calling thread is in can tell.
+    /// A policy's entry for the pod that the calling thread is in, with what only the pod can
+    /// tell. The policy's names of groups are looked up in `known`.
     ///
     /// # Errors
-    /// When it can't be asked, or its ids or addresses don't fit.
-    pub fn complete(&self, entry: Entry) -> Result<Entry, EbpfError> {
+    /// When programs can't carry the policy out, the pod can't be asked, or its ids or addresses
+    /// don't fit.
+    pub fn entry(&self, policy: &CapturePolicy, known: &Groups) -> Result<Entry, EbpfError> {
+        let entry = compile(policy, known)?;
         let (users, groups) = self.ids()?;
         Ok(entry.for_pod(&Self::addresses()?, &users, &groups)?)
     }

@@ -11,7 +11,7 @@ use millrace_core::facts::HostFacts;
 use millrace_core::plan::{Groups, Wish};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::sim::{Listening, SourceTable, of_ebpf};
-use millrace_core::status::{State, judge};
+use millrace_core::status::holds_rules;
 use millrace_host::ebpf::{EbpfError, Enrolled, Found, Node, Target, lacking, unprivileged};
 use millrace_host::engine::{Drift, Request, Rules, Session};
 use millrace_host::exec;
@@ -33,9 +33,8 @@ pub(super) fn apply(
     facts: &HostFacts,
     policy: &CapturePolicy,
 ) -> Result<Exit> {
-    let entry = compile(policy, &facts.groups)?;
     let target = Target::current()?;
-    let entry = target.complete(entry)?;
+    let entry = target.entry(policy, &facts.groups)?;
     let node = Node::open(folder)?;
     let enrolled = if common.dry_run {
         match (node.pod(target.cookie())?, node.holds(target.cookie(), &entry)?) {
@@ -91,7 +90,7 @@ pub(super) fn can(
     facts: &HostFacts,
     policy: &CapturePolicy,
 ) -> Result<bool> {
-    let found = match loaded(folder) {
+    let found = match Node::open_if_loaded(folder) {
         Ok(None) => return Ok(false),
         Ok(Some(node)) => Target::current().and_then(|target| node.pod(target.cookie())),
         Err(error) => Err(error),
@@ -106,8 +105,7 @@ pub(super) fn can(
         return Ok(false);
     }
     let observed = session.observe(&exec::Options::default(), Look::Fast)?;
-    let found = judge(&observed, None, &facts.groups);
-    if found.state != State::NotCaptured || !observed.native.is_empty() {
+    if holds_rules(&observed, &facts.groups) {
         return Ok(false);
     }
     match compile(policy, &facts.groups) {
@@ -119,24 +117,12 @@ pub(super) fn can(
     }
 }
 
-/// The node's programs, if they are loaded.
-fn loaded(folder: &Path) -> Result<Option<Node>, EbpfError> {
-    // Without privilege the kernel does not even say that there is nothing.
-    if !folder.join("maps").is_dir() {
-        return Ok(None);
-    }
-    match Node::open(folder) {
-        Err(EbpfError::NotLoaded(_)) => Ok(None),
-        opened => opened.map(Some),
-    }
-}
-
 /// Whether it is eBPF that `status` is to look at.
 pub(super) fn is_asked_about(ebpf: &Ebpf) -> Result<bool> {
     match ebpf.meant {
         Meant::Yes => Ok(true),
         Meant::No => Ok(false),
-        Meant::Perhaps => match loaded(&ebpf.folder)? {
+        Meant::Perhaps => match Node::open_if_loaded(&ebpf.folder)? {
             None => Ok(false),
             Some(node) => Ok(node.pod(Target::current()?.cookie())?.is_some()),
         },
@@ -180,7 +166,7 @@ impl Held {
     /// Of the pod that this program is in; none if it is not enrolled.
     pub(super) fn here(folder: &Path) -> Result<Option<Self>> {
         let found = || -> Result<_, EbpfError> {
-            let Some(node) = loaded(folder)? else { return Ok(None) };
+            let Some(node) = Node::open_if_loaded(folder)? else { return Ok(None) };
             let target = Target::current()?;
             let Some(entry) = node.entry(&target)? else { return Ok(None) };
             let listening = node.listening(&target, entry.pod.inbound_port)?;
@@ -197,7 +183,7 @@ impl Held {
 
 /// Let the pod leave.
 pub(super) fn leave(ebpf: &Ebpf, dry_run: bool) -> Result<()> {
-    let Some(node) = loaded(&ebpf.folder)? else { return Ok(()) };
+    let Some(node) = Node::open_if_loaded(&ebpf.folder)? else { return Ok(()) };
     let cookie = Target::current()?.cookie();
     let enrolled = node.pod(cookie)?.is_some();
     if enrolled {
@@ -237,7 +223,7 @@ pub(super) fn status(
     };
     let wanted = if config.has_settings() {
         let loaded = config::load(config, facts, false)?;
-        let entry = target.complete(compile(&loaded.policy, &facts.groups)?)?;
+        let entry = target.entry(&loaded.policy, &facts.groups)?;
         node.holds(target.cookie(), &entry)?
     } else {
         true
