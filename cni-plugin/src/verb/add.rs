@@ -77,38 +77,45 @@ fn by_ebpf(
         Backend::Auto => false,
         Backend::Nftables | Backend::Iptables => return Ok(None),
     };
-    let failed = |why: String| not_started(CniError::new(Code::NotCaptured, why));
-    let bpffs = &job.config.bpffs;
-    let node = match Node::open_if_loaded(bpffs) {
+    let bpffs = job.config.bpffs.clone();
+    let node = match Node::open_if_loaded(&bpffs) {
         Ok(Some(node)) => node,
-        Ok(None) if asked => {
-            return Err(failed(EbpfError::NotLoaded(bpffs.clone()).to_string()));
-        }
+        Ok(None) if asked => return unable(job, asked, &EbpfError::NotLoaded(bpffs)),
         Ok(None) => return Ok(None),
-        Err(error) if asked => return Err(failed(error.to_string())),
-        Err(error) => {
-            job.log.warn(&format!("rules are written, since eBPF can't be used: {error}"));
-            return Ok(None);
-        }
+        Err(error) => return unable(job, asked, &error),
     };
     let mut pod = enter(netns, path)?;
     if !asked {
-        let enrolled = ebpf::is_enrolled(&node).map_err(|error| failed(error.to_string()))?;
-        if !enrolled && pod.holds_rules().map_err(|error| super::failed(&error))? {
+        let enrolled = ebpf::is_enrolled(&node).map_err(|error| not_captured(&error))?;
+        if !enrolled && pod.holds_rules().map_err(|error| failed(&error))? {
             return Ok(None);
         }
     }
     let left = job.deadline.saturating_duration_since(Instant::now());
     match pod.enrol(&node, policy.clone(), left) {
         Ok(applied) => Ok(Some(applied)),
-        Err(EnrolError::Engine(error)) => Err(not_started(super::failed(&error))),
-        Err(error) if asked => Err(failed(error.to_string().replace('\n', " "))),
-        Err(error) => {
-            let why = error.to_string().replace('\n', " ");
-            job.log.warn(&format!("rules are written, since eBPF can't be used: {why}"));
-            Ok(None)
-        }
+        Err(EnrolError::Engine(error)) => Err(not_started(failed(&error))),
+        Err(EnrolError::Ebpf(error)) => unable(job, asked, &error),
     }
+}
+
+/// eBPF can't capture the pod: rules do, unless it was asked for.
+fn unable(job: &mut Job<'_>, asked: bool, error: &EbpfError) -> Result<Option<Applied>, CniError> {
+    if asked {
+        return Err(not_captured(error));
+    }
+    let why = one_line(error);
+    job.log.warn(&format!("rules are written, since eBPF can't be used: {why}"));
+    Ok(None)
+}
+
+fn not_captured(error: &EbpfError) -> CniError {
+    not_started(CniError::new(Code::NotCaptured, one_line(error)))
+}
+
+/// What the verifier says has many lines.
+fn one_line(error: &EbpfError) -> String {
+    error.to_string().replace('\n', " ")
 }
 
 /// Have rules capture the pod.

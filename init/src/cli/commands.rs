@@ -190,7 +190,8 @@ fn diff() -> Command {
                  an example of each, and then the rules. A and B are each one of: a command line \
                  in one word ('apply --dns all', 'istio-iptables -p 15001 -b *'), a configuration \
                  file, a pod's manifest, a file of iptables-save, ip6tables-save or \
-                 `nft -j list ruleset` (several with commas between them), `live` for this namespace, `netns:NAME`, `pid:N`, or `pod:NAME`.",
+                 `nft -j list ruleset` (several with commas between them), `live` for this \
+                 namespace, `netns:NAME`, `pid:N`, or `pod:NAME`.",
             )
             .after_help("Exit codes, as of diff(1): 0 traffic is treated alike; 1 it is treated otherwise; 2 something failed, or the command line can't be read."),
     )
@@ -204,10 +205,10 @@ fn verify() -> Command {
              those of the application, of the proxy and of somebody outside, in both families, by \
              TCP and UDP. Each is made, and where it arrives is seen: by listeners of this command \
              or, where the proxy runs, by what the kernel's connection tracking says. Without a \
-             configuration, what is expected is read back from the rules or from eBPF's maps. For somebody outside \
-             there is a network namespace with a link into the pod (198.19.255.252/30, \
-             2001:2:0:ffff::/126), which ends with this command, however it ends. What can't be \
-             tried without a capability is said and left out.",
+             configuration, what is expected is read back from the rules or from eBPF's maps. For \
+             somebody outside there is a network namespace with a link into the pod \
+             (198.19.255.252/30, 2001:2:0:ffff::/126), which ends with this command, however it \
+             ends. What can't be tried without a capability is said and left out.",
         )
         .after_help("Exit codes: 0 every connection that could be made arrived where it should; 1 something failed; 2 the command line can't be read; 126 one did not, or none could be made.")
         .arg(
