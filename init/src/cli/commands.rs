@@ -232,7 +232,8 @@ fn trace() -> Command {
              it ends. It takes Linux 5.12 or later and the capability NET_ADMIN. Rules of \
              iptables-legacy are told of by the kernel's log, which one program alone can hear in a \
              namespace; when a trace of them is killed, `status` tells that the log is not as it was, \
-             and `cleanup` or the next trace puts that right.",
+             and `cleanup` or the next trace puts that right. With --backend ebpf, what the node's \
+             eBPF programs decide is told instead, of every pod unless one is named.",
         )
         .after_help("Exit codes: 0 ended by --count, --timeout or a signal; 1 something failed; 2 the command line can't be read.");
     trace::args(in_namespace(command))

@@ -60,7 +60,10 @@ pub(super) fn bpffs() -> Arg {
 /// A command that carries a configuration out by eBPF as well.
 pub(super) fn with_ebpf(command: Command) -> Command {
     let words = ["auto", "nftables", "iptables", "iptables-nft", "iptables-legacy", "ebpf"];
-    command.mut_arg("backend", |backend| backend.value_parser(words)).arg(bpffs())
+    let help = "What carries the configuration out; auto: what captures since an earlier run, else \
+                eBPF where the node's programs are loaded and can do it, else nftables if the \
+                kernel has it, else iptables. Only iptables-legacy needs programs";
+    command.mut_arg("backend", |backend| backend.value_parser(words).help(help)).arg(bpffs())
 }
 
 /// For a pod that leaves.

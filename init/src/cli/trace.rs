@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use millrace_core::sim::{Direction, Protocol};
 use millrace_core::trace::Filter;
@@ -64,15 +65,19 @@ pub(super) fn args(command: Command) -> Command {
         )
         .arg(text("timeout", "DURATION", "End after this long"))
         .arg(
-            text("backend", "BACKEND", "netfilter: what rules do; ebpf: what the node's eBPF programs decide, of all pods unless one is named")
+            text("backend", "BACKEND", "netfilter: what rules do; ebpf: what eBPF programs decide")
                 .value_parser(["netfilter", "ebpf"])
                 .default_value("netfilter"),
         )
         .arg(bpffs())
         .arg(
-            text("sample", "NUMBER", "With --backend ebpf, one of so many decisions, chosen at random")
-                .value_parser(clap::value_parser!(u32).range(1..))
-                .default_value("1"),
+            text(
+                "sample",
+                "NUMBER",
+                "With --backend ebpf, one of so many decisions, chosen at random",
+            )
+            .value_parser(clap::value_parser!(u32).range(1..))
+            .default_value("1"),
         )
 }
 
@@ -85,6 +90,10 @@ pub(super) fn trace(m: &ArgMatches, common: Common) -> Result<Trace, NotTyped> {
     if by_ebpf && needs_packets {
         let message = "--every-packet, --mark and --iface are about packets, which --backend ebpf \
                        does not see";
+        return Err(NotTyped::Bad(message.to_owned()));
+    }
+    if !by_ebpf && m.value_source("sample") == Some(ValueSource::CommandLine) {
+        let message = "--sample is about decisions of eBPF programs: it goes with --backend ebpf";
         return Err(NotTyped::Bad(message.to_owned()));
     }
     let one_of = m.get_one::<u32>("sample").copied().unwrap_or(1);

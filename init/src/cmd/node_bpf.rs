@@ -99,6 +99,7 @@ fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
         "loaded": true,
         "attached": state.attached,
         "missing": state.missing,
+        "current": state.current,
         "accelerated": state.accelerated,
         "sample": state.sample,
         "connections": state.connections,

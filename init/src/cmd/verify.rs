@@ -121,8 +121,7 @@ fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result
     match (held, given) {
         (None, Some((policy, ruleset))) => return Ok(Wanted::of_rules(policy, &ruleset, groups)),
         (Some(_), Some((policy, _))) => {
-            let own: Vec<_> = facts.addresses.clone();
-            return Ok(Wanted::of_ebpf(Held::of_policy(policy, groups, &own)?));
+            return Ok(Wanted::of_ebpf(Held::of_policy(policy, groups, &facts.addresses)?));
         }
         (Some(held), None) => return Ok(Wanted::of_ebpf(held.listening())),
         (None, None) => {}

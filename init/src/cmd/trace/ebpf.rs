@@ -1,5 +1,6 @@
 //! Printing what the node's eBPF programs decide.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,8 @@ pub(super) fn follow(trace: &Trace, sampled: &Sampled) -> Result<Exit> {
     // The pins are where the program was started.
     let node = Node::open(&sampled.folder)?;
     let mut reports = Reports::open(&sampled.folder)?;
+    let together = "whether others trace can't be told";
+    let traces = File::open(sampled.folder.join("maps")).context(together)?;
     let only = match &trace.common.place {
         Place::Here => None,
         place => {
@@ -34,12 +37,15 @@ pub(super) fn follow(trace: &Trace, sampled: &Sampled) -> Result<Exit> {
         }
     };
     let stop = Stop::watch().context("signals can't be waited for")?;
-    let before = node.state()?.sample;
+    traces.lock_shared().context(together)?;
     node.sample(sampled.one_of)?;
     Log::own().info("following decisions; Ctrl-C ends it");
     let printed = print_all(trace, only, &mut reports, &stop);
-    // As it was; where this is killed, `node-bpf status` still tells.
-    node.sample(before)?;
+    // The last of several traces ends the reports, also those that a killed one left on, of which
+    // `node-bpf status` tells.
+    if traces.try_lock().is_ok() {
+        node.sample(0)?;
+    }
     printed.map(|()| Exit::Ok)
 }
 
@@ -77,7 +83,7 @@ fn print_all(trace: &Trace, only: Option<u64>, reports: &mut Reports, stop: &Sto
 
 /// Whether a decision is one of those that are asked for.
 fn passes(filter: &Filter, event: &Event) -> bool {
-    let inbound = event.inbound == 1;
+    let inbound = is_inbound(event);
     let (remote, local) = (ip(event.remote), ip(event.local));
     let (from, to, port) = if inbound {
         (remote, local, event.local_port)
@@ -85,11 +91,10 @@ fn passes(filter: &Filter, event: &Event) -> bool {
         (local, remote, event.remote_port)
     };
     let direction = if inbound { Direction::In } else { Direction::Out };
-    let protocol = if event.protocol == 6 { Protocol::TCP } else { Protocol::UDP };
     filter.direction.is_none_or(|wanted| wanted == direction)
         && filter.uid.is_none_or(|uid| !inbound && uid.get() == event.uid)
         && filter.gid.is_none_or(|gid| !inbound && gid.get() == event.gid)
-        && filter.protocol.is_none_or(|wanted| wanted == protocol)
+        && filter.protocol.is_none_or(|wanted| wanted == Protocol(event.protocol))
         && filter.source.is_none_or(|network| network.contains(from))
         && filter.destination.is_none_or(|network| network.contains(to))
         && filter.port.is_none_or(|ports| ports.contains(Port::new(port)))
@@ -103,15 +108,15 @@ fn class(event: &Event) -> &'static str {
     Class::ALL.get(usize::from(event.class)).map_or("unknown", |class| class.as_str())
 }
 
-const fn protocol(event: &Event) -> &'static str {
-    if event.protocol == 6 { "tcp" } else { "udp" }
+const fn is_inbound(event: &Event) -> bool {
+    event.inbound == 1
 }
 
 fn line(event: &Event, when: &str) -> String {
     let remote = SocketAddr::new(ip(event.remote), event.remote_port);
     let local = SocketAddr::new(ip(event.local), event.local_port);
-    let (pod, protocol) = (event.netns, protocol(event));
-    let what = if event.inbound == 1 {
+    let (pod, protocol) = (event.netns, Protocol(event.protocol));
+    let what = if is_inbound(event) {
         format!("{when} pod {pod}: {protocol} from {remote} to {local}")
     } else {
         let (uid, gid, pid) = (event.uid, event.gid, event.pid);
@@ -124,14 +129,14 @@ fn line(event: &Event, when: &str) -> String {
 }
 
 fn value(event: &Event, when: &str) -> Value {
-    let inbound = event.inbound == 1;
+    let inbound = is_inbound(event);
     let remote = SocketAddr::new(ip(event.remote), event.remote_port);
     let local = SocketAddr::new(ip(event.local), event.local_port);
     let mut value = json!({
         "time": when,
         "pod": event.netns,
         "direction": if inbound { "in" } else { "out" },
-        "protocol": protocol(event),
+        "protocol": Protocol(event.protocol).to_string(),
         "remote": remote.to_string(),
         "class": class(event),
         "port": (event.to != 0).then_some(event.to),
