@@ -4,14 +4,16 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use millrace_host::ebpf::{Node, Options};
 use millrace_tests::capture::{millrace, millrace_in_pod};
 use millrace_tests::ebpf::{Cgroup, FOLDER, enrol, load, mount_bpffs, node, options};
 use millrace_tests::topology::{Layout, Stack, Topology};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 const SERVICE: &str = "10.71.0.10:80";
@@ -24,6 +26,26 @@ fn connect(topology: &Topology, from_outside: bool, to: &str) -> Result<()> {
     Ok(())
 }
 
+/// One of how many decisions is reported.
+fn sample(topology: &Topology) -> Result<u32> {
+    node(&topology.pod, |node| Ok(node.state()?.sample))
+}
+
+/// A trace of one of so many decisions, that has begun.
+fn trace(topology: &Topology, one_of: u32, more: &[&str]) -> Result<Child> {
+    let words = ["trace", "--backend", "ebpf", "--bpffs", FOLDER, "--output", "json"];
+    let ends = ["--timeout", "60s", "--sample", &one_of.to_string()];
+    let mut command = millrace([&words[..], &ends, more].concat())?;
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
+    let child = topology.pod.enter(|| command.spawn())??;
+    let end = Instant::now() + PATIENCE;
+    while sample(topology)? != one_of {
+        ensure!(Instant::now() < end, "it does not begin");
+        std::thread::yield_now();
+    }
+    Ok(child)
+}
+
 /// Verify that `trace` tells of decisions while it runs, of those that are asked for, and that
 /// nothing is reported before and after.
 #[test]
@@ -32,18 +54,8 @@ fn decisions_are_told_of() -> Result<()> {
     let topology = Topology::new(Stack::V4, Layout::default())?;
     load(&topology.pod)?;
     enrol(&topology, &["--exclude-outbound-ports", "9999"])?;
-    let sample = || node(&topology.pod, |node| Ok(node.state()?.sample));
-    ensure!(sample()? == 0, "nothing is reported by itself");
-    let words = ["trace", "--backend", "ebpf", "--bpffs", FOLDER, "--output", "json"];
-    let ends = ["--to-port", "80-9999", "--count", "3", "--timeout", "60s"];
-    let mut command = millrace([&words[..], &ends].concat())?;
-    command.stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = topology.pod.enter(|| command.spawn())??;
-    let end = Instant::now() + PATIENCE;
-    while sample()? == 0 {
-        ensure!(Instant::now() < end, "it does not begin");
-        std::thread::yield_now();
-    }
+    ensure!(sample(&topology)? == 0, "nothing is reported by itself");
+    let mut child = trace(&topology, 1, &["--to-port", "80-9999", "--count", "3"])?;
     connect(&topology, false, "10.71.0.10:53")?;
     connect(&topology, false, SERVICE)?;
     connect(&topology, false, "10.71.0.10:9999")?;
@@ -54,20 +66,36 @@ fn decisions_are_told_of() -> Result<()> {
         .map(|line| Ok(serde_json::from_str(&line?)?))
         .collect::<Result<_>>()?;
     ensure!(child.wait()?.success(), "it failed");
-    let told: Vec<[&Value; 4]> = lines
-        .iter()
-        .map(|line| [&line["direction"], &line["class"], &line["port"], &line["remote"]])
-        .collect();
-    ensure!(told.len() == 3, "{told:?}");
-    let first = [Value::from("out"), "network".into(), 15001.into(), SERVICE.into()];
-    ensure!(told.first().context("a line")? == &[&first[0], &first[1], &first[2], &first[3]]);
-    let second = lines.get(1).context("a line")?;
+    let [first, second, third] = lines.as_slice() else { bail!("not three: {lines:?}") };
+    ensure!(first["direction"] == "out" && first["class"] == "network", "{first}");
+    ensure!(first["port"] == 15001 && first["remote"] == SERVICE, "{first}");
     ensure!(second["class"] == "excluded-port" && second["port"].is_null(), "{second}");
     ensure!(second["uid"] == 0 && second["process"] == std::process::id(), "{second}");
-    let third = lines.get(2).context("a line")?;
     ensure!(third["direction"] == "in" && third["port"] == 15006, "{third}");
     ensure!(third["local"] == "10.70.0.2:8080", "{third}");
-    ensure!(sample()? == 0, "it goes on reporting");
+    ensure!(sample(&topology)? == 0, "it goes on reporting");
+    Ok(())
+}
+
+/// Verify that of several traces the last one ends the reports, also those that a killed one left.
+#[test]
+fn traces_at_once() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let topology = Topology::new(Stack::V4, Layout::default())?;
+    load(&topology.pod)?;
+    let end = |mut child: Child, signal| -> Result<()> {
+        kill(Pid::from_raw(child.id().cast_signed()), signal)?;
+        child.wait()?;
+        Ok(())
+    };
+    let killed = trace(&topology, 5, &[])?;
+    end(killed, Signal::SIGKILL)?;
+    ensure!(sample(&topology)? == 5, "nobody was there to end it");
+    let (first, second) = (trace(&topology, 1, &[])?, trace(&topology, 7, &[])?);
+    end(first, Signal::SIGINT)?;
+    ensure!(sample(&topology)? == 7, "the second one is told of no more");
+    end(second, Signal::SIGINT)?;
+    ensure!(sample(&topology)? == 0, "reports go on");
     Ok(())
 }
 
@@ -168,16 +196,21 @@ fn which_backend_auto_takes() -> Result<()> {
         ensure!(said.contains(wanted), "{wanted}: {said}");
         Ok(())
     };
-    let cleanup = || millrace_in_pod(&topology, &["cleanup", "--bpffs", FOLDER], 0);
+    let cleanup = || -> Result<Value> {
+        let words = ["cleanup", "--bpffs", FOLDER, "--output", "json"];
+        Ok(serde_json::from_str(&millrace_in_pod(&topology, &words, 0)?)?)
+    };
     ensure!(apply(&[])?.starts_with("using nftables"), "nothing is loaded");
     let options = options()?;
     topology.pod.enter(|| Node::load(Path::new(FOLDER), &options).map(drop))??;
     ensure!(apply(&[])?.starts_with("using nftables"), "it changed sides");
     by("by nftables")?;
-    cleanup()?;
+    ensure!(cleanup()?["ebpf"].is_null(), "it was not enrolled");
     by("")?;
     ensure!(apply(&[])? == "using eBPF: the node's programs are loaded", "they are loaded");
     by("by eBPF")?;
+    let said = millrace_in_pod(&topology, &["apply", "--bpffs", FOLDER, "--dry-run"], 0)?;
+    ensure!(said.contains("\nno change: ") && !said.contains("would do"), "{said}");
     connect(&topology, false, SERVICE)?;
     ensure!(apply(&["--exclude-outbound-ports", "1"])?.starts_with("using eBPF"));
     ensure!(apply(&["--backend", "nftables"])?.starts_with("using nftables"));
@@ -187,11 +220,34 @@ fn which_backend_auto_takes() -> Result<()> {
     by("by eBPF")?;
     let rules = topology.pod.run("nft", &["--stateless", "list", "ruleset"])?;
     ensure!(!rules.contains("millrace"), "rules are left: {rules}");
-    cleanup()?;
+    let left = cleanup()?;
+    ensure!(left["ebpf"] == "removed" && left["changed"] == true, "{left:#}");
     by("")?;
     ensure!(apply(&["--mode", "tproxy"])?.starts_with("using nftables"), "it can't do tproxy");
     let refused = ["apply", "--bpffs", FOLDER, "--backend", "ebpf", "--mode", "tproxy"];
     let said = millrace_in_pod(&topology, &refused, 1)?;
     ensure!(said.contains("inbound mode tproxy (flag --mode)"), "{said}");
+    Ok(())
+}
+
+/// Verify that maps of another version keep rules neither from being written nor from being taken
+/// back, and that both say that what is in the maps is not known.
+#[test]
+fn maps_of_another_version() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let topology = Topology::new(Stack::V4, Layout::default())?;
+    load(&topology.pod)?;
+    let maps = Path::new(FOLDER).join("maps");
+    // Its sizes are others.
+    topology.pod.enter(|| std::fs::rename(maps.join("GROUPS"), maps.join("SETTINGS")))??;
+    let named = "the map SETTINGS in /run/bpf/millrace/maps is of another version";
+    let has_rules = || -> Result<bool> {
+        Ok(topology.pod.run("nft", &["list", "ruleset"])?.contains("millrace"))
+    };
+    let said = millrace_in_pod(&topology, &["apply", "--bpffs", FOLDER], 0)?;
+    ensure!(said.contains("using nftables") && said.contains(named), "{said}");
+    ensure!(has_rules()?, "no rules are written");
+    let said = millrace_in_pod(&topology, &["cleanup", "--bpffs", FOLDER], 1)?;
+    ensure!(said.contains(named) && !has_rules()?, "{said}");
     Ok(())
 }

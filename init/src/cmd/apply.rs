@@ -1,6 +1,7 @@
 //! `millrace apply`
 
 use anyhow::Result;
+use millrace_host::ebpf::Node;
 use millrace_host::engine::{Drift, Request, Rules};
 use millrace_host::exec;
 
@@ -44,11 +45,17 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
         marks: config::marks(Some(&loaded.policy)),
         exec: exec::Options::default(),
     })?;
-    let nothing = "no change: the rules are as wanted";
-    print_outcome(&outcome, nothing, common.json, common.dry_run)?;
     // The rules capture the pod now.
-    match ebpf {
-        Some(ebpf) => ebpf::leave(ebpf, common.dry_run).map(|()| Exit::Ok),
-        None => Ok(Exit::Ok),
-    }
+    let node = ebpf.map_or(Ok(None), |ebpf| Node::open_if_loaded(&ebpf.folder));
+    let left = match node {
+        Ok(None) => false,
+        Ok(Some(node)) => ebpf::leave(&node, common.dry_run)?,
+        Err(error) => {
+            warn(&format!("whether eBPF captures the pod as well can't be seen: {error}"));
+            false
+        }
+    };
+    let nothing = "no change: the rules are as wanted";
+    print_outcome(&outcome, left, nothing, common)?;
+    Ok(Exit::Ok)
 }

@@ -2,20 +2,21 @@
 
 use anyhow::Result;
 use millrace_core::plan::Wish;
+use millrace_host::ebpf::Node;
 use millrace_host::engine::{Drift, Request};
 use millrace_host::exec;
 
 use super::output::print_outcome;
 use super::{config, namespace};
+use crate::cli::node::Ebpf;
 use crate::cli::own::Cleanup;
 use crate::exit::Exit;
 
 pub(crate) fn cleanup(cleanup: &Cleanup) -> Result<Exit> {
     let common = &cleanup.common;
     let (mut session, facts) = namespace::open(&common.place)?;
-    if let Some(ebpf) = &cleanup.ebpf {
-        super::ebpf::leave(ebpf, common.dry_run)?;
-    }
+    // One way to capture that can't be looked at must not keep the other from being taken back.
+    let left = cleanup.ebpf.as_ref().map_or(Ok(false), |ebpf| leave(ebpf, common.dry_run));
     let outcome = session.run(&Request {
         rules: None,
         wish: Wish::Auto,
@@ -28,6 +29,12 @@ pub(crate) fn cleanup(cleanup: &Cleanup) -> Result<Exit> {
         exec: exec::Options::default(),
     })?;
     let nothing = "nothing to do: nothing of Millrace or istio-iptables is here";
-    print_outcome(&outcome, nothing, common.json, common.dry_run)?;
-    Ok(Exit::Ok)
+    print_outcome(&outcome, matches!(left, Ok(true)), nothing, common)?;
+    left.map(|_| Exit::Ok)
+}
+
+/// Whether there was an eBPF capture to leave.
+fn leave(ebpf: &Ebpf, dry_run: bool) -> Result<bool> {
+    let node = Node::open_if_loaded(&ebpf.folder)?;
+    node.map_or(Ok(false), |node| super::ebpf::leave(&node, dry_run))
 }

@@ -62,8 +62,9 @@ pub(super) fn apply(
         Enrolled::Changed => ("changed", "the pod's entry is replaced"),
         Enrolled::Unchanged => ("unchanged", "no change: the pod's entry is as wanted"),
     };
+    let changed = enrolled != Enrolled::Unchanged;
     if common.json {
-        let mut value = outcome_json(&outcome, common.dry_run)?;
+        let mut value = outcome_json(&outcome, changed, common.dry_run)?;
         if let Some(object) = value.as_object_mut() {
             object.insert("backend".to_owned(), json!("ebpf"));
             object.insert("ebpf".to_owned(), json!(word));
@@ -71,13 +72,12 @@ pub(super) fn apply(
         }
         print_json(&value)?;
     } else {
-        let would = if common.dry_run { "would do: " } else { "" };
+        let would = if common.dry_run && changed { "would do: " } else { "" };
         let why = if asked { "asked for" } else { "the node's programs are loaded" };
-        print(&format!("using eBPF: {why}\n{would}{text}\n"))?;
-        let rest = outcome_text(&outcome, "", common.dry_run);
+        let rest = outcome_text(&outcome, None, common.dry_run);
         // What it says of rules of other backends: which of them was chosen does not matter here.
         let rest = rest.split_inclusive('\n').filter(|line| !line.starts_with("using "));
-        print(&rest.filter(|line| !line.trim().is_empty()).collect::<String>())?;
+        print(&format!("using eBPF: {why}\n{would}{text}\n{}", rest.collect::<String>()))?;
     }
     Ok(Exit::Ok)
 }
@@ -181,20 +181,15 @@ impl Held {
     }
 }
 
-/// Let the pod leave.
-pub(super) fn leave(ebpf: &Ebpf, dry_run: bool) -> Result<()> {
-    let Some(node) = Node::open_if_loaded(&ebpf.folder)? else { return Ok(()) };
+/// Let the pod leave. Gives whether it was enrolled.
+pub(super) fn leave(node: &Node, dry_run: bool) -> Result<bool> {
     let cookie = Target::current()?.cookie();
     let enrolled = node.pod(cookie)?.is_some();
-    if enrolled {
-        let would = if dry_run { "would do: " } else { "" };
-        print(&format!("{would}the pod leaves eBPF capture\n"))?;
-    }
     // Also what a run that died left of it.
     if !dry_run {
         node.leave(cookie).context("leaving")?;
     }
-    Ok(())
+    Ok(enrolled)
 }
 
 /// Whether the pod is enrolled, as wanted.

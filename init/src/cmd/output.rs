@@ -7,6 +7,8 @@ use millrace_core::plan::Effect;
 use millrace_host::engine::Outcome;
 use serde_json::{Value, json};
 
+use crate::cli::own::Common;
+
 /// Print text to standard output.
 pub(super) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
@@ -18,10 +20,10 @@ pub(super) fn print_json(value: &Value) -> Result<()> {
     print(&format!("{value:#}\n"))
 }
 
-/// What a run did, as JSON.
-pub(super) fn outcome_json(outcome: &Outcome, dry_run: bool) -> Result<Value> {
+/// What a run did, as JSON; `maps` says whether it changed eBPF's maps as well.
+pub(super) fn outcome_json(outcome: &Outcome, maps: bool, dry_run: bool) -> Result<Value> {
     Ok(json!({
-        "changed": !outcome.effects.is_empty() && !dry_run,
+        "changed": (maps || !outcome.effects.is_empty()) && !dry_run,
         "dryRun": dry_run,
         "backend": outcome.choice.map(|c| c.means.backend),
         "why": outcome.choice.map(|c| c.why),
@@ -34,7 +36,7 @@ pub(super) fn outcome_json(outcome: &Outcome, dry_run: bool) -> Result<Value> {
 }
 
 /// What a run did, in lines; the text of the rules only where it was not carried out.
-pub(super) fn outcome_text(outcome: &Outcome, nothing: &str, dry_run: bool) -> String {
+pub(super) fn outcome_text(outcome: &Outcome, nothing: Option<&str>, dry_run: bool) -> String {
     let mut text = String::new();
     if let Some(choice) = &outcome.choice {
         text.push_str(&format!("using {choice}\n"));
@@ -43,7 +45,7 @@ pub(super) fn outcome_text(outcome: &Outcome, nothing: &str, dry_run: bool) -> S
         text.push_str("an earlier run was interrupted here\n");
     }
     match (outcome.unseen, outcome.effects.is_empty()) {
-        (false, true) => text.push_str(&format!("{nothing}\n")),
+        (false, true) => text.extend(nothing.into_iter().flat_map(|nothing| [nothing, "\n"])),
         (true, true) => text.push_str("what would be removed can't be seen\n"),
         (true, false) => text.push_str("where nothing of Millrace or istio-iptables is:\n"),
         (false, false) => {}
@@ -64,21 +66,30 @@ pub(super) fn outcome_text(outcome: &Outcome, nothing: &str, dry_run: bool) -> S
     text
 }
 
-/// Print what a run did.
+/// Print what a run did, after which the pod has left eBPF capture if it was in it.
 pub(super) fn print_outcome(
     outcome: &Outcome,
+    left: bool,
     nothing: &str,
-    json: bool,
-    dry_run: bool,
+    common: &Common,
 ) -> Result<()> {
     for warning in &outcome.warnings {
         warn(warning);
     }
-    if json {
-        print_json(&outcome_json(outcome, dry_run)?)
-    } else {
-        print(&outcome_text(outcome, nothing, dry_run))
+    let dry_run = common.dry_run;
+    if common.json {
+        let mut value = outcome_json(outcome, left, dry_run)?;
+        if let Some(object) = value.as_object_mut().filter(|_| left) {
+            object.insert("ebpf".to_owned(), json!("removed"));
+        }
+        return print_json(&value);
     }
+    let mut text = outcome_text(outcome, Some(nothing).filter(|_| !left), dry_run);
+    if left {
+        let would = if dry_run { "would do: " } else { "" };
+        text.push_str(&format!("{would}the pod leaves eBPF capture\n"));
+    }
+    print(&text)
 }
 
 /// Say what the user should know, beside the result.
