@@ -11,7 +11,7 @@ use serde_json::Value;
 /// Verify that a whole machine lets every backend work, and that looking changes nothing.
 #[test]
 fn every_backend_works_here() -> Result<()> {
-    let cgroup = Cgroup::enter()?;
+    let _cgroup = Cgroup::enter()?;
     let namespace = Namespace::new()?;
     load(&namespace)?;
     namespace.run("nft", &["add", "table", "inet", "somebody-elses"])?;
@@ -26,8 +26,13 @@ fn every_backend_works_here() -> Result<()> {
         assert!(!said.contains("\nno "), "{said}");
     }
     assert_eq!(namespace.run("nft", &["list", "ruleset"])?, before);
-    drop(cgroup);
     Ok(())
+}
+
+/// What takes these capabilities from a command.
+fn without(capabilities: &str) -> [String; 3] {
+    let bounding = format!("--bounding-set={capabilities}");
+    ["setpriv".to_owned(), bounding, format!("--inh-caps={capabilities}")]
 }
 
 /// Run `preflight --backend ebpf` behind these words; its exit code, and what eBPF lacks.
@@ -64,8 +69,7 @@ fn what_ebpf_lacks_is_named() -> Result<()> {
 
     for capability in ["bpf", "perfmon", "net_admin"] {
         let set = format!("-{capability},-sys_admin");
-        let (bounding, inh) = (format!("--bounding-set={set}"), format!("--inh-caps={set}"));
-        let (code, said) = ebpf(&namespace, &["setpriv", &bounding, &inh])?;
+        let (code, said) = ebpf(&namespace, &without(&set).each_ref().map(String::as_str))?;
         assert_eq!(code, Some(1), "{said}");
         let named = format!("\n    capability {}", capability.to_uppercase());
         assert!(said.starts_with("does not work\n") && said.contains(&named), "{said}");
@@ -101,19 +105,17 @@ fn what_ebpf_lacks_is_named() -> Result<()> {
 /// what is missing in preflight's words.
 #[test]
 fn auto_falls_back_and_says_why() -> Result<()> {
-    let cgroup = Cgroup::enter()?;
+    let _cgroup = Cgroup::enter()?;
     let namespace = Namespace::new()?;
     namespace.ip("link set lo up\n")?;
     load(&namespace)?;
     let args = ["apply", "--bpffs", FOLDER, "--ipv6", "off"];
-    let set = "-bpf,-sys_admin";
-    let (bounding, inh) = (format!("--bounding-set={set}"), format!("--inh-caps={set}"));
-    let unable = ["setpriv", &bounding, &inh];
+    let unable = without("-bpf,-sys_admin");
+    let unable = unable.each_ref().map(String::as_str);
     let (code, said) = ran(&namespace, &mut wrapped(&unable, &millrace(args)?))?;
     assert_eq!(code, Some(0), "{said}");
     let why = "eBPF can't be used here, though the node has its programs: capability BPF";
     assert!(said.contains(why) && said.contains("using nftables: "), "{said}");
-    drop(cgroup);
     Ok(())
 }
 

@@ -213,7 +213,8 @@ fn rules_are_those_that_the_reference_restores() -> Result<()> {
 }
 
 /// Verify that native rules, as nft lists them, are those that nft makes of the recorded
-/// transaction, and that their settings are read back from the kernel and from the list. The few that nft refuses to read have no rules to compare with.
+/// transaction, and that their settings are read back from the kernel and from the list. The few that
+/// nft refuses to read have no rules to compare with.
 fn native_rules(suite: &str, expected: usize) -> Result<()> {
     let recordings = recordings(suite)?;
     ensure!(recordings.is_empty() || recordings.len() >= expected, "{} cases", recordings.len());
