@@ -10,7 +10,9 @@ use millrace_core::dialect::{istio, native};
 use millrace_core::ebpf::read;
 use millrace_core::plan::Groups;
 use millrace_core::sim::{SourceTable, of_ebpf};
-use millrace_host::ebpf::{EbpfError, Enrolled, Node, OBJECT, Options, Target, default_cgroup};
+use millrace_host::ebpf::{
+    EbpfError, Enrolled, Loaded, Node, OBJECT, Options, Target, default_cgroup,
+};
 use millrace_host::engine::Session;
 use millrace_host::facts;
 use nix::mount::{MsFlags, mount};
@@ -24,6 +26,8 @@ use crate::topology::{Layout, Stack, Topology};
 pub const MOUNT: &str = "/run/bpf";
 /// The folder of the pins.
 pub const FOLDER: &str = "/run/bpf/millrace";
+/// A pod is captured, whatever was there.
+pub const APPLY: [&str; 5] = ["apply", "--backend", "ebpf", "--bpffs", FOLDER];
 
 /// How many values of [`Cgroup`] there are.
 static INSIDE: Mutex<usize> = Mutex::new(0);
@@ -98,26 +102,35 @@ pub fn mount_bpffs(namespace: &Namespace) -> Result<()> {
     })?
 }
 
-/// Give it the programs as well.
+/// Load the programs, or load them again, where there is a bpffs.
+pub fn load_with(namespace: &Namespace, options: &Options) -> Result<Loaded> {
+    let (_, loaded) = namespace.enter(|| Node::load(Path::new(FOLDER), options))??;
+    Ok(loaded)
+}
+
+/// Give a namespace's mounts a bpffs and the programs.
 pub fn load(namespace: &Namespace) -> Result<()> {
     mount_bpffs(namespace)?;
-    let options = options()?;
-    namespace.enter(|| Node::load(Path::new(FOLDER), &options).map(drop))??;
-    Ok(())
+    load_with(namespace, &options()?).map(drop)
+}
+
+/// A pod that has the programs. The cgroup comes first, so that it ends last.
+pub fn loaded(stack: Stack) -> Result<(Cgroup, Topology)> {
+    let cgroup = Cgroup::enter()?;
+    let topology = Topology::new(stack, Layout::default())?;
+    load(&topology.pod)?;
+    Ok((cgroup, topology))
 }
 
 /// Capture a pod that has the programs, with the settings of these flags.
 pub fn enrol(topology: &Topology, flags: &[&str]) -> Result<String> {
-    let args = [&["apply", "--backend", "ebpf", "--bpffs", FOLDER], flags].concat();
+    let args = [&APPLY, flags].concat();
     millrace_in_pod(topology, &args, 0)
 }
 
-/// A pod with both families that is captured with these flags. The cgroup comes first, so that it
-/// ends last.
+/// A pod with both families that is captured with these flags.
 pub fn captured(flags: &[&str]) -> Result<(Cgroup, Topology)> {
-    let cgroup = Cgroup::enter()?;
-    let topology = Topology::new(Stack::Dual, Layout::default())?;
-    load(&topology.pod)?;
+    let (cgroup, topology) = loaded(Stack::Dual)?;
     enrol(&topology, flags)?;
     Ok((cgroup, topology))
 }

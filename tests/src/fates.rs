@@ -17,6 +17,7 @@ use millrace_host::{exec, surroundings};
 use crate::binary;
 use crate::capture::{millrace, ran};
 use crate::dumps;
+use crate::ebpf::{self, APPLY};
 use crate::netns::Namespace;
 use crate::process::{self, Listeners};
 use crate::topology::{APP, Family, Layout, PROXY, ROOT, Spot, Stack, Topology};
@@ -225,21 +226,20 @@ impl Ground {
 
     /// Load the node's programs for the pod.
     pub fn load_ebpf(&self) -> Result<()> {
-        crate::ebpf::load(&self.topology.pod)
+        ebpf::load(&self.topology.pod)
     }
 
     /// Capture the pod by eBPF, and say what it holds, read back from the kernel, and what is around
     /// it. None if eBPF refuses the policy.
     pub fn by_ebpf(&self, flags: &[String]) -> Result<Option<(Program, Surroundings)>> {
-        let words = ["apply", "--backend", "ebpf", "--bpffs", crate::ebpf::FOLDER];
         let flags = flags.iter().map(String::as_str);
-        let mut command = millrace(words.into_iter().chain(flags))?;
+        let mut command = millrace(APPLY.into_iter().chain(flags))?;
         let (code, said) = ran(&self.topology.pod, &mut command)?;
         if code != Some(0) {
             ensure!(said.contains("eBPF can't carry this configuration out"), "{said}");
             return Ok(None);
         }
-        let tables = crate::ebpf::tables(&self.topology.pod)?;
+        let tables = ebpf::tables(&self.topology.pod)?;
         let around = self.topology.pod.enter(|| {
             let observed = Session::open()?.observe(&exec::Options::default(), Look::Fast)?;
             let mut around = surroundings::namespace(&observed)?;

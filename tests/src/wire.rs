@@ -1,8 +1,10 @@
 //! What the probe program and the harness say to each other, as JSON.
 
 use std::fmt;
+use std::io::{BufRead as _, BufReader, Read};
 use std::net::{IpAddr, SocketAddr};
 
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 /// Transport protocol.
@@ -89,6 +91,15 @@ pub struct Answer {
     pub local: SocketAddr,
     /// The destination before any translation (`SO_ORIGINAL_DST`). Not known for UDP.
     pub original: Option<SocketAddr>,
+}
+
+impl Answer {
+    /// Wait for what a listener says by TCP: one line.
+    pub fn read(stream: impl Read) -> Result<Self> {
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        serde_json::from_str(&line).with_context(|| format!("answer {line:?}"))
+    }
 }
 
 /// Why nothing answered.

@@ -1,14 +1,15 @@
 //! Ways to connect that are not `connect()` of a plain TCP socket: each reaches the proxy with the right
 //! original destination, or is refused; none gets past it.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use millrace_tests::capture::millrace_in_pod;
-use millrace_tests::ebpf::{Cgroup, FOLDER, captured, enrol};
+use millrace_tests::ebpf::{APPLY, Cgroup, FOLDER, captured, enrol};
 use millrace_tests::netns::Namespace;
+use millrace_tests::probe::original_destination;
 use millrace_tests::process::Listeners;
 use millrace_tests::sys_calls::{become_real_user, drop_capabilities, mptcp_socket, uring_connect};
 use millrace_tests::topology::Spot::{Localhost, Peer, Pod, Service};
@@ -16,8 +17,8 @@ use millrace_tests::topology::{APP, Family, PROXY, ROOT, Topology};
 use millrace_tests::wire::{Answer, Listen, Proto, Serve};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect,
-    getsockopt, listen, sendto, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, listen,
+    sendto, setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
 use serde_json::Value;
@@ -42,14 +43,8 @@ fn patient(fd: OwnedFd) -> Result<OwnedFd> {
 fn proxied(fd: OwnedFd, to: SocketAddr) -> Result<()> {
     let stream = TcpStream::from(fd);
     ensure!(stream.peer_addr()? == to, "{to}: the peer is {}", stream.peer_addr()?);
-    let answer = answer(&stream)?;
+    let answer = Answer::read(&stream)?;
     is_captured(&answer, to)
-}
-
-fn answer(stream: &TcpStream) -> Result<Answer> {
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
-    serde_json::from_str(&line).with_context(|| format!("answer {line:?}"))
 }
 
 /// Whether the proxy has it, and knows where it was meant to go.
@@ -143,7 +138,7 @@ fn takes_data(proxy: &TcpListener, application: &TcpStream, to: SocketAddr) -> R
     accepted.write_all(b"answer")?;
     (&*application).read_exact(&mut data)?;
     ensure!(application.peer_addr()? == to, "the peer is {}", application.peer_addr()?);
-    ensure!(original(&accepted.into(), family)? == to, "the original destination");
+    ensure!(original_destination(&accepted)? == to, "the original destination");
     Ok(())
 }
 
@@ -156,7 +151,7 @@ fn fast_open_to_excluded_ports() -> Result<()> {
             let to = Service.at(family, 8080)?;
             let fd = patient(tcp(to)?)?;
             sendto(fd.as_raw_fd(), b"data", &SockaddrStorage::from(to), FASTOPEN)?;
-            let answer = answer(&TcpStream::from(fd))?;
+            let answer = Answer::read(&TcpStream::from(fd))?;
             ensure!(answer.name == "outside" && answer.local == to, "{answer:?}");
         }
         Ok(())
@@ -175,7 +170,7 @@ fn fast_open_inbound() -> Result<()> {
         let answer = topology.outside.enter(|| -> Result<Answer> {
             let fd = patient(tcp(to)?)?;
             sendto(fd.as_raw_fd(), b"data", &SockaddrStorage::from(to), FASTOPEN)?;
-            answer(&TcpStream::from(fd))
+            Answer::read(&TcpStream::from(fd))
         })??;
         ensure!(answer.name == "proxy" && answer.port == 15006, "{to}: {answer:?}");
         ensure!(answer.local == to && answer.original == Some(to), "{to}: {answer:?}");
@@ -210,7 +205,7 @@ fn multipath_tcp_outbound() -> Result<()> {
             connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).context("connect")?;
             let stream = TcpStream::from(fd);
             ensure!(stream.peer_addr()? == Localhost.at(family, 15001)?, "{to}");
-            is_captured(&answer(&stream)?, to)?;
+            is_captured(&Answer::read(&stream)?, to)?;
         }
         Ok(())
     })?
@@ -225,27 +220,12 @@ fn multipath_tcp_inbound() -> Result<()> {
         let answer = topology.outside.enter(|| -> Result<Answer> {
             let fd = patient(mptcp_socket(to.is_ipv4())?)?;
             connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).context("connect")?;
-            answer(&TcpStream::from(fd))
+            Answer::read(&TcpStream::from(fd))
         })??;
         ensure!(answer.name == "proxy" && answer.port == 15006, "{to}: {answer:?}");
         ensure!(answer.local == to, "{to}: {answer:?}");
     }
     Ok(())
-}
-
-/// Where a connection that somebody accepted was meant to go, as a proxy asks.
-fn original(fd: &OwnedFd, family: Family) -> Result<SocketAddr> {
-    Ok(match family {
-        Family::V4 => {
-            let name = getsockopt(fd, sockopt::OriginalDst)?;
-            let ip = IpAddr::from(u32::from_be(name.sin_addr.s_addr).to_be_bytes());
-            SocketAddr::new(ip, u16::from_be(name.sin_port))
-        }
-        Family::V6 => {
-            let name = getsockopt(fd, sockopt::Ip6tOriginalDst)?;
-            SocketAddr::new(name.sin6_addr.s6_addr.into(), u16::from_be(name.sin6_port))
-        }
-    })
 }
 
 /// Verify a proxy that listens with multipath TCP, as programs in Go do unless they are told
@@ -263,7 +243,7 @@ fn a_proxy_of_multipath_tcp() -> Result<()> {
         topology.pod.enter(|| -> Result<()> {
             let fd = patient(tcp(to)?)?;
             connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).context("connect")?;
-            ensure!(original(&accepted(&outbound)?, family)? == to, "outbound");
+            ensure!(original_destination(&accepted(&outbound)?)? == to, "outbound");
             Ok(())
         })??;
         let (to, from) = (Pod.at(family, 8080)?, Peer.at(family, 0)?.ip().to_string());
@@ -277,8 +257,7 @@ fn a_proxy_of_multipath_tcp() -> Result<()> {
         let said = millrace_in_pod(&topology, &words, 0)?;
         ensure!(said.contains("=> refused"), "{said}");
         millrace_in_pod(&topology, &["cleanup", "--bpffs", FOLDER], 0)?;
-        let words = ["apply", "--backend", "ebpf", "--bpffs", FOLDER];
-        let said = millrace_in_pod(&topology, &words, 1)?;
+        let said = millrace_in_pod(&topology, &APPLY, 1)?;
         ensure!(said.contains("not of multipath TCP"), "{said}");
         drop((outbound, inbound));
         enrol(&topology, &[])?;
@@ -286,9 +265,9 @@ fn a_proxy_of_multipath_tcp() -> Result<()> {
     Ok(())
 }
 
-fn accepted(listener: &OwnedFd) -> Result<OwnedFd> {
+fn accepted(listener: &OwnedFd) -> Result<TcpStream> {
     let listener = TcpListener::from(listener.try_clone()?);
-    Ok(listener.accept().context("accept")?.0.into())
+    Ok(listener.accept().context("accept")?.0)
 }
 
 /// Verify connections that the kernel makes for an application by `io_uring`, at once and by a worker
@@ -311,7 +290,7 @@ fn io_uring() -> Result<()> {
             become_real_user(1337)?;
             let fd = patient(tcp(to)?)?;
             uring_connect(fd.as_fd(), to, elsewhere)?;
-            let answer = answer(&TcpStream::from(fd))?;
+            let answer = Answer::read(&TcpStream::from(fd))?;
             ensure!(answer.name == "outside" && answer.local == to, "{elsewhere}: {answer:?}");
             Ok(())
         })??;

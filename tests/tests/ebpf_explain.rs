@@ -6,8 +6,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::binary;
 use millrace_tests::capture::{millrace, millrace_in_pod, ran, wrapped};
-use millrace_tests::ebpf::{Cgroup, FOLDER, captured, enrol, load};
-use millrace_tests::topology::{Layout, Stack, Topology};
+use millrace_tests::ebpf::{FOLDER, captured, enrol, loaded};
+use millrace_tests::topology::{Stack, Topology};
 use serde_json::Value;
 
 const SETTINGS: [&str; 10] = [
@@ -100,9 +100,7 @@ fn a_captured_pod_is_explained() -> Result<()> {
 /// Verify what the documentation shows.
 #[test]
 fn it_prints_what_the_documentation_says() -> Result<()> {
-    let _cgroup = Cgroup::enter()?;
-    let topology = Topology::new(Stack::V4, Layout::default())?;
-    load(&topology.pod)?;
+    let (_cgroup, topology) = loaded(Stack::V4)?;
     enrol(&topology, &[])?;
     let docs = include_str!("../../docs/ebpf.md");
     let shown = docs.split("```text\n").nth(1).and_then(|rest| rest.split("```").next());

@@ -2,7 +2,7 @@
 //! that go without a word, and maps that are full.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use millrace_host::ebpf::{EbpfError, Loaded, Node, OBJECT, Options};
+use millrace_host::ebpf::{EbpfError, Node, OBJECT, Options};
 use millrace_tests::capture::{millrace, millrace_in_pod, ran, wrapped};
-use millrace_tests::ebpf::{Cgroup, FOLDER, enrol, load, mount_bpffs, node, options};
+use millrace_tests::ebpf::{
+    APPLY, Cgroup, FOLDER, enrol, load, load_with, loaded, mount_bpffs, node, options,
+};
 use millrace_tests::netns::Namespace;
 use millrace_tests::sys_bpf;
 use millrace_tests::topology::{Layout, Stack, Topology};
@@ -37,17 +39,10 @@ fn pod() -> Result<Topology> {
     Ok(topology)
 }
 
-fn load_with(namespace: &Namespace, options: &Options) -> Result<Loaded> {
-    let (_, loaded) = namespace.enter(|| Node::load(Path::new(FOLDER), options))??;
-    Ok(loaded)
-}
-
 fn once(to: SocketAddr) -> Result<Answer> {
     let stream = TcpStream::connect_timeout(&to, PATIENCE).context("connect")?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).context("read")?;
-    serde_json::from_str(&line).with_context(|| format!("answer {line:?}"))
+    Answer::read(stream)
 }
 
 /// Who answers a connection of the application's to a service.
@@ -223,11 +218,9 @@ fn an_upgrade_is_killed() -> Result<()> {
 /// the next run does the rest and leaves nothing behind.
 #[test]
 fn enrolling_is_killed() -> Result<()> {
-    let _cgroup = Cgroup::enter()?;
-    let topology = Topology::new(Stack::V4, Layout::default())?;
-    load(&topology.pod)?;
+    let (_cgroup, topology) = loaded(Stack::V4)?;
     let flags = ["--exclude-outbound-cidrs", "10.9.0.0/16", "--exclude-outbound-ports", "9092"];
-    let args = [&["apply", "--backend", "ebpf", "--bpffs", FOLDER][..], &flags].concat();
+    let args = [&APPLY[..], &flags].concat();
     let places = changes(&topology.pod, &args)?;
     ensure!(places.len() >= 6, "{places:?}");
     let leave = ["cleanup", "--backend", "ebpf", "--bpffs", FOLDER];
@@ -261,9 +254,8 @@ fn gone_without_a_word() -> Result<()> {
     let (stays, goes) = (pod()?, Topology::new(Stack::V4, Layout::default())?);
     {
         let guest = stays.pod.sibling(File::open(goes.pod.path())?)?;
-        let args = ["apply", "--backend", "ebpf", "--bpffs", FOLDER];
         let networks = ["--exclude-outbound-cidrs", "10.9.0.0/16"];
-        let (code, said) = ran(&guest, &mut millrace([&args[..], &networks].concat())?)?;
+        let (code, said) = ran(&guest, &mut millrace([&APPLY[..], &networks].concat())?)?;
         ensure!(code == Some(0), "{said}");
     }
     ensure!(node(&stays.pod, |node| Ok(node.collect()?))? == 0, "both are there");
@@ -292,8 +284,7 @@ fn full_maps() -> Result<()> {
     load_with(&topology.pod, &few)?;
     let many: Vec<String> = (0..20).map(|n| format!("10.{n}.9.0/24")).collect();
     let many = many.join(",");
-    let apply = ["apply", "--backend", "ebpf", "--bpffs", FOLDER];
-    let too_many = [&apply[..], &["--exclude-outbound-cidrs", &many]].concat();
+    let too_many = [&APPLY[..], &["--exclude-outbound-cidrs", &many]].concat();
     let said = millrace_in_pod(&topology, &too_many, 1)?;
     ensure!(said.contains("the map NETWORKS is full"), "{said}");
     captured_by(&topology, "outside")?;
@@ -308,7 +299,7 @@ fn full_maps() -> Result<()> {
     // There is room for one pod.
     let other = Topology::new(Stack::V4, Layout::default())?;
     let guest = topology.pod.sibling(File::open(other.pod.path())?)?;
-    let (code, said) = ran(&guest, &mut millrace(apply)?)?;
+    let (code, said) = ran(&guest, &mut millrace(APPLY)?)?;
     ensure!(code == Some(1) && said.contains(" is full"), "{said}");
     let sizes = node(&topology.pod, |node| Ok(node.sizes()?))?;
     ensure!((sizes.pods, sizes.counters, sizes.networks) == (1, 1, 2), "{sizes:?}");
@@ -318,9 +309,7 @@ fn full_maps() -> Result<()> {
 /// Verify ten thousand networks of one pod.
 #[test]
 fn ten_thousand_networks() -> Result<()> {
-    let _cgroup = Cgroup::enter()?;
-    let topology = Topology::new(Stack::V4, Layout::default())?;
-    load(&topology.pod)?;
+    let (_cgroup, topology) = loaded(Stack::V4)?;
     let networks = (0..10_000_u32).map(|n| format!("11.{}.{}.0/24", n / 250, n % 250));
     let file = tempfile::NamedTempFile::new()?;
     let list: Vec<String> = networks.chain(["10.72.0.0/16".to_owned()]).collect();

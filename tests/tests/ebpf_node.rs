@@ -8,9 +8,9 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use millrace_host::ebpf::{Node, Options};
+use millrace_host::ebpf::Options;
 use millrace_tests::capture::{millrace, millrace_in_pod};
-use millrace_tests::ebpf::{Cgroup, FOLDER, enrol, load, mount_bpffs, node, options};
+use millrace_tests::ebpf::{Cgroup, FOLDER, enrol, load_with, loaded, mount_bpffs, node, options};
 use millrace_tests::topology::{Layout, Stack, Topology};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -50,9 +50,7 @@ fn trace(topology: &Topology, one_of: u32, more: &[&str]) -> Result<Child> {
 /// nothing is reported before and after.
 #[test]
 fn decisions_are_told_of() -> Result<()> {
-    let _cgroup = Cgroup::enter()?;
-    let topology = Topology::new(Stack::V4, Layout::default())?;
-    load(&topology.pod)?;
+    let (_cgroup, topology) = loaded(Stack::V4)?;
     enrol(&topology, &["--exclude-outbound-ports", "9999"])?;
     ensure!(sample(&topology)? == 0, "nothing is reported by itself");
     let mut child = trace(&topology, 1, &["--to-port", "80-9999", "--count", "3"])?;
@@ -80,9 +78,7 @@ fn decisions_are_told_of() -> Result<()> {
 /// Verify that of several traces the last one ends the reports, also those that a killed one left.
 #[test]
 fn traces_at_once() -> Result<()> {
-    let _cgroup = Cgroup::enter()?;
-    let topology = Topology::new(Stack::V4, Layout::default())?;
-    load(&topology.pod)?;
+    let (_cgroup, topology) = loaded(Stack::V4)?;
     let end = |mut child: Child, signal| -> Result<()> {
         kill(Pid::from_raw(child.id().cast_signed()), signal)?;
         child.wait()?;
@@ -102,9 +98,7 @@ fn traces_at_once() -> Result<()> {
 /// Verify that decisions are counted by pod and class, and that `status` shows it.
 #[test]
 fn decisions_are_counted() -> Result<()> {
-    let _cgroup = Cgroup::enter()?;
-    let topology = Topology::new(Stack::V4, Layout::default())?;
-    load(&topology.pod)?;
+    let (_cgroup, topology) = loaded(Stack::V4)?;
     let status = ["status", "--backend", "ebpf", "--bpffs", FOLDER];
     ensure!(millrace_in_pod(&topology, &status, 3)? == "not captured\n");
     enrol(&topology, &[])?;
@@ -159,7 +153,7 @@ fn accelerated_data() -> Result<()> {
     let data: Vec<u8> = (0..BYTES).map(|at| u8::try_from(at * 7 % 251).unwrap_or(0)).collect();
     for accelerate in [false, true, false] {
         let options = Options { accelerate, ..options()? };
-        topology.pod.enter(|| Node::load(Path::new(FOLDER), &options).map(drop))??;
+        load_with(&topology.pod, &options)?;
         enrol(&topology, &[])?;
         let passed = topology.pod.enter(|| -> Result<u64> {
             let listener = TcpListener::bind("127.0.0.1:15001")?;
@@ -201,8 +195,7 @@ fn which_backend_auto_takes() -> Result<()> {
         Ok(serde_json::from_str(&millrace_in_pod(&topology, &words, 0)?)?)
     };
     ensure!(apply(&[])?.starts_with("using nftables"), "nothing is loaded");
-    let options = options()?;
-    topology.pod.enter(|| Node::load(Path::new(FOLDER), &options).map(drop))??;
+    load_with(&topology.pod, &options()?)?;
     ensure!(apply(&[])?.starts_with("using nftables"), "it changed sides");
     by("by nftables")?;
     ensure!(cleanup()?["ebpf"].is_null(), "it was not enrolled");
@@ -234,9 +227,7 @@ fn which_backend_auto_takes() -> Result<()> {
 /// back, and that both say that what is in the maps is not known.
 #[test]
 fn maps_of_another_version() -> Result<()> {
-    let _cgroup = Cgroup::enter()?;
-    let topology = Topology::new(Stack::V4, Layout::default())?;
-    load(&topology.pod)?;
+    let (_cgroup, topology) = loaded(Stack::V4)?;
     let maps = Path::new(FOLDER).join("maps");
     // Its sizes are others.
     topology.pod.enter(|| std::fs::rename(maps.join("GROUPS"), maps.join("SETTINGS")))??;

@@ -1,7 +1,6 @@
 //! What sockets see of eBPF capture: the application the peer that it asked for, the proxy the
 //! application and where it meant to go.
 
-use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -25,9 +24,7 @@ fn mapped(addr: SocketAddr) -> SocketAddr {
 
 fn answer(stream: &TcpStream) -> Result<Answer> {
     stream.set_read_timeout(Some(PATIENCE))?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
-    serde_json::from_str(&line).with_context(|| format!("answer {line:?}"))
+    Answer::read(stream)
 }
 
 /// Send and receive by a socket that may be connected; gives the answer and who it came from.

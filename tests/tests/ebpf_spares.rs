@@ -2,7 +2,6 @@
 //! one a pod is captured as well.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -11,12 +10,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use millrace_host::ebpf::{Node, Options, State};
 use millrace_tests::capture::{millrace, millrace_in_pod, ran, wrapped};
-use millrace_tests::ebpf::{Cgroup, FOLDER, mount_bpffs, node, options};
+use millrace_tests::ebpf::{APPLY, Cgroup, FOLDER, load_with, mount_bpffs, node, options};
 use millrace_tests::netns::Namespace;
 use millrace_tests::topology::{Layout, Stack, Topology};
 use millrace_tests::wire::Answer;
 
-const APPLY: [&str; 5] = ["apply", "--backend", "ebpf", "--bpffs", FOLDER];
 const LEAVE: [&str; 5] = ["cleanup", "--backend", "ebpf", "--bpffs", FOLDER];
 /// The application of a pod, from outside.
 const APPLICATION: &str = "10.70.0.2:8080";
@@ -26,8 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn with_spares(spares: u32) -> Result<Topology> {
     let topology = Topology::new(Stack::V4, Layout::default())?;
     mount_bpffs(&topology.pod)?;
-    let options = Options { spares, ..options()? };
-    topology.pod.enter(|| Node::load(Path::new(FOLDER), &options).map(drop))??;
+    load_with(&topology.pod, &Options { spares, ..options()? })?;
     Ok(topology)
 }
 
@@ -52,10 +49,7 @@ fn answers(outside: &Namespace) -> Result<String> {
     outside.enter(|| -> Result<String> {
         let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
-        let answer: Answer = serde_json::from_str(&line).with_context(|| line.clone())?;
-        Ok(answer.name)
+        Ok(Answer::read(stream)?.name)
     })?
 }
 
@@ -105,8 +99,10 @@ fn spares_are_renewed() -> Result<()> {
     let before = numbers(&topology)?;
     for (spares, wanted) in [(3, 3), (5, 5), (2, 2), (0, 0)] {
         let options = Options { spares, ..options()? };
-        let load = || Node::load(Path::new(FOLDER), &options).map(|(_, loaded)| loaded.pods);
-        ensure!(topology.pod.enter(load)?? == 1, "the pod's program was not replaced");
+        ensure!(
+            load_with(&topology.pod, &options)?.pods == 1,
+            "the pod's program was not replaced"
+        );
         has_spares(&topology, wanted)?;
         ensure!(answers(&topology.outside)? == "proxy", "with {spares} spares");
     }
@@ -132,9 +128,8 @@ fn programs_of_an_earlier_version() -> Result<()> {
     let rename = || std::fs::rename(links.join("mr_sockops"), &earlier);
     topology.pod.enter(rename)??;
     ensure!(state(&topology)?.missing == ["mr_sockops"], "{:?}", state(&topology)?);
-    let options = options()?;
-    let load = || Node::load(Path::new(FOLDER), &options).map(|(_, loaded)| loaded.attached);
-    ensure!(topology.pod.enter(load)?? == ["mr_sockops"], "it was not attached");
+    let loaded = load_with(&topology.pod, &options()?)?;
+    ensure!(loaded.attached == ["mr_sockops"], "it was not attached");
     ensure!(state(&topology)?.missing.is_empty(), "{:?}", state(&topology)?);
     ensure!(!topology.pod.enter(|| earlier.exists())?, "the earlier one is still there");
     Ok(())

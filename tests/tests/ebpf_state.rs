@@ -2,8 +2,8 @@
 //! another one.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,8 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use millrace_host::ebpf::{Class, Node, Options};
 use millrace_tests::capture::{millrace, ran};
-use millrace_tests::ebpf::{Cgroup, FOLDER, enrol, load, mount_bpffs, node, options};
+use millrace_tests::ebpf::{
+    APPLY, Cgroup, FOLDER, enrol, load, load_with, mount_bpffs, node, options,
+};
 use millrace_tests::netns::Namespace;
+use millrace_tests::probe::original_destination;
 use millrace_tests::topology::{Family, Layout, Spot, Stack, Topology};
 use millrace_tests::wire::Answer;
 use nix::errno::Errno;
@@ -51,12 +54,6 @@ fn connect_to(fd: &OwnedFd, to: &str) -> Result<()> {
     connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).with_context(|| to.to_string())
 }
 
-fn answer(fd: OwnedFd) -> Result<Answer> {
-    let mut line = String::new();
-    BufReader::new(TcpStream::from(fd)).read_line(&mut line)?;
-    serde_json::from_str(&line).with_context(|| format!("answer {line:?}"))
-}
-
 /// What the proxy is told of a connection from one address and port to another. A child that another
 /// test is about to start may hold the socket before this one, so it is tried for a while.
 fn original(from: &str, to: &str) -> Result<String> {
@@ -72,7 +69,7 @@ fn original(from: &str, to: &str) -> Result<String> {
             }
         }
     };
-    let answer = answer(fd)?;
+    let answer = Answer::read(TcpStream::from(fd))?;
     ensure!(answer.port == 15001, "{from} to {to}: {answer:?}");
     Ok(answer.original.map_or_else(String::new, |original| original.to_string()))
 }
@@ -140,13 +137,9 @@ fn no_room_for_another_connection() -> Result<()> {
     let topology = Topology::new(Stack::Dual, Layout::default())?;
     mount_bpffs(&topology.pod)?;
     let few = Options { max_connections: 2, ..options()? };
-    topology.pod.enter(|| Node::load(Path::new(FOLDER), &few).map(drop))??;
+    load_with(&topology.pod, &few)?;
     enrol(&topology, &["--exclude-outbound-ports", "443"])?;
-    let to = |family| -> Result<SocketAddr> {
-        let ip = Spot::Service.ip(family).context("an address")?;
-        Ok(SocketAddr::new(ip, 80))
-    };
-    let (four, six) = (to(Family::V4)?, to(Family::V6)?);
+    let (four, six) = (Spot::Service.at(Family::V4, 80)?, Spot::Service.at(Family::V6, 80)?);
     let proxy: SocketAddr = PROXY.parse()?;
     topology.pod.enter(|| -> Result<()> {
         for _ in 0..3 {
@@ -159,7 +152,8 @@ fn no_room_for_another_connection() -> Result<()> {
             drop(TcpStream::connect(proxy)?);
             drop(TcpStream::connect(OTHER)?);
             for stream in &held {
-                ensure!(told(stream)? == stream.peer_addr()?, "a connection that was there");
+                let told = Answer::read(stream)?.original;
+                ensure!(told == Some(stream.peer_addr()?), "a connection that was there: {told:?}");
             }
             drop(held);
             nothing_is_left()?;
@@ -189,9 +183,7 @@ fn over_before_it_is_accepted() -> Result<()> {
             }
             drop(client);
             let (accepted, _) = listener.accept()?;
-            let told = nix::sys::socket::getsockopt(&accepted, sockopt::OriginalDst)?;
-            let ip = Ipv4Addr::from(u32::from_be(told.sin_addr.s_addr));
-            let told = SocketAddr::from((ip, u16::from_be(told.sin_port)));
+            let told = original_destination(&accepted)?;
             ensure!(told.to_string() == SERVICE, "closed by a reset {at_once}: {told}");
         }
         // Nor of one that nobody accepts.
@@ -199,14 +191,6 @@ fn over_before_it_is_accepted() -> Result<()> {
         drop((listener, client));
         nothing_is_left()
     })?
-}
-
-/// What the proxy was told of a connection.
-fn told(stream: &TcpStream) -> Result<SocketAddr> {
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
-    let answer: Answer = serde_json::from_str(&line).with_context(|| format!("answer {line:?}"))?;
-    answer.original.context("the proxy was told nothing")
 }
 
 /// Wait until no connection is known any more: the proxy closes its ends on its own time.
@@ -228,8 +212,7 @@ fn two_pods_with_the_same_addresses() -> Result<()> {
     let net = File::open(second.pod.path()).context("a namespace")?;
     // The same programs, in the same mounts.
     let second_pod = first.pod.sibling(net)?;
-    let args = ["apply", "--backend", "ebpf", "--bpffs", FOLDER];
-    let (code, said) = ran(&second_pod, &mut millrace(args)?)?;
+    let (code, said) = ran(&second_pod, &mut millrace(APPLY)?)?;
     ensure!(code == Some(0), "{said}");
     ensure!(node(&first.pod, |node| Ok(node.pods()?.len()))? == 2, "two pods");
     let many = |namespace: &Namespace, to: &str| -> Result<()> {

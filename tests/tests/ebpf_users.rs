@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use millrace_tests::binary;
 use millrace_tests::capture::{millrace, ran};
-use millrace_tests::ebpf::{Cgroup, FOLDER, load};
+use millrace_tests::ebpf::{APPLY, Cgroup, FOLDER, load};
 use millrace_tests::netns::Namespace;
 use millrace_tests::process::Listeners;
 use millrace_tests::topology::ROOT;
@@ -78,8 +78,7 @@ fn ids_are_those_of_the_pod() -> Result<()> {
     let host = Namespace::new()?;
     load(&host)?;
     let users = Users::new(&host)?;
-    let apply = ["apply", "--backend", "ebpf", "--bpffs", FOLDER];
-    let (code, said) = ran(&users.pod, &mut millrace(apply)?)?;
+    let (code, said) = ran(&users.pod, &mut millrace(APPLY)?)?;
     ensure!(code == Some(0), "{said}");
     let listen =
         vec![Listen { proto: Proto::Tcp, addr: "0.0.0.0:15001".parse()?, transparent: false }];
@@ -101,7 +100,7 @@ fn ids_are_those_of_the_pod() -> Result<()> {
         let found: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
         ensure!(code == Some(0) && found["fate"]["port"] == port, "{uid}: {said}");
     }
-    let nobody = [&apply[..], &["--proxy-uid", "70000"]].concat();
+    let nobody = [&APPLY[..], &["--proxy-uid", "70000"]].concat();
     let (code, said) = ran(&users.pod, &mut millrace(nobody)?)?;
     ensure!(code == Some(1) && said.contains("user 70000 is not mapped"), "{said}");
     Ok(())

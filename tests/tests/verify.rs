@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::capture::{millrace, millrace_in_pod, ran};
-use millrace_tests::ebpf::{self, Cgroup, FOLDER, enrol, load};
+use millrace_tests::ebpf::{self, Cgroup, FOLDER};
 use millrace_tests::process::Listeners;
 use millrace_tests::snapshot::Snapshot;
 use millrace_tests::topology::{Layout, Stack, Topology};
@@ -174,10 +174,7 @@ fn a_running_proxy_is_no_hindrance() -> Result<()> {
 /// The same where eBPF captures, of which connection tracking sees nothing.
 #[test]
 fn a_running_proxy_is_no_hindrance_to_ebpf() -> Result<()> {
-    let _cgroup = Cgroup::enter()?;
-    let topology = Topology::new(Stack::Dual, Layout::default())?;
-    load(&topology.pod)?;
-    enrol(&topology, &[])?;
+    let (_cgroup, topology) = ebpf::captured(&[])?;
     let found = verify(&topology, &["--bpffs", FOLDER], 0)?;
     let connections = found["connections"].as_array().context("connections")?;
     for port in [15001, 15006] {

@@ -5,6 +5,8 @@ mod serve;
 mod socket;
 mod stray;
 
+pub use serve::original_destination;
+
 use std::io::Write as _;
 use std::process::ExitCode;
 

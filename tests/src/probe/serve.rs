@@ -79,7 +79,7 @@ fn tcp(
         port: listener.local_addr()?.port(),
         peer,
         local: stream.local_addr()?,
-        original: original_destination(&stream),
+        original: original_destination(&stream).ok(),
     };
     let mut line = serde_json::to_string(&answer)?;
     line.push('\n');
@@ -94,15 +94,15 @@ fn udp(name: &str, socket: &UdpSocket) -> io::Result<()> {
     socket.send_to(serde_json::to_string(&answer)?.as_bytes(), peer).map(drop)
 }
 
-/// The connection's destination before translation; none where nothing tracks connections.
-fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
-    if stream.local_addr().ok()?.is_ipv4() {
-        let a = getsockopt(stream, sockopt::OriginalDst).ok()?;
+/// Where an accepted connection was meant to go, as a proxy asks; an error where nothing knows.
+pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
+    if stream.local_addr()?.is_ipv4() {
+        let a = getsockopt(stream, sockopt::OriginalDst)?;
         let ip = u32::from_be(a.sin_addr.s_addr).into();
-        Some(SocketAddrV4::new(ip, u16::from_be(a.sin_port)).into())
+        Ok(SocketAddrV4::new(ip, u16::from_be(a.sin_port)).into())
     } else {
-        let a = getsockopt(stream, sockopt::Ip6tOriginalDst).ok()?;
+        let a = getsockopt(stream, sockopt::Ip6tOriginalDst)?;
         let ip = a.sin6_addr.s6_addr.into();
-        Some(SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, 0).into())
+        Ok(SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, 0).into())
     }
 }
