@@ -18,7 +18,7 @@ use millrace_core::sim::{
 };
 use millrace_core::source::{Source, Sourced};
 use millrace_core::value::{Cidr, Family};
-use millrace_ebpf_common::{Class, Verdict};
+use millrace_ebpf_common::{Class, Pod, Verdict};
 use proptest::prelude::*;
 use support::configs;
 
@@ -158,6 +158,17 @@ proptest! {
             };
             prop_assert_eq!(verdict.port, wanted, "{}: {:?}\n{:?}", question, verdict, policy);
         }
+    }
+}
+
+proptest! {
+    /// Verify that a pod that is waiting for its policy has everything let past.
+    #[test]
+    fn a_waiting_pod_is_not_captured(question in questions(), inbound in any::<u16>()) {
+        let waiting = Entry { pod: Pod::waiting(inbound, 7), ..entry(&policy()) };
+        prop_assert!(!waiting.pod.is_policy());
+        let verdict = judged(&waiting, &question);
+        prop_assert_eq!(verdict.port, 0, "{}: {:?}", question, verdict);
     }
 }
 

@@ -44,3 +44,6 @@ pub const COUNTERS: usize = 32;
 /// The value in the code of the `sk_lookup` program in whose place the loader writes the program's
 /// number: each pod has one of its own, since the kernel gives it no way to ask for the pod.
 pub const NUMBER_MARK: u64 = 0x6d69_6c6c_7261_6365;
+
+/// Beside that number: the kernel tells at which interface a connection arrives.
+pub const TELLS_INTERFACE: u64 = 1 << 32;

@@ -39,7 +39,8 @@ impl PodFlags {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
-    /// Under which its networks, ports and groups are found; another one for each policy.
+    /// Under which its networks, ports and groups are found; another one for each policy, and 0 for
+    /// none.
     pub id: u32,
     /// Of [`PodFlags`].
     pub flags: u32,
@@ -78,6 +79,19 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// An entry that lets everything past, and only has the proxy's listeners for inbound
+    /// connections found as they begin to listen.
+    #[must_use]
+    pub fn waiting(inbound_port: u16, lookup: u32) -> Self {
+        Self { inbound_port, lookup, ..Self::default() }
+    }
+
+    /// Whether this is a policy, and not only waiting for one.
+    #[must_use]
+    pub const fn is_policy(&self) -> bool {
+        self.id != 0
+    }
+
     /// Whether a flag is set.
     #[inline(always)]
     #[must_use]
@@ -225,6 +239,16 @@ pub struct FlowKey {
     pub proxy_port: u16,
     /// 4 or 6: whether the proxy's address is 127.0.0.1 or `::1`.
     pub family: u32,
+}
+
+impl FlowKey {
+    /// Of a connection from a client to a proxy on localhost.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(netns: u64, client: (Address, u16), proxy: (Address, u16)) -> Self {
+        let family = if proxy.0.is_v4() { 4 } else { 6 };
+        Self { netns, client: client.0, client_port: client.1, proxy_port: proxy.1, family }
+    }
 }
 
 /// A value of FLOWS: a captured connection, until both of its sockets are closed.

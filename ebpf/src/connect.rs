@@ -1,6 +1,6 @@
 //! `connect()` and `getpeername()`.
 
-use millrace_ebpf_common::{Address, Class, Connection, Direction, FlowKey, Pod, Protocol};
+use millrace_ebpf_common::{Address, Class, Connection, Direction, Flow, FlowKey, Pod, Protocol};
 
 use crate::judge::{self, Judgement};
 use crate::sys_addr::{Call, Family};
@@ -99,16 +99,15 @@ pub(crate) fn peer_name<F: Family>(call: &Call<'_, F>) -> i32 {
     if !proxy.is_loopback() {
         return ALLOW;
     }
-    if matches!(call.protocol(), Some(Protocol::Tcp)) {
-        let key = FlowKey {
-            netns: call.netns(),
-            client: call.bound(),
-            client_port: call.bound_port() as u16,
-            proxy_port: call.port(),
-            family: if proxy.is_v4() { 4 } else { 6 },
-        };
+    let multipath = call.is_multipath();
+    if multipath || matches!(call.protocol(), Some(Protocol::Tcp)) {
+        let client = (call.bound(), call.bound_port() as u16);
+        let key = FlowKey::new(call.netns(), client, (proxy, call.port()));
         let socket = call.socket_cookie();
-        if let Some(flow) = sys_maps::flow(&key).filter(|flow| flow.client == socket) {
+        // The application's socket of multipath TCP is not the one that it has connect, but has its
+        // addresses.
+        let own = |flow: &&mut Flow| multipath || flow.client == socket;
+        if let Some(flow) = sys_maps::flow(&key).filter(own) {
             call.rewrite(&flow.original.address, flow.original.port);
         }
     } else if let Some(client) = call.client() {

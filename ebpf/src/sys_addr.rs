@@ -19,6 +19,7 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const TCP: u32 = 6;
 const UDP: u32 = 17;
+const MPTCP: u32 = 262;
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
 
@@ -116,6 +117,12 @@ impl<'a, F: Family> Call<'a, F> {
             UDP => Some(Protocol::Udp),
             _ => None,
         }
+    }
+
+    /// Whether it is multipath TCP, of which other hooks see plain TCP only.
+    #[inline(always)]
+    pub(crate) fn is_multipath(&self) -> bool {
+        read!((*self.raw()).protocol) == MPTCP
     }
 
     /// The address that the call is about.

@@ -9,7 +9,7 @@ use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use millrace_ebpf_common::{
     Address, Class, Connection, Direction, FlowKey, LISTENER_PLACES, ListenerKey, NUMBER_MARK,
-    Protocol,
+    Protocol, TELLS_INTERFACE,
 };
 
 use crate::judge;
@@ -17,6 +17,8 @@ use crate::sys_maps::{self, LISTENERS};
 
 const AF_INET: u32 = 2;
 const TCP: u32 = 6;
+/// The number of `lo` in every namespace (`LOOPBACK_IFINDEX` in the kernel's `net/flow.h`).
+const LO: u32 = 1;
 const PASS: u32 = 1;
 const DROP: u32 = 0;
 
@@ -27,20 +29,28 @@ macro_rules! read {
     };
 }
 
-/// The number of this copy.
+/// The number of this copy, and whether TELLS_INTERFACE.
 #[inline(always)]
-fn number() -> u32 {
+fn number() -> u64 {
     let number: u64;
     // SAFETY: loads a number into a register. The loader finds it by the mark and replaces it.
     unsafe {
         core::arch::asm!("{0} = {1} ll", out(reg) number, const NUMBER_MARK, options(pure, nomem));
     }
-    number as u32
+    number
 }
 
 /// The pod's own program.
 pub(crate) fn enter(ctx: &SkLookupContext) -> u32 {
-    let Some(netns) = sys_maps::pod_of_lookup(number()) else { return PASS };
+    let (lookup, number) = (ctx.lookup, number());
+    // What arrives at `lo` has been decided on its way out, and only what was refused then matters.
+    if number & TELLS_INTERFACE != 0
+        && read!((*lookup).ingress_ifindex) == LO
+        && !sys_maps::refuses_any()
+    {
+        return PASS;
+    }
+    let Some(netns) = sys_maps::pod_of_lookup(number as u32) else { return PASS };
     sys_maps::set_current(netns);
     sys_maps::go_on(ctx);
     // There is nothing to go on with. What is captured must not get past the proxy.
@@ -71,13 +81,7 @@ pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
     let from = u16::from_be(read!((*lookup).remote_port) as u16);
     if judgement.is_of(Class::InPod) {
         // It was noted on its way out.
-        let key = FlowKey {
-            netns,
-            client: source,
-            client_port: from,
-            proxy_port: connection.port,
-            family: if v4 { 4 } else { 6 },
-        };
+        let key = FlowKey::new(netns, (source, from), (destination, connection.port));
         return if sys_maps::is_refused(&key) { DROP } else { PASS };
     }
     if !judgement.is_captured() {

@@ -245,17 +245,23 @@ pub(crate) fn refuse(key: &FlowKey) {
     let _never_full = REFUSED.insert(key, &key.family, BPF_ANY.into());
 }
 
+/// Whether any connection ever was to be refused.
+#[inline(always)]
+pub(crate) fn refuses_any() -> bool {
+    REFUSES.get(0).is_some_and(|any| *any != 0)
+}
+
 /// Whether a connection is to be refused.
 #[inline(always)]
 pub(crate) fn is_refused(key: &FlowKey) -> bool {
     // SAFETY: as in `pod`.
-    REFUSES.get(0).is_some_and(|any| *any != 0) && unsafe { REFUSED.get(key) }.is_some()
+    refuses_any() && unsafe { REFUSED.get(key) }.is_some()
 }
 
 /// What was to be refused has been, or there is another connection with its addresses.
 #[inline(always)]
 pub(crate) fn refused(key: &FlowKey) {
-    if REFUSES.get(0).is_some_and(|any| *any != 0) {
+    if refuses_any() {
         let _gone = REFUSED.remove(key);
     }
 }

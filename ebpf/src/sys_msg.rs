@@ -44,26 +44,14 @@ pub(crate) fn run(ctx: &SkMsgContext) -> u32 {
     let remote_port = u32::from_be(read!((*msg).remote_port)) as u16;
     // SAFETY: the hook's own context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let family = |address: Address| if address.is_v4() { 4 } else { 6 };
+    let (local, remote) = ((local, local_port), (remote, remote_port));
     // Which end this is shows in which end is the other one in ENDS.
-    let mut accepted = mirrored(&FlowKey {
-        netns,
-        client: local,
-        client_port: local_port,
-        proxy_port: remote_port,
-        family: family(remote),
-    });
+    let mut accepted = mirrored(&FlowKey::new(netns, local, remote));
     let flags = u64::from(BPF_F_INGRESS);
-    if remote.is_loopback() && ENDS.redirect_msg(ctx, &mut accepted, flags) == i64::from(PASS) {
+    if remote.0.is_loopback() && ENDS.redirect_msg(ctx, &mut accepted, flags) == i64::from(PASS) {
         return PASS;
     }
-    let mut client = FlowKey {
-        netns,
-        client: remote,
-        client_port: remote_port,
-        proxy_port: local_port,
-        family: family(local),
-    };
+    let mut client = FlowKey::new(netns, remote, local);
     // Without the other end in it, the data goes its usual way.
     let _found = ENDS.redirect_msg(ctx, &mut client, flags);
     PASS

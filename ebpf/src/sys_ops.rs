@@ -46,7 +46,7 @@ fn connection(ctx: &SockOpsContext, op: u32) {
     let accepted = op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB;
     let ended = op == BPF_SOCK_OPS_STATE_CB;
     if !accepted && remote.0.is_loopback() {
-        let key = key(netns(ctx), local, remote);
+        let key = FlowKey::new(netns(ctx), local, remote);
         let own = cookie(ctx);
         if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
             return begun(ctx, &key, own);
@@ -65,7 +65,7 @@ fn connection(ctx: &SockOpsContext, op: u32) {
         }
     }
     if (accepted || ended) && local.0.is_loopback() {
-        let key = key(netns(ctx), remote, local);
+        let key = FlowKey::new(netns(ctx), remote, local);
         let Some(flow) = sys_maps::flow(&key) else { return };
         let own = cookie(ctx);
         if accepted {
@@ -120,17 +120,6 @@ fn ends(ctx: &SockOpsContext) -> ((Address, u16), (Address, u16)) {
     let local = if v4 { Address::v4(local4) } else { local6 };
     let remote = if v4 { Address::v4(remote4) } else { remote6 };
     ((local, local_port), (remote, remote_port))
-}
-
-#[inline(always)]
-fn key(netns: u64, client: (Address, u16), proxy: (Address, u16)) -> FlowKey {
-    FlowKey {
-        netns,
-        client: client.0,
-        client_port: client.1,
-        proxy_port: proxy.1,
-        family: if proxy.0.is_v4() { 4 } else { 6 },
-    }
 }
 
 /// A connection begins: its port is chosen, its SYN not yet sent.

@@ -91,8 +91,7 @@ fn connected(ctx: &SockoptContext, socket: *mut bpf_sock) -> Option<Original> {
     // SAFETY: the hook's own context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     if address.is_loopback() {
-        let family = if address.is_v4() { 4 } else { 6 };
-        let key = FlowKey { netns, client, client_port, proxy_port: port, family };
+        let key = FlowKey::new(netns, (client, client_port), (address, port));
         // While this socket has the addresses, no other one can have been accepted with them.
         if let Some(flow) = sys_maps::flow(&key).filter(|flow| flow.accepted != 0) {
             flow.asked = 1;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use millrace_host::ebpf::{EbpfError, Node, OBJECT, Options};
+use millrace_host::ebpf::{EbpfError, Node, OBJECT, Options, Target};
 use millrace_tests::capture::{millrace, millrace_in_pod, ran, wrapped};
 use millrace_tests::ebpf::{
     APPLY, Cgroup, FOLDER, enrol, load, load_with, loaded, mount_bpffs, node, options,
@@ -243,6 +243,37 @@ fn enrolling_is_killed() -> Result<()> {
     millrace_in_pod(&topology, &leave, 0)?;
     let left = node(&topology.pod, |node| Ok(node.sizes()?))?;
     ensure!(left == millrace_host::ebpf::Sizes::default(), "{left:?}");
+    Ok(())
+}
+
+/// Verify that a proxy that begins to listen while its pod is being captured gets the pod's inbound
+/// connections; and that of a run that dies there, which leaves the pod as it was, all is taken away.
+#[test]
+fn the_proxy_begins_to_listen_meanwhile() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let mut topology = Topology::new(Stack::V4, Layout::default())?;
+    load(&topology.pod)?;
+    topology.stop_listeners();
+    let places = changes(&topology.pod, &APPLY)?;
+    let mut waited = false;
+    for at in places {
+        millrace_in_pod(&topology, &["cleanup", "--bpffs", FOLDER], 0)?;
+        killed(&topology.pod, &APPLY, at)?;
+        let (listener, known, pods) = node(&topology.pod, |node| {
+            let listener = TcpListener::bind("0.0.0.0:15006")?;
+            let known = node.listening(&Target::current()?, 15006)?.v4;
+            Ok((listener, known, node.pods()?.len()))
+        })?;
+        waited |= known && pods == 0;
+        if pods == 0 {
+            let gone = node(&topology.pod, |node| Ok(node.collect()?))?;
+            ensure!(gone == 0, "killed at {at}: {gone} pods were captured");
+            let left = node(&topology.pod, |node| Ok(node.sizes()?))?;
+            ensure!(left == millrace_host::ebpf::Sizes::default(), "killed at {at}: {left:?}");
+        }
+        drop(listener);
+    }
+    ensure!(waited, "no listener was found before its pod was captured");
     Ok(())
 }
 

@@ -10,20 +10,15 @@ use nix::errno::Errno;
 
 use super::error::EbpfError;
 use super::maps::Maps;
-use super::sockets::Listeners;
+use super::sockets::listeners;
 use super::sys_bpf;
 
 /// Give the pod that the calling thread is in its listeners on `port`; how many were found.
 ///
 /// # Errors
 /// When there are some that can't be taken, or the kernel can't be asked.
-pub(super) fn adopt(
-    maps: &Maps,
-    listeners: &mut Listeners,
-    netns: u64,
-    port: u16,
-) -> Result<usize, EbpfError> {
-    let asked = listeners.on(port).map(|all| all.iter().map(|l| (l.family, l.inode)).collect());
+pub(super) fn adopt(maps: &Maps, netns: u64, port: u16) -> Result<usize, EbpfError> {
+    let asked = listeners(port).map(|all| all.iter().map(|l| (l.family, l.inode)).collect());
     let listening: io::Result<Vec<(u16, u64)>> = asked.or_else(|_| listening_in_tables(port));
     let listening = listening.map_err(|e| EbpfError::io("which sockets listen", e))?;
     let mut found = 0;

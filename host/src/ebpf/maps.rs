@@ -109,6 +109,7 @@ fn open(folder: &Path, name: &'static str) -> Result<OwnedFd, EbpfError> {
 #[derive(Debug)]
 pub(super) struct Maps {
     pub(super) settings: Map<u32, Settings>,
+    /// Pods by their netns cookies, also those that are only waiting for a policy.
     pub(super) pods: Map<u64, Pod>,
     pub(super) lookups: Map<u32, u64>,
     pub(super) networks: Map<NetworkKey, u32>,
@@ -158,6 +159,11 @@ impl Maps {
             counters: Map::open(folder, "COUNTERS")?,
             listeners: open(folder, "LISTENERS")?,
         })
+    }
+
+    /// A pod's policy, if it is enrolled.
+    pub(super) fn policy(&self, netns: u64) -> Result<Option<Pod>, EbpfError> {
+        Ok(self.pods.get(&netns)?.filter(Pod::is_policy))
     }
 
     /// A pod's counters, in the order of the classes.

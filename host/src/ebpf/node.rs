@@ -204,7 +204,7 @@ impl Node {
         set.map_err(|e| EbpfError::io(INBOUND, e))?;
         for (cookie, pin) in node.pins()? {
             // One that is not enrolled gets another program when it is.
-            let Some(pod) = node.maps.pods.get(&cookie)? else { continue };
+            let Some(pod) = node.maps.policy(cookie)? else { continue };
             let program = node.lookup()?.load(pod.lookup)?;
             // The link of a namespace that is gone can't be changed, and needn't be.
             if replace(&pin, program.as_fd()).unwrap_or(false) {

@@ -13,7 +13,6 @@ use millrace_ebpf_common::{
 
 use super::error::EbpfError;
 use super::node::{Node, lock, show, unpin};
-use super::sockets::Listeners;
 use super::spares::after;
 use super::target::Target;
 use super::{listener, sys_bpf};
@@ -81,14 +80,13 @@ impl Node {
     fn try_to_enrol(&self, target: &Target, entry: &Entry) -> Result<Enrolled, EbpfError> {
         let _lock = lock(&self.folder)?;
         let cookie = target.cookie;
-        let before = self.maps.pods.get(&cookie)?;
+        let before = self.maps.policy(cookie)?;
         let mut pod = Pod { digest: digest(entry), ..entry.pod };
-        let mut listeners = Listeners::default();
         let linked = before.filter(|_| self.is_linked(cookie));
         if let Some(old) = before {
             (pod.id, pod.lookup) = (old.id, old.lookup);
             if pod == old && linked.is_some() {
-                self.adopt_listener(&mut listeners, cookie, &pod)?;
+                self.adopt_listener(cookie, &pod)?;
                 return Ok(Enrolled::Unchanged);
             }
         }
@@ -101,24 +99,27 @@ impl Node {
             if linked.is_none() {
                 pod.lookup = self.attach(target, &mut settings)?;
             }
-            if before.is_none_or(|old| old.inbound_port != pod.inbound_port) {
-                // Also once more below: it may begin to listen at this moment.
-                self.adopt_listener(&mut listeners, cookie, &pod)?;
+            if before.is_none() {
+                // What begins to listen from now on is found as it does.
+                self.maps.pods.set(&cookie, &Pod::waiting(pod.inbound_port, pod.lookup))?;
             }
+            self.adopt_listener(cookie, &pod)?;
             self.maps.pods.set(&cookie, &pod)
         });
         if let Err(error) = enrolled {
             // What failed is told; that it can't be taken back either would hide it.
             drop(self.forget(&pod));
             if before.is_none() {
-                drop(self.detach(cookie, pod.lookup));
+                drop(self.leave_locked(cookie));
+                drop(self.maps.lookups.remove(&pod.lookup));
             }
             return Err(error);
         }
-        self.adopt_listener(&mut listeners, cookie, &pod)?;
         let Some(old) = before else { return Ok(Enrolled::Added) };
         self.forget(&old)?;
         if old.inbound_port != pod.inbound_port {
+            // It may have begun to listen on the other port at that moment.
+            self.adopt_listener(cookie, &pod)?;
             self.drop_listeners(cookie, old.inbound_port)?;
         }
         Ok(Enrolled::Changed)
@@ -144,7 +145,7 @@ impl Node {
             self.drop_listeners(cookie, pod.inbound_port)?;
         }
         self.detach(cookie, pod.map_or(0, |pod| pod.lookup))?;
-        Ok(pod.is_some())
+        Ok(pod.is_some_and(|pod| pod.is_policy()))
     }
 
     /// Take away what is left of pods whose network namespace is gone, and of runs that died. How
@@ -157,14 +158,13 @@ impl Node {
         let mut gone = 0;
         let mut ids = BTreeSet::new();
         for cookie in self.maps.pods.keys()? {
-            if self.is_linked(cookie) {
-                ids.extend(self.maps.pods.get(&cookie)?.map(|pod| pod.id));
+            if let Some(pod) = self.maps.policy(cookie)?.filter(|_| self.is_linked(cookie)) {
+                ids.insert(pod.id);
             } else {
-                self.leave_locked(cookie)?;
-                gone += 1;
+                gone += usize::from(self.leave_locked(cookie)?);
             }
         }
-        let known = |cookie: u64| self.maps.pods.get(&cookie).map(|pod| pod.is_some());
+        let known = |cookie: u64| self.maps.policy(cookie).map(|pod| pod.is_some());
         for (cookie, _) in self.pins()? {
             if !known(cookie)? {
                 self.detach(cookie, 0)?;
@@ -172,7 +172,7 @@ impl Node {
         }
         for number in self.maps.lookups.keys()? {
             let Some(cookie) = self.maps.lookups.get(&number)? else { continue };
-            if self.maps.pods.get(&cookie)?.is_none_or(|pod| pod.lookup != number) {
+            if self.maps.policy(cookie)?.is_none_or(|pod| pod.lookup != number) {
                 self.maps.lookups.remove(&number)?;
             }
         }
@@ -199,7 +199,7 @@ impl Node {
     /// # Errors
     /// When the maps can't be read.
     pub fn pod(&self, cookie: u64) -> Result<Option<Found>, EbpfError> {
-        let Some(pod) = self.maps.pods.get(&cookie)? else { return Ok(None) };
+        let Some(pod) = self.maps.policy(cookie)? else { return Ok(None) };
         let counts = self.maps.counters(cookie)?.into_iter().flatten();
         let counters = Class::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0);
         Ok(Some(Found { cookie, pod, netns: self.netns_of(cookie), counters: counters.collect() }))
@@ -234,7 +234,7 @@ impl Node {
     /// # Errors
     /// When the maps can't be read.
     pub fn holds(&self, cookie: u64, entry: &Entry) -> Result<bool, EbpfError> {
-        let Some(pod) = self.maps.pods.get(&cookie)? else { return Ok(false) };
+        let Some(pod) = self.maps.policy(cookie)? else { return Ok(false) };
         Ok(pod == Pod { digest: digest(entry), id: pod.id, lookup: pod.lookup, ..entry.pod })
     }
 
@@ -332,14 +332,9 @@ impl Node {
     }
 
     /// Find the proxy's listeners, where connections are to come to them.
-    fn adopt_listener(
-        &self,
-        listeners: &mut Listeners,
-        cookie: u64,
-        pod: &Pod,
-    ) -> Result<(), EbpfError> {
+    fn adopt_listener(&self, cookie: u64, pod: &Pod) -> Result<(), EbpfError> {
         if pod.has(PodFlags::INBOUND) {
-            listener::adopt(&self.maps, listeners, cookie, pod.inbound_port)?;
+            listener::adopt(&self.maps, cookie, pod.inbound_port)?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use aya_obj::Object;
-use millrace_ebpf_common::NUMBER_MARK;
+use millrace_ebpf_common::{NUMBER_MARK, TELLS_INTERFACE};
 
 use super::error::EbpfError;
 use super::maps::NAMES;
@@ -63,6 +63,12 @@ impl Lookup {
 
     /// Load it with a number.
     pub(super) fn load(&self, number: u32) -> Result<OwnedFd, EbpfError> {
+        let number = u64::from(number);
+        // Before Linux 5.17 the verifier knows no interface, and refuses who asks for it.
+        self.try_to_load(number | TELLS_INTERFACE).or_else(|_| self.try_to_load(number))
+    }
+
+    fn try_to_load(&self, number: u64) -> Result<OwnedFd, EbpfError> {
         let instructions = with_number(&self.instructions, number)
             .ok_or_else(|| EbpfError::Parse(format!("{LOOKUP} has no place for a number")))?;
         sys_bpf::load_lookup(&instructions, LOOKUP).map_err(|(source, log)| EbpfError::Program {
@@ -82,8 +88,8 @@ fn encode(insn: aya_obj::generated::bpf_insn) -> Instruction {
 
 /// The instructions with a number in the place of the mark; none if the mark is not there exactly
 /// once.
-fn with_number(instructions: &[Instruction], number: u32) -> Option<Vec<Instruction>> {
-    let (mark, number) = (NUMBER_MARK.to_le_bytes(), u64::from(number).to_le_bytes());
+fn with_number(instructions: &[Instruction], number: u64) -> Option<Vec<Instruction>> {
+    let (mark, number) = (NUMBER_MARK.to_le_bytes(), number.to_le_bytes());
     let ((mark_low, mark_high), (low, high)) = (mark.split_at(4), number.split_at(4));
     // The immediate is the second half of an instruction.
     let is = |insn: &Instruction, half: &[u8]| insn.ends_with(half);
@@ -118,9 +124,9 @@ mod tests {
         let wide = [LOAD_WIDE, 1, 0, 0, low[0], low[1], low[2], low[3]];
         let rest = [0, 0, 0, 0, high[0], high[1], high[2], high[3]];
         let other = [0x95, 0, 0, 0, 0, 0, 0, 0];
-        let done = with_number(&[other, wide, rest, other], 0x0506_0708).unwrap();
+        let done = with_number(&[other, wide, rest, other], 0x01_0506_0708).unwrap();
         assert_eq!(done[1], [LOAD_WIDE, 1, 0, 0, 8, 7, 6, 5]);
-        assert_eq!(done[2], [0; 8]);
+        assert_eq!(done[2], [0, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(with_number(&[other, other], 1), None);
         assert_eq!(with_number(&[wide, rest, wide, rest], 1), None);
         assert_eq!(with_number(&[], 1), None);

@@ -8,7 +8,7 @@ use millrace_ebpf_common::{POD_ID_BITS, PORTS_IN_CHUNK, PodFlags, PortKey};
 
 use super::error::EbpfError;
 use super::node::Node;
-use super::sockets::Listeners;
+use super::sockets::listeners;
 use super::target::Target;
 
 impl Node {
@@ -18,7 +18,7 @@ impl Node {
     /// # Errors
     /// When the maps or the pod can't be read.
     pub fn entry(&self, target: &Target) -> Result<Option<Entry>, EbpfError> {
-        let Some(pod) = self.maps.pods.get(&target.cookie)? else { return Ok(None) };
+        let Some(pod) = self.maps.policy(target.cookie)? else { return Ok(None) };
         let mut entry = Entry {
             pod,
             networks: BTreeMap::new(),
@@ -61,8 +61,7 @@ impl Node {
             let mut of_pod = known.iter().filter(|key| key.netns == target.cookie);
             of_pod.any(|key| (key.family, key.port) == (family, port.into()))
         };
-        let sockets =
-            Listeners::default().on(port).map_err(|e| EbpfError::io("which sockets listen", e))?;
+        let sockets = listeners(port).map_err(|e| EbpfError::io("which sockets listen", e))?;
         // One of IPv6 may take IPv4 as well.
         let both = sockets.iter().any(|listener| listener.family == 6 && !listener.v6_only);
         Ok(Listening { v4: has(4) || has(6) && both, v6: has(6) })

@@ -24,35 +24,25 @@ pub(super) struct Listener {
     pub(super) v6_only: bool,
 }
 
-/// Who is asked for listeners, in the namespace that the first question comes from.
-#[derive(Default)]
-pub(super) struct Listeners(Option<Kernel>);
-
-impl Listeners {
-    /// The listeners on a TCP port.
-    ///
-    /// # Errors
-    /// When the kernel can't be asked: `sock_diag` for TCP may be a module that is missing.
-    pub(super) fn on(&mut self, port: u16) -> io::Result<Vec<Listener>> {
-        let kernel = match self.0.take() {
-            Some(kernel) => kernel,
-            None => Kernel::open(NETLINK_SOCK_DIAG)?,
-        };
-        let mut found = Vec::new();
-        for (name, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
-            // The kernel leaves out other ports.
-            let id = SocketId { source_port: port, ..id };
-            let family = if name == AF_INET { 4 } else { 6 };
-            let listening = list(&kernel, name, StateFlags::LISTEN, id)?;
-            found.extend(listening.iter().map(|response| Listener {
-                family,
-                inode: response.header.inode.into(),
-                v6_only: response.nlas.contains(&Nla::SkV6Only(true)),
-            }));
-        }
-        self.0 = Some(kernel);
-        Ok(found)
+/// The listeners on a TCP port, in the namespace that the calling thread is in.
+///
+/// # Errors
+/// When the kernel can't be asked: `sock_diag` for TCP may be a module that is missing.
+pub(super) fn listeners(port: u16) -> io::Result<Vec<Listener>> {
+    let kernel = Kernel::open(NETLINK_SOCK_DIAG)?;
+    let mut found = Vec::new();
+    for (name, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        // The kernel leaves out other ports.
+        let id = SocketId { source_port: port, ..id };
+        let family = if name == AF_INET { 4 } else { 6 };
+        let listening = list(&kernel, name, StateFlags::LISTEN, id)?;
+        found.extend(listening.iter().map(|response| Listener {
+            family,
+            inode: response.header.inode.into(),
+            v6_only: response.nlas.contains(&Nla::SkV6Only(true)),
+        }));
     }
+    Ok(found)
 }
 
 /// Where the TCP socket at this address is connected to, in the namespace that the calling thread is
@@ -103,14 +93,13 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let client = TcpStream::connect(address).unwrap();
             let (_connection, _) = listener.accept().unwrap();
-            let mut listeners = Listeners::default();
-            let found = listeners.on(address.port()).unwrap();
+            let found = listeners(address.port()).unwrap();
             assert_eq!(found.len(), 1, "{found:?}");
             assert!(found.iter().all(|found| found.family == family && found.inode != 0));
             // Not the listener's port after it is closed: a process that another test is about to
             // start may have a copy of it for a moment.
             let elsewhere = client.local_addr().unwrap();
-            assert!(listeners.on(elsewhere.port()).unwrap().is_empty());
+            assert!(listeners(elsewhere.port()).unwrap().is_empty());
         }
     }
 }
