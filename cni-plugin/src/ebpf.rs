@@ -50,7 +50,7 @@ impl Pod {
     /// Capture this namespace so; twice is once.
     ///
     /// # Errors
-    /// Why not; the namespace is then as it was.
+    /// Why not. Where that is not due to eBPF, the pod is enrolled all the same, until DEL.
     pub(crate) fn enrol(
         &mut self,
         node: &Node,

@@ -104,6 +104,12 @@ fn what_can_not_be_done() -> Result<()> {
     let by = reply.lines()?.pop().context("a line")?["by"].clone();
     ensure!(by != "eBPF" && reply.log.contains("inbound mode tproxy"), "{}", reply.log);
     ensure!(pods(&host)? == 0);
+    // What is captured by eBPF stays so as well.
+    let third = pod(&host)?;
+    ensure!(last(&add(&host, &third, "auto", &[]), &host)?["by"] == "eBPF");
+    let error = add(&host, &third, "auto", &tproxy).run(&host)?.failure(100)?;
+    ensure!(error.contains("inbound mode tproxy"), "{error}");
+    ensure!(pods(&host)? == 1 && host.rules(&third)?.is_empty(), "it is captured twice");
     Ok(())
 }
 

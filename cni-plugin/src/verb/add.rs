@@ -85,23 +85,22 @@ fn by_ebpf(
         Err(error) => return unable(job, asked, &error),
     };
     let mut pod = enter(netns, path)?;
-    if !asked {
-        let enrolled = ebpf::is_enrolled(&node).map_err(|error| not_captured(&error))?;
-        if !enrolled && pod.holds_rules().map_err(|error| failed(&error))? {
-            return Ok(None);
-        }
+    let enrolled = ebpf::is_enrolled(&node).map_err(|error| not_captured(&error))?;
+    if !asked && !enrolled && pod.holds_rules().map_err(|error| failed(&error))? {
+        return Ok(None);
     }
     let left = job.deadline.saturating_duration_since(Instant::now());
     match pod.enrol(&node, policy.clone(), left) {
         Ok(applied) => Ok(Some(applied)),
         Err(EnrolError::Engine(error)) => Err(not_started(failed(&error))),
-        Err(EnrolError::Ebpf(error)) => unable(job, asked, &error),
+        // Beside an entry, rules would capture the pod twice.
+        Err(EnrolError::Ebpf(error)) => unable(job, asked || enrolled, &error),
     }
 }
 
-/// eBPF can't capture the pod: rules do, unless it was asked for.
-fn unable(job: &mut Job<'_>, asked: bool, error: &EbpfError) -> Result<Option<Applied>, CniError> {
-    if asked {
+/// eBPF can't capture the pod: rules do, unless nothing else may.
+fn unable(job: &mut Job<'_>, only: bool, error: &EbpfError) -> Result<Option<Applied>, CniError> {
+    if only {
         return Err(not_captured(error));
     }
     let why = one_line(error);
