@@ -8,6 +8,7 @@ mod dump;
 mod ebpf;
 mod explain;
 mod graph;
+mod held;
 mod istio;
 mod lint;
 mod namespace;

@@ -28,7 +28,7 @@ use millrace_host::netns::NetnsRef;
 use millrace_host::observe::Look;
 use millrace_host::{exec, surroundings};
 
-use super::ebpf::Held;
+use super::held::Held;
 use super::output::warn;
 use super::{config, namespace};
 use crate::cli::ask::{Sources, Typed};

@@ -20,7 +20,7 @@ use millrace_host::{exec, surroundings};
 use nix::unistd::{getegid, geteuid};
 use serde_json::json;
 
-use super::ebpf::Held;
+use super::held::Held;
 use super::output::{print, print_json, warn};
 use super::{config, namespace};
 use crate::cli::node::Meant;
@@ -87,6 +87,20 @@ impl Wanted {
 /// What is expected: by the configuration, or else by the settings of what is there.
 fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result<Wanted> {
     let groups = &facts.groups;
+    match (held(verify)?, given(verify, facts)?) {
+        (Some(held), None) => Ok(Wanted::of_ebpf(held.listening())),
+        (Some(_), Some((policy, _))) => {
+            Ok(Wanted::of_ebpf(Held::of_policy(policy, groups, &facts.addresses)?))
+        }
+        (None, given) => {
+            let (policy, ruleset) = given.map_or_else(|| read_off(session), Ok)?;
+            Ok(Wanted::of_rules(policy, &ruleset, groups))
+        }
+    }
+}
+
+/// What eBPF does in the pod, where it captures.
+fn held(verify: &Verify) -> Result<Option<Held>> {
     let held = match &verify.config.ebpf {
         Some(ebpf) if ebpf.meant == Meant::Yes => Held::here(&ebpf.folder)?,
         // Any user proves what it may.
@@ -101,7 +115,12 @@ fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result
     if held.is_none() && verify.config.by_ebpf() {
         bail!("eBPF does not capture this pod");
     }
-    let given = match &verify.manifest {
+    Ok(held)
+}
+
+/// The policy that was given, and its rules.
+fn given(verify: &Verify, facts: &HostFacts) -> Result<Option<(CapturePolicy, Ruleset)>> {
+    Ok(match &verify.manifest {
         Some(_) if verify.config.is_given() => {
             bail!("what is expected comes from one source: --manifest, or another configuration")
         }
@@ -117,15 +136,11 @@ fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result
             Some((loaded.policy, ruleset))
         }
         None => None,
-    };
-    match (held, given) {
-        (None, Some((policy, ruleset))) => return Ok(Wanted::of_rules(policy, &ruleset, groups)),
-        (Some(_), Some((policy, _))) => {
-            return Ok(Wanted::of_ebpf(Held::of_policy(policy, groups, &facts.addresses)?));
-        }
-        (Some(held), None) => return Ok(Wanted::of_ebpf(held.listening())),
-        (None, None) => {}
-    }
+    })
+}
+
+/// The policy of the rules that are there, and the rules that it means.
+fn read_off(session: &mut Session) -> Result<(CapturePolicy, Ruleset)> {
     let observed = session
         .observe(&exec::Options::default(), Look::Fast)
         .context("what is expected can't be read off the rules; give the configuration")?;
@@ -139,13 +154,10 @@ fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result
         let ruleset = compile(&found.policy, found.dialect.footprint.layout);
         Some((found.policy, ruleset))
     });
-    match found {
-        Some((policy, ruleset)) => Ok(Wanted::of_rules(policy, &ruleset, groups)),
-        None => bail!(
-            "what is expected can't be read off the rules that are here; give the configuration: \
-             --config, --manifest, flags, or a command line of istio-iptables behind --"
-        ),
-    }
+    found.context(
+        "what is expected can't be read off the rules that are here; give the configuration: \
+         --config, --manifest, flags, or a command line of istio-iptables behind --",
+    )
 }
 
 fn prove(
