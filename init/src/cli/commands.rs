@@ -91,7 +91,8 @@ fn apply() -> Command {
             "Write the rules that capture a pod's traffic: what is there of an earlier run of \
              Millrace or of istio-iptables is replaced, whatever its settings were; rules of \
              others are not touched. When anything fails, what was there before is put back. A \
-             second run finds nothing to do.",
+             second run finds nothing to do. By eBPF it is one entry in the maps of the node's \
+             programs instead of rules.",
         )
         .after_help("Exit codes: 0 done or nothing to do; 1 a bad configuration, or something failed; 2 the command line can't be read; 4 a lock was held for longer than --wait.")
         .arg(dry_run());
@@ -123,8 +124,9 @@ fn cleanup() -> Command {
         .about("Remove what Millrace or istio-iptables left, and nothing else")
         .long_about(
             "Remove what Millrace or istio-iptables left, whatever its settings were: chains, \
-             rules, policy routing and addresses, in both iptables and both families. Rules of \
-             others keep their order and their counters.",
+             rules, policy routing and addresses, in both iptables and both families, and the \
+             pod's entry in the maps of eBPF programs. Rules of others keep their order and their \
+             counters.",
         )
         .after_help("Exit codes: 0 done or nothing to do; 1 something failed; 2 the command line can't be read; 4 a lock was held for longer than --wait.")
         .arg(dry_run());
@@ -137,7 +139,8 @@ fn status() -> Command {
         .long_about(
             "Say whether a pod's traffic is captured, and by what. With a configuration, the rules \
              are held against it; without one, against the settings that can be read back from \
-             the rules themselves.",
+             the rules themselves. Where eBPF captures, it is the pod's entry, with how often each \
+             decision was taken.",
         )
         .after_help("Exit codes: 0 captured; 1 something failed; 2 the command line can't be read; 3 not captured; 5 drifted: rules are there, but not whole, or not those of the configuration.");
     super::node::with_ebpf(settings(in_namespace(command))).arg(behind_dashes())
