@@ -60,7 +60,7 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     let variants = Variant::ALL.into_iter().filter(|v| asked == "all" || asked == v.as_str());
     let millrace = match args.get_one::<PathBuf>("binary") {
         Some(path) => path.clone(),
-        None => dist::build_here("millrace")?,
+        None => dist::millrace()?,
     };
     let scratch = tempfile::tempdir().context("can't make a scratch folder")?;
     let mut contenders = vec![

@@ -101,7 +101,7 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     let scratch = tempfile::tempdir().context("can't make a scratch folder")?;
     let millrace = match args.get_one::<PathBuf>("binary") {
         Some(path) => path.clone(),
-        None => dist::build_here("millrace-cni")?,
+        None => dist::cni()?,
     };
     let millrace = millrace.canonicalize().context("millrace-cni")?;
     write_inputs(scratch.path())?;

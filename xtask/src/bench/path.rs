@@ -87,7 +87,7 @@ struct Track {
 pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     let rounds = args.get_one::<u16>("rounds").copied().unwrap_or(20);
     let connections = args.get_one::<u32>("connections").copied().unwrap_or(1000);
-    let millrace = dist::build_here("millrace")?;
+    let millrace = dist::millrace()?;
     let scratch = tempfile::tempdir().context("can't make a scratch folder")?;
     let mut tracks = Vec::new();
     for exclusions in EXCLUSIONS {

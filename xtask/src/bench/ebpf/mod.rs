@@ -44,7 +44,7 @@ const WHOLE: Amount = Amount {
     rounds: 21,
     connections: 2000,
     exclusions: &[0, 10, 100, 1_000, 10_000],
-    load: proxy::Load { requests: 4000, connections: 500, blocks: 4000 },
+    load: proxy::Load { requests: 4000, connections: 500, blocks: 2000, streams: 10 },
     pods: 250,
     nodes: 3,
 };
@@ -53,7 +53,7 @@ const QUICK: Amount = Amount {
     rounds: 2,
     connections: 20,
     exclusions: &[0, 10],
-    load: proxy::Load { requests: 20, connections: 5, blocks: 20 },
+    load: proxy::Load { requests: 20, connections: 5, blocks: 20, streams: 1 },
     pods: 2,
     nodes: 1,
 };
@@ -183,9 +183,15 @@ fn requests(amount: &Amount, sides: &[By], node: &BenchNode, results: &mut Resul
             add(Figure::RequestCpu, sample.requests.cpu);
             add(Figure::Calls, sample.connections.rate);
             add(Figure::CallCpu, sample.connections.cpu);
+        }
+        Ok(())
+    })?;
+    interleaved(amount.rounds * amount.load.streams, &pods, |pod, counts| {
+        let blocks = proxy::stream(pod, amount.load.blocks, node)?;
+        if counts {
             // Blocks of 64 KiB.
-            add(Figure::Throughput, sample.blocks.rate / 16.0);
-            add(Figure::MegabyteCpu, sample.blocks.cpu * 16.0);
+            results.add(Figure::Throughput, pod.by, 0, blocks.rate / 16.0);
+            results.add(Figure::MegabyteCpu, pod.by, 0, blocks.cpu * 16.0);
         }
         Ok(())
     })

@@ -28,8 +28,10 @@ pub struct Load {
     pub requests: usize,
     /// Connections of one request each.
     pub connections: usize,
-    /// Blocks of 64 KiB.
+    /// Blocks of 64 KiB of one stream.
     pub blocks: usize,
+    /// Streams in a round: how fast one is depends on how it begins.
+    pub streams: usize,
 }
 
 /// What it cost.
@@ -41,15 +43,13 @@ pub struct Served {
     pub cpu: f64,
 }
 
-/// The three figures of one round.
+/// What requests of one round cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
     /// On one connection.
     pub requests: Served,
     /// A connection for each.
     pub connections: Served,
-    /// For blocks.
-    pub blocks: Served,
 }
 
 /// How long many requests took together.
@@ -62,7 +62,7 @@ fn served(count: usize, work: impl FnOnce() -> Result<()>) -> Result<Served> {
     Ok(Served { rate: count / wall.as_secs_f64(), cpu: micros(used) / count })
 }
 
-/// Send it all once.
+/// Send requests, on one connection and on one for each.
 ///
 /// # Errors
 /// When a connection fails or goes elsewhere.
@@ -93,19 +93,31 @@ pub fn sample(pod: &BenchPod, load: Load, node: &BenchNode) -> Result<Sample> {
                 })
             },
         )?;
-        let blocks = with(
-            || swallow(&server, load.blocks * BLOCK),
+        Ok(Sample { requests, connections })
+    })
+}
+
+/// Send one stream of so many blocks; what each of them cost.
+///
+/// # Errors
+/// When the connection fails or goes elsewhere.
+pub fn stream(pod: &BenchPod, blocks: usize, node: &BenchNode) -> Result<Served> {
+    let to = pod.destination(Way::Out);
+    let asked = pod.by.captures().then_some(to);
+    pod.inside(node, || {
+        let (proxy, server) = (listen(OUTBOUND)?, listen(SERVER)?);
+        with(
+            || swallow(&server, blocks * BLOCK),
             || forward(&proxy, asked),
             || {
                 let (mut stream, block) = (dial(to)?, vec![7; BLOCK]);
-                served(load.blocks, || {
-                    (0..load.blocks).try_for_each(|_| stream.write_all(&block))?;
+                served(blocks, || {
+                    (0..blocks).try_for_each(|_| stream.write_all(&block))?;
                     // The server's word that it has everything.
                     stream.read_exact(&mut [0]).context("the server's end")
                 })
             },
-        )?;
-        Ok(Sample { requests, connections, blocks })
+        )
     })
 }
 
