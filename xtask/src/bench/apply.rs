@@ -65,7 +65,7 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     let scratch = tempfile::tempdir().context("can't make a scratch folder")?;
     let mut contenders = vec![
         Contender::Floor,
-        tool("millrace", &millrace)?,
+        tool("millrace", &just_written(&millrace, scratch.path())?)?,
         Contender::Nothing { path: empty_program(scratch.path())? },
     ];
     if let Some(path) = args.get_one::<PathBuf>("against") {
@@ -102,6 +102,18 @@ pub fn empty_program(folder: &Path) -> Result<String> {
     rustc.args(["-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "-o"]);
     repo::output(rustc.arg(&program).arg(&source))?;
     Ok(program.to_string_lossy().into_owned())
+}
+
+/// A copy of a program, which lies in the page cache in large pieces, as one that has just been
+/// unpacked. One that the kernel has thrown out and read again, a page at a time, starts later; when
+/// that happens to a program that was built earlier is chance.
+///
+/// # Errors
+/// When it can't be copied.
+pub fn just_written(program: &Path, folder: &Path) -> Result<PathBuf> {
+    let copy = folder.join(program.file_name().context("a program without a name")?);
+    std::fs::copy(program, &copy).with_context(|| format!("no program {}", program.display()))?;
+    Ok(copy)
 }
 
 fn tool(name: &str, path: &Path) -> Result<Contender> {

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Arg, ArgMatches, value_parser};
 use serde_json::{Value, json};
 
-use super::apply::{empty_program, machine};
+use super::apply::{empty_program, just_written, machine};
 use super::case::Families;
 use super::measure::{Runner, Step};
 use super::pod::{Pod, in_pod};
@@ -103,7 +103,7 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
         Some(path) => path.clone(),
         None => dist::cni()?,
     };
-    let millrace = millrace.canonicalize().context("millrace-cni")?;
+    let millrace = just_written(&millrace, scratch.path())?;
     write_inputs(scratch.path())?;
     let mut plugins = vec![
         ("millrace".to_owned(), millrace.clone()),
