@@ -29,6 +29,9 @@ pub const FOLDER: &str = "/run/bpf/millrace";
 /// A pod is captured, whatever was there.
 pub const APPLY: [&str; 5] = ["apply", "--backend", "ebpf", "--bpffs", FOLDER];
 
+/// The file of a cgroup that has its processes, and takes others.
+const PROCESSES: &str = "cgroup.procs";
+
 /// How many values of [`Cgroup`] there are.
 static INSIDE: Mutex<usize> = Mutex::new(0);
 
@@ -44,7 +47,9 @@ impl Cgroup {
         if *inside == 0 {
             let own = Self::path()?;
             std::fs::create_dir_all(&own).with_context(|| own.display().to_string())?;
-            move_to(&own)?;
+            let processes = own.join(PROCESSES);
+            std::fs::write(&processes, std::process::id().to_string())
+                .with_context(|| processes.display().to_string())?;
         }
         *inside += 1;
         Ok(Self(()))
@@ -62,22 +67,20 @@ impl Drop for Cgroup {
         let mut inside = INSIDE.lock().unwrap_or_else(PoisonError::into_inner);
         *inside -= 1;
         if *inside == 0 {
-            // Where it fails, the folder stays: an empty cgroup is in nobody's way.
-            let _left = default_cgroup().map(|root| move_to(&root));
-            let Ok(own) = Self::path() else { return };
+            let (Some(root), Ok(own)) = (default_cgroup(), Self::path()) else { return };
             let end = Instant::now() + Duration::from_secs(2);
-            // Children that have been killed leave it a little later.
+            // Children of tests that need no cgroup began in this one as well, and go on. Those that
+            // have been killed leave it a little later. Where all of it fails, the folder stays: an
+            // empty cgroup is in nobody's way.
             while std::fs::remove_dir(&own).is_err() && Instant::now() < end {
+                let all = std::fs::read_to_string(own.join(PROCESSES)).unwrap_or_default();
+                for process in all.lines() {
+                    let _ended_meanwhile = std::fs::write(root.join(PROCESSES), process);
+                }
                 std::thread::yield_now();
             }
         }
     }
-}
-
-fn move_to(cgroup: &Path) -> Result<()> {
-    let procs = cgroup.join("cgroup.procs");
-    std::fs::write(&procs, std::process::id().to_string())
-        .with_context(|| procs.display().to_string())
 }
 
 /// How the suites load the programs.
