@@ -54,12 +54,19 @@ pub fn play(case: &Case, capture: &dyn Capture, stack: Stack) -> Result<()> {
 pub fn astray(topology: &Topology, ports: Ports, probes: &[Probe]) -> Result<Vec<String>> {
     let mut wrong = Vec::new();
     let mut made = 0;
+    let mut clients = BTreeSet::new();
     for &family in topology.stack.families() {
         for probe in probes {
             let Some(line) = line_up(&probe.attempt, family) else { continue };
             let timeout_ms = if probe.fate == Fate::TimedOut { SILENCE_MS } else { PATIENCE_MS };
             let mut outcome = send(topology, &line, timeout_ms)?;
-            if has_another_port(&outcome) {
+            // Address translation gives a client another port where an earlier connection to another
+            // destination, which is not forgotten yet, had the same (`get_unique_tuple()` of the
+            // kernel's `nf_nat_core.c`). Only then is it tried again, from another port.
+            if let Outcome::Answered { client, .. } = outcome
+                && !clients.insert(client)
+                && has_another_port(&outcome)
+            {
                 outcome = send(topology, &line, timeout_ms)?;
             }
             made += 1;
@@ -147,9 +154,7 @@ fn send(topology: &Topology, line: &Line, timeout_ms: u32) -> Result<Outcome> {
     dial(namespace, &request)
 }
 
-/// Whether only the client's port was changed: address translation does that where an earlier
-/// connection to another destination, which it has not forgotten yet, had the same port
-/// (`get_unique_tuple()` of the kernel's `nf_nat_core.c`). It does not happen twice.
+/// Whether only the client's port was changed.
 fn has_another_port(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Answered { answer, client }
         if answer.peer.ip() == client.ip() && answer.peer.port() != client.port())
