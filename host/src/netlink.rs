@@ -1,8 +1,9 @@
 //! What every conversation with the kernel by netlink has in common (`netlink(7)`).
 
+use std::net::IpAddr;
+
 use netlink_packet_core::{NetlinkDeserializable, NetlinkMessage};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use std::net::IpAddr;
 
 /// Bytes that are no messages.
 #[derive(Debug, thiserror::Error)]

@@ -48,14 +48,13 @@ pub fn command() -> clap::Command {
 /// # Errors
 /// When a build fails, or a result is not static, not stripped, too large or does not start.
 pub fn run(args: &ArgMatches) -> Result<()> {
-    let target = args.get_one::<String>("target").map(String::as_str);
-    [MILLRACE, CNI].iter().try_for_each(|shipped| ship(shipped, target))
+    let here = here()?;
+    let target = args.get_one::<String>("target").map_or(here, String::as_str);
+    [MILLRACE, CNI].iter().try_for_each(|shipped| ship(shipped, target, target == here))
 }
 
-fn ship(shipped: &Shipped, target: Option<&str>) -> Result<()> {
+fn ship(shipped: &Shipped, target: &str, is_here: bool) -> Result<()> {
     let Shipped { name, limit, .. } = *shipped;
-    let here = here()?;
-    let target = target.unwrap_or(here);
     let built = build(shipped, target)?;
     let file = fs::read(&built).with_context(|| format!("can't read {}", built.display()))?;
     check(&file, limit).with_context(|| format!("{} can't be shipped", built.display()))?;
@@ -64,7 +63,7 @@ fn ship(shipped: &Shipped, target: Option<&str>) -> Result<()> {
     fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
     let shipped = folder.join(name);
     fs::copy(&built, &shipped).with_context(|| format!("can't write {}", shipped.display()))?;
-    if target == here {
+    if is_here {
         starts(name, &shipped)?;
     }
     let sum = repo::output(Command::new("sha256sum").arg(name).current_dir(&folder))?;
