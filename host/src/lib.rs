@@ -28,3 +28,8 @@ pub mod tools;
 pub mod trace;
 pub mod verify;
 pub mod xtables;
+
+/// The heap of every program: musl's own asks the kernel for most blocks, and gives them back at once.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static HEAP: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
