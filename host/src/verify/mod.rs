@@ -1,10 +1,11 @@
 //! Live proof: connections are really made, by the users that rules tell apart, from inside the pod
-//! and from somebody outside who is there only for this; and where each arrives is seen, by own
-//! listeners or by what connection tracking says of a running proxy.
+//! and from somebody outside who is there only for this; and where each arrives is seen: by own listeners,
+//! by what a running process accepted, or on its way out of the pod.
 
 mod dial;
 mod listen;
 mod outside;
+mod wire;
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -22,6 +23,7 @@ use crate::ebpf;
 use dial::{Dialled, dial, owned};
 use listen::{Listener, Spot};
 use outside::Outside;
+use wire::{Leaving, Wire, is_own};
 
 /// The zones that connections may be tracked in: none, and those that DNS capture uses.
 const ZONES: [u16; 3] = [0, 1, 2];
@@ -36,6 +38,9 @@ pub struct Prover {
 }
 
 impl Prover {
+    /// The link by which somebody outside reaches the pod, as long as the proof takes.
+    pub const LINK: &str = outside::LINK;
+
     /// Prepare a proof in the calling thread's namespace, whose own addresses these are. Nobody is
     /// outside where that may not be arranged. `patience` is how long a connection may take.
     pub fn open(addresses: &[IpAddr], patience: Duration) -> Self {
@@ -62,7 +67,8 @@ impl Prover {
                 Err(errno) => taken.push((spot, errno)),
             }
         }
-        let run = Run { prover: self, listeners, taken, conntrack: Conntrack::open().ok() };
+        let (conntrack, wire) = (Conntrack::open().ok(), Wire::open());
+        let run = Run { prover: self, listeners, taken, conntrack, wire };
         let finding = |check: Check| {
             let seen = run.check(&check);
             Finding::new(check, seen)
@@ -115,6 +121,7 @@ struct Run<'a> {
     listeners: Vec<Listener>,
     taken: Vec<(Spot, Errno)>,
     conntrack: Option<Conntrack>,
+    wire: Result<Wire, Errno>,
 }
 
 impl Run<'_> {
@@ -133,6 +140,9 @@ impl Run<'_> {
         // Nobody of an earlier check may be taken for this one's.
         for listener in &self.listeners {
             while matches!(listener.take(), Ok(Some(_))) {}
+        }
+        if let Ok(wire) = &self.wire {
+            wire.drain();
         }
         let source = check.owner.and(check.source);
         let from = match dial(&socket, check.owner, check.protocol, source, check.to) {
@@ -168,6 +178,7 @@ impl Run<'_> {
     fn follow(&self, check: &Check, socket: &OwnedFd, flow: &Flow) -> Seen {
         let deadline = Instant::now() + self.prover.patience;
         let tcp = check.protocol == Protocol::TCP;
+        let mut next_hop = false;
         loop {
             for listener in &self.listeners {
                 while let Ok(Some(arrival)) = listener.take() {
@@ -179,30 +190,57 @@ impl Run<'_> {
                     }
                 }
             }
+            let leaving = self.wire.as_ref().ok().and_then(|wire| wire.left(flow));
+            match leaving.filter(|_| check.owner.is_some()) {
+                Some(Leaving::Packet(to)) if to == flow.to => return Seen::Left,
+                Some(Leaving::Packet(to)) => return Seen::Led { to, taken: false },
+                Some(Leaving::NextHop) => next_hop = true,
+                None => {}
+            }
+            // Behind the last hook connection tracking has it, with nobody else in it.
+            if check.owner.is_some()
+                && !is_own(flow.to.ip())
+                && self.answerer(flow) == Some(flow.to)
+            {
+                return Seen::Left;
+            }
             match getsockopt(socket, sockopt::SocketError) {
                 Ok(0) => {}
-                Ok(error) => return self.failed(check, flow, Errno::from_raw(error)),
+                Ok(error) => return self.failed(check, flow, Errno::from_raw(error), next_hop),
                 Err(errno) => return Seen::Failed { why: errno.to_string() },
             }
-            if tcp && is_connected(socket) && !self.is_ours(check) {
+            let answered = if tcp { is_connected(socket) } else { is_answered(socket) };
+            if answered && !self.is_ours(check) {
                 return self.accepted(check, flow);
-            }
-            // Once it has left, connection tracking has it, with nobody else in it.
-            if check.expected == Expected::Leaves && self.answerer(flow) == Some(flow.to) {
-                return Seen::Left { recorded: true };
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return match self.answerer(flow) {
-                    Some(at) if at == flow.to => Seen::Left { recorded: true },
-                    Some(at) => {
-                        Seen::Arrived { port: Some(at.port()), original: Some(flow.to), own: false }
-                    }
-                    None => Seen::Left { recorded: false },
+                    Some(to) if to != flow.to => Seen::Led { to, taken: self.is_taken(&to) },
+                    _ => Seen::Unseen { blind: self.blind(next_hop) },
                 };
             }
             self.wait(socket, left.min(STEP));
         }
+    }
+
+    /// Why a packet may have left without being seen.
+    fn blind(&self, next_hop: bool) -> Option<String> {
+        match &self.wire {
+            Err(errno) => Some(format!("{errno}; to watch takes the capability NET_RAW")),
+            Ok(_) if next_hop => Some("its next hop did not answer".to_owned()),
+            Ok(_) => None,
+        }
+    }
+
+    /// Whether a process that runs here has the port, so that it could not be listened on. A datagram
+    /// that it does not answer can't be seen.
+    fn is_taken(&self, to: &SocketAddr) -> bool {
+        let family = Family::of(to.ip());
+        is_own(to.ip())
+            && self.taken.iter().any(|(spot, _)| {
+                (spot.family, spot.port, spot.protocol) == (family, to.port(), Protocol::UDP)
+            })
     }
 
     /// Whether a listener of ours has the port where it is to arrive; it may not have looked yet.
@@ -215,14 +253,13 @@ impl Run<'_> {
         self.listeners.iter().any(|listener| same(&listener.spot))
     }
 
-    /// Somebody else accepted it.
+    /// Somebody else accepted or answered it.
     fn accepted(&self, check: &Check, flow: &Flow) -> Seen {
         match self.answerer(flow) {
+            Some(at) if at != flow.to && !is_own(at.ip()) => Seen::Led { to: at, taken: false },
             Some(at) if at != flow.to => {
                 Seen::Arrived { port: Some(at.port()), original: Some(flow.to), own: false }
             }
-            // A transparent socket takes it without any translation.
-            Some(_) if check.expected == Expected::Leaves => Seen::Left { recorded: true },
             // eBPF connects sockets elsewhere, where connection tracking sees nothing of it.
             None if check.owner.is_some()
                 && let Ok(Some(at)) = ebpf::peer(flow.from)
@@ -230,17 +267,19 @@ impl Run<'_> {
             {
                 Seen::Arrived { port: Some(at.port()), original: None, own: false }
             }
+            // A transparent socket takes it without any translation.
             _ => Seen::Arrived { port: None, original: None, own: false },
         }
     }
 
-    fn failed(&self, check: &Check, flow: &Flow, errno: Errno) -> Seen {
-        if check.expected == Expected::Leaves
+    fn failed(&self, check: &Check, flow: &Flow, errno: Errno, next_hop: bool) -> Seen {
+        // A rule may say so as well: the packet itself was not seen to leave.
+        if check.owner.is_some()
+            && !is_own(flow.to.ip())
             && matches!(errno, Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::ECONNREFUSED)
-            && self.answerer(flow).is_none_or(|at| at == flow.to)
+            && let Some(why) = self.blind(next_hop)
         {
-            // A router or the host outside said so.
-            return Seen::Left { recorded: false };
+            return Seen::Unseen { blind: Some(format!("{errno}; {why}")) };
         }
         let mut why = errno.to_string();
         if let Some((spot, errno)) = self.taken.iter().find(|(spot, _)| {
@@ -265,4 +304,12 @@ impl Run<'_> {
 fn is_connected(socket: &OwnedFd) -> bool {
     use std::os::fd::AsRawFd as _;
     nix::sys::socket::getpeername::<nix::sys::socket::SockaddrStorage>(socket.as_raw_fd()).is_ok()
+}
+
+/// Whether a datagram was answered.
+fn is_answered(socket: &OwnedFd) -> bool {
+    use std::os::fd::AsRawFd as _;
+    let mut byte = [0];
+    nix::sys::socket::recv(socket.as_raw_fd(), &mut byte, nix::sys::socket::MsgFlags::MSG_PEEK)
+        .is_ok()
 }

@@ -15,21 +15,30 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeade
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
+use netlink_packet_route::route::RouteType;
+use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::listen::new_socket;
 
 /// The link's name in the pod.
-const LINK: &str = "millrace-verify";
+pub(super) const LINK: &str = "millrace-verify";
 /// How long it may take to come up.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long another proof in the pod, whose link has the same name and addresses, is waited for.
+const TURN: Duration = Duration::from_mins(1);
+/// Between two tries to make the link.
+const PAUSE: Duration = Duration::from_millis(20);
 /// Its name outside.
 const PEER: &str = "eth0";
 
+/// Both ends of a family's link, and how long the prefix of their network is.
+type End = (IpAddr, IpAddr, u8);
+
 /// The addresses of both ends, the pod's first: networks for measurements, which no network of its
 /// own uses (RFC 2544, RFC 5180).
-const ENDS: [(IpAddr, IpAddr, u8); 2] = [
+const ENDS: [End; 2] = [
     (
         IpAddr::V4(Ipv4Addr::new(198, 19, 255, 253)),
         IpAddr::V4(Ipv4Addr::new(198, 19, 255, 254)),
@@ -56,20 +65,26 @@ impl Outside {
         let mut families: Vec<Family> = addresses.iter().map(|a| Family::of(*a)).collect();
         families.sort();
         families.dedup();
-        let net = on_a_thread(|| {
+        let (net, peers_mac) = on_a_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| {
                 format!("a namespace outside can't be made: {errno}; it needs SYS_ADMIN")
             })?;
-            in_runtime(async |handle| peer(handle, &pod).await)?;
-            here()
+            let mac = in_runtime(async |handle| {
+                peer(handle, &pod).await?;
+                mac(handle, PEER).await
+            })?;
+            Ok((here()?, mac))
         })?;
         let outside = Self { net, families };
-        in_runtime(async |handle| {
-            settle(handle, LINK, |(pod, _, _)| *pod, &outside.families).await
+        let pods_mac = in_runtime(async |handle| {
+            let (own, other) = (|end: &End| end.0, |end: &End| end.1);
+            settle(handle, LINK, own, other, &peers_mac, &outside.families).await?;
+            mac(handle, LINK).await
         })?;
         outside.enter(|| {
             in_runtime(async |handle| {
-                settle(handle, PEER, |(_, peer, _)| *peer, &outside.families).await?;
+                let (own, other) = (|end: &End| end.1, |end: &End| end.0);
+                settle(handle, PEER, own, other, &pods_mac, &outside.families).await?;
                 route(handle, addresses).await?;
                 carries(handle, PEER).await
             })
@@ -147,12 +162,18 @@ async fn peer(handle: &Handle, pod: &File) -> Result<(), String> {
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
         ]),
     ];
-    handle
-        .link()
-        .add(link)
-        .execute()
-        .await
-        .map_err(|error| format!("a link into the pod can't be made: {error}"))
+    let deadline = Instant::now() + TURN;
+    loop {
+        match handle.link().add(link.clone()).execute().await {
+            Ok(()) => return Ok(()),
+            Err(rtnetlink::Error::NetlinkError(error))
+                if error.raw_code() == -libc::EEXIST && Instant::now() < deadline =>
+            {
+                thread::sleep(PAUSE);
+            }
+            Err(error) => return Err(format!("a link into the pod can't be made: {error}")),
+        }
+    }
 }
 
 async fn link(handle: &Handle, name: &str) -> Result<LinkMessage, String> {
@@ -162,6 +183,16 @@ async fn link(handle: &Handle, name: &str) -> Result<LinkMessage, String> {
         Ok(None) => Err(format!("there is no {name}")),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// An end's own address on the link.
+async fn mac(handle: &Handle, name: &str) -> Result<Vec<u8>, String> {
+    let attributes = link(handle, name).await?.attributes;
+    let mac = attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(mac) => Some(mac),
+        _ => None,
+    });
+    mac.ok_or_else(|| format!("{name} has no address"))
 }
 
 /// Wait until an end carries packets: the kernel drops them until it has seen that both ends are
@@ -178,11 +209,14 @@ async fn carries(handle: &Handle, name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Bring an end up, with its addresses usable at once.
+/// Bring an end up, with its addresses usable at once and the other end's known: a question for them
+/// may be lost on a link that has just come up, and is repeated only after a second.
 async fn settle(
     handle: &Handle,
     name: &str,
-    own: fn(&(IpAddr, IpAddr, u8)) -> IpAddr,
+    own: fn(&End) -> IpAddr,
+    other: fn(&End) -> IpAddr,
+    others_mac: &[u8],
     families: &[Family],
 ) -> Result<(), String> {
     let index = link(handle, name).await?.header.index;
@@ -197,8 +231,36 @@ async fn settle(
         message.header.flags |= AddressHeaderFlags::Nodad;
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         add.execute().await.map_err(|error| format!("address {}: {error}", own(end)))?;
+        let neighbour = handle.neighbours().add(index, other(end)).link_layer_address(others_mac);
+        let added = neighbour.execute().await;
+        added.map_err(|error| format!("neighbour {}: {error}", other(end)))?;
+        is_delivered(handle, own(end)).await?;
     }
     Ok(())
+}
+
+/// Wait until an own address is delivered here: with IPv6 the kernel adds that route a little later
+/// (`addrconf_dad_work` in `net/ipv6/addrconf.c`).
+async fn is_delivered(handle: &Handle, own: IpAddr) -> Result<(), String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let request = match own {
+            IpAddr::V4(own) => {
+                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(own, 32).build()
+            }
+            IpAddr::V6(own) => {
+                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(own, 128).build()
+            }
+        };
+        let route = handle.route().get(request).execute().try_next().await;
+        if matches!(route, Ok(Some(route)) if route.header.kind == RouteType::Local) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("address {own} does not become usable"));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// The pod's own addresses are behind its end of the link.

@@ -206,12 +206,14 @@ fn verify() -> Command {
         .long_about(
             "Prove by real connections that a pod's traffic is captured as its configuration says: \
              those of the application, of the proxy and of somebody outside, in both families, by \
-             TCP and UDP. Each is made, and where it arrives is seen: by listeners of this command \
-             or, where the proxy runs, by what the kernel's connection tracking says. Without a \
-             configuration, what is expected is read back from the rules or from eBPF's maps. For \
-             somebody outside there is a network namespace with a link into the pod \
-             (198.19.255.252/30, 2001:2:0:ffff::/126), which ends with this command, however it \
-             ends. What can't be tried without a capability is said and left out.",
+             TCP and UDP. Each is made, and where it arrives is seen: by listeners of this command, \
+             by what a running proxy accepts, or on its way out of the pod. Without a configuration, \
+             what is expected is read back from the rules or from eBPF's maps. For somebody outside \
+             there is a network namespace with a link into the pod (198.19.255.252/30, \
+             2001:2:0:ffff::/126), which ends with this command, however it ends; a warning names \
+             the rules that treat the pod's own interfaces in another way. What can't be seen \
+             without NET_RAW is not counted as good. What can't be tried without a capability is \
+             said and left out.",
         )
         .after_help("Exit codes: 0 every connection that could be made arrived where it should; 1 something failed; 2 the command line can't be read; 126 one did not, or none could be made.")
         .arg(

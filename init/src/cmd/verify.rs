@@ -9,10 +9,10 @@ use millrace_core::observed::{IpRule, Observed, Route};
 use millrace_core::plan::{Groups, RULE_PRIORITY};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Routing, Ruleset};
-use millrace_core::sim::{Identity, Program, of_ruleset};
+use millrace_core::sim::{Identity, Namespace, Program, of_ruleset};
 use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::Family;
-use millrace_core::verify::{Asked, Finding, checks};
+use millrace_core::verify::{Asked, Finding, Seen, checks, detours};
 use millrace_host::engine::Session;
 use millrace_host::observe::Look;
 use millrace_host::verify::{Prover, free_port};
@@ -22,6 +22,7 @@ use serde_json::json;
 
 use super::held::Held;
 use super::output::{print, print_json, warn};
+use super::rules::of_here;
 use super::{config, namespace};
 use crate::cli::node::Meant;
 use crate::cli::own::Verify;
@@ -34,9 +35,20 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     let prover = Prover::open(&addresses, verify.patience);
     // From here on nothing ends the run before the prover is closed.
     let findings = prove(&prover, &expected, &facts, &addresses);
+    let around = findings
+        .as_ref()
+        .map_or(Ok(Vec::new()), |(findings, namespace)| detours_of(&prover, findings, namespace));
     let nobody = prover.nobody_outside().map(str::to_owned);
     let closed = prover.close();
-    let findings = findings?;
+    let (findings, _) = findings?;
+    let around = around.unwrap_or_else(|error| {
+        vec![format!(
+            "whether rules treat the pod's own interfaces otherwise is not known: {error:#}"
+        )]
+    });
+    for text in &around {
+        warn(text);
+    }
     if let Some(why) = &nobody {
         warn(&format!("inbound connections from outside are not tried: {why}"));
     }
@@ -52,6 +64,7 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
             "failed": bad,
             "skipped": skipped,
             "nobodyOutside": nobody,
+            "notMet": around,
             "connections": serde_json::to_value(&findings)?,
         }))?;
     } else {
@@ -59,7 +72,14 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
         for finding in &findings {
             text.push_str(&format!("{finding}\n"));
         }
-        text.push_str(&format!("{good} as expected, {bad} not, {skipped} not tried\n"));
+        let tried = |f: &&Finding| !matches!(f.result, Seen::NotTried { .. });
+        let unclear = findings.iter().filter(|f| f.passed.is_none()).filter(tried).count();
+        let skipped = skipped - unclear;
+        text.push_str(&format!("{good} as expected, {bad} not, {skipped} not tried"));
+        if unclear > 0 {
+            text.push_str(&format!(", {unclear} can't be told"));
+        }
+        text.push('\n');
         print(&text)?;
     }
     Ok(if bad == 0 && good > 0 { Exit::Ok } else { Exit::NotValid })
@@ -160,17 +180,26 @@ fn read_off(session: &mut Session) -> Result<(CapturePolicy, Ruleset)> {
     )
 }
 
+/// What the proof does not tell of inbound connections, since it has a link of its own.
+fn detours_of(prover: &Prover, findings: &[Finding], namespace: &Namespace) -> Result<Vec<String>> {
+    if prover.outside().is_empty() {
+        return Ok(Vec::new());
+    }
+    let checks: Vec<_> = findings.iter().map(|finding| &finding.check).collect();
+    Ok(detours(&of_here()?, namespace, Prover::LINK, &checks))
+}
+
 fn prove(
     prover: &Prover,
     wanted: &Wanted,
     facts: &HostFacts,
     addresses: &[std::net::IpAddr],
-) -> Result<Vec<Finding>> {
+) -> Result<(Vec<Finding>, Namespace)> {
     let namespace = surroundings::namespace(&routing(&wanted.routing))?;
     let port = free_port().context("no port from 61000 to 61099 is free")?;
     let user = Identity { uid: geteuid().as_raw(), gid: getegid().as_raw() };
     let outside = prover.outside();
-    Ok(prover.run(checks(&Asked {
+    let checks = checks(&Asked {
         policy: &wanted.policy,
         program: &wanted.program,
         groups: &facts.groups,
@@ -179,7 +208,8 @@ fn prove(
         outside: &outside,
         port,
         user,
-    })))
+    });
+    Ok((prover.run(checks), namespace))
 }
 
 /// Policy routing as the rules need it, whatever is there.

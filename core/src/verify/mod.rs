@@ -2,6 +2,10 @@
 //! each has to arrive, and whether what was seen is that. Where they have to arrive is what the
 //! rules of the configuration do in the simulator, not what the pod's own rules say.
 
+mod detour;
+
+pub use detour::detours;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -121,10 +125,19 @@ pub enum Seen {
         /// Whether this program's own listener got it, and not another process.
         own: bool,
     },
-    /// It left the pod, untouched.
-    Left {
-        /// Whether connection tracking says so; otherwise it arrived nowhere here.
-        recorded: bool,
+    /// Rules gave it another destination, and nobody was seen to get it there.
+    Led {
+        /// The destination that they gave it.
+        to: SocketAddr,
+        /// Whether a running process has that port, who alone knows.
+        taken: bool,
+    },
+    /// It left the pod for where it was meant to go.
+    Left,
+    /// It was seen nowhere, neither in the pod nor on its way out.
+    Unseen {
+        /// Why its way out could not be watched; none when it was.
+        blind: Option<String>,
     },
     /// It arrived nowhere.
     Failed {
@@ -154,8 +167,19 @@ impl fmt::Display for Seen {
                     None => f.write_str("; its original destination can't be seen"),
                 }
             }
-            Self::Left { recorded: true } => f.write_str("left the pod untouched"),
-            Self::Left { recorded: false } => f.write_str("arrived nowhere in the pod"),
+            Self::Led { to, taken: true } => write!(
+                f,
+                "was led to {to}, whose port a running process has: only that can tell whether it \
+                 arrived"
+            ),
+            Self::Led { to, taken: false } => {
+                write!(f, "was led to {to}, and did not arrive there")
+            }
+            Self::Left => f.write_str("left the pod untouched"),
+            Self::Unseen { blind: None } => f.write_str("neither arrived in the pod nor left it"),
+            Self::Unseen { blind: Some(why) } => {
+                write!(f, "did not arrive in the pod; whether it left can't be told: {why}")
+            }
             Self::Failed { why } => write!(f, "arrived nowhere: {why}"),
             Self::NotTried { why } => write!(f, "not tried: {why}"),
         }
@@ -178,14 +202,20 @@ impl Finding {
     /// Hold what was seen against what was expected.
     pub fn new(check: Check, result: Seen) -> Self {
         let passed = match (&check.expected, &result) {
-            (_, Seen::NotTried { .. }) => None,
             (
                 Expected::Arrives { port, original, .. },
                 Seen::Arrived { port: at, original: seen, .. },
             ) => Some(at.is_none_or(|at| at == *port) && seen.is_none_or(|seen| seen == *original)),
-            (Expected::Leaves, Seen::Left { .. })
-            | (Expected::Dropped { .. }, Seen::Failed { .. } | Seen::Left { recorded: false }) => {
+            (Expected::Leaves, Seen::Left)
+            | (Expected::Dropped { .. }, Seen::Failed { .. } | Seen::Unseen { blind: None }) => {
                 Some(true)
+            }
+            (Expected::Arrives { .. }, Seen::Unseen { .. }) => Some(false),
+            (_, Seen::NotTried { .. } | Seen::Unseen { blind: Some(_) }) => None,
+            (Expected::Arrives { port, .. }, Seen::Led { to, taken: true })
+                if to.port() == *port =>
+            {
+                None
             }
             _ => Some(false),
         };
@@ -198,7 +228,10 @@ impl fmt::Display for Finding {
         let Self { check, result, passed } = self;
         match passed {
             Some(true) => write!(f, "ok      {check}: {result}"),
-            None => write!(f, "skipped {check}: {result}"),
+            None if matches!(result, Seen::NotTried { .. }) => {
+                write!(f, "skipped {check}: {result}")
+            }
+            None => write!(f, "unclear {check}: {result}"),
             Some(false) => {
                 write!(f, "FAILED  {check}: {result}; expected {}", check.expected)?;
                 check.because.iter().try_for_each(|why| write!(f, "\n        because {why}"))
