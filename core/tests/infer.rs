@@ -3,7 +3,7 @@
 mod support;
 
 use millrace_core::compile::compile;
-use millrace_core::dialect::{self, DIALECTS, Dialect};
+use millrace_core::dialect::{self, DIALECTS, Dialect, istio};
 use millrace_core::infer::{infer, policy, read_native};
 use millrace_core::nft::{self, NftRuleset};
 use millrace_core::observed::{IpRule, Observed, Variant};
@@ -36,7 +36,7 @@ fn read_back(observed: &Observed, dialect: &Dialect) -> Option<Ruleset> {
 }
 
 fn native(config: &RandomConfig, dialect: &Dialect) -> NftRuleset {
-    let rules = nft::compile(&config.policy(), dialect.nft_layout, true);
+    let rules = nft::guarded(nft::compile(&config.policy(), dialect.nft_layout, true));
     if dialect.nft_layout.one_table { nft::merge(&rules) } else { rules }
 }
 
@@ -73,6 +73,9 @@ proptest! {
             let tables = rules.native(&groups).unwrap();
             let again = read_native(&tables, &ip_rules, dialect);
             prop_assert!(again.is_some(), "{}\n{}", dialect.name, nft::render_transaction(&rules));
+            // istio-iptables has no guard.
+            let bare = tables.into_iter().filter(|(name, _)| *name != istio::NFT_GUARD).collect();
+            prop_assert!(read_native(&bare, &ip_rules, dialect).is_some());
         }
     }
 

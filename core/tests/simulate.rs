@@ -222,7 +222,7 @@ fn wide_pod(ruleset: &Ruleset) -> Namespace {
 fn programs(config: &RandomConfig) -> (Program, Program, [Program; 2], Namespace) {
     let (policy, groups) = (config.policy(), groups());
     let iptables = compile(&policy, &istio::LAYOUT);
-    let theirs = nft::compile(&policy, &istio::NFT_LAYOUT, true);
+    let theirs = nft::guarded(nft::compile(&policy, &istio::NFT_LAYOUT, true));
     let ours = nft::merge(&nft::compile(&policy, &native::NFT_LAYOUT, true));
     (
         Program::new(of_ruleset(&iptables, &groups)),
@@ -247,7 +247,24 @@ proptest! {
     ) {
         let (iptables, theirs, [ours, kernel], pod) = programs(&config);
         for question in questions {
-            let wanted = iptables.answer(&pod, &question).outcome;
+            let found = iptables.answer(&pod, &question);
+            // Whoever drops it, and why: nobody but the proxy gets what is captured.
+            let unheard = |program: &Program| {
+                let found = program.unheard(&pod, &question, &found.fate)?;
+                Some(match found.outcome {
+                    Outcome::Dropped { .. } => Outcome::Dropped { why: String::new() },
+                    other => other,
+                })
+            };
+            let silent = unheard(&iptables);
+            if let Some(silent) = &silent {
+                let kept = matches!(silent, Outcome::Dropped { .. } | Outcome::Refused);
+                prop_assert!(kept, "{question}: {silent}");
+            }
+            for (name, program) in [("reference", &theirs), ("own", &ours), ("kernel", &kernel)] {
+                prop_assert_eq!(&silent, &unheard(program), "{}: {}", name, question);
+            }
+            let wanted = found.outcome;
             // With nftables the reference drops invalid packets of TCP alone.
             if question.known != Known::Invalid || question.protocol == Protocol::TCP {
                 let other = theirs.answer(&pod, &question).outcome;

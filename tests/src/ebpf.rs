@@ -10,9 +10,7 @@ use millrace_core::dialect::{istio, native};
 use millrace_core::ebpf::read;
 use millrace_core::plan::Groups;
 use millrace_core::sim::{SourceTable, of_ebpf};
-use millrace_host::ebpf::{
-    EbpfError, Enrolled, Loaded, Node, OBJECT, Options, Target, default_cgroup,
-};
+use millrace_host::ebpf::{Enrolled, Loaded, Node, OBJECT, Options, Target, default_cgroup};
 use millrace_host::engine::Session;
 use millrace_host::facts;
 use nix::mount::{MsFlags, mount};
@@ -198,7 +196,10 @@ impl Capture for Ebpf {
     }
 }
 
-/// Whether an error is that the configuration is refused.
+/// Whether an error is that the configuration is refused, here or by the program.
 pub fn is_refusal(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(EbpfError::Refused(_))))
+    let said = |cause: &(dyn std::error::Error + 'static)| {
+        cause.to_string().contains("eBPF can't carry this configuration out")
+    };
+    error.chain().any(said)
 }

@@ -137,7 +137,7 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 impl Ground {
     /// Make it.
     pub fn new() -> Result<Self> {
-        let layout = Layout { side: true, transparent: true, local_dns: false };
+        let layout = Layout { side: true, transparent: true, ..Layout::default() };
         let mut topology = Topology::new(Stack::Dual, layout)?;
         topology.stop_listeners();
         // Both neighbours reach the pod's other address too.

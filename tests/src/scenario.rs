@@ -37,9 +37,13 @@ pub fn verify(case: &Case) -> Result<()> {
 /// Play a case in a pod of its own. The error names every connection that went astray.
 pub fn play(case: &Case, capture: &dyn Capture, stack: Stack) -> Result<()> {
     let what = || format!("case {:?}, {}, {stack:?}", case.name, capture.name());
-    let topology = Topology::new(stack, case.layout).with_context(what)?;
+    let mut topology = Topology::new(stack, case.layout).with_context(what)?;
     capture.apply(&topology, &case.config).with_context(what)?;
-    let wrong = astray(&topology, case.ports, &case.probes).with_context(what)?;
+    let mut wrong = astray(&topology, case.ports, &case.probes).with_context(what)?;
+    if !case.later.is_empty() {
+        topology.proxy_comes(case.layout).with_context(what)?;
+        wrong.extend(astray(&topology, case.ports, &case.later).with_context(what)?);
+    }
     ensure!(
         wrong.is_empty(),
         "{}:\n  {}\nThe pod then has:\n{}",
@@ -170,8 +174,11 @@ fn judge(
 ) -> Result<(), String> {
     let (answer, client) = match (fate, outcome) {
         (Fate::Reset, Outcome::Failed(Failure::Reset))
+        | (Fate::Refused, Outcome::Failed(Failure::Refused))
         | (Fate::TimedOut, Outcome::Failed(Failure::TimedOut)) => return Ok(()),
-        (Fate::Reset | Fate::TimedOut, _) => return Err("it ended otherwise".to_owned()),
+        (Fate::Reset | Fate::Refused | Fate::TimedOut, _) => {
+            return Err("it ended otherwise".to_owned());
+        }
         (_, Outcome::Failed(_)) => return Err("nobody answered".to_owned()),
         (_, Outcome::Answered { answer, client }) => (answer, *client),
     };
@@ -213,6 +220,6 @@ fn answered_by(
             proxy_on(ports.inbound).and_then(|()| same("local address", answer.local, to))
         }
         Fate::Dns => proxy_on(ports.dns).and_then(|()| original(tcp)),
-        Fate::Reset | Fate::TimedOut => Err("somebody answered".to_owned()),
+        Fate::Reset | Fate::Refused | Fate::TimedOut => Err("somebody answered".to_owned()),
     }
 }

@@ -120,6 +120,18 @@ impl Spot {
     }
 }
 
+/// Whether the proxy listens for inbound connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Inbound {
+    /// It does, as the layout says.
+    #[default]
+    There,
+    /// It does not yet.
+    Nobody,
+    /// It does, but its socket is not transparent, whatever the layout says.
+    Opaque,
+}
+
 /// What a topology has beside a pod with one interface.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Layout {
@@ -130,6 +142,8 @@ pub struct Layout {
     pub transparent: bool,
     /// A DNS cache listens on 127.0.0.53 in the pod, and resolv.conf names it alone.
     pub local_dns: bool,
+    /// Whether the proxy listens for inbound connections from the beginning.
+    pub inbound: Inbound,
 }
 
 /// A pod and its neighbours, with everybody listening.
@@ -174,6 +188,21 @@ impl Topology {
     /// End every listener: their ports are free afterwards.
     pub fn stop_listeners(&mut self) {
         self.listeners.clear();
+    }
+
+    /// The proxy, which did not, listens for inbound connections as its layout says.
+    pub fn proxy_comes(&mut self, layout: Layout) -> Result<()> {
+        if layout.inbound == Inbound::Opaque {
+            self.listeners.pop();
+        }
+        self.proxy_listens(layout.transparent)
+    }
+
+    fn proxy_listens(&mut self, transparent: bool) -> Result<()> {
+        let serve =
+            Serve { name: "proxy".to_owned(), identity: PROXY, listen: inbound(transparent) };
+        self.listeners.push(Listeners::start(&self.pod, &serve)?);
+        Ok(())
     }
 
     fn link(&self) -> Result<()> {
@@ -225,8 +254,8 @@ impl Topology {
     fn listen(&mut self, layout: Layout) -> Result<()> {
         let both = [Proto::Tcp, Proto::Udp];
         let mut proxy = everywhere(&[15001, 15008, 15020, 15021, 15090, 15101, 15108]);
-        for inbound in everywhere(&[15006, 15106]) {
-            proxy.push(Listen { transparent: layout.transparent, ..inbound });
+        if layout.inbound == Inbound::There {
+            proxy.extend(inbound(layout.transparent));
         }
         let mut app = everywhere(&[80, 8080, 9090]);
         let mut cache = Vec::new();
@@ -256,7 +285,7 @@ impl Topology {
             running.push(start(side, "side", ROOT, everywhere(&[80]))?);
         }
         self.listeners = running;
-        Ok(())
+        if layout.inbound == Inbound::Opaque { self.proxy_listens(false) } else { Ok(()) }
     }
 }
 
@@ -278,6 +307,12 @@ fn everywhere(ports: &[u16]) -> Vec<Listen> {
     let anywhere = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
     let addrs = ports.iter().flat_map(|port| anywhere.map(|ip| SocketAddr::new(ip, *port)));
     addrs.map(|addr| Listen { proto: Proto::Tcp, addr, transparent: false }).collect()
+}
+
+/// The proxy's listeners for inbound connections.
+fn inbound(transparent: bool) -> Vec<Listen> {
+    let all = everywhere(&[15006, 15106]).into_iter();
+    all.map(|listen| Listen { transparent, ..listen }).collect()
 }
 
 /// Listeners on one address, if the family has it. A UDP listener must be on one address: from a

@@ -8,7 +8,7 @@ use millrace_tests::scenario::play;
 use millrace_tests::topology::Stack;
 
 /// Cases that are refused. The reasons are those of `core/src/ebpf/refusal.rs`.
-const REFUSED: [&str; 10] = [
+const REFUSED: [&str; 15] = [
     "packets of no connection dropped",
     "an excluded interface",
     "an excluded interface, TPROXY",
@@ -19,6 +19,11 @@ const REFUSED: [&str; 10] = [
     "TPROXY, no ports",
     "TPROXY, another mark and table",
     "TPROXY with DNS",
+    "TPROXY before the proxy listens",
+    "TPROXY, some ports, before the proxy listens",
+    "TPROXY to a listener that is not transparent",
+    "own TPROXY before the proxy listens",
+    "own TPROXY to a listener that is not transparent",
 ];
 
 fn every_case(stack: Stack) -> Result<()> {

@@ -14,7 +14,7 @@ use millrace_core::iptables::Extension;
 use millrace_core::nft::expr::{Expr, Verdict};
 use millrace_core::nft::tables::{Base, NativeChain, NativeTables};
 use millrace_core::nft::xtables::XtRule;
-use millrace_core::nft::{NftRuleset, Statement, compile, merge, render_transaction};
+use millrace_core::nft::{NftRuleset, Statement, compile, guarded, merge, render_transaction};
 use millrace_core::ruleset::{Chain, ChainName};
 use millrace_core::value::Family;
 use millrace_host::nft::{Changes, Look, NftError, TableFamily, Wanted, change, look, rehearse};
@@ -28,7 +28,8 @@ use millrace_tests::snapshot::Snapshot;
 use millrace_tests::topology::{APP, Layout, Spot, Stack, Topology};
 use millrace_tests::wire::{Dial, Outcome, Proto};
 
-const NAMES: [&str; 4] = ["istio-proxy-nat", "istio-proxy-mangle", "istio-proxy-raw", "millrace"];
+const NAMES: [&str; 5] =
+    ["istio-proxy-nat", "istio-proxy-mangle", "istio-proxy-raw", "istio-proxy-guard", "millrace"];
 
 /// What the calling thread's namespace holds.
 fn seen() -> Result<Look> {
@@ -113,7 +114,13 @@ fn rulesets() -> Result<Vec<(String, NftRuleset)>> {
     }
     let in_own_table: Vec<_> =
         all.iter().map(|(name, ruleset)| (format!("{name}, own table"), own(ruleset))).collect();
+    let with_guard = |(name, ruleset): &(String, NftRuleset)| {
+        let rules = guarded(ruleset.clone());
+        (rules != *ruleset).then(|| (format!("{name}, with its guard"), rules))
+    };
+    let with_guard: Vec<_> = all.iter().filter_map(with_guard).collect();
     all.extend(in_own_table);
+    all.extend(with_guard);
     Ok(all)
 }
 

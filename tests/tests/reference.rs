@@ -233,7 +233,10 @@ fn native_rules(suite: &str, expected: usize) -> Result<()> {
         assert_eq!(code, Some(0), "{}: {said}", recording.name);
         let list =
             |namespace: &Namespace| namespace.run("nft", &["--stateless", "list", "ruleset"]);
-        assert_eq!(list(&written)?, list(&wanted)?, "{}", recording.name);
+        // What Millrace adds, the reference has not.
+        let (own, guard) = (list(&written)?, "table inet istio-proxy-guard {");
+        let (tables, _) = own.split_once(guard).unwrap_or((&own, ""));
+        assert_eq!(tables, list(&wanted)?, "{}", recording.name);
         let (code, said) = ran(&written, &mut capture::millrace(["status"])?)?;
         assert_eq!(code, Some(0), "{}: {said}", recording.name);
         let saved = written.run("nft", &["-j", "list", "ruleset"])?;

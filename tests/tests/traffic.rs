@@ -1,7 +1,7 @@
 //! Packets, really sent: every case, with both iptables, in pods with IPv4, IPv6 and both.
 
 use anyhow::Result;
-use millrace_tests::cases::{dns, identity, inbound, interfaces, outbound, tproxy};
+use millrace_tests::cases::{dns, identity, inbound, interfaces, listener, outbound, tproxy};
 use millrace_tests::scenario::verify;
 
 /// One test for each case, so that they run side by side and each failure has a name.
@@ -34,4 +34,6 @@ cases! {
         rerouted_interface_networks;
     dns: dns_servers dns_all dns_excluded_port dns_without_servers_asked dns_on_localhost;
     tproxy: tproxy_all tproxy_list tproxy_inbound_off tproxy_other_mark tproxy_dns;
+    listener: redirect_unheard tproxy_unheard tproxy_list_unheard tproxy_opaque
+        own_redirect_unheard own_tproxy_unheard own_tproxy_opaque;
 }

@@ -109,6 +109,8 @@ fn is_proved(topology: &Topology, options: &[&str]) -> Result<()> {
         };
         ensure!(connections.iter().any(|c| answered(&c)), "no DNS query to {family}: {found:#}");
     }
+    let unheard = |c: &&Value| c["unheard"] == 15006 && c["passed"] == true;
+    assert_eq!(connections.iter().filter(unheard).count(), 2, "{found:#}");
     let captured = |c: &&Value| c["result"]["port"] == 15006 && c["maker"] == "outside";
     assert_eq!(connections.iter().filter(captured).count(), 2, "{found:#}");
     assert_eq!(verify(topology, options, 0)?["failed"], 0);
@@ -127,7 +129,34 @@ fn tproxy_is_proved() -> Result<()> {
         let connections = found["connections"].as_array().context("connections")?;
         let handed = |c: &&Value| c["expected"]["how"] == "transparent" && c["passed"] == true;
         ensure!(connections.iter().filter(handed).count() >= 2, "{found:#}");
+        let unheard = |c: &&Value| c["unheard"] == 15006 && c["passed"] == true;
+        assert_eq!(connections.iter().filter(unheard).count(), 2, "{found:#}");
     }
+    Ok(())
+}
+
+/// Verify that TPROXY which lets connections on to the application is found: the reference's native
+/// rules without their guard.
+#[test]
+fn what_gets_past_a_proxy_that_does_not_listen_is_found() -> Result<()> {
+    let mut topology = Topology::new(Stack::Dual, Layout::default())?;
+    topology.stop_listeners();
+    let apply = ["istio-iptables", "--native-nftables", "-m", "TPROXY", "-i", "*", "-b", "*"];
+    millrace_in_pod(&topology, &apply, 0)?;
+    assert_eq!(verify(&topology, &[], 0)?["failed"], 0);
+    topology.pod.run("nft", &["delete", "table", "inet", "istio-proxy-guard"])?;
+    let found = verify(&topology, &[], 126)?;
+    let connections = found["connections"].as_array().context("connections")?;
+    let wrong: Vec<_> = connections.iter().filter(|c| c["passed"] == false).collect();
+    ensure!(wrong.len() == 2 && wrong.iter().all(|c| c["unheard"] == 15006), "{found:#}");
+    let explain = ["explain", "--in", "--src", "10.70.0.1", "--to-port", "8080", "--live"];
+    let said = millrace_in_pod(&topology, &explain, 0)?;
+    let open = "=> without a transparent listener on port 15006: delivered as it is\n";
+    ensure!(said.contains(open), "{said}");
+    millrace_in_pod(&topology, &apply, 0)?;
+    let said = millrace_in_pod(&topology, &explain, 0)?;
+    let closed = "=> without a transparent listener on port 15006: dropped: a rule says so\n";
+    ensure!(said.contains(closed), "{said}");
     Ok(())
 }
 

@@ -46,6 +46,7 @@ pub static NFT_TABLES: &[&str] = &[
     istio::NFT_LAYOUT.nat,
     istio::NFT_LAYOUT.mangle,
     istio::NFT_LAYOUT.raw,
+    istio::NFT_GUARD,
     native::NFT_LAYOUT.nat,
 ];
 

@@ -80,7 +80,7 @@ pub fn read_native(
     dialect: &Dialect,
 ) -> Option<(CapturePolicy, NftRuleset)> {
     let layout = dialect.nft_layout;
-    if !layout.names().iter().any(|name| tables.iter().any(|(found, _)| found == name)) {
+    if !layout.names().any(|name| tables.iter().any(|(found, _)| found == name)) {
         return None;
     }
     let [v4, v6] = native::dumps(tables, layout, dialect.footprint.layout);
@@ -93,8 +93,10 @@ pub fn read_native(
             in_order_of_dns(&Chains::of(dump, &dialect.footprint), dialect, &mut found);
         }
         let policy = policy(&found, dialect).ok()?;
+        let guards = layout.guard.is_some_and(|name| tables.iter().any(|(found, _)| found == name));
         let rules = [true, false].map(|spares| {
             let rules = nft::compile(&policy, layout, spares);
+            let rules = if guards { nft::guarded(rules) } else { rules };
             if layout.one_table { nft::merge(&rules) } else { rules }
         });
         let rules = rules.into_iter().find(|rules| {

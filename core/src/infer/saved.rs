@@ -156,7 +156,7 @@ fn action(action: &Action) -> Option<Vec<Expr>> {
         Action::Redirect(Some((first, last))) if first == last => {
             Some(vec![port(*first), Expr::Redirect])
         }
-        Action::Tproxy { port: Some(to), address: None, family: Some(family) } => {
+        Action::Tproxy { port: Some(to), address: None, family: Some(family), .. } => {
             Some(vec![port(*to), Expr::Tproxy(*family)])
         }
         Action::Mark(change) if *change == MarkChange::set(Masked::exact(change.flip)) => {

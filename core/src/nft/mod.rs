@@ -3,6 +3,7 @@
 
 mod compile;
 pub mod expr;
+mod guard;
 pub mod listed;
 mod merge;
 pub mod needs;
@@ -12,6 +13,7 @@ pub mod tables;
 pub mod xtables;
 
 pub use compile::compile;
+pub use guard::guarded;
 pub use merge::merge;
 pub use render::{base_chain, render_transaction, render_with_reasons, rule_text};
 
@@ -31,6 +33,9 @@ pub struct NftLayout {
     pub mangle: &'static str,
     /// The table for conntrack zones.
     pub raw: &'static str,
+    /// The table for what drops what no transparent proxy took; none where that is dropped in the
+    /// table for marks.
+    pub guard: Option<&'static str>,
     /// The chains that are not called by the kernel.
     pub chains: crate::compile::Layout,
     /// Whether there is one table for everything, in which chains carry in front what they are for.
@@ -39,8 +44,8 @@ pub struct NftLayout {
 
 impl NftLayout {
     /// The names of the tables.
-    pub const fn names(&self) -> [&'static str; 3] {
-        [self.nat, self.mangle, self.raw]
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        [self.nat, self.mangle, self.raw].into_iter().chain(self.guard)
     }
 
     /// What a chain is called.
@@ -52,13 +57,14 @@ impl NftLayout {
         if self.one_table { format!("{table}-{name}") } else { name.to_owned() }
     }
 
-    /// The name of the table that does the work of an iptables table; none for `filter`.
+    /// The name of the table that does the work of an iptables table, and of the guard's for
+    /// `filter`.
     pub const fn table(&self, table: Table) -> Option<&'static str> {
         match table {
             Table::Nat => Some(self.nat),
             Table::Mangle => Some(self.mangle),
             Table::Raw => Some(self.raw),
-            Table::Filter => None,
+            Table::Filter => self.guard,
         }
     }
 }
@@ -195,7 +201,7 @@ impl NftRuleset {
     /// The tables with rules, in the order in which they are written.
     pub fn tables(&self) -> impl Iterator<Item = Table> {
         let has = |table: &Table| self.emissions.iter().any(|e| e.table == *table);
-        [Table::Nat, Table::Mangle, Table::Raw].into_iter().filter(has)
+        [Table::Nat, Table::Mangle, Table::Raw, Table::Filter].into_iter().filter(has)
     }
 
     /// The chains with rules of a table: those that the kernel calls first.

@@ -70,6 +70,8 @@ pub const fn base_chain(table: Table, hook: Hook) -> (&'static str, i32) {
         (Table::Mangle, Hook::Output) => ("route", -150),
         (Table::Mangle, _) => ("filter", -150),
         (Table::Raw, _) => ("filter", -300),
+        // Right behind what marks the packets that a transparent proxy takes.
+        (Table::Filter, Hook::Prerouting) => ("filter", -149),
         (Table::Filter, _) => ("filter", 0),
     }
 }

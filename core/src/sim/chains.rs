@@ -177,11 +177,19 @@ impl<'a, W: Witness> Walk<'a, W> {
                 };
                 return self.hide(id, own, *ports, packet);
             }
-            Action::Tproxy { port, family, .. } => {
+            Action::Tproxy { port, family, drops, .. } => {
                 let fits = matches!(packet.protocol, Protocol::TCP | Protocol::UDP)
                     && family.is_none_or(|family| family == packet.family);
                 if !fits {
                     return Ok(Flow::Break);
+                }
+                if self.unheard {
+                    if !drops {
+                        return Ok(Flow::Break);
+                    }
+                    self.decide(id);
+                    let why = "no transparent socket takes it".to_owned();
+                    return Err(Halt::Dropped { rule: Some(id), why });
                 }
                 packet.taken = Some(port.map_or(packet.ends.port, |p| Value::made(p.into())));
                 self.decide(id);

@@ -138,6 +138,27 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// What becomes of a captured connection while nobody listens where it is led to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unheard {
+    /// The port that nobody listens on.
+    pub port: u16,
+    /// Whether only a transparent socket counts as a listener.
+    pub transparent: bool,
+    /// What becomes of it.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+impl fmt::Display for Unheard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { port, transparent, outcome } = self;
+        let kind = if *transparent { "transparent " } else { "" };
+        write!(f, "without a {kind}listener on port {port}: {outcome}")
+    }
+}
+
 /// What becomes of the answer to a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase", tag = "reply")]

@@ -29,7 +29,7 @@ mod test;
 mod walk;
 mod witness;
 
-pub use fate::{Fate, How, Outcome, Reply};
+pub use fate::{Fate, How, Outcome, Reply, Unheard};
 pub use lower::{
     EBPF, Listed, Listening, NotNft, of_dump, of_ebpf, of_listed, of_native, of_nft, of_nft_json,
     of_ruleset,
@@ -54,6 +54,29 @@ impl Program {
         Walk::new(self, namespace, question, &mut Nobody).first()
     }
 
+    /// What becomes of a captured connection while nobody listens on the port that it is led to: the
+    /// kernel refuses it, but what was to go to a transparent socket is left to the rules.
+    pub fn unheard(
+        &self,
+        namespace: &Namespace,
+        question: &Question,
+        fate: &Fate,
+    ) -> Option<Unheard> {
+        let Fate::Delivered { port, how, .. } = fate else { return None };
+        let transparent = *how == How::Transparent;
+        let outcome = match how {
+            How::Unchanged => return None,
+            How::Translated | How::Handed => Outcome::Refused,
+            How::Transparent => {
+                let mut nobody = Nobody;
+                let mut walk = Walk::new(self, namespace, question, &mut nobody);
+                walk.unheard = true;
+                walk.first().outcome
+            }
+        };
+        Some(Unheard { port: *port, transparent, outcome })
+    }
+
     /// The same, and what becomes of the answer to it, with everything that happens on the way.
     pub fn explain(&self, namespace: &Namespace, question: &Question) -> Explanation {
         let (mut there, mut back) = (Scribe::default(), Scribe::default());
@@ -64,7 +87,8 @@ impl Program {
         walk.connections = connections;
         walk.connected = connected;
         let reply = walk.reply(&answer.fate);
-        Explanation { answer, reply, there: there.events, back: back.events }
+        let unheard = self.unheard(namespace, question, &answer.fate);
+        Explanation { answer, unheard, reply, there: there.events, back: back.events }
     }
 }
 
@@ -73,6 +97,8 @@ impl Program {
 pub struct Explanation {
     /// What becomes of it.
     pub answer: Answer,
+    /// What becomes of it while nobody listens where it is led to, if it is captured.
+    pub unheard: Option<Unheard>,
     /// What becomes of the answer to it, where there is somebody to answer.
     pub reply: Option<Reply>,
     /// What the first packet met.

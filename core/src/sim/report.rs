@@ -24,6 +24,9 @@ pub fn explanation_text(program: &Program, question: &Question, found: &Explanat
     if let Some(id) = found.answer.decided.last() {
         text.push_str(&format!("   by {}{}\n", program.line(*id), why(program, *id)));
     }
+    if let Some(unheard) = &found.unheard {
+        text.push_str(&format!("=> {unheard}\n"));
+    }
     let Some(reply) = &found.reply else { return text };
     match reply {
         Reply::Arrives => text.push_str("=> the answer arrives\n"),
@@ -95,6 +98,7 @@ pub fn explanation_json(program: &Program, question: &Question, found: &Explanat
         "fate": found.answer.fate,
         "outcome": found.answer.outcome,
         "decidedBy": decided,
+        "withoutListener": found.unheard,
         "reply": found.reply,
         "way": events_json(program, &found.there),
         "wayBack": events_json(program, &found.back),

@@ -311,6 +311,9 @@ pub enum Action {
         address: Option<IpAddr>,
         /// The family, where only one is meant.
         family: Option<Family>,
+        /// Whether a packet that no transparent socket takes is dropped, as iptables does
+        /// (`tproxy_tg4()`), and not let on to the next rule (`nft_tproxy_eval_v4()`).
+        drops: bool,
     },
     /// Connect the socket to this port of localhost instead.
     Connect(u16),

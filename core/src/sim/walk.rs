@@ -85,6 +85,8 @@ pub(super) struct Walk<'a, W> {
     /// Whether a rule has given the connection to somebody else: what lets it past afterwards
     /// decides nothing.
     pub(super) acted: bool,
+    /// Whether no transparent socket listens.
+    pub(super) unheard: bool,
     /// Where the question's socket is connected, when that is not where it asked for.
     pub(super) connected: Option<SocketAddr>,
 }
@@ -107,6 +109,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             decided: Vec::new(),
             deciding: true,
             acted: false,
+            unheard: false,
             connected: None,
         }
     }

@@ -3,6 +3,7 @@
 //! rules of the configuration do in the simulator, not what the pod's own rules say.
 
 mod detour;
+mod sample;
 
 pub use detour::detours;
 
@@ -18,6 +19,7 @@ use crate::policy::{
 use crate::ruleset::Owner;
 use crate::sim::{Fate, How, Identity, Namespace, Program, Protocol, Question, RuleId};
 use crate::value::{Cidr, Family};
+use sample::{member, nobodys};
 
 /// Who makes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -93,6 +95,9 @@ pub struct Check {
     pub source: Option<IpAddr>,
     /// Where it goes.
     pub to: SocketAddr,
+    /// The port that nobody may listen on meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unheard: Option<u16>,
     /// Where it has to arrive.
     pub expected: Expected,
     /// Why: the reasons of the rules that decide.
@@ -108,7 +113,8 @@ impl fmt::Display for Check {
         if let Some(source) = self.source {
             write!(f, "from {source} ")?;
         }
-        write!(f, "to {}/{}", self.to, self.protocol)
+        write!(f, "to {}/{}", self.to, self.protocol)?;
+        self.unheard.map_or(Ok(()), |port| write!(f, " without a listener on port {port}"))
     }
 }
 
@@ -366,7 +372,18 @@ impl Checks<'_> {
         let rule = |id: &RuleId| self.asked.program.rule(*id).reason.as_ref();
         let reasons = answer.decided.iter().filter_map(rule);
         let because = reasons.map(ToString::to_string).collect();
-        self.list.push(Check { proves, maker, owner, protocol, source, to, expected, because });
+        let unheard = None;
+        self.list.push(Check {
+            proves,
+            maker,
+            owner,
+            protocol,
+            source,
+            to,
+            unheard,
+            expected,
+            because,
+        });
     }
 
     fn outbound(&mut self, family: Family) {
@@ -439,9 +456,24 @@ impl Checks<'_> {
         for (proves, port) in ports {
             let to = SocketAddr::new(own, port);
             self.add(proves, Maker::Outside, Protocol::TCP, from, to);
+            if port == self.asked.port {
+                self.unheard();
+            }
         }
         let to = SocketAddr::new(own, self.asked.port);
         self.add("inbound UDP", Maker::Outside, Protocol::UDP, from, to);
+    }
+
+    /// What is captured reaches nobody else while the proxy does not listen.
+    fn unheard(&mut self) {
+        let Some(last) = self.list.last() else { return };
+        let Expected::Arrives { port, how, .. } = last.expected else { return };
+        if how != How::Unchanged {
+            let why = format!("nobody listens on port {port}");
+            let expected = Expected::Dropped { why };
+            let proves = "inbound connections while the proxy does not listen";
+            self.list.push(Check { proves, unheard: Some(port), expected, ..last.clone() });
+        }
     }
 
     fn dns(&mut self, family: Family) {
@@ -459,33 +491,5 @@ impl Checks<'_> {
         }
         let to = SocketAddr::new(nowhere, self.asked.port);
         self.add("outbound UDP", Maker::Application, Protocol::UDP, None, to);
-    }
-}
-
-/// Addresses of documentation: no route of a pod leads to anybody who has them.
-const fn nobodys(family: Family) -> [IpAddr; 3] {
-    match family {
-        Family::V4 => [
-            IpAddr::V4(Ipv4Addr::new(203, 0, 113, 2)),
-            IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2)),
-            IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)),
-        ],
-        Family::V6 => [
-            IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2)),
-            IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2)),
-            IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2)),
-        ],
-    }
-}
-
-/// The second address of a network, or the only one.
-fn member(network: Cidr) -> IpAddr {
-    let first = network.network();
-    if first.length() + 1 >= first.family().bits() {
-        return first.address();
-    }
-    match first.address() {
-        IpAddr::V4(a) => IpAddr::V4(Ipv4Addr::from_bits(a.to_bits() | 2)),
-        IpAddr::V6(a) => IpAddr::V6(Ipv6Addr::from_bits(a.to_bits() | 2)),
     }
 }

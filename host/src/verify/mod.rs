@@ -68,12 +68,15 @@ impl Prover {
             }
         }
         let (conntrack, wire) = (Conntrack::open().ok(), Wire::open());
-        let run = Run { prover: self, listeners, taken, conntrack, wire };
+        let mut run = Run { prover: self, listeners, taken, conntrack, wire };
         let finding = |check: Check| {
-            let seen = run.check(&check);
-            Finding::new(check, seen)
+            let seen = match check.unheard {
+                Some(port) => run.without(port, &check)?,
+                None => run.check(&check),
+            };
+            Some(Finding::new(check, seen))
         };
-        checks.into_iter().map(finding).collect()
+        checks.into_iter().filter_map(finding).collect()
     }
 
     /// Take everything away again. Without this the kernel does, when the process ends.
@@ -125,6 +128,21 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// The same while nobody listens on a port; none where a running process does.
+    fn without(&mut self, port: u16, check: &Check) -> Option<Seen> {
+        let family = Family::of(check.to.ip());
+        let is =
+            |spot: &Spot| (spot.family, spot.protocol, spot.port) == (family, check.protocol, port);
+        let at = self.listeners.iter().position(|listener| is(&listener.spot))?;
+        let Listener { spot, .. } = self.listeners.swap_remove(at);
+        let seen = self.check(check);
+        match Listener::open(spot) {
+            Ok(listener) => self.listeners.push(listener),
+            Err(errno) => self.taken.push((spot, errno)),
+        }
+        Some(seen)
+    }
+
     fn check(&self, check: &Check) -> Seen {
         let not_tried = |why: String| Seen::NotTried { why };
         let family = Family::of(check.to.ip());

@@ -75,8 +75,13 @@ fn own_rules(policy: &CapturePolicy) -> NftRuleset {
     nft::merge(&nft::compile(policy, &native::NFT_LAYOUT, true))
 }
 
-/// The native nftables of a command line of istio-iptables.
+/// The native nftables of a command line of istio-iptables, and what Millrace adds to them.
 pub(super) fn native_rules(policy: &CapturePolicy, options: &istio::Options) -> NftRuleset {
+    nft::guarded(reference_rules(policy, options))
+}
+
+/// The same as istio-iptables writes them.
+pub(super) fn reference_rules(policy: &CapturePolicy, options: &istio::Options) -> NftRuleset {
     nft::compile(policy, &istio::NFT_LAYOUT, !options.ipv6_as_reference)
 }
 

@@ -192,7 +192,7 @@ impl Run<'_> {
 
     fn dry_run(&mut self) -> Result<()> {
         if self.options.native {
-            let ruleset = config::native_rules(&self.policy, &self.options);
+            let ruleset = config::reference_rules(&self.policy, &self.options);
             let text = render_transaction(&ruleset);
             self.log.info(&format!("nftables rules, in one transaction:\n{}", text.trim_end()));
             return self.write_dry_run(&text);

@@ -2,10 +2,11 @@
 
 use super::Fate::{Direct, Inbound, Outbound, TimedOut};
 use super::{Case, app, istio, outside, proxy, side};
-use crate::topology::Layout;
 use crate::topology::Spot::{Other, Pod, PodSide, Service, Side};
+use crate::topology::{Inbound as Proxy, Layout};
 
-const WITH_SIDE: Layout = Layout { side: true, transparent: false, local_dns: false };
+const WITH_SIDE: Layout =
+    Layout { side: true, transparent: false, local_dns: false, inbound: Proxy::There };
 
 pub(super) fn cases() -> Vec<Case> {
     vec![

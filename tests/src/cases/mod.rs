@@ -8,6 +8,7 @@ pub mod dns;
 pub mod identity;
 pub mod inbound;
 pub mod interfaces;
+pub mod listener;
 pub mod outbound;
 pub mod tproxy;
 
@@ -184,6 +185,8 @@ pub enum Fate {
     Dns,
     /// Nobody answers, and the client is told at once.
     Reset,
+    /// Nobody listens, and the kernel says so.
+    Refused,
     /// Nobody answers.
     TimedOut,
 }
@@ -221,6 +224,8 @@ pub struct Case {
     pub ports: Ports,
     /// The connections, made one after the other.
     pub probes: Vec<Probe>,
+    /// Connections that are made once the proxy, which was not there for the others, listens.
+    pub later: Vec<Probe>,
 }
 
 const PORTS: Ports = Ports { outbound: 15001, inbound: 15006, dns: 15053 };
@@ -228,13 +233,13 @@ const PORTS: Ports = Ports { outbound: 15001, inbound: 15006, dns: 15053 };
 /// A case of istio-iptables with these flags.
 fn istio(name: &'static str, flags: &[&'static str], probes: Vec<Probe>) -> Case {
     let config = Config::Istio { flags: flags.to_vec(), env: Vec::new() };
-    Case { name, config, layout: Layout::default(), ports: PORTS, probes }
+    Case { name, config, layout: Layout::default(), ports: PORTS, probes, later: Vec::new() }
 }
 
 /// A case of `millrace apply` with these flags.
 fn own(name: &'static str, flags: &[&'static str], probes: Vec<Probe>) -> Case {
     let config = Config::Apply { flags: flags.to_vec() };
-    Case { name, config, layout: Layout::default(), ports: PORTS, probes }
+    Case { name, config, layout: Layout::default(), ports: PORTS, probes, later: Vec::new() }
 }
 
 impl Case {
@@ -248,6 +253,10 @@ impl Case {
     fn layout(self, layout: Layout) -> Self {
         Self { layout, ..self }
     }
+
+    fn later(self, later: Vec<Probe>) -> Self {
+        Self { later, ..self }
+    }
 }
 
 /// Every case.
@@ -259,6 +268,7 @@ pub fn all() -> Vec<Case> {
         interfaces::cases(),
         dns::cases(),
         tproxy::cases(),
+        listener::cases(),
     ]
     .concat()
 }

@@ -3,10 +3,11 @@
 
 use super::Fate::{Direct, Inbound, InboundUntranslated, Outbound};
 use super::{Case, app, istio, outside, proxy};
-use crate::topology::Layout;
 use crate::topology::Spot::{Dns, Localhost, Passthrough, Peer, Pod, Service};
+use crate::topology::{Inbound as Proxy, Layout};
 
-const TRANSPARENT: Layout = Layout { side: false, transparent: true, local_dns: false };
+pub(super) const TRANSPARENT: Layout =
+    Layout { side: false, transparent: true, local_dns: false, inbound: Proxy::There };
 
 pub(super) fn cases() -> Vec<Case> {
     vec![tproxy_all(), tproxy_list(), tproxy_inbound_off(), tproxy_other_mark(), tproxy_dns()]

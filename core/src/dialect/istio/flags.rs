@@ -304,7 +304,8 @@ pub const FLAGS: &[FlagDef] = &[
         Kind::Bool,
         "false",
         &["NATIVE_NFTABLES"],
-        "Native nftables rules instead of iptables, by netlink: no program is run",
+        "Native nftables rules instead of iptables, by netlink: no program is run. With TPROXY a table \
+         more than the reference has drops connections while the proxy does not listen",
     ),
     flag(
         "force-iptables-binary",

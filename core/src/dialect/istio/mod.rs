@@ -36,11 +36,15 @@ pub static LAYOUT: Layout = Layout {
     tagged: false,
 };
 
+/// The table that Millrace adds to them: istio-iptables has none of the kind.
+pub const NFT_GUARD: &str = "istio-proxy-guard";
+
 /// The tables and chains that istio-iptables makes with `--native-nftables`.
 pub static NFT_LAYOUT: NftLayout = NftLayout {
     nat: "istio-proxy-nat",
     mangle: "istio-proxy-mangle",
     raw: "istio-proxy-raw",
+    guard: Some(NFT_GUARD),
     chains: Layout {
         inbound: ChainName::known("istio-inbound"),
         redirect: ChainName::known("istio-redirect"),

@@ -39,6 +39,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
     nat: "millrace",
     mangle: "millrace",
     raw: "millrace",
+    guard: None,
     chains: Layout {
         inbound: ChainName::known("inbound"),
         redirect: ChainName::known("to-outbound-port"),

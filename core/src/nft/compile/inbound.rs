@@ -115,14 +115,19 @@ fn transparent_chains(b: &mut Builder<'_>, mark: Mark, source: &Source) {
     let port = &b.policy.inbound.port;
     let purpose = format!("captured inbound connections go to transparent port {}", port.value);
     for family in b.families() {
-        let hand = vec![
-            tcp(),
-            not_to(b.localhost(family)),
-            Statement::Tproxy { family, port: port.value },
-            Statement::SetMark(mark.get()),
-        ];
+        let captured = vec![tcp(), not_to(b.localhost(family))];
+        let mut hand = captured.clone();
+        hand.push(Statement::Tproxy { family, port: port.value });
+        hand.push(Statement::SetMark(mark.get()));
         let reason = why(&port.source, purpose.clone());
         b.user(Table::Mangle, &layout.tproxy, rule(hand, Statement::Accept), reason);
+        // Where no transparent socket listens, `tproxy` ends its rule and no more
+        // (`nft_tproxy_eval_v4()`); TPROXY of iptables drops. The reference's tables stay as they
+        // are, and `guarded` adds a table beside them.
+        if !b.as_reference {
+            let reason = why(&port.source, super::super::guard::purpose(port.value));
+            b.user(Table::Mangle, &layout.tproxy, rule(captured, Statement::Drop), reason);
+        }
     }
 }
 

@@ -190,9 +190,8 @@ fn actions(target: &Target) -> Vec<Action> {
         Target::Drop => vec![Action::Drop],
         Target::Jump(chain) => vec![Action::Jump(chain.as_str().to_owned())],
         Target::Redirect { port, .. } => vec![Action::Redirect(Some((port.get(), port.get())))],
-        // A transparent socket is there: that is what the rule is for (`xt_TPROXY.c`).
         Target::Tproxy { mark, port } => vec![
-            Action::Tproxy { port: Some(port.get()), address: None, family: None },
+            Action::Tproxy { port: Some(port.get()), address: None, family: None, drops: true },
             Action::Mark(MarkChange::exchange(*mark)),
             Action::Accept,
         ],

@@ -261,7 +261,8 @@ impl Reader {
             }
             Expr::Tproxy(family) => {
                 let port = Some(self.port()?);
-                let tproxy = Action::Tproxy { port, address: None, family: Some(*family) };
+                let family = Some(*family);
+                let tproxy = Action::Tproxy { port, address: None, family, drops: false };
                 self.steps.push(tproxy.into());
             }
             Expr::Verdict(verdict) => self.steps.push(

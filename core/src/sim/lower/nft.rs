@@ -131,7 +131,8 @@ fn action(statement: &Statement, layout: &NftLayout, table: Table) -> Action {
         Statement::Zone(zone) => Action::Zone(zone.0),
         Statement::Redirect(port) => Action::Redirect(Some((port.get(), port.get()))),
         Statement::Tproxy { family, port } => {
-            Action::Tproxy { port: Some(port.get()), address: None, family: Some(*family) }
+            let (port, family) = (Some(port.get()), Some(*family));
+            Action::Tproxy { port, address: None, family, drops: false }
         }
         Statement::Return => Action::Return,
         Statement::Accept => Action::Accept,

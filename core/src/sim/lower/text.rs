@@ -304,7 +304,8 @@ impl<'w> Reader<'w> {
                 _ => return None,
             }
         }
-        let tproxy = Action::Tproxy { port: port.filter(|p| *p != 0), address, family: None };
+        let port = port.filter(|p| *p != 0);
+        let tproxy = Action::Tproxy { port, address, family: None, drops: true };
         Some(vec![tproxy, Action::Mark(MarkChange::exchange(mark)), Action::Accept])
     }
 

@@ -69,7 +69,7 @@ fn tproxy(content: &Value) -> Option<Action> {
         Some((first, last)) if first == last => Some(first),
         Some(_) => return None,
     };
-    Some(Action::Tproxy { port, address: to.address, family })
+    Some(Action::Tproxy { port, address: to.address, family, drops: false })
 }
 
 /// A field of the packet or of its connection is set.
