@@ -30,11 +30,10 @@ pub(crate) enum EnrolError {
 /// Why not.
 pub(crate) fn works(folder: &Path) -> Result<(), String> {
     let node = Node::open(folder).map_err(|error| error.to_string())?;
-    let missing = node.state().map_err(|error| error.to_string())?.missing;
-    if missing.is_empty() {
-        return Ok(());
+    match node.faults().map_err(|error| error.to_string())?.told() {
+        None => Ok(()),
+        Some(faults) => Err(format!("the node's programs are not whole: {faults}")),
     }
-    Err(format!("the node's programs {} are not attached", missing.join(", ")))
 }
 
 impl Pod {
@@ -85,14 +84,12 @@ impl Pod {
         let target = Target::current()?;
         let entry = target.entry(&policy, &self.groups)?;
         let cookie = target.cookie();
-        let missing = node.state()?.missing;
+        let faults = node.faults()?.told();
         Ok(match node.pod(cookie)? {
             None => Some("the pod has no entry in the maps of the node's programs".to_owned()),
-            Some(found) if found.netns.is_none() => {
-                Some("its program for inbound connections is not attached".to_owned())
-            }
-            Some(_) if !missing.is_empty() => {
-                Some(format!("the node's programs {} are not attached", missing.join(", ")))
+            Some(found) if found.fault().is_some() => found.fault().map(str::to_owned),
+            Some(_) if faults.is_some() => {
+                faults.map(|faults| format!("the node's programs are not whole: {faults}"))
             }
             Some(_) if !node.holds(cookie, &entry)? => {
                 Some("its entry differs from what is wanted".to_owned())

@@ -1,7 +1,8 @@
 //! Network namespaces: naming one, entering it, telling two apart.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -113,6 +114,31 @@ pub struct Netns {
     id: NetnsId,
 }
 
+/// The network namespaces that can be entered, by their inodes: those that are mounted somewhere
+/// (`proc_pid_mountinfo(5)`), and those of processes.
+pub fn known() -> BTreeMap<u64, PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut known: BTreeMap<u64, PathBuf> = mounts.lines().filter_map(mounted).collect();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let number = process.file_name();
+        let path = process.path().join("ns/net");
+        if number.as_encoded_bytes().iter().all(u8::is_ascii_digit)
+            && let Ok(meta) = fs::metadata(&path)
+        {
+            known.entry(meta.ino()).or_insert(path);
+        }
+    }
+    known
+}
+
+/// `36 35 0:4 net:[4026532281] /run/netns/pod rw - nsfs nsfs rw`
+fn mounted(line: &str) -> Option<(u64, PathBuf)> {
+    let mut words = line.split(' ').skip(3);
+    let inode = words.next()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()?;
+    // Spaces and the like are written in octal; no pod's path has any.
+    Some((inode, words.next().filter(|path| !path.contains('\\'))?.into()))
+}
+
 impl NetnsRef {
     /// Open it.
     ///
@@ -136,7 +162,7 @@ impl Netns {
 
     /// Whether the calling thread is in it.
     pub fn is_current(&self) -> bool {
-        std::fs::metadata(OWN).is_ok_and(|m| NetnsId(m.dev(), m.ino()) == self.id)
+        fs::metadata(OWN).is_ok_and(|m| NetnsId(m.dev(), m.ino()) == self.id)
     }
 
     /// Enter it with the calling thread; nothing is done, and no privilege needed, when the
@@ -169,8 +195,8 @@ impl Netns {
             source => NetnsError::Owner { path: self.path.clone(), source },
         };
         let owner = sys_netns::owner(&self.file).map_err(failed)?;
-        let id = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
-        let own = std::fs::metadata(OWN_USERS).map(id);
+        let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let own = fs::metadata(OWN_USERS).map(id);
         if own.is_ok_and(|own| owner.metadata().map(id).is_ok_and(|owner| owner == own)) {
             return Ok(false);
         }
@@ -196,6 +222,14 @@ mod tests {
         for bad in ["", ".", "..", "a b", "a\n", "\u{e9}"] {
             assert!(bad.parse::<NetnsRef>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_mounted_namespace_is_found() {
+        let line = "36 35 0:4 net:[4026532281] /run/netns/pod rw shared:1 - nsfs nsfs rw";
+        assert_eq!(mounted(line), Some((4_026_532_281, "/run/netns/pod".into())));
+        assert_eq!(mounted("36 35 0:4 / /proc rw - proc proc rw"), None);
+        assert_eq!(mounted("36 35 0:4 mnt:[4026532281] /run/x rw - nsfs nsfs rw"), None);
     }
 
     #[test]

@@ -24,6 +24,8 @@ use crate::topology::{Layout, Stack, Topology};
 pub const MOUNT: &str = "/run/bpf";
 /// The folder of the pins.
 pub const FOLDER: &str = "/run/bpf/millrace";
+/// How long another run may take.
+pub const WAIT: Duration = Duration::from_secs(30);
 /// A pod is captured, whatever was there.
 pub const APPLY: [&str; 5] = ["apply", "--backend", "ebpf", "--bpffs", FOLDER];
 
@@ -105,7 +107,7 @@ pub fn mount_bpffs(namespace: &Namespace) -> Result<()> {
 
 /// Load the programs, or load them again, where there is a bpffs.
 pub fn load_with(namespace: &Namespace, options: &Options) -> Result<Loaded> {
-    let (_, loaded) = namespace.enter(|| Node::load(Path::new(FOLDER), options))??;
+    let (_, loaded) = namespace.enter(|| Node::load(Path::new(FOLDER), options, WAIT))??;
     Ok(loaded)
 }
 

@@ -1,13 +1,20 @@
-//! Somebody else's program at a cgroup, and the order in which programs run there.
+//! Somebody else's program at a cgroup, the order in which programs run there, and what somebody with
+//! privilege can do to programs and maps that are pinned.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use nix::libc;
 
 // `enum bpf_cmd`, `enum bpf_prog_type` and `enum bpf_attach_type` of linux/bpf.h.
+const MAP_DELETE: libc::c_int = 3;
+const OBJ_GET: libc::c_int = 7;
+const LINK_DETACH: libc::c_int = 34;
 const PROG_LOAD: libc::c_int = 5;
 const PROG_QUERY: libc::c_int = 16;
 const LINK_CREATE: libc::c_int = 28;
@@ -38,6 +45,25 @@ struct Link {
     target: u32,
     kind: u32,
     flags: u32,
+}
+
+#[repr(C)]
+struct Object {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct Element {
+    map: u32,
+    padding: u32,
+    key: u64,
+}
+
+#[repr(C)]
+struct Detach {
+    link: u32,
 }
 
 #[repr(C)]
@@ -98,4 +124,23 @@ pub fn attached(cgroup: &File) -> io::Result<Vec<u32>> {
     bpf(PROG_QUERY, &mut query)?;
     let count = usize::try_from(query.count).map_err(io::Error::other)?;
     Ok(ids.get(..count).unwrap_or_default().to_vec())
+}
+
+fn pinned(pin: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(pin.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let path = path.as_ptr() as u64;
+    bpf(OBJ_GET, &mut Object { path, fd: 0, flags: 0 }).map(owned)
+}
+
+/// Detach a pinned link's program. The pin stays.
+pub fn detach(pin: &Path) -> io::Result<()> {
+    let link = pinned(pin)?;
+    bpf(LINK_DETACH, &mut Detach { link: link.as_raw_fd().cast_unsigned() }).map(drop)
+}
+
+/// Take an entry out of a pinned map.
+pub fn delete(pin: &Path, key: &[u8]) -> io::Result<()> {
+    let fd = pinned(pin)?;
+    let (map, key) = (fd.as_raw_fd().cast_unsigned(), key.as_ptr() as u64);
+    bpf(MAP_DELETE, &mut Element { map, padding: 0, key }).map(drop)
 }

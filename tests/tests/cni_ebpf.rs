@@ -1,9 +1,12 @@
 //! The CNI plugin with the node's eBPF programs.
 
+use std::fs::File;
+
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::cni::{Call, Host, Pod, mesh};
 use millrace_tests::ebpf::{Cgroup, FOLDER, load, mount_bpffs, node};
 use millrace_tests::topology::{APP, PROXY};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
 /// A pod with a link, so that there is somewhere to go. It gets no link-local address by itself: that
@@ -140,5 +143,55 @@ fn gone_without_del() -> Result<()> {
         add(&host, &other, "ebpf", &[]).to("DEL").run(&host)?.success()?;
         ensure!(pods(&host)? == 0, "{word}");
     }
+    Ok(())
+}
+
+/// Verify that a lock of the programs' folder that somebody holds ends ADD at its deadline with a code
+/// that has it tried again, and keeps neither DEL nor the pod's rules.
+#[test]
+fn a_lock_that_is_held() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let host = Host::new()?;
+    load(&host.namespace)?;
+    let pod = pod(&host)?;
+    let held = host.namespace.enter(|| -> Result<Flock<File>> {
+        let folder = File::open(FOLDER)?;
+        Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
+    })??;
+    for backend in ["ebpf", "auto"] {
+        let call = add(&host, &pod, backend, &[]).with_key("deadline", json!("1s"));
+        let error = call.run(&host)?.failure(11)?;
+        ensure!(error.contains("did not end in time"), "{backend}: {error}");
+        let reply = call.to("DEL").run(&host)?;
+        reply.success()?;
+        ensure!(reply.log.contains("did not end in time"), "{}", reply.log);
+    }
+    drop(held);
+    ensure!(last(&add(&host, &pod, "auto", &[]), &host)?["by"] == "eBPF", "it is free");
+    Ok(())
+}
+
+/// Verify that a pod that rules capture because the programs are missing, where the entry says that the
+/// node has them, is told of with a warning; and none where it doesn't.
+#[test]
+fn programs_that_are_missing_are_told_of() -> Result<()> {
+    let host = Host::new()?;
+    mount_bpffs(&host.namespace)?;
+    let pod = pod(&host)?;
+    let warning = "the node's eBPF programs are not loaded";
+    let warned = |call: &Call| -> Result<bool> {
+        let reply = call.run(&host)?;
+        reply.success()?;
+        let told = |line: &Value| {
+            line["level"] == "warn" && line["msg"].as_str().is_some_and(|m| m.contains(warning))
+        };
+        Ok(reply.lines()?.iter().any(told))
+    };
+    let call = add(&host, &pod, "auto", &[]);
+    ensure!(warned(&call)?, "the backend is named");
+    ensure!(warned(&call.clone().without_key("backend"))?, "the folder is named");
+    let call = call.without_key("bpffs");
+    ensure!(warned(&call)?, "the backend is named");
+    ensure!(!warned(&call.without_key("backend"))?, "nobody expects eBPF");
     Ok(())
 }

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use millrace_host::ebpf::{EbpfError, Node, OBJECT, Options, Target};
 use millrace_tests::capture::{millrace, millrace_in_pod, ran, wrapped};
 use millrace_tests::ebpf::{
-    APPLY, Cgroup, FOLDER, enrol, load, load_with, loaded, mount_bpffs, node, options,
+    APPLY, Cgroup, FOLDER, WAIT, enrol, load, load_with, loaded, mount_bpffs, node, options,
 };
 use millrace_tests::netns::Namespace;
 use millrace_tests::sys_bpf;
@@ -110,7 +110,7 @@ fn replaced_under_load() -> Result<()> {
         Ok(())
     };
     talk()?;
-    topology.pod.enter(|| Node::unload(Path::new(FOLDER)))??;
+    topology.pod.enter(|| Node::unload(Path::new(FOLDER), WAIT, true))??;
     talk()?;
     let name = answered(&topology.pod)?;
     ensure!(name == "outside", "without programs {name} answered");
@@ -176,7 +176,7 @@ fn a_first_load_is_killed() -> Result<()> {
         killed(&topology.pod, &args, *at)?;
         millrace_in_pod(&topology, &args, 0).with_context(what)?;
         let state = node(&topology.pod, |node| Ok(node.state()?))?;
-        ensure!(state.missing.is_empty(), "{}: {state:?}", what());
+        ensure!(state.faults.missing.is_empty(), "{}: {state:?}", what());
         // The kernel detaches what a dead process had attached on its own time.
         let end = Instant::now() + PATIENCE;
         while sys_bpf::attached(&cgroup)?.len() != 1 {
@@ -372,7 +372,7 @@ fn two_loaders() -> Result<()> {
         Ok(())
     })?;
     let state = node(&topology.pod, |node| Ok(node.state()?))?;
-    ensure!(state.missing.is_empty(), "{state:?}");
+    ensure!(state.faults.missing.is_empty(), "{state:?}");
     enrol(&topology, &[])?;
     captured(&topology.pod)
 }
@@ -399,7 +399,7 @@ fn beside_somebody_elses_programs() -> Result<()> {
     ensure!(upgraded.len() == 3, "{upgraded:?}");
     ensure!((upgraded.first(), upgraded.get(2)) == (three.first(), three.get(2)), "{upgraded:?}");
     ensure!(upgraded.get(1) != three.get(1), "our program was replaced: {upgraded:?}");
-    topology.pod.enter(|| Node::unload(Path::new(FOLDER)))??;
+    topology.pod.enter(|| Node::unload(Path::new(FOLDER), WAIT, true))??;
     let left = sys_bpf::attached(&cgroup)?;
     ensure!(left.first() == three.first() && left.last() == three.last(), "{left:?}");
     ensure!(left.len() == 2, "{left:?}");
@@ -431,7 +431,7 @@ fn the_verifiers_words_are_kept() -> Result<()> {
     }
     let object: &'static [u8] = Box::leak(broken.into_boxed_slice());
     let options = Options { object, ..options()? };
-    let error = topology.pod.enter(|| Node::load(Path::new(FOLDER), &options).map(drop))?;
+    let error = topology.pod.enter(|| Node::load(Path::new(FOLDER), &options, WAIT).map(drop))?;
     let Some(EbpfError::Program { name, log, .. }) = error.err() else {
         bail!("{} programs were broken, and loaded", places.len());
     };

@@ -3,15 +3,21 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use millrace_host::ebpf::Options;
 use millrace_tests::capture::{millrace, millrace_in_pod};
-use millrace_tests::ebpf::{Cgroup, FOLDER, enrol, load_with, loaded, mount_bpffs, node, options};
+use millrace_tests::ebpf::{
+    APPLY, Cgroup, FOLDER, MOUNT, enrol, load_with, loaded, mount_bpffs, node, options,
+};
 use millrace_tests::topology::{Layout, Stack, Topology};
+use millrace_tests::wire::Answer;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -240,5 +246,150 @@ fn maps_of_another_version() -> Result<()> {
     ensure!(has_rules()?, "no rules are written");
     let said = millrace_in_pod(&topology, &["cleanup", "--bpffs", FOLDER], 1)?;
     ensure!(said.contains(named) && !has_rules()?, "{said}");
+    Ok(())
+}
+
+/// Who answers the application.
+fn answered() -> Result<String> {
+    let stream = TcpStream::connect_timeout(&SERVICE.parse()?, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(Answer::read(stream)?.name)
+}
+
+/// Verify that the programs are not taken away while pods are captured, that the pods are named, that
+/// they go over to rules without a connection that gets past the proxy, and that force is force.
+#[test]
+fn programs_that_capture_pods_stay() -> Result<()> {
+    let (_cgroup, topology) = loaded(Stack::V4)?;
+    let unload = |more: &[&str], code| {
+        let words = [&["node-bpf", "unload", "--bpffs", FOLDER], more].concat();
+        millrace_in_pod(&topology, &words, code)
+    };
+    enrol(&topology, &["--exclude-outbound-ports", "9999"])?;
+    let inode = std::fs::metadata(topology.pod.path())?.ino();
+    let said = unload(&[], 1)?;
+    let named = format!("(net:[{inode}])");
+    ensure!(said.contains("1 pods are captured") && said.contains(&named), "{said}");
+    ensure!(said.contains("--to nftables") && said.contains("--force"), "{said}");
+    ensure!(topology.pod.enter(answered)?? == "proxy", "it was refused");
+    let done = AtomicBool::new(false);
+    let said = std::thread::scope(|scope| -> Result<String> {
+        let asking = scope.spawn(|| {
+            topology.pod.enter(|| -> Result<usize> {
+                let mut count = 0;
+                while !done.load(Ordering::SeqCst) || count == 0 {
+                    let name = answered()?;
+                    ensure!(name == "proxy", "{name} answered");
+                    count += 1;
+                }
+                Ok(count)
+            })?
+        });
+        let said = unload(&["--to", "nftables"], 0);
+        done.store(true, Ordering::SeqCst);
+        asking.join().map_err(|_panic| anyhow::anyhow!("a thread panicked"))??;
+        said
+    })?;
+    ensure!(said == "nftables captures 1 pods\nunloaded\n", "{said}");
+    let same = ["status", "--bpffs", FOLDER, "--exclude-outbound-ports", "9999"];
+    let said = millrace_in_pod(&topology, &same, 0)?;
+    ensure!(said.contains("by nftables"), "{said}");
+    millrace_in_pod(&topology, &["cleanup", "--bpffs", FOLDER], 0)?;
+    load_with(&topology.pod, &options()?)?;
+    enrol(&topology, &[])?;
+    ensure!(unload(&["--force"], 0)? == "unloaded\n", "force");
+    ensure!(topology.pod.enter(answered)?? == "outside", "it is captured by nothing");
+    ensure!(unload(&[], 0)?.starts_with("nothing to do"), "nothing is loaded");
+    Ok(())
+}
+
+/// Verify that whoever holds the lock of the programs' folder, as a loader that is stopped, keeps
+/// nobody waiting for longer than he wants to, and is named.
+#[test]
+fn a_lock_that_is_held() -> Result<()> {
+    let (_cgroup, topology) = loaded(Stack::V4)?;
+    enrol(&topology, &[])?;
+    let held = topology.pod.enter(|| -> Result<Flock<std::fs::File>> {
+        let folder = std::fs::File::open(FOLDER)?;
+        Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
+    })??;
+    let cgroup = Cgroup::path()?;
+    let cgroup = cgroup.to_str().context("a path that is not UTF-8")?;
+    let commands: [&[&str]; 6] = [
+        &["apply", "--backend", "ebpf"],
+        &["cleanup"],
+        &["node-bpf", "load", "--cgroup", cgroup],
+        &["node-bpf", "gc"],
+        &["node-bpf", "unload", "--force"],
+        &["node-bpf", "unload", "--to", "nftables"],
+    ];
+    for words in commands {
+        let words = [words, &["--bpffs", FOLDER, "--wait", "1s"]].concat();
+        let began = Instant::now();
+        let said = millrace_in_pod(&topology, &words, 4)?;
+        let holder = format!("process {} ", std::process::id());
+        ensure!(
+            said.contains("did not end in time") && said.contains(&holder),
+            "{words:?}: {said}"
+        );
+        ensure!(began.elapsed() >= Duration::from_secs(1), "{words:?} did not wait");
+    }
+    drop(held);
+    let said = millrace_in_pod(&topology, &["node-bpf", "gc", "--bpffs", FOLDER], 0)?;
+    ensure!(said == "0 pods were gone\n", "{said}");
+    Ok(())
+}
+
+/// Verify that the programs' folder is root's alone, also where it was there before, and that one that
+/// somebody else has made, or may write to, is refused, with who made it.
+#[test]
+fn whose_the_folder_is() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let topology = Topology::new(Stack::V4, Layout::default())?;
+    mount_bpffs(&topology.pod)?;
+    let cgroup = Cgroup::path()?;
+    let cgroup = cgroup.to_str().context("a path that is not UTF-8")?;
+    let load_args = ["node-bpf", "load", "--bpffs", FOLDER, "--cgroup", cgroup, "--spares", "1"];
+    let make = |owner: u32, mode: u32| -> Result<()> {
+        topology.pod.enter(|| -> Result<()> {
+            drop(std::fs::remove_dir_all(FOLDER));
+            std::fs::create_dir(FOLDER)?;
+            std::fs::set_permissions(FOLDER, std::fs::Permissions::from_mode(mode))?;
+            Ok(chown(FOLDER, Some(owner), None)?)
+        })?
+    };
+    for (owner, mode, why) in [
+        (1000, 0o755, "which user 1000 made, is not used: it is not root's"),
+        (1000, 0o700, "which user 1000 made, is not used: it is not root's"),
+        (0, 0o777, "others may write to it (mode 0777)"),
+    ] {
+        make(owner, mode)?;
+        let unload = ["node-bpf", "unload", "--bpffs", FOLDER];
+        for words in [&load_args[..], &APPLY, &unload] {
+            let said = millrace_in_pod(&topology, words, 1)?;
+            ensure!(said.contains(why), "{words:?}: {said}");
+        }
+        let said = millrace_in_pod(&topology, &["apply", "--bpffs", FOLDER], 0)?;
+        ensure!(said.contains(why) && said.contains("using nftables"), "{said}");
+        millrace_in_pod(&topology, &["cleanup", "--backend", "auto", "--bpffs", "/nowhere"], 0)?;
+        let left =
+            topology.pod.enter(|| Ok::<_, std::io::Error>(std::fs::read_dir(FOLDER)?.count()))?;
+        ensure!(left? == 0, "something was put into it");
+    }
+    topology.pod.enter(|| -> Result<()> {
+        std::fs::remove_dir(FOLDER)?;
+        std::fs::create_dir(Path::new(MOUNT).join("other"))?;
+        Ok(std::os::unix::fs::symlink("other", FOLDER)?)
+    })??;
+    let said = millrace_in_pod(&topology, &load_args, 1)?;
+    ensure!(said.contains("it is no folder"), "{said}");
+    topology.pod.enter(|| std::fs::remove_file(FOLDER))??;
+    make(0, 0o755)?;
+    millrace_in_pod(&topology, &load_args, 0)?;
+    let mode = topology.pod.enter(|| std::fs::metadata(FOLDER))??.mode() & 0o7777;
+    ensure!(mode == 0o700, "{mode:o}");
+    let mut nobody = Command::new("setpriv");
+    nobody.args(["--reuid=1000", "--regid=1000", "--clear-groups", "flock", "-n", FOLDER, "true"]);
+    ensure!(!topology.pod.output(&mut nobody)?.status.success(), "anybody can lock it");
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use millrace_host::ebpf::{Node, Options, State};
 use millrace_tests::capture::{millrace, millrace_in_pod, ran, wrapped};
-use millrace_tests::ebpf::{APPLY, Cgroup, FOLDER, load_with, mount_bpffs, node, options};
+use millrace_tests::ebpf::{APPLY, Cgroup, FOLDER, WAIT, load_with, mount_bpffs, node, options};
 use millrace_tests::netns::Namespace;
 use millrace_tests::topology::{Layout, Stack, Topology};
 use millrace_tests::wire::Answer;
@@ -111,7 +111,7 @@ fn spares_are_renewed() -> Result<()> {
     has_spares(&topology, 0)?;
     apply(&topology.pod)?;
     ensure!(answers(&topology.outside)? == "proxy", "without spares");
-    let there = topology.pod.enter(|| Node::unload(Path::new(FOLDER)))??;
+    let there = topology.pod.enter(|| Node::unload(Path::new(FOLDER), WAIT, true))??;
     let left = topology.pod.enter(|| Path::new(FOLDER).exists())?;
     ensure!(there && !left, "something is left");
     ensure!(answers(&topology.outside)? == "app", "it is unloaded");
@@ -127,10 +127,10 @@ fn programs_of_an_earlier_version() -> Result<()> {
     let earlier = links.join("mr_earlier");
     let rename = || std::fs::rename(links.join("mr_sockops"), &earlier);
     topology.pod.enter(rename)??;
-    ensure!(state(&topology)?.missing == ["mr_sockops"], "{:?}", state(&topology)?);
+    ensure!(state(&topology)?.faults.missing == ["mr_sockops"], "{:?}", state(&topology)?);
     let loaded = load_with(&topology.pod, &options()?)?;
     ensure!(loaded.attached == ["mr_sockops"], "it was not attached");
-    ensure!(state(&topology)?.missing.is_empty(), "{:?}", state(&topology)?);
+    ensure!(state(&topology)?.faults.missing.is_empty(), "{:?}", state(&topology)?);
     ensure!(!topology.pod.enter(|| earlier.exists())?, "the earlier one is still there");
     Ok(())
 }

@@ -64,6 +64,8 @@ pub struct Config {
     pub backend: Backend,
     /// Where the node's eBPF programs are pinned.
     pub bpffs: PathBuf,
+    /// Whether the node is meant to have them: the entry names `auto`, or their folder.
+    pub expects_ebpf: bool,
     /// How to reach the Kubernetes API.
     pub kubeconfig: Option<PathBuf>,
     /// Where the node agent answers.

@@ -68,6 +68,7 @@ pub(super) fn read(object: &Object) -> Result<Config, CniError> {
         ambient: r.switch("ambient_enabled"),
         backend: r.backend(),
         bpffs: r.bpffs(),
+        expects_ebpf: r.is_named("backend") || r.is_named("bpffs"),
         kubeconfig: kubeconfig.or_else(|| run_dir.map(|dir| dir.join(ISTIO_KUBECONFIG))),
         agent_socket: r.path("agent_socket"),
         proxy_identity: r.identity(),
@@ -132,6 +133,10 @@ impl Reader<'_> {
     fn wrong(&mut self, name: &str, found: &str, expected: &str) {
         let found: String = found.chars().take(200).collect();
         self.wrong.push(format!("{name} is {found}; it has to be {expected}"));
+    }
+
+    fn is_named(&self, name: &str) -> bool {
+        self.object.get(name).is_some_and(|raw| raw.get() != "null")
     }
 
     fn switch(&mut self, name: &str) -> bool {

@@ -79,9 +79,17 @@ fn by_ebpf(
     };
     let bpffs = job.config.bpffs.clone();
     let node = match Node::open_if_loaded(&bpffs) {
-        Ok(Some(node)) => node,
+        Ok(Some(node)) => node.until(job.deadline),
         Ok(None) if asked => return unable(job, asked, &EbpfError::NotLoaded(bpffs)),
-        Ok(None) => return Ok(None),
+        Ok(None) => {
+            if job.config.expects_ebpf {
+                job.log.warn(&format!(
+                    "rules are written, since the node's eBPF programs are not loaded: {}",
+                    EbpfError::NotLoaded(bpffs)
+                ));
+            }
+            return Ok(None);
+        }
         Err(error) => return unable(job, asked, &error),
     };
     let mut pod = enter(netns, path)?;
@@ -100,6 +108,9 @@ fn by_ebpf(
 
 /// eBPF can't capture the pod: rules do, unless nothing else may.
 fn unable(job: &mut Job<'_>, only: bool, error: &EbpfError) -> Result<Option<Applied>, CniError> {
+    if error.is_busy() {
+        return Err(CniError::new(Code::TryAgain, one_line(error)));
+    }
     if only {
         return Err(not_captured(error));
     }

@@ -2,7 +2,7 @@
 //! way is logged, since a pod that can't be deleted helps nobody.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use millrace_host::ebpf::{EbpfError, Node};
 use millrace_host::netns::Netns;
@@ -51,6 +51,9 @@ pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
     log.done(Level::Info, "deleted", removed);
 }
 
+/// How long DEL waits for another run that changes eBPF programs or pods: GC takes away what it leaves.
+const MOMENT: Duration = Duration::from_secs(2);
+
 /// Whether the same container is attached otherwise: its rules serve all its interfaces.
 fn others(notes: &Notes, network: &str, request: &Request) -> bool {
     let own = &request.attachment;
@@ -63,7 +66,7 @@ fn others(notes: &Notes, network: &str, request: &Request) -> bool {
 pub(super) fn collect(bpffs: &Path) -> Result<(), EbpfError> {
     match Node::open_if_loaded(bpffs)? {
         None => Ok(()),
-        Some(node) => node.collect().map(drop),
+        Some(node) => node.until(Instant::now() + MOMENT).collect().map(drop),
     }
 }
 
@@ -73,6 +76,7 @@ pub(super) fn take_back(netns: &Netns, path: &Path, bpffs: &Path) -> Result<bool
     // at must not keep the other from being taken back.
     let node = Node::open_if_loaded(bpffs);
     let mut pod = enter(netns, path)?;
+    let node = node.map(|node| node.map(|node| node.until(Instant::now() + MOMENT)));
     let left = node.and_then(|node| node.as_ref().map_or(Ok(false), ebpf::leave));
     let entry = *left.as_ref().unwrap_or(&false);
     let removed = pod.remove(entry, PATIENCE).map_err(|error| failed(&error))?;

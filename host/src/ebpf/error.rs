@@ -7,6 +7,7 @@ use millrace_core::ebpf::{IdError, Refusals};
 use nix::errno::Errno;
 
 use crate::link::LinkError;
+use crate::lock::{self, Process};
 
 /// Capture by eBPF failed.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,39 @@ pub enum EbpfError {
         /// The error.
         source: io::Error,
     },
+    /// The folder is somebody else's.
+    #[error(
+        "{folder}, which user {uid} made, is not used: {why}; the folder of the programs is root's \
+         and nobody else's: remove it, or name another one with --bpffs"
+    )]
+    Foreign {
+        /// The folder.
+        folder: PathBuf,
+        /// Who made it.
+        uid: u32,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Another run holds the lock.
+    #[error(
+        "another run that changes programs or pods in {folder} did not end in time: {}; wait for \
+         it, or give --wait more time",
+        lock::holder(.holder.as_ref())
+    )]
+    Busy {
+        /// The folder.
+        folder: PathBuf,
+        /// Who holds it.
+        holder: Option<Process>,
+    },
+    /// Pods are captured by what was to be taken away.
+    #[error(
+        "{} pods are captured by these programs, and would no longer be: {}; nothing was changed: \
+         let rules capture them first (--to nftables), or say --force",
+        .0.len(),
+        .0.join(", ")
+    )]
+    Captures(Vec<String>),
     /// There is no cgroup v2.
     #[error(
         "{0} is no cgroup v2, which programs are attached to; name the root of one with --cgroup"
@@ -36,6 +70,17 @@ pub enum EbpfError {
     /// The node's programs are not loaded.
     #[error("{0} holds no programs of Millrace: run `millrace node-bpf load` on the node first")]
     NotLoaded(PathBuf),
+    /// Something of the node's programs is gone.
+    #[error(
+        "the node's programs in {folder} are not whole: {what}; `millrace node-bpf load` puts back \
+         what is missing"
+    )]
+    NotWhole {
+        /// Where they are pinned.
+        folder: PathBuf,
+        /// What is gone.
+        what: String,
+    },
     /// What is there is of another version.
     #[error(
         "the map {name} in {folder} is of another version of Millrace: take its pods away, then \
@@ -113,6 +158,11 @@ pub enum EbpfError {
 }
 
 impl EbpfError {
+    /// Whether another run was in the way until the time was up.
+    pub const fn is_busy(&self) -> bool {
+        matches!(self, Self::Busy { .. })
+    }
+
     /// An error of a call, with the remedy where privilege is missing.
     pub(super) fn io(what: impl Into<String>, source: io::Error) -> Self {
         let what = what.into();

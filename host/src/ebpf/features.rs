@@ -317,8 +317,8 @@ fn loaded(folder: &Path) -> Finding {
         }
         Err(error) => return finding(what, false, &error.to_string(), NEEDED),
     };
-    if !state.missing.is_empty() {
-        let remedy = format!("`millrace node-bpf load` attaches {}", state.missing.join(", "));
+    if let Some(faults) = state.faults.told() {
+        let remedy = format!("`millrace node-bpf load` puts them back: {faults}");
         return finding(what, false, &remedy, NEEDED);
     }
     let version = if state.current { "of this version" } else { "of another version" };

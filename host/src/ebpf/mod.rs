@@ -8,12 +8,15 @@
 //! <bpffs>/millrace/spares/*    programs for pods to come
 //! ```
 //!
+//! The folder is root's alone: whoever could open it could lock it.
+//!
 //! A pod is captured from the moment its entry is in PODS, and no longer once it is gone. What is
 //! made before the one and removed behind the other has no effect by itself, so that a run may die
 //! anywhere; the next one, or [`Node::collect`], takes away what it left.
 
 mod error;
 mod features;
+mod folder;
 mod listener;
 mod maps;
 mod netlink;
@@ -27,6 +30,7 @@ mod sys_bpf;
 mod sys_userns;
 mod target;
 mod trace;
+mod whole;
 
 pub use error::EbpfError;
 pub use features::{features, lacking, unprivileged};
@@ -37,6 +41,7 @@ pub use program::{OBJECT, SOURCES};
 pub use sockets::peer;
 pub use target::Target;
 pub use trace::Reports;
+pub use whole::Faults;
 
 /// Where bpffs usually is (`bpf(2)`), with a folder of our own.
 pub const DEFAULT_FOLDER: &str = "/sys/fs/bpf/millrace";

@@ -2,28 +2,33 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use aya::EbpfLoader;
 use aya::programs::{Program, ProgramError, ProgramFd};
 use millrace_ebpf_common::{Plain as _, Settings};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, fstatfs};
 
 use super::error::EbpfError;
+use super::folder::{self, lock};
 use super::maps::{Maps, NAMES};
 use super::program::{Lookup, sources};
 use super::spares::by_number;
 use super::sys_bpf::{self, Instruction};
 use super::target::Target;
+use super::whole::{Faults, attached_at, lost, put_back};
+use crate::netns::known;
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 pub(super) const BPF_FS: FsType = FsType(0xcafe_4a11);
 
 /// The programs at the cgroup, with their attach types (`enum bpf_attach_type`) and since which
 /// kernel there is such a one.
-const PROGRAMS: [(&str, u32, &str); 10] = [
+pub(super) const PROGRAMS: [(&str, u32, &str); 10] = [
     ("mr_getsockopt", 21, "5.7"),
     ("mr_peername4", 29, "5.8"),
     ("mr_peername6", 30, "5.8"),
@@ -38,6 +43,9 @@ const PROGRAMS: [(&str, u32, &str); 10] = [
 
 /// What the programs of pods go on with.
 const INBOUND: &str = "mr_inbound";
+
+/// How long another run is waited for, where nobody says it.
+const WAIT: Duration = Duration::from_secs(30);
 
 /// What keeps the hook of pods' programs in the kernel's code.
 const IDLE: &str = "mr_idle";
@@ -73,6 +81,8 @@ pub struct Loaded {
     pub attached: Vec<String>,
     /// Programs that were put in the place of earlier ones.
     pub replaced: Vec<String>,
+    /// Maps whose pins were gone, and that programs still had.
+    pub restored: Vec<String>,
     /// Pods whose programs were replaced.
     pub pods: usize,
 }
@@ -82,8 +92,8 @@ pub struct Loaded {
 pub struct State {
     /// Programs that are attached.
     pub attached: Vec<String>,
-    /// Programs that should be and are not.
-    pub missing: Vec<String>,
+    /// What should be there and is not.
+    pub faults: Faults,
     /// Whether they are those of this version.
     pub current: bool,
     /// Whether connections are short-circuited.
@@ -102,6 +112,8 @@ pub struct Node {
     pub(super) folder: PathBuf,
     pub(super) maps: Maps,
     lookup: OnceLock<Lookup>,
+    /// Until when another run is waited for.
+    deadline: Option<Instant>,
 }
 
 /// The first cgroup v2 that is mounted.
@@ -114,15 +126,6 @@ pub fn default_cgroup() -> Option<PathBuf> {
     })
 }
 
-/// Only one run changes pods or programs at a time; the others wait. Ends with the value, and with
-/// the process.
-pub(super) fn lock(folder: &Path) -> Result<Flock<File>, EbpfError> {
-    let what = || folder.display().to_string();
-    let file = File::open(folder).map_err(|e| EbpfError::io(what(), e))?;
-    let locked = Flock::lock(file, FlockArg::LockExclusive);
-    locked.map_err(|(_, error)| EbpfError::io(what(), error.into()))
-}
-
 impl Node {
     /// Load the programs and attach them, or put them in the place of those that are there. What
     /// the maps hold stays, so pods stay captured and connections go on.
@@ -130,24 +133,33 @@ impl Node {
     /// # Errors
     /// When the kernel does not accept them, or a privilege is missing. A later run then does the
     /// rest.
-    pub fn load(folder: &Path, options: &Options) -> Result<(Self, Loaded), EbpfError> {
+    pub fn load(
+        folder: &Path,
+        options: &Options,
+        wait: Duration,
+    ) -> Result<(Self, Loaded), EbpfError> {
+        let deadline = Instant::now() + wait;
         let cgroup = File::open(&options.cgroup).ok();
         let is_cgroup =
             |file: &File| fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
         let cgroup = cgroup.filter(is_cgroup);
         let cgroup = cgroup.ok_or_else(|| EbpfError::NoCgroup(options.cgroup.clone()))?;
-        let maps = folder.join("maps");
-        let folders = ["links", "pods", "spares"].map(|name| folder.join(name));
-        for path in [folder, &maps].into_iter().chain(folders.iter().map(PathBuf::as_path)) {
-            fs::create_dir_all(path)
-                .map_err(|source| EbpfError::NoFolder { folder: folder.to_owned(), source })?;
-        }
-        let in_bpffs = File::open(folder)
-            .is_ok_and(|file| fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == BPF_FS));
+        let make = |path: &Path| {
+            folder::make(path)
+                .map_err(|source| EbpfError::NoFolder { folder: folder.to_owned(), source })
+        };
+        make(folder)?;
+        let in_bpffs =
+            fstatfs(folder::open(folder)?).is_ok_and(|fs| fs.filesystem_type() == BPF_FS);
         if !in_bpffs {
             return Err(EbpfError::NoBpffs(folder.to_owned()));
         }
-        let _lock = lock(folder)?;
+        let _lock = lock(folder, deadline)?;
+        let maps = folder.join("maps");
+        for part in ["maps", "links", "pods", "spares"] {
+            make(&folder.join(part))?;
+        }
+        let mut loaded = Loaded { restored: put_back(folder)?, ..Loaded::default() };
         // What is there must be of this version, before anything is replaced.
         match Maps::open(&maps) {
             Ok(_) | Err(EbpfError::NotLoaded(_)) => {}
@@ -165,11 +177,11 @@ impl Node {
         loader.map_max_entries("NETWORKS", options.max_networks);
         loader.map_max_entries("FLOWS", options.max_connections);
         let mut object = loader.load(options.object)?;
-        let mut loaded = Loaded::default();
+        let place = cgroup.metadata().map_err(|e| EbpfError::io(show(&options.cgroup), e))?.ino();
         for (name, kind, since) in PROGRAMS {
             let program = accept(name, object.program_mut(name))?;
             let pin = folder.join("links").join(name);
-            if replace(&pin, program.as_fd())? {
+            if attached_at(&pin)? == Some(place) && replace(&pin, program.as_fd())? {
                 loaded.replaced.push(name.to_owned());
                 continue;
             }
@@ -179,6 +191,8 @@ impl Node {
                 since,
                 source,
             })?;
+            // One that is attached no more, or elsewhere.
+            unpin(&pin)?;
             sys_bpf::pin(link.as_fd(), &pin).map_err(|e| EbpfError::io(show(&pin), e))?;
             loaded.attached.push(name.to_owned());
         }
@@ -205,6 +219,7 @@ impl Node {
         for (cookie, pin) in node.pins()? {
             // One that is not enrolled gets another program when it is.
             let Some(pod) = node.maps.policy(cookie)? else { continue };
+            node.maps.lookups.set(&pod.lookup, &cookie)?;
             let program = node.lookup()?.load(pod.lookup)?;
             // The link of a namespace that is gone can't be changed, and needn't be.
             if replace(&pin, program.as_fd()).unwrap_or(false) {
@@ -237,7 +252,7 @@ impl Node {
         let pin = self.folder.join("links").join(IDLE);
         let link = sys_bpf::pinned(&pin).map_err(|e| EbpfError::io(show(&pin), e))?;
         let is_attached =
-            |link: OwnedFd| sys_bpf::link_info(link.as_fd()).is_ok_and(|i| i.netns != 0);
+            |link: OwnedFd| sys_bpf::link_info(link.as_fd()).is_ok_and(|i| i.place().is_some());
         if link.is_some_and(is_attached) {
             return Ok(());
         }
@@ -255,8 +270,28 @@ impl Node {
     /// # Errors
     /// When nothing is.
     pub fn open(folder: &Path) -> Result<Self, EbpfError> {
-        let maps = folder.join("maps");
-        Ok(Self { folder: folder.to_owned(), maps: Maps::open(&maps)?, lookup: OnceLock::new() })
+        folder::open(folder)?;
+        let maps = Maps::open(&folder.join("maps")).map_err(|error| match error {
+            EbpfError::NotLoaded(_) if !lost(folder).is_empty() => {
+                let lost = lost(folder).into_iter().map(str::to_owned).collect();
+                let faults = Faults { lost, ..Faults::default() };
+                let what = faults.told().unwrap_or_default();
+                EbpfError::NotWhole { folder: folder.to_owned(), what }
+            }
+            error => error,
+        })?;
+        Ok(Self { folder: folder.to_owned(), maps, lookup: OnceLock::new(), deadline: None })
+    }
+
+    /// Wait so long for other runs that change programs or pods, and not [`WAIT`].
+    #[must_use]
+    pub fn until(self, deadline: Instant) -> Self {
+        Self { deadline: Some(deadline), ..self }
+    }
+
+    /// See [`lock`].
+    pub(super) fn lock(&self) -> Result<Flock<File>, EbpfError> {
+        lock(&self.folder, self.deadline.unwrap_or_else(|| Instant::now() + WAIT))
     }
 
     /// Open what is loaded, where eBPF is one way to capture of several; none where nothing is
@@ -266,7 +301,7 @@ impl Node {
     /// When something is and can't be opened.
     pub fn open_if_loaded(folder: &Path) -> Result<Option<Self>, EbpfError> {
         // Without privilege the kernel does not even say that there is nothing.
-        if !folder.join("maps").is_dir() {
+        if fs::symlink_metadata(folder).is_err() {
             return Ok(None);
         }
         match Self::open(folder) {
@@ -285,15 +320,25 @@ impl Node {
     }
 
     /// Detach all programs, of pods first, and forget everything. Connections that are captured go
-    /// on; new ones are let past. False if nothing was there.
+    /// on; new ones are let past. Without `force` nothing is done where pods are captured. False if
+    /// nothing was there.
     ///
     /// # Errors
-    /// When something can't be removed.
-    pub fn unload(folder: &Path) -> Result<bool, EbpfError> {
-        if !folder.is_dir() {
+    /// When pods are captured, or something can't be removed.
+    pub fn unload(folder: &Path, wait: Duration, force: bool) -> Result<bool, EbpfError> {
+        if fs::symlink_metadata(folder).is_err() {
             return Ok(false);
         }
-        let _lock = lock(folder)?;
+        let _lock = lock(folder, Instant::now() + wait)?;
+        let captured = if force { Vec::new() } else { captured(folder)? };
+        if !captured.is_empty() {
+            let known = known();
+            let told = |inode: u64| match known.get(&inode) {
+                Some(path) => format!("{} (net:[{inode}])", path.display()),
+                None => format!("net:[{inode}]"),
+            };
+            return Err(EbpfError::Captures(captured.into_iter().map(told).collect()));
+        }
         let mut any = false;
         for part in ["pods", "spares", "links", "maps"] {
             let part = folder.join(part);
@@ -319,16 +364,13 @@ impl Node {
             current: settings.sources == sources(),
             accelerated: settings.accelerate != 0,
             sample: settings.sample,
+            faults: self.faults()?,
             connections: self.maps.flows.keys()?.len(),
             spares: self.count_spares()?,
             ..State::default()
         };
-        for (name, ..) in PROGRAMS {
-            let pin = self.folder.join("links").join(name);
-            let link = sys_bpf::pinned(&pin).map_err(|e| EbpfError::io(show(&pin), e))?;
-            let list = if link.is_some() { &mut state.attached } else { &mut state.missing };
-            list.push(name.to_owned());
-        }
+        let names = PROGRAMS.iter().map(|(name, ..)| (*name).to_owned());
+        state.attached = names.filter(|name| !state.faults.missing.contains(name)).collect();
         Ok(state)
     }
 
@@ -350,6 +392,22 @@ impl Node {
     pub(super) fn pin_of(&self, cookie: u64) -> PathBuf {
         self.folder.join("pods").join(cookie.to_string())
     }
+}
+
+/// The network namespaces, by inode, of the pods that are captured: by their links, which programs
+/// of any version have. One without an entry in the maps, if those can be read, is let past.
+fn captured(folder: &Path) -> Result<Vec<u64>, EbpfError> {
+    // A load that was killed may not have made it.
+    let Ok(pins) = by_number::<u64>(&folder.join("pods")) else { return Ok(Vec::new()) };
+    let maps = Maps::open(&folder.join("maps")).ok();
+    let mut captured = Vec::new();
+    for (cookie, pin) in pins {
+        let policy = maps.as_ref().map(|maps| maps.policy(cookie)).transpose()?;
+        if policy.is_none_or(|policy| policy.is_some()) {
+            captured.extend(attached_at(&pin)?);
+        }
+    }
+    Ok(captured)
 }
 
 pub(super) fn show(path: &Path) -> String {

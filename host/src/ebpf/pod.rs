@@ -12,7 +12,7 @@ use millrace_ebpf_common::{
 };
 
 use super::error::EbpfError;
-use super::node::{Node, lock, show, unpin};
+use super::node::{Node, show, unpin};
 use super::spares::after;
 use super::target::Target;
 use super::{listener, sys_bpf};
@@ -37,8 +37,21 @@ pub struct Found {
     pub pod: Pod,
     /// The inode of its network namespace; none if that is gone.
     pub netns: Option<u32>,
+    /// Whether its program knows by its number whose it is.
+    pub known: bool,
     /// How often each class of verdict was given.
     pub counters: Vec<(Class, u64)>,
+}
+
+impl Found {
+    /// What lets inbound connections past.
+    pub const fn fault(&self) -> Option<&'static str> {
+        match (self.netns, self.known) {
+            (None, _) => Some("its program for inbound connections is not attached"),
+            (_, false) => Some("its program for inbound connections does not find its entry"),
+            _ => None,
+        }
+    }
 }
 
 /// How many entries the maps have.
@@ -78,14 +91,19 @@ impl Node {
     }
 
     fn try_to_enrol(&self, target: &Target, entry: &Entry) -> Result<Enrolled, EbpfError> {
-        let _lock = lock(&self.folder)?;
+        let _lock = self.lock()?;
+        self.is_whole()?;
         let cookie = target.cookie;
         let before = self.maps.policy(cookie)?;
         let mut pod = Pod { digest: digest(entry), ..entry.pod };
-        let linked = before.filter(|_| self.is_linked(cookie));
+        let linked = match before {
+            Some(old) if self.is_linked(cookie) && self.finds(cookie, &old)? => Some(old),
+            _ => None,
+        };
         if let Some(old) = before {
             (pod.id, pod.lookup) = (old.id, old.lookup);
             if pod == old && linked.is_some() {
+                self.maps.start_counters(cookie)?;
                 self.adopt_listener(cookie, &pod)?;
                 return Ok(Enrolled::Unchanged);
             }
@@ -130,7 +148,7 @@ impl Node {
     /// # Errors
     /// When something can't be removed.
     pub fn leave(&self, cookie: u64) -> Result<bool, EbpfError> {
-        let _lock = lock(&self.folder)?;
+        let _lock = self.lock()?;
         let left = self.leave_locked(cookie)?;
         // One for the next pod. Without it that one takes longer, and nothing else is wrong.
         drop(self.fill_spares(1));
@@ -154,7 +172,7 @@ impl Node {
     /// # Errors
     /// When something can't be listed or removed.
     pub fn collect(&self) -> Result<usize, EbpfError> {
-        let _lock = lock(&self.folder)?;
+        let _lock = self.lock()?;
         let mut gone = 0;
         let mut ids = BTreeSet::new();
         for cookie in self.maps.pods.keys()? {
@@ -202,7 +220,13 @@ impl Node {
         let Some(pod) = self.maps.policy(cookie)? else { return Ok(None) };
         let counts = self.maps.counters(cookie)?.into_iter().flatten();
         let counters = Class::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0);
-        Ok(Some(Found { cookie, pod, netns: self.netns_of(cookie), counters: counters.collect() }))
+        Ok(Some(Found {
+            cookie,
+            pod,
+            netns: self.netns_of(cookie),
+            known: self.finds(cookie, &pod)?,
+            counters: counters.collect(),
+        }))
     }
 
     /// All pods that are enrolled.
@@ -352,6 +376,11 @@ impl Node {
     fn netns_of(&self, cookie: u64) -> Option<u32> {
         let link = sys_bpf::pinned(&self.pin_of(cookie)).ok()??;
         sys_bpf::link_info(link.as_fd()).ok().map(|info| info.netns).filter(|inode| *inode != 0)
+    }
+
+    /// Whether LOOKUPS has the number of a pod's program.
+    fn finds(&self, cookie: u64, pod: &Pod) -> Result<bool, EbpfError> {
+        Ok(self.maps.lookups.get(&pod.lookup)? == Some(cookie))
     }
 
     fn is_linked(&self, cookie: u64) -> bool {

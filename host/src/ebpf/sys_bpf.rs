@@ -24,6 +24,8 @@ const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 const LINK_DETACH: libc::c_int = 34;
 
+/// `BPF_LINK_TYPE_CGROUP`.
+const LINK_CGROUP: u32 = 3;
 /// `BPF_NOEXIST`.
 const NOEXIST: u64 = 1;
 /// `BPF_PROG_TYPE_SK_LOOKUP`.
@@ -213,7 +215,16 @@ pub(super) struct LinkInfo {
     padding: u32,
     /// Of a netns link: the inode of the namespace, 0 when that is gone.
     pub(super) netns: u32,
-    attach: u32,
+    /// Of a netns link its attach type; of a cgroup link the other half of the cgroup's number.
+    rest: u32,
+}
+
+impl LinkInfo {
+    /// Where it is attached; none if it is no more.
+    pub(super) fn place(&self) -> Option<u64> {
+        let upper = if self.kind == LINK_CGROUP { u64::from(self.rest) << 32 } else { 0 };
+        Some(upper | u64::from(self.netns)).filter(|place| *place != 0)
+    }
 }
 
 fn info<T: Copy>(fd: BorrowedFd<'_>) -> io::Result<T> {

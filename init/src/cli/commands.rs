@@ -355,7 +355,7 @@ fn dry_run() -> Arg {
         .action(ArgAction::SetTrue)
 }
 
-fn wait() -> Arg {
+pub(super) fn wait() -> Arg {
     Arg::new("wait")
         .long("wait")
         .value_name("DURATION")

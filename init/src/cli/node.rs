@@ -1,15 +1,21 @@
 //! The command lines of eBPF capture: the node's programs, and what pods need of them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use millrace_host::ebpf::DEFAULT_FOLDER;
+
+use super::commands::wait;
+use super::own::{NotTyped, duration};
 
 /// `millrace node-bpf`.
 #[derive(Debug)]
 pub(crate) struct NodeBpf {
     pub(crate) folder: PathBuf,
     pub(crate) json: bool,
+    /// How long another run is waited for.
+    pub(crate) wait: Duration,
     pub(crate) task: Task,
 }
 
@@ -42,7 +48,12 @@ pub(crate) enum Task {
         max_connections: u32,
         spares: u32,
     },
-    Unload,
+    Unload {
+        /// Rules are to capture the pods.
+        to_nftables: bool,
+        /// Pods may lose their capture.
+        force: bool,
+    },
     Status,
     Collect,
 }
@@ -113,7 +124,23 @@ pub(super) fn node_bpf_command() -> Command {
             number("spares", "256", "For how many pods to come programs are loaded in advance")
                 .value_parser(value_parser!(u32).range(0..=65_536)),
         );
-    let with_bpffs = |command: Command| command.arg(bpffs()).arg(output());
+    let unload = Command::new("unload")
+        .about("Detach everything; refused while pods are captured")
+        .arg(
+            Arg::new("to")
+                .long("to")
+                .value_name("BACKEND")
+                .help("What is to capture the pods from now on, each in the same way")
+                .value_parser(["nftables"]),
+        )
+        .arg(
+            Arg::new("force")
+                .long("force")
+                .help("Capture the pods no longer, if there are any")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("to"),
+        );
+    let with_bpffs = |command: Command| command.arg(bpffs()).arg(output()).arg(wait());
     Command::new("node-bpf")
         .about("Load the programs of eBPF capture on a node, or unload them")
         .long_about(
@@ -121,11 +148,11 @@ pub(super) fn node_bpf_command() -> Command {
              root of cgroup v2, pinned in a bpffs so that they stay. They let everything past \
              until a pod is enrolled with `millrace apply --backend ebpf`.",
         )
-        .after_help("Exit codes: 0 done; 1 something failed; 2 the command line can't be read; status: 3 not loaded, 5 not whole.")
+        .after_help("Exit codes: 0 done; 1 something failed; 2 the command line can't be read; 4 a lock was held for longer than --wait; status: 3 not loaded, 5 not whole.")
         .subcommand_required(true)
         .subcommands([
             with_bpffs(load),
-            with_bpffs(Command::new("unload").about("Detach everything; every pod leaves")),
+            with_bpffs(unload),
             with_bpffs(Command::new("status").about("Programs, pods, and their counters")),
             with_bpffs(Command::new("gc").about("Take away what is left of pods that are gone")),
         ])
@@ -156,7 +183,7 @@ pub(super) fn ebpf(m: &ArgMatches) -> Option<Ebpf> {
     Some(Ebpf { folder: folder(m), meant })
 }
 
-pub(super) fn node_bpf(m: &ArgMatches) -> NodeBpf {
+pub(super) fn node_bpf(m: &ArgMatches) -> Result<NodeBpf, NotTyped> {
     let (name, m) = m.subcommand().unwrap_or(("status", m));
     let number = |name: &str| m.get_one::<u32>(name).copied().unwrap_or(1);
     let task = match name {
@@ -168,11 +195,12 @@ pub(super) fn node_bpf(m: &ArgMatches) -> NodeBpf {
             max_connections: number("max-connections"),
             spares: number("spares"),
         },
-        "unload" => Task::Unload,
+        "unload" => Task::Unload { to_nftables: m.contains_id("to"), force: m.get_flag("force") },
         "gc" => Task::Collect,
         _ => Task::Status,
     };
-    NodeBpf { folder: folder(m), json: is_json(m), task }
+    let wait = duration(m, "wait", "30s")?;
+    Ok(NodeBpf { folder: folder(m), json: is_json(m), wait, task })
 }
 
 fn is_json(m: &ArgMatches) -> bool {

@@ -220,7 +220,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
             family: family(m),
         }),
         "cleanup" => Own::Cleanup(Cleanup { common: common(m)?, ebpf: ebpf(m) }),
-        "node-bpf" => Own::NodeBpf(node_bpf(m)),
+        "node-bpf" => Own::NodeBpf(node_bpf(m)?),
         "status" => Own::Status(Status { common: common(m)?, config: config(m)? }),
         "preflight" => Own::Preflight(Preflight {
             common: common(m)?,

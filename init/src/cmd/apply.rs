@@ -1,5 +1,7 @@
 //! `millrace apply`
 
+use std::time::Instant;
+
 use anyhow::Result;
 use millrace_host::ebpf::Node;
 use millrace_host::engine::{Drift, Request, Rules};
@@ -49,7 +51,7 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     let node = ebpf.map_or(Ok(None), |ebpf| Node::open_if_loaded(&ebpf.folder));
     let left = match node {
         Ok(None) => false,
-        Ok(Some(node)) => ebpf::leave(&node, common.dry_run)?,
+        Ok(Some(node)) => ebpf::leave(&node.until(Instant::now() + common.wait), common.dry_run)?,
         Err(error) => {
             warn(&format!("whether eBPF captures the pod as well can't be seen: {error}"));
             false

@@ -1,5 +1,7 @@
 //! `millrace cleanup`
 
+use std::time::Instant;
+
 use anyhow::Result;
 use millrace_core::plan::Wish;
 use millrace_host::ebpf::Node;
@@ -9,14 +11,14 @@ use millrace_host::exec;
 use super::output::print_outcome;
 use super::{config, namespace};
 use crate::cli::node::Ebpf;
-use crate::cli::own::Cleanup;
+use crate::cli::own::{Cleanup, Common};
 use crate::exit::Exit;
 
 pub(crate) fn cleanup(cleanup: &Cleanup) -> Result<Exit> {
     let common = &cleanup.common;
     let (mut session, facts) = namespace::open(&common.place)?;
     // One way to capture that can't be looked at must not keep the other from being taken back.
-    let left = cleanup.ebpf.as_ref().map_or(Ok(false), |ebpf| leave(ebpf, common.dry_run));
+    let left = cleanup.ebpf.as_ref().map_or(Ok(false), |ebpf| leave(ebpf, common));
     let outcome = session.run(&Request {
         rules: None,
         wish: Wish::Auto,
@@ -34,7 +36,8 @@ pub(crate) fn cleanup(cleanup: &Cleanup) -> Result<Exit> {
 }
 
 /// Whether there was an eBPF capture to leave.
-fn leave(ebpf: &Ebpf, dry_run: bool) -> Result<bool> {
+fn leave(ebpf: &Ebpf, common: &Common) -> Result<bool> {
     let node = Node::open_if_loaded(&ebpf.folder)?;
-    node.map_or(Ok(false), |node| super::ebpf::leave(&node, dry_run))
+    let node = node.map(|node| node.until(Instant::now() + common.wait));
+    node.map_or(Ok(false), |node| super::ebpf::leave(&node, common.dry_run))
 }

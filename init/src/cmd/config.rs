@@ -71,7 +71,7 @@ fn load_istio(words: Vec<std::ffi::OsString>, facts: &HostFacts) -> Result<Loade
 }
 
 /// Millrace's own nftables: one table, and few rules.
-fn own_rules(policy: &CapturePolicy) -> NftRuleset {
+pub(super) fn own_rules(policy: &CapturePolicy) -> NftRuleset {
     nft::merge(&nft::compile(policy, &native::NFT_LAYOUT, true))
 }
 

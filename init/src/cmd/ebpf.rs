@@ -1,7 +1,7 @@
 //! `apply`, `status` and `cleanup` where eBPF captures.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use millrace_core::ebpf::{beside, compile};
@@ -9,7 +9,9 @@ use millrace_core::facts::HostFacts;
 use millrace_core::plan::Wish;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::status::holds_rules;
-use millrace_host::ebpf::{EbpfError, Enrolled, Found, Node, Target, lacking, unprivileged};
+use millrace_host::ebpf::{
+    EbpfError, Enrolled, Faults, Found, Node, Target, lacking, unprivileged,
+};
 use millrace_host::engine::{Drift, Request, Rules, Session};
 use millrace_host::exec;
 use millrace_host::observe::Look;
@@ -32,7 +34,8 @@ pub(super) fn apply(
 ) -> Result<Exit> {
     let target = Target::current()?;
     let entry = target.entry(policy, &facts.groups)?;
-    let node = Node::open(folder)?;
+    let wait = common.wait.max(Duration::from_secs(1));
+    let node = Node::open(folder)?.until(Instant::now() + wait);
     let enrolled = if common.dry_run {
         match (node.pod(target.cookie())?, node.holds(target.cookie(), &entry)?) {
             (_, true) => Enrolled::Unchanged,
@@ -48,7 +51,7 @@ pub(super) fn apply(
         drift: Drift::Replace,
         everything: false,
         dry_run: common.dry_run,
-        wait: common.wait.max(Duration::from_secs(1)),
+        wait,
         groups: &facts.groups,
         marks: config::marks(Some(policy)),
         exec: exec::Options::default(),
@@ -168,15 +171,16 @@ pub(super) fn status(
     } else {
         true
     };
-    let missing = node.state()?.missing;
-    let whole = wanted && found.netns.is_some() && missing.is_empty();
+    let faults = node.faults()?;
+    let whole = wanted && found.fault().is_none() && faults == Faults::default();
     let state = if whole { "captured" } else { "drifted" };
     if common.json {
         let mut value = pod_json(&found);
         if let Some(object) = value.as_object_mut() {
             object.insert("state".to_owned(), json!(state));
             object.insert("asWanted".to_owned(), json!(wanted));
-            object.insert("missingPrograms".to_owned(), json!(missing));
+            object.insert("lostMaps".to_owned(), json!(faults.lost));
+            object.insert("missingPrograms".to_owned(), json!(faults.missing));
         }
         print_json(&value)?;
     } else {
@@ -184,11 +188,11 @@ pub(super) fn status(
         if !wanted {
             text.push_str("note: the pod's entry is not that of the configuration\n");
         }
-        if found.netns.is_none() {
-            text.push_str("note: its program for inbound connections is not attached\n");
+        if let Some(fault) = found.fault() {
+            text.push_str(&format!("note: {fault}\n"));
         }
-        if !missing.is_empty() {
-            text.push_str(&format!("note: programs are not attached: {}\n", missing.join(", ")));
+        if let Some(faults) = faults.told() {
+            text.push_str(&format!("note: {faults}\n"));
         }
         text.push_str(&counters_text(&found, ""));
         print(&text)?;
@@ -202,6 +206,7 @@ pub(super) fn pod_json(found: &Found) -> Value {
     json!({
         "cookie": found.cookie,
         "netns": found.netns,
+        "fault": found.fault(),
         "counters": Value::Object(counters.collect()),
     })
 }

@@ -8,6 +8,7 @@ mod dump;
 mod ebpf;
 mod explain;
 mod graph;
+mod handover;
 mod held;
 mod istio;
 mod lint;
@@ -35,6 +36,7 @@ pub(crate) use trace::trace;
 pub(crate) use verify::verify;
 
 use crate::exit::Exit;
+use millrace_host::ebpf::EbpfError;
 use millrace_host::engine::EngineError;
 
 /// An error with its causes, each told once: a message may hold its cause's already.
@@ -52,10 +54,9 @@ pub(crate) fn told(error: &anyhow::Error) -> String {
 
 /// How the program ends when a command failed.
 pub(crate) fn exit_of(error: &anyhow::Error) -> Exit {
-    match error.downcast_ref::<EngineError>() {
-        Some(error) if error.is_busy() => Exit::Busy,
-        _ => Exit::Failed,
-    }
+    let engine = error.downcast_ref::<EngineError>().is_some_and(EngineError::is_busy);
+    let ebpf = error.downcast_ref::<EbpfError>().is_some_and(EbpfError::is_busy);
+    if engine || ebpf { Exit::Busy } else { Exit::Failed }
 }
 
 #[cfg(test)]

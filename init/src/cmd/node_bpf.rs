@@ -1,12 +1,14 @@
 //! `millrace node-bpf`
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use millrace_host::ebpf::{EbpfError, Node, OBJECT, Options, default_cgroup, lacking};
+use millrace_host::ebpf::{EbpfError, Faults, Node, OBJECT, Options, default_cgroup, lacking};
 use serde_json::{Value, json};
 
 use super::ebpf::{counters_text, pod_json};
+use super::handover::to_nftables;
 use super::output::{print, print_json};
 use crate::cli::node::{NodeBpf, Task};
 use crate::exit::Exit;
@@ -26,7 +28,11 @@ pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
                 spares: *spares,
                 object: OBJECT,
             };
-            let (_, loaded) = Node::load(&command.folder, &options).map_err(|error| {
+            let loaded = Node::load(&command.folder, &options, command.wait);
+            let (_, loaded) = loaded.map_err(|error| {
+                if error.is_busy() {
+                    return error.into();
+                }
                 // The kernel's error is of one program; what it lacks is said by preflight's look.
                 let lacking = lacking(&command.folder);
                 let error = anyhow::Error::new(error);
@@ -35,26 +41,36 @@ pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
                     None => error,
                 }
             })?;
-            let text = format!(
+            let mut text = format!(
                 "{} programs attached, {} replaced; {} pods\n",
                 loaded.attached.len(),
                 loaded.replaced.len(),
                 loaded.pods
             );
+            if !loaded.restored.is_empty() {
+                text.push_str(&format!("put back: {}\n", loaded.restored.join(", ")));
+            }
             let value = json!({
                 "attached": loaded.attached,
                 "replaced": loaded.replaced,
+                "restored": loaded.restored,
                 "pods": loaded.pods,
             });
             (text, value, Exit::Ok)
         }
-        Task::Unload => {
-            let there = Node::unload(&command.folder)?;
+        Task::Unload { to_nftables: to_rules, force } => {
+            let moved = if *to_rules { to_nftables(&command.folder, command.wait)? } else { 0 };
+            let there = Node::unload(&command.folder, command.wait, *force)?;
             let text = if there { "unloaded\n" } else { "nothing to do: nothing is loaded\n" };
-            (text.to_owned(), json!({ "changed": there }), Exit::Ok)
+            let text = match moved {
+                0 => text.to_owned(),
+                _ => format!("nftables captures {moved} pods\n{text}"),
+            };
+            (text, json!({ "changed": there, "moved": moved }), Exit::Ok)
         }
         Task::Collect => {
-            let gone = Node::open(&command.folder)?.collect()?;
+            let node = Node::open(&command.folder)?.until(Instant::now() + command.wait);
+            let gone = node.collect()?;
             (format!("{gone} pods were gone\n"), json!({ "gone": gone }), Exit::Ok)
         }
         Task::Status => status(command)?,
@@ -78,8 +94,8 @@ fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
     let state = node.state()?;
     let pods = node.pods()?;
     let mut text = format!("loaded: {} programs attached", state.attached.len());
-    if !state.missing.is_empty() {
-        text.push_str(&format!(", missing: {}", state.missing.join(", ")));
+    if let Some(faults) = state.faults.told() {
+        text.push_str(&format!(", {faults}"));
     }
     if !state.current {
         text.push_str(", of another version");
@@ -93,12 +109,17 @@ fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
     text.push_str(&format!("\n{} pods, {} programs for more\n", pods.len(), state.spares));
     for pod in &pods {
         let netns = pod.netns.map_or("gone".to_owned(), |inode| format!("net:[{inode}]"));
-        text.push_str(&format!("pod {} {netns}\n{}", pod.cookie, counters_text(pod, "  ")));
+        text.push_str(&format!("pod {} {netns}\n", pod.cookie));
+        if let Some(fault) = pod.fault().filter(|_| pod.netns.is_some()) {
+            text.push_str(&format!("  note: {fault}\n"));
+        }
+        text.push_str(&counters_text(pod, "  "));
     }
     let value = json!({
         "loaded": true,
         "attached": state.attached,
-        "missing": state.missing,
+        "missing": state.faults.missing,
+        "lost": state.faults.lost,
         "current": state.current,
         "accelerated": state.accelerated,
         "sample": state.sample,
@@ -106,6 +127,7 @@ fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
         "spares": state.spares,
         "pods": pods.iter().map(pod_json).collect::<Vec<_>>(),
     });
-    let whole = state.missing.is_empty();
+    let known = pods.iter().all(|pod| pod.netns.is_none() || pod.fault().is_none());
+    let whole = known && state.faults == Faults::default();
     Ok((text, value, if whole { Exit::Ok } else { Exit::Drifted }))
 }

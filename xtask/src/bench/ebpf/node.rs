@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use millrace_host::ebpf::{Node, OBJECT, Options, default_cgroup};
@@ -10,6 +11,9 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::bench::pair::on_a_thread;
+
+/// How long another run may take; there is none.
+const WAIT: Duration = Duration::from_secs(30);
 
 /// The cgroups of the benchmark: its own, and in it one for the threads that meet the programs.
 #[derive(Debug)]
@@ -86,7 +90,7 @@ impl BenchNode {
             max_connections: 1 << 18,
             spares: 256,
         };
-        let (node, _) = Node::load(&folder, &options)?;
+        let (node, _) = Node::load(&folder, &options, WAIT)?;
         Ok(Self { cgroups, folder, node })
     }
 
@@ -103,6 +107,6 @@ impl BenchNode {
 impl Drop for BenchNode {
     fn drop(&mut self) {
         // Also undone by the end of the mount namespace.
-        drop(Node::unload(&self.folder));
+        drop(Node::unload(&self.folder, WAIT, true));
     }
 }

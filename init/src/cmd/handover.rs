@@ -1,0 +1,73 @@
+//! Pods that leave eBPF capture for rules, each without a moment in which nothing captures it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_core::compile::compile;
+use millrace_core::dialect::native;
+use millrace_core::ebpf::read;
+use millrace_core::plan::Wish;
+use millrace_core::preflight::Backend;
+use millrace_host::ebpf::{EbpfError, Found, Node, Target};
+use millrace_host::engine::{Drift, Request, Rules, Session};
+use millrace_host::netns::{NetnsRef, known};
+use millrace_host::{exec, facts};
+
+use super::config::{marks, own_rules};
+
+/// Have nftables capture every pod that is enrolled, in the same way. How many there were.
+pub(super) fn to_nftables(folder: &Path, wait: Duration) -> Result<usize> {
+    let node = match Node::open(folder) {
+        Err(EbpfError::NotLoaded(_)) => return Ok(0),
+        opened => opened?.until(Instant::now() + wait),
+    };
+    let places = known();
+    let home = NetnsRef::at("/proc/thread-self/ns/net".into()).open()?;
+    let pods = node.pods()?;
+    let there: Vec<&Found> = pods.iter().filter(|pod| pod.netns.is_some()).collect();
+    for pod in &there {
+        hand_over(&node, pod, &places, wait)
+            .with_context(|| format!("pod {} stays captured by eBPF", pod.cookie))?;
+    }
+    home.enter()?;
+    Ok(there.len())
+}
+
+/// Rules first, then the pod leaves. The calling thread stays in its namespace.
+fn hand_over(
+    node: &Node,
+    pod: &Found,
+    places: &BTreeMap<u64, PathBuf>,
+    wait: Duration,
+) -> Result<()> {
+    let inode = pod.netns.unwrap_or_default().into();
+    let path = places.get(&inode).with_context(|| {
+        format!("its network namespace net:[{inode}] is neither mounted here nor a process's")
+    })?;
+    NetnsRef::at(path.clone()).open()?.enter()?;
+    let target = Target::current()?;
+    ensure!(target.cookie() == pod.cookie, "{} is another namespace by now", path.display());
+    let entry = node.entry(&target)?.context("it has left meanwhile")?;
+    let policy = read(&entry, &native::DIALECT)?;
+    let mut session = Session::open()?;
+    let groups = facts::gather(session.net())?.groups;
+    session.run(&Request {
+        rules: Some(Rules {
+            iptables: &compile(&policy, &native::LAYOUT),
+            native: Some(&own_rules(&policy).ready(&groups)?),
+        }),
+        // These are known by the pod's own ids from outside as well.
+        wish: Wish::Backend(Backend::Nftables),
+        drift: Drift::Replace,
+        everything: false,
+        dry_run: false,
+        wait,
+        groups: &groups,
+        marks: marks(Some(&policy)),
+        exec: exec::Options::default(),
+    })?;
+    node.leave(pod.cookie)?;
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! Each pin and attachment that decides: where one is gone, every command that looks at capture says
+//! so, nothing is said to be as wanted, and `node-bpf load` makes it whole.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::capture::{millrace, millrace_in_pod, ran};
+use millrace_tests::cni::{Call, Host, Pod, Reply, mesh};
+use millrace_tests::ebpf::{APPLY, Cgroup, FOLDER, captured, load, load_with, node, options};
+use millrace_tests::netns::Namespace;
+use millrace_tests::sys_bpf;
+use millrace_tests::topology::Topology;
+use millrace_tests::wire::Answer;
+use serde_json::json;
+
+const STATUS: [&str; 5] = ["status", "--backend", "ebpf", "--bpffs", FOLDER];
+const NODE: [&str; 4] = ["node-bpf", "status", "--bpffs", FOLDER];
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Who answers.
+fn answers(namespace: &Namespace, to: &str) -> Result<String> {
+    let to: SocketAddr = to.parse()?;
+    namespace.enter(|| -> Result<String> {
+        let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Answer::read(stream)?.name)
+    })?
+}
+
+/// Detach what is pinned, or take the pin away.
+fn take(pin: &Path, detached: bool) -> io::Result<()> {
+    if detached { sys_bpf::detach(pin) } else { fs::remove_file(pin) }
+}
+
+/// Both ways are the proxy's, and everybody says so.
+fn is_whole(topology: &Topology) -> Result<()> {
+    let out = answers(&topology.pod, "10.71.0.10:80").context("outbound")?;
+    let inward = answers(&topology.outside, "10.70.0.2:8080").context("inbound")?;
+    ensure!((out.as_str(), inward.as_str()) == ("proxy", "proxy"), "{out}, {inward}");
+    millrace_in_pod(topology, &STATUS, 0)?;
+    millrace_in_pod(topology, &NODE, 0).map(drop)
+}
+
+/// The pins in one of the folders.
+fn pins(topology: &Topology, part: &str) -> Result<Vec<PathBuf>> {
+    let folder = Path::new(FOLDER).join(part);
+    topology.pod.enter(|| -> Result<Vec<PathBuf>> {
+        fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
+    })?
+}
+
+/// Somebody who is asked does not say that all is well, and names what is gone.
+fn is_told(topology: &Topology, name: &str, args: &[&str]) -> Result<()> {
+    let (code, said) = ran(&topology.pod, &mut millrace(args)?)?;
+    ensure!(code != Some(0) && said.contains(name), "{name}: {args:?}: {code:?}: {said}");
+    Ok(())
+}
+
+/// Verify that each map whose pin is gone is missed by all, that nobody makes another one in its
+/// place, and that a load puts back the one that programs use, with all that it holds.
+#[test]
+fn every_map() -> Result<()> {
+    let (_cgroup, topology) = captured(&["--exclude-outbound-ports", "9999"])?;
+    let pins = pins(&topology, "maps")?;
+    ensure!(pins.len() > 10, "{pins:?}");
+    for pin in pins {
+        let name = pin.file_name().and_then(|name| name.to_str()).context("a name")?;
+        topology.pod.enter(|| fs::remove_file(&pin))??;
+        for args in [&STATUS[..], &NODE, &APPLY] {
+            is_told(&topology, name, args)?;
+        }
+        let inward = answers(&topology.outside, "10.70.0.2:8080");
+        ensure!(inward.is_err() || inward.is_ok_and(|by| by == "proxy"), "{name}");
+        let loaded = load_with(&topology.pod, &options()?)?;
+        ensure!(loaded.restored == [name] && loaded.pods == 1, "{name}: {loaded:?}");
+        is_whole(&topology).with_context(|| name.to_owned())?;
+    }
+    Ok(())
+}
+
+/// Verify that each program at the cgroup that is unpinned or detached is missed by all, and that a
+/// load attaches it.
+#[test]
+fn every_program() -> Result<()> {
+    let (_cgroup, topology) = captured(&[])?;
+    let pins = pins(&topology, "links")?;
+    for pin in pins.iter().filter(|pin| !pin.ends_with("mr_idle")) {
+        let name = pin.file_name().and_then(|name| name.to_str()).context("a name")?;
+        for detached in [false, true] {
+            topology.pod.enter(|| take(pin, detached))??;
+            for args in [&STATUS[..], &NODE, &APPLY] {
+                is_told(&topology, name, args)?;
+            }
+            let loaded = load_with(&topology.pod, &options()?)?;
+            ensure!(loaded.attached == [name] && loaded.pods == 1, "{name}: {loaded:?}");
+            is_whole(&topology).with_context(|| name.to_owned())?;
+        }
+    }
+    Ok(())
+}
+
+/// Verify that a pod's own program that is unpinned, detached, or finds its pod no more is missed, and
+/// that applying its configuration again captures what comes in; and that programs that have nothing
+/// to go on with are missed.
+#[test]
+fn a_pods_own_program() -> Result<()> {
+    let (_cgroup, topology) = captured(&[])?;
+    let maps = Path::new(FOLDER).join("maps");
+    for what in ["unpinned", "detached", "number"] {
+        let pods = node(&topology.pod, |node| Ok(node.pods()?))?;
+        let pod = pods.first().context("a pod")?;
+        let pin = Path::new(FOLDER).join("pods").join(pod.cookie.to_string());
+        topology.pod.enter(|| match what {
+            "unpinned" => fs::remove_file(&pin),
+            "detached" => sys_bpf::detach(&pin),
+            _ => sys_bpf::delete(&maps.join("LOOKUPS"), &pod.pod.lookup.to_ne_bytes()),
+        })??;
+        is_told(&topology, "its program for inbound connections", &STATUS)?;
+        let said = millrace_in_pod(&topology, &APPLY, 0)?;
+        ensure!(said.contains("the pod's entry is replaced"), "{what}: {said}");
+        is_whole(&topology).context(what)?;
+    }
+    topology.pod.enter(|| sys_bpf::delete(&maps.join("INBOUND"), &0_u32.to_ne_bytes()))??;
+    for args in [&STATUS[..], &NODE, &APPLY] {
+        is_told(&topology, "INBOUND", args)?;
+    }
+    load_with(&topology.pod, &options()?)?;
+    is_whole(&topology)
+}
+
+fn call(host: &Host, pod: &Pod, word: &str) -> Call {
+    let call = Call::new(host, word, pod, mesh(&[]));
+    call.with_key("backend", json!("ebpf")).with_key("bpffs", json!(FOLDER))
+}
+
+/// Verify that the CNI plugin misses a map's pin and an attachment with ADD, CHECK and STATUS.
+#[test]
+fn the_plugin_misses_them() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let host = Host::new()?;
+    load(&host.namespace)?;
+    let pod = host.pod()?;
+    call(&host, &pod, "ADD").run(&host)?.success()?;
+    let pin = |name: &str| Path::new(FOLDER).join(name);
+    for (name, detached) in [
+        ("maps/LOOKUPS", false),
+        ("maps/FLOWS", false),
+        ("maps/ENDS", false),
+        ("links/mr_connect4", true),
+    ] {
+        host.namespace.enter(|| take(&pin(name), detached))??;
+        let short = name.split('/').nth(1).context("a name")?;
+        for word in ["ADD", "CHECK", "STATUS"] {
+            let Reply { code, text, .. } = call(&host, &pod, word).run(&host)?;
+            ensure!(code == Some(1) && text.contains(short), "{name}: {word}: {text}");
+        }
+        load_with(&host.namespace, &options()?)?;
+        for word in ["ADD", "CHECK", "STATUS"] {
+            call(&host, &pod, word).run(&host)?.success()?;
+        }
+    }
+    Ok(())
+}
