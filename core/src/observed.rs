@@ -72,6 +72,15 @@ pub struct Route {
     pub table: u32,
     /// Whether it is `local default dev lo`, which is all that TPROXY needs.
     pub local_default: bool,
+    /// The route as `ip-route(8)` shows it, as far as it says where packets go.
+    pub text: String,
+}
+
+impl Route {
+    /// `local default dev lo`
+    pub fn local_default(family: Family, table: u32) -> Self {
+        Self { family, table, local_default: true, text: "local default dev lo".to_owned() }
+    }
 }
 
 /// An address of an interface.

@@ -9,7 +9,7 @@ use crate::infer::{infer, policy, read_native};
 use crate::nft::tables::Native;
 use crate::nft::{self, NftRuleset};
 use crate::observed::{IpRule, Observed, Variant};
-use crate::plan::{self, Change, Context, Effect, FamilyState, Groups, Wanted};
+use crate::plan::{self, Change, Context, Effect, FamilyState, Groups, TakenTable, Wanted};
 use crate::policy::CapturePolicy;
 use crate::ruleset::{Rule, Ruleset, TableChain};
 use crate::value::Family;
@@ -109,6 +109,7 @@ pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> 
     let plan = plan::plan(observed, wanted_rules, false, &context);
     let differences = differences(plan.effects, observed);
     let mut notes = Vec::new();
+    notes.extend(taken(plan.taken.as_ref()));
     if !observed.native.is_empty() {
         notes.push("native nftables rules are there as well".to_owned());
     }
@@ -135,7 +136,9 @@ pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> 
     }
     let state = match (first, differences.is_empty()) {
         (None, _) if !plan.interrupted => State::NotCaptured,
-        (Some(f), true) if f.ruleset.is_some() || wanted.is_some() => State::Captured,
+        (Some(f), true) if plan.taken.is_none() && (f.ruleset.is_some() || wanted.is_some()) => {
+            State::Captured
+        }
         _ => State::Drifted,
     };
     Status {
@@ -167,7 +170,9 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
             // What was read back may be written in another way, but means the same.
             plan.effects.retain(|effect| !matches!(effect, Effect::Native { .. }));
         }
-        (plan.effects.is_empty(), differences(plan.effects, observed))
+        notes.extend(taken(plan.taken.as_ref()));
+        let whole = plan.effects.is_empty() && plan.taken.is_none();
+        (whole, differences(plan.effects, observed))
     } else {
         if there {
             notes.push(
@@ -196,6 +201,12 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
         differences: if there { differences } else { Vec::new() },
         notes,
     }
+}
+
+/// Who uses the routing table that TPROXY needs.
+fn taken(taken: Option<&TakenTable>) -> Option<String> {
+    let routes = taken?.routes();
+    Some(format!("the routing table of TPROXY holds routes of somebody else as well: {routes}"))
 }
 
 /// What a trace left that was killed.

@@ -101,6 +101,9 @@ pub enum EngineError {
     /// No backend can be used.
     #[error(transparent)]
     NoBackend(#[from] NoBackend),
+    /// The routing table that is needed is used by somebody else.
+    #[error(transparent)]
+    TakenTable(#[from] plan::TakenTable),
     /// Differing rules are there, and were not to be replaced.
     #[error(
         "rules of an earlier run are there and differ from what is wanted ({}); nothing was \
@@ -324,6 +327,9 @@ impl Session {
             }
         };
         let plan = plan::plan(&before, wanted, request.everything, &context);
+        if let Some(taken) = plan.taken {
+            return Err(taken.into());
+        }
         let refused =
             request.drift == Drift::Refuse && plan.residue && !plan.unfinished && !plan.interrupted;
         if refused && !plan.is_empty() {

@@ -51,8 +51,9 @@ pub fn namespace(observed: &Observed) -> Result<Namespace, SurroundingsError> {
 /// Marks with which packets are delivered here.
 fn marked(observed: &Observed) -> Vec<MarkedLocal> {
     let leads = |family, table| {
-        let routes = &mut observed.routes.iter();
-        routes.any(|r| r.family == family && r.table == table && r.local_default)
+        let mut routes = observed.routes.iter().filter(|r| r.family == family && r.table == table);
+        // Where others have routes beside it, these may lead elsewhere.
+        routes.next().is_some_and(|r| r.local_default) && routes.all(|r| r.local_default)
     };
     let rules = observed.ip_rules.iter().filter(|rule| rule.mark_only);
     rules

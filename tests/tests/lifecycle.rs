@@ -1,11 +1,11 @@
 //! From nothing to captured and back, beside rules of others.
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::capture::{Capture as _, Millrace, Variant, config_args, millrace};
+use millrace_tests::capture::{Capture as _, Millrace, Variant, config_args, millrace, ran};
 use millrace_tests::cases::{self, Case};
 use millrace_tests::others::{of_others, untouched, write, write_around};
 use millrace_tests::snapshot::Snapshot;
-use millrace_tests::topology::{Stack, Topology};
+use millrace_tests::topology::{Layout, Stack, Topology};
 
 /// Run millrace in a topology's pod, with variables; it must succeed.
 fn run(topology: &Topology, args: &[&str], env: &[(&str, &str)]) -> Result<String> {
@@ -95,4 +95,57 @@ fn pods_are_captured_and_let_go_by_iptables_nft() -> Result<()> {
 #[test]
 fn pods_are_captured_and_let_go_by_iptables_legacy() -> Result<()> {
     every_case(Variant::Legacy)
+}
+
+/// Verify that TPROXY in a routing table that holds a route of somebody else is refused before
+/// anything is changed, naming the route; that another table is taken; and that a route which comes
+/// later is seen, and left when everything of ours goes.
+#[test]
+fn a_routing_table_of_somebody_else_is_left_alone() -> Result<()> {
+    let foreign = [
+        (
+            "route add default via 10.70.0.1 dev eth0 table 133",
+            "IPv4 default via 10.70.0.1 dev eth0",
+        ),
+        (
+            "route add fd99::/64 via fd70::1 dev eth0 table 133",
+            "IPv6 fd99::/64 via fd70::1 dev eth0",
+        ),
+        ("route add unreachable default metric 9 table 133", "IPv4 unreachable default"),
+    ];
+    let applies: [&[&str]; 4] = [
+        &["apply", "--mode", "tproxy", "--backend", "nftables"],
+        &["apply", "--mode", "tproxy", "--backend", "iptables-nft"],
+        &["apply", "--mode", "tproxy", "--backend", "iptables-legacy"],
+        &["istio-iptables", "-m", "TPROXY", "-b", "*", "-i", "*", "--dual-stack"],
+    ];
+    for (apply, (route, named)) in applies.into_iter().zip(foreign.iter().cycle()) {
+        let topology = Topology::new(Stack::Dual, Layout::default())?;
+        let untaken = Snapshot::take(&topology.pod)?;
+        topology.pod.ip(&format!("{route}\n"))?;
+        let before = Snapshot::take(&topology.pod)?;
+        for _ in 0..2 {
+            let (code, said) = ran(&topology.pod, &mut millrace(apply)?)?;
+            ensure!(code == Some(1) && said.contains(&format!("{named} table 133")), "{said}");
+            assert_eq!(before.differences(&Snapshot::take(&topology.pod)?), "");
+        }
+        let flag = if apply.contains(&"apply") { "--tproxy-table" } else { "-r" };
+        run(&topology, &[apply, &[flag, "200"]].concat(), &[])?;
+        assert_eq!(status(&topology)?, Some(0));
+        run(&topology, &["cleanup"], &[])?;
+        assert_eq!(before.differences(&Snapshot::take(&topology.pod)?), "");
+
+        topology.pod.ip(&format!("{}\n", route.replace("route add", "route del")))?;
+        assert_eq!(untaken.differences(&Snapshot::take(&topology.pod)?), "");
+        run(&topology, apply, &[])?;
+        assert_eq!(status(&topology)?, Some(0));
+        let later = route.replace("default via", "10.9.0.0/16 via");
+        topology.pod.ip(&format!("{later}\n"))?;
+        let (code, said) = status_said(&topology)?;
+        ensure!(code != Some(0) && said.contains("holds routes of somebody else"), "{said}");
+        run(&topology, &["cleanup"], &[])?;
+        topology.pod.ip(&format!("{}\n", later.replace("route add", "route del")))?;
+        assert_eq!(untaken.differences(&Snapshot::take(&topology.pod)?), "");
+    }
+    Ok(())
 }

@@ -11,7 +11,7 @@ mod target;
 pub use choose::{Choice, Means, NoBackend, Wish, choose};
 pub use effect::{Change, Effect};
 pub use rollback::rollback;
-pub use routing::{PASSTHROUGH_V6, RULE_PRIORITY};
+pub use routing::{PASSTHROUGH_V6, RULE_PRIORITY, TakenTable};
 pub use tables::{TableEdit, TableStep};
 pub use target::{Body, FamilyState, Groups};
 
@@ -51,6 +51,8 @@ pub struct Plan {
     /// Whether a change was going on here that did not end: Millrace's own note says so, or
     /// istio-iptables' rules that drop everything while it works are still there.
     pub interrupted: bool,
+    /// What stands in the way of all of it.
+    pub taken: Option<TakenTable>,
 }
 
 impl Plan {
@@ -152,6 +154,7 @@ pub fn plan(
     list.extend(native(observed, target, text, everything, edits));
     let families = wanted.families();
     let routing = routing::changes(observed, &known, wanted.routing(), &families);
+    let taken = (!routing.foreign.is_empty()).then_some(TakenTable(routing.foreign));
     let mut effects = routing.before;
     effects.extend(replace);
     effects.extend(remove);
@@ -162,7 +165,7 @@ pub fn plan(
         effects.extend(observed.loggers.iter().map(logger));
     }
     let effects = with_marker(effects, observed.interrupted);
-    Plan { effects, residue, unfinished, interrupted }
+    Plan { effects, residue, unfinished, interrupted, taken }
 }
 
 /// The transaction that puts native tables in the place of those that are there, if it has to, and

@@ -29,6 +29,26 @@ pub(super) struct Known {
 pub(super) struct Changes {
     pub(super) before: Vec<Effect>,
     pub(super) after: Vec<Effect>,
+    /// Routes of others in the table that is wanted.
+    pub(super) foreign: Vec<Route>,
+}
+
+/// The routing table that TPROXY needs is used by somebody else: packets could go by their route, and
+/// what looks them up would go by ours.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the routing table that TPROXY needs holds routes of somebody else ({}); nothing was changed: \
+     give TPROXY another table (--tproxy-table, or -r of istio-iptables), or remove these routes",
+    self.routes()
+)]
+pub struct TakenTable(pub Vec<Route>);
+
+impl TakenTable {
+    /// The routes with their tables.
+    pub fn routes(&self) -> String {
+        let named = |r: &Route| format!("{} {} table {}", r.family, r.text, r.table);
+        self.0.iter().map(named).collect::<Vec<_>>().join("; ")
+    }
 }
 
 /// Whether a table has no route but `local default dev lo`.
@@ -42,12 +62,13 @@ fn only_local(observed: &Observed, family: Family, table: u32) -> bool {
 
 fn is_ours(observed: &Observed, known: &Known, rule: &IpRule) -> bool {
     let Some((mark, u32::MAX)) = rule.fwmark else { return false };
-    let named = rule.priority == RULE_PRIORITY
-        || known.marks.contains(&mark)
-        || known.pairs.contains(&(mark, rule.table))
-        // An interrupted run may have removed the rules that told which mark was used.
-        || observed.interrupted;
-    rule.mark_only && named && only_local(observed, rule.family, rule.table)
+    let used = known.marks.contains(&mark) || known.pairs.contains(&(mark, rule.table));
+    let priority = rule.priority == RULE_PRIORITY;
+    // An interrupted run may have removed the rules that told which mark was used.
+    let named = priority || used || observed.interrupted;
+    // Whatever others do in the table that a rule of ours looks up, the rule is ours.
+    let sure = (priority && used) || only_local(observed, rule.family, rule.table);
+    rule.mark_only && named && sure
 }
 
 /// The rules that are ours.
@@ -91,7 +112,7 @@ pub(super) fn changes(
     let mut new_routes = Vec::new();
     for family in families {
         let Some((mark, table)) = tproxy else { continue };
-        new_routes.push(Route { family: *family, table: table.get(), local_default: true });
+        new_routes.push(Route::local_default(*family, table.get()));
         new_rules.push(IpRule {
             family: *family,
             priority: RULE_PRIORITY,
@@ -100,6 +121,11 @@ pub(super) fn changes(
             mark_only: true,
         });
     }
+    let shares = |other: &&Route| {
+        let same = |r: &Route| (r.family, r.table) == (other.family, other.table);
+        !other.local_default && new_routes.iter().any(same)
+    };
+    changes.foreign = observed.routes.iter().filter(shares).cloned().collect();
     for route in new_routes.iter().filter(|r| !observed.routes.contains(r)) {
         let (family, table) = (route.family, route.table);
         changes.before.push(Effect::Route { change: Change::Add, family, table });

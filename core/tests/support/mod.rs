@@ -57,7 +57,7 @@ pub(crate) fn carry_out(observed: &mut Observed, effect: &Effect) {
             }
         }
         Effect::Route { change, family, table } => {
-            let route = Route { family: *family, table: *table, local_default: true };
+            let route = Route::local_default(*family, *table);
             observed.routes.retain(|r| *r != route);
             if *change == Change::Add {
                 observed.routes.push(route);

@@ -225,7 +225,7 @@ fn routing(wanted: &Routing) -> Observed {
                 table,
                 mark_only: true,
             });
-            observed.routes.push(Route { family, table, local_default: true });
+            observed.routes.push(Route::local_default(family, table));
         }
     }
     observed

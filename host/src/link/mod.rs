@@ -1,7 +1,9 @@
 //! Addresses, policy routing and the note of a change in progress, by netlink (`rtnetlink(7)`).
 
+mod routing;
+
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use futures_util::stream::TryStreamExt as _;
 use millrace_core::observed::{InterfaceAddress, IpRule, Logger, Route};
@@ -9,12 +11,8 @@ use millrace_core::plan::Change;
 use millrace_core::value::Family;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, Prop};
-use netlink_packet_route::route::{
-    RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use nix::errno::Errno;
-use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
+use rtnetlink::Handle;
 
 use crate::netlink::own_address;
 
@@ -202,32 +200,6 @@ impl Net {
         Ok(names.collect())
     }
 
-    async fn ip_rules(&self, family: Family) -> Result<Vec<(IpRule, RuleMessage)>, LinkError> {
-        let version = match family {
-            Family::V4 => IpVersion::V4,
-            Family::V6 => IpVersion::V6,
-        };
-        let messages: Result<Vec<_>, _> =
-            self.handle.rule().get(version).execute().try_collect().await;
-        match messages {
-            Ok(messages) => Ok(messages.into_iter().map(|m| (ip_rule(family, &m), m)).collect()),
-            Err(error) if is_absent(&error) => Ok(Vec::new()),
-            Err(error) => {
-                Err(request(format!("the {family} policy routing rules can't be listed"))(error))
-            }
-        }
-    }
-
-    async fn routes(&self, family: Family) -> Result<Vec<Route>, LinkError> {
-        let messages: Result<Vec<_>, _> =
-            self.handle.route().get(any_route(family)).execute().try_collect().await;
-        match messages {
-            Ok(messages) => Ok(messages.iter().filter_map(|m| route(family, m)).collect()),
-            Err(error) if is_absent(&error) => Ok(Vec::new()),
-            Err(error) => Err(request(format!("the {family} routes can't be listed"))(error)),
-        }
-    }
-
     /// Note that a change begins, or that it is done.
     ///
     /// # Errors
@@ -274,74 +246,6 @@ impl Net {
             }
         });
         settle(result, change, || format!("address {address} of lo"))
-    }
-
-    /// Add the route `local default dev lo` to a table, or remove it.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn route(&self, change: Change, family: Family, table: u32) -> Result<(), LinkError> {
-        let mut message = local_default(family, table);
-        if change == Change::Remove {
-            // Whoever added it, and however: these are compared unless they say that they are not.
-            message.header.protocol = RouteProtocol::Unspec;
-            message.header.scope = RouteScope::NoWhere;
-        }
-        let result = self.runtime.block_on(async {
-            match change {
-                Change::Add => self.handle.route().add(message).execute().await,
-                Change::Remove => self.handle.route().del(message).execute().await,
-            }
-        });
-        settle(result, change, || format!("{family} route local default dev lo table {table}"))
-    }
-
-    /// Add a policy routing rule, or remove it.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn ip_rule(&self, change: Change, rule: &IpRule) -> Result<(), LinkError> {
-        let what =
-            || format!("{} rule priority {} lookup {}", rule.family, rule.priority, rule.table);
-        self.runtime.block_on(async {
-            // The kernel adds a rule again that is there already, so it has to be asked first.
-            let same: Vec<RuleMessage> = self
-                .ip_rules(rule.family)
-                .await?
-                .into_iter()
-                .filter(|(r, _)| r == rule)
-                .map(|(_, message)| message)
-                .collect();
-            match change {
-                Change::Add if !same.is_empty() => Ok(()),
-                Change::Add => settle(self.add_rule(rule).await, change, what),
-                Change::Remove => {
-                    for message in same {
-                        let result = self.handle.rule().del(message).execute().await;
-                        settle(result, change, what)?;
-                    }
-                    Ok(())
-                }
-            }
-        })
-    }
-
-    async fn add_rule(&self, rule: &IpRule) -> Result<(), rtnetlink::Error> {
-        let mut add = self
-            .handle
-            .rule()
-            .add()
-            .action(RuleAction::ToTable)
-            .priority(rule.priority)
-            .table_id(rule.table);
-        if let Some((mark, mask)) = rule.fwmark {
-            add = add.fw_mark(mark);
-            add.message_mut().attributes.push(RuleAttribute::FwMask(mask));
-        }
-        match rule.family {
-            Family::V4 => add.v4().execute().await,
-            Family::V6 => add.v6().execute().await,
-        }
     }
 }
 
@@ -404,85 +308,5 @@ fn settle(
             };
             Err(request(format!("{} can't be {verb}", what()))(error))
         }
-    }
-}
-
-fn ip_rule(family: Family, message: &RuleMessage) -> IpRule {
-    let mut rule = IpRule {
-        family,
-        priority: 0,
-        fwmark: None,
-        table: u32::from(message.header.table),
-        mark_only: message.header.action == RuleAction::ToTable
-            && message.header.src_len == 0
-            && message.header.dst_len == 0
-            && message.header.tos == 0
-            && !message.header.flags.contains(RuleFlags::Invert),
-    };
-    let (mut mark, mut mask) = (None, u32::MAX);
-    for attribute in &message.attributes {
-        match attribute {
-            RuleAttribute::Priority(priority) => rule.priority = *priority,
-            RuleAttribute::Table(table) => rule.table = *table,
-            RuleAttribute::FwMark(value) => mark = Some(*value),
-            RuleAttribute::FwMask(value) => mask = *value,
-            // These say nothing about which packets are meant.
-            RuleAttribute::SuppressPrefixLen(u32::MAX)
-            | RuleAttribute::SuppressIfGroup(u32::MAX)
-            | RuleAttribute::Protocol(_) => {}
-            _ => rule.mark_only = false,
-        }
-    }
-    rule.fwmark = mark.map(|mark| (mark, mask));
-    rule.mark_only &= mark.is_some();
-    rule
-}
-
-/// A route, unless it is in one of the kernel's own tables.
-fn route(family: Family, message: &RouteMessage) -> Option<Route> {
-    let mut table = u32::from(message.header.table);
-    let mut to_lo = false;
-    let mut plain = true;
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Table(value) => table = *value,
-            RouteAttribute::Oif(index) => to_lo = *index == LO,
-            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
-                plain = false;
-            }
-            _ => {}
-        }
-    }
-    // 0 is what a route cache entry has; 253 to 255 are default, main and local.
-    if matches!(table, 0 | 253..=255) {
-        return None;
-    }
-    let local_default = message.header.kind == RouteType::Local
-        && message.header.destination_prefix_length == 0
-        && to_lo
-        && plain;
-    Some(Route { family, table, local_default })
-}
-
-fn any_route(family: Family) -> RouteMessage {
-    match family {
-        Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
-        Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
-    }
-}
-
-fn local_default(family: Family, table: u32) -> RouteMessage {
-    match family {
-        Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new()
-            .kind(RouteType::Local)
-            .scope(RouteScope::Host)
-            .output_interface(LO)
-            .table_id(table)
-            .build(),
-        Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new()
-            .kind(RouteType::Local)
-            .output_interface(LO)
-            .table_id(table)
-            .build(),
     }
 }
