@@ -16,6 +16,7 @@ pub mod dialect;
 pub mod ebpf;
 pub mod facts;
 pub mod finding;
+pub mod ids;
 pub mod infer;
 pub mod iptables;
 pub mod manifest;

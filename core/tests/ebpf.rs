@@ -11,6 +11,7 @@ use millrace_core::compile::compile as rules;
 use millrace_core::dialect::{istio, native};
 use millrace_core::ebpf::{Addresses, Entry, IdMap, MAX_NETWORKS, Refusal, compile, judge, read};
 use millrace_core::facts;
+use millrace_core::ids::mapped;
 use millrace_core::policy::{CapturePolicy, InboundMode, Interfaces, NetworkSelection};
 use millrace_core::sim::{
     self, EPHEMERAL, Identity, Known, Listening, Namespace, Outcome, Program, Question, of_ebpf,
@@ -298,9 +299,17 @@ fn networks_of_ipv6_are_not_of_ipv4() {
 fn ids_are_those_of_the_pods_user_namespace() {
     let users = IdMap::parse("0 100000 65536\n").unwrap();
     let entry = compile(&policy(), &facts::groups("")).unwrap();
-    let mapped = entry.clone().for_pod(&Addresses::default(), &users, &users).unwrap();
-    assert_eq!(mapped.pod.uids[0], 101_337);
+    let in_pod = entry.clone().for_pod(&Addresses::default(), &users, &users).unwrap();
+    assert_eq!(in_pod.pod.uids[0], 101_337);
     let few = IdMap::parse("0 100000 1000\n").unwrap();
     let error = entry.for_pod(&Addresses::default(), &few, &few).unwrap_err();
     assert_eq!(error.to_string(), "user 1337 is not mapped in the pod's user namespace");
+    assert_eq!(mapped(&policy(), &facts::groups(""), &users, &users), Ok(()));
+    let error = mapped(&policy(), &facts::groups(""), &few, &users).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "user 1337 (default of --proxy-uid) is not mapped in the pod's user namespace, which has \
+         0-999: name one that a process of the pod can have"
+    );
+    assert_eq!(mapped(&policy(), &facts::groups(""), &users, &few).unwrap_err().kind, "group");
 }

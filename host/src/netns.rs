@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use millrace_core::ebpf::IdMap;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Gid, Uid, setresgid, setresuid};
@@ -181,6 +182,28 @@ impl Netns {
     }
 }
 
+/// The users and groups of the user namespace that owns a network namespace, as this process's own has
+/// them.
+pub(crate) fn ids_of(netns: &File) -> io::Result<(IdMap, IdMap)> {
+    let owner = sys_netns::owner(netns)?;
+    let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    if fs::metadata(OWN_USERS).map(id)? == owner.metadata().map(id)? {
+        return Ok((IdMap::identity(), IdMap::identity()));
+    }
+    let (users, groups) = sys_netns::ids(&owner)?;
+    let both = IdMap::parse(&users).zip(IdMap::parse(&groups));
+    both.ok_or_else(|| io::Error::other("the kernel's table of its ids can't be read"))
+}
+
+/// The ids that the calling thread's own user namespace has; all of them where that can't be seen.
+pub fn own_ids() -> (IdMap, IdMap) {
+    let [users, groups] = ["uid_map", "gid_map"].map(|name| {
+        let text = fs::read_to_string(format!("/proc/thread-self/{name}")).ok();
+        text.and_then(|text| IdMap::parse(&text)).unwrap_or_else(IdMap::identity)
+    });
+    (users, groups)
+}
+
 impl Netns {
     /// Be in the user namespace that owns it, as its root, from now on. Needed where rules are
     /// written that name users: the kernel takes them only from there (`owner_check` in
@@ -190,22 +213,52 @@ impl Netns {
     /// # Errors
     /// When it may not be entered, or this process has more than one thread (`setns(2)`).
     pub fn enter_owner(&self) -> Result<bool, NetnsError> {
-        let failed = |source| match source {
-            Errno::ENOTTY | Errno::EBADF => NetnsError::Other(self.path.clone()),
-            source => NetnsError::Owner { path: self.path.clone(), source },
-        };
-        let owner = sys_netns::owner(&self.file).map_err(failed)?;
-        let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
-        let own = fs::metadata(OWN_USERS).map(id);
-        if own.is_ok_and(|own| owner.metadata().map(id).is_ok_and(|owner| owner == own)) {
-            return Ok(false);
-        }
-        setns(&owner, CloneFlags::CLONE_NEWUSER).map_err(failed)?;
+        let Some(owner) = self.other_owner()? else { return Ok(false) };
+        setns(&owner, CloneFlags::CLONE_NEWUSER).map_err(|source| self.not_owner(source))?;
         // Capabilities are there without it; programs that are run keep them as root alone. A
         // namespace without a root runs none.
         let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
         let _root = setresgid(gid, gid, gid).and_then(|()| setresuid(uid, uid, uid));
         Ok(true)
+    }
+
+    /// Whether the user namespace that owns it is another one than the calling thread's.
+    ///
+    /// # Errors
+    /// When that can't be seen.
+    pub fn has_own_users(&self) -> Result<bool, NetnsError> {
+        Ok(self.other_owner()?.is_some())
+    }
+
+    /// The ids that processes of its owner can have, as the calling thread's own user namespace has
+    /// them.
+    ///
+    /// # Errors
+    /// When they can't be seen.
+    pub fn ids(&self) -> Result<(IdMap, IdMap), NetnsError> {
+        if !self.has_own_users()? {
+            return Ok(own_ids());
+        }
+        ids_of(&self.file).map_err(|error| {
+            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            self.not_owner(errno)
+        })
+    }
+
+    /// The user namespace that owns it, if it is another one than the calling thread's.
+    fn other_owner(&self) -> Result<Option<File>, NetnsError> {
+        let owner = sys_netns::owner(&self.file).map_err(|source| self.not_owner(source))?;
+        let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let own = fs::metadata(OWN_USERS).map(id);
+        let same = own.is_ok_and(|own| owner.metadata().map(id).is_ok_and(|owner| owner == own));
+        Ok((!same).then_some(owner))
+    }
+
+    fn not_owner(&self, source: Errno) -> NetnsError {
+        match source {
+            Errno::ENOTTY | Errno::EBADF => NetnsError::Other(self.path.clone()),
+            source => NetnsError::Owner { path: self.path.clone(), source },
+        }
     }
 }
 

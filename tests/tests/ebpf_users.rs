@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -22,6 +23,7 @@ const FIRST: u32 = 300_000;
 struct Users {
     child: Child,
     pod: Namespace,
+    owner: File,
 }
 
 impl Users {
@@ -38,7 +40,8 @@ impl Users {
         }
         child.stdin.take().context("a pipe")?.write_all(b"\n")?;
         let pod = host.sibling(File::open(format!("/proc/{}/ns/net", child.id()))?)?;
-        let users = Self { child, pod };
+        let owner = File::open(format!("/proc/{}/ns/user", child.id()))?;
+        let users = Self { child, pod, owner };
         users.pod.ip("link set lo up\nlink add eth0 type veth peer name eth1\n\
              link set eth1 up\naddr add 10.1.0.2/24 dev eth0\nlink set eth0 up\n")?;
         Ok(users)
@@ -57,10 +60,20 @@ impl Users {
         };
         let json = serde_json::to_string(&request)?;
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.child.id().to_string(), "--user", "--net"]);
+        let users = format!("/proc/{}/fd/{}", std::process::id(), self.owner.as_raw_fd());
+        command.args([format!("--user={users}"), format!("--net={}", self.pod.path().display())]);
         command.args(["--setuid", "0", "--setgid", "0"]).arg(binary::probe()?);
         let output = command.args(["dial", &json]).output()?;
         serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))
+    }
+}
+
+impl Users {
+    /// The namespaces stay.
+    fn end_process(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 }
 
@@ -102,6 +115,65 @@ fn ids_are_those_of_the_pod() -> Result<()> {
     }
     let nobody = [&APPLY[..], &["--proxy-uid", "70000"]].concat();
     let (code, said) = ran(&users.pod, &mut millrace(nobody)?)?;
-    ensure!(code == Some(1) && said.contains("user 70000 is not mapped"), "{said}");
+    ensure!(
+        code == Some(1) && said.contains("user 70000 (flag --proxy-uid) is not mapped"),
+        "{said}"
+    );
+    Ok(())
+}
+
+/// Verify that a pod whose users have no process yet, as when a runtime makes it, is captured, with its
+/// own ids, and leaves.
+#[test]
+fn a_pod_without_a_process() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let host = Namespace::new()?;
+    load(&host)?;
+    let mut users = Users::new(&host)?;
+    users.end_process()?;
+    let (code, said) = ran(&users.pod, &mut millrace(APPLY)?)?;
+    ensure!(code == Some(0), "{said}");
+    let listen =
+        vec![Listen { proto: Proto::Tcp, addr: "0.0.0.0:15001".parse()?, transparent: false }];
+    let serve = Serve { name: "proxy".to_owned(), identity: ROOT, listen };
+    let _proxy = Listeners::start(&users.pod, &serve)?;
+    match users.dial(1000, "10.1.0.9:80")? {
+        Outcome::Answered { answer, .. } if answer.name == "proxy" => {}
+        other => bail!("{other}"),
+    }
+    let own = users.dial(1337, "10.1.0.9:80")?;
+    ensure!(matches!(own, Outcome::Failed(_)), "the proxy's own connection: {own}");
+    let status = ["status", "--bpffs", FOLDER, "--proxy-uid", "1337"];
+    let (code, said) = ran(&users.pod, &mut millrace(status)?)?;
+    ensure!(code == Some(0), "{said}");
+    let (code, said) = ran(&users.pod, &mut millrace(["cleanup", "--bpffs", FOLDER])?)?;
+    ensure!(code == Some(0) && said.contains("leaves eBPF capture"), "{said}");
+    Ok(())
+}
+
+/// Verify that pods with users of their own are handed over to rules that know their ids.
+#[test]
+fn handed_over_to_rules() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let host = Namespace::new()?;
+    load(&host)?;
+    let users = Users::new(&host)?;
+    let (code, said) = ran(&users.pod, &mut millrace(APPLY)?)?;
+    ensure!(code == Some(0), "{said}");
+    let named = ["apply", "--netns", &users.pod.path().display().to_string(), "--bpffs", FOLDER];
+    let named = [&named[..], &["--backend", "iptables-nft"]].concat();
+    let (code, said) = ran(&host, &mut millrace(named)?)?;
+    ensure!(code == Some(1) && said.contains("--backend nftables first"), "{said}");
+    let unload = ["node-bpf", "unload", "--to", "nftables", "--bpffs", FOLDER];
+    let (code, said) = ran(&host, &mut millrace(unload)?)?;
+    ensure!(code == Some(0) && said.starts_with("nftables captures 1 pods\n"), "{said}");
+    let listen =
+        vec![Listen { proto: Proto::Tcp, addr: "0.0.0.0:15001".parse()?, transparent: false }];
+    let serve = Serve { name: "proxy".to_owned(), identity: ROOT, listen };
+    let _proxy = Listeners::start(&users.pod, &serve)?;
+    let out = users.dial(1000, "10.1.0.9:80")?;
+    ensure!(matches!(out, Outcome::Answered { .. }), "{out}");
+    let own = users.dial(1337, "10.1.0.9:80")?;
+    ensure!(matches!(own, Outcome::Failed(_)), "the proxy's own connection: {own}");
     Ok(())
 }

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::time::Instant;
 
+use millrace_core::ids::mapped;
 use millrace_core::policy::CapturePolicy;
 use millrace_host::ebpf::{EbpfError, Node};
-use millrace_host::netns::{Netns, NetnsError};
+use millrace_host::netns::{Netns, NetnsError, own_ids};
 use serde_json::{Map, json};
 
 use super::{Job, enter, failed, no_namespace};
@@ -137,6 +138,9 @@ fn by_rules(
 ) -> Result<Applied, CniError> {
     enter_owner(job, netns)?;
     let mut pod = enter(netns, path)?;
+    let (users, groups) = own_ids();
+    mapped(&policy, &pod.groups, &users, &groups)
+        .map_err(|error| not_started(CniError::new(Code::NotCaptured, error.to_string())))?;
     let left = job.deadline.saturating_duration_since(Instant::now());
     let applied = pod.apply(policy, job.config.backend, left);
     applied.map_err(|error| not_started(failed(&error)))

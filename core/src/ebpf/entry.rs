@@ -1,6 +1,7 @@
 //! A pod's entry, and what only the pod itself can tell: its addresses and its user namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use millrace_ebpf_common::{Address, MAX_ADDRESSES, Pod, PodFlags, PortChunk};
@@ -65,6 +66,20 @@ impl IdMap {
             let at = id.checked_sub(inside).filter(|at| *at < count)?;
             outside.checked_add(at)
         })
+    }
+}
+
+impl fmt::Display for IdMap {
+    /// The ids inside.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("none");
+        }
+        for (at, (first, _, count)) in self.0.iter().enumerate() {
+            let comma = if at > 0 { ", " } else { "" };
+            write!(f, "{comma}{first}-{}", first.saturating_add(count.saturating_sub(1)))?;
+        }
+        Ok(())
     }
 }
 
@@ -180,6 +195,7 @@ mod tests {
         assert_eq!(map.outside(1000), None);
         assert_eq!(map.outside(1337), Some(5));
         assert_eq!(IdMap::identity().outside(4_294_967_294), Some(4_294_967_294));
+        assert_eq!(map.to_string(), "0-999, 1337-1337");
         assert_eq!(IdMap::parse("0 1\n"), None);
         assert_eq!(IdMap::parse("0 x 1\n"), None);
     }

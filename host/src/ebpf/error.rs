@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use millrace_core::ebpf::{IdError, Refusals};
+use millrace_core::ids::Unmapped;
 use nix::errno::Errno;
 
 use crate::link::LinkError;
@@ -149,12 +150,9 @@ pub enum EbpfError {
     /// The pod's ids or addresses don't fit.
     #[error(transparent)]
     Pod(#[from] IdError),
-    /// The pod's user namespace has no process to read its mapping from.
-    #[error(
-        "the pod's user namespace {0} has no process, so its mapping of users can't be read; \
-         enrol the pod once it has one"
-    )]
-    UserNamespace(u64),
+    /// The pod has no such id.
+    #[error(transparent)]
+    Unmapped(#[from] Unmapped),
 }
 
 impl EbpfError {

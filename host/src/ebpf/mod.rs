@@ -27,7 +27,6 @@ mod read;
 mod sockets;
 mod spares;
 mod sys_bpf;
-mod sys_userns;
 mod target;
 mod trace;
 mod whole;

@@ -1,12 +1,11 @@
 //! The pod that is enrolled: its network namespace, its addresses, its user namespace.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 
 use millrace_core::ebpf::{Addresses, Entry, IdMap, compile};
+use millrace_core::ids::mapped;
 use millrace_core::plan::Groups;
 use millrace_core::policy::CapturePolicy;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -16,8 +15,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, conne
 
 use super::error::EbpfError;
 use super::netlink::Kernel;
-use super::{sys_bpf, sys_userns};
+use super::sys_bpf;
 use crate::netlink::own_address;
+use crate::netns::ids_of;
 
 /// Addresses that no pod has (RFC 5737, RFC 3849): which of the pod's own would they be reached
 /// from?
@@ -61,6 +61,7 @@ impl Target {
     pub fn entry(&self, policy: &CapturePolicy, known: &Groups) -> Result<Entry, EbpfError> {
         let entry = compile(policy, known)?;
         let (users, groups) = self.ids()?;
+        mapped(policy, known, &users, &groups)?;
         Ok(entry.for_pod(&Self::addresses()?, &users, &groups)?)
     }
 
@@ -92,31 +93,10 @@ impl Target {
     /// The users and groups of the namespace's user namespace.
     ///
     /// # Errors
-    /// When it is another one than this process's, and has no process that tells.
+    /// When it may not be asked.
     pub fn ids(&self) -> Result<(IdMap, IdMap), EbpfError> {
         let failed = |e| EbpfError::io("the user namespace of a pod", e);
-        let owner = sys_userns::owner(&self.netns).and_then(|file| file.metadata());
-        let owner = owner.map_err(failed)?;
-        let same = |path: &Path| {
-            fs::metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (owner.dev(), owner.ino()))
-        };
-        if same(Path::new("/proc/self/ns/user")) {
-            return Ok((IdMap::identity(), IdMap::identity()));
-        }
-        for entry in fs::read_dir("/proc").map_err(failed)?.flatten() {
-            let process = entry.path();
-            if !entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit)
-                || !same(&process.join("ns/user"))
-            {
-                continue;
-            }
-            let read = |name| fs::read_to_string(process.join(name)).ok();
-            let both = read("uid_map").zip(read("gid_map"));
-            if let Some(maps) = both.and_then(|(u, g)| IdMap::parse(&u).zip(IdMap::parse(&g))) {
-                return Ok(maps);
-            }
-        }
-        Err(EbpfError::UserNamespace(owner.ino()))
+        ids_of(&self.netns).map_err(failed)
     }
 }
 

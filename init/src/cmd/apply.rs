@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use millrace_core::plan::Wish;
+use millrace_core::preflight::Backend;
 use millrace_host::ebpf::Node;
 use millrace_host::engine::{Drift, Request, Rules};
 use millrace_host::exec;
@@ -36,6 +38,30 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
         Some(nft) => Some(nft.ready(&facts.groups)?),
         None => None,
     };
+    let mut node = ebpf.map_or(Ok(None), |ebpf| Node::open_if_loaded(&ebpf.folder));
+    let enrolled = matches!(&node, Ok(Some(node)) if ebpf::is_enrolled(node)?);
+    let leave = |node: Node| ebpf::leave(&node.until(Instant::now() + common.wait), common.dry_run);
+    let mut exec = exec::Options::default();
+    if !common.dry_run {
+        namespace::check_ids(&common.place, &loaded.policy, &facts.groups)?;
+    }
+    if !common.dry_run && namespace::has_own_users(&common.place)? {
+        let by_nftables = matches!(apply.config.wish, Wish::Backend(Backend::Nftables));
+        if !enrolled {
+            // What a run that died left can't be reached from among the pod's users.
+            if let Ok(there) = &mut node
+                && let Some(node) = there.take()
+            {
+                leave(node)?;
+            }
+            exec = namespace::as_owner(&common.place)?;
+        } else if !by_nftables {
+            bail!(
+                "the pod has users of its own and is captured by eBPF, which can't be left from among \
+                 them: change to --backend nftables first"
+            );
+        }
+    }
     let outcome = session.run(&Request {
         rules: Some(Rules { iptables: &ruleset, native: native.as_ref() }),
         wish: apply.config.wish,
@@ -45,13 +71,12 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
         wait: common.wait,
         groups: &facts.groups,
         marks: config::marks(Some(&loaded.policy)),
-        exec: exec::Options::default(),
+        exec,
     })?;
     // The rules capture the pod now.
-    let node = ebpf.map_or(Ok(None), |ebpf| Node::open_if_loaded(&ebpf.folder));
     let left = match node {
         Ok(None) => false,
-        Ok(Some(node)) => ebpf::leave(&node.until(Instant::now() + common.wait), common.dry_run)?,
+        Ok(Some(node)) => leave(node)?,
         Err(error) => {
             warn(&format!("whether eBPF captures the pod as well can't be seen: {error}"));
             false

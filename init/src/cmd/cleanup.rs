@@ -19,6 +19,8 @@ pub(crate) fn cleanup(cleanup: &Cleanup) -> Result<Exit> {
     let (mut session, facts) = namespace::open(&common.place)?;
     // One way to capture that can't be looked at must not keep the other from being taken back.
     let left = cleanup.ebpf.as_ref().map_or(Ok(false), |ebpf| leave(ebpf, common));
+    let exec =
+        if common.dry_run { exec::Options::default() } else { namespace::as_owner(&common.place)? };
     let outcome = session.run(&Request {
         rules: None,
         wish: Wish::Auto,
@@ -28,7 +30,7 @@ pub(crate) fn cleanup(cleanup: &Cleanup) -> Result<Exit> {
         wait: common.wait,
         groups: &facts.groups,
         marks: config::marks(None),
-        exec: exec::Options::default(),
+        exec,
     })?;
     let nothing = "nothing to do: nothing of Millrace or istio-iptables is here";
     print_outcome(&outcome, matches!(left, Ok(true)), nothing, common)?;

@@ -124,9 +124,14 @@ pub(super) fn is_asked_about(ebpf: &Ebpf) -> Result<bool> {
         Meant::No => Ok(false),
         Meant::Perhaps => match Node::open_if_loaded(&ebpf.folder)? {
             None => Ok(false),
-            Some(node) => Ok(node.pod(Target::current()?.cookie())?.is_some()),
+            Some(node) => is_enrolled(&node),
         },
     }
+}
+
+/// Whether the pod is enrolled.
+pub(super) fn is_enrolled(node: &Node) -> Result<bool> {
+    Ok(node.pod(Target::current()?.cookie())?.is_some())
 }
 
 /// Let the pod leave. Gives whether it was enrolled.

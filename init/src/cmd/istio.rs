@@ -24,6 +24,7 @@ use millrace_host::sandbox::Sandbox;
 use super::output::print;
 use super::{config, exit_of, namespace, told};
 use crate::cli::istio::{NotTyped, read};
+use crate::cli::own::Place;
 use crate::exit::Exit;
 use crate::log::Log;
 
@@ -71,7 +72,18 @@ fn run(raw: &Raw, log: &mut Log) -> Result<Exit> {
         log.warn(warning);
     }
     let ruleset = compile(&policy, &LAYOUT);
-    let mut run = Run { session, groups: facts.groups, policy, options, ruleset, log };
+    let mut exec = millrace_host::exec::Options::default();
+    if !dry_run {
+        let place = match netns.value.as_str() {
+            "" => Place::Here,
+            name => Place::Netns(name.to_owned()),
+        };
+        if !options.cleanup_only && !options.skip_rule_apply {
+            namespace::check_ids(&place, &policy, &facts.groups)?;
+        }
+        exec = namespace::as_owner(&place)?;
+    }
+    let mut run = Run { session, groups: facts.groups, policy, options, ruleset, exec, log };
     run.carry_out()
 }
 
@@ -81,6 +93,7 @@ struct Run<'l> {
     policy: CapturePolicy,
     options: Options,
     ruleset: Ruleset,
+    exec: millrace_host::exec::Options,
     log: &'l mut Log,
 }
 
@@ -101,7 +114,7 @@ impl Run<'_> {
     /// How programs are run: from the host's file system they get a view of their own.
     fn exec(&mut self) -> millrace_host::exec::Options {
         if !self.options.cni_mode || self.options.dry_run {
-            return millrace_host::exec::Options::default();
+            return self.exec.clone();
         }
         if let Err(why) = Sandbox::check() {
             self.log.warn(&why);
@@ -113,7 +126,7 @@ impl Run<'_> {
 
     fn engine(&mut self, cleanup: bool) -> Result<Outcome, EngineError> {
         let exec = self.exec();
-        let Self { session, options, groups, policy, ruleset, log } = self;
+        let Self { session, options, groups, policy, ruleset, log, .. } = self;
         let native = options.native.then(|| config::native_rules(policy, options));
         let native = match &native {
             Some(rules) if log.shows_debug() => Some(rules.ready_with_text(groups)?),

@@ -31,6 +31,8 @@ use crate::exit::Exit;
 pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     let (mut session, facts) = namespace::open(&verify.common.place)?;
     let expected = expected(verify, &mut session, &facts)?;
+    // Connections are made by users of the pod.
+    namespace::as_owner(&verify.common.place)?;
     let addresses: Vec<_> = facts.usable_addresses().collect();
     let prover = Prover::open(&addresses, verify.patience);
     // From here on nothing ends the run before the prover is closed.

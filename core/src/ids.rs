@@ -1,0 +1,53 @@
+//! Whether the ids of a policy are somebody's in the pod, which may have users of its own
+//! (`user_namespaces(7)`).
+
+use crate::ebpf::IdMap;
+use crate::plan::Groups;
+use crate::policy::{CapturePolicy, GroupSelection};
+use crate::ruleset::Owner;
+use crate::source::Source;
+
+/// An id that no process of the pod can have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{kind} {id} ({from}) is not mapped in the pod's user namespace, which has {mapped}: name one that \
+     a process of the pod can have"
+)]
+pub struct Unmapped {
+    /// User or group.
+    pub kind: &'static str,
+    /// The id.
+    pub id: u32,
+    /// Who named it.
+    pub from: Source,
+    /// The ids that there are.
+    pub mapped: String,
+}
+
+/// Whether the pod has all ids of a policy, whose names of groups are looked up in `known`.
+///
+/// # Errors
+/// The first that it has not.
+pub fn mapped(
+    policy: &CapturePolicy,
+    known: &Groups,
+    users: &IdMap,
+    groups: &IdMap,
+) -> Result<(), Unmapped> {
+    let (GroupSelection::AllExcept(owners) | GroupSelection::Only { groups: owners, .. }) =
+        &policy.outbound.groups;
+    let uids = policy.proxy.uids.iter().map(|uid| (true, uid.value.get(), &uid.source));
+    let gids = policy.proxy.gids.iter().map(|gid| (false, gid.value.get(), &gid.source));
+    let owners = owners.iter().filter_map(|owner| match &owner.value {
+        Owner::Uid(uid) => Some((true, uid.get(), &owner.source)),
+        Owner::Gid(gid) => Some((false, gid.get(), &owner.source)),
+        Owner::Group(name) => known.get(name).map(|gid| (false, gid.get(), &owner.source)),
+    });
+    for (is_user, id, from) in uids.chain(gids).chain(owners) {
+        let (kind, map) = if is_user { ("user", users) } else { ("group", groups) };
+        if map.outside(id).is_none() {
+            return Err(Unmapped { kind, id, from: from.clone(), mapped: map.to_string() });
+        }
+    }
+    Ok(())
+}
