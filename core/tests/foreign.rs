@@ -52,6 +52,74 @@ fn an_unknown_match_is_named_where_it_matters() {
     assert_eq!(what, "-m statistic --mode random");
 }
 
+/// Verify that a target without options is one, and no chain.
+#[test]
+fn bare_targets_are_no_chains() {
+    for note in ["LOG", "NFLOG", "TRACE"] {
+        let text = format!("*raw\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j {note}\nCOMMIT\n");
+        let outcome = foreign(&text).answer(&pod(), &out(1, "10.9.9.9:80")).outcome;
+        assert_eq!(outcome, passed(), "{note}");
+    }
+    let untracked = "*raw\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j NOTRACK\nCOMMIT\n*filter\n\
+         :OUTPUT ACCEPT [0:0]\n-A OUTPUT -m conntrack --ctstate UNTRACKED -j DROP\nCOMMIT\n";
+    let outcome = foreign(untracked).answer(&pod(), &out(1, "10.9.9.9:80")).outcome;
+    assert!(matches!(outcome, Outcome::Dropped { .. }), "{outcome:?}");
+    let docker = foreign(
+        "*nat\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n\
+         -A POSTROUTING -s 10.4.0.0/16 ! -o docker0 -j MASQUERADE\nCOMMIT\n",
+    );
+    let outcome = docker.answer(&pod(), &out(1, "10.9.9.9:80")).outcome;
+    assert_eq!(outcome, Outcome::Passed { interface: "eth0".to_owned(), masked: true });
+}
+
+/// Verify every form of MARK and CONNMARK: each leaves a mark that only the rule behind it drops.
+#[test]
+fn marks_are_changed_bit_by_bit() {
+    for (change, mark) in [
+        ("MARK --set-xmark 0x4000/0x4000", 0x4111),
+        // Outside of the mask bits are flipped: what is set is cleared, what is clear is set.
+        ("MARK --set-xmark 0x100/0x0", 0x11),
+        ("MARK --set-xmark 0x4000/0x0", 0x4111),
+        ("MARK --set-xmark 0x300/0xff", 0x200),
+        ("MARK --set-xmark 0x5/0xffffffff", 5),
+        ("MARK --set-mark 0x300/0xff", 0x300),
+        ("MARK --set-mark 7", 7),
+        ("MARK --and-mark 0x10", 0x10),
+        ("MARK --or-mark 0x4", 0x115),
+        ("MARK --xor-mark 0x101", 0x10),
+    ] {
+        for of in ["", "CONN"] {
+            let module = format!("{}mark", of.to_lowercase());
+            let rules = |mark: u32| {
+                format!(
+                    "*mangle\n:OUTPUT ACCEPT [0:0]\n\
+                     -A OUTPUT -j {of}MARK --set-xmark 0x111/0xffffffff\n\
+                     -A OUTPUT -j {of}{change}\n\
+                     -A OUTPUT -m {module} --mark {mark:#x} -j DROP\nCOMMIT\n"
+                )
+            };
+            let outcome =
+                |mark| foreign(&rules(mark)).answer(&pod(), &out(1, "9.9.9.9:80")).outcome;
+            let is = outcome(mark);
+            assert!(matches!(is, Outcome::Dropped { .. }), "{of}{change}: {is:?}");
+            assert_eq!(outcome(mark ^ 1), passed(), "{of}{change}");
+        }
+    }
+    for (change, mark) in [
+        ("--save-mark --nfmask 0xf0 --ctmask 0xff", 0x510),
+        ("--save-mark --mask 0xf", 0x5a1),
+        ("--save-mark", 0x111),
+    ] {
+        let text = format!(
+            "*mangle\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j CONNMARK --set-mark 0x5aa\n\
+             -A OUTPUT -j MARK --set-mark 0x111\n-A OUTPUT -j CONNMARK {change}\n\
+             -A OUTPUT -m connmark --mark {mark:#x} -j DROP\nCOMMIT\n"
+        );
+        let is = foreign(&text).answer(&pod(), &out(1, "9.9.9.9:80")).outcome;
+        assert!(matches!(is, Outcome::Dropped { .. }), "{change}: {is:?}");
+    }
+}
+
 /// Verify rules as kube-proxy, Docker and Calico write them: walked, or refused by name.
 #[test]
 fn rules_of_others_are_walked() {

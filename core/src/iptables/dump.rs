@@ -3,6 +3,7 @@
 
 use super::parse::{UnknownRule, parse_rule};
 use crate::ruleset::Rule;
+use crate::value::Family;
 
 /// Packets and bytes that a rule has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -77,14 +78,67 @@ pub struct Dump {
     pub tables: Vec<TableDump>,
 }
 
+/// The family that a head names, and the lines behind it with their places.
+type Lines<'t> = (Option<Family>, Vec<(usize, &'t str)>);
+
 /// A dump that is not one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line} of the rules is not what iptables-save prints: {text:?}")]
+#[error("line {line} of the rules is not what iptables-save prints: {text:?}{}", hint(text))]
 pub struct DumpError {
     /// The line, counted from 1.
     pub line: usize,
     /// Its text.
     pub text: String,
+}
+
+/// What is wrong with a line, where it is known.
+fn hint(text: &str) -> String {
+    if let Some(odd) = odd_space(text) {
+        return format!(
+            "; it holds U+{:04X}, which looks like a space and is none for iptables: write a plain one",
+            u32::from(odd)
+        );
+    }
+    let listed = text.starts_with("-P ") || text.starts_with("-N ") || text.starts_with("-A ");
+    if listed {
+        let what = "this is what `iptables -S` prints, of one table and without its name";
+        return format!("; {what}: save all with `iptables-save` (IPv6: `ip6tables-save`)");
+    }
+    if text.starts_with("Chain ") {
+        let what = "this is what `iptables -L` prints, which leaves out half of each rule";
+        return format!("; {what}: save all with `iptables-save` (IPv6: `ip6tables-save`)");
+    }
+    if text.starts_with("table ") && text.ends_with('{') {
+        let what = "this is what `nft list ruleset` prints for people";
+        return format!("; {what}: save it as JSON with `nft -j list ruleset`");
+    }
+    String::new()
+}
+
+/// What looks like a space, or like nothing, and is a letter like any other for iptables. In quotes
+/// it may stand.
+fn odd_space(text: &str) -> Option<char> {
+    let mut quoted = false;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' if quoted => drop(chars.next()),
+            '"' => quoted = !quoted,
+            '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}' if !quoted => return Some(c),
+            c if c.is_whitespace() && !c.is_ascii() && !quoted => return Some(c),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// One family's dump, as it stands in a text that can hold several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The family that its head names, if it has one.
+    pub family: Option<Family>,
+    /// The rules.
+    pub dump: Dump,
 }
 
 impl Dump {
@@ -100,20 +154,58 @@ impl Dump {
     /// # Errors
     /// The first line that has no place in a dump.
     pub fn parse(text: &str) -> Result<Self, DumpError> {
+        Self::read(text.lines().enumerate())
+    }
+
+    /// The same of a text that may hold the dumps of both families, one behind the other: each begins
+    /// with a line that names the program that made it.
+    ///
+    /// # Errors
+    /// The first line that has no place in a dump.
+    pub fn parse_all(text: &str) -> Result<Vec<Part>, DumpError> {
+        let mut parts: Vec<Lines<'_>> = Vec::new();
+        for (index, line) in text.lines().enumerate() {
+            let head = head(line);
+            let other = head.is_some() && parts.last().is_none_or(|(family, _)| *family != head);
+            match parts.last_mut() {
+                // What stands in front of the first head is its own.
+                Some((family @ None, lines)) if lines.iter().all(|(_, l)| is_comment(l)) => {
+                    *family = head;
+                    lines.push((index, line));
+                }
+                Some((_, lines)) if !other => lines.push((index, line)),
+                _ => parts.push((head, vec![(index, line)])),
+            }
+        }
+        let read = |(family, lines): (_, Vec<_>)| Ok(Part { family, dump: Self::read(lines)? });
+        parts.into_iter().map(read).collect()
+    }
+
+    fn read<'t, I: IntoIterator<Item = (usize, &'t str)>>(lines: I) -> Result<Self, DumpError> {
         let mut tables: Vec<TableDump> = Vec::new();
         let mut open = false;
-        for (index, line) in text.lines().enumerate() {
+        let mut last = 0;
+        for (index, line) in lines {
+            last = index + 1;
             let bad = || DumpError { line: index + 1, text: line.to_owned() };
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
+            let line = line.trim_ascii();
+            if is_comment(line) {
                 continue;
             }
+            if odd_space(line).is_some() {
+                return Err(bad());
+            }
             if let Some(name) = line.strip_prefix('*') {
+                let name = name.trim_ascii();
                 if open {
                     return Err(bad());
                 }
+                if tables.iter().any(|table| table.name == name) {
+                    let text = format!("a second table {name}, of another family or another dump");
+                    return Err(DumpError { line: index + 1, text });
+                }
                 open = true;
-                tables.push(TableDump { name: name.trim().to_owned(), chains: Vec::new() });
+                tables.push(TableDump { name: name.to_owned(), chains: Vec::new() });
                 continue;
             }
             let table = if open { tables.last_mut().ok_or_else(bad)? } else { return Err(bad()) };
@@ -131,8 +223,10 @@ impl Dump {
             }
         }
         if open {
-            let line = text.lines().count();
-            return Err(DumpError { line, text: "the end, where COMMIT should be".to_owned() });
+            return Err(DumpError {
+                line: last,
+                text: "the end, where COMMIT should be".to_owned(),
+            });
         }
         Ok(Self { tables })
     }
@@ -141,6 +235,17 @@ impl Dump {
     pub fn table(&self, name: &str) -> Option<&TableDump> {
         self.tables.iter().find(|t| t.name == name)
     }
+}
+
+fn is_comment(line: &str) -> bool {
+    line.trim_ascii().is_empty() || line.trim_ascii_start().starts_with('#')
+}
+
+/// The family of the program that a dump's first line names.
+fn head(line: &str) -> Option<Family> {
+    let program = line.strip_prefix("# Generated by ")?.split_ascii_whitespace().next()?;
+    let known = program.ends_with("-save").then_some(program)?;
+    Some(if known.starts_with("ip6tables") { Family::V6 } else { Family::V4 })
 }
 
 fn chain_of<'t>(table: &'t mut TableDump, name: &str) -> &'t mut ChainDump {
@@ -211,6 +316,47 @@ mod tests {
         let texts: Vec<_> =
             dump.tables[0].chains[0].rules.iter().map(|r| r.text.as_str()).collect();
         assert_eq!(texts, ["-j B", "-j C", "-j A"]);
+    }
+
+    /// Verify that a text with the dumps of both families is two dumps, and that two of which nothing
+    /// says whose they are, are none.
+    #[test]
+    fn families_in_one_file_are_told_apart() {
+        let table = |rule: &str| format!("*nat\n:OUTPUT ACCEPT [0:0]\n{rule}COMMIT\n");
+        let head = |name: &str| format!("# Generated by {name} v1.8.7 on Mon Jun 12 2023\n");
+        let v4 = format!("\n{}{}", head("iptables-save"), table("-A OUTPUT -j A\n"));
+        let more = format!("{}*filter\nCOMMIT\n# Completed\n", head("iptables-nft-save"));
+        let v6 = format!("{}{}", head("ip6tables-save"), table(""));
+        let parts = Dump::parse_all(&format!("{v4}{more}{v6}")).unwrap();
+        let tables = parts.iter().map(|part| (part.family, part.dump.tables.len()));
+        assert_eq!(tables.collect::<Vec<_>>(), [(Some(Family::V4), 2), (Some(Family::V6), 1)]);
+        assert_eq!(parts[0].dump.tables[0].chains[0].rules.len(), 1);
+        let parts = Dump::parse_all(&table("")).unwrap();
+        assert_eq!(parts.iter().map(|part| part.family).collect::<Vec<_>>(), [None]);
+        let twice = Dump::parse_all(&format!("{}{}", table(""), table(""))).unwrap_err();
+        assert!(twice.line == 4 && twice.to_string().contains("second table nat"), "{twice}");
+    }
+
+    /// Verify that a space that is none is refused by its name, outside of quotes; and that other
+    /// listings are refused with the command that saves what is meant.
+    #[test]
+    fn what_only_looks_like_a_dump_is_refused() {
+        let rule = |rule: &str| Dump::parse(&format!("*nat\n-A OUTPUT {rule}\nCOMMIT\n"));
+        for odd in
+            ["-p tcp -j\u{a0}DROP", "-p\u{2009}tcp -j DROP", "-j DROP\u{feff}", "-j DROP\u{a0}"]
+        {
+            let error = rule(odd).unwrap_err();
+            assert!(error.line == 2 && error.to_string().contains("U+"), "{error}");
+        }
+        assert!(rule("-m comment --comment \"a\u{a0}b \\\" \u{a0}\" -j DROP").is_ok());
+        for (text, wanted) in [
+            ("-P INPUT ACCEPT\n-A OUTPUT -j A\n", "iptables-save"),
+            ("Chain INPUT (policy ACCEPT)\n", "iptables-save"),
+            ("table inet filter {\n}\n", "nft -j list ruleset"),
+        ] {
+            let error = Dump::parse_all(text).unwrap_err();
+            assert!(error.line == 1 && error.to_string().contains(wanted), "{error}");
+        }
     }
 
     #[test]

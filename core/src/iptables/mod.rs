@@ -6,7 +6,7 @@ pub mod layout;
 mod parse;
 mod render;
 
-pub use dump::{ChainDump, Counters, Dump, DumpError, DumpRule, KernelRule, TableDump};
+pub use dump::{ChainDump, Counters, Dump, DumpError, DumpRule, KernelRule, Part, TableDump};
 pub use kernel::{
     Extension, KernelTable, TooManyPorts, Unknown, read_match, read_table, read_target,
     write_match, write_target,

@@ -179,7 +179,15 @@ fn read_target(name: &str, words: &mut Words<'_>) -> Result<Target, UnknownRule>
         }
         "TPROXY" => read_tproxy(words)?,
         "MARK" => match words.value(name)? {
-            option @ ("--set-mark" | "--set-xmark") => Target::SetMark(words.masked(option)?),
+            "--set-mark" => Target::SetMark(words.masked("--set-mark")?),
+            "--set-xmark" => {
+                let mark = words.masked("--set-xmark")?;
+                // Bits of the value outside the mask are flipped, and not set.
+                if mark.value & !mark.mask != 0 {
+                    return Err(UnknownRule(format!("--set-xmark {mark:?}")));
+                }
+                Target::SetMark(mark)
+            }
             other => return Err(UnknownRule(format!("MARK {other}"))),
         },
         "CONNMARK" => {
@@ -199,11 +207,59 @@ fn read_target(name: &str, words: &mut Words<'_>) -> Result<Target, UnknownRule>
             }
             other => return Err(UnknownRule(format!("CT {other}"))),
         },
+        // A chain can't be called as a target is.
+        known if TARGETS.contains(&known) => return Err(UnknownRule(format!("-j {known}"))),
         chain => Target::Jump(
             chain.parse::<ChainName>().map_err(|_e| UnknownRule(format!("-j {chain}")))?,
         ),
     })
 }
+
+/// Targets of iptables' extensions that Millrace does not write, and those that say something without
+/// any option (`iptables-extensions(8)`).
+const TARGETS: [&str; 41] = [
+    "AUDIT",
+    "CHECKSUM",
+    "CLASSIFY",
+    "CLUSTERIP",
+    "CONNSECMARK",
+    "DNAT",
+    "DNPT",
+    "DSCP",
+    "ECN",
+    "HL",
+    "HMARK",
+    "IDLETIMER",
+    "LED",
+    "LOG",
+    "MASQUERADE",
+    "MIRROR",
+    "NETMAP",
+    "NFLOG",
+    "NFQUEUE",
+    "NOTRACK",
+    "QUEUE",
+    "RATEEST",
+    "REJECT",
+    "SAME",
+    "SECMARK",
+    "SET",
+    "SNAT",
+    "SNPT",
+    "SYNPROXY",
+    "TCPMSS",
+    "TCPOPTSTRIP",
+    "TEE",
+    "TOS",
+    "TRACE",
+    "TTL",
+    "ULOG",
+    "IPMARK",
+    "DELUDE",
+    "CHAOS",
+    "TARPIT",
+    "ACCOUNT",
+];
 
 fn read_tproxy(words: &mut Words<'_>) -> Result<Target, UnknownRule> {
     let mut mark = None;

@@ -249,10 +249,14 @@ fn of_files(paths: &[PathBuf], addresses: &[IpAddr]) -> Result<Rules> {
             tables.extend(listed.tables);
             continue;
         }
-        let dump = Dump::parse(&text).with_context(what)?;
-        let family = family_of(&text);
-        let variant = Variant::Nft;
-        observed.holdings.push(Holding { variant, family, dump });
+        for part in Dump::parse_all(&text).with_context(what)? {
+            let family = match part.family {
+                Some(family) => family,
+                None => family_of(&part.dump, &what())?,
+            };
+            let variant = Variant::Nft;
+            observed.holdings.push(Holding { variant, family, dump: part.dump });
+        }
     }
     observed.native = of_saved(&tables);
     let native = read_native_back(&observed).map(|found| found.ruleset);
@@ -274,15 +278,24 @@ fn is_json(text: &str) -> bool {
     text.trim_start().starts_with('{')
 }
 
-/// The family of a dump: what made it says so in its first line, else its addresses do.
-fn family_of(text: &str) -> Family {
-    let head = text.lines().find(|line| line.starts_with('#')).unwrap_or_default();
-    let says_v6 = head.contains("ip6tables");
-    let is_v6 = |word: &str| {
-        word.split('/').next().is_some_and(|a| a.parse::<std::net::Ipv6Addr>().is_ok())
-    };
-    let has_v6 = text.split_ascii_whitespace().any(is_v6);
-    if says_v6 || has_v6 { Family::V6 } else { Family::V4 }
+/// The family of a dump without a line that says what made it: its addresses say it.
+fn family_of(dump: &Dump, what: &str) -> Result<Family> {
+    let rules = dump.tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
+    let words = rules.flat_map(|rule| rule.text.split_ascii_whitespace());
+    let address = |word: &str| word.split('/').next()?.parse().ok().map(Family::of);
+    let mut found: Vec<Family> = words.filter_map(address).collect();
+    found.sort();
+    found.dedup();
+    match found[..] {
+        [family] => Ok(family),
+        [] => {
+            warn(&format!("{what}: nothing in it says a family: it is taken for IPv4"));
+            Ok(Family::V4)
+        }
+        _ => bail!(
+            "{what}: it has addresses of both families; a dump is of one: save each by itself"
+        ),
+    }
 }
 
 fn of_namespace(place: &Place, bpffs: &Path) -> Result<Rules> {

@@ -50,6 +50,11 @@ const NOTES: [&str; 15] = [
     "SET",
 ];
 
+/// Whether a word that is no known option may say what becomes of the packet.
+fn may_be_target(word: &str) -> bool {
+    !word.starts_with('-') || ["-j", "-g", "--j", "--g"].iter().any(|start| word.starts_with(start))
+}
+
 impl<'w> Reader<'w> {
     fn next(&mut self) -> Option<&'w str> {
         let word = self.words.get(self.at)?;
@@ -62,6 +67,8 @@ impl<'w> Reader<'w> {
     }
 
     fn read(&mut self) {
+        // What could have been a target is one that is not known.
+        let mut hidden: Option<String> = None;
         while let Some(word) = self.next() {
             let (negated, option) = match word {
                 "!" => (true, self.next().unwrap_or_default()),
@@ -77,13 +84,17 @@ impl<'w> Reader<'w> {
                 "-m" | "--match" => self.module = self.next().unwrap_or_default(),
                 // Counters of `iptables -S -v`.
                 "-c" => self.at += 2,
-                option => self.option(option, negated),
+                option => {
+                    if !self.option(option, negated) && may_be_target(option) {
+                        hidden.get_or_insert_with(|| option.to_owned());
+                    }
+                }
             }
             if matches!(option, "-m" | "--match") && self.ends_module() {
                 self.bare_module();
             }
         }
-        self.steps.push(Action::Note.into());
+        self.steps.push(hidden.map_or(Action::Note, Action::Unknown).into());
     }
 
     /// Whether the module has no options of its own.
@@ -103,11 +114,12 @@ impl<'w> Reader<'w> {
         self.steps.push(Test::Unknown(what).into());
     }
 
-    fn option(&mut self, option: &'w str, negated: bool) {
+    /// Read an option; whether it is known.
+    fn option(&mut self, option: &'w str, negated: bool) -> bool {
         let start = self.at;
         if let Some(tests) = self.tests(option, negated) {
             self.steps.extend(tests.into_iter().map(Step::Test));
-            return;
+            return true;
         }
         // Everything up to the next option is this one's.
         self.at = start;
@@ -121,6 +133,7 @@ impl<'w> Reader<'w> {
         }
         let not = if negated { "! " } else { "" };
         self.unknown(format!("{not}{text}"));
+        false
     }
 
     /// What an option asks; none if it is not known.
