@@ -2,7 +2,7 @@
 
 use super::namespace::LOOPBACK;
 use super::packet::{Connection, Mark, Packet, Value};
-use super::program::{Bound, ChainId, RuleId};
+use super::program::{Bound, Call, ChainId, RuleId};
 use super::question::{Known, Protocol};
 use super::ranges::number;
 use super::rule::{Action, MarkChange, States, Translation};
@@ -10,6 +10,7 @@ use super::test::Truth;
 use super::walk::{Halt, Walk};
 use super::witness::{Met, Witness};
 use crate::ruleset::Hook;
+use crate::value::Family;
 
 /// How a rule ends.
 enum Flow {
@@ -161,6 +162,9 @@ impl<'a, W: Witness> Walk<'a, W> {
                 })?;
                 return self.lead(id, Some(address), *ports, packet);
             }
+            // In a table of both families it is for packets of its own one (`nft_nat_inet_eval()`).
+            Action::Dnat(to) | Action::Snat(to)
+                if to.address.is_some_and(|to| Family::of(to) != packet.family) => {}
             Action::Dnat(to) => {
                 let address = to.address.map(number);
                 return self.lead(id, address, to.ports, packet);
@@ -349,7 +353,7 @@ impl<'a, W: Witness> Walk<'a, W> {
     /// (`nf_nat_inet_fn()`), and what they said holds for all of its packets.
     pub(super) fn translate(
         &mut self,
-        chains: &[ChainId],
+        chains: &'a [Call],
         hook: Hook,
         packet: &mut Packet<'a>,
     ) -> Result<(), Halt> {
@@ -359,8 +363,14 @@ impl<'a, W: Witness> Walk<'a, W> {
             _ => SOURCE,
         };
         if !self.connections[at].settled[side] {
-            for chain in chains {
-                self.base(*chain, hook, packet)?;
+            for call in chains {
+                match call {
+                    Call::Chain { chain, .. } => self.base(*chain, hook, packet)?,
+                    Call::Unordered(calls) => {
+                        self.in_any_order(calls, hook, packet, Some(side))?;
+                    }
+                    Call::Track | Call::Translate(_) => {}
+                }
                 if self.connections[at].settled[side] {
                     break;
                 }

@@ -16,6 +16,7 @@ mod fate;
 pub mod graph;
 mod lower;
 mod namespace;
+mod order;
 mod packet;
 mod partition;
 mod program;

@@ -123,7 +123,7 @@ impl Owner {
 }
 
 /// A packet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Packet<'a> {
     pub(super) family: Family,
     pub(super) protocol: Protocol,
@@ -150,7 +150,7 @@ pub(super) struct Packet<'a> {
 }
 
 /// A connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Connection {
     pub(super) zone: u16,
     pub(super) protocol: Protocol,

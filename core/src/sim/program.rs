@@ -143,8 +143,23 @@ pub(super) enum Bound {
 #[derive(Clone, Debug)]
 pub(super) enum Call {
     Track,
-    Chain { kind: Kind, chain: ChainId, priority: i32 },
-    Translate(Vec<ChainId>),
+    Chain {
+        kind: Kind,
+        chain: ChainId,
+        priority: i32,
+    },
+    /// The chains of address translation.
+    Translate(Vec<Self>),
+    /// What follows is called in an order that is not known.
+    Unordered(Vec<Ordered>),
+}
+
+/// One of several that are called at the same hook and priority.
+#[derive(Clone, Debug)]
+pub(super) struct Ordered {
+    /// The table it belongs to: its chains come one behind the other as they are here.
+    pub(super) table: usize,
+    pub(super) call: Call,
 }
 
 /// Rules, ready to be walked.
@@ -156,6 +171,8 @@ pub struct Program {
     pub(super) sockets: [[Vec<ChainId>; 2]; 2],
     rules: Vec<RuleInfo>,
     infos: Vec<ChainInfo>,
+    /// The table of each chain, by its place.
+    tables: Vec<usize>,
 }
 
 /// Priorities of connection tracking and address translation (`linux/netfilter_ipv4.h`).
@@ -164,7 +181,7 @@ const TRANSLATE_DESTINATION: i32 = -100;
 const TRANSLATE_SOURCE: i32 = 100;
 
 impl Program {
-    /// Put tables together. Where chains have the same priority, earlier tables come first.
+    /// Put tables together. Of chains of one table with the same priority the last is called first.
     pub fn new(tables: Vec<SourceTable>) -> Self {
         let mut program = Self {
             chains: Vec::new(),
@@ -172,9 +189,10 @@ impl Program {
             sockets: Default::default(),
             rules: Vec::new(),
             infos: Vec::new(),
+            tables: Vec::new(),
         };
-        for table in tables {
-            program.add(table);
+        for (place, table) in tables.into_iter().enumerate() {
+            program.add(table, place);
         }
         for family in Family::ALL {
             for hook in Hook::ALL {
@@ -186,7 +204,7 @@ impl Program {
         program
     }
 
-    fn add(&mut self, table: SourceTable) {
+    fn add(&mut self, table: SourceTable, place: usize) {
         let first = self.chains.len();
         let places: HashMap<String, ChainId> = table
             .chains
@@ -213,6 +231,7 @@ impl Program {
             }
             let policy = chain.base.as_ref().map_or(Policy::Accept, |base| base.policy);
             self.chains.push(Chain { rules, policy });
+            self.tables.push(place);
             self.infos.push(ChainInfo {
                 holder: table.holder.clone(),
                 table: table.name.clone(),
@@ -235,34 +254,35 @@ impl Program {
     }
 
     fn order(&self, family: Family, hook: Hook) -> Vec<Call> {
-        let mut called: Vec<(i32, Kind, ChainId)> = Vec::new();
-        for (at, info) in self.infos.iter().enumerate() {
+        let mut called: Vec<(i32, Ordered)> = Vec::new();
+        // The chain that was registered last is called first.
+        for (at, info) in self.infos.iter().enumerate().rev() {
             let base = info.base.as_ref();
             let base = base.filter(|base| base.hook == hook && base.kind != Kind::Socket);
             if let Some(base) = base.filter(|_| info.families.contains(&family)) {
-                called.push((base.priority, base.kind, ChainId(at)));
+                let (kind, priority) = (base.kind, base.priority);
+                let call = Call::Chain { kind, chain: ChainId(at), priority };
+                called.push((priority, Ordered { table: self.tables[at], call }));
             }
         }
-        called.sort_by_key(|(priority, ..)| *priority);
-        let is_nat = |kind: Kind| kind == Kind::Nat;
-        let nat = called.iter().filter(|c| is_nat(c.1)).map(|c| c.2).collect();
-        let mut calls: Vec<(i32, Call)> = called
+        called.sort_by_key(|(_, ordered)| ordered.table);
+        let (nat, mut calls): (Vec<_>, Vec<_>) = called
             .into_iter()
-            .filter(|c| !is_nat(c.1))
-            .map(|(priority, kind, chain)| (priority, Call::Chain { kind, chain, priority }))
-            .collect();
+            .partition(|(_, o)| matches!(o.call, Call::Chain { kind: Kind::Nat, .. }));
+        let translate = Call::Translate(grouped(nat));
+        // Neither has a table: when they were registered follows from no listing.
+        let (track, nat) = (usize::MAX, usize::MAX - 1);
         match hook {
             Hook::Prerouting | Hook::Output => {
-                calls.push((TRACK, Call::Track));
-                calls.push((TRANSLATE_DESTINATION, Call::Translate(nat)));
+                calls.push((TRACK, Ordered { table: track, call: Call::Track }));
+                calls.push((TRANSLATE_DESTINATION, Ordered { table: nat, call: translate }));
             }
             Hook::Input | Hook::Postrouting => {
-                calls.push((TRANSLATE_SOURCE, Call::Translate(nat)));
+                calls.push((TRANSLATE_SOURCE, Ordered { table: nat, call: translate }));
             }
             Hook::Forward => {}
         }
-        calls.sort_by_key(|(priority, _)| *priority);
-        calls.into_iter().map(|(_, call)| call).collect()
+        grouped(calls)
     }
 
     /// What there is to say about a rule of this program.
@@ -333,6 +353,20 @@ impl Program {
         let chain = self.chain(rule.chain);
         format!("{} {} {}: {}", chain.table, chain.name, rule.number, rule.text)
     }
+}
+
+/// Calls by their priority; in front of those whose order is not known stands that.
+fn grouped(mut calls: Vec<(i32, Ordered)>) -> Vec<Call> {
+    calls.sort_by_key(|(priority, _)| *priority);
+    let mut all = Vec::new();
+    for group in calls.chunk_by(|(one, _), (other, _)| one == other) {
+        let group: Vec<Ordered> = group.iter().map(|(_, ordered)| ordered.clone()).collect();
+        let several = group.iter().any(|ordered| ordered.table != group[0].table);
+        let plain = group.iter().map(|ordered| ordered.call.clone()).collect::<Vec<_>>();
+        all.extend(several.then_some(Call::Unordered(group)));
+        all.extend(plain);
+    }
+    all
 }
 
 fn bind(step: Step, places: &HashMap<String, ChainId>) -> Bound {

@@ -392,7 +392,12 @@ impl<'a, W: Witness> Walk<'a, W> {
         self.calls(packet.family, hook).iter().try_for_each(|call| self.call(call, hook, packet))
     }
 
-    fn call(&mut self, call: &Call, hook: Hook, packet: &mut Packet<'a>) -> Result<(), Halt> {
+    pub(super) fn call(
+        &mut self,
+        call: &'a Call,
+        hook: Hook,
+        packet: &mut Packet<'a>,
+    ) -> Result<(), Halt> {
         match call {
             Call::Track => {
                 self.track(packet);
@@ -407,6 +412,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 ended
             }
             Call::Translate(chains) => self.translate(chains, hook, packet),
+            Call::Unordered(calls) => self.in_any_order(calls, hook, packet, None),
         }
     }
 
