@@ -180,7 +180,9 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     pub(crate) fn new(policy: &CapturePolicy) -> Self {
-        let tproxy = routing(policy).tproxy.map(|(mark, table)| (mark.get(), table.get()));
+        let tproxy = routing(policy, native::LAYOUT.passthrough)
+            .tproxy
+            .map(|(mark, table)| (mark.get(), table.get()));
         Self {
             iptables: compile(policy, &native::LAYOUT),
             native: nft::merge(&nft::compile(policy, &native::NFT_LAYOUT, true)),

@@ -115,6 +115,9 @@ pub struct Observed {
     pub routes: Vec<Route>,
     /// Addresses, in the kernel's order.
     pub addresses: Vec<InterfaceAddress>,
+    /// Whether the interface that Millrace makes for the address that the proxy passes connections on
+    /// from has that address; none where there is no such interface.
+    pub passthrough_link: Option<bool>,
     /// Native nftables tables that are called as ours are.
     pub native: NativeTables,
     /// Whether a run that changes the namespace started here and did not end.

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::iptables::{Counters, Dump, layout, render_line, render_rule};
 use crate::ownership::{Footprint, Owned, known_tables};
-use crate::plan::{Groups, RULE_PRIORITY};
-use crate::ruleset::{Emission, Reason, Rule, Ruleset};
+use crate::plan::{Groups, PASSTHROUGH_LINK, PASSTHROUGH_PEER, RULE_PRIORITY};
+use crate::ruleset::{Emission, Home, Reason, Rule, Ruleset};
 use crate::value::Family;
 
 /// A rule with the reason it is there.
@@ -183,8 +183,16 @@ pub fn routing_text(ruleset: &Ruleset) -> String {
             .expect("a String takes all");
         }
     }
-    if ruleset.routing.passthrough_v6 {
-        text.push_str("# ip -6 address add ::6/128 dev lo\n");
+    match ruleset.routing.passthrough_v6 {
+        None => {}
+        Some(Home::Loopback) => text.push_str("# ip -6 address add ::6/128 dev lo\n"),
+        Some(Home::Own) => writeln!(
+            text,
+            "# ip link add {PASSTHROUGH_LINK} type veth peer name {PASSTHROUGH_PEER}\n\
+             # ip link set {PASSTHROUGH_LINK} addrgenmode none arp off multicast off up\n\
+             # ip -6 address add ::6/128 dev {PASSTHROUGH_LINK} nodad noprefixroute preferred_lft 0"
+        )
+        .expect("a String takes all"),
     }
     if text.is_empty() { text } else { format!("# routing and addresses\n{text}") }
 }

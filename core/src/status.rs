@@ -171,8 +171,9 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
             plan.effects.retain(|effect| !matches!(effect, Effect::Native { .. }));
         }
         notes.extend(taken(plan.taken.as_ref()));
-        let whole = plan.effects.is_empty() && plan.taken.is_none();
-        (whole, differences(plan.effects, observed))
+        let free = plan.taken.is_none();
+        let differences = differences(plan.effects, observed);
+        (free && differences.is_empty(), differences)
     } else {
         if there {
             notes.push(
@@ -241,9 +242,13 @@ fn differences(effects: Vec<Effect>, observed: &Observed) -> Vec<Effect> {
         };
         observed.ip_rules.iter().filter(like).count() == 1
     };
+    // An earlier version had the address on `lo`, where it serves as well once the pod runs.
+    let moves = effects.contains(&Effect::Passthrough { change: Change::Add })
+        && plan::has_passthrough(observed);
     effects
         .into_iter()
         .filter(|effect| match effect {
+            Effect::Passthrough { .. } | Effect::Address { .. } => !moves,
             Effect::Marker { change } => *change == Change::Remove && observed.interrupted,
             Effect::IpRule { rule, .. } => !twin(rule),
             // What a trace left is told in a note.

@@ -90,6 +90,7 @@ pub fn carry_out(
             (result, _) => result?,
         },
         Effect::Address { change, address } => net.address(*change, *address)?,
+        Effect::Passthrough { change } => net.passthrough(*change)?,
         Effect::Route { change, family, table } => net.route(*change, *family, *table)?,
         Effect::IpRule { change, rule } => net.ip_rule(*change, rule)?,
         Effect::Logger { logger } => nflog::restore(net, logger)?,

@@ -140,6 +140,7 @@ pub fn observe(
         ip_rules: links.ip_rules,
         routes: links.routes,
         addresses: links.addresses,
+        passthrough_link: links.passthrough_link,
         native,
         interrupted: links.marked,
         loggers,

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::stream::TryStreamExt as _;
 use millrace_core::observed::Observed;
+use millrace_core::plan::{PASSTHROUGH_LINK, PASSTHROUGH_PEER};
 use millrace_core::ruleset::Masked;
 use millrace_core::sim::{Interface, MarkedLocal, Namespace, Path};
 use millrace_core::value::{Cidr, Family};
@@ -87,13 +88,21 @@ async fn interfaces(
     links: BTreeMap<u32, String>,
 ) -> Result<Vec<Interface>, rtnetlink::Error> {
     let messages: Vec<_> = handle.address().get().execute().try_collect().await?;
-    let interface = |(index, name): (u32, String)| {
-        let own = messages.iter().filter(|message| message.header.index == index);
+    let ours = |index: &u32| links.get(index).is_some_and(|name| name == PASSTHROUGH_LINK);
+    let interface = |(index, name): (&u32, &String)| {
+        let own = messages.iter().filter(|message| {
+            let at = message.header.index;
+            // What is sent to that address goes by `lo`, and by its interface nothing.
+            at == *index || (name == "lo" && ours(&at))
+        });
         let addresses =
             own.filter_map(|message| Cidr::new(own_address(message)?, message.header.prefix_len));
-        Interface { name, addresses: addresses.collect() }
+        Interface { name: name.clone(), addresses: addresses.collect() }
     };
-    Ok(links.into_iter().map(interface).collect())
+    let shown = links
+        .iter()
+        .filter(|(_, name)| ![PASSTHROUGH_LINK, PASSTHROUGH_PEER].contains(&name.as_str()));
+    Ok(shown.map(interface).collect())
 }
 
 /// The routes of table `main`.

@@ -188,10 +188,9 @@ impl Capture for Ebpf {
                 Enrolled::Added => {}
                 other => bail!("the pod was new, but it was {other:?}"),
             }
-            // As with every backend, what the proxy passes on comes from an address of `lo`.
+            // As with every backend, what the proxy passes on comes from an address of the pod's own.
             if policy.ipv6.value {
-                let change = millrace_core::plan::Change::Add;
-                session.net().address(change, "::6".parse()?)?;
+                session.net().passthrough(millrace_core::plan::Change::Add)?;
             }
             Ok(())
         })?

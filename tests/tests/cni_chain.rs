@@ -1,12 +1,16 @@
 //! Millrace behind the reference plugins of Debian's containernetworking-plugins, called as libcni
 //! calls them: what the pods' traffic then does, and what is left of it.
 
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::cni::{Host, List, Pod, mesh};
+use millrace_tests::process::dial;
 use millrace_tests::snapshot::Snapshot;
 use millrace_tests::topology::{APP, PROXY, ROOT};
+use millrace_tests::wire::{Dial, Outcome, Proto};
 use serde_json::{Value, json};
 
 /// What Debian's plugins, of 1.1.1, speak.
@@ -102,6 +106,77 @@ fn behind_bridge_and_host_local() -> Result<()> {
 #[test]
 fn behind_ptp_and_host_local() -> Result<()> {
     life(List::ptp)
+}
+
+/// Debian's `loopback` plugin, which runtimes call for a pod beside the network's list.
+fn loopback(host: &Host, pod: &Pod, command: &str) -> Result<()> {
+    let config = json!({ "cniVersion": "1.0.0", "name": "lo", "type": "loopback" });
+    let mut plugin = Command::new("/usr/lib/cni/loopback");
+    plugin.env_clear().env("CNI_COMMAND", command).env("CNI_CONTAINERID", &pod.id);
+    plugin.env("CNI_NETNS", &pod.netns).env("CNI_IFNAME", "lo").env("CNI_PATH", "/usr/lib/cni");
+    plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = host.namespace.enter(|| plugin.spawn())?.context("the plugin loopback")?;
+    child.stdin.take().context("a pipe")?.write_all(config.to_string().as_bytes())?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "loopback {command}: {output:?}");
+    Ok(())
+}
+
+/// Verify that the plugin `loopback` and ours don't make each other fail, in whatever order they are
+/// called, and that the proxy can pass IPv6 connections on: also where new interfaces are to have no
+/// IPv6.
+#[test]
+fn the_loopback_plugin_may_be_called_at_any_moment() -> Result<()> {
+    let (host, outside) = host_with_services()?;
+    let list = List::bridge(&host, "1.0.0", 50);
+    for moment in ["before", "meanwhile", "afterwards", "without IPv6 by default"] {
+        let pod = host.pod()?;
+        if moment == "without IPv6 by default" {
+            let off = "net.ipv6.conf.default.disable_ipv6=1";
+            host.inside(&pod, |inside| inside.run("sysctl", &["-qw", off]))?;
+        }
+        let before = host.inside(&pod, Snapshot::take)?;
+        if moment == "before" {
+            loopback(&host, &pod, "ADD")?;
+        }
+        let added = thread::scope(|scope| {
+            let adding = scope.spawn(|| list.add(&host, &pod, mesh(&[])));
+            while moment == "meanwhile" && !adding.is_finished() {
+                loopback(&host, &pod, "ADD")?;
+            }
+            adding.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+        .context(moment)?;
+        loopback(&host, &pod, "ADD").context(moment)?;
+        loopback(&host, &pod, "CHECK").context(moment)?;
+        list.check(&host, &pod, &added).context(moment)?;
+        let addresses = [List::address(&added, false)?, List::address(&added, true)?];
+        is_captured(&host, &pod, &addresses, outside).context(moment)?;
+        let app = at(&addresses[1], 8080);
+        let _app = host.serve(Some(&pod), "app", &app)?;
+        let passed = Dial {
+            identity: PROXY,
+            proto: Proto::Tcp,
+            from: Some("::6".parse()?),
+            from_port: None,
+            transparent_mark: None,
+            to: app.parse()?,
+            timeout_ms: 5000,
+        };
+        let outcome = host.inside(&pod, |inside| dial(inside, &passed))?;
+        ensure!(
+            matches!(&outcome, Outcome::Answered { answer, .. }
+                if answer.name == "app" && Some(answer.peer.ip()) == passed.from),
+            "{moment}: {outcome:?}"
+        );
+        let from = host.dial(Some(&pod), ROOT, &app)?.context("the application's own")?;
+        assert_eq!(from.peer.ip().to_string(), addresses[1], "::6 is nobody's first choice");
+        list.check(&host, &pod, &added).context(moment)?;
+        list.delete(&host, &pod, Some(&added))?;
+        let after = host.inside(&pod, Snapshot::take)?;
+        assert_eq!(before.differences(&after), "", "{moment}");
+    }
+    Ok(())
 }
 
 /// Verify that twenty pods at once are each captured, and that all are deleted at once.

@@ -149,3 +149,30 @@ fn a_routing_table_of_somebody_else_is_left_alone() -> Result<()> {
     }
     Ok(())
 }
+
+/// Verify that IPv6's passthrough address is missed where its interface is gone, is good where an
+/// earlier version had it, and is moved from there by the next run.
+#[test]
+fn the_passthrough_address_moves_to_an_interface_of_its_own() -> Result<()> {
+    for backend in ["nftables", "iptables-nft"] {
+        let topology = Topology::new(Stack::Dual, Layout::default())?;
+        let untaken = Snapshot::take(&topology.pod)?;
+        let apply = ["apply", "--backend", backend];
+        run(&topology, &apply, &[])?;
+        let address = |device| topology.pod.run("ip", &["-o", "-6", "addr", "show", "dev", device]);
+        ensure!(address("millrace0")?.contains("inet6 ::6/128"));
+        ensure!(run(&topology, &apply, &[])?.contains("no change"));
+        topology.pod.ip("link del millrace0\n")?;
+        let (code, said) = status_said(&topology)?;
+        ensure!(code != Some(0) && said.contains("interface millrace0"), "{said}");
+        topology.pod.ip("addr add ::6/128 dev lo\n")?;
+        let (code, said) = status_said(&topology)?;
+        ensure!(code == Some(0), "{said}");
+        run(&topology, &apply, &[])?;
+        ensure!(address("millrace0")?.contains("inet6 ::6/128"));
+        ensure!(!address("lo")?.contains("::6/128"));
+        run(&topology, &["cleanup"], &[])?;
+        assert_eq!(untaken.differences(&Snapshot::take(&topology.pod)?), "");
+    }
+    Ok(())
+}

@@ -11,7 +11,7 @@ mod tproxy;
 use build::Builder;
 
 use crate::policy::{CapturePolicy, InboundMode};
-use crate::ruleset::{ChainName, Routing, Ruleset};
+use crate::ruleset::{ChainName, Home, Routing, Ruleset};
 use crate::value::Family;
 
 /// What a dialect calls its chains, and whether its rules in builtin chains carry a comment.
@@ -35,6 +35,8 @@ pub struct Layout {
     pub drop: ChainName,
     /// Whether rules in builtin chains that don't jump carry a comment, by which they are known.
     pub tagged: bool,
+    /// Where the address is that the proxy passes connections on from.
+    pub passthrough: Home,
 }
 
 impl Layout {
@@ -75,17 +77,17 @@ pub fn compile(policy: &CapturePolicy, layout: &Layout) -> Ruleset {
     Ruleset {
         v4: family(Family::V4),
         v6: policy.ipv6.value.then(|| family(Family::V6)),
-        routing: routing(policy),
+        routing: routing(policy, layout.passthrough),
     }
 }
 
 /// The policy routing and addresses that `policy` needs, whatever the backend.
-pub fn routing(policy: &CapturePolicy) -> Routing {
+pub fn routing(policy: &CapturePolicy, passthrough: Home) -> Routing {
     let tproxy = match &policy.inbound.mode {
         InboundMode::Tproxy { mark, table, .. } if policy.inbound.selection.captures() => {
             Some((mark.value, table.value))
         }
         _ => None,
     };
-    Routing { tproxy, passthrough_v6: policy.ipv6.value }
+    Routing { tproxy, passthrough_v6: policy.ipv6.value.then_some(passthrough) }
 }

@@ -15,12 +15,12 @@ pub use refusal::{Refusal, Refusals};
 
 use crate::compile::routing;
 use crate::policy::CapturePolicy;
-use crate::ruleset::Ruleset;
+use crate::ruleset::{Home, Ruleset};
 
-/// What a pod needs beside its entry: addresses of `lo`, as with every backend, and no rules.
+/// What a pod needs beside its entry: an address, as with every backend, and no rules.
 pub fn beside(policy: &CapturePolicy) -> Ruleset {
     let v6 = policy.ipv6.value.then(Vec::new);
-    Ruleset { v4: Vec::new(), v6, routing: routing(policy) }
+    Ruleset { v4: Vec::new(), v6, routing: routing(policy, Home::Own) }
 }
 
 /// How many networks a pod's policy can name, of both families together.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use super::routing::{PASSTHROUGH_LINK, PASSTHROUGH_V6};
 use super::tables::TableEdit;
 use crate::nft::tables::NativeTables;
 use crate::observed::{IpRule, Logger, Variant};
@@ -37,6 +38,11 @@ pub enum Effect {
         change: Change,
         /// The address, with the full prefix length.
         address: IpAddr,
+    },
+    /// The interface that has the address that the proxy passes connections on from.
+    Passthrough {
+        /// Add, as far as it is not there, or remove.
+        change: Change,
     },
     /// The route `local default dev lo` of a table.
     Route {
@@ -97,6 +103,11 @@ impl fmt::Display for Effect {
             Self::Address { change, address } => {
                 write!(f, "{} address {address} on lo", verb(change))
             }
+            Self::Passthrough { change } => write!(
+                f,
+                "{} interface {PASSTHROUGH_LINK} with address {PASSTHROUGH_V6}",
+                verb(change)
+            ),
             Self::Route { change, family, table } => {
                 write!(f, "{} {family} route local default dev lo table {table}", verb(change))
             }

@@ -11,7 +11,8 @@ mod target;
 pub use choose::{Choice, Means, NoBackend, Wish, choose};
 pub use effect::{Change, Effect};
 pub use rollback::rollback;
-pub use routing::{PASSTHROUGH_V6, RULE_PRIORITY, TakenTable};
+pub(crate) use routing::has_passthrough;
+pub use routing::{PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_V6, RULE_PRIORITY, TakenTable};
 pub use tables::{TableEdit, TableStep};
 pub use target::{Body, FamilyState, Groups};
 

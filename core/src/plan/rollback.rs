@@ -29,6 +29,9 @@ pub fn rollback(before: &Observed, now: &Observed, context: &Context<'_>) -> Vec
     if has(before) && !has(now) {
         effects.push(Effect::Address { change: Change::Add, address: PASSTHROUGH_V6 });
     }
+    if before.passthrough_link == Some(true) && now.passthrough_link != Some(true) {
+        effects.push(Effect::Passthrough { change: Change::Add });
+    }
     let mut edits = Vec::new();
     for variant in Variant::ALL {
         for family in Family::ALL {
@@ -50,6 +53,9 @@ pub fn rollback(before: &Observed, now: &Observed, context: &Context<'_>) -> Vec
     effects.extend(routes(now, before, Change::Remove));
     if has(now) && !has(before) {
         effects.push(Effect::Address { change: Change::Remove, address: PASSTHROUGH_V6 });
+    }
+    if now.passthrough_link.is_some() && before.passthrough_link.is_none() {
+        effects.push(Effect::Passthrough { change: Change::Remove });
     }
     if now.interrupted && !before.interrupted {
         effects.push(Effect::Marker { change: Change::Remove });

@@ -5,12 +5,21 @@ use std::net::IpAddr;
 use super::effect::{Change, Effect};
 use crate::observed::{IpRule, Observed, Route};
 use crate::policy::passthrough;
-use crate::ruleset::Routing;
+use crate::ruleset::{Home, Routing};
 use crate::value::Family;
 
 /// The priority of Millrace's policy routing rule: fixed, so that it is never added twice, and
 /// its own, so that it is known again.
 pub const RULE_PRIORITY: u32 = 32_133;
+
+/// The interface that has [`PASSTHROUGH_V6`] where `lo` must not. It is one end of a pair of which the
+/// other end is never up: nothing arrives by it, and what is sent to its address goes by `lo`. Pairs
+/// are what pods' own networks are made of; an interface of kind dummy is simpler, and not every kernel
+/// that runs pods has it. An address of the pod's own interface would be taken by applications that
+/// look for the first one.
+pub const PASSTHROUGH_LINK: &str = "millrace0";
+/// Its other end.
+pub const PASSTHROUGH_PEER: &str = "millrace1";
 
 /// `::6`
 pub const PASSTHROUGH_V6: IpAddr = passthrough(Family::V6);
@@ -140,17 +149,24 @@ pub(super) fn changes(
         let (family, table) = (route.family, route.table);
         changes.after.push(Effect::Route { change: Change::Remove, family, table });
     }
-    let has = has_passthrough(observed);
+    let home = wanted.and_then(|w| w.passthrough_v6);
     let address = PASSTHROUGH_V6;
-    match (has, wanted.is_some_and(|w| w.passthrough_v6)) {
+    match (has_passthrough(observed), home == Some(Home::Loopback)) {
         (false, true) => changes.before.push(Effect::Address { change: Change::Add, address }),
         (true, false) => changes.after.push(Effect::Address { change: Change::Remove, address }),
+        _ => {}
+    }
+    match (observed.passthrough_link, home == Some(Home::Own)) {
+        (None | Some(false), true) => {
+            changes.before.push(Effect::Passthrough { change: Change::Add });
+        }
+        (Some(_), false) => changes.after.push(Effect::Passthrough { change: Change::Remove }),
         _ => {}
     }
     changes
 }
 
 /// Whether `lo` has `::6/128`.
-pub(super) fn has_passthrough(observed: &Observed) -> bool {
+pub(crate) fn has_passthrough(observed: &Observed) -> bool {
     observed.addresses.iter().any(|a| a.loopback && a.address == PASSTHROUGH_V6 && a.prefix == 128)
 }

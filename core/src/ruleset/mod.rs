@@ -9,7 +9,7 @@ mod target;
 
 pub use chain::{BadChainName, Chain, ChainName, Hook, Table};
 pub use matches::{ConnState, Masked, Match, Owner, Protocol, Side};
-pub use state::{Emission, Placement, Reason, Routing, Ruleset, TableChain};
+pub use state::{Emission, Home, Placement, Reason, Routing, Ruleset, TableChain};
 pub use target::{RedirectSpelling, Target};
 
 /// A rule: when every match holds, the target is carried out. The order of the matches is the

@@ -57,9 +57,19 @@ pub struct Routing {
     /// Packets with this mark are looked up in this table, whose only route delivers everything
     /// locally; for the families that are written.
     pub tproxy: Option<(Mark, RouteTable)>,
-    /// Whether the loopback interface must have the IPv6 address `::6`, the source of
-    /// connections that a proxy passes on to its application.
-    pub passthrough_v6: bool,
+    /// Where the IPv6 address `::6` must be, the source of connections that a proxy passes on to its
+    /// application; none without IPv6.
+    pub passthrough_v6: Option<Home>,
+}
+
+/// The interface that has an address of this pod alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// `lo`, as istio-iptables has it.
+    Loopback,
+    /// An interface that is there for it. Runtimes run the CNI plugin `loopback` beside the others, in
+    /// any order, and it refuses a pod whose `lo` has another address than `127.0.0.0/8` and `::1`.
+    Own,
 }
 
 /// All rules that a policy compiles to, in the order in which they are written.

@@ -126,7 +126,7 @@ impl Namespace {
             addresses: addresses.iter().filter_map(network).collect(),
         };
         let mut interfaces = vec![eth0];
-        if routing.passthrough_v6 {
+        if routing.passthrough_v6.is_some() {
             let passed = Cidr::host(IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)));
             interfaces.push(Interface { name: LOOPBACK.to_owned(), addresses: vec![passed] });
         }

@@ -56,6 +56,9 @@ pub(crate) fn carry_out(observed: &mut Observed, effect: &Effect) {
                 });
             }
         }
+        Effect::Passthrough { change } => {
+            observed.passthrough_link = (*change == Change::Add).then_some(true);
+        }
         Effect::Route { change, family, table } => {
             let route = Route::local_default(*family, *table);
             observed.routes.retain(|r| *r != route);

@@ -1,5 +1,6 @@
 //! Addresses, policy routing and the note of a change in progress, by netlink (`rtnetlink(7)`).
 
+mod passthrough;
 mod routing;
 
 use std::fmt;
@@ -7,7 +8,7 @@ use std::net::IpAddr;
 
 use futures_util::stream::TryStreamExt as _;
 use millrace_core::observed::{InterfaceAddress, IpRule, Logger, Route};
-use millrace_core::plan::Change;
+use millrace_core::plan::{Change, PASSTHROUGH_V6};
 use millrace_core::value::Family;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, Prop};
@@ -92,6 +93,9 @@ pub struct Links {
     pub routes: Vec<Route>,
     /// Addresses, in the kernel's order.
     pub addresses: Vec<InterfaceAddress>,
+    /// Whether the interface of the address that the proxy passes connections on from has it; none
+    /// where it is not there.
+    pub passthrough_link: Option<bool>,
     /// Whether a change is noted as in progress.
     pub marked: bool,
     /// Who logged packets before a trace.
@@ -129,7 +133,8 @@ impl Net {
     /// # Errors
     /// When the kernel does not list them.
     pub fn addresses(&self) -> Result<Vec<InterfaceAddress>, LinkError> {
-        self.runtime.block_on(self.list_addresses())
+        let addresses = self.runtime.block_on(self.list_addresses())?;
+        Ok(addresses.into_iter().map(|(_, address)| address).collect())
     }
 
     /// Everything that is seen.
@@ -142,7 +147,14 @@ impl Net {
             let names = self.other_names().await?;
             let marked = names.iter().any(|name| name == MARKER);
             let loggers = names.iter().filter_map(|name| logger_of(name)).collect();
-            let mut links = Links { addresses, marked, loggers, ..Links::default() };
+            let passthrough_link = self.find_passthrough().await?.map(|index| {
+                let its =
+                    |(at, a): &(u32, InterfaceAddress)| *at == index && a.address == PASSTHROUGH_V6;
+                addresses.iter().any(its)
+            });
+            let addresses = addresses.into_iter().map(|(_, address)| address).collect();
+            let mut links =
+                Links { addresses, passthrough_link, marked, loggers, ..Links::default() };
             for family in Family::ALL {
                 links.ip_rules.extend(self.ip_rules(family).await?.into_iter().map(|(r, _)| r));
                 links.routes.extend(self.routes(family).await?);
@@ -151,16 +163,19 @@ impl Net {
         })
     }
 
-    async fn list_addresses(&self) -> Result<Vec<InterfaceAddress>, LinkError> {
+    /// Addresses with the indices of their interfaces.
+    async fn list_addresses(&self) -> Result<Vec<(u32, InterfaceAddress)>, LinkError> {
         let failed = request("the addresses can't be listed");
         let messages: Vec<_> =
             self.handle.address().get().execute().try_collect().await.map_err(failed)?;
         let addresses = messages.into_iter().filter_map(|message| {
-            Some(InterfaceAddress {
-                loopback: message.header.index == LO,
+            let index = message.header.index;
+            let address = InterfaceAddress {
+                loopback: index == LO,
                 address: own_address(&message)?,
                 prefix: message.header.prefix_len,
-            })
+            };
+            Some((index, address))
         });
         Ok(addresses.collect())
     }

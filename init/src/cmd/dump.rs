@@ -5,9 +5,11 @@ use millrace_core::dialect::FOOTPRINTS;
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::{NftRuleset, render_transaction, render_with_reasons, rule_text};
 use millrace_core::observed::Observed;
+use millrace_core::plan::PASSTHROUGH_LINK;
 use millrace_core::report::{
     FamilyReport, dump_text, of_dump, of_ruleset, restore_text, routing_text,
 };
+use millrace_core::ruleset::Home;
 use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::Family;
 use millrace_host::exec;
@@ -76,7 +78,11 @@ fn from_config(dump: &Dump) -> Result<Exit> {
             "tproxy": ruleset.routing.tproxy.map(|(mark, table)| {
                 json!({ "mark": mark.get(), "table": table.get() })
             }),
-            "passthroughAddress": ruleset.routing.passthrough_v6,
+            "passthroughAddress": ruleset.routing.passthrough_v6.is_some(),
+            "passthroughInterface": ruleset.routing.passthrough_v6.map(|home| match home {
+                Home::Loopback => "lo",
+                Home::Own => PASSTHROUGH_LINK,
+            }),
         });
         print_json(
             &json!({ "source": "configuration", "families": families, "routing": routing }),

@@ -17,7 +17,7 @@ pub use resolve::{ForcedVariant, Options, Resolved, resolve};
 
 use crate::compile::Layout;
 use crate::nft::NftLayout;
-use crate::ruleset::ChainName;
+use crate::ruleset::{ChainName, Home};
 use crate::source::Source;
 
 /// The mark and the routing table of TPROXY when nobody says otherwise.
@@ -34,6 +34,7 @@ pub static LAYOUT: Layout = Layout {
     tproxy: ChainName::known("ISTIO_TPROXY"),
     drop: ChainName::known("ISTIO_DROP"),
     tagged: false,
+    passthrough: Home::Loopback,
 };
 
 /// The table that Millrace adds to them: istio-iptables has none of the kind.
@@ -55,6 +56,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
         tproxy: ChainName::known("istio-tproxy"),
         drop: ChainName::known("istio-drop"),
         tagged: false,
+        passthrough: Home::Loopback,
     },
     one_table: false,
 };

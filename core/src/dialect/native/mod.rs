@@ -14,7 +14,7 @@ use crate::compile::Layout;
 use crate::iptables::Dump;
 use crate::nft::NftLayout;
 use crate::ownership::{Footprint, Owned};
-use crate::ruleset::ChainName;
+use crate::ruleset::{ChainName, Home};
 use crate::source::Source;
 
 /// Millrace's own dialect.
@@ -32,6 +32,7 @@ pub static LAYOUT: Layout = Layout {
     tproxy: ChainName::known("MILLRACE_TPROXY"),
     drop: ChainName::known("MILLRACE_DROP"),
     tagged: true,
+    passthrough: Home::Own,
 };
 
 /// The one nftables table that Millrace's own commands make.
@@ -50,6 +51,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
         tproxy: ChainName::known("tproxy"),
         drop: ChainName::known("drop"),
         tagged: false,
+        passthrough: Home::Own,
     },
     one_table: true,
 };

@@ -34,7 +34,12 @@ pub fn compile(policy: &CapturePolicy, layout: &'static NftLayout, spare_ipv6: b
         spare(&mut b);
     }
     let families = b.families().collect();
-    NftRuleset { layout, emissions: b.emissions, routing: routing(policy), families }
+    NftRuleset {
+        layout,
+        emissions: b.emissions,
+        routing: routing(policy, layout.chains.passthrough),
+        families,
+    }
 }
 
 /// Let IPv6 past, in front of everything else of each base chain.

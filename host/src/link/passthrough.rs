@@ -1,0 +1,128 @@
+//! The interface that has the address that the proxy passes connections on from.
+
+use std::fs;
+use std::net::Ipv6Addr;
+
+use futures_util::stream::TryStreamExt as _;
+use millrace_core::plan::{Change, PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_V6};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, CacheInfo};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkExtentMask, LinkFlags,
+};
+use netlink_packet_route::route::{RouteProtocol, RouteScope, RouteType};
+use nix::errno::Errno;
+use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use super::{LinkError, Net, Refusal, errno, request, settle};
+
+/// The kernel's own routes, among them those of multicast (`RT_TABLE_LOCAL`).
+const LOCAL: u32 = 255;
+
+impl Net {
+    /// The index of the interface; none where it is not there.
+    pub(super) async fn find_passthrough(&self) -> Result<Option<u32>, LinkError> {
+        let get = self.handle.link().get().match_name(PASSTHROUGH_LINK.to_owned());
+        let get = get.set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
+        match get.execute().try_next().await {
+            Ok(link) => Ok(link.map(|link| link.header.index)),
+            Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
+            Err(error) => {
+                Err(request(format!("interface {PASSTHROUGH_LINK} can't be looked for"))(error))
+            }
+        }
+    }
+
+    /// Make the interface with its address, as far as it is not there, or remove it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn passthrough(&self, change: Change) -> Result<(), LinkError> {
+        self.runtime.block_on(async {
+            match (change, self.find_passthrough().await?) {
+                (Change::Remove, None) => Ok(()),
+                (Change::Remove, Some(index)) => {
+                    let removed = self.handle.link().del(index).execute().await;
+                    settle(removed, change, || format!("interface {PASSTHROUGH_LINK}"))
+                }
+                (Change::Add, _) => self.make_passthrough().await,
+            }
+        })
+    }
+
+    async fn make_passthrough(&self) -> Result<(), LinkError> {
+        let pair = LinkVeth::new(PASSTHROUGH_LINK, PASSTHROUGH_PEER).build();
+        let made = self.handle.link().add(pair).execute().await;
+        if let Err(error) = &made
+            && errno(error) == Some(Errno::EOPNOTSUPP)
+        {
+            return Err(failed(Refusal::Other(
+                "the kernel has no interfaces of kind veth: load the module veth (CONFIG_VETH), or \
+                 capture without IPv6"
+                    .to_owned(),
+            )));
+        }
+        let what = || format!("interface {PASSTHROUGH_LINK}");
+        settle(made, Change::Add, what)?;
+        let index = self.find_passthrough().await?;
+        let index = index.ok_or_else(|| failed(Refusal::Errno(Errno::ENODEV)))?;
+        let set = self.handle.link();
+        // No address of its own, and nothing that asks for neighbours or groups.
+        let plain = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let plain = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![plain])]);
+        let plain = LinkUnspec::new_with_index(index).append_extra_attribute(plain).build();
+        settle(set.set(plain).execute().await, Change::Add, what)?;
+        let mut up = LinkUnspec::new_with_index(index).build();
+        up.header.flags = LinkFlags::Up | LinkFlags::Noarp;
+        up.header.change_mask = LinkFlags::Up | LinkFlags::Noarp | LinkFlags::Multicast;
+        settle(set.set(up).execute().await, Change::Add, what)?;
+        self.add_passthrough(index).await?;
+        // What is sent to a group without a word on the interface goes by the first one that takes it.
+        let mut groups = RouteMessageBuilder::<Ipv6Addr>::new()
+            .kind(RouteType::Multicast)
+            .destination_prefix(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8)
+            .output_interface(index)
+            .table_id(LOCAL)
+            .build();
+        groups.header.protocol = RouteProtocol::Unspec;
+        groups.header.scope = RouteScope::NoWhere;
+        let removed = self.handle.route().del(groups).execute().await;
+        settle(removed, Change::Remove, || format!("multicast by {PASSTHROUGH_LINK}"))
+    }
+
+    async fn add_passthrough(&self, index: u32) -> Result<(), LinkError> {
+        let add = || async {
+            let mut add = self.handle.address().add(index, PASSTHROUGH_V6, 128);
+            let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+            // Never taken for the source of a socket that does not ask for it (RFC 6724 rule 3).
+            let mut old = CacheInfo::default();
+            (old.ifa_preferred, old.ifa_valid) = (0, u32::MAX);
+            let attributes = &mut add.message_mut().attributes;
+            attributes.push(AddressAttribute::Flags(flags));
+            attributes.push(AddressAttribute::CacheInfo(old));
+            add.execute().await
+        };
+        let mut added = add().await;
+        // New interfaces may have IPv6 switched off where the pod's own has it.
+        if added.as_ref().is_err_and(|error| errno(error) == Some(Errno::EACCES)) {
+            let switch = format!("/proc/sys/net/ipv6/conf/{PASSTHROUGH_LINK}/disable_ipv6");
+            if let Err(error) = fs::write(&switch, "0") {
+                return Err(failed(Refusal::Other(format!(
+                    "IPv6 is switched off on new interfaces, and {switch} can't be set: {error}; \
+                     set the sysctl net.ipv6.conf.default.disable_ipv6 to 0, or switch IPv6 off in \
+                     the whole pod"
+                ))));
+            }
+            added = add().await;
+        }
+        settle(added, Change::Add, || format!("address {PASSTHROUGH_V6} of {PASSTHROUGH_LINK}"))
+    }
+}
+
+fn failed(why: Refusal) -> LinkError {
+    let what = format!(
+        "interface {PASSTHROUGH_LINK}, from whose address {PASSTHROUGH_V6} the proxy passes \
+         connections on, can't be added"
+    );
+    LinkError::Request { what, why }
+}
