@@ -5,7 +5,7 @@ use std::fmt;
 use crate::source::Source;
 
 /// One setting that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{source_name}: {value:?}: {expected}")]
 pub struct ConfigError {
     /// Where the value came from.

@@ -1,15 +1,45 @@
 //! Reading typed values out of texts, keeping every error.
 
+use std::collections::HashSet;
 use std::str::FromStr;
 
 use super::error::{ConfigError, ConfigErrors};
 use crate::source::{Source, Sourced};
 use crate::value::ValueError;
 
+/// How many items a list can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Most {
+    /// Ports and networks: as many as there are ports.
+    Targets,
+    /// Identities, interfaces and name servers: of these a pod has few.
+    Names,
+}
+
+impl Most {
+    const fn items(self) -> usize {
+        match self {
+            Self::Targets => 65_536,
+            Self::Names => 1024,
+        }
+    }
+
+    const fn remedy(self) -> &'static str {
+        match self {
+            Self::Targets => "put ports into ranges, and networks into larger ones",
+            Self::Names => "leave out what is not needed",
+        }
+    }
+}
+
+/// Of one list so many items are told to be wrong.
+const MOST_WRONG: usize = 100;
+
 /// Reads values and collects what is wrong with them.
 #[derive(Debug, Default)]
 pub struct Reader {
     errors: ConfigErrors,
+    noted: HashSet<ConfigError>,
 }
 
 impl Reader {
@@ -27,7 +57,7 @@ impl Reader {
     fn note(&mut self, source: &Source, value: &str, expected: String, usage: bool) {
         let (source_name, value) = (source.clone(), value.to_owned());
         let error = ConfigError { source_name, value, expected, usage };
-        if !self.errors.0.contains(&error) {
+        if self.noted.insert(error.clone()) {
             self.errors.0.push(error);
         }
     }
@@ -46,18 +76,60 @@ impl Reader {
         }
     }
 
-    /// The items of a comma list. Empty items are dropped, others are taken as they are: a blank
-    /// is part of the item, and an error where it makes no sense.
+    /// The ports or networks of a comma list. Empty items are dropped, others are taken as they
+    /// are: a blank is part of the item, and an error where it makes no sense.
     pub fn list<T>(&mut self, text: &Sourced<String>) -> Vec<Sourced<T>>
     where
         T: FromStr<Err = ValueError>,
     {
-        let mut values = Vec::new();
-        for item in items(&text.value) {
-            match item.parse::<T>() {
+        self.each(text, Most::Targets, &items(&text.value), |item| {
+            item.parse().map_err(|error: ValueError| error.to_string())
+        })
+    }
+
+    /// The same for what a pod has few of: identities and interfaces.
+    pub fn names<T>(&mut self, text: &Sourced<String>) -> Vec<Sourced<T>>
+    where
+        T: FromStr<Err = ValueError>,
+    {
+        self.each(text, Most::Names, &items(&text.value), |item| {
+            item.parse().map_err(|error: ValueError| error.to_string())
+        })
+    }
+
+    /// Every item of a list of `text`, each read by `parse`; none when there are too many.
+    pub(crate) fn each<T>(
+        &mut self,
+        text: &Sourced<String>,
+        most: Most,
+        list: &[&str],
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<Sourced<T>> {
+        let count = list.len();
+        if count > most.items() {
+            let expected = format!(
+                "the list has {count} items, and can have {}: {}",
+                most.items(),
+                most.remedy()
+            );
+            self.wrong(&text.source, &format!("{},...", list[..3].join(",")), expected);
+            return Vec::new();
+        }
+        let mut values = Vec::with_capacity(count);
+        let mut wrong = 0_usize;
+        for item in list {
+            match parse(item) {
                 Ok(value) => values.push(text.with(value)),
-                Err(error) => self.wrong(&text.source, item, error.to_string()),
+                Err(expected) => {
+                    wrong += 1;
+                    if wrong <= MOST_WRONG {
+                        self.wrong(&text.source, item, expected);
+                    }
+                }
             }
+        }
+        if let Some(more @ 1..) = wrong.checked_sub(MOST_WRONG) {
+            self.wrong(&text.source, "...", format!("{more} more items are wrong"));
         }
         values
     }
@@ -80,6 +152,43 @@ impl Reader {
 }
 
 /// The items of a comma list that are not empty.
-pub(crate) fn items(text: &str) -> impl Iterator<Item = &str> {
-    text.split(',').filter(|item| !item.is_empty())
+pub(crate) fn items(text: &str) -> Vec<&str> {
+    text.split(',').filter(|item| !item.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value::{PortRange, Uid};
+
+    fn text(items: usize, item: &str) -> Sourced<String> {
+        Sourced::new(vec![item; items].join(","), Source::Flag("--ports".to_owned()))
+    }
+
+    /// Verify that a list is read up to its bound, and that the error names the bound.
+    #[test]
+    fn a_list_has_a_bound_that_is_named() {
+        let mut reader = Reader::default();
+        assert_eq!(reader.list::<PortRange>(&text(65_536, "80")).len(), 65_536);
+        assert_eq!(reader.names::<Uid>(&text(1024, "1")).len(), 1024);
+        assert!(!reader.failed());
+        assert!(reader.list::<PortRange>(&text(65_537, "80")).is_empty());
+        assert!(reader.names::<Uid>(&text(1025, "1")).is_empty());
+        let errors = reader.finish::<()>(None).unwrap_err().to_string();
+        let ports = "flag --ports: \"80,80,80,...\": the list has 65537 items, and can have 65536: \
+                     put ports into ranges";
+        assert!(errors.contains(ports) && errors.contains("can have 1024"), "{errors}");
+    }
+
+    /// Verify that of very many wrong items the first are told, and how many there are.
+    #[test]
+    fn very_many_wrong_items_are_counted() {
+        let mut reader = Reader::default();
+        let wrong: Vec<String> = (70_000..70_300).map(|port| port.to_string()).collect();
+        let list = Sourced::new(wrong.join(","), Source::Flag("--ports".to_owned()));
+        assert!(reader.list::<PortRange>(&list).is_empty());
+        let errors = reader.finish::<()>(None).unwrap_err();
+        assert_eq!(errors.0.len(), MOST_WRONG + 1);
+        assert!(errors.to_string().ends_with("\"...\": 200 more items are wrong"), "{errors}");
+    }
 }

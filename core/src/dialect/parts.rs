@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::list::{Reader, items};
+use super::list::{Most, Reader, items};
 use super::resolv_conf;
 use crate::compile::SELF_CALL_MARK;
 use crate::facts::HostFacts;
@@ -49,7 +49,7 @@ pub(super) fn inbound(
     let except = reader.list(except);
     match ports.value.as_str() {
         "*" => InboundSelection::AllExcept { source: ports.source, except },
-        text if items(text).next().is_none() => InboundSelection::Nothing,
+        text if items(text).is_empty() => InboundSelection::Nothing,
         _ => InboundSelection::Only(reader.list(&ports)),
     }
 }
@@ -86,23 +86,24 @@ fn owners(
     text: &Sourced<String>,
     known: Option<&BTreeMap<GroupName, Gid>>,
 ) -> Vec<Sourced<Owner>> {
-    let mut owners = Vec::new();
-    for item in items(&text.value) {
+    reader.each(text, Most::Names, &items(&text.value), |item| {
         if let Ok(gid) = item.parse::<Gid>() {
-            owners.push(text.with(Owner::Gid(gid)));
-            continue;
+            return Ok(Owner::Gid(gid));
         }
-        match item.parse::<GroupName>() {
-            Ok(name) if known.is_some_and(|k| !k.contains_key(&name)) => {
-                let expected = "there is no group of this name in /etc/group of this container: \
-                                add it, or use its number";
-                reader.wrong(&text.source, item, expected);
-            }
-            Ok(name) => owners.push(text.with(Owner::Group(name))),
-            Err(error) => reader.wrong(&text.source, item, error.to_string()),
+        let name = item.parse::<GroupName>().map_err(|error| error.to_string())?;
+        if known.is_some_and(|k| !k.contains_key(&name)) {
+            let expected = "there is no group of this name in /etc/group of this container: add \
+                            it, or use its number";
+            return Err(expected.to_owned());
         }
-    }
-    owners
+        Ok(Owner::Group(name))
+    })
+}
+
+/// The address of a name server.
+pub(super) fn server(item: &str) -> Result<IpAddr, String> {
+    let expected = "a name server is an IP address, such as 10.96.0.10 or fd00::a";
+    item.parse().ok().ok_or_else(|| expected.to_owned())
 }
 
 /// The name servers of `/etc/resolv.conf`, which `asked_by` needs; an error when it can't be
@@ -124,5 +125,8 @@ pub(super) fn resolvers(
         }
         None => "",
     };
-    Some(resolv_conf::servers(text).into_iter().map(|s| Sourced::new(s, host.clone())).collect())
+    let servers = resolv_conf::servers(text);
+    let words: Vec<String> = servers.iter().map(ToString::to_string).collect();
+    let text = Sourced::new(words.join(","), host);
+    Some(reader.each(&text, Most::Names, &items(&text.value), server))
 }

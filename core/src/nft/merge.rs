@@ -4,7 +4,7 @@
 
 use super::{NftEmission, NftRuleset, Statement};
 use crate::ruleset::Owner as Who;
-use crate::value::InterfacePattern;
+use crate::value::{Cidr, InterfacePattern};
 
 /// The same ruleset in fewer rules. Its rules are all appended, in their final order.
 #[must_use]
@@ -65,57 +65,66 @@ impl Group {
         let mut differs = own.iter().zip(rule).enumerate().filter(|(_, (a, b))| a != b);
         let (at, (a, b)) = differs.next()?;
         let only = differs.next().is_none() && self.place.is_none_or(|place| place == at);
-        (only && joined(a, b).is_some()).then_some(at)
+        (only && can_join(a, b)).then_some(at)
     }
 
     fn take(&mut self, at: usize, rule: &[Statement]) {
         self.place = Some(at);
-        if let (Some(own), Some(other)) = (self.rule.rule.get_mut(at), rule.get(at))
-            && let Some(both) = joined(own, other)
-        {
-            *own = both;
+        if let (Some(own), Some(other)) = (self.rule.rule.get_mut(at), rule.get(at)) {
+            join(own, other);
         }
     }
 }
 
-/// A statement that is met when either is.
-fn joined(a: &Statement, b: &Statement) -> Option<Statement> {
+/// Whether there is a statement that is met when either is.
+fn can_join(a: &Statement, b: &Statement) -> bool {
     use Statement::{Address, InInterface, OutInterface, Owner, Ports};
-    Some(match (a, b) {
-        (InInterface(a), InInterface(b)) => InInterface(names(a, b)?),
-        (OutInterface(a), OutInterface(b)) => OutInterface(names(a, b)?),
+    match (a, b) {
+        // The names of a group were looked at when they came to it.
+        (InInterface(a), InInterface(b)) | (OutInterface(a), OutInterface(b)) => {
+            a.first().is_some_and(is_whole) && b.iter().all(is_whole)
+        }
         (
             Address { side, negated: false, cidrs: a },
             Address { side: other, negated: false, cidrs: b },
-        ) if side == other && a.first()?.family() == b.first()?.family() => {
-            Address { side: *side, negated: false, cidrs: both(a, b) }
+        ) => {
+            let family = |cidrs: &[Cidr]| cidrs.first().map(|cidr| cidr.family());
+            side == other && !a.is_empty() && family(a) == family(b)
         }
         (
-            Ports { protocol, side, negated: false, ports: a },
-            Ports { protocol: p, side: s, negated: false, ports: b },
-        ) if protocol == p && side == s => {
-            Ports { protocol: *protocol, side: *side, negated: false, ports: both(a, b) }
-        }
+            Ports { protocol, side, negated: false, .. },
+            Ports { protocol: p, side: s, negated: false, .. },
+        ) => protocol == p && side == s,
         (
             Owner { negated: false, owners: a, spelling },
             Owner { negated: false, owners: b, spelling: other },
-        ) if spelling == other && is_user(a.first()?) == is_user(b.first()?) => {
-            Owner { negated: false, owners: both(a, b), spelling: *spelling }
+        ) => {
+            let users = |owners: &[Who]| owners.first().map(is_user);
+            spelling == other && !a.is_empty() && users(a) == users(b)
         }
-        _ => return None,
-    })
+        _ => false,
+    }
+}
+
+/// Have a statement be met also when another one is that can be joined to it.
+fn join(own: &mut Statement, other: &Statement) {
+    use Statement::{Address, InInterface, OutInterface, Owner, Ports};
+    match (own, other) {
+        (InInterface(own), InInterface(other)) | (OutInterface(own), OutInterface(other)) => {
+            own.extend_from_slice(other);
+        }
+        (Address { cidrs: own, .. }, Address { cidrs: other, .. }) => own.extend_from_slice(other),
+        (Ports { ports: own, .. }, Ports { ports: other, .. }) => own.extend_from_slice(other),
+        (Owner { owners: own, .. }, Owner { owners: other, .. }) => own.extend_from_slice(other),
+        _ => {}
+    }
 }
 
 const fn is_user(owner: &Who) -> bool {
     matches!(owner, Who::Uid(_))
 }
 
-fn both<T: Clone>(a: &[T], b: &[T]) -> Vec<T> {
-    [a, b].concat()
-}
-
-/// Whole names; beginnings of names have no place in a set.
-fn names(a: &[InterfacePattern], b: &[InterfacePattern]) -> Option<Vec<InterfacePattern>> {
-    let whole = |name: &InterfacePattern| !name.as_str().ends_with('+');
-    (a.iter().all(whole) && b.iter().all(whole)).then(|| both(a, b))
+/// Whether it is a whole name; beginnings of names have no place in a set.
+fn is_whole(name: &InterfacePattern) -> bool {
+    !name.as_str().ends_with('+')
 }

@@ -43,6 +43,11 @@ impl SetKind {
         }
     }
 
+    /// Whether so many values are too many to be single ones.
+    const fn is_many(self, values: usize) -> bool {
+        matches!(self, Self::Ports) && values > MANY_PORTS
+    }
+
     /// Whether bytes are ordered as the values are.
     const fn is_ordered(self) -> bool {
         matches!(self, Self::Ipv4 | Self::Ipv6 | Self::Ports)
@@ -58,13 +63,18 @@ pub struct Set {
     pub ranges: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+/// More ports than this are ranges to the kernel, be each one port: it keeps single ones in a list
+/// (`nft_set_bitmap`), in which it looks for each that is added, and ranges in a tree.
+const MANY_PORTS: usize = 512;
+
 impl Set {
-    /// A set of these ranges. Where there is any of more than one value, those that touch become
-    /// one, since the kernel takes no two that do.
+    /// A set of these ranges. Where there is any of more than one value, or are very many, those
+    /// that touch become one, since the kernel takes no two that do.
     pub fn new(kind: SetKind, ranges: Vec<(Vec<u8>, Vec<u8>)>) -> Self {
         let mut sorted = ranges;
         sorted.sort();
-        let join = kind.is_ordered() && sorted.iter().any(|(first, last)| first != last);
+        let join = kind.is_ordered()
+            && (kind.is_many(sorted.len()) || sorted.iter().any(|(first, last)| first != last));
         let mut ranges: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         for (first, last) in sorted {
             if let Some((start, end)) = ranges.last_mut() {
@@ -81,9 +91,11 @@ impl Set {
         Self { kind, ranges }
     }
 
-    /// Whether there is a range of more than one value.
+    /// Whether the kernel has it as ranges: there is one of more than one value, or there are very
+    /// many.
     pub fn has_intervals(&self) -> bool {
-        self.ranges.iter().any(|(first, last)| first != last)
+        self.kind.is_many(self.ranges.len())
+            || self.ranges.iter().any(|(first, last)| first != last)
     }
 }
 
@@ -124,6 +136,13 @@ mod tests {
         // Single values stay what they are.
         assert_eq!(set(&[(2, 2), (1, 1), (2, 2)]).ranges.len(), 2);
         assert!(!set(&[(2, 2), (1, 1)]).has_intervals());
+        // Very many don't, and are what they are when they are read back.
+        let odd: Vec<(u16, u16)> = (0..600).map(|n| (2 * n + 1, 2 * n + 1)).collect();
+        assert!(set(&odd).has_intervals() && set(&odd).ranges.len() == 600);
+        let all: Vec<(u16, u16)> = (0..600).map(|n| (n, n)).collect();
+        assert_eq!(set(&all), set(&[(0, 599)]));
+        let few: Vec<(u16, u16)> = odd.iter().copied().take(500).collect();
+        assert!(!set(&few).has_intervals());
         assert_eq!(
             (successor(&[0, 255]), predecessor(&[1, 0])),
             (Some(vec![1, 0]), Some(vec![0, 255]))

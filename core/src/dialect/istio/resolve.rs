@@ -133,8 +133,8 @@ impl Resolver<'_> {
         let inbound = self.inbound();
         let outbound = self.outbound(writes);
         let interfaces = Interfaces {
-            excluded: self.reader.list(&self.raw.text("istio-exclude-interfaces")),
-            rerouted: self.reader.list(&self.raw.text("kube-virt-interfaces")),
+            excluded: self.reader.names(&self.raw.text("istio-exclude-interfaces")),
+            rerouted: self.reader.names(&self.raw.text("kube-virt-interfaces")),
         };
         let loopback = self.raw.variable("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR");
         let localhost = parts::localhost(&mut self.reader, &loopback);
@@ -191,7 +191,7 @@ impl Resolver<'_> {
 
     fn proxy(&mut self) -> ProxyIdentity {
         let mut uid = self.raw.text("proxy-uid");
-        if items(&uid.value).next().is_none() {
+        if items(&uid.value).is_empty() {
             let user = self.raw.variable("ENVOY_USER");
             uid = match self.facts.users.get(&user.value) {
                 Some(id) => user.with(id.to_string()),
@@ -200,12 +200,12 @@ impl Resolver<'_> {
         }
         let gid = self.raw.text("proxy-gid");
         let any = self.raw.switch(&mut self.reader, "match-any-proxy-id");
-        let uids: Vec<Sourced<Uid>> = self.reader.list(&uid);
-        let gids: Vec<Sourced<Gid>> = if items(&gid.value).next().is_none() {
+        let uids: Vec<Sourced<Uid>> = self.reader.names(&uid);
+        let gids: Vec<Sourced<Gid>> = if items(&gid.value).is_empty() {
             let same = |uid: &Sourced<Uid>| Gid::new(uid.value.get()).map(|id| gid.with(id));
             uids.iter().filter_map(same).collect()
         } else {
-            self.reader.list(&gid)
+            self.reader.names(&gid)
         };
         let matching = if any.value { IdentityMatching::Any } else { IdentityMatching::OneByOne };
         if !any.value && uids.len() > 1 {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::settings::{self, Setting};
 use crate::dialect::error::ConfigErrors;
-use crate::dialect::list::{Reader, items};
+use crate::dialect::list::{Most, Reader, items};
 use crate::dialect::parts;
 use crate::facts::HostFacts;
 use crate::policy::{
@@ -83,8 +83,8 @@ impl Resolver<'_> {
         let (ipv6, proxy, inbound) = (self.ipv6(), self.proxy(), self.inbound());
         let (outbound, dns) = (self.outbound(), self.dns());
         let interfaces = Interfaces {
-            excluded: self.reader.list(&self.raw.text("exclude-interfaces")),
-            rerouted: self.reader.list(&self.raw.text("reroute-interfaces")),
+            excluded: self.reader.names(&self.raw.text("exclude-interfaces")),
+            rerouted: self.reader.names(&self.raw.text("reroute-interfaces")),
         };
         let localhost = parts::localhost(&mut self.reader, &self.raw.text("localhost-cidr"));
         let drop = self.choice("drop-invalid", &["true", "false"]);
@@ -128,10 +128,10 @@ impl Resolver<'_> {
     }
 
     fn proxy(&mut self) -> ProxyIdentity {
-        let gids = self.reader.list(&self.raw.text("proxy-gid"));
+        let gids = self.reader.names(&self.raw.text("proxy-gid"));
         let only_gids = !gids.is_empty() && !self.raw.is_set("proxy-uid");
         let uids =
-            if only_gids { Vec::new() } else { self.reader.list(&self.raw.text("proxy-uid")) };
+            if only_gids { Vec::new() } else { self.reader.names(&self.raw.text("proxy-uid")) };
         if uids.is_empty() && gids.is_empty() && !self.reader.failed() {
             let text = self.raw.text("proxy-uid");
             let expected = "the proxy needs a user id or a group id, or it would be sent its own \
@@ -197,18 +197,10 @@ impl Resolver<'_> {
     /// The servers that are named, else those of the resolver's configuration.
     fn servers(&mut self, asked_by: &Source) -> Option<Vec<Sourced<IpAddr>>> {
         let text = self.raw.text("dns-servers");
-        if items(&text.value).next().is_none() {
+        if items(&text.value).is_empty() {
             return parts::resolvers(&mut self.reader, self.facts, asked_by);
         }
-        let mut servers = Vec::new();
-        for item in items(&text.value) {
-            if let Ok(address) = item.parse::<IpAddr>() {
-                servers.push(text.with(address));
-            } else {
-                let expected = "a name server is an IP address, such as 10.96.0.10 or fd00::a";
-                self.reader.wrong(&text.source, item, expected);
-            }
-        }
-        Some(servers)
+        let items = items(&text.value);
+        Some(self.reader.each(&text, Most::Names, &items, parts::server))
     }
 }

@@ -3,7 +3,7 @@
 use std::str::FromStr as _;
 
 use super::AnnotationDef;
-use crate::dialect::Reader;
+use crate::dialect::list::{Most, Reader};
 use crate::pod::PodFacts;
 use crate::source::{Source, Sourced};
 use crate::value::{Cidr, InterfacePattern, Port, PortRange, ValueError};
@@ -19,12 +19,12 @@ pub(super) fn text(pod: &PodFacts, def: &AnnotationDef) -> Sourced<String> {
 /// Ports, each a number; blanks around one don't matter.
 pub(super) fn ports(reader: &mut Reader, text: &Sourced<String>) -> Vec<Sourced<PortRange>> {
     let port = |item: &str| item.trim().parse::<Port>().map(PortRange::from);
-    each(reader, text, text.value.trim(), port)
+    each(reader, text, Most::Targets, text.value.trim(), port)
 }
 
 /// Networks; a blank is an error, as in the reference.
 pub(super) fn networks(reader: &mut Reader, text: &Sourced<String>) -> Vec<Sourced<Cidr>> {
-    each(reader, text, &text.value, Cidr::from_str)
+    each(reader, text, Most::Targets, &text.value, Cidr::from_str)
 }
 
 /// Interface names; the reference allows fewer characters than the kernel.
@@ -45,22 +45,17 @@ pub(super) fn interfaces(
             )
         })
     };
-    each(reader, text, text.value.trim(), interface)
+    each(reader, text, Most::Names, text.value.trim(), interface)
 }
 
 /// Every item of a comma list. An empty text is an empty list; an empty item is an error.
 fn each<T>(
     reader: &mut Reader,
     text: &Sourced<String>,
+    most: Most,
     list: &str,
     parse: impl Fn(&str) -> Result<T, ValueError>,
 ) -> Vec<Sourced<T>> {
-    let mut values = Vec::new();
-    for item in list.split(',').filter(|_| !list.is_empty()) {
-        match parse(item) {
-            Ok(value) => values.push(text.with(value)),
-            Err(error) => reader.wrong(&text.source, item, error.to_string()),
-        }
-    }
-    values
+    let items: Vec<&str> = list.split(',').filter(|_| !list.is_empty()).collect();
+    reader.each(text, most, &items, |item| parse(item).map_err(|error| error.to_string()))
 }
