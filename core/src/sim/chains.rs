@@ -1,11 +1,12 @@
 //! Rules one after the other, and what they do.
 
+use super::index::Run;
 use super::namespace::LOOPBACK;
 use super::packet::{Connection, Mark, Packet, Value};
-use super::program::{Bound, Call, ChainId, RuleId};
+use super::program::{Bound, Call, Chain, ChainId, RuleId};
 use super::question::{Known, Protocol};
 use super::ranges::number;
-use super::rule::{Action, MarkChange, States, Translation};
+use super::rule::{Action, Field, MarkChange, States, Test, Translation};
 use super::test::Truth;
 use super::walk::{Halt, Walk};
 use super::witness::{Met, Witness};
@@ -27,6 +28,11 @@ enum Flow {
 /// The most jumps in each other; `nf_tables` takes 16, and iptables no loops.
 const DEEPEST: usize = 64;
 
+/// The most rules on a packet's way. Chains that jump to each other can make a way of any length
+/// out of few rules.
+const MOST_PASSED: usize = 500_000;
+const TOO_LONG: &str = "a way past more than 500000 rules";
+
 /// Destination and source, as indices of what is settled of a connection.
 const DESTINATION: usize = 0;
 const SOURCE: usize = 1;
@@ -39,15 +45,83 @@ impl<'a, W: Witness> Walk<'a, W> {
         hook: Hook,
         packet: &mut Packet<'a>,
     ) -> Result<bool, Halt> {
-        let program = self.program;
-        for (id, steps) in &program.chains[chain.0].rules {
-            match self.rule(*id, steps, hook, packet)? {
+        let Chain { rules, runs, .. } = &self.program.chains[chain.0];
+        let mut runs = runs.iter();
+        let mut run = runs.next();
+        let mut at = 0;
+        while at < rules.len() {
+            let here = run.filter(|run| !W::LISTENS && run.first == at);
+            let flow = if let Some(found) = here {
+                run = runs.next();
+                at = found.end;
+                self.run(found, rules, hook, packet)?
+            } else {
+                at += 1;
+                self.pass(&rules[at - 1..at])?;
+                let (id, steps) = &rules[at - 1];
+                self.rule(*id, steps, hook, packet)?
+            };
+            match flow {
                 Flow::Next | Flow::Break => {}
                 Flow::Back => return Ok(false),
                 Flow::Done => return Ok(true),
             }
         }
         Ok(false)
+    }
+
+    /// Of a run only the rules that ask for what the packet has.
+    fn run(
+        &mut self,
+        run: &'a Run,
+        rules: &'a [(RuleId, Vec<Bound>)],
+        hook: Hook,
+        packet: &mut Packet<'a>,
+    ) -> Result<Flow, Halt> {
+        let fails = |test: &Test| self.holds(test, packet) == Truth::No;
+        let none = run.common.iter().any(fails);
+        let asked = if none { &[] } else { self.rules_for(run, packet) };
+        let mut next = run.first;
+        for at in asked {
+            self.pass(&rules[next..=*at])?;
+            next = at + 1;
+            let (id, steps) = &rules[*at];
+            let flow = self.rule(*id, steps, hook, packet)?;
+            if !matches!(flow, Flow::Next | Flow::Break) {
+                return Ok(flow);
+            }
+        }
+        self.pass(&rules[next..run.end])?;
+        Ok(Flow::Next)
+    }
+
+    fn rules_for(&mut self, run: &'a Run, packet: &Packet<'_>) -> &'a [usize] {
+        let ends = &packet.ends;
+        let value = match run.field {
+            Field::Source => ends.source,
+            Field::Destination => ends.destination,
+            Field::SourcePort | Field::Port if !packet.protocol.has_ports() => return &[],
+            Field::SourcePort => ends.source_port,
+            _ => ends.port,
+        };
+        let index = run.index(packet.family);
+        if let Some(origin) = value.origin {
+            self.witness.asked_rules(origin, index);
+        }
+        index.rules(value.number)
+    }
+
+    /// Rules are on the way.
+    fn pass(&mut self, rules: &[(RuleId, Vec<Bound>)]) -> Result<(), Halt> {
+        let left = MOST_PASSED.saturating_sub(self.passed);
+        if let Some((id, _)) = rules.get(left) {
+            return Err(self.unknown(*id, TOO_LONG));
+        }
+        if self.witness.has_heard() {
+            return Err(Halt::Unknown { rule: None, what: String::new() });
+        }
+        self.passed += rules.len();
+        Ok(())
     }
 
     fn rule(
@@ -57,6 +131,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         hook: Hook,
         packet: &mut Packet<'a>,
     ) -> Result<Flow, Halt> {
+        self.asked += 1;
         let mut unclear: Option<&str> = None;
         let mut told = false;
         for step in steps {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
+use super::index::{Run, runs};
 use super::rule::{Action, Step, Test};
 use crate::iptables::Counters;
 use crate::ruleset::{Hook, Reason};
@@ -128,6 +129,7 @@ pub struct ChainInfo {
 #[derive(Clone, Debug)]
 pub(super) struct Chain {
     pub(super) rules: Vec<(RuleId, Vec<Bound>)>,
+    pub(super) runs: Vec<Run>,
     pub(super) policy: Policy,
 }
 
@@ -230,7 +232,7 @@ impl Program {
                 });
             }
             let policy = chain.base.as_ref().map_or(Policy::Accept, |base| base.policy);
-            self.chains.push(Chain { rules, policy });
+            self.chains.push(Chain { runs: runs(&rules), rules, policy });
             self.tables.push(place);
             self.infos.push(ChainInfo {
                 holder: table.holder.clone(),

@@ -1,27 +1,87 @@
 //! Sets of numbers as ranges: ports, addresses, ids, whatever a rule compares.
 
+use std::cmp::Ordering;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, LazyLock};
 
 use crate::value::{Cidr, Family, PortRange};
 
 /// A set of numbers: ranges with both ends included, sorted, none empty, none touching another.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ranges(Vec<(u128, u128)>);
+/// Copies share their ranges, so that what long lists leave over costs as little to keep and to
+/// compare as one number.
+#[derive(Clone)]
+pub struct Ranges(Arc<Shared>);
+
+struct Shared {
+    list: Vec<(u128, u128)>,
+    hash: u64,
+}
+
+impl Default for Ranges {
+    fn default() -> Self {
+        static NONE: LazyLock<Ranges> = LazyLock::new(|| Ranges::of(Vec::new()));
+        NONE.clone()
+    }
+}
+
+impl PartialEq for Ranges {
+    fn eq(&self, other: &Self) -> bool {
+        let (own, other) = (&self.0, &other.0);
+        Arc::ptr_eq(own, other) || own.hash == other.hash && own.list == other.list
+    }
+}
+
+impl Eq for Ranges {}
+
+impl Hash for Ranges {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0.hash);
+    }
+}
+
+impl PartialOrd for Ranges {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Ranges {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if Arc::ptr_eq(&self.0, &other.0) {
+            return Ordering::Equal;
+        }
+        self.0.list.cmp(&other.0.list)
+    }
+}
+
+impl fmt::Debug for Ranges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Ranges").field(&self.0.list).finish()
+    }
+}
 
 impl Ranges {
+    fn of(list: Vec<(u128, u128)>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        list.hash(&mut hasher);
+        Self(Arc::new(Shared { list, hash: hasher.finish() }))
+    }
+
     /// Every number up to `last`.
     pub fn up_to(last: u128) -> Self {
-        Self(vec![(0, last)])
+        Self::of(vec![(0, last)])
     }
 
     /// One number.
     pub fn one(number: u128) -> Self {
-        Self(vec![(number, number)])
+        Self::of(vec![(number, number)])
     }
 
     /// The numbers of a range; none when it runs downwards.
     pub fn range(first: u128, last: u128) -> Self {
-        Self(if first <= last { vec![(first, last)] } else { Vec::new() })
+        Self::of(if first <= last { vec![(first, last)] } else { Vec::new() })
     }
 
     /// The addresses of a network.
@@ -29,7 +89,7 @@ impl Ranges {
         let first = number(cidr.network().address());
         let free = u32::from(cidr.family().bits() - cidr.length());
         let host_bits = 1_u128.checked_shl(free).map_or(u128::MAX, |size| size - 1);
-        Self(vec![(first, first | host_bits)])
+        Self::of(vec![(first, first | host_bits)])
     }
 
     /// Ports.
@@ -39,23 +99,23 @@ impl Ranges {
     }
 
     /// Whether there is nothing in it.
-    pub const fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub fn is_empty(&self) -> bool {
+        self.0.list.is_empty()
     }
 
     /// The ranges.
-    pub fn iter(&self) -> impl Iterator<Item = (u128, u128)> + '_ {
-        self.0.iter().copied()
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (u128, u128)> + '_ {
+        self.0.list.iter().copied()
     }
 
     /// The smallest number.
     pub fn first(&self) -> Option<u128> {
-        self.0.first().map(|(first, _)| *first)
+        self.0.list.first().map(|(first, _)| *first)
     }
 
     /// The only number, if there is only one.
     pub fn single(&self) -> Option<u128> {
-        match self.0.as_slice() {
+        match self.0.list.as_slice() {
             [(first, last)] if first == last => Some(*first),
             _ => None,
         }
@@ -63,52 +123,68 @@ impl Ranges {
 
     /// Whether `number` is in it.
     pub fn contains(&self, number: u128) -> bool {
-        let at = self.0.partition_point(|(_, last)| *last < number);
-        self.0.get(at).is_some_and(|(first, _)| *first <= number)
+        self.from(number).next().is_some_and(|(first, _)| first <= number)
+    }
+
+    /// The ranges that do not end below `number`.
+    fn from(&self, number: u128) -> impl Iterator<Item = (u128, u128)> + '_ {
+        let at = self.0.list.partition_point(|(_, last)| *last < number);
+        self.0.list.iter().skip(at).copied()
+    }
+
+    /// The ranges that have a number of a range.
+    fn over(&self, (first, last): (u128, u128)) -> impl Iterator<Item = (u128, u128)> + '_ {
+        self.from(first).take_while(move |range| range.0 <= last)
+    }
+
+    /// Whether they have a number in common.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        let (few, many) = self.by_size(other);
+        few.iter().any(|range| many.over(range).next().is_some())
+    }
+
+    /// Whether the other one has all numbers of this one.
+    pub(super) fn is_within(&self, other: &Self) -> bool {
+        self.iter().all(|(first, last)| {
+            other.from(first).next().is_some_and(|range| range.0 <= first && last <= range.1)
+        })
+    }
+
+    fn by_size<'a>(&'a self, other: &'a Self) -> (&'a Self, &'a Self) {
+        if self.iter().len() <= other.iter().len() { (self, other) } else { (other, self) }
     }
 
     /// What is in both.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
-        let (mut a, mut b) = (self.0.iter().peekable(), other.0.iter().peekable());
-        let mut both = Vec::new();
-        while let (Some(x), Some(y)) = (a.peek(), b.peek()) {
-            let (first, last) = (x.0.max(y.0), x.1.min(y.1));
-            if first <= last {
-                both.push((first, last));
-            }
-            if x.1 < y.1 {
-                a.next();
-            } else {
-                b.next();
-            }
-        }
-        Self(both)
+        let (few, many) = self.by_size(other);
+        let both = few.iter().flat_map(|(first, last)| {
+            many.over((first, last)).map(move |range| (range.0.max(first), range.1.min(last)))
+        });
+        Self::of(both.collect())
     }
 
     /// What is in this one and not in the other.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
-        self.and(&other.complement())
+        let mut rest = Vec::new();
+        for (first, last) in self.iter() {
+            let mut next = Some(first);
+            for (taken, end) in other.over((first, last)) {
+                if let Some(start) = next.filter(|start| *start < taken) {
+                    rest.push((start, taken - 1));
+                }
+                next = end.checked_add(1);
+            }
+            rest.extend(next.filter(|start| *start <= last).map(|start| (start, last)));
+        }
+        Self::of(rest)
     }
 
     /// What is in either.
     #[must_use]
     pub fn or(&self, other: &Self) -> Self {
         self.iter().chain(other.iter()).collect()
-    }
-
-    fn complement(&self) -> Self {
-        let mut rest = Vec::new();
-        let mut next = Some(0);
-        for (first, last) in self.iter() {
-            if let Some(start) = next.filter(|start| *start < first) {
-                rest.push((start, first - 1));
-            }
-            next = last.checked_add(1);
-        }
-        rest.extend(next.map(|start| (start, u128::MAX)));
-        Self(rest)
     }
 }
 
@@ -126,7 +202,7 @@ impl FromIterator<(u128, u128)> for Ranges {
                 _ => joined.push((first, last)),
             }
         }
-        Self(joined)
+        Self::of(joined)
     }
 }
 
@@ -156,7 +232,7 @@ mod tests {
 
     #[test]
     fn ranges_that_touch_are_one() {
-        assert_eq!(set(&[(5, 9), (1, 4), (20, 20), (7, 8)]), Ranges(vec![(1, 9), (20, 20)]));
+        assert_eq!(set(&[(5, 9), (1, 4), (20, 20), (7, 8)]), Ranges::of(vec![(1, 9), (20, 20)]));
         assert_eq!(set(&[(0, u128::MAX), (3, 3)]), Ranges::up_to(u128::MAX));
     }
 
@@ -169,6 +245,9 @@ mod tests {
         assert!(a.without(&Ranges::up_to(u128::MAX)).is_empty());
         assert!(a.contains(20) && !a.contains(19) && !a.contains(0) && !a.contains(30));
         assert!(Ranges::up_to(9).without(&Ranges::default()) == Ranges::up_to(9));
+        assert_eq!(a.without(&set(&[(0, 3), (9, 20), (29, u128::MAX)])), set(&[(4, 8), (21, 28)]));
+        assert!(a.meets(&set(&[(9, 19)])) && !a.meets(&set(&[(0, 0), (10, 19), (30, 30)])));
+        assert!(set(&[(2, 3), (29, 29)]).is_within(&a) && !set(&[(9, 10)]).is_within(&a));
     }
 
     #[test]

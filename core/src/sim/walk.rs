@@ -87,6 +87,10 @@ pub(super) struct Walk<'a, W> {
     pub(super) acted: bool,
     /// Whether no transparent socket listens.
     pub(super) unheard: bool,
+    /// Rules on the way so far, and how many of them were asked: others were passed over, since
+    /// they ask for other values.
+    pub(super) passed: usize,
+    pub(super) asked: u64,
     /// Where the question's socket is connected, when that is not where it asked for.
     pub(super) connected: Option<SocketAddr>,
 }
@@ -110,6 +114,8 @@ impl<'a, W: Witness> Walk<'a, W> {
             deciding: true,
             acted: false,
             unheard: false,
+            passed: 0,
+            asked: 0,
             connected: None,
         }
     }

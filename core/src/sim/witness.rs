@@ -1,8 +1,11 @@
 //! Who watches a walk: nobody when only the fate counts, somebody who writes down every rule, or
 //! somebody who wants to know what the fate depends on.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
+use super::index::Index;
 use super::program::RuleId;
 use super::ranges::Ranges;
 use super::rule::Field;
@@ -28,6 +31,9 @@ pub trait Witness {
     /// The way depends on whether a field of the question is in a set.
     fn asked(&mut self, _field: Field, _set: &Ranges) {}
 
+    /// The way depends on which of these rules a field of the question leads to.
+    fn asked_rules(&mut self, _field: Field, _index: &Arc<Index>) {}
+
     /// The way depends on the question's mark.
     fn asked_mark(&mut self, _mark: Masked) {}
 
@@ -39,6 +45,11 @@ pub trait Witness {
 
     /// Something else happened.
     fn note(&mut self, _what: String) {}
+
+    /// Whether it has heard enough: what follows doesn't matter.
+    fn has_heard(&self) -> bool {
+        false
+    }
 }
 
 /// Nobody.
@@ -97,41 +108,5 @@ impl Witness for Scribe {
 
     fn note(&mut self, what: String) {
         self.events.push(Event::Note { what });
-    }
-}
-
-/// What the fate of a question depends on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Split {
-    Field(Field, Ranges),
-    Mark(Masked),
-}
-
-/// Looks for the first thing that does not hold for all questions alike.
-pub(super) struct Splitter<F> {
-    pub(super) differs: F,
-    pub(super) first: Option<Split>,
-}
-
-impl<F: Fn(&Split) -> bool> Splitter<F> {
-    fn take(&mut self, split: impl FnOnce() -> Split) {
-        if self.first.is_none() {
-            let split = split();
-            if (self.differs)(&split) {
-                self.first = Some(split);
-            }
-        }
-    }
-}
-
-impl<F: Fn(&Split) -> bool> Witness for Splitter<F> {
-    const LISTENS: bool = false;
-
-    fn asked(&mut self, field: Field, set: &Ranges) {
-        self.take(|| Split::Field(field, set.clone()));
-    }
-
-    fn asked_mark(&mut self, mark: Masked) {
-        self.take(|| Split::Mark(mark));
     }
 }

@@ -1,0 +1,97 @@
+//! Classes of connections that end alike, put together.
+
+use std::collections::HashMap;
+
+use super::partition::Class;
+use super::question::Question;
+use super::ranges::Ranges;
+use super::rule::Field;
+use super::shape::Shape;
+use crate::ruleset::Masked;
+
+/// A class with a number for how it ends: the same number is the same end, by the same rules.
+#[derive(Debug)]
+pub(super) struct Part<A> {
+    pub(super) class: Class<A>,
+    pub(super) end: usize,
+}
+
+/// Put classes together that end alike and differ in one thing only.
+pub(super) fn merge<A>(mut parts: Vec<Part<A>>) -> Vec<Class<A>> {
+    loop {
+        let before = parts.len();
+        parts = Field::ALL.into_iter().fold(parts, by_field);
+        let mut asked: Vec<Masked> =
+            parts.iter().flat_map(|p| p.class.shape.marks.keys().copied()).collect();
+        asked.sort_unstable();
+        asked.dedup();
+        parts = asked.into_iter().fold(parts, by_mark);
+        if parts.len() == before {
+            let mut classes: Vec<Class<A>> = parts.into_iter().map(|part| part.class).collect();
+            classes.sort_by(|a, b| a.shape.cmp(&b.shape));
+            return classes;
+        }
+    }
+}
+
+/// Join classes that differ in the values of one field only.
+pub(super) fn by_field<A>(parts: Vec<Part<A>>, field: Field) -> Vec<Part<A>> {
+    if parts.len() < 2 {
+        return parts;
+    }
+    let mut places: HashMap<(Shape, usize), usize> = HashMap::with_capacity(parts.len());
+    let mut joined: Vec<Joined<A>> = Vec::with_capacity(parts.len());
+    for Part { class: Class { mut shape, example, answer }, end } in parts {
+        let values = shape.values_mut(field).map(std::mem::take);
+        let unbound = field == Field::Source && std::mem::take(&mut shape.unbound);
+        let at = *places.entry((shape, end)).or_insert(joined.len());
+        if at == joined.len() {
+            joined.push(Joined { example, answer, unbound: false, values: Vec::new() });
+        }
+        joined[at].unbound |= unbound;
+        joined[at].values.extend(values);
+    }
+    let mut places: Vec<((Shape, usize), usize)> = places.into_iter().collect();
+    places.sort_unstable_by_key(|(_, at)| *at);
+    let whole = |(((mut shape, end), _), mut of): (((Shape, usize), usize), Joined<A>)| {
+        shape.unbound |= of.unbound;
+        if let Some(values) = shape.values_mut(field) {
+            *values = match of.values.len() {
+                0 | 1 => of.values.pop().unwrap_or_default(),
+                _ => of.values.iter().flat_map(Ranges::iter).collect(),
+            };
+        }
+        Part { class: Class { shape, example: of.example, answer: of.answer }, end }
+    };
+    places.into_iter().zip(joined).map(whole).collect()
+}
+
+/// Classes that become one, without what they have in common.
+struct Joined<A> {
+    example: Question,
+    answer: A,
+    unbound: bool,
+    values: Vec<Ranges>,
+}
+
+/// Join classes of which one has a mark that the other has not, and that are the same otherwise.
+pub(super) fn by_mark<A>(parts: Vec<Part<A>>, mark: Masked) -> Vec<Part<A>> {
+    let mut places: HashMap<(Shape, usize), (usize, bool)> = HashMap::new();
+    let mut result: Vec<Part<A>> = Vec::with_capacity(parts.len());
+    for part in parts {
+        let mut shape = part.class.shape.clone();
+        let Some(holds) = shape.marks.remove(&mark) else {
+            result.push(part);
+            continue;
+        };
+        let key = (shape, part.end);
+        match places.remove(&key) {
+            Some((at, other)) if other != holds => result[at].class.shape = key.0,
+            _ => {
+                places.insert(key, (result.len(), holds));
+                result.push(part);
+            }
+        }
+    }
+    result
+}
