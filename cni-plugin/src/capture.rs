@@ -66,7 +66,7 @@ impl Pod {
         if !self.session.has_nf_tables() {
             Sandbox::check()?;
             let netns = Some(self.path.clone());
-            self.exec = exec::Options { sandbox: Some(Sandbox { netns }) };
+            self.exec.sandbox = Some(Sandbox { netns });
         }
         Ok(())
     }

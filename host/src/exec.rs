@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Read, Write as _};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use crate::sandbox::Sandbox;
 
@@ -22,11 +25,26 @@ pub fn processes() -> usize {
     PROCESSES.load(Ordering::Relaxed)
 }
 
+/// The most that a program prints: more than all rules of a host with every port in use.
+const MAX_PRINTED: usize = 256 * 1024 * 1024;
+
 /// How programs are run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The view of the file system they get; none for this process's own.
     pub sandbox: Option<Sandbox>,
+    /// Variables beside those of this process.
+    pub env: Vec<(String, String)>,
+    /// How many bytes they may print.
+    pub most: usize,
+    /// Whether they lead a process group of their own, which ends with them when their time is over.
+    pub group: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { sandbox: None, env: Vec::new(), most: MAX_PRINTED, group: false }
+    }
 }
 
 /// A program that did not do what it was to do.
@@ -57,6 +75,14 @@ pub enum ExecError {
         command: String,
         /// How long it had.
         waited: Duration,
+    },
+    /// It prints without end, and was killed.
+    #[error("{command} printed more than {most} bytes and was killed")]
+    TooMuch {
+        /// The command line.
+        command: String,
+        /// How much it may print.
+        most: usize,
     },
     /// Its output could not be read.
     #[error("what {command} prints can't be read: {source}")]
@@ -125,6 +151,18 @@ pub struct Running {
     command: String,
     child: Child,
     input: Option<(ChildStdin, Vec<u8>)>,
+    most: usize,
+    group: bool,
+}
+
+/// How far a talk came.
+enum Talk {
+    /// To the end of what was printed.
+    Over(String, String),
+    /// To the deadline.
+    Late,
+    /// To the bound of what is printed.
+    TooMuch,
 }
 
 /// Start a program. It inherits the environment.
@@ -146,7 +184,11 @@ pub fn start(
         .args(args)
         .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .stderr(Stdio::piped())
+        .envs(options.env.iter().map(|(name, value)| (name, value)));
+    if options.group {
+        builder.process_group(0);
+    }
     if let Some(sandbox) = &options.sandbox {
         sandbox.prepare(&mut builder);
     }
@@ -154,7 +196,7 @@ pub fn start(
         builder.spawn().map_err(|source| ExecError::Start { command: command.clone(), source })?;
     PROCESSES.fetch_add(1, Ordering::Relaxed);
     let input = child.stdin.take().zip(input.map(|text| text.as_bytes().to_vec()));
-    Ok(Running { command, child, input })
+    Ok(Running { command, child, input, most: options.most, group: options.group })
 }
 
 impl Running {
@@ -164,28 +206,34 @@ impl Running {
     /// When the program fails or the deadline passes.
     pub fn finish(mut self, deadline: Instant) -> Result<String, ExecError> {
         let began = Instant::now();
-        let talked = self.talk(deadline).and_then(|said| match said {
-            Some(said) => Ok(self.wait(deadline)?.map(|status| (said, status))),
-            None => Ok(None),
+        let talked = self.talk(deadline).and_then(|talk| match talk {
+            Talk::Over(stdout, stderr) => match self.wait(deadline)? {
+                Some(status) => Ok(Ok((stdout, stderr, status))),
+                None => Ok(Err(Talk::Late)),
+            },
+            unfinished => Ok(Err(unfinished)),
         });
         match talked {
-            Ok(Some(((stdout, _), status))) if status.success() => Ok(stdout),
-            Ok(Some(((_, stderr), status))) => {
+            Ok(Ok((stdout, _, status))) if status.success() => Ok(stdout),
+            Ok(Ok((_, stderr, status))) => {
                 Err(ExecError::Failed { command: self.command, status, stderr })
             }
-            Ok(None) => match self.kill() {
+            Ok(Err(unfinished)) => match self.kill() {
+                Err(source) => Err(ExecError::Output { command: self.command, source }),
+                Ok(()) if matches!(unfinished, Talk::TooMuch) => {
+                    Err(ExecError::TooMuch { command: self.command, most: self.most })
+                }
                 Ok(()) => {
                     Err(ExecError::Deadline { command: self.command, waited: began.elapsed() })
                 }
-                Err(source) => Err(ExecError::Output { command: self.command, source }),
             },
             Err(source) => Err(ExecError::Output { command: self.command, source }),
         }
     }
 
-    /// Write its input and read its output and its errors until it closes both; none when the
-    /// deadline passes. All three at once, so that no full pipe can stop the program.
-    fn talk(&mut self, deadline: Instant) -> io::Result<Option<(String, String)>> {
+    /// Write its input and read its output and its errors until it closes both. All three at once,
+    /// so that no full pipe can stop the program.
+    fn talk(&mut self, deadline: Instant) -> io::Result<Talk> {
         let mut stdout = Pipe::new(self.child.stdout.take())?;
         let mut stderr = Pipe::new(self.child.stderr.take())?;
         let mut written = 0;
@@ -195,7 +243,7 @@ impl Running {
         while stdout.open() || stderr.open() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(None);
+                return Ok(Talk::Late);
             }
             let mut waiting = Vec::new();
             waiting.extend(stdout.pipe.as_ref().map(|p| PollFd::new(p.as_fd(), PollFlags::POLLIN)));
@@ -208,8 +256,11 @@ impl Running {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            stdout.read()?;
-            stderr.read()?;
+            stdout.read(self.most)?;
+            stderr.read(self.most)?;
+            if stdout.bytes.len() > self.most || stderr.bytes.len() > self.most {
+                return Ok(Talk::TooMuch);
+            }
             if let Some((pipe, bytes)) = &mut self.input {
                 match pipe.write(&bytes[written..]) {
                     Ok(count) => written += count,
@@ -223,7 +274,7 @@ impl Running {
                 }
             }
         }
-        Ok(Some((stdout.text(), stderr.text())))
+        Ok(Talk::Over(stdout.text(), stderr.text()))
     }
 
     /// The status, or none when the deadline passes: a program can close its output and go on.
@@ -240,6 +291,11 @@ impl Running {
     }
 
     fn kill(&mut self) -> io::Result<()> {
+        if self.group {
+            // It may have ended, and others of its group not.
+            let group = Pid::from_raw(self.child.id().cast_signed());
+            let _gone = killpg(group, Signal::SIGKILL);
+        }
         self.child.kill()?;
         self.child.wait().map(drop)
     }
@@ -263,10 +319,11 @@ impl<P: Read + AsFd> Pipe<P> {
         self.pipe.is_some()
     }
 
-    /// Take what is there.
-    fn read(&mut self) -> io::Result<()> {
+    /// Take what is there, up to a byte more than this altogether.
+    fn read(&mut self, most: usize) -> io::Result<()> {
         let Some(pipe) = &mut self.pipe else { return Ok(()) };
-        match pipe.read_to_end(&mut self.bytes) {
+        let room = (most + 1).saturating_sub(self.bytes.len());
+        match pipe.take(room as u64).read_to_end(&mut self.bytes) {
             Ok(_) => self.pipe = None,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
@@ -344,6 +401,34 @@ mod tests {
         let deadline = Instant::now() + Duration::from_millis(50);
         let result = run(&find("sleep").unwrap(), &["60"], None, deadline, &Options::default());
         assert!(matches!(result, Err(ExecError::Deadline { .. })), "{result:?}");
+    }
+
+    #[test]
+    fn a_program_that_prints_without_end_is_killed() {
+        let options = Options { most: 4096, ..Options::default() };
+        let result = run(&find("yes").unwrap(), &[], None, soon(), &options);
+        assert!(matches!(result, Err(ExecError::TooMuch { most: 4096, .. })), "{result:?}");
+        let exact = run(&find("printf").unwrap(), &["%4096d", "1"], None, soon(), &options);
+        assert_eq!(exact.unwrap().len(), 4096);
+    }
+
+    #[test]
+    fn a_group_ends_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid = folder.path().join("pid");
+        let script = format!("sleep 60 & echo $! >{}; wait", pid.display());
+        let options = Options { group: true, ..Options::default() };
+        let deadline = Instant::now() + Duration::from_millis(500);
+        let result = run(&find("sh").unwrap(), &["-c", &script], None, deadline, &options);
+        assert!(matches!(result, Err(ExecError::Deadline { .. })), "{result:?}");
+        // A machine that is slow enough did not even begin it.
+        let Ok(pid) = std::fs::read_to_string(pid) else { return };
+        let status = || std::fs::read_to_string(format!("/proc/{}/status", pid.trim()));
+        let alive = || status().is_ok_and(|text| !text.contains("State:\tZ"));
+        while alive() && Instant::now() < deadline + Duration::from_secs(20) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert!(!alive());
     }
 
     #[test]

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use millrace_core::ebpf::IdMap;
 use nix::errno::Errno;
+use nix::libc;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use nix::unistd::{Gid, Uid, setresgid, setresuid};
 
 use crate::sys_netns;
@@ -101,6 +103,12 @@ impl NetnsRef {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetnsId(u64, u64);
 
+impl NetnsId {
+    fn of(meta: &Metadata) -> Self {
+        Self(meta.dev(), meta.ino())
+    }
+}
+
 impl fmt::Display for NetnsId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.0, self.1)
@@ -144,13 +152,18 @@ impl NetnsRef {
     /// Open it.
     ///
     /// # Errors
-    /// When it isn't there or may not be seen.
+    /// When it isn't there, may not be seen, or is no namespace.
     pub fn open(&self) -> Result<Netns, NetnsError> {
         let path = self.path.clone();
         let failed = |source| NetnsError::Open { path: path.clone(), source };
-        let file = File::open(&path).map_err(failed)?;
-        let meta = file.metadata().map_err(failed)?;
-        let id = NetnsId(meta.dev(), meta.ino());
+        // Opening a FIFO would wait for somebody who writes.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+        let file = file.map_err(failed)?;
+        let system = fstatfs(&file).map_err(|errno| failed(errno.into()))?.filesystem_type();
+        if system != NSFS_MAGIC {
+            return Err(NetnsError::Other(path));
+        }
+        let id = NetnsId::of(&file.metadata().map_err(failed)?);
         Ok(Netns { path, file, id })
     }
 }
@@ -163,7 +176,7 @@ impl Netns {
 
     /// Whether the calling thread is in it.
     pub fn is_current(&self) -> bool {
-        fs::metadata(OWN).is_ok_and(|m| NetnsId(m.dev(), m.ino()) == self.id)
+        fs::metadata(OWN).is_ok_and(|meta| NetnsId::of(&meta) == self.id)
     }
 
     /// Enter it with the calling thread; nothing is done, and no privilege needed, when the
@@ -186,7 +199,7 @@ impl Netns {
 /// them.
 pub(crate) fn ids_of(netns: &File) -> io::Result<(IdMap, IdMap)> {
     let owner = sys_netns::owner(netns)?;
-    let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    let id = |meta: Metadata| (meta.dev(), meta.ino());
     if fs::metadata(OWN_USERS).map(id)? == owner.metadata().map(id)? {
         return Ok((IdMap::identity(), IdMap::identity()));
     }
@@ -248,7 +261,7 @@ impl Netns {
     /// The user namespace that owns it, if it is another one than the calling thread's.
     fn other_owner(&self) -> Result<Option<File>, NetnsError> {
         let owner = sys_netns::owner(&self.file).map_err(|source| self.not_owner(source))?;
-        let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let id = |meta: Metadata| (meta.dev(), meta.ino());
         let own = fs::metadata(OWN_USERS).map(id);
         let same = own.is_ok_and(|own| owner.metadata().map(id).is_ok_and(|owner| owner == own));
         Ok((!same).then_some(owner))
@@ -264,6 +277,11 @@ impl Netns {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
     use super::*;
 
     #[test]
@@ -287,7 +305,7 @@ mod tests {
 
     #[test]
     fn an_inode_alone_is_not_enough_to_tell_two_apart() {
-        let open = |path: &str| NetnsRef::at(path.into()).open().unwrap().id();
+        let open = |path: &str| NetnsId::of(&std::fs::metadata(path).unwrap());
         // The root of both file systems is inode 1.
         let (proc, sys) = (open("/proc"), open("/sys"));
         assert_eq!(proc.1, sys.1);
@@ -307,7 +325,12 @@ mod tests {
     fn what_is_no_namespace_is_refused_by_name() {
         let gone = "no-such-namespace".parse::<NetnsRef>().unwrap().open().unwrap_err();
         assert!(gone.to_string().contains("/run/netns/no-such-namespace"), "{gone}");
-        let file = "/proc/self/status".parse::<NetnsRef>().unwrap().open().unwrap();
-        assert!(matches!(file.enter(), Err(NetnsError::Other(_))));
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        for other in [fifo.as_path(), Path::new("/proc/self/status"), folder.path()] {
+            let opened = NetnsRef::at(other.to_owned()).open();
+            assert!(matches!(opened, Err(NetnsError::Other(_))), "{other:?}");
+        }
     }
 }

@@ -121,7 +121,7 @@ impl Run<'_> {
             return millrace_host::exec::Options::default();
         }
         let netns = self.options.network_namespace.clone().map(PathBuf::from);
-        millrace_host::exec::Options { sandbox: Some(Sandbox { netns }) }
+        millrace_host::exec::Options { sandbox: Some(Sandbox { netns }), ..Default::default() }
     }
 
     fn engine(&mut self, cleanup: bool) -> Result<Outcome, EngineError> {

@@ -52,7 +52,8 @@ pub(super) fn as_owner(place: &Place) -> Result<exec::Options> {
     }
     let own = NetnsRef::at(OWN.into()).open()?;
     let netns = own.enter_owner()?.then(|| OWN.into());
-    Ok(exec::Options { sandbox: netns.map(|netns| Sandbox { netns: Some(netns) }) })
+    let sandbox = netns.map(|netns| Sandbox { netns: Some(netns) });
+    Ok(exec::Options { sandbox, ..exec::Options::default() })
 }
 
 /// Whether processes of the namespace's users can have the ids of a policy.
