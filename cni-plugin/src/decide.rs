@@ -3,15 +3,17 @@
 //!
 //! ```text
 //! CNI_ARGS, runtimeConfig ──► decide ──► pass
-//!                               │  └───► capture ──► policy
-//!                               ▼ ask
-//!                 node agent, else Kubernetes API, else code 11
+//!                               │  └───► capture ──► identify ──► policy
+//!                               ▼ ask                   │
+//!                 node agent, else Kubernetes API ◄─────┘
+//!                 else code 11, or what annotations tell
 //! ```
 
 use std::collections::BTreeMap;
 
 use millrace_core::dialect::istio::annotations::{
-    Captured, Decision, Defaults, Node, Passed, Unknown, decide, decide_by_contents, policy,
+    Captured, Decision, Defaults, Node, PROXY_CONTAINER, Passed, SCC, STATUS, Unknown, decide,
+    decide_by_contents, ids_are_ranged, names_proxy, policy,
 };
 use millrace_core::pod::PodFacts;
 use serde::Serialize;
@@ -35,12 +37,21 @@ pub(crate) enum Origin {
     Api,
 }
 
+/// How much hangs on an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Without one the pod is refused.
+    Must,
+    /// Without one it is captured by what its annotations tell.
+    May,
+}
+
 /// Who may be asked about a pod. None where nobody is configured.
 pub(crate) trait Sources {
     /// Ask the node agent.
-    fn agent(&mut self, pod: &PodFacts) -> Option<Result<PodFacts, String>>;
+    fn agent(&mut self, pod: &PodFacts, need: Need) -> Option<Result<PodFacts, String>>;
     /// Ask the Kubernetes API.
-    fn api(&mut self, pod: &PodFacts) -> Option<Result<PodFacts, String>>;
+    fn api(&mut self, pod: &PodFacts, need: Need) -> Option<Result<PodFacts, String>>;
 }
 
 /// Why a pod is captured.
@@ -82,17 +93,17 @@ pub(crate) fn called(pod: &PodFacts) -> String {
     }
 }
 
-/// Decide about a pod, of which this is known.
+/// Decide about a pod, of which this is known from the runtime, or from a note beside it.
 ///
 /// # Errors
 /// Code 11 when it may be in the mesh and nobody can tell; 102 when its annotations are wrong.
 pub(crate) fn resolve(
     pod: PodFacts,
+    origin: Origin,
     config: &Config,
     env: BTreeMap<String, String>,
     sources: &mut dyn Sources,
 ) -> Result<Decided, CniError> {
-    let origin = if pod.containers.is_some() { Origin::Note } else { Origin::Runtime };
     let mut decided = Decided {
         pod,
         origins: vec![origin],
@@ -124,8 +135,10 @@ pub(crate) fn resolve(
             ask(&mut decided, unknown, sources)?;
             decision = decide(&decided.pod, node);
         }
-        if decision == Decision::Capture && decided.pod.containers.is_none() {
-            identify(&mut decided, config.proxy_identity, sources)?;
+        // A note without containers is on a pod that was captured without them.
+        let known = origin == Origin::Note || decided.pod.containers.is_some();
+        if decision == Decision::Capture && !known {
+            identify(&mut decided, config, sources)?;
             decision = decide(&decided.pod, node);
         }
     }
@@ -161,41 +174,60 @@ fn made(
     })
 }
 
-/// Ask until somebody answers. What the runtime tells stays: it is what the pod was made with.
+/// Ask about a pod that may have to be captured.
 fn ask(decided: &mut Decided, what: Unknown, sources: &mut dyn Sources) -> Result<(), CniError> {
-    let mut failures = Vec::new();
-    let agent = sources.agent(&decided.pod);
-    if answered(decided, Origin::Agent, agent, &mut failures) {
-        return Ok(());
-    }
-    let api = sources.api(&decided.pod);
-    if answered(decided, Origin::Api, api, &mut failures) {
-        return Ok(());
-    }
-    Err(unanswered(&what.to_string(), &failures))
+    let failures = asked(decided, Need::Must, sources);
+    failures.map_err(|failures| unanswered(&what.to_string(), &failures))
 }
 
 /// Find out about the proxy of a pod that is captured.
 fn identify(
     decided: &mut Decided,
-    identity: ProxyIdentity,
+    config: &Config,
     sources: &mut dyn Sources,
 ) -> Result<(), CniError> {
+    let failures = match config.proxy_identity {
+        ProxyIdentity::Annotations => Vec::new(),
+        ProxyIdentity::Auto => match asked(decided, Need::May, sources) {
+            Ok(()) => return Ok(()),
+            Err(failures) => failures,
+        },
+        ProxyIdentity::Lookup => {
+            let what = "proxy_identity is lookup, and the proxy's container is not known";
+            let failures = asked(decided, Need::Must, sources);
+            return failures.map_err(|failures| unanswered(what, &failures));
+        }
+    };
+    if config.proxy_uid.is_none() && ids_are_ranged(&decided.pod) {
+        let what = format!(
+            "annotation {SCC} says that its users are of a range of its namespace's own, so its \
+             proxy's is not known: set proxy_uid and proxy_gid if it is the same in each pod"
+        );
+        return Err(unanswered(&what, &failures));
+    }
+    if !failures.is_empty() {
+        decided.warnings.push(format!(
+            "{}; the proxy's ids and variables, whether DNS is captured among them, are taken from \
+             the pod's annotations, proxy_uid, proxy_gid and proxy_env",
+            failures.join("; ")
+        ));
+    }
+    Ok(())
+}
+
+/// Ask until somebody answers; gives why nobody did. What the runtime tells stays: it is what the
+/// pod was made with.
+fn asked(decided: &mut Decided, need: Need, sources: &mut dyn Sources) -> Result<(), Vec<String>> {
     let mut failures = Vec::new();
-    let agent = sources.agent(&decided.pod);
+    let agent = sources.agent(&decided.pod, need);
     if answered(decided, Origin::Agent, agent, &mut failures) {
         return Ok(());
     }
-    if identity == ProxyIdentity::Auto {
-        let taken = |why: &String| format!("{why}; the proxy's ids are taken from the defaults");
-        decided.warnings.extend(failures.iter().map(taken));
-        return Ok(());
-    }
-    let api = sources.api(&decided.pod);
+    let api = sources.api(&decided.pod, need);
     if answered(decided, Origin::Api, api, &mut failures) {
         return Ok(());
     }
-    Err(unanswered("proxy_identity is lookup, and the proxy's container is not known", &failures))
+    Err(failures)
 }
 
 fn answered(
@@ -209,6 +241,15 @@ fn answered(
         None => false,
         Some(Err(why)) => {
             failures.push(format!("{whom} could not be asked: {why}"));
+            false
+        }
+        // What the pod was made with is proof; who says otherwise knows another pod, or lies.
+        Some(Ok(found))
+            if names_proxy(&decided.pod) && found.container(PROXY_CONTAINER).is_none() =>
+        {
+            failures.push(format!(
+                "{whom} knows no container {PROXY_CONTAINER} of it, which annotation {STATUS} names"
+            ));
             false
         }
         Some(Ok(found)) => {
@@ -246,7 +287,6 @@ mod tests {
     use super::*;
     use crate::config::object;
 
-    const STATUS: &str = "sidecar.istio.io/status";
     const SIDECAR: &str = r#"{"containers":["istio-proxy"]}"#;
 
     /// Answers that are given once each.
@@ -258,12 +298,12 @@ mod tests {
     }
 
     impl Sources for Fake {
-        fn agent(&mut self, _pod: &PodFacts) -> Option<Result<PodFacts, String>> {
+        fn agent(&mut self, _pod: &PodFacts, _need: Need) -> Option<Result<PodFacts, String>> {
             self.asked.push(Origin::Agent);
             self.agent.take()
         }
 
-        fn api(&mut self, _pod: &PodFacts) -> Option<Result<PodFacts, String>> {
+        fn api(&mut self, _pod: &PodFacts, _need: Need) -> Option<Result<PodFacts, String>> {
             self.asked.push(Origin::Api);
             self.api.take()
         }
@@ -295,7 +335,7 @@ mod tests {
     }
 
     fn resolved(pod: PodFacts, config: &Config, fake: &mut Fake) -> Result<Decided, CniError> {
-        resolve(pod, config, BTreeMap::new(), fake)
+        resolve(pod, Origin::Runtime, config, BTreeMap::new(), fake)
     }
 
     fn uid(decided: &Decided) -> u32 {
@@ -304,15 +344,12 @@ mod tests {
     }
 
     #[test]
-    fn annotations_that_tell_enough_ask_nobody() {
-        let config = config("");
-        for (annotations, captured) in
-            [(&[][..], false), (&[(STATUS, SIDECAR)][..], true), (&[("x", "y")][..], false)]
-        {
-            let mut fake = Fake { api: Some(Err("down".to_owned())), ..Fake::default() };
-            let decided = resolved(pod(Some(annotations)), &config, &mut fake).unwrap();
-            assert_eq!(matches!(decided.verdict, Verdict::Capture(_)), captured);
-            assert!(!fake.asked.contains(&Origin::Api));
+    fn pods_that_annotations_show_to_be_outside_ask_nobody() {
+        for annotations in [&[][..], &[("x", "y")][..]] {
+            let mut fake = Fake { api: Some(Ok(full(7))), ..Fake::default() };
+            let decided = resolved(pod(Some(annotations)), &config(""), &mut fake).unwrap();
+            assert!(matches!(decided.verdict, Verdict::Pass(_)));
+            assert_eq!(fake.asked, []);
         }
     }
 
@@ -357,19 +394,65 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_is_not_known_gets_the_defaults_or_is_looked_up() {
+    fn a_proxy_that_is_not_known_is_looked_up_and_gets_the_defaults_if_that_fails() {
         let known = || pod(Some(&[(STATUS, SIDECAR)]));
-        let mut fake = Fake { api: Some(Ok(full(8))), ..Fake::default() };
+        let api = |answer| Fake { api: Some(answer), ..Fake::default() };
         let auto = config(r#","proxy_uid":9"#);
-        assert_eq!(uid(&resolved(known(), &auto, &mut fake).unwrap()), 9);
-        let mut fake = Fake { agent: Some(Err("gone".to_owned())), ..Fake::default() };
+        let decided = resolved(known(), &auto, &mut api(Ok(full(8)))).unwrap();
+        assert_eq!((uid(&decided), decided.warnings.as_slice()), (8, &[][..]));
+        let mut fake = Fake { agent: Some(Err("gone".to_owned())), ..api(Err("down".to_owned())) };
         let decided = resolved(known(), &auto, &mut fake).unwrap();
-        assert!(decided.warnings[0].contains("gone"), "{:?}", decided.warnings);
+        assert_eq!((uid(&decided), fake.asked), (9, vec![Origin::Agent, Origin::Api]));
+        let warning = &decided.warnings[0];
+        for part in ["gone", "down", "DNS", "proxy_env"] {
+            assert!(warning.contains(part), "{warning}");
+        }
+        // Nobody is configured.
+        assert_eq!(uid(&resolved(known(), &auto, &mut Fake::default()).unwrap()), 9);
         let lookup = config(r#","proxy_identity":"lookup""#);
-        let mut fake = Fake { api: Some(Ok(full(8))), ..Fake::default() };
-        assert_eq!(uid(&resolved(known(), &lookup, &mut fake).unwrap()), 8);
-        let error = resolved(known(), &lookup, &mut Fake::default()).unwrap_err();
+        assert_eq!(uid(&resolved(known(), &lookup, &mut api(Ok(full(8)))).unwrap()), 8);
+        let error = resolved(known(), &lookup, &mut api(Err("down".to_owned()))).unwrap_err();
         assert_eq!(error.code, Code::TryAgain);
+        let mut fake = api(Ok(full(8)));
+        let nobody = config(r#","proxy_identity":"annotations""#);
+        assert_eq!(uid(&resolved(known(), &nobody, &mut fake).unwrap()), 1337);
+        assert_eq!(fake.asked, []);
+    }
+
+    #[test]
+    fn a_proxy_whose_ids_are_of_a_range_is_never_taken_for_the_defaults() {
+        let ranged = || pod(Some(&[(STATUS, SIDECAR), (SCC, "restricted-v2")]));
+        let down = || Fake { api: Some(Err("down".to_owned())), ..Fake::default() };
+        let error = resolved(ranged(), &config(""), &mut down()).unwrap_err();
+        assert_eq!(error.code, Code::TryAgain);
+        assert!(error.msg.contains(SCC) && error.msg.contains("down"), "{}", error.msg);
+        let told = config(r#","proxy_uid":9"#);
+        assert_eq!(uid(&resolved(ranged(), &told, &mut down()).unwrap()), 9);
+        let any = pod(Some(&[(STATUS, SIDECAR), (SCC, "anyuid")]));
+        assert_eq!(uid(&resolved(any, &config(""), &mut down()).unwrap()), 1337);
+    }
+
+    #[test]
+    fn what_annotations_prove_is_not_unproved_by_who_knows_no_proxy() {
+        let without = || {
+            let app = Container { name: "app".to_owned(), ..Container::default() };
+            Some(Ok(PodFacts { containers: Some(vec![app]), ..full(7) }))
+        };
+        let both = || Fake { agent: without(), api: without(), asked: vec![] };
+        let known = pod(Some(&[(STATUS, SIDECAR)]));
+        let decided = resolved(known.clone(), &config(""), &mut both()).unwrap();
+        assert_eq!(uid(&decided), 1337);
+        assert!(decided.warnings[0].contains("knows no container"), "{:?}", decided.warnings);
+        let lookup = config(r#","proxy_identity":"lookup""#);
+        assert_eq!(resolved(known, &lookup, &mut both()).unwrap_err().code, Code::TryAgain);
+        // A template that may be a gateway's doesn't make the container doubtful.
+        let gateway = pod(Some(&[(STATUS, SIDECAR), ("inject.istio.io/templates", "gateway")]));
+        let error = resolved(gateway, &config(""), &mut both()).unwrap_err();
+        assert_eq!(error.code, Code::TryAgain);
+        // Where annotations don't name it, the containers tell.
+        let unclear = pod(Some(&[(STATUS, "true")]));
+        let decided = resolved(unclear, &config(""), &mut both()).unwrap();
+        assert!(matches!(decided.verdict, Verdict::Pass(Passed::NoProxy)));
     }
 
     #[test]

@@ -14,21 +14,27 @@ mod capture;
 pub mod config;
 mod decide;
 mod ebpf;
+mod file;
 pub mod log;
 mod lookup;
 mod note;
 pub mod protocol;
+mod sys_alarm;
 mod target;
 mod verb;
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::config::{object, schema, version_text};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::config::{DEADLINE, object, schema, version_text};
 use crate::log::{Level, line};
-use crate::protocol::{CniError, Code, Environment, Version};
+use crate::protocol::{CniError, Code, Command, Environment, Version};
 
 const USAGE: &str = "\
 The chained CNI plugin of Millrace: captures the traffic of mesh pods.
@@ -42,6 +48,11 @@ says; it is an entry {\"type\": \"millrace-cni\"} in a network's list of plugins
   millrace-cni --version
   millrace-cni --help
 ";
+
+/// The longest standard input: annotations have at most 256 KiB, and a node few hundred pods.
+const MAX_INPUT: usize = 16 * 1024 * 1024;
+/// How long DEL waits for standard input, which it can do without.
+const DEL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The whole program.
 pub fn main() -> ExitCode {
@@ -73,13 +84,18 @@ fn answer(env: &Environment, began: Instant) -> ExitCode {
     }
     log_panics();
     let mut version = Version::NEWEST;
+    let is_del = env.get("CNI_COMMAND").is_some_and(|word| word == Command::Del.as_str());
+    let patience = if is_del { DEL_PATIENCE } else { DEADLINE };
+    // The configuration, which may say otherwise, is not read yet.
+    verb::bound(is_del, began, DEADLINE, version);
     let result = guarded(|| {
-        let stdin = stdin();
+        let stdin = stdin(Some(began + patience));
         let stdin = stdin.as_deref();
         let named = stdin.ok().and_then(|stdin| version_text(&object(stdin).ok()?));
         version = named.and_then(|text| Version::find(&text)).unwrap_or(version);
         verb::serve(env, stdin, began)
     });
+    sys_alarm::answering();
     match result {
         Ok(text) => print(&text),
         Err(error) => {
@@ -98,7 +114,7 @@ fn guarded(f: impl FnOnce() -> Result<String, CniError>) -> Result<String, CniEr
 }
 
 fn explain(as_json: bool) -> ExitCode {
-    let (good, text) = match stdin() {
+    let (good, text) = match stdin(None) {
         Ok(stdin) => verb::explain(&environment(), &stdin, as_json),
         Err(error) => (false, format!("{error}\n")),
     };
@@ -106,20 +122,39 @@ fn explain(as_json: bool) -> ExitCode {
     if good { printed } else { ExitCode::FAILURE }
 }
 
-/// The environment, as far as it is text.
+/// The environment. What is no text is never taken for absent: it is read with the sign for that in
+/// its place, and refused where it matters.
 fn environment() -> Environment {
-    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-        Some((name.into_string().ok()?, value.into_string().ok()?))
-    };
-    std::env::vars_os().filter_map(text).collect()
+    let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
 }
 
-fn stdin() -> Result<String, CniError> {
-    let mut text = String::new();
-    io::stdin().lock().read_to_string(&mut text).map_err(|error| {
-        CniError::new(Code::Io, format!("standard input can't be read: {error}"))
-    })?;
-    Ok(text)
+/// Standard input to its end, which has to come in time where there is a limit.
+fn stdin(until: Option<Instant>) -> Result<String, CniError> {
+    let failed = |why: &dyn std::fmt::Display| {
+        CniError::new(Code::Io, format!("standard input can't be read: {why}"))
+    };
+    let stdin = io::stdin();
+    let (mut bytes, mut part) = (Vec::new(), [0; 16 * 1024]);
+    loop {
+        let limit = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let limit = limit.map_or(PollTimeout::NONE, |left| {
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)], limit) {
+            Ok(0) => return Err(failed(&"it does not end in time")),
+            Err(Errno::EINTR) => continue,
+            polled => polled.map_err(|errno| failed(&errno.desc()))?,
+        };
+        match nix::unistd::read(&stdin, &mut part).map_err(|errno| failed(&errno.desc()))? {
+            0 => break,
+            count => bytes.extend_from_slice(&part[..count]),
+        }
+        if bytes.len() > MAX_INPUT {
+            return Err(failed(&format!("it is longer than {MAX_INPUT} bytes")));
+        }
+    }
+    String::from_utf8(bytes).map_err(|error| failed(&error.utf8_error()))
 }
 
 /// Have a panic told as a line of the log, where it would be text.

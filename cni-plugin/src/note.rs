@@ -8,6 +8,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use millrace_core::dialect::istio::annotations::PROXY_CONTAINER;
 use millrace_core::pod::{Container, PodFacts};
 use serde::{Deserialize, Serialize};
 
@@ -51,15 +52,20 @@ impl Note {
         }
     }
 
-    /// Add what was learned of the pod to what the runtime tells, if it is the same pod.
+    /// Whether it is on this pod.
+    pub(crate) fn is_about(&self, pod: &PodFacts) -> bool {
+        let Self { name, namespace, uid, .. } = self;
+        (name, namespace) == (&pod.name, &pod.namespace) && (pod.uid.is_none() || *uid == pod.uid)
+    }
+
+    /// Add what was learned of the pod to what the runtime tells. Every captured pod has a proxy:
+    /// containers without one are none.
     pub(crate) fn complete(self, pod: PodFacts) -> PodFacts {
-        if pod.uid.is_some() && self.uid != pod.uid {
-            return pod;
-        }
+        let has_proxy = |list: &Vec<Container>| list.iter().any(|c| c.name == PROXY_CONTAINER);
         PodFacts {
             annotations: pod.annotations.or(self.annotations),
             labels: self.labels,
-            containers: self.containers,
+            containers: self.containers.filter(has_proxy),
             ..pod
         }
     }
@@ -218,12 +224,26 @@ mod tests {
     }
 
     #[test]
-    fn a_note_on_another_pod_tells_nothing() {
-        let old =
-            Note { uid: Some("old".to_owned()), containers: Some(Vec::new()), ..Note::default() };
-        let new = PodFacts { uid: Some("new".to_owned()), ..PodFacts::default() };
-        assert_eq!(old.clone().complete(new.clone()), new);
-        let same = PodFacts { uid: Some("old".to_owned()), ..PodFacts::default() };
-        assert!(old.complete(same).containers.is_some());
+    fn a_note_is_on_one_pod() {
+        let pod = |uid: Option<&str>| PodFacts {
+            name: Some("a".to_owned()),
+            uid: uid.map(str::to_owned),
+            ..PodFacts::default()
+        };
+        let note = Note::new(&pod(Some("old")), true, Path::new("/n"), "1:2".to_owned());
+        assert!(note.is_about(&pod(Some("old"))) && note.is_about(&pod(None)));
+        assert!(!note.is_about(&pod(Some("new"))));
+        assert!(!note.is_about(&PodFacts { name: Some("b".to_owned()), ..pod(Some("old")) }));
+    }
+
+    #[test]
+    fn containers_without_a_proxy_are_not_those_of_a_captured_pod() {
+        let noted = |names: &[&str]| {
+            let named = |n: &&str| Container { name: (*n).to_owned(), ..Container::default() };
+            let containers = Some(names.iter().map(named).collect());
+            Note { containers, ..Note::default() }.complete(PodFacts::default()).containers
+        };
+        assert_eq!(noted(&["app", PROXY_CONTAINER]).map(|list| list.len()), Some(2));
+        assert_eq!((noted(&[]), noted(&["app"])), (None, None));
     }
 }

@@ -13,7 +13,6 @@ use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
 use millrace_tests::cni::{Api, Call, Host, Mood, NAME, POD_ANNOTATIONS, Pod, STATUS, mesh};
-use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
 /// A pod as the injector leaves it, with a proxy that runs as these.
@@ -82,18 +81,17 @@ fn the_kubeconfig_of_istio_cni() -> Result<()> {
     Ok(())
 }
 
-/// Verify that pods whose annotations tell enough are captured, or not, without a request, also
-/// where the API is down.
+/// Verify that pods that annotations show to be outside the mesh cost no request.
 #[test]
-fn no_request_where_annotations_tell_enough() -> Result<()> {
+fn no_request_for_pods_outside() -> Result<()> {
     let host = Host::new()?;
     let api = Api::start(&host)?;
-    for annotations in [mesh(&[]), json!({}), json!({ "x": "y" })] {
+    for annotations in [json!({}), json!({ "x": "y" })] {
         let pod = host.pod()?;
         let call = Call::new(&host, "ADD", &pod, annotations)
             .with_key("kubeconfig", json!(api.kubeconfig("127.0.0.1")?));
         call.run(&host)?.success()?;
-        call.to("CHECK").run(&host).map(drop)?;
+        call.to("CHECK").run(&host)?.success()?;
     }
     let pod = host.pod()?;
     blind(&host, &api, &pod)?
@@ -101,6 +99,64 @@ fn no_request_where_annotations_tell_enough() -> Result<()> {
         .run(&host)?
         .success()?;
     assert_eq!(api.take_requests(), Vec::<String>::new());
+    Ok(())
+}
+
+/// The entry that the README shows, and that of istio-cni.
+fn entries(api: &Api, host: &Host) -> Result<[(&'static str, Value); 2]> {
+    let kubeconfig = api.kubeconfig("127.0.0.1")?;
+    let folder = host.folder().join("istio-cni");
+    fs::create_dir(&folder)?;
+    fs::copy(&kubeconfig, folder.join("istio-cni-kubeconfig"))?;
+    Ok([("kubeconfig", json!(kubeconfig)), ("cni_agent_run_dir", json!(folder))])
+}
+
+/// Verify that what the mesh's configuration sets, which is in the proxy's container and in no
+/// annotation, is found by one request, and that CHECK goes by what ADD knew.
+#[test]
+fn settings_of_the_mesh_beside_annotations() -> Result<()> {
+    let host = Host::new()?;
+    let mut api = Api::start(&host)?;
+    for (key, value) in entries(&api, &host)? {
+        let pod = host.pod()?;
+        api.put_pod("shop", &pod.name, &pod.uid(), &manifest(4242, 4343));
+        let add = Call::new(&host, "ADD", &pod, mesh(&[])).with_key(key, value);
+        add.run(&host)?.success()?;
+        assert_eq!(api.take_requests().len(), 1, "{key}");
+        let rules = host.rules(&pod)?;
+        ensure!(["4242", "4343", "15053"].iter().all(|part| rules.contains(part)), "{rules}");
+        add.to("CHECK").run(&host)?.success()?;
+        assert_eq!(api.take_requests(), Vec::<String>::new());
+    }
+    // Where nobody answers, the pod starts as annotations say, and the log warns.
+    let pod = host.pod()?;
+    api.put_pod("shop", &pod.name, &pod.uid(), &manifest(4242, 4343));
+    let add = Call::new(&host, "ADD", &pod, mesh(&[]))
+        .with_key("kubeconfig", json!(api.kubeconfig("127.0.0.1")?));
+    api.become_(Mood::Failing(403));
+    let reply = add.run(&host)?;
+    reply.success()?;
+    for part in ["\"warn\"", "403", "verb get on pods", "DNS", "proxy_env"] {
+        ensure!(reply.log.contains(part), "{part}: {reply:?}");
+    }
+    ensure!(host.rules(&pod)?.contains("1337"));
+    api.become_(Mood::Well);
+    api.take_requests();
+    add.clone().to("CHECK").run(&host)?.success()?;
+    assert_eq!(api.take_requests(), Vec::<String>::new());
+    api.stop();
+    for (name, value, code) in [
+        ("proxy_identity", json!("lookup"), 11),
+        (
+            "runtimeConfig",
+            json!({ POD_ANNOTATIONS: mesh(&[("openshift.io/scc", "restricted")]) }),
+            11,
+        ),
+    ] {
+        let said = add.clone().with_key(name, value).with_key("deadline", json!("1s"));
+        let said = said.run(&host)?.failure(code)?;
+        ensure!(said.contains("may be in the mesh"), "{said}");
+    }
     Ok(())
 }
 
@@ -174,9 +230,9 @@ fn every_failure_of_the_api() -> Result<()> {
         (Mood::Failing(429), &["429"], false),
         (Mood::Failing(500), &["500"], false),
         (Mood::Slow(Duration::from_secs(30)), &["no answer within"], true),
-        (Mood::Garbled, &[], false),
+        (Mood::Saying("this is no JSON".to_owned()), &[], false),
     ] {
-        api.become_(mood);
+        api.become_(mood.clone());
         fails(&api, &format!("{mood:?}"), parts, Some(once))?;
     }
     api.become_(Mood::Well);
@@ -219,9 +275,13 @@ fn the_order_of_those_who_are_asked() -> Result<()> {
     api.put_pod("shop", &pod.name, &pod.uid(), &manifest(4242, 4343));
     let socket = host.folder().join("agent.sock");
     let listener = UnixListener::bind(&socket)?;
+    let (name, uid) = (pod.name.clone(), pod.uid());
     // It knows the pod the first time only.
     let agent = thread::spawn(move || -> Result<usize> {
-        let knows = json!({ "pod": { "metadata": { "annotations": {} }, "spec": {} } });
+        let knows = json!({ "pod": {
+            "metadata": { "namespace": "shop", "name": name, "uid": uid },
+            "spec": { "containers": [{ "name": "app" }] },
+        }});
         let answers = [knows, json!({ "error": "no such pod" }), json!({ "error": "no such pod" })];
         for answer in &answers {
             let (stream, _) = listener.accept()?;
@@ -242,13 +302,13 @@ fn the_order_of_those_who_are_asked() -> Result<()> {
     assert_eq!(api.take_requests().len(), 1);
     ensure!(host.rules(&pod)?.contains("4242"));
     both.clone().to("DEL").run(&host)?.success()?;
-    // Who is not in the mesh is nobody's business, and who is needs no API.
+    // Who is not in the mesh is nobody's business.
     let told = |annotations| {
         both.clone().with_key("runtimeConfig", json!({ POD_ANNOTATIONS: annotations }))
     };
     assert_eq!(known_from(&told(json!({})))?, json!(["runtime"]));
-    assert_eq!(known_from(&told(mesh(&[])))?, json!(["runtime"]));
     assert_eq!(api.take_requests(), Vec::<String>::new());
+    assert_eq!(known_from(&told(mesh(&[])))?, json!(["runtime", "api"]));
     assert_eq!(agent.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?, 3);
     Ok(())
 }
@@ -266,7 +326,7 @@ fn a_failure_that_passes() -> Result<()> {
     ] {
         let pod = host.pod()?;
         api.put_pod("shop", &pod.name, &pod.uid(), &manifest(4242, 4343));
-        api.become_(mood);
+        api.become_(mood.clone());
         blind(&host, &api, &pod)?.run(&host)?.success()?;
         ensure!(host.rules(&pod)?.contains("4242"), "{mood:?}");
     }
@@ -302,12 +362,7 @@ fn a_certificate_of_another_authority() -> Result<()> {
 fn a_server_that_is_named() -> Result<()> {
     let host = Host::new()?;
     let api = Api::start(&host)?;
-    let hosts = host.folder().join("hosts");
-    fs::write(&hosts, format!("127.0.0.1 localhost {NAME}\n"))?;
-    host.namespace.enter(|| {
-        let none: Option<&str> = None;
-        mount(Some(&hosts), "/etc/hosts", none, MsFlags::MS_BIND, none)
-    })??;
+    host.cover("/etc/hosts", &format!("127.0.0.1 localhost {NAME}\n"))?;
     let pod = host.pod()?;
     api.put_pod("shop", &pod.name, &pod.uid(), &manifest(4242, 4343));
     let call = blind(&host, &api, &pod)?.with_key("kubeconfig", json!(api.kubeconfig(NAME)?));

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::cni::{Call, Host, POD_ANNOTATIONS, Pod, Reply, STATUS, mesh};
+use millrace_tests::cni::{Call, Host, POD_ANNOTATIONS, Pod, Reply, STATUS, mesh, pod_args};
 use millrace_tests::netns::Namespace;
 use millrace_tests::snapshot::Snapshot;
 use millrace_tests::topology::{APP, ROOT};
@@ -220,6 +220,23 @@ fn entries_of_others() -> Result<()> {
     reply.success()?;
     ensure!(!reply.log.contains("not known"), "{reply:?}");
     ensure!(host.rules(&pod)?.contains(CAPTURED));
+    // That of releases up to 1.22: its namespaces and its kubeconfig count.
+    let older = json!({
+        "kubeconfig": "/etc/cni/net.d/ZZZ-istio-cni-kubeconfig", "cni_bin_dir": "/opt/cni/bin",
+        "exclude_namespaces": ["istio-system", "kube-system"],
+    });
+    let older = Call::new(&host, "ADD", &pod, Value::Null)
+        .without_key("runtimeConfig")
+        .with_key("log_level", json!("info"))
+        .with_key("log_uds_address", json!("/var/run/istio-cni/log.sock"))
+        .with_key("cni_event_address", json!("/var/run/istio-cni/pluginevent.sock"))
+        .with_key("kubernetes", older);
+    let said = older.run(&host)?.failure(11)?;
+    ensure!(said.contains("ZZZ-istio-cni-kubeconfig"), "{said}");
+    let system = pod_args("kube-system", "coredns-1", "x");
+    let reply = older.with_env("CNI_ARGS", &system).run(&host)?;
+    reply.success()?;
+    ensure!(!reply.log.contains("not known") && reply.log.contains("is excluded"), "{reply:?}");
     let pod = host.pod()?;
     let call = Call::new(&host, "ADD", &pod, Value::Null)
         .without_key("runtimeConfig")
@@ -308,13 +325,15 @@ fn the_node_agent() -> Result<()> {
         Call::new(&host, "ADD", pod, annotations).with_key("agent_socket", json!(path))
     };
     let (one, two) = (host.pod()?, host.pod()?);
-    let uid = one.uid();
+    let (name, uid) = (one.name.clone(), one.uid());
     let agent = thread::spawn(move || -> Result<Value> {
         let (stream, _) = listener.accept()?;
         let mut line = String::new();
         BufReader::new(&stream).read_line(&mut line)?;
         let answer = json!({ "pod": {
-            "metadata": { "uid": uid, "annotations": { STATUS: "{}" } },
+            "metadata": {
+                "namespace": "shop", "name": name, "uid": uid, "annotations": { STATUS: "{}" },
+            },
             "spec": { "containers": [{
                 "name": "istio-proxy",
                 "securityContext": { "runAsUser": 4242, "runAsGroup": 4343 },

@@ -74,8 +74,8 @@ pub const KEYS: &[Key] = &[
         Cni,
         Shape::Any,
         "",
-        "What the runtime is to tell; io.kubernetes.cri.pod-annotations makes every lookup of a \
-         pod unnecessary",
+        "What the runtime is to tell; io.kubernetes.cri.pod-annotations makes lookups of pods \
+         outside the mesh unnecessary",
     ),
     key("runtimeConfig", Cni, Shape::Any, "", "What the runtime tells; not set by hand"),
     key("prevResult", Cni, Shape::Any, "", "Result of the plugins before; not set by hand"),
@@ -121,6 +121,35 @@ pub const KEYS: &[Key] = &[
         "Without effect, as ambient_enabled",
     ),
     key(
+        "kubernetes",
+        Istio,
+        Shape::Any,
+        "",
+        "kubeconfig and exclude_namespaces, where entries of istio-cni had them until its release \
+         1.23",
+    ),
+    key(
+        "log_level",
+        Istio,
+        Shape::Text,
+        "",
+        "As plugin_log_level, which entries of istio-cni had under this name",
+    ),
+    key(
+        "log_uds_address",
+        Istio,
+        Shape::Any,
+        "",
+        "Without effect: older entries of istio-cni have it",
+    ),
+    key(
+        "cni_event_address",
+        Istio,
+        Shape::Any,
+        "",
+        "Without effect: older entries of istio-cni have it",
+    ),
+    key(
         "backend",
         Own,
         Shape::Choice(&["auto", "nftables", "iptables", "ebpf"]),
@@ -140,17 +169,19 @@ pub const KEYS: &[Key] = &[
         Own,
         Shape::Path,
         "",
-        "How to reach the Kubernetes API, for pods of which annotations don't tell enough",
+        "How to reach the Kubernetes API, for pods of which annotations don't tell enough, and for \
+         the ids and variables of proxies",
     ),
     key("agent_socket", Own, Shape::Path, "", "Unix socket of a node agent, asked before the API"),
     key(
         "proxy_identity",
         Own,
-        Shape::Choice(&["auto", "lookup"]),
+        Shape::Choice(&["auto", "lookup", "annotations"]),
         "auto",
         "Where the proxy's ids and variables come from when annotations tell that it is there: \
-         auto asks the node agent, if there is one, and falls back on proxy_uid, proxy_gid and \
-         proxy_env; lookup asks the API as well, and refuses the pod when nobody answers",
+         auto asks the node agent, then the Kubernetes API, those of them that are configured, and \
+         falls back on annotations, proxy_uid, proxy_gid and proxy_env with a warning; lookup asks \
+         likewise, and refuses the pod when nobody answers; annotations asks nobody",
     ),
     key("proxy_uid", Own, Shape::Id, "1337", "The proxy's user id where nobody tells it"),
     key("proxy_gid", Own, Shape::Id, "1337", "The proxy's group id where nobody tells it"),
@@ -174,7 +205,7 @@ pub const KEYS: &[Key] = &[
         Own,
         Shape::Duration,
         "15s",
-        "How long ADD may take with all lookups and waiting; the runtime gives it minutes",
+        "How long a command may take with all lookups and waiting; the runtime gives it minutes",
     ),
     key(
         "state_dir",

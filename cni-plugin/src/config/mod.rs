@@ -40,9 +40,12 @@ pub enum Backend {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyIdentity {
-    /// The node agent if there is one; the defaults otherwise, and when it does not answer.
+    /// The node agent, and else the Kubernetes API; annotations and the defaults where neither is
+    /// configured or answers in time.
     #[default]
     Auto,
+    /// Nobody: annotations and the defaults tell.
+    Annotations,
     /// The node agent, and else the Kubernetes API; a pod whose proxy is not known is refused.
     Lookup,
 }
@@ -127,6 +130,9 @@ pub(crate) struct Places {
     /// What is logged, and where.
     pub(crate) log: LogConfig,
 }
+
+/// How long a command may take when nobody says otherwise.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(15);
 
 /// Where attachments are noted when nobody says otherwise.
 pub const STATE_DIR: &str = "/run/millrace-cni";

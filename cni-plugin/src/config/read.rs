@@ -11,9 +11,11 @@ use millrace_host::ebpf::DEFAULT_FOLDER;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::{Backend, Config, LogConfig, Places, ProxyIdentity, STATE_DIR, keys, version_text};
+use super::{
+    Backend, Config, DEADLINE, LogConfig, Places, ProxyIdentity, STATE_DIR, keys, version_text,
+};
 use crate::log::Level;
-use crate::protocol::{Attachment, CniError, Code, Object, Version, is_identifier};
+use crate::protocol::{Attachment, CniError, Code, Object, Version, is_identifier, member_is};
 
 /// The capability of containerd and CRI-O that gives annotations.
 const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
@@ -24,18 +26,36 @@ const RESERVED: &str = "cni.dev/";
 /// The file that istio-cni's agent writes into its folder.
 const ISTIO_KUBECONFIG: &str = "istio-cni-kubeconfig";
 
-const DEADLINE: Duration = Duration::from_secs(15);
 const LOG_FLOOR: u64 = 4096;
+
+/// The members of `kubernetes` in istio-cni's older entry; those but two are without effect.
+const OLDER: [&str; 6] = [
+    "kubeconfig",
+    "exclude_namespaces",
+    "cni_bin_dir",
+    "intercept_type",
+    "k8s_api_root",
+    "node_name",
+];
+
+/// What istio-cni's older entry says.
+#[derive(Default)]
+struct Older {
+    kubeconfig: Option<PathBuf>,
+    exclude_namespaces: Option<Vec<String>>,
+}
 
 /// Reads members of an object, and keeps what is wrong.
 struct Reader<'o> {
     object: &'o Object,
+    /// What stands before the names of its members in messages.
+    within: &'static str,
     wrong: Vec<String>,
     warnings: Vec<String>,
 }
 
 pub(super) fn places(object: &Object) -> Places {
-    let mut r = Reader { object, wrong: Vec::new(), warnings: Vec::new() };
+    let mut r = Reader::new(object, "");
     Places {
         network: r.value("name", "a text").unwrap_or_default(),
         state_dir: r.path("state_dir").unwrap_or_else(|| PathBuf::from(STATE_DIR)),
@@ -46,7 +66,7 @@ pub(super) fn places(object: &Object) -> Places {
 
 pub(super) fn read(object: &Object) -> Result<Config, CniError> {
     let version = version(object)?;
-    let mut r = Reader { object, wrong: Vec::new(), warnings: Vec::new() };
+    let mut r = Reader::new(object, "");
     r.unknown();
     let network: Option<String> = r.value("name", "a text");
     if !network.as_deref().is_some_and(is_identifier) {
@@ -58,18 +78,20 @@ pub(super) fn read(object: &Object) -> Result<Config, CniError> {
     }
     // Without effect, but no excuse for a typing error.
     r.switch("enable_ambient_detection_retry");
-    let run_dir = r.path("cni_agent_run_dir");
-    let kubeconfig = r.path("kubeconfig");
+    let run_dir = r.path("cni_agent_run_dir").map(|dir| dir.join(ISTIO_KUBECONFIG));
+    let older = r.older();
+    let kubeconfig = r.path("kubeconfig").or(older.kubeconfig).or(run_dir);
+    let namespaces: Option<Vec<String>> = r.value("exclude_namespaces", "a list of texts");
     let config = Config {
         version,
         network: network.unwrap_or_default(),
-        exclude_namespaces: r.value("exclude_namespaces", "a list of texts").unwrap_or_default(),
+        exclude_namespaces: namespaces.or(older.exclude_namespaces).unwrap_or_default(),
         agent_namespace: r.value("pod_namespace", "a text"),
         ambient: r.switch("ambient_enabled"),
         backend: r.backend(),
         bpffs: r.bpffs(),
         expects_ebpf: r.is_named("backend") || r.is_named("bpffs"),
-        kubeconfig: kubeconfig.or_else(|| run_dir.map(|dir| dir.join(ISTIO_KUBECONFIG))),
+        kubeconfig,
         agent_socket: r.path("agent_socket"),
         proxy_identity: r.identity(),
         proxy_uid: r.id("proxy_uid", Uid::new),
@@ -108,15 +130,37 @@ fn version(object: &Object) -> Result<Version, CniError> {
     })
 }
 
-impl Reader<'_> {
+impl<'o> Reader<'o> {
+    const fn new(object: &'o Object, within: &'static str) -> Self {
+        Self { object, within, wrong: Vec::new(), warnings: Vec::new() }
+    }
+
     /// Warn of keys that nobody knows.
     fn unknown(&mut self) {
-        for (name, _) in self.object.members() {
-            let reserved = name.starts_with(RESERVED);
-            if !reserved && keys::find(name).is_none() {
-                self.warnings.push(format!("configuration key {name:?} is not known, and ignored"));
-            }
-        }
+        let known = |name: &str| name.starts_with(RESERVED) || keys::find(name).is_some();
+        self.warn_of_others(known);
+    }
+
+    fn warn_of_others(&mut self, known: impl Fn(&str) -> bool) {
+        let within = self.within;
+        let others = self.object.members().map(|(name, _)| name).filter(|name| !known(name));
+        let warn = |name| format!("configuration key \"{within}{name}\" is not known, and ignored");
+        self.warnings.extend(others.map(warn));
+    }
+
+    /// Where istio-cni's entry had some of its settings until its release 1.23.
+    fn older(&mut self) -> Older {
+        let name = "kubernetes";
+        let Some(object) = self.value::<Object>(name, "an object") else { return Older::default() };
+        let mut inner = Reader::new(&object, "kubernetes.");
+        inner.warn_of_others(|name| OLDER.iter().any(|known| member_is(name, known)));
+        let older = Older {
+            kubeconfig: inner.path("kubeconfig"),
+            exclude_namespaces: inner.value("exclude_namespaces", "a list of texts"),
+        };
+        self.wrong.append(&mut inner.wrong);
+        self.warnings.append(&mut inner.warnings);
+        older
     }
 
     /// A value; null is none, as in Go.
@@ -132,7 +176,7 @@ impl Reader<'_> {
 
     fn wrong(&mut self, name: &str, found: &str, expected: &str) {
         let found: String = found.chars().take(200).collect();
-        self.wrong.push(format!("{name} is {found}; it has to be {expected}"));
+        self.wrong.push(format!("{}{name} is {found}; it has to be {expected}", self.within));
     }
 
     fn is_named(&self, name: &str) -> bool {
@@ -169,7 +213,7 @@ impl Reader<'_> {
     }
 
     fn identity(&mut self) -> ProxyIdentity {
-        self.value("proxy_identity", "auto or lookup").unwrap_or_default()
+        self.value("proxy_identity", "auto, lookup or annotations").unwrap_or_default()
     }
 
     fn id<T>(&mut self, name: &str, new: impl Fn(u32) -> Option<T>) -> Option<Sourced<T>> {
@@ -205,13 +249,15 @@ impl Reader<'_> {
     /// What is logged must never keep a pod from starting, so a level that is not known is none.
     fn log(&mut self) -> LogConfig {
         let mut log = LogConfig { file: self.path("log_file"), ..LogConfig::default() };
-        if let Some(text) = self.value::<String>("plugin_log_level", "a text") {
+        let newer = "plugin_log_level";
+        let name = if self.object.get(newer).is_some() { newer } else { "log_level" };
+        if let Some(text) = self.value::<String>(name, "a text") {
             match Level::find(&text) {
                 Some(level) => log.level = level,
                 None if text.is_empty() => {}
-                None => self.warnings.push(format!(
-                    "plugin_log_level is {text:?}, which is no level; info is taken"
-                )),
+                None => self
+                    .warnings
+                    .push(format!("{name} is {text:?}, which is no level; info is taken")),
             }
         }
         let expected = format!("a number from {LOG_FLOOR} on");
@@ -299,6 +345,34 @@ mod tests {
         assert_eq!(config.agent_namespace.as_deref(), Some("istio-system"));
         assert_eq!(config.log.level, Level::Debug);
         assert!(config.ambient);
+    }
+
+    /// The form of releases up to 1.22, and of OpenShift Service Mesh 2.
+    #[test]
+    fn istio_cnis_older_entry_is_taken_as_it_is() {
+        let older = |members: &str| {
+            parsed(&format!(
+                r#","log_level":"warn","log_uds_address":"/var/run/istio-cni/log.sock",
+                   "ambient_enabled":false,"cni_event_address":"/var/run/istio-cni/pluginevent.sock",
+                   "kubernetes":{{"kubeconfig":"/etc/cni/net.d/ZZZ-istio-cni-kubeconfig",
+                   "cni_bin_dir":"/opt/cni/bin","exclude_namespaces":["istio-system","kube-system"]
+                   {members}}}"#
+            ))
+        };
+        let config = older("").unwrap();
+        assert_eq!(config.warnings, Vec::<String>::new());
+        assert_eq!(config.exclude_namespaces, ["istio-system", "kube-system"]);
+        assert_eq!(config.kubeconfig, Some("/etc/cni/net.d/ZZZ-istio-cni-kubeconfig".into()));
+        assert_eq!(config.log.level, Level::Warn);
+        // What stands outside is newer.
+        let both = older(r#"},"kubeconfig":"/k","exclude_namespaces":[],"args":{"x":{}"#).unwrap();
+        assert_eq!(both.kubeconfig, Some("/k".into()));
+        assert_eq!(both.exclude_namespaces, Vec::<String>::new());
+        let typo = older(r#","exclude_namespace":["x"]"#).unwrap();
+        assert!(typo.warnings[0].contains("\"kubernetes.exclude_namespace\""), "{typo:?}");
+        let error = older(r#","Kubeconfig":"kubeconfig""#).unwrap_err();
+        assert!(error.msg.contains("kubernetes.kubeconfig is \"kubeconfig\""), "{}", error.msg);
+        assert_eq!(parsed(r#","kubernetes":7"#).unwrap_err().code, Code::BadConfig);
     }
 
     #[test]

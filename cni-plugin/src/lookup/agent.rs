@@ -1,12 +1,12 @@
 //! The node agent: a unix socket, a line of JSON there, one back (docs/cni.md, «The node agent»).
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use millrace_core::pod::PodFacts;
+use millrace_core::pod::{Answer, PodFacts};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, sockopt,
 };
@@ -15,55 +15,83 @@ use nix::unistd::geteuid;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::left;
+use super::{MAX_ANSWER, left};
 
 /// The longest that is waited for it: it is on this machine.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The longest answer; a pod has at most 1.5 MiB (the limit of etcd).
-const MAX_ANSWER: u64 = 4 * 1024 * 1024;
 
 #[derive(Deserialize)]
-struct Answer {
-    pod: Option<PodFacts>,
+struct Line {
+    pod: Option<Answer>,
     error: Option<String>,
 }
 
 /// Ask about a pod.
 pub(super) fn ask(path: &Path, pod: &PodFacts, deadline: Instant) -> Result<PodFacts, String> {
+    let deadline = soon(deadline);
     let stream = open(path, deadline).map_err(|error| format!("{}: {error}", path.display()))?;
     let request = json!({
         "version": 1,
         "pod": { "namespace": pod.namespace, "name": pod.name, "uid": pod.uid },
     });
-    let text = talk(stream, &format!("{request}\n")).map_err(|error| match error.kind() {
-        std::io::ErrorKind::WouldBlock => format!("{}: no answer in time", path.display()),
-        _ => format!("{}: {error}", path.display()),
-    })?;
-    let answer: Answer = serde_json::from_str(&text)
-        .map_err(|error| format!("{}: its answer makes no sense: {error}", path.display()))?;
-    match answer {
-        Answer { error: Some(error), .. } => Err(error),
-        Answer { pod: Some(pod), .. } => Ok(pod),
-        Answer { .. } => Err(format!("{}: its answer holds no pod", path.display())),
+    let text = talk(stream, &format!("{request}\n"), deadline)
+        .map_err(|why| format!("{}: {why}", path.display()))?;
+    let wrong = |why: String| format!("{}: its answer makes no sense: {why}", path.display());
+    match serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))? {
+        Line { error: Some(error), .. } => Err(error),
+        // That it is a pod is said by where it stands.
+        Line { pod: Some(found), .. } => {
+            found.of_a_pod().about(pod).map_err(|why| wrong(why.to_string()))
+        }
+        Line { .. } => Err(format!("{}: its answer holds no pod", path.display())),
     }
 }
 
 /// Whether it listens.
 pub(crate) fn reach(path: &Path, deadline: Instant) -> Result<(), String> {
+    let deadline = soon(deadline);
     open(path, deadline).map(drop).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn talk(stream: UnixStream, request: &str) -> std::io::Result<String> {
-    (&stream).write_all(request.as_bytes())?;
-    let mut text = String::new();
-    BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut text)?;
-    Ok(text)
+fn soon(deadline: Instant) -> Instant {
+    deadline.min(Instant::now() + PATIENCE)
+}
+
+/// Say this, and hear a line, all of it before the deadline.
+fn talk(mut stream: UnixStream, request: &str, deadline: Instant) -> Result<Vec<u8>, String> {
+    let told = |error: io::Error| match error.kind() {
+        io::ErrorKind::WouldBlock => "no answer in time".to_owned(),
+        _ => error.to_string(),
+    };
+    // It is shorter than any socket's buffer, which the peer would have to have filled.
+    stream.write_all(request.as_bytes()).map_err(told)?;
+    let mut line = Vec::new();
+    let mut part = [0; 16 * 1024];
+    loop {
+        let left = left(deadline);
+        if left.is_zero() {
+            return Err("no answer in time".to_owned());
+        }
+        stream.set_read_timeout(Some(left)).map_err(told)?;
+        let count = match stream.read(&mut part) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read.map_err(told)?,
+        };
+        let end = part[..count].iter().position(|byte| *byte == b'\n');
+        line.extend_from_slice(&part[..end.unwrap_or(count)]);
+        if line.len() > MAX_ANSWER {
+            return Err(format!("its answer is longer than {MAX_ANSWER} bytes"));
+        }
+        if end.is_some() || count == 0 {
+            return Ok(line);
+        }
+    }
 }
 
 /// Connect, with a limit on everything that may take time. Who answers has to be root, or who
 /// runs this: anybody else could have a pod started uncaptured.
 fn open(path: &Path, deadline: Instant) -> Result<UnixStream, String> {
-    let wait = left(deadline).min(PATIENCE).max(Duration::from_millis(1));
+    let wait = left(deadline).max(Duration::from_millis(1));
     let text = |errno: nix::Error| errno.desc().to_owned();
     let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
         .map_err(text)?;
@@ -73,7 +101,6 @@ fn open(path: &Path, deadline: Instant) -> Result<UnixStream, String> {
     );
     // A full queue makes connect() wait as long as sending does (unix(7)).
     setsockopt(&fd, sockopt::SendTimeout, &limit).map_err(text)?;
-    setsockopt(&fd, sockopt::ReceiveTimeout, &limit).map_err(text)?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path).map_err(text)?).map_err(text)?;
     let peer = getsockopt(&fd, sockopt::PeerCredentials).map_err(text)?;
     if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
@@ -84,6 +111,7 @@ fn open(path: &Path, deadline: Instant) -> Result<UnixStream, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead as _, BufReader};
     use std::os::unix::net::UnixListener;
     use std::thread;
 
@@ -93,8 +121,13 @@ mod tests {
         Instant::now() + Duration::from_millis(300)
     }
 
-    /// What is made of an answer.
-    fn answered(answer: &'static str) -> Result<PodFacts, String> {
+    fn wanted() -> PodFacts {
+        let text = |text: &str| Some(text.to_owned());
+        PodFacts { name: text("a"), namespace: text("b"), uid: text("u"), ..PodFacts::default() }
+    }
+
+    /// What is made of what an agent says.
+    fn told(say: impl FnOnce(&UnixStream) + Send + 'static) -> Result<PodFacts, String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -102,21 +135,25 @@ mod tests {
             let (stream, _) = listener.accept().unwrap();
             let mut line = String::new();
             BufReader::new(&stream).read_line(&mut line).unwrap();
-            (&stream).write_all(answer.as_bytes()).unwrap();
+            say(&stream);
             (line, stream)
         });
-        let pod = PodFacts { name: Some("a".to_owned()), ..PodFacts::default() };
-        let result = ask(&path, &pod, soon());
+        let result = ask(&path, &wanted(), soon());
         let (line, _stream) = agent.join().unwrap();
         let request: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(request["pod"]["name"], "a");
         result
     }
 
+    fn answered(answer: &'static str) -> Result<PodFacts, String> {
+        told(move |mut stream| stream.write_all(answer.as_bytes()).unwrap())
+    }
+
     #[test]
     fn a_pod_is_read_off_its_manifest() {
         let pod = answered(
-            "{\"pod\":{\"metadata\":{\"uid\":\"u\"},\"spec\":{\"containers\":[{\"name\":\"c\"}]}}}\n",
+            "{\"pod\":{\"metadata\":{\"name\":\"a\",\"namespace\":\"b\",\"uid\":\"u\"},\
+             \"spec\":{\"containers\":[{\"name\":\"c\"}]}}}\n",
         )
         .unwrap();
         assert_eq!(pod.uid.as_deref(), Some("u"));
@@ -127,9 +164,30 @@ mod tests {
     fn what_is_no_answer_is_an_error() {
         assert_eq!(answered("{\"error\":\"no such pod\"}\n").unwrap_err(), "no such pod");
         assert!(answered("{}\n").unwrap_err().contains("no pod"));
+        assert!(answered("{\"pod\":{}}\n").unwrap_err().contains("makes no sense"));
         assert!(answered("no\n").unwrap_err().contains("makes no sense"));
         // Nothing, while the connection stays open.
         assert!(answered("").unwrap_err().contains("no answer in time"));
+    }
+
+    #[test]
+    fn the_time_is_for_all_of_an_answer_and_not_for_each_byte() {
+        let began = Instant::now();
+        let error = told(move |mut stream| {
+            while stream.write_all(b" ").is_ok() && began.elapsed() < Duration::from_secs(30) {
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        assert!(error.unwrap_err().contains("no answer in time"));
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn an_answer_without_end_is_given_up() {
+        let error = told(|mut stream| while stream.write_all(&[b' '; 4096]).is_ok() {});
+        let error = error.unwrap_err();
+        // A machine that is slow enough sees the deadline first.
+        assert!(error.contains("longer than") || error.contains("in time"), "{error}");
     }
 
     #[test]

@@ -4,19 +4,22 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode};
+use http_body_util::{LengthLimitError, Limited};
+use hyper::body::Incoming;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use kube::Client;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
-use millrace_core::pod::PodFacts;
+use millrace_core::pod::{Answer, PodFacts};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 use tower::{BoxError, ServiceBuilder};
 
 use super::resolver::Resolver;
-use super::{left, same};
+use super::{MAX_ANSWER, kubeconfig, left, story};
 
 /// How long one answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -33,6 +36,13 @@ struct Failure {
     passing: bool,
 }
 
+/// Asks, and can tell where it was when there is no answer.
+struct Asker {
+    client: Client,
+    resolver: Resolver,
+    deadline: Instant,
+}
+
 /// Ask about a pod, until the deadline.
 pub(super) fn ask(
     kubeconfig: &Path,
@@ -41,13 +51,13 @@ pub(super) fn ask(
 ) -> Result<PodFacts, String> {
     let part = |text: &Option<String>| text.as_deref().map(encode).unwrap_or_default();
     let path = format!("/api/v1/namespaces/{}/pods/{}", part(&pod.namespace), part(&pod.name));
-    run(kubeconfig, async |client| {
+    run(kubeconfig, deadline, async |asker| {
         let mut pause = FIRST_PAUSE;
         let mut attempt = 1;
         loop {
-            let asked = get(client, &path, deadline).await.and_then(|found: PodFacts| {
+            let asked = asker.get(&path).await.and_then(|answer: Answer| {
                 // A pod that was made anew may not have arrived at every server yet.
-                same(pod, found).map_err(|why| Failure { why, passing: true })
+                answer.about(pod).map_err(|why| Failure { why: why.to_string(), passing: true })
             });
             let failure = match asked {
                 Ok(found) => return Ok(found),
@@ -65,10 +75,17 @@ pub(super) fn ask(
     })
 }
 
+/// What a Kubernetes API tells of itself.
+#[derive(Deserialize)]
+struct Version {
+    #[serde(rename = "major")]
+    _major: String,
+}
+
 /// Whether it answers.
 pub(crate) fn reach(kubeconfig: &Path, deadline: Instant) -> Result<(), String> {
-    run(kubeconfig, async |client| {
-        let version = get::<serde_json::Value>(client, "/version", deadline).await;
+    run(kubeconfig, deadline, async |asker| {
+        let version = asker.get::<Version>("/version").await;
         version.map(drop).map_err(|failure| failure.why)
     })
 }
@@ -76,54 +93,63 @@ pub(crate) fn reach(kubeconfig: &Path, deadline: Instant) -> Result<(), String> 
 /// Run something on a runtime of its own, with a client.
 fn run<T>(
     kubeconfig: &Path,
-    f: impl AsyncFnOnce(&Client) -> Result<T, String>,
+    deadline: Instant,
+    f: impl AsyncFnOnce(&Asker) -> Result<T, String>,
 ) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build()
         .map_err(|error| error.to_string())?;
-    runtime.block_on(async { f(&client(kubeconfig).await?).await })
+    runtime.block_on(async { f(&Asker::new(kubeconfig, deadline).await?).await })
 }
 
-async fn client(kubeconfig: &Path) -> Result<Client, String> {
-    let failed = |error: &dyn std::error::Error| {
-        format!("kubeconfig {}: {}", kubeconfig.display(), story(error))
-    };
-    let file = Kubeconfig::read_from(kubeconfig).map_err(|e| failed(&e))?;
-    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-        .await
-        .map_err(|e| failed(&e))?;
-    // As `Client::try_from` does it, but for names of hosts, which a static program has to look up
-    // by itself.
-    let mut http = HttpConnector::new_with_resolver(Resolver);
-    http.enforce_http(false);
-    let https = config.rustls_https_connector_with_connector(http).map_err(|e| failed(&e))?;
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer().map_err(|e| failed(&e))?)
-        .map_err(BoxError::from)
-        .service(legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https));
-    Ok(ClientBuilder::new(service, config.default_namespace).build())
-}
+impl Asker {
+    async fn new(kubeconfig: &Path, deadline: Instant) -> Result<Self, String> {
+        let failed = |why: String| format!("kubeconfig {}: {why}", kubeconfig.display());
+        let config = kubeconfig::load(kubeconfig, deadline);
+        let config = config.await.map_err(|error| failed(error.to_string()))?;
+        let bad = |error: kube::Error| failed(story(&error));
+        // As `Client::try_from` does it, but for names of hosts, which a static program has to look
+        // up by itself, and for the length of answers.
+        let resolver = Resolver::default();
+        let mut http = HttpConnector::new_with_resolver(resolver.clone());
+        http.enforce_http(false);
+        let https = config.rustls_https_connector_with_connector(http).map_err(bad)?;
+        let limit = |answer: Response<Incoming>| answer.map(|body| Limited::new(body, MAX_ANSWER));
+        let service = ServiceBuilder::new()
+            .layer(config.base_uri_layer())
+            .option_layer(config.auth_layer().map_err(bad)?)
+            .map_err(BoxError::from)
+            .map_response(limit)
+            .service(legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https));
+        let client = ClientBuilder::new(service, config.default_namespace).build();
+        Ok(Self { client, resolver, deadline })
+    }
 
-async fn get<T: serde::de::DeserializeOwned>(
-    client: &Client,
-    path: &str,
-    deadline: Instant,
-) -> Result<T, Failure> {
-    let request = Request::get(path)
-        .body(Vec::new())
-        .map_err(|error| Failure { why: error.to_string(), passing: false })?;
-    let limit = left(deadline).min(PATIENCE);
-    match timeout(limit, client.request(request)).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(failure(&error)),
-        Err(_) => Err(Failure { why: format!("no answer within {limit:.1?}"), passing: true }),
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        let request = Request::get(path)
+            .body(Vec::new())
+            .map_err(|error| Failure { why: error.to_string(), passing: false })?;
+        let limit = left(self.deadline).min(PATIENCE);
+        match timeout(limit, self.client.request(request)).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(failure(&error)),
+            Err(_) => {
+                let looking_up = self.resolver.looking_up();
+                let at = looking_up.map(|what| format!("; it was looking up {what}"));
+                let why = format!("no answer within {limit:.1?}{}", at.unwrap_or_default());
+                Err(Failure { why, passing: true })
+            }
+        }
     }
 }
 
 fn failure(error: &kube::Error) -> Failure {
+    if is_too_long(error) {
+        let why = format!("its answer is longer than {MAX_ANSWER} bytes");
+        return Failure { why, passing: false };
+    }
     let kube::Error::Api(status) = error else {
         // Whoever answers with something else may do better the next time.
         return Failure { why: story(error), passing: true };
@@ -140,18 +166,8 @@ fn failure(error: &kube::Error) -> Failure {
     Failure { why: format!("{} {}{remedy}", status.code, status.message), passing }
 }
 
-/// An error with its causes, each told once.
-fn story(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
+fn is_too_long(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.is::<LengthLimitError>() || error.source().is_some_and(is_too_long)
 }
 
 /// A part of a path, with everything but letters, digits and `-_.~` encoded (RFC 3986, 2.1).

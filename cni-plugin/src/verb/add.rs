@@ -12,7 +12,7 @@ use serde_json::{Map, json};
 use super::{Job, enter, failed, no_namespace};
 use crate::capture::Applied;
 use crate::config::Backend;
-use crate::decide::{Verdict, WHY_CAPTURED, resolve};
+use crate::decide::{Origin, Verdict, WHY_CAPTURED, resolve};
 use crate::ebpf::{self, EnrolError};
 use crate::log::Level;
 use crate::lookup::Configured;
@@ -29,7 +29,8 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
     };
     let netns = target::open(job.request.netns.as_deref())?;
     let mut sources = Configured { config: &job.config, deadline: job.deadline };
-    let decided = resolve(job.pod.clone(), &job.config, job.env.clone(), &mut sources)?;
+    let (pod, env) = (job.pod.clone(), job.env.clone());
+    let decided = resolve(pod, Origin::Runtime, &job.config, env, &mut sources)?;
     if job.config.ambient {
         job.log.debug("ambient_enabled has no effect: pods without a sidecar are not captured");
     }

@@ -5,7 +5,7 @@ use serde_json::Map;
 
 use super::{Job, enter, failed};
 use crate::config::Backend;
-use crate::decide::{Verdict, resolve};
+use crate::decide::{Origin, Verdict, resolve};
 use crate::ebpf;
 use crate::log::Level;
 use crate::lookup::Configured;
@@ -20,12 +20,13 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
     }
     let netns = target::open(job.request.netns.as_deref())?;
     let notes = Notes::new(&job.config.state_dir);
-    let pod = match notes.read(&job.config.network, &job.request.attachment) {
-        Some(note) => note.complete(job.pod.clone()),
-        None => job.pod.clone(),
+    let note = notes.read(&job.config.network, &job.request.attachment);
+    let (pod, origin) = match note.filter(|note| note.is_about(&job.pod)) {
+        Some(note) => (note.complete(job.pod.clone()), Origin::Note),
+        None => (job.pod.clone(), Origin::Runtime),
     };
     let mut sources = Configured { config: &job.config, deadline: job.deadline };
-    let decided = resolve(pod, &job.config, job.env.clone(), &mut sources)?;
+    let decided = resolve(pod, origin, &job.config, job.env.clone(), &mut sources)?;
     let Verdict::Capture(captured) = decided.verdict else {
         job.log.done(Level::Debug, "not captured, as wanted", Map::new());
         return Ok(String::new());

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::capture::Wanted;
 use crate::config::{Config, object};
-use crate::decide::{Decided, Verdict, WHY_CAPTURED, called, resolve, told};
+use crate::decide::{Decided, Origin, Verdict, WHY_CAPTURED, called, resolve, told};
 use crate::lookup::Configured;
 use crate::protocol::{CniError, Code, Environment, PodArgs};
 
@@ -51,8 +51,8 @@ fn decided(env: &Environment, stdin: &str, began: Instant) -> Result<(Config, De
     let mut sources = Configured { config: &config, deadline: began + config.deadline };
     let pod = told(args, &config);
     let whom = called(&pod);
-    let decided =
-        resolve(pod, &config, env.clone(), &mut sources).map_err(|error| error.about(&whom))?;
+    let decided = resolve(pod, Origin::Runtime, &config, env.clone(), &mut sources)
+        .map_err(|error| error.about(&whom))?;
     Ok((config, decided))
 }
 

@@ -21,13 +21,17 @@ use serde_json::{Map, Value, json};
 use crate::capture::Pod;
 use crate::config::{Config, Places, object, version_text};
 use crate::decide::{called, told};
-use crate::log::{Level, Log};
+use crate::log::{Level, Log, line};
 use crate::protocol::{
     CniError, Code, Command, Environment, Object, PodArgs, Request, Version, version_reply,
 };
+use crate::sys_alarm::{self, LastWords};
 
 /// How long DEL and GC wait for another run in the same namespace.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long DEL takes at most.
+const LONGEST_DEL: Duration = Duration::from_secs(10);
 
 /// A request with all that belongs to it.
 struct Job<'e> {
@@ -37,6 +41,26 @@ struct Job<'e> {
     pod: PodFacts,
     log: Log,
     deadline: Instant,
+}
+
+/// Bound the time of this process, whatever is slow.
+pub(crate) fn bound(is_del: bool, began: Instant, limit: Duration, version: Version) {
+    let (limit, meaning) = if is_del {
+        (LONGEST_DEL, "rules may be left behind in the pod's network namespace")
+    } else {
+        (limit, "it is tried again")
+    };
+    let msg = format!(
+        "it is not done after {}, and ends: something that it waits for is too slow; {meaning}",
+        humantime::format_duration(limit)
+    );
+    let log = Value::Object(line(Level::Error, &msg)).to_string() + "\n";
+    let (answer, code) = if is_del {
+        (String::new(), 0)
+    } else {
+        (CniError::new(Code::TryAgain, msg).to_json(version.as_str()), 1)
+    };
+    sys_alarm::end(began + limit, LastWords { answer, log, code });
 }
 
 /// Serve a request, whose standard input may be unreadable. Gives what success prints.
@@ -52,6 +76,9 @@ pub(crate) fn serve(
     let request = Request::parse(env).inspect_err(|error| refused(error, None, readable, began))?;
     if request.command == Command::Del {
         // Whatever is wrong with the configuration, what was done is undone.
+        if let Err(error) = stdin {
+            refused(error, Some(&request), readable, began);
+        }
         return Ok(whatever_happens(|| del::del(&request, readable, began)));
     }
     let stdin = stdin.map_err(|error| {
@@ -145,6 +172,7 @@ impl<'e> Job<'e> {
             .map_err(|error| CniError::new(Code::BadEnvironment, error.to_string()))?;
         let pod = told(args, &config);
         let log = Log::new(&config.log, context(request, &pod), began);
+        bound(false, began, config.deadline, config.version);
         let deadline = began + config.deadline;
         Ok(Self { request: request.clone(), config, env, pod, log, deadline })
     }

@@ -81,7 +81,7 @@ fn sources(job: &mut Job<'_>) -> Result<(), String> {
             Err(why) => failures.push(format!("the node agent: {why}")),
         }
     }
-    if config.tells_annotations != Some(false) && config.proxy_identity == ProxyIdentity::Auto {
+    if config.tells_annotations != Some(false) && config.proxy_identity != ProxyIdentity::Lookup {
         for why in failures {
             job.log.warn(&why);
         }

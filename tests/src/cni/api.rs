@@ -6,13 +6,15 @@ use std::convert::Infallible;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{Either, Full};
+use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
@@ -21,6 +23,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
+use tokio::time::{Sleep, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
@@ -35,7 +38,7 @@ const TOKEN: &str = "the-token-of-the-plugin";
 const RESOURCE_VERSION: u64 = 100;
 
 /// How it answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mood {
     /// As it should.
     Well,
@@ -45,8 +48,10 @@ pub enum Mood {
     FailingFirst(u16, usize),
     /// As it should, but only after this time.
     Slow(Duration),
-    /// With something that is no JSON.
-    Garbled,
+    /// With status 200 and this text.
+    Saying(String),
+    /// With blanks, for ever: as fast as they are read, or one after each such pause.
+    Endless(Option<Duration>),
 }
 
 #[derive(Debug)]
@@ -115,7 +120,7 @@ impl Api {
             "spec": manifest["spec"],
         });
         if pod["spec"].is_null() {
-            pod["spec"] = json!({ "containers": [] });
+            pod["spec"] = json!({ "containers": [{ "name": "app" }] });
         }
         self.state().objects.insert(format!("/api/v1/namespaces/{namespace}/pods/{name}"), pod);
         let path = format!("/api/v1/namespaces/{namespace}");
@@ -132,13 +137,18 @@ impl Api {
 
     /// A kubeconfig for this server, that names it so, with its authority and its token in files.
     pub fn kubeconfig(&self, server: &str) -> Result<PathBuf> {
+        self.kubeconfig_of(server, &format!("tokenFile: {}", self.token().display()))
+    }
+
+    /// The same for a user who is described so.
+    pub fn kubeconfig_of(&self, server: &str, user: &str) -> Result<PathBuf> {
         let path = self.folder.path().join(format!("kubeconfig-{server}"));
         let folder = self.folder.path().display();
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
              clusters: [{{name: k, cluster: {{server: 'https://{server}:{}', \
              certificate-authority: {folder}/ca.pem}}}}]\n\
-             users: [{{name: u, user: {{tokenFile: {folder}/token}}}}]\n\
+             users: [{{name: u, user: {{{user}}}}}]\n\
              contexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n",
             self.port
         );
@@ -203,7 +213,36 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, state: Arc<Mutex<State>>
     }
 }
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Either<Full<Bytes>, Blanks>>;
+
+/// A body without end.
+struct Blanks {
+    size: usize,
+    pause: Duration,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Blanks {
+    fn new(pause: Option<Duration>) -> Self {
+        let size = if pause.is_some() { 1 } else { 16 * 1024 };
+        let pause = pause.unwrap_or_default();
+        Self { size, pause, sleep: Box::pin(sleep(pause)) }
+    }
+}
+
+impl Body for Blanks {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        ready!(self.sleep.as_mut().poll(context));
+        self.sleep = Box::pin(sleep(self.pause));
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from(vec![b' '; self.size])))))
+    }
+}
 
 async fn answer(
     request: Request<Incoming>,
@@ -212,16 +251,17 @@ async fn answer(
     let mood = {
         let mut state = lock(&state);
         state.requests.push(format!("{} {}", request.method(), request.uri()));
-        let mood = state.mood;
+        let mood = state.mood.clone();
         if let Mood::FailingFirst(code, left) = mood {
             state.mood = if left <= 1 { Mood::Well } else { Mood::FailingFirst(code, left - 1) };
         }
         mood
     };
     match mood {
-        Mood::Slow(time) => tokio::time::sleep(time).await,
+        Mood::Slow(time) => sleep(time).await,
         Mood::Failing(code) | Mood::FailingFirst(code, _) => return Ok(status(code)),
-        Mood::Garbled => return Ok(reply(200, "this is no JSON".to_owned())),
+        Mood::Saying(text) => return Ok(reply(200, text)),
+        Mood::Endless(pause) => return Ok(Response::new(Either::Right(Blanks::new(pause)))),
         Mood::Well => {}
     }
     let token = request.headers().get("authorization").and_then(|value| value.to_str().ok());
@@ -295,5 +335,6 @@ fn status(code: u16) -> Answer {
 
 fn reply(code: u16, text: String) -> Answer {
     let reply = Response::builder().status(code).header("content-type", "application/json");
-    reply.body(Full::new(Bytes::from(text))).expect("a status and a header that are good")
+    let text = Either::Left(Full::new(Bytes::from(text)));
+    reply.body(text).expect("a status and a header that are good")
 }

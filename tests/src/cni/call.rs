@@ -3,8 +3,10 @@
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{Host, Pod, pod_args};
@@ -99,6 +101,11 @@ impl Call {
         Reply::of(&child.wait_with_output().context("waiting for the plugin")?)
     }
 
+    /// Make the call, which has to end by itself before this time is over.
+    pub fn run_within(&self, host: &Host, limit: Duration) -> Result<Reply> {
+        end_within(self.start(host)?, limit).with_context(|| format!("{self:?}"))
+    }
+
     /// Start the call, and don't wait for its end.
     pub fn start(&self, host: &Host) -> Result<Child> {
         self.start_with(host, &self.config.to_string())
@@ -151,6 +158,20 @@ fn spawn(
     // A plugin that fails early closes the pipe: its own message says more.
     let _written = pipe.write_all(stdin.as_bytes());
     Ok(child)
+}
+
+/// Wait for the end of a plugin, which says little enough to fit into pipes.
+pub fn end_within(mut child: Child, limit: Duration) -> Result<Reply> {
+    let began = Instant::now();
+    while child.try_wait().context("waiting for the plugin")?.is_none() {
+        if began.elapsed() > limit {
+            child.kill().context("a plugin that hangs")?;
+            child.wait().context("a plugin that was killed")?;
+            bail!("it did not end within {limit:?}");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Reply::of(&child.wait_with_output().context("what the plugin said")?)
 }
 
 impl Reply {

@@ -72,6 +72,18 @@ impl Host {
         })
     }
 
+    /// Have this file of the machine read so by the host's programs.
+    pub fn cover(&self, path: &str, text: &str) -> Result<()> {
+        let file = self.folder().join(path.replace('/', "-"));
+        fs::write(&file, text).with_context(|| file.display().to_string())?;
+        self.namespace
+            .enter(|| {
+                let none: Option<&str> = None;
+                mount(Some(&file), path, none, MsFlags::MS_BIND, none)
+            })?
+            .context(path.to_owned())
+    }
+
     /// A pod with nothing in it but `lo`.
     pub fn pod(&self) -> Result<Pod> {
         let number = PODS.fetch_add(1, Ordering::Relaxed);

@@ -17,7 +17,7 @@ mod list;
 mod podman;
 
 pub use api::{Api, Mood, NAME};
-pub use call::{Call, Reply};
+pub use call::{Call, Reply, end_within};
 pub use containerd::{Containerd, Sandbox};
 pub use host::{Host, Pod};
 pub use list::{Added, List};

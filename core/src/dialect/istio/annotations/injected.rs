@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{INIT_CONTAINER, PROXY_CONFIG, PROXY_CONTAINER, STATUS, TEMPLATES};
+use super::{INIT_CONTAINER, PROXY_CONFIG, PROXY_CONTAINER, SCC, STATUS, TEMPLATES};
 use crate::pod::PodFacts;
 
 /// The value of the status annotation, as far as it names containers.
@@ -27,19 +27,39 @@ pub(super) enum Injected {
     Unclear,
 }
 
+impl Status {
+    fn of(pod: &PodFacts) -> Self {
+        let text = pod.annotation(STATUS);
+        text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    }
+
+    fn names(&self, container: &str) -> bool {
+        self.init_containers.iter().chain(&self.containers).flatten().any(|n| n == container)
+    }
+}
+
+/// Whether the annotations name the container that the proxy runs in.
+pub fn names_proxy(pod: &PodFacts) -> bool {
+    Status::of(pod).names(PROXY_CONTAINER)
+}
+
+/// Whether users of the pod have to be of a range that its namespace was given, to which the usual
+/// user of a proxy does not belong. The constraints `restricted` and those that are called like it
+/// say so.
+pub fn ids_are_ranged(pod: &PodFacts) -> bool {
+    pod.annotation(SCC).is_some_and(|name| name.starts_with("restricted"))
+}
+
 /// Read it off the annotations.
 pub(super) fn injected(pod: &PodFacts) -> Injected {
-    let status: Status =
-        pod.annotation(STATUS).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-    let names = || status.init_containers.iter().chain(&status.containers).flatten();
-    let has = |name: &str| names().any(|n| n == name);
+    let status = Status::of(pod);
     // Another template may bring a gateway or a proxy without interception under the same name.
     let plain = pod
         .annotation(TEMPLATES)
         .is_none_or(|text| text.split(',').all(|template| template.trim() == "sidecar"));
-    if has(INIT_CONTAINER) {
+    if status.names(INIT_CONTAINER) {
         Injected::InitContainer
-    } else if has(PROXY_CONTAINER) && plain {
+    } else if status.names(PROXY_CONTAINER) && plain {
         Injected::Sidecar
     } else {
         Injected::Unclear

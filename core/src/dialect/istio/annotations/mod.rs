@@ -13,6 +13,7 @@ mod lists;
 mod policy;
 
 pub use decide::{Decision, Node, Passed, Unknown, decide, decide_by_contents};
+pub use injected::{ids_are_ranged, names_proxy};
 pub use policy::{Captured, Defaults, policy};
 
 /// The container that the proxy runs in.
@@ -28,6 +29,8 @@ pub const INJECT: &str = "sidecar.istio.io/inject";
 pub const TEMPLATES: &str = "inject.istio.io/templates";
 /// Settings of the pod's proxy, among them its environment.
 pub const PROXY_CONFIG: &str = "proxy.istio.io/config";
+/// The security context constraints by which the platform let a pod in.
+pub const SCC: &str = "openshift.io/scc";
 
 /// An annotation that says how a pod is captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

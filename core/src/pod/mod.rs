@@ -1,6 +1,10 @@
 //! What is known of a pod. A manifest tells everything; a container runtime tells annotations
 //! only, and what is not known is told from what is not there.
 
+mod answer;
+
+pub use answer::{Answer, NotThePod};
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -161,6 +165,7 @@ impl PodFacts {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Manifest {
+    kind: Option<String>,
     #[serde(default)]
     metadata: Metadata,
     #[serde(default)]
@@ -263,7 +268,7 @@ struct Capabilities {
 
 impl From<Manifest> for PodFacts {
     fn from(manifest: Manifest) -> Self {
-        let Manifest { metadata, spec } = manifest;
+        let Manifest { kind: _, metadata, spec } = manifest;
         let of_pod = spec.security_context.unwrap_or_default();
         let first = spec.init_containers.into_iter().flatten().map(|c| c.read(true, &of_pod));
         let containers = spec.containers.into_iter().flatten().map(|c| c.read(false, &of_pod));
