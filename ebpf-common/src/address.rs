@@ -18,6 +18,10 @@ impl Address {
     pub const PASSTHROUGH4: Self = Self::v4(0x7f00_0006_u32.to_be());
     /// The same in IPv6: `::6`.
     pub const PASSTHROUGH6: Self = Self([0, 0, 0, 6_u32.to_be()]);
+    /// An IPv4 address that nobody has: the dummy address (RFC 7600).
+    pub const NOBODY4: Self = Self::v4(0xc000_0008_u32.to_be());
+    /// The same in IPv6: one of the dummy prefix (RFC 9780).
+    pub const NOBODY6: Self = Self([0x0100_0000_u32.to_be(), 1_u32.to_be(), 0, 1_u32.to_be()]);
 
     /// An IPv4 address, whose bytes in memory are in network order.
     #[inline(always)]
@@ -71,6 +75,21 @@ impl Address {
         } else {
             self.equals(&Self::LOCALHOST6)
         }
+    }
+
+    /// Whether it is in `fe80::/10`, and means something only behind one device.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_link_local(&self) -> bool {
+        let [a, ..] = self.0;
+        u32::from_be(a) >> 22 == 0xfe80 >> 6
+    }
+
+    /// Whether it is where a proxy speaks to the application from.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_passthrough(&self) -> bool {
+        self.equals(&Self::PASSTHROUGH4) || self.equals(&Self::PASSTHROUGH6)
     }
 
     /// Whether it is 0.0.0.0 or `::`.

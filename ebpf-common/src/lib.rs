@@ -25,9 +25,9 @@ pub use address::Address;
 pub use decide::{Connection, Direction, Protocol, Sets, decide};
 pub use maps::{
     CONNECTING, CONNECTING_TRIES, Client, Connecting, Event, Flow, FlowKey, GroupKey,
-    LISTENER_PLACES, ListenerKey, NETWORK_DNS, NETWORK_EXCLUDED, NETWORK_INCLUDED, NetworkKey,
-    Original, POD_ID_BITS, PORT_INBOUND, PORT_OUTBOUND_EXCLUDED, PORT_OUTBOUND_INCLUDED,
-    PORTS_IN_CHUNK, Pod, PodFlags, PortChunk, PortKey, Settings,
+    LISTENER_PLACES, Lately, ListenerKey, NETWORK_DNS, NETWORK_EXCLUDED, NETWORK_INCLUDED,
+    NetworkKey, Original, POD_ID_BITS, PORT_INBOUND, PORT_OUTBOUND_EXCLUDED,
+    PORT_OUTBOUND_INCLUDED, PORTS_IN_CHUNK, Pod, PodFlags, PortChunk, PortKey, Settings,
 };
 pub use sys_plain::Plain;
 pub use verdict::{Class, Verdict};
@@ -35,11 +35,14 @@ pub use verdict::{Class, Verdict};
 /// How many proxy users, and how many proxy groups, a pod can have.
 pub const MAX_IDENTITIES: usize = 8;
 
-/// How many addresses of its own a pod can have, of both families.
+/// How many addresses of a pod are noted when it is enrolled, of both families.
 pub const MAX_ADDRESSES: usize = 16;
 
-/// How many counters a pod has: one for each [`Class`].
+/// How many counters a pod has: one for each [`Class`], and the last one for what it has in FLOWS.
 pub const COUNTERS: usize = 32;
+
+/// A pod can have one of so many of the node's places in FLOWS.
+pub const SHARES: u32 = 16;
 
 /// The value in the code of the `sk_lookup` program in whose place the loader writes the program's
 /// number: each pod has one of its own, since the kernel gives it no way to ask for the pod.

@@ -70,11 +70,12 @@ pub struct Pod {
     pub uids: [u32; MAX_IDENTITIES],
     /// Groups that proxies run as, in the initial user namespace.
     pub gids: [u32; MAX_IDENTITIES],
-    /// The address that the pod's IPv4 connections come from; all zeros for none.
+    /// The address that the pod's IPv4 connections came from when it was enrolled; all zeros for none.
     pub source4: Address,
-    /// The address that the pod's IPv6 connections come from; all zeros for none.
+    /// The address that the pod's IPv6 connections came from, likewise.
     pub source6: Address,
-    /// The pod's own addresses, but for those of `lo`.
+    /// Addresses that the pod had then, but for those of `lo`, as far as there is room. They count
+    /// where the kernel does not tell which it has.
     pub own: [Address; MAX_ADDRESSES],
 }
 
@@ -99,7 +100,7 @@ impl Pod {
         self.flags & flag != 0
     }
 
-    /// Whether an address is one of the pod's.
+    /// Whether an address was one of the pod's.
     #[inline(always)]
     #[must_use]
     pub fn owns(&self, address: &Address) -> bool {
@@ -221,8 +222,8 @@ pub struct Original {
     pub port: u16,
     /// The proxy's port that it went to; 0 when nothing is known.
     pub via: u16,
-    /// Not used.
-    pub reserved: u32,
+    /// Whose room it takes, by the number of the pod's `sk_lookup` program; 0 for nobody's.
+    pub holder: u32,
 }
 
 /// What a captured connection is known by at both of its ends: a key of FLOWS.
@@ -249,9 +250,32 @@ impl FlowKey {
         let family = if proxy.0.is_v4() { 4 } else { 6 };
         Self { netns, client: client.0, client_port: client.1, proxy_port: proxy.1, family }
     }
+
+    /// Of a connection that is not captured, from the pod to an address of its own.
+    #[inline(always)]
+    #[must_use]
+    pub const fn in_pod(netns: u64, client: (Address, u16), server: (Address, u16)) -> Self {
+        let key = Self::new(netns, client, server);
+        Self { family: key.family | IN_POD, ..key }
+    }
+
+    /// Whether it is of a captured connection.
+    #[must_use]
+    pub const fn is_captured(&self) -> bool {
+        self.family & IN_POD == 0
+    }
 }
 
-/// A value of FLOWS: a captured connection, until both of its sockets are closed.
+impl Original {
+    /// Nothing is known.
+    pub const NOTHING: Self = Self { address: Address([0; 4]), port: 0, via: 0, holder: 0 };
+}
+
+/// Marks a family of a [`FlowKey`].
+const IN_POD: u32 = 0x200;
+
+/// A value of FLOWS: a captured connection, until both of its sockets are closed; or one that is not
+/// captured and goes to an address of the pod's own, until its client is closed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
@@ -267,8 +291,9 @@ pub struct Flow {
     pub original: Original,
 }
 
-/// Where a socket that is about to connect is meant to go: a value of CONNECTING, in which a socket
-/// takes the first free place from its cookie's on, modulo [`CONNECTING`].
+/// Where a socket that is about to connect is meant to go, as programs of an earlier version note it:
+/// a value of CONNECTING, in which a socket took the first free place from its cookie's on, modulo
+/// [`CONNECTING`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connecting {
@@ -276,36 +301,19 @@ pub struct Connecting {
     pub socket: u64,
     /// By which it is known that all of this was written by the same call.
     pub seal: u64,
-    /// When it was written, in ticks of the kernel's clock (`jiffies64`).
+    /// When it was written, in ticks of the kernel's clock.
     pub since: u64,
     /// Where it is meant to go.
     pub original: Original,
 }
 
-/// How many sockets can be between two steps of the same `connect()` call.
+/// How many sockets could be between two steps of the same `connect()` call.
 pub const CONNECTING: u32 = 1 << 16;
 
-/// From so many places a socket takes one.
+/// From so many places a socket took one.
 pub const CONNECTING_TRIES: u32 = 4;
 
-/// So many ticks later a socket is not between two steps any more: its call has failed.
-const CONNECTING_TICKS: u64 = 256;
-
 impl Connecting {
-    /// A socket's.
-    #[inline(always)]
-    #[must_use]
-    pub const fn new(socket: u64, since: u64, original: Original) -> Self {
-        Self { socket, seal: seal(socket, &original), since, original }
-    }
-
-    /// Whether any socket may take the place.
-    #[inline(always)]
-    #[must_use]
-    pub const fn is_free(&self, now: u64) -> bool {
-        self.socket == 0 || now.wrapping_sub(self.since) > CONNECTING_TICKS
-    }
-
     /// Where a socket is meant to go, if this is its own and whole.
     #[inline(always)]
     #[must_use]
@@ -331,14 +339,25 @@ const fn seal(socket: u64, original: &Original) -> u64 {
         .wrapping_add(socket.wrapping_mul(0x27d4_eb2f_1656_67c5))
 }
 
-/// What a UDP socket of an application carries.
+/// What a socket of an application carries.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Client {
-    /// Where it is connected to, as the application sees it.
+    /// Where one of UDP is connected to, as the application sees it; where one of TCP is meant to go
+    /// that has not sent its SYN yet.
     pub peer: Original,
     /// Where it sent its last captured datagram.
     pub asked: Original,
+}
+
+/// Addresses that the kernel has lately shown to be a pod's: a value of LATELY, by netns cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lately {
+    /// Those that connections to elsewhere came from: of IPv4, and of IPv6.
+    pub chosen: [Address; 2],
+    /// Those that connections from elsewhere went to.
+    pub reached: [Address; 2],
 }
 
 /// Settings of all programs.
@@ -396,23 +415,27 @@ mod tests {
     use super::*;
 
     fn mk_original(last: u32, port: u16) -> Original {
-        Original { address: Address::v4(last), port, via: 15_001, reserved: 0 }
+        Original { address: Address::v4(last), port, via: 15_001, holder: 0 }
     }
 
     #[test]
     fn a_destination_is_its_own_sockets_and_whole() {
+        let new = |socket, original| Connecting {
+            socket,
+            seal: seal(socket, &original),
+            since: 1000,
+            original,
+        };
         let original = mk_original(1, 80);
-        let place = Connecting::new(7, 1000, original);
+        let place = new(7, original);
         assert_eq!(place.of(7), Some(original));
         assert_eq!(place.of(8), None);
         // What another socket's call has overwritten in part.
-        let other = Connecting::new(8, 1000, mk_original(2, 443));
+        let other = new(8, mk_original(2, 443));
         assert_eq!(Connecting { original: other.original, ..place }.of(7), None);
         assert_eq!(Connecting { seal: other.seal, ..place }.of(7), None);
         assert_eq!(Connecting { socket: other.socket, ..place }.of(8), None);
         assert_eq!(Connecting { socket: place.socket, ..other }.of(7), None);
-        assert!(!place.is_free(1256) && place.is_free(1257));
-        assert!(Connecting::default().is_free(0));
         let mixed = Original { port: other.original.port, ..original };
         assert_eq!(Connecting { original: mixed, ..place }.of(7), None);
     }

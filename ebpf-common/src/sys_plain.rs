@@ -5,8 +5,8 @@ use core::mem::size_of;
 use crate::COUNTERS;
 use crate::address::Address;
 use crate::maps::{
-    Client, Connecting, Event, Flow, FlowKey, GroupKey, ListenerKey, NetworkKey, Original, Pod,
-    PortChunk, PortKey, Settings,
+    Client, Connecting, Event, Flow, FlowKey, GroupKey, Lately, ListenerKey, NetworkKey, Original,
+    Pod, PortChunk, PortKey, Settings,
 };
 
 /// Values that are their bytes.
@@ -56,6 +56,7 @@ plain! {
     Flow = 56,
     Connecting = 48,
     Client = 48,
+    Lately = 64,
     Settings = 28,
     Event = 64,
 }

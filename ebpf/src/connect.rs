@@ -1,6 +1,8 @@
 //! `connect()` and `getpeername()`.
 
-use millrace_ebpf_common::{Address, Class, Connection, Direction, Flow, FlowKey, Pod, Protocol};
+use millrace_ebpf_common::{
+    Address, Class, Connection, Direction, Flow, FlowKey, Original, Pod, PodFlags, Protocol,
+};
 
 use crate::judge::{self, Judgement};
 use crate::sys_addr::{Call, Family};
@@ -11,84 +13,100 @@ pub(crate) const ALLOW: i32 = 1;
 /// The call fails with EPERM.
 pub(crate) const REFUSE: i32 = 0;
 
-/// What becomes of what the call sends; none when the pod is not enrolled, or it is neither TCP nor
-/// UDP.
+/// What becomes of what the call sends.
 #[inline(always)]
 pub(crate) fn judge<F: Family>(
     call: &Call<'_, F>,
-    protocol: Option<Protocol>,
+    pod: &Pod,
+    protocol: Protocol,
     source: Address,
-) -> Option<(&'static Pod, Judgement)> {
-    let netns = call.netns();
-    let pod = sys_maps::pod(netns)?;
+    in_pod: bool,
+) -> Judgement {
     let (uid, gid) = call.owner();
     let connection = Connection {
         direction: Direction::Outbound,
-        protocol: protocol?,
+        protocol,
         uid,
         gid,
         source,
         destination: call.address(),
         port: call.port(),
+        in_pod: in_pod.into(),
     };
     let judgement = judge::outbound(pod, &connection);
-    judge::note(netns, &connection, judgement, call.process(), 0);
-    Some((pod, judgement))
+    judge::note(call.netns(), &connection, judgement, call.process(), 0);
+    judgement
 }
 
 /// A TCP connection, or a UDP socket that gets a peer.
 #[inline(always)]
 pub(crate) fn connect<F: Family>(call: &Call<'_, F>) -> i32 {
-    let protocol = call.protocol();
-    let Some((pod, judgement)) = judge(call, protocol, call.bound()) else { return ALLOW };
-    let tcp = matches!(protocol, Some(Protocol::Tcp));
+    // Neither is TCP nor UDP.
+    let Some(protocol) = call.protocol() else { return ALLOW };
+    let Some(pod) = sys_maps::pod(call.netns()) else { return ALLOW };
+    let tcp = matches!(protocol, Protocol::Tcp);
+    let (bound, meant) = (call.bound(), call.address().destination());
+    let own = !meant.is_loopback()
+        && if tcp { call.is_own(pod, &meant, &bound) } else { pod.owns(&meant) };
+    let judgement = judge(call, pod, protocol, bound, own);
     if !judgement.is_captured() {
         // An earlier attempt of the same socket may have left something.
-        if tcp {
-            let _forgotten = sys_maps::connected(call.socket_cookie());
-        } else if call.client().is_some() {
-            call.forget();
+        if let Some(client) = call.client() {
+            if tcp {
+                client.peer = Original::NOTHING;
+            } else {
+                call.forget();
+            }
         }
-        return ALLOW;
+        return if tcp && own && pod.has(PodFlags::INBOUND) {
+            stay(call, pod, &bound)
+        } else {
+            ALLOW
+        };
     }
     if call.is_on_a_device() && !call.leave_device() {
         sys_maps::count(call.netns(), Class::Device as u8);
         return REFUSE;
     }
-    let original = call.original(judgement.port());
-    if tcp {
-        if !sys_maps::connects(call.socket_cookie(), original) {
-            sys_maps::count(call.netns(), Class::NoMemory as u8);
-            return REFUSE;
-        }
-    } else {
+    let room = !tcp || sys_maps::has_room(call.netns());
+    let Some(client) = call.client_or_new().filter(|_| room) else {
+        sys_maps::count(call.netns(), Class::NoMemory as u8);
+        return REFUSE;
+    };
+    client.peer = call.original(judgement.port(), pod.lookup);
+    client.asked.via = 0;
+    if !tcp {
+        // As with `sendto()`. Bound to localhost it would stay so when it connects to elsewhere.
+        let v4_any = bound.is_unspecified() && meant.is_v4();
+        let to = if v4_any { Address::v4(0) } else { meant.localhost() };
+        call.rewrite(&to, judgement.port());
+        return ALLOW;
+    }
+    // What goes to localhost comes from localhost, and what goes to an address of the pod comes from
+    // that address, which the socket is bound to by now.
+    if !meant.is_loopback() && !own && bound.is_unspecified() && call.bound_port() == 0 {
+        call.bind_for_elsewhere(pod, meant.is_v4());
+    }
+    call.rewrite(&meant.localhost(), judgement.port());
+    ALLOW
+}
+
+/// A TCP connection that is not captured, to an address of the pod's own: where it arrives it must be
+/// told from what others send from that address.
+#[inline(always)]
+fn stay<F: Family>(call: &Call<'_, F>, pod: &Pod, bound: &Address) -> i32 {
+    if !sys_maps::has_room(call.netns()) {
+        sys_maps::count(call.netns(), Class::NoMemory as u8);
+        return REFUSE;
+    }
+    // Of any other one it is seen by its addresses.
+    if !bound.is_unspecified() && !bound.is_loopback() && !bound.is_passthrough() {
         let Some(client) = call.client_or_new() else {
             sys_maps::count(call.netns(), Class::NoMemory as u8);
             return REFUSE;
         };
-        client.peer = original;
-        client.asked.via = 0;
+        client.peer = call.original(0, pod.lookup);
     }
-    let meant = call.address().destination();
-    // What goes to localhost comes from localhost, and what goes to an address of the pod comes
-    // from that address.
-    if !meant.is_loopback() && call.bound().is_unspecified() && call.bound_port() == 0 {
-        let source = if pod.owns(&meant) {
-            meant
-        } else if meant.is_v4() {
-            pod.source4
-        } else {
-            pod.source6
-        };
-        if !source.is_unspecified() {
-            call.bind(&source);
-        }
-    }
-    if tcp && !sys_maps::is_noted(call.socket_cookie()) {
-        sys_maps::count(call.netns(), Class::NoMemory as u8);
-        return REFUSE;
-    }
-    call.rewrite(&meant.localhost(), judgement.port());
     ALLOW
 }
 

@@ -1,17 +1,20 @@
 //! Datagrams of sockets that are not connected: DNS queries and their answers.
 
-use millrace_ebpf_common::Class;
+use millrace_ebpf_common::{Address, Class};
 
 use crate::connect::{ALLOW, REFUSE, judge};
 use crate::sys_addr::{Call, Family};
 use crate::sys_maps;
 
-/// A query on its way.
+/// A query on its way. It comes from localhost unless its socket is bound to an address: an address
+/// of the pod may be gone, and which device the message or the socket names (`IP_PKTINFO`,
+/// `IP_UNICAST_IF`) is not told here.
 #[inline(always)]
 pub(crate) fn send<F: Family>(call: &Call<'_, F>) -> i32 {
-    let source = call.message_source();
-    let Some((pod, judgement)) = judge(call, call.protocol(), source) else { return ALLOW };
+    let Some(protocol) = call.protocol() else { return ALLOW };
+    let Some(pod) = sys_maps::pod(call.netns()) else { return ALLOW };
     let meant = call.address().destination();
+    let judgement = judge(call, pod, protocol, call.message_source(), pod.owns(&meant));
     if !judgement.is_captured() {
         // What comes back from localhost is then from localhost.
         if meant.is_loopback() {
@@ -30,20 +33,17 @@ pub(crate) fn send<F: Family>(call: &Call<'_, F>) -> i32 {
         sys_maps::count(call.netns(), Class::NoMemory as u8);
         return REFUSE;
     };
-    client.asked = call.original(judgement.port());
-    if !meant.is_loopback() && source.is_unspecified() {
-        let source = if pod.owns(&meant) {
-            meant
-        } else if meant.is_v4() {
-            pod.source4
-        } else {
-            pod.source6
-        };
-        if !source.is_unspecified() {
-            call.set_message_source(&source);
-        }
-    }
-    call.rewrite(&meant.localhost(), judgement.port());
+    client.asked = call.original(judgement.port(), 0);
+    let localhost = meant.localhost();
+    let to = if call.bound().is_unspecified() {
+        call.set_message_source(&localhost);
+        // The kernel then goes to where it comes from, by `lo`, whatever device is named
+        // (`ip_route_output_key_hash_rcu()`). With IPv6 there is no such way.
+        if meant.is_v4() { Address::v4(0) } else { localhost }
+    } else {
+        localhost
+    };
+    call.rewrite(&to, judgement.port());
     ALLOW
 }
 

@@ -2,7 +2,7 @@
 //! `ebpf-common`, and acts on the verdict.
 //!
 //! ```text
-//! application: connect()  -> connect4/6    decide; CONNECTING[socket] = destination; rewrite it
+//! application: connect()  -> connect4/6    decide; note the destination in the socket; rewrite it
 //!              SYN        -> sock_ops      FLOWS[addresses] = destination, for both ends
 //! proxy:       handshake  -> sock_ops      the second end is there
 //!              getsockopt -> getsockopt    SO_ORIGINAL_DST
@@ -19,7 +19,6 @@ mod connect;
 mod datagram;
 mod judge;
 mod sys_addr;
-mod sys_connecting;
 mod sys_lookup;
 mod sys_maps;
 mod sys_msg;

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{
     bpf_get_socket_cookie, bpf_setsockopt,
 };
 use aya_ebpf::programs::SockAddrContext;
-use millrace_ebpf_common::{Address, Client, Original, Protocol};
+use millrace_ebpf_common::{Address, Client, Original, Pod, Protocol};
 
 use crate::sys_maps;
 
@@ -21,6 +21,10 @@ const TCP: u32 = 6;
 const UDP: u32 = 17;
 const MPTCP: u32 = 262;
 const SOL_SOCKET: i32 = 1;
+/// EADDRNOTAVAIL.
+const NOT_AVAILABLE: i32 = -99;
+/// EINVAL.
+const INVALID: i32 = -22;
 const SO_BINDTODEVICE: i32 = 25;
 
 /// The kernel allows the fields of a context to be read and written one word at a time.
@@ -184,23 +188,70 @@ impl<'a, F: Family> Call<'a, F> {
         read!((*self.socket()).src_port)
     }
 
-    /// Let the connection come from this address, with any port. The kernel refuses an address
-    /// that the pod has no more; the connection then comes from localhost.
+    /// Let the connection come from this address, with any port. Gives 0, or the error.
     #[inline(always)]
-    pub(crate) fn bind(&self, address: &Address) {
+    fn bind(&self, address: &Address) -> i32 {
         let Address([a, b, c, d]) = *address;
         // `struct sockaddr_in6` and `sockaddr_in`; port 0 is the kernel's choice.
-        if F::V6 {
+        let result = if F::V6 {
             let mut name: [u32; 7] = [AF_INET6.into(), 0, a, b, c, d, 0];
             let pointer: *mut sockaddr = name.as_mut_ptr().cast();
             // SAFETY: 28 bytes of a `sockaddr_in6` on the stack.
-            let _bound = unsafe { bpf_bind(self.raw(), pointer, 28) };
+            unsafe { bpf_bind(self.raw(), pointer, 28) }
         } else {
             let mut name: [u32; 4] = [AF_INET.into(), d, 0, 0];
             let pointer: *mut sockaddr = name.as_mut_ptr().cast();
             // SAFETY: 16 bytes of a `sockaddr_in` on the stack.
-            let _bound = unsafe { bpf_bind(self.raw(), pointer, 16) };
+            unsafe { bpf_bind(self.raw(), pointer, 16) }
+        };
+        result as i32
+    }
+
+    /// Let a connection to elsewhere come from the address that it would come from, as far as that is
+    /// known: that of the time when the pod was enrolled, or if the pod has it no more, which the
+    /// kernel tells, one that it has been seen to have since.
+    #[inline(always)]
+    pub(crate) fn bind_for_elsewhere(&self, pod: &Pod, v4: bool) {
+        let first = if v4 { &pod.source4 } else { &pod.source6 };
+        if !first.is_unspecified() && self.bind(first) != NOT_AVAILABLE {
+            return;
         }
+        let Some(lately) = sys_maps::lately(self.netns()) else { return };
+        let [[chosen4, chosen6], [reached4, reached6]] = [lately.chosen, lately.reached];
+        let chosen = if v4 { chosen4 } else { chosen6 };
+        let reached = if v4 { reached4 } else { reached6 };
+        if !chosen.is_unspecified() && self.bind(&chosen) != NOT_AVAILABLE {
+            return;
+        }
+        if !reached.is_unspecified() {
+            // What comes from localhost otherwise, goes there all the same.
+            let _bound = self.bind(&reached);
+        }
+    }
+
+    /// Whether the pod has this address, as the kernel knows it now: it binds no socket to another
+    /// one. A socket that was not `bound` is then bound to it, as the kernel would choose by itself.
+    /// Where the kernel does not tell, what the pod had when it was enrolled counts: of a socket of
+    /// IPv6 that has a port or of a link-local address, and of a socket that may be bound to any
+    /// address (`IP_FREEBIND`, `net.ipv4.ip_nonlocal_bind`).
+    #[inline(always)]
+    pub(crate) fn is_own(&self, pod: &Pod, address: &Address, bound: &Address) -> bool {
+        let result = self.bind(address);
+        if result == NOT_AVAILABLE {
+            return false;
+        }
+        let nobodys = if address.is_v4() { &Address::NOBODY4 } else { &Address::NOBODY6 };
+        let tells = self.bind(nobodys) == NOT_AVAILABLE;
+        // That a socket has a port is said after that an address is another's; with IPv6 before.
+        if tells && (result == 0 || (!F::V6 && result == INVALID)) {
+            if result == 0 && !bound.is_unspecified() {
+                let _again = self.bind(bound);
+            }
+            return true;
+        }
+        // The socket is as it was: bound to what it was bound to, or to no address.
+        let _again = self.bind(bound);
+        pod.owns(address)
     }
 
     /// Whether the socket is bound to a device, and not to `lo`, whose number is always 1.
@@ -277,9 +328,9 @@ impl<'a, F: Family> Call<'a, F> {
         }
     }
 
-    /// What is noted of a destination.
+    /// What is noted of a destination, in whose room.
     #[inline(always)]
-    pub(crate) fn original(&self, via: u16) -> Original {
-        Original { address: self.address(), port: self.port(), via, reserved: 0 }
+    pub(crate) fn original(&self, via: u16, holder: u32) -> Original {
+        Original { address: self.address(), port: self.port(), via, holder }
     }
 }

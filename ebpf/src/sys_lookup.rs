@@ -21,6 +21,13 @@ const TCP: u32 = 6;
 const LO: u32 = 1;
 const PASS: u32 = 1;
 const DROP: u32 = 0;
+/// The kernel does not tell where a packet arrived.
+const UNTOLD: u64 = 0;
+/// A packet arrived at `lo`.
+const AT_LO: u64 = 1;
+/// It arrived elsewhere, or at `lo` for an address of another interface: for that the kernel tells the
+/// other one (`ip_route_output_key_hash_rcu()`, `ip6_rcv_core()`).
+const ELSEWHERE: u64 = 2;
 
 macro_rules! read {
     ($place:expr) => {
@@ -43,15 +50,18 @@ fn number() -> u64 {
 /// The pod's own program.
 pub(crate) fn enter(ctx: &SkLookupContext) -> u32 {
     let (lookup, number) = (ctx.lookup, number());
-    // What arrives at `lo` has been decided on its way out, and only what was refused then matters.
-    if number & TELLS_INTERFACE != 0
-        && read!((*lookup).ingress_ifindex) == LO
-        && !sys_maps::refuses_any()
-    {
-        return PASS;
+    let mut arrived = UNTOLD;
+    if number & TELLS_INTERFACE != 0 {
+        let at_lo = read!((*lookup).ingress_ifindex) == LO;
+        // What arrives at `lo` has been decided on its way out, and only what was refused then
+        // matters.
+        if at_lo && !sys_maps::refuses_any() {
+            return PASS;
+        }
+        arrived = if at_lo { AT_LO } else { ELSEWHERE };
     }
     let Some(netns) = sys_maps::pod_of_lookup(number as u32) else { return PASS };
-    sys_maps::set_current(netns);
+    sys_maps::set_current(netns, arrived);
     sys_maps::go_on(ctx);
     // There is nothing to go on with. What is captured must not get past the proxy.
     if sys_maps::pod(netns).is_some() { DROP } else { PASS }
@@ -63,10 +73,21 @@ pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
     if read!((*lookup).protocol) != TCP {
         return PASS;
     }
-    let netns = sys_maps::current();
+    let (netns, arrived) = sys_maps::current();
     let Some(pod) = sys_maps::pod(netns) else { return PASS };
     let v4 = read!((*lookup).family) == AF_INET;
     let (source, destination) = ends(lookup, v4);
+    let port = read!((*lookup).local_port) as u16;
+    // In network order in the lower half.
+    let from = u16::from_be(read!((*lookup).remote_port) as u16);
+    // Any source can be forged. By `lo` nothing comes from outside, and the kernel lets nothing in for
+    // a loopback address; what goes to another address of the pod was noted on its way out.
+    let at_lo = arrived == AT_LO || (arrived == UNTOLD && destination.is_loopback());
+    let client = (source, from);
+    if at_lo && sys_maps::is_refused(&FlowKey::new(netns, client, (destination, port))) {
+        return DROP;
+    }
+    let in_pod = at_lo || sys_maps::is_in_pod(&FlowKey::in_pod(netns, client, (destination, port)));
     let connection = Connection {
         direction: Direction::Inbound,
         protocol: Protocol::Tcp,
@@ -74,15 +95,15 @@ pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
         gid: 0,
         source,
         destination,
-        port: read!((*lookup).local_port) as u16,
+        port,
+        in_pod: in_pod.into(),
     };
     let judgement = judge::judge(pod, &connection);
-    // In network order in the lower half.
-    let from = u16::from_be(read!((*lookup).remote_port) as u16);
     if judgement.is_of(Class::InPod) {
-        // It was noted on its way out.
-        let key = FlowKey::new(netns, (source, from), (destination, connection.port));
-        return if sys_maps::is_refused(&key) { DROP } else { PASS };
+        return PASS;
+    }
+    if !at_lo {
+        sys_maps::note_reached(netns, pod, &destination);
     }
     if !judgement.is_captured() {
         judge::note(netns, &connection, judgement, 0, from);

@@ -3,10 +3,10 @@
 use core::ffi::c_void;
 use core::ptr::{addr_of, null_mut, read_volatile};
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{
-    bpf_get_prandom_u32, bpf_jiffies64, bpf_sk_storage_delete, bpf_sk_storage_get,
+    bpf_get_prandom_u32, bpf_sk_storage_delete, bpf_sk_storage_get,
 };
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
@@ -16,11 +16,9 @@ use aya_ebpf::maps::{
 use aya_ebpf::programs::SkLookupContext;
 use millrace_ebpf_common::{
     Address, CONNECTING as PLACES, CONNECTING_TRIES, COUNTERS as CLASSES, Client, Connecting,
-    Event, Flow, FlowKey, GroupKey, ListenerKey, NetworkKey, Original, POD_ID_BITS, PORTS_IN_CHUNK,
-    Pod, PortChunk, PortKey, Sets, Settings,
+    Event, Flow, FlowKey, GroupKey, Lately, ListenerKey, NetworkKey, Original, POD_ID_BITS,
+    PORTS_IN_CHUNK, Pod, PortChunk, PortKey, Sets, Settings,
 };
-
-use crate::sys_connecting::mr_place;
 
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -36,9 +34,16 @@ static GROUPS: HashMap<GroupKey, u32> = HashMap::with_max_entries(1 << 16, BPF_F
 #[map]
 static COUNTERS: HashMap<u64, [u64; CLASSES]> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 #[map]
-static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1 << 18, BPF_F_NO_PREALLOC);
+static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
+/// How many places in FLOWS a pod can have; 0 before that is set.
 #[map]
-static CONNECTING: Array<Connecting> = Array::with_max_entries(PLACES, 0);
+static LIMITS: Array<u64> = Array::with_max_entries(1, 0);
+/// What programs of an earlier version, which these take the place of, note between two steps of a
+/// `connect()` call. Where there were none it has no room, and nothing in it.
+#[map]
+static CONNECTING: Array<Connecting> = Array::with_max_entries(1, 0);
+#[map]
+static LATELY: LruHashMap<u64, Lately> = LruHashMap::with_max_entries(4096, 0);
 /// Connections for which there was no room in FLOWS, on their way to be refused.
 #[map]
 static REFUSED: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(1024, 0);
@@ -79,20 +84,25 @@ pub(crate) fn pod_of_lookup(number: u32) -> Option<u64> {
     unsafe { LOOKUPS.get(&number) }.copied()
 }
 
-/// Note the pod for the program that goes on. Packets are received with softirqs off, so on this
-/// CPU nothing comes in between; only a question of `sock_diag(7)` can meet another pod's.
+/// Where a packet arrived: two bits, which no cookie reaches.
+const ARRIVED: u32 = 62;
+
+/// Note the pod for the program that goes on, and where the packet arrived. Packets are received with
+/// softirqs off, so on this CPU nothing comes in between; only a question of `sock_diag(7)` can meet
+/// another pod's.
 #[inline(always)]
-pub(crate) fn set_current(netns: u64) {
+pub(crate) fn set_current(netns: u64, arrived: u64) {
     if let Some(current) = CURRENT.get_ptr_mut(0) {
         // SAFETY: this CPU's own value.
-        unsafe { *current = netns }
+        unsafe { *current = netns | arrived << ARRIVED }
     }
 }
 
-/// The pod that was noted.
+/// What was noted.
 #[inline(always)]
-pub(crate) fn current() -> u64 {
-    CURRENT.get(0).copied().unwrap_or(0)
+pub(crate) fn current() -> (u64, u64) {
+    let noted = CURRENT.get(0).copied().unwrap_or(0);
+    (noted & ((1 << ARRIVED) - 1), noted >> ARRIVED)
 }
 
 /// Go on with the program for all pods; comes back only if there is none.
@@ -150,53 +160,53 @@ pub(crate) fn report(event: &Event) {
     let _lost = EVENTS.output::<Event>(event, 0);
 }
 
-/// The places that a socket may take in CONNECTING.
-#[inline(always)]
-pub(crate) fn places(socket: u64) -> impl Iterator<Item = u32> {
-    (0..CONNECTING_TRIES).map(move |n| (socket as u32).wrapping_add(n) % PLACES)
-}
-
-/// What is at a place.
-#[inline(always)]
-pub(crate) fn connecting(place: u32) -> Option<*mut Connecting> {
-    CONNECTING.get_ptr_mut(place)
-}
-
-/// Note where a socket is meant to go, for the next step of the same call. False if there is no
-/// place.
-#[inline(always)]
-pub(crate) fn connects(socket: u64, original: Original) -> bool {
-    // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_jiffies64() };
-    let Some(place) = connecting(mr_place(socket, now).wrapping_sub(1)) else { return false };
-    // SAFETY: a value of the map. Who reads what two have written at once sees that.
-    unsafe { *place = Connecting::new(socket, now, original) }
-    true
-}
-
-/// Whether it is still there: another one may have found the same place free at the same moment.
-#[inline(always)]
-pub(crate) fn is_noted(socket: u64) -> bool {
-    mr_place(socket, 0) != 0
-}
-
-/// Where a socket is meant to go. It is forgotten.
+/// Where an earlier version's programs noted that a socket is meant to go. It is forgotten.
 #[inline(always)]
 pub(crate) fn connected(socket: u64) -> Option<Original> {
-    let place = connecting(mr_place(socket, 0).wrapping_sub(1))?;
-    // SAFETY: as in `connects`.
-    unsafe {
-        let original = (*place).of(socket);
-        (*place).socket = 0;
-        original
+    for n in 0..CONNECTING_TRIES {
+        let place = CONNECTING.get_ptr_mut((socket as u32).wrapping_add(n) % PLACES)?;
+        // SAFETY: a value of the map, which others may be writing: that is seen by its seal.
+        unsafe {
+            if (*place).socket == socket {
+                let original = (*place).of(socket);
+                (*place).socket = 0;
+                return original;
+            }
+        }
     }
+    None
+}
+
+/// How many places in FLOWS a pod has: the last of its counters.
+#[inline(always)]
+fn places(netns: u64) -> Option<*mut u64> {
+    // SAFETY: the place is within the counters.
+    COUNTERS.get_ptr_mut(&netns).map(|counters| unsafe { counters.cast::<u64>().add(CLASSES - 1) })
+}
+
+/// Whether a pod can have another place in FLOWS. Several at once may each find the last one.
+#[inline(always)]
+pub(crate) fn has_room(netns: u64) -> bool {
+    let limit = LIMITS.get(0).copied().unwrap_or(0);
+    // SAFETY: a number of a map's value, which others change as well.
+    limit == 0 || places(netns).is_none_or(|places| unsafe { read_volatile(places) } < limit)
 }
 
 /// Let both ends of a connection know in FLOWS where it was meant to go.
 #[inline(always)]
 pub(crate) fn begin_flow(key: &FlowKey, socket: u64, original: Original) -> bool {
+    // What an earlier socket left.
+    end_flow(key);
     let flow = Flow { client: socket, accepted: 0, open: 1, asked: 0, original };
-    FLOWS.insert(key, &flow, BPF_ANY.into()).is_ok()
+    if !has_room(key.netns) || FLOWS.insert(key, &flow, BPF_NOEXIST.into()).is_err() {
+        return false;
+    }
+    // What an earlier version decided takes nobody's room, then as when it ends.
+    if let Some(places) = places(key.netns).filter(|_| original.holder != 0) {
+        // SAFETY: a number of a map's value.
+        unsafe { add(places, 1) }
+    }
+    true
 }
 
 /// What FLOWS says.
@@ -210,7 +220,62 @@ pub(crate) fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
 /// Nothing more is known of these addresses.
 #[inline(always)]
 pub(crate) fn end_flow(key: &FlowKey) {
-    let _gone = FLOWS.remove(key);
+    let Some(flow) = flow(key) else { return };
+    let holder = flow.original.holder;
+    // Of two at once, one removes it. What was begun before the pod was enrolled anew, and what an
+    // earlier version began, takes nobody's room.
+    if FLOWS.remove(key).is_ok() && pod(key.netns).is_some_and(|pod| pod.lookup == holder) {
+        if let Some(places) = places(key.netns) {
+            // SAFETY: a number of a map's value.
+            unsafe { add(places, -1) }
+        }
+    }
+}
+
+/// Whether a connection that arrives was noted on its way out: it goes from the pod to the pod.
+#[inline(always)]
+pub(crate) fn is_in_pod(key: &FlowKey) -> bool {
+    // SAFETY: as in `pod`.
+    unsafe { FLOWS.get(key) }.is_some()
+}
+
+/// Addresses that the kernel has lately shown to be a pod's.
+#[inline(always)]
+pub(crate) fn lately(netns: u64) -> Option<&'static mut Lately> {
+    // SAFETY: as in `pod`. Two that write at once may mix an address, which the kernel then refuses.
+    unsafe { LATELY.get_ptr_mut(&netns)?.as_mut() }
+}
+
+/// The kernel has chosen this address for a connection to elsewhere.
+#[inline(always)]
+pub(crate) fn note_chosen(netns: u64, pod: &Pod, address: &Address) {
+    if let Some((at, lately)) = to_note(netns, pod, address) {
+        lately.chosen[at] = *address;
+    }
+}
+
+/// A connection from elsewhere has gone to this address.
+#[inline(always)]
+pub(crate) fn note_reached(netns: u64, pod: &Pod, address: &Address) {
+    if let Some((at, lately)) = to_note(netns, pod, address) {
+        lately.reached[at] = *address;
+    }
+}
+
+/// Where an address of the pod is noted, if it is another one than when the pod was enrolled and good
+/// for elsewhere.
+#[inline(always)]
+fn to_note(netns: u64, pod: &Pod, address: &Address) -> Option<(usize, &'static mut Lately)> {
+    let (at, known) = if address.is_v4() { (0, &pod.source4) } else { (1, &pod.source6) };
+    if address.equals(known) || address.is_loopback() || address.is_link_local() {
+        return None;
+    }
+    if lately(netns).is_none() {
+        let none = Address([0; 4]);
+        let nothing = Lately { chosen: [none; 2], reached: [none; 2] };
+        let _there = LATELY.insert(&netns, &nothing, BPF_NOEXIST.into());
+    }
+    Some((at, lately(netns)?))
 }
 
 /// One of a connection's sockets is open, which is the second one.

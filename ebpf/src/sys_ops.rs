@@ -11,7 +11,9 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::programs::SockOpsContext;
-use millrace_ebpf_common::{Address, Class, Flow, FlowKey, LISTENER_PLACES, ListenerKey};
+use millrace_ebpf_common::{
+    Address, Class, Flow, FlowKey, LISTENER_PLACES, ListenerKey, Original, PodFlags,
+};
 
 use crate::sys_maps::{self, ENDS, LISTENERS};
 
@@ -52,12 +54,18 @@ fn connection(ctx: &SockOpsContext, op: u32) {
     let (local, remote) = ends(ctx);
     let accepted = op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB;
     let ended = op == BPF_SOCK_OPS_STATE_CB;
-    if !accepted && remote.0.is_loopback() {
-        let key = FlowKey::new(netns(ctx), local, remote);
-        let own = cookie(ctx);
-        if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
-            return begun(ctx, &key, own);
+    let netns = netns(ctx);
+    let own = cookie(ctx);
+    if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        if remote.0.is_loopback() {
+            begun(ctx, &FlowKey::new(netns, local, remote), own);
+        } else {
+            departs(ctx, netns, (local, remote), own);
         }
+        return;
+    }
+    if !accepted && remote.0.is_loopback() {
+        let key = FlowKey::new(netns, local, remote);
         if ended {
             sys_maps::refused(&key);
         }
@@ -72,18 +80,25 @@ fn connection(ctx: &SockOpsContext, op: u32) {
         }
     }
     if (accepted || ended) && local.0.is_loopback() {
-        let key = FlowKey::new(netns(ctx), remote, local);
-        let Some(flow) = sys_maps::flow(&key) else { return };
-        let own = cookie(ctx);
+        let key = FlowKey::new(netns, remote, local);
+        let flow = sys_maps::flow(&key);
         if accepted {
+            let Some(flow) = flow else { return };
             watch(ctx);
             sys_maps::join_flow(flow, own);
             if sys_maps::accelerates() {
                 join(ctx, &mirrored(&key));
             }
-        } else if flow.accepted == own {
+        } else if let Some(flow) = flow.filter(|flow| flow.accepted == own) {
             closed(ctx, flow);
             sys_maps::leave_flow(&key, flow);
+            return;
+        }
+    }
+    if ended && !remote.0.is_loopback() {
+        let key = FlowKey::in_pod(netns, local, remote);
+        if sys_maps::flow(&key).is_some_and(|flow| flow.client == own) {
+            sys_maps::end_flow(&key);
         }
     }
 }
@@ -133,7 +148,7 @@ fn ends(ctx: &SockOpsContext) -> ((Address, u16), (Address, u16)) {
 #[inline(always)]
 fn begun(ctx: &SockOpsContext, key: &FlowKey, own: u64) {
     sys_maps::refused(key);
-    match sys_maps::connected(own) {
+    match meant(ctx).or_else(|| sys_maps::connected(own)) {
         Some(original) if original.via == key.proxy_port => {
             watch(ctx);
             if !sys_maps::begin_flow(key, own, original) {
@@ -144,6 +159,47 @@ fn begun(ctx: &SockOpsContext, key: &FlowKey, own: u64) {
         }
         // Not captured: what an earlier socket left must not answer for this one.
         _ => sys_maps::end_flow(key),
+    }
+}
+
+/// Where the socket that begins a connection is meant to go; none if it was not noted.
+#[inline(always)]
+fn meant(ctx: &SockOpsContext) -> Option<Original> {
+    let socket = socket(ctx);
+    if socket.is_null() {
+        return None;
+    }
+    // SAFETY: the hook's own socket.
+    let client = unsafe { sys_maps::client(socket) }?;
+    if client.peer.holder == 0 { None } else { Some(client.peer) }
+}
+
+/// A connection begins that is not captured, and not to localhost. If it goes to an address of the
+/// pod's own it is noted, so that where it arrives it is known; else the kernel has shown which
+/// address it chooses.
+#[inline(always)]
+fn departs(
+    ctx: &SockOpsContext,
+    netns: u64,
+    (local, remote): ((Address, u16), (Address, u16)),
+    own: u64,
+) {
+    let Some(pod) = sys_maps::pod(netns) else { return };
+    let stays = local.0.equals(&remote.0)
+        || local.0.is_loopback()
+        || local.0.is_passthrough()
+        || meant(ctx).is_some_and(|noted| noted.via == 0);
+    if !stays {
+        return sys_maps::note_chosen(netns, pod, &local.0);
+    }
+    if pod.has(PodFlags::INBOUND) {
+        watch(ctx);
+        let (address, port) = remote;
+        let noted = Original { address, port, via: 0, holder: pod.lookup };
+        if !sys_maps::begin_flow(&FlowKey::in_pod(netns, local, remote), own, noted) {
+            // Where it arrives it is taken for one from elsewhere.
+            sys_maps::count(netns, Class::NoMemory as u8);
+        }
     }
 }
 

@@ -99,7 +99,7 @@ fn connected(ctx: &SockoptContext, socket: *mut bpf_sock) -> Option<Original> {
         }
     }
     sys_maps::pod(netns)?;
-    Some(Original { address, port, via: 0, reserved: 0 })
+    Some(Original { address, port, via: 0, holder: 0 })
 }
 
 /// Answer with a `sockaddr_in` or `sockaddr_in6`. Too short a buffer keeps the kernel's answer.

@@ -154,7 +154,7 @@ pub fn tables(namespace: &Namespace) -> Result<Vec<SourceTable>> {
         let entry = node.entry(&target)?.context("the pod is enrolled")?;
         let policy = read(&entry, &native::DIALECT)?;
         let listening = node.listening(&target, entry.pod.inbound_port)?;
-        Ok(of_ebpf(&policy, &entry.own(), &Groups::new(), listening))
+        Ok(of_ebpf(&policy, &Groups::new(), listening))
     })?
 }
 

@@ -56,6 +56,37 @@ pub fn become_real_user(uid: u32) -> io::Result<()> {
         .map(drop)
 }
 
+/// Let what a socket of IPv4 sends leave by a device (`IP_UNICAST_IF`).
+///
+/// # Errors
+/// When there is no such device.
+pub fn prefer_device(socket: BorrowedFd<'_>, device: u32) -> io::Result<()> {
+    let value = device.to_be();
+    let length = libc::socklen_t::try_from(size_of::<u32>()).map_err(io::Error::other)?;
+    let (level, option) = (libc::IPPROTO_IP, libc::IP_UNICAST_IF);
+    // SAFETY: the option's value is these 4 bytes, which is what is told.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length)
+    };
+    checked(result.into()).map(drop)
+}
+
+/// Let the calling thread alone be nobody but this user, in no group but its own, for good: without
+/// any capability.
+///
+/// # Errors
+/// When it is not permitted.
+pub fn become_user(id: u32) -> io::Result<()> {
+    let id = libc::c_long::from(id);
+    // SAFETY: integers, and no list of groups, whose length is 0.
+    unsafe {
+        checked(libc::syscall(libc::SYS_setgroups, 0_u64, std::ptr::null::<u32>()))?;
+        checked(libc::syscall(libc::SYS_setresgid, id, id, id))?;
+        checked(libc::syscall(libc::SYS_setresuid, id, id, id))?;
+    }
+    drop_capabilities()
+}
+
 /// `struct __user_cap_header_struct` of linux/capability.h.
 #[repr(C)]
 struct Header {

@@ -114,7 +114,12 @@ fn decisions_are_counted() -> Result<()> {
     connect(&topology, true, "10.70.0.2:8080")?;
     connect(&topology, true, "10.70.0.2:15008")?;
     let said = millrace_in_pod(&topology, &status, 0)?;
-    ensure!(said == "captured: by eBPF\nnetwork 3\ntunnel 1\ninbound 1\n", "{said}");
+    // The proxy closes its ends on its own time.
+    ensure!(
+        said.starts_with("captured: by eBPF\nconnections ")
+            && said.ends_with(" of 625\nnetwork 3\ntunnel 1\ninbound 1\n"),
+        "{said}"
+    );
     let said = millrace_in_pod(&topology, &["node-bpf", "status", "--bpffs", FOLDER], 0)?;
     ensure!(
         said.starts_with("loaded: 10 programs attached\n1 pods, 0 programs for more\npod "),

@@ -1,16 +1,22 @@
 //! What sockets see of eBPF capture: the application the peer that it asked for, the proxy the
 //! application and where it meant to go.
 
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::io::IoSlice;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use millrace_tests::ebpf::{Cgroup, captured, enrol, load};
+use millrace_tests::capture::millrace_in_pod;
+use millrace_tests::ebpf::{Cgroup, FOLDER, captured, enrol, load};
 use millrace_tests::process::{Listeners, dial};
+use millrace_tests::sys_calls::prefer_device;
 use millrace_tests::topology::Spot::{Dns, Localhost, OtherDns, Peer, Pod, Service};
 use millrace_tests::topology::{APP, Family, Layout, PROXY, ROOT, Stack, Topology};
 use millrace_tests::wire::{Answer, Dial, Failure, Identity, Listen, Outcome, Proto, Serve};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::libc;
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -83,8 +89,7 @@ fn a_network_around_ipv4() -> Result<()> {
 /// Verify that a non-blocking `connect()` sees the same peer before the connection is there.
 #[test]
 fn the_peer_is_known_at_once() -> Result<()> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
-    use std::os::fd::AsRawFd as _;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, connect, socket};
     let (_cgroup, topology) = captured(&[])?;
     let to = Service.at(Family::V4, 443)?;
     topology.pod.enter(|| -> Result<()> {
@@ -137,7 +142,7 @@ fn queries() -> Result<()> {
             for to in servers {
                 let (answer, from) = query(&socket, Some(to))?;
                 ensure!(answer.port == 15053 && from == to, "{to}: {answer:?} from {from}");
-                ensure!(answer.peer.ip() == Pod.at(family, 0)?.ip(), "{to}: {answer:?}");
+                ensure!(answer.peer.ip() == Localhost.at(family, 0)?.ip(), "{to}: {answer:?}");
             }
             for to in servers {
                 socket.connect(to)?;
@@ -157,12 +162,101 @@ fn queries() -> Result<()> {
     topology.pod.enter(|| socket_of_both(to))?
 }
 
+/// Verify that a query by IPv4 whose message (`IP_PKTINFO`) or socket (`IP_UNICAST_IF`) names the device
+/// by which it is to leave reaches the proxy as any other one does, also when it names its source.
+#[test]
+fn queries_that_name_a_device() -> Result<()> {
+    let (_cgroup, topology) = captured(&["--dns", "all"])?;
+    let to = Dns.at(Family::V4, 53)?;
+    topology.pod.enter(|| -> Result<()> {
+        let device = if_nametoindex("eth0")?;
+        for source in [Ipv4Addr::UNSPECIFIED, "10.70.0.2".parse()?] {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            let address = |ip: Ipv4Addr| libc::in_addr { s_addr: u32::from_ne_bytes(ip.octets()) };
+            let info = libc::in_pktinfo {
+                ipi_ifindex: device.cast_signed(),
+                ipi_spec_dst: address(source),
+                ipi_addr: address(Ipv4Addr::UNSPECIFIED),
+            };
+            let (data, info) = ([IoSlice::new(b"who")], [ControlMessage::Ipv4PacketInfo(&info)]);
+            let name = SockaddrStorage::from(to);
+            sendmsg(socket.as_raw_fd(), &data, &info, MsgFlags::empty(), Some(&name))?;
+            answered(&socket, to).with_context(|| format!("a message, from {source}"))?;
+        }
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        prefer_device(socket.as_fd(), device)?;
+        socket.send_to(b"who", to)?;
+        answered(&socket, to).context("a socket")
+    })?
+}
+
+/// Whether the proxy answers a query, as the server that was asked.
+fn answered(socket: &UdpSocket, to: SocketAddr) -> Result<()> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut buffer = [0; 2048];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    let answer: Answer = serde_json::from_slice(buffer.get(..length).context("a length")?)?;
+    ensure!(answer.port == 15053 && from == to, "{answer:?} from {from}");
+    Ok(())
+}
+
+/// Verify that an address that the pod gets after it was enrolled is one of its own as any other one:
+/// what goes there stays in the pod, what comes there is the proxy's; and that calls to elsewhere
+/// come from it once the pod has no other. And that a pod may have any number of them.
+#[test]
+fn addresses_that_come_later() -> Result<()> {
+    let (_cgroup, topology) = captured(&[])?;
+    topology.outside.ip("addr add 10.99.0.1/24 dev eth0\naddr add fd99::1/64 dev eth0 nodad\n")?;
+    topology.pod.ip("addr add 10.99.0.5/24 dev eth0\naddr add fd99::5/64 dev eth0 nodad\n")?;
+    let timeout_ms = 10_000;
+    let (proto, transparent_mark, from_port) = (Proto::Tcp, None, None);
+    let ask = |namespace, identity, from: Option<&str>, to: SocketAddr| -> Result<Answer> {
+        let from = from.map(str::parse).transpose()?;
+        let request = Dial { identity, proto, from, from_port, transparent_mark, to, timeout_ms };
+        match dial(namespace, &request)? {
+            Outcome::Answered { answer, .. } => Ok(answer),
+            other => bail!("{to}, from {from:?} as {identity:?}: {other}"),
+        }
+    };
+    let (pod, outside) = (&topology.pod, &topology.outside);
+    let later: [SocketAddr; 2] = ["10.99.0.5:8080".parse()?, "[fd99::5]:8080".parse()?];
+    for to in later {
+        let (own, passthrough) =
+            if to.is_ipv4() { ("10.70.0.2", "127.0.0.6") } else { ("fd70::2", "::6") };
+        // Of a socket of IPv6 that has a port the kernel does not tell.
+        let bound = Some(own).filter(|_| to.is_ipv4());
+        for (identity, from) in [(APP, None), (APP, bound), (PROXY, Some(passthrough))] {
+            let answer = ask(pod, identity, from, to)?;
+            ensure!(answer.name == "app", "{identity:?} from {from:?}: {answer:?}");
+        }
+        let answer = ask(pod, PROXY, None, to)?;
+        ensure!(answer.name == "proxy" && answer.original == Some(to), "{answer:?}");
+        let answer = ask(outside, ROOT, None, to)?;
+        ensure!(answer.name == "proxy" && answer.original == Some(to), "{answer:?}");
+    }
+    let status = ["status", "--backend", "ebpf", "--bpffs", FOLDER];
+    millrace_in_pod(&topology, &status, 0)?;
+    topology.pod.ip("addr del 10.70.0.2/24 dev eth0\naddr del fd70::2/64 dev eth0\n\
+         route replace default via 10.99.0.1\nroute replace default via fd99::1\n")?;
+    for (family, own) in [(Family::V4, later[0].ip()), (Family::V6, later[1].ip())] {
+        let to = Service.at(family, 80)?;
+        let answer = ask(pod, APP, None, to)?;
+        ensure!(answer.name == "proxy" && answer.original == Some(to), "{answer:?}");
+        ensure!(answer.peer.ip() == own, "it comes from {}", answer.peer);
+    }
+    let many: String = (1..=40).map(|n| format!("addr add 10.98.0.{n}/32 dev eth0\n")).collect();
+    topology.pod.ip(&many)?;
+    enrol(&topology, &["--exclude-outbound-ports", "443"])?;
+    let answer = ask(pod, APP, None, "10.98.0.40:8080".parse()?)?;
+    ensure!(answer.name == "app", "{answer:?}");
+    Ok(())
+}
+
 /// Verify that a socket that is bound to a device reaches the proxy as well, and that a query of
 /// such a socket, which may need its device for other datagrams, is refused.
 #[test]
 fn sockets_bound_to_a_device() -> Result<()> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
-    use std::os::fd::AsRawFd as _;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, connect, socket};
     let (_cgroup, topology) = captured(&["--dns", "all"])?;
     for family in [Family::V4, Family::V6] {
         let to = Service.at(family, 80)?;
@@ -264,10 +358,7 @@ fn several_listeners() -> Result<()> {
     topology.stop_listeners();
     load(&topology.pod)?;
     let listener = || -> Result<TcpListener> {
-        use nix::sys::socket::{
-            AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, socket,
-        };
-        use std::os::fd::AsRawFd as _;
+        use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, bind, listen, socket};
         let fd = socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&fd, sockopt::ReusePort, &true)?;
         setsockopt(&fd, sockopt::ReuseAddr, &true)?;

@@ -20,7 +20,8 @@ pub struct Entry {
     pub groups: BTreeSet<u32>,
 }
 
-/// A pod's addresses.
+/// A pod's addresses, as they are when it is enrolled. What they are later, the kernel tells the
+/// programs; these are for where it does not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Addresses {
     /// All of them; those that are loopback by nature need not be there.
@@ -94,9 +95,6 @@ pub enum IdError {
         /// The id.
         id: u32,
     },
-    /// Too many addresses.
-    #[error("the pod has {0} addresses; with eBPF capture it can have {MAX_ADDRESSES}")]
-    Addresses(usize),
 }
 
 /// An address as the programs know it.
@@ -111,7 +109,7 @@ impl Entry {
     /// The same for a pod with these addresses, whose ids are mapped like this.
     ///
     /// # Errors
-    /// When it has too many, or an id is nobody's.
+    /// When an id is nobody's.
     pub fn for_pod(
         mut self,
         addresses: &Addresses,
@@ -129,9 +127,9 @@ impl Entry {
                 own.push(address);
             }
         }
-        if own.len() > MAX_ADDRESSES {
-            return Err(IdError::Addresses(own.len()));
-        }
+        // Of those of a link the kernel tells least.
+        own.sort_by_key(|address| !address.is_link_local());
+        own.truncate(MAX_ADDRESSES);
         self.pod.own_count = u32::try_from(own.len()).unwrap_or(0);
         for (place, address) in self.pod.own.iter_mut().zip(own) {
             *place = address;
@@ -169,17 +167,6 @@ impl Entry {
         }
         self.groups = self.groups.iter().map(|gid| group(*gid)).collect::<Result<_, _>>()?;
         Ok(self)
-    }
-
-    /// The pod's own addresses, as the programs know them.
-    pub fn own(&self) -> Vec<IpAddr> {
-        let count = usize::try_from(self.pod.own_count).unwrap_or(0);
-        self.pod
-            .own
-            .iter()
-            .take(count)
-            .map(|own| IpAddr::from(own.octets()).to_canonical())
-            .collect()
     }
 }
 

@@ -29,9 +29,13 @@ impl Sets for Entry {
     }
 }
 
-/// What the programs decide about a connection, for its first packet; none about what they don't
-/// look at.
-pub fn judge(entry: &Entry, question: &sim::Question) -> Option<Verdict> {
+/// What the programs decide about a connection in a pod that is this namespace, for its first packet;
+/// none about what they don't look at.
+pub fn judge(
+    entry: &Entry,
+    namespace: &sim::Namespace,
+    question: &sim::Question,
+) -> Option<Verdict> {
     let protocol = match question.protocol {
         sim::Protocol::TCP => Protocol::Tcp,
         sim::Protocol::UDP => Protocol::Udp,
@@ -51,6 +55,7 @@ pub fn judge(entry: &Entry, question: &sim::Question) -> Option<Verdict> {
         source: address(question.source.unwrap_or(any)),
         destination: address(question.destination),
         port: question.port,
+        in_pod: namespace.keeps(question).into(),
     };
     Some(decide(&entry.pod, entry, &connection))
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::question::Identity;
+use super::question::{Direction, Identity, Question};
 use super::ranges::{Ranges, number};
 use crate::policy::CapturePolicy;
 use crate::ruleset::{Masked, Routing};
@@ -178,6 +178,18 @@ impl Namespace {
     /// Its own addresses.
     pub const fn local(&self, family: Family) -> &Ranges {
         &self.local[index(family)]
+    }
+
+    /// Whether a connection stays here: it goes to an address of the namespace's own, or arrives at
+    /// `lo`.
+    pub fn keeps(&self, question: &Question) -> bool {
+        match question.direction {
+            Direction::Out => {
+                let destination = question.destination;
+                self.local(Family::of(destination)).contains(number(destination))
+            }
+            Direction::In => question.interface.as_deref() == Some(LOOPBACK),
+        }
     }
 
     /// Marks with which packets of a family are delivered here.

@@ -56,7 +56,7 @@ const SOCK_OPS: (ProgramType, &str) = (ProgramType::SockOps, "sock_ops");
 const SOCKOPT: (ProgramType, &str) = (ProgramType::CgroupSockopt, "sockopt");
 const LOOKUP: (ProgramType, &str) = (ProgramType::SkLookup, "sk_lookup");
 
-const HELPERS: [Helper; 11] = [
+const HELPERS: [Helper; 10] = [
     (
         "bpf_get_netns_cookie, by which pods are told apart",
         BpfHelper::BPF_FUNC_get_netns_cookie,
@@ -75,7 +75,6 @@ const HELPERS: [Helper; 11] = [
         &[SOCK_OPS],
         "4.16",
     ),
-    ("bpf_jiffies64, for the time", BpfHelper::BPF_FUNC_jiffies64, &[SOCK_ADDR], "5.6"),
     ("bpf_get_socket_cookie", BpfHelper::BPF_FUNC_get_socket_cookie, &[SOCK_ADDR, SOCK_OPS], "5.9"),
     (
         "bpf_get_current_uid_gid, which tells the proxy from the application",
@@ -83,7 +82,12 @@ const HELPERS: [Helper; 11] = [
         &[SOCK_ADDR],
         "4.17",
     ),
-    ("bpf_bind, which keeps source addresses", BpfHelper::BPF_FUNC_bind, &[SOCK_ADDR], "4.17"),
+    (
+        "bpf_bind, which keeps source addresses and tells the pod's own",
+        BpfHelper::BPF_FUNC_bind,
+        &[SOCK_ADDR],
+        "4.17",
+    ),
     (
         "bpf_setsockopt, which frees connections of devices",
         BpfHelper::BPF_FUNC_setsockopt,
@@ -109,7 +113,7 @@ const HELPERS: [Helper; 11] = [
 const MAPS: [(&str, MapType, &str); 9] = [
     ("hash, for pods and connections", MapType::Hash, "3.19"),
     ("array, for settings", MapType::Array, "3.19"),
-    ("LRU hash, for connections to refuse", MapType::LruHash, "4.10"),
+    ("LRU hash, for connections to refuse and addresses", MapType::LruHash, "4.10"),
     ("per-CPU array", MapType::PerCpuArray, "4.6"),
     ("LPM trie, for networks", MapType::LpmTrie, "4.11"),
     ("program array", MapType::ProgramArray, "4.2"),

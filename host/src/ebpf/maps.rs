@@ -7,7 +7,7 @@ use std::path::Path;
 
 use millrace_ebpf_common::{
     COUNTERS, Flow, FlowKey, GroupKey, ListenerKey, NetworkKey, Plain, Pod, PortChunk, PortKey,
-    Settings,
+    SHARES, Settings,
 };
 use nix::errno::Errno;
 
@@ -124,7 +124,7 @@ pub(super) struct Maps {
 type Counters = [u64; COUNTERS];
 
 /// All maps of the object by name; what they hold is kept over an upgrade.
-pub(super) const NAMES: [&str; 18] = [
+pub(super) const NAMES: [&str; 20] = [
     "SETTINGS",
     "PODS",
     "NETWORKS",
@@ -132,6 +132,8 @@ pub(super) const NAMES: [&str; 18] = [
     "GROUPS",
     "COUNTERS",
     "FLOWS",
+    "LIMITS",
+    "LATELY",
     "CONNECTING",
     "REFUSED",
     "REFUSES",
@@ -159,6 +161,17 @@ impl Maps {
             counters: Map::open(folder, "COUNTERS")?,
             listeners: open(folder, "LISTENERS")?,
         })
+    }
+
+    /// How many places in FLOWS a pod can have: a share of those that there are.
+    pub(super) fn share(&self) -> Result<u64, EbpfError> {
+        let info = sys_bpf::map_info(self.flows.fd()).map_err(|e| self.flows.failed(e))?;
+        Ok((info.max_entries / SHARES).max(1).into())
+    }
+
+    /// Let the programs know that share.
+    pub(super) fn limit(&self, folder: &Path) -> Result<(), EbpfError> {
+        Map::<u32, u64>::open(folder, "LIMITS")?.set(&0, &self.share()?)
     }
 
     /// A pod's policy, if it is enrolled.

@@ -66,7 +66,8 @@ pub struct Options {
     pub max_pods: u32,
     /// How many networks all pods may name together. Kept likewise.
     pub max_networks: u32,
-    /// How many captured outbound TCP connections there may be. Kept likewise.
+    /// How many connections may be known: captured outbound ones of TCP, and those of pods to
+    /// themselves. A pod can have a share of it. Kept likewise.
     pub max_connections: u32,
     /// For how many pods to come programs are loaded in advance.
     pub spares: u32,
@@ -211,6 +212,7 @@ impl Node {
             ..settings
         };
         node.maps.settings.set(&0, &settings)?;
+        node.maps.limit(&maps)?;
         let program = accept(INBOUND, object.program_mut(INBOUND))?;
         let number = program.as_fd().as_raw_fd().cast_unsigned();
         let programs = pinned(&maps.join("INBOUND"))?;
@@ -365,7 +367,7 @@ impl Node {
             accelerated: settings.accelerate != 0,
             sample: settings.sample,
             faults: self.faults()?,
-            connections: self.maps.flows.keys()?.len(),
+            connections: self.maps.flows.keys()?.iter().filter(|key| key.is_captured()).count(),
             spares: self.count_spares()?,
             ..State::default()
         };

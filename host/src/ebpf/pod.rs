@@ -41,6 +41,8 @@ pub struct Found {
     pub known: bool,
     /// How often each class of verdict was given.
     pub counters: Vec<(Class, u64)>,
+    /// How many connections of it are known, and how many there may be.
+    pub connections: (u64, u64),
 }
 
 impl Found {
@@ -102,7 +104,11 @@ impl Node {
         };
         if let Some(old) = before {
             (pod.id, pod.lookup) = (old.id, old.lookup);
-            if pod == old && linked.is_some() {
+            if with_addresses_of(&old, pod) == old && linked.is_some() {
+                // What the kernel tells as well is brought up to date by the way.
+                if pod != old {
+                    self.maps.pods.set(&cookie, &pod)?;
+                }
                 self.maps.start_counters(cookie)?;
                 self.adopt_listener(cookie, &pod)?;
                 return Ok(Enrolled::Unchanged);
@@ -218,7 +224,8 @@ impl Node {
     /// When the maps can't be read.
     pub fn pod(&self, cookie: u64) -> Result<Option<Found>, EbpfError> {
         let Some(pod) = self.maps.policy(cookie)? else { return Ok(None) };
-        let counts = self.maps.counters(cookie)?.into_iter().flatten();
+        let counts = self.maps.counters(cookie)?.unwrap_or_default();
+        let [.., connections] = counts;
         let counters = Class::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0);
         Ok(Some(Found {
             cookie,
@@ -226,6 +233,7 @@ impl Node {
             netns: self.netns_of(cookie),
             known: self.finds(cookie, &pod)?,
             counters: counters.collect(),
+            connections: (connections, self.maps.share()?),
         }))
     }
 
@@ -253,13 +261,15 @@ impl Node {
         })
     }
 
-    /// Whether a pod's entry is as wanted, but for its id.
+    /// Whether a pod's entry is as wanted, but for its id, and for addresses that it has had: the
+    /// kernel tells the programs which it has.
     ///
     /// # Errors
     /// When the maps can't be read.
     pub fn holds(&self, cookie: u64, entry: &Entry) -> Result<bool, EbpfError> {
         let Some(pod) = self.maps.policy(cookie)? else { return Ok(false) };
-        Ok(pod == Pod { digest: digest(entry), id: pod.id, lookup: pod.lookup, ..entry.pod })
+        let wanted = Pod { digest: digest(entry), id: pod.id, lookup: pod.lookup, ..entry.pod };
+        Ok(pod == with_addresses_of(&pod, wanted))
     }
 
     /// Everything but the link and the entry itself: nothing of it has an effect yet.
@@ -386,6 +396,12 @@ impl Node {
     fn is_linked(&self, cookie: u64) -> bool {
         self.netns_of(cookie).is_some()
     }
+}
+
+/// An entry with the addresses of another one.
+const fn with_addresses_of(other: &Pod, pod: Pod) -> Pod {
+    let Pod { own_count, own, source4, source6, .. } = *other;
+    Pod { own_count, own, source4, source6, ..pod }
 }
 
 /// By which a policy's networks, ports and groups are known.

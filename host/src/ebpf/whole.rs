@@ -19,6 +19,10 @@ use super::sys_bpf;
 /// The kernel keeps so much of a name (`BPF_OBJ_NAME_LEN`, without the zero at its end).
 const KEPT: usize = 15;
 
+/// Maps that earlier versions have not, and in whose place loading may put new ones: it sets the one,
+/// and the programs fill the other.
+const RENEWED: [&str; 2] = ["LIMITS", "LATELY"];
+
 /// What is wrong with the node's programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
@@ -47,9 +51,10 @@ impl Faults {
 pub(super) fn lost(folder: &Path) -> Vec<&'static str> {
     let is_there = |path: &Path| fs::symlink_metadata(path).is_ok();
     let gone = |name: &&str| !is_there(&folder.join("maps").join(name));
-    let lost: Vec<&str> = NAMES.into_iter().filter(gone).collect();
+    let wanted = || NAMES.into_iter().filter(|name| !RENEWED.contains(name));
+    let lost: Vec<&str> = wanted().filter(gone).collect();
     let attached = || PROGRAMS.iter().any(|(name, ..)| is_there(&folder.join("links").join(name)));
-    if lost.len() == NAMES.len() && !attached() { Vec::new() } else { lost }
+    if lost.len() == wanted().count() && !attached() { Vec::new() } else { lost }
 }
 
 /// Pin what is lost again, as far as attached programs still have it. The names of those maps.

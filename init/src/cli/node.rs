@@ -117,8 +117,8 @@ pub(super) fn node_bpf_command() -> Command {
         .arg(number("max-networks", "1048576", "How many networks all pods can name together"))
         .arg(number(
             "max-connections",
-            "262144",
-            "How many captured outbound TCP connections there can be",
+            "1048576",
+            "How many outbound TCP connections can be known; a pod can have a sixteenth of them",
         ))
         .arg(
             number("spares", "256", "For how many pods to come programs are loaded in advance")

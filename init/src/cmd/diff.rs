@@ -9,10 +9,8 @@ use crate::cli::own::Diff;
 use crate::exit::Exit;
 
 pub(crate) fn diff(diff: &Diff) -> Result<Exit> {
-    let mut before = rules::of_word(&diff.before, &diff.sources)?;
-    let mut after = rules::of_word(&diff.after, &diff.sources)?;
-    before.put_into(&after)?;
-    after.put_into(&before)?;
+    let before = rules::of_word(&diff.before, &diff.sources)?;
+    let after = rules::of_word(&diff.after, &diff.sources)?;
     // What is compared is rules: a namespace's interfaces and routes hold for both sides.
     let (first, second) = match (before.live, after.live) {
         (false, true) => {

@@ -208,17 +208,21 @@ pub(super) fn status(
 /// A pod and its counters.
 pub(super) fn pod_json(found: &Found) -> Value {
     let counters = found.counters.iter().map(|(c, n)| (c.as_str().to_owned(), json!(n)));
+    let (connections, most) = found.connections;
     json!({
         "cookie": found.cookie,
         "netns": found.netns,
         "fault": found.fault(),
+        "connections": connections,
+        "maxConnections": most,
         "counters": Value::Object(counters.collect()),
     })
 }
 
-/// How often each verdict was given, one in each line.
+/// How much room the pod takes, and how often each verdict was given, one in each line.
 pub(super) fn counters_text(found: &Found, indent: &str) -> String {
-    let mut text = String::new();
+    let (connections, most) = found.connections;
+    let mut text = format!("{indent}connections {connections} of {most}\n");
     for (class, count) in &found.counters {
         text.extend([indent, class.as_str(), " ", &count.to_string(), "\n"]);
     }

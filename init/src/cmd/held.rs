@@ -1,11 +1,10 @@
 //! What eBPF does in a pod: read back from the maps, or compiled from a configuration.
 
-use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use millrace_core::dialect::native;
-use millrace_core::ebpf::{Addresses, Entry, IdMap, compile, read};
+use millrace_core::ebpf::{Entry, compile, read};
 use millrace_core::plan::Groups;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::sim::{Listening, SourceTable, of_ebpf};
@@ -17,31 +16,19 @@ pub(super) struct Held {
     pub(super) entry: Entry,
     pub(super) policy: CapturePolicy,
     pub(super) tables: Vec<SourceTable>,
-    groups: Groups,
 }
 
 impl Held {
-    /// Of a policy, in a pod with these addresses.
-    pub(super) fn of_policy(
-        policy: CapturePolicy,
-        groups: &Groups,
-        addresses: &[IpAddr],
-    ) -> Result<Self> {
-        let own = Addresses { own: addresses.to_vec(), sources: addresses.to_vec() };
-        let ids = IdMap::identity();
-        let entry = compile(&policy, groups)?.for_pod(&own, &ids, &ids)?;
-        let tables = of_ebpf(&policy, &entry.own(), groups, Listening::ALL);
-        Ok(Self { entry, policy, tables, groups: groups.clone() })
-    }
-
-    /// The same policy in a pod with these addresses.
-    pub(super) fn at(&self, addresses: &[IpAddr]) -> Result<Self> {
-        Self::of_policy(self.policy.clone(), &self.groups, addresses)
+    /// Of a policy.
+    pub(super) fn of_policy(policy: CapturePolicy, groups: &Groups) -> Result<Self> {
+        let entry = compile(&policy, groups)?;
+        let tables = of_ebpf(&policy, groups, Listening::ALL);
+        Ok(Self { entry, policy, tables })
     }
 
     /// The same when the proxy listens.
     pub(super) fn listening(self) -> Self {
-        let tables = of_ebpf(&self.policy, &self.entry.own(), &self.groups, Listening::ALL);
+        let tables = of_ebpf(&self.policy, &Groups::new(), Listening::ALL);
         Self { tables, ..self }
     }
 
@@ -57,8 +44,7 @@ impl Held {
         let found = found().context("whether eBPF captures here can't be seen")?;
         let Some((entry, listening)) = found else { return Ok(None) };
         let policy = read(&entry, &native::DIALECT)?;
-        let groups = Groups::new();
-        let tables = of_ebpf(&policy, &entry.own(), &groups, listening);
-        Ok(Some(Self { entry, policy, tables, groups }))
+        let tables = of_ebpf(&policy, &Groups::new(), listening);
+        Ok(Some(Self { entry, policy, tables }))
     }
 }

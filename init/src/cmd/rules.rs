@@ -55,21 +55,6 @@ impl Rules {
             .context("the pod has no address of this family: say where it goes with --to")
     }
 
-    /// The same rules in the pod of other ones, which were read from there. What eBPF does depends on
-    /// the pod's addresses.
-    pub(super) fn put_into(&mut self, pod: &Self) -> Result<()> {
-        let Some(held) = self.ebpf.as_ref().filter(|_| pod.live && !self.live) else {
-            return Ok(());
-        };
-        let of_entry = pod.ebpf.as_ref().map(|held| held.entry.own());
-        let all = pod.namespace.interfaces().flat_map(|interface| &interface.addresses);
-        let addresses = of_entry.unwrap_or_else(|| all.map(|cidr| cidr.address()).collect());
-        let held = held.at(&addresses)?;
-        self.program = Program::new(held.tables.clone());
-        self.ebpf = Some(held);
-        Ok(())
-    }
-
     /// What becomes of a connection. Where eBPF decides, the programs' own function is asked as well.
     pub(super) fn explain(&self, question: &Question) -> Result<Explanation> {
         let found = self.program.explain(&self.namespace, question);
@@ -79,11 +64,12 @@ impl Rules {
         if self.program.chain(rule.chain).holder != EBPF {
             return Ok(found);
         }
-        let decided = judge(&held.entry, question).map(|verdict| match found.answer.fate {
-            // Whether the proxy listens is not in the entry.
-            Fate::Refused { .. } if verdict.class == Class::Inbound => Class::Refused,
-            _ => verdict.class,
-        });
+        let decided =
+            judge(&held.entry, &self.namespace, question).map(|verdict| match found.answer.fate {
+                // Whether the proxy listens is not in the entry.
+                Fate::Refused { .. } if verdict.class == Class::Inbound => Class::Refused,
+                _ => verdict.class,
+            });
         match decided {
             Some(class) if !rule.text.starts_with(&format!("{}:", class.as_str())) => bail!(
                 "the programs decide by {}, and the walk by {}: this is a fault of Millrace",
@@ -220,7 +206,7 @@ fn of_config(config: &Config, addresses: &[IpAddr]) -> Result<Rules> {
 }
 
 fn of_ebpf(policy: CapturePolicy, groups: &Groups, addresses: &[IpAddr]) -> Result<Rules> {
-    let held = Held::of_policy(policy, groups, addresses)?;
+    let held = Held::of_policy(policy, groups)?;
     let routing = beside(&held.policy).routing;
     let namespace = Namespace::pod(addresses, &routing).with_proxy(&held.policy);
     let program = Program::new(held.tables.clone());

@@ -111,9 +111,7 @@ fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result
     let groups = &facts.groups;
     match (held(verify)?, given(verify, facts)?) {
         (Some(held), None) => Ok(Wanted::of_ebpf(held.listening())),
-        (Some(_), Some((policy, _))) => {
-            Ok(Wanted::of_ebpf(Held::of_policy(policy, groups, &facts.addresses)?))
-        }
+        (Some(_), Some((policy, _))) => Ok(Wanted::of_ebpf(Held::of_policy(policy, groups)?)),
         (None, given) => {
             let (policy, ruleset) = given.map_or_else(|| read_off(session), Ok)?;
             Ok(Wanted::of_rules(policy, &ruleset, groups))

@@ -1,15 +1,13 @@
 //! What eBPF programs decide, as rules that can be walked: the questions of
 //! `millrace_ebpf_common::decide`, in its order, each with the class that it counts.
 
-use std::net::IpAddr;
-
 use millrace_ebpf_common::Class;
 
 use super::super::namespace::loopback;
 use super::super::program::{Base, Kind, Policy, SourceChain, SourceRule, SourceTable};
 use super::super::question::Protocol;
 use super::super::ranges::{Ranges, number};
-use super::super::rule::{Action, Field, Step, Test};
+use super::super::rule::{Action, Field, Step, Test, Way};
 use super::words::words;
 use super::{is, protocol};
 use crate::compile::purpose;
@@ -18,9 +16,9 @@ use crate::policy::{
     self, CapturePolicy, DnsScope, GroupSelection, IdentityMatching, InboundSelection,
     NetworkSelection,
 };
-use crate::ruleset::{Hook, Owner, Reason};
+use crate::ruleset::{Hook, Owner, Reason, Side};
 use crate::source::{Source, Sourced};
-use crate::value::{Cidr, Family, PortRange};
+use crate::value::{Cidr, Family, InterfacePattern, PortRange};
 
 /// The table's name, and what holds it.
 pub const EBPF: &str = "ebpf";
@@ -42,28 +40,19 @@ impl Listening {
     pub const ALL: Self = Self { v4: true, v6: true };
 }
 
-/// What the programs do with the connections of a pod that has this policy and these addresses.
-/// `groups` are the numbers of groups that it names.
-pub fn of_ebpf(
-    policy: &CapturePolicy,
-    own: &[IpAddr],
-    groups: &Groups,
-    listening: Listening,
-) -> Vec<SourceTable> {
+/// What the programs do with the connections of a pod that has this policy. `groups` are the numbers
+/// of groups that it names.
+pub fn of_ebpf(policy: &CapturePolicy, groups: &Groups, listening: Listening) -> Vec<SourceTable> {
     let table = |family| {
-        let of_family = own.iter().filter(|ip| Family::of(**ip) == family);
-        let own = of_family.fold(Ranges::default(), |all, ip| all.or(&Ranges::one(number(*ip))));
         let localhost = match family {
             Family::V4 => Ranges::network(policy.localhost.value),
             Family::V6 => loopback(family),
         };
-        // That of IPv6 lies on `lo`, and in no network of loopback addresses.
-        let stays = own.or(&loopback(family)).or(&passthrough(family));
         let listens = match family {
             Family::V4 => listening.v4,
             Family::V6 => listening.v6,
         };
-        let pod = Pod { policy, family, groups, stays, localhost, listens };
+        let pod = Pod { policy, family, groups, localhost, listens };
         let chain = |name: &str, hook, rules| SourceChain {
             name: name.to_owned(),
             base: Some(Base { hook, kind: Kind::Socket, priority: 0, policy: Policy::Accept }),
@@ -89,9 +78,7 @@ struct Pod<'p> {
     policy: &'p CapturePolicy,
     family: Family,
     groups: &'p Groups,
-    /// Addresses of the pod itself.
-    stays: Ranges,
-    /// Those that are localhost.
+    /// Addresses that are localhost.
     localhost: Ranges,
     /// Whether the proxy listens for inbound connections.
     listens: bool,
@@ -117,6 +104,9 @@ impl Rules {
         self.0.push(SourceRule { text, reason, counters: None, steps });
     }
 }
+
+/// To an address that the pod has.
+const STAYS: Test = Test::Local { side: Side::Destination, negated: false };
 
 fn tcp() -> Test {
     protocol(Protocol::TCP, false)
@@ -166,6 +156,13 @@ impl Pod<'_> {
         Test::Is { field: Field::Source, negated: false, set, family, socket: false }
     }
 
+    /// To an address that is not localhost.
+    fn not_localhost(&self) -> Test {
+        let family = Some(self.family);
+        let set = self.localhost.clone();
+        Test::Is { field: Field::Destination, negated: true, set, family, socket: false }
+    }
+
     /// Whether the family is let past as a whole.
     fn is_off(&self, rules: &mut Rules) -> bool {
         let off = self.family == Family::V6 && !self.policy.ipv6.value;
@@ -192,7 +189,7 @@ impl Pod<'_> {
             let tests = vec![port(Ranges::ports(ports))];
             rules.add(Class::ExcludedPort, tests, Action::Return, source, purpose);
         }
-        let tests = vec![self.to(self.stays.clone()), self.from(passthrough(self.family))];
+        let tests = vec![STAYS, self.from(passthrough(self.family))];
         let (class, always) = (Class::Passthrough, &Source::Always);
         rules.add(class, tests, Action::Return, always, purpose::PASSTHROUGH);
         self.identity(&mut rules);
@@ -249,8 +246,7 @@ impl Pod<'_> {
         }
         for (id, source) in ids {
             let who = is(field, false, Ranges::one(*id));
-            let own = self.to(self.stays.without(&self.localhost));
-            let tests = vec![who, own, tcp(), not_port(spared.clone())];
+            let tests = vec![who, STAYS, self.not_localhost(), tcp(), not_port(spared.clone())];
             let to = Action::Connect(policy.inbound.port.value.get());
             rules.add(Class::SelfCall, tests, to, source, purpose::SELF_CALL);
         }
@@ -260,7 +256,7 @@ impl Pod<'_> {
         if self.policy.outbound.networks.names_loopback() {
             return;
         }
-        let mut tests = vec![self.to(self.stays.clone())];
+        let mut tests = vec![STAYS];
         if self.policy.dns.is_some() {
             tests.extend([tcp(), not_port(Ranges::one(DNS))]);
         }
@@ -378,9 +374,9 @@ impl Pod<'_> {
         let other = vec![protocol(Protocol::TCP, true)];
         let purpose = "nothing but TCP is captured on its way in";
         rules.add(Class::NotTcp, other, Action::Return, &Source::Always, purpose);
-        let inside = self.stays.or(&passthrough(self.family));
         let purpose = "what begins in the pod has been decided on its way out";
-        let tests = vec![self.from(inside)];
+        let names = vec![InterfacePattern::loopback()];
+        let tests = vec![Test::Interface { way: Way::In, negated: false, names }];
         rules.add(Class::InPod, tests, Action::Return, &Source::Always, purpose);
         let tunnel = &inbound.tunnel_port;
         let tests = vec![port(Ranges::one(tunnel.value.get().into()))];
