@@ -29,6 +29,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use millrace_core::visible::visible;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -118,7 +119,7 @@ fn explain(as_json: bool) -> ExitCode {
         Ok(stdin) => verb::explain(&environment(), &stdin, as_json),
         Err(error) => (false, format!("{error}\n")),
     };
-    let printed = print(&text);
+    let printed = print(&if as_json { text.into() } else { visible(&text) });
     if good { printed } else { ExitCode::FAILURE }
 }
 

@@ -35,3 +35,4 @@ pub mod status;
 pub mod trace;
 pub mod value;
 pub mod verify;
+pub mod visible;

@@ -211,6 +211,12 @@ impl DnsScope {
         };
         list.iter().filter(move |s| Family::of(s.value) == family)
     }
+
+    /// Whether there is no query that could be captured: no server is of a family that is.
+    pub fn is_empty(&self, ipv6: bool) -> bool {
+        let of = |family| self.servers(family).next().is_some();
+        matches!(self, Self::Servers(_)) && !of(Family::V4) && !(ipv6 && of(Family::V6))
+    }
 }
 
 impl CapturePolicy {

@@ -73,6 +73,7 @@ fn bad(text: &str) -> Exit {
 
 /// Say what is wrong on standard error. When even that can't be written, the exit code is left.
 fn complain(text: &str) {
+    let text = millrace_core::visible::visible(text);
     let _written = writeln!(std::io::stderr().lock(), "Error: {text}");
 }
 

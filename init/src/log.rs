@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use std::time::SystemTime;
 
 use millrace_core::dialect::istio::parse_bool;
+use millrace_core::visible::visible;
 use serde_json::json;
 
 /// How severe a message is.
@@ -112,7 +113,7 @@ impl Log {
         let line = if self.json {
             json!({ "level": level, "time": time.to_string(), "msg": message }).to_string()
         } else {
-            format!("{time}\t{level}\t{message}")
+            format!("{time}\t{level}\t{}", visible(message))
         };
         for target in &mut self.targets {
             // A log that can't be written must not stop the work.

@@ -464,23 +464,3 @@ fn a_runtime_that_stops_talking() -> Result<()> {
     }
     Ok(())
 }
-
-/// Verify that a variable that is no text is not taken for one that is absent: the pod that it names
-/// is not let through.
-#[test]
-fn a_variable_that_is_no_text() -> Result<()> {
-    use std::os::unix::ffi::OsStrExt as _;
-
-    let host = Host::new()?;
-    let pod = host.pod()?;
-    let call = Call::new(&host, "ADD", &pod, json!({ STATUS: "{}" }));
-    let input = host.folder().join("input");
-    fs::write(&input, call.config.to_string())?;
-    let mut command = Command::new(millrace_tests::binary::millrace_cni()?);
-    command.env_clear().envs(call.env.iter().map(|(n, v)| (n, v)));
-    let args = std::ffi::OsStr::from_bytes(b"K8S_POD_NAMESPACE=shop;K8S_POD_NAME=\xff");
-    command.env("CNI_ARGS", args).stdin(fs::File::open(input)?);
-    let said = Reply::of(&host.namespace.enter(|| command.output())??)?.failure(11)?;
-    ensure!(said.contains("may be in the mesh"), "{said}");
-    Ok(())
-}

@@ -19,6 +19,9 @@ pub enum ArgsError {
     /// An item is no pair.
     #[error("CNI_ARGS: {0:?} is not KEY=VALUE, the items of CNI_ARGS are, with ; between them")]
     Pair(String),
+    /// It is no text, so that a pod that is named in it would be taken for another or for none.
+    #[error("CNI_ARGS is {0:?}, which is not UTF-8")]
+    NotText(String),
     /// A key is not known here, and was not to be passed over.
     #[error("CNI_ARGS: {0:?} is not known here; with IgnoreUnknown=1 it is passed over")]
     Unknown(String),
@@ -35,8 +38,12 @@ impl PodArgs {
     /// Read them.
     ///
     /// # Errors
-    /// When an item is no pair, or is not known and `IgnoreUnknown` is not set.
+    /// When it is no text, an item is no pair, or is not known and `IgnoreUnknown` is not set.
     pub fn parse(text: &str) -> Result<Self, ArgsError> {
+        // What stands for bytes that are none, where the environment was read.
+        if text.contains(char::REPLACEMENT_CHARACTER) {
+            return Err(ArgsError::NotText(text.to_owned()));
+        }
         let mut args = Self::default();
         let mut unknown = None;
         let mut ignore = false;

@@ -10,6 +10,7 @@ use super::rule::{Action, Step, Test};
 use crate::iptables::Counters;
 use crate::ruleset::{Hook, Reason};
 use crate::value::Family;
+use crate::visible::in_a_line;
 
 /// What a base chain is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -353,7 +354,8 @@ impl Program {
     pub fn line(&self, id: RuleId) -> String {
         let rule = self.rule(id);
         let chain = self.chain(rule.chain);
-        format!("{} {} {}: {}", chain.table, chain.name, rule.number, rule.text)
+        let line = format!("{} {} {}: {}", chain.table, chain.name, rule.number, rule.text);
+        in_a_line(&line).into_owned()
     }
 }
 

@@ -8,15 +8,11 @@ use millrace_core::ebpf::{Addresses, Entry, IdMap, compile};
 use millrace_core::ids::mapped;
 use millrace_core::plan::Groups;
 use millrace_core::policy::CapturePolicy;
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::AddressMessage;
-use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 
 use super::error::EbpfError;
-use super::netlink::Kernel;
 use super::sys_bpf;
-use crate::netlink::own_address;
 use crate::netns::ids_of;
 
 /// Addresses that no pod has (RFC 5737, RFC 3849): which of the pod's own would they be reached
@@ -71,14 +67,9 @@ impl Target {
     /// When the kernel does not list them.
     pub fn addresses() -> Result<Addresses, EbpfError> {
         let failed = |e| EbpfError::io("the addresses of a pod", e);
-        let kernel = Kernel::open(NETLINK_ROUTE).map_err(failed)?;
-        let every = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        let listed = kernel.list(every).map_err(failed)?;
-        let own = listed.iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) => own_address(message),
-            _ => None,
-        });
-        let own: Vec<IpAddr> = own.collect();
+        // A name of an interface need not be UTF-8, and does not matter here.
+        let listed = getifaddrs().map_err(|errno| failed(errno.into()))?;
+        let own: Vec<IpAddr> = listed.filter_map(|one| address(&one.address?)).collect();
         let sources: Vec<IpAddr> = ELSEWHERE.iter().filter_map(|to| source(to)).collect();
         // Without a route to elsewhere it is the first address that is good for others.
         let fallback = [true, false].into_iter().filter_map(|v4| {
@@ -108,6 +99,11 @@ fn source(to: &str) -> Option<IpAddr> {
     connect(any.as_raw_fd(), &SockaddrStorage::from(to)).ok()?;
     let chosen = UdpSocket::from(any).local_addr().ok()?.ip();
     Some(chosen).filter(|ip| !ip.is_unspecified())
+}
+
+fn address(of: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = of.as_sockaddr_in().map(|address| address.ip().into());
+    v4.or_else(|| of.as_sockaddr_in6().map(|address| address.ip().into()))
 }
 
 fn is_for_others(ip: IpAddr) -> bool {

@@ -19,6 +19,8 @@ use super::xtables;
 
 /// `NFTA_TABLE_NAME`
 const TABLE_NAME: u16 = 1;
+/// `NFTA_TABLE_OWNER`, which only a table has that belongs to somebody.
+const TABLE_OWNER: u16 = 7;
 /// `NFTA_CHAIN_TABLE`, `NFTA_CHAIN_NAME`, `NFTA_CHAIN_HOOK`, `NFTA_CHAIN_POLICY`, `NFTA_CHAIN_TYPE`
 pub(super) const CHAIN: (u16, u16, u16, u16, u16) = (1, 3, 4, 5, 7);
 /// `NFTA_HOOK_HOOKNUM`, `NFTA_HOOK_PRIORITY`
@@ -172,6 +174,12 @@ pub(super) fn family_of(answer: &Answer) -> Option<TableFamily> {
 pub(super) fn table(answer: &Answer) -> Option<(TableFamily, String)> {
     let family = family_of(answer).filter(|_| answer.kind == kind::TABLE)?;
     Some((family, answer.attributes().text(TABLE_NAME)?.to_owned()))
+}
+
+/// A table that is a process's own, with the netlink port of that.
+pub(super) fn owned_table(answer: &Answer) -> Option<(String, u32)> {
+    let (_, name) = table(answer)?;
+    Some((name, answer.attributes().number(TABLE_OWNER)?))
 }
 
 fn add_iptables_chain(found: &mut [(Family, Dump)], family: Family, chain: Attributes<'_>) {

@@ -9,7 +9,9 @@ use netlink_packet_core::{
     DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader,
     NetlinkMessage, NetlinkPayload, NlaBuffer, NlasIterator,
 };
-use netlink_packet_netfilter::nftables::{ChainAttribute, GenMessage, NfTablesMessage};
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, GenMessage, NfTablesMessage, TableMessage,
+};
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
@@ -22,7 +24,7 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::decode::decode;
 use super::raw::{Answer, Attributes, kind};
-use super::read::RULE_EXPRESSIONS;
+use super::read::{RULE_EXPRESSIONS, owned_table};
 use crate::netlink::{Unreadable, messages};
 
 /// The kernel could not be asked, or did not do what it was asked.
@@ -53,6 +55,20 @@ pub enum NftError {
         text: String,
         /// What it needs of the kernel beside `nf_tables` itself.
         needs: Vec<String>,
+    },
+    /// A table is a process's own, and nobody else may change it.
+    #[error(
+        "nf_tables refuses {what}: the table {table} is owned by the process that made it (flag owner, \
+         netlink port {port}, most often its process id), and nobody else may change it; end that \
+         process"
+    )]
+    Owned {
+        /// What was refused.
+        what: String,
+        /// The table.
+        table: String,
+        /// Whose it is.
+        port: u32,
     },
     /// Somebody else changed something since it was looked at.
     #[error("nf_tables was changed by somebody else at the same time, again and again")]
@@ -290,7 +306,7 @@ impl Connection {
                 .map_err(io::Error::from)?;
         }
         self.socket.send(&bytes, 0)?;
-        self.answer(steps, sequence)
+        self.answer(steps, sequence).map_err(or_owned)
     }
 
     /// Wait for what becomes of a transaction.
@@ -330,6 +346,24 @@ impl Connection {
         }
         Ok(messages(&bytes)?)
     }
+}
+
+/// The error with the table's owner, where that is why.
+fn or_owned(error: NftError) -> NftError {
+    let NftError::Rejected { what, why: Errno::EPERM, .. } = &error else { return error };
+    let Some((table, port)) = owner_of(what) else { return error };
+    NftError::Owned { what: what.clone(), table, port }
+}
+
+/// The table that is named in what was refused, with its owner, if it has one.
+fn owner_of(what: &str) -> Option<(String, u32)> {
+    let connection = Connection::open().ok()??;
+    let request = NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() });
+    let tables = connection.dump(NetfilterProtoFamily::Unspec, request, "tables").ok()??;
+    tables
+        .iter()
+        .filter_map(|answer| owned_table(answer))
+        .find(|(name, _)| what.split(' ').any(|word| word == name))
 }
 
 /// The kernel's own words about an error, which come behind the message that it is about

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::compile::{Layout, compile};
 use millrace_core::dialect::istio::annotations::{self, Captured, Decision, Defaults};
 use millrace_core::dialect::{istio, native};
@@ -63,7 +63,7 @@ fn load_istio(words: Vec<std::ffi::OsString>, facts: &HostFacts) -> Result<Loade
     };
     // Nothing is written here, so nothing has to exist.
     flags.push(("dry-run".to_owned(), "true".to_owned()));
-    let raw = istio::Raw::new(flags, environment());
+    let raw = istio::Raw::new(flags, environment()?);
     let resolved = istio::resolve(&raw, facts)?;
     let istio::Resolved { policy, options, warnings } = resolved;
     let nft = options.native.then(|| native_rules(&policy, &options));
@@ -85,12 +85,20 @@ pub(super) fn reference_rules(policy: &CapturePolicy, options: &istio::Options) 
     nft::compile(policy, &istio::NFT_LAYOUT, !options.ipv6_as_reference)
 }
 
-/// The environment, as far as it is text.
-pub(super) fn environment() -> BTreeMap<String, String> {
-    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-        Some((name.into_string().ok()?, value.into_string().ok()?))
-    };
-    std::env::vars_os().filter_map(text).collect()
+/// The environment, as far as it is text; settings have to be.
+pub(super) fn environment() -> Result<BTreeMap<String, String>> {
+    let mut environment = BTreeMap::new();
+    for (name, value) in std::env::vars_os() {
+        let Ok(name) = name.into_string() else { continue };
+        match value.into_string() {
+            Ok(value) => drop(environment.insert(name, value)),
+            Err(value) if istio::flags::is_variable(&name) => {
+                bail!("environment variable {name}: {value:?} is not UTF-8, as every setting is");
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(environment)
 }
 
 /// Marks with their routing tables that are ours, whoever wrote the rules: istio-iptables'
@@ -113,7 +121,7 @@ pub(super) fn of_manifest(path: &Path) -> Result<Captured> {
         Decision::Pass(why) => warn(&format!("this pod is not captured through CNI: {why}")),
         Decision::Ask(what) => warn(&format!("whether this pod is captured is not known: {what}")),
     }
-    let defaults = Defaults { env: environment(), ..Defaults::default() };
+    let defaults = Defaults { env: environment()?, ..Defaults::default() };
     let captured = annotations::policy(&pod, &defaults).with_context(what)?;
     captured.warnings.iter().for_each(|w| warn(w));
     Ok(captured)

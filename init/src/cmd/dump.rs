@@ -16,7 +16,7 @@ use millrace_host::exec;
 use millrace_host::observe::Look;
 use serde_json::{Value, json};
 
-use super::output::{print, print_json, warn};
+use super::output::{print_for_programs, print_json, warn};
 use super::{config, namespace};
 use crate::cli::own::Dump;
 use crate::exit::Exit;
@@ -66,7 +66,7 @@ fn from_config(dump: &Dump) -> Result<Exit> {
                 &json!({ "source": "configuration", "nftables": nftables(Some(nft), &[]) }),
             )?;
         } else {
-            print(&render_with_reasons(nft))?;
+            print_for_programs(&render_with_reasons(nft))?;
         }
         return Ok(Exit::Ok);
     }
@@ -93,7 +93,7 @@ fn from_config(dump: &Dump) -> Result<Exit> {
             text.push_str(&restore_text(&ruleset, family));
         }
         text.push_str(&routing_text(&ruleset));
-        print(&text)?;
+        print_for_programs(&text)?;
     }
     Ok(Exit::Ok)
 }
@@ -130,7 +130,7 @@ fn from_namespace(dump: &Dump, observed: &Observed, facts: &HostFacts) -> Result
                 }
             }
         }
-        print(&text)?;
+        print_for_programs(&text)?;
     }
     Ok(Exit::Ok)
 }

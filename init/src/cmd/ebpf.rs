@@ -18,7 +18,7 @@ use millrace_host::observe::Look;
 use serde_json::{Value, json};
 
 use super::config;
-use super::output::{outcome_json, outcome_text, print, print_json, warn};
+use super::output::{finish, outcome_json, outcome_text, print, print_json, warn};
 use crate::cli::node::{Ebpf, Meant};
 use crate::cli::own::{Common, Config};
 use crate::exit::Exit;
@@ -70,14 +70,15 @@ pub(super) fn apply(
             object.insert("ebpf".to_owned(), json!(word));
             object.insert("cookie".to_owned(), json!(target.cookie()));
         }
-        print_json(&value)?;
+        finish(print_json(&value), common.dry_run)?;
     } else {
         let would = if common.dry_run && changed { "would do: " } else { "" };
         let why = if asked { "asked for" } else { "the node's programs are loaded" };
         let rest = outcome_text(&outcome, None, common.dry_run);
         // What it says of rules of other backends: which of them was chosen does not matter here.
         let rest = rest.split_inclusive('\n').filter(|line| !line.starts_with("using "));
-        print(&format!("using eBPF: {why}\n{would}{text}\n{}", rest.collect::<String>()))?;
+        let text = format!("using eBPF: {why}\n{would}{text}\n{}", rest.collect::<String>());
+        finish(print(&text), common.dry_run)?;
     }
     Ok(Exit::Ok)
 }

@@ -43,8 +43,8 @@ pub(crate) fn istio(words: Vec<OsString>) -> Exit {
         }
     };
     let mut log = typed.log;
-    let raw = Raw::new(typed.flags, config::environment());
-    run(&raw, &mut log).unwrap_or_else(|error| {
+    let raw = config::environment().map(|env| Raw::new(typed.flags, env));
+    raw.and_then(|raw| run(&raw, &mut log)).unwrap_or_else(|error| {
         for line in told(&error).lines() {
             log.error(line);
         }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::ebpf::{counters_text, pod_json};
 use super::handover::to_nftables;
-use super::output::{print, print_json};
+use super::output::{finish, print, print_json};
 use crate::cli::node::{NodeBpf, Task};
 use crate::exit::Exit;
 
@@ -75,11 +75,8 @@ pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
         }
         Task::Status => status(command)?,
     };
-    if command.json {
-        print_json(&value)?;
-    } else {
-        print(&text)?;
-    }
+    let printed = if command.json { print_json(&value) } else { print(&text) };
+    finish(printed, matches!(command.task, Task::Status))?;
     Ok(exit)
 }
 

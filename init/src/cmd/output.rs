@@ -1,23 +1,45 @@
 //! Printing what was done.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, Result};
 use millrace_core::plan::Effect;
+use millrace_core::visible::visible;
 use millrace_host::engine::Outcome;
 use serde_json::{Value, json};
 
 use crate::cli::own::Common;
 
-/// Print text to standard output.
+/// Print text for people to standard output: what others have written in it does nothing there.
 pub(super) fn print(text: &str) -> Result<()> {
+    print_exactly(&visible(text))
+}
+
+/// Print text that programs read, as it is; for people where it is a terminal.
+pub(super) fn print_for_programs(text: &str) -> Result<()> {
+    if std::io::stdout().is_terminal() { print(text) } else { print_exactly(text) }
+}
+
+fn print_exactly(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
 }
 
 /// Print a value as JSON.
 pub(super) fn print_json(value: &Value) -> Result<()> {
-    print(&format!("{value:#}\n"))
+    print_exactly(&format!("{value:#}\n"))
+}
+
+/// Say what was done. It is done, whether or not that can be printed: a full disk, or a reader that has
+/// gone, is no reason to do it again. An error is one only where printing was `all`.
+pub(super) fn finish(printed: Result<()>, all: bool) -> Result<()> {
+    match printed {
+        Err(error) if !all => {
+            warn(&format!("what was done can't be printed, but is done: {error:#}"));
+            Ok(())
+        }
+        printed => printed,
+    }
 }
 
 /// What a run did, as JSON; `maps` says whether it changed eBPF's maps as well.
@@ -82,14 +104,14 @@ pub(super) fn print_outcome(
         if let Some(object) = value.as_object_mut().filter(|_| left) {
             object.insert("ebpf".to_owned(), json!("removed"));
         }
-        return print_json(&value);
+        return finish(print_json(&value), dry_run);
     }
     let mut text = outcome_text(outcome, Some(nothing).filter(|_| !left), dry_run);
     if left {
         let would = if dry_run { "would do: " } else { "" };
         text.push_str(&format!("{would}the pod leaves eBPF capture\n"));
     }
-    print(&text)
+    finish(print(&text), dry_run)
 }
 
 /// Say what the user should know, beside the result.

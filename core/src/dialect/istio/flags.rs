@@ -373,6 +373,11 @@ pub const LOG_FLAGS: &[(&str, bool, &str)] = &[
     ("vklog", false, "Accepted without effect: there is no klog"),
 ];
 
+/// Whether anything is set by the variable of this name.
+pub fn is_variable(name: &str) -> bool {
+    FLAGS.iter().any(|flag| flag.env.contains(&name)) || VARIABLES.iter().any(|v| v.0 == name)
+}
+
 /// The flag called `long`.
 pub fn find(long: &str) -> Option<&'static FlagDef> {
     FLAGS.iter().find(|f| f.long == long)

@@ -139,6 +139,12 @@ impl Resolver<'_> {
         let loopback = self.raw.variable("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR");
         let localhost = parts::localhost(&mut self.reader, &loopback);
         let dns = self.dns();
+        if let Some(dns) = dns.as_ref().filter(|dns| dns.scope.is_empty(ipv6.value)) {
+            self.warnings.push(format!(
+                "{}: DNS is not captured, since no server in /etc/resolv.conf is of a family that is",
+                dns.source
+            ));
+        }
         let drop_invalid = self.raw.switch(&mut self.reader, "drop-invalid");
         Some(CapturePolicy {
             ipv6,

@@ -88,6 +88,14 @@ impl Resolver<'_> {
         };
         let localhost = parts::localhost(&mut self.reader, &self.raw.text("localhost-cidr"));
         let drop = self.choice("drop-invalid", &["true", "false"]);
+        if let Some((dns, ipv6)) = dns.as_ref().zip(ipv6.as_ref())
+            && dns.scope.is_empty(ipv6.value)
+            && !self.reader.failed()
+        {
+            let expected = "no name server is known whose family is captured, so no query would be: \
+                            name servers with --dns-servers, or capture all queries with --dns all";
+            self.reader.wrong(&dns.source, "servers", expected);
+        }
         Some(CapturePolicy {
             ipv6: ipv6?,
             proxy,
