@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::{Context as _, Result, ensure};
 use millrace_core::sim::{
     Direction, Fate, How, Known, Namespace as Surroundings, Program, Protocol, Question, Reply,
-    of_dump, of_native,
+    of_dump, of_listed, of_native,
 };
 use millrace_core::status::read_back;
 use millrace_host::engine::Session;
@@ -224,6 +224,37 @@ impl Ground {
         })?
     }
 
+    /// Put native rules of somebody into the pod, in place of all that are there, and read them from
+    /// the kernel, with what is around them.
+    pub fn hold(&self, rules: &str) -> Result<(Program, Surroundings)> {
+        self.topology.pod.feed("nft", &["-f", "-"], &format!("flush ruleset\n{rules}"))?;
+        let tables = self.topology.pod.enter(|| {
+            let listed = millrace_host::nft::list(&|_, _| false)?;
+            anyhow::Ok(of_listed(&listed, &millrace_host::nft::interfaces()))
+        })??;
+        Ok((Program::new(tables), self.around()?))
+    }
+
+    /// Run `iptables` with these words, one rule each, in place of all rules that are there, and read
+    /// them as its own program prints them.
+    pub fn hold_iptables(&self, rules: &[&str]) -> Result<(Program, Surroundings)> {
+        self.topology.pod.feed("nft", &["-f", "-"], "flush ruleset\n")?;
+        for rule in rules {
+            let words: Vec<&str> = rule.split_ascii_whitespace().collect();
+            self.topology.pod.run("iptables-nft", &words)?;
+        }
+        Ok((self.printed("iptables-nft")?, self.around()?))
+    }
+
+    fn around(&self) -> Result<Surroundings> {
+        self.topology.pod.enter(|| {
+            let observed = Session::open()?.observe(&exec::Options::default(), Look::Fast)?;
+            let mut around = surroundings::namespace(&observed)?;
+            listeners(&mut around);
+            anyhow::Ok(around)
+        })?
+    }
+
     /// Load the node's programs for the pod.
     pub fn load_ebpf(&self) -> Result<()> {
         ebpf::load(&self.topology.pod)
@@ -240,13 +271,7 @@ impl Ground {
             return Ok(None);
         }
         let tables = ebpf::tables(&self.topology.pod)?;
-        let around = self.topology.pod.enter(|| {
-            let observed = Session::open()?.observe(&exec::Options::default(), Look::Fast)?;
-            let mut around = surroundings::namespace(&observed)?;
-            listeners(&mut around);
-            anyhow::Ok(around)
-        })??;
-        Ok(Some((Program::new(tables), around)))
+        Ok(Some((Program::new(tables), self.around()?)))
     }
 
     /// The same rules as the backend's own programs print them.

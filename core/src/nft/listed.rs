@@ -1,15 +1,187 @@
-//! Native nftables of whoever, as one look found them, to walk packets through.
+//! Native nftables of whoever, as one look found them, to walk packets through: all that the kernel
+//! says of a rule, with every register (`linux/netfilter/nf_tables.h`).
 
-use super::expr::Expr;
+use std::collections::BTreeMap;
+
+use super::expr::{Comparison, CtField, Expr, Header, MetaField, Verdict, nfproto};
 use super::tables::Base;
 use crate::iptables::Counters;
 use crate::value::Family;
 
+/// What fills a register.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Something of the packet's surroundings, by its number (`enum nft_meta_keys`).
+    Meta(u32),
+    /// Something of its connection, by its number (`enum nft_ct_keys`).
+    Ct(u32),
+    /// Bytes of a header: where it starts (`enum nft_payload_bases`), the first byte, how many.
+    Payload(u32, u32, u32),
+    /// What routing says: of which kind (`enum nft_fib_result`), asked how (`NFTA_FIB_F_*`).
+    Fib(u32, u32),
+    /// A constant.
+    Constant(Vec<u8>),
+    /// Something that is not known, by its name.
+    Other(String),
+}
+
+/// How a value is compared (`enum nft_cmp_ops`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Equal.
+    Eq,
+    /// Not equal.
+    Ne,
+    /// Less than.
+    Lt,
+    /// At most.
+    Le,
+    /// More than.
+    Gt,
+    /// At least.
+    Ge,
+}
+
+/// Registers that hold the ends of a range; without a second one there is one value.
+pub type Ends = (Option<u32>, Option<u32>);
+
+/// What an element of a map leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mapped {
+    /// A value.
+    Value(Vec<u8>),
+    /// A verdict.
+    Verdict(Option<Ending>),
+}
+
+/// What becomes of a packet at the end of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Go on with the next hook.
+    Accept,
+    /// Discard.
+    Drop,
+    /// Go on behind the rule that jumped here.
+    Return,
+    /// Go on in another chain, and come back.
+    Jump(String),
+    /// Go on in another chain, and come back to where this one would.
+    Goto(String),
+    /// Go on with the next rule.
+    Continue,
+}
+
+/// An element of a set or map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Element {
+    /// The first key; none where the element stands for all others.
+    pub first: Option<Vec<u8>>,
+    /// The last key.
+    pub last: Vec<u8>,
+    /// What it leads to.
+    pub mapped: Option<Mapped>,
+}
+
+/// A set or map.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListedSet {
+    /// The length of a key; several values behind each other have each a multiple of four.
+    pub length: usize,
+    /// Whether its elements come and go with packets or with time.
+    pub changes: bool,
+    /// The elements.
+    pub elements: Vec<Element>,
+}
+
+/// A part of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Term {
+    /// Fill a register.
+    Load(u32, Source),
+    /// `(value & mask) ^ flip`, from a register to one.
+    Bits {
+        /// The register that is read.
+        from: u32,
+        /// The one that is written.
+        to: u32,
+        /// The bits that stay.
+        mask: Vec<u8>,
+        /// The bits that are flipped then.
+        flip: Vec<u8>,
+    },
+    /// The bytes in the other order, from a register to one.
+    Swap(u32, u32),
+    /// Go on only if a comparison holds.
+    Compare(u32, Order, Vec<u8>),
+    /// Go on only if the value lies, or does not lie, between two.
+    Range {
+        /// The register.
+        from: u32,
+        /// Whether it must not.
+        negated: bool,
+        /// The least value.
+        first: Vec<u8>,
+        /// The greatest.
+        last: Vec<u8>,
+    },
+    /// Look a register up in a set, by its name.
+    Lookup {
+        /// The register.
+        from: u32,
+        /// Whether it must not be there.
+        negated: bool,
+        /// Where a map's value goes; register 0 takes verdicts.
+        to: Option<u32>,
+        /// The set.
+        set: String,
+    },
+    /// Set something of the packet (`enum nft_meta_keys`) from a register.
+    StoreMeta(u32, u32),
+    /// Set something of its connection (`enum nft_ct_keys`) from a register.
+    StoreCt(u32, u32),
+    /// Decide.
+    Verdict(Ending),
+    /// Translate an address.
+    Nat {
+        /// Whether the source is meant.
+        source: bool,
+        /// The family (`NFPROTO_*`).
+        family: u32,
+        /// The address.
+        address: Ends,
+        /// The port.
+        ports: Ends,
+    },
+    /// Translate to the address of the interface it goes out by.
+    Masquerade(Ends),
+    /// Translate to this host.
+    Redirect(Ends),
+    /// Hand to a transparent socket.
+    Tproxy {
+        /// The family (`NFPROTO_*`).
+        family: u32,
+        /// The address.
+        address: Option<u32>,
+        /// The port.
+        port: Option<u32>,
+    },
+    /// Discard and tell the sender.
+    Reject,
+    /// Don't track.
+    Notrack,
+    /// Nothing that the way of a packet depends on.
+    Note,
+    /// A condition that is not known, by its name.
+    Asks(String),
+    /// Something that is done and is not known, by its name.
+    Does(String),
+}
+
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedRule {
-    /// Its parts; of one that is not understood, the name.
-    pub parts: Vec<Result<Expr, String>>,
+    /// Its parts.
+    pub parts: Vec<Term>,
     /// What its counter has seen, if it has one.
     pub counters: Option<Counters>,
 }
@@ -21,19 +193,128 @@ pub struct ListedChain {
     pub name: String,
     /// Where it hangs; none for one that is only jumped to.
     pub base: Option<Base>,
+    /// The interfaces it hangs at, where it hangs at some alone.
+    pub devices: Vec<String>,
     /// Whether packets that no rule decides about are dropped.
     pub drops: bool,
     /// Its rules.
     pub rules: Vec<ListedRule>,
 }
 
+/// Whose packets a table has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// One family's.
+    Ip(Family),
+    /// Both families' (`inet`).
+    Inet,
+    /// All that an interface has (`netdev`).
+    Netdev,
+}
+
 /// A table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedTable {
-    /// The family; none for one of `inet`, which has packets of both.
-    pub family: Option<Family>,
+    /// Whose packets it has.
+    pub layer: Layer,
     /// Its name.
     pub name: String,
-    /// Its chains.
+    /// Whether the kernel calls none of its chains.
+    pub dormant: bool,
+    /// Its sets and maps.
+    pub sets: BTreeMap<String, ListedSet>,
+    /// Its chains, in the order in which they were made.
     pub chains: Vec<ListedChain>,
+}
+
+/// The register that Millrace's own rules use.
+const REGISTER: u32 = 1;
+
+/// The number of what `meta` knows (`enum nft_meta_keys`).
+const fn meta(field: MetaField) -> u32 {
+    match field {
+        MetaField::Mark => 3,
+        MetaField::InInterface => 6,
+        MetaField::OutInterface => 7,
+        MetaField::Uid => 10,
+        MetaField::Gid => 11,
+        MetaField::Family => 15,
+        MetaField::Protocol => 16,
+        MetaField::Traced => 14,
+    }
+}
+
+/// The number of what `ct` knows (`enum nft_ct_keys`).
+const fn ct(field: CtField) -> u32 {
+    match field {
+        CtField::State => 0,
+        CtField::Mark => 3,
+        CtField::Zone => 17,
+    }
+}
+
+/// An expression of Millrace's own rules as one with registers. A set that it names gets its name
+/// from `sets`.
+pub(crate) fn term(expr: &Expr, sets: &mut BTreeMap<String, ListedSet>) -> Term {
+    match expr {
+        Expr::LoadMeta(field) => Term::Load(REGISTER, Source::Meta(meta(*field))),
+        Expr::LoadCt(field) => Term::Load(REGISTER, Source::Ct(ct(*field))),
+        Expr::LoadTransparent => {
+            Term::Load(REGISTER, Source::Other("socket transparent".to_owned()))
+        }
+        Expr::LoadPayload { header, offset, length } => {
+            let base = match header {
+                Header::Network => 1,
+                Header::Transport => 2,
+            };
+            Term::Load(REGISTER, Source::Payload(base, *offset, *length))
+        }
+        Expr::Load(bytes) => Term::Load(REGISTER, Source::Constant(bytes.clone())),
+        Expr::Mask(mask) => Term::Bits {
+            from: REGISTER,
+            to: REGISTER,
+            mask: mask.clone(),
+            flip: vec![0; mask.len()],
+        },
+        Expr::Compare(how, bytes) => {
+            let how = match how {
+                Comparison::Eq => Order::Eq,
+                Comparison::Ne => Order::Ne,
+                Comparison::Ge => Order::Ge,
+                Comparison::Le => Order::Le,
+            };
+            Term::Compare(REGISTER, how, bytes.clone())
+        }
+        Expr::Range { negated, first, last } => {
+            let (negated, first, last) = (*negated, first.clone(), last.clone());
+            Term::Range { from: REGISTER, negated, first, last }
+        }
+        Expr::Lookup { negated, set } => {
+            let name = format!("__set{}", sets.len());
+            let element = |(first, last): &(Vec<u8>, Vec<u8>)| Element {
+                first: Some(first.clone()),
+                last: last.clone(),
+                mapped: None,
+            };
+            let elements = set.ranges.iter().map(element).collect();
+            let listed = ListedSet { length: set.kind.length(), changes: false, elements };
+            sets.insert(name.clone(), listed);
+            Term::Lookup { from: REGISTER, negated: *negated, to: None, set: name }
+        }
+        Expr::StoreMeta(field) => Term::StoreMeta(meta(*field), REGISTER),
+        Expr::StoreCt(field) => Term::StoreCt(ct(*field), REGISTER),
+        Expr::Counter => Term::Note,
+        Expr::Redirect => Term::Redirect((Some(REGISTER), None)),
+        Expr::Tproxy(family) => {
+            Term::Tproxy { family: nfproto(*family).into(), address: None, port: Some(REGISTER) }
+        }
+        Expr::Verdict(verdict) => Term::Verdict(match verdict {
+            Verdict::Accept => Ending::Accept,
+            Verdict::Drop => Ending::Drop,
+            Verdict::Return => Ending::Return,
+            Verdict::Jump(chain) => Ending::Jump(chain.clone()),
+        }),
+        Expr::Match(extension) => Term::Asks(format!("-m {}", extension.name)),
+        Expr::Target(extension) => Term::Does(format!("-j {}", extension.name)),
+    }
 }

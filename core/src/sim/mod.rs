@@ -8,7 +8,7 @@
 //!
 //! Nothing is guessed: where a rule holds a match or target that is not known, and it matters, the
 //! fate is unknown and names it. What is not walked at all: fragments, multicast and broadcast,
-//! `IPsec`, bridges, and tables of family `netdev`, `bridge` and `arp`.
+//! `IPsec`, bridges, and tables of family `bridge` and `arp`.
 
 mod chains;
 pub mod compare;

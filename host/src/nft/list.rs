@@ -1,18 +1,25 @@
 //! All native tables that a namespace holds, whoever made them.
 
-use millrace_core::nft::listed::{ListedChain, ListedRule, ListedTable};
+use std::collections::BTreeMap;
+
+use millrace_core::nft::listed::{Layer, ListedChain, ListedRule, ListedTable};
 use millrace_core::value::Family;
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
     ChainMessage, NfTablesMessage, RuleMessage, TableMessage,
 };
 
-use super::decode::{counters, decode};
-use super::raw::kind;
-use super::read::{
-    CHAIN, RULE_EXPRESSIONS, Sets, TableFamily, base, family_of, place, read_sets, table,
-};
+use super::decode::counters;
+use super::raw::{Answer, Attributes, kind};
+use super::read::{CHAIN, RULE_EXPRESSIONS, TABLE_NAME, base, place};
 use super::socket::{Connection, NftError};
+use super::terms::{sets, term};
+
+/// `NFTA_TABLE_FLAGS`, `NFT_TABLE_F_DORMANT`
+const TABLE_FLAGS: u16 = 2;
+const DORMANT: u32 = 1;
+/// `NFTA_HOOK_DEV`, `NFTA_HOOK_DEVS`, `NFTA_DEVICE_NAME`
+const HOOK_DEVICE: (u16, u16, u16) = (3, 4, 1);
 
 /// The tables of the calling thread's namespace, with counters, but for those of iptables-nft that
 /// `known` says are known already. None where the kernel has no `nf_tables`.
@@ -31,6 +38,14 @@ pub fn list(known: &dyn Fn(Family, &str) -> bool) -> Result<Vec<ListedTable>, Nf
     Err(NftError::Changed)
 }
 
+/// The names of the calling thread's namespace's interfaces, by number.
+pub fn interfaces() -> BTreeMap<u32, String> {
+    let all = nix::net::if_::if_nameindex();
+    let named =
+        |one: &nix::net::if_::Interface| Some((one.index(), one.name().to_str().ok()?.to_owned()));
+    all.map(|all| all.iter().filter_map(named).collect()).unwrap_or_default()
+}
+
 fn list_once(
     connection: &Connection,
     known: &dyn Fn(Family, &str) -> bool,
@@ -42,17 +57,22 @@ fn list_once(
         answers.retain(|answer| answer.kind == kind);
         Ok::<_, NftError>(answers)
     };
-    let mut found: Vec<(TableFamily, ListedTable, Sets)> = Vec::new();
+    let mut found: Vec<ListedTable> = Vec::new();
     let request = NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() });
-    for (family, name) in dump(request, kind::TABLE, "tables")?.iter().filter_map(table) {
-        let (only, wire) = match family {
-            TableFamily::Inet => (None, NetfilterProtoFamily::Inet),
-            TableFamily::Ip(family) if known(family, &name) => continue,
-            TableFamily::Ip(Family::V4) => (Some(Family::V4), NetfilterProtoFamily::IPv4),
-            TableFamily::Ip(Family::V6) => (Some(Family::V6), NetfilterProtoFamily::IPv6),
-        };
-        let sets = read_sets(wire, &name, connection)?;
-        found.push((family, ListedTable { family: only, name, chains: Vec::new() }, sets));
+    for answer in dump(request, kind::TABLE, "tables")? {
+        let table = answer.attributes();
+        let Some((layer, name)) = layer(&answer).zip(table.text(TABLE_NAME)) else { continue };
+        if matches!(layer, Layer::Ip(family) if known(family, name)) {
+            continue;
+        }
+        let wire = NetfilterProtoFamily::from(answer.family);
+        found.push(ListedTable {
+            layer,
+            name: name.to_owned(),
+            dormant: table.number(TABLE_FLAGS).is_some_and(|flags| flags & DORMANT != 0),
+            sets: sets(wire, name, connection)?,
+            chains: Vec::new(),
+        });
     }
     if found.is_empty() {
         return Ok(Vec::new());
@@ -60,31 +80,66 @@ fn list_once(
     let request = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
     for answer in dump(request, kind::CHAIN, "chains")? {
         let chain = answer.attributes();
-        let (family, name) = (family_of(&answer), chain.text(CHAIN.0));
-        let owner = found.iter_mut().find(|(f, t, _)| Some(*f) == family && Some(&*t.name) == name);
-        if let Some(((_, table, _), name)) = owner.zip(chain.text(CHAIN.1)) {
-            let base = base(chain);
-            // NF_DROP
-            let drops = chain.number(CHAIN.3) == Some(0);
-            let name = name.to_owned();
-            table.chains.push(ListedChain { name, base, drops, rules: Vec::new() });
+        let owner = owner(&mut found, &answer, chain.text(CHAIN.0));
+        if let Some((table, name)) = owner.zip(chain.text(CHAIN.1)) {
+            table.chains.push(ListedChain {
+                name: name.to_owned(),
+                base: base(chain),
+                devices: devices(chain),
+                // NF_DROP
+                drops: chain.number(CHAIN.3) == Some(0),
+                rules: Vec::new(),
+            });
         }
     }
     let request = NfTablesMessage::GetRule(RuleMessage { attributes: Vec::new() });
     for answer in dump(request, kind::RULE, "rules")? {
-        let (family, rule) = (family_of(&answer), answer.attributes());
+        let rule = answer.attributes();
         let Some((table, chain)) = place(rule) else { continue };
-        let owner = found.iter_mut().find(|(f, t, _)| Some(*f) == family && t.name == *table);
-        let Some((_, table, sets)) = owner else { continue };
+        let Some(table) = owner(&mut found, &answer, Some(table)) else { continue };
         let Some(chain) = table.chains.iter_mut().find(|c| c.name == *chain) else { continue };
-        let parts = rule.list(RULE_EXPRESSIONS);
         chain.rules.push(ListedRule {
-            parts: parts.map(|part| decode(part, |name| sets.get(name).cloned())).collect(),
+            parts: rule.list(RULE_EXPRESSIONS).map(term).collect(),
             counters: rule.list(RULE_EXPRESSIONS).find_map(counters),
         });
     }
     if connection.generation()? != generation {
         return Err(NftError::Changed);
     }
-    Ok(found.into_iter().map(|(_, table, _)| table).collect())
+    Ok(found)
+}
+
+fn layer(answer: &Answer) -> Option<Layer> {
+    match NetfilterProtoFamily::from(answer.family) {
+        NetfilterProtoFamily::Inet => Some(Layer::Inet),
+        NetfilterProtoFamily::IPv4 => Some(Layer::Ip(Family::V4)),
+        NetfilterProtoFamily::IPv6 => Some(Layer::Ip(Family::V6)),
+        NetfilterProtoFamily::NetDev => Some(Layer::Netdev),
+        _ => None,
+    }
+}
+
+fn owner<'t>(
+    found: &'t mut [ListedTable],
+    answer: &Answer,
+    name: Option<&str>,
+) -> Option<&'t mut ListedTable> {
+    let layer = layer(answer)?;
+    found.iter_mut().find(|table| table.layer == layer && Some(&*table.name) == name)
+}
+
+/// The interfaces that a chain hangs at.
+fn devices(chain: Attributes<'_>) -> Vec<String> {
+    let Some(hook) = chain.nested(CHAIN.2) else { return Vec::new() };
+    let several = hook.nested(HOOK_DEVICE.1).unwrap_or(Attributes(&[]));
+    let several = several.iter().filter(|(kind, _)| *kind == HOOK_DEVICE.2);
+    let text = |bytes: &[u8]| {
+        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+        String::from_utf8_lossy(&bytes[..end]).into_owned()
+    };
+    let mut names: Vec<String> = several.map(|(_, name)| text(name)).collect();
+    names.extend(hook.text(HOOK_DEVICE.0).map(str::to_owned));
+    names.sort();
+    names.dedup();
+    names
 }

@@ -8,13 +8,14 @@ mod list;
 mod raw;
 mod read;
 mod socket;
+mod terms;
 #[cfg(test)]
 mod tests;
 mod trace;
 mod xtables;
 
 pub use batch::{Changes, change, rehearse};
-pub use list::list;
+pub use list::{interfaces, list};
 pub(crate) use raw::{Answer, Attributes};
 pub use read::{Look, TableFamily, Wanted, is_supported, look};
 pub use socket::{NftError, is_missing};

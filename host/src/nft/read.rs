@@ -18,7 +18,7 @@ use super::socket::{Connection, NftError};
 use super::xtables;
 
 /// `NFTA_TABLE_NAME`
-const TABLE_NAME: u16 = 1;
+pub(super) const TABLE_NAME: u16 = 1;
 /// `NFTA_TABLE_OWNER`, which only a table has that belongs to somebody.
 const TABLE_OWNER: u16 = 7;
 /// `NFTA_CHAIN_TABLE`, `NFTA_CHAIN_NAME`, `NFTA_CHAIN_HOOK`, `NFTA_CHAIN_POLICY`, `NFTA_CHAIN_TYPE`

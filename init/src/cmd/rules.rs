@@ -326,7 +326,8 @@ fn read(mut session: Session, facts: &HostFacts, ebpf: Option<Held>) -> Result<R
     let known = |family, name: &str| {
         observed.holding(Variant::Nft, family).is_some_and(|dump| dump.table(name).is_some())
     };
-    let mut native = of_listed(&millrace_host::nft::list(&known)?);
+    let mut native =
+        of_listed(&millrace_host::nft::list(&known)?, &millrace_host::nft::interfaces());
     if let Some(found) = read_native_back(&observed) {
         explain_native(&mut native, &found.ruleset);
     }

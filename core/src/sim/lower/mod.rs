@@ -6,6 +6,7 @@ mod json;
 mod native;
 mod nft;
 mod options;
+mod registers;
 mod text;
 mod words;
 

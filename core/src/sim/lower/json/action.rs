@@ -10,6 +10,14 @@ use crate::value::Family;
 /// What a statement does; one that is not known is named.
 pub(super) fn actions(name: &str, content: &Value) -> Vec<Action> {
     let chain = || Some(content.get("target")?.as_str()?.to_owned());
+    let what = || match content.get("name").and_then(Value::as_str).filter(|_| name == "xt") {
+        Some(target) => {
+            let what = "which nft does not print: save these rules with iptables-save";
+            format!("-j {target}, {what}")
+        }
+        None if content.is_null() => name.to_owned(),
+        None => format!("{name} {content}"),
+    };
     let known = match name {
         "accept" => Some(Action::Accept),
         "drop" => Some(Action::Drop),
@@ -22,19 +30,11 @@ pub(super) fn actions(name: &str, content: &Value) -> Vec<Action> {
         "goto" => chain().map(Action::Goto),
         "redirect" => target(content).map(|to| Action::Redirect(to.ports)),
         "masquerade" => target(content).map(|to| Action::Masquerade(to.ports)),
-        "dnat" => target(content).map(Action::Dnat),
-        "snat" => target(content).map(Action::Snat),
+        "dnat" => to_family(content).map(Action::Dnat),
+        "snat" => to_family(content).map(Action::Snat),
         "tproxy" => tproxy(content),
-        "mangle" => mangle(content),
+        "mangle" => return mangle(content).unwrap_or_else(|| vec![Action::Unknown(what())]),
         _ => None,
-    };
-    let what = || match content.get("name").and_then(Value::as_str).filter(|_| name == "xt") {
-        Some(target) => {
-            let what = "which nft does not print: save these rules with iptables-save";
-            format!("-j {target}, {what}")
-        }
-        None if content.is_null() => name.to_owned(),
-        None => format!("{name} {content}"),
     };
     vec![known.unwrap_or_else(|| Action::Unknown(what()))]
 }
@@ -56,6 +56,13 @@ fn target(content: &Value) -> Option<Translation> {
     Some(Translation { address, ports })
 }
 
+/// The same, of what has a family: that of an address is its own (`dnat ip to`).
+fn to_family(content: &Value) -> Option<Translation> {
+    let to = target(content)?;
+    let known = content.get("family").is_none() || to.address.is_some();
+    known.then_some(to)
+}
+
 fn tproxy(content: &Value) -> Option<Action> {
     let to = target(content)?;
     let family = match content.get("family").and_then(Value::as_str) {
@@ -73,46 +80,74 @@ fn tproxy(content: &Value) -> Option<Action> {
 }
 
 /// A field of the packet or of its connection is set.
-fn mangle(content: &Value) -> Option<Action> {
+fn mangle(content: &Value) -> Option<Vec<Action>> {
     let (kind, key) = single(content.get("key")?)?;
+    // An option of TCP, as the size of segments.
+    if kind == "tcp option" {
+        return Some(vec![Action::Note]);
+    }
     let key = key.get("key")?.as_str()?;
     let new = content.get("value")?;
-    let all = u32::MAX;
     match (kind, key) {
-        ("meta", "mark") if is_mark(new, "ct") => {
-            Some(Action::Restore { packet: all, connection: all })
-        }
-        ("ct", "mark") if is_mark(new, "meta") => {
-            Some(Action::Save { packet: all, connection: all })
-        }
-        ("meta", "mark") => change(new, "meta").map(Action::Mark),
-        ("ct", "mark") => change(new, "ct").map(Action::Connmark),
-        ("ct", "zone") => Some(Action::Zone(u16::try_from(new.as_u64()?).ok()?)),
-        ("meta", "nftrace" | "priority") => Some(Action::Note),
+        ("meta" | "ct", "mark") => marked(kind == "ct", new),
+        ("ct", "zone") => Some(vec![Action::Zone(u16::try_from(new.as_u64()?).ok()?)]),
+        ("meta", "nftrace" | "priority") => Some(vec![Action::Note]),
         _ => None,
     }
 }
 
-fn is_mark(value: &Value, kind: &str) -> bool {
-    value.get(kind).and_then(|of| of.get("key")).is_some_and(|key| key == "mark")
+/// What a mark is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    Nothing,
+    Packet,
+    Connection,
 }
 
-/// How a mark is changed: set, or made of itself by `&`, `|` and `^`.
-fn change(new: &Value, kind: &str) -> Option<MarkChange> {
+/// The mark of the packet or of its connection is set.
+fn marked(connection: bool, new: &Value) -> Option<Vec<Action>> {
+    let (of, MarkChange { keep, flip }) = change(new)?;
+    let set = |change| if connection { Action::Connmark(change) } else { Action::Mark(change) };
+    let all = u32::MAX;
+    Some(match (of, connection) {
+        (Of::Nothing, _) => vec![set(MarkChange::set(Masked::exact(flip)))],
+        (Of::Packet, false) | (Of::Connection, true) => vec![set(MarkChange { keep, flip })],
+        (Of::Packet, true) => {
+            copied(Action::Save { packet: keep, connection: all }, flip, Action::Connmark)
+        }
+        (Of::Connection, false) => {
+            copied(Action::Restore { packet: all, connection: keep }, flip, Action::Mark)
+        }
+    })
+}
+
+fn copied(copy: Action, flip: u32, set: fn(MarkChange) -> Action) -> Vec<Action> {
+    let rest = (flip != 0).then(|| set(MarkChange { keep: u32::MAX, flip }));
+    [copy].into_iter().chain(rest).collect()
+}
+
+/// What a mark becomes: set, or made of one by `&`, `|` and `^`.
+fn change(new: &Value) -> Option<(Of, MarkChange)> {
     if let Some(mark) = value::mark(new) {
-        return Some(MarkChange::set(Masked::exact(mark)));
+        return Some((Of::Nothing, MarkChange { keep: 0, flip: mark }));
     }
-    if is_mark(new, kind) {
-        return Some(MarkChange { keep: u32::MAX, flip: 0 });
+    for (kind, of) in [("meta", Of::Packet), ("ct", Of::Connection)] {
+        if new.get(kind).and_then(|of| of.get("key")).is_some_and(|key| key == "mark") {
+            return Some((of, MarkChange { keep: u32::MAX, flip: 0 }));
+        }
     }
     let (operator, sides) = single(new)?;
-    let [left, right] = sides.as_array()?.as_slice() else { return None };
-    let MarkChange { keep, flip } = change(left, kind)?;
-    let bits = value::mark(right)?;
-    Some(match operator {
-        "&" => MarkChange { keep: keep & bits, flip: flip & bits },
-        "|" => MarkChange { keep: keep & !bits, flip: flip & !bits | bits },
-        "^" => MarkChange { keep, flip: flip ^ bits },
-        _ => return None,
-    })
+    let (first, others) = sides.as_array()?.split_first()?;
+    let mut made = change(first)?;
+    for bits in others {
+        let bits = value::mark(bits)?;
+        let MarkChange { keep, flip } = made.1;
+        made.1 = match operator {
+            "&" => MarkChange { keep: keep & bits, flip: flip & bits },
+            "|" => MarkChange { keep: keep & !bits, flip: flip & !bits | bits },
+            "^" => MarkChange { keep, flip: flip ^ bits },
+            _ => return None,
+        };
+    }
+    Some(made)
 }

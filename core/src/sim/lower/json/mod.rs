@@ -11,7 +11,7 @@ use self::action::actions;
 use self::condition::Settled;
 use self::value::Sets;
 use super::super::program::{Base, Policy, SourceChain, SourceRule, SourceTable};
-use super::super::rule::{Action, Step, Test};
+use super::super::rule::{Action, Step, Test, Way};
 use super::words::words;
 use crate::iptables::Counters;
 use crate::ruleset::Hook;
@@ -46,36 +46,43 @@ pub fn of_nft_json(text: &str) -> Result<Listed, NotNft> {
     let objects = document.get("nftables").and_then(Value::as_array);
     let objects = objects.ok_or(NotNft::Other("it has no list `nftables`"))?;
     let of = |kind: &'static str| objects.iter().filter_map(move |object| object.get(kind));
-    let mut listed = Listed::default();
+    let mut left_out = Vec::new();
     let mut sets = Sets::default();
     for set in of("set").chain(of("map")) {
         sets.insert(place(set, "name")?, set);
     }
+    let mut tables: Vec<Table<'_>> = Vec::new();
     for table in of("table") {
         let (family, name, _) = place(table, "name")?;
         match families(family) {
-            Some(families) => listed.tables.push(SourceTable {
-                holder: super::nft::HOLDER.to_owned(),
-                name: name.to_owned(),
-                families,
-                chains: Vec::new(),
-            }),
-            None => listed.left_out.push(format!("table {family} {name}")),
+            Some(families) => {
+                let holder = super::nft::HOLDER.to_owned();
+                let content =
+                    SourceTable { holder, name: name.to_owned(), families, chains: Vec::new() };
+                tables.push(Table { family, content, calls: called(table.get("flags")) });
+            }
+            None => left_out.push(format!("table {family} {name}")),
         }
     }
+    let mut callers: Vec<(&str, &str, SourceChain)> = Vec::new();
     for chain in of("chain") {
         let (family, table, name) = place(chain, "name")?;
-        let Some(into) = find(&mut listed.tables, family, table) else { continue };
-        let base = base(chain);
-        if chain.get("hook").is_some() && base.is_none() {
-            listed.left_out.push(format!("chain {family} {table} {name}"));
+        let Some(into) = find(&mut tables, family, table) else { continue };
+        let hooked = chain.get("hook").is_some() && into.calls != Calls::None;
+        let base = base(chain).filter(|_| hooked);
+        match below(chain, name).filter(|_| hooked) {
+            Some(caller) => callers.push((family, table, caller)),
+            None if hooked && base.is_none() => {
+                left_out.push(format!("chain {family} {table} {name}"));
+            }
+            None => {}
         }
-        into.chains.push(SourceChain { name: name.to_owned(), base, rules: Vec::new() });
+        into.content.chains.push(SourceChain { name: name.to_owned(), base, rules: Vec::new() });
     }
     for rule in of("rule") {
         let (family, table, name) = place(rule, "chain")?;
-        let Some(into) = find(&mut listed.tables, family, table) else { continue };
-        let Some(chain) = into.chains.iter_mut().find(|chain| chain.name == name) else {
+        let Some(into) = find(&mut tables, family, table) else { continue };
+        let Some(chain) = into.content.chains.iter_mut().find(|chain| chain.name == name) else {
             return Err(NotNft::Other("a rule is in a chain that is not there"));
         };
         let exprs = rule.get("expr").and_then(Value::as_array);
@@ -83,7 +90,80 @@ pub fn of_nft_json(text: &str) -> Result<Listed, NotNft> {
         let reader = Reader { sets: &sets, family, table };
         chain.rules.extend(reader.rules(exprs));
     }
-    Ok(listed)
+    for (family, table, caller) in callers {
+        if let Some(into) = find(&mut tables, family, table) {
+            into.content.chains.push(caller);
+        }
+    }
+    let tables = tables.into_iter().map(Table::settled).collect();
+    Ok(Listed { tables, left_out })
+}
+
+/// Whether the kernel calls a table's chains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Calls {
+    All,
+    None,
+    Unknown,
+}
+
+/// What the flags of a table say. nft 1.0.6 prints something else in their place.
+fn called(flags: Option<&Value>) -> Calls {
+    let list = match flags {
+        None => return Calls::All,
+        Some(Value::Array(list)) => list.clone(),
+        Some(flag) => vec![flag.clone()],
+    };
+    let known = ["owner", "persist"];
+    if list.iter().any(|flag| flag == "dormant") {
+        Calls::None
+    } else if list.iter().all(|flag| known.iter().any(|known| flag == known)) {
+        Calls::All
+    } else {
+        Calls::Unknown
+    }
+}
+
+struct Table<'v> {
+    family: &'v str,
+    content: SourceTable,
+    calls: Calls,
+}
+
+impl Table<'_> {
+    /// The table; where it is not known whether its chains are called, they begin with that.
+    fn settled(self) -> SourceTable {
+        let mut table = self.content;
+        if self.calls == Calls::Unknown {
+            let what =
+                format!("whether table {} is dormant, which this nft does not print", table.name);
+            let steps: Vec<Step> = vec![Action::Unknown(what.clone()).into()];
+            let first = SourceRule { text: what, reason: None, counters: None, steps };
+            for chain in table.chains.iter_mut().filter(|chain| chain.base.is_some()) {
+                chain.rules.insert(0, first.clone());
+            }
+        }
+        table
+    }
+}
+
+/// What calls a chain that hangs at interfaces.
+fn below(chain: &Value, name: &str) -> Option<SourceChain> {
+    let text = |key: &str| chain.get(key).and_then(Value::as_str);
+    let way = match text("hook")? {
+        "ingress" => Way::In,
+        "egress" => Way::Out,
+        _ => return None,
+    };
+    let devices = match chain.get("dev") {
+        Some(Value::String(name)) => vec![name.clone()],
+        Some(Value::Array(names)) => {
+            names.iter().filter_map(|name| Some(name.as_str()?.to_owned())).collect()
+        }
+        _ => Vec::new(),
+    };
+    let priority = priority(chain)?;
+    Some(super::native::at_device(way, priority, policy(chain), name, &devices))
 }
 
 /// Family, table and name of an object. A table's name is its table.
@@ -98,18 +178,17 @@ fn families(name: &str) -> Option<Vec<Family>> {
     Some(match name {
         "ip" => vec![Family::V4],
         "ip6" => vec![Family::V6],
-        "inet" => Family::ALL.to_vec(),
+        "inet" | "netdev" => Family::ALL.to_vec(),
         _ => return None,
     })
 }
 
-fn find<'t>(
-    tables: &'t mut [SourceTable],
+fn find<'t, 'v>(
+    tables: &'t mut [Table<'v>],
     family: &str,
     name: &str,
-) -> Option<&'t mut SourceTable> {
-    let families = families(family)?;
-    tables.iter_mut().find(|table| table.name == name && table.families == families)
+) -> Option<&'t mut Table<'v>> {
+    tables.iter_mut().find(|table| table.family == family && table.content.name == name)
 }
 
 /// Where the kernel calls a chain from; none for layers that are not walked.
@@ -117,12 +196,19 @@ fn base(chain: &Value) -> Option<Base> {
     let text = |key: &str| chain.get(key).and_then(Value::as_str);
     let hook = text("hook")?;
     let hook = Hook::ALL.into_iter().find(|known| known.as_str().eq_ignore_ascii_case(hook))?;
-    let priority = chain.get("prio").and_then(Value::as_i64).and_then(|p| i32::try_from(p).ok())?;
-    let policy = match text("policy") {
+    let kind = super::nft::kind(text("type")?);
+    Some(Base { hook, kind, priority: priority(chain)?, policy: policy(chain) })
+}
+
+fn priority(chain: &Value) -> Option<i32> {
+    chain.get("prio").and_then(Value::as_i64).and_then(|p| i32::try_from(p).ok())
+}
+
+fn policy(chain: &Value) -> Policy {
+    match chain.get("policy").and_then(Value::as_str) {
         Some("drop") => Policy::Drop,
         _ => Policy::Accept,
-    };
-    Some(Base { hook, kind: super::nft::kind(text("type")?), priority, policy })
+    }
 }
 
 /// Reads the rules of a table.
@@ -183,8 +269,15 @@ impl Reader<'_> {
     fn vmap(&self, content: &Value, settled: &mut Settled) -> Option<Vec<Vec<Step>>> {
         let key = content.get("key")?;
         let elements = value::elements(content.get("data")?, self.family, self.table, self.sets)?;
+        if elements.iter().any(|element| element.get(0).is_some_and(|key| key == "*")) {
+            return None;
+        }
         // A chain that is jumped to can change a mark, and then another value would match too.
-        if elements.len() > 1 && key.pointer("/meta/key").is_some_and(|key| key == "mark") {
+        if elements.len() > 1
+            && ["/meta/key", "/ct/key"]
+                .iter()
+                .any(|at| key.pointer(at).is_some_and(|k| k == "mark"))
+        {
             return None;
         }
         let mut branches = Vec::new();

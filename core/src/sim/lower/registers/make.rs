@@ -1,0 +1,126 @@
+//! What a rule of `nf_tables` does with registers.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::super::super::rule::{Action, MarkChange, Translation};
+use super::{CT_MARK, CT_ZONE, Held, MARK, Path, host, slot};
+use crate::nft::listed::{Ends, Source};
+use crate::ruleset::Masked;
+use crate::value::Family;
+
+/// `NFPROTO_INET`
+const INET: u32 = 1;
+
+impl Path {
+    /// What a register's value does where it is stored.
+    pub(super) fn stored(&self, connection: bool, key: u32, from: u32) -> Option<Vec<Action>> {
+        // Priority and tracing; labels and events of a connection.
+        let note = if connection { matches!(key, 18 | 19) } else { matches!(key, 2 | 14) };
+        if note {
+            return Some(vec![Action::Note]);
+        }
+        let held = self.held.get(&slot(from))?;
+        let Held { what, bits, swapped: false } = held else { return None };
+        if connection && key == CT_ZONE {
+            let Source::Constant(bytes) = what else { return None };
+            return Some(vec![Action::Zone(u16::from_ne_bytes(bytes.as_slice().try_into().ok()?))]);
+        }
+        if key != MARK {
+            return None;
+        }
+        let set = |change| if connection { Action::Connmark(change) } else { Action::Mark(change) };
+        let (keep, flip) = match bits {
+            None => (u32::MAX, 0),
+            Some((mask, flip)) => (host(mask)?, host(flip)?),
+        };
+        let actions = match what {
+            Source::Constant(bytes) => {
+                let mark = host(bytes)? & keep ^ flip;
+                vec![set(MarkChange::set(Masked::exact(mark)))]
+            }
+            Source::Meta(MARK) if !connection => vec![set(MarkChange { keep, flip })],
+            Source::Ct(CT_MARK) if connection => vec![set(MarkChange { keep, flip })],
+            Source::Meta(MARK) | Source::Ct(CT_MARK) => {
+                let copy = if connection {
+                    Action::Save { packet: keep, connection: u32::MAX }
+                } else {
+                    Action::Restore { packet: u32::MAX, connection: keep }
+                };
+                let rest = set(MarkChange { keep: u32::MAX, flip });
+                if flip == 0 { vec![copy] } else { vec![copy, rest] }
+            }
+            _ => return None,
+        };
+        Some(actions)
+    }
+
+    fn constant(&self, register: u32) -> Option<&[u8]> {
+        match self.held.get(&slot(register))? {
+            Held { what: Source::Constant(bytes), bits: None, .. } => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// The ports in registers, if there are any.
+    pub(super) fn ports(&self, (first, last): Ends) -> Option<Translation> {
+        let port = |register| {
+            let bytes = self.constant(register)?.get(..2)?;
+            Some(u16::from_be_bytes(bytes.try_into().ok()?))
+        };
+        let Some(first) = first else { return Some(Translation::default()) };
+        let ports = (port(first)?, port(last.unwrap_or(first))?);
+        Some(Translation { address: None, ports: Some(ports) })
+    }
+
+    fn ip(&self, register: u32, family: Option<Family>) -> Option<IpAddr> {
+        let bytes = self.constant(register)?;
+        match family? {
+            Family::V4 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes.get(..4)?).ok()?).into()),
+            Family::V6 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes.get(..16)?).ok()?).into()),
+        }
+    }
+
+    pub(super) fn nat(
+        &self,
+        source: bool,
+        family: u32,
+        address: Ends,
+        ports: Ends,
+    ) -> Option<Action> {
+        let only = of_number(family);
+        let ports = self.ports(ports)?.ports;
+        let address = match address {
+            (None, _) if only.is_some() && self.family != only => return None,
+            (None, _) => None,
+            (Some(first), last) => {
+                let one = self.ip(first, only)?;
+                (self.ip(last.unwrap_or(first), only)? == one).then_some(Some(one))?
+            }
+        };
+        let to = Translation { address, ports };
+        Some(if source { Action::Snat(to) } else { Action::Dnat(to) })
+    }
+
+    pub(super) fn tproxy(
+        &self,
+        family: u32,
+        address: Option<u32>,
+        port: Option<u32>,
+    ) -> Option<Action> {
+        let only = of_number(family);
+        if only.is_none() && family != INET && family != 0 {
+            return None;
+        }
+        let address = match address {
+            None => None,
+            Some(register) => Some(self.ip(register, only.or(self.family))?),
+        };
+        let port = self.ports((port, None))?.ports.map(|(port, _)| port);
+        Some(Action::Tproxy { port, address, family: only, drops: false })
+    }
+}
+
+/// `NFPROTO_IPV4`, `NFPROTO_IPV6`
+fn of_number(family: u32) -> Option<Family> {
+    Family::ALL.into_iter().find(|f| u32::from(crate::nft::expr::nfproto(*f)) == family)
+}
