@@ -1,6 +1,6 @@
 //! Classes of connections that end alike, put together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::partition::Class;
 use super::question::Question;
@@ -16,11 +16,31 @@ pub(super) struct Part<A> {
     pub(super) end: usize,
 }
 
+/// Long sets, of which the same ones are kept once: to find that two are the same then takes no
+/// time.
+#[derive(Debug, Default)]
+pub(super) struct Pool(HashSet<Ranges>);
+
+impl Pool {
+    /// The one that is kept of this set.
+    pub(super) fn shared(&mut self, set: Ranges) -> Ranges {
+        const LONG: usize = 64;
+        if set.iter().len() < LONG {
+            return set;
+        }
+        if let Some(known) = self.0.get(&set) {
+            return known.clone();
+        }
+        self.0.insert(set.clone());
+        set
+    }
+}
+
 /// Put classes together that end alike and differ in one thing only.
-pub(super) fn merge<A>(mut parts: Vec<Part<A>>) -> Vec<Class<A>> {
+pub(super) fn merge<A>(mut parts: Vec<Part<A>>, pool: &mut Pool) -> Vec<Class<A>> {
     loop {
         let before = parts.len();
-        parts = Field::ALL.into_iter().fold(parts, by_field);
+        parts = Field::ALL.into_iter().fold(parts, |parts, field| by_field(parts, field, pool));
         let mut asked: Vec<Masked> =
             parts.iter().flat_map(|p| p.class.shape.marks.keys().copied()).collect();
         asked.sort_unstable();
@@ -35,7 +55,7 @@ pub(super) fn merge<A>(mut parts: Vec<Part<A>>) -> Vec<Class<A>> {
 }
 
 /// Join classes that differ in the values of one field only.
-pub(super) fn by_field<A>(parts: Vec<Part<A>>, field: Field) -> Vec<Part<A>> {
+pub(super) fn by_field<A>(parts: Vec<Part<A>>, field: Field, pool: &mut Pool) -> Vec<Part<A>> {
     if parts.len() < 2 {
         return parts;
     }
@@ -58,7 +78,7 @@ pub(super) fn by_field<A>(parts: Vec<Part<A>>, field: Field) -> Vec<Part<A>> {
         if let Some(values) = shape.values_mut(field) {
             *values = match of.values.len() {
                 0 | 1 => of.values.pop().unwrap_or_default(),
-                _ => of.values.iter().flat_map(Ranges::iter).collect(),
+                _ => pool.shared(of.values.iter().flat_map(Ranges::iter).collect()),
             };
         }
         Part { class: Class { shape, example: of.example, answer: of.answer }, end }

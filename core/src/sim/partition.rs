@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use super::fate::{Fate, Outcome};
-use super::join::{Part, by_field, by_mark, merge};
+use super::join::{Part, Pool, by_field, by_mark, merge};
 use super::namespace::{Namespace, unicast};
 use super::program::{Program, RuleId};
 use super::question::{Protocol, Question};
@@ -206,10 +206,11 @@ impl Seen {
 type Ask<'a, A> = &'a mut dyn FnMut(&Question, &Shape, &mut Seen) -> Result<A, Split>;
 
 fn classes<A: Ending>(namespace: &Namespace, limits: Limits, ask: Ask<'_, A>) -> Vec<Class<A>> {
-    let mut search = Search { ask, limits, seen: Seen::default(), ends: HashMap::new() };
+    let mut search =
+        Search { ask, limits, seen: Seen::default(), ends: HashMap::new(), pool: Pool::default() };
     let shapes = Family::ALL.into_iter().flat_map(|family| all(namespace, family));
     let parts = shapes.flat_map(|shape| search.parts(shape)).collect();
-    merge(parts)
+    merge(parts, &mut search.pool)
 }
 
 /// A search for classes.
@@ -219,6 +220,7 @@ struct Search<'a, A: Ending> {
     seen: Seen,
     /// The ends that were found, numbered.
     ends: HashMap<A::Key, usize>,
+    pool: Pool,
 }
 
 /// A shape that was cut: what is left of it to look at, and what was found.
@@ -231,9 +233,9 @@ struct Cut<A> {
 impl<A> Cut<A> {
     /// The classes that were found. What ends alike is put together at once, so that there are
     /// never many more of them than in the end.
-    fn joined(self) -> Vec<Part<A>> {
+    fn joined(self, pool: &mut Pool) -> Vec<Part<A>> {
         match self.by {
-            Split::Field(field, _) | Split::Rules(field, _) => by_field(self.found, field),
+            Split::Field(field, _) | Split::Rules(field, _) => by_field(self.found, field, pool),
             Split::Mark(mark) => by_mark(self.found, mark),
         }
     }
@@ -253,7 +255,7 @@ impl<A: Ending> Search<'_, A> {
                     cuts.push(Cut { by, left, found: Vec::new() });
                     continue;
                 }
-                None => cuts.pop().map_or_else(Vec::new, Cut::joined),
+                None => cuts.pop().map_or_else(Vec::new, |cut| cut.joined(&mut self.pool)),
             };
             let Some(cut) = cuts.last_mut() else { return found };
             cut.found.extend(found);
@@ -283,7 +285,15 @@ impl<A: Ending> Search<'_, A> {
         }
         match (self.ask)(&example, &shape, &mut self.seen) {
             Ok(answer) => Ok(Some(self.part(shape, example, answer))),
-            Err(split) => Err((shape.cut(&split), split)),
+            Err(split) => {
+                let mut shapes = shape.cut(&split);
+                if let Split::Field(field, _) | Split::Rules(field, _) = split {
+                    for values in shapes.iter_mut().filter_map(|shape| shape.values_mut(field)) {
+                        *values = self.pool.shared(std::mem::take(values));
+                    }
+                }
+                Err((shapes, split))
+            }
         }
     }
 
