@@ -213,3 +213,30 @@ fn lists_of_nft_are_read() {
     }
     assert_eq!(lines.len(), wanted.len());
 }
+
+/// Verify that chains at interfaces and tables that are dormant are what they are, and that where nft
+/// leaves out what it takes to know, that is what can't be told.
+#[test]
+fn what_lists_leave_out_is_named() {
+    let outcome = |flags: &str, family: &str, hook: &str| {
+        let place = format!(r#""family": "{family}", "table": "t""#);
+        let text = format!(
+            r#"{{"nftables": [{{"table": {{"family": "{family}", "name": "t"{flags}}}}},
+            {{"chain": {{{place}, "name": "c", "type": "filter", "prio": 0, "policy": "accept", {hook}}}}},
+            {{"rule": {{{place}, "chain": "c", "expr": [{{"drop": null}}]}}}}]}}"#
+        );
+        let program = Program::new(of_nft_json(&text).unwrap().tables);
+        program.answer(&pod(), &out(1, "9.9.9.9:80")).outcome
+    };
+    let dropped = |outcome: Outcome| matches!(outcome, Outcome::Dropped { .. });
+    let unknown = |outcome: Outcome| matches!(outcome, Outcome::Unknown { what } if what.contains("does not print"));
+    let output = r#""hook": "output""#;
+    assert!(dropped(outcome("", "inet", output)));
+    assert!(dropped(outcome(r#", "flags": ["owner"]"#, "inet", output)));
+    assert_eq!(outcome(r#", "flags": "dormant""#, "inet", output), passed());
+    assert!(unknown(outcome(r#", "flags": "t""#, "inet", output)));
+    let egress = |device: &str| format!(r#""hook": "egress", "dev": {device}"#);
+    assert!(dropped(outcome("", "netdev", &egress(r#""eth0""#))));
+    assert_eq!(outcome("", "netdev", &egress(r#"["lo", "eth1"]"#)), passed());
+    assert!(unknown(outcome("", "netdev", r#""hook": "egress""#)));
+}
