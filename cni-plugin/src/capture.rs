@@ -19,6 +19,8 @@ use millrace_host::engine::{Drift, EngineError, Outcome, Request, Rules, Session
 use millrace_host::observe::Look;
 use millrace_host::sandbox::Sandbox;
 use millrace_host::{exec, facts};
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
+use nix::net::if_::InterfaceFlags;
 
 use crate::config::Backend;
 
@@ -123,6 +125,26 @@ impl Pod {
             judge(&observed, Some(&wanted.iptables), &self.groups)
         };
         Ok(difference(&found))
+    }
+
+    /// An interface of the calling thread's namespace, other than this one and `lo`, by which others
+    /// may reach it; also when that can't be seen.
+    pub(crate) fn another_interface(ifname: &str) -> Option<String> {
+        let addresses = match getifaddrs() {
+            Ok(addresses) => addresses,
+            Err(errno) => return Some(format!("its interfaces can't be listed: {errno}")),
+        };
+        let reached = |a: &InterfaceAddress| {
+            let v6 = a.address.as_ref().and_then(|a| Some(a.as_sockaddr_in6()?.ip()));
+            let v4 = a.address.as_ref().is_some_and(|a| a.as_sockaddr_in().is_some());
+            v4 || v6.is_some_and(|ip| !ip.is_unicast_link_local())
+        };
+        addresses
+            .filter(|a| {
+                !a.flags.contains(InterfaceFlags::IFF_LOOPBACK) && a.interface_name != ifname
+            })
+            .find(reached)
+            .map(|a| a.interface_name)
     }
 
     /// Take away what this plugin wrote, also beside the pod's entry where it had one. Gives

@@ -18,6 +18,7 @@ mod file;
 pub mod log;
 mod lookup;
 mod note;
+mod own_file;
 pub mod protocol;
 mod sys_alarm;
 mod target;

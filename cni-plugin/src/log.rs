@@ -1,15 +1,18 @@
 //! The log: JSON lines on standard error, which runtimes put into their journal, and in a file.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Map, Value, json};
 
 use crate::config::LogConfig;
+use crate::own_file::append;
 
 /// How severe a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,32 +125,55 @@ pub(crate) fn line(level: Level, message: &str) -> Map<String, Value> {
     members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
+/// How long one process waits, all in all, for others that begin the file anew. Whoever may read the
+/// file can hold its lock for ever.
+const PATIENCE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// A file that is begun anew when it is too long; the one before is kept with `.1` at its name's
-/// end. Several processes write to it at once: each line is one write at the file's end.
+/// end. Several processes write to it at once: each line is one write at the file's end. While
+/// somebody holds its lock it becomes twice as long, and then nothing is written to it.
 #[derive(Debug)]
 struct LogFile {
     path: PathBuf,
     max_bytes: u64,
     file: File,
+    /// What is left of the patience.
+    patience: Duration,
 }
 
 impl LogFile {
     fn open(path: &Path, max_bytes: u64) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), max_bytes, file: append(path)? })
+        Ok(Self { path: path.to_owned(), max_bytes, file: append(path)?, patience: PATIENCE })
     }
 
     fn write(&mut self, text: &str) -> io::Result<()> {
-        if self.file.metadata()?.len() + text.len() as u64 > self.max_bytes {
-            self.rotate()?;
+        let length = |file: &File| Ok::<u64, io::Error>(file.metadata()?.len() + text.len() as u64);
+        if length(&self.file)? > self.max_bytes
+            && !self.rotate()?
+            && length(&self.file)? > self.max_bytes.saturating_mul(2)
+        {
+            return Err(Errno::EWOULDBLOCK.into());
         }
         self.file.write_all(text.as_bytes())
     }
 
-    /// Whoever has the lock of the file that still has the name renames it.
-    fn rotate(&mut self) -> io::Result<()> {
-        let lock = Flock::lock(self.file.try_clone()?, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| io::Error::from(errno))?;
-        let is_named = self.path.metadata().is_ok_and(|m| {
+    /// Whoever has the lock of the file that still has the name renames it. False where somebody else
+    /// keeps the lock.
+    fn rotate(&mut self) -> io::Result<bool> {
+        let mut file = self.file.try_clone()?;
+        let lock = loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => break lock,
+                Err((_, Errno::EWOULDBLOCK)) if self.patience.is_zero() => return Ok(false),
+                Err((same, Errno::EWOULDBLOCK)) => file = same,
+                Err((_, errno)) => return Err(errno.into()),
+            }
+            let began = Instant::now();
+            thread::sleep(PAUSE);
+            self.patience = self.patience.saturating_sub(began.elapsed());
+        };
+        let is_named = self.path.symlink_metadata().is_ok_and(|m| {
             lock.metadata().is_ok_and(|own| (m.dev(), m.ino()) == (own.dev(), own.ino()))
         });
         if is_named {
@@ -156,16 +182,17 @@ impl LogFile {
             std::fs::rename(&self.path, old)?;
         }
         self.file = append(&self.path)?;
-        Ok(())
+        Ok(true)
     }
-}
-
-fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
     use super::*;
 
     #[test]
@@ -216,5 +243,37 @@ mod tests {
         let config = LogConfig { file: Some("/no/such/folder/log".into()), ..LogConfig::default() };
         let mut log = Log::new(&config, Map::new(), Instant::now());
         log.warn("x");
+    }
+
+    #[test]
+    fn a_log_is_no_link_and_no_pipe_and_no_other_name_of_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
+        std::fs::write(at("target"), "").unwrap();
+        symlink(at("target"), at("link")).unwrap();
+        symlink(at("new"), at("dangling")).unwrap();
+        std::fs::hard_link(at("target"), at("name")).unwrap();
+        for name in ["pipe", "link", "dangling", "name", "."] {
+            assert!(LogFile::open(&at(name), 5000).is_err(), "{name}");
+        }
+        assert_eq!(std::fs::read_to_string(at("target")).unwrap(), "");
+        assert!(!at("new").exists());
+    }
+
+    #[test]
+    fn a_lock_that_somebody_keeps_stops_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        std::fs::write(&path, "x".repeat(4990)).unwrap();
+        let held = Flock::lock(File::open(&path).unwrap(), FlockArg::LockExclusive).unwrap();
+        let mut file = LogFile::open(&path, 5000).unwrap();
+        let line = format!("{}\n", "y".repeat(999));
+        let written = (0..20).filter(|_| file.write(&line).is_ok()).count();
+        assert_eq!(written, 5);
+        assert_eq!(path.metadata().unwrap().len(), 9990);
+        held.unlock().unwrap();
+        file.write(&line).unwrap();
+        assert_eq!(path.metadata().unwrap().len(), 1000);
     }
 }

@@ -1,22 +1,22 @@
 //! A note on each captured pod, in a folder of the host that is empty after a reboot. CHECK
 //! learns from it what ADD learned; GC and DEL learn what there was. Nothing needs it: a note that
-//! is lost costs a lookup.
+//! is lost costs a lookup, and one that can't be read leaves a pod captured.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use millrace_core::dialect::istio::annotations::PROXY_CONTAINER;
 use millrace_core::pod::{Container, PodFacts};
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::Attachment;
+use crate::own_file;
+use crate::protocol::{Attachment, is_identifier};
 
 /// A captured attachment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Note {
     /// The pod's name.
     pub(crate) name: Option<String>,
@@ -77,6 +77,21 @@ pub(crate) struct Notes {
     folder: PathBuf,
 }
 
+/// Whose a namespace is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// The attachment's.
+    Own,
+    /// The same container is attached otherwise, too: its rules serve all its interfaces.
+    Shared,
+    /// There is no note that tells.
+    Unknown,
+    /// Not the attachment's, or it can't be told: why.
+    Foreign(String),
+}
+
+/// No note is longer, in bytes: etcd takes no larger object.
+const LONGEST: u64 = 4 * 1024 * 1024;
 /// What the names of drafts begin with; the id of the process that writes it follows.
 const DRAFT: &str = "draft-";
 /// Between the parts of a file's name; none of them can hold it.
@@ -87,9 +102,14 @@ impl Notes {
         Self { folder: folder.to_owned() }
     }
 
-    fn path(&self, network: &str, attachment: &Attachment) -> PathBuf {
+    /// Where the note is. Names that are none, which could lead out of the folder, have no note.
+    fn path(&self, network: &str, attachment: &Attachment) -> io::Result<PathBuf> {
         let Attachment { container_id, ifname } = attachment;
-        self.folder.join(format!("{network}{SEPARATOR}{container_id}{SEPARATOR}{ifname}"))
+        if !is_identifier(network) || attachment.check().is_err() {
+            let why = format!("{network:?} with {attachment:?} names no attachment to a network");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        Ok(self.folder.join(format!("{network}{SEPARATOR}{container_id}{SEPARATOR}{ifname}")))
     }
 
     /// Write a note, whole or not at all.
@@ -99,18 +119,12 @@ impl Notes {
         attachment: &Attachment,
         note: &Note,
     ) -> io::Result<()> {
-        let path = self.path(network, attachment);
+        let path = self.path(network, attachment)?;
         let text = serde_json::to_string(note)?;
+        own_file::make_own(&self.folder)?;
         // A name with the process's id: the same pod may be added twice at once.
         let draft = self.folder.join(format!("{DRAFT}{}", std::process::id()));
-        let written = create(&draft).or_else(|error| {
-            if error.kind() != io::ErrorKind::NotFound {
-                return Err(error);
-            }
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
-            create(&draft)
-        });
-        let done = written
+        let done = own_file::create(&draft)
             .and_then(|mut file| file.write_all(text.as_bytes()))
             .and_then(|()| fs::rename(&draft, &path));
         if done.is_err() {
@@ -119,18 +133,62 @@ impl Notes {
         done
     }
 
-    /// The note on an attachment, if there is one that can be read.
-    pub(crate) fn read(&self, network: &str, attachment: &Attachment) -> Option<Note> {
-        let text = fs::read_to_string(self.path(network, attachment)).ok()?;
-        serde_json::from_str(&text).ok()
+    /// The note on an attachment, if there is one.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub(crate) fn read(&self, network: &str, attachment: &Attachment) -> io::Result<Option<Note>> {
+        let text = self.path(network, attachment).and_then(|path| {
+            own_file::own(&self.folder)?;
+            own_file::read(&path, LONGEST)
+        });
+        match text {
+            Ok(text) => Ok(Some(serde_json::from_str(&text)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Take a note away; that there is none is well.
     pub(crate) fn remove(&self, network: &str, attachment: &Attachment) -> io::Result<()> {
-        match fs::remove_file(self.path(network, attachment)) {
+        match self.path(network, attachment).and_then(fs::remove_file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Whose the namespace is that the path of an attachment leads to now. What can't be told is
+    /// never its own: rules that stay end with their namespace, and a pod that lives on without
+    /// them is a leak.
+    pub(crate) fn claim(&self, network: &str, own: &Attachment, netns_id: &str) -> Claim {
+        let noted = self.read(network, own);
+        if let Ok(Some(note)) = &noted
+            && note.netns_id != netns_id
+        {
+            return Claim::Foreign("it is not the one that ADD captured".to_owned());
+        }
+        for (of, other) in self.list().unwrap_or_default() {
+            if of == network && other == *own {
+                continue;
+            }
+            if other.container_id == own.container_id {
+                return Claim::Shared;
+            }
+            let Attachment { container_id, ifname } = &other;
+            match self.read(&of, &other) {
+                Ok(Some(note)) if note.netns_id == netns_id => {
+                    return Claim::Foreign(format!("it is that of {container_id}, {ifname}"));
+                }
+                Err(error) if !matches!(noted, Ok(Some(_))) => {
+                    return Claim::Foreign(format!(
+                        "there is no note on it, and it may be that of {container_id}, {ifname}, \
+                         whose note can't be read ({error})"
+                    ));
+                }
+                _ => {}
+            }
+        }
+        if matches!(noted, Ok(Some(_))) { Claim::Own } else { Claim::Unknown }
     }
 
     /// Take away drafts of processes that were killed.
@@ -165,6 +223,10 @@ impl Notes {
                     container_id: (*container_id).to_owned(),
                     ifname: (*ifname).to_owned(),
                 };
+                // What has no path is none of ours.
+                if self.path(network, &attachment).is_err() {
+                    continue;
+                }
                 found.push(((*network).to_owned(), attachment));
             }
         }
@@ -173,12 +235,14 @@ impl Notes {
     }
 }
 
-fn create(path: &Path) -> io::Result<fs::File> {
-    fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
     use super::*;
 
     fn attachment(id: &str) -> Attachment {
@@ -200,8 +264,8 @@ mod tests {
         assert_eq!(note.annotations, None);
         notes.write("net", &attachment("x"), &note).unwrap();
         notes.write("net", &attachment("x"), &note).unwrap();
-        assert_eq!(notes.read("net", &attachment("x")), Some(note));
-        assert_eq!(notes.read("net", &attachment("y")), None);
+        assert_eq!(notes.read("net", &attachment("x")).unwrap(), Some(note));
+        assert_eq!(notes.read("net", &attachment("y")).unwrap(), None);
         assert_eq!(notes.list().unwrap(), [("net".to_owned(), attachment("x"))]);
         notes.remove("net", &attachment("x")).unwrap();
         notes.remove("net", &attachment("x")).unwrap();
@@ -245,5 +309,77 @@ mod tests {
         };
         assert_eq!(noted(&["app", PROXY_CONTAINER]).map(|list| list.len()), Some(2));
         assert_eq!((noted(&[]), noted(&["app"])), (None, None));
+    }
+
+    /// A note on a pod whose namespace has this id.
+    fn of(netns_id: &str) -> Note {
+        Note { netns_id: netns_id.to_owned(), ..Note::default() }
+    }
+
+    #[test]
+    fn a_namespace_belongs_to_who_was_noted_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let notes = Notes::new(folder.path());
+        let (own, other) = (attachment("own"), attachment("other"));
+        assert_eq!(notes.claim("net", &own, "1:2"), Claim::Unknown);
+        notes.write("net", &own, &of("1:2")).unwrap();
+        assert_eq!(notes.claim("net", &own, "1:2"), Claim::Own);
+        assert!(matches!(notes.claim("net", &own, "1:3"), Claim::Foreign(_)));
+        // Its number is that of a later namespace by now.
+        notes.write("other", &other, &of("1:2")).unwrap();
+        assert!(matches!(notes.claim("net", &own, "1:2"), Claim::Foreign(_)));
+        notes.remove("net", &own).unwrap();
+        assert!(matches!(notes.claim("net", &own, "1:2"), Claim::Foreign(_)));
+        assert_eq!(notes.claim("net", &own, "1:3"), Claim::Unknown);
+        fs::write(notes.path("other", &other).unwrap(), "{}").unwrap();
+        assert!(matches!(notes.claim("net", &own, "1:3"), Claim::Foreign(_)));
+        notes.write("net", &own, &of("1:2")).unwrap();
+        assert_eq!(notes.claim("net", &own, "1:2"), Claim::Own);
+        notes.write("more", &own, &of("1:2")).unwrap();
+        assert_eq!(notes.claim("net", &own, "1:2"), Claim::Shared);
+    }
+
+    #[test]
+    fn no_name_leads_out_of_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let outside = folder.path().join("outside:own:eth0");
+        fs::write(&outside, "{}").unwrap();
+        let notes = Notes::new(&folder.path().join("state"));
+        let absolute = folder.path().join("outside").display().to_string();
+        for name in [absolute.as_str(), "../outside", "", "."] {
+            assert!(notes.remove(name, &attachment("own")).is_err(), "{name}");
+            assert!(notes.read(name, &attachment("own")).is_err(), "{name}");
+        }
+        assert!(outside.exists());
+    }
+
+    #[test]
+    fn notes_are_neither_links_nor_pipes_and_in_nobody_elses_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let (notes, own) = (Notes::new(&folder.path().join("state")), attachment("own"));
+        notes.write("net", &own, &of("1:2")).unwrap();
+        let path = notes.path("net", &own).unwrap();
+        let elsewhere = folder.path().join("elsewhere");
+        fs::rename(&path, &elsewhere).unwrap();
+        symlink(&elsewhere, &path).unwrap();
+        assert!(notes.read("net", &own).is_err());
+        fs::remove_file(&path).unwrap();
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        assert!(notes.read("net", &own).is_err());
+        // A draft that somebody else prepared is not written through.
+        let draft = notes.folder.join(format!("{DRAFT}{}", std::process::id()));
+        symlink(folder.path().join("target"), draft).unwrap();
+        notes.write("net", &own, &of("1:3")).unwrap();
+        assert!(!folder.path().join("target").exists());
+        assert_eq!(notes.read("net", &own).unwrap(), Some(of("1:3")));
+        let linked = folder.path().join("linked");
+        symlink(&notes.folder, &linked).unwrap();
+        assert!(Notes::new(&linked).write("net", &own, &of("1:4")).is_err());
+        // One that everybody reads is closed, one that others write to is not used.
+        fs::set_permissions(&notes.folder, Permissions::from_mode(0o755)).unwrap();
+        notes.write("net", &own, &of("1:5")).unwrap();
+        assert_eq!(fs::metadata(&notes.folder).unwrap().mode() & 0o777, 0o700);
+        fs::set_permissions(&notes.folder, Permissions::from_mode(0o777)).unwrap();
+        assert!(notes.write("net", &own, &of("1:6")).is_err());
     }
 }

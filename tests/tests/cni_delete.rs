@@ -1,11 +1,12 @@
 //! DEL never fails, whatever stands in its way: a pod that can't be deleted helps nobody.
 
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use millrace_host::lock::RunLock;
 use millrace_tests::binary;
 use millrace_tests::cni::{Call, Host, Pod, mesh};
 use serde_json::json;
@@ -78,15 +79,13 @@ fn without_privilege() -> Result<()> {
 }
 
 /// Verify that a run that doesn't end is waited for, but not for ever: ADD until its deadline,
-/// when it fails with code 11, and DEL for some seconds.
+/// when it fails with code 11, and DEL for a moment.
 #[test]
 fn another_run_does_not_end() -> Result<()> {
     let (host, pod, del) = captured()?;
     let other = host.pod()?;
-    let lock = |pod: &Pod| {
-        let name = SocketAddr::from_abstract_name("millrace-run")?;
-        host.inside(pod, |inside| Ok(inside.enter(|| UnixDatagram::bind_addr(&name))??))
-    };
+    let lock =
+        |pod: &Pod| host.inside(pod, |inside| Ok(inside.enter(|| RunLock::take(Instant::now()))??));
     let (_held, _held_too) = (lock(&pod)?, lock(&other)?);
     let add = Call::new(&host, "ADD", &other, mesh(&[])).with_key("deadline", json!("700ms"));
     let began = Instant::now();
@@ -179,5 +178,90 @@ fn a_fault_is_an_error_in_json() -> Result<()> {
     ensure!(said.contains("fault"), "{said}");
     let fault = reply.lines()?.into_iter().find(|line| line["msg"].to_string().contains("fault: "));
     ensure!(fault.is_some(), "{reply:?}");
+    Ok(())
+}
+
+/// Verify that DEL of a pod that is gone takes nothing from the pod that its path leads to by now,
+/// whether the note on the one that is gone is there, can't be read or is missing.
+#[test]
+fn a_path_that_leads_to_another_pod() -> Result<()> {
+    let host = Host::new()?;
+    let (old, other) = (host.pod()?, host.pod()?);
+    let path = host.folder().join("path");
+    let link = |pod: &Pod| -> Result<()> {
+        let _none = fs::remove_file(&path);
+        Ok(symlink(&pod.netns, &path)?)
+    };
+    Call::new(&host, "ADD", &other, mesh(&[])).run(&host)?.success()?;
+    let add = Call::new(&host, "ADD", &old, mesh(&[]));
+    let add = add.with_env("CNI_NETNS", path.to_str().context("a path")?);
+    let note = host.state_dir().join(format!("net:{}:eth0", old.id));
+    for broken in [None, Some("{}"), Some("")] {
+        link(&old)?;
+        add.run(&host)?.success()?;
+        link(&other)?;
+        if let Some(text) = broken {
+            fs::write(&note, text)?;
+        }
+        add.clone().to("DEL").run(&host)?.success()?;
+        ensure!(host.rules(&other)?.contains(CAPTURED), "{broken:?}");
+        ensure!(!note.exists(), "{broken:?}");
+    }
+    // A note that can't be read may be the one on the pod that is there.
+    fs::write(host.state_dir().join(format!("net:{}:eth0", other.id)), "{}")?;
+    add.clone().to("DEL").run(&host)?.success()?;
+    ensure!(host.rules(&other)?.contains(CAPTURED));
+    link(&old)?;
+    add.run(&host)?.success()?;
+    add.to("DEL").run(&host)?.success()?;
+    ensure!(!host.rules(&old)?.contains("millrace"));
+    Ok(())
+}
+
+/// Verify that GC leaves a pod captured when the note on it can't be read, and says which that is.
+#[test]
+fn a_note_that_cannot_be_read_and_gc() -> Result<()> {
+    let (host, pod, del) = captured()?;
+    let gone = del.clone().to("ADD").with_env("CNI_CONTAINERID", "gone");
+    gone.run(&host)?.success()?;
+    fs::write(host.state_dir().join(format!("net:{}:eth0", pod.id)), "{")?;
+    let valid = json!([{ "containerID": pod.id, "ifname": "eth0" }]);
+    let gc = del.to("GC").with_key("cni.dev/valid-attachments", valid);
+    let said = gc.run(&host)?.failure(5)?;
+    ensure!(said.contains(&pod.id) && said.contains("can't be read"), "{said}");
+    ensure!(host.rules(&pod)?.contains(CAPTURED));
+    Ok(())
+}
+
+/// Verify that without notes DEL of one of two networks leaves the pod captured, and that of the
+/// last one does not.
+#[test]
+fn one_of_two_networks_without_notes() -> Result<()> {
+    let (host, pod, del) = captured()?;
+    fs::remove_dir_all(host.state_dir())?;
+    host.inside(&pod, |inside| {
+        inside.ip("link add eth0 type dummy\nlink set eth0 up\naddress add 10.9.0.2/24 dev eth0\n\
+                   link add net1 type dummy\nlink set net1 up\naddress add 10.9.1.2/24 dev net1")
+    })?;
+    let reply = del.clone().with_env("CNI_IFNAME", "net1").run(&host)?;
+    reply.success()?;
+    ensure!(reply.log.contains("eth0") && host.rules(&pod)?.contains(CAPTURED), "{reply:?}");
+    host.inside(&pod, |inside| inside.ip("link delete net1"))?;
+    del.run(&host)?.success()?;
+    ensure!(!host.rules(&pod)?.contains("millrace"));
+    Ok(())
+}
+
+/// Verify that no name of a network makes DEL remove a file outside its folder.
+#[test]
+fn a_networks_name_that_is_a_path() -> Result<()> {
+    let (host, pod, del) = captured()?;
+    let outside = host.folder().join(format!("outside:{}:eth0", pod.id));
+    fs::write(&outside, "")?;
+    for name in [host.folder().join("outside").display().to_string(), "../outside".to_owned()] {
+        let reply = del.clone().with_key("name", json!(name)).run(&host)?;
+        reply.success()?;
+        ensure!(outside.exists() && reply.log.contains("left behind"), "{name}: {reply:?}");
+    }
     Ok(())
 }

@@ -112,7 +112,11 @@ impl Request {
 }
 
 impl Attachment {
-    fn check(&self) -> Result<(), CniError> {
+    /// Whether its parts are what they are to be.
+    ///
+    /// # Errors
+    /// What is not, with code 4.
+    pub(crate) fn check(&self) -> Result<(), CniError> {
         let Self { container_id: id, ifname } = self;
         if !is_identifier(id) {
             return Err(bad(format!(

@@ -20,7 +20,10 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
     }
     let netns = target::open(job.request.netns.as_deref())?;
     let notes = Notes::new(&job.config.state_dir);
-    let note = notes.read(&job.config.network, &job.request.attachment);
+    let note = notes.read(&job.config.network, &job.request.attachment).unwrap_or_else(|error| {
+        job.log.warn(&format!("the note on the pod can't be read: {error}"));
+        None
+    });
     let (pod, origin) = match note.filter(|note| note.is_about(&job.pod)) {
         Some(note) => (note.complete(job.pod.clone()), Origin::Note),
         None => (job.pod.clone(), Origin::Runtime),

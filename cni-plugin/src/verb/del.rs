@@ -2,17 +2,18 @@
 //! way is logged, since a pod that can't be deleted helps nobody.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use millrace_host::ebpf::{EbpfError, Node};
 use millrace_host::netns::Netns;
 use serde_json::{Map, json};
 
-use super::{PATIENCE, context, enter, failed, lenient, named};
+use super::{MOMENT, context, enter, failed, lenient, named};
+use crate::capture::Pod;
 use crate::config::Places;
 use crate::ebpf;
 use crate::log::{Level, Log};
-use crate::note::Notes;
+use crate::note::{Claim, Notes};
 use crate::protocol::{CniError, Code, Request};
 use crate::target;
 
@@ -21,25 +22,29 @@ pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
     let pod = named(request);
     let mut log = Log::new(&log, context(request, &pod), began);
     let notes = Notes::new(&state_dir);
+    let until = Instant::now() + MOMENT;
     let mut removed = false;
     let path = request.netns.as_deref().filter(|path| path.exists());
     match path.map(|path| (path, target::open(Some(path)))) {
         // The runtime took the namespace away, and everything in it but what maps say of it.
-        None => {
-            if let Err(error) = collect(&bpffs) {
-                log.warn(&format!("entries of pods that are gone are left behind: {error}"));
-            }
-        }
+        None => forget(&bpffs, until, &mut log),
         Some((_, Err(error))) => log.warn(&error.msg),
         Some((path, Ok(netns))) => {
-            if others(&notes, &network, request) {
-                log.debug("the pod is on another network still, so it stays captured");
-            } else {
-                match take_back(&netns, path, &bpffs) {
-                    Ok(done) => removed = done,
-                    Err(CniError { msg, details, .. }) => {
-                        log.warn(&format!("rules are left behind: {msg} {details}"));
-                    }
+            let claim = notes.claim(&network, &request.attachment, &netns.id().to_string());
+            let ifname = match claim {
+                Claim::Own => Ok(None),
+                Claim::Unknown => Ok(Some(request.attachment.ifname.as_str())),
+                Claim::Shared => Err("the pod is on another network still".to_owned()),
+                Claim::Foreign(why) => {
+                    forget(&bpffs, until, &mut log);
+                    Err(why)
+                }
+            };
+            match ifname.map(|ifname| release(&netns, path, &bpffs, ifname, until)) {
+                Err(why) => log.debug(&format!("nothing is taken from the namespace: {why}")),
+                Ok(Ok(done)) => removed = done,
+                Ok(Err(CniError { msg, details, .. })) => {
+                    log.warn(&format!("rules are left behind: {msg} {details}"));
                 }
             }
         }
@@ -51,35 +56,54 @@ pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
     log.done(Level::Info, "deleted", removed);
 }
 
-/// How long DEL waits for another run that changes eBPF programs or pods: GC takes away what it leaves.
-const MOMENT: Duration = Duration::from_secs(2);
-
-/// Whether the same container is attached otherwise: its rules serve all its interfaces.
-fn others(notes: &Notes, network: &str, request: &Request) -> bool {
-    let own = &request.attachment;
-    notes.list().unwrap_or_default().iter().any(|(other, attachment)| {
-        attachment.container_id == own.container_id && (other != network || attachment != own)
-    })
-}
-
 /// Forget pods that are gone, where eBPF captures.
-pub(super) fn collect(bpffs: &Path) -> Result<(), EbpfError> {
-    match Node::open_if_loaded(bpffs)? {
-        None => Ok(()),
-        Some(node) => node.until(Instant::now() + MOMENT).collect().map(drop),
+fn forget(bpffs: &Path, until: Instant, log: &mut Log) {
+    if let Err(error) = collect(bpffs, until) {
+        log.warn(&format!("entries of pods that are gone are left behind: {error}"));
     }
 }
 
-/// Take the rules away, and the pod's entry. The calling thread stays in the namespace.
-pub(super) fn take_back(netns: &Netns, path: &Path, bpffs: &Path) -> Result<bool, CniError> {
-    // The maps are the host's: they are opened from there. One way to capture that can't be looked
-    // at must not keep the other from being taken back.
+/// The same, where that is an error.
+pub(super) fn collect(bpffs: &Path, until: Instant) -> Result<(), EbpfError> {
+    match Node::open_if_loaded(bpffs)? {
+        None => Ok(()),
+        Some(node) => node.until(until).collect().map(drop),
+    }
+}
+
+/// Take the rules out of a namespace, and its entry, unless it has other interfaces than `only`,
+/// where that counts. The calling thread stays in the namespace.
+fn release(
+    netns: &Netns,
+    path: &Path,
+    bpffs: &Path,
+    only: Option<&str>,
+    until: Instant,
+) -> Result<bool, CniError> {
+    // The maps are the host's: they are opened from there.
     let node = Node::open_if_loaded(bpffs);
     let mut pod = enter(netns, path)?;
-    let node = node.map(|node| node.map(|node| node.until(Instant::now() + MOMENT)));
+    if let Some(ifname) = only
+        && let Some(other) = Pod::another_interface(ifname)
+    {
+        let msg = format!("there is no note on the pod, and it may be on another network: {other}");
+        return Err(CniError::new(Code::TryAgain, msg));
+    }
+    take_back(&mut pod, node, until)
+}
+
+/// Take the rules out of the calling thread's namespace, and its entry. One way to capture that
+/// can't be looked at must not keep the other from being taken back.
+pub(super) fn take_back(
+    pod: &mut Pod,
+    node: Result<Option<Node>, EbpfError>,
+    until: Instant,
+) -> Result<bool, CniError> {
+    let node = node.map(|node| node.map(|node| node.until(until)));
     let left = node.and_then(|node| node.as_ref().map_or(Ok(false), ebpf::leave));
     let entry = *left.as_ref().unwrap_or(&false);
-    let removed = pod.remove(entry, PATIENCE).map_err(|error| failed(&error))?;
+    let wait = until.saturating_duration_since(Instant::now());
+    let removed = pod.remove(entry, wait).map_err(|error| failed(&error))?;
     left.map_err(|error| CniError::new(Code::NotCaptured, error.to_string()))?;
     Ok(entry || removed)
 }

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::panic::resume_unwind;
-use std::path::Path;
 use std::thread;
+use std::time::Instant;
 
+use millrace_host::ebpf::Node;
 use millrace_host::netns::NetnsRef;
 use serde_json::{Map, json};
 
-use super::Job;
 use super::del::{collect, take_back};
+use super::{Job, MOMENT, enter};
 use crate::log::Level;
 use crate::note::{Note, Notes};
 use crate::protocol::{Attachment, CniError, Code};
@@ -27,7 +28,7 @@ pub(super) fn gc(job: &mut Job<'_>) -> Result<String, CniError> {
         CniError::new(Code::Io, format!("state_dir {folder} can't be read: {error}"))
     })?;
     let mut failures = Vec::new();
-    if let Err(error) = collect(&job.config.bpffs) {
+    if let Err(error) = collect(&job.config.bpffs, job.deadline.min(Instant::now() + MOMENT)) {
         failures.push(format!("entries of pods that are gone: {error}"));
     }
     if let Err(error) = notes.sweep() {
@@ -36,14 +37,30 @@ pub(super) fn gc(job: &mut Job<'_>) -> Result<String, CniError> {
     let network = &job.config.network;
     let (stale, alive): (Vec<_>, Vec<_>) =
         list.into_iter().partition(|(of, a)| of == network && !valid.contains(a));
-    // Namespaces of pods that are still there, whatever became of an earlier attachment.
-    let kept: BTreeSet<String> =
-        alive.iter().filter_map(|(of, a)| Some(notes.read(of, a)?.netns_id)).collect();
+    // Namespaces of pods that are still there, whatever became of an earlier attachment; none where
+    // they can't be told.
+    let kept: Result<BTreeSet<String>, String> = alive
+        .iter()
+        .filter_map(|(of, a)| match notes.read(of, a) {
+            Ok(note) => Some(Ok(note?.netns_id)),
+            Err(error) => {
+                let Attachment { container_id, ifname } = a;
+                let name = format!("{container_id} {ifname}");
+                Some(Err(format!(
+                    "it may be the namespace of {name}, whose note can't be read ({error}): remove \
+                     the note if that pod is gone"
+                )))
+            }
+        })
+        .collect();
     for (_, attachment) in &stale {
-        let note = notes.read(network, attachment).filter(|note| !kept.contains(&note.netns_id));
-        let forgotten = note
-            .map_or(Ok(()), |note| release(&note, &job.config.bpffs))
-            .and_then(|()| notes.remove(network, attachment).map_err(|e| e.to_string()));
+        // What a note that can't be read was about is not known, and left as it is.
+        let forgotten = match notes.read(network, attachment) {
+            Ok(Some(note)) => release(&note, &kept, job),
+            Ok(None) | Err(_) => Ok(()),
+        };
+        let forgotten =
+            forgotten.and_then(|()| notes.remove(network, attachment).map_err(|e| e.to_string()));
         if let Err(error) = forgotten {
             let Attachment { container_id, ifname } = attachment;
             failures.push(format!("{container_id} {ifname}: {error}"));
@@ -60,16 +77,29 @@ pub(super) fn gc(job: &mut Job<'_>) -> Result<String, CniError> {
 
 /// Take the rules out of a namespace that has outlived its pod. A path that leads elsewhere by
 /// now, to another pod's namespace or to the empty file that was under it, is none of it.
-fn release(note: &Note, bpffs: &Path) -> Result<(), String> {
+fn release(
+    note: &Note,
+    kept: &Result<BTreeSet<String>, String>,
+    job: &Job<'_>,
+) -> Result<(), String> {
     let opened = NetnsRef::at(note.netns.clone()).open();
     if !opened.is_ok_and(|netns| netns.id().to_string() == note.netns_id) {
         return Ok(());
     }
+    if kept.as_ref().map_err(Clone::clone)?.contains(&note.netns_id) {
+        return Ok(());
+    }
     let told = |CniError { msg, details, .. }| format!("{msg} {details}");
     let netns = target::open(Some(&note.netns)).map_err(told)?;
+    // The maps are the host's: they are opened from there.
+    let node = Node::open_if_loaded(&job.config.bpffs);
+    let until = job.deadline.min(Instant::now() + MOMENT);
     // On a thread of its own, since this one has to see the host's namespace again.
     thread::scope(|scope| {
-        let thread = scope.spawn(|| take_back(&netns, &note.netns, bpffs).map(drop).map_err(told));
-        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+        let thread = scope.spawn(|| {
+            let mut pod = enter(&netns, &note.netns)?;
+            take_back(&mut pod, node, until)
+        });
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic)).map(drop).map_err(told)
     })
 }

@@ -27,8 +27,9 @@ use crate::protocol::{
 };
 use crate::sys_alarm::{self, LastWords};
 
-/// How long DEL and GC wait for another run in the same namespace.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long DEL waits for other runs, and GC for those in one namespace: what DEL leaves ends with
+/// its namespace, or GC takes it away.
+const MOMENT: Duration = Duration::from_secs(2);
 
 /// How long DEL takes at most.
 const LONGEST_DEL: Duration = Duration::from_secs(10);
