@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -11,13 +11,53 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::stat::{major, minor};
 
-/// The name of the lock: a unix socket in the abstract namespace, of which each network namespace
-/// has its own (`unix(7)`, `network_namespaces(7)`). It needs no file system, and the kernel takes
-/// it back when its holder dies.
+use crate::nflog::confirmed;
+
+/// The lock of a network namespace: a number of logs (`nfnetlink_log`) or, on kernels without these,
+/// of queues (`nfnetlink_queue`) that one socket at a time listens to. The kernel lets nobody have it
+/// who may not change the namespace's rules (`netlink_net_capable()` with `CAP_NET_ADMIN` in
+/// `nfnetlink.c`), has one for each network namespace, needs no file for it, and takes it back when
+/// the last process that has the socket ends (`NETLINK_URELEASE`). No packet goes to it unless
+/// a rule says so.
+///
+/// Everybody asks in this order, so that they agree. Two that begin while the kernel loads the first
+/// module may have one each: what then keeps them apart is that a transaction of `nf_tables` holds only
+/// if nobody else has changed anything since the look, and the lock of iptables-legacy.
+const LOCKS: [Kind; 2] = [
+    // `NFNL_SUBSYS_ULOG`, `NFULNL_MSG_CONFIG`
+    Kind { message: 4 << 8 | 1, list: "nfnetlink_log" },
+    // `NFNL_SUBSYS_QUEUE`, `NFQNL_MSG_CONFIG`
+    Kind { message: 3 << 8 | 2, list: "nfnetlink_queue" },
+];
+/// The number: not one that people choose.
+const NUMBER: u16 = 28_018;
+/// `NFULA_CFG_CMD` and `NFQA_CFG_CMD`, of which `NFULNL_CFG_CMD_BIND` and `NFQNL_CFG_CMD_BIND` are
+/// one value too.
+const COMMAND: u16 = 1;
+const BIND: u8 = 1;
+/// A multicast group of netfilter that nobody sends to; joining it needs what the lock needs.
+const SILENT: u32 = 32;
+/// How often it is asked for while somebody has it.
+const PAUSE: Duration = Duration::from_millis(2);
+/// The name of the lock on kernels that have none of the others, which is for iptables-legacy alone: a
+/// unix socket in the abstract namespace. Anybody can have it, so nobody waits long for it.
 const NAME: &str = "millrace-run";
+const SHORT: Duration = Duration::from_secs(1);
+
+/// What a socket can be the only one to listen to.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    message: u16,
+    /// The file in `/proc/net/netfilter` that tells who does.
+    list: &'static str,
+}
 
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +84,12 @@ pub enum LockError {
         holder(.0.as_ref())
     )]
     Busy(Option<Process>),
+    /// It may not be taken.
+    #[error(
+        "the lock of the network namespace can't be taken: EPERM; this needs the capability NET_ADMIN \
+         in the user namespace that owns the network namespace"
+    )]
+    Forbidden,
     /// It can't be taken at all.
     #[error("the lock of the network namespace can't be taken: {0}")]
     Failed(#[from] io::Error),
@@ -69,7 +115,17 @@ pub(crate) fn holder(process: Option<&Process>) -> String {
 /// progress.
 #[derive(Debug)]
 pub struct RunLock {
-    _socket: UnixDatagram,
+    _held: Held,
+}
+
+/// What holds it.
+#[derive(Debug)]
+#[expect(dead_code, reason = "a socket is only kept open")]
+enum Held {
+    Netlink(Socket),
+    Name(UnixDatagram),
+    /// Nothing: somebody else keeps the name.
+    None,
 }
 
 impl RunLock {
@@ -78,19 +134,57 @@ impl RunLock {
     /// # Errors
     /// When it is held until then.
     pub fn take(deadline: Instant) -> Result<Self, LockError> {
+        let mut socket = match Socket::new(NETLINK_NETFILTER) {
+            Ok(socket) => socket,
+            Err(error) if error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => {
+                return Self::by_name(deadline);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        socket.bind_auto()?;
+        let mut may = false;
+        for kind in LOCKS {
+            loop {
+                match confirmed(&socket, &kind.request()) {
+                    Ok(()) => {
+                        inherited(&socket)?;
+                        return Ok(Self { _held: Held::Netlink(socket) });
+                    }
+                    // Nobody knows messages of this kind.
+                    Err(Errno::EINVAL | Errno::EOPNOTSUPP) => break,
+                    // Somebody has it, or it may not be had.
+                    Err(Errno::EPERM | Errno::EBUSY | Errno::EEXIST) => {
+                        may = may || socket.add_membership(SILENT).is_ok();
+                        if !may {
+                            return Err(LockError::Forbidden);
+                        }
+                    }
+                    Err(errno) => return Err(io::Error::from(errno).into()),
+                }
+                if Instant::now() >= deadline {
+                    return Err(LockError::Busy(kind.holder()));
+                }
+                thread::sleep(PAUSE);
+            }
+        }
+        Self::by_name(deadline)
+    }
+
+    /// Where the kernel has no other lock. It is gone without when somebody keeps it.
+    fn by_name(deadline: Instant) -> Result<Self, LockError> {
         let address = SocketAddr::from_abstract_name(NAME)?;
+        let deadline = deadline.min(Instant::now() + SHORT);
         loop {
             match UnixDatagram::bind_addr(&address) {
                 Ok(socket) => {
-                    fcntl(socket.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))
-                        .map_err(io::Error::from)?;
-                    return Ok(Self { _socket: socket });
+                    inherited(&socket)?;
+                    return Ok(Self { _held: Held::Name(socket) });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     if Instant::now() >= deadline {
-                        return Err(LockError::Busy(socket_holder()));
+                        return Ok(Self { _held: Held::None });
                     }
-                    thread::sleep(Duration::from_millis(2));
+                    thread::sleep(PAUSE);
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -98,15 +192,53 @@ impl RunLock {
     }
 }
 
-/// Who has the socket of the lock open.
-fn socket_holder() -> Option<Process> {
-    let sockets = fs::read_to_string("/proc/thread-self/net/unix").ok()?;
-    let name = format!("@{NAME}");
-    let inode = sockets.lines().find_map(|line| {
-        let mut words = line.split_ascii_whitespace().skip(6);
-        let inode = words.next()?;
-        (words.next() == Some(&name)).then(|| inode.to_owned())
-    })?;
+/// Have programs that are started have the socket too.
+fn inherited(socket: impl AsFd) -> io::Result<()> {
+    fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(())
+}
+
+impl Kind {
+    /// `struct nlmsghdr`, `struct nfgenmsg`, and one attribute.
+    fn request(self) -> Vec<u8> {
+        // A queue's command goes on with a family, which BIND does not read; of a log's, the kernel reads
+        // the first byte alone.
+        let attribute = [8_u16.to_ne_bytes(), COMMAND.to_ne_bytes(), [BIND, 0], [0; 2]].concat();
+        let flags = NLM_F_REQUEST | NLM_F_ACK;
+        let length = 20 + u32::try_from(attribute.len()).unwrap_or_default();
+        let kind = [self.message.to_ne_bytes(), flags.to_ne_bytes()].concat();
+        let netfilter = [[0, 0], NUMBER.to_be_bytes()].concat();
+        [&length.to_ne_bytes()[..], &kind, &[0; 8], &netfilter, &attribute].concat()
+    }
+
+    /// Who has it, if that can be seen.
+    fn holder(self) -> Option<Process> {
+        let read = |file: &str| fs::read_to_string(format!("/proc/thread-self/net/{file}")).ok();
+        let port = listener(&read(&format!("netfilter/{}", self.list))?)?;
+        socket_holder(&netlink_inode(&read("netlink")?, port)?)
+    }
+}
+
+/// The netlink port that has our number: `28018 1234 0 1 4096 100 0x00000000 1`.
+fn listener(list: &str) -> Option<u32> {
+    list.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        (words.next()? == NUMBER.to_string()).then(|| words.next()?.parse().ok()).flatten()
+    })
+}
+
+/// The inode of the netfilter socket with this port:
+/// `sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode`.
+fn netlink_inode(sockets: &str, port: u32) -> Option<String> {
+    let [protocol, port] = [NETLINK_NETFILTER.to_string(), port.to_string()];
+    sockets.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        (words.get(1..3)? == [&protocol, &port]).then(|| words.get(9).map(|i| (*i).to_owned()))?
+    })
+}
+
+/// Who has a socket open.
+fn socket_holder(inode: &str) -> Option<Process> {
     let link = PathBuf::from(format!("socket:[{inode}]"));
     numbered("/proc")?.find_map(|pid| {
         let mut files = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
@@ -174,5 +306,17 @@ mod tests {
         assert_eq!(holding_pid(&text, (0, 0x99), 45), None);
         assert_eq!(holding_pid(one, (0, 0x99), 45), Some(11));
         assert_eq!(holding_pid(one, (0, 0x16), 4), None);
+    }
+
+    #[test]
+    fn who_listens_is_found_by_port_and_protocol() {
+        let list = "    0    77     0 2 65535 100 0x00000000 1\n28018 41234     0 1  4096 100\n";
+        assert_eq!(listener(list), Some(41_234));
+        assert_eq!(listener("2801 41234 0 1"), None);
+        let sockets = "sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode\n\
+            0 0 41234 00000000 0 0 0 2 0 11\n0 12 4123 00000000 0 0 0 2 0 12\n\
+            0 12 41234 80000000 0 0 0 2 0 13\n";
+        assert_eq!(netlink_inode(sockets, 41_234).as_deref(), Some("13"));
+        assert_eq!(netlink_inode(sockets, 1), None);
     }
 }

@@ -194,11 +194,16 @@ pub(crate) fn restore(net: &Net, logger: &Logger) -> Result<(), LogError> {
 }
 
 fn ask(socket: &Socket, family: NetfilterProtoFamily, what: ConfigNla) -> Result<(), Errno> {
-    let errno = |error: io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EIO));
     let request = config_request(family, GROUP, vec![what]);
     let mut bytes = vec![0; request.buffer_len()];
     request.serialize(&mut bytes);
-    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).map_err(errno)?;
+    confirmed(socket, &bytes)
+}
+
+/// Have the kernel do what a message says, which asks for an answer.
+pub(crate) fn confirmed(socket: &Socket, request: &[u8]) -> Result<(), Errno> {
+    let errno = |error: io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EIO));
+    socket.send_to(request, &SocketAddr::new(0, 0), 0).map_err(errno)?;
     loop {
         let mut bytes = Vec::with_capacity(4096);
         socket.recv(&mut bytes, 0).map_err(errno)?;

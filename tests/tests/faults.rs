@@ -1,14 +1,13 @@
 //! Things that go wrong on the way: the namespace is then as it was, and the message says why.
 
 use std::fs::{self, File};
-use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{MetadataExt as _, symlink};
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use millrace_host::lock::RunLock;
 use millrace_tests::capture::{Variant, millrace, millrace_in_pod, ran, wrapped};
 use millrace_tests::cases::{app, outside};
 use millrace_tests::scenario::captured;
@@ -177,8 +176,7 @@ fn the_namespace_vanishes() -> Result<()> {
     let name = folder.path().join("pod");
     symlink(topology.pod.path(), &name)?;
     let path = name.to_str().context("a path that is not UTF-8")?;
-    let address = SocketAddr::from_abstract_name("millrace-run")?;
-    let lock = topology.pod.enter(|| UnixDatagram::bind_addr(&address))??;
+    let lock = topology.pod.enter(|| RunLock::take(Instant::now()))??;
     let args = ["apply", "--netns", path, "--wait", "60s"];
     let run = millrace(args)?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let wanted = fs::metadata(topology.pod.path())?.ino();

@@ -1,13 +1,13 @@
 //! Locks that others hold, and two runs at once.
 
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::io::{BufRead as _, BufReader};
 use std::panic::resume_unwind;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use millrace_host::lock::RunLock;
 use millrace_tests::capture::{Variant, millrace, millrace_in_pod, ran};
 use millrace_tests::snapshot::Snapshot;
 use millrace_tests::topology::{Layout, Stack, Topology};
@@ -94,8 +94,7 @@ fn the_xtables_lock_is_released() -> Result<()> {
 fn another_run_is_going_on() -> Result<()> {
     let topology = Topology::new(Stack::Dual, Layout::default())?;
     let before = Snapshot::take(&topology.pod)?;
-    let address = SocketAddr::from_abstract_name("millrace-run")?;
-    let run = topology.pod.enter(|| UnixDatagram::bind_addr(&address))??;
+    let run = topology.pod.enter(|| RunLock::take(Instant::now()))??;
     for args in [&FIRST[..], &ISTIO, &["cleanup"]] {
         let said = millrace_in_pod(&topology, &[args, &["--wait", "300ms"]].concat(), 4)?;
         ensure!(said.contains(&format!("process {} (", std::process::id())), "{said}");
@@ -106,6 +105,44 @@ fn another_run_is_going_on() -> Result<()> {
     millrace_in_pod(&topology, &[&FIRST[..], &["--dry-run"]].concat(), 0)?;
     drop(run);
     millrace_in_pod(&topology, &[&FIRST[..], &["--wait", "300ms"]].concat(), 0)?;
+    Ok(())
+}
+
+/// Binds everything that a run's lock was or is, as far as it may, and stays.
+const SQUATTER: &str = r"
+import socket, struct, sys, time
+held = []
+name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+name.bind('\0millrace-run')
+held.append(name)
+for kind in (4 << 8 | 1, 3 << 8 | 2):
+    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+    s.bind((0, 0))
+    command = struct.pack('=HHBBH', 8, 1, 1, 0, 0)
+    header = struct.pack('=IHHII', 20 + len(command), kind, 5, 0, 0)
+    s.send(header + struct.pack('!BBH', 0, 0, 28018) + command)
+    held.append(s)
+    print(struct.unpack('=i', s.recv(4096)[16:20])[0])
+sys.stdout.flush()
+time.sleep(600)
+";
+
+/// Verify that nobody without privilege can keep a pod's capture from being changed.
+#[test]
+fn nobody_without_privilege_holds_a_run_up() -> Result<()> {
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    let mut squatter = Command::new("setpriv");
+    squatter.args(["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all"]);
+    squatter.args(["--bounding-set=-all", "--no-new-privs", "python3", "-c", SQUATTER]);
+    let squatter = squatter.stdout(Stdio::piped());
+    let mut squatter = Holder(topology.pod.enter(|| squatter.spawn())??);
+    let stdout = squatter.0.stdout.take().context("a pipe was asked for")?;
+    let refused: Vec<String> = BufReader::new(stdout).lines().take(2).collect::<Result<_, _>>()?;
+    assert_eq!(refused, ["-1", "-1"]);
+    for args in [&FIRST[..], &ISTIO, &["cleanup"], &["apply"], &["cleanup"]] {
+        let force = if args == ISTIO { &["--reconcile"][..] } else { &[] };
+        millrace_in_pod(&topology, &[args, force, &["--wait", "2s"]].concat(), 0)?;
+    }
     Ok(())
 }
 
