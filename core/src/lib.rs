@@ -20,6 +20,7 @@ pub mod ids;
 pub mod infer;
 pub mod iptables;
 pub mod manifest;
+mod neighbours;
 pub mod nft;
 pub mod observed;
 pub mod ownership;

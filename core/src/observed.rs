@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::iptables::Dump;
-use crate::nft::tables::NativeTables;
+use crate::nft::tables::{Base, NativeTables};
 use crate::value::Family;
 
 /// One of the two implementations of iptables.
@@ -104,6 +104,52 @@ pub struct Logger {
     pub name: String,
 }
 
+/// A table of `nf_tables`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct TableId {
+    /// The family; none for `inet`.
+    pub family: Option<Family>,
+    /// The name.
+    pub name: String,
+}
+
+impl TableId {
+    /// A table of family `inet`.
+    pub const fn inet(name: String) -> Self {
+        Self { family: None, name }
+    }
+
+    /// A table of family `ip` or `ip6`.
+    pub const fn ip(family: Family, name: String) -> Self {
+        Self { family: Some(family), name }
+    }
+}
+
+impl std::fmt::Display for TableId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let family = match self.family {
+            None => "inet",
+            Some(Family::V4) => "ip",
+            Some(Family::V6) => "ip6",
+        };
+        write!(f, "table {family} {}", self.name)
+    }
+}
+
+/// A chain of somebody else's table of `nf_tables` that the kernel calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignChain {
+    /// The table.
+    pub table: TableId,
+    /// The chain.
+    pub name: String,
+    /// Where it hangs.
+    pub base: Base,
+    /// Whether a packet can meet its end there, or another destination: by the chain's policy, or by
+    /// a rule of its table.
+    pub decides: bool,
+}
+
 /// Everything that one look found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -111,6 +157,8 @@ pub struct Observed {
     pub holdings: Vec<Holding>,
     /// Policy routing rules of both families.
     pub ip_rules: Vec<IpRule>,
+    /// Policy routing rules that ask for nothing; one that ends a packet's way has table 0.
+    pub catch_alls: Vec<IpRule>,
     /// Routes of tables other than the kernel's own.
     pub routes: Vec<Route>,
     /// Addresses, in the kernel's order.
@@ -120,6 +168,15 @@ pub struct Observed {
     pub passthrough_link: Option<bool>,
     /// Native nftables tables that are called as ours are.
     pub native: NativeTables,
+    /// All tables of `nf_tables` of families `inet`, `ip` and `ip6`.
+    pub tables: Vec<TableId>,
+    /// Tables of `nf_tables` whose chains the kernel does not call (flag `dormant`): those that are
+    /// called as ours are, and those of iptables-nft.
+    pub dormant: Vec<TableId>,
+    /// Chains of others in other tables of `nf_tables`.
+    pub foreign: Vec<ForeignChain>,
+    /// Whether `lo`, to which all is redirected that the pod sends, is down.
+    pub lo_down: bool,
     /// Whether a run that changes the namespace started here and did not end.
     pub interrupted: bool,
     /// Who logged before a trace that was killed.

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::compile::Layout;
-use crate::iptables::{Dump, DumpRule, TableDump};
+use crate::iptables::{ChainDump, Dump, DumpRule, TableDump};
 use crate::ruleset::{Chain, Match, Table, Target};
 
 /// How the rules of one dialect are known.
@@ -12,6 +12,9 @@ use crate::ruleset::{Chain, Match, Table, Target};
 pub struct Footprint {
     /// The dialect's chains.
     pub layout: &'static Layout,
+    /// A chain of somebody who calls another one as the dialect does: beside it, one that stands
+    /// alone is his.
+    pub rival: Option<&'static str>,
     /// Finds rules in builtin chains that neither jump to the dialect's chains nor carry its
     /// comment. Called when the dump is there to be looked at as a whole; notes what it finds in
     /// the set.
@@ -33,9 +36,12 @@ impl Owned {
     pub fn find(dump: &Dump, footprints: &[Footprint]) -> Self {
         let mut owned = Self::default();
         for (table, content) in known_tables(dump) {
-            for chain in &content.chains {
-                if is_layout_chain(&chain.name, footprints) {
-                    owned.chains.insert((table, chain.name.clone()));
+            for footprint in footprints {
+                let chains = content.chains.iter().filter(|c| is_of(footprint.layout, &c.name));
+                let chains: Vec<&ChainDump> = chains.collect();
+                let rival = footprint.rival.is_some_and(|name| content.chain(name).is_some());
+                if !(rival && chains.len() == 1) {
+                    owned.chains.extend(chains.iter().map(|chain| (table, chain.name.clone())));
                 }
             }
         }
@@ -93,11 +99,27 @@ impl Owned {
                 matches!(&rule.target, Target::Jump(c) if self.has_chain(table, c.as_str()));
             jumps || rule.matches.contains(&Match::Ours)
         } else {
-            let mut words = rule.text.split_ascii_whitespace();
+            let mut words = words(&rule.text);
             let jump = words.by_ref().find(|w| ["-j", "-g"].contains(w));
             jump.is_some() && words.next().is_some_and(|c| self.has_chain(table, c))
         }
     }
+}
+
+/// The words of a rule; what is quoted is one, with its quotes (`iptables-save` quotes what is not a
+/// plain word, and puts a backslash in front of a quote in it).
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    let between = move |c: char| {
+        let is_escaped = std::mem::take(&mut escaped);
+        match c {
+            '\\' => escaped = !is_escaped,
+            '"' if !is_escaped => quoted = !quoted,
+            _ => {}
+        }
+        !quoted && c.is_ascii_whitespace()
+    };
+    text.split(between).filter(|word| !word.is_empty())
 }
 
 /// The tables of a dump that ours can be in.
@@ -105,7 +127,6 @@ pub fn known_tables(dump: &Dump) -> impl Iterator<Item = (Table, &TableDump)> {
     dump.tables.iter().filter_map(|t| Some((Table::from_name(&t.name)?, t)))
 }
 
-fn is_layout_chain(name: &str, footprints: &[Footprint]) -> bool {
-    matches!(name.parse(), Ok(Chain::User(name))
-        if footprints.iter().any(|f| f.layout.chains().contains(&&name)))
+fn is_of(layout: &Layout, name: &str) -> bool {
+    matches!(name.parse(), Ok(Chain::User(name)) if layout.chains().contains(&&name))
 }

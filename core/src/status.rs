@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::compile::compile;
 use crate::dialect::{self, DIALECTS, Dialect, FOOTPRINTS};
 use crate::infer::{infer, policy, read_native};
+use crate::neighbours;
 use crate::nft::tables::Native;
 use crate::nft::{self, NftRuleset};
 use crate::observed::{IpRule, Observed, Variant};
@@ -108,8 +109,13 @@ pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> 
     let wanted_rules = ruleset.map_or(Wanted::Nothing, |r| Wanted::Iptables(r, variant));
     let plan = plan::plan(observed, wanted_rules, false, &context);
     let differences = differences(plan.effects, observed);
-    let mut notes = Vec::new();
+    let mut notes = plan.obstacles;
+    let whole = differences.is_empty() && notes.is_empty() && plan.taken.is_none();
     notes.extend(taken(plan.taken.as_ref()));
+    if first.is_some() {
+        notes.extend(neighbours::notes(observed, FOOTPRINTS));
+    }
+    notes.extend(dialect::others::captures(observed));
     if !observed.native.is_empty() {
         notes.push("native nftables rules are there as well".to_owned());
     }
@@ -134,11 +140,9 @@ pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> 
     if !families.is_empty() && !families.contains(&Family::V6) && six {
         notes.push("IPv6 is not captured, and there is an IPv6 address".to_owned());
     }
-    let state = match (first, differences.is_empty()) {
+    let state = match (first, whole) {
         (None, _) if !plan.interrupted => State::NotCaptured,
-        (Some(f), true) if plan.taken.is_none() && (f.ruleset.is_some() || wanted.is_some()) => {
-            State::Captured
-        }
+        (Some(f), true) if f.ruleset.is_some() || wanted.is_some() => State::Captured,
         _ => State::Drifted,
     };
     Status {
@@ -165,15 +169,17 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
     let found = if wanted.is_none() { read_native_back(observed) } else { None };
     let found = found.and_then(|found| found.ruleset.ready(groups).ok());
     let (whole, differences) = if let Some(native) = wanted.or(found.as_ref()) {
-        let mut plan = plan::plan(observed, Wanted::Native(native), false, &context);
+        let mut native = native.clone();
         if wanted.is_none() {
             // What was read back may be written in another way, but means the same.
-            plan.effects.retain(|effect| !matches!(effect, Effect::Native { .. }));
+            native.tables.clone_from(&observed.native);
         }
+        let plan = plan::plan(observed, Wanted::Native(&native), false, &context);
         notes.extend(taken(plan.taken.as_ref()));
-        let free = plan.taken.is_none();
+        let sound = plan.taken.is_none() && plan.obstacles.is_empty();
+        notes.extend(plan.obstacles);
         let differences = differences(plan.effects, observed);
-        (free && differences.is_empty(), differences)
+        (sound && differences.is_empty(), differences)
     } else {
         if there {
             notes.push(
@@ -184,6 +190,10 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
         }
         (false, Vec::new())
     };
+    notes.extend(dialect::others::captures(observed));
+    if there {
+        notes.extend(neighbours::notes(observed, FOOTPRINTS));
+    }
     notes.extend(killed_trace(observed));
     if observed.interrupted {
         notes.push("a run that changes the rules is in progress, or was interrupted".to_owned());

@@ -2,13 +2,17 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
+use millrace_core::compile::compile;
 use millrace_core::dialect;
-use millrace_core::facts;
+use millrace_core::dialect::istio::{LAYOUT, Raw, resolve};
+use millrace_core::facts::{self, HostFacts};
 use millrace_core::iptables::{Dump, render_restore};
-use millrace_core::observed::{Holding, Logger, Observed, Variant};
+use millrace_core::observed::{Holding, IpRule, Logger, Observed, TableId, Variant};
 use millrace_core::plan::{self, Context, Effect, Groups};
 use millrace_core::ruleset::Ruleset;
-use millrace_core::status::judge;
+use millrace_core::status::{State, judge};
 use millrace_core::value::Family;
 use proptest::prelude::*;
 use support::{carry_out, changed_by_nf_tables, configs, restore, want};
@@ -266,4 +270,70 @@ fn a_killed_trace_is_cleaned_up_behind() {
     assert_eq!(run(&mut observed, None, true), [Effect::Logger { logger }]);
     assert_eq!(run(&mut observed, None, true), []);
     assert!(!told(&observed).contains("trace"));
+}
+
+/// Captured by iptables-nft, with what `status` says of it.
+fn captured(config: &[&str]) -> (Ruleset, Observed) {
+    let flags = config.iter().map(|flag| flag.split_once('=').unwrap());
+    let flags = flags.map(|(flag, value)| (flag.to_owned(), value.to_owned()));
+    let raw = Raw::new(flags, BTreeMap::new());
+    let ruleset = compile(&resolve(&raw, &HostFacts::default()).unwrap().policy, &LAYOUT);
+    let mut observed = Observed::default();
+    run(&mut observed, Some(&ruleset), true);
+    assert_eq!(judge(&observed, None, &groups()).state, State::Captured);
+    (ruleset, observed)
+}
+
+/// Verify that a table which the kernel does not call, and `lo` being down, are drift that a run
+/// mends and that can be taken back.
+#[test]
+fn what_keeps_rules_from_working_is_mended() {
+    let (ruleset, whole) = captured(&["istio-service-cidr=*", "istio-inbound-ports=*"]);
+    let dormant = vec![TableId::ip(Family::V4, "nat".to_owned())];
+    for broken in
+        [Observed { dormant, ..whole.clone() }, Observed { lo_down: true, ..whole.clone() }]
+    {
+        let found = judge(&broken, None, &groups());
+        assert_eq!((found.state, found.differences.len()), (State::Drifted, 1));
+        let mut observed = broken.clone();
+        assert_eq!(run(&mut observed, Some(&ruleset), true).len(), 1);
+        assert_eq!(observed, whole);
+        let groups = groups();
+        let back = plan::rollback(&broken, &observed, &context(&groups, true));
+        back.iter().for_each(|effect| carry_out(&mut observed, effect));
+        assert_eq!(observed, broken);
+    }
+    // A table in which nothing of ours is wanted is its owner's to wake.
+    let dormant = vec![TableId::ip(Family::V4, "filter".to_owned())];
+    let mut other = Observed { dormant, ..whole };
+    assert_eq!(run(&mut other, Some(&ruleset), true), []);
+}
+
+/// Verify that rules of policy routing in front of TPROXY's are drift where they take what it is to
+/// get, and only there.
+#[test]
+fn policy_routing_in_front_of_ours_is_drift() {
+    let config = ["istio-inbound-interception-mode=TPROXY", "istio-inbound-ports=*"];
+    let (_, whole) = captured(&config);
+    let all = |priority, table| IpRule {
+        family: Family::V4,
+        priority,
+        fwmark: None,
+        table,
+        mark_only: false,
+    };
+    let state = |rule: IpRule| {
+        let observed = Observed { catch_alls: vec![rule], ..whole.clone() };
+        judge(&observed, None, &groups()).state
+    };
+    assert_eq!(state(all(100, 254)), State::Drifted);
+    assert_eq!(state(all(100, 0)), State::Drifted);
+    // Nothing is in its table; or it comes behind ours.
+    assert_eq!(state(all(100, 99)), State::Captured);
+    assert_eq!(state(all(0, 255)), State::Captured);
+    assert_eq!(state(all(32_766, 254)), State::Captured);
+    let marked = IpRule { fwmark: Some((1337, 0xffff)), mark_only: true, ..all(100, 254) };
+    let mut observed = whole.clone();
+    observed.ip_rules.push(marked);
+    assert_eq!(judge(&observed, None, &groups()).state, State::Drifted);
 }

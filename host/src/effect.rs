@@ -93,6 +93,8 @@ pub fn carry_out(
         Effect::Passthrough { change } => net.passthrough(*change)?,
         Effect::Route { change, family, table } => net.route(*change, *family, *table)?,
         Effect::IpRule { change, rule } => net.ip_rule(*change, rule)?,
+        Effect::Loopback { change } => net.loopback(*change)?,
+        Effect::Dormant { change, table } => nft::set_dormant(table, *change)?,
         Effect::Logger { logger } => nflog::restore(net, logger)?,
         Effect::Native { names, tables, edits, .. } => {
             nft::change(&Changes { names, tables, edits, groups }, generation)?;

@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use millrace_core::dialect::FOOTPRINTS;
+use millrace_core::dialect::others::captures;
 use millrace_core::nft::expr::NoGroup;
 use millrace_core::nft::tables::Native;
 use millrace_core::observed::{Observed, Variant};
@@ -334,6 +335,12 @@ impl Session {
             request.drift == Drift::Refuse && plan.residue && !plan.unfinished && !plan.interrupted;
         if refused && !plan.is_empty() {
             return Err(EngineError::Drifted { effects: plan.effects });
+        }
+        let others = if request.rules.is_some() { captures(&before) } else { Vec::new() };
+        for warning in plan.obstacles.iter().cloned().chain(others) {
+            if !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
         }
         if !request.dry_run {
             self.carry_out(&plan, &before, deadline, request, &context)?;

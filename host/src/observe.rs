@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use millrace_core::dialect::NFT_TABLES;
 use millrace_core::iptables::{Dump, DumpError};
-use millrace_core::nft::tables::NativeTables;
 use millrace_core::observed::{Holding, Observed, Variant};
 use millrace_core::ruleset::Table;
 use millrace_core::value::Family;
@@ -107,7 +106,9 @@ pub fn observe(
     let deadline = Instant::now() + PATIENCE;
     let mut running = Vec::new();
     let mut holdings = Vec::new();
-    let Holds { held, iptables, native, nf_tables, unseen, generation } = holds(look)?;
+    let Holds { held, seen, nf_tables, unseen } = holds(look)?;
+    let nft::Look { generation, tables, native, iptables, dormant, foreign } = seen;
+    let tables = tables.into_iter().map(|(family, name)| family.table(name)).collect();
     for (family, dump) in iptables {
         holdings.push(Holding { variant: Variant::Nft, family, dump });
     }
@@ -138,10 +139,15 @@ pub fn observe(
     let observed = Observed {
         holdings,
         ip_rules: links.ip_rules,
+        catch_alls: links.catch_alls,
         routes: links.routes,
         addresses: links.addresses,
         passthrough_link: links.passthrough_link,
         native,
+        tables,
+        dormant,
+        foreign,
+        lo_down: links.lo_down,
         interrupted: links.marked,
         loggers,
     };
@@ -159,16 +165,12 @@ struct Held {
 struct Holds {
     /// Tables of iptables that were not read yet.
     held: Vec<Held>,
-    /// Tables of iptables-nft.
-    iptables: Vec<(Family, Dump)>,
-    /// Native nftables tables that are called like ours.
-    native: NativeTables,
+    /// What `nf_tables` holds.
+    seen: nft::Look,
     /// Whether the kernel has `nf_tables`.
     nf_tables: bool,
     /// Why it can't be seen whether iptables-legacy holds anything.
     unseen: Option<ObserveError>,
-    /// The number of the last change of `nf_tables` before anything was looked at.
-    generation: Option<u32>,
 }
 
 fn holds(look: Look) -> Result<Holds, ObserveError> {
@@ -176,14 +178,17 @@ fn holds(look: Look) -> Result<Holds, ObserveError> {
     let by_netlink = look == Look::Fast;
     let seen = nft::look(nft::Wanted { native: NFT_TABLES, iptables: by_netlink })?;
     let nf_tables = seen.is_some();
-    let nft::Look { generation, tables, native, iptables } = seen.unwrap_or_default();
+    let seen = seen.unwrap_or_default();
     let mut unseen = None;
     for family in Family::ALL {
         let of_family = |(f, name): &(TableFamily, String)| {
             (*f == TableFamily::Ip(family)).then(|| name.clone())
         };
-        let nft =
-            if by_netlink { Vec::new() } else { tables.iter().filter_map(of_family).collect() };
+        let nft = if by_netlink {
+            Vec::new()
+        } else {
+            seen.tables.iter().filter_map(of_family).collect()
+        };
         let legacy = match legacy_tables(family) {
             // The file is root's alone, while nf_tables is there for who has NET_ADMIN.
             Err(error) if nf_tables && error.is_forbidden() => {
@@ -199,7 +204,7 @@ fn holds(look: Look) -> Result<Holds, ObserveError> {
             }
         }
     }
-    Ok(Holds { held, iptables, native, nf_tables, unseen, generation })
+    Ok(Holds { held, seen, nf_tables, unseen })
 }
 
 /// The tables that iptables-legacy has made. The files are missing where the kernel has no such

@@ -42,6 +42,26 @@ fn the_kernel_has_no_nf_tables() -> Result<()> {
     Ok(())
 }
 
+/// Verify that CHECK fails where the kernel does not call the rules that are there.
+#[test]
+fn a_dormant_table_fails_check() -> Result<()> {
+    let host = Host::new()?;
+    for (backend, table) in [("nftables", "inet millrace"), ("iptables", "ip nat")] {
+        let pod = host.pod()?;
+        let add = Call::new(&host, "ADD", &pod, mesh(&[])).with_key("backend", json!(backend));
+        add.run(&host)?.success()?;
+        let check = add.clone().to("CHECK");
+        check.run(&host)?.success()?;
+        let sleep = format!("add table {table} {{ flags dormant; }}\n");
+        host.inside(&pod, |inside| inside.feed("nft", &["-f", "-"], &sleep))?;
+        let said = check.run(&host)?.failure(101)?;
+        ensure!(said.contains(&format!("the flag dormant of table {table}")), "{said}");
+        add.run(&host)?.success()?;
+        check.run(&host)?.success()?;
+    }
+    Ok(())
+}
+
 /// Verify that rules which a container of the pod wrote from inside are left alone from ADD to
 /// DEL, and that a capture of before is replaced by the one that is wanted now.
 #[test]

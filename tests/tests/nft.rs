@@ -172,7 +172,7 @@ fn a_transaction_that_fails_leaves_no_trace() -> Result<()> {
         let (_, chains) = bad.first_mut().context("the table")?;
         let nowhere = Expr::Verdict(Verdict::Jump("nowhere".to_owned()));
         let rules = vec![Ok(vec![nowhere])];
-        chains.push(("last".to_owned(), NativeChain { base: None, rules }));
+        chains.push(("last".to_owned(), NativeChain { rules, ..NativeChain::default() }));
         let error = namespace.enter(|| replace(&NAMES, &bad, None))?.unwrap_err().to_string();
         let wanted = "nf_tables refuses rule 1 of chain last of table istio-proxy-nat: ENOENT";
         assert!(error.starts_with(wanted), "{error}");

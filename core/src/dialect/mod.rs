@@ -4,6 +4,7 @@ mod error;
 pub mod istio;
 mod list;
 pub mod native;
+pub mod others;
 mod parts;
 mod resolv_conf;
 

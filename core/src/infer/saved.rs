@@ -9,8 +9,8 @@ use crate::nft::set::{Set, SetKind};
 use crate::nft::tables::{Base, NativeChain, NativeTables};
 use crate::ruleset::Masked;
 use crate::sim::{
-    Action, Field, Kind, MarkChange, Ranges, SourceChain, SourceRule, SourceTable, States, Step,
-    Test, Way,
+    Action, Field, Kind, MarkChange, Policy, Ranges, SourceChain, SourceRule, SourceTable, States,
+    Step, Test, Way,
 };
 use crate::value::Family;
 
@@ -33,7 +33,9 @@ pub fn of_saved(tables: &[SourceTable]) -> NativeTables {
             };
             Base { kind: kind.to_owned(), hook: base.hook.number(), priority: base.priority }
         });
-        (chain.name.clone(), NativeChain { base, rules: chain.rules.iter().map(rule).collect() })
+        let drops = chain.base.as_ref().is_some_and(|base| base.policy == Policy::Drop);
+        let rules = chain.rules.iter().map(rule).collect();
+        (chain.name.clone(), NativeChain { base, drops, rules })
     };
     let table =
         |table: &SourceTable| (table.name.clone(), table.chains.iter().map(chain).collect());

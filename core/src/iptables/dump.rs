@@ -53,6 +53,8 @@ pub struct ChainDump {
     pub policy: Option<String>,
     /// The rules.
     pub rules: Vec<DumpRule>,
+    /// The kernel's number of it, when it was asked by netlink: what was made later has a higher one.
+    pub handle: Option<u64>,
 }
 
 /// A table of a dump.
@@ -250,7 +252,12 @@ fn head(line: &str) -> Option<Family> {
 
 fn chain_of<'t>(table: &'t mut TableDump, name: &str) -> &'t mut ChainDump {
     let index = table.chains.iter().position(|c| c.name == name).unwrap_or_else(|| {
-        table.chains.push(ChainDump { name: name.to_owned(), policy: None, rules: Vec::new() });
+        table.chains.push(ChainDump {
+            name: name.to_owned(),
+            policy: None,
+            rules: Vec::new(),
+            handle: None,
+        });
         table.chains.len() - 1
     });
     &mut table.chains[index]

@@ -23,6 +23,8 @@ pub struct Base {
 pub struct NativeChain {
     /// Where it hangs; none for one that is only jumped to.
     pub base: Option<Base>,
+    /// Whether packets that no rule decides about are dropped.
+    pub drops: bool,
     /// Its rules; what is not understood of one is in words.
     pub rules: Vec<Result<Vec<Expr>, String>>,
 }
@@ -134,7 +136,7 @@ impl NftRuleset {
                     rules.push(Ok(expressions(&rule.rule, groups, &called)?));
                 }
                 let name = self.layout.chain(table, &chain.chain);
-                chains.push((name, NativeChain { base, rules }));
+                chains.push((name, NativeChain { base, drops: false, rules }));
             }
         }
         Ok(tables)

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::routing::{PASSTHROUGH_LINK, PASSTHROUGH_V6};
 use super::tables::TableEdit;
 use crate::nft::tables::NativeTables;
-use crate::observed::{IpRule, Logger, Variant};
+use crate::observed::{IpRule, Logger, TableId, Variant};
 use crate::value::Family;
 
 /// Add or take away.
@@ -60,6 +60,18 @@ pub enum Effect {
         /// The rule.
         rule: IpRule,
     },
+    /// `lo` itself.
+    Loopback {
+        /// Up or down.
+        change: Change,
+    },
+    /// The flag of a table of `nf_tables` that keeps the kernel from calling its chains.
+    Dormant {
+        /// Set or clear.
+        change: Change,
+        /// The table.
+        table: TableId,
+    },
     /// Input for `iptables-restore --noflush`.
     Restore {
         /// Which implementation.
@@ -108,6 +120,14 @@ impl fmt::Display for Effect {
                 "{} interface {PASSTHROUGH_LINK} with address {PASSTHROUGH_V6}",
                 verb(change)
             ),
+            Self::Loopback { change: Change::Add } => f.write_str("set lo up"),
+            Self::Loopback { change: Change::Remove } => f.write_str("set lo down"),
+            Self::Dormant { change: Change::Add, table } => {
+                write!(f, "set the flag dormant of {table}")
+            }
+            Self::Dormant { change: Change::Remove, table } => {
+                write!(f, "clear the flag dormant of {table}, whose rules the kernel does not call")
+            }
             Self::Route { change, family, table } => {
                 write!(f, "{} {family} route local default dev lo table {table}", verb(change))
             }

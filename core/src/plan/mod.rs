@@ -3,6 +3,7 @@
 
 mod choose;
 mod effect;
+mod obstacles;
 mod rollback;
 mod routing;
 mod tables;
@@ -18,7 +19,7 @@ pub use target::{Body, FamilyState, Groups};
 
 use crate::nft;
 use crate::nft::tables::{Native, NativeTables};
-use crate::observed::{Logger, Observed, Variant};
+use crate::observed::{Logger, Observed, TableId, Variant};
 use crate::ownership::Footprint;
 use crate::ruleset::{Routing, Ruleset, Table};
 use crate::value::Family;
@@ -54,6 +55,8 @@ pub struct Plan {
     pub interrupted: bool,
     /// What stands in the way of all of it.
     pub taken: Option<TakenTable>,
+    /// What keeps the wanted rules from working, and is not ours to change: each in a sentence.
+    pub obstacles: Vec<String>,
 }
 
 impl Plan {
@@ -96,6 +99,24 @@ impl<'a> Wanted<'a> {
             Self::Nothing => Vec::new(),
             Self::Iptables(ruleset, _) => ruleset.families().collect(),
             Self::Native(native) => native.families.clone(),
+        }
+    }
+
+    /// The tables of `nf_tables` with wanted rules.
+    fn tables(self, groups: &Groups) -> Vec<TableId> {
+        match self {
+            Self::Iptables(ruleset, Variant::Nft) => {
+                let tables = |family: Family| {
+                    let state = FamilyState::wanted(ruleset, family, groups);
+                    let tables: Vec<Table> = state.tables().collect();
+                    tables.into_iter().map(move |t| TableId::ip(family, t.to_string()))
+                };
+                Family::ALL.into_iter().flat_map(tables).collect()
+            }
+            Self::Native(native) => {
+                native.tables.iter().map(|(name, _)| TableId::inet(name.clone())).collect()
+            }
+            Self::Nothing | Self::Iptables(_, Variant::Legacy) => Vec::new(),
         }
     }
 }
@@ -156,17 +177,26 @@ pub fn plan(
     let families = wanted.families();
     let routing = routing::changes(observed, &known, wanted.routing(), &families);
     let taken = (!routing.foreign.is_empty()).then_some(TakenTable(routing.foreign));
-    let mut effects = routing.before;
+    let mut effects = Vec::new();
+    if observed.lo_down && !families.is_empty() {
+        effects.push(Effect::Loopback { change: Change::Add });
+    }
+    effects.extend(routing.before);
     effects.extend(replace);
     effects.extend(remove);
     effects.extend(routing.after);
+    // Last, so that the kernel never calls rules that are not those that are wanted.
+    let dormant = wanted.tables(context.groups).into_iter();
+    let dormant = dormant.filter(|table| observed.dormant.contains(table));
+    effects.extend(dormant.map(|table| Effect::Dormant { change: Change::Remove, table }));
     // Nothing of ours is to be left; beside other changes, a trace is none of their business.
     if matches!(wanted, Wanted::Nothing) {
         let logger = |logger: &Logger| Effect::Logger { logger: logger.clone() };
         effects.extend(observed.loggers.iter().map(logger));
     }
     let effects = with_marker(effects, observed.interrupted);
-    Plan { effects, residue, unfinished, interrupted, taken }
+    let obstacles = obstacles::obstacles(observed, wanted);
+    Plan { effects, residue, unfinished, interrupted, taken, obstacles }
 }
 
 /// The transaction that puts native tables in the place of those that are there, if it has to, and
@@ -259,6 +289,8 @@ fn with_marker(effects: Vec<Effect>, interrupted: bool) -> Vec<Effect> {
         .iter()
         .map(|e| match e {
             Effect::Restore { input, .. } => input.lines().filter(|l| *l == "COMMIT").count(),
+            // Nothing has to be taken up again where that alone was done.
+            Effect::Loopback { .. } => 0,
             _ => 1,
         })
         .sum();

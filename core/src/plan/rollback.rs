@@ -24,6 +24,10 @@ pub fn rollback(before: &Observed, now: &Observed, context: &Context<'_>) -> Vec
             .collect()
     };
     let has = |o: &Observed| super::routing::has_passthrough(o);
+    if before.lo_down != now.lo_down {
+        let change = if before.lo_down { Change::Remove } else { Change::Add };
+        effects.push(Effect::Loopback { change });
+    }
     effects.extend(routes(before, now, Change::Add));
     effects.extend(missing(before, now).into_iter().map(removed(Change::Add)));
     if has(before) && !has(now) {
@@ -49,6 +53,9 @@ pub fn rollback(before: &Observed, now: &Observed, context: &Context<'_>) -> Vec
         }
     }
     effects.extend(super::native(now, before.native.clone(), String::new(), false, edits));
+    let dormant = before.dormant.iter().filter(|table| !now.dormant.contains(table));
+    effects
+        .extend(dormant.map(|table| Effect::Dormant { change: Change::Add, table: table.clone() }));
     effects.extend(missing(now, before).into_iter().map(removed(Change::Remove)));
     effects.extend(routes(now, before, Change::Remove));
     if has(now) && !has(before) {

@@ -166,7 +166,7 @@ impl Filter {
 fn chain(name: &str, hook: Hook, priority: i32, rules: Vec<Vec<Expr>>) -> (String, NativeChain) {
     let base = Base { kind: "filter".to_owned(), hook: hook.number(), priority };
     let rules = rules.into_iter().map(Ok).collect();
-    (name.to_owned(), NativeChain { base: Some(base), rules })
+    (name.to_owned(), NativeChain { base: Some(base), drops: false, rules })
 }
 
 /// The destination port, which is behind the source port (RFC 9293 section 3.1, RFC 768).

@@ -72,6 +72,13 @@ pub(crate) fn carry_out(observed: &mut Observed, effect: &Effect) {
                 observed.ip_rules.push(rule.clone());
             }
         }
+        Effect::Loopback { change } => observed.lo_down = *change == Change::Remove,
+        Effect::Dormant { change, table } => {
+            observed.dormant.retain(|known| known != table);
+            if *change == Change::Add {
+                observed.dormant.push(table.clone());
+            }
+        }
         Effect::Logger { logger } => observed.loggers.retain(|known| known != logger),
         Effect::Native { names, tables, edits, .. } => {
             if !names.is_empty() || !tables.is_empty() {
@@ -126,6 +133,7 @@ fn builtin(name: &str) -> TableDump {
         name: (*name).to_owned(),
         policy: Some("ACCEPT".to_owned()),
         rules: Vec::new(),
+        handle: None,
     };
     TableDump { name: name.to_owned(), chains: hooks.iter().map(chain).collect() }
 }
@@ -169,6 +177,7 @@ fn command(table: &mut TableDump, line: &str) {
                     name: chain.to_owned(),
                     policy: None,
                     rules: Vec::new(),
+                    handle: None,
                 }),
                 ("-X", Some(index)) => {
                     assert!(table.chains[index].rules.is_empty(), "{chain} is not empty");
@@ -185,6 +194,7 @@ fn command(table: &mut TableDump, line: &str) {
                     name: name.to_owned(),
                     policy: None,
                     rules: Vec::new(),
+                    handle: None,
                 }),
             }
         }

@@ -11,9 +11,9 @@ use millrace_core::observed::{InterfaceAddress, IpRule, Logger, Route};
 use millrace_core::plan::{Change, PASSTHROUGH_V6};
 use millrace_core::value::Family;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, Prop};
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, Prop};
 use nix::errno::Errno;
-use rtnetlink::Handle;
+use rtnetlink::{Handle, LinkUnspec};
 
 use crate::netlink::own_address;
 
@@ -89,6 +89,8 @@ impl From<rtnetlink::Error> for Refusal {
 pub struct Links {
     /// Policy routing rules of both families.
     pub ip_rules: Vec<IpRule>,
+    /// Those that ask for nothing; one that ends a packet's way has table 0.
+    pub catch_alls: Vec<IpRule>,
     /// Routes of tables other than the kernel's own.
     pub routes: Vec<Route>,
     /// Addresses, in the kernel's order.
@@ -96,6 +98,8 @@ pub struct Links {
     /// Whether the interface of the address that the proxy passes connections on from has it; none
     /// where it is not there.
     pub passthrough_link: Option<bool>,
+    /// Whether `lo` is down.
+    pub lo_down: bool,
     /// Whether a change is noted as in progress.
     pub marked: bool,
     /// Who logged packets before a trace.
@@ -144,7 +148,7 @@ impl Net {
     pub fn observe(&self) -> Result<Links, LinkError> {
         self.runtime.block_on(async {
             let addresses = self.list_addresses().await?;
-            let names = self.other_names().await?;
+            let (names, lo_down) = self.lo().await?;
             let marked = names.iter().any(|name| name == MARKER);
             let loggers = names.iter().filter_map(|name| logger_of(name)).collect();
             let passthrough_link = self.find_passthrough().await?.map(|index| {
@@ -154,9 +158,12 @@ impl Net {
             });
             let addresses = addresses.into_iter().map(|(_, address)| address).collect();
             let mut links =
-                Links { addresses, passthrough_link, marked, loggers, ..Links::default() };
+                Links { addresses, passthrough_link, lo_down, marked, loggers, ..Links::default() };
             for family in Family::ALL {
-                links.ip_rules.extend(self.ip_rules(family).await?.into_iter().map(|(r, _)| r));
+                for (rule, message) in self.ip_rules(family).await? {
+                    links.catch_alls.extend(routing::catch_all(&rule, &message));
+                    links.ip_rules.push(rule);
+                }
                 links.routes.extend(self.routes(family).await?);
             }
             Ok(links)
@@ -185,12 +192,12 @@ impl Net {
     /// # Errors
     /// When `lo` can't be looked at.
     pub fn loggers(&self) -> Result<Vec<Logger>, LinkError> {
-        let names = self.runtime.block_on(self.other_names())?;
+        let (names, _) = self.runtime.block_on(self.lo())?;
         Ok(names.iter().filter_map(|name| logger_of(name)).collect())
     }
 
-    /// The alternative names of `lo`.
-    async fn other_names(&self) -> Result<Vec<String>, LinkError> {
+    /// The alternative names of `lo`, and whether it is down.
+    async fn lo(&self) -> Result<(Vec<String>, bool), LinkError> {
         let failed = request("lo can't be looked at");
         let links: Vec<_> = self
             .handle
@@ -203,6 +210,7 @@ impl Net {
             .try_collect()
             .await
             .map_err(failed)?;
+        let down = links.iter().any(|link| !link.header.flags.contains(LinkFlags::Up));
         let attributes = links.into_iter().flat_map(|link| link.attributes);
         let names = attributes.flat_map(|attribute| match attribute {
             LinkAttribute::PropList(props) => props,
@@ -212,7 +220,7 @@ impl Net {
             Prop::AltIfName(name) => Some(name),
             _ => None,
         });
-        Ok(names.collect())
+        Ok((names.collect(), down))
     }
 
     /// Note that a change begins, or that it is done.
@@ -241,6 +249,20 @@ impl Net {
             }
         });
         settle(result, change, || format!("altname {name} of lo"))
+    }
+
+    /// Set `lo` up, or down.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn loopback(&self, change: Change) -> Result<(), LinkError> {
+        let lo = LinkUnspec::new_with_index(LO);
+        let lo = match change {
+            Change::Add => lo.up(),
+            Change::Remove => lo.down(),
+        };
+        let result = self.runtime.block_on(self.handle.link().set(lo.build()).execute());
+        result.map_err(request("lo can't be set up or down"))
     }
 
     /// Add an address to `lo`, or remove it.

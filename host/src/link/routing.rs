@@ -135,11 +135,7 @@ fn ip_rule(family: Family, message: &RuleMessage) -> IpRule {
         priority: 0,
         fwmark: None,
         table: u32::from(message.header.table),
-        mark_only: message.header.action == RuleAction::ToTable
-            && message.header.src_len == 0
-            && message.header.dst_len == 0
-            && message.header.tos == 0
-            && !message.header.flags.contains(RuleFlags::Invert),
+        mark_only: message.header.action == RuleAction::ToTable && asks_at_most_for_mark(message),
     };
     let (mut mark, mut mask) = (None, u32::MAX);
     for attribute in &message.attributes {
@@ -148,16 +144,45 @@ fn ip_rule(family: Family, message: &RuleMessage) -> IpRule {
             RuleAttribute::Table(table) => rule.table = *table,
             RuleAttribute::FwMark(value) => mark = Some(*value),
             RuleAttribute::FwMask(value) => mask = *value,
-            // These say nothing about which packets are meant.
-            RuleAttribute::SuppressPrefixLen(u32::MAX)
-            | RuleAttribute::SuppressIfGroup(u32::MAX)
-            | RuleAttribute::Protocol(_) => {}
-            _ => rule.mark_only = false,
+            _ => {}
         }
     }
     rule.fwmark = mark.map(|mark| (mark, mask));
     rule.mark_only &= mark.is_some();
     rule
+}
+
+fn asks_at_most_for_mark(message: &RuleMessage) -> bool {
+    message.header.src_len == 0
+        && message.header.dst_len == 0
+        && message.header.tos == 0
+        && !message.header.flags.contains(RuleFlags::Invert)
+        && message.attributes.iter().all(|attribute| {
+            matches!(
+                attribute,
+                RuleAttribute::Priority(_)
+                    | RuleAttribute::Table(_)
+                    | RuleAttribute::FwMark(_)
+                    | RuleAttribute::FwMask(_)
+                    // These say nothing about which packets are meant.
+                    | RuleAttribute::SuppressPrefixLen(u32::MAX)
+                    | RuleAttribute::SuppressIfGroup(u32::MAX)
+                    | RuleAttribute::Protocol(_)
+            )
+        })
+}
+
+/// A rule that every packet meets.
+pub(super) fn catch_all(rule: &IpRule, message: &RuleMessage) -> Option<IpRule> {
+    if rule.fwmark.is_some() || !asks_at_most_for_mark(message) {
+        return None;
+    }
+    let table = match message.header.action {
+        RuleAction::ToTable => rule.table,
+        RuleAction::Blackhole | RuleAction::Unreachable | RuleAction::Prohibit => 0,
+        _ => return None,
+    };
+    Some(IpRule { table, ..rule.clone() })
 }
 
 /// A route, unless it is in one of the kernel's own tables.

@@ -4,20 +4,24 @@ use millrace_core::nft::expr::Expr;
 use millrace_core::nft::set::{Set, SetKind, successor};
 use millrace_core::nft::tables::{Base, NativeChain, NativeTables};
 use millrace_core::nft::xtables::XtRule;
-use millrace_core::plan::{Groups, TableEdit};
+use millrace_core::observed::TableId;
+use millrace_core::plan::{Change, Groups, TableEdit};
 use netlink_packet_core::NLM_F_APPEND;
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, Hook, HookNumber, InetHookNumber, ListAttribute,
     NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute,
     SetElementFlags, SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute,
-    TableMessage,
+    TableFlags, TableMessage,
 };
 
 use super::attributes::encode;
 use super::read::TableFamily;
 use super::socket::{Connection, NftError, Step};
 use super::xtables::{self, netlink_family};
+
+/// `NF_DROP`
+const DROP: u32 = 0;
 
 /// The name of a set without a name; the kernel puts a number in.
 pub(super) const ANONYMOUS: &str = "__set%d";
@@ -55,6 +59,24 @@ pub fn change(changes: &Changes<'_>, generation: Option<u32>) -> Result<(), NftE
         xtables::edit(&mut batch, edit, changes.groups)?;
     }
     connection.transact(&batch.steps, generation)
+}
+
+/// Keep the kernel from calling a table's chains, or have it call them again.
+///
+/// # Errors
+/// When the kernel refuses; nothing has happened then.
+pub fn set_dormant(of: &TableId, change: Change) -> Result<(), NftError> {
+    let connection = Connection::open()?.ok_or(NftError::Absent)?;
+    let family = of.family.map_or(NetfilterProtoFamily::Inet, netlink_family);
+    let mut batch = Batch::new(family);
+    let mut message = table(&of.name);
+    // Without the attribute the kernel leaves the flags alone.
+    message.attributes.push(TableAttribute::Flags(match change {
+        Change::Add => TableFlags::Dormant,
+        Change::Remove => TableFlags::empty(),
+    }));
+    batch.step(NfTablesMessage::NewTable(message), of.to_string());
+    connection.transact(&batch.steps, None)
 }
 
 /// Whether the kernel would take a rule in a chain of its own in a table of this name, without making it: modules that it needs may be loaded by
@@ -124,6 +146,9 @@ impl Batch {
         // Rules jump to chains, so that all of these come first.
         for (chain, content) in content {
             self.chain(name, chain, content.base.as_ref());
+            if content.drops {
+                self.drop_by_default(name, chain);
+            }
         }
         for (chain, content) in content {
             for (index, rule) in content.rules.iter().enumerate() {
@@ -145,6 +170,16 @@ impl Batch {
         attributes.extend(hangs.into_iter().flat_map(base));
         let message = NfTablesMessage::NewChain(ChainMessage { attributes });
         self.step(message, format!("chain {chain} of table {table}"));
+    }
+
+    fn drop_by_default(&mut self, table: &str, chain: &str) {
+        let attributes = vec![
+            ChainAttribute::Table(table.to_owned()),
+            ChainAttribute::Name(chain.to_owned()),
+            ChainAttribute::Policy(DROP),
+        ];
+        let message = NfTablesMessage::NewChain(ChainMessage { attributes });
+        self.step(message, format!("the policy of chain {chain} of table {table}"));
     }
 
     fn rule(

@@ -68,6 +68,29 @@ pub(super) fn counters(element: Attributes<'_>) -> Option<Counters> {
     if name == "counter" { seen() } else { None }
 }
 
+/// Whether a packet can meet its end in an expression, or another destination.
+pub(super) fn decides(element: Attributes<'_>) -> bool {
+    let Some((name, data)) = named(element) else { return false };
+    match name {
+        "immediate" => {
+            let code = data.nested(IMMEDIATE.1).and_then(|d| d.nested(DATA.1));
+            // NF_DROP, NF_QUEUE
+            let code = code.and_then(|verdict| verdict.number(VERDICT.0));
+            code.is_some_and(|code| matches!(code & 0xff, 0 | 3) && code.cast_signed() >= 0)
+        }
+        "lookup" => data.number(LOOKUP.2) == Some(VERDICT_REGISTER),
+        "redir" | "nat" | "tproxy" | "queue" | "reject" | "synproxy" | "target" => true,
+        _ => false,
+    }
+}
+
+/// The chain that an expression jumps or goes to.
+pub(super) fn goes_to(element: Attributes<'_>) -> Option<&str> {
+    let (name, data) = named(element)?;
+    let verdict = || data.nested(IMMEDIATE.1)?.nested(DATA.1)?.text(VERDICT.1);
+    if name == "immediate" { verdict() } else { None }
+}
+
 fn known(name: &str, a: Attributes<'_>, set: impl Fn(&str) -> Option<Set>) -> Option<Expr> {
     let is = |kind, register: u32| a.number(kind) == Some(register);
     let value = |kind| Some(a.nested(kind)?.get(DATA.0)?.to_vec());

@@ -11,13 +11,10 @@ use netlink_packet_netfilter::nftables::{
 
 use super::decode::counters;
 use super::raw::{Answer, Attributes, kind};
-use super::read::{CHAIN, RULE_EXPRESSIONS, TABLE_NAME, base, place};
+use super::read::{CHAIN, RULE_EXPRESSIONS, TABLE, base, drops, is_dormant, place};
 use super::socket::{Connection, NftError};
 use super::terms::{sets, term};
 
-/// `NFTA_TABLE_FLAGS`, `NFT_TABLE_F_DORMANT`
-const TABLE_FLAGS: u16 = 2;
-const DORMANT: u32 = 1;
 /// `NFTA_HOOK_DEV`, `NFTA_HOOK_DEVS`, `NFTA_DEVICE_NAME`
 const HOOK_DEVICE: (u16, u16, u16) = (3, 4, 1);
 
@@ -61,7 +58,7 @@ fn list_once(
     let request = NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() });
     for answer in dump(request, kind::TABLE, "tables")? {
         let table = answer.attributes();
-        let Some((layer, name)) = layer(&answer).zip(table.text(TABLE_NAME)) else { continue };
+        let Some((layer, name)) = layer(&answer).zip(table.text(TABLE.0)) else { continue };
         if matches!(layer, Layer::Ip(family) if known(family, name)) {
             continue;
         }
@@ -69,7 +66,7 @@ fn list_once(
         found.push(ListedTable {
             layer,
             name: name.to_owned(),
-            dormant: table.number(TABLE_FLAGS).is_some_and(|flags| flags & DORMANT != 0),
+            dormant: is_dormant(&answer),
             sets: sets(wire, name, connection)?,
             chains: Vec::new(),
         });
@@ -86,8 +83,7 @@ fn list_once(
                 name: name.to_owned(),
                 base: base(chain),
                 devices: devices(chain),
-                // NF_DROP
-                drops: chain.number(CHAIN.3) == Some(0),
+                drops: drops(chain),
                 rules: Vec::new(),
             });
         }

@@ -14,7 +14,7 @@ mod tests;
 mod trace;
 mod xtables;
 
-pub use batch::{Changes, change, rehearse};
+pub use batch::{Changes, change, rehearse, set_dormant};
 pub use list::{interfaces, list};
 pub(crate) use raw::{Answer, Attributes};
 pub use read::{Look, TableFamily, Wanted, is_supported, look};

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use millrace_core::iptables::{ChainDump, Dump, TableDump};
 use millrace_core::nft::set::{Set, SetKind, predecessor};
 use millrace_core::nft::tables::{Base, NativeChain, NativeTable, NativeTables, named};
+use millrace_core::nft::xtables::builtin_chain;
+use millrace_core::observed::{ForeignChain, TableId};
+use millrace_core::ruleset::{Hook, Table};
 use millrace_core::value::Family;
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
@@ -12,17 +15,21 @@ use netlink_packet_netfilter::nftables::{
     SetMessage, TableMessage,
 };
 
-use super::decode::decode;
+use super::decode::{decides, decode};
 use super::raw::{Answer, Attributes, kind};
 use super::socket::{Connection, NftError};
 use super::xtables;
 
-/// `NFTA_TABLE_NAME`
-pub(super) const TABLE_NAME: u16 = 1;
+/// `NFTA_TABLE_NAME`, `NFTA_TABLE_FLAGS`
+pub(super) const TABLE: (u16, u16) = (1, 2);
+/// `NFT_TABLE_F_DORMANT`
+const DORMANT: u32 = 1;
 /// `NFTA_TABLE_OWNER`, which only a table has that belongs to somebody.
 const TABLE_OWNER: u16 = 7;
 /// `NFTA_CHAIN_TABLE`, `NFTA_CHAIN_NAME`, `NFTA_CHAIN_HOOK`, `NFTA_CHAIN_POLICY`, `NFTA_CHAIN_TYPE`
 pub(super) const CHAIN: (u16, u16, u16, u16, u16) = (1, 3, 4, 5, 7);
+/// `NFTA_CHAIN_HANDLE`
+const CHAIN_HANDLE: u16 = 2;
 /// `NFTA_HOOK_HOOKNUM`, `NFTA_HOOK_PRIORITY`
 const HOOK: (u16, u16) = (1, 2);
 /// `NFTA_RULE_TABLE`, `NFTA_RULE_CHAIN`
@@ -57,6 +64,16 @@ pub enum TableFamily {
     Inet,
 }
 
+impl TableFamily {
+    /// The table of this family called `name`.
+    pub const fn table(self, name: String) -> TableId {
+        match self {
+            Self::Inet => TableId::inet(name),
+            Self::Ip(family) => TableId::ip(family, name),
+        }
+    }
+}
+
 /// What a namespace's `nf_tables` holds.
 #[derive(Clone, Debug, Default)]
 pub struct Look {
@@ -68,6 +85,10 @@ pub struct Look {
     pub native: NativeTables,
     /// Tables of iptables-nft.
     pub iptables: Vec<(Family, Dump)>,
+    /// Which of both the kernel does not call, read or not.
+    pub dormant: Vec<TableId>,
+    /// Chains of other native tables that the kernel calls.
+    pub foreign: Vec<ForeignChain>,
 }
 
 /// Which rules are read.
@@ -105,6 +126,12 @@ fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>
     };
     let tables: Vec<(TableFamily, String)> = answers.iter().filter_map(table).collect();
     let mut found = Look { generation, ..Look::default() };
+    let named = |(family, name): &(TableFamily, String)| match family {
+        TableFamily::Inet => wanted.native.contains(&name.as_str()),
+        TableFamily::Ip(_) => xtables::known(name),
+    };
+    let sleeps = answers.iter().filter(|answer| is_dormant(answer)).filter_map(table);
+    found.dormant = sleeps.filter(named).map(|(family, name)| family.table(name)).collect();
     for (family, name) in &tables {
         match family {
             TableFamily::Inet if wanted.native.contains(&name.as_str()) => {
@@ -131,14 +158,18 @@ fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>
         Ok::<_, NftError>(answers)
     };
     let request = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
+    let mut elsewhere = Vec::new();
     for chain in dump(request, kind::CHAIN, "chains")? {
-        match family_of(&chain) {
-            Some(TableFamily::Inet) => add_chain(&mut found.native, chain.attributes()),
-            Some(TableFamily::Ip(family)) => {
+        let Some(family) = family_of(&chain) else { continue };
+        match family {
+            TableFamily::Inet => add_chain(&mut found.native, chain.attributes()),
+            TableFamily::Ip(family) => {
                 add_iptables_chain(&mut found.iptables, family, chain.attributes());
+                elsewhere.extend(misplaced(family, chain.attributes()));
             }
-            None => {}
         }
+        let foreign = foreign(family, chain.attributes());
+        found.foreign.extend(foreign.filter(|f| !named(&(family, f.table.name.clone()))));
     }
     let mut sets = Vec::new();
     for (table, _) in &found.native {
@@ -146,13 +177,17 @@ fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>
     }
     let request = NfTablesMessage::GetRule(RuleMessage { attributes: Vec::new() });
     for rule in dump(request, kind::RULE, "rules")? {
-        match family_of(&rule) {
-            Some(TableFamily::Inet) => add_rule(&mut found.native, rule.attributes(), &sets),
-            Some(TableFamily::Ip(family)) => {
-                add_iptables_rule(&mut found.iptables, family, rule.attributes());
+        let Some(family) = family_of(&rule) else { continue };
+        match family {
+            TableFamily::Inet => add_rule(&mut found.native, rule.attributes(), &sets),
+            TableFamily::Ip(family) => {
+                let (table, chain) = place(rule.attributes()).unwrap_or_default();
+                let called =
+                    !elsewhere.iter().any(|(f, t, c)| (*f, &**t, &**c) == (family, table, chain));
+                add_iptables_rule(&mut found.iptables, family, rule.attributes(), called);
             }
-            None => {}
         }
+        note_decision(&mut found.foreign, family, rule.attributes());
     }
     if connection.generation()? == generation { Ok(Some(found)) } else { Err(NftError::Changed) }
 }
@@ -173,7 +208,29 @@ pub(super) fn family_of(answer: &Answer) -> Option<TableFamily> {
 
 pub(super) fn table(answer: &Answer) -> Option<(TableFamily, String)> {
     let family = family_of(answer).filter(|_| answer.kind == kind::TABLE)?;
-    Some((family, answer.attributes().text(TABLE_NAME)?.to_owned()))
+    Some((family, answer.attributes().text(TABLE.0)?.to_owned()))
+}
+
+pub(super) fn is_dormant(table: &Answer) -> bool {
+    table.attributes().number(TABLE.1).is_some_and(|flags| flags & DORMANT != 0)
+}
+
+/// A chain that the kernel calls.
+fn foreign(family: TableFamily, chain: Attributes<'_>) -> Option<ForeignChain> {
+    let table = family.table(chain.text(CHAIN.0)?.to_owned());
+    let (name, base) = (chain.text(CHAIN.1)?.to_owned(), base(chain)?);
+    Some(ForeignChain { table, name, base, decides: drops(chain) })
+}
+
+/// Note which tables have a rule that decides about packets.
+fn note_decision(foreign: &mut [ForeignChain], family: TableFamily, rule: Attributes<'_>) {
+    let Some((table, _)) = place(rule) else { return };
+    let of_table =
+        |f: &&mut ForeignChain| f.table.name == table && f.table == family.table(table.to_owned());
+    let mut chains = foreign.iter_mut().filter(of_table).peekable();
+    if chains.peek().is_some() && rule.list(RULE_EXPRESSIONS).any(decides) {
+        chains.for_each(|chain| chain.decides = true);
+    }
 }
 
 /// A table that is a process's own, with the netlink port of that.
@@ -183,28 +240,41 @@ pub(super) fn owned_table(answer: &Answer) -> Option<(String, u32)> {
 }
 
 fn add_iptables_chain(found: &mut [(Family, Dump)], family: Family, chain: Attributes<'_>) {
-    let policy = chain.number(CHAIN.3).map(|policy| match policy {
-        // NF_DROP, NF_ACCEPT
-        0 => "DROP".to_owned(),
-        _ => "ACCEPT".to_owned(),
-    });
+    let policy = if drops(chain) { "DROP" } else { "ACCEPT" };
+    let policy = chain.get(CHAIN.3).map(|_| policy.to_owned());
     let dump = found.iter_mut().find(|(f, _)| *f == family).map(|(_, dump)| dump);
     let (Some(dump), Some(table), Some(name)) = (dump, chain.text(CHAIN.0), chain.text(CHAIN.1))
     else {
         return;
     };
-    if let Some(table) = dump.tables.iter_mut().find(|t| t.name == *table) {
-        table.chains.push(ChainDump { name: name.to_owned(), policy, rules: Vec::new() });
+    if let Some(dump) = dump.tables.iter_mut().find(|t| t.name == *table) {
+        let (name, handle) = (name.to_owned(), chain.long(CHAIN_HANDLE));
+        dump.chains.push(ChainDump { name, policy, rules: Vec::new(), handle });
     }
 }
 
-fn add_iptables_rule(found: &mut [(Family, Dump)], family: Family, rule: Attributes<'_>) {
+/// The table and the name of a builtin chain that does not hang where iptables hangs it.
+fn misplaced(family: Family, chain: Attributes<'_>) -> Option<(Family, String, String)> {
+    let (table, name) = (chain.text(CHAIN.0)?, chain.text(CHAIN.1)?);
+    let hook = Hook::from_name(name)?;
+    let (kind, priority) = builtin_chain(Table::from_name(table)?, hook)?;
+    let right = Base { kind: kind.to_owned(), hook: hook.number(), priority };
+    (base(chain) != Some(right)).then(|| (family, table.to_owned(), name.to_owned()))
+}
+
+/// Of a rule in a chain that is not `called` as iptables' are, all that counts is where it jumps.
+fn add_iptables_rule(
+    found: &mut [(Family, Dump)],
+    family: Family,
+    rule: Attributes<'_>,
+    called: bool,
+) {
     let dump = found.iter_mut().find(|(f, _)| *f == family).map(|(_, dump)| dump);
     let (Some(dump), Some((table, chain))) = (dump, place(rule)) else { return };
     let table = dump.tables.iter_mut().find(|t| t.name == *table);
     let chain = table.and_then(|t| t.chains.iter_mut().find(|c| c.name == *chain));
     if let Some(chain) = chain {
-        chain.rules.push(xtables::read_rule(rule, family));
+        chain.rules.push(xtables::read_rule(rule, family, called));
     }
 }
 
@@ -281,6 +351,11 @@ fn element(element: Attributes<'_>) -> Option<(Vec<u8>, bool)> {
     Some((key.to_vec(), end))
 }
 
+/// Whether a chain drops what no rule decides about (its policy is `NF_DROP`).
+pub(super) fn drops(chain: Attributes<'_>) -> bool {
+    chain.number(CHAIN.3) == Some(0)
+}
+
 /// Where a chain hangs.
 pub(super) fn base(chain: Attributes<'_>) -> Option<Base> {
     let hook = chain.nested(CHAIN.2)?;
@@ -292,11 +367,11 @@ pub(super) fn base(chain: Attributes<'_>) -> Option<Base> {
 }
 
 fn add_chain(found: &mut NativeTables, chain: Attributes<'_>) {
-    let base = base(chain);
+    let (base, drops) = (base(chain), drops(chain));
     let table = chain.text(CHAIN.0);
     let chains = table.and_then(|t| found.iter_mut().find(|(name, _)| name == t));
     if let Some(((_, chains), name)) = chains.zip(chain.text(CHAIN.1)) {
-        chains.push((name.to_owned(), NativeChain { base, rules: Vec::new() }));
+        chains.push((name.to_owned(), NativeChain { base, drops, rules: Vec::new() }));
     }
 }
 

@@ -139,7 +139,7 @@ proptest! {
         let _result = decode(Attributes(&bytes), |_| None);
         let _result = counters(Attributes(&bytes));
         for family in Family::ALL {
-            let _rule = read_rule(Attributes(&noise), family);
+            let _rule = read_rule(Attributes(&noise), family, true);
         }
     }
 

@@ -14,7 +14,7 @@ use netlink_packet_netfilter::nftables::{
 
 use super::attributes;
 use super::batch::{Batch, table};
-use super::decode::{counters, decode as decode_expr};
+use super::decode::{counters, decode as decode_expr, goes_to};
 use super::raw::Attributes;
 use super::read::{RULE_COMPAT, RULE_EXPRESSIONS, RULE_HANDLE, RULE_USER_DATA};
 use super::socket::NftError;
@@ -157,11 +157,16 @@ fn as_it_was(attributes: &[u8]) -> impl Iterator<Item = RuleAttribute> {
 
 /// A rule of a table of iptables-nft that the kernel gave. The text of one that is not understood says
 /// where it jumps, which is all that is ever asked of it.
-pub(super) fn read_rule(rule: Attributes<'_>, family: Family) -> DumpRule {
+pub(super) fn read_rule(rule: Attributes<'_>, family: Family, called: bool) -> DumpRule {
     let handle = rule.long(RULE_HANDLE).unwrap_or(0);
     let seen = rule.list(RULE_EXPRESSIONS).find_map(counters);
     let exprs: Vec<_> = rule.list(RULE_EXPRESSIONS).map(|e| decode_expr(e, |_| None)).collect();
-    let read = decode(&exprs, family);
+    let mut read = decode(&exprs, family);
+    let mut jumps = rule.list(RULE_EXPRESSIONS).filter_map(goes_to);
+    read.jump = read.jump.or_else(|| jumps.next().map(str::to_owned));
+    if !called && read.rule.is_ok() {
+        read.rule = Err(UnknownRule("in a chain that hangs elsewhere".to_owned()));
+    }
     let text = match (&read.rule, &read.jump) {
         (Ok(rule), _) => render_rule(rule),
         (Err(UnknownRule(what)), Some(chain)) => format!("{} -j {chain}", quoted(what)),

@@ -3,32 +3,34 @@
 
 use std::collections::BTreeSet;
 
+use super::older;
 use crate::iptables::Dump;
 use crate::ownership::{Footprint, Owned};
 use crate::ruleset::{Hook, Masked, Match, Owner, Protocol, Rule, Side, Table, Target};
 use crate::value::InterfacePattern;
 
 /// How rules of istio-iptables are known.
-pub const FOOTPRINT: Footprint = Footprint { layout: &super::LAYOUT, unmarked };
+pub const FOOTPRINT: Footprint =
+    Footprint { layout: &super::LAYOUT, rival: Some("ISTIO_PRERT"), unmarked };
 
 fn unmarked(dump: &Dump, owned: &mut Owned) {
     let istio = super::LAYOUT.chains();
-    let present = |table: Table| {
-        dump.table(table.as_str())
-            .is_some_and(|t| istio.iter().any(|c| t.chain(c.as_str()).is_some()))
+    let present = |owned: &Owned, table: Table| {
+        istio.iter().any(|chain| owned.has_chain(table, chain.as_str()))
     };
-    if present(Table::Nat) || present(Table::Mangle) {
+    let present = present(owned, Table::Nat) || present(owned, Table::Mangle);
+    if present {
         interface_returns(dump, Table::Nat, owned);
         interface_returns(dump, Table::Mangle, owned);
-    }
-    if present(Table::Nat) || present(Table::Mangle) {
         bookkeeping(dump, owned);
+        older::direct_dns(dump, owned);
+        older::direct_drop(dump, owned);
     }
-    guardrails(dump, present(Table::Nat) || present(Table::Mangle), owned);
+    guardrails(dump, present, owned);
 }
 
 /// The rules of a builtin chain that are understood, with their indices.
-fn rules(dump: &Dump, table: Table, hook: Hook) -> impl Iterator<Item = (usize, &Rule)> {
+pub(super) fn rules(dump: &Dump, table: Table, hook: Hook) -> impl Iterator<Item = (usize, &Rule)> {
     dump.table(table.as_str())
         .and_then(|t| t.chain(hook.as_str()))
         .into_iter()
@@ -36,20 +38,52 @@ fn rules(dump: &Dump, table: Table, hook: Hook) -> impl Iterator<Item = (usize, 
         .filter_map(|(i, r)| Some((i, r.rule.as_ref().ok()?)))
 }
 
+/// Whether a rule of a builtin chain can have been written with ours: together with them in front of
+/// our jump, and not made after it or before the first of our chains.
+fn comes_with_ours(dump: &Dump, table: Table, hook: Hook, index: usize, owned: &Owned) -> bool {
+    let Some(content) = dump.table(table.as_str()) else { return false };
+    let Some(chain) = content.chain(hook.as_str()) else { return false };
+    let ours = |at: &usize| owned.has_rule(table, hook.as_str(), *at);
+    let handle = |at: usize| Some(chain.rules.get(at)?.kernel.as_ref()?.handle);
+    let chains = content.chains.iter().filter(|c| owned.has_chain(table, &c.name));
+    let first = chains.filter_map(|c| c.handle).min();
+    if first.zip(handle(index)).is_some_and(|(first, made)| made < first) {
+        return false;
+    }
+    // The jumps that reroute an interface stand in front of everything.
+    let of_all = |at: &usize| {
+        let rule = chain.rules.get(*at).and_then(|r| r.rule.as_ref().ok());
+        !rule.is_some_and(|r| r.matches.iter().any(|m| matches!(m, Match::InInterface { .. })))
+    };
+    let mut jumps = (0..chain.rules.len()).rev().filter(ours);
+    let Some(jump) = jumps.find(of_all) else { return true };
+    let of_an_interface = |at: usize| {
+        matches!(chain.rules.get(at).map(|r| &r.rule), Some(Ok(Rule { matches, target: Target::Return }))
+            if matches!(matches.as_slice(), [Match::InInterface { .. } | Match::OutInterface { .. }]))
+    };
+    index < jump
+        && handle(index).zip(handle(jump)).is_none_or(|(made, jump)| made < jump)
+        && (index..jump).all(|at| ours(&at) || of_an_interface(at))
+}
+
 /// An excluded interface has a RETURN on the way in and one on the way out. A rerouted one has
 /// its RETURN at the head of the chain, with or without redirects in front.
 fn interface_returns(dump: &Dump, table: Table, owned: &mut Owned) {
+    let before = owned.clone();
+    let with_ours = |hook: Hook, index: &usize| comes_with_ours(dump, table, hook, *index, &before);
     let incoming: Vec<(usize, &InterfacePattern)> = rules(dump, table, Hook::Prerouting)
         .filter_map(|(i, r)| match (r.matches.as_slice(), &r.target) {
             ([Match::InInterface { negated: false, name }], Target::Return) => Some((i, name)),
             _ => None,
         })
+        .filter(|(index, _)| with_ours(Hook::Prerouting, index))
         .collect();
     let outgoing: Vec<(usize, &InterfacePattern)> = rules(dump, table, Hook::Output)
         .filter_map(|(i, r)| match (r.matches.as_slice(), &r.target) {
             ([Match::OutInterface { negated: false, name }], Target::Return) => Some((i, name)),
             _ => None,
         })
+        .filter(|(index, _)| with_ours(Hook::Output, index))
         .collect();
     for (index, name) in &outgoing {
         if incoming.iter().any(|(_, n)| n == name) {

@@ -6,6 +6,7 @@ pub mod flags;
 mod footprint;
 mod go;
 pub mod lint;
+mod older;
 mod raw;
 mod resolve;
 

@@ -57,7 +57,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
 };
 
 /// How rules of Millrace's own commands are known: by their chains and their comment alone.
-pub const FOOTPRINT: Footprint = Footprint { layout: &LAYOUT, unmarked: nothing_more };
+pub const FOOTPRINT: Footprint = Footprint { layout: &LAYOUT, rival: None, unmarked: nothing_more };
 
 fn nothing_more(_dump: &Dump, _owned: &mut Owned) {}
 

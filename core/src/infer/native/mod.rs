@@ -57,11 +57,11 @@ pub(crate) fn same(a: &NativeTables, b: &NativeTables, layout: &NftLayout, names
             })
         })
     };
-    let skeleton = |tables: &NativeTables| -> Vec<(String, String, Option<Base>)> {
+    let skeleton = |tables: &NativeTables| -> Vec<(String, String, Option<Base>, bool)> {
         let chains = tables.iter().flat_map(|(table, chains)| {
-            chains
-                .iter()
-                .map(move |(name, chain)| (table.clone(), name.clone(), chain.base.clone()))
+            chains.iter().map(move |(name, chain)| {
+                (table.clone(), name.clone(), chain.base.clone(), chain.drops)
+            })
         });
         chains.collect()
     };
@@ -120,7 +120,7 @@ fn table_of(
                 kernel: None,
             })
             .collect();
-        Some(ChainDump { name: known.as_str().to_owned(), policy: None, rules })
+        Some(ChainDump { name: known.as_str().to_owned(), policy: None, rules, handle: None })
     });
     let chains: Vec<ChainDump> = chains.collect();
     (!chains.is_empty()).then(|| TableDump { name: table.as_str().to_owned(), chains })

@@ -104,7 +104,7 @@ pub fn read_table(table: &KernelTable<'_>) -> Result<TableDump, Unknown> {
 }
 
 fn chain(name: &str) -> ChainDump {
-    ChainDump { name: name.to_owned(), policy: None, rules: Vec::new() }
+    ChainDump { name: name.to_owned(), policy: None, rules: Vec::new(), handle: None }
 }
 
 fn hook_at(offsets: &[Option<u32>; 5], offset: u32) -> Option<Hook> {

@@ -1,0 +1,98 @@
+//! What others have put in the way of captured connections. Whether it matters depends on the
+//! connection, so it is told, and no difference.
+
+use crate::nft::xtables::builtin_chain;
+use crate::observed::{ForeignChain, Observed};
+use crate::ownership::{Footprint, Owned, known_tables};
+use crate::ruleset::{Hook, Target};
+use crate::value::Family;
+
+/// The places where connections are captured.
+const HOOKS: [Hook; 2] = [Hook::Prerouting, Hook::Output];
+
+/// A chain of ours that the kernel calls.
+struct Own {
+    family: Option<Family>,
+    hook: u32,
+    priority: i32,
+    nat: bool,
+}
+
+/// Each neighbour in a sentence.
+pub(crate) fn notes(observed: &Observed, footprints: &[Footprint]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let mut own: Vec<Own> = native(observed).collect();
+    for holding in &observed.holdings {
+        let owned = Owned::find(&holding.dump, footprints);
+        for (table, content) in known_tables(&holding.dump) {
+            for hook in HOOKS {
+                let Some(chain) = content.chain(hook.as_str()) else { continue };
+                let ours = |index: &usize| owned.has_rule(table, &chain.name, *index);
+                let Some(last) = (0..chain.rules.len()).rev().find(ours) else { continue };
+                let at = format!(
+                    "chain {} of {} {table} ({})",
+                    hook.as_str(),
+                    holding.family,
+                    holding.variant
+                );
+                if chain.policy.as_deref() == Some("DROP") {
+                    notes.push(format!("the policy of {at} drops what no rule lets past"));
+                }
+                let before = chain.rules.iter().take(last).enumerate();
+                let before = before.filter(|(index, _)| !ours(index)).map(|(_, rule)| rule);
+                let mut deciding =
+                    before.filter(|rule| !matches!(&rule.rule, Ok(rule) if passes(&rule.target)));
+                if let Some(first) = deciding.next() {
+                    let more = match deciding.count() {
+                        0 => String::new(),
+                        more => format!(", and {more} more"),
+                    };
+                    notes.push(format!(
+                        "a rule of others comes before ours in {at}: {}{more}",
+                        first.text
+                    ));
+                }
+                own.extend(builtin_chain(table, hook).map(|(kind, priority)| Own {
+                    family: Some(holding.family),
+                    hook: hook.number(),
+                    priority,
+                    nat: kind == "nat",
+                }));
+            }
+        }
+    }
+    let met = observed.foreign.iter().filter(|f| f.decides && own.iter().any(|own| meets(f, own)));
+    notes.extend(met.map(|ForeignChain { table, name, base, .. }| {
+        format!(
+            "chain {name} of {table} (type {}, priority {}) is called before ours or at the same \
+             priority, and may drop or redirect what is to be captured",
+            base.kind, base.priority
+        )
+    }));
+    notes
+}
+
+/// The chains of native tables of ours.
+fn native(observed: &Observed) -> impl Iterator<Item = Own> {
+    let chains = observed.native.iter().flat_map(|(_, chains)| chains);
+    chains.filter_map(|(_, chain)| chain.base.as_ref()).map(|base| Own {
+        family: None,
+        hook: base.hook,
+        priority: base.priority,
+        nat: base.kind == "nat",
+    })
+}
+
+/// Whether packets meet a foreign chain in front of one of ours, and what it does matters to that.
+fn meets(foreign: &ForeignChain, own: &Own) -> bool {
+    let family = own.family.is_none_or(|family| foreign.table.family.is_none_or(|f| f == family));
+    let hooks = HOOKS.iter().any(|hook| hook.number() == own.hook);
+    let kinds = own.nat || foreign.base.kind != "nat";
+    let base = &foreign.base;
+    family && hooks && kinds && base.hook == own.hook && base.priority <= own.priority
+}
+
+/// Whether a packet goes on behind the rule in any case.
+const fn passes(target: &Target) -> bool {
+    matches!(target, Target::SetMark(_) | Target::SaveMark | Target::RestoreMark | Target::Zone(_))
+}

@@ -1,0 +1,63 @@
+//! What keeps rules from working that are whole, and that no effect of ours puts right.
+
+use super::Wanted;
+use super::routing::RULE_PRIORITY;
+use crate::observed::{IpRule, Observed, Route};
+use crate::value::Family;
+
+/// Table `main` (`linux/rtnetlink.h`, `RT_TABLE_MAIN`).
+const MAIN: u32 = 254;
+
+/// Each in a sentence, with what to do.
+pub(super) fn obstacles(observed: &Observed, wanted: Wanted<'_>) -> Vec<String> {
+    let families = wanted.families();
+    let mut found = Vec::new();
+    if families.contains(&Family::V6) && lacks_loopback_v6(observed) {
+        found.push(
+            "IPv6 is switched off on lo, which has no address ::1, and connections of the pod are \
+             redirected to it: set the sysctl net.ipv6.conf.lo.disable_ipv6 to 0"
+                .to_owned(),
+        );
+    }
+    let tproxy = wanted.routing().and_then(|routing| routing.tproxy);
+    if let Some((mark, table)) = tproxy {
+        for family in families {
+            let rule = detour(observed, family, mark.get(), table.get());
+            found.extend(rule.map(|rule| {
+                format!(
+                    "the {family} policy routing rule with priority {} comes before the one for \
+                     TPROXY and leads elsewhere what that one should lead to lo: remove it, or \
+                     give it a priority above {RULE_PRIORITY}",
+                    rule.priority
+                )
+            }));
+        }
+    }
+    found
+}
+
+/// Whether `lo` is up without `::1`, while there is IPv6 elsewhere.
+fn lacks_loopback_v6(observed: &Observed) -> bool {
+    let six = |loopback: bool| {
+        let mut six = observed.addresses.iter().filter(move |a| a.address.is_ipv6());
+        six.any(|a| a.loopback == loopback && (!loopback || a.address.is_loopback()))
+    };
+    !observed.lo_down && six(false) && !six(true)
+}
+
+/// A rule that takes what is marked before ours does.
+fn detour(observed: &Observed, family: Family, mark: u32, table: u32) -> Option<&IpRule> {
+    let marked = |rule: &&IpRule| {
+        rule.mark_only && rule.fwmark.is_some_and(|(value, mask)| mark & mask == value & mask)
+    };
+    let ours = observed.ip_rules.iter().filter(marked);
+    let ours = ours.filter(|rule| rule.family == family && rule.table == table);
+    let priority = ours.map(|rule| rule.priority).min().unwrap_or(RULE_PRIORITY);
+    let leads = |rule: &&IpRule| {
+        let route = |r: &Route| r.family == family && r.table == rule.table;
+        rule.table != table && (matches!(rule.table, 0 | MAIN) || observed.routes.iter().any(route))
+    };
+    let others = observed.ip_rules.iter().filter(marked).chain(&observed.catch_alls);
+    let earlier = others.filter(|rule| rule.family == family && rule.priority < priority);
+    earlier.filter(leads).min_by_key(|rule| rule.priority)
+}

@@ -1,0 +1,212 @@
+//! What `status` and `apply` see of a namespace beside the rules themselves.
+
+use anyhow::{Result, ensure};
+use millrace_tests::capture::millrace;
+use millrace_tests::netns::Namespace;
+use millrace_tests::snapshot::Snapshot;
+
+/// A pod with both families.
+fn pod() -> Result<Namespace> {
+    let pod = Namespace::new()?;
+    pod.ip("link set lo up\nlink add eth0 type veth peer name eth1\nlink set eth0 up\n\
+        link set eth1 up\naddr add 10.4.0.2/24 dev eth0\naddr add fd00:4::2/64 dev eth0 nodad")?;
+    Ok(pod)
+}
+
+/// What millrace says, with its exit status.
+fn said(pod: &Namespace, args: &[&str]) -> Result<(Option<i32>, String)> {
+    let output = pod.output(&mut millrace(args)?)?;
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    Ok((output.status.code(), said))
+}
+
+/// Verify that `status` has an exit status, and says something.
+fn is(pod: &Namespace, code: i32, what: &str) -> Result<()> {
+    let (found, said) = said(pod, &["status"])?;
+    ensure!(
+        found == Some(code) && said.contains(what),
+        "{code} and {what:?}, not {found:?}: {said}"
+    );
+    Ok(())
+}
+
+/// Apply; it must say something.
+fn apply(pod: &Namespace, args: &[&str], what: &str) -> Result<()> {
+    let (code, said) = said(pod, &[&["apply"], args].concat())?;
+    ensure!(code == Some(0) && said.contains(what), "{args:?} and {what:?}, not {code:?}: {said}");
+    Ok(())
+}
+
+/// Verify that a table which the kernel does not call is drift, and is called again after `apply`.
+#[test]
+fn a_dormant_table_is_drift_and_wakes() -> Result<()> {
+    for (backend, table) in
+        [("nftables", "inet millrace"), ("iptables-nft", "ip nat"), ("iptables-nft", "ip6 nat")]
+    {
+        let pod = pod()?;
+        let args = ["--backend", backend];
+        apply(&pod, &args, "")?;
+        is(&pod, 0, "captured")?;
+        pod.feed("nft", &["-f", "-"], &format!("add table {table} {{ flags dormant; }}\n"))?;
+        is(&pod, 5, &format!("clear the flag dormant of table {table}"))?;
+        apply(&pod, &args, "dormant")?;
+        let listed = pod.run("nft", &["list", "ruleset"])?;
+        ensure!(!listed.contains("dormant"), "{listed}");
+        is(&pod, 0, "captured")?;
+        apply(&pod, &args, "no change")?;
+    }
+    Ok(())
+}
+
+/// Verify that a chain of ours that drops by its policy is drift.
+#[test]
+fn a_policy_that_drops_is_drift() -> Result<()> {
+    let pod = pod()?;
+    let args = ["--backend", "nftables"];
+    apply(&pod, &args, "")?;
+    let chain = "chain inet millrace nat-output { policy drop; }\n";
+    pod.feed("nft", &["-f", "-"], chain)?;
+    is(&pod, 5, "drifted")?;
+    apply(&pod, &args, "nftables")?;
+    is(&pod, 0, "captured")?;
+    ensure!(!pod.run("nft", &["list", "table", "inet", "millrace"])?.contains("policy drop"));
+    Ok(())
+}
+
+/// Verify that a builtin chain of iptables-nft that hangs elsewhere is drift.
+#[test]
+fn a_builtin_chain_that_hangs_elsewhere_is_drift() -> Result<()> {
+    let pod = pod()?;
+    apply(&pod, &["--backend", "iptables-nft"], "")?;
+    let rules = pod.run("nft", &["-s", "list", "table", "ip", "nat"])?;
+    let moved = rules.replace("hook output priority dstnat", "hook output priority 50");
+    ensure!(moved != rules, "{rules}");
+    pod.feed("nft", &["-f", "-"], &format!("delete table ip nat\n{moved}"))?;
+    is(&pod, 5, "drifted")
+}
+
+/// Verify that an interface that nothing gets through, IPv6 that is off on it, and a policy routing
+/// rule in front of TPROXY's are drift.
+#[test]
+fn what_rules_need_is_looked_at() -> Result<()> {
+    let pod = pod()?;
+    apply(&pod, &["--mode", "tproxy"], "")?;
+    is(&pod, 0, "captured")?;
+    pod.ip("link set lo down")?;
+    is(&pod, 5, "set lo up")?;
+    apply(&pod, &["--mode", "tproxy"], "set lo up")?;
+    is(&pod, 0, "captured")?;
+    pod.ip("rule add pref 100 unreachable")?;
+    is(&pod, 5, "priority 100 comes before the one for TPROXY")?;
+    pod.ip("rule del pref 100\nrule add pref 100 from 10.9.0.0/16 lookup 100")?;
+    is(&pod, 0, "captured")?;
+    pod.run("sysctl", &["-qw", "net.ipv6.conf.lo.disable_ipv6=1"])?;
+    is(&pod, 5, "IPv6 is switched off on lo")
+}
+
+/// Verify that rules of others in front of ours are told, and are no drift.
+#[test]
+fn neighbours_in_front_are_told() -> Result<()> {
+    let pod = pod()?;
+    apply(&pod, &["--backend", "nftables"], "")?;
+    let early = "table ip others {\n chain early {\n  type nat hook output priority -110;\n\
+        \n  tcp dport 80 redirect to :1\n }\n chain late {\n  type filter hook input priority 0;\n\
+        \n  tcp dport 9 drop\n }\n}\n";
+    pod.feed("nft", &["-f", "-"], early)?;
+    is(&pod, 0, "note: chain early of table ip others (type nat, priority -110)")?;
+    let (_, text) = said(&pod, &["status"])?;
+    ensure!(!text.contains("late"), "{text}");
+    pod.run("nft", &["delete", "table", "ip", "others"])?;
+    apply(&pod, &["--backend", "iptables-nft"], "")?;
+    pod.run("iptables-nft", &["-t", "nat", "-I", "OUTPUT", "-d", "10.9.0.0/16", "-j", "ACCEPT"])?;
+    is(&pod, 0, "note: a rule of others comes before ours in chain OUTPUT of IPv4 nat")
+}
+
+/// Verify that rules which go to a chain of ours are removed with it.
+#[test]
+fn rules_that_go_to_our_chains_are_no_obstacle() -> Result<()> {
+    for (variant, chain) in
+        [("nft", "ISTIO_OUTPUT"), ("nft", "MILLRACE_OUTPUT"), ("legacy", "ISTIO_OUTPUT")]
+    {
+        for backend in [Some("nftables"), Some("iptables-nft"), None] {
+            let pod = pod()?;
+            let program = format!("iptables-{variant}");
+            pod.run(&program, &["-t", "nat", "-N", chain])?;
+            pod.run(&program, &["-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-g", chain])?;
+            let args = backend.map_or(vec!["cleanup"], |name| vec!["apply", "--backend", name]);
+            let (code, said) = said(&pod, &args)?;
+            ensure!(code == Some(0), "{variant} {chain} {args:?}: {said}");
+            let left = pod.run(&format!("{program}-save"), &[])?;
+            ensure!(!left.contains("-g "), "{left}");
+        }
+    }
+    Ok(())
+}
+
+/// What istio-iptables wrote up to 1.22 with DNS capture.
+const OLDER: &str = "*raw\n\
+    -A OUTPUT -p udp -m udp --dport 53 -m owner --uid-owner 1337 -j CT --zone 1\n\
+    -A OUTPUT -p udp -m udp --sport 15053 -m owner --uid-owner 1337 -j CT --zone 2\n\
+    -A OUTPUT -d 10.44.0.1/32 -p udp -m udp --dport 53 -j CT --zone 2\n\
+    -A PREROUTING -s 10.44.0.1/32 -p udp -m udp --sport 53 -j CT --zone 1\nCOMMIT\n\
+    *nat\n:ISTIO_OUTPUT - [0:0]\n:ISTIO_REDIRECT - [0:0]\n\
+    -A OUTPUT -p tcp -j ISTIO_OUTPUT\n\
+    -A OUTPUT -p udp -m udp --dport 53 -m owner --uid-owner 1337 -j RETURN\n\
+    -A OUTPUT -d 10.44.0.1/32 -p udp -m udp --dport 53 -j REDIRECT --to-ports 15053\n\
+    -A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN\n-A ISTIO_OUTPUT -j ISTIO_REDIRECT\n\
+    -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n";
+
+/// Verify that all that older releases of istio-iptables wrote is removed, and nothing beside it.
+#[test]
+fn older_rules_for_dns_are_removed() -> Result<()> {
+    for variant in ["nft", "legacy"] {
+        let ways: [&[&str]; 2] = [&["cleanup"], &["istio-iptables", "--cleanup-only"]];
+        for way in ways {
+            let pod = pod()?;
+            pod.feed(&format!("iptables-{variant}-restore"), &["--noflush"], OLDER)?;
+            let program = format!("iptables-{variant}");
+            let backup = ["-m", "comment", "--comment", "skip -j ISTIO_OUTPUT for backup"];
+            let rule = [&["-t", "nat", "-A", "OUTPUT"][..], &backup, &["-j", "RETURN"]].concat();
+            pod.run(&program, &rule)?;
+            let (code, said) = said(&pod, way)?;
+            ensure!(code == Some(0), "{way:?}: {said}");
+            let left = pod.run(&format!("{program}-save"), &[])?;
+            let rules: Vec<&str> = left.lines().filter(|line| line.starts_with("-A")).collect();
+            ensure!(rules.len() == 1 && rules[0].contains("backup"), "{variant} {way:?}: {left}");
+        }
+    }
+    Ok(())
+}
+
+/// What Istio's ambient mode writes into a pod.
+const AMBIENT: &str = "*mangle\n:ISTIO_PRERT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n\
+    -A PREROUTING -j ISTIO_PRERT\n-A OUTPUT -j ISTIO_OUTPUT\n\
+    -A ISTIO_PRERT -m mark --mark 0x539/0xfff -j CONNMARK --set-xmark 0x111/0xfff\n\
+    -A ISTIO_OUTPUT -m connmark --mark 0x111/0xfff -j CONNMARK --restore-mark\nCOMMIT\n\
+    *nat\n:ISTIO_PRERT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n\
+    -A OUTPUT -j ISTIO_OUTPUT\n-A PREROUTING -j ISTIO_PRERT\n\
+    -A ISTIO_PRERT ! -d 127.0.0.1/32 -p tcp -m tcp ! --dport 15008 -m mark ! --mark 0x539/0xfff \
+    -j REDIRECT --to-ports 15006\n\
+    -A ISTIO_OUTPUT ! -d 127.0.0.1/32 -p tcp -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15001\n\
+    COMMIT\n";
+
+/// Verify that another mode's capture is named and left alone, whole.
+#[test]
+fn an_ambient_pod_is_left_alone() -> Result<()> {
+    for variant in ["nft", "legacy"] {
+        let pod = pod()?;
+        pod.feed(&format!("iptables-{variant}-restore"), &["--noflush"], AMBIENT)?;
+        pod.ip("rule add fwmark 0x111/0xfff pref 32764 lookup 100\n\
+            route add local 0.0.0.0/0 dev lo table 100")?;
+        let before = Snapshot::take(&pod)?;
+        is(&pod, 3, "note: rules of Istio's ambient mode are here")?;
+        let (code, said) = said(&pod, &["cleanup"])?;
+        ensure!(code == Some(0), "{said}");
+        assert_eq!(Snapshot::take(&pod)?, before);
+    }
+    let pod = pod()?;
+    let table = "table inet istio-ambient-nat {\n chain prerouting {\n\
+        \n  type nat hook prerouting priority -100;\n }\n}\n";
+    pod.feed("nft", &["-f", "-"], table)?;
+    is(&pod, 3, "note: rules of Istio's ambient mode are here (table inet istio-ambient-nat)")
+}
