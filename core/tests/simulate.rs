@@ -199,9 +199,8 @@ fn questions() -> impl Strategy<Value = Question> {
 /// A pod with interfaces of all the names that random configurations hold.
 fn wide_pod(ruleset: &Ruleset) -> Namespace {
     use millrace_core::sim::{Interface, MarkedLocal, Path};
-    let of = |name: &str, v4: &str, v6: &str| Interface {
-        name: name.to_owned(),
-        addresses: vec![v4.parse().unwrap(), v6.parse().unwrap()],
+    let of = |name: &str, v4: &str, v6: &str| {
+        Interface::new(name, [v4.parse().unwrap(), v6.parse().unwrap()])
     };
     let interfaces = vec![
         of("eth0", "10.4.0.2/24", "fd00:4::2/64"),

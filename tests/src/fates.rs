@@ -218,7 +218,7 @@ impl Ground {
                 !observed.native.is_empty() || !read_back(&observed).is_empty(),
                 "the pod holds no rules"
             );
-            let mut around = surroundings::namespace(&observed)?;
+            let mut around = surroundings::namespace()?;
             listeners(&mut around);
             Ok((Program::new(tables), around))
         })?
@@ -248,8 +248,7 @@ impl Ground {
 
     fn around(&self) -> Result<Surroundings> {
         self.topology.pod.enter(|| {
-            let observed = Session::open()?.observe(&exec::Options::default(), Look::Fast)?;
-            let mut around = surroundings::namespace(&observed)?;
+            let mut around = surroundings::namespace()?;
             listeners(&mut around);
             anyhow::Ok(around)
         })?

@@ -1,12 +1,12 @@
 //! Rules one after the other, and what they do.
 
 use super::index::Run;
-use super::namespace::LOOPBACK;
+use super::namespace::{Exit, LOOPBACK};
 use super::packet::{Connection, Mark, Packet, Value};
 use super::program::{Bound, Call, Chain, ChainId, RuleId};
 use super::question::{Known, Protocol};
-use super::ranges::number;
-use super::rule::{Action, Field, MarkChange, States, Test, Translation};
+use super::ranges::{address, number};
+use super::rule::{Action, Field, MarkChange, States, Test};
 use super::test::Truth;
 use super::walk::{Halt, Walk};
 use super::witness::{Met, Witness};
@@ -244,17 +244,22 @@ impl<'a, W: Witness> Walk<'a, W> {
                 let address = to.address.map(number);
                 return self.lead(id, address, to.ports, packet);
             }
-            Action::Snat(Translation { address, ports }) => {
-                let address = address.map_or(packet.ends.source.number, number);
-                return self.hide(id, address, *ports, packet);
+            Action::Snat(to) => {
+                let own = to.address.map_or(packet.ends.source.number, number);
+                return self.hide(id, own, to.ports, packet);
             }
             Action::Masquerade(ports) => {
-                let own = packet.output.filter(|name| *name != "lo");
-                let own = own.and_then(|o| self.namespace.first_address(o, packet.family));
+                let to = packet.ends.destination;
+                let own = self.exit.and_then(|exit| {
+                    // The next hop, or else the destination, is what the address is beside.
+                    let hop = exit.gateway.unwrap_or(address(packet.family, to.number));
+                    let exit = Exit { gateway: Some(hop), ..exit.clone() };
+                    self.source_at(&exit, to, packet.family)
+                });
                 let Some(own) = own else {
                     return Err(self.unknown(id, "MASQUERADE of what stays in the pod"));
                 };
-                return self.hide(id, own, *ports, packet);
+                return self.hide(id, own.number, *ports, packet);
             }
             Action::Tproxy { port, family, drops, .. } => {
                 let fits = matches!(packet.protocol, Protocol::TCP | Protocol::UDP)

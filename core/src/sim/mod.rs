@@ -10,6 +10,8 @@
 //! fate is unknown and names it. What is not walked at all: fragments, multicast and broadcast,
 //! `IPsec`, bridges, and tables of family `bridge` and `arp`.
 
+use std::borrow::Cow;
+
 mod chains;
 pub mod compare;
 mod fate;
@@ -26,11 +28,13 @@ mod question;
 mod ranges;
 mod reply;
 pub mod report;
+mod routing;
 mod rule;
 mod shape;
 mod socket;
 mod test;
 mod walk;
+mod way;
 mod witness;
 
 pub use fate::{Fate, How, Outcome, Reply, Unheard};
@@ -38,7 +42,7 @@ pub use lower::{
     EBPF, Listed, Listening, NotNft, of_dump, of_ebpf, of_listed, of_native, of_nft, of_nft_json,
     of_ruleset,
 };
-pub use namespace::{Interface, MarkedLocal, Namespace, Path};
+pub use namespace::{Exit, Interface, MarkedLocal, Namespace, OwnAddress, Path, Settings};
 pub use partition::{Change, Class, Origin, changes, partition};
 pub use program::{
     Base, ChainId, ChainInfo, Kind, Policy, Program, RuleId, RuleInfo, SourceChain, SourceRule,
@@ -46,6 +50,10 @@ pub use program::{
 };
 pub use question::{Direction, EPHEMERAL, Identity, Known, Protocol, Question};
 pub use ranges::Ranges;
+pub use routing::{
+    DEFAULT_TABLE, LOCAL_TABLE, MAIN_TABLE, RouteAction, RoutingRule, RuleAction, Selector,
+    TableRoute,
+};
 pub use rule::{Action, Field, MarkChange, States, Step, Test, Translation, Way};
 pub use walk::Answer;
 pub use witness::{Event, Met, Nobody, Scribe, Witness};
@@ -55,7 +63,28 @@ use walk::Walk;
 impl Program {
     /// What becomes of a connection.
     pub fn answer(&self, namespace: &Namespace, question: &Question) -> Answer {
-        Walk::new(self, namespace, question, &mut Nobody).first()
+        let namespace = self.settled(namespace, question);
+        Walk::new(self, &namespace, question, &mut Nobody).first()
+    }
+
+    /// The namespace with one of the paths that routes spread connections over, where each gives the
+    /// connection the same end; else as it is, where it can't be told.
+    fn settled<'n>(&self, namespace: &'n Namespace, question: &Question) -> Cow<'n, Namespace> {
+        let paths = namespace.routing().most_paths();
+        if paths < 2 {
+            return Cow::Borrowed(namespace);
+        }
+        let mut ends = (0..paths).map(|path| {
+            let namespace = namespace.by_path(path);
+            let answer = Walk::new(self, &namespace, question, &mut Nobody).first();
+            (answer.outcome, answer.decided)
+        });
+        let first = ends.next();
+        if ends.all(|end| Some(end) == first) {
+            Cow::Owned(namespace.by_path(0))
+        } else {
+            Cow::Borrowed(namespace)
+        }
     }
 
     /// What becomes of a captured connection while nobody listens on the port that it is led to: the
@@ -83,6 +112,7 @@ impl Program {
 
     /// The same, and what becomes of the answer to it, with everything that happens on the way.
     pub fn explain(&self, namespace: &Namespace, question: &Question) -> Explanation {
+        let namespace = &*self.settled(namespace, question);
         let (mut there, mut back) = (Scribe::default(), Scribe::default());
         let mut walk = Walk::new(self, namespace, question, &mut there);
         let answer = walk.first();

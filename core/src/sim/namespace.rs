@@ -5,6 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::question::{Direction, Identity, Question};
 use super::ranges::{Ranges, number};
+use super::routing::{
+    DEFAULT_TABLE, LOCAL_TABLE, MAIN_TABLE, RouteAction, RoutingRule, RoutingTables, RuleAction,
+    Selector, TableRoute,
+};
 use crate::policy::CapturePolicy;
 use crate::ruleset::{Masked, Routing};
 use crate::value::{Cidr, Family, Gid, Uid};
@@ -12,14 +16,93 @@ use crate::value::{Cidr, Family, Gid, Uid};
 /// The loopback interface.
 pub(super) const LOOPBACK: &str = "lo";
 
+/// An own address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnAddress {
+    /// The address with the network around it.
+    pub cidr: Cidr,
+    /// Whether another one of the same network came first (IPv4).
+    pub secondary: bool,
+    /// Its scope: 0 is everywhere, 253 the link, 254 the host (`linux/rtnetlink.h`).
+    pub scope: u8,
+    /// Whether new connections should not come from it (IPv6).
+    pub deprecated: bool,
+}
+
+impl OwnAddress {
+    /// The address alone.
+    pub const fn address(&self) -> IpAddr {
+        self.cidr.address()
+    }
+
+    /// Its family.
+    pub const fn family(&self) -> Family {
+        self.cidr.family()
+    }
+}
+
+impl From<Cidr> for OwnAddress {
+    fn from(cidr: Cidr) -> Self {
+        Self { cidr, secondary: false, scope: 0, deprecated: false }
+    }
+}
+
+/// Settings of an interface (`net.ipv4.conf.*`, `net.ipv6.conf.*`), with those of `all` in them as the
+/// kernel takes them together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Whether it is up.
+    pub up: bool,
+    /// `forwarding` of IPv4.
+    pub forwarding: bool,
+    /// `rp_filter`: 0 is none, 1 strict, 2 loose.
+    pub rp_filter: u8,
+    /// `src_valid_mark`
+    pub src_valid_mark: bool,
+    /// `accept_local`
+    pub accept_local: bool,
+    /// `route_localnet`
+    pub route_localnet: bool,
+    /// `disable_ipv6`
+    pub disable_ipv6: bool,
+}
+
+impl Default for Settings {
+    /// Those of a pod: up, with everything else off.
+    fn default() -> Self {
+        Self {
+            up: true,
+            forwarding: false,
+            rp_filter: 0,
+            src_valid_mark: false,
+            accept_local: false,
+            route_localnet: false,
+            disable_ipv6: false,
+        }
+    }
+}
+
 /// An interface with its addresses in the kernel's order. The first one of a family is the one
 /// that a REDIRECT on the way in leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// Its name.
     pub name: String,
-    /// Its addresses with the networks around them.
-    pub addresses: Vec<Cidr>,
+    /// Its addresses.
+    pub addresses: Vec<OwnAddress>,
+    /// Its settings.
+    pub settings: Settings,
+}
+
+impl Interface {
+    /// An interface that is up, with these addresses.
+    pub fn new(name: &str, addresses: impl IntoIterator<Item = Cidr>) -> Self {
+        Self {
+            name: name.to_owned(),
+            addresses: addresses.into_iter().map(OwnAddress::from).collect(),
+            settings: Settings::default(),
+        }
+    }
 }
 
 /// Where packets to a network leave by.
@@ -29,6 +112,24 @@ pub struct Path {
     pub network: Cidr,
     /// The interface.
     pub interface: String,
+}
+
+/// A way out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// The interface.
+    pub interface: String,
+    /// The next hop, where there is one.
+    pub gateway: Option<IpAddr>,
+    /// The source that sockets get, where the route names one.
+    pub source: Option<IpAddr>,
+}
+
+impl Exit {
+    /// By an interface.
+    pub fn by(interface: &str) -> Self {
+        Self { interface: interface.to_owned(), gateway: None, source: None }
+    }
 }
 
 /// Packets of this family with this mark are delivered here, wherever they go (`ip rule` to a
@@ -45,14 +146,14 @@ pub struct MarkedLocal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
     interfaces: Vec<Interface>,
-    paths: Vec<Path>,
-    marked: Vec<MarkedLocal>,
+    routing: RoutingTables,
     local: [Ranges; 2],
-    behind: Vec<(String, [Ranges; 2])>,
-    /// Whether packets for others are passed on (`ip_forward`).
-    pub forwarding: bool,
-    /// Whether what arrives may be led to 127.0.0.0/8 (`route_localnet`).
-    pub route_localnet: bool,
+    /// Whether all interfaces have the settings of a pod's.
+    ordinary: bool,
+    /// Which path of routes that have several is taken; none is any of them.
+    pub(super) path: Option<usize>,
+    /// Whether IPv6 packets for others are passed on (`net.ipv6.conf.all.forwarding`).
+    pub forwarding_v6: bool,
     /// Who listens on which port, as far as it is known: who an answer comes from.
     pub listeners: BTreeMap<u16, Identity>,
 }
@@ -89,28 +190,75 @@ pub(super) fn unicast(family: Family) -> Ranges {
     }
 }
 
+/// The priorities of the kernel's own rules (`fib_default_rules_init` in `net/ipv4/fib_rules.c`), and
+/// the one that a rule for a mark gets if it names none.
+const PRIORITIES: [(u32, u32); 3] =
+    [(0, LOCAL_TABLE), (32_766, MAIN_TABLE), (32_767, DEFAULT_TABLE)];
+const MARK_PRIORITY: u32 = 32_765;
+
 impl Namespace {
     /// A namespace with these interfaces beside `lo`, and these routes beside those to the
     /// interfaces' own networks. The more specific route wins, the first of equal ones.
     pub fn new(interfaces: Vec<Interface>, paths: Vec<Path>, marked: Vec<MarkedLocal>) -> Self {
-        let mut local = Family::ALL.map(loopback);
-        for cidr in interfaces.iter().flat_map(|i| &i.addresses) {
-            let own = Ranges::one(number(cidr.address()));
-            let at = index(cidr.family());
-            local[at] = local[at].or(&own);
-        }
-        let mut namespace = Self {
-            interfaces,
-            paths,
-            marked,
-            local,
-            behind: Vec::new(),
-            forwarding: false,
-            route_localnet: false,
-            listeners: BTreeMap::new(),
+        let mut routes = Vec::new();
+        let mut add = |table, network, action| {
+            routes.push(TableRoute { table, network, metric: 0, action });
         };
-        namespace.behind = namespace.networks_behind();
-        namespace
+        for network in
+            ["127.0.0.0/8", "::1/128"].iter().filter_map(|text| text.parse::<Cidr>().ok())
+        {
+            let source = first_loopback(network.family());
+            add(LOCAL_TABLE, network, RouteAction::Local(Some(source)));
+        }
+        for own in interfaces.iter().flat_map(|interface| &interface.addresses) {
+            let action = RouteAction::Local(Some(own.address()));
+            add(LOCAL_TABLE, Cidr::host(own.address()), action);
+        }
+        for Path { network, interface } in paths {
+            add(MAIN_TABLE, network.network(), RouteAction::Out(vec![Exit::by(&interface)]));
+        }
+        for interface in interfaces.iter().filter(|interface| interface.name != LOOPBACK) {
+            for own in &interface.addresses {
+                let action = RouteAction::Out(vec![Exit::by(&interface.name)]);
+                add(MAIN_TABLE, own.cidr.network(), action);
+            }
+        }
+        let of_kernel = Family::ALL.into_iter().flat_map(|family| {
+            PRIORITIES.map(|(priority, table)| RoutingRule {
+                family,
+                priority,
+                selector: Selector::default(),
+                action: RuleAction::Table(table),
+            })
+        });
+        let of_marks = marked.into_iter().map(|MarkedLocal { family, mark }| RoutingRule {
+            family,
+            priority: MARK_PRIORITY,
+            selector: Selector { mark: Some(mark), ..Selector::default() },
+            action: RuleAction::Deliver,
+        });
+        Self::routed(interfaces, of_kernel.chain(of_marks).collect(), routes)
+    }
+
+    /// A namespace with the rules and routes of all tables that the kernel lists, those to the
+    /// interfaces' own networks and addresses among them.
+    pub fn routed(
+        interfaces: Vec<Interface>,
+        rules: Vec<RoutingRule>,
+        routes: Vec<TableRoute>,
+    ) -> Self {
+        let routing = RoutingTables::new(rules, routes);
+        let local = Family::ALL.map(|family| routing.local(family));
+        let ordinary = interfaces.iter().all(|i| i.settings == Settings::default());
+        Self {
+            interfaces,
+            routing,
+            local,
+            ordinary,
+            path: None,
+            forwarding_v6: false,
+            listeners: BTreeMap::new(),
+        }
     }
 
     /// A pod with one interface, `eth0`, that everything else is behind, and with the routing that
@@ -121,14 +269,10 @@ impl Namespace {
             Family::V6 => 64,
         };
         let network = |a: &IpAddr| Cidr::new(*a, length(Family::of(*a)));
-        let eth0 = Interface {
-            name: "eth0".to_owned(),
-            addresses: addresses.iter().filter_map(network).collect(),
-        };
-        let mut interfaces = vec![eth0];
+        let mut interfaces = vec![Interface::new("eth0", addresses.iter().filter_map(network))];
         if routing.passthrough_v6.is_some() {
             let passed = Cidr::host(IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)));
-            interfaces.push(Interface { name: LOOPBACK.to_owned(), addresses: vec![passed] });
+            interfaces.push(Interface::new(LOOPBACK, [passed]));
         }
         let mut families: Vec<Family> = addresses.iter().map(|a| Family::of(*a)).collect();
         families.sort();
@@ -164,15 +308,34 @@ impl Namespace {
         self
     }
 
-    /// This namespace with the policy routing of another one.
+    /// This namespace with the policy routing of another one by marks.
     #[must_use]
     pub fn with_marks_of(&self, other: &Self) -> Self {
-        Self { marked: other.marked.clone(), ..self.clone() }
+        Self { routing: self.routing.with_marks_of(&other.routing), ..self.clone() }
+    }
+
+    /// This namespace where routes that have several paths take this one of them.
+    pub(super) fn by_path(&self, path: usize) -> Self {
+        Self { path: Some(path), ..self.clone() }
     }
 
     /// Its interfaces beside `lo`, by name.
     pub fn interfaces(&self) -> impl Iterator<Item = &Interface> {
         self.interfaces.iter().filter(|i| i.name != LOOPBACK)
+    }
+
+    /// All of them that can be the source's own, in the kernel's order.
+    pub(super) fn all_interfaces(&self) -> &[Interface] {
+        &self.interfaces
+    }
+
+    /// What is known of an interface; of one that is not listed, what a pod's has.
+    pub(super) fn settings(&self, interface: &str) -> Settings {
+        if self.ordinary {
+            return Settings::default();
+        }
+        let found = self.interfaces.iter().find(|i| i.name == interface);
+        found.map_or_else(Settings::default, |interface| interface.settings)
     }
 
     /// Its own addresses.
@@ -192,56 +355,28 @@ impl Namespace {
         }
     }
 
-    /// Marks with which packets of a family are delivered here.
-    pub(super) fn marked(&self, family: Family) -> impl Iterator<Item = Masked> {
-        self.marked.iter().filter(move |m| m.family == family).map(|m| m.mark)
+    /// Its rules and tables.
+    pub(super) const fn routing(&self) -> &RoutingTables {
+        &self.routing
     }
 
-    /// The networks behind each interface.
-    pub(super) fn behind(&self, family: Family) -> impl Iterator<Item = (&str, &Ranges)> {
-        self.behind.iter().map(move |(name, networks)| (name.as_str(), &networks[index(family)]))
-    }
-
-    /// The first address of an interface, or one on the way to its network for the kernel to take
-    /// as a source.
+    /// The first address of an interface: the one that a redirect leads to.
     pub(super) fn first_address(&self, interface: &str, family: Family) -> Option<u128> {
         if interface == LOOPBACK {
-            return Some(match family {
-                Family::V4 => Ipv4Addr::LOCALHOST.to_bits().into(),
-                Family::V6 => 1,
-            });
+            return Some(number(first_loopback(family)));
         }
         let interface = self.interfaces.iter().find(|i| i.name == interface)?;
-        let own = interface.addresses.iter().map(|c| c.address());
+        let own = interface.addresses.iter().map(OwnAddress::address);
         let mut own = own.filter(|a| Family::of(*a) == family);
-        let first = own.next()?;
-        Some(number(first))
+        own.next().map(number)
     }
+}
 
-    /// Addresses behind each interface: the longest prefix wins, as in the kernel's tables.
-    fn networks_behind(&self) -> Vec<(String, [Ranges; 2])> {
-        let mut paths: Vec<(Cidr, &str)> =
-            self.paths.iter().map(|p| (p.network, p.interface.as_str())).collect();
-        for interface in self.interfaces() {
-            paths.extend(interface.addresses.iter().map(|c| (*c, interface.name.as_str())));
-        }
-        paths.sort_by_key(|(network, _)| std::cmp::Reverse(network.length()));
-        let mut behind: Vec<(String, [Ranges; 2])> =
-            self.interfaces().map(|i| (i.name.clone(), <[Ranges; 2]>::default())).collect();
-        let mut taken = <[Ranges; 2]>::default();
-        for (network, name) in paths {
-            let at = index(network.family());
-            let all = Ranges::network(network);
-            if !behind.iter().any(|(known, _)| known == name) {
-                behind.push((name.to_owned(), <[Ranges; 2]>::default()));
-            }
-            let found = behind.iter_mut().find(|(known, _)| known == name);
-            if let Some((_, networks)) = found {
-                networks[at] = networks[at].or(&all.without(&taken[at]));
-            }
-            taken[at] = taken[at].or(&all);
-        }
-        behind
+/// `127.0.0.1` or `::1`
+pub(super) const fn first_loopback(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
     }
 }
 

@@ -2,13 +2,14 @@
 //! before anything is routed (`BPF_CGROUP_RUN_PROG_INET4_CONNECT`), and where the socket of what
 //! arrives is looked up (`inet_lookup_run_sk_lookup()`).
 
-use super::namespace::{LOOPBACK, loopback, somewhere};
+use super::namespace::{LOOPBACK, somewhere};
 use super::packet::{Packet, Value};
 use super::program::{ChainId, family_index};
 use super::question::{Direction, Known, Protocol};
 use super::ranges::number;
 use super::rule::Field;
-use super::walk::{Halt, Route, Walk, no_route};
+use super::walk::{Halt, Walk};
+use super::way::Route;
 use super::witness::Witness;
 use crate::ruleset::Hook;
 use crate::value::Family;
@@ -27,7 +28,10 @@ impl<'a, W: Witness> Walk<'a, W> {
             return Ok(None);
         }
         // There need not be a route.
-        packet.ends.source = self.source(packet, route).unwrap_or(Value::made(0));
+        packet.ends.source = match q.source {
+            Some(source) => Value::asked(number(source), Field::Source),
+            None => self.chosen_source(packet, route).unwrap_or(Value::made(0)),
+        };
         let call = if q.protocol == Protocol::UDP { "sendmsg()" } else { "connect()" };
         self.choose(Hook::Output, call, packet)?;
         if packet.meant.is_none() {
@@ -51,29 +55,6 @@ impl<'a, W: Witness> Walk<'a, W> {
         self.choose(Hook::Input, "lookup of the socket", packet)?;
         self.deciding = deciding;
         Ok(())
-    }
-
-    /// The source that was asked for, or the kernel's choice.
-    pub(super) fn source(&mut self, packet: &Packet<'_>, route: Route<'_>) -> Result<Value, Halt> {
-        if let Some(source) = self.question.source {
-            return Ok(Value::asked(number(source), Field::Source));
-        }
-        let interface = match route {
-            Route::Local => LOOPBACK,
-            Route::By(interface) => interface,
-            Route::Nowhere => return Err(no_route()),
-        };
-        let to = packet.ends.destination;
-        let family = packet.family;
-        // What talks to an address of its own host has that address, but for 127.0.0.0/8.
-        if interface == LOOPBACK
-            && self.is_in(to, self.namespace.local(family))
-            && !(family == Family::V4 && self.is_in(to, &loopback(family)))
-        {
-            return Ok(to);
-        }
-        let source = self.namespace.first_address(interface, family);
-        source.map(Value::made).ok_or_else(no_route)
     }
 
     /// The address that connections to elsewhere come from.

@@ -4,12 +4,13 @@
 use std::net::SocketAddr;
 
 use super::fate::{Fate, How, Outcome, Reply};
-use super::namespace::{LOOPBACK, Namespace, loopback, unicast};
+use super::namespace::{Exit, LOOPBACK, Namespace, loopback, unicast};
 use super::packet::{Connection, Ends, Mark, Owner, Packet, Value, end};
 use super::program::{Call, ChainId, Kind, Policy, Program, RuleId, family_index, hook_index};
 use super::question::{Direction, Known, Protocol, Question};
 use super::ranges::{Ranges, number};
 use super::rule::{Field, States};
+use super::way::Route;
 use super::witness::Witness;
 use crate::ruleset::Hook;
 use crate::value::Family;
@@ -42,17 +43,6 @@ impl Halt {
             Self::Unknown { rule, what } => Reply::Unknown { rule, what },
         }
     }
-}
-
-/// Where a packet goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Route<'a> {
-    /// To this host.
-    Local,
-    /// Out.
-    By(&'a str),
-    /// Nowhere.
-    Nowhere,
 }
 
 /// The end of a way, with and without the connection's own addresses.
@@ -93,6 +83,8 @@ pub(super) struct Walk<'a, W> {
     pub(super) asked: u64,
     /// Where the question's socket is connected, when that is not where it asked for.
     pub(super) connected: Option<SocketAddr>,
+    /// The way out that the packet takes.
+    pub(super) exit: Option<&'a Exit>,
 }
 
 impl<'a, W: Witness> Walk<'a, W> {
@@ -117,6 +109,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             passed: 0,
             asked: 0,
             connected: None,
+            exit: None,
         }
     }
 
@@ -179,27 +172,67 @@ impl<'a, W: Witness> Walk<'a, W> {
             uid: Value::asked(owner.uid.into(), Field::Uid),
             gid: Value::asked(owner.gid.into(), Field::Gid),
         });
-        let mut packet = self.packet(Value::made(0), owner);
-        let route = self.route(&packet);
+        let bound = q.source.map(|source| Value::asked(number(source), Field::Source));
+        let mut packet = self.packet(bound.unwrap_or(Value::made(0)), owner);
+        let mut route = self.route(&packet);
         if let Some(route) = self.connect(&mut packet, route)? {
             return self.send(&mut packet, route);
         }
-        packet.ends.source = self.source(&packet, route)?;
+        packet.ends.source = match bound {
+            Some(source) => source,
+            None => self.chosen_source(&packet, route)?,
+        };
+        // `ip_route_connect()` asks again with the source that it chose.
+        let (family, routing) = (packet.family, self.namespace.routing());
+        if bound.is_none() && family == Family::V4 && routing.asks_source(family) {
+            let again = self.route(&packet);
+            if again != route && packet.protocol != Protocol::TCP {
+                let what = "whether its socket is connected, which decides the route".to_owned();
+                return Err(Halt::Unknown { rule: None, what });
+            }
+            route = again;
+        }
+        self.send(&mut packet, route)
+    }
+
+    /// The way of what is sent; it goes out by `lo` where it is for this host.
+    fn take(&mut self, packet: &mut Packet<'a>, route: Route<'a>) -> Result<(), Halt> {
+        self.exit = None;
+        let drop = |why: &str| Halt::Dropped { rule: None, why: why.to_owned() };
+        let name = match route {
+            Route::Local => LOOPBACK,
+            Route::By(exit) => {
+                self.exit = Some(exit);
+                exit.interface.as_str()
+            }
+            Route::Nowhere(why) => return Err(drop(why)),
+            Route::Unclear(what) => {
+                return Err(Halt::Unknown { rule: None, what: what.to_owned() });
+            }
+        };
+        let settings = self.namespace.settings(name);
+        if !settings.up {
+            return Err(drop(&format!("{name} is down")));
+        }
+        if settings.disable_ipv6 && packet.family == Family::V6 {
+            return Err(drop(&format!("disable_ipv6 of {name} is set")));
+        }
         // `ip_route_output_key_hash_rcu()`: such a socket can't even connect.
         if packet.family == Family::V4
             && matches!(route, Route::By(_))
-            && !self.namespace.route_localnet
+            && !settings.route_localnet
             && self.is_in(packet.ends.source, &loopback(Family::V4))
         {
             return Err(martian());
         }
-        self.send(&mut packet, route)
+        packet.output = Some(name);
+        Ok(())
     }
 
     /// OUTPUT and what comes behind it.
     pub(super) fn send(&mut self, packet: &mut Packet<'a>, route: Route<'a>) -> Result<End, Halt> {
         let mut route = route;
-        packet.output = Some(leaves_by(route)?);
+        self.take(packet, route)?;
         self.at(Hook::Output, packet);
         for call in self.calls(packet.family, Hook::Output) {
             let before = (packet.mark.number(self.asked_mark), packet.ends.destination.number);
@@ -212,18 +245,20 @@ impl<'a, W: Witness> Walk<'a, W> {
             };
             if routes {
                 let again = self.route(packet);
-                leaves_by(again)?;
+                let way = packet.output;
+                self.take(packet, again)?;
                 if again != route && W::LISTENS {
-                    self.witness.note(format!("it is routed again: {}", said(again)));
+                    self.witness.note(format!("it is routed again: {}", again.text()));
                 }
+                packet.output = way;
                 route = again;
             }
         }
         self.deciding = false;
-        packet.output = Some(leaves_by(route)?);
+        self.take(packet, route)?;
         self.hook(Hook::Postrouting, packet)?;
-        if let Route::By(interface) = route {
-            return Ok(self.leave(packet, interface));
+        if let Route::By(exit) = route {
+            return Ok(self.leave(packet, &exit.interface));
         }
         // The loopback device takes the socket off the packet; routing, tracking and mark stay.
         packet.input = Some(LOOPBACK);
@@ -256,40 +291,48 @@ impl<'a, W: Witness> Walk<'a, W> {
         let family = packet.family;
         let by_loopback = packet.input == Some(LOOPBACK);
         let loopback = loopback(family);
-        let mut never = vec![packet.ends.source];
-        if family == Family::V6 {
-            never.push(packet.ends.destination);
+        let settings = self.namespace.settings(packet.input.unwrap_or(LOOPBACK));
+        if family == Family::V6 && settings.disable_ipv6 {
+            let name = packet.input.unwrap_or(LOOPBACK);
+            let why = format!("disable_ipv6 of {name} is set");
+            return Err(Halt::Dropped { rule: None, why });
         }
-        for value in never {
-            if !by_loopback && self.is_in(value, &loopback) {
-                return Err(martian());
+        // IPv6 drops them before any hook (`ip6_rcv_core()`), IPv4 when it routes.
+        if family == Family::V6 && !by_loopback {
+            for value in [packet.ends.source, packet.ends.destination] {
+                if self.is_in(value, &loopback) {
+                    return Err(martian());
+                }
             }
         }
         self.hook(Hook::Prerouting, packet)?;
         self.deciding = false;
         if family == Family::V4 && !by_loopback {
-            if !self.namespace.route_localnet && self.is_in(packet.ends.destination, &loopback) {
-                return Err(martian());
+            for value in [packet.ends.destination, packet.ends.source] {
+                if !settings.route_localnet && self.is_in(value, &loopback) {
+                    return Err(martian());
+                }
             }
-            // `fib_validate_source()`; IPv6 asks no such thing.
-            if self.is_in(packet.ends.source, self.namespace.local(family)) {
-                let why = "it comes from outside with an address of this pod".to_owned();
-                return Err(Halt::Dropped { rule: None, why });
-            }
+            self.validate_source(packet)?;
         }
+        let forwards = match family {
+            Family::V4 => settings.forwarding,
+            Family::V6 => self.namespace.forwarding_v6,
+        };
         match self.route(packet) {
             Route::Local => self.deliver(packet),
-            _ if !self.namespace.forwarding => Err(Halt::Dropped {
+            Route::Unclear(what) => Err(Halt::Unknown { rule: None, what: what.to_owned() }),
+            _ if !forwards => Err(Halt::Dropped {
                 rule: None,
                 why: "it is for somebody else, and nothing is passed on".to_owned(),
             }),
-            Route::Nowhere => Err(no_route()),
-            Route::By(interface) => {
-                packet.output = Some(interface);
+            route => {
+                self.take(packet, route)?;
                 self.hook(Hook::Forward, packet)?;
                 packet.input = None;
                 self.hook(Hook::Postrouting, packet)?;
-                Ok(self.leave(packet, interface))
+                let exit = packet.output.unwrap_or(LOOPBACK);
+                Ok(self.leave(packet, exit))
             }
         }
     }
@@ -356,30 +399,6 @@ impl<'a, W: Witness> Walk<'a, W> {
             self.witness.asked(origin, set);
         }
         set.contains(value.number)
-    }
-
-    /// The kernel's own table first, then rules with marks, then the others (`ip-rule(8)`).
-    pub(super) fn route(&mut self, packet: &Packet<'_>) -> Route<'a> {
-        let namespace = self.namespace;
-        let family = packet.family;
-        if self.is_in(packet.ends.destination, namespace.local(family)) {
-            return Route::Local;
-        }
-        for mark in namespace.marked(family) {
-            if self.mark_is(packet.mark, mark) {
-                return Route::Local;
-            }
-        }
-        self.towards(packet.ends.destination, family).map_or(Route::Nowhere, Route::By)
-    }
-
-    /// The interface that an address is behind.
-    pub(super) fn towards(&mut self, value: Value, family: Family) -> Option<&'a str> {
-        let namespace = self.namespace;
-        namespace
-            .behind(family)
-            .find(|(_, networks)| !networks.is_empty() && self.is_in(value, networks))
-            .map(|(name, _)| name)
     }
 
     fn calls(&self, family: Family, hook: Hook) -> &'a [Call] {
@@ -466,26 +485,6 @@ impl<'a, W: Witness> Walk<'a, W> {
         }
         text
     }
-}
-
-fn leaves_by(route: Route<'_>) -> Result<&str, Halt> {
-    match route {
-        Route::Local => Ok(LOOPBACK),
-        Route::By(interface) => Ok(interface),
-        Route::Nowhere => Err(no_route()),
-    }
-}
-
-fn said(route: Route<'_>) -> String {
-    match route {
-        Route::Local => "to this pod itself".to_owned(),
-        Route::By(interface) => format!("out by {interface}"),
-        Route::Nowhere => "nowhere".to_owned(),
-    }
-}
-
-pub(super) fn no_route() -> Halt {
-    Halt::Dropped { rule: None, why: "there is no route to where it goes".to_owned() }
 }
 
 fn martian() -> Halt {

@@ -332,7 +332,7 @@ fn read(mut session: Session, facts: &HostFacts, ebpf: Option<Held>) -> Result<R
         explain_native(&mut native, &found.ruleset);
     }
     tables.extend(native);
-    let namespace = surroundings::namespace(&observed)?;
+    let namespace = surroundings::namespace()?;
     Ok(Rules { program: Program::new(tables), namespace, live: true, ebpf })
 }
 

@@ -5,13 +5,11 @@ use millrace_core::compile::compile;
 use millrace_core::dialect::istio;
 use millrace_core::ebpf::beside;
 use millrace_core::facts::HostFacts;
-use millrace_core::observed::{IpRule, Observed, Route};
-use millrace_core::plan::{Groups, RULE_PRIORITY};
+use millrace_core::plan::Groups;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Routing, Ruleset};
 use millrace_core::sim::{Identity, Namespace, Program, of_ruleset};
 use millrace_core::status::{read_back, read_native_back};
-use millrace_core::value::Family;
 use millrace_core::verify::{Asked, Finding, Seen, checks, detours};
 use millrace_host::engine::Session;
 use millrace_host::observe::Look;
@@ -195,7 +193,9 @@ fn prove(
     facts: &HostFacts,
     addresses: &[std::net::IpAddr],
 ) -> Result<(Vec<Finding>, Namespace)> {
-    let namespace = surroundings::namespace(&routing(&wanted.routing))?;
+    // Policy routing as the rules need it, whatever is there.
+    let needed = Namespace::pod(&[], &wanted.routing);
+    let namespace = surroundings::namespace()?.with_marks_of(&needed);
     let port = free_port().context("no port from 61000 to 61099 is free")?;
     let user = Identity { uid: geteuid().as_raw(), gid: getegid().as_raw() };
     let outside = prover.outside();
@@ -210,23 +210,4 @@ fn prove(
         user,
     });
     Ok((prover.run(checks), namespace))
-}
-
-/// Policy routing as the rules need it, whatever is there.
-fn routing(wanted: &Routing) -> Observed {
-    let mut observed = Observed::default();
-    if let Some((mark, table)) = &wanted.tproxy {
-        for family in Family::ALL {
-            let table = table.get();
-            observed.ip_rules.push(IpRule {
-                family,
-                priority: RULE_PRIORITY,
-                fwmark: Some((mark.get(), u32::MAX)),
-                table,
-                mark_only: true,
-            });
-            observed.routes.push(Route::local_default(family, table));
-        }
-    }
-    observed
 }
