@@ -208,7 +208,7 @@ mod tests {
         let path = folder.path().join("log");
         // Enough for about half of the lines: one rotation.
         let config = LogConfig { file: Some(path.clone()), max_bytes: 60_000, level: Level::Info };
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for writer in 0..8 {
                 let config = &config;
                 scope.spawn(move || {

@@ -274,10 +274,11 @@ fn a_killed_trace_is_cleaned_up_behind() {
 
 /// Captured by iptables-nft, with what `status` says of it.
 fn captured(config: &[&str]) -> (Ruleset, Observed) {
-    let flags = config.iter().map(|flag| flag.split_once('=').unwrap());
+    let flags = config.iter().map(|flag| flag.split_once('=').expect("a flag and its value"));
     let flags = flags.map(|(flag, value)| (flag.to_owned(), value.to_owned()));
     let raw = Raw::new(flags, BTreeMap::new());
-    let ruleset = compile(&resolve(&raw, &HostFacts::default()).unwrap().policy, &LAYOUT);
+    let ruleset =
+        compile(&resolve(&raw, &HostFacts::default()).expect("a configuration").policy, &LAYOUT);
     let mut observed = Observed::default();
     run(&mut observed, Some(&ruleset), true);
     assert_eq!(judge(&observed, None, &groups()).state, State::Captured);
@@ -300,7 +301,9 @@ fn what_keeps_rules_from_working_is_mended() {
         assert_eq!(observed, whole);
         let groups = groups();
         let back = plan::rollback(&broken, &observed, &context(&groups, true));
-        back.iter().for_each(|effect| carry_out(&mut observed, effect));
+        for effect in &back {
+            carry_out(&mut observed, effect);
+        }
         assert_eq!(observed, broken);
     }
     // A table in which nothing of ours is wanted is its owner's to wake.

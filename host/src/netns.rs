@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn an_inode_alone_is_not_enough_to_tell_two_apart() {
-        let open = |path: &str| NetnsId::of(&std::fs::metadata(path).unwrap());
+        let open = |path: &str| NetnsId::of(&fs::metadata(path).unwrap());
         // The root of both file systems is inode 1.
         let (proc, sys) = (open("/proc"), open("/sys"));
         assert_eq!(proc.1, sys.1);

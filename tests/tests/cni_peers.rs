@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::cni::{Api, Call, Host, Mood, NAME, Pod, Reply, STATUS, end_within, mesh};
+use millrace_tests::cni::{Api, Call, Host, Mood, NAME, Pod, end_within, mesh};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;

@@ -247,7 +247,7 @@ fn forged_sources() -> Result<()> {
     // Whoever is the first to take it. What comes from outside can't be answered, so a packet that is
     // lost has to be sent anew.
     let taker = |namespace: &Namespace, from: IpAddr, to: SocketAddr| -> Result<&str> {
-        let end = Instant::now() + Duration::from_secs(60);
+        let end = Instant::now() + Duration::from_mins(1);
         while Instant::now() < end {
             let _socket = namespace.enter(|| send(from, to))??;
             let soon = Instant::now() + Duration::from_secs(2);

@@ -215,7 +215,7 @@ fn addresses_that_come_later() -> Result<()> {
         let request = Dial { identity, proto, from, from_port, transparent_mark, to, timeout_ms };
         match dial(namespace, &request)? {
             Outcome::Answered { answer, .. } => Ok(answer),
-            other => bail!("{to}, from {from:?} as {identity:?}: {other}"),
+            other @ Outcome::Failed(_) => bail!("{to}, from {from:?} as {identity:?}: {other}"),
         }
     };
     let (pod, outside) = (&topology.pod, &topology.outside);
@@ -244,7 +244,9 @@ fn addresses_that_come_later() -> Result<()> {
         ensure!(answer.name == "proxy" && answer.original == Some(to), "{answer:?}");
         ensure!(answer.peer.ip() == own, "it comes from {}", answer.peer);
     }
-    let many: String = (1..=40).map(|n| format!("addr add 10.98.0.{n}/32 dev eth0\n")).collect();
+    let many: Vec<String> =
+        (1..=40).map(|n| format!("addr add 10.98.0.{n}/32 dev eth0\n")).collect();
+    let many = many.concat();
     topology.pod.ip(&many)?;
     enrol(&topology, &["--exclude-outbound-ports", "443"])?;
     let answer = ask(pod, APP, None, "10.98.0.40:8080".parse()?)?;

@@ -347,7 +347,7 @@ mod tests {
         assert!(config.ambient);
     }
 
-    /// The form of releases up to 1.22, and of OpenShift Service Mesh 2.
+    /// The form of releases up to 1.22, and of `OpenShift` Service Mesh 2.
     #[test]
     fn istio_cnis_older_entry_is_taken_as_it_is() {
         let older = |members: &str| {

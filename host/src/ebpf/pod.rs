@@ -104,7 +104,7 @@ impl Node {
         };
         if let Some(old) = before {
             (pod.id, pod.lookup) = (old.id, old.lookup);
-            if with_addresses_of(&old, pod) == old && linked.is_some() {
+            if with_addresses_of(&old, &pod) == old && linked.is_some() {
                 // What the kernel tells as well is brought up to date by the way.
                 if pod != old {
                     self.maps.pods.set(&cookie, &pod)?;
@@ -269,7 +269,7 @@ impl Node {
     pub fn holds(&self, cookie: u64, entry: &Entry) -> Result<bool, EbpfError> {
         let Some(pod) = self.maps.policy(cookie)? else { return Ok(false) };
         let wanted = Pod { digest: digest(entry), id: pod.id, lookup: pod.lookup, ..entry.pod };
-        Ok(pod == with_addresses_of(&pod, wanted))
+        Ok(pod == with_addresses_of(&pod, &wanted))
     }
 
     /// Everything but the link and the entry itself: nothing of it has an effect yet.
@@ -399,9 +399,9 @@ impl Node {
 }
 
 /// An entry with the addresses of another one.
-const fn with_addresses_of(other: &Pod, pod: Pod) -> Pod {
+const fn with_addresses_of(other: &Pod, pod: &Pod) -> Pod {
     let Pod { own_count, own, source4, source6, .. } = *other;
-    Pod { own_count, own, source4, source6, ..pod }
+    Pod { own_count, own, source4, source6, ..*pod }
 }
 
 /// By which a policy's networks, ports and groups are known.

@@ -360,10 +360,7 @@ fn owner_of(what: &str) -> Option<(String, u32)> {
     let connection = Connection::open().ok()??;
     let request = NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() });
     let tables = connection.dump(NetfilterProtoFamily::Unspec, request, "tables").ok()??;
-    tables
-        .iter()
-        .filter_map(|answer| owned_table(answer))
-        .find(|(name, _)| what.split(' ').any(|word| word == name))
+    tables.iter().filter_map(owned_table).find(|(name, _)| what.split(' ').any(|word| word == name))
 }
 
 /// The kernel's own words about an error, which come behind the message that it is about

@@ -86,6 +86,7 @@ pub(super) fn reference_rules(policy: &CapturePolicy, options: &istio::Options) 
 }
 
 /// The environment, as far as it is text; settings have to be.
+#[expect(clippy::unnecessary_debug_formatting, reason = "bytes that are no text are shown")]
 pub(super) fn environment() -> Result<BTreeMap<String, String>> {
     let mut environment = BTreeMap::new();
     for (name, value) in std::env::vars_os() {

@@ -17,8 +17,8 @@ use millrace_core::plan::Groups;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Chain, Reason, Rule, Ruleset, Table};
 use millrace_core::sim::{
-    EBPF, Explanation, Fate, Namespace, Program, Question, SourceTable, of_dump, of_listed, of_nft,
-    of_nft_json, of_ruleset,
+    EBPF, Explanation, Fate, Namespace, OwnAddress, Program, Question, SourceTable, of_dump,
+    of_listed, of_nft, of_nft_json, of_ruleset,
 };
 use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::Family;
@@ -49,7 +49,7 @@ impl Rules {
     /// A question about these rules.
     pub(super) fn question(&self, typed: &Typed) -> Result<Question> {
         let own = self.namespace.interfaces().flat_map(|interface| &interface.addresses);
-        let own: Vec<IpAddr> = own.map(|cidr| cidr.address()).collect();
+        let own: Vec<IpAddr> = own.map(OwnAddress::address).collect();
         typed
             .question(&own)
             .context("the pod has no address of this family: say where it goes with --to")
