@@ -47,7 +47,7 @@ pub(super) struct Changes {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the routing table that TPROXY needs holds routes of somebody else ({}); nothing was changed: \
-     give TPROXY another table (--tproxy-table, or -r of istio-iptables), or remove these routes",
+     give TPROXY another table (--tproxy-table, or -r where a mesh's own command line is given), or remove these routes",
     self.routes()
 )]
 pub struct TakenTable(pub Vec<Route>);

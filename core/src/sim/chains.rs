@@ -2,9 +2,9 @@
 
 use super::index::Run;
 use super::namespace::{Exit, LOOPBACK};
-use super::packet::{Connection, Mark, Packet, Value};
-use super::program::{Bound, Call, Chain, ChainId, RuleId};
-use super::question::{Known, Protocol};
+use super::packet::{Mark, Packet, Value};
+use super::program::{Bound, Chain, ChainId, RuleId};
+use super::question::Protocol;
 use super::ranges::{address, number};
 use super::rule::{Action, Field, MarkChange, States, Test};
 use super::test::Truth;
@@ -34,8 +34,8 @@ const MOST_PASSED: usize = 500_000;
 const TOO_LONG: &str = "a way past more than 500000 rules";
 
 /// Destination and source, as indices of what is settled of a connection.
-const DESTINATION: usize = 0;
-const SOURCE: usize = 1;
+pub(super) const DESTINATION: usize = 0;
+pub(super) const SOURCE: usize = 1;
 
 impl<'a, W: Witness> Walk<'a, W> {
     /// Whether a rule of the chain decided; if none did, its policy holds.
@@ -377,121 +377,6 @@ impl<'a, W: Witness> Walk<'a, W> {
         self.connections[at].from = Some((Value::made(address), port));
         self.connections[at].settled[SOURCE] = true;
         Ok(Flow::Done)
-    }
-
-    /// Find or begin the packet's connection.
-    pub(super) fn track(&mut self, packet: &mut Packet<'a>) {
-        // What comes back over loopback was seen on its way out.
-        if packet.seen {
-            return;
-        }
-        packet.seen = true;
-        let same = |c: &Connection| c.zone == packet.zone && c.protocol == packet.protocol;
-        let known = self.connections.iter().enumerate().find_map(|(at, c)| {
-            let there = same(c) && c.ends.is(packet.ends);
-            let back = same(c) && c.answer().is(packet.ends);
-            (there || back).then_some((at, back))
-        });
-        if let Some((at, back)) = known {
-            packet.connection = Some((at, back));
-            packet.state = if back { States::ESTABLISHED } else { self.connections[at].state };
-            return;
-        }
-        let first = self.connections.is_empty();
-        let (state, mark) = match self.question.known {
-            _ if !first => {
-                // An answer without a question: TCP starts no connection so.
-                if packet.protocol == Protocol::TCP {
-                    packet.state = States::INVALID;
-                    return;
-                }
-                (States::NEW, 0)
-            }
-            Known::New => (States::NEW, 0),
-            Known::Related(mark) => (States::RELATED, mark),
-            Known::Established(mark) => (States::ESTABLISHED, mark),
-            Known::Invalid => {
-                packet.state = States::INVALID;
-                return;
-            }
-        };
-        packet.state = state;
-        packet.connection = Some((self.connections.len(), false));
-        self.connections.push(Connection {
-            zone: packet.zone,
-            protocol: packet.protocol,
-            ends: packet.ends,
-            mark: Mark::made(mark),
-            to: None,
-            from: None,
-            settled: [state == States::ESTABLISHED; 2],
-            state,
-        });
-    }
-
-    /// Address translation at a hook: rules are asked once for each connection and side
-    /// (`nf_nat_inet_fn()`), and what they said holds for all of its packets.
-    pub(super) fn translate(
-        &mut self,
-        chains: &'a [Call],
-        hook: Hook,
-        packet: &mut Packet<'a>,
-    ) -> Result<(), Halt> {
-        let Some((at, back)) = packet.connection else { return Ok(()) };
-        let side = match hook {
-            Hook::Prerouting | Hook::Output => DESTINATION,
-            _ => SOURCE,
-        };
-        if !self.connections[at].settled[side] {
-            for call in chains {
-                match call {
-                    Call::Chain { chain, .. } => self.base(*chain, hook, packet)?,
-                    Call::Unordered(calls) => {
-                        self.in_any_order(calls, hook, packet, Some(side))?;
-                    }
-                    Call::Track | Call::Translate(_) => {}
-                }
-                if self.connections[at].settled[side] {
-                    break;
-                }
-            }
-            self.connections[at].settled[side] = true;
-        } else if W::LISTENS && !chains.is_empty() {
-            self.witness.note("nat is not asked again for this connection".to_owned());
-        }
-        let connection = self.connections[at];
-        let before = packet.ends;
-        let ends = &mut packet.ends;
-        match (back, side) {
-            (false, DESTINATION) => {
-                if let Some(to) = connection.to {
-                    (ends.destination, ends.port) = to;
-                }
-            }
-            (false, _) => {
-                if let Some(from) = connection.from {
-                    (ends.source, ends.source_port) = from;
-                }
-            }
-            // What goes back is translated back where the other side was.
-            (true, DESTINATION) => {
-                if connection.from.is_some() {
-                    let first = connection.ends;
-                    (ends.destination, ends.port) = (first.source, first.source_port);
-                }
-            }
-            (true, _) => {
-                if connection.to.is_some() {
-                    let first = connection.ends;
-                    (ends.source, ends.source_port) = (first.destination, first.port);
-                }
-            }
-        }
-        if W::LISTENS && !before.is(packet.ends) {
-            let text = self.text(packet);
-            self.witness.note(format!("it is translated: {text}"));
-        }
-        Ok(())
     }
 }
 

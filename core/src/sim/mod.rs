@@ -33,6 +33,7 @@ mod rule;
 mod shape;
 mod socket;
 mod test;
+mod tracking;
 mod walk;
 mod way;
 mod witness;
