@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use millrace_core::compile::compile;
 use millrace_core::dialect;
@@ -277,8 +278,8 @@ fn captured(config: &[&str]) -> (Ruleset, Observed) {
     let flags = config.iter().map(|flag| flag.split_once('=').expect("a flag and its value"));
     let flags = flags.map(|(flag, value)| (flag.to_owned(), value.to_owned()));
     let raw = Raw::new(flags, BTreeMap::new());
-    let ruleset =
-        compile(&resolve(&raw, &HostFacts::default()).expect("a configuration").policy, &LAYOUT);
+    let facts = HostFacts { addresses: vec![IpAddr::from([10, 0, 0, 5])], ..HostFacts::default() };
+    let ruleset = compile(&resolve(&raw, &facts).expect("a configuration").policy, &LAYOUT);
     let mut observed = Observed::default();
     run(&mut observed, Some(&ruleset), true);
     assert_eq!(judge(&observed, None, &groups()).state, State::Captured);

@@ -315,7 +315,7 @@ fn ids_are_those_of_the_pods_user_namespace() {
     let error = mapped(&policy(), &facts::groups(""), &few, &users).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "user 1337 (default of --proxy-uid) is not mapped in the pod's user namespace, which has \
+        "user 1337 (default of ENVOY_USER) is not mapped in the pod's user namespace, which has \
          0-999: name one that a process of the pod can have"
     );
     assert_eq!(mapped(&policy(), &facts::groups(""), &users, &few).unwrap_err().kind, "group");

@@ -38,6 +38,16 @@ pub(super) fn rules(dump: &Dump, table: Table, hook: Hook) -> impl Iterator<Item
         .filter_map(|(i, r)| Some((i, r.rule.as_ref().ok()?)))
 }
 
+/// Whether the kernel made a rule of a builtin chain before the first of our chains.
+fn is_older(dump: &Dump, table: Table, hook: Hook, index: usize, owned: &Owned) -> bool {
+    let Some(content) = dump.table(table.as_str()) else { return false };
+    let rule = content.chain(hook.as_str()).and_then(|chain| chain.rules.get(index));
+    let made = rule.and_then(|rule| Some(rule.kernel.as_ref()?.handle));
+    let chains = content.chains.iter().filter(|c| owned.has_chain(table, &c.name));
+    let first = chains.filter_map(|c| c.handle).min();
+    first.zip(made).is_some_and(|(first, made)| made < first)
+}
+
 /// Whether a rule of a builtin chain can have been written with ours: together with them in front of
 /// our jump, and not made after it or before the first of our chains.
 fn comes_with_ours(dump: &Dump, table: Table, hook: Hook, index: usize, owned: &Owned) -> bool {
@@ -45,9 +55,7 @@ fn comes_with_ours(dump: &Dump, table: Table, hook: Hook, index: usize, owned: &
     let Some(chain) = content.chain(hook.as_str()) else { return false };
     let ours = |at: &usize| owned.has_rule(table, hook.as_str(), *at);
     let handle = |at: usize| Some(chain.rules.get(at)?.kernel.as_ref()?.handle);
-    let chains = content.chains.iter().filter(|c| owned.has_chain(table, &c.name));
-    let first = chains.filter_map(|c| c.handle).min();
-    if first.zip(handle(index)).is_some_and(|(first, made)| made < first) {
+    if is_older(dump, table, hook, index, owned) {
         return false;
     }
     // The jumps that reroute an interface stand in front of everything.
@@ -66,6 +74,14 @@ fn comes_with_ours(dump: &Dump, table: Table, hook: Hook, index: usize, owned: &
         && (index..jump).all(|at| ours(&at) || of_an_interface(at))
 }
 
+/// Whether what goes out by an interface has a RETURN, as that of an excluded one.
+fn leaves_by(dump: &Dump, table: Table, name: &InterfacePattern) -> bool {
+    rules(dump, table, Hook::Output).any(|(_, rule)| {
+        rule.target == Target::Return
+            && matches!(rule.matches.as_slice(), [Match::OutInterface { negated: false, name: n }] if n == name)
+    })
+}
+
 /// An excluded interface has a RETURN on the way in and one on the way out. A rerouted one has
 /// its RETURN at the head of the chain, with or without redirects in front.
 fn interface_returns(dump: &Dump, table: Table, owned: &mut Owned) {
@@ -76,8 +92,12 @@ fn interface_returns(dump: &Dump, table: Table, owned: &mut Owned) {
             ([Match::InInterface { negated: false, name }], Target::Return) => Some((i, name)),
             _ => None,
         })
-        .filter(|(index, _)| with_ours(Hook::Prerouting, index))
         .collect();
+    let paired = |name: &InterfacePattern| {
+        let with_ours =
+            |(i, n): &&(usize, &InterfacePattern)| *n == name && with_ours(Hook::Prerouting, i);
+        incoming.iter().any(|found| with_ours(&found))
+    };
     let outgoing: Vec<(usize, &InterfacePattern)> = rules(dump, table, Hook::Output)
         .filter_map(|(i, r)| match (r.matches.as_slice(), &r.target) {
             ([Match::OutInterface { negated: false, name }], Target::Return) => Some((i, name)),
@@ -86,14 +106,25 @@ fn interface_returns(dump: &Dump, table: Table, owned: &mut Owned) {
         .filter(|(index, _)| with_ours(Hook::Output, index))
         .collect();
     for (index, name) in &outgoing {
-        if incoming.iter().any(|(_, n)| n == name) {
+        if paired(name) {
             owned.add_rule(table, Hook::Output.as_str(), *index);
         }
     }
     let chain = Hook::Prerouting.as_str();
     for (index, name) in &incoming {
-        let pair = outgoing.iter().any(|(_, n)| n == name);
-        let at_head = || (0..*index).all(|i| owned.has_rule(table, chain, i));
+        let pair = outgoing.iter().any(|(_, n)| n == name) && with_ours(Hook::Prerouting, index);
+        // In front of it are only redirects of interfaces, and others like it.
+        let of_an_interface = |i: usize| {
+            let mut all = rules(dump, table, Hook::Prerouting);
+            all.any(|(at, r)| {
+                at == i && matches!(r.matches.first(), Some(Match::InInterface { .. }))
+            })
+        };
+        let at_head = || {
+            !leaves_by(dump, table, name)
+                && (0..*index).all(|i| owned.has_rule(table, chain, i) && of_an_interface(i))
+                && !is_older(dump, table, Hook::Prerouting, *index, &before)
+        };
         let rerouted = || {
             rules(dump, table, Hook::Prerouting).any(|(i, r)| {
                 owned.has_rule(table, chain, i)
