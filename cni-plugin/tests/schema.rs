@@ -72,9 +72,24 @@ fn the_entry_of_istio_cni_fits() {
     });
     assert!(validator().is_valid(&entry));
     assert_eq!(read(&entry), (Ok(()), false));
+    let older = json!({
+        "cniVersion": "0.3.1",
+        "type": "millrace-cni",
+        "name": "istio-cni",
+        "log_level": "info",
+        "log_uds_address": "/var/run/istio-cni/log.sock",
+        "cni_event_address": "/var/run/istio-cni/pluginevent.sock",
+        "kubernetes": {
+            "kubeconfig": "/etc/cni/net.d/ZZZ-istio-cni-kubeconfig",
+            "exclude_namespaces": ["kube-system"],
+        },
+    });
+    assert!(validator().is_valid(&older));
+    assert_eq!(read(&older), (Ok(()), false));
     let all = KEYS.iter().filter(|key| key.owner == Owner::Istio);
     for key in all {
-        assert!(entry.get(key.name).is_some(), "{} is not tried", key.name);
+        let tried = [&entry, &older].iter().any(|entry| entry.get(key.name).is_some());
+        assert!(tried, "{} is not tried", key.name);
     }
 }
 

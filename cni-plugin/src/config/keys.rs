@@ -64,6 +64,9 @@ const fn key(
 
 use Owner::{Cni, Istio, Own};
 
+/// How much is logged.
+const LEVELS: &[&str] = &["debug", "info", "warn", "error", "none"];
+
 /// Every key.
 pub const KEYS: &[Key] = &[
     key("cniVersion", Cni, Shape::Text, "", "Version of the CNI specification, 0.3.0 to 1.1.0"),
@@ -85,7 +88,7 @@ pub const KEYS: &[Key] = &[
     key(
         "plugin_log_level",
         Istio,
-        Shape::Choice(&["debug", "info", "warn", "error", "none"]),
+        Shape::Choice(LEVELS),
         "info",
         "The least severe messages that are logged",
     ),
@@ -131,7 +134,7 @@ pub const KEYS: &[Key] = &[
     key(
         "log_level",
         Istio,
-        Shape::Text,
+        Shape::Choice(LEVELS),
         "",
         "As plugin_log_level, which entries of istio-cni had under this name",
     ),
