@@ -7,7 +7,7 @@ use std::time::Duration;
 use millrace_core::compile::{compile, routing};
 use millrace_core::dialect::{istio, native};
 use millrace_core::nft::{self, NftRuleset, render_transaction};
-use millrace_core::plan::{Effect, Groups, Wish};
+use millrace_core::plan::{Effect, Groups, PASSTHROUGH_LINK, Wish};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight;
 use millrace_core::report::{restore_text, routing_text};
@@ -141,7 +141,8 @@ impl Pod {
         };
         addresses
             .filter(|a| {
-                !a.flags.contains(InterfaceFlags::IFF_LOOPBACK) && a.interface_name != ifname
+                !a.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+                    && ![ifname, PASSTHROUGH_LINK].contains(&a.interface_name.as_str())
             })
             .find(reached)
             .map(|a| a.interface_name)

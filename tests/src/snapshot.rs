@@ -59,7 +59,13 @@ impl Snapshot {
             };
             snapshot.rules.extend(lines(&["rule"])?);
             snapshot.routes.extend(lines(&["route", "show", "table", "all"])?);
-            snapshot.addresses.extend(lines(&["-oneline", "addr"])?);
+            // An interface that was made again has another index.
+            let nameless = |line: String| {
+                let name = line.split_once(": ").map(|(_index, rest)| format!("{family} {rest}"));
+                name.unwrap_or(line)
+            };
+            let addresses = lines(&["-oneline", "addr"])?;
+            snapshot.addresses.extend(addresses.into_iter().map(nameless));
         }
         let lo = namespace.run("ip", &["-details", "link", "show", "lo"])?;
         let names = lo.lines().map(str::trim).filter(|line| line.starts_with("altname "));

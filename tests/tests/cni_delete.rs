@@ -240,8 +240,8 @@ fn one_of_two_networks_without_notes() -> Result<()> {
     let (host, pod, del) = captured()?;
     fs::remove_dir_all(host.state_dir())?;
     host.inside(&pod, |inside| {
-        inside.ip("link add eth0 type dummy\nlink set eth0 up\naddress add 10.9.0.2/24 dev eth0\n\
-                   link add net1 type dummy\nlink set net1 up\naddress add 10.9.1.2/24 dev net1")
+        inside.ip("link add eth0 type veth peer name out0\nlink set eth0 up\naddress add 10.9.0.2/24 dev eth0\n\
+                   link add net1 type veth peer name out1\nlink set net1 up\naddress add 10.9.1.2/24 dev net1")
     })?;
     let reply = del.clone().with_env("CNI_IFNAME", "net1").run(&host)?;
     reply.success()?;

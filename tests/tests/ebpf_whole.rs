@@ -67,7 +67,9 @@ fn every_map() -> Result<()> {
     let (_cgroup, topology) = captured(&["--exclude-outbound-ports", "9999"])?;
     let pins = pins(&topology, "maps")?;
     ensure!(pins.len() > 10, "{pins:?}");
-    for pin in pins {
+    // Those are made again by each load, so that nothing is lost with their pins.
+    let renewed = |pin: &PathBuf| ["LIMITS", "LATELY"].iter().any(|name| pin.ends_with(name));
+    for pin in pins.into_iter().filter(|pin| !renewed(pin)) {
         let name = pin.file_name().and_then(|name| name.to_str()).context("a name")?;
         topology.pod.enter(|| fs::remove_file(&pin))??;
         for args in [&STATUS[..], &NODE, &APPLY] {

@@ -151,10 +151,10 @@ impl Net {
             let (names, lo_down) = self.lo().await?;
             let marked = names.iter().any(|name| name == MARKER);
             let loggers = names.iter().filter_map(|name| logger_of(name)).collect();
-            let passthrough_link = self.find_passthrough().await?.map(|index| {
+            let passthrough_link = self.find_passthrough().await?.map(|(index, ready)| {
                 let its =
                     |(at, a): &(u32, InterfaceAddress)| *at == index && a.address == PASSTHROUGH_V6;
-                addresses.iter().any(its)
+                ready && addresses.iter().any(its)
             });
             let addresses = addresses.into_iter().map(|(_, address)| address).collect();
             let mut links =

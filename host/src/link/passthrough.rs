@@ -16,16 +16,23 @@ use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{LinkError, Net, Refusal, errno, request, settle};
 
+/// What says that the interface has all that it needs: its alias, which is set last.
+const READY: &str = "the address that a mesh proxy passes connections on from";
+
 /// The kernel's own routes, among them those of multicast (`RT_TABLE_LOCAL`).
 const LOCAL: u32 = 255;
 
 impl Net {
-    /// The index of the interface; none where it is not there.
-    pub(super) async fn find_passthrough(&self) -> Result<Option<u32>, LinkError> {
+    /// The index of the interface, and whether it was made to the end; none where it is not there.
+    pub(super) async fn find_passthrough(&self) -> Result<Option<(u32, bool)>, LinkError> {
         let get = self.handle.link().get().match_name(PASSTHROUGH_LINK.to_owned());
         let get = get.set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
         match get.execute().try_next().await {
-            Ok(link) => Ok(link.map(|link| link.header.index)),
+            Ok(link) => Ok(link.map(|link| {
+                let ready =
+                    |a: &LinkAttribute| matches!(a, LinkAttribute::IfAlias(is) if is == READY);
+                (link.header.index, link.attributes.iter().any(ready))
+            })),
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
             Err(error) => {
                 Err(request(format!("interface {PASSTHROUGH_LINK} can't be looked for"))(error))
@@ -41,7 +48,7 @@ impl Net {
         self.runtime.block_on(async {
             match (change, self.find_passthrough().await?) {
                 (Change::Remove, None) => Ok(()),
-                (Change::Remove, Some(index)) => {
+                (Change::Remove, Some((index, _))) => {
                     let removed = self.handle.link().del(index).execute().await;
                     settle(removed, change, || format!("interface {PASSTHROUGH_LINK}"))
                 }
@@ -65,7 +72,7 @@ impl Net {
         let what = || format!("interface {PASSTHROUGH_LINK}");
         settle(made, Change::Add, what)?;
         let index = self.find_passthrough().await?;
-        let index = index.ok_or_else(|| failed(Refusal::Errno(Errno::ENODEV)))?;
+        let (index, _) = index.ok_or_else(|| failed(Refusal::Errno(Errno::ENODEV)))?;
         let set = self.handle.link();
         // No address of its own, and nothing that asks for neighbours or groups.
         let plain = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
@@ -87,7 +94,10 @@ impl Net {
         groups.header.protocol = RouteProtocol::Unspec;
         groups.header.scope = RouteScope::NoWhere;
         let removed = self.handle.route().del(groups).execute().await;
-        settle(removed, Change::Remove, || format!("multicast by {PASSTHROUGH_LINK}"))
+        settle(removed, Change::Remove, || format!("multicast by {PASSTHROUGH_LINK}"))?;
+        let alias = LinkAttribute::IfAlias(READY.to_owned());
+        let ready = LinkUnspec::new_with_index(index).append_extra_attribute(alias).build();
+        settle(self.handle.link().set(ready).execute().await, Change::Add, what)
     }
 
     async fn add_passthrough(&self, index: u32) -> Result<(), LinkError> {
