@@ -115,12 +115,11 @@ pub(crate) fn holder(process: Option<&Process>) -> String {
 /// progress.
 #[derive(Debug)]
 pub struct RunLock {
-    _held: Held,
+    held: Held,
 }
 
 /// What holds it.
 #[derive(Debug)]
-#[expect(dead_code, reason = "a socket is only kept open")]
 enum Held {
     Netlink(Socket),
     Name(UnixDatagram),
@@ -129,6 +128,20 @@ enum Held {
 }
 
 impl RunLock {
+    /// Keep it from programs that are started from now on: it ends with this value.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn alone(self) -> io::Result<Self> {
+        let fd = match &self.held {
+            Held::Netlink(socket) => socket.as_fd(),
+            Held::Name(socket) => socket.as_fd(),
+            Held::None => return Ok(self),
+        };
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        Ok(self)
+    }
+
     /// Take it, waiting until the deadline.
     ///
     /// # Errors
@@ -148,7 +161,7 @@ impl RunLock {
                 match confirmed(&socket, &kind.request()) {
                     Ok(()) => {
                         inherited(&socket)?;
-                        return Ok(Self { _held: Held::Netlink(socket) });
+                        return Ok(Self { held: Held::Netlink(socket) });
                     }
                     // Nobody knows messages of this kind.
                     Err(Errno::EINVAL | Errno::EOPNOTSUPP) => break,
@@ -178,11 +191,11 @@ impl RunLock {
             match UnixDatagram::bind_addr(&address) {
                 Ok(socket) => {
                     inherited(&socket)?;
-                    return Ok(Self { _held: Held::Name(socket) });
+                    return Ok(Self { held: Held::Name(socket) });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     if Instant::now() >= deadline {
-                        return Ok(Self { _held: Held::None });
+                        return Ok(Self { held: Held::None });
                     }
                     thread::sleep(PAUSE);
                 }

@@ -84,8 +84,9 @@ fn without_privilege() -> Result<()> {
 fn another_run_does_not_end() -> Result<()> {
     let (host, pod, del) = captured()?;
     let other = host.pod()?;
-    let lock =
-        |pod: &Pod| host.inside(pod, |inside| Ok(inside.enter(|| RunLock::take(Instant::now()))??));
+    let lock = |pod: &Pod| {
+        host.inside(pod, |inside| Ok(inside.enter(|| RunLock::take(Instant::now()))??.alone()?))
+    };
     let (_held, _held_too) = (lock(&pod)?, lock(&other)?);
     let add = Call::new(&host, "ADD", &other, mesh(&[])).with_key("deadline", json!("700ms"));
     let began = Instant::now();

@@ -177,7 +177,7 @@ fn the_namespace_vanishes() -> Result<()> {
     let name = folder.path().join("pod");
     symlink(topology.pod.path(), &name)?;
     let path = name.to_str().context("a path that is not UTF-8")?;
-    let lock = topology.pod.enter(|| RunLock::take(Instant::now()))??;
+    let lock = topology.pod.enter(|| RunLock::take(Instant::now()))??.alone()?;
     let args = ["apply", "--netns", path, "--wait", "60s"];
     let run = millrace(args)?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let wanted = fs::metadata(topology.pod.path())?.ino();

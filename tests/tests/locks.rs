@@ -94,7 +94,7 @@ fn the_xtables_lock_is_released() -> Result<()> {
 fn another_run_is_going_on() -> Result<()> {
     let topology = Topology::new(Stack::Dual, Layout::default())?;
     let before = Snapshot::take(&topology.pod)?;
-    let run = topology.pod.enter(|| RunLock::take(Instant::now()))??;
+    let run = topology.pod.enter(|| RunLock::take(Instant::now()))??.alone()?;
     for args in [&FIRST[..], &ISTIO, &["cleanup"]] {
         let said = millrace_in_pod(&topology, &[args, &["--wait", "300ms"]].concat(), 4)?;
         ensure!(said.contains(&format!("process {} (", std::process::id())), "{said}");
@@ -133,7 +133,7 @@ fn nobody_without_privilege_holds_a_run_up() -> Result<()> {
     let topology = Topology::new(Stack::Dual, Layout::default())?;
     let mut squatter = Command::new("setpriv");
     squatter.args(["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all"]);
-    squatter.args(["--bounding-set=-all", "--no-new-privs", "python3", "-c", SQUATTER]);
+    squatter.args(["--bounding-set=-all", "--no-new-privs", "/usr/bin/python3", "-c", SQUATTER]);
     let squatter = squatter.stdout(Stdio::piped());
     let mut squatter = Holder(topology.pod.enter(|| squatter.spawn())??);
     let stdout = squatter.0.stdout.take().context("a pipe was asked for")?;

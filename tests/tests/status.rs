@@ -79,7 +79,7 @@ fn a_builtin_chain_that_hangs_elsewhere_is_drift() -> Result<()> {
     let pod = pod()?;
     apply(&pod, &["--backend", "iptables-nft"], "")?;
     let rules = pod.run("nft", &["-s", "list", "table", "ip", "nat"])?;
-    let moved = rules.replace("hook output priority dstnat", "hook output priority 50");
+    let moved = rules.replace("hook output priority -100", "hook output priority 50");
     ensure!(moved != rules, "{rules}");
     pod.feed("nft", &["-f", "-"], &format!("delete table ip nat\n{moved}"))?;
     is(&pod, 5, "drifted")

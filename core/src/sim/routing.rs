@@ -41,6 +41,8 @@ pub enum RouteAction {
     Refuse(&'static str),
     /// The next rule is asked.
     Throw,
+    /// It is for more than one host, and not walked.
+    Group,
     /// What it does is not modelled.
     Unmodelled(String),
 }
@@ -119,6 +121,8 @@ pub(super) struct RoutingTables {
     longer: BTreeMap<(Family, u32, u8), Vec<(RouteAction, Ranges)>>,
     /// Sources that routes to this host name, where that is not the destination itself.
     sources: Vec<(IpAddr, Ranges)>,
+    /// Addresses of more than one host.
+    groups: Vec<(Family, Ranges)>,
 }
 
 impl RoutingTables {
@@ -126,8 +130,12 @@ impl RoutingTables {
         // Of equal priorities the older one is first, as the kernel lists them.
         rules.sort_by_key(|rule| rule.priority);
         let mut by_table: BTreeMap<(Family, u32), Vec<TableRoute>> = BTreeMap::new();
-        let mut sources = Vec::new();
+        let (mut sources, mut groups) = (Vec::new(), Vec::new());
         for mut route in routes {
+            if route.action == RouteAction::Group {
+                groups.push((route.network.family(), Ranges::network(route.network)));
+                continue;
+            }
             if let RouteAction::Local(source) = &mut route.action
                 && let Some(source) = source.take()
                 && Cidr::host(source) != route.network
@@ -146,7 +154,12 @@ impl RoutingTables {
             }
         }
         let tables = by_table.into_iter().map(|(key, routes)| (key, disjoint(routes))).collect();
-        Self { rules, tables, longer, sources }
+        Self { rules, tables, longer, sources, groups }
+    }
+
+    /// Whether an address is of more than one host.
+    pub(super) fn is_group(&self, family: Family, number: u128) -> bool {
+        self.groups.iter().any(|(of, group)| *of == family && group.contains(number))
     }
 
     /// The sources that sockets get for destinations of this host, where these are not their own.

@@ -39,7 +39,11 @@ impl<'a, W: Witness> Walk<'a, W> {
         }
         self.connected = Some(packet.ends.to(packet.family));
         if route != Route::Local && q.source.is_none() {
-            packet.ends.source = self.usual_source(packet.family);
+            // A datagram's source is that of its route, which leads to localhost now.
+            packet.ends.source = match q.protocol {
+                Protocol::UDP => packet.ends.destination,
+                _ => self.usual_source(packet.family),
+            };
         }
         Ok(Some(self.route(packet)))
     }

@@ -1,7 +1,7 @@
 //! The way of a packet through the hooks, as the kernel goes it (`net/netfilter`, `net/ipv4`,
 //! `net/ipv6` of Linux 6.x).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::fate::{Fate, How, Outcome, Reply};
 use super::namespace::{Exit, LOOPBACK, Namespace, loopback, unicast};
@@ -117,12 +117,13 @@ impl<'a, W: Witness> Walk<'a, W> {
     pub(super) fn first(&mut self) -> Answer {
         let q = self.question;
         let addresses = [Some(q.destination), q.source];
+        let routing = self.namespace.routing();
+        let is_one = |address: &IpAddr| {
+            let (family, number) = (Family::of(*address), number(*address));
+            unicast(family).contains(number) && !routing.is_group(family, number)
+        };
         let fate = match q.direction {
-            _ if !addresses
-                .iter()
-                .flatten()
-                .all(|a| unicast(Family::of(*a)).contains(number(*a))) =>
-            {
+            _ if !addresses.iter().flatten().all(is_one) => {
                 let what = "the way of multicast, broadcast and unspecified addresses".to_owned();
                 Err(Halt::Unknown { rule: None, what })
             }

@@ -128,7 +128,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 },
                 RouteAction::Local(_) => Some(Route::Local),
                 RouteAction::Refuse(why) => Some(Route::Nowhere(why)),
-                RouteAction::Throw => None,
+                RouteAction::Throw | RouteAction::Group => None,
                 RouteAction::Unmodelled(what) => Some(Route::Unclear(what)),
             };
         }

@@ -172,6 +172,7 @@ fn route(
         RouteType::Unreachable => RouteAction::Refuse("a route says that it is unreachable"),
         RouteType::Prohibit => RouteAction::Refuse("a route prohibits it"),
         RouteType::Throw => RouteAction::Throw,
+        RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast => RouteAction::Group,
         other => RouteAction::Unmodelled(format!("the way of addresses of type {other:?}")),
     };
     let network = Cidr::new(to, header.destination_prefix_length)?;
