@@ -8,8 +8,9 @@ use hyper_util::rt::TokioIo;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{ListPodSandboxRequest, PodSandbox, PodSandboxState, PodSandboxStatusRequest};
 use tokio::net::UnixStream;
-use tokio::runtime::Builder;
 use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::netlink::runtime;
 
 /// Where containerd listens.
 pub const CONTAINERD: &str = "/run/containerd/containerd.sock";
@@ -106,8 +107,7 @@ fn known(others: &[String]) -> String {
 /// own.
 pub fn netns(socket: &Path, pod: &PodRef) -> Result<PathBuf, CriError> {
     let failed = |why: String| CriError::Runtime { socket: socket.to_owned(), why };
-    let runtime =
-        Builder::new_current_thread().enable_all().build().map_err(|e| failed(e.to_string()))?;
+    let runtime = runtime().map_err(|e| failed(e.to_string()))?;
     runtime.block_on(async {
         match tokio::time::timeout(PATIENCE, find(socket, pod)).await {
             Ok(found) => found,

@@ -11,7 +11,7 @@ pub mod exec;
 pub mod facts;
 pub mod link;
 pub mod lock;
-mod netlink;
+pub mod netlink;
 pub mod netns;
 pub mod nflog;
 pub mod nft;

@@ -1,9 +1,28 @@
 //! What every conversation with the kernel by netlink has in common (`netlink(7)`).
 
+use std::io;
 use std::net::IpAddr;
+
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+use tokio::runtime::{Builder, Runtime};
 
 use netlink_packet_core::{NetlinkDeserializable, NetlinkMessage};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+
+/// Pairs of descriptors that a runtime may need.
+const PAIRS: usize = 4;
+
+/// What a conversation runs in, on the calling thread.
+///
+/// # Errors
+/// `EMFILE` where there is no room for its descriptors: where tokio's feature `process` is on, its driver
+/// for signals panics instead.
+pub fn runtime() -> io::Result<Runtime> {
+    let room: Result<Vec<_>, _> = (0..PAIRS).map(|_| pipe2(OFlag::O_CLOEXEC)).collect();
+    drop(room?);
+    Builder::new_current_thread().enable_io().enable_time().build()
+}
 
 /// Bytes that are no messages.
 #[derive(Debug, thiserror::Error)]

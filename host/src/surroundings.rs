@@ -14,7 +14,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessa
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::Handle;
 
-use crate::netlink::own_address;
+use crate::netlink::{own_address, runtime};
 
 /// Something can't be seen.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +32,7 @@ pub enum SurroundingsError {
 /// # Errors
 /// When the kernel does not list something.
 pub fn namespace() -> Result<Namespace, SurroundingsError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let runtime = runtime()?;
     let mut namespace = runtime.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         let task = tokio::spawn(connection);

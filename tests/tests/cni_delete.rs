@@ -78,6 +78,27 @@ fn without_privilege() -> Result<()> {
     Ok(())
 }
 
+/// Verify that a plugin without room for descriptors fails or does its work, and has no fault; what DEL
+/// leaves behind, GC still knows.
+#[test]
+fn without_room_for_descriptors() -> Result<()> {
+    let (host, pod, del) = captured()?;
+    let other = host.pod()?;
+    for room in 5..16 {
+        let limit = format!("--nofile={room}");
+        let add = Call::new(&host, "ADD", &other, mesh(&[]));
+        let reply = add.run_under(&host, &["prlimit", &limit])?;
+        ensure!(!reply.log.contains("panicked") && !reply.log.contains("103"), "{room}: {reply:?}");
+        del.run_under(&host, &["prlimit", &limit])?.success()?;
+        if host.rules(&pod)?.contains(CAPTURED) {
+            ensure!(fs::read_dir(host.state_dir())?.count() > 0, "{room}");
+        }
+    }
+    del.run(&host)?.success()?;
+    ensure!(!host.rules(&pod)?.contains("millrace"));
+    Ok(())
+}
+
 /// Verify that a run that doesn't end is waited for, but not for ever: ADD until its deadline,
 /// when it fails with code 11, and DEL for a moment.
 #[test]

@@ -196,6 +196,29 @@ fn the_namespace_vanishes() -> Result<()> {
     Ok(())
 }
 
+/// Verify that a process without room for descriptors says so, changes nothing, and has no fault.
+#[test]
+fn no_descriptors_are_left() -> Result<()> {
+    let topology = pod()?;
+    let before = Snapshot::take(&topology.pod)?;
+    for room in 4..16 {
+        for args in [&TPROXY[..], &["status"], &["cleanup"]] {
+            let inner = millrace(args)?;
+            let limit = format!("--nofile={room}");
+            let (code, said) = ran(&topology.pod, &mut wrapped(&["prlimit", &limit], &inner))?;
+            let what = format!("{room}, {args:?}: {said}");
+            ensure!(!said.contains("panicked"), "{what}");
+            if code == Some(0) {
+                millrace_in_pod(&topology, &["cleanup"], 0)?;
+            } else {
+                ensure!(said.contains("Too many open files") || code == Some(3), "{what}");
+            }
+        }
+    }
+    assert_eq!(before.differences(&Snapshot::take(&topology.pod)?), "");
+    Ok(())
+}
+
 /// Verify that a dry run's file that can't be written is an error that names it.
 #[test]
 fn the_dry_run_file_is_on_a_full_disk() -> Result<()> {

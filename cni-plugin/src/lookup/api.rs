@@ -13,6 +13,7 @@ use hyper_util::rt::TokioExecutor;
 use kube::Client;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use millrace_core::pod::{Answer, PodFacts};
+use millrace_host::netlink::runtime;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
@@ -96,11 +97,7 @@ fn run<T>(
     deadline: Instant,
     f: impl AsyncFnOnce(&Asker) -> Result<T, String>,
 ) -> Result<T, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .map_err(|error| error.to_string())?;
+    let runtime = runtime().map_err(|error| error.to_string())?;
     runtime.block_on(async { f(&Asker::new(kubeconfig, deadline).await?).await })
 }
 

@@ -23,7 +23,7 @@ pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
     let mut log = Log::new(&log, context(request, &pod), began);
     let notes = Notes::new(&state_dir);
     let until = Instant::now() + MOMENT;
-    let mut removed = false;
+    let (mut removed, mut left) = (false, false);
     let path = request.netns.as_deref().filter(|path| path.exists());
     match path.map(|path| (path, target::open(Some(path)))) {
         // The runtime took the namespace away, and everything in it but what maps say of it.
@@ -44,10 +44,16 @@ pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
                 Err(why) => log.debug(&format!("nothing is taken from the namespace: {why}")),
                 Ok(Ok(done)) => removed = done,
                 Ok(Err(CniError { msg, details, .. })) => {
-                    log.warn(&format!("rules are left behind: {msg} {details}"));
+                    log.warn(&format!("rules are left behind, for GC: {msg} {details}"));
+                    left = true;
                 }
             }
         }
+    }
+    // GC knows by the note what is to be taken away.
+    if left {
+        log.done(Level::Warn, "not deleted", Map::new());
+        return;
     }
     if let Err(error) = notes.remove(&network, &request.attachment) {
         log.warn(&format!("the note on the pod is left behind: {error}"));

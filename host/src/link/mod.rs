@@ -15,7 +15,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, Prop}
 use nix::errno::Errno;
 use rtnetlink::{Handle, LinkUnspec};
 
-use crate::netlink::own_address;
+use crate::netlink::{own_address, runtime};
 
 /// The index of `lo` in every namespace (`LOOPBACK_IFINDEX` in the kernel's `net/flow.h`).
 const LO: u32 = 1;
@@ -124,7 +124,7 @@ impl Net {
     /// # Errors
     /// When there is no netlink.
     pub fn open() -> Result<Self, LinkError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let runtime = runtime()?;
         let inside = runtime.enter();
         let (connection, handle, _) = rtnetlink::new_connection()?;
         runtime.spawn(connection);

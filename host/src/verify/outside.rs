@@ -21,6 +21,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::listen::new_socket;
+use crate::netlink::runtime;
 
 /// The link's name in the pod.
 pub(super) const LINK: &str = "millrace-verify";
@@ -137,8 +138,7 @@ fn on_a_thread<T: Send>(f: impl FnOnce() -> Result<T, String> + Send) -> Result<
 
 /// Talk to the calling thread's namespace.
 fn in_runtime<T>(f: impl AsyncFnOnce(&Handle) -> Result<T, String>) -> Result<T, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
-    let runtime = runtime.map_err(|error| error.to_string())?;
+    let runtime = runtime().map_err(|error| error.to_string())?;
     runtime.block_on(async {
         let opened = rtnetlink::new_connection();
         let (connection, handle, _) = opened.map_err(|error| error.to_string())?;
