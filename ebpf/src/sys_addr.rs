@@ -249,9 +249,11 @@ impl<'a, F: Family> Call<'a, F> {
             }
             return true;
         }
-        // The socket is as it was: bound to what it was bound to, or to no address.
-        let _again = self.bind(bound);
-        pod.owns(address)
+        // The socket is as it was: bound to what it was bound to, or to no address; but for one that may
+        // be bound to any, which comes from the address that it goes to, as any other.
+        let owned = pod.owns(address);
+        let _again = self.bind(if owned && bound.is_unspecified() { address } else { bound });
+        owned
     }
 
     /// Whether the socket is bound to a device, and not to `lo`, whose number is always 1.

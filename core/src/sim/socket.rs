@@ -38,12 +38,12 @@ impl<'a, W: Witness> Walk<'a, W> {
             return Ok(None);
         }
         self.connected = Some(packet.ends.to(packet.family));
-        if route != Route::Local && q.source.is_none() {
+        match q.protocol {
+            _ if q.source.is_some() => {}
             // A datagram's source is that of its route, which leads to localhost now.
-            packet.ends.source = match q.protocol {
-                Protocol::UDP => packet.ends.destination,
-                _ => self.usual_source(packet.family),
-            };
+            Protocol::UDP => packet.ends.source = packet.ends.destination,
+            _ if route == Route::Local => {}
+            _ => packet.ends.source = self.usual_source(packet.family),
         }
         Ok(Some(self.route(packet)))
     }
