@@ -3,12 +3,11 @@
 use std::io;
 use std::net::IpAddr;
 
+use netlink_packet_core::{NetlinkDeserializable, NetlinkMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use tokio::runtime::{Builder, Runtime};
-
-use netlink_packet_core::{NetlinkDeserializable, NetlinkMessage};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 
 /// Pairs of descriptors that a runtime may need.
 const PAIRS: usize = 4;
