@@ -258,3 +258,108 @@ fn differences_are_told_by_traffic() -> Result<()> {
     ensure!(output.status.code() == Some(2), "{:?}", output.status);
     Ok(())
 }
+
+/// A pod that `istio-init` captures with these arguments, and annotations.
+fn injected(args: &str, annotations: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: web, uid: x, annotations: {{{annotations}}}}}\n\
+         spec:\n  initContainers: [{{name: istio-init, args: [istio-iptables, {args}]}}]\n  \
+         containers: [{{name: istio-proxy}}, {{name: app}}]\n"
+    )
+}
+
+/// Verify that each object is explained by what captures its pods, and never by what doesn't.
+#[test]
+fn a_manifest_is_explained_by_what_captures_its_pods() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("web.yaml");
+    let name = file.to_str().context("UTF-8")?.to_owned();
+    let ask = |text: &str, words: &[&str]| -> Result<(Option<i32>, String)> {
+        fs::write(&file, text)?;
+        let command = [&["explain"][..], &QUESTION, words].concat();
+        let output = Command::new(binary::millrace()?).args(command).output()?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8(text)?))
+    };
+    let says = |text: &str, words: &[&str], code: i32, parts: &[&str]| -> Result<()> {
+        let (found, said) = ask(text, words)?;
+        ensure!(found == Some(code), "{text}{found:?} {said}");
+        for part in parts {
+            ensure!(said.contains(part), "{part} is not in\n{said}\nof\n{text}");
+        }
+        Ok(())
+    };
+    let manifest = ["--manifest", name.as_str()];
+    let (captured, leaves) = ("=> delivered to 127.0.0.1 on port 15001", "=> leaves by eth0");
+
+    // The container's arguments count, and not the annotations.
+    let excluded = "-x, 10.0.0.0/8, -u, \"1337\", -i, \"*\"";
+    says(&injected(excluded, ""), &manifest, 0, &[leaves, "ISTIO_OUTPUT", "flag -x/"])?;
+    let annotated = "traffic.sidecar.istio.io/excludeOutboundPorts: \"80\"";
+    let otherwise = ["arguments of init container istio-init", "excludeOutboundPorts", captured];
+    says(&injected("-i, \"*\"", annotated), &manifest, 0, &otherwise)?;
+    let native = injected("-i, \"*\", --native-nftables", "");
+    says(&native, &manifest, 0, &[captured, "istio-proxy-nat"])?;
+    says(&injected("-i, \"*\", --skip-rule-apply", ""), &manifest, 1, &["writes no rules"])?;
+    let dns = injected("-i, \"*\", --redirect-dns", "");
+    says(&dns, &manifest, 1, &["no manifest tells", "--pod"])?;
+    let own = format!("{dns}  dnsPolicy: None\n  dnsConfig: {{nameservers: [10.9.9.9]}}\n");
+    let query = [&manifest[..], &["--to-port", "53", "--proto", "udp"]].concat();
+    says(&own, &query, 0, &["port 15053"])?;
+
+    // What the plugin writes has its names, with the backend that is meant.
+    let plugin =
+        injected("x", "sidecar.istio.io/status: \"{}\"").replace("istio-init", "istio-validation");
+    says(&plugin, &manifest, 0, &[captured, "MILLRACE_OUTPUT"])?;
+    let words = [&manifest[..], &["--backend", "nftables"]].concat();
+    says(&plugin, &words, 0, &[captured, "millrace nat-output 1"])?;
+    says(&injected(excluded, ""), &words, 1, &["an init container captures this pod"])?;
+
+    // What nothing captures is told so, and what others capture is not guessed.
+    let refused =
+        plugin.replace("uid: x,", "uid: x, labels: {sidecar.istio.io/inject: \"false\"},");
+    says(&refused, &manifest, 0, &["this pod is not captured", leaves])?;
+    let gone = plugin.replace("{name: istio-proxy}, ", "");
+    says(&gone, &manifest, 0, &["this pod is not captured", leaves])?;
+    says(&plugin.replace("istio-validation", "linkerd-init"), &manifest, 1, &["Linkerd"])?;
+    let host = format!("{plugin}  hostNetwork: true\n");
+    says(&host, &manifest, 1, &["the node's network"])?;
+
+    // Its template's annotations are its pods', and its own are nobody's.
+    let deployment = |name: &str, own: &str, pods: &str| {
+        let port =
+            |port: &str| format!("{{traffic.sidecar.istio.io/excludeOutboundPorts: \"{port}\"}}");
+        format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}, annotations: {}}}\nspec: \
+             {{template: {{metadata: {{annotations: {}}}, spec: {{containers: [{{name: app}}]}}}}}}\n",
+            port(own),
+            port(pods)
+        )
+    };
+    let (one, two) = (deployment("one", "80", "81"), deployment("two", "81", "80"));
+    says(&one, &manifest, 0, &[captured, "once it is injected"])?;
+    says(&two, &manifest, 0, &[leaves])?;
+    let both = format!("{one}---\n{two}");
+    says(&both, &manifest, 1, &["several pods", "Deployment/one, Deployment/two", "#KIND/NAME"])?;
+    for (which, wanted) in [("#Deployment/one", captured), ("#two", leaves)] {
+        let name = format!("{name}{which}");
+        says(&both, &["--manifest", &name], 0, &[wanted])?;
+    }
+    says(&both, &["--manifest", &format!("{name}#three")], 1, &["is called three"])?;
+    says("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n", &manifest, 1, &["ConfigMap a"])?;
+
+    // The same in `diff`, whose sides are words.
+    fs::write(&file, &both)?;
+    let sides = ["one", "two"].map(|object| format!("{name}#{object}"));
+    let output = Command::new(binary::millrace()?).arg("diff").args(&sides).output()?;
+    let said = String::from_utf8(output.stdout)?;
+    ensure!(output.status.code() == Some(1) && said.contains("port 81"), "{said}");
+    let output = Command::new(binary::millrace()?).args(["diff", &name, &sides[1]]).output()?;
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(
+        output.status.code() == Some(2) && said.contains("several pods"),
+        "{:?} {said}",
+        output.status
+    );
+    Ok(())
+}

@@ -3,6 +3,7 @@
 
 use crate::observed::Observed;
 use crate::ownership::known_tables;
+use crate::pod::PodFacts;
 
 /// A capture of others.
 struct Other {
@@ -11,6 +12,8 @@ struct Other {
     chains: &'static [&'static str],
     /// What its tables of nftables begin with.
     tables: &'static [&'static str],
+    /// The containers that capture a pod, or look whether it is captured.
+    containers: &'static [&'static str],
 }
 
 const OTHERS: [Other; 7] = [
@@ -18,13 +21,39 @@ const OTHERS: [Other; 7] = [
         name: "Istio's ambient mode",
         chains: &["ISTIO_PRERT", "ISTIO_POSTRT"],
         tables: &["istio-ambient-"],
+        containers: &[],
     },
-    Other { name: "Linkerd", chains: &["PROXY_INIT_"], tables: &[] },
-    Other { name: "Kuma", chains: &["KUMA_MESH_"], tables: &[] },
-    Other { name: "Consul", chains: &["CONSUL_"], tables: &["consul_tproxy"] },
-    Other { name: "Open Service Mesh", chains: &["OSM_PROXY_"], tables: &[] },
-    Other { name: "AWS App Mesh", chains: &["APPMESH_"], tables: &[] },
-    Other { name: "Cilium's ztunnel", chains: &["CILIUM_PREROUTING"], tables: &[] },
+    Other {
+        name: "Linkerd",
+        chains: &["PROXY_INIT_"],
+        tables: &[],
+        containers: &["linkerd-init", "linkerd-network-validator"],
+    },
+    Other {
+        name: "Kuma",
+        chains: &["KUMA_MESH_"],
+        tables: &[],
+        containers: &["kuma-init", "kuma-validation"],
+    },
+    Other {
+        name: "Consul",
+        chains: &["CONSUL_"],
+        tables: &["consul_tproxy"],
+        containers: &["consul-connect-inject-init"],
+    },
+    Other {
+        name: "Open Service Mesh",
+        chains: &["OSM_PROXY_"],
+        tables: &[],
+        containers: &["osm-init"],
+    },
+    Other { name: "AWS App Mesh", chains: &["APPMESH_"], tables: &[], containers: &["proxyinit"] },
+    Other {
+        name: "Cilium's ztunnel",
+        chains: &["CILIUM_PREROUTING"],
+        tables: &[],
+        containers: &[],
+    },
 ];
 
 /// Each of them that is there, in a sentence that says by what it is known.
@@ -43,4 +72,32 @@ pub fn captures(observed: &Observed) -> Vec<String> {
         Some(format!("rules of {} are here ({what}): they are left alone", other.name))
     };
     OTHERS.iter().filter_map(found).collect()
+}
+
+/// Who else captures a pod with these containers: the mesh, and the container by which it is known.
+pub fn captures_pod(pod: &PodFacts) -> Option<(&'static str, &str)> {
+    let mut containers = pod.containers.iter().flatten().filter(|container| container.init);
+    containers.find_map(|container| {
+        let other = OTHERS.iter().find(|o| o.containers.contains(&container.name.as_str()))?;
+        Some((other.name, container.name.as_str()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::Container;
+
+    #[test]
+    fn a_pod_of_another_mesh_is_known_by_its_init_container() {
+        let pod = |name: &str, init| {
+            let container = Container { name: name.to_owned(), init, ..Container::default() };
+            PodFacts { containers: Some(vec![container]), ..PodFacts::default() }
+        };
+        let known = |name, init| captures_pod(&pod(name, init)).map(|(mesh, _)| mesh);
+        assert_eq!(known("linkerd-init", true), Some("Linkerd"));
+        assert_eq!(known("kuma-validation", true), Some("Kuma"));
+        assert_eq!(known("linkerd-init", false), None);
+        assert_eq!(known("istio-init", true), None);
+    }
 }

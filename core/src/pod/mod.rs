@@ -2,8 +2,10 @@
 //! only, and what is not known is told from what is not there.
 
 mod answer;
+mod expand;
 
 pub use answer::{Answer, NotThePod};
+pub use expand::{Elsewhere, expand};
 
 use std::collections::BTreeMap;
 
@@ -29,6 +31,8 @@ pub struct PodFacts {
     pub host_network: bool,
     /// Servers that its manifest names for the resolution of names.
     pub nameservers: Vec<String>,
+    /// Whether it asks these servers alone (`dnsPolicy: None`), and not the cluster's as well.
+    pub own_nameservers: bool,
 }
 
 /// A container of a pod.
@@ -49,6 +53,9 @@ pub struct Container {
     pub args: Vec<String>,
     /// Variables with a value of their own; those that are taken from elsewhere are left out.
     pub env: BTreeMap<String, String>,
+    /// The names of variables whose values are taken from elsewhere; `*` behind what the names begin
+    /// with where not even these are known.
+    pub env_elsewhere: Vec<String>,
     /// Whether it is an init container that stays, while the others go on (`restartPolicy: Always`).
     pub restarts: bool,
     /// Capabilities that it has beside the usual ones.
@@ -88,6 +95,9 @@ pub enum Handler {
         port: PortRef,
         /// The host, where it is not the pod.
         host: Option<String>,
+        /// The path, where it says one.
+        #[serde(default)]
+        path: Option<String>,
     },
     /// By a connection.
     Tcp {
@@ -136,19 +146,6 @@ impl std::fmt::Display for PortRef {
     }
 }
 
-/// A text is no manifest of a pod.
-#[derive(Debug, thiserror::Error)]
-#[error("this is no manifest of a pod: {0}")]
-pub struct BadManifest(#[from] serde_saphyr::Error);
-
-/// Read a pod's manifest, in YAML or JSON.
-///
-/// # Errors
-/// When it is none.
-pub fn read_manifest(text: &str) -> Result<PodFacts, BadManifest> {
-    Ok(serde_saphyr::from_str(text)?)
-}
-
 impl PodFacts {
     /// An annotation's value, if annotations are known and this one is there.
     pub fn annotation(&self, name: &str) -> Option<&str> {
@@ -189,6 +186,7 @@ struct Spec {
     security_context: Option<SecurityContext>,
     host_network: Option<bool>,
     dns_config: Option<DnsConfig>,
+    dns_policy: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -204,6 +202,7 @@ struct RawContainer {
     command: Option<Vec<String>>,
     args: Option<Vec<String>>,
     env: Option<Vec<Variable>>,
+    env_from: Option<Vec<Source>>,
     security_context: Option<SecurityContext>,
     restart_policy: Option<String>,
     ports: Option<Vec<RawPort>>,
@@ -220,9 +219,10 @@ struct RawPort {
     protocol: Option<String>,
 }
 
+/// A probe as a manifest has it.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct RawProbe {
+pub(crate) struct RawProbe {
     http_get: Option<Asked>,
     tcp_socket: Option<Asked>,
     grpc: Option<Asked>,
@@ -232,24 +232,32 @@ struct RawProbe {
 struct Asked {
     port: PortRef,
     host: Option<String>,
+    path: Option<String>,
 }
 
-impl RawProbe {
-    fn read(self, kind: &str) -> Probe {
-        let handler = match (self.http_get, self.tcp_socket, self.grpc) {
-            (Some(Asked { port, host }), ..) => Handler::Http { port, host },
-            (_, Some(Asked { port, host }), _) => Handler::Tcp { port, host },
-            (_, _, Some(Asked { port, .. })) => Handler::Grpc { port },
-            (None, None, None) => Handler::Inside,
-        };
-        Probe { kind: kind.to_owned(), handler }
+impl From<RawProbe> for Handler {
+    fn from(probe: RawProbe) -> Self {
+        match (probe.http_get, probe.tcp_socket, probe.grpc) {
+            (Some(Asked { port, host, path }), ..) => Self::Http { port, host, path },
+            (_, Some(Asked { port, host, .. }), _) => Self::Tcp { port, host },
+            (_, _, Some(Asked { port, .. })) => Self::Grpc { port },
+            (None, None, None) => Self::Inside,
+        }
     }
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Variable {
     name: String,
     value: Option<String>,
+    value_from: Option<serde::de::IgnoredAny>,
+}
+
+/// A `ConfigMap` or Secret all of whose keys become variables.
+#[derive(Deserialize)]
+struct Source {
+    prefix: Option<String>,
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -281,6 +289,7 @@ impl From<Manifest> for PodFacts {
             containers: Some(first.chain(containers).collect()),
             host_network: spec.host_network.unwrap_or(false),
             nameservers: spec.dns_config.and_then(|dns| dns.nameservers).unwrap_or_default(),
+            own_nameservers: spec.dns_policy.as_deref() == Some("None"),
         }
     }
 }
@@ -289,7 +298,16 @@ impl RawContainer {
     /// A container's security context beats its pod's, value by value.
     fn read(self, init: bool, of_pod: &SecurityContext) -> Container {
         let own = self.security_context.unwrap_or_default();
-        let literal = |v: Variable| Some((v.name, v.value?));
+        let prefixes = self.env_from.into_iter().flatten();
+        let prefixes = prefixes.map(|from| format!("{}*", from.prefix.unwrap_or_default()));
+        let (mut env, mut env_elsewhere) = (BTreeMap::new(), prefixes.collect::<Vec<_>>());
+        for variable in self.env.into_iter().flatten() {
+            match variable {
+                Variable { name, value: None, value_from: Some(_) } => env_elsewhere.push(name),
+                // Without any value it has none.
+                Variable { name, value, .. } => drop(env.insert(name, value.unwrap_or_default())),
+            }
+        }
         let port = |port: RawPort| ContainerPort {
             name: port.name,
             number: port.container_port,
@@ -300,7 +318,9 @@ impl RawContainer {
             ("readinessProbe", self.readiness_probe),
             ("startupProbe", self.startup_probe),
         ];
-        let probes = probes.into_iter().filter_map(|(kind, probe)| Some(probe?.read(kind)));
+        let probes = probes.into_iter().filter_map(|(kind, probe)| {
+            Some(Probe { kind: kind.to_owned(), handler: probe?.into() })
+        });
         Container {
             name: self.name,
             init,
@@ -308,7 +328,8 @@ impl RawContainer {
             group: own.run_as_group.or(of_pod.run_as_group),
             command: self.command.unwrap_or_default(),
             args: self.args.unwrap_or_default(),
-            env: self.env.into_iter().flatten().filter_map(literal).collect(),
+            env,
+            env_elsewhere,
             restarts: init && self.restart_policy.as_deref() == Some("Always"),
             capabilities: own.capabilities.and_then(|c| c.add).unwrap_or_default(),
             ports: self.ports.into_iter().flatten().map(port).collect(),

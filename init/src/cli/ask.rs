@@ -15,7 +15,7 @@ use super::own::NotTyped;
 pub(crate) struct Sources {
     /// Files of rules.
     pub(crate) rules: Vec<PathBuf>,
-    /// A pod's manifest.
+    /// A pod's manifest, `FILE` or `FILE#KIND/NAME`.
     pub(crate) manifest: Option<PathBuf>,
     /// The namespace itself.
     pub(crate) live: bool,
@@ -128,8 +128,8 @@ pub(super) fn source_args(command: Command) -> Command {
 pub(super) fn manifest_arg() -> Arg {
     Arg::new("manifest")
         .long("manifest")
-        .value_name("FILE")
-        .help("A pod's manifest, YAML or JSON: its annotations are the configuration")
+        .value_name("FILE[#KIND/NAME]")
+        .help("The manifest of a pod or of what makes pods, YAML or JSON: by its init container's arguments, or its annotations; `-` is standard input")
         .value_parser(clap::value_parser!(PathBuf))
 }
 

@@ -1,21 +1,17 @@
 //! From what was typed to a policy, for Millrace's own commands.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::compile::{Layout, compile};
-use millrace_core::dialect::istio::annotations::{self, Captured, Decision, Defaults};
 use millrace_core::dialect::{istio, native};
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::{self, NftRuleset};
 use millrace_core::plan::Wish;
-use millrace_core::pod::PodFacts;
 use millrace_core::policy::{CapturePolicy, InboundMode};
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Ruleset;
 
-use super::output::warn;
 use crate::cli::istio::{NotTyped, read};
 use crate::cli::own::Config;
 
@@ -57,15 +53,27 @@ pub(super) fn load(config: &Config, facts: &HostFacts, writes: bool) -> Result<L
 
 /// A command line of istio-iptables, with its environment, for looking only.
 fn load_istio(words: Vec<std::ffi::OsString>, facts: &HostFacts) -> Result<Loaded> {
-    let mut flags = match read(words) {
-        Ok(typed) => typed.flags,
-        Err(NotTyped::Help(text) | NotTyped::Bad(text)) => return Err(anyhow!(text)),
-    };
+    of_istio(typed(words)?, environment()?, facts)
+}
+
+/// The flags of a command line of istio-iptables.
+pub(super) fn typed(words: Vec<std::ffi::OsString>) -> Result<Vec<(String, String)>> {
+    match read(words) {
+        Ok(typed) => Ok(typed.flags),
+        Err(NotTyped::Help(text) | NotTyped::Bad(text)) => Err(anyhow!(text)),
+    }
+}
+
+/// What istio-iptables writes with these flags and variables.
+pub(super) fn of_istio(
+    mut flags: Vec<(String, String)>,
+    env: BTreeMap<String, String>,
+    facts: &HostFacts,
+) -> Result<Loaded> {
     // Nothing is written here, so nothing has to exist.
     flags.push(("dry-run".to_owned(), "true".to_owned()));
-    let raw = istio::Raw::new(flags, environment()?);
-    let resolved = istio::resolve(&raw, facts)?;
-    let istio::Resolved { policy, options, warnings } = resolved;
+    let istio::Resolved { policy, options, warnings } =
+        istio::resolve(&istio::Raw::new(flags, env), facts)?;
     let nft = options.native.then(|| native_rules(&policy, &options));
     Ok(Loaded { policy, layout: &istio::LAYOUT, nft, warnings })
 }
@@ -110,20 +118,4 @@ pub(super) fn marks(policy: Option<&CapturePolicy>) -> Vec<(u32, u32)> {
         marks.push((mark.value.get(), table.value.get()));
     }
     marks
-}
-
-/// The configuration that a pod's manifest gives, as the CNI plugin reads it.
-pub(super) fn of_manifest(path: &Path) -> Result<Captured> {
-    let what = || format!("--manifest {}", path.display());
-    let text = std::fs::read_to_string(path).with_context(what)?;
-    let pod: PodFacts = millrace_core::pod::read_manifest(&text).with_context(what)?;
-    match annotations::decide_by_contents(&pod) {
-        Decision::Capture => {}
-        Decision::Pass(why) => warn(&format!("this pod is not captured through CNI: {why}")),
-        Decision::Ask(what) => warn(&format!("whether this pod is captured is not known: {what}")),
-    }
-    let defaults = Defaults { env: environment()?, ..Defaults::default() };
-    let captured = annotations::policy(&pod, &defaults).with_context(what)?;
-    captured.warnings.iter().for_each(|w| warn(w));
-    Ok(captured)
 }

@@ -1,79 +1,82 @@
 //! `millrace lint`
 
-use std::io::Read as _;
-use std::path::Path;
-
 use anyhow::{Context as _, Result, bail};
 use millrace_core::dialect::istio::lint;
 use millrace_core::finding::{Finding, Severity};
-use millrace_core::manifest::{self, Workload};
+use millrace_core::manifest::{self, BadObject, Name, Workload};
 use serde_json::{Value, json};
 
 use super::output::{print, print_json};
+use super::pods::text;
 use crate::cli::own::Lint;
 use crate::exit::Exit;
 
+/// What was found in all files.
+#[derive(Default)]
+struct Linted {
+    workloads: Vec<(String, Workload, Vec<Finding>)>,
+    /// What can't be read, which says nothing of the others.
+    bad: Vec<(String, BadObject)>,
+    /// What makes no pods.
+    others: Vec<(String, Name)>,
+}
+
 pub(crate) fn lint(command: &Lint) -> Result<Exit> {
-    let mut all = Vec::new();
+    let mut all = Linted::default();
     for path in &command.files {
         let what = || path.display().to_string();
-        let workloads = manifest::read(&text(path).with_context(what)?).with_context(what)?;
-        if workloads.is_empty() {
+        let found = manifest::read(&text(path).with_context(what)?).with_context(what)?;
+        if found.workloads.is_empty() && found.bad.is_empty() {
             bail!("{}: there is neither a pod in it nor anything that makes pods", what());
         }
-        for workload in workloads {
+        for workload in found.workloads {
             let findings = lint::lint(&workload);
-            all.push((what(), workload, findings));
+            all.workloads.push((what(), workload, findings));
         }
+        all.bad.extend(found.bad.into_iter().map(|bad| (what(), bad)));
+        all.others.extend(found.others.into_iter().map(|name| (what(), name)));
     }
     if command.json {
-        print_json(&json!({ "workloads": all.iter().map(as_json).collect::<Vec<_>>() }))?;
+        print_json(&as_json(&all))?;
     } else {
         print(&as_text(&all))?;
     }
-    let worst =
-        all.iter().flat_map(|(.., findings)| findings).map(|finding| finding.severity).max();
-    Ok(match worst {
+    if !all.bad.is_empty() {
+        let lines = all.bad.iter().map(|(file, why)| format!("{file}: {why}"));
+        bail!(lines.collect::<Vec<_>>().join("\n"));
+    }
+    let findings = all.workloads.iter().flat_map(|(.., findings)| findings);
+    Ok(match findings.map(|finding| finding.severity).max() {
         None | Some(Severity::Note) => Exit::Ok,
         Some(Severity::Warning) => Exit::NotCaptured,
         Some(Severity::Error) => Exit::Drifted,
     })
 }
 
-type Linted = (String, Workload, Vec<Finding>);
-
-fn text(path: &Path) -> Result<String> {
-    if path == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text)?;
-        return Ok(text);
-    }
-    Ok(std::fs::read_to_string(path)?)
-}
-
-/// A workload's kind, namespace and name.
-fn name(workload: &Workload) -> String {
-    let name = workload.name.as_deref().unwrap_or("without a name");
-    match &workload.namespace {
-        Some(namespace) => format!("{} {namespace}/{name}", workload.kind),
-        None => format!("{} {name}", workload.kind),
-    }
-}
-
-fn as_json((file, workload, findings): &Linted) -> Value {
+fn as_json(all: &Linted) -> Value {
+    let workload = |(file, workload, findings): &(String, Workload, Vec<Finding>)| {
+        let Name { kind, namespace, name } = &workload.name;
+        json!({
+            "file": file,
+            "kind": kind,
+            "namespace": namespace,
+            "name": name,
+            "findings": findings,
+        })
+    };
+    let bad = |(file, why): &(String, BadObject)| json!({ "file": file, "why": why.to_string() });
+    let other = |(file, Name { kind, namespace, name }): &(String, Name)| json!({ "file": file, "kind": kind, "namespace": namespace, "name": name });
     json!({
-        "file": file,
-        "kind": workload.kind,
-        "namespace": workload.namespace,
-        "name": workload.name,
-        "findings": findings,
+        "workloads": all.workloads.iter().map(workload).collect::<Vec<_>>(),
+        "notRead": all.bad.iter().map(bad).collect::<Vec<_>>(),
+        "passedOver": all.others.iter().map(other).collect::<Vec<_>>(),
     })
 }
 
-fn as_text(all: &[Linted]) -> String {
+fn as_text(all: &Linted) -> String {
     let mut text = String::new();
-    for (file, workload, findings) in all {
-        text.push_str(&format!("{file}: {}", name(workload)));
+    for (file, workload, findings) in &all.workloads {
+        text.push_str(&format!("{file}: {}", workload.name));
         if findings.is_empty() {
             text.push_str(": nothing wrong was found");
         }
@@ -81,6 +84,14 @@ fn as_text(all: &[Linted]) -> String {
         for finding in findings {
             text.push_str(&format!("  {}\n", finding.to_string().replace('\n', "\n  ")));
         }
+    }
+    for of_file in all.others.chunk_by(|(one, _), (other, _)| one == other) {
+        let names: Vec<String> = of_file.iter().map(|(_, name)| name.to_string()).collect();
+        let file = &of_file[0].0;
+        text.push_str(&format!(
+            "{file}: passed over, not known to make pods: {}\n",
+            names.join(", ")
+        ));
     }
     text
 }

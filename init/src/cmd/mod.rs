@@ -15,6 +15,7 @@ mod lint;
 mod namespace;
 mod node_bpf;
 mod output;
+mod pods;
 mod preflight;
 mod rules;
 mod status;

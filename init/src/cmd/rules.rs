@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use millrace_core::dialect::istio;
 use millrace_core::ebpf::{beside, judge};
 use millrace_core::facts::HostFacts;
 use millrace_core::infer::of_saved;
@@ -15,7 +14,7 @@ use millrace_core::nft::NftRuleset;
 use millrace_core::observed::{Holding, Observed, Variant};
 use millrace_core::plan::Groups;
 use millrace_core::policy::CapturePolicy;
-use millrace_core::ruleset::{Chain, Reason, Rule, Ruleset, Table};
+use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
 use millrace_core::sim::{
     EBPF, Explanation, Fate, Namespace, OwnAddress, Program, Question, SourceTable, of_dump,
     of_listed, of_nft, of_nft_json, of_ruleset,
@@ -28,9 +27,11 @@ use millrace_host::netns::NetnsRef;
 use millrace_host::observe::Look;
 use millrace_host::{exec, surroundings};
 
+use super::config::{self, Loaded};
 use super::held::Held;
+use super::namespace;
 use super::output::warn;
-use super::{config, namespace};
+use super::pods::{self, Described};
 use crate::cli::ask::{Sources, Typed};
 use crate::cli::own::{self, Common, Config, Place};
 
@@ -89,7 +90,9 @@ pub(super) fn load(common: &Common, sources: &Sources, config: &Config) -> Resul
     let live = sources.live || common.place != Place::Here;
     let files = !sources.rules.is_empty();
     let manifest = sources.manifest.is_some();
-    let given = [live, files, manifest, config.is_given()];
+    // Which backend a plugin uses is not in a manifest.
+    let configured = if manifest { config.has_settings() } else { config.is_given() };
+    let given = [live, files, manifest, configured];
     if given.iter().filter(|given| **given).count() > 1 {
         bail!(
             "rules come from one source: a configuration, --rules, --manifest, or a namespace \
@@ -114,10 +117,7 @@ pub(super) fn load(common: &Common, sources: &Sources, config: &Config) -> Resul
         return of_files(&sources.rules, &addresses);
     }
     match &sources.manifest {
-        Some(path) if ebpf => {
-            of_ebpf(config::of_manifest(path)?.policy, &Groups::new(), &addresses)
-        }
-        Some(path) => of_manifest(path, &addresses),
+        Some(word) => of_manifest(word, config, &addresses),
         None => of_config(config, &addresses),
     }
 }
@@ -150,6 +150,10 @@ pub(super) fn of_word(word: &str, sources: &Sources) -> Result<Rules> {
         let config = config.map_err(|text| anyhow!("{word}: {text}"))?;
         return of_config(&config, &addresses).with_context(|| word.to_owned());
     }
+    if pods::is_manifest(word) {
+        let rules = of_manifest(Path::new(word), &Config::default(), &addresses);
+        return rules.with_context(|| word.to_owned());
+    }
     let paths: Vec<PathBuf> = word.split(',').map(PathBuf::from).collect();
     let mut texts = Vec::new();
     for path in &paths {
@@ -163,15 +167,11 @@ pub(super) fn of_word(word: &str, sources: &Sources) -> Result<Rules> {
     if texts.iter().all(is_dump) {
         return of_files(&paths, &addresses);
     }
-    let ([path], [text]) = (paths.as_slice(), texts.as_slice()) else {
+    let [path] = paths.as_slice() else {
         bail!(
             "{word}: several files can only be what iptables-save, ip6tables-save and nft -j list ruleset print"
         );
     };
-    let says_pod = |line: &str| line.contains("kind") && line.contains("Pod");
-    if text.lines().any(says_pod) {
-        return of_manifest(path, &addresses);
-    }
     let config = Config { file: Some(path.clone()), ..Config::default() };
     of_config(&config, &addresses)
 }
@@ -194,15 +194,19 @@ fn of_config(config: &Config, addresses: &[IpAddr]) -> Result<Rules> {
     if config.by_ebpf() {
         return of_ebpf(loaded.policy, &facts.groups, addresses);
     }
-    let native = loaded.nft.as_ref().filter(|_| !config.is_open());
-    let (tables, routing) = if let Some(nft) = native {
-        (of_nft(nft, &facts.groups), nft.routing.clone())
+    Ok(of_loaded(&loaded, !config.is_open(), &facts.groups, addresses))
+}
+
+/// The rules of a configuration; those of nftables, if it has some, where these are meant.
+fn of_loaded(loaded: &Loaded, native: bool, groups: &Groups, addresses: &[IpAddr]) -> Rules {
+    let (tables, routing) = if let Some(nft) = loaded.nft.as_ref().filter(|_| native) {
+        (of_nft(nft, groups), nft.routing.clone())
     } else {
         let ruleset = loaded.ruleset();
-        (of_ruleset(&ruleset, &facts.groups), ruleset.routing)
+        (of_ruleset(&ruleset, groups), ruleset.routing)
     };
     let namespace = Namespace::pod(addresses, &routing).with_proxy(&loaded.policy);
-    Ok(Rules { program: Program::new(tables), namespace, live: false, ebpf: None })
+    Rules { program: Program::new(tables), namespace, live: false, ebpf: None }
 }
 
 fn of_ebpf(policy: CapturePolicy, groups: &Groups, addresses: &[IpAddr]) -> Result<Rules> {
@@ -213,12 +217,32 @@ fn of_ebpf(policy: CapturePolicy, groups: &Groups, addresses: &[IpAddr]) -> Resu
     Ok(Rules { program, namespace, live: false, ebpf: Some(held) })
 }
 
-fn of_manifest(path: &Path, addresses: &[IpAddr]) -> Result<Rules> {
-    let captured = config::of_manifest(path)?;
-    let ruleset = millrace_core::compile::compile(&captured.policy, &istio::LAYOUT);
-    let namespace = Namespace::pod(addresses, &ruleset.routing).with_proxy(&captured.policy);
-    let tables = of_ruleset(&ruleset, &Groups::new());
-    Ok(Rules { program: Program::new(tables), namespace, live: false, ebpf: None })
+/// The rules that are written in the pod of a manifest, with the backend that is meant.
+fn of_manifest(word: &Path, config: &Config, addresses: &[IpAddr]) -> Result<Rules> {
+    let facts = facts(addresses);
+    let described = pods::of_manifest(word, &facts, false)?;
+    if let Described::Inside(loaded) | Described::Plugin(loaded) = &described {
+        loaded.warnings.iter().for_each(|w| warn(w));
+    }
+    Ok(match described {
+        Described::Inside(_) if config.by_ebpf() || config.is_given() => bail!(
+            "an init container captures this pod, and says itself what by: --backend goes with pods \
+             that the CNI plugin captures"
+        ),
+        Described::Inside(loaded) => of_loaded(&loaded, true, &facts.groups, addresses),
+        Described::Plugin(loaded) if config.by_ebpf() => {
+            of_ebpf(loaded.policy, &facts.groups, addresses)?
+        }
+        Described::Plugin(loaded) => {
+            of_loaded(&loaded, !config.is_open(), &facts.groups, addresses)
+        }
+        Described::Open => Rules {
+            program: Program::new(Vec::new()),
+            namespace: Namespace::pod(addresses, &Routing::default()),
+            live: false,
+            ebpf: None,
+        },
+    })
 }
 
 fn of_files(paths: &[PathBuf], addresses: &[IpAddr]) -> Result<Rules> {

@@ -2,7 +2,6 @@
 
 use anyhow::{Context as _, Result, bail};
 use millrace_core::compile::compile;
-use millrace_core::dialect::istio;
 use millrace_core::ebpf::beside;
 use millrace_core::facts::HostFacts;
 use millrace_core::plan::Groups;
@@ -20,6 +19,7 @@ use serde_json::json;
 
 use super::held::Held;
 use super::output::{print, print_json, warn};
+use super::pods::{self, Described};
 use super::rules::of_here;
 use super::{config, namespace};
 use crate::cli::node::Meant;
@@ -142,10 +142,14 @@ fn given(verify: &Verify, facts: &HostFacts) -> Result<Option<(CapturePolicy, Ru
         Some(_) if verify.config.is_given() => {
             bail!("what is expected comes from one source: --manifest, or another configuration")
         }
-        Some(path) => {
-            let policy = config::of_manifest(path)?.policy;
-            let ruleset = compile(&policy, &istio::LAYOUT);
-            Some((policy, ruleset))
+        Some(word) => {
+            let loaded = match pods::of_manifest(word, facts, true)? {
+                Described::Inside(loaded) | Described::Plugin(loaded) => loaded,
+                Described::Open => bail!("nothing captures the pod of this manifest"),
+            };
+            loaded.warnings.iter().for_each(|w| warn(w));
+            let ruleset = loaded.ruleset();
+            Some((loaded.policy, ruleset))
         }
         None if verify.config.is_given() => {
             let loaded = config::load(&verify.config, facts, false)?;

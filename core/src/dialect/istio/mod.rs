@@ -5,6 +5,7 @@ mod dry_run;
 pub mod flags;
 mod footprint;
 mod go;
+mod init_container;
 pub mod lint;
 mod older;
 mod raw;
@@ -13,6 +14,7 @@ mod resolve;
 pub use dry_run::dry_run_log;
 pub use footprint::FOOTPRINT;
 pub use go::{parse_bool, parse_duration};
+pub use init_container::{InitContainer, NotTold, contradictions, init_container, writes_nothing};
 pub use raw::Raw;
 pub use resolve::{ForcedVariant, Options, Resolved, resolve};
 

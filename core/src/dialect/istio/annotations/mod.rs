@@ -14,6 +14,7 @@ mod policy;
 
 pub use decide::{Decision, Node, Passed, Unknown, decide, decide_by_contents};
 pub use injected::{ids_are_ranged, names_proxy};
+pub(super) use policy::PROXY_PORTS;
 pub use policy::{Captured, Defaults, policy};
 
 /// The container that the proxy runs in.
@@ -47,7 +48,7 @@ const fn def(name: &'static str, default: &'static str, help: &'static str) -> A
     AnnotationDef { name, default, help }
 }
 
-const MODE: AnnotationDef = def(
+pub(super) const MODE: AnnotationDef = def(
     "sidecar.istio.io/interceptionMode",
     "REDIRECT",
     "How inbound connections reach the proxy: REDIRECT or TPROXY",
@@ -82,7 +83,7 @@ pub(super) const EXCLUDE_OUTBOUND_PORTS: AnnotationDef = def(
     "15020",
     "Outbound ports to leave alone, comma list",
 );
-const EXCLUDE_INTERFACES: AnnotationDef = def(
+pub(super) const EXCLUDE_INTERFACES: AnnotationDef = def(
     "traffic.sidecar.istio.io/excludeInterfaces",
     "",
     "Interfaces to leave alone in both directions, comma list",

@@ -25,7 +25,7 @@ const OUTBOUND_PORT: u16 = 15001;
 const INBOUND_PORT: u16 = 15006;
 const TUNNEL_PORT: u16 = 15008;
 /// Inbound ports of the proxy itself: merged metrics, health, metrics.
-const PROXY_PORTS: [u16; 3] = [15020, 15021, 15090];
+pub(in crate::dialect::istio) const PROXY_PORTS: [u16; 3] = [15020, 15021, 15090];
 
 /// What holds where a pod doesn't say otherwise, or where it is not known what it says.
 #[derive(Clone, Debug, Default)]

@@ -1,0 +1,174 @@
+//! From a pod's manifest to what captures it: the command line of its init container, or what the CNI
+//! plugin makes of its annotations.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use millrace_core::dialect::istio::annotations::{
+    self, Decision, Defaults, INIT_CONTAINER, Passed,
+};
+use millrace_core::dialect::{istio, native, others};
+use millrace_core::facts::HostFacts;
+use millrace_core::manifest::{self, Selector, Workload};
+use millrace_core::pod::PodFacts;
+
+use super::config::{self, Loaded, environment, own_rules};
+use super::output::warn;
+
+/// What captures a pod.
+#[derive(Debug)]
+pub(super) enum Described {
+    /// Its init container, by these rules and no others.
+    Inside(Loaded),
+    /// The CNI plugin, by any backend.
+    Plugin(Loaded),
+    /// Nothing.
+    Open,
+}
+
+/// Which file, and which pod in it.
+struct Word {
+    path: PathBuf,
+    selector: Option<Selector>,
+}
+
+impl Word {
+    /// `FILE` or `FILE#KIND/NAME`. A file whose own name has such a sign is one.
+    fn parse(word: &Path) -> Result<Self> {
+        let split = word.to_str().and_then(|text| text.rsplit_once('#'));
+        match split {
+            Some((path, selector)) if !word.exists() => {
+                Ok(Self { path: path.into(), selector: Some(selector.parse()?) })
+            }
+            _ => Ok(Self { path: word.to_owned(), selector: None }),
+        }
+    }
+}
+
+/// The text of a file; `-` is standard input.
+pub(super) fn text(path: &Path) -> Result<String> {
+    if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text)?;
+        return Ok(text);
+    }
+    Ok(std::fs::read_to_string(path)?)
+}
+
+/// Whether a word names a manifest.
+pub(super) fn is_manifest(word: &str) -> bool {
+    let path = Word::parse(Path::new(word)).map(|word| word.path);
+    path.is_ok_and(|path| {
+        let text = std::fs::read_to_string(path);
+        text.is_ok_and(|text| manifest::says_kind(&text))
+    })
+}
+
+/// What captures the pod of a manifest. `facts` are those of its namespace where the command is in it
+/// (`inside`), and otherwise those that are taken for it.
+pub(super) fn of_manifest(word: &Path, facts: &HostFacts, inside: bool) -> Result<Described> {
+    let what = || format!("--manifest {}", word.display());
+    described(word, facts, inside).with_context(what)
+}
+
+fn described(word: &Path, facts: &HostFacts, inside: bool) -> Result<Described> {
+    let Word { path, selector } = Word::parse(word)?;
+    let manifest = manifest::read(&text(&path)?)?;
+    let hint = format!("name one with --manifest '{}#KIND/NAME'", path.display());
+    let workload = match manifest.choose(selector.as_ref()) {
+        Err(why @ manifest::NotChosen::Several(_)) => return Err(why).context(hint),
+        chosen => chosen?,
+    };
+    let pod = &workload.pod;
+    if pod.host_network {
+        bail!(
+            "the pod uses the node's network, whose rules are not in its manifest: ask there, with \
+             --live"
+        );
+    }
+    if let Some((mesh, container)) = others::captures_pod(pod) {
+        bail!("its init container {container} is one of {mesh}, whose rules are not known here");
+    }
+    match istio::init_container(pod) {
+        Some(init) => from_inside(pod, init?, facts, inside).map(Described::Inside),
+        None => by_plugin(workload),
+    }
+}
+
+fn from_inside(
+    pod: &PodFacts,
+    init: istio::InitContainer,
+    facts: &HostFacts,
+    inside: bool,
+) -> Result<Loaded> {
+    let who = || format!("init container {INIT_CONTAINER}");
+    let flags =
+        config::typed(init.words.into_iter().map(Into::into).collect()).with_context(who)?;
+    if let Some(flag) = istio::writes_nothing(&istio::Raw::new(flags.clone(), init.env.clone())) {
+        bail!("{} writes no rules (--{flag}): what else captures the pod is not known", who());
+    }
+    let mut facts = facts.clone();
+    if !inside {
+        facts.resolv_conf = Some(resolv_conf(pod));
+    }
+    let mut loaded = config::of_istio(flags, init.env, &facts).with_context(who)?;
+    match annotations::policy(pod, &Defaults::default()) {
+        Ok(annotated) => {
+            let names = istio::contradictions(pod, &annotated.policy, &loaded.policy);
+            if !names.is_empty() {
+                loaded.warnings.push(format!(
+                    "the rules are those that the arguments of {} say; the pod's annotations say \
+                     otherwise: {}",
+                    who(),
+                    names.join(", ")
+                ));
+            }
+        }
+        Err(errors) => loaded.warnings.push(format!(
+            "the rules are those that the arguments of {} say; the pod's annotations are wrong: {}",
+            who(),
+            errors.to_string().replace('\n', "; ")
+        )),
+    }
+    Ok(loaded)
+}
+
+/// The pod's `/etc/resolv.conf`, as far as its manifest tells it.
+fn resolv_conf(pod: &PodFacts) -> Result<String, String> {
+    if !pod.own_nameservers {
+        return Err(
+            "it is the pod's own, with the cluster's servers, which no manifest tells: ask the pod \
+             itself, with --pod"
+                .to_owned(),
+        );
+    }
+    let lines = pod.nameservers.iter().flat_map(|server| ["nameserver ", server, "\n"]);
+    Ok(lines.collect())
+}
+
+fn by_plugin(workload: &Workload) -> Result<Described> {
+    let pod = &workload.pod;
+    match annotations::decide_by_contents(pod) {
+        Decision::Capture => {}
+        // What makes pods has no proxy in it before they are made.
+        Decision::Pass(why @ (Passed::NoProxy | Passed::NotInjected)) if !workload.made => {
+            warn(&format!(
+                "{why}: pods without one are not captured; this is what holds once it is injected"
+            ));
+        }
+        Decision::Pass(why) => {
+            warn(&format!("this pod is not captured: {why}"));
+            return Ok(Described::Open);
+        }
+        Decision::Ask(what) => warn(&format!("whether this pod is captured is not known: {what}")),
+    }
+    let defaults = Defaults { env: environment()?, ..Defaults::default() };
+    let captured = annotations::policy(pod, &defaults)?;
+    Ok(Described::Plugin(Loaded {
+        nft: Some(own_rules(&captured.policy)),
+        policy: captured.policy,
+        layout: &native::LAYOUT,
+        warnings: captured.warnings,
+    }))
+}
