@@ -86,3 +86,29 @@ fn what_is_no_manifest_is_refused() -> Result<()> {
     ensure!(none.status.code() == Some(2));
     Ok(())
 }
+
+/// Verify that what can't be read, and what makes no pods, leaves the findings of the others.
+#[test]
+fn one_that_cant_be_read_leaves_the_others() -> Result<()> {
+    let bad =
+        "kind: Pod\nmetadata: {name: x, labels: {a: true}}\nspec: {containers: [{name: a}]}\n";
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\n";
+    let file = [bad, WRONG, service].join("---\n");
+    let (code, out, err) = lint(&file, &[])?;
+    ensure!(
+        code == Some(1) && err.contains("metadata.labels.a is true") && err.contains("in quotes"),
+        "{err}"
+    );
+    ensure!(
+        out.contains("[runs-as-proxy]") && out.contains("known to make pods: Service s"),
+        "{out}"
+    );
+    let (code, out, _) = lint(&file, &["--output", "json"])?;
+    let found: Value = serde_json::from_str(&out)?;
+    ensure!(code == Some(1) && found["workloads"][0]["name"] == "wrong", "{found:#}");
+    ensure!(
+        found["notRead"][0]["why"].is_string() && found["passedOver"][0]["name"] == "s",
+        "{found:#}"
+    );
+    Ok(())
+}

@@ -7,9 +7,9 @@ use crate::finding::Severity;
 const NET_ADMIN: &str = "NET_ADMIN";
 
 pub(super) fn check(look: &mut Look<'_>) {
-    let Some(policy) = &look.policy else { return };
-    let uids: Vec<u32> = policy.proxy.uids.iter().map(|uid| uid.value.get()).collect();
-    let gids: Vec<u32> = policy.proxy.gids.iter().map(|gid| gid.value.get()).collect();
+    let Some(proxy) = &look.proxy else { return };
+    let uids: Vec<u32> = proxy.uids.iter().map(|uid| uid.value.get()).collect();
+    let gids: Vec<u32> = proxy.gids.iter().map(|gid| gid.value.get()).collect();
     for container in look.running() {
         let uid = container.user.filter(|uid| uids.contains(uid));
         let gid = container.group.filter(|gid| gids.contains(gid));

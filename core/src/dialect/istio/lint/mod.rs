@@ -13,11 +13,13 @@ mod start;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use super::annotations::{Defaults, INIT_CONTAINER, PROXY_CONTAINER, policy};
 use crate::finding::{Finding, Severity};
 use crate::manifest::Workload;
 use crate::pod::{Container, PodFacts};
-use crate::policy::CapturePolicy;
+use crate::policy::{CapturePolicy, ProxyIdentity};
 
 /// The init container that looks whether a pod is captured.
 const VALIDATION_CONTAINER: &str = "istio-validation";
@@ -25,7 +27,10 @@ const VALIDATION_CONTAINER: &str = "istio-validation";
 /// Everything that is wrong with a pod, or with what makes pods; the worst first.
 pub fn lint(workload: &Workload) -> Vec<Finding> {
     let pod = &workload.pod;
-    let mut look = Look { workload, pod, policy: None, findings: Vec::new() };
+    // Who the proxy is no annotation about capture says.
+    let bare = PodFacts { annotations: Some(BTreeMap::new()), ..pod.clone() };
+    let proxy = policy(&bare, &Defaults::default()).ok().map(|captured| captured.policy.proxy);
+    let mut look = Look { workload, pod, proxy, policy: None, findings: Vec::new() };
     match policy(pod, &Defaults::default()) {
         Ok(captured) => {
             for warning in captured.warnings {
@@ -63,6 +68,8 @@ pub fn lint(workload: &Workload) -> Vec<Finding> {
 struct Look<'a> {
     workload: &'a Workload,
     pod: &'a PodFacts,
+    /// Who its proxy is; none if it can't be anybody.
+    proxy: Option<ProxyIdentity>,
     /// What its annotations mean; none if something is wrong with them.
     policy: Option<CapturePolicy>,
     findings: Vec<Finding>,

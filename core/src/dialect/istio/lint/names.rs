@@ -1,11 +1,14 @@
 //! Annotations and labels that are not what they are taken for.
 
+use std::collections::BTreeSet;
+
 use super::super::annotations::{
-    ANNOTATIONS, EXCLUDE_INBOUND_PORTS, INCLUDE_INBOUND_PORTS, INJECT, KUBEVIRT_INTERFACES,
-    REROUTE_INTERFACES,
+    ANNOTATIONS, EXCLUDE_INBOUND_PORTS, INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_NETWORKS,
+    INCLUDE_OUTBOUND_PORTS, INJECT, KUBEVIRT_INTERFACES, REROUTE_INTERFACES,
 };
 use super::Look;
 use crate::finding::Severity;
+use crate::policy::NetworkSelection;
 
 /// What the names of annotations about capture begin with.
 const PREFIX: &str = "traffic.sidecar.istio.io/";
@@ -15,6 +18,7 @@ const NEAR: usize = 4;
 pub(super) fn check(look: &mut Look<'_>) {
     unknown(look);
     misplaced(look);
+    labels(look);
     wish(look);
     without_effect(look);
 }
@@ -48,7 +52,7 @@ fn misplaced(look: &mut Look<'_>) {
             continue;
         }
         let at = format!("annotation {name}");
-        let what = format!("it is on the {}, not on its pods", look.workload.kind);
+        let what = format!("it is on the {}, not on its pods", look.workload.name.kind);
         look.add(
             Severity::Error,
             "misplaced-annotation",
@@ -57,6 +61,45 @@ fn misplaced(look: &mut Look<'_>) {
             [
                 "pods get the annotations of the template alone, so what it says does not happen",
                 "move it to the template: spec.template.metadata.annotations",
+            ],
+        );
+    }
+}
+
+/// Labels that are to be annotations, and the one label on what makes pods, which pods don't get.
+fn labels(look: &mut Look<'_>) {
+    let is_about_pods = |name: &&String| {
+        name.starts_with(PREFIX) || ANNOTATIONS.iter().any(|def| def.name == *name)
+    };
+    let of_pod = look.pod.labels.iter().flatten().map(|(name, _)| name);
+    let names: BTreeSet<&String> =
+        of_pod.chain(look.workload.labels.keys()).filter(is_about_pods).collect();
+    for name in names {
+        let at = format!("label {name}");
+        look.add(
+            Severity::Error,
+            "misplaced-label",
+            &at,
+            "it is a label",
+            [
+                "only an annotation of this name is read, so what it says does not happen",
+                "move it from the labels to the annotations of the pod, in a template those under \
+                 spec.template.metadata",
+            ],
+        );
+    }
+    let of_pod = look.pod.labels.as_ref().is_some_and(|labels| labels.contains_key(INJECT));
+    if look.workload.labels.contains_key(INJECT) && !of_pod {
+        let at = format!("label {INJECT}");
+        let what = format!("it is on the {}, not on its pods", look.workload.name.kind);
+        look.add(
+            Severity::Error,
+            "misplaced-label",
+            &at,
+            &what,
+            [
+                "webhooks select pods by their own labels, so what it says does not happen",
+                "move it to the template: spec.template.metadata.labels",
             ],
         );
     }
@@ -114,6 +157,25 @@ fn without_effect(look: &mut Look<'_>) {
              not captured anyway, and what is in it is, excluded or not",
             "keep one of the two lists",
         ]);
+    }
+    let everything = look.policy.as_ref().is_some_and(|policy| {
+        matches!(policy.outbound.networks, NetworkSelection::All(_))
+            && !policy.outbound.ports.is_empty()
+    });
+    if everything {
+        let at = format!("annotation {}", INCLUDE_OUTBOUND_PORTS.name);
+        let what = format!("it has no effect while {} is \"*\"", INCLUDE_OUTBOUND_NETWORKS.name);
+        look.add(
+            Severity::Warning,
+            "no-effect",
+            &at,
+            &what,
+            [
+                "every port is captured anyway, and \"*\" holds where nothing else is said",
+                "to capture these ports alone set traffic.sidecar.istio.io/includeOutboundIPRanges to \
+                 \"\"; otherwise leave the list out",
+            ],
+        );
     }
     let has = |name| look.pod.annotation(name).is_some();
     if has(REROUTE_INTERFACES.name) && has(KUBEVIRT_INTERFACES.name) {

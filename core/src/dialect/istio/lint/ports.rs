@@ -1,12 +1,14 @@
 //! Ports: what the containers listen on, what is captured of it, and what asks whether they live.
 
+use std::collections::BTreeMap;
+
 use super::super::annotations::{
     EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_NETWORKS, EXCLUDE_OUTBOUND_PORTS,
-    INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_NETWORKS, INCLUDE_OUTBOUND_PORTS,
+    INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_NETWORKS, INCLUDE_OUTBOUND_PORTS, PROXY_CONTAINER,
 };
 use super::{Look, of};
 use crate::finding::Severity;
-use crate::pod::{Container, Handler, PortRef};
+use crate::pod::{Container, Handler, PodFacts, PortRef, RawProbe};
 use crate::policy::{InboundSelection, NetworkSelection};
 use crate::value::{Port, PortRange};
 
@@ -24,6 +26,12 @@ const PROXY_PORTS: [(u16, &str); 10] = [
     (15053, "captured DNS queries"),
     (15090, "its metrics"),
 ];
+/// Where the agent answers probes for the application: `/app-health/CONTAINER/livez` and the like.
+const AGENT_PORT: u16 = 15020;
+/// What its paths begin with.
+const APP_HEALTH: &str = "/app-health/";
+/// The variable of the proxy's container that says what each path stands for, in JSON.
+const APP_PROBERS: &str = "ISTIO_KUBE_APP_PROBERS";
 /// Whether the injector leads probes through the agent.
 const REWRITE_PROBES: &str = "sidecar.istio.io/rewriteAppHTTPProbers";
 
@@ -116,7 +124,13 @@ fn probes(look: &mut Look<'_>, container: &Container) {
     let rewritten = look.pod.annotation(REWRITE_PROBES) != Some("false");
     for probe in &container.probes {
         let at = format!("{}, {}", of(container), probe.kind);
-        let Some((protocol, port)) = probe.handler.network() else { continue };
+        let asked = match led_through_agent(look.pod, &probe.handler) {
+            Led::No => probe.handler.clone(),
+            Led::To(handler) => handler,
+            // What the agent asks is told to it alone.
+            Led::Somewhere => continue,
+        };
+        let Some((protocol, port)) = asked.network() else { continue };
         let named = |name: &str| {
             container.ports.iter().find(|p| p.name.as_deref() == Some(name)).map(|p| p.number)
         };
@@ -157,7 +171,7 @@ fn probes(look: &mut Look<'_>, container: &Container) {
             ]);
         }
         if let Handler::Http { host: Some(host), .. } | Handler::Tcp { host: Some(host), .. } =
-            &probe.handler
+            &asked
         {
             look.add(
                 Severity::Error,
@@ -179,6 +193,33 @@ fn probes(look: &mut Look<'_>, container: &Container) {
                 "leave the annotation out, or exclude the port from capture",
             ]);
         }
+    }
+}
+
+/// What a probe really asks.
+enum Led {
+    /// What it says.
+    No,
+    /// This, by way of the agent.
+    To(Handler),
+    /// The application, by way of the agent.
+    Somewhere,
+}
+
+/// The injector leads probes through the agent beside the proxy, and tells it in a variable what each
+/// of them asked.
+fn led_through_agent(pod: &PodFacts, handler: &Handler) -> Led {
+    let Handler::Http { port: PortRef::Number(AGENT_PORT), path: Some(path), .. } = handler else {
+        return Led::No;
+    };
+    if !path.starts_with(APP_HEALTH) {
+        return Led::No;
+    }
+    let told = pod.container(PROXY_CONTAINER).and_then(|proxy| proxy.env.get(APP_PROBERS));
+    let told = told.and_then(|text| serde_json::from_str::<BTreeMap<String, RawProbe>>(text).ok());
+    match told.and_then(|mut probes| probes.remove(path)) {
+        Some(probe) => Led::To(probe.into()),
+        None => Led::Somewhere,
     }
 }
 

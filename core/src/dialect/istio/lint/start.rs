@@ -127,7 +127,7 @@ fn never_ends(look: &mut Look<'_>) {
         Some(_) => (Severity::Warning, "its proxy is a container like the others"),
         None => (Severity::Note, "whether its proxy is a native sidecar is not known"),
     };
-    look.add(severity, "never-ends", &format!("the {}", look.workload.kind), what, [
+    look.add(severity, "never-ends", &format!("the {}", look.workload.name.kind), what, [
         "a proxy that is a common container goes on when the work is done, so the job never completes",
         "let the proxy be a native sidecar (ENABLE_NATIVE_SIDECARS, Kubernetes 1.29), or let the \
          application end it: POST to http://127.0.0.1:15020/quitquitquit",

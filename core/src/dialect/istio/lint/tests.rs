@@ -6,7 +6,7 @@ use crate::manifest::read;
 
 /// What is found in a manifest: how bad, which, and where.
 fn found(text: &str) -> Vec<(Severity, &'static str, String)> {
-    let workloads = read(text).unwrap();
+    let workloads = read(text).unwrap().workloads;
     let findings = workloads.iter().flat_map(lint);
     findings.map(|f| (f.severity, f.code, f.at)).collect()
 }
@@ -48,6 +48,9 @@ fn a_sound_pod_is_sound() {
 fn the_proxys_user_is_the_proxys_alone() {
     let own = "  containers: [{name: app, securityContext: {runAsUser: 1337}}]\n";
     one("", own, Error, "runs-as-proxy", "container app");
+    // Whatever else is wrong.
+    let bad = found(&pod("traffic.sidecar.istio.io/excludeInboundPorts: x", own));
+    assert!(bad.iter().any(|(_, code, _)| *code == "runs-as-proxy"), "{bad:?}");
     let of_pod =
         "  securityContext: {runAsUser: 1000, runAsGroup: 1337}\n  containers: [{name: app}]\n";
     one("", of_pod, Error, "runs-as-proxy", "container app");
@@ -67,7 +70,7 @@ fn the_proxys_user_is_the_proxys_alone() {
 fn annotations_that_nobody_reads_are_found() {
     let name = "traffic.sidecar.istio.io/excludeOutboundPort";
     let text = pod(&format!("{name}: \"1\""), APP);
-    let finding = lint(&read(&text).unwrap()[0]).remove(0);
+    let finding = lint(&read(&text).unwrap().workloads[0]).remove(0);
     assert_eq!((finding.severity, finding.code), (Error, "unknown-annotation"));
     assert_eq!(finding.fix, "did you mean traffic.sidecar.istio.io/excludeOutboundPorts?");
     let text = "kind: Deployment\nmetadata:\n  name: a\n  annotations:\n    \
@@ -113,7 +116,12 @@ fn lists_that_contradict_each_other_are_found() {
     let name = |name| format!("annotation traffic.sidecar.istio.io/{name}");
     let ports = "traffic.sidecar.istio.io/includeOutboundPorts: \"80\", \
                  traffic.sidecar.istio.io/excludeOutboundPorts: \"80\"";
-    one(ports, APP, Error, "contradiction", &name("includeOutboundPorts"));
+    let of_ports = found(&pod(ports, APP));
+    let wanted = [
+        (Error, "contradiction", name("includeOutboundPorts")),
+        (Warning, "no-effect", name("includeOutboundPorts")),
+    ];
+    assert_eq!(of_ports, wanted);
     let networks = "traffic.sidecar.istio.io/includeOutboundIPRanges: 10.0.0.0/8, \
                     traffic.sidecar.istio.io/excludeOutboundIPRanges: 10.0.0.0/8";
     one(networks, APP, Error, "contradiction", &name("excludeOutboundIPRanges"));
@@ -195,4 +203,76 @@ fn dns_in_a_circle_and_jobs_without_end_are_found() {
         "{containers: [{name: app}], initContainers: [{name: istio-proxy, restartPolicy: Always}]}",
     );
     assert_eq!(found(&native), []);
+}
+
+#[test]
+fn probes_that_the_agent_passes_on_are_the_applications() {
+    let spec = |env: &str, path: &str| {
+        format!(
+            "  initContainers:\n  - {{name: istio-proxy, restartPolicy: Always, env: [{env}]}}\n  \
+             containers:\n  - name: app\n    ports: [{{containerPort: 8080, name: http}}]\n    \
+             livenessProbe: {{httpGet: {{port: 15020, path: {path}}}}}\n"
+        )
+    };
+    let told = |probe: &str| {
+        format!("{{name: ISTIO_KUBE_APP_PROBERS, value: '{{\"/app-health/app/livez\":{probe}}}'}}")
+    };
+    let http = |port| told(&format!("{{\"httpGet\":{{\"path\":\"/\",\"port\":{port}}}}}"));
+    let livez = "/app-health/app/livez";
+    for env in [String::new(), told("{\"tcpSocket\":{\"port\":8080}}"), http("8080"), told("7")] {
+        assert_eq!(found(&pod("", &spec(&env, livez))), [], "{env}");
+    }
+    // What it asks for the node is looked at as if the node asked.
+    one("", &spec(&http("\"web\""), livez), Error, "probe-port", "container app, livenessProbe");
+    one("", &spec(&http("15021"), livez), Warning, "probe-port", "container app, livenessProbe");
+    // Other paths of the agent say nothing of the application.
+    one("", &spec("", "/healthz/ready"), Warning, "probe-port", "container app, livenessProbe");
+}
+
+#[test]
+fn labels_that_nobody_reads_are_found() {
+    let of = |own: &str, pods: &str| {
+        format!(
+            "kind: Deployment\nmetadata: {{name: a, labels: {{{own}}}}}\nspec:\n  template:\n    \
+             metadata: {{labels: {{{pods}}}}}\n    spec: {{containers: [{{name: app}}]}}\n"
+        )
+    };
+    let (inject, ports) = (
+        "sidecar.istio.io/inject: \"true\"",
+        "traffic.sidecar.istio.io/excludeOutboundPorts: \"1\"",
+    );
+    let at = |name: &str| (Error, "misplaced-label", format!("label {name}"));
+    let name = "traffic.sidecar.istio.io/excludeOutboundPorts";
+    assert_eq!(found(&of("", ports)), [at(name)]);
+    assert_eq!(found(&of(ports, ports)), [at(name)]);
+    let mode = "sidecar.istio.io/interceptionMode";
+    assert_eq!(found(&of("", &format!("{mode}: TPROXY"))), [at(mode)]);
+    assert_eq!(found(&of(inject, "")), [at("sidecar.istio.io/inject")]);
+    for right in [of("", inject), of(inject, inject), of("app: a", "app: a")] {
+        assert_eq!(found(&right), [], "{right}");
+    }
+}
+
+#[test]
+fn ports_that_are_included_beside_everything_are_found() {
+    let ports = "traffic.sidecar.istio.io/includeOutboundPorts: \"8443\"";
+    let at = "annotation traffic.sidecar.istio.io/includeOutboundPorts";
+    one(ports, APP, Warning, "no-effect", at);
+    for networks in ["\"\"", "10.0.0.0/8"] {
+        let networks = format!("traffic.sidecar.istio.io/includeOutboundIPRanges: {networks}");
+        assert_eq!(found(&pod(&format!("{ports}, {networks}"), APP)), [], "{networks}");
+    }
+}
+
+#[test]
+fn virtual_machines_and_unnamed_containers_are_looked_at() {
+    let machine = "apiVersion: kubevirt.io/v1\nkind: VirtualMachine\nmetadata: {name: a}\nspec: \
+                   {template: {metadata: {annotations: {traffic.sidecar.istio.io/kubevirtInterfaces: \
+                   veryverylonginterface0}}, spec: {domain: {}}}}\n";
+    let at = "annotation traffic.sidecar.istio.io/kubevirtInterfaces";
+    let wanted = (Error, "bad-value", at.to_owned());
+    assert_eq!(found(&format!("{machine}---\n{}", pod("", APP))), [wanted]);
+    let service = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\nspec: \
+                   {template: {spec: {containers: [{securityContext: {runAsUser: 1337}}]}}}\n";
+    assert_eq!(found(service), [(Error, "runs-as-proxy", "container user-container".to_owned())]);
 }
