@@ -1,6 +1,8 @@
 //! Whether a namespace is captured: its rules held against what is wanted, or against the
 //! settings that can be read back from the rules themselves.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use crate::compile::compile;
@@ -64,8 +66,15 @@ pub fn read_back(observed: &Observed) -> Vec<ReadBack> {
     let mut found = Vec::new();
     for variant in Variant::ALL {
         for dialect in DIALECTS {
-            let dump = |family| observed.holding(variant, family);
-            let (v4, v6) = (dump(Family::V4), dump(Family::V6));
+            // Settings are read in the newest form.
+            let modern = Family::ALL.map(|family| {
+                let dump = observed.holding(variant, family);
+                dump.and_then(dialect.modernize).map(|modern| modern.dump)
+            });
+            let dump = |index: usize| {
+                modern[index].as_ref().or_else(|| observed.holding(variant, Family::ALL[index]))
+            };
+            let (v4, v6) = (dump(0), dump(1));
             let Some(settings) = infer(v4, v6, &observed.ip_rules, &dialect.footprint) else {
                 continue;
             };
@@ -96,8 +105,49 @@ pub fn read_native_back(observed: &Observed) -> Option<NativeReadBack> {
     })
 }
 
-/// Judge a namespace; by `wanted` when it is given.
+/// Judge a namespace; by `wanted` when it is given. Rules in the form of an older release are compared
+/// in that form: they are whole where nothing of it is missing.
 pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> Status {
+    let found = judge_newest(observed, wanted, groups);
+    if found.state != State::Drifted || found.native {
+        return found;
+    }
+    let Some((modern, older)) = modernized(observed) else { return found };
+    let mut again = judge_newest(&modern, wanted, groups);
+    match again.state {
+        State::Captured => {
+            again.notes.insert(0, older);
+            again
+        }
+        _ => found,
+    }
+}
+
+/// What was seen, with its rules in the newest form, and a sentence on the forms in which they were.
+fn modernized(observed: &Observed) -> Option<(Observed, String)> {
+    let mut modern = observed.clone();
+    let mut forms = BTreeSet::new();
+    let mut who = None;
+    for holding in &mut modern.holdings {
+        for dialect in DIALECTS {
+            if let Some(found) = (dialect.modernize)(&holding.dump) {
+                holding.dump = found.dump;
+                forms.extend(found.forms);
+                who = Some(dialect.name);
+            }
+        }
+    }
+    let (major, minor) = forms.iter().map(|form| form.last).min()?;
+    let lacks: Vec<&str> = forms.iter().filter_map(|form| form.lacks).collect();
+    let meaning = if lacks.is_empty() {
+        "it means the same as today's".to_owned()
+    } else {
+        format!("it differs from today's in that {}", lacks.join("; "))
+    };
+    Some((modern, format!("rules as {} up to {major}.{minor} wrote them; {meaning}", who?)))
+}
+
+fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> Status {
     if !observed.native.is_empty() && read_back(observed).is_empty() {
         return judge_native(observed, None, groups);
     }

@@ -210,3 +210,31 @@ fn an_ambient_pod_is_left_alone() -> Result<()> {
     pod.feed("nft", &["-f", "-"], table)?;
     is(&pod, 3, "note: rules of Istio's ambient mode are here (table inet istio-ambient-nat)")
 }
+
+/// Rules as istio-iptables 1.10 writes them.
+const OF_1_10: &str = "*nat\n:ISTIO_INBOUND - [0:0]\n:ISTIO_IN_REDIRECT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n\
+    :ISTIO_REDIRECT - [0:0]\n-A PREROUTING -p tcp -j ISTIO_INBOUND\n-A OUTPUT -p tcp -j ISTIO_OUTPUT\n\
+    -A ISTIO_INBOUND -p tcp --dport 15008 -j RETURN\n-A ISTIO_INBOUND -p tcp --dport 22 -j RETURN\n\
+    -A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT\n\
+    -A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006\n\
+    -A ISTIO_OUTPUT -s 127.0.0.6/32 -o lo -j RETURN\n\
+    -A ISTIO_OUTPUT ! -d 127.0.0.1/32 -o lo -m owner --uid-owner 1337 -j ISTIO_IN_REDIRECT\n\
+    -A ISTIO_OUTPUT -o lo -m owner ! --uid-owner 1337 -j RETURN\n\
+    -A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN\n\
+    -A ISTIO_OUTPUT ! -d 127.0.0.1/32 -o lo -m owner --gid-owner 1337 -j ISTIO_IN_REDIRECT\n\
+    -A ISTIO_OUTPUT -o lo -m owner ! --gid-owner 1337 -j RETURN\n\
+    -A ISTIO_OUTPUT -m owner --gid-owner 1337 -j RETURN\n\
+    -A ISTIO_OUTPUT -d 127.0.0.1/32 -j RETURN\n-A ISTIO_OUTPUT -j ISTIO_REDIRECT\n\
+    -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n";
+
+/// Verify that a pod that an older release captured is captured, that the form is named, and that what
+/// is missing from it is told.
+#[test]
+fn rules_of_an_older_release_are_compared_in_its_form() -> Result<()> {
+    let pod = pod()?;
+    pod.feed("iptables-nft-restore", &[], OF_1_10)?;
+    is(&pod, 0, "rules as istio-iptables up to 1.17 wrote them")?;
+    pod.run("iptables-nft", &["-t", "nat", "-D", "ISTIO_OUTPUT", "3"])?;
+    is(&pod, 5, "drifted")?;
+    Ok(())
+}

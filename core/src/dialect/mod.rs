@@ -11,6 +11,7 @@ mod resolv_conf;
 pub use error::{ConfigError, ConfigErrors};
 pub use list::Reader;
 
+use crate::iptables::Dump;
 use crate::nft::NftLayout;
 use crate::ownership::Footprint;
 use crate::source::Source;
@@ -26,6 +27,27 @@ pub struct Dialect {
     pub nft_layout: &'static NftLayout,
     /// What in this dialect sets what a flag of Millrace's own commands sets.
     pub source_of: fn(&str) -> Source,
+    /// Rules of older releases as the newest one writes them, with the forms in which they were; none
+    /// where they are in no older form that is known.
+    pub modernize: fn(&Dump) -> Option<Modernized>,
+}
+
+/// Rules of older releases as the newest one writes them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Modernized {
+    /// The rules.
+    pub dump: Dump,
+    /// The forms in which they were; at least one.
+    pub forms: Vec<OldForm>,
+}
+
+/// A form in which older releases wrote a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OldForm {
+    /// The last release that wrote it, `(1, 24)`.
+    pub last: (u8, u8),
+    /// What it does not do that the newest does; none where it means the same.
+    pub lacks: Option<&'static str>,
 }
 
 /// Every dialect.
@@ -35,6 +57,7 @@ pub static DIALECTS: &[Dialect] = &[
         footprint: istio::FOOTPRINT,
         nft_layout: &istio::NFT_LAYOUT,
         source_of: istio::source_of,
+        modernize: istio::modernize,
     },
     native::DIALECT,
 ];

@@ -7,6 +7,7 @@ mod footprint;
 mod go;
 mod init_container;
 pub mod lint;
+mod modern;
 mod older;
 mod raw;
 mod resolve;
@@ -19,6 +20,8 @@ pub use raw::Raw;
 pub use resolve::{ForcedVariant, Options, Resolved, resolve};
 
 use crate::compile::Layout;
+use crate::dialect::Modernized;
+use crate::iptables::Dump;
 use crate::nft::NftLayout;
 use crate::ruleset::{ChainName, Home};
 use crate::source::Source;
@@ -63,6 +66,11 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
     },
     one_table: false,
 };
+
+/// Rules of an older release as the newest one writes them.
+pub(super) fn modernize(dump: &Dump) -> Option<Modernized> {
+    modern::modernize(dump)
+}
 
 /// The flag or variable that sets what a flag of Millrace's own commands sets.
 pub fn source_of(flag: &str) -> Source {

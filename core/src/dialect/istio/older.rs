@@ -1,5 +1,5 @@
-//! What older releases of istio-iptables wrote in another form: up to 1.22 DNS capture and the drop of
-//! invalid packets stood in builtin chains, with no chain of their own.
+//! What older releases of istio-iptables wrote in another form: DNS capture (up to 1.22) and the drop of
+//! invalid packets (up to 1.23) stood in builtin chains, with no chain of their own.
 
 use std::collections::BTreeSet;
 
@@ -10,14 +10,14 @@ use crate::ruleset::{ConnState, Hook, Match, Owner, Protocol, Rule, Side, Table,
 use crate::value::{Cidr, PortRange, Zone};
 
 /// The port of DNS, and the one on which the proxy answers.
-const DNS: u16 = 53;
+pub(super) const DNS: u16 = 53;
 const ANSWERS: u16 = 15053;
 /// The user and group of the proxy when nobody says otherwise.
 const PROXY: &str = "1337";
 
 /// What a rule for DNS over UDP asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Asked {
+pub(super) enum Asked {
     /// Queries or answers of the proxy.
     Proxy(Owner),
     /// Those of anybody, or to and from one server.
@@ -25,7 +25,7 @@ enum Asked {
 }
 
 /// The side that a port is on, the port, and who is meant.
-fn asked(rule: &Rule) -> Option<(Side, u16, Asked)> {
+pub(super) fn asked(rule: &Rule) -> Option<(Side, u16, Asked)> {
     let (mut port, mut who, mut udp) = (None, Asked::Anybody, false);
     for m in &rule.matches {
         match m {
@@ -48,7 +48,8 @@ fn asked(rule: &Rule) -> Option<(Side, u16, Asked)> {
 pub(super) fn direct_dns(dump: &Dump, owned: &mut Owned) {
     let proxies = proxies(dump);
     let mut found = Vec::new();
-    let mut named = false;
+    // Up to 1.24 the answers' rule stood in the builtin chain, while the others had a chain.
+    let mut named = owned.has_chain(Table::Raw, super::LAYOUT.output.as_str());
     for (table, hook) in
         [(Table::Nat, Hook::Output), (Table::Raw, Hook::Output), (Table::Raw, Hook::Prerouting)]
     {
@@ -181,6 +182,14 @@ mod tests {
             // Another mesh captures DNS in the same words.
             assert_eq!(left(&format!("*nat\n{nat}{raw}")).len(), 7);
         }
+    }
+
+    #[test]
+    fn answers_of_dns_in_a_builtin_chain_are_known_beside_a_chain_of_their_queries() {
+        let raw = "*raw\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -p udp -j ISTIO_OUTPUT\n\
+            -A ISTIO_OUTPUT -d 10.44.0.1/32 -p udp -m udp --dport 53 -j CT --zone 2\n\
+            -A PREROUTING -s 10.44.0.1/32 -p udp -m udp --sport 53 -j CT --zone 1\nCOMMIT\n";
+        assert_eq!(left(&format!("{NAT}COMMIT\n{raw}")), Vec::<String>::new());
     }
 
     #[test]

@@ -18,8 +18,13 @@ use crate::ruleset::{ChainName, Home};
 use crate::source::Source;
 
 /// Millrace's own dialect.
-pub const DIALECT: Dialect =
-    Dialect { name: "millrace", footprint: FOOTPRINT, nft_layout: &NFT_LAYOUT, source_of };
+pub const DIALECT: Dialect = Dialect {
+    name: "millrace",
+    footprint: FOOTPRINT,
+    nft_layout: &NFT_LAYOUT,
+    source_of,
+    modernize: |_| None,
+};
 
 /// The chains that Millrace's own commands make.
 pub static LAYOUT: Layout = Layout {
