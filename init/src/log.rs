@@ -50,17 +50,22 @@ pub(crate) struct Log {
     least: Level,
     json: bool,
     targets: Vec<Target>,
+    /// The errors so far, whether anybody reads them or not.
+    errors: Vec<String>,
 }
+
+/// As many errors are kept.
+const MOST_ERRORS: usize = 256;
 
 impl Log {
     /// For Millrace's own commands.
     pub(crate) fn own() -> Self {
-        Self { least: Level::Info, json: false, targets: vec![Target::Stderr] }
+        Self { least: Level::Info, json: false, targets: vec![Target::Stderr], errors: Vec::new() }
     }
 
     /// For istio-iptables, before its flags are read.
     pub(crate) fn istio() -> Self {
-        Self { least: Level::Info, json: false, targets: vec![Target::Stdout] }
+        Self { least: Level::Info, json: false, targets: vec![Target::Stdout], errors: Vec::new() }
     }
 
     /// Set a log flag of istio-iptables. Those that have no effect here are taken as well.
@@ -100,7 +105,15 @@ impl Log {
         self.write(Level::Warn, message);
     }
 
+    /// The errors so far, the first ones first.
+    pub(crate) fn errors(&self) -> &[String] {
+        &self.errors
+    }
+
     pub(crate) fn error(&mut self, message: &str) {
+        if self.errors.len() < MOST_ERRORS {
+            self.errors.push(message.to_owned());
+        }
         self.write(Level::Error, message);
     }
 

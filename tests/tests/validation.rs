@@ -102,7 +102,11 @@ fn nothing_captured_is_not_valid() -> Result<()> {
     for user in [None, Some(1337), Some(1000)] {
         let (code, said) = validate(&topology, user, &[])?;
         assert_eq!(code, 126, "{user:?}: {said}");
-        assert!(said.contains("missing in table nat") || said.contains("can't be seen"), "{said}");
+        assert!(said.contains("the CNI plugin did not capture this pod"), "{said}");
+        // There never were to be rules of istio-iptables.
+        assert!(!said.contains("missing in table"), "{said}");
+        let seen = if user.is_none() { "no rules of it are here" } else { "can't be seen" };
+        assert!(said.contains(seen), "{user:?}: {said}");
     }
     Ok(())
 }
@@ -115,5 +119,83 @@ fn a_port_that_is_taken_proves_nothing() -> Result<()> {
     let (code, said) = validate(&topology, None, &[])?;
     assert_eq!(code, 126, "{said}");
     assert!(said.contains("the proxy's port 15001 can't be listened on"), "{said}");
+    Ok(())
+}
+
+/// Verify that a pod that the plugin captured is valid without a warning, whichever rules those are, and
+/// whoever looks; and that what they lack is found.
+#[test]
+fn rules_of_the_plugin_are_proved_by_connections() -> Result<()> {
+    for backend in ["nftables", "iptables-nft"] {
+        let mut topology = Topology::new(Stack::Dual, Layout::default())?;
+        topology.stop_listeners();
+        let apply = ["apply", "--backend", backend];
+        let output = topology.pod.output(&mut millrace(apply)?)?;
+        assert!(output.status.success(), "{output:?}");
+        for user in [Some(1337), None] {
+            let (code, said) = validate(&topology, user, &[])?;
+            assert_eq!(code, 0, "{backend} {user:?}: {said}");
+            assert!(!said.contains("warn\t") && !said.contains("missing"), "{user:?}: {said}");
+        }
+        let gone = match backend {
+            "nftables" => "flush chain inet millrace nat-prerouting",
+            _ => "flush chain ip nat PREROUTING",
+        };
+        topology.pod.run("nft", &gone.split(' ').collect::<Vec<_>>())?;
+        let (code, said) = validate(&topology, None, &[])?;
+        assert_eq!(code, 126, "{backend}: {said}");
+        assert!(said.contains("rules are here that lack something"), "{said}");
+    }
+    Ok(())
+}
+
+/// Verify that a failure is told where the kubelet looks for it, within its bounds, and that a success
+/// tells nothing.
+#[test]
+fn the_reason_is_left_for_the_kubelet() -> Result<()> {
+    let mut topology = Topology::new(Stack::V4, Layout::default())?;
+    topology.stop_listeners();
+    let folder = tempfile::tempdir()?;
+    let (null, log) = (folder.path().join("null"), folder.path().join("termination-log"));
+    std::fs::write(&null, "")?;
+    let program = millrace([""; 0])?;
+    let program = program.get_program().to_str().unwrap_or_default().to_owned();
+    // A container has a `/dev` of its own, in which the kubelet puts this file.
+    let script = "mount --bind /dev/null \"$0/null\" && mount --bind \"$0\" /dev && exec \"$@\"";
+    let folder = folder.path().to_str().unwrap_or_default();
+    let run = |words: &[&str]| -> Result<(Option<i32>, String)> {
+        std::fs::write(&log, "")?;
+        let mut command = std::process::Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", script, folder, &program, "istio-iptables"])
+            .args(words);
+        let output = topology.pod.output(&mut command)?;
+        Ok((output.status.code(), std::fs::read_to_string(&log)?))
+    };
+    let validate = [
+        "-u",
+        "1337",
+        "-i",
+        "*",
+        "-b",
+        "*",
+        "--probe-timeout=300ms",
+        "--run-validation",
+        "--skip-rule-apply",
+    ];
+    let (code, text) = run(&validate)?;
+    assert_eq!(code, Some(126), "{text}");
+    assert!(
+        text.contains("the CNI plugin did not capture this pod") && text.len() <= 4096,
+        "{text}"
+    );
+    let (code, text) = run(&["-p", "no-port"])?;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("no-port"), "{text}");
+    let (code, text) = run(&["--no-such-flag"])?;
+    assert_eq!(code, Some(255), "{text}");
+    assert!(text.contains("--no-such-flag"), "{text}");
+    let (code, text) = run(&validate[..6])?;
+    assert_eq!((code, text.as_str()), (Some(0), ""));
     Ok(())
 }

@@ -50,6 +50,8 @@ impl fmt::Display for As {
 pub(super) enum DialError {
     /// It could not be tried.
     NotPossible(String),
+    /// The user can't be used by this one.
+    NotAllowed(String),
     /// It went wrong.
     Failed(String),
 }
@@ -148,14 +150,12 @@ fn spawn(
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn();
-    spawned.map_err(|error| {
-        let why = match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EPERM) => "it needs the capabilities SETUID and SETGID, or to be run by \
-                                   that user"
-                .to_owned(),
-            _ => error.to_string(),
-        };
-        DialError::NotPossible(format!("user {uid} can't be used: {why}"))
+    spawned.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM) => DialError::NotAllowed(format!(
+            "user {uid} can't be used: it needs the capabilities SETUID and SETGID, or to be run by \
+             that user"
+        )),
+        _ => DialError::NotPossible(format!("user {uid} can't be used: {error}")),
     })
 }
 

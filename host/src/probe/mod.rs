@@ -68,6 +68,8 @@ pub enum Ending {
     },
     /// It could not be tried, and why.
     NotPossible(String),
+    /// It is one of another user, whose processes this one may not start.
+    NotAllowed(String),
 }
 
 /// One connection.
@@ -93,7 +95,7 @@ impl Check {
         match self.ending {
             Ending::Captured => Some(true),
             Ending::Failed { .. } => Some(false),
-            Ending::NotPossible(_) => None,
+            Ending::NotPossible(_) | Ending::NotAllowed(_) => None,
         }
     }
 }
@@ -107,7 +109,7 @@ impl fmt::Display for Check {
             Ending::Failed { instead, .. } => {
                 write!(f, "should come out at port {port}, but {instead}")
             }
-            Ending::NotPossible(why) => write!(f, "not tried: {why}"),
+            Ending::NotPossible(why) | Ending::NotAllowed(why) => write!(f, "not tried: {why}"),
         }
     }
 }
@@ -213,6 +215,7 @@ fn attempt(
         Ok(Some(original)) => failed(format!("its original destination there was {original}")),
         Ok(None) => failed("it came out at something else".to_owned()),
         Err(dial::DialError::NotPossible(why)) => Ending::NotPossible(why),
+        Err(dial::DialError::NotAllowed(why)) => Ending::NotAllowed(why),
         Err(dial::DialError::Failed(why)) => failed(why),
     }
 }

@@ -19,6 +19,7 @@ mod pods;
 mod preflight;
 mod rules;
 mod status;
+mod termination;
 mod trace;
 mod verify;
 

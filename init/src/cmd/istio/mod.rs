@@ -1,27 +1,26 @@
 //! `istio-iptables`: what the reference does, in its order and with its exit codes.
 
+mod validate;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use millrace_core::compile::compile;
 use millrace_core::dialect::istio::{self, LAYOUT, Options, Raw, Resolved, dry_run_log};
-use millrace_core::iptables::{render_restore, render_rule};
+use millrace_core::iptables::render_restore;
 use millrace_core::nft::render_transaction;
-use millrace_core::observed::Observed;
 use millrace_core::plan::{Effect, Wish};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
-use millrace_core::ruleset::{Rule, Ruleset, TableChain};
-use millrace_core::status::missing;
+use millrace_core::ruleset::Ruleset;
 use millrace_core::value::Family;
 use millrace_host::engine::{Drift, EngineError, Outcome, Request, Rules, Session};
 use millrace_host::facts;
-use millrace_host::observe::Look;
-use millrace_host::probe::{self, Ending, ProbeConfig};
 use millrace_host::sandbox::Sandbox;
 
 use super::output::print;
+use super::termination;
 use super::{config, exit_of, namespace, told};
 use crate::cli::istio::{NotTyped, read};
 use crate::cli::own::Place;
@@ -37,14 +36,16 @@ pub(crate) fn istio(words: Vec<OsString>) -> Exit {
         }
         Err(NotTyped::Bad(text)) => {
             let text = text.strip_prefix("error: ").unwrap_or(&text).to_owned();
-            Log::istio().error(&text);
+            let mut log = Log::istio();
+            log.error(&text);
             crate::complain(&text);
+            termination::tell(log.errors());
             return Exit::BadFlag;
         }
     };
     let mut log = typed.log;
     let raw = config::environment().map(|env| Raw::new(typed.flags, env));
-    raw.and_then(|raw| run(&raw, &mut log)).unwrap_or_else(|error| {
+    let exit = raw.and_then(|raw| run(&raw, &mut log)).unwrap_or_else(|error| {
         for line in told(&error).lines() {
             log.error(line);
         }
@@ -55,7 +56,11 @@ pub(crate) fn istio(words: Vec<OsString>) -> Exit {
             }
             _ => exit_of(&error),
         }
-    })
+    });
+    if exit != Exit::Ok {
+        termination::tell(log.errors());
+    }
+    exit
 }
 
 fn run(raw: &Raw, log: &mut Log) -> Result<Exit> {
@@ -229,87 +234,5 @@ impl Run<'_> {
         let Some(path) = &self.options.dry_run_file else { return Ok(()) };
         std::fs::write(path, text)
             .with_context(|| format!("environment variable DRY_RUN_FILE_PATH: {path:?}"))
-    }
-
-    /// Send real connections and see.
-    fn validate(&mut self) -> Exit {
-        let config = ProbeConfig {
-            policy: &self.policy,
-            ruleset: &self.ruleset,
-            layout: &LAYOUT,
-            probe_port: self.options.probe_port,
-            timeout: self.options.probe_timeout,
-        };
-        let report = probe::run(&config);
-        let families: Vec<Family> = self.ruleset.families().collect();
-        let arrivals: Vec<_> = families.iter().map(|f| (*f, probe::arrival(&config, *f))).collect();
-        let exec = millrace_host::exec::Options::default();
-        let observed = self.session.observe(&exec, Look::Fast);
-        for check in &report.checks {
-            let text = check.to_string();
-            match &check.ending {
-                Ending::Captured => self.log.info(&text),
-                Ending::NotPossible(_) => self.log.warn(&text),
-                Ending::Failed { needed, .. } => {
-                    self.log.error(&text);
-                    self.blame(&observed, check.family, needed);
-                }
-            }
-        }
-        let mut valid = report.passed();
-        if report.checks.iter().all(|c| c.passed().is_none()) {
-            self.log.error("no connection could be tried, so nothing is proved");
-        }
-        // Who may not see the rules has the connections alone to go by, and so has who can't look
-        // for a single rule.
-        if let (Ok(observed), false) = (&observed, self.options.native) {
-            for (family, needed) in &arrivals {
-                let gone = missing(observed, *family, needed, &self.groups);
-                if gone.is_empty() {
-                    continue;
-                }
-                valid = false;
-                self.log.error(&format!(
-                    "{family} connections from outside, which can't be made from here, don't meet \
-                     every rule"
-                ));
-                self.list(&gone);
-            }
-        }
-        if valid { Exit::Ok } else { Exit::NotValid }
-    }
-
-    /// Say which rule on a connection's way is missing; which ones there should be, when what is
-    /// there can't be seen.
-    fn blame(
-        &mut self,
-        observed: &Result<Observed, EngineError>,
-        family: Family,
-        needed: &[(TableChain, Rule)],
-    ) {
-        if self.options.native {
-            self.log.error("`nft list ruleset` shows the rules that are there");
-            return;
-        }
-        let missing = match observed {
-            Ok(observed) => missing(observed, family, needed, &self.groups),
-            Err(error) => {
-                self.log.warn(&format!("which rule is missing can't be seen: {error}"));
-                needed.to_vec()
-            }
-        };
-        if missing.is_empty() {
-            self.log.error(
-                "the rules on its way are there: something in front of them, or behind, is in its \
-                 way",
-            );
-        }
-        self.list(&missing);
-    }
-
-    fn list(&mut self, missing: &[(TableChain, Rule)]) {
-        for ((table, chain), rule) in missing {
-            self.log.error(&format!("missing in table {table}: -A {chain} {}", render_rule(rule)));
-        }
     }
 }
