@@ -14,7 +14,6 @@ use millrace_core::report::{restore_text, routing_text};
 use millrace_core::ruleset::Ruleset;
 use millrace_core::source::{Source, Sourced};
 use millrace_core::status::{State, Status, judge, judge_native};
-use millrace_core::value::Family;
 use millrace_host::engine::{Drift, EngineError, Outcome, Request, Rules, Session};
 use millrace_host::observe::Look;
 use millrace_host::sandbox::Sandbox;
@@ -213,9 +212,11 @@ impl Wanted {
         }
     }
 
-    /// The rules with the reason of each, in iptables' words. Those of IPv6 are alike.
+    /// The rules of each family with the reason of each, in iptables' words.
     pub(crate) fn explained(&self) -> String {
-        restore_text(&self.iptables, Family::V4) + &routing_text(&self.iptables)
+        let families = self.iptables.families();
+        let rules: String = families.map(|family| restore_text(&self.iptables, family)).collect();
+        rules + &routing_text(&self.iptables)
     }
 
     /// The transaction of nftables, as text.

@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::privilege::Hint;
 use crate::sandbox::Sandbox;
 
 static PROCESSES: AtomicUsize = AtomicUsize::new(0);
@@ -101,19 +102,20 @@ fn explain(stderr: &str) -> String {
     match (said.is_empty(), hint) {
         (true, _) => "it said nothing".to_owned(),
         (false, None) => said.to_owned(),
+        (false, Some(PRIVILEGE)) => format!("{said}\n{PRIVILEGE}{}", Hint::look()),
         (false, Some(hint)) => format!("{said}\n{hint}"),
     }
 }
 
+/// What to do about a missing capability.
+const PRIVILEGE: &str = "this needs the capability NET_ADMIN (and NET_RAW for iptables-legacy) in the \
+    user namespace that owns the network namespace: add them to the container's security context, or use \
+    the CNI plugin";
+
 /// What to do about messages of iptables that name their cause badly.
 fn hint(said: &str) -> Option<&'static str> {
     const HINTS: [(&[&str], &str); 6] = [
-        (
-            &["you must be root", "Permission denied", "Operation not permitted"],
-            "this needs the capability NET_ADMIN (and NET_RAW for iptables-legacy) in the user \
-             namespace that owns the network namespace: add them to the container's security \
-             context, or use the CNI plugin",
-        ),
+        (&["you must be root", "Permission denied", "Operation not permitted"], PRIVILEGE),
         (
             &[
                 "Table does not exist",

@@ -17,6 +17,7 @@ pub mod nflog;
 pub mod nft;
 pub mod observe;
 pub mod preflight;
+mod privilege;
 pub mod probe;
 pub mod sandbox;
 pub mod stop;

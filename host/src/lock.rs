@@ -19,6 +19,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::stat::{major, minor};
 
 use crate::nflog::confirmed;
+use crate::privilege::Hint;
 
 /// The lock of a network namespace: a number of logs (`nfnetlink_log`) or, on kernels without these,
 /// of queues (`nfnetlink_queue`) that one socket at a time listens to. The kernel lets nobody have it
@@ -87,7 +88,8 @@ pub enum LockError {
     /// It may not be taken.
     #[error(
         "the lock of the network namespace can't be taken: EPERM; this needs the capability NET_ADMIN \
-         in the user namespace that owns the network namespace"
+         in the user namespace that owns the network namespace{}",
+        Hint::look()
     )]
     Forbidden,
     /// It can't be taken at all.

@@ -15,6 +15,7 @@ use millrace_core::value::Family;
 use nix::errno::Errno;
 
 use crate::nft::{self, NftError, TableFamily};
+use crate::privilege::Hint;
 use crate::tools::{Role, Tools};
 
 use Backend::{IptablesLegacy, IptablesNft, Nftables};
@@ -58,7 +59,12 @@ pub(crate) fn has_capability(number: u32) -> bool {
 
 fn capabilities() -> Vec<Finding> {
     vec![
-        finding("capability NET_ADMIN", has_capability(NET_ADMIN), GRANT, &Backend::ALL),
+        finding(
+            "capability NET_ADMIN",
+            has_capability(NET_ADMIN),
+            &format!("{GRANT}{}", Hint::look()),
+            &Backend::ALL,
+        ),
         finding("capability NET_RAW", has_capability(NET_RAW), GRANT, &[IptablesLegacy]),
     ]
 }

@@ -259,6 +259,32 @@ fn differences_are_told_by_traffic() -> Result<()> {
     Ok(())
 }
 
+/// Verify that what other commands print is refused with the one that prints what is needed.
+#[test]
+fn other_listings_are_refused_with_what_to_save() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("rules");
+    let name = file.to_str().context("UTF-8")?;
+    for (text, wanted) in [
+        ("-P OUTPUT ACCEPT\n-A OUTPUT -j X\n", "iptables-save"),
+        ("# Warning: x\nChain OUTPUT (policy ACCEPT)\ntarget prot\n", "iptables-save"),
+        ("table ip nat { # handle 1\n}\n", "nft -j list ruleset"),
+    ] {
+        fs::write(&file, text)?;
+        for (words, code) in
+            [(&["explain", "--all", "--rules", name][..], 1), (&["diff", name, "apply"], 2)]
+        {
+            let output = Command::new(binary::millrace()?).args(words).output()?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            ensure!(
+                output.status.code() == Some(code) && said.contains(wanted),
+                "{words:?}: {said}"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// A pod that `istio-init` captures with these arguments, and annotations.
 fn injected(args: &str, annotations: &str) -> String {
     format!(

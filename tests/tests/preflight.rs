@@ -140,5 +140,19 @@ fn what_is_missing_is_named() -> Result<()> {
     let (code, said) = preflight(&nobody, "nftables")?;
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("nftables does not work\n    capability NET_ADMIN: add it"), "{said}");
+    // As Kubernetes does it: the container has the capability, and its user does not.
+    assert!(
+        said.contains("user 65534 has none in effect") && said.contains("runAsUser: 0"),
+        "{said}"
+    );
+    let nothing = [&nobody[..], &["--bounding-set=-all"]].concat();
+    let (_, said) = preflight(&nothing, "nftables")?;
+    assert!(!said.contains("has none in effect"), "{said}");
+    // So it is where a run needs it.
+    let plain = millrace(["apply"])?;
+    let mut command = Command::new("setpriv");
+    command.args(nobody).arg(plain.get_program()).args(plain.get_args());
+    let (code, said) = ran(&namespace, &mut command)?;
+    assert!(code == Some(1) && said.contains("user 65534 has none in effect"), "{said}");
     Ok(())
 }

@@ -9,8 +9,10 @@ use crate::capture::Wanted;
 use crate::config::{Config, object};
 use crate::decide::{Decided, Origin, Verdict, WHY_CAPTURED, called, resolve, told};
 use crate::lookup::Configured;
-use crate::protocol::{CniError, Code, Environment, PodArgs};
+use crate::protocol::{CniError, Code, Environment, Object, PodArgs};
 
+/// How entries of this plugin are called.
+const TYPE: &str = "millrace-cni";
 /// A pod of which nothing is told but its annotations.
 const SOME_POD: &str = "K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod";
 
@@ -36,8 +38,9 @@ pub(crate) fn explain(env: &Environment, stdin: &str, as_json: bool) -> (bool, S
 }
 
 fn decided(env: &Environment, stdin: &str, began: Instant) -> Result<(Config, Decided), CniError> {
-    let config = Config::parse(&object(stdin)?)?;
-    let mut config = config;
+    let (entry, taken) = entry(object(stdin)?)?;
+    let mut config = Config::parse(&entry)?;
+    config.warnings.extend(taken);
     let args = env.get("CNI_ARGS").map_or_else(
         || {
             let named = "CNI_ARGS is not set: taken for a pod of Kubernetes, default/pod";
@@ -54,6 +57,46 @@ fn decided(env: &Environment, stdin: &str, began: Instant) -> Result<(Config, De
     let decided = resolve(pod, Origin::Runtime, &config, env.clone(), &mut sources)
         .map_err(|error| error.about(&whom))?;
     Ok((config, decided))
+}
+
+/// The plugin's entry as a runtime passes it, which has the name and version of the list, and where it
+/// was found if the whole list came.
+fn entry(object: Object) -> Result<(Object, Option<String>), CniError> {
+    let Some(plugins) = object.get("plugins") else { return Ok((object, None)) };
+    let bad = |msg: String| CniError::new(Code::BadConfig, msg);
+    let entries: Vec<Object> = serde_json::from_str(plugins.get())
+        .map_err(|error| bad(format!("the list of plugins can't be read: {error}")))?;
+    let kind = |entry: &Object| -> String {
+        let kind = entry.get("type").and_then(|raw| serde_json::from_str(raw.get()).ok());
+        kind.unwrap_or_else(|| "(no type)".to_owned())
+    };
+    let ours: Vec<usize> = (0..entries.len()).filter(|at| kind(&entries[*at]) == TYPE).collect();
+    let [at] = ours[..] else {
+        let kinds = entries.iter().map(kind).collect::<Vec<_>>().join(", ");
+        return Err(bad(format!(
+            "this is a list of {} plugins ({kinds}), and {} of them is of type {TYPE}: one has to be",
+            entries.len(),
+            if ours.is_empty() {
+                "none".to_owned()
+            } else {
+                format!("more than one ({})", ours.len())
+            },
+        )));
+    };
+    let mut entry = entries[at].clone();
+    for name in ["name", "cniVersion"] {
+        let value = object.get(name).and_then(|raw| serde_json::from_str::<String>(raw.get()).ok());
+        if let Some(value) = value {
+            entry.set_text(name, &value);
+        }
+    }
+    let note = format!(
+        "this is a whole list of {} plugins: entry {} of type {TYPE} was taken, with the list's name and \
+         version, as a runtime does; what a runtime adds to it is missing, such as the pod's annotations",
+        entries.len(),
+        at + 1
+    );
+    Ok((entry, Some(note)))
 }
 
 fn to_json(config: &Config, decided: &Decided) -> Value {
@@ -113,6 +156,38 @@ mod tests {
             "runtimeConfig": { "io.kubernetes.cri.pod-annotations": annotations },
         })
         .to_string()
+    }
+
+    #[test]
+    fn a_whole_list_is_explained_by_its_entry() {
+        let told = |plugins: &Value| {
+            let list = json!({ "cniVersion": "1.0.0", "name": "net", "plugins": plugins });
+            explain(&Environment::new(), &list.to_string(), false)
+        };
+        let ours = json!({ "type": "millrace-cni", "exclude_namespaces": ["default"] });
+        let other = json!({ "type": "bridge" });
+        let (good, text) = told(&json!([other, ours]));
+        assert!(good && text.contains("entry 2 of type millrace-cni was taken"), "{text}");
+        assert!(text.contains("namespace default is excluded"), "{text}");
+        for (plugins, part) in [
+            (json!([other]), "(bridge), and none of them"),
+            (json!([ours, ours]), "more than one (2)"),
+            (json!([{}]), "((no type)), and none"),
+            (json!(7), "can't be read"),
+        ] {
+            let (good, text) = told(&plugins);
+            assert!(!good && text.contains("code 7") && text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn rules_of_both_families_are_told() {
+        let annotations =
+            json!({ "sidecar.istio.io/status": "{\"containers\":[\"istio-proxy\"]}" });
+        let (good, text) = explain(&Environment::new(), &request(&annotations), false);
+        assert!(good && text.contains("-d 127.0.0.1/32") && text.contains("-d ::1/128"), "{text}");
+        let found = |family| text.find(family).unwrap_or(usize::MAX);
+        assert!(found("# IPv4") < found("# IPv6"), "{text}");
     }
 
     proptest! {

@@ -101,20 +101,33 @@ fn hint(text: &str) -> String {
             u32::from(odd)
         );
     }
-    let listed = text.starts_with("-P ") || text.starts_with("-N ") || text.starts_with("-A ");
-    if listed {
-        let what = "this is what `iptables -S` prints, of one table and without its name";
-        return format!("; {what}: save all with `iptables-save` (IPv6: `ip6tables-save`)");
+    listing(text).map(|what| format!("; {what}")).unwrap_or_default()
+}
+
+/// What other commands print, and what prints what is needed.
+fn listing(line: &str) -> Option<&'static str> {
+    let begins = |list: &[&str]| list.iter().any(|start| line.starts_with(start));
+    if begins(&["-P ", "-N ", "-A "]) {
+        return Some(
+            "this is what `iptables -S` prints, of one table and without its name: save all with \
+             `iptables-save` (IPv6: `ip6tables-save`)",
+        );
     }
-    if text.starts_with("Chain ") {
-        let what = "this is what `iptables -L` prints, which leaves out half of each rule";
-        return format!("; {what}: save all with `iptables-save` (IPv6: `ip6tables-save`)");
+    if begins(&["Chain "]) {
+        return Some(
+            "this is what `iptables -L` prints, which leaves out half of each rule: save all with \
+             `iptables-save` (IPv6: `ip6tables-save`)",
+        );
     }
-    if text.starts_with("table ") && text.ends_with('{') {
-        let what = "this is what `nft list ruleset` prints for people";
-        return format!("; {what}: save it as JSON with `nft -j list ruleset`");
-    }
-    String::new()
+    (begins(&["table "]) && line.contains('{')).then_some(
+        "this is what `nft list ruleset` prints for people: save it as JSON with `nft -j list ruleset`",
+    )
+}
+
+/// Whether a text is a list of rules that another command prints than those that can be read.
+pub fn is_listing(text: &str) -> bool {
+    let first = text.lines().map(str::trim).find(|line| !line.is_empty() && !is_comment(line));
+    first.is_some_and(|line| listing(line).is_some())
 }
 
 /// What looks like a space, or like nothing, and is a letter like any other for iptables. In quotes
@@ -360,9 +373,16 @@ mod tests {
             ("-P INPUT ACCEPT\n-A OUTPUT -j A\n", "iptables-save"),
             ("Chain INPUT (policy ACCEPT)\n", "iptables-save"),
             ("table inet filter {\n}\n", "nft -j list ruleset"),
+            ("table ip nat { # handle 3\n}\n", "nft -j list ruleset"),
         ] {
+            assert!(is_listing(text) && is_listing(&format!("# Warning: x\n{text}")), "{text}");
             let error = Dump::parse_all(text).unwrap_err();
             assert!(error.line == 1 && error.to_string().contains(wanted), "{error}");
+        }
+        for other in
+            ["", "*nat\n-A OUTPUT -j A\nCOMMIT\n", "outbound: {ports: []}\n", "table: {a: 1}\n"]
+        {
+            assert!(!is_listing(other), "{other}");
         }
     }
 

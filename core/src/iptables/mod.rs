@@ -6,7 +6,9 @@ pub mod layout;
 mod parse;
 mod render;
 
-pub use dump::{ChainDump, Counters, Dump, DumpError, DumpRule, KernelRule, Part, TableDump};
+pub use dump::{
+    ChainDump, Counters, Dump, DumpError, DumpRule, KernelRule, Part, TableDump, is_listing,
+};
 pub use kernel::{
     Extension, KernelTable, TooManyPorts, Unknown, read_match, read_table, read_target,
     write_match, write_target,

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use rtnetlink::{Handle, LinkUnspec};
 
 use crate::netlink::{own_address, runtime};
+use crate::privilege::Hint;
 
 /// The index of `lo` in every namespace (`LOOPBACK_IFINDEX` in the kernel's `net/flow.h`).
 const LO: u32 = 1;
@@ -58,7 +59,8 @@ impl fmt::Display for Refusal {
             Self::Errno(errno @ Errno::EPERM) => write!(
                 f,
                 "{errno}; this needs the capability NET_ADMIN in the user namespace that owns the \
-                 network namespace"
+                 network namespace{}",
+                Hint::look()
             ),
             // What rtnetlink says of IPv6 on an interface that has it switched off.
             Self::Errno(errno @ Errno::EACCES) => write!(

@@ -26,6 +26,7 @@ use super::decode::decode;
 use super::raw::{Answer, Attributes, kind};
 use super::read::{RULE_EXPRESSIONS, owned_table};
 use crate::netlink::{Unreadable, messages};
+use crate::privilege::Hint;
 
 /// The kernel could not be asked, or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -111,13 +112,14 @@ fn said(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!(" ({text})") }
 }
 
-fn remedy(why: Errno) -> &'static str {
+fn remedy(why: Errno) -> String {
     match why {
-        Errno::EPERM | Errno::EACCES => {
+        Errno::EPERM | Errno::EACCES => format!(
             "; this needs the capability NET_ADMIN in the user namespace that owns the network \
-             namespace"
-        }
-        _ => "",
+             namespace{}",
+            Hint::look()
+        ),
+        _ => String::new(),
     }
 }
 

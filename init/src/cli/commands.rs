@@ -105,7 +105,8 @@ fn dump() -> Command {
         .long_about(
             "Print the rules that a configuration gives (--from-config; no privilege is needed, \
              and nothing of the host is looked at but /etc/resolv.conf when its servers are asked \
-             for), or those that a namespace holds. As text it is input for iptables-restore \
+             for), or those of Millrace and istio-iptables that a namespace holds; those of others are \
+             left out. As text it is input for iptables-restore \
              --noflush with a comment in front of each rule; with --backend nftables, for nft -f.",
         )
         .after_help("Exit codes: 0 printed; 1 a bad configuration, or something failed; 2 the command line can't be read.")

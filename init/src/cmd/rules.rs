@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::ebpf::{beside, judge};
 use millrace_core::facts::HostFacts;
 use millrace_core::infer::of_saved;
-use millrace_core::iptables::Dump;
+use millrace_core::iptables::{Dump, is_listing};
 use millrace_core::nft::NftRuleset;
 use millrace_core::observed::{Holding, Observed, Variant};
 use millrace_core::plan::Groups;
@@ -162,7 +162,10 @@ pub(super) fn of_word(word: &str, sources: &Sources) -> Result<Rules> {
     let is_dump = |text: &String| {
         let mut lines = text.lines().map(str::trim);
         let first = lines.find(|l| !l.is_empty() && !l.starts_with('#'));
-        first.is_some_and(|l| l.starts_with('*')) || is_json(text) && text.contains("\"nftables\"")
+        first.is_some_and(|l| l.starts_with('*'))
+            || is_json(text) && text.contains("\"nftables\"")
+            // Which is refused with what to save instead.
+            || is_listing(text)
     };
     if texts.iter().all(is_dump) {
         return of_files(&paths, &addresses);

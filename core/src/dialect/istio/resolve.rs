@@ -231,7 +231,7 @@ impl Resolver<'_> {
         let mark = parts::mark(&mut self.reader, &raw.text("istio-inbound-tproxy-mark"));
         let table = self.reader.one(&raw.text("istio-inbound-tproxy-route-table"));
         let mode = raw.text("istio-inbound-interception-mode");
-        if !["", "REDIRECT", "TPROXY", "NONE"].contains(&mode.value.as_str()) {
+        if !["", "REDIRECT", "TPROXY"].contains(&mode.value.as_str()) {
             self.warnings.push(format!(
                 "{}: {:?} means REDIRECT, as everything does that is not exactly TPROXY",
                 mode.source, mode.value
@@ -289,5 +289,29 @@ impl Resolver<'_> {
         let port = ListenPort::new(DNS_PORT)?;
         let port = Sourced::new(port, Source::Default("the DNS port".to_owned()));
         Some(DnsCapture { port, source: redirect.source, scope })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_mode_that_is_none_means_redirect_with_a_warning() {
+        let facts =
+            HostFacts { addresses: vec!["10.0.0.1".parse().unwrap()], ..HostFacts::default() };
+        let warned = |mode: &str| {
+            let flags = [("istio-inbound-interception-mode".to_owned(), mode.to_owned())];
+            let raw = Raw::new(flags, BTreeMap::new());
+            let resolved = resolve(&raw, &facts).unwrap();
+            assert_eq!(resolved.policy.inbound.mode == InboundMode::Redirect, mode != "TPROXY");
+            resolved.warnings.iter().any(|warning| warning.contains("means REDIRECT"))
+        };
+        for mode in ["NONE", "none", "redirect", "tproxy"] {
+            assert!(warned(mode), "{mode}");
+        }
+        assert!(!warned("REDIRECT") && !warned("TPROXY") && !warned(""));
     }
 }
