@@ -5,13 +5,18 @@ mod routes;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::Ipv6Addr;
 
 use futures_util::stream::TryStreamExt as _;
 use millrace_core::plan::{PASSTHROUGH_LINK, PASSTHROUGH_PEER};
 use millrace_core::sim::{Interface, Namespace, OwnAddress, Settings};
 use millrace_core::value::{Cidr, Family};
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use rtnetlink::Handle;
 
 use crate::netlink::{own_address, runtime};
@@ -42,11 +47,33 @@ pub fn namespace() -> Result<Namespace, SurroundingsError> {
         let routes = routes::routes(&handle, &names).await?;
         let rules = routes::rules(&handle).await?;
         let interfaces = interfaces(&handle, &links).await?;
+        let neighbours = neighbours(&handle, &names).await?;
         task.abort();
-        Ok::<_, SurroundingsError>(Namespace::routed(interfaces, rules, routes))
+        let mut namespace = Namespace::routed(interfaces, rules, routes);
+        namespace.neighbours = Some(neighbours);
+        Ok::<_, SurroundingsError>(namespace)
     })?;
     namespace.forwarding_v6 = number("ipv6", "all", "forwarding") != 0;
     Ok(namespace)
+}
+
+/// The neighbours of IPv6 that packets can be sent to without asking for them first.
+async fn neighbours(
+    handle: &Handle,
+    names: &BTreeMap<u32, String>,
+) -> Result<Vec<(String, Ipv6Addr)>, rtnetlink::Error> {
+    let request = handle.neighbours().get().set_address_family(AddressFamily::Inet6);
+    let messages: Vec<NeighbourMessage> = request.execute().try_collect().await?;
+    let known = |message: &NeighbourMessage| {
+        let unknown = [NeighbourState::None, NeighbourState::Incomplete, NeighbourState::Failed];
+        let address = message.attributes.iter().find_map(|attribute| match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(*ip),
+            _ => None,
+        })?;
+        let name = names.get(&message.header.ifindex)?;
+        (!unknown.contains(&message.header.state)).then(|| (name.clone(), address))
+    };
+    Ok(messages.iter().filter_map(known).collect())
 }
 
 fn name(link: &LinkMessage) -> Option<String> {
@@ -71,6 +98,7 @@ fn settings(name: &str, up: bool) -> Settings {
     Settings {
         up,
         forwarding: own("forwarding") != 0,
+        force_forwarding: number("ipv6", name, "force_forwarding") != 0,
         rp_filter: own("rp_filter").max(all("rp_filter")),
         src_valid_mark: either("src_valid_mark"),
         accept_local: either("accept_local"),

@@ -28,19 +28,19 @@ use crate::wire::{Dial, Failure, Identity, Listen, Outcome, Proto, Serve};
 pub struct Dice(pub u64);
 
 impl Dice {
-    fn roll(&mut self) -> u64 {
+    pub(crate) fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
 
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         let at = self.roll() % u64::try_from(of.len()).unwrap_or(1).max(1);
         of[usize::try_from(at).unwrap_or(0)]
     }
 
-    fn one_in(&mut self, n: u64) -> bool {
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.roll().is_multiple_of(n)
     }
 }
@@ -114,6 +114,16 @@ impl Try {
         self
     }
 
+    /// The same from another port, with more time.
+    #[must_use]
+    pub fn again(&self, ground: &mut Ground) -> Self {
+        let mut again = self.clone();
+        again.question.source_port = ground.next_port();
+        again.dial.from_port = self.dial.from_port.map(|_| again.question.source_port);
+        again.dial.timeout_ms = 4000;
+        again
+    }
+
     /// The question, with the port that the kernel chose.
     pub fn as_answered(&self, outcome: &Outcome) -> Question {
         let mut question = self.question.clone();
@@ -127,12 +137,15 @@ impl Try {
 /// A pod with two neighbours, in which every port of the questions has a listener.
 #[derive(Debug)]
 pub struct Ground {
-    topology: Topology,
+    pub(crate) topology: Topology,
     _listeners: Vec<Listeners>,
     port: u16,
 }
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// Whom both neighbours play.
+pub(crate) const SERVICES: [Spot; 4] = [Spot::Service, Spot::Other, Spot::Dns, Spot::OtherDns];
 
 impl Ground {
     /// Make it.
@@ -140,10 +153,20 @@ impl Ground {
         let layout = Layout { side: true, transparent: true, ..Layout::default() };
         let mut topology = Topology::new(Stack::Dual, layout)?;
         topology.stop_listeners();
-        // Both neighbours reach the pod's other address too.
+        // Both neighbours reach the pod's other addresses too, and whoever has the pod in between;
+        // either can be asked for a service, so that every way out leads to an answer.
         topology
             .outside
-            .ip("route add 10.80.0.0/24 via 10.70.0.2\nroute add fd80::/64 via fd70::2\n")?;
+            .ip("route add 10.80.0.0/24 via 10.70.0.2\nroute add fd80::/64 via fd70::2\n\
+             route add 10.77.0.0/24 via 10.70.0.2\nroute add fd77::/64 via fd70::2\n")?;
+        let beside = topology.side.as_ref().context("a side was asked for")?;
+        for spot in SERVICES {
+            for ip in FAMILIES.iter().filter_map(|family| spot.ip(*family)) {
+                let length = if ip.is_ipv4() { 32 } else { 128 };
+                let flags = if ip.is_ipv4() { "" } else { " nodad" };
+                beside.ip(&format!("addr add {ip}/{length} dev lo{flags}\n"))?;
+            }
+        }
         let tcp = |ports: &[u16], transparent| {
             let any = |port: u16| ["0.0.0.0", "::"].map(|ip| (ip.parse::<IpAddr>(), port));
             let mut listen = Vec::new();
@@ -168,11 +191,12 @@ impl Ground {
         let own = [Spot::Pod, Spot::PodSide, Spot::Localhost, Spot::Localhost2];
         app.extend(udp(&own, &UDP_PORTS));
         let mut others = tcp(&TCP_PORTS, false)?;
-        others.extend(tcp(&[53, 15008], false)?);
+        others.extend(tcp(&[53, 15001, 15006, 15008], false)?);
         let mut outside = others.clone();
-        let spots = [Spot::Peer, Spot::Service, Spot::Other, Spot::Dns, Spot::OtherDns];
-        outside.extend(udp(&spots, &UDP_PORTS));
+        outside.extend(udp(&SERVICES, &UDP_PORTS));
+        outside.extend(udp(&[Spot::Peer], &UDP_PORTS));
         let mut side = others;
+        side.extend(udp(&SERVICES, &UDP_PORTS));
         side.extend(udp(&[Spot::Side], &UDP_PORTS));
         let start = |namespace: &Namespace, name: &str, identity, listen| {
             Listeners::start(namespace, &Serve { name: name.to_owned(), identity, listen })
@@ -278,9 +302,14 @@ impl Ground {
         Ok(Program::new(dumps::of_backend(&self.topology.pod, backend)?))
     }
 
+    fn next_port(&mut self) -> u16 {
+        self.port = if self.port >= 60_000 { 20_000 } else { self.port + 1 };
+        self.port
+    }
+
     /// A random connection. Its source port is used once, so that no earlier one is mistaken for it.
     pub fn connection(&mut self, dice: &mut Dice) -> Try {
-        self.port = if self.port >= 60_000 { 20_000 } else { self.port + 1 };
+        self.next_port();
         let from = dice.pick(&[Where::Pod, Where::Pod, Where::Pod, Where::Outside, Where::Side]);
         let family = dice.pick(&FAMILIES);
         let inward = from != Where::Pod;
@@ -298,8 +327,8 @@ impl Ground {
                 Spot::Localhost,
                 Spot::Localhost2,
             ],
-            Where::Outside => &[Spot::Pod, Spot::Pod, Spot::PodSide],
-            Where::Side => &[Spot::PodSide, Spot::Pod, Spot::Service],
+            Where::Outside => &[Spot::Pod, Spot::Pod, Spot::PodSide, Spot::Side],
+            Where::Side => &[Spot::PodSide, Spot::Pod, Spot::Peer],
         };
         let spot = dice.pick(spots);
         let to = spot.ip(family).or_else(|| Spot::Localhost.ip(family));
@@ -308,6 +337,8 @@ impl Ground {
         let source = match from {
             Where::Pod if own && dice.one_in(3) => Spot::Passthrough.ip(family),
             Where::Pod => None,
+            // The side has the services' addresses itself.
+            Where::Outside if spot == Spot::Side => Spot::Peer.ip(family),
             Where::Outside => dice.pick(&[Spot::Peer, Spot::Service, Spot::Other]).ip(family),
             Where::Side => Spot::Side.ip(family),
         };
@@ -388,7 +419,7 @@ impl Ground {
 }
 
 /// Who listens in the pod.
-fn listeners(around: &mut Surroundings) {
+pub(crate) fn listeners(around: &mut Surroundings) {
     let identity = |i: Identity| millrace_core::sim::Identity { uid: i.uid, gid: i.gid };
     for port in [15001, 15006, 15008, 15053] {
         around.listeners.insert(port, identity(PROXY));
@@ -417,8 +448,13 @@ pub fn differs(
 ) -> Option<String> {
     let told = program.explain(around, question);
     let same = match (&told.answer.fate, &told.reply, outcome) {
-        (_, Some(Reply::Lost { .. }) | None, Outcome::Failed(failure)) => {
-            matches!(told.answer.fate, Fate::Refused { .. }) == (*failure == Failure::Refused)
+        (Fate::Refused { .. }, _, Outcome::Failed(failure)) => {
+            // What is refused at once says so by other numbers too, and a datagram's sender is told
+            // that it may not.
+            matches!(failure, Failure::Refused | Failure::Unreachable | Failure::Other(_))
+        }
+        (_, Some(Reply::Lost { .. } | Reply::Broken { .. }) | None, Outcome::Failed(failure)) => {
+            *failure != Failure::Refused
         }
         (
             Fate::Delivered { port, how, destination, original, source },
@@ -428,7 +464,7 @@ pub fn differs(
             let tcp = question.protocol == Protocol::TCP;
             // Where no rule needs it, the kernel tracks no connections and knows no original.
             let known = match how {
-                How::Translated => answer.original == Some(*original),
+                How::Translated if original != destination => answer.original == Some(*original),
                 _ => answer.original.is_none_or(|o| o == *original),
             };
             ["proxy", "app"].contains(&answer.name.as_str())
@@ -437,11 +473,11 @@ pub fn differs(
                 && (!tcp || (answer.local == *destination && known))
         }
         (
-            Fate::Passed { destination, source, .. },
+            Fate::Passed { destination, source, interface },
             Some(Reply::Arrives),
             Outcome::Answered { answer, .. },
         ) => {
-            ["outside", "side"].contains(&answer.name.as_str())
+            answer.name == if interface == "eth1" { "side" } else { "outside" }
                 && answer.port == destination.port()
                 && answer.local.ip() == destination.ip()
                 && answer.peer == *source

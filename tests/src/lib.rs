@@ -32,4 +32,5 @@ pub mod sys_bpf;
 pub mod sys_calls;
 pub mod topology;
 pub mod transition;
+pub mod truth;
 pub mod wire;

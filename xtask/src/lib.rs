@@ -10,3 +10,4 @@ pub mod lint;
 pub mod policy;
 pub mod repo;
 pub mod schema;
+pub mod truth;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Command;
-use xtask::{bench, build_ebpf, dist, lint, repo, schema};
+use xtask::{bench, build_ebpf, dist, lint, repo, schema, truth};
 
 fn main() -> ExitCode {
     match run() {
@@ -26,12 +26,14 @@ fn run() -> anyhow::Result<ExitCode> {
             dist::command(),
             lint::command(),
             schema::command(),
+            truth::command(),
         ]);
     match cli.get_matches().subcommand() {
         Some(("bench", args)) => bench::run(args),
         Some(("build-ebpf", args)) => build_ebpf::run(args).map(|()| ExitCode::SUCCESS),
         Some(("dist", args)) => dist::run(args).map(|()| ExitCode::SUCCESS),
         Some(("lint", _)) => lint::run().map(|()| ExitCode::SUCCESS),
+        Some(("truth", args)) => truth::run(args).map(|()| ExitCode::SUCCESS),
         Some(("schema", args)) => schema::run(args).map(|()| ExitCode::SUCCESS),
         other => anyhow::bail!("no such task: {other:?}"),
     }

@@ -166,7 +166,10 @@ pub enum Term {
         port: Option<u32>,
     },
     /// Discard and tell the sender.
-    Reject,
+    Reject {
+        /// Whether by resetting a TCP connection, and not by ICMP.
+        resets: bool,
+    },
     /// Don't track.
     Notrack,
     /// Nothing that the way of a packet depends on.

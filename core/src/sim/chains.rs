@@ -1,11 +1,14 @@
 //! Rules one after the other, and what they do.
 
 use super::index::Run;
+use super::lower::NATIVE;
 use super::namespace::{Exit, LOOPBACK};
+use super::notice::Refusal;
 use super::packet::{Mark, Packet, Value};
 use super::program::{Bound, Chain, ChainId, RuleId};
 use super::question::Protocol;
 use super::ranges::{address, number};
+use super::reply::Transparent;
 use super::rule::{Action, Field, MarkChange, States, Test};
 use super::test::Truth;
 use super::walk::{Halt, Walk};
@@ -226,8 +229,9 @@ impl<'a, W: Witness> Walk<'a, W> {
                 let why = "a rule says so".to_owned();
                 return Err(Halt::Dropped { rule: Some(id), why });
             }
-            Action::Reject => {
+            Action::Reject(notice) => {
                 self.decide(id);
+                self.refusal = Some(Refusal { packet: *packet, notice: *notice });
                 return Err(Halt::Refused(id));
             }
             Action::Redirect(ports) => {
@@ -250,14 +254,14 @@ impl<'a, W: Witness> Walk<'a, W> {
             }
             Action::Masquerade(ports) => {
                 let to = packet.ends.destination;
-                let own = self.exit.and_then(|exit| {
-                    // The next hop, or else the destination, is what the address is beside.
-                    let hop = exit.gateway.unwrap_or(address(packet.family, to.number));
-                    let exit = Exit { gateway: Some(hop), ..exit.clone() };
-                    self.source_at(&exit, to, packet.family)
-                });
-                let Some(own) = own else {
-                    return Err(self.unknown(id, "MASQUERADE of what stays in the pod"));
+                let exit = self.exit.cloned().unwrap_or_else(|| Exit::by(LOOPBACK));
+                // The next hop, or else the destination, is what the address is beside.
+                let hop = exit.gateway.unwrap_or(address(packet.family, to.number));
+                let exit = Exit { gateway: Some(hop), ..exit };
+                let Some(own) = self.source_at(&exit, to, packet.family) else {
+                    self.decide(id);
+                    let why = format!("{} has no address to masquerade with", exit.interface);
+                    return Err(Halt::Dropped { rule: Some(id), why });
                 };
                 return self.hide(id, own.number, *ports, packet);
             }
@@ -266,6 +270,20 @@ impl<'a, W: Witness> Walk<'a, W> {
                     && family.is_none_or(|family| family == packet.family);
                 if !fits {
                     return Ok(Flow::Break);
+                }
+                match self.holds_socket(packet) {
+                    // Its own socket is found first, and that has to be transparent too.
+                    Some(Transparent::Yes) => return Ok(Flow::Next),
+                    Some(Transparent::No) if !drops => return Ok(Flow::Break),
+                    Some(Transparent::No) => {
+                        self.decide(id);
+                        let why = "TPROXY drops what is for a socket that is not transparent";
+                        return Err(Halt::Dropped { rule: Some(id), why: why.to_owned() });
+                    }
+                    Some(Transparent::Unknown) => {
+                        return Err(self.unknown(id, "whether a socket of it is transparent"));
+                    }
+                    None => {}
                 }
                 if self.unheard {
                     if !drops {
@@ -297,12 +315,21 @@ impl<'a, W: Witness> Walk<'a, W> {
             Action::Mark(change) => packet.mark = changed(packet.mark, *change),
             Action::Unknown(what) => return Err(self.unknown(id, what)),
             Action::Zone(zone) => {
-                if !packet.seen {
-                    packet.zone = *zone;
+                // With nft it undoes NOTRACK (`nft_ct_set_zone_eval()`), with iptables it does not
+                // (`xt_ct_target()`).
+                let native = || {
+                    let chain = self.program.rule(id).chain;
+                    self.program.chain(chain).holder == NATIVE
+                };
+                if packet.icmp.is_none() && packet.state == States::UNTRACKED && native() {
+                    packet.seen = false;
+                }
+                if !packet.seen && !packet.zoned {
+                    (packet.zone, packet.zoned) = (*zone, true);
                 }
             }
             Action::Notrack => {
-                if !packet.seen {
+                if !packet.seen && !packet.zoned {
                     packet.seen = true;
                     packet.state = States::UNTRACKED;
                 }

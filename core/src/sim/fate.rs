@@ -170,6 +170,11 @@ pub enum Reply {
         /// Why not.
         why: String,
     },
+    /// It does, and the connection does not come about all the same.
+    Broken {
+        /// Why not.
+        why: String,
+    },
     /// It can't be told.
     Unknown {
         /// In this rule, if it is one.

@@ -14,12 +14,15 @@ use std::borrow::Cow;
 
 mod chains;
 pub mod compare;
+mod end;
 mod fate;
 pub mod graph;
 mod index;
 mod join;
 mod lower;
 mod namespace;
+mod neighbour;
+mod notice;
 mod order;
 mod packet;
 mod partition;
@@ -55,7 +58,7 @@ pub use routing::{
     DEFAULT_TABLE, LOCAL_TABLE, MAIN_TABLE, RouteAction, RoutingRule, RuleAction, Selector,
     TableRoute,
 };
-pub use rule::{Action, Field, MarkChange, States, Step, Test, Translation, Way};
+pub use rule::{Action, Field, MarkChange, Notice, States, Step, Test, Translation, Way};
 pub use walk::Answer;
 pub use witness::{Event, Met, Nobody, Scribe, Witness};
 
@@ -117,10 +120,9 @@ impl Program {
         let (mut there, mut back) = (Scribe::default(), Scribe::default());
         let mut walk = Walk::new(self, namespace, question, &mut there);
         let answer = walk.first();
-        let (connections, connected) = (walk.connections, walk.connected);
+        let found = (walk.connections, walk.connected, walk.sent, walk.came_by);
         let mut walk = Walk::new(self, namespace, question, &mut back);
-        walk.connections = connections;
-        walk.connected = connected;
+        (walk.connections, walk.connected, walk.sent, walk.came_by) = found;
         let reply = walk.reply(&answer.fate);
         let unheard = self.unheard(namespace, question, &answer.fate);
         Explanation { answer, unheard, reply, there: there.events, back: back.events }

@@ -55,6 +55,8 @@ pub struct Settings {
     pub up: bool,
     /// `forwarding` of IPv4.
     pub forwarding: bool,
+    /// `force_forwarding` of IPv6: what comes in here is passed on whatever that of all says.
+    pub force_forwarding: bool,
     /// `rp_filter`: 0 is none, 1 strict, 2 loose.
     pub rp_filter: u8,
     /// `src_valid_mark`
@@ -73,6 +75,7 @@ impl Default for Settings {
         Self {
             up: true,
             forwarding: false,
+            force_forwarding: false,
             rp_filter: 0,
             src_valid_mark: false,
             accept_local: false,
@@ -154,6 +157,9 @@ pub struct Namespace {
     pub(super) path: Option<usize>,
     /// Whether IPv6 packets for others are passed on (`net.ipv6.conf.all.forwarding`).
     pub forwarding_v6: bool,
+    /// Neighbours of IPv6 whose hardware addresses are known, by the interface; none if that is not
+    /// known.
+    pub neighbours: Option<Vec<(String, Ipv6Addr)>>,
     /// Who listens on which port, as far as it is known: who an answer comes from.
     pub listeners: BTreeMap<u16, Identity>,
 }
@@ -257,6 +263,7 @@ impl Namespace {
             ordinary,
             path: None,
             forwarding_v6: false,
+            neighbours: None,
             listeners: BTreeMap::new(),
         }
     }

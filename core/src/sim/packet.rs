@@ -79,7 +79,7 @@ impl Ends {
         }
     }
 
-    const fn numbers(self) -> [u128; 4] {
+    pub(super) const fn numbers(self) -> [u128; 4] {
         [self.source.number, self.source_port.number, self.destination.number, self.port.number]
     }
 
@@ -134,8 +134,12 @@ pub(super) struct Packet<'a> {
     pub(super) output: Option<&'a str>,
     /// The first packet of a TCP connection.
     pub(super) syn: bool,
+    /// The type of a message of ICMP, where that is known.
+    pub(super) icmp: Option<u8>,
     /// The zone that it will be tracked in.
     pub(super) zone: u16,
+    /// Whether a rule has said so: the first that does is heard.
+    pub(super) zoned: bool,
     pub(super) state: States,
     /// Its connection, and whether it goes back in it.
     pub(super) connection: Option<(usize, bool)>,
@@ -165,6 +169,8 @@ pub(super) struct Connection {
     pub(super) settled: [bool; 2],
     /// What the first packet's state is.
     pub(super) state: States,
+    /// Whether an answer has been seen, so that all that follows is of an established one.
+    pub(super) answered: bool,
 }
 
 impl Connection {

@@ -336,9 +336,19 @@ impl Program {
         })
     }
 
+    /// Whether some rule hands packets to a transparent socket on this port, or on any.
+    pub(super) fn hands_to(&self, port: u16) -> bool {
+        let steps = self.chains.iter().flat_map(|chain| &chain.rules).flat_map(|(_, steps)| steps);
+        let mut ports = steps.filter_map(|step| match step {
+            Bound::Do(Action::Tproxy { port, .. }) => Some(*port),
+            _ => None,
+        });
+        ports.any(|own| own.is_none_or(|own| own == port))
+    }
+
     /// Whether a rule discards what it matches.
     pub fn discards(&self, rule: RuleId) -> bool {
-        self.actions(rule).any(|action| matches!(action, Action::Drop | Action::Reject))
+        self.actions(rule).any(|action| matches!(action, Action::Drop | Action::Reject(_)))
     }
 
     fn actions(&self, rule: RuleId) -> impl Iterator<Item = &Action> {

@@ -30,10 +30,14 @@ pub fn explanation_text(program: &Program, question: &Question, found: &Explanat
     let Some(reply) = &found.reply else { return text };
     match reply {
         Reply::Arrives => text.push_str("=> the answer arrives\n"),
-        Reply::Lost { why } => {
+        Reply::Lost { why } | Reply::Broken { why } => {
             text.push_str("the answer\n");
             events_text(&mut text, program, &found.back);
-            text.push_str(&format!("=> the answer does not arrive: {why}\n"));
+            let what = match reply {
+                Reply::Lost { .. } => "the answer does not arrive",
+                _ => "the answer arrives, but the connection does not come about",
+            };
+            text.push_str(&format!("=> {what}: {why}\n"));
         }
         Reply::Unknown { what, .. } => {
             text.push_str(&format!("=> whether the answer arrives is not known: {what}\n"));

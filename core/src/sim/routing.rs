@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::namespace::Exit;
+use super::question::Protocol;
 use super::ranges::Ranges;
 use crate::ruleset::Masked;
 use crate::value::{Cidr, Family};
@@ -75,6 +76,12 @@ pub struct Selector {
     pub uids: Option<(u32, u32)>,
     /// The interface they came in by; `lo` is this host itself.
     pub input: Option<String>,
+    /// Their protocol.
+    pub protocol: Option<Protocol>,
+    /// Their source port, from the first to the last.
+    pub source_ports: Option<(u16, u16)>,
+    /// Their destination port, likewise.
+    pub ports: Option<(u16, u16)>,
     /// Whether it is only for packets that no connection here has: with a type of service, or of a
     /// socket that is bound to an interface.
     pub never: bool,
@@ -91,6 +98,9 @@ impl Selector {
         mark: None,
         uids: None,
         input: None,
+        protocol: None,
+        source_ports: None,
+        ports: None,
         never: false,
         unmodelled: None,
     };
@@ -186,6 +196,16 @@ impl RoutingTables {
         let routes = self.table(family, LOCAL_TABLE).iter();
         let local = routes.filter(|(action, _)| matches!(action, RouteAction::Local(_)));
         local.flat_map(|(_, ranges)| ranges.iter()).collect()
+    }
+
+    /// The addresses of IPv6 on the link of an interface, with nobody in between.
+    pub(super) fn beside(&self, interface: &str) -> Ranges {
+        let by = |exit: &Exit| exit.interface == interface && exit.gateway.is_none();
+        let routes = self.table(Family::V6, MAIN_TABLE).iter();
+        let beside = routes.filter(
+            |(action, _)| matches!(action, RouteAction::Out(exits) if exits.iter().any(by)),
+        );
+        beside.flat_map(|(_, destinations)| destinations.iter()).collect()
     }
 
     /// Whether a rule asks where a packet comes from, so that the choice of a source matters.

@@ -105,6 +105,14 @@ impl Field {
     }
 }
 
+/// Numbers and ranges of them, with commas between.
+pub(super) fn numbers(set: &Ranges) -> String {
+    let one = |(first, last): (u128, u128)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    set.iter().map(one).collect::<Vec<_>>().join(",")
+}
+
 /// The user or group of a packet that comes from no socket: the number that is nobody's.
 pub(super) const NOBODY: u128 = u32::MAX as u128;
 
@@ -246,8 +254,26 @@ pub enum Test {
         /// `!`
         negated: bool,
     },
+    /// It is a message of ICMP of one of these types.
+    Icmp {
+        /// `!`
+        negated: bool,
+        /// The types, each a number up to 255.
+        types: Ranges,
+    },
     /// Something that is not known here, as it is written.
     Unknown(String),
+}
+
+/// How a sender is told that a packet is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Notice {
+    /// By a message of ICMP.
+    Icmp,
+    /// By a packet that resets a TCP connection; who sends anything else is not told.
+    Reset,
+    /// As the kernel tells by itself who asks where nobody listens.
+    Unheard,
 }
 
 /// An address and ports to translate to.
@@ -288,7 +314,7 @@ pub enum Action {
     /// Discard.
     Drop,
     /// Discard and tell the sender.
-    Reject,
+    Reject(Notice),
     /// Go on behind the rule that jumped here.
     Return,
     /// Go on in another chain, and come back.

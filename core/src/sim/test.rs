@@ -2,7 +2,7 @@
 
 use super::packet::{Owner, Packet};
 use super::ranges::Ranges;
-use super::rule::{Field, States, Test, Way};
+use super::rule::{Field, States, Test, Way, numbers};
 use super::walk::Walk;
 use super::witness::Witness;
 use crate::ruleset::{Masked, Side};
@@ -71,6 +71,10 @@ impl<W: Witness> Walk<'_, W> {
                 Owner::Nobody => truth(false, *negated),
                 Owner::Unknown => Truth::Unknown(RECEIVER),
             },
+            Test::Icmp { negated, types } => match packet.icmp {
+                Some(kind) => truth(types.contains(kind.into()), *negated),
+                None => Truth::Unknown("which type of ICMP it is"),
+            },
             Test::Unknown(what) => Truth::Unknown(what),
         }
     }
@@ -86,7 +90,10 @@ impl<W: Witness> Walk<'_, W> {
         let ends = &packet.ends;
         let value = match field {
             Field::Protocol => {
-                self.witness.asked(Field::Protocol, set);
+                // Messages about a packet have another one.
+                if packet.protocol == self.question.protocol {
+                    self.witness.asked(Field::Protocol, set);
+                }
                 return truth(set.contains(packet.protocol.0.into()), negated);
             }
             Field::Source => ends.source,
@@ -176,6 +183,10 @@ impl<W: Witness> Walk<'_, W> {
             Test::Syn { negated: true } => "it starts a TCP connection".to_owned(),
             Test::Socket { negated: false } => "no socket sends it".to_owned(),
             Test::Socket { negated: true } => "a socket sends it".to_owned(),
+            Test::Icmp { negated, types } => {
+                let kinds = numbers(types);
+                format!("its type of ICMP {} {kinds}", not(*negated))
+            }
             Test::Unknown(what) => what.clone(),
         }
     }

@@ -6,7 +6,7 @@ use super::packet::{Connection, Mark, Packet};
 use super::program::Call;
 use super::question::{Known, Protocol};
 use super::rule::States;
-use super::walk::{Halt, Walk};
+use super::walk::{Halt, Turn, Walk};
 use super::witness::Witness;
 use crate::ruleset::Hook;
 
@@ -26,19 +26,28 @@ impl<'a, W: Witness> Walk<'a, W> {
         });
         if let Some((at, back)) = known {
             packet.connection = Some((at, back));
-            packet.state = if back { States::ESTABLISHED } else { self.connections[at].state };
+            let connection = &mut self.connections[at];
+            connection.answered |= back;
+            // TCP goes on only where tracking has seen the answer.
+            if self.turn == Turn::Later && packet.protocol == Protocol::TCP && !connection.answered
+            {
+                packet.connection = None;
+                packet.state = States::INVALID;
+                return;
+            }
+            packet.state = if connection.answered { States::ESTABLISHED } else { connection.state };
             return;
         }
-        let first = self.connections.is_empty();
         let (state, mark) = match self.question.known {
-            _ if !first => {
-                // An answer without a question: TCP starts no connection so.
-                if packet.protocol == Protocol::TCP {
-                    packet.state = States::INVALID;
-                    return;
-                }
-                (States::NEW, 0)
+            // An answer without a question starts no connection of TCP, but what comes behind it
+            // does (`nf_conntrack_tcp_loose`).
+            _ if self.turn == Turn::Answer
+                && matches!(packet.protocol, Protocol::TCP | Protocol::ICMP | Protocol::ICMPV6) =>
+            {
+                packet.state = States::INVALID;
+                return;
             }
+            _ if self.turn != Turn::First => (States::NEW, 0),
             Known::New => (States::NEW, 0),
             Known::Related(mark) => (States::RELATED, mark),
             Known::Established(mark) => (States::ESTABLISHED, mark),
@@ -58,6 +67,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             from: None,
             settled: [state == States::ESTABLISHED; 2],
             state,
+            answered: state == States::ESTABLISHED,
         });
     }
 
@@ -74,7 +84,9 @@ impl<'a, W: Witness> Walk<'a, W> {
             Hook::Prerouting | Hook::Output => DESTINATION,
             _ => SOURCE,
         };
-        if !self.connections[at].settled[side] {
+        // What tells of an error is led as its connection is, and asks no rule.
+        let tells = packet.protocol != self.connections[at].protocol;
+        if !self.connections[at].settled[side] && !tells {
             for call in chains {
                 match call {
                     Call::Chain { chain, .. } => self.base(*chain, hook, packet)?,

@@ -3,12 +3,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::fate::{Fate, How, Outcome, Reply};
+use super::fate::{Fate, Outcome, Reply};
 use super::namespace::{Exit, LOOPBACK, Namespace, loopback, unicast};
-use super::packet::{Connection, Ends, Mark, Owner, Packet, Value, end};
+use super::notice::Refusal;
+use super::packet::{Connection, Ends, Mark, Owner, Packet, Value};
 use super::program::{Call, ChainId, Kind, Policy, Program, RuleId, family_index, hook_index};
 use super::question::{Direction, Known, Protocol, Question};
 use super::ranges::{Ranges, number};
+use super::reply::Own;
 use super::rule::{Field, States};
 use super::way::Route;
 use super::witness::Witness;
@@ -16,7 +18,7 @@ use crate::ruleset::Hook;
 use crate::value::Family;
 
 /// A packet's way ends before its end.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Halt {
     Dropped { rule: Option<RuleId>, why: String },
     Refused(RuleId),
@@ -59,6 +61,17 @@ pub struct Answer {
     pub decided: Vec<RuleId>,
 }
 
+/// Whose turn it is in a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Its first packet.
+    First,
+    /// What answers it, or tells of an error.
+    Answer,
+    /// What follows these.
+    Later,
+}
+
 /// One walk.
 pub(super) struct Walk<'a, W> {
     pub(super) program: &'a Program,
@@ -85,6 +98,16 @@ pub(super) struct Walk<'a, W> {
     pub(super) connected: Option<SocketAddr>,
     /// The way out that the packet takes.
     pub(super) exit: Option<&'a Exit>,
+    /// Where the question's packet was sent from.
+    pub(super) sent: Option<SocketAddr>,
+    /// The interface that it came in by.
+    pub(super) came_by: Option<&'a str>,
+    /// What a rule has refused.
+    pub(super) refusal: Option<Refusal<'a>>,
+    /// Which packet of the connection it is.
+    pub(super) turn: Turn,
+    /// The sockets that the connection has here.
+    pub(super) own: Vec<Own>,
 }
 
 impl<'a, W: Witness> Walk<'a, W> {
@@ -110,6 +133,11 @@ impl<'a, W: Witness> Walk<'a, W> {
             asked: 0,
             connected: None,
             exit: None,
+            sent: None,
+            came_by: None,
+            refusal: None,
+            turn: Turn::First,
+            own: Vec::new(),
         }
     }
 
@@ -122,21 +150,29 @@ impl<'a, W: Witness> Walk<'a, W> {
             let (family, number) = (Family::of(*address), number(*address));
             unicast(family).contains(number) && !routing.is_group(family, number)
         };
-        let fate = match q.direction {
+        let found = match q.direction {
             _ if !addresses.iter().flatten().all(is_one) => {
                 let what = "the way of multicast, broadcast and unspecified addresses".to_owned();
                 Err(Halt::Unknown { rule: None, what })
             }
-            Direction::Out => self.out(),
-            Direction::In => self.inward(),
+            _ => self.way(),
         };
-        let (fate, outcome) = fate.unwrap_or_else(Halt::end);
+        let found = self.with_notice(found);
+        let (fate, outcome) = found.unwrap_or_else(Halt::end);
         let mut decided = std::mem::take(&mut self.decided);
         // What no rule dropped, no rule decided about.
         if matches!(fate, Fate::Dropped { rule: None, .. }) {
             decided.clear();
         }
         Answer { fate, outcome, decided }
+    }
+
+    /// The way of a packet of the question's sender.
+    pub(super) fn way(&mut self) -> Result<End, Halt> {
+        match self.question.direction {
+            Direction::Out => self.out(),
+            Direction::In => self.inward(),
+        }
     }
 
     pub(super) fn packet(&self, source: Value, owner: Owner) -> Packet<'a> {
@@ -155,8 +191,12 @@ impl<'a, W: Witness> Walk<'a, W> {
             mark: Mark::ASKED,
             input: None,
             output: None,
-            syn: q.protocol == Protocol::TCP && matches!(q.known, Known::New | Known::Related(_)),
+            syn: self.turn == Turn::First
+                && q.protocol == Protocol::TCP
+                && matches!(q.known, Known::New | Known::Related(_)),
+            icmp: None,
             zone: 0,
+            zoned: false,
             state: States::INVALID,
             connection: None,
             seen: false,
@@ -177,6 +217,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         let mut packet = self.packet(bound.unwrap_or(Value::made(0)), owner);
         let mut route = self.route(&packet);
         if let Some(route) = self.connect(&mut packet, route)? {
+            self.sent.get_or_insert(packet.ends.from(packet.family));
             return self.send(&mut packet, route);
         }
         packet.ends.source = match bound {
@@ -193,6 +234,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             }
             route = again;
         }
+        self.sent.get_or_insert(packet.ends.from(family));
         self.send(&mut packet, route)
     }
 
@@ -259,7 +301,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         self.take(packet, route)?;
         self.hook(Hook::Postrouting, packet)?;
         if let Route::By(exit) = route {
-            return Ok(self.leave(packet, &exit.interface));
+            return self.leave(packet, &exit.interface);
         }
         // The loopback device takes the socket off the packet; routing, tracking and mark stay.
         packet.input = Some(LOOPBACK);
@@ -280,10 +322,12 @@ impl<'a, W: Witness> Walk<'a, W> {
             Some(name) => Some(name.as_str()),
             None => self.towards(packet.ends.source, packet.family),
         };
-        packet.input = Some(interface.ok_or_else(|| Halt::Unknown {
+        let interface = interface.ok_or_else(|| Halt::Unknown {
             rule: None,
             what: "which interface it comes in by".to_owned(),
-        })?);
+        })?;
+        (packet.input, self.came_by) = (Some(interface), Some(interface));
+        self.sent.get_or_insert(packet.ends.from(packet.family));
         self.receive(&mut packet)
     }
 
@@ -293,8 +337,12 @@ impl<'a, W: Witness> Walk<'a, W> {
         let by_loopback = packet.input == Some(LOOPBACK);
         let loopback = loopback(family);
         let settings = self.namespace.settings(packet.input.unwrap_or(LOOPBACK));
+        let name = packet.input.unwrap_or(LOOPBACK);
+        if !settings.up {
+            let why = format!("{name} is down: nothing comes in by it");
+            return Err(Halt::Dropped { rule: None, why });
+        }
         if family == Family::V6 && settings.disable_ipv6 {
-            let name = packet.input.unwrap_or(LOOPBACK);
             let why = format!("disable_ipv6 of {name} is set");
             return Err(Halt::Dropped { rule: None, why });
         }
@@ -316,9 +364,13 @@ impl<'a, W: Witness> Walk<'a, W> {
             }
             self.validate_source(packet)?;
         }
+        // `ip6_route_input_lookup()` asks for a route of the interface it came in by.
+        if family == Family::V6 && !by_loopback && self.is_in(packet.ends.destination, &loopback) {
+            return Err(martian());
+        }
         let forwards = match family {
             Family::V4 => settings.forwarding,
-            Family::V6 => self.namespace.forwarding_v6,
+            Family::V6 => self.namespace.forwarding_v6 || settings.force_forwarding,
         };
         match self.route(packet) {
             Route::Local => self.deliver(packet),
@@ -333,65 +385,9 @@ impl<'a, W: Witness> Walk<'a, W> {
                 packet.input = None;
                 self.hook(Hook::Postrouting, packet)?;
                 let exit = packet.output.unwrap_or(LOOPBACK);
-                Ok(self.leave(packet, exit))
+                self.leave(packet, exit)
             }
         }
-    }
-
-    fn leave(&self, packet: &Packet<'_>, interface: &str) -> End {
-        let family = packet.family;
-        let fate = Fate::Passed {
-            interface: interface.to_owned(),
-            destination: packet.ends.to(family),
-            source: packet.ends.from(family),
-        };
-        let connection = packet.connection.map(|(at, _)| &self.connections[at]);
-        let ends = &packet.ends;
-        let made = |value: Value| value.origin.is_none();
-        let outcome = if connection.is_some_and(|c| c.to.is_some()) {
-            Outcome::Led {
-                address: made(ends.destination).then(|| ends.to(family).ip()),
-                port: made(ends.port).then(|| ends.to(family).port()),
-            }
-        } else {
-            let masked = connection.is_some_and(|c| c.from.is_some());
-            Outcome::Passed { interface: interface.to_owned(), masked }
-        };
-        (fate, outcome)
-    }
-
-    fn deliver(&mut self, packet: &mut Packet<'a>) -> Result<End, Halt> {
-        if packet.taken.is_some() {
-            packet.owner = Owner::Unknown;
-        }
-        self.hook(Hook::Input, packet)?;
-        self.look_up(packet)?;
-        let family = packet.family;
-        let destination = packet.ends.to(family);
-        let connection = packet.connection.filter(|(_, back)| !back);
-        let connection = connection.map(|(at, _)| &self.connections[at]);
-        let original = connection.map_or(destination, |c| c.ends.to(family));
-        let original = packet.meant.map_or(original, |(ip, port)| end(family, ip, port));
-        let translated = connection.is_some_and(|c| c.to.is_some()) || packet.meant.is_some();
-        let (port, how) = match (packet.taken, packet.handed) {
-            (Some(port), _) => (port, How::Transparent),
-            (None, Some(port)) => (port, How::Handed),
-            (None, None) if translated => (packet.ends.port, How::Translated),
-            (None, None) => (packet.ends.port, How::Unchanged),
-        };
-        let number = u16::try_from(port.number).unwrap_or(0);
-        let fate = Fate::Delivered {
-            port: number,
-            how,
-            destination,
-            original,
-            source: packet.ends.from(family),
-        };
-        let outcome = match how {
-            How::Unchanged => Outcome::Delivered,
-            _ => Outcome::Captured { port: port.origin.is_none().then_some(number), how },
-        };
-        Ok((fate, outcome))
     }
 
     /// Whether a value is in a set, where the question may decide.
@@ -413,7 +409,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         }
     }
 
-    fn hook(&mut self, hook: Hook, packet: &mut Packet<'a>) -> Result<(), Halt> {
+    pub(super) fn hook(&mut self, hook: Hook, packet: &mut Packet<'a>) -> Result<(), Halt> {
         self.at(hook, packet);
         self.calls(packet.family, hook).iter().try_for_each(|call| self.call(call, hook, packet))
     }

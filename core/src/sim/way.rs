@@ -4,6 +4,7 @@ use super::namespace::{Exit, Interface, LOOPBACK, Namespace, OwnAddress};
 use super::packet::{Owner, Packet, Value};
 use super::ranges::{Ranges, address, number};
 use super::routing::{RouteAction, RuleAction, Selector};
+use super::rule::Field;
 use super::walk::{Halt, Walk};
 use super::witness::Witness;
 use crate::value::{Cidr, Family};
@@ -86,6 +87,20 @@ impl<'a, W: Witness> Walk<'a, W> {
         }
         if let Some(mark) = selector.mark {
             all &= self.mark_is(packet.mark, mark);
+        }
+        if let Some(protocol) = selector.protocol {
+            if packet.protocol == self.question.protocol {
+                self.witness.asked(Field::Protocol, &Ranges::one(protocol.0.into()));
+            }
+            all &= packet.protocol == protocol;
+        }
+        let sides =
+            [(selector.source_ports, packet.ends.source_port), (selector.ports, packet.ends.port)];
+        for (ports, port) in sides {
+            if let Some((first, last)) = ports {
+                let ports = Ranges::range(first.into(), last.into());
+                all &= packet.protocol.has_ports() && self.is_in(port, &ports);
+            }
         }
         if let Some(input) = &selector.input {
             all &= packet.input.unwrap_or(LOOPBACK) == input;
@@ -254,7 +269,8 @@ impl<'a, W: Witness> Walk<'a, W> {
         let primary = |own: &&OwnAddress| !own.secondary;
         let mut own = interface.into_iter().flat_map(|i| of(i, scope)).filter(primary);
         let beside = |own: &&OwnAddress| exit.gateway.is_none_or(|hop| own.cidr.contains(hop));
-        let others = || all.iter().flat_map(|i| of(i, SCOPE_LINK - 1)).find(primary);
+        let wide = scope.min(SCOPE_LINK - 1);
+        let others = || all.iter().flat_map(|i| of(i, wide)).find(primary);
         let first = own.clone().next();
         let chosen = own.find(beside).or(first).or_else(others);
         chosen.map(|own| Value::made(number(own.address())))

@@ -228,7 +228,8 @@ fn known(name: &str, a: Attributes<'_>) -> Option<Term> {
         "redir" => Term::Redirect((n(1), n(2))),
         // NFTA_TPROXY_FAMILY, _REG_ADDR, _REG_PORT
         "tproxy" => Term::Tproxy { family: n(1)?, address: n(2), port: n(3) },
-        "reject" => Term::Reject,
+        // NFTA_REJECT_TYPE, NFT_REJECT_TCP_RST
+        "reject" => Term::Reject { resets: n(1)? == 1 },
         "notrack" => Term::Notrack,
         "counter" | "log" | "last" => Term::Note,
         // NFTA_OBJREF_IMM_TYPE, NFT_OBJECT_COUNTER

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::stream::TryStreamExt as _;
 use millrace_core::ruleset::Masked;
-use millrace_core::sim::{Exit, RouteAction, RoutingRule, RuleAction, Selector, TableRoute};
+use millrace_core::sim::{
+    Exit, Protocol, RouteAction, RoutingRule, RuleAction, Selector, TableRoute,
+};
 use millrace_core::value::{Cidr, Family};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteType,
@@ -47,10 +49,6 @@ fn rule(family: Family, message: &RuleMessage) -> RoutingRule {
         match attribute {
             RuleAttribute::TunId(id) if *id != 0 => unmodelled("a tunnel"),
             RuleAttribute::L3MDev(true) => unmodelled("a VRF"),
-            RuleAttribute::IpProtocol(_) => unmodelled("a protocol"),
-            RuleAttribute::SourcePortRange(_) | RuleAttribute::DestinationPortRange(_) => {
-                unmodelled("ports");
-            }
             RuleAttribute::SuppressIfGroup(group) if *group != NO_LIMIT => {
                 unmodelled("interface groups");
             }
@@ -69,6 +67,15 @@ fn rule(family: Family, message: &RuleMessage) -> RoutingRule {
             // No socket is bound to an interface.
             RuleAttribute::Oifname(_) => selector.never = true,
             RuleAttribute::UidRange(range) => selector.uids = Some((range.start, range.end)),
+            RuleAttribute::IpProtocol(of) => {
+                selector.protocol = Some(Protocol(u8::from(*of)));
+            }
+            RuleAttribute::SourcePortRange(ports) => {
+                selector.source_ports = Some((ports.start, ports.end));
+            }
+            RuleAttribute::DestinationPortRange(ports) => {
+                selector.ports = Some((ports.start, ports.end));
+            }
             RuleAttribute::SuppressPrefixLen(length) => longer_than = *length,
             _ => {}
         }

@@ -190,7 +190,7 @@ fn end(action: &Action) -> Option<String> {
             to.ports.map_or(address.clone(), |ports| format!("{address}, {}", port(Some(ports))))
         }
         Action::Drop => "dropped".to_owned(),
-        Action::Reject => "refused".to_owned(),
+        Action::Reject(_) => "refused".to_owned(),
         _ => return None,
     })
 }

@@ -7,7 +7,7 @@ use super::super::namespace::loopback;
 use super::super::program::{Base, Kind, Policy, SourceChain, SourceRule, SourceTable};
 use super::super::question::Protocol;
 use super::super::ranges::{Ranges, number};
-use super::super::rule::{Action, Field, Step, Test, Way};
+use super::super::rule::{Action, Field, Notice, Step, Test, Way};
 use super::words::words;
 use super::{is, protocol};
 use crate::compile::purpose;
@@ -422,7 +422,7 @@ impl Pod<'_> {
         } else {
             let family = self.family;
             let purpose = format!("{purpose}, and nobody listens on port {proxy} for {family}");
-            rules.add(Class::Refused, tests, Action::Reject, source, purpose);
+            rules.add(Class::Refused, tests, Action::Reject(Notice::Unheard), source, purpose);
         }
     }
 }

@@ -21,6 +21,9 @@ pub use ebpf::{EBPF, Listening, of_ebpf};
 pub use iptables::{of_dump, of_ruleset};
 pub use json::{Listed, NotNft, of_nft_json};
 pub use native::{of_listed, of_native};
+
+/// What holds native tables.
+pub(super) const NATIVE: &str = "nftables";
 pub use nft::of_nft;
 
 fn protocol(number: Protocol, negated: bool) -> Test {

@@ -11,7 +11,7 @@ use crate::ruleset::{Chain, Masked, Owner, Table};
 use crate::value::Family;
 
 /// What holds the tables.
-pub(super) const HOLDER: &str = "nftables";
+pub(super) const HOLDER: &str = super::NATIVE;
 
 /// The rules of a configuration. `groups` are the numbers of groups that rules name.
 pub fn of_nft(ruleset: &NftRuleset, groups: &Groups) -> Vec<SourceTable> {

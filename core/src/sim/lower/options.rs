@@ -94,6 +94,11 @@ pub(super) fn network(text: &str) -> Option<Cidr> {
     Cidr::new(address, u8::try_from(length).ok()?)
 }
 
+/// A type of ICMP without a code, by its number, as iptables prints it.
+pub(super) fn icmp_type(text: &str) -> Option<Ranges> {
+    text.parse::<u8>().ok().filter(|kind| *kind != u8::MAX).map(|kind| Ranges::one(kind.into()))
+}
+
 /// `first-last` of addresses.
 pub(super) fn address_range(text: &str) -> Option<Ranges> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));

@@ -3,10 +3,10 @@
 
 use super::super::question::Protocol;
 use super::super::ranges::Ranges;
-use super::super::rule::{Action, Field, MarkChange, States, Step, Test, Translation, Way};
+use super::super::rule::{Action, Field, MarkChange, Notice, States, Step, Test, Translation, Way};
 use super::options::{
-    address_range, id_range, int, masked, network, port_list, port_range, to_ports, translation,
-    words,
+    address_range, icmp_type, id_range, int, masked, network, port_list, port_range, to_ports,
+    translation, words,
 };
 use super::{addresses, is, ports, protocol};
 use crate::plan::Groups;
@@ -195,6 +195,9 @@ impl<'w> Reader<'w> {
             ("addrtype", "--dst-type") if self.next()? == "LOCAL" => {
                 Test::Local { side: Side::Destination, negated }
             }
+            (_, "--icmp-type" | "--icmpv6-type") => {
+                Test::Icmp { negated, types: icmp_type(self.next()?)? }
+            }
             ("iprange", "--src-range") => self.range(Side::Source, negated)?,
             ("iprange", "--dst-range") => self.range(Side::Destination, negated)?,
             ("comment", "--comment") => {
@@ -252,8 +255,11 @@ impl<'w> Reader<'w> {
             "DROP" => Action::Drop,
             "RETURN" => Action::Return,
             "REJECT" => {
+                let resets = self.words[self.at..]
+                    .iter()
+                    .any(|w| w.ends_with("tcp-reset") || w == "tcp-rst");
                 self.at = self.words.len();
-                Action::Reject
+                Action::Reject(if resets { Notice::Reset } else { Notice::Icmp })
             }
             "NOTRACK" => Action::Notrack,
             "REDIRECT" => Action::Redirect(self.optional_ports()?.ports),

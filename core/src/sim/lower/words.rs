@@ -1,6 +1,6 @@
 //! The steps of a rule in words, for rules that were read in no language of people.
 
-use super::super::rule::{Action, Step, Test, Way};
+use super::super::rule::{Action, Step, Test, Way, numbers};
 use super::super::test::masked;
 use crate::ruleset::{Masked, Side};
 use crate::value::{Family, InterfacePattern};
@@ -56,6 +56,9 @@ fn test_words(test: &Test) -> String {
         Test::Original { negated: true } => "way back".to_owned(),
         Test::Syn { negated } => format!("{}first packet", not(*negated)),
         Test::Socket { negated } => format!("{}from a socket", not(*negated)),
+        Test::Icmp { negated, types } => {
+            format!("type of ICMP {}{}", not(*negated), numbers(types))
+        }
         Test::Unknown(what) => what.clone(),
     }
 }
@@ -69,7 +72,7 @@ fn action_words(action: &Action) -> Option<String> {
     Some(match action {
         Action::Accept => "accept".to_owned(),
         Action::Drop => "drop".to_owned(),
-        Action::Reject => "reject".to_owned(),
+        Action::Reject(_) => "reject".to_owned(),
         Action::Return => "return".to_owned(),
         Action::Jump(chain) => format!("jump {chain}"),
         Action::Goto(chain) => format!("goto {chain}"),

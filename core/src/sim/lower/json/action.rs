@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::super::super::rule::{Action, MarkChange, Translation};
+use super::super::super::rule::{Action, MarkChange, Notice, Translation};
 use super::{single, value};
 use crate::ruleset::Masked;
 use crate::value::Family;
@@ -22,7 +22,10 @@ pub(super) fn actions(name: &str, content: &Value) -> Vec<Action> {
         "accept" => Some(Action::Accept),
         "drop" => Some(Action::Drop),
         "return" => Some(Action::Return),
-        "reject" => Some(Action::Reject),
+        "reject" => {
+            let resets = content.get("type").and_then(Value::as_str) == Some("tcp reset");
+            Some(Action::Reject(if resets { Notice::Reset } else { Notice::Icmp }))
+        }
         "notrack" => Some(Action::Notrack),
         // What others are told, and what is counted, changes no packet.
         "continue" | "log" => Some(Action::Note),

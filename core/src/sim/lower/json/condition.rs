@@ -158,6 +158,17 @@ impl Reader<'_> {
             tests.push(Test::Is { field, negated, set, family, socket: false });
             return Some(tests);
         }
+        if let ("icmp" | "icmpv6", "type") = (header, field) {
+            tests.extend(settled.protocol(Protocol::from_name(header)?));
+            let negated = equality(operator)?;
+            let list = match right.get("set").and_then(Value::as_array) {
+                Some(list) => list.clone(),
+                None => vec![right.clone()],
+            };
+            let types = list.iter().map(|one| value::icmp_type(header, one).map(|n| (n, n)));
+            tests.push(Test::Icmp { negated, types: types.collect::<Option<Ranges>>()? });
+            return Some(tests);
+        }
         if header != "th" {
             let number = Protocol::from_name(header).filter(|known| known.has_ports())?;
             tests.extend(settled.protocol(number));

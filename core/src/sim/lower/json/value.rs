@@ -37,6 +37,55 @@ pub(super) fn elements(
     Some(list.into_iter().map(bare).collect())
 }
 
+/// Types of ICMP as nft names them (`nft describe icmp type`, `nft describe icmpv6 type`).
+const ICMP_TYPES: [(&str, u8); 15] = [
+    ("echo-reply", 0),
+    ("destination-unreachable", 3),
+    ("source-quench", 4),
+    ("redirect", 5),
+    ("echo-request", 8),
+    ("router-advertisement", 9),
+    ("router-solicitation", 10),
+    ("time-exceeded", 11),
+    ("parameter-problem", 12),
+    ("timestamp-request", 13),
+    ("timestamp-reply", 14),
+    ("info-request", 15),
+    ("info-reply", 16),
+    ("address-mask-request", 17),
+    ("address-mask-reply", 18),
+];
+const ICMPV6_TYPES: [(&str, u8); 18] = [
+    ("destination-unreachable", 1),
+    ("packet-too-big", 2),
+    ("time-exceeded", 3),
+    ("parameter-problem", 4),
+    ("echo-request", 128),
+    ("echo-reply", 129),
+    ("mld-listener-query", 130),
+    ("mld-listener-report", 131),
+    ("mld-listener-done", 132),
+    ("nd-router-solicit", 133),
+    ("nd-router-advert", 134),
+    ("nd-neighbor-solicit", 135),
+    ("nd-neighbor-advert", 136),
+    ("nd-redirect", 137),
+    ("router-renumbering", 138),
+    ("ind-neighbor-solicit", 141),
+    ("ind-neighbor-advert", 142),
+    ("mld2-listener-report", 143),
+];
+
+/// A type of ICMP of `icmp` or `icmpv6`.
+pub(super) fn icmp_type(header: &str, value: &Value) -> Option<u128> {
+    if let Some(number) = value.as_u64() {
+        return u8::try_from(number).ok().map(u128::from);
+    }
+    let known = if header == "icmp" { &ICMP_TYPES[..] } else { &ICMPV6_TYPES };
+    let name = value.as_str()?;
+    known.iter().find(|(known, _)| *known == name).map(|(_, number)| u128::from(*number))
+}
+
 /// The values that a field is compared with.
 pub(super) fn ranges(
     value: &Value,

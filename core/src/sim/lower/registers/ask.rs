@@ -1,5 +1,6 @@
 //! What a rule of `nf_tables` asks about a register.
 
+use super::super::super::question::Protocol;
 use super::super::super::ranges::Ranges;
 use super::super::super::rule::{Field, States, Step, Test, Way};
 use super::super::{is, ports};
@@ -92,6 +93,20 @@ impl Path {
             }
             _ => None,
         }
+    }
+
+    /// Whether a condition lets no protocol past but those of ICMP.
+    fn asked_icmp(&self) -> bool {
+        let icmp: Ranges = [Protocol::ICMP, Protocol::ICMPV6]
+            .map(|p| (p.0.into(), p.0.into()))
+            .into_iter()
+            .collect();
+        self.steps.iter().any(|step| match step {
+            Step::Test(Test::Is { field: Field::Protocol, negated: false, set, .. }) => {
+                set.without(&icmp).is_empty()
+            }
+            _ => false,
+        })
     }
 
     fn address(&self, offset: u32, set: Ranges, negated: bool) -> Option<Test> {
@@ -197,6 +212,10 @@ impl Path {
                     .map(|(a, b)| Some((shift(big(a)?), shift(big(b)?) | rest)))
                     .collect::<Option<Ranges>>()?;
                 self.address(*offset, set, negated)?
+            }
+            // The first byte of a header is a type where the protocol is ICMP, as has been asked.
+            Source::Payload(TRANSPORT, 0, 1) if self.asked_icmp() => {
+                Test::Icmp { negated, types: numbers(true)? }
             }
             Source::Payload(TRANSPORT, offset @ (0 | 2), 2) => {
                 let side = if *offset == 0 { Side::Source } else { Side::Destination };

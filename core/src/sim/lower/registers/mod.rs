@@ -7,7 +7,7 @@ mod make;
 use std::collections::BTreeMap;
 
 use super::super::ranges::Ranges;
-use super::super::rule::{Action, Field, Step, Test};
+use super::super::rule::{Action, Field, Notice, Step, Test};
 use super::is;
 use crate::nft::listed::{Element, Ending, ListedSet, Mapped, Source, Term};
 use crate::value::Family;
@@ -193,7 +193,10 @@ impl Path {
                 let action = self.tproxy(*family, *address, *port);
                 self.done(action.map(|action| vec![action]), "tproxy to what follows".to_owned());
             }
-            Term::Reject => self.push(Action::Reject),
+            Term::Reject { resets } => {
+                let notice = if *resets { Notice::Reset } else { Notice::Icmp };
+                self.push(Action::Reject(notice));
+            }
             Term::Notrack => self.push(Action::Notrack),
             Term::Note => self.push(Action::Note),
             Term::Asks(what) => self.asks(what.clone()),
@@ -271,7 +274,9 @@ impl Path {
         let what = whole.as_ref().map_or_else(|| "an empty register".to_owned(), Held::name);
         let unstable = |held: &Held| matches!(held.what, Source::Meta(MARK) | Source::Ct(CT_MARK));
         // What is done for one element can change a mark, and then another element would match too.
-        let turns = set.elements.len() > 1 && whole.as_ref().is_some_and(unstable);
+        let turns = set.elements.len() > 1
+            && whole.as_ref().is_some_and(unstable)
+            && !(to == Some(0) && set.elements.iter().all(stays));
         let paths = if negated || turns { None } else { self.branches(first, to, set, around) };
         paths.unwrap_or_else(|| {
             match to {
@@ -353,6 +358,11 @@ impl Path {
         }
         Some(self)
     }
+}
+
+/// Whether what an element leads to comes back to the rule with no mark changed.
+const fn stays(element: &Element) -> bool {
+    !matches!(element.mapped, Some(Mapped::Value(_) | Mapped::Verdict(Some(Ending::Jump(_)))))
 }
 
 fn action(ending: &Ending) -> Action {

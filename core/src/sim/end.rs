@@ -1,0 +1,70 @@
+//! Where a packet's way ends: outside, or at a socket of the namespace.
+
+use super::fate::{Fate, How, Outcome};
+use super::packet::{Owner, Packet, Value, end};
+use super::walk::{End, Halt, Walk};
+use super::witness::Witness;
+use crate::ruleset::Hook;
+
+impl<'a, W: Witness> Walk<'a, W> {
+    /// It has left by an interface.
+    pub(super) fn leave(&mut self, packet: &Packet<'a>, interface: &'a str) -> Result<End, Halt> {
+        self.finds_next_hop(packet, interface)?;
+        let family = packet.family;
+        let fate = Fate::Passed {
+            interface: interface.to_owned(),
+            destination: packet.ends.to(family),
+            source: packet.ends.from(family),
+        };
+        let connection = packet.connection.map(|(at, _)| &self.connections[at]);
+        let ends = &packet.ends;
+        let made = |value: Value| value.origin.is_none();
+        let outcome = if connection.is_some_and(|c| c.to.is_some()) {
+            Outcome::Led {
+                address: made(ends.destination).then(|| ends.to(family).ip()),
+                port: made(ends.port).then(|| ends.to(family).port()),
+            }
+        } else {
+            let masked = connection.is_some_and(|c| c.from.is_some());
+            Outcome::Passed { interface: interface.to_owned(), masked }
+        };
+        Ok((fate, outcome))
+    }
+
+    /// INPUT, and the socket behind it.
+    pub(super) fn deliver(&mut self, packet: &mut Packet<'a>) -> Result<End, Halt> {
+        if packet.taken.is_some() {
+            packet.owner = Owner::Unknown;
+        }
+        self.hook(Hook::Input, packet)?;
+        self.look_up(packet)?;
+        let family = packet.family;
+        let destination = packet.ends.to(family);
+        let connection = packet.connection.filter(|(_, back)| !back);
+        let connection = connection.map(|(at, _)| &self.connections[at]);
+        // `getorigdst()` looks in no other zone.
+        let original = connection.filter(|c| c.zone == 0);
+        let original = original.map_or(destination, |c| c.ends.to(family));
+        let original = packet.meant.map_or(original, |(ip, port)| end(family, ip, port));
+        let translated = connection.is_some_and(|c| c.to.is_some()) || packet.meant.is_some();
+        let (port, how) = match (packet.taken, packet.handed) {
+            (Some(port), _) => (port, How::Transparent),
+            (None, Some(port)) => (port, How::Handed),
+            (None, None) if translated => (packet.ends.port, How::Translated),
+            (None, None) => (packet.ends.port, How::Unchanged),
+        };
+        let number = u16::try_from(port.number).unwrap_or(0);
+        let fate = Fate::Delivered {
+            port: number,
+            how,
+            destination,
+            original,
+            source: packet.ends.from(family),
+        };
+        let outcome = match how {
+            How::Unchanged => Outcome::Delivered,
+            _ => Outcome::Captured { port: port.origin.is_none().then_some(number), how },
+        };
+        Ok((fate, outcome))
+    }
+}

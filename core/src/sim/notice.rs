@@ -1,0 +1,131 @@
+//! Telling a sender that its packet is refused: an answer of its own, with a way of its own, on which it
+//! can be lost (`nf_send_unreach()`, `nf_send_reset()` in `net/ipv4/netfilter/nf_reject_ipv4.c` and
+//! their likes of IPv6; `__icmp_send()`).
+
+use super::fate::Fate;
+use super::packet::{Mark, Owner, Packet, Value};
+use super::question::{Direction, Protocol};
+use super::ranges::number;
+use super::rule::{Field, Notice, States};
+use super::walk::{End, Halt, Turn, Walk};
+use super::witness::Witness;
+use crate::value::Family;
+
+/// What a rule has refused.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refusal<'a> {
+    /// The packet, as it was there.
+    pub(super) packet: Packet<'a>,
+    /// How its sender is told.
+    pub(super) notice: Notice,
+}
+
+impl<'a, W: Witness> Walk<'a, W> {
+    /// The end of a way, with what becomes of the notice of a refusal.
+    pub(super) fn with_notice(&mut self, found: Result<End, Halt>) -> Result<End, Halt> {
+        let (Err(Halt::Refused(rule)), Some(refusal)) = (&found, self.refusal.take()) else {
+            return found;
+        };
+        let (decided, deciding) = (self.decided.clone(), self.deciding);
+        (self.deciding, self.turn) = (false, Turn::Answer);
+        if W::LISTENS {
+            self.witness.note("it is refused; the sender is told:".to_owned());
+        }
+        let told = match refusal.notice {
+            Notice::Unheard => Ok(()),
+            _ => self.tell(&refusal),
+        };
+        (self.decided, self.deciding) = (decided, deciding);
+        match told {
+            Ok(()) => found,
+            Err(Halt::Dropped { why, .. }) => {
+                let why = format!("it is refused, and the sender is not told: {why}");
+                Err(Halt::Dropped { rule: Some(*rule), why })
+            }
+            Err(Halt::Refused(_)) => {
+                let why = "it is refused, and what tells the sender is refused as well".to_owned();
+                Err(Halt::Dropped { rule: Some(*rule), why })
+            }
+            Err(Halt::Unknown { rule, what }) => Err(Halt::Unknown { rule, what }),
+        }
+    }
+
+    fn tell(&mut self, refusal: &Refusal<'a>) -> Result<(), Halt> {
+        let lost = |why: &str| Err(Halt::Dropped { rule: None, why: why.to_owned() });
+        let refused = &refusal.packet;
+        let family = refused.family;
+        let mut packet = Packet {
+            ends: refused.ends.swapped(),
+            owner: Owner::Nobody,
+            mark: Mark::made(0),
+            input: None,
+            output: None,
+            syn: false,
+            taken: None,
+            handed: None,
+            meant: None,
+            ..*refused
+        };
+        // It goes with the connection that it tells of (`nf_conntrack_attach()`), if that has one.
+        packet.seen = packet.connection.is_some();
+        packet.state = if packet.seen { States::RELATED } else { States::INVALID };
+        packet.connection = packet.connection.map(|(at, back)| (at, !back));
+        match refusal.notice {
+            Notice::Reset if packet.protocol != Protocol::TCP => {
+                return lost("only TCP connections are reset");
+            }
+            Notice::Reset | Notice::Unheard => {}
+            Notice::Icmp => {
+                // Destination unreachable.
+                (packet.protocol, packet.icmp) = match family {
+                    Family::V4 => (Protocol::ICMP, Some(3)),
+                    Family::V6 => (Protocol::ICMPV6, Some(1)),
+                };
+            }
+        }
+        let mut route = self.route(&packet);
+        if refusal.notice == Notice::Icmp {
+            // It comes from where the packet went, if that is here, or else from what is usual.
+            let here = self.is_in(packet.ends.source, self.namespace.local(family));
+            if !here {
+                if family == Family::V4 && refused.taken.is_some() {
+                    return lost("an ICMP message can't come from an address that is not its own");
+                }
+                packet.ends.source = Value::made(0);
+                route = self.route(&packet);
+                packet.ends.source = self.chosen_source(&packet, route)?;
+            }
+        }
+        match self.send(&mut packet, route)?.0 {
+            Fate::Delivered { destination, source, .. }
+                if self.question.direction == Direction::Out =>
+            {
+                let asker = self.sent.map_or(destination.ip(), |sender| sender.ip());
+                let from_there = refusal.notice == Notice::Icmp
+                    || source == self.connected.unwrap_or(self.question.to());
+                if destination.ip() == asker && from_there {
+                    Ok(())
+                } else {
+                    lost("what tells the sender goes elsewhere")
+                }
+            }
+            Fate::Passed { destination, interface, source }
+                if self.question.direction == Direction::In =>
+            {
+                let from_there = refusal.notice == Notice::Icmp || source == self.question.to();
+                if Some(destination.ip()) != self.question.source || !from_there {
+                    lost("what tells the sender goes elsewhere")
+                } else if let Some(by) = self.came_by.filter(|by| *by == interface) {
+                    let sender = Value::asked(number(destination.ip()), Field::Source);
+                    self.is_found(sender, by)
+                } else {
+                    let what = format!(
+                        "whether the sender hears of it: what tells it leaves by {interface}"
+                    );
+                    Err(Halt::Unknown { rule: None, what })
+                }
+            }
+            _ => lost("what tells the sender goes elsewhere"),
+        }
+    }
+}

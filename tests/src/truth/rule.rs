@@ -1,0 +1,606 @@
+//! Random rules of somebody: what they ask and do, and how iptables and nft write that.
+
+use std::fmt::{self, Write as _};
+
+use crate::fates::Dice;
+use crate::topology::Family;
+
+/// Where a rule stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hook {
+    /// In front of routing.
+    Prerouting,
+    /// For this host.
+    Input,
+    /// For somebody else.
+    Forward,
+    /// From this host.
+    Output,
+    /// Behind routing.
+    Postrouting,
+}
+
+impl Hook {
+    /// All of them.
+    pub(super) const ALL: [Self; 5] =
+        [Self::Prerouting, Self::Input, Self::Forward, Self::Output, Self::Postrouting];
+
+    pub(super) const fn iptables(self) -> &'static str {
+        match self {
+            Self::Prerouting => "PREROUTING",
+            Self::Input => "INPUT",
+            Self::Forward => "FORWARD",
+            Self::Output => "OUTPUT",
+            Self::Postrouting => "POSTROUTING",
+        }
+    }
+
+    pub(super) fn nft(self) -> String {
+        self.iptables().to_ascii_lowercase()
+    }
+
+    /// The chain that rules at this hook jump to.
+    pub(super) fn chain(self) -> String {
+        format!("F-{}", self.nft())
+    }
+
+    const fn goes_out(self) -> bool {
+        matches!(self, Self::Forward | Self::Output | Self::Postrouting)
+    }
+}
+
+/// What a chain is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// In front of connection tracking.
+    Raw,
+    /// Marks, and transparent sockets.
+    Mangle,
+    /// Translation.
+    Nat,
+    /// Letting past or not.
+    Filter,
+}
+
+impl Kind {
+    /// The hooks that iptables has it at.
+    const fn hooks(self) -> &'static [Hook] {
+        match self {
+            Self::Raw => &[Hook::Prerouting, Hook::Output],
+            Self::Mangle => &Hook::ALL,
+            Self::Nat => &[Hook::Prerouting, Hook::Output, Hook::Postrouting, Hook::Input],
+            Self::Filter => &[Hook::Input, Hook::Forward, Hook::Output],
+        }
+    }
+
+    pub(super) const fn table(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Mangle => "mangle",
+            Self::Nat => "nat",
+            Self::Filter => "filter",
+        }
+    }
+
+    /// A place for a rule.
+    pub(super) fn place(dice: &mut Dice) -> (Self, Hook) {
+        let kind = dice.pick(&[
+            Self::Raw,
+            Self::Mangle,
+            Self::Mangle,
+            Self::Nat,
+            Self::Nat,
+            Self::Nat,
+            Self::Filter,
+            Self::Filter,
+            Self::Filter,
+        ]);
+        (kind, dice.pick(kind.hooks()))
+    }
+}
+
+/// A condition.
+#[derive(Clone, Debug)]
+enum Cond {
+    Port { not: bool, source: bool, first: u16, last: u16 },
+    Ports { not: bool, list: Vec<u16> },
+    Address { not: bool, source: bool, network: String },
+    Interface { not: bool, out: bool, name: &'static str },
+    Owner { not: bool, group: bool, first: u32, last: u32 },
+    State { not: bool, states: &'static str },
+    Mark { not: bool, connection: bool, value: u32, mask: u32 },
+    Local { not: bool, source: bool },
+    Reply { not: bool },
+    Syn { not: bool },
+    Range { not: bool, first: &'static str, last: &'static str },
+}
+
+/// What a rule does.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Accept,
+    Drop,
+    Reject(&'static str),
+    Return,
+    Note(&'static str, &'static str),
+    Mark {
+        connection: bool,
+        value: u32,
+        mask: u32,
+    },
+    Or {
+        value: u32,
+    },
+    Save,
+    Restore,
+    Redirect(u16),
+    Dnat {
+        address: &'static str,
+        port: Option<u16>,
+    },
+    Snat(&'static str),
+    Masquerade,
+    Notrack,
+    Zone(u16),
+    Tproxy {
+        port: u16,
+        mark: u32,
+    },
+    /// On in the chain that belongs to the hook.
+    Chain {
+        goto: bool,
+    },
+}
+
+/// A rule.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    /// What stands it where.
+    pub(super) kind: Kind,
+    /// Where.
+    pub(super) hook: Hook,
+    family: Family,
+    proto: Option<&'static str>,
+    conds: Vec<Cond>,
+    act: Act,
+}
+
+/// The mark that foreign rules hand packets to a transparent socket with.
+pub(super) const TPROXY_MARK: u32 = 0x100;
+
+fn networks(family: Family) -> &'static [&'static str] {
+    match family {
+        Family::V4 => &[
+            "10.70.0.0/24",
+            "10.71.0.0/16",
+            "10.72.0.10/32",
+            "10.80.0.0/24",
+            "10.70.0.2/32",
+            "127.0.0.0/8",
+            "127.0.0.1/32",
+            "10.64.0.0/10",
+            "0.0.0.0/1",
+        ],
+        Family::V6 => &[
+            "fd70::/64",
+            "fd71::/16",
+            "fd72::10/128",
+            "fd80::/64",
+            "fd70::2/128",
+            "::1/128",
+            "fd00::/8",
+            "::/1",
+        ],
+    }
+}
+
+/// Where translation can lead to.
+fn targets(family: Family) -> &'static [&'static str] {
+    match family {
+        Family::V4 => {
+            &["10.70.0.2", "10.80.0.2", "127.0.0.1", "10.71.0.10", "10.72.0.10", "10.80.0.1"]
+        }
+        Family::V6 => &["fd70::2", "fd80::2", "::1", "fd71::10", "fd72::10", "fd80::1"],
+    }
+}
+
+/// Sources that the neighbours can answer to.
+fn sources(family: Family) -> &'static [&'static str] {
+    match family {
+        Family::V4 => &["10.70.0.2", "10.80.0.2", "10.77.0.9"],
+        Family::V6 => &["fd70::2", "fd80::2", "fd77::9"],
+    }
+}
+
+const PORTS: [u16; 8] = [53, 80, 443, 8000, 8005, 8080, 9090, 15021];
+
+impl Rule {
+    /// A random rule; in a chain that others jump to it does not jump itself.
+    pub(super) fn random(
+        dice: &mut Dice,
+        family: Family,
+        (kind, hook): (Kind, Hook),
+        called: bool,
+    ) -> Self {
+        let tproxy = kind == Kind::Mangle && hook == Hook::Prerouting && dice.one_in(3) && !called;
+        let proto = match dice.pick(&[0, 1, 1, 2]) {
+            _ if tproxy => Some("tcp"),
+            1 => Some("tcp"),
+            2 => Some("udp"),
+            _ => None,
+        };
+        let mut conds = Vec::new();
+        if proto.is_some() && (tproxy || !dice.one_in(4)) {
+            conds.push(ports(dice));
+        }
+        for _ in 0..dice.pick(&[0, 0, 1, 1, 2]) {
+            conds.push(Self::condition(dice, family, (kind, hook), proto));
+        }
+        let act = if tproxy {
+            Act::Tproxy { port: 15006, mark: TPROXY_MARK }
+        } else {
+            Self::action(dice, family, (kind, hook), proto, called)
+        };
+        Self { kind, hook, family, proto, conds, act }
+    }
+
+    fn condition(
+        dice: &mut Dice,
+        family: Family,
+        (kind, hook): (Kind, Hook),
+        proto: Option<&str>,
+    ) -> Cond {
+        let not = dice.one_in(4);
+        loop {
+            let mark = dice.pick(&[(0, 1), (1, 1), (2, 0xff), (0x10, 0xf0), (1337, u32::MAX)]);
+            let cond = match dice.pick(&[0, 1, 1, 2, 2, 3, 3, 4, 5, 5, 6, 7, 8, 9, 10]) {
+                0 | 1 => Cond::Address {
+                    not,
+                    source: dice.one_in(3),
+                    network: dice.pick(networks(family)).to_owned(),
+                },
+                2 => Cond::Interface {
+                    not,
+                    out: if hook == Hook::Forward { dice.one_in(2) } else { hook.goes_out() },
+                    name: dice.pick(&["eth0", "eth1", "lo", "eth+"]),
+                },
+                3 if matches!(hook, Hook::Output | Hook::Postrouting) => {
+                    let (first, last) =
+                        dice.pick(&[(1000, 1000), (1337, 1337), (0, 0), (5, 9), (0, 999)]);
+                    Cond::Owner { not, group: dice.one_in(3), first, last }
+                }
+                4 | 5 if kind != Kind::Raw => Cond::State {
+                    not,
+                    states: dice.pick(&[
+                        "new",
+                        "established,related",
+                        "established",
+                        "invalid",
+                        "dnat",
+                        "snat",
+                        "untracked",
+                        "related",
+                    ]),
+                },
+                6 => Cond::Mark { not, connection: false, value: mark.0, mask: mark.1 },
+                7 if kind != Kind::Raw => {
+                    Cond::Mark { not, connection: true, value: mark.0, mask: mark.1 }
+                }
+                8 => Cond::Local { not, source: dice.one_in(3) },
+                9 if kind != Kind::Raw => Cond::Reply { not },
+                10 if proto == Some("tcp") => Cond::Syn { not },
+                10 if family == Family::V4 => {
+                    Cond::Range { not, first: "10.70.0.1", last: "10.71.0.200" }
+                }
+                _ => continue,
+            };
+            return cond;
+        }
+    }
+
+    fn action(
+        dice: &mut Dice,
+        family: Family,
+        (kind, hook): (Kind, Hook),
+        proto: Option<&str>,
+        called: bool,
+    ) -> Act {
+        let ports: &[u16] = match proto {
+            Some("tcp") => &[80, 8080, 8005, 9090, 15001, 15006, 53],
+            // What is led to any port is heard by both.
+            _ => &[53, 80, 9090],
+        };
+        if !called && dice.one_in(8) {
+            return Act::Chain { goto: dice.one_in(3) };
+        }
+        if dice.one_in(10) {
+            return dice.pick(&[
+                Act::Return,
+                Act::Accept,
+                Act::Note("LOG --log-prefix \"x y\"", "log prefix \"x y\""),
+                Act::Note("NFLOG --nflog-group 7", "log group 7"),
+                Act::Note("LOG", "counter"),
+            ]);
+        }
+        let bits = dice.pick(&[(1, 1), (2, 0xff), (0x10, 0xf0), (0, 1), (5, u32::MAX)]);
+        let mark = |connection| Act::Mark { connection, value: bits.0, mask: bits.1 };
+        match kind {
+            Kind::Raw => match dice.pick(&[0, 0, 1, 2, 3]) {
+                0 => Act::Notrack,
+                1 => Act::Drop,
+                2 => Act::Zone(dice.pick(&[1, 7])),
+                _ => mark(false),
+            },
+            Kind::Mangle => match dice.pick(&[0, 0, 1, 2, 3, 4, 5]) {
+                0 => mark(false),
+                1 => mark(true),
+                2 => Act::Save,
+                3 => Act::Restore,
+                4 => Act::Or { value: dice.pick(&[1, 0x20, 0x4000]) },
+                _ => Act::Drop,
+            },
+            Kind::Nat => match hook {
+                Hook::Prerouting | Hook::Output => match dice.pick(&[0, 0, 1, 1, 2, 3]) {
+                    0 if proto.is_some() => Act::Redirect(dice.pick(ports)),
+                    1 => Act::Dnat { address: dice.pick(targets(family)), port: None },
+                    2 if proto.is_some() => Act::Dnat {
+                        address: dice.pick(targets(family)),
+                        port: Some(dice.pick(ports)),
+                    },
+                    _ => Act::Accept,
+                },
+                Hook::Postrouting if dice.one_in(2) => Act::Masquerade,
+                _ => Act::Snat(dice.pick(sources(family))),
+            },
+            Kind::Filter => match dice.pick(&[0, 0, 1, 1, 2, 3]) {
+                0 | 3 => Act::Drop,
+                1 if proto == Some("tcp") && dice.one_in(2) => Act::Reject("tcp-reset"),
+                1 => Act::Reject(dice.pick(&["", "port", "admin"])),
+                _ => Act::Accept,
+            },
+        }
+    }
+
+    /// Whether it goes on in the chain of its hook.
+    pub(super) const fn jumps(&self) -> bool {
+        matches!(self.act, Act::Chain { .. })
+    }
+
+    /// The words for `iptables` or `ip6tables`, in a chain of its own if `called`.
+    pub(super) fn iptables(&self, called: Option<&str>) -> String {
+        let chain = called.unwrap_or(self.hook.iptables());
+        let mut text = format!("-t {} -A {chain}", self.kind.table());
+        if let Some(proto) = self.proto {
+            let _infallible = write!(text, " -p {proto}");
+        }
+        for cond in &self.conds {
+            let _infallible = write!(text, " {}", InIptables(cond));
+        }
+        let reject = |with: &str| match (with, self.family) {
+            ("", _) => "REJECT".to_owned(),
+            ("tcp-reset", _) => "REJECT --reject-with tcp-reset".to_owned(),
+            ("port", Family::V4) => "REJECT --reject-with icmp-port-unreachable".to_owned(),
+            ("port", Family::V6) => "REJECT --reject-with icmp6-port-unreachable".to_owned(),
+            (_, Family::V4) => "REJECT --reject-with icmp-admin-prohibited".to_owned(),
+            (_, Family::V6) => "REJECT --reject-with icmp6-adm-prohibited".to_owned(),
+        };
+        let act = match &self.act {
+            Act::Accept => "ACCEPT".to_owned(),
+            Act::Drop => "DROP".to_owned(),
+            Act::Reject(with) => reject(with),
+            Act::Return => "RETURN".to_owned(),
+            Act::Note(iptables, _) => (*iptables).to_owned(),
+            Act::Mark { connection, value, mask } => {
+                let target = if *connection { "CONNMARK" } else { "MARK" };
+                format!("{target} --set-xmark {value:#x}/{mask:#x}")
+            }
+            Act::Or { value } => format!("MARK --or-mark {value:#x}"),
+            Act::Save => "CONNMARK --save-mark".to_owned(),
+            Act::Restore => "CONNMARK --restore-mark".to_owned(),
+            Act::Redirect(port) => format!("REDIRECT --to-ports {port}"),
+            Act::Dnat { .. } => format!("DNAT --to-destination {}", self.to()),
+            Act::Snat(to) => format!("SNAT --to-source {to}"),
+            Act::Masquerade => "MASQUERADE".to_owned(),
+            Act::Notrack => "CT --notrack".to_owned(),
+            Act::Zone(zone) => format!("CT --zone {zone}"),
+            Act::Tproxy { port, mark } => {
+                format!("TPROXY --on-port {port} --tproxy-mark {mark:#x}/{mark:#x}")
+            }
+            Act::Chain { goto: true } => return format!("{text} -g {}", self.hook.chain()),
+            Act::Chain { goto: false } => self.hook.chain(),
+        };
+        format!("{text} -j {act}")
+    }
+
+    /// The same as nft writes it, in a table of family `inet`, or of the rule's own.
+    pub(super) fn nft(&self, table: &str) -> String {
+        let mut parts: Vec<String> = Vec::new();
+        let of_both = matches!(
+            self.act,
+            Act::Dnat { .. }
+                | Act::Snat(_)
+                | Act::Tproxy { .. }
+                | Act::Redirect(_)
+                | Act::Masquerade
+        );
+        let inet = table == "inet";
+        if of_both && inet {
+            let family = if self.family == Family::V4 { "ipv4" } else { "ipv6" };
+            parts.push(format!("meta nfproto {family}"));
+        }
+        if let Some(proto) = self.proto {
+            parts.push(format!("meta l4proto {proto}"));
+        }
+        let v6 = if self.family == Family::V6 { "ip6" } else { "ip" };
+        parts.extend(self.conds.iter().map(|cond| in_nft(cond, v6)));
+        let act = match &self.act {
+            Act::Accept => "accept".to_owned(),
+            Act::Drop => "drop".to_owned(),
+            Act::Reject("") => "reject".to_owned(),
+            Act::Reject("tcp-reset") => "reject with tcp reset".to_owned(),
+            Act::Reject(with) => {
+                let icmp = match (inet, self.family) {
+                    (true, _) => "icmpx",
+                    (false, Family::V4) => "icmp",
+                    (false, Family::V6) => "icmpv6",
+                };
+                let with = if *with == "port" { "port-unreachable" } else { "admin-prohibited" };
+                format!("reject with {icmp} {with}")
+            }
+            Act::Return => "return".to_owned(),
+            Act::Note(_, nft) => (*nft).to_owned(),
+            Act::Mark { connection, value, mask } => {
+                let of = if *connection { "ct mark" } else { "meta mark" };
+                match *mask {
+                    u32::MAX => format!("{of} set {value:#x}"),
+                    mask => format!("{of} set {of} and {:#x} or {value:#x}", !mask),
+                }
+            }
+            Act::Or { value } => format!("meta mark set meta mark or {value:#x}"),
+            Act::Save => "ct mark set meta mark".to_owned(),
+            Act::Restore => "meta mark set ct mark".to_owned(),
+            Act::Redirect(port) => format!("redirect to :{port}"),
+            Act::Dnat { .. } => format!("dnat {v6} to {}", self.to()),
+            Act::Snat(to) => format!("snat {v6} to {to}"),
+            Act::Masquerade => "masquerade".to_owned(),
+            Act::Notrack => "notrack".to_owned(),
+            Act::Zone(zone) => format!("ct zone set {zone}"),
+            Act::Tproxy { port, mark } => {
+                format!("tproxy {v6} to :{port} meta mark set meta mark or {mark:#x} accept")
+            }
+            Act::Chain { goto: true } => format!("goto {}", self.hook.chain()),
+            Act::Chain { goto: false } => format!("jump {}", self.hook.chain()),
+        };
+        parts.push(act);
+        parts.join(" ")
+    }
+
+    fn to(&self) -> String {
+        let Act::Dnat { address, port } = &self.act else { return String::new() };
+        match (port, self.family) {
+            (None, _) => (*address).to_owned(),
+            (Some(port), Family::V4) => format!("{address}:{port}"),
+            (Some(port), Family::V6) => format!("[{address}]:{port}"),
+        }
+    }
+}
+
+fn ports(dice: &mut Dice) -> Cond {
+    let not = dice.one_in(6);
+    match dice.pick(&[0, 0, 0, 1, 2]) {
+        0 => {
+            let port = dice.pick(&PORTS);
+            Cond::Port { not, source: false, first: port, last: port }
+        }
+        1 => {
+            let (first, last) = dice.pick(&[(1, 1023), (8000, 8010), (0, 65535), (80, 8080)]);
+            Cond::Port { not, source: dice.one_in(6), first, last }
+        }
+        _ => {
+            let mut list: Vec<u16> = (0..3).map(|_| dice.pick(&PORTS)).collect();
+            list.sort_unstable();
+            list.dedup();
+            Cond::Ports { not, list }
+        }
+    }
+}
+
+/// A condition as iptables writes it.
+struct InIptables<'a>(&'a Cond);
+
+impl fmt::Display for InIptables<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let not = |not: bool| if not { "! " } else { "" };
+        match self.0 {
+            Cond::Port { not: n, source, first, last } => {
+                let side = if *source { "sport" } else { "dport" };
+                write!(f, "{}--{side} {first}", not(*n))?;
+                if first == last { Ok(()) } else { write!(f, ":{last}") }
+            }
+            Cond::Ports { not: n, list } => {
+                let list: Vec<String> = list.iter().map(u16::to_string).collect();
+                write!(f, "-m multiport {}--dports {}", not(*n), list.join(","))
+            }
+            Cond::Address { not: n, source, network } => {
+                write!(f, "{}{} {network}", not(*n), if *source { "-s" } else { "-d" })
+            }
+            Cond::Interface { not: n, out, name } => {
+                write!(f, "{}{} {name}", not(*n), if *out { "-o" } else { "-i" })
+            }
+            Cond::Owner { not: n, group, first, last } => {
+                let what = if *group { "gid" } else { "uid" };
+                write!(f, "-m owner {}--{what}-owner {first}", not(*n))?;
+                if first == last { Ok(()) } else { write!(f, "-{last}") }
+            }
+            Cond::State { not: n, states } => {
+                write!(f, "-m conntrack {}--ctstate {}", not(*n), states.to_ascii_uppercase())
+            }
+            Cond::Mark { not: n, connection, value, mask } => {
+                let module = if *connection { "connmark" } else { "mark" };
+                write!(f, "-m {module} {}--mark {value:#x}/{mask:#x}", not(*n))
+            }
+            Cond::Local { not: n, source } => {
+                let side = if *source { "src" } else { "dst" };
+                write!(f, "-m addrtype {}--{side}-type LOCAL", not(*n))
+            }
+            Cond::Reply { not: n } => {
+                write!(f, "-m conntrack --ctdir {}", if *n { "ORIGINAL" } else { "REPLY" })
+            }
+            Cond::Syn { not: n } => write!(f, "{}--syn", not(*n)),
+            Cond::Range { not: n, first, last } => {
+                write!(f, "-m iprange {}--dst-range {first}-{last}", not(*n))
+            }
+        }
+    }
+}
+
+fn in_nft(cond: &Cond, family: &str) -> String {
+    let not = |not: bool| if not { "!= " } else { "" };
+    let range = |first: u32, last: u32| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    match cond {
+        Cond::Port { not: n, source, first, last } => {
+            let side = if *source { "sport" } else { "dport" };
+            format!("th {side} {}{}", not(*n), range((*first).into(), (*last).into()))
+        }
+        Cond::Ports { not: n, list } => {
+            let list: Vec<String> = list.iter().map(u16::to_string).collect();
+            format!("th dport {}{{ {} }}", not(*n), list.join(", "))
+        }
+        Cond::Address { not: n, source, network } => {
+            format!("{family} {} {}{network}", if *source { "saddr" } else { "daddr" }, not(*n))
+        }
+        Cond::Interface { not: n, out, name } => {
+            let name = name.replace('+', "*");
+            format!("{} {}\"{name}\"", if *out { "oifname" } else { "iifname" }, not(*n))
+        }
+        Cond::Owner { not: n, group, first, last } => {
+            let what = if *group { "skgid" } else { "skuid" };
+            format!("meta {what} {}{}", not(*n), range(*first, *last))
+        }
+        Cond::State { not: n, states } if matches!(*states, "dnat" | "snat") => {
+            format!("ct status & {states} {} 0", if *n { "==" } else { "!=" })
+        }
+        Cond::State { not: n, states } => {
+            format!("ct state {}{{ {} }}", not(*n), states.replace(',', ", "))
+        }
+        Cond::Mark { not: n, connection, value, mask } => {
+            let of = if *connection { "ct mark" } else { "meta mark" };
+            format!("{of} & {mask:#x} {} {value:#x}", if *n { "!=" } else { "==" })
+        }
+        Cond::Local { not: n, source } => {
+            format!("fib {} type {}local", if *source { "saddr" } else { "daddr" }, not(*n))
+        }
+        Cond::Reply { not: n } => {
+            format!("ct direction {}", if *n { "original" } else { "reply" })
+        }
+        Cond::Syn { not: n } => {
+            let is = if *n { "!=" } else { "==" };
+            format!("tcp flags & (fin | syn | rst | ack) {is} syn")
+        }
+        Cond::Range { not: n, first, last } => {
+            format!("{family} daddr {}{first}-{last}", not(*n))
+        }
+    }
+}
