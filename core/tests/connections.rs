@@ -9,10 +9,11 @@ use millrace_core::iptables::Dump;
 use millrace_core::plan::Groups;
 use millrace_core::ruleset::Routing;
 use millrace_core::sim::{
-    Explanation, Fate, Identity, Interface, Namespace, Outcome, Path, Program, Protocol, Question,
-    Reply, of_dump, of_nft_json,
+    Exit, Explanation, Fate, Identity, Interface, LOCAL_TABLE, MAIN_TABLE, Namespace, Outcome,
+    Path, Program, Protocol, Question, Reply, RouteAction, RoutingRule, RuleAction, Selector,
+    TableRoute, of_dump, of_nft_json,
 };
-use millrace_core::value::Family;
+use millrace_core::value::{Cidr, Family};
 
 fn pod() -> Namespace {
     let addresses = ["10.4.0.2", "fd00:4::2"].map(|a| a.parse().unwrap());
@@ -149,6 +150,12 @@ fn what_is_passed_on_is_answered() {
     assert!(broken(&explain("-A FORWARD -o docker0 -m state --state ESTABLISHED -j DROP")));
     let closed = explain("-A FORWARD -o docker0 -m state --state NEW -j DROP");
     assert!(matches!(closed.answer.outcome, Outcome::Dropped { .. }));
+    // Rules alone do not say whether anything is passed on.
+    let saved = v4(&[nat]).answer(&pod(), &published).outcome;
+    assert!(matches!(saved, Outcome::Unknown { what } if what.starts_with("the routes")));
+    let elsewhere = inward("10.9.9.9", Protocol::TCP, "10.8.8.8:80");
+    let outcome = v4(&[nat]).answer(&pod(), &elsewhere).outcome;
+    assert!(matches!(outcome, Outcome::Dropped { .. }));
     // Who is behind the interface that it came in by may answer without this host.
     let back = ("nat", "-A PREROUTING -p tcp --dport 8080 -j DNAT --to-destination 10.9.9.8:80");
     let found = v4(&[back]).explain(&machine, &published);
@@ -220,4 +227,56 @@ fn types_of_icmp_are_read() {
     assert_eq!(outcome(r#""nd-neighbor-solicit""#), passed);
     assert_eq!(outcome(r#"{"set": ["nd-router-solicit", 135]}"#), passed);
     assert!(matches!(outcome(r#""echo-request""#), Outcome::Unknown { .. }));
+}
+
+/// Verify that an answer which goes by a route with several paths is not said to arrive.
+#[test]
+fn answers_by_several_paths_are_not_guessed() {
+    let network = |text: &str| text.parse::<Cidr>().unwrap();
+    let interfaces = vec![
+        Interface::new("eth0", [network("10.4.0.2/24")]),
+        Interface::new("eth1", [network("10.5.0.2/24")]),
+    ];
+    let all = ["eth0", "eth1"].map(Exit::by).to_vec();
+    let route =
+        |table, to: &str, action| TableRoute { table, network: network(to), metric: 0, action };
+    let routes = vec![
+        route(LOCAL_TABLE, "10.4.0.2/32", RouteAction::Local(None)),
+        route(MAIN_TABLE, "10.4.0.0/24", RouteAction::Out(vec![Exit::by("eth0")])),
+        route(MAIN_TABLE, "0.0.0.0/0", RouteAction::Out(all)),
+    ];
+    let rule = |priority, table| RoutingRule {
+        family: Family::V4,
+        priority,
+        selector: Selector::default(),
+        action: RuleAction::Table(table),
+    };
+    let rules = vec![rule(0, LOCAL_TABLE), rule(32766, MAIN_TABLE)];
+    let two = Namespace::routed(interfaces, rules, routes);
+    let reply = |from: &str| {
+        let mut question = inward(from, Protocol::TCP, "10.4.0.2:80");
+        question.interface = Some("eth0".to_owned());
+        v4(&[]).explain(&two, &question).reply
+    };
+    assert_eq!(reply("10.4.0.9"), Some(Reply::Arrives));
+    assert!(matches!(reply("10.9.9.9"), Some(Reply::Unknown { .. })));
+}
+
+/// Verify that what localhost sends to itself can't be translated to outside, but where that is allowed.
+#[test]
+fn localhost_does_not_leave() {
+    let nat = v4(&[("nat", "-A OUTPUT -p tcp --dport 80 -j DNAT --to-destination 10.9.9.9:80")]);
+    let to = out(Protocol::TCP, "127.0.0.1:80");
+    assert!(matches!(nat.answer(&pod(), &to).outcome, Outcome::Dropped { .. }));
+    let mut eth0 = Interface::new("eth0", ["10.4.0.2/24".parse().unwrap()]);
+    eth0.settings.route_localnet = true;
+    let path = Path { network: "0.0.0.0/0".parse().unwrap(), interface: "eth0".to_owned() };
+    let open = Namespace::new(vec![eth0], vec![path], Vec::new());
+    let found = nat.explain(&open, &to);
+    assert!(matches!(found.answer.outcome, Outcome::Led { .. }), "{found:?}");
+    // Nobody outside answers to 127.0.0.1, unless it is hidden.
+    assert!(lost(&found));
+    let rules = "-A OUTPUT -p tcp --dport 80 -j DNAT --to-destination 10.9.9.9:80\n\
+                 -A POSTROUTING -o eth0 -j MASQUERADE";
+    assert_eq!(v4(&[("nat", rules)]).explain(&open, &to).reply, Some(Reply::Arrives));
 }

@@ -102,6 +102,18 @@ pub enum EngineError {
     /// No backend can be used.
     #[error(transparent)]
     NoBackend(#[from] NoBackend),
+    /// TPROXY would capture nothing of what comes over a bridge.
+    #[error(
+        "{interface} is a bridge that gives packets to rules before they come to the pod: TPROXY hands \
+         none of them to the proxy, and connections reach the application; set \
+         net.bridge.{setting} (and nf_call of the bridge) to 0, or capture by REDIRECT"
+    )]
+    Bridge {
+        /// The bridge.
+        interface: String,
+        /// The setting of all bridges.
+        setting: &'static str,
+    },
     /// The routing table that is needed is used by somebody else.
     #[error(transparent)]
     TakenTable(#[from] plan::TakenTable),
@@ -286,6 +298,19 @@ impl Session {
         }
     }
 
+    /// Refuse TPROXY where packets come over a bridge that gives them to rules.
+    fn refuse_bridges(&self, v6: bool) -> Result<(), EngineError> {
+        for (interface, [calls_v4, calls_v6]) in self.net.bridges()? {
+            let setting = match (calls_v4, calls_v6 && v6) {
+                (true, _) => "bridge-nf-call-iptables",
+                (false, true) => "bridge-nf-call-ip6tables",
+                (false, false) => continue,
+            };
+            return Err(EngineError::Bridge { interface, setting });
+        }
+        Ok(())
+    }
+
     /// Look, decide and carry out, once.
     fn attempt(
         &mut self,
@@ -327,6 +352,11 @@ impl Session {
                 rules.native.map_or(Wanted::Nothing, Wanted::Native)
             }
         };
+        if let (Some(rules), false) = (request.rules, unseen || matches!(wanted, Wanted::Nothing))
+            && rules.iptables.routing.tproxy.is_some()
+        {
+            self.refuse_bridges(rules.iptables.v6.is_some())?;
+        }
         let plan = plan::plan(&before, wanted, request.everything, &context);
         if let Some(taken) = plan.taken {
             return Err(taken.into());

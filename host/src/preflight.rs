@@ -14,6 +14,7 @@ use millrace_core::ruleset::{Hook, Table};
 use millrace_core::value::Family;
 use nix::errno::Errno;
 
+use crate::link::Net;
 use crate::nft::{self, NftError, TableFamily};
 use crate::privilege::Hint;
 use crate::tools::{Role, Tools};
@@ -33,6 +34,7 @@ pub fn look() -> Vec<Finding> {
     findings.push(legacy());
     findings.extend(programs());
     findings.push(ipv6());
+    findings.extend(bridges());
     findings
 }
 
@@ -230,6 +232,22 @@ fn programs() -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Whether TPROXY gets what comes in; other ways of capture do without it.
+fn bridges() -> Option<Finding> {
+    let what = "the way to a transparent socket (TPROXY)";
+    let remedy = |why: &str| format!("{why}; without it, capture by REDIRECT");
+    match Net::open().and_then(|net| net.bridges()) {
+        Ok(bridges) => bridges.first().map(|(name, _)| {
+            let why = format!(
+                "{name} is a bridge that gives packets to rules: set \
+                 net.bridge.bridge-nf-call-iptables and bridge-nf-call-ip6tables to 0"
+            );
+            finding(what, false, &remedy(&why), &[])
+        }),
+        Err(error) => Some(finding(what, false, &remedy(&error.to_string()), &[])),
+    }
 }
 
 fn ipv6() -> Finding {

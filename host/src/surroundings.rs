@@ -19,6 +19,7 @@ use netlink_packet_route::neighbour::{
 };
 use rtnetlink::Handle;
 
+use crate::link::bridge::calls_rules;
 use crate::netlink::{own_address, runtime};
 
 /// Something can't be seen.
@@ -91,7 +92,7 @@ fn number(family: &str, interface: &str, setting: &str) -> u8 {
 
 /// An interface's settings, as the kernel takes them together with those of `all`
 /// (`IN_DEV_ORCONF`, `IN_DEV_MAXCONF`, `IN_DEV_CONF_GET` in `linux/inetdevice.h`).
-fn settings(name: &str, up: bool) -> Settings {
+fn settings(name: &str, up: bool, bridge_calls: [bool; 2]) -> Settings {
     let own = |setting| number("ipv4", name, setting);
     let all = |setting| number("ipv4", "all", setting);
     let either = |setting| own(setting) != 0 || all(setting) != 0;
@@ -104,6 +105,7 @@ fn settings(name: &str, up: bool) -> Settings {
         accept_local: either("accept_local"),
         route_localnet: either("route_localnet"),
         disable_ipv6: number("ipv6", name, "disable_ipv6") != 0,
+        bridge_calls,
     }
 }
 
@@ -126,7 +128,8 @@ async fn interfaces(
             at == link.header.index || (name == "lo" && Some(at) == passthrough)
         });
         let addresses = own.filter_map(address).collect();
-        let settings = settings(&name, link.header.flags.contains(LinkFlags::Up));
+        let up = link.header.flags.contains(LinkFlags::Up);
+        let settings = settings(&name, up, calls_rules(link));
         Some(Interface { name, addresses, settings })
     };
     Ok(links.iter().filter_map(interface).collect())

@@ -2,7 +2,7 @@
 
 use super::index::Run;
 use super::lower::NATIVE;
-use super::namespace::{Exit, LOOPBACK};
+use super::namespace::{Exit, LOOPBACK, index};
 use super::notice::Refusal;
 use super::packet::{Mark, Packet, Value};
 use super::program::{Bound, Chain, ChainId, RuleId};
@@ -35,6 +35,9 @@ const DEEPEST: usize = 64;
 /// out of few rules.
 const MOST_PASSED: usize = 500_000;
 const TOO_LONG: &str = "a way past more than 500000 rules";
+
+const BRIDGED: &str = "it comes over a bridge that gives packets to rules: what TPROXY hands it to is \
+                       forgotten, and whoever listens where it goes has it";
 
 /// Destination and source, as indices of what is settled of a connection.
 pub(super) const DESTINATION: usize = 0;
@@ -292,6 +295,13 @@ impl<'a, W: Witness> Walk<'a, W> {
                     self.decide(id);
                     let why = "no transparent socket takes it".to_owned();
                     return Err(Halt::Dropped { rule: Some(id), why });
+                }
+                let bridge = packet.input.map(|name| self.namespace.settings(name).bridge_calls);
+                if bridge.is_some_and(|calls| calls[index(packet.family)]) {
+                    // `ip_rcv_core()` comes behind, and takes the socket off the packet again.
+                    self.note(BRIDGED);
+                    self.decide(id);
+                    return Ok(Flow::Next);
                 }
                 packet.taken = Some(port.map_or(packet.ends.port, |p| Value::made(p.into())));
                 self.decide(id);

@@ -1,12 +1,29 @@
 //! Where a packet's way ends: outside, or at a socket of the namespace.
 
 use super::fate::{Fate, How, Outcome};
+use super::namespace::LOOPBACK;
 use super::packet::{Owner, Packet, Value, end};
 use super::walk::{End, Halt, Walk};
 use super::witness::Witness;
 use crate::ruleset::Hook;
+use crate::value::Family;
 
 impl<'a, W: Witness> Walk<'a, W> {
+    /// POSTROUTING, where the interface lets IPv6 past (`ip6_output()`).
+    pub(super) fn go_out(&mut self, packet: &mut Packet<'a>) -> Result<(), Halt> {
+        let name = packet.output.unwrap_or(LOOPBACK);
+        if packet.family == Family::V6 && self.namespace.settings(name).disable_ipv6 {
+            let why = format!("disable_ipv6 of {name} is set");
+            return Err(Halt::Dropped { rule: None, why });
+        }
+        self.hook(Hook::Postrouting, packet)
+    }
+
+    /// Whether a rule has changed where a packet goes.
+    pub(super) fn is_led(&self, packet: &Packet<'_>) -> bool {
+        packet.connection.is_some_and(|(at, _)| self.connections[at].to.is_some())
+    }
+
     /// It has left by an interface.
     pub(super) fn leave(&mut self, packet: &Packet<'a>, interface: &'a str) -> Result<End, Halt> {
         self.finds_next_hop(packet, interface)?;

@@ -116,7 +116,21 @@ impl Program {
 
     /// The same, and what becomes of the answer to it, with everything that happens on the way.
     pub fn explain(&self, namespace: &Namespace, question: &Question) -> Explanation {
-        let namespace = &*self.settled(namespace, question);
+        let settled = self.settled(namespace, question);
+        let mut found = self.explained(&settled, question);
+        // The answer may go by another path, whatever the first packet does.
+        let Cow::Owned(_) = settled else { return found };
+        for path in 1..namespace.routing().most_paths() {
+            if self.explained(&namespace.by_path(path), question).reply != found.reply {
+                let what = way::MULTIPATH.to_owned();
+                found.reply = Some(Reply::Unknown { rule: None, what });
+                break;
+            }
+        }
+        found
+    }
+
+    fn explained(&self, namespace: &Namespace, question: &Question) -> Explanation {
         let (mut there, mut back) = (Scribe::default(), Scribe::default());
         let mut walk = Walk::new(self, namespace, question, &mut there);
         let answer = walk.first();

@@ -67,6 +67,9 @@ pub struct Settings {
     pub route_localnet: bool,
     /// `disable_ipv6`
     pub disable_ipv6: bool,
+    /// Of IPv4 and of IPv6, whether it is a bridge that gives packets to rules before they come to the
+    /// namespace itself (`bridge-nf-call-iptables`, `bridge-nf-call-ip6tables`).
+    pub bridge_calls: [bool; 2],
 }
 
 impl Default for Settings {
@@ -81,6 +84,7 @@ impl Default for Settings {
             accept_local: false,
             route_localnet: false,
             disable_ipv6: false,
+            bridge_calls: [false; 2],
         }
     }
 }
@@ -153,6 +157,8 @@ pub struct Namespace {
     local: [Ranges; 2],
     /// Whether all interfaces have the settings of a pod's.
     ordinary: bool,
+    /// Whether interfaces, routes and settings are those of any pod, since nothing says which they are.
+    pub(super) supposed: bool,
     /// Which path of routes that have several is taken; none is any of them.
     pub(super) path: Option<usize>,
     /// Whether IPv6 packets for others are passed on (`net.ipv6.conf.all.forwarding`).
@@ -164,7 +170,7 @@ pub struct Namespace {
     pub listeners: BTreeMap<u16, Identity>,
 }
 
-const fn index(family: Family) -> usize {
+pub(super) const fn index(family: Family) -> usize {
     match family {
         Family::V4 => 0,
         Family::V6 => 1,
@@ -261,6 +267,7 @@ impl Namespace {
             routing,
             local,
             ordinary,
+            supposed: false,
             path: None,
             forwarding_v6: false,
             neighbours: None,
@@ -294,7 +301,7 @@ impl Namespace {
             Family::ALL.map(|family| MarkedLocal { family, mark })
         });
         let marked = marked.collect();
-        Self::new(interfaces, paths, marked)
+        Self { supposed: true, ..Self::new(interfaces, paths, marked) }
     }
 
     /// The same with the proxy of a policy listening on its ports.

@@ -111,8 +111,12 @@ impl<'a, W: Witness> Walk<'a, W> {
         let all = self.namespace.all_interfaces().iter();
         let own = all.filter(|i| i.name == interface).flat_map(|i| &i.addresses);
         let own = own.filter(|own| own.family() == Family::V6).map(|own| number(own.address()));
-        let own: Ranges = own.map(|own| (own, own)).collect();
-        if self.is_in(source, &own) { source } else { LINK_LOCAL }
+        let own: Vec<u128> = own.collect();
+        if self.is_in(source, &own.iter().map(|own| (*own, *own)).collect()) {
+            return source;
+        }
+        let of_link = own.into_iter().find(|own| own >> 118 == 0xfe80 >> 6);
+        of_link.map_or(LINK_LOCAL, Value::made)
     }
 
     fn discovers(

@@ -63,7 +63,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         Some(got.unwrap_or_else(Halt::reply))
     }
 
-    fn note(&mut self, what: &str) {
+    pub(super) fn note(&mut self, what: &str) {
         if W::LISTENS {
             self.witness.note(what.to_owned());
         }

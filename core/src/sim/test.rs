@@ -1,6 +1,6 @@
 //! Whether a condition holds for a packet, and if not, why.
 
-use super::packet::{Owner, Packet};
+use super::packet::{Owner, Packet, Value};
 use super::ranges::Ranges;
 use super::rule::{Field, States, Test, Way, numbers};
 use super::walk::Walk;
@@ -56,7 +56,12 @@ impl<W: Witness> Walk<'_, W> {
                 };
                 truth(self.mark_is(subject, *mark), *negated)
             }
-            Test::State { negated, states } => truth(states.meets(self.states(packet)), *negated),
+            Test::State { negated, states } => {
+                if states.meets(States::SNAT.or(States::DNAT)) {
+                    self.asks_translation(packet);
+                }
+                truth(states.meets(self.states(packet)), *negated)
+            }
             Test::Local { side, negated } => {
                 let local = self.namespace.local(packet.family);
                 self.is(Field::address(*side), local, *negated, false, packet)
@@ -123,10 +128,36 @@ impl<W: Witness> Walk<'_, W> {
     fn states(&self, packet: &Packet<'_>) -> States {
         let translated = packet.connection.map_or(States(0), |(at, _)| {
             let connection = &self.connections[at];
-            let to = connection.to.map_or(States(0), |_| States::DNAT);
-            connection.from.map_or(to, |_| to.or(States::SNAT))
+            // What is led to where it goes anyway is not translated (`nf_nat_setup_info()`).
+            let ends = connection.ends;
+            let changed = |new: Option<(Value, Value)>, address: Value, port: Value| {
+                new.is_some_and(|(to, at)| (to.number, at.number) != (address.number, port.number))
+            };
+            let to = changed(connection.to, ends.destination, ends.port);
+            let from = changed(connection.from, ends.source, ends.source_port);
+            let state = |is: bool, state: States| if is { state } else { States(0) };
+            state(to, States::DNAT).or(state(from, States::SNAT))
         });
         packet.state.or(translated)
+    }
+
+    /// The way depends on whether the connection's translation changes anything.
+    fn asks_translation(&mut self, packet: &Packet<'_>) {
+        let Some((at, _)) = packet.connection else { return };
+        let connection = self.connections[at];
+        let ends = connection.ends;
+        let sides = [
+            (connection.to, ends.destination, ends.port),
+            (connection.from, ends.source, ends.source_port),
+        ];
+        for (new, address, port) in sides {
+            let Some((to, at)) = new else { continue };
+            for (value, new) in [(address, to), (port, at)] {
+                if new.origin.is_none() {
+                    let _asked = self.is_in(value, &Ranges::one(new.number));
+                }
+            }
+        }
     }
 
     /// Why a condition that does not hold doesn't.

@@ -257,9 +257,6 @@ impl<'a, W: Witness> Walk<'a, W> {
         if !settings.up {
             return Err(drop(&format!("{name} is down")));
         }
-        if settings.disable_ipv6 && packet.family == Family::V6 {
-            return Err(drop(&format!("disable_ipv6 of {name} is set")));
-        }
         // `ip_route_output_key_hash_rcu()`: such a socket can't even connect.
         if packet.family == Family::V4
             && matches!(route, Route::By(_))
@@ -299,7 +296,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         }
         self.deciding = false;
         self.take(packet, route)?;
-        self.hook(Hook::Postrouting, packet)?;
+        self.go_out(packet)?;
         if let Route::By(exit) = route {
             return self.leave(packet, &exit.interface);
         }
@@ -307,6 +304,10 @@ impl<'a, W: Witness> Walk<'a, W> {
         packet.input = Some(LOOPBACK);
         packet.output = None;
         packet.owner = Owner::Nobody;
+        // What tracking could make nothing of it looks at again.
+        if packet.state == States::INVALID {
+            (packet.seen, packet.zone, packet.zoned) = (false, 0, false);
+        }
         self.hook(Hook::Prerouting, packet)?;
         self.deliver(packet)
     }
@@ -375,6 +376,10 @@ impl<'a, W: Witness> Walk<'a, W> {
         match self.route(packet) {
             Route::Local => self.deliver(packet),
             Route::Unclear(what) => Err(Halt::Unknown { rule: None, what: what.to_owned() }),
+            _ if !forwards && self.namespace.supposed && self.is_led(packet) => {
+                let what = "the routes: whether it is passed on from here, and by which interface";
+                Err(Halt::Unknown { rule: None, what: what.to_owned() })
+            }
             _ if !forwards => Err(Halt::Dropped {
                 rule: None,
                 why: "it is for somebody else, and nothing is passed on".to_owned(),
@@ -383,7 +388,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 self.take(packet, route)?;
                 self.hook(Hook::Forward, packet)?;
                 packet.input = None;
-                self.hook(Hook::Postrouting, packet)?;
+                self.go_out(packet)?;
                 let exit = packet.output.unwrap_or(LOOPBACK);
                 self.leave(packet, exit)
             }

@@ -37,7 +37,7 @@ impl Route<'_> {
 /// Why there is no route.
 pub(super) const NO_ROUTE: &str = "there is no route to where it goes";
 /// What decides where a route has several paths.
-const MULTIPATH: &str = "which path of a multipath route is taken";
+pub(super) const MULTIPATH: &str = "which path of a multipath route is taken";
 /// The scopes of addresses: `RT_SCOPE_LINK` (`linux/rtnetlink.h`).
 const SCOPE_LINK: u8 = 253;
 

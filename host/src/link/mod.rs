@@ -1,5 +1,6 @@
 //! Addresses, policy routing and the note of a change in progress, by netlink (`rtnetlink(7)`).
 
+pub(crate) mod bridge;
 mod passthrough;
 mod routing;
 

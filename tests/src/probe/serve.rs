@@ -3,6 +3,7 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::socket::{Backlog, getsockopt, listen, sockopt};
@@ -30,6 +31,9 @@ pub(super) fn serve(serve: &Serve) -> Result<()> {
     let mut rest = Vec::new();
     io::stdin().read_to_end(&mut rest).map(drop).context("standard input")
 }
+
+/// How long a client may take to hear an answer.
+const HEARS: Duration = Duration::from_secs(10);
 
 enum Socket {
     Tcp(TcpListener),
@@ -83,7 +87,11 @@ fn tcp(
     };
     let mut line = serde_json::to_string(&answer)?;
     line.push('\n');
-    stream.write_all(line.as_bytes())
+    stream.write_all(line.as_bytes())?;
+    // The end of the connection does not go with what is said: rules may tell them apart.
+    stream.set_read_timeout(Some(HEARS))?;
+    let _thread = thread::spawn(move || stream.read(&mut [0; 1]));
+    Ok(())
 }
 
 fn udp(name: &str, socket: &UdpSocket) -> io::Result<()> {
