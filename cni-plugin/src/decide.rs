@@ -240,7 +240,7 @@ fn answered(
     match answer {
         None => false,
         Some(Err(why)) => {
-            failures.push(format!("{whom} could not be asked: {why}"));
+            failures.push(format!("{whom} did not tell: {why}"));
             false
         }
         // What the pod was made with is proof; who says otherwise knows another pod, or lies.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::iptables::{Counters, Dump, layout, render_line, render_rule};
 use crate::ownership::{Footprint, Owned, known_tables};
-use crate::plan::{Groups, PASSTHROUGH_LINK, PASSTHROUGH_PEER, RULE_PRIORITY};
+use crate::plan::{Groups, PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_READY, RULE_PRIORITY};
 use crate::ruleset::{Emission, Home, Reason, Rule, Ruleset};
 use crate::value::Family;
 
@@ -190,7 +190,9 @@ pub fn routing_text(ruleset: &Ruleset) -> String {
             text,
             "# ip link add {PASSTHROUGH_LINK} type veth peer name {PASSTHROUGH_PEER}\n\
              # ip link set {PASSTHROUGH_LINK} addrgenmode none arp off multicast off up\n\
-             # ip -6 address add ::6/128 dev {PASSTHROUGH_LINK} nodad noprefixroute preferred_lft 0"
+             # ip -6 address add ::6/128 dev {PASSTHROUGH_LINK} nodad noprefixroute preferred_lft 0\n\
+             # ip -6 route del multicast ff00::/8 dev {PASSTHROUGH_LINK} table local\n\
+             # ip link set {PASSTHROUGH_LINK} alias {PASSTHROUGH_READY:?}"
         )
         .expect("a String takes all"),
     }

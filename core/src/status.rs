@@ -294,14 +294,26 @@ fn families(observed: &Observed, variant: Variant) -> Vec<Family> {
 }
 
 /// Effects that tell of a difference. That istio-iptables lets the kernel choose the priority of
-/// its policy routing rule is none.
+/// its policy routing rule is none: then one is removed, and another of the same kind added.
 fn differences(effects: Vec<Effect>, observed: &Observed) -> Vec<Effect> {
-    let twin = |rule: &IpRule| {
-        let like = |r: &&IpRule| {
-            r.family == rule.family && r.fwmark == rule.fwmark && r.table == rule.table
-        };
-        observed.ip_rules.iter().filter(like).count() == 1
+    let like =
+        |a: &IpRule, b: &IpRule| a.family == b.family && a.fwmark == b.fwmark && a.table == b.table;
+    let with = |wanted: Change, rule: &IpRule| -> usize {
+        let is = |effect: &&Effect| matches!(effect, Effect::IpRule { change, rule: r } if *change == wanted && like(r, rule));
+        effects.iter().filter(is).count()
     };
+    let twins: Vec<IpRule> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::IpRule { change: Change::Add, rule }
+                if with(Change::Add, rule) == 1 && with(Change::Remove, rule) == 1 =>
+            {
+                Some(rule.clone())
+            }
+            _ => None,
+        })
+        .collect();
+    let twin = |rule: &IpRule| twins.iter().any(|r| like(r, rule));
     // An earlier version had the address on `lo`, where it serves as well once the pod runs.
     let moves = effects.contains(&Effect::Passthrough { change: Change::Add })
         && plan::has_passthrough(observed);

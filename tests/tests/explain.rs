@@ -102,6 +102,19 @@ fn live_and_saved_rules_are_explained() -> Result<()> {
     Ok(())
 }
 
+/// Verify that what becomes of the answer stands with the connection that is answered, and not behind
+/// what happens where nobody listens.
+#[test]
+fn the_answer_belongs_to_the_connection() -> Result<()> {
+    let words = ["explain", "--in", "--src", "10.1.2.3", "--to-port", "8080"];
+    let output = Command::new(binary::millrace()?).args(words).output()?;
+    let said = String::from_utf8(output.stdout)?;
+    let ends: Vec<&str> = said.lines().filter(|line| line.starts_with("=>")).collect();
+    let wanted = ["=> the answer arrives", "=> without a listener on port 15006: refused"];
+    ensure!(ends.len() == 3 && ends[1..] == wanted, "{said}");
+    Ok(())
+}
+
 /// Verify that a rule which is not known is named, and makes the command fail.
 #[test]
 fn the_unknown_is_named() -> Result<()> {

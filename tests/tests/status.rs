@@ -238,3 +238,49 @@ fn rules_of_an_older_release_are_compared_in_its_form() -> Result<()> {
     is(&pod, 5, "drifted")?;
     Ok(())
 }
+
+/// Verify that what `dump` prints of a configuration, done by hand, is everything that `status` wants.
+#[test]
+fn what_dump_prints_is_all_there_is_to_do() -> Result<()> {
+    for extra in [&[][..], &["--mode", "tproxy"]] {
+        let pod = pod()?;
+        let (code, text) = said(&pod, &[&["dump", "--from-config"], extra].concat())?;
+        ensure!(code == Some(0), "{text}");
+        let (rules, routing) = text.split_once("# routing and addresses\n").unwrap_or_default();
+        let (v4, v6) = rules.split_once("# IPv6\n").unwrap_or_default();
+        pod.feed("iptables-nft-restore", &["--noflush"], v4)?;
+        pod.feed("ip6tables-nft-restore", &["--noflush"], v6)?;
+        let steps = routing.replace("# ", "");
+        is(&pod, 5, "drifted")?;
+        pod.feed("sh", &["-e"], &steps)?;
+        is(&pod, 0, "captured")?;
+        // Each step is one that is missed.
+        pod.run("ip", &["link", "set", "millrace0", "alias", ""])?;
+        is(&pod, 5, "interface millrace0")?;
+    }
+    Ok(())
+}
+
+/// Verify that a pod whose mode is another one than asked for lacks nothing twice, and keeps no policy
+/// routing rule in silence.
+#[test]
+fn what_another_mode_left_is_told_once() -> Result<()> {
+    let pod = pod()?;
+    apply(&pod, &["--mode", "tproxy"], "")?;
+    let (code, text) = said(&pod, &["status", "--mode", "redirect"])?;
+    ensure!(code == Some(5), "{text}");
+    for line in [
+        "remove IPv4 rule priority 32133 fwmark 0x539/0xffffffff lookup 133",
+        "remove IPv6 rule priority 32133 fwmark 0x539/0xffffffff lookup 133",
+        "remove IPv4 route local default dev lo table 133",
+        "remove IPv6 route local default dev lo table 133",
+    ] {
+        let count = text.lines().filter(|found| found.ends_with(line)).count();
+        ensure!(count == 1, "{count} times {line}: {text}");
+    }
+    // The rule of istio-iptables has another priority, and is as good.
+    apply(&pod, &["--mode", "tproxy", "--backend", "iptables-nft"], "")?;
+    pod.ip("rule del priority 32133\nrule add fwmark 0x539 lookup 133")?;
+    is(&pod, 0, "captured")?;
+    Ok(())
+}

@@ -13,7 +13,10 @@ pub use choose::{Choice, Means, NoBackend, Wish, choose};
 pub use effect::{Change, Effect};
 pub use rollback::rollback;
 pub(crate) use routing::has_passthrough;
-pub use routing::{PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_V6, RULE_PRIORITY, TakenTable};
+pub use routing::{
+    PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_READY, PASSTHROUGH_V6, RULE_PRIORITY,
+    TakenTable,
+};
 pub use tables::{TableEdit, TableStep};
 pub use target::{Body, FamilyState, Groups};
 

@@ -21,6 +21,9 @@ pub const PASSTHROUGH_LINK: &str = "millrace0";
 /// Its other end.
 pub const PASSTHROUGH_PEER: &str = "millrace1";
 
+/// Its alias (`ip-link(8)`) once everything about it is as it has to be.
+pub const PASSTHROUGH_READY: &str = "the address that a mesh proxy passes connections on from";
+
 /// `::6`
 pub const PASSTHROUGH_V6: IpAddr = passthrough(Family::V6);
 

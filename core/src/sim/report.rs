@@ -24,13 +24,10 @@ pub fn explanation_text(program: &Program, question: &Question, found: &Explanat
     if let Some(id) = found.answer.decided.last() {
         text.push_str(&format!("   by {}{}\n", program.line(*id), why(program, *id)));
     }
-    if let Some(unheard) = &found.unheard {
-        text.push_str(&format!("=> {unheard}\n"));
-    }
-    let Some(reply) = &found.reply else { return text };
-    match reply {
-        Reply::Arrives => text.push_str("=> the answer arrives\n"),
-        Reply::Lost { why } | Reply::Broken { why } => {
+    match &found.reply {
+        None => {}
+        Some(Reply::Arrives) => text.push_str("=> the answer arrives\n"),
+        Some(reply @ (Reply::Lost { why } | Reply::Broken { why })) => {
             text.push_str("the answer\n");
             events_text(&mut text, program, &found.back);
             let what = match reply {
@@ -39,9 +36,13 @@ pub fn explanation_text(program: &Program, question: &Question, found: &Explanat
             };
             text.push_str(&format!("=> {what}: {why}\n"));
         }
-        Reply::Unknown { what, .. } => {
+        Some(Reply::Unknown { what, .. }) => {
             text.push_str(&format!("=> whether the answer arrives is not known: {what}\n"));
         }
+    }
+    // Last, so that the answer is not taken for one to what is refused.
+    if let Some(unheard) = &found.unheard {
+        text.push_str(&format!("=> {unheard}\n"));
     }
     text
 }

@@ -4,7 +4,9 @@ use std::fs;
 use std::net::Ipv6Addr;
 
 use futures_util::stream::TryStreamExt as _;
-use millrace_core::plan::{Change, PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_V6};
+use millrace_core::plan::{
+    Change, PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_READY, PASSTHROUGH_V6,
+};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, CacheInfo};
 use netlink_packet_route::link::{
@@ -15,9 +17,6 @@ use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{LinkError, Net, Refusal, errno, request, settle};
-
-/// What says that the interface has all that it needs: its alias, which is set last.
-const READY: &str = "the address that a mesh proxy passes connections on from";
 
 /// The kernel's own routes, among them those of multicast (`RT_TABLE_LOCAL`).
 const LOCAL: u32 = 255;
@@ -30,7 +29,7 @@ impl Net {
         match get.execute().try_next().await {
             Ok(link) => Ok(link.map(|link| {
                 let ready =
-                    |a: &LinkAttribute| matches!(a, LinkAttribute::IfAlias(is) if is == READY);
+                    |a: &LinkAttribute| matches!(a, LinkAttribute::IfAlias(is) if is == PASSTHROUGH_READY);
                 (link.header.index, link.attributes.iter().any(ready))
             })),
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
@@ -95,7 +94,7 @@ impl Net {
         groups.header.scope = RouteScope::NoWhere;
         let removed = self.handle.route().del(groups).execute().await;
         settle(removed, Change::Remove, || format!("multicast by {PASSTHROUGH_LINK}"))?;
-        let alias = LinkAttribute::IfAlias(READY.to_owned());
+        let alias = LinkAttribute::IfAlias(PASSTHROUGH_READY.to_owned());
         let ready = LinkUnspec::new_with_index(index).append_extra_attribute(alias).build();
         settle(self.handle.link().set(ready).execute().await, Change::Add, what)
     }

@@ -360,7 +360,7 @@ pub(super) fn wait() -> Arg {
     Arg::new("wait")
         .long("wait")
         .value_name("DURATION")
-        .help("How long to wait for another run, and in whole seconds for the xtables lock")
+        .help("How long to wait for another run, and for the xtables lock, for which a part of a second counts as a whole one")
         .default_value("30s")
 }
 
