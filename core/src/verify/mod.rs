@@ -361,6 +361,8 @@ impl Checks<'_> {
         let answer = self.asked.program.answer(self.asked.namespace, &question);
         let expected = match answer.fate {
             Fate::Delivered { port, original, how, .. } => {
+                // No option of a UDP socket tells it: it is read where it was sent to.
+                let original = if protocol == Protocol::UDP { to } else { original };
                 Expected::Arrives { port, original, how }
             }
             Fate::Passed { .. } => Expected::Leaves,
