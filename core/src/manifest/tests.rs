@@ -240,3 +240,31 @@ fn a_label_without_quotes_is_named() {
     assert!(why.contains("spec.template.metadata.annotations.p is 3306"), "{why}");
     assert!(why.contains("put it in quotes: \"3306\"") && !why.contains(".q"), "{why}");
 }
+
+#[test]
+fn a_cluster_has_many_pods() {
+    let pod = |index: usize| {
+        format!(
+            "{{\"kind\":\"Pod\",\"metadata\":{{\"name\":\"p{index}\"}},\"spec\":{{\"containers\":[]}}}}"
+        )
+    };
+    let list = |rest: &str| {
+        let items = (0..3000).map(pod).collect::<Vec<_>>().join(",\n");
+        format!("{{\"kind\":\"List\",\"rest\":[{rest}],\"items\":[{items}]}}")
+    };
+    // As many values as those of 600 pods.
+    let many = "0,".repeat(260_000);
+    for text in [list(many.trim_end_matches(',')), format!("# YAML\n{}", list(&many))] {
+        let manifest = read(&text).unwrap();
+        assert!(manifest.choose(Some(&"Pod/p2999".parse().unwrap())).is_ok());
+        let several = manifest.choose(None).unwrap_err().to_string();
+        assert!(several.ends_with("and 2980 more") && several.len() < 1000, "{several}");
+    }
+    // A few lines that stand for many are no manifest.
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..9 {
+        let before = format!("*a{}, ", level - 1).repeat(10);
+        bomb.push_str(&format!("a{level}: &a{level} [{before}]\n"));
+    }
+    assert!(read(&bomb).is_err());
+}

@@ -56,13 +56,10 @@ pub(super) fn text(path: &Path) -> Result<String> {
     Ok(std::fs::read_to_string(path)?)
 }
 
-/// Whether a word names a manifest.
-pub(super) fn is_manifest(word: &str) -> bool {
-    let path = Word::parse(Path::new(word)).map(|word| word.path);
-    path.is_ok_and(|path| {
-        let text = std::fs::read_to_string(path);
-        text.is_ok_and(|text| manifest::says_kind(&text))
-    })
+/// Whether a word is a file with the name of a pod in it.
+pub(super) fn names_pod(word: &str) -> bool {
+    let word = Word::parse(Path::new(word));
+    word.is_ok_and(|word| word.selector.is_some() && word.path.is_file())
 }
 
 /// What captures the pod of a manifest. `facts` are those of its namespace where the command is in it

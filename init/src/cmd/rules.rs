@@ -10,6 +10,7 @@ use millrace_core::ebpf::{beside, judge};
 use millrace_core::facts::HostFacts;
 use millrace_core::infer::of_saved;
 use millrace_core::iptables::{Dump, is_listing};
+use millrace_core::manifest::says_kind;
 use millrace_core::nft::NftRuleset;
 use millrace_core::observed::{Holding, Observed, Variant};
 use millrace_core::plan::Groups;
@@ -150,9 +151,12 @@ pub(super) fn of_word(word: &str, sources: &Sources) -> Result<Rules> {
         let config = config.map_err(|text| anyhow!("{word}: {text}"))?;
         return of_config(&config, &addresses).with_context(|| word.to_owned());
     }
-    if pods::is_manifest(word) {
+    let manifest = || {
         let rules = of_manifest(Path::new(word), &Config::default(), &addresses);
-        return rules.with_context(|| word.to_owned());
+        rules.with_context(|| word.to_owned())
+    };
+    if pods::names_pod(word) {
+        return manifest();
     }
     let paths: Vec<PathBuf> = word.split(',').map(PathBuf::from).collect();
     let mut texts = Vec::new();
@@ -170,11 +174,14 @@ pub(super) fn of_word(word: &str, sources: &Sources) -> Result<Rules> {
     if texts.iter().all(is_dump) {
         return of_files(&paths, &addresses);
     }
-    let [path] = paths.as_slice() else {
+    let ([path], [text]) = (paths.as_slice(), texts.as_slice()) else {
         bail!(
             "{word}: several files can only be what iptables-save, ip6tables-save and nft -j list ruleset print"
         );
     };
+    if says_kind(text) {
+        return manifest();
+    }
     let config = Config { file: Some(path.clone()), ..Config::default() };
     of_config(&config, &addresses)
 }
