@@ -108,23 +108,22 @@ pub fn read_native_back(observed: &Observed) -> Option<NativeReadBack> {
 /// Judge a namespace; by `wanted` when it is given. Rules in the form of an older release are compared
 /// in that form: they are whole where nothing of it is missing.
 pub fn judge(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> Status {
-    let found = judge_newest(observed, wanted, groups);
+    let mut found = judge_newest(observed, wanted, groups);
     if found.state != State::Drifted || found.native {
         return found;
     }
-    let Some((modern, older)) = modernized(observed) else { return found };
+    let Some((modern, older, meaning)) = modernized(observed) else { return found };
     let mut again = judge_newest(&modern, wanted, groups);
-    match again.state {
-        State::Captured => {
-            again.notes.insert(0, older);
-            again
-        }
-        _ => found,
+    if again.state == State::Captured {
+        again.notes.insert(0, format!("{older}; {meaning}"));
+        return again;
     }
+    found.notes.insert(0, format!("{older}, and not whole in that form either"));
+    found
 }
 
-/// What was seen, with its rules in the newest form, and a sentence on the forms in which they were.
-fn modernized(observed: &Observed) -> Option<(Observed, String)> {
+/// What was seen, with its rules in the newest form; whose form they had, and what that means.
+fn modernized(observed: &Observed) -> Option<(Observed, String, String)> {
     let mut modern = observed.clone();
     let mut forms = BTreeSet::new();
     let mut who = None;
@@ -144,7 +143,7 @@ fn modernized(observed: &Observed) -> Option<(Observed, String)> {
     } else {
         format!("it differs from today's in that {}", lacks.join("; "))
     };
-    Some((modern, format!("rules as {} up to {major}.{minor} wrote them; {meaning}", who?)))
+    Some((modern, format!("rules as {} up to {major}.{minor} wrote them", who?), meaning))
 }
 
 fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> Status {
