@@ -439,6 +439,11 @@ pub fn alike(one: &Outcome, other: &Outcome) -> bool {
     }
 }
 
+/// Whether a sender is the one that was foretold, if one was.
+fn comes_from(peer: SocketAddr, source: SocketAddr) -> bool {
+    peer == source || source.ip().is_unspecified() && peer.port() == source.port()
+}
+
 /// Why what really happened is not what was foretold; none if it is.
 pub fn differs(
     program: &Program,
@@ -469,7 +474,7 @@ pub fn differs(
             };
             ["proxy", "app"].contains(&answer.name.as_str())
                 && answer.port == *port
-                && answer.peer == *source
+                && comes_from(answer.peer, *source)
                 && (!tcp || (answer.local == *destination && known))
         }
         (
@@ -480,7 +485,7 @@ pub fn differs(
             answer.name == if interface == "eth1" { "side" } else { "outside" }
                 && answer.port == destination.port()
                 && answer.local.ip() == destination.ip()
-                && answer.peer == *source
+                && comes_from(answer.peer, *source)
         }
         _ => false,
     };

@@ -1,6 +1,6 @@
 //! Rules one after the other, and what they do.
 
-use super::index::Run;
+use super::index::{Run, is_looked_up};
 use super::lower::NATIVE;
 use super::namespace::{Exit, LOOPBACK, index};
 use super::notice::Refusal;
@@ -65,7 +65,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 at += 1;
                 self.pass(&rules[at - 1..at])?;
                 let (id, steps) = &rules[at - 1];
-                self.rule(*id, steps, hook, packet)?
+                self.rule(*id, steps, None, hook, packet)?
             };
             match flow {
                 Flow::Next | Flow::Break => {}
@@ -92,7 +92,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             self.pass(&rules[next..=*at])?;
             next = at + 1;
             let (id, steps) = &rules[*at];
-            let flow = self.rule(*id, steps, hook, packet)?;
+            let flow = self.rule(*id, steps, Some(run.field), hook, packet)?;
             if !matches!(flow, Flow::Next | Flow::Break) {
                 return Ok(flow);
             }
@@ -130,10 +130,12 @@ impl<'a, W: Witness> Walk<'a, W> {
         Ok(())
     }
 
+    /// `known` is the field by which the rule was looked up: it asks for what the packet has.
     fn rule(
         &mut self,
         id: RuleId,
         steps: &'a [Bound],
+        mut known: Option<Field>,
         hook: Hook,
         packet: &mut Packet<'a>,
     ) -> Result<Flow, Halt> {
@@ -141,6 +143,10 @@ impl<'a, W: Witness> Walk<'a, W> {
         let mut unclear: Option<&str> = None;
         let mut told = false;
         for step in steps {
+            if known.is_some_and(|field| is_looked_up(step, field)) {
+                known = None;
+                continue;
+            }
             let action = match step {
                 Bound::Test(test) => {
                     match self.holds(test, packet) {

@@ -1,5 +1,8 @@
 //! Two sets of rules side by side: what changes for traffic, then which rules.
 
+use std::collections::HashSet;
+use std::hash::Hash;
+
 use serde_json::{Value, json};
 use similar::{Algorithm, DiffTag, capture_diff_slices};
 
@@ -88,14 +91,49 @@ fn between(before: (&Program, &[RuleId]), after: (&Program, &[RuleId]), found: &
     let meanings = |(program, rules): (&Program, &[RuleId])| -> Vec<String> {
         rules.iter().map(|id| program.meaning(*id)).collect()
     };
-    let steps = capture_diff_slices(Algorithm::Myers, &meanings(before), &meanings(after));
-    for step in steps {
-        let (tag, old, new) = step.as_tag_tuple();
-        if tag != DiffTag::Equal {
-            found.extend(before.1[old].iter().map(|id| OneSided::Removed(*id)));
-            found.extend(after.1[new].iter().map(|id| OneSided::Added(*id)));
-        }
+    let (old, new) = (meanings(before), meanings(after));
+    let (mut removed, mut added) = (before.1.iter(), after.1.iter());
+    // Up to each pair that is the same, what only one has comes first.
+    let (mut from, mut to) = (0, 0);
+    for (at, other) in same(&old, &new).into_iter().chain([(old.len(), new.len())]) {
+        found.extend(removed.by_ref().take(at - from).map(|id| OneSided::Removed(*id)));
+        found.extend(added.by_ref().take(other - to).map(|id| OneSided::Added(*id)));
+        (removed.next(), added.next());
+        (from, to) = (at + 1, other + 1);
     }
+}
+
+/// The most pairs of rules that are tried one by one, where more of them are in common than not.
+const FEW: usize = 1_000_000;
+const MOST: usize = 400_000_000;
+
+/// Which are the same in both, by their places, in order.
+fn same(old: &[String], new: &[String]) -> Vec<(usize, usize)> {
+    if old.len().saturating_mul(new.len()) <= FEW {
+        return equal(Algorithm::Myers, old, new);
+    }
+    // What only one has is no part of it.
+    let common = |all: &[String], others: &[String]| -> Vec<usize> {
+        let others: HashSet<&String> = others.iter().collect();
+        (0..all.len()).filter(|at| others.contains(&all[*at])).collect()
+    };
+    let (old_places, new_places) = (common(old, new), common(new, old));
+    let [old, new] = [(old, &old_places), (new, &new_places)]
+        .map(|(all, places)| places.iter().map(|at| all[*at].as_str()).collect::<Vec<&str>>());
+    let own = |all: &[&str]| all.iter().collect::<HashSet<_>>().len() * 2 > all.len();
+    // The same rules over and over, in another order, would take for ever.
+    if !own(&old) && old.len().saturating_mul(new.len()) > MOST {
+        return Vec::new();
+    }
+    let pairs = equal(Algorithm::Patience, &old, &new).into_iter();
+    pairs.map(|(at, other)| (old_places[at], new_places[other])).collect()
+}
+
+fn equal<T: Hash + Ord>(by: Algorithm, old: &[T], new: &[T]) -> Vec<(usize, usize)> {
+    let steps = capture_diff_slices(by, old, new);
+    let steps = steps.into_iter().map(|step| step.as_tag_tuple());
+    let equal = steps.filter(|(tag, ..)| *tag == DiffTag::Equal);
+    equal.flat_map(|(_, old, new)| old.zip(new)).collect()
 }
 
 /// A difference as text.
@@ -171,4 +209,35 @@ pub fn difference_json(before: &Program, after: &Program, found: &Difference) ->
         "traffic": traffic.collect::<Vec<_>>(),
         "rules": rules.collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(of: impl Iterator<Item = usize>) -> Vec<String> {
+        of.map(|at| at.to_string()).collect()
+    }
+
+    #[test]
+    fn many_rules_are_compared_by_what_they_have_in_common() {
+        let old = texts(0..5000);
+        assert!(same(&old, &texts(10_000..15_000)).is_empty());
+        let every = same(&old, &texts((0..5000).filter(|at| at % 2 == 0)));
+        assert_eq!(every, (0..2500).map(|at| (2 * at, at)).collect::<Vec<_>>());
+        // One that has moved.
+        let moved = same(&old, &texts((1..5000).chain([0])));
+        assert_eq!(moved, (1..5000).map(|at| (at, at - 1)).collect::<Vec<_>>());
+        assert_eq!(same(&old, &texts((0..5000).rev())).len(), 1);
+    }
+
+    #[test]
+    fn few_and_many_are_compared_alike() {
+        for count in [10, 3000] {
+            let old = texts(0..count);
+            let new = texts((0..count).map(|at| if at % 5 == 3 { at + count } else { at }));
+            let wanted: Vec<_> = (0..count).filter(|at| at % 5 != 3).map(|at| (at, at)).collect();
+            assert_eq!(same(&old, &new), wanted, "{count}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! What becomes of a connection.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::Serialize;
 
@@ -35,7 +35,8 @@ pub enum Fate {
         destination: SocketAddr,
         /// Where it was meant to go, as the receiver can ask for it.
         original: SocketAddr,
-        /// Where it comes from, as the receiver sees it.
+        /// Where it comes from, as the receiver sees it; the unspecified address where the path that
+        /// a route takes decides.
         source: SocketAddr,
     },
     /// It leaves the namespace.
@@ -44,7 +45,7 @@ pub enum Fate {
         interface: String,
         /// Where it goes.
         destination: SocketAddr,
-        /// Where it comes from.
+        /// Where it comes from, likewise.
         source: SocketAddr,
     },
     /// It is discarded without a word.
@@ -66,6 +67,18 @@ pub enum Fate {
         /// What is not known.
         what: String,
     },
+}
+
+impl Fate {
+    /// Where it comes from can't be told.
+    pub(super) const fn forget_source(&mut self) {
+        if let Self::Delivered { source, .. } | Self::Passed { source, .. } = self {
+            source.set_ip(match source {
+                SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            });
+        }
+    }
 }
 
 /// What becomes of connections, without their own addresses: connections of one class have the same.

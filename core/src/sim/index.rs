@@ -9,10 +9,11 @@ use super::ranges::Ranges;
 use super::rule::{Field, Test};
 use crate::value::Family;
 
-/// The fewest rules that are worth it, and the most in one run: what overlaps is listed for each
-/// of its values.
+/// The fewest rules that are worth it, and the most in one run; of rules that overlap much fewer, since
+/// what overlaps is listed for each of its values.
 const FEWEST: usize = 8;
-const MOST: usize = 1024;
+const MOST: usize = 1 << 16;
+const OVERLAPPING: usize = 1024;
 /// The most places that rules have in the lists of a run.
 const MOST_LISTED: usize = 1 << 20;
 
@@ -29,6 +30,8 @@ pub(super) struct Run {
     pub(super) field: Field,
     /// What all of them ask for as well.
     pub(super) common: Vec<Test>,
+    /// For each of its rules, which of them are alike: all but the values of the field is the same.
+    pub(super) kinds: Vec<usize>,
     by_family: [Arc<Index>; 2],
 }
 
@@ -47,12 +50,14 @@ pub struct Index {
     starts: Vec<(u128, usize)>,
     /// Places of rules in their chain; first what the first rules are in, in the end nothing.
     rules: Vec<Vec<usize>>,
+    /// For each list of rules its number among those that do the same, rule by rule.
+    alike: Vec<usize>,
 }
 
 impl Index {
     /// The index of rules that each have a set of values. None if the sets overlap so much that
     /// their index would be far larger than they are.
-    fn of(sets: &[(usize, &Ranges)]) -> Option<Self> {
+    fn of(sets: &[(usize, &Ranges)], kind: &dyn Fn(usize) -> usize) -> Option<Self> {
         let mut edges: Vec<(u128, bool, usize)> = Vec::new();
         for (at, set) in sets {
             for (first, last) in set.iter() {
@@ -95,7 +100,14 @@ impl Index {
             places[*number] = place;
         }
         let starts = starts.into_iter().map(|(start, number)| (start, places[number])).collect();
-        Some(Self { starts, rules: rules.into_iter().map(|(rules, _)| rules).collect() })
+        let rules: Vec<Vec<usize>> = rules.into_iter().map(|(rules, _)| rules).collect();
+        let mut known: HashMap<Vec<usize>, usize> = HashMap::new();
+        let alike = rules.iter().map(|rules| {
+            let next = known.len();
+            *known.entry(rules.iter().map(|at| kind(*at)).collect()).or_insert(next)
+        });
+        let alike = alike.collect();
+        Some(Self { starts, rules, alike })
     }
 
     /// The rules that may do something to a packet with this value.
@@ -105,18 +117,18 @@ impl Index {
         at.and_then(|(_, place)| self.rules.get(*place)).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether all of these values have the same rules.
+    /// Whether rules that are alike are for all of these values.
     pub(super) fn treats_alike(&self, values: &Ranges) -> bool {
-        let mut pieces = self.pieces(values);
-        let Some((first, ..)) = pieces.next() else { return true };
-        pieces.all(|(place, ..)| place == first)
+        let mut pieces = self.pieces(values).map(|(place, ..)| self.alike[place]);
+        let Some(first) = pieces.next() else { return true };
+        pieces.all(|alike| alike == first)
     }
 
-    /// These values, in parts that have the same rules.
+    /// These values, in parts that rules which are alike are for.
     pub(super) fn cut(&self, values: &Ranges) -> Vec<Ranges> {
         let mut parts: Vec<Vec<(u128, u128)>> = vec![Vec::new(); self.rules.len()];
         for (place, first, last) in self.pieces(values) {
-            parts[place].push((first, last));
+            parts[self.alike[place]].push((first, last));
         }
         parts.into_iter().filter(|part| !part.is_empty()).map(Ranges::from_iter).collect()
     }
@@ -154,29 +166,56 @@ pub(super) fn runs<'r>(rules: &'r [(RuleId, Vec<Bound>)]) -> Vec<Run> {
         let best = (0..FIELDS.len())
             .filter_map(|field| {
                 let sets = window.iter().map_while(|sets| sets[field]);
-                let (length, distinct) = (sets.clone().count(), sets.collect::<HashSet<_>>());
-                (length >= FEWEST).then_some((distinct.len(), length, field))
+                let length = sets.clone().count();
+                // To tell sets apart takes time where they are long.
+                (length >= FEWEST).then(|| (sets.collect::<HashSet<_>>().len(), length, field))
             })
             .max_by_key(|(distinct, length, field)| (*distinct, *length, usize::MAX - field));
         let Some((_, length, field)) = best else {
             first += 1;
             continue;
         };
-        let end = first + length;
-        let index = |family| {
+        let mut end = first + length;
+        let kinds = kinds(&rules[first..end], FIELDS[field]);
+        let index = |end: usize, family| {
             let sets = asked[first..end].iter().enumerate().filter_map(|(at, sets)| {
                 let (set, of) = sets[field]?;
                 of.is_none_or(|of| of == family).then_some((first + at, set))
             });
-            Index::of(&sets.collect::<Vec<_>>()).map(Arc::new)
+            Index::of(&sets.collect::<Vec<_>>(), &|at| kinds[at - first]).map(Arc::new)
         };
-        if let (Some(v4), Some(v6)) = (index(Family::V4), index(Family::V6)) {
+        let both = |end| Some([index(end, Family::V4)?, index(end, Family::V6)?]);
+        let mut by_family = both(end);
+        while by_family.is_none() && end - first > OVERLAPPING {
+            end = first + (end - first).div_ceil(2).max(OVERLAPPING);
+            by_family = both(end);
+        }
+        if let Some(by_family) = by_family {
             let common = common(&rules[first..end]);
-            runs.push(Run { first, end, field: FIELDS[field], common, by_family: [v4, v6] });
+            let field = FIELDS[field];
+            let kinds = kinds[..end - first].to_vec();
+            runs.push(Run { first, end, field, common, kinds, by_family });
         }
         first = end;
     }
     runs
+}
+
+/// For each rule the number of its kind: all that it is beside the values of a field.
+fn kinds<'r>(rules: &'r [(RuleId, Vec<Bound>)], field: Field) -> Vec<usize> {
+    let mut known: HashMap<Vec<&'r Bound>, usize> = HashMap::new();
+    let kind = |(_, steps): &'r (RuleId, Vec<Bound>)| {
+        let looked_up = steps.iter().position(|step| is_looked_up(step, field));
+        let rest = steps.iter().enumerate().filter(|(at, _)| Some(*at) != looked_up);
+        let next = known.len();
+        *known.entry(rest.map(|(_, step)| step).collect()).or_insert(next)
+    };
+    rules.iter().map(kind).collect()
+}
+
+/// Whether a step asks what rules are looked up by.
+pub(super) fn is_looked_up(step: &Bound, field: Field) -> bool {
+    matches!(step, Bound::Test(Test::Is { field: asked, negated: false, .. }) if *asked == field)
 }
 
 /// Values, with the family whose addresses they are.

@@ -118,13 +118,17 @@ impl Program {
     pub fn explain(&self, namespace: &Namespace, question: &Question) -> Explanation {
         let settled = self.settled(namespace, question);
         let mut found = self.explained(&settled, question);
-        // The answer may go by another path, whatever the first packet does.
         let Cow::Owned(_) = settled else { return found };
         for path in 1..namespace.routing().most_paths() {
-            if self.explained(&namespace.by_path(path), question).reply != found.reply {
+            let other = self.explained(&namespace.by_path(path), question);
+            // What the first packet becomes is the same; where it comes from may not be, nor how the
+            // answer goes.
+            if other.answer.fate != found.answer.fate {
+                found.answer.fate.forget_source();
+            }
+            if other.reply != found.reply {
                 let what = way::MULTIPATH.to_owned();
                 found.reply = Some(Reply::Unknown { rule: None, what });
-                break;
             }
         }
         found

@@ -35,7 +35,8 @@ pub struct Class<A = Answer> {
     pub(super) shape: Shape,
     /// One of them.
     pub example: Question,
-    /// What becomes of it. The outcome and the rules are those of all of them.
+    /// What becomes of it. The outcome is that of all of them, and so are the rules, or others in a row
+    /// with them that are alike but for the values of the field that tells these connections apart.
     pub answer: A,
 }
 
@@ -44,7 +45,7 @@ trait Ending {
     /// What classes must have in common to be one.
     type Key: Hash + Eq;
 
-    fn key(&self) -> Self::Key;
+    fn key(&self, program: &Program) -> Self::Key;
 
     /// What becomes of connections that are not looked at.
     fn unclear(what: &str) -> Self;
@@ -53,8 +54,9 @@ trait Ending {
 impl Ending for Answer {
     type Key = (Outcome, Vec<RuleId>);
 
-    fn key(&self) -> Self::Key {
-        (self.outcome.clone(), self.decided.clone())
+    fn key(&self, program: &Program) -> Self::Key {
+        let decided = self.decided.iter().map(|id| program.first_alike(*id)).collect();
+        (self.outcome.clone(), decided)
     }
 
     fn unclear(what: &str) -> Self {
@@ -78,7 +80,7 @@ pub struct Change {
 impl Ending for Change {
     type Key = (Outcome, Outcome);
 
-    fn key(&self) -> Self::Key {
+    fn key(&self, _: &Program) -> Self::Key {
         (self.before.outcome.clone(), self.after.outcome.clone())
     }
 
@@ -157,7 +159,7 @@ pub fn partition(program: &Program, namespace: &Namespace) -> Vec<Class> {
 }
 
 fn within(limits: Limits, program: &Program, namespace: &Namespace) -> Vec<Class> {
-    classes(namespace, limits, &mut |question, shape, seen| {
+    classes((program, namespace), limits, &mut |question, shape, seen| {
         seen.walk(program, namespace, question, shape)
     })
 }
@@ -167,7 +169,7 @@ pub fn changes(
     before: (&Program, &Namespace),
     after: (&Program, &Namespace),
 ) -> Vec<Class<Change>> {
-    let mut changes = classes(before.1, LIMITS, &mut |question, shape, seen| {
+    let mut changes = classes(before, LIMITS, &mut |question, shape, seen| {
         Ok(Change {
             before: seen.walk(before.0, before.1, question, shape)?,
             after: seen.walk(after.0, after.1, question, shape)?,
@@ -205,9 +207,14 @@ impl Seen {
 /// Ask about an example of a shape: the answer, or what tells the connections of the shape apart.
 type Ask<'a, A> = &'a mut dyn FnMut(&Question, &Shape, &mut Seen) -> Result<A, Split>;
 
-fn classes<A: Ending>(namespace: &Namespace, limits: Limits, ask: Ask<'_, A>) -> Vec<Class<A>> {
-    let mut search =
-        Search { ask, limits, seen: Seen::default(), ends: HashMap::new(), pool: Pool::default() };
+fn classes<A: Ending>(
+    (program, namespace): (&Program, &Namespace),
+    limits: Limits,
+    ask: Ask<'_, A>,
+) -> Vec<Class<A>> {
+    let seen = Seen::default();
+    let (ends, pool) = (HashMap::new(), Pool::default());
+    let mut search = Search { program, ask, limits, seen, ends, pool };
     let shapes = Family::ALL.into_iter().flat_map(|family| all(namespace, family));
     let parts = shapes.flat_map(|shape| search.parts(shape)).collect();
     merge(parts, &mut search.pool)
@@ -215,6 +222,7 @@ fn classes<A: Ending>(namespace: &Namespace, limits: Limits, ask: Ask<'_, A>) ->
 
 /// A search for classes.
 struct Search<'a, A: Ending> {
+    program: &'a Program,
     ask: Ask<'a, A>,
     limits: Limits,
     seen: Seen,
@@ -299,7 +307,7 @@ impl<A: Ending> Search<'_, A> {
 
     fn part(&mut self, shape: Shape, example: Question, answer: A) -> Part<A> {
         let next = self.ends.len();
-        let end = *self.ends.entry(answer.key()).or_insert(next);
+        let end = *self.ends.entry(answer.key(self.program)).or_insert(next);
         Part { class: Class { shape, example, answer }, end }
     }
 }

@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use super::index::{Run, runs};
-use super::rule::{Action, Step, Test};
+use super::ranges::Ranges;
+use super::rule::{Action, Field, Step, Test};
 use crate::iptables::Counters;
 use crate::ruleset::{Hook, Reason};
 use crate::value::Family;
@@ -135,7 +136,7 @@ pub(super) struct Chain {
 }
 
 /// A step with its jump bound to a chain.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Bound {
     Test(Test),
     Do(Action),
@@ -176,6 +177,8 @@ pub struct Program {
     infos: Vec<ChainInfo>,
     /// The table of each chain, by its place.
     tables: Vec<usize>,
+    /// Of rules that are alike the first one, by each of them.
+    alike: HashMap<RuleId, RuleId>,
 }
 
 /// Priorities of connection tracking and address translation (`linux/netfilter_ipv4.h`).
@@ -193,6 +196,7 @@ impl Program {
             rules: Vec::new(),
             infos: Vec::new(),
             tables: Vec::new(),
+            alike: HashMap::new(),
         };
         for (place, table) in tables.into_iter().enumerate() {
             program.add(table, place);
@@ -233,7 +237,17 @@ impl Program {
                 });
             }
             let policy = chain.base.as_ref().map_or(Policy::Accept, |base| base.policy);
-            self.chains.push(Chain { runs: runs(&rules), rules, policy });
+            let runs = runs(&rules);
+            for run in &runs {
+                let mut firsts: HashMap<usize, RuleId> = HashMap::new();
+                for (kind, (id, _)) in run.kinds.iter().zip(&rules[run.first..run.end]) {
+                    let first = *firsts.entry(*kind).or_insert(*id);
+                    if first != *id {
+                        self.alike.extend([(*id, first), (first, first)]);
+                    }
+                }
+            }
+            self.chains.push(Chain { runs, rules, policy });
             self.tables.push(place);
             self.infos.push(ChainInfo {
                 holder: table.holder.clone(),
@@ -301,6 +315,30 @@ impl Program {
     /// Its chains.
     pub fn chains(&self) -> impl Iterator<Item = (ChainId, &ChainInfo)> {
         self.infos.iter().enumerate().map(|(at, info)| (ChainId(at), info))
+    }
+
+    /// Of rules in a row that are alike but for the values of a field the first one.
+    pub fn first_alike(&self, id: RuleId) -> RuleId {
+        self.alike.get(&id).copied().unwrap_or(id)
+    }
+
+    /// Whether there are rules in a row with this one that are alike.
+    pub(super) fn has_alike(&self, id: RuleId) -> bool {
+        self.alike.contains_key(&id)
+    }
+
+    /// Whether a rule is for all of a class, and not only for the example.
+    pub(super) fn is_for_all<'c>(
+        &self,
+        id: RuleId,
+        values: impl Fn(Field) -> Option<&'c Ranges>,
+    ) -> bool {
+        self.steps(id).iter().all(|step| match step {
+            Bound::Test(Test::Is { field, negated: false, set, .. }) => {
+                values(*field).is_none_or(|values| values.is_within(set))
+            }
+            _ => true,
+        })
     }
 
     /// The parts of a rule.

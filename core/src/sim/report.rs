@@ -1,6 +1,7 @@
 //! What a walk found, in words and as JSON.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
@@ -71,11 +72,19 @@ pub(crate) fn events_text(text: &mut String, program: &Program, events: &[Event]
     }
 }
 
+/// Where a connection comes from, if that can be told.
+fn sender(source: &SocketAddr) -> String {
+    if source.ip().is_unspecified() {
+        return format!("port {} of the address that the path of the route decides", source.port());
+    }
+    source.to_string()
+}
+
 /// A fate in one line.
 pub fn fate_text(fate: &Fate) -> String {
     match fate {
         Fate::Delivered { port, how: How::Unchanged, source, .. } => {
-            format!("delivered as it was sent, to port {port}, from {source}")
+            format!("delivered as it was sent, to port {port}, from {}", sender(source))
         }
         Fate::Delivered { port, how, destination, original, source } => {
             let how = match how {
@@ -83,10 +92,10 @@ pub fn fate_text(fate: &Fate) -> String {
                 How::Handed => "handed to the socket on".to_owned(),
                 _ => format!("delivered to {} on", destination.ip()),
             };
-            format!("{how} port {port}, original destination {original}, from {source}")
+            format!("{how} port {port}, original destination {original}, from {}", sender(source))
         }
         Fate::Passed { interface, destination, source } => {
-            format!("leaves by {interface} to {destination}, from {source}")
+            format!("leaves by {interface} to {destination}, from {}", sender(source))
         }
         Fate::Dropped { why, .. } => format!("dropped: {why}"),
         Fate::Refused { .. } => "refused, and the sender is told".to_owned(),
@@ -240,11 +249,12 @@ pub fn classes_text(program: &Program, classes: &[Class]) -> String {
             .iter()
             .map(|class| {
                 let Words { who, to } = class_words(class);
-                let by = class
-                    .answer
-                    .decided
-                    .last()
-                    .map_or_else(|| "no rule".to_owned(), |id| program.line(*id));
+                let alone = decided_alone(program, class);
+                let by = match class.answer.decided.last() {
+                    None => "no rule".to_owned(),
+                    Some(id) if alone => program.line(*id),
+                    Some(id) => format!("{} (and rules like it)", program.line(*id)),
+                };
                 [who, to, class.answer.outcome.to_string(), by]
             })
             .collect();
@@ -266,6 +276,14 @@ pub fn classes_text(program: &Program, classes: &[Class]) -> String {
     text
 }
 
+/// Whether the rules that decided about a class's example are those of all of it, and not others as
+/// well that are alike.
+fn decided_alone(program: &Program, class: &Class) -> bool {
+    let mut decided = class.answer.decided.iter();
+    decided
+        .all(|id| !program.has_alike(*id) || program.is_for_all(*id, |field| class.values(field)))
+}
+
 /// All classes as JSON.
 pub fn classes_json(program: &Program, classes: &[Class]) -> Value {
     let one = |class: &Class| {
@@ -278,6 +296,7 @@ pub fn classes_json(program: &Program, classes: &[Class]) -> Value {
             "to": to,
             "outcome": class.answer.outcome,
             "decidedBy": decided,
+            "decidedByLike": !decided_alone(program, class),
             "example": class.example,
         })
     };

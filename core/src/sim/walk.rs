@@ -284,7 +284,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 _ => false,
             };
             if routes {
-                let again = self.route(packet);
+                let again = self.route_again(packet);
                 let way = packet.output;
                 self.take(packet, again)?;
                 if again != route && W::LISTENS {

@@ -73,6 +73,15 @@ impl<'a, W: Witness> Walk<'a, W> {
         Route::Nowhere(NO_ROUTE)
     }
 
+    /// Route what a rule has changed: by IPv4 for no user (`ip_route_me_harder()`), by IPv6 for the
+    /// sender (`ip6_route_me_harder()`).
+    pub(super) fn route_again(&mut self, packet: &Packet<'_>) -> Route<'a> {
+        match packet.family {
+            Family::V4 => self.route(&Packet { owner: Owner::Nobody, ..*packet }),
+            Family::V6 => self.route(packet),
+        }
+    }
+
     fn applies(&mut self, selector: &'a Selector, packet: &Packet<'_>) -> Applies<'a> {
         if *selector == Selector::ALL {
             return Applies::Yes;

@@ -1,5 +1,6 @@
 //! `xtask bench`: how fast Millrace is beside the least that could be done.
 
+pub mod answers;
 pub mod apply;
 pub mod case;
 pub mod cni;
@@ -27,7 +28,7 @@ pub fn command() -> clap::Command {
         .about("Measure operations beside the least that could be done, and what they cost connections")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([apply::command(), cni::command(), ebpf::command(), many::command(), path::command()])
+        .subcommands([answers::command(), apply::command(), cni::command(), ebpf::command(), many::command(), path::command()])
 }
 
 /// `--output`: the form of the report, JSON or the one for people.
@@ -62,6 +63,7 @@ fn check_arg() -> Arg {
 /// When something could not be measured.
 pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     match args.subcommand() {
+        Some(("answers", args)) => answers::run(args),
         Some(("apply", args)) => apply::run(args),
         Some(("cni", args)) => cni::run(args),
         Some(("ebpf", args)) => ebpf::run(args),

@@ -36,7 +36,8 @@ fn ports(side: Side, negated: bool, set: Ranges) -> Test {
 
 /// An address in one of these networks, all of one family.
 fn addresses(side: Side, negated: bool, cidrs: &[Cidr], family: Family) -> Test {
-    let set = cidrs.iter().map(|c| Ranges::network(*c)).fold(Ranges::default(), |a, b| a.or(&b));
+    let networks: Vec<Ranges> = cidrs.iter().map(|cidr| Ranges::network(*cidr)).collect();
+    let set = networks.iter().flat_map(Ranges::iter).collect();
     Test::Is { field: Field::address(side), negated, set, family: Some(family), socket: false }
 }
 

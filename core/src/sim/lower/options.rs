@@ -62,7 +62,8 @@ pub(super) fn port_range(text: &str) -> Option<Ranges> {
 
 /// Ports and ranges with commas between them.
 pub(super) fn port_list(text: &str) -> Option<Ranges> {
-    text.split(',').map(port_range).try_fold(Ranges::default(), |all, one| Some(all.or(&one?)))
+    let all: Vec<Ranges> = text.split(',').map(port_range).collect::<Option<_>>()?;
+    Some(all.iter().flat_map(Ranges::iter).collect())
 }
 
 /// `first-last`, or one number.

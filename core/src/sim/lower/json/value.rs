@@ -98,7 +98,8 @@ pub(super) fn ranges(
         return span(value, read);
     }
     let all = elements(value)?;
-    all.iter().try_fold(Ranges::default(), |all, one| Some(all.or(&span(one, read)?)))
+    let all: Vec<Ranges> = all.iter().map(|one| span(one, read)).collect::<Option<_>>()?;
+    Some(all.iter().flat_map(Ranges::iter).collect())
 }
 
 /// A value, a range, or a network.
