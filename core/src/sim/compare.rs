@@ -98,7 +98,8 @@ fn between(before: (&Program, &[RuleId]), after: (&Program, &[RuleId]), found: &
     for (at, other) in same(&old, &new).into_iter().chain([(old.len(), new.len())]) {
         found.extend(removed.by_ref().take(at - from).map(|id| OneSided::Removed(*id)));
         found.extend(added.by_ref().take(other - to).map(|id| OneSided::Added(*id)));
-        (removed.next(), added.next());
+        removed.next();
+        added.next();
         (from, to) = (at + 1, other + 1);
     }
 }

@@ -247,7 +247,7 @@ impl Program {
                     }
                 }
             }
-            self.chains.push(Chain { runs, rules, policy });
+            self.chains.push(Chain { rules, runs, policy });
             self.tables.push(place);
             self.infos.push(ChainInfo {
                 holder: table.holder.clone(),

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, LazyLock};
 
@@ -64,9 +64,8 @@ impl fmt::Debug for Ranges {
 
 impl Ranges {
     fn of(list: Vec<(u128, u128)>) -> Self {
-        let mut hasher = DefaultHasher::new();
-        list.hash(&mut hasher);
-        Self(Arc::new(Shared { list, hash: hasher.finish() }))
+        let hash = mixed(&list);
+        Self(Arc::new(Shared { list, hash }))
     }
 
     /// Every number up to `last`.
@@ -157,24 +156,54 @@ impl Ranges {
     /// What is in both.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
+        /// So many times more are looked through rather than looked up.
+        const NEAR: usize = 8;
         let (few, many) = self.by_size(other);
-        let both = few.iter().flat_map(|(first, last)| {
-            many.over((first, last)).map(move |range| (range.0.max(first), range.1.min(last)))
-        });
-        Self::of(both.collect())
+        if few.iter().len() * NEAR < many.iter().len() {
+            let both = few.iter().flat_map(|(first, last)| {
+                many.over((first, last)).map(move |range| (range.0.max(first), range.1.min(last)))
+            });
+            return Self::of(both.collect());
+        }
+        let mut both = Vec::with_capacity(few.iter().len());
+        let (mut own, mut others) = (few.iter().peekable(), many.iter().peekable());
+        while let (Some((a, b)), Some((c, d))) = (own.peek().copied(), others.peek().copied()) {
+            let (first, last) = (a.max(c), b.min(d));
+            if first <= last {
+                both.push((first, last));
+            }
+            // What ends first has nothing more in common with the others.
+            if b < d {
+                own.next()
+            } else {
+                others.next()
+            };
+        }
+        Self::of(both)
     }
 
     /// What is in this one and not in the other.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
-        let mut rest = Vec::new();
+        let mut rest = Vec::with_capacity(self.iter().len());
+        let mut others = self.first().into_iter().flat_map(|first| other.from(first)).peekable();
         for (first, last) in self.iter() {
             let mut next = Some(first);
-            for (taken, end) in other.over((first, last)) {
+            while others.next_if(|(_, end)| *end < first).is_some() {}
+            while let Some((taken, end)) =
+                others.peek().copied().filter(|(start, _)| *start <= last)
+            {
+                // One that goes on beyond this range takes of the next one too.
+                if end <= last {
+                    others.next();
+                }
                 if let Some(start) = next.filter(|start| *start < taken) {
                     rest.push((start, taken - 1));
                 }
                 next = end.checked_add(1);
+                if end > last {
+                    break;
+                }
             }
             rest.extend(next.filter(|start| *start <= last).map(|start| (start, last)));
         }
@@ -192,7 +221,8 @@ impl FromIterator<(u128, u128)> for Ranges {
     fn from_iter<I: IntoIterator<Item = (u128, u128)>>(ranges: I) -> Self {
         let mut sorted: Vec<(u128, u128)> =
             ranges.into_iter().filter(|(first, last)| first <= last).collect();
-        sorted.sort_unstable();
+        // Most often there are two rows in order, and those it only merges.
+        sorted.sort();
         let mut joined: Vec<(u128, u128)> = Vec::with_capacity(sorted.len());
         for (first, last) in sorted {
             match joined.last_mut() {
@@ -204,6 +234,15 @@ impl FromIterator<(u128, u128)> for Ranges {
         }
         Self::of(joined)
     }
+}
+
+/// A number that lists which differ hardly have in common. They are compared all the same: this is made
+/// for speed, and a list is hashed each time that one is made.
+fn mixed(list: &[(u128, u128)]) -> u64 {
+    const ODD: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+    let mix = |hash: u128, number: u128| (hash.rotate_left(29) ^ number).wrapping_mul(ODD);
+    let hash = list.iter().fold(ODD, |hash, (first, last)| mix(mix(hash, *first), *last));
+    u64::try_from(hash >> 64).unwrap_or_default()
 }
 
 /// An address as a number.
@@ -248,6 +287,32 @@ mod tests {
         assert_eq!(a.without(&set(&[(0, 3), (9, 20), (29, u128::MAX)])), set(&[(4, 8), (21, 28)]));
         assert!(a.meets(&set(&[(9, 19)])) && !a.meets(&set(&[(0, 0), (10, 19), (30, 30)])));
         assert!(set(&[(2, 3), (29, 29)]).is_within(&a) && !set(&[(9, 10)]).is_within(&a));
+    }
+
+    #[test]
+    fn sets_are_those_of_their_numbers() {
+        let mut state = 7_u64;
+        let mut roll = |below: u64| {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            (state >> 33) % below
+        };
+        for _ in 0..3000 {
+            // Of like and of unlike sizes.
+            let mut random = || -> Ranges {
+                let count = roll(24) + 1;
+                let one = |first: u64, more: u64| (u128::from(first), u128::from(first + more));
+                (0..count).map(|_| one(roll(64), roll(4))).collect()
+            };
+            let (a, b) = (random(), random());
+            let (both, rest) = (a.and(&b), a.without(&b));
+            for number in 0..70 {
+                let (own, other) = (a.contains(number), b.contains(number));
+                assert_eq!(both.contains(number), own && other, "{number} of {a:?} and {b:?}");
+                assert_eq!(rest.contains(number), own && !other, "{number} of {a:?} without {b:?}");
+            }
+            assert_eq!(both.or(&rest), a);
+            assert_eq!(both, both.iter().collect(), "{a:?} and {b:?}");
+        }
     }
 
     #[test]
