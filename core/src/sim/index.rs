@@ -2,6 +2,7 @@
 //! address cost a packet as much as one.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::iter;
 use std::sync::Arc;
 
 use super::program::{Bound, RuleId, family_index};
@@ -135,16 +136,23 @@ impl Index {
 
     /// Ranges of values, each with the place of its rules.
     fn pieces<'a>(&'a self, values: &'a Ranges) -> impl Iterator<Item = (usize, u128, u128)> + 'a {
-        values.iter().flat_map(move |(first, last)| {
-            let after = self.starts.partition_point(|(start, _)| *start <= first);
-            let from = after.saturating_sub(1);
-            let starts = self.starts.iter().enumerate().skip(from);
-            starts.take_while(move |(_, (start, _))| *start <= last).map(
-                move |(at, (start, place))| {
-                    let next = self.starts.get(at + 1).map_or(u128::MAX, |(next, _)| next - 1);
-                    (*place, first.max(*start), last.min(next))
-                },
-            )
+        /// So many values are looked through before one is looked up.
+        const NEAR: usize = 8;
+        let mut ranges = values.iter();
+        let mut left = ranges.next();
+        let mut at = 0;
+        iter::from_fn(move || {
+            let (first, last) = left?;
+            let is_behind = |at: usize| self.starts.get(at).is_some_and(|(next, _)| *next <= first);
+            let near = (0..NEAR).take_while(|more| is_behind(at + more + 1)).count();
+            at += near;
+            if near == NEAR {
+                at += self.starts[at + 1..].partition_point(|(next, _)| *next <= first);
+            }
+            let (_, place) = self.starts.get(at)?;
+            let end = self.starts.get(at + 1).map_or(u128::MAX, |(next, _)| next - 1);
+            left = if end < last { Some((end + 1, last)) } else { ranges.next() };
+            Some((*place, first, last.min(end)))
         })
     }
 }

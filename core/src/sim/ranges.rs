@@ -63,7 +63,9 @@ impl fmt::Debug for Ranges {
 }
 
 impl Ranges {
-    fn of(list: Vec<(u128, u128)>) -> Self {
+    fn of(mut list: Vec<(u128, u128)>) -> Self {
+        // Sets are kept, and most are smaller than what they were made of.
+        list.shrink_to_fit();
         let hash = mixed(&list);
         Self(Arc::new(Shared { list, hash }))
     }
