@@ -223,7 +223,10 @@ impl FromIterator<(u128, u128)> for Ranges {
     fn from_iter<I: IntoIterator<Item = (u128, u128)>>(ranges: I) -> Self {
         let mut sorted: Vec<(u128, u128)> =
             ranges.into_iter().filter(|(first, last)| first <= last).collect();
-        // Most often there are two rows in order, and those it only merges.
+        #[expect(
+            clippy::stable_sort_primitive,
+            reason = "most often there are two rows in order, and those it only merges"
+        )]
         sorted.sort();
         let mut joined: Vec<(u128, u128)> = Vec::with_capacity(sorted.len());
         for (first, last) in sorted {
