@@ -18,7 +18,7 @@ fn setting(name: &str, usual: u64) -> Result<u64> {
 fn no_answer_is_false() -> Result<()> {
     let plan = Plan {
         seed: setting("MILLRACE_SEED", 1)?,
-        rounds: setting("MILLRACE_ROUNDS", 12)?,
+        rounds: setting("MILLRACE_ROUNDS", 40)?,
         connections: 24,
     };
     println!("MILLRACE_SEED={} MILLRACE_ROUNDS={}", plan.seed, plan.rounds);
