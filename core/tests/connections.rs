@@ -100,6 +100,23 @@ fn the_first_zone_counts() {
     assert!(lost(&v4(&[("raw", &other), nat]).explain(&pod(), &to)));
 }
 
+/// Verify that what a receiver can ask for is told: nothing of a connection of TCP in a zone.
+#[test]
+fn nobody_is_told_of_a_connection_in_a_zone() {
+    let nat = ("nat", "-A OUTPUT -j REDIRECT --to-ports 15001");
+    let zone = ("raw", "-A OUTPUT -j CT --zone 1");
+    let original = |tables: &[(&str, &str)], protocol| match v4(tables)
+        .answer(&pod(), &out(protocol, "10.9.9.9:53"))
+        .fate
+    {
+        Fate::Delivered { original, .. } => original.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(original(&[nat], Protocol::TCP), "10.9.9.9:53");
+    assert_eq!(original(&[nat, zone], Protocol::TCP), "127.0.0.1:15001");
+    assert_eq!(original(&[nat, zone], Protocol::UDP), "10.9.9.9:53");
+}
+
 /// Verify that a refusal is one only where its sender is told.
 #[test]
 fn what_tells_of_a_refusal_can_be_lost() {

@@ -3,6 +3,7 @@
 use super::fate::{Fate, How, Outcome};
 use super::namespace::LOOPBACK;
 use super::packet::{Owner, Packet, Value, end};
+use super::question::Protocol;
 use super::walk::{End, Halt, Walk};
 use super::witness::Witness;
 use crate::ruleset::Hook;
@@ -59,8 +60,8 @@ impl<'a, W: Witness> Walk<'a, W> {
         let destination = packet.ends.to(family);
         let connection = packet.connection.filter(|(_, back)| !back);
         let connection = connection.map(|(at, _)| &self.connections[at]);
-        // `getorigdst()` looks in no other zone.
-        let original = connection.filter(|c| c.zone == 0);
+        // `getorigdst()` looks in no other zone; whoever gets a datagram has to look for it otherwise.
+        let original = connection.filter(|c| c.zone == 0 || c.protocol != Protocol::TCP);
         let original = original.map_or(destination, |c| c.ends.to(family));
         let original = packet.meant.map_or(original, |(ip, port)| end(family, ip, port));
         let translated = connection.is_some_and(|c| c.to.is_some()) || packet.meant.is_some();
