@@ -61,8 +61,10 @@ impl<'a, W: Witness> Walk<'a, W> {
         let asks = [(SOLICITATION, own, group(hop.number)), (ADVERTISEMENT, hop, own)];
         match self.discovers(asks, Direction::Out, interface) {
             Ok(()) => Ok(()),
-            // Who has asked for this host has said by that where it is.
-            Err(Blocked { rule, by, certain: true }) if known.is_some() && !self.asked_by(hop) => {
+            // Who asks for this host says by that where it is.
+            Err(Blocked { rule, by, certain: true })
+                if known.is_some() && !self.can_ask(hop, own, interface) =>
+            {
                 let why = format!(
                     "the next hop's hardware address is not known, and what finds it does not get \
                      past: {by}"
@@ -91,10 +93,10 @@ impl<'a, W: Witness> Walk<'a, W> {
         found.map_err(|blocked| blocked.unclear("whether who sends it knows this host"))
     }
 
-    /// Whether an address is that of who has sent the question's packet here.
-    fn asked_by(&self, hop: Value) -> bool {
-        let sender = self.question.source.filter(|_| self.came_by.is_some());
-        sender.is_some_and(|sender| number(sender) == hop.number)
+    /// Whether rules let past what another host asks for this one with.
+    fn can_ask(&mut self, hop: Value, own: Value, interface: &'a str) -> bool {
+        let asks = (SOLICITATION, hop, group(own.number));
+        self.discovers([asks, asks], Direction::In, interface).is_ok()
     }
 
     /// Whether a rule could see such messages at all.
@@ -126,7 +128,11 @@ impl<'a, W: Witness> Walk<'a, W> {
         interface: &'a str,
     ) -> Result<(), Blocked> {
         let back = if asks == Direction::Out { Direction::In } else { Direction::Out };
-        let both = [(first, asks), (second, back)];
+        // What asks goes the first way, and what answers the other.
+        let way = |message: (u8, Value, Value)| {
+            if message.0 == SOLICITATION { (message, asks) } else { (message, back) }
+        };
+        let both = [way(first), way(second)];
         if W::LISTENS {
             // What comes in between is not told of.
             let mut nobody = Nobody;

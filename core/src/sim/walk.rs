@@ -384,6 +384,11 @@ impl<'a, W: Witness> Walk<'a, W> {
                 rule: None,
                 why: "it is for somebody else, and nothing is passed on".to_owned(),
             }),
+            // `ip_forward()`, `ip6_forward()`
+            _ if packet.taken.is_some() => Err(Halt::Dropped {
+                rule: None,
+                why: "a transparent socket has it, and no route delivers it here".to_owned(),
+            }),
             route => {
                 self.take(packet, route)?;
                 self.hook(Hook::Forward, packet)?;
