@@ -9,6 +9,7 @@ mod around;
 mod foreign;
 mod rule;
 mod step;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
