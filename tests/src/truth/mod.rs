@@ -9,6 +9,7 @@ mod around;
 mod foreign;
 mod rule;
 mod step;
+mod values;
 mod words;
 
 use std::collections::BTreeMap;
