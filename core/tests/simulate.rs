@@ -307,6 +307,48 @@ proptest! {
     }
 }
 
+/// Verify that what changes is told of two sets of rules that have little in common: together they
+/// tell far more connections apart than each of them.
+#[test]
+fn changes_between_unlike_rules_are_told() {
+    let rules = [
+        "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR=127.0.0.0/8 ISTIO_OUTBOUND_OWNER_GROUPS=888 \
+         ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE=888,999 istio-iptables -u 3,4 -g 1,2 -m TPROXY \
+         -b 15020,15021,15090 -d 80,443 -c cali+ -i fd00::/8 -x 0.0.0.0/0 -q 32000,31000 -o 80,443 \
+         --istio-inbound-tproxy-mark 42 --istio-inbound-tproxy-route-table 77 --drop-invalid \
+         --match-any-proxy-id",
+        "ISTIO_OUTBOUND_OWNER_GROUPS=888 istio-iptables -u 1337,0 -g 1,2 -m TPROXY -b * \
+         -d 15020,15021,15090 -c eth8,eth9 -i 10.1.2.3/8 -x 0.0.0.0/0 -q 32000,31000 -o 1,2,3, \
+         -k eth1,eth2 --istio-inbound-tproxy-mark 1337 --istio-inbound-tproxy-route-table 133 \
+         --drop-invalid",
+    ];
+    let rules = rules.map(lines::ruleset);
+    let [one, other] = [0, 1].map(|at| Program::new(of_ruleset(&rules[at], &groups())));
+    let [here, there] = [0, 1].map(|at| wide_pod(&rules[at]));
+    let changes = changes((&one, &here), (&other, &there));
+    assert!(!changes.is_empty());
+    for Class { example, answer, .. } in &changes {
+        let sides = [
+            (&answer.before, one.answer(&here, example)),
+            (&answer.after, other.answer(&there, example)),
+        ];
+        for (told, own) in sides {
+            assert!(!matches!(told.outcome, Outcome::Unknown { .. }), "{example}: {told:?}");
+            assert_eq!(*told, own, "{example}");
+        }
+    }
+    let question = Question {
+        source: Some("fd00:4::2".parse().unwrap()),
+        source_port: 0,
+        protocol: Protocol::ICMP,
+        mark: 7,
+        ..Question::out(Identity { uid: 4, gid: 3 }, Protocol::ICMP, "[::1]:0".parse().unwrap())
+    };
+    let [was, is] = [one.answer(&here, &question), other.answer(&there, &question)];
+    assert_eq!(was.outcome, is.outcome, "{question}");
+    assert!(!changes.iter().any(|class| class.has(&question)), "{question}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10))]
 

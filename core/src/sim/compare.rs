@@ -6,8 +6,9 @@ use std::hash::Hash;
 use serde_json::{Value, json};
 use similar::{Algorithm, DiffTag, capture_diff_slices};
 
+use super::changes::{Change, changes};
 use super::namespace::Namespace;
-use super::partition::{Change, Class, changes};
+use super::partition::Class;
 use super::program::{Base, ChainInfo, Policy, Program, RuleId};
 use super::report::{class_words, rule_json, why};
 use super::walk::Answer;

@@ -13,6 +13,7 @@
 use std::borrow::Cow;
 
 mod chains;
+mod changes;
 pub mod compare;
 mod end;
 mod fate;
@@ -41,13 +42,14 @@ mod walk;
 mod way;
 mod witness;
 
+pub use changes::{Change, changes};
 pub use fate::{Fate, How, Outcome, Reply, Unheard};
 pub use lower::{
     EBPF, Listed, Listening, NotNft, of_dump, of_ebpf, of_listed, of_native, of_nft, of_nft_json,
     of_ruleset,
 };
 pub use namespace::{Exit, Interface, MarkedLocal, Namespace, OwnAddress, Path, Settings};
-pub use partition::{Change, Class, Origin, changes, partition};
+pub use partition::{Class, Origin, partition};
 pub use program::{
     Base, ChainId, ChainInfo, Kind, Policy, Program, RuleId, RuleInfo, SourceChain, SourceRule,
     SourceTable,

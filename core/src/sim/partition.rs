@@ -6,7 +6,6 @@
 //! ends alike, by the same rules, is put together again.
 
 use std::collections::HashMap;
-use std::hash::Hash;
 
 use super::fate::{Fate, Outcome};
 use super::join::{Part, Pool, by_field, by_mark, merge};
@@ -40,64 +39,18 @@ pub struct Class<A = Answer> {
     pub answer: A,
 }
 
-/// What can be said about a class.
-trait Ending {
-    /// What classes must have in common to be one.
-    type Key: Hash + Eq;
+/// What classes must have in common to be one: what becomes of them, and the rules that decided.
+type End = (Outcome, Vec<RuleId>);
 
-    fn key(&self, program: &Program) -> Self::Key;
+/// What can't be told where marks are asked for in so many ways that none is found that fits.
+pub(super) const MARKS: &str = "which marks are left: rules ask for too many";
 
-    /// What becomes of connections that are not looked at.
-    fn unclear(what: &str) -> Self;
-}
-
-impl Ending for Answer {
-    type Key = (Outcome, Vec<RuleId>);
-
-    fn key(&self, program: &Program) -> Self::Key {
-        let decided = self.decided.iter().map(|id| program.first_alike(*id)).collect();
-        (self.outcome.clone(), decided)
-    }
-
-    fn unclear(what: &str) -> Self {
-        Self {
-            fate: Fate::Unknown { rule: None, what: what.to_owned() },
-            outcome: Outcome::Unknown { what: what.to_owned() },
-            decided: Vec::new(),
-        }
-    }
-}
-
-/// What becomes of connections under two sets of rules.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// Under the first.
-    pub before: Answer,
-    /// Under the second.
-    pub after: Answer,
-}
-
-impl Ending for Change {
-    type Key = (Outcome, Outcome);
-
-    fn key(&self, _: &Program) -> Self::Key {
-        (self.before.outcome.clone(), self.after.outcome.clone())
-    }
-
-    fn unclear(what: &str) -> Self {
-        Self { before: Answer::unclear(what), after: Answer::unclear(what) }
-    }
-}
-
-impl Change {
-    /// Whether the connections notice. Why something is dropped makes no difference to them.
-    fn is_one(&self) -> bool {
-        match (&self.before.outcome, &self.after.outcome) {
-            (Outcome::Dropped { .. }, Outcome::Dropped { .. }) => false,
-            // What is not known may be anything.
-            (Outcome::Unknown { .. }, _) => true,
-            (before, after) => before != after,
-        }
+/// What becomes of connections that are not looked at.
+pub(super) fn unclear(what: &str) -> Answer {
+    Answer {
+        fate: Fate::Unknown { rule: None, what: what.to_owned() },
+        outcome: Outcome::Unknown { what: what.to_owned() },
+        decided: Vec::new(),
     }
 }
 
@@ -159,25 +112,20 @@ pub fn partition(program: &Program, namespace: &Namespace) -> Vec<Class> {
 }
 
 fn within(limits: Limits, program: &Program, namespace: &Namespace) -> Vec<Class> {
-    classes((program, namespace), limits, &mut |question, shape, seen| {
-        seen.walk(program, namespace, question, shape)
+    classes((program, namespace), namespace, limits, |program, answer| {
+        let decided = answer.decided.iter().map(|id| program.first_alike(*id)).collect();
+        (answer.outcome.clone(), decided)
     })
 }
 
-/// The connections of which something else becomes under other rules.
-pub fn changes(
-    before: (&Program, &Namespace),
-    after: (&Program, &Namespace),
-) -> Vec<Class<Change>> {
-    let mut changes = classes(before, LIMITS, &mut |question, shape, seen| {
-        Ok(Change {
-            before: seen.walk(before.0, before.1, question, shape)?,
-            after: seen.walk(after.0, after.1, question, shape)?,
-        })
-    });
-    changes.retain(|class| class.answer.is_one());
-    changes
+/// The same for the connections that there are in another namespace, where no matter which rules
+/// decided.
+pub(super) fn outcomes((program, namespace): Side<'_>, of: &Namespace) -> Vec<Class> {
+    classes((program, namespace), of, LIMITS, |_, answer| (answer.outcome.clone(), Vec::new()))
 }
+
+/// Rules in their namespace.
+pub(super) type Side<'a> = (&'a Program, &'a Namespace);
 
 /// What walks have found and cost.
 #[derive(Debug, Default)]
@@ -204,44 +152,43 @@ impl Seen {
     }
 }
 
-/// Ask about an example of a shape: the answer, or what tells the connections of the shape apart.
-type Ask<'a, A> = &'a mut dyn FnMut(&Question, &Shape, &mut Seen) -> Result<A, Split>;
-
-fn classes<A: Ending>(
-    (program, namespace): (&Program, &Namespace),
+fn classes(
+    (program, namespace): Side<'_>,
+    of: &Namespace,
     limits: Limits,
-    ask: Ask<'_, A>,
-) -> Vec<Class<A>> {
+    end: fn(&Program, &Answer) -> End,
+) -> Vec<Class> {
     let seen = Seen::default();
     let (ends, pool) = (HashMap::new(), Pool::default());
-    let mut search = Search { program, ask, limits, seen, ends, pool };
-    let shapes = Family::ALL.into_iter().flat_map(|family| all(namespace, family));
+    let mut search = Search { program, namespace, end, limits, seen, ends, pool };
+    let shapes = Family::ALL.into_iter().flat_map(|family| all(of, family));
     let parts = shapes.flat_map(|shape| search.parts(shape)).collect();
     merge(parts, &mut search.pool)
 }
 
 /// A search for classes.
-struct Search<'a, A: Ending> {
+struct Search<'a> {
     program: &'a Program,
-    ask: Ask<'a, A>,
+    namespace: &'a Namespace,
+    end: fn(&Program, &Answer) -> End,
     limits: Limits,
     seen: Seen,
     /// The ends that were found, numbered.
-    ends: HashMap<A::Key, usize>,
+    ends: HashMap<End, usize>,
     pool: Pool,
 }
 
 /// A shape that was cut: what is left of it to look at, and what was found.
-struct Cut<A> {
+struct Cut {
     by: Split,
     left: std::vec::IntoIter<Shape>,
-    found: Vec<Part<A>>,
+    found: Vec<Part<Answer>>,
 }
 
-impl<A> Cut<A> {
+impl Cut {
     /// The classes that were found. What ends alike is put together at once, so that there are
     /// never many more of them than in the end.
-    fn joined(self, pool: &mut Pool) -> Vec<Part<A>> {
+    fn joined(self, pool: &mut Pool) -> Vec<Part<Answer>> {
         match self.by {
             Split::Field(field, _) | Split::Rules(field, _) => by_field(self.found, field, pool),
             Split::Mark(mark) => by_mark(self.found, mark),
@@ -249,10 +196,10 @@ impl<A> Cut<A> {
     }
 }
 
-impl<A: Ending> Search<'_, A> {
+impl Search<'_> {
     /// The classes of a shape.
-    fn parts(&mut self, shape: Shape) -> Vec<Part<A>> {
-        let mut cuts: Vec<Cut<A>> = Vec::new();
+    fn parts(&mut self, shape: Shape) -> Vec<Part<Answer>> {
+        let mut cuts: Vec<Cut> = Vec::new();
         let mut next = Some(shape);
         loop {
             let found = match next.map(|shape| self.part_or_cut(shape, cuts.len())) {
@@ -277,21 +224,20 @@ impl<A: Ending> Search<'_, A> {
         &mut self,
         shape: Shape,
         cuts: usize,
-    ) -> Result<Option<Part<A>>, (Vec<Shape>, Split)> {
+    ) -> Result<Option<Part<Answer>>, (Vec<Shape>, Split)> {
         let example = match shape.example() {
             Ok(example) => example,
             // A mark may be asked for in so many ways that nothing is left.
             Err(NoExample::Empty) => return Ok(None),
             Err(NoExample::Unclear) => {
-                let what = "which marks are left: rules ask for too many";
                 let example = shape.example_with(0);
-                return Ok(example.map(|example| self.part(shape, example, A::unclear(what))));
+                return Ok(example.map(|example| self.part(shape, example, unclear(MARKS))));
             }
         };
         if let Some(what) = self.limits.exceeded(&self.seen, &shape, cuts) {
-            return Ok(Some(self.part(shape, example, A::unclear(&what))));
+            return Ok(Some(self.part(shape, example, unclear(&what))));
         }
-        match (self.ask)(&example, &shape, &mut self.seen) {
+        match self.seen.walk(self.program, self.namespace, &example, &shape) {
             Ok(answer) => Ok(Some(self.part(shape, example, answer))),
             Err(split) => {
                 let mut shapes = shape.cut(&split);
@@ -305,9 +251,9 @@ impl<A: Ending> Search<'_, A> {
         }
     }
 
-    fn part(&mut self, shape: Shape, example: Question, answer: A) -> Part<A> {
+    fn part(&mut self, shape: Shape, example: Question, answer: Answer) -> Part<Answer> {
         let next = self.ends.len();
-        let end = *self.ends.entry(answer.key(self.program)).or_insert(next);
+        let end = *self.ends.entry((self.end)(self.program, &answer)).or_insert(next);
         Part { class: Class { shape, example, answer }, end }
     }
 }

@@ -119,6 +119,36 @@ impl Shape {
         }
     }
 
+    /// The connections that are in both. None if there are none, but marks are not looked at: which of
+    /// them go together only an example tells.
+    pub(super) fn and(&self, other: &Self) -> Option<Self> {
+        let is_apart = |field: &Field| match (self.values(*field), other.values(*field)) {
+            (Some(own), Some(others)) => !own.meets(others),
+            _ => false,
+        };
+        let unbound = self.unbound && other.unbound;
+        let apart = self.family != other.family
+            || self.origin != other.origin
+            || (!unbound && is_apart(&Field::Source))
+            || OTHERS.iter().any(is_apart);
+        if apart {
+            return None;
+        }
+        let mut both = self.clone();
+        both.unbound = unbound;
+        for field in Field::ALL {
+            if let (Some(own), Some(others)) = (both.values_mut(field), other.values(field)) {
+                *own = own.and(others);
+            }
+        }
+        for (mark, holds) in &other.marks {
+            if both.marks.insert(*mark, *holds).is_some_and(|own| own != *holds) {
+                return None;
+            }
+        }
+        Some(both)
+    }
+
     /// One of the connections.
     pub(super) fn example(&self) -> Result<Question, NoExample> {
         let mark = fitting_mark(&self.marks)?;
@@ -169,6 +199,8 @@ impl Shape {
             known: Known::New,
         })
     }
+
+    /// Whether a connection is one of them.
     pub(super) fn has(&self, question: &Question) -> bool {
         let origin = match (&self.origin, question.direction) {
             (Origin::Process, Direction::Out) => true,
