@@ -67,7 +67,8 @@ impl EffectError {
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Do it. Gives what the user should know. With the number of a generation, a transaction of
-/// `nf_tables` happens only if nothing has changed since.
+/// `nf_tables` happens only if nothing has changed since, and a program of iptables-nft is started only
+/// then.
 ///
 /// # Errors
 /// When it did not happen; a restore of several tables may have committed some of them.
@@ -101,6 +102,10 @@ pub fn carry_out(
         }
         Effect::Restore { variant, family, input, counters } => {
             let program = tools.path(*variant, *family, Role::Restore)?;
+            // What is to be done says how many rules are in front of others.
+            if *variant == Variant::Nft && generation.is_some() {
+                nft::unchanged_since(generation)?;
+            }
             let began = Instant::now();
             let wait = deadline.saturating_duration_since(began);
             // Whole seconds, and not 0: that would mean for ever, as no number at all does.

@@ -318,11 +318,9 @@ impl Session {
         avoid: &[Means],
         deadline: Instant,
     ) -> Result<Outcome, EngineError> {
-        // What programs are to change is read by programs: then each rule has the text they know.
         let programs =
             request.wish == Wish::Programs(Variant::Nft) || avoid.contains(&Means::IPTABLES_NFT);
-        let look = if programs { Look::Programs } else { Look::Fast };
-        let (before, unseen) = match self.observe(&request.exec, look) {
+        let (before, unseen) = match self.observe(&request.exec, Look::Fast) {
             Ok(before) => (before, false),
             // A dry run needs no privilege: it says what it can.
             Err(error) if request.dry_run => {
@@ -457,8 +455,7 @@ impl Session {
         request: &Request<'_>,
         context: &Context<'_>,
     ) -> Result<(), String> {
-        let look = if context.netlink { Look::Fast } else { Look::Programs };
-        let now = self.observe(&request.exec, look).map_err(|e| e.to_string())?;
+        let now = self.observe(&request.exec, Look::Fast).map_err(|e| e.to_string())?;
         let deadline = Instant::now() + request.wait;
         let mut failures = Vec::new();
         for effect in plan::rollback(before, &now, context) {

@@ -12,7 +12,7 @@ use millrace_core::value::Family;
 use crate::exec::{self, ExecError, Options};
 use crate::link::{LinkError, Net};
 use crate::nflog;
-use crate::nft::{self, NftError, TableFamily};
+use crate::nft::{self, NftError};
 use crate::tools::{Missing, Role, Tools};
 use crate::xtables;
 
@@ -66,9 +66,8 @@ pub enum ObserveError {
 pub enum Look {
     /// As fast as it goes: the kernel is asked, and a program only where that is not enough.
     Fast,
-    /// As that, but iptables-nft by its programs, so that what is there can be changed by them.
-    Programs,
-    /// By the programs alone, so that every rule has the text that people know.
+    /// As that, and what is not understood by the programs as well, so that every rule has the text that
+    /// people know.
     Verbatim,
 }
 
@@ -106,11 +105,15 @@ pub fn observe(
     let deadline = Instant::now() + PATIENCE;
     let mut running = Vec::new();
     let mut holdings = Vec::new();
-    let Holds { held, seen, nf_tables, unseen } = holds(look)?;
+    let Holds { mut held, seen, nf_tables, unseen } = holds()?;
     let nft::Look { generation, tables, native, iptables, dormant, foreign } = seen;
     let tables = tables.into_iter().map(|(family, name)| family.table(name)).collect();
     for (family, dump) in iptables {
-        holdings.push(Holding { variant: Variant::Nft, family, dump });
+        let variant = Variant::Nft;
+        if look == Look::Verbatim && dump.is_unclear() {
+            held.push(Held { variant, family, tables: Vec::new() });
+        }
+        holdings.push(Holding { variant, family, dump });
     }
     for Held { variant, family, tables } in held {
         if variant == Variant::Legacy && look != Look::Verbatim {
@@ -131,7 +134,11 @@ pub fn observe(
         let text = save.finish(deadline)?;
         let dump =
             Dump::parse(&text).map_err(|source| ObserveError::Dump { variant, family, source })?;
-        holdings.push(Holding { variant, family, dump });
+        let known = holdings.iter_mut().find(|h| (h.variant, h.family) == (variant, family));
+        match known {
+            Some(holding) => holding.dump.put_in_words(&dump),
+            None => holdings.push(Holding { variant, family, dump }),
+        }
     }
     // A trace that runs has not left anything.
     let loggers =
@@ -173,23 +180,14 @@ struct Holds {
     unseen: Option<ObserveError>,
 }
 
-fn holds(look: Look) -> Result<Holds, ObserveError> {
+fn holds() -> Result<Holds, ObserveError> {
     let mut held = Vec::new();
-    let by_netlink = look == Look::Fast;
-    let seen = nft::look(nft::Wanted { native: NFT_TABLES, iptables: by_netlink })?;
+    let seen = nft::look(nft::Wanted { native: NFT_TABLES, iptables: true })?;
     let nf_tables = seen.is_some();
     let seen = seen.unwrap_or_default();
     let mut unseen = None;
     for family in Family::ALL {
-        let of_family = |(f, name): &(TableFamily, String)| {
-            (*f == TableFamily::Ip(family)).then(|| name.clone())
-        };
-        let nft = if by_netlink {
-            Vec::new()
-        } else {
-            seen.tables.iter().filter_map(of_family).collect()
-        };
-        let legacy = match legacy_tables(family) {
+        let mut tables = match legacy_tables(family) {
             // The file is root's alone, while nf_tables is there for who has NET_ADMIN.
             Err(error) if nf_tables && error.is_forbidden() => {
                 unseen = Some(error);
@@ -197,11 +195,9 @@ fn holds(look: Look) -> Result<Holds, ObserveError> {
             }
             result => result?,
         };
-        for (variant, mut tables) in [(Variant::Nft, nft), (Variant::Legacy, legacy)] {
-            tables.retain(|name: &String| Table::from_name(name).is_some());
-            if !tables.is_empty() {
-                held.push(Held { variant, family, tables });
-            }
+        tables.retain(|name: &String| Table::from_name(name).is_some());
+        if !tables.is_empty() {
+            held.push(Held { variant: Variant::Legacy, family, tables });
         }
     }
     Ok(Holds { held, seen, nf_tables, unseen })

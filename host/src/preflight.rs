@@ -130,7 +130,8 @@ fn expressions() -> Vec<Finding> {
 }
 
 /// A rule for each match and target that iptables' rules have.
-const OF_IPTABLES: [(&str, Table, Hook, &str); 9] = [
+const OF_IPTABLES: [(&str, Table, Hook, &str); 11] = [
+    ("matches tcp and udp", Table::Nat, Hook::Output, "-p tcp -m tcp --dport 1 -j RETURN"),
     ("match owner", Table::Nat, Hook::Output, "-m owner --uid-owner 0 -j RETURN"),
     ("match multiport", Table::Nat, Hook::Output, "-p tcp -m multiport --dports 1,2 -j RETURN"),
     (
@@ -139,6 +140,7 @@ const OF_IPTABLES: [(&str, Table, Hook, &str); 9] = [
         Hook::Prerouting,
         "-p tcp -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN",
     ),
+    ("match mark", Table::Mangle, Hook::Output, "-p tcp -m mark --mark 0x1 -j RETURN"),
     ("match connmark", Table::Mangle, Hook::Output, "-p tcp -m connmark --mark 0x1 -j RETURN"),
     ("target REDIRECT", Table::Nat, Hook::Output, "-p tcp -j REDIRECT --to-ports 15001"),
     ("target MARK", Table::Mangle, Hook::Output, "-p tcp -j MARK --set-xmark 0x1/0xffffffff"),

@@ -22,6 +22,8 @@ pub struct KernelRule {
     /// What it is made of (`NFTA_RULE_EXPRESSIONS`, `NFTA_RULE_COMPAT`, `NFTA_RULE_USERDATA`), byte for
     /// byte, so that it can be written again whether it is understood or not.
     pub attributes: Vec<u8>,
+    /// Whether ports or marks are in expressions, which programs up to iptables 1.8.7 read past.
+    pub newer: bool,
 }
 
 /// A rule of a dump.
@@ -79,6 +81,9 @@ pub struct Dump {
     /// The tables, in the order of the dump.
     pub tables: Vec<TableDump>,
 }
+
+/// What a program that does not read past newer expressions says of them.
+const NEWER: [&str; 5] = ["--sport ", "--dport ", "--mark ", "--tcp-flags ", "--icmp"];
 
 /// The family that a head names, and the lines behind it with their places.
 type Lines<'t> = (Option<Family>, Vec<(usize, &'t str)>);
@@ -161,6 +166,29 @@ impl Dump {
     pub fn is_unclear(&self) -> bool {
         let chains = self.tables.iter().flat_map(|table| &table.chains);
         chains.flat_map(|chain| &chain.rules).any(|rule| rule.rule.is_err())
+    }
+
+    /// Take the text of rules that are not understood from what iptables' own program printed of the same
+    /// tables. What it read past, or what has changed in the meantime, stays as it was.
+    pub fn put_in_words(&mut self, printed: &Self) {
+        let chains = self.tables.iter_mut().flat_map(|table| {
+            let same = printed.table(&table.name);
+            table
+                .chains
+                .iter_mut()
+                .map(move |chain| (same.and_then(|t| t.chain(&chain.name)), chain))
+        });
+        for (same, chain) in chains {
+            let Some(same) = same.filter(|c| c.rules.len() == chain.rules.len()) else { continue };
+            let rules = chain.rules.iter_mut().zip(&same.rules);
+            for (rule, words) in rules.filter(|(rule, _)| rule.rule.is_err()) {
+                let newer = rule.kernel.as_ref().is_some_and(|kernel| kernel.newer);
+                if !newer || NEWER.iter().any(|option| words.text.contains(option)) {
+                    rule.text.clone_from(&words.text);
+                    rule.rule.clone_from(&words.rule);
+                }
+            }
+        }
     }
 
     /// Read what `iptables-save` or `ip6tables-save` printed, of either variant, with or without

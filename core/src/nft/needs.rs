@@ -37,6 +37,7 @@ fn expression(expr: &Expr) -> Vec<String> {
 fn of_iptables(name: &str, target: bool) -> String {
     let kind = if target { "TARGET_" } else { "MATCH_" };
     match name.to_ascii_lowercase().as_str() {
+        "tcp" | "udp" => "xt_tcpudp (CONFIG_NETFILTER_XTABLES)".to_owned(),
         // One module is both.
         both @ ("mark" | "connmark") => {
             format!("xt_{both} (CONFIG_NETFILTER_XT_{})", both.to_ascii_uppercase())
@@ -57,6 +58,7 @@ mod tests {
             Expr::Counter,
             Expr::Match(extension("owner")),
             Expr::Match(extension("connmark")),
+            Expr::Match(extension("udp")),
             Expr::Target(extension("REDIRECT")),
             Expr::LoadCt(CtField::State),
             Expr::LoadCt(CtField::Mark),
@@ -65,6 +67,7 @@ mod tests {
             "nft_compat (CONFIG_NFT_COMPAT)",
             "xt_owner (CONFIG_NETFILTER_XT_MATCH_OWNER)",
             "xt_connmark (CONFIG_NETFILTER_XT_CONNMARK)",
+            "xt_tcpudp (CONFIG_NETFILTER_XTABLES)",
             "xt_REDIRECT (CONFIG_NETFILTER_XT_TARGET_REDIRECT)",
             "nft_ct (CONFIG_NFT_CT)",
         ];

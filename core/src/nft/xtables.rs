@@ -1,6 +1,10 @@
-//! Rules of iptables in the kernel's `nf_tables`, as iptables-nft writes them: addresses, interfaces,
-//! protocols, ports and marks in expressions of `nf_tables`, everything else in matches and targets
-//! of iptables (`nft_compat`), and a counter in front of the target.
+//! Rules of iptables in the kernel's `nf_tables`, as iptables-nft writes them: addresses, interfaces
+//! and protocols in expressions of `nf_tables`, everything else in matches and targets of iptables
+//! (`nft_compat`), and a counter in front of the target.
+//!
+//! Ports and marks are matches too, as up to iptables 1.8.7. Later versions have expressions for them,
+//! which earlier ones read past: a rule about a port is one about all ports to these, and its text
+//! says so. The matches are understood by all.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,7 +12,8 @@ use super::expr::{
     Comparison, Expr, Header, MetaField, NoGroup, Verdict, interface_name, mask, range,
 };
 use crate::iptables::{
-    Extension, TooManyPorts, UnknownRule, read_match, read_target, write_match, write_target,
+    Extension, Ports, TooManyPorts, UnknownRule, read_match, read_target, write_match, write_ports,
+    write_target,
 };
 use crate::plan::Groups;
 use crate::ruleset::{ChainName, Hook, Masked, Match, Owner, Protocol, Rule, Side, Table, Target};
@@ -23,6 +28,9 @@ pub enum Unwritable {
     /// Too many ports.
     #[error(transparent)]
     TooManyPorts(#[from] TooManyPorts),
+    /// Ports of no protocol.
+    #[error("a rule about ports has to name their protocol")]
+    PortsOfNothing,
 }
 
 /// A rule, ready to be written.
@@ -42,6 +50,10 @@ pub struct XtRead {
     pub rule: Result<Rule, UnknownRule>,
     /// The chain that it jumps to, whether the rest is known or not.
     pub jump: Option<String>,
+    /// The protocol that it asks for, and whether for any other one.
+    pub protocol: Option<(u8, bool)>,
+    /// Whether ports or marks are in expressions, which programs up to iptables 1.8.7 read past.
+    pub newer: bool,
 }
 
 /// Type and priority of a builtin chain (`linux/netfilter_ipv4.h`, `enum nf_ip_hook_priorities`); none
@@ -71,7 +83,7 @@ pub fn encode(rule: &Rule, family: Family, groups: &Groups) -> Result<XtRule, Un
             Match::InInterface { negated, name } => {
                 interface(&mut exprs, MetaField::InInterface, *negated, name);
             }
-            Match::Protocol(asked) => protocol = Some(number(*asked)),
+            Match::Protocol(asked) => protocol = Some(*asked),
             _ => {}
         }
     }
@@ -80,9 +92,9 @@ pub fn encode(rule: &Rule, family: Family, groups: &Groups) -> Result<XtRule, Un
             interface(&mut exprs, MetaField::OutInterface, *negated, name);
         }
     }
-    if let Some(number) = protocol {
+    if let Some(asked) = protocol {
         exprs.push(Expr::LoadMeta(MetaField::Protocol));
-        exprs.push(Expr::Compare(Comparison::Eq, vec![number]));
+        exprs.push(Expr::Compare(Comparison::Eq, vec![number(asked)]));
     }
     for wanted in [Side::Source, Side::Destination] {
         for m in &rule.matches {
@@ -98,14 +110,8 @@ pub fn encode(rule: &Rule, family: Family, groups: &Groups) -> Result<XtRule, Un
         match m {
             Match::Port { .. } if !ports_written => {
                 ports_written = true;
-                all_ports(&mut exprs, &rule.matches);
-            }
-            Match::Mark { negated, mark } => {
-                exprs.push(Expr::LoadMeta(MetaField::Mark));
-                if mark.mask != u32::MAX {
-                    exprs.push(Expr::Mask(mark.mask.to_ne_bytes().to_vec()));
-                }
-                exprs.push(Expr::Compare(equal(*negated), mark.value.to_ne_bytes().to_vec()));
+                let protocol = protocol.ok_or(Unwritable::PortsOfNothing)?;
+                exprs.extend(all_ports(protocol, &rule.matches).map(Expr::Match));
             }
             Match::Owner { negated, owner: Owner::Group(name) } => {
                 let gid = *groups.get(name).ok_or_else(|| NoGroup(name.clone()))?;
@@ -117,17 +123,15 @@ pub fn encode(rule: &Rule, family: Family, groups: &Groups) -> Result<XtRule, Un
         }
     }
     exprs.push(Expr::Counter);
-    exprs.push(match &rule.target {
-        Target::Return => Expr::Verdict(Verdict::Return),
-        Target::Accept => Expr::Verdict(Verdict::Accept),
-        Target::Drop => Expr::Verdict(Verdict::Drop),
-        Target::Jump(chain) => Expr::Verdict(Verdict::Jump(chain.as_str().to_owned())),
-        other => match write_target(family, other) {
-            Some(extension) => Expr::Target(extension),
-            None => return Ok(XtRule { exprs, protocol }),
-        },
-    });
-    Ok(XtRule { exprs, protocol })
+    let verdict = match &rule.target {
+        Target::Return => Some(Expr::Verdict(Verdict::Return)),
+        Target::Accept => Some(Expr::Verdict(Verdict::Accept)),
+        Target::Drop => Some(Expr::Verdict(Verdict::Drop)),
+        Target::Jump(chain) => Some(Expr::Verdict(Verdict::Jump(chain.as_str().to_owned()))),
+        other => write_target(family, other).map(Expr::Target),
+    };
+    exprs.extend(verdict);
+    Ok(XtRule { exprs, protocol: protocol.map(number) })
 }
 
 const fn number(protocol: Protocol) -> u8 {
@@ -178,24 +182,20 @@ fn address(exprs: &mut Vec<Expr>, side: Side, negated: bool, cidr: Cidr) {
     exprs.push(Expr::Compare(equal(negated), network));
 }
 
-/// Source ports come first, as one match has both.
-fn all_ports(exprs: &mut Vec<Expr>, matches: &[Match]) {
-    for (wanted, offset) in [(Side::Source, 0), (Side::Destination, 2)] {
-        for m in matches {
-            let Match::Port { side, negated, ports } = m else { continue };
-            if *side != wanted {
-                continue;
-            }
-            exprs.push(Expr::LoadPayload { header: Header::Transport, offset, length: 2 });
-            let (first, last) = (ports.first().get(), ports.last().get());
-            let (first, last) = (first.to_be_bytes().to_vec(), last.to_be_bytes().to_vec());
-            exprs.push(if first == last {
-                Expr::Compare(equal(*negated), first)
-            } else {
-                Expr::Range { negated: *negated, first, last }
-            });
-        }
-    }
+/// The ports of both sides, as one match has both. One that asks twice of the same side takes two.
+fn all_ports(protocol: Protocol, matches: &[Match]) -> impl Iterator<Item = Extension> {
+    let of = |wanted: Side| -> Vec<Ports> {
+        let ports = matches.iter().filter_map(|m| match m {
+            Match::Port { side, negated, ports } if *side == wanted => Some((*negated, *ports)),
+            _ => None,
+        });
+        ports.map(Some).collect()
+    };
+    let (source, destination) = (of(Side::Source), of(Side::Destination));
+    let count = source.len().max(destination.len());
+    let nth = |ports: &[Ports], index| ports.get(index).copied().flatten();
+    let pair = move |index| write_ports(protocol, nth(&source, index), nth(&destination, index));
+    (0..count).map(pair)
 }
 
 /// What a rule's expressions mean.
@@ -204,10 +204,32 @@ pub fn decode(exprs: &[Result<Expr, String>], family: Family) -> XtRead {
         Ok(Expr::Verdict(Verdict::Jump(chain))) => Some(chain.clone()),
         _ => None,
     });
+    let newer = exprs.iter().any(|expr| match expr {
+        Ok(Expr::LoadPayload { header, .. }) => *header == Header::Transport,
+        Ok(Expr::LoadMeta(field)) => *field == MetaField::Mark,
+        _ => false,
+    });
+    let protocol = exprs.windows(2).find_map(|pair| match pair {
+        [Ok(load), Ok(Expr::Compare(how, value))] if loads_protocol(load, family) => {
+            let [number] = value[..] else { return None };
+            Some((number, *how == Comparison::Ne))
+        }
+        _ => None,
+    });
     let known: Result<Vec<&Expr>, UnknownRule> =
         exprs.iter().map(|expr| expr.as_ref().map_err(|text| UnknownRule(text.clone()))).collect();
     let rule = known.and_then(|exprs| Reader { rest: &exprs, family, matches: Vec::new() }.rule());
-    XtRead { rule, jump }
+    XtRead { rule, jump, protocol, newer }
+}
+
+/// Whether this is the protocol as iptables asks for it.
+fn loads_protocol(expr: &Expr, family: Family) -> bool {
+    match expr {
+        Expr::LoadMeta(field) => *field == MetaField::Protocol,
+        // The protocol field of IPv4, which versions before 1.8.5 look at.
+        Expr::LoadPayload { header: Header::Network, offset: 9, length: 1 } => family == Family::V4,
+        _ => false,
+    }
 }
 
 struct Reader<'e> {
@@ -330,8 +352,7 @@ impl Reader<'_> {
     }
 
     fn payload(&mut self, header: Header, offset: u32, length: u32) -> Result<(), UnknownRule> {
-        // The protocol field of IPv4, which versions before 1.8.5 look at.
-        if (header, self.family, offset, length) == (Header::Network, Family::V4, 9, 1) {
+        if loads_protocol(&Expr::LoadPayload { header, offset, length }, self.family) {
             return self.protocol();
         }
         let side = match (header, offset) {

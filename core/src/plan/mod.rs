@@ -39,7 +39,8 @@ pub struct Context<'a> {
     /// Marks with their routing tables that belong to us whoever wrote the rule: the defaults,
     /// and those of the configuration.
     pub marks: Vec<(u32, u32)>,
-    /// Whether rules of iptables-nft are written by netlink, not by its programs.
+    /// Whether rules of iptables-nft are written by netlink, not by its programs. The way back goes by
+    /// netlink either way.
     pub netlink: bool,
 }
 

@@ -45,10 +45,10 @@ pub fn rollback(before: &Observed, now: &Observed, context: &Context<'_>) -> Vec
                     .unwrap_or_default()
             };
             let changes = super::table_edits(family, &state(now), &state(before), false);
-            if variant == Variant::Nft && context.netlink {
-                edits.extend(changes);
-            } else {
-                effects.extend(super::restore(variant, family, &changes, true));
+            match variant {
+                // Whoever wrote them: so they are byte for byte what they were.
+                Variant::Nft => edits.extend(changes),
+                Variant::Legacy => effects.extend(super::restore(variant, family, &changes, true)),
             }
         }
     }

@@ -69,6 +69,8 @@ pub enum TableStep {
     Delete {
         /// The chain.
         chain: String,
+        /// Its position when the steps before this one are done, counted from 1.
+        position: usize,
         /// The rule.
         rule: Body,
     },
@@ -105,8 +107,11 @@ impl TableEdit {
                 TableStep::Insert { chain, position, rule, .. } => {
                     written(&mut text, rule, counters, format_args!("-I {chain} {position}"));
                 }
-                TableStep::Delete { chain, rule } => {
+                TableStep::Delete { chain, rule, .. } if rule.has_text() => {
                     line(&mut text, format_args!("-D {chain} {}", rule.text));
+                }
+                TableStep::Delete { chain, position, .. } => {
+                    line(&mut text, format_args!("-D {chain} {position}"));
                 }
                 TableStep::Remove { chain } => line(&mut text, format_args!("-X {chain}")),
             }
@@ -162,7 +167,10 @@ fn replace_guests(
 ) {
     let none = Vec::new();
     for guest in found.guests.get(chain).unwrap_or(&none) {
-        steps.push(TableStep::Delete { chain: chain.clone(), rule: guest.body.clone() });
+        let (chain, rule) = (chain.clone(), guest.body.clone());
+        // The guests before it are gone by then.
+        let position = guest.behind.unwrap_or(0) + 1;
+        steps.push(TableStep::Delete { chain, position, rule });
     }
     let others = found.others.get(chain);
     for (before, guest) in wanted.guests.get(chain).unwrap_or(&none).iter().enumerate() {

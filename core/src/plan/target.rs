@@ -37,6 +37,12 @@ impl Body {
         }
     }
 
+    /// Whether programs of every version of iptables find it by its text. That is the better way, for
+    /// what others do in the meantime does not make it one of theirs.
+    pub(super) fn has_text(&self) -> bool {
+        self.kernel.as_ref().is_none_or(|kernel| self.rule.is_some() && !kernel.newer)
+    }
+
     /// Whether both treat every packet alike; text is compared only where it is not understood.
     pub(super) fn same(&self, other: &Self) -> bool {
         match (&self.meaning, &other.meaning) {

@@ -98,7 +98,7 @@ pub fn rehearse(
     });
     batch.step(NfTablesMessage::NewTable(table(name)), "a table".to_owned());
     batch.chain(name, CHAIN, Some(base));
-    let compat = rule.protocol.map(xtables::compat);
+    let compat = rule.protocol.map(|number| xtables::compat(number, false));
     batch.rule(name, CHAIN, "a rule".to_owned(), &rule.exprs, compat);
     connection.rehearse(&batch.steps)
 }

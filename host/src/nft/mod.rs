@@ -17,7 +17,7 @@ mod xtables;
 pub use batch::{Changes, change, rehearse, set_dormant};
 pub use list::{interfaces, list};
 pub(crate) use raw::{Answer, Attributes};
-pub use read::{Look, TableFamily, Wanted, is_supported, look};
+pub use read::{Look, TableFamily, Wanted, is_supported, look, unchanged_since};
 pub use socket::{NftError, is_missing};
 pub(crate) use trace::{Listener, OwnedTable, Told, drain, interface};
 pub use trace::{generation, handles};

@@ -192,6 +192,15 @@ fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>
     if connection.generation()? == generation { Ok(Some(found)) } else { Err(NftError::Changed) }
 }
 
+/// Refuse when anything has changed since a look.
+///
+/// # Errors
+/// [`NftError::Changed`] then, or when the kernel can't be asked.
+pub fn unchanged_since(generation: Option<u32>) -> Result<(), NftError> {
+    let connection = Connection::open()?.ok_or(NftError::Absent)?;
+    if connection.generation()? == generation { Ok(()) } else { Err(NftError::Changed) }
+}
+
 /// Whether the kernel has `nf_tables`. Where it can't be asked, nothing says that it has not.
 pub fn is_supported() -> bool {
     !matches!(look(Wanted { native: &[], iptables: false }), Ok(None))

@@ -6,7 +6,7 @@ use millrace_core::nft::xtables::{builtin_chain, decode, encode};
 use millrace_core::plan::{Body, Groups, TableEdit, TableStep};
 use millrace_core::ruleset::{Hook, Table};
 use millrace_core::value::Family;
-use netlink_packet_core::{DefaultNla, NLA_F_NESTED, NLM_F_APPEND};
+use netlink_packet_core::{DefaultNla, Emitable as _, NLA_F_NESTED, NLM_F_APPEND};
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
@@ -21,6 +21,8 @@ use super::socket::NftError;
 
 /// `NFTA_RULE_COMPAT_PROTO`, `NFTA_RULE_COMPAT_FLAGS`
 const COMPAT: (u16, u16) = (1, 2);
+/// `NFT_RULE_COMPAT_F_INV`
+const INVERTED: u32 = 2;
 
 /// What of a rule is kept, so that it can be written as it was.
 const KEPT: [u16; 3] = [RULE_EXPRESSIONS, RULE_COMPAT, RULE_USER_DATA];
@@ -63,7 +65,7 @@ pub(super) fn edit(batch: &mut Batch, edit: &TableEdit, groups: &Groups) -> Resu
                 let flags = if before.is_some() { 0 } else { NLM_F_APPEND };
                 batch.flagged(message, flags, what(edit, chain, rule));
             }
-            TableStep::Delete { chain, rule } => {
+            TableStep::Delete { chain, rule, .. } => {
                 let what = what(edit, chain, rule);
                 let Some(kernel) = &rule.kernel else {
                     let why = "its number in the kernel is not known".to_owned();
@@ -130,7 +132,7 @@ fn new_rule(
             let expressions = written.exprs.iter();
             let list = expressions.map(|expr| ListAttribute::from(attributes::encode(expr, 0)));
             message.attributes.push(RuleAttribute::Expressions(list.collect()));
-            message.attributes.extend(written.protocol.map(compat));
+            message.attributes.extend(written.protocol.map(|number| compat(number, false)));
         }
         (None, None) => {
             let (what, expression) = (what(edit, chain, rule), rule.text.clone());
@@ -140,10 +142,19 @@ fn new_rule(
     Ok(NfTablesMessage::NewRule(message))
 }
 
-/// The protocol of a rule, for matches and targets of iptables that ask for one.
-pub(super) fn compat(protocol: u8) -> RuleAttribute {
+/// The protocol of a rule, or that it has to be another one, for matches and targets of iptables that
+/// ask for one.
+pub(super) fn compat(protocol: u8, negated: bool) -> RuleAttribute {
     let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
-    RuleAttribute::Compat(vec![number(COMPAT.0, protocol.into()), number(COMPAT.1, 0)])
+    let flags = if negated { INVERTED } else { 0 };
+    RuleAttribute::Compat(vec![number(COMPAT.0, protocol.into()), number(COMPAT.1, flags)])
+}
+
+/// An attribute as bytes.
+fn written(attribute: &RuleAttribute) -> Vec<u8> {
+    let mut bytes = vec![0; attribute.buffer_len()];
+    attribute.emit(&mut bytes);
+    bytes
 }
 
 /// The attributes of a rule that was there, as they were.
@@ -172,7 +183,15 @@ pub(super) fn read_rule(rule: Attributes<'_>, family: Family, called: bool) -> D
         (Err(UnknownRule(what)), Some(chain)) => format!("{} -j {chain}", quoted(what)),
         (Err(UnknownRule(what)), None) => quoted(what),
     };
-    let kernel = Some(KernelRule { handle, attributes: rule.some(&KEPT) });
+    let mut attributes = rule.some(&KEPT);
+    // The kernel wants to be told each time which protocol the matches and targets of a rule are about,
+    // and never tells it itself.
+    if let Some((protocol, negated)) = read.protocol
+        && rule.get(RULE_COMPAT).is_none()
+    {
+        attributes.extend(written(&compat(protocol, negated)));
+    }
+    let kernel = Some(KernelRule { handle, attributes, newer: read.newer });
     DumpRule { text, counters: seen, rule: read.rule, kernel }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Bytes, Extension, Unknown, Writer};
 use crate::iptables::parse::COMMENT;
-use crate::ruleset::{ConnState, Masked, Match, Owner, Side};
+use crate::ruleset::{ConnState, Masked, Match, Owner, Protocol, Side};
 use crate::value::{Gid, Port, PortRange, Uid};
 
 /// `XT_MULTIPORT_DESTINATION`, `XT_MULTI_PORTS`
@@ -129,8 +129,29 @@ fn mark(data: Bytes<'_>) -> Result<(Masked, bool), Unknown> {
     Ok((Masked { value: data.u32(0)?, mask: data.u32(4)? }, data.u8(8)? != 0))
 }
 
+/// What is asked of the ports of one side: whether they must be others, and which.
+pub type Ports = Option<(bool, PortRange)>;
+
+/// A match of ports (`struct xt_tcp`, `struct xt_udp`).
+pub fn write_ports(protocol: Protocol, source: Ports, destination: Ports) -> Extension {
+    let (name, length, inverted_at) = match protocol {
+        Protocol::Tcp => ("tcp", 12, 11),
+        Protocol::Udp => ("udp", 10, 8),
+    };
+    let mut data = Writer::new(length);
+    let mut inverted = 0;
+    for (at, bit, asked) in [(0, 1, source), (4, 2, destination)] {
+        let ends = |(_, ports): (bool, PortRange)| (ports.first().get(), ports.last().get());
+        let (first, last) = asked.map_or((0, u16::MAX), ends);
+        data = data.u16(at, first).u16(at + 2, last);
+        inverted |= if asked.is_some_and(|(negated, _)| negated) { bit } else { 0 };
+    }
+    data.u8(inverted_at, inverted).called(name, 0)
+}
+
 /// The data of a match, in the revision that iptables 1.8 writes on every kernel since 4.18; none for
-/// what is not asked by a match extension, and for groups that have no number yet.
+/// what is not asked by a match extension, for ports ([`write_ports`] has those of both sides), and for
+/// groups that have no number yet.
 ///
 /// # Errors
 /// When there are more ports than a match has room for.
@@ -151,10 +172,8 @@ pub fn write(m: &Match) -> Result<Option<Extension>, TooManyPorts> {
             let mask = states.iter().map(bit).fold(0, |mask, bit| mask | bit);
             Writer::new(164).u16(146, STATE).u16(150, mask).called("conntrack", 3)
         }
-        Match::Connmark { negated, mark } => {
-            let data = Writer::new(12).u32(0, mark.value).u32(4, mark.mask);
-            data.u8(8, u8::from(*negated)).called("connmark", 1)
-        }
+        Match::Mark { negated, mark } => write_mark("mark", *negated, *mark),
+        Match::Connmark { negated, mark } => write_mark("connmark", *negated, *mark),
         Match::Ours => {
             let mut data = Writer::new(256);
             for (at, byte) in COMMENT.bytes().enumerate() {
@@ -164,6 +183,11 @@ pub fn write(m: &Match) -> Result<Option<Extension>, TooManyPorts> {
         }
         _ => return Ok(None),
     }))
+}
+
+fn write_mark(name: &str, negated: bool, mark: Masked) -> Extension {
+    let data = Writer::new(12).u32(0, mark.value).u32(4, mark.mask);
+    data.u8(8, u8::from(negated)).called(name, 1)
 }
 
 /// A rule asks for more ports than `multiport` can hold.
@@ -209,12 +233,34 @@ mod tests {
             Match::Owner { negated: false, owner: Owner::Uid(Uid::new(1337).unwrap()) },
             Match::Owner { negated: true, owner: Owner::Gid(Gid::new(7).unwrap()) },
             Match::ConnState(vec![ConnState::Related, ConnState::Established]),
+            Match::Mark { negated: false, mark },
             Match::Connmark { negated: true, mark },
             Match::Ours,
         ] {
             let Extension { name, revision, data } = write(&m).unwrap().unwrap();
             assert!(data.len().is_multiple_of(8), "{name}");
             assert_eq!(read(&name, revision, &data), Ok(vec![m]));
+        }
+    }
+
+    #[test]
+    fn ports_that_are_written_are_read() {
+        let [one, range] = [ports(&[(80, 80)])[0], ports(&[(1000, 2000)])[0]];
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            for (source, destination) in [
+                (None, Some((false, one))),
+                (Some((true, range)), None),
+                (Some((false, one)), Some((true, range))),
+            ] {
+                let Extension { name, revision, data } = write_ports(protocol, source, destination);
+                assert!(data.len().is_multiple_of(8), "{name}");
+                let asked = |side, ports: Ports| {
+                    ports.map(|(negated, ports)| Match::Port { side, negated, ports })
+                };
+                let asked = [asked(Side::Source, source), asked(Side::Destination, destination)];
+                let asked: Vec<Match> = asked.into_iter().flatten().collect();
+                assert_eq!(read(&name, revision, &data), Ok(asked));
+            }
         }
     }
 

@@ -9,7 +9,7 @@ mod entry;
 mod matches;
 mod targets;
 
-pub use matches::{TooManyPorts, read as read_match, write as write_match};
+pub use matches::{Ports, TooManyPorts, read as read_match, write as write_match, write_ports};
 pub use targets::{read as read_target, write as write_target};
 
 use std::collections::BTreeMap;
