@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use millrace_core::compile::{compile, routing};
+use millrace_core::capture::{routing, to_iptables, to_nft};
 use millrace_core::dialect::{istio, native};
 use millrace_core::nft::{self, NftRuleset, render_transaction};
 use millrace_core::plan::{Effect, Groups, PASSTHROUGH_LINK, Wish};
@@ -206,8 +206,8 @@ impl Wanted {
             .tproxy
             .map(|(mark, table)| (mark.get(), table.get()));
         Self {
-            iptables: compile(policy, &native::LAYOUT),
-            native: nft::merge(&nft::compile(policy, &native::NFT_LAYOUT, true)),
+            iptables: to_iptables(policy, &native::LAYOUT),
+            native: nft::merge(&to_nft(policy, &native::NFT_LAYOUT, true)),
             marks: tproxy.into_iter().chain([istio::TPROXY_DEFAULTS]).collect(),
         }
     }

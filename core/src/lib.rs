@@ -2,16 +2,19 @@
 //!
 //! ```text
 //! flags, environment, file ──► dialect::*::Raw ──resolve(Raw, &HostFacts)──► policy::CapturePolicy
-//!                                                                               │ compile
+//!                                                                               │ capture
 //!                                                                               ▼
-//!   iptables::render ◄──────────────────────────────────────────────── ruleset::Ruleset
+//!                                                                        capture::Program
+//!                                                                               │ capture::lower
+//!                                                                               ▼
+//!   iptables::render ◄──────────────────────────────── ruleset::Ruleset, nft::NftRuleset
 //!        │ text                                                                 │
 //!        ▼                                                                      ▼
 //!   dump, dry run                 observed::Observed ──────────────────► plan::Plan (effects)
 //! ```
 #![forbid(unsafe_code)]
 
-pub mod compile;
+pub mod capture;
 pub mod dialect;
 pub mod ebpf;
 pub mod facts;

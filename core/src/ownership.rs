@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::compile::Layout;
 use crate::iptables::{ChainDump, Dump, DumpRule, TableDump};
+use crate::ruleset::Layout;
 use crate::ruleset::{Chain, Match, Table, Target};
 
 /// How the rules of one dialect are known.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::compile::compile;
+use crate::capture::to_iptables;
 use crate::dialect::{self, DIALECTS, Dialect, FOOTPRINTS};
 use crate::infer::{infer, policy, read_native};
 use crate::neighbours;
@@ -79,7 +79,8 @@ pub fn read_back(observed: &Observed) -> Vec<ReadBack> {
                 continue;
             };
             let policy = policy(&settings, dialect).ok();
-            let ruleset = policy.as_ref().map(|policy| compile(policy, dialect.footprint.layout));
+            let ruleset =
+                policy.as_ref().map(|policy| to_iptables(policy, dialect.footprint.layout));
             found.push(ReadBack { dialect, variant, policy, ruleset });
         }
     }

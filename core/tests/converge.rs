@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use millrace_core::compile::compile;
+use millrace_core::capture::to_iptables;
 use millrace_core::dialect;
 use millrace_core::dialect::istio::{LAYOUT, Raw, resolve};
 use millrace_core::facts::{self, HostFacts};
@@ -279,7 +279,7 @@ fn captured(config: &[&str]) -> (Ruleset, Observed) {
     let flags = flags.map(|(flag, value)| (flag.to_owned(), value.to_owned()));
     let raw = Raw::new(flags, BTreeMap::new());
     let facts = HostFacts { addresses: vec![IpAddr::from([10, 0, 0, 5])], ..HostFacts::default() };
-    let ruleset = compile(&resolve(&raw, &facts).expect("a configuration").policy, &LAYOUT);
+    let ruleset = to_iptables(&resolve(&raw, &facts).expect("a configuration").policy, &LAYOUT);
     let mut observed = Observed::default();
     run(&mut observed, Some(&ruleset), true);
     assert_eq!(judge(&observed, None, &groups()).state, State::Captured);

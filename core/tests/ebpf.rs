@@ -7,7 +7,7 @@ mod support;
 
 use std::net::IpAddr;
 
-use millrace_core::compile::compile as rules;
+use millrace_core::capture::to_iptables as rules;
 use millrace_core::dialect::{istio, native};
 use millrace_core::ebpf::{
     Addresses, Entry, IdMap, MAX_NETWORKS, Refusal, beside, compile, judge, read,

@@ -2,7 +2,7 @@
 
 mod support;
 
-use millrace_core::compile::compile;
+use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::{self, DIALECTS, Dialect, istio};
 use millrace_core::infer::{infer, policy, read_native};
 use millrace_core::nft::{self, NftRuleset};
@@ -29,14 +29,14 @@ fn applied(set: &Ruleset, groups: &Groups) -> Observed {
 fn read_back(observed: &Observed, dialect: &Dialect) -> Option<Ruleset> {
     let dump = |family| observed.holding(Variant::Nft, family);
     let found = infer(dump(Family::V4), dump(Family::V6), &observed.ip_rules, &dialect.footprint)?;
-    Some(compile(
+    Some(to_iptables(
         &policy(&found, dialect).expect("what is read back makes a policy"),
         dialect.footprint.layout,
     ))
 }
 
 fn native(config: &RandomConfig, dialect: &Dialect) -> NftRuleset {
-    let rules = nft::guarded(nft::compile(&config.policy(), dialect.nft_layout, true));
+    let rules = nft::guarded(to_nft(&config.policy(), dialect.nft_layout, true));
     if dialect.nft_layout.one_table { nft::merge(&rules) } else { rules }
 }
 
@@ -49,7 +49,7 @@ proptest! {
     fn settings_can_be_read_back(config in configs()) {
         let groups = millrace_core::facts::groups("java:x:202:\n");
         for dialect in DIALECTS {
-            let set = compile(&config.policy(), dialect.footprint.layout);
+            let set = to_iptables(&config.policy(), dialect.footprint.layout);
             let observed = applied(&set, &groups);
             let again = read_back(&observed, dialect).unwrap();
             let plan = plan::plan(&observed, want(Some(&again)), false, &context(&groups));
@@ -99,7 +99,7 @@ proptest! {
     fn a_missing_jump_is_noticed(config in configs()) {
         let groups = millrace_core::facts::groups("java:x:202:\n");
         let dialect = &DIALECTS[0];
-        let mut observed = applied(&compile(&config.policy(), dialect.footprint.layout), &groups);
+        let mut observed = applied(&to_iptables(&config.policy(), dialect.footprint.layout), &groups);
         for holding in &mut observed.holdings {
             for table in holding.dump.tables.iter_mut().filter(|t| t.name == "nat") {
                 for chain in table.chains.iter_mut().filter(|c| c.name == "OUTPUT") {

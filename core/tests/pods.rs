@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use millrace_core::compile::compile;
+use millrace_core::capture::to_iptables;
 use millrace_core::dialect::istio;
 use millrace_core::dialect::istio::annotations::{
     Captured, Decision, Defaults, Node, Passed, Unknown, decide, policy,
@@ -200,7 +200,7 @@ fn rules(pod: &PodFacts, variables: &[(&str, &str)]) -> Ruleset {
     let defaults = Defaults { env: variables.iter().map(own).collect(), ..Defaults::default() };
     let Captured { policy, warnings } = policy(pod, &defaults).expect("good annotations");
     assert_eq!(warnings, Vec::<String>::new());
-    compile(&policy, &istio::LAYOUT)
+    to_iptables(&policy, &istio::LAYOUT)
 }
 
 fn text(rules: &Ruleset) -> String {

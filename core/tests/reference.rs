@@ -14,7 +14,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use millrace_core::compile::compile;
+use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::istio::annotations::{self, Decision, Node, decide};
 use millrace_core::dialect::istio::{self, Raw, dry_run_log};
 use millrace_core::facts::HostFacts;
@@ -65,7 +65,7 @@ fn map(value: &Value) -> BTreeMap<String, String> {
 
 /// The ruleset of a case, as the reference chooses the families.
 fn ruleset(argv: &Value, env: &Value, host: &Value) -> Ruleset {
-    compile(&policy(argv, env, host), &istio::LAYOUT)
+    to_iptables(&policy(argv, env, host), &istio::LAYOUT)
 }
 
 /// The policy of a case.
@@ -120,7 +120,7 @@ fn nftables_suite(name: &str) -> usize {
     let mut compared = 0;
     for (case, json, path) in suite(name).into_iter().flatten() {
         let policy = policy(&json["argv"], &json["env"], &json["host"]);
-        let got = nft::render_transaction(&nft::compile(&policy, &istio::NFT_LAYOUT, false));
+        let got = nft::render_transaction(&to_nft(&policy, &istio::NFT_LAYOUT, false));
         if json["exit_code"].as_u64() == Some(1) {
             // The reference jumps to chains that it did not make; see the next test.
             continue;
@@ -195,7 +195,7 @@ fn cni_plugin_sidecar() {
         let pod = pod(&json["input"]);
         assert_eq!(decide(&pod, Node::default()), Decision::Capture, "{case}");
         let captured = annotations::policy(&pod, &annotations::Defaults::default()).unwrap();
-        let by_pod = compile(&captured.policy, &istio::LAYOUT);
+        let by_pod = to_iptables(&captured.policy, &istio::LAYOUT);
         assert_eq!(blocks(&render_restore(&by_pod, Family::V4)), blocks(&golden(path)), "{case}");
         compared += 1;
     }

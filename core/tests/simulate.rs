@@ -7,7 +7,7 @@ mod support;
 
 use std::net::{IpAddr, SocketAddr};
 
-use millrace_core::compile::compile;
+use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::{istio, native};
 use millrace_core::facts;
 use millrace_core::iptables::Dump;
@@ -220,9 +220,9 @@ fn wide_pod(ruleset: &Ruleset) -> Namespace {
 
 fn programs(config: &RandomConfig) -> (Program, Program, [Program; 2], Namespace) {
     let (policy, groups) = (config.policy(), groups());
-    let iptables = compile(&policy, &istio::LAYOUT);
-    let theirs = nft::guarded(nft::compile(&policy, &istio::NFT_LAYOUT, true));
-    let ours = nft::merge(&nft::compile(&policy, &native::NFT_LAYOUT, true));
+    let iptables = to_iptables(&policy, &istio::LAYOUT);
+    let theirs = nft::guarded(to_nft(&policy, &istio::NFT_LAYOUT, true));
+    let ours = nft::merge(&to_nft(&policy, &native::NFT_LAYOUT, true));
     (
         Program::new(of_ruleset(&iptables, &groups)),
         Program::new(of_nft(&theirs, &groups)),

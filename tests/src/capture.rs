@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use millrace_core::compile::compile;
+use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::{istio, native};
 use millrace_core::nft;
 pub use millrace_core::observed::Variant;
@@ -119,10 +119,10 @@ impl Capture for OwnNftables {
             let mut session = Session::open()?;
             let facts = facts::gather(session.net())?;
             let policy = istio::resolve(&raw, &facts)?.policy;
-            let rules = nft::merge(&nft::compile(&policy, &native::NFT_LAYOUT, true));
+            let rules = nft::merge(&to_nft(&policy, &native::NFT_LAYOUT, true));
             session.run(&Request {
                 rules: Some(Rules {
-                    iptables: &compile(&policy, &native::LAYOUT),
+                    iptables: &to_iptables(&policy, &native::LAYOUT),
                     native: Some(&rules.ready(&facts.groups)?),
                 }),
                 wish: Wish::Backend(Backend::Nftables),

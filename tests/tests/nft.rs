@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use millrace_core::capture::to_nft;
 use millrace_core::dialect::istio::{self, NFT_LAYOUT, Raw};
 use millrace_core::dialect::native;
 use millrace_core::facts::HostFacts;
@@ -14,7 +15,7 @@ use millrace_core::iptables::Extension;
 use millrace_core::nft::expr::{Expr, Verdict};
 use millrace_core::nft::tables::{Base, NativeChain, NativeTables};
 use millrace_core::nft::xtables::XtRule;
-use millrace_core::nft::{NftRuleset, Statement, compile, guarded, merge, render_transaction};
+use millrace_core::nft::{NftRuleset, Statement, guarded, merge, render_transaction};
 use millrace_core::ruleset::{Chain, ChainName};
 use millrace_core::value::Family;
 use millrace_host::nft::{Changes, Look, NftError, TableFamily, Wanted, change, look, rehearse};
@@ -58,7 +59,7 @@ fn ruleset(flags: &[&str], env: &[(&str, &str)]) -> Result<NftRuleset> {
     let words: Vec<String> = words.map(|word| (*word).to_owned()).collect();
     let raw = Raw::new(istio_words::pairs(&words)?, env);
     let resolved = istio::resolve(&raw, &facts)?;
-    Ok(compile(&resolved.policy, &NFT_LAYOUT, true))
+    Ok(to_nft(&resolved.policy, &NFT_LAYOUT, true))
 }
 
 /// The same in Millrace's own table.

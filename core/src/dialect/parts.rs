@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::list::{Most, Reader, items};
 use super::resolv_conf;
-use crate::compile::SELF_CALL_MARK;
+use crate::capture::SELF_CALL_MARK;
 use crate::facts::HostFacts;
 use crate::policy::{GroupSelection, InboundSelection, NetworkSelection};
 use crate::ruleset::Owner;

@@ -13,7 +13,7 @@ pub use judge::judge;
 pub use read::{NoPolicy, read};
 pub use refusal::{Refusal, Refusals};
 
-use crate::compile::routing;
+use crate::capture::routing;
 use crate::policy::CapturePolicy;
 use crate::ruleset::{Home, Ruleset};
 

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 pub use facts::policy;
 pub use saved::of_saved;
 
-use crate::compile::Layout;
+use crate::capture::to_nft;
 use crate::dialect::Dialect;
 use crate::iptables::Dump;
 use crate::nft::tables::NativeTables;
@@ -23,6 +23,7 @@ use crate::observed::IpRule;
 use crate::ownership::Footprint;
 use crate::plan::Groups;
 use crate::policy::{CapturePolicy, IdentityMatching};
+use crate::ruleset::Layout;
 use crate::ruleset::{ConnState, Hook, Match, Owner, Protocol, Side, Table, Target};
 use crate::value::PortRange;
 use read::{Chains, tcp_to_port};
@@ -95,7 +96,7 @@ pub fn read_native(
         let policy = policy(&found, dialect).ok()?;
         let guards = layout.guard.is_some_and(|name| tables.iter().any(|(found, _)| found == name));
         let rules = [true, false].map(|spares| {
-            let rules = nft::compile(&policy, layout, spares);
+            let rules = to_nft(&policy, layout, spares);
             let rules = if guards { nft::guarded(rules) } else { rules };
             if layout.one_table { nft::merge(&rules) } else { rules }
         });

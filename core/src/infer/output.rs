@@ -2,8 +2,8 @@
 
 use super::Inferred;
 use super::read::{Chains, tcp_to_port, to_port};
-use crate::compile::Layout;
 use crate::policy::IdentityMatching;
+use crate::ruleset::Layout;
 use crate::ruleset::{Match, Owner, Protocol, Rule, Side, Table, Target};
 use crate::value::Cidr;
 

@@ -6,7 +6,7 @@ use crate::ruleset::{Chain, Hook, Table};
 use crate::value::ListenPort;
 
 /// Why the packets that are left are dropped.
-pub(super) fn purpose(port: ListenPort) -> String {
+pub fn untaken(port: ListenPort) -> String {
     format!("without a transparent listener on port {port} captured connections are dropped")
 }
 
@@ -63,7 +63,7 @@ fn dropped(jump: &NftEmission, hand: &NftEmission) -> Option<NftEmission> {
     }
     rule.extend([Statement::Counter, Statement::Drop]);
     let mut emission = of_guard(hand, rule);
-    emission.reason.purpose = purpose(port);
+    emission.reason.purpose = untaken(port);
     Some(emission)
 }
 

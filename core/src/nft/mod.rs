@@ -1,7 +1,6 @@
 //! Native nftables: the typed ruleset of `nf_tables`, its text, and the layout of the reference.
 //! One set of tables of family `inet` serves IPv4 and IPv6.
 
-mod compile;
 pub mod expr;
 mod guard;
 pub mod listed;
@@ -12,15 +11,14 @@ pub mod set;
 pub mod tables;
 pub mod xtables;
 
-pub use compile::compile;
-pub use guard::guarded;
+pub use guard::{guarded, untaken};
 pub use merge::merge;
 pub use render::{base_chain, render_transaction, render_with_reasons, rule_text};
 
 use render::hook_name;
 
 use crate::ruleset::{
-    Chain, ChainName, ConnState, Hook, Owner, Protocol, Reason, Routing, Side, Table,
+    Chain, ChainName, ConnState, Hook, Layout, Owner, Protocol, Reason, Routing, Side, Table,
 };
 use crate::value::{Cidr, Family, InterfacePattern, ListenPort, PortRange, Zone};
 
@@ -37,9 +35,12 @@ pub struct NftLayout {
     /// table for marks.
     pub guard: Option<&'static str>,
     /// The chains that are not called by the kernel.
-    pub chains: crate::compile::Layout,
+    pub chains: Layout,
     /// Whether there is one table for everything, in which chains carry in front what they are for.
     pub one_table: bool,
+    /// Whether packets that belong to no connection are looked for among those of TCP alone, as the
+    /// reference does with nftables.
+    pub invalid_of_tcp: bool,
 }
 
 impl NftLayout {

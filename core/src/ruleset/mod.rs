@@ -3,11 +3,13 @@
 
 mod canonical;
 mod chain;
+mod layout;
 mod matches;
 mod state;
 mod target;
 
 pub use chain::{BadChainName, Chain, ChainName, Hook, Table};
+pub use layout::Layout;
 pub use matches::{ConnState, Masked, Match, Owner, Protocol, Side};
 pub use state::{Emission, Home, Placement, Reason, Routing, Ruleset, TableChain};
 pub use target::{RedirectSpelling, Target};

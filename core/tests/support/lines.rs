@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use millrace_core::compile::compile;
+use millrace_core::capture::to_iptables;
 use millrace_core::dialect::{istio, native};
 use millrace_core::facts::HostFacts;
 use millrace_core::ruleset::Ruleset;
@@ -53,7 +53,7 @@ pub(crate) fn ruleset(line: &str) -> Ruleset {
     if words[at] == "istio-iptables" {
         let raw = istio::Raw::new(pairs(&words[at..]).unwrap(), env);
         let resolved = istio::resolve(&raw, &facts()).unwrap();
-        return compile(&resolved.policy, &istio::LAYOUT);
+        return to_iptables(&resolved.policy, &istio::LAYOUT);
     }
     assert_eq!(words[at], "apply");
     let flags = words[at + 1..].chunks(2).map(|pair| {
@@ -62,5 +62,5 @@ pub(crate) fn ruleset(line: &str) -> Ruleset {
         (flag.to_owned(), pair[1].clone())
     });
     let raw = native::Raw::new(BTreeMap::new(), flags);
-    compile(&native::resolve(&raw, &facts(), true).unwrap(), &native::LAYOUT)
+    to_iptables(&native::resolve(&raw, &facts(), true).unwrap(), &native::LAYOUT)
 }

@@ -9,7 +9,7 @@ pub(crate) mod lines;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use millrace_core::compile::compile;
+use millrace_core::capture::to_iptables;
 use millrace_core::dialect::istio::{self, Raw};
 use millrace_core::facts::HostFacts;
 use millrace_core::iptables::{ChainDump, Dump, DumpRule, TableDump};
@@ -213,7 +213,7 @@ pub(crate) struct RandomConfig {
 impl RandomConfig {
     /// The ruleset it gives.
     pub(crate) fn ruleset(&self) -> Ruleset {
-        compile(&self.policy(), &istio::LAYOUT)
+        to_iptables(&self.policy(), &istio::LAYOUT)
     }
 
     /// The policy it gives.

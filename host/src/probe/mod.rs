@@ -9,8 +9,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use millrace_core::compile::Layout;
 use millrace_core::policy::CapturePolicy;
+use millrace_core::ruleset::Layout;
 use millrace_core::ruleset::{Rule, Ruleset, TableChain};
 use millrace_core::value::{Family, Port};
 use nix::unistd::{getegid, geteuid};

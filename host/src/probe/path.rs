@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use millrace_core::compile::Layout;
 use millrace_core::policy::{CapturePolicy, GroupSelection, NetworkSelection};
+use millrace_core::ruleset::Layout;
 use millrace_core::ruleset::{
     Chain, ChainName, Hook, Match, Owner, Rule, Ruleset, Table, TableChain, Target,
 };

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use millrace_core::compile::{Layout, compile};
+use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::{istio, native};
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::{self, NftRuleset};
 use millrace_core::plan::Wish;
 use millrace_core::policy::{CapturePolicy, InboundMode};
 use millrace_core::preflight::Backend;
+use millrace_core::ruleset::Layout;
 use millrace_core::ruleset::Ruleset;
 
 use crate::cli::istio::{NotTyped, read};
@@ -27,7 +28,7 @@ pub(super) struct Loaded {
 
 impl Loaded {
     pub(super) fn ruleset(&self) -> Ruleset {
-        compile(&self.policy, self.layout)
+        to_iptables(&self.policy, self.layout)
     }
 }
 
@@ -80,7 +81,7 @@ pub(super) fn of_istio(
 
 /// Millrace's own nftables: one table, and few rules.
 pub(super) fn own_rules(policy: &CapturePolicy) -> NftRuleset {
-    nft::merge(&nft::compile(policy, &native::NFT_LAYOUT, true))
+    nft::merge(&to_nft(policy, &native::NFT_LAYOUT, true))
 }
 
 /// The native nftables of a command line of istio-iptables, and what Millrace adds to them.
@@ -90,7 +91,7 @@ pub(super) fn native_rules(policy: &CapturePolicy, options: &istio::Options) -> 
 
 /// The same as istio-iptables writes them.
 pub(super) fn reference_rules(policy: &CapturePolicy, options: &istio::Options) -> NftRuleset {
-    nft::compile(policy, &istio::NFT_LAYOUT, !options.ipv6_as_reference)
+    to_nft(policy, &istio::NFT_LAYOUT, !options.ipv6_as_reference)
 }
 
 /// The environment, as far as it is text; settings have to be.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_core::compile::compile;
+use millrace_core::capture::to_iptables;
 use millrace_core::dialect::native;
 use millrace_core::ebpf::read;
 use millrace_core::plan::Wish;
@@ -55,7 +55,7 @@ fn hand_over(
     let groups = facts::gather(session.net())?.groups;
     session.run(&Request {
         rules: Some(Rules {
-            iptables: &compile(&policy, &native::LAYOUT),
+            iptables: &to_iptables(&policy, &native::LAYOUT),
             native: Some(&own_rules(&policy).ready(&groups)?),
         }),
         // These are known by the pod's own ids from outside as well.

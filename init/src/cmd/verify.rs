@@ -1,7 +1,7 @@
 //! `millrace verify`
 
 use anyhow::{Context as _, Result, bail};
-use millrace_core::compile::compile;
+use millrace_core::capture::to_iptables;
 use millrace_core::ebpf::beside;
 use millrace_core::facts::HostFacts;
 use millrace_core::plan::Groups;
@@ -168,12 +168,12 @@ fn read_off(session: &mut Session) -> Result<(CapturePolicy, Ruleset)> {
         .context("what is expected can't be read off the rules; give the configuration")?;
     let found = read_back(&observed).into_iter().find_map(|found| {
         let policy = found.policy?;
-        let ruleset = compile(&policy, found.dialect.footprint.layout);
+        let ruleset = to_iptables(&policy, found.dialect.footprint.layout);
         Some((policy, ruleset))
     });
     let found = found.or_else(|| {
         let found = read_native_back(&observed)?;
-        let ruleset = compile(&found.policy, found.dialect.footprint.layout);
+        let ruleset = to_iptables(&found.policy, found.dialect.footprint.layout);
         Some((found.policy, ruleset))
     });
     found.context(

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Arg, ArgMatches, value_parser};
-use millrace_core::compile::compile;
+use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::native;
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::tables::NativeTables;
@@ -111,8 +111,8 @@ impl Rulesets {
         let facts = facts::gather(Session::open()?.net())?;
         let raw = native::Raw::new(BTreeMap::new(), flags.iter().cloned());
         let policy = native::resolve(&raw, &facts, true)?;
-        let native = nft::merge(&nft::compile(&policy, &native::NFT_LAYOUT, true));
-        Ok(Self { facts, iptables: compile(&policy, &native::LAYOUT), native })
+        let native = nft::merge(&to_nft(&policy, &native::NFT_LAYOUT, true));
+        Ok(Self { facts, iptables: to_iptables(&policy, &native::LAYOUT), native })
     }
 
     /// Capture the calling thread's namespace.

@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn a_mesh_in_the_core_is_found() {
         let chain = "//! Head.\nconst A: &str = \"ISTIO_OUTPUT\";\n";
-        assert_broken(neutral_core, "core/src/compile/mod.rs", chain, 2);
+        assert_broken(neutral_core, "core/src/capture/mod.rs", chain, 2);
         assert_broken(neutral_core, "core/src/policy.rs", "//! H.\nfn istio_rules() {}\n", 2);
         assert_kept(neutral_core, "core/src/dialect/istio/mod.rs", chain);
         assert_kept(neutral_core, "host/src/lib.rs", chain);

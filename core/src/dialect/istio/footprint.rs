@@ -223,7 +223,7 @@ fn role(hook: Hook, rule: &Rule) -> Option<Role> {
         (Hook::Output, Target::Return) if all(&[&tcp, &lo, &marked]) => mark.map(Role::Skip),
         (Hook::Output, Target::RestoreMark) if all(&[&tcp, &connmarked]) => mark.map(Role::Restore),
         (Hook::Output, Target::SetMark(m))
-            if m.value == crate::compile::SELF_CALL_MARK
+            if m.value == crate::capture::SELF_CALL_MARK
                 && all(&[&tcp, &lo, &elsewhere, &proxy]) =>
         {
             Some(Role::SelfCall)

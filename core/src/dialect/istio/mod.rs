@@ -19,11 +19,10 @@ pub use init_container::{InitContainer, NotTold, contradictions, init_container,
 pub use raw::Raw;
 pub use resolve::{ForcedVariant, Options, Resolved, resolve};
 
-use crate::compile::Layout;
 use crate::dialect::Modernized;
 use crate::iptables::Dump;
 use crate::nft::NftLayout;
-use crate::ruleset::{ChainName, Home};
+use crate::ruleset::{ChainName, Home, Layout};
 use crate::source::Source;
 
 /// The mark and the routing table of TPROXY when nobody says otherwise.
@@ -65,6 +64,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
         passthrough: Home::Loopback,
     },
     one_table: false,
+    invalid_of_tcp: true,
 };
 
 /// Rules of an older release as the newest one writes them.

@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 
 use super::older::{Asked, DNS, asked};
 use super::{FOOTPRINT, LAYOUT};
-use crate::compile::Layout;
 use crate::dialect::{Modernized, OldForm};
 use crate::iptables::{ChainDump, Dump, DumpRule, TableDump, render_rule};
 use crate::ownership::Owned;
+use crate::ruleset::Layout;
 use crate::ruleset::{
     ChainName, ConnState, Hook, Match, Owner, Protocol, Rule, Side, Table, Target,
 };

@@ -10,11 +10,10 @@ pub use resolve::{Raw, resolve};
 pub use schema::schema;
 
 use super::Dialect;
-use crate::compile::Layout;
 use crate::iptables::Dump;
 use crate::nft::NftLayout;
 use crate::ownership::{Footprint, Owned};
-use crate::ruleset::{ChainName, Home};
+use crate::ruleset::{ChainName, Home, Layout};
 use crate::source::Source;
 
 /// Millrace's own dialect.
@@ -59,6 +58,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
         passthrough: Home::Own,
     },
     one_table: true,
+    invalid_of_tcp: false,
 };
 
 /// How rules of Millrace's own commands are known: by their chains and their comment alone.

@@ -9,12 +9,12 @@ use values::{
     address, interface, listening, networks, owners, ports, protocol, states, values, whole,
 };
 
-use crate::compile::Layout;
 use crate::iptables::{ChainDump, Dump, DumpRule, TableDump};
 use crate::nft::NftLayout;
 use crate::nft::expr::{Comparison, CtField, Expr, Header, MetaField, Verdict, nfproto};
 use crate::nft::tables::{Base, NativeChain, NativeTables, families, spares_v6};
 use crate::plan::Groups;
+use crate::ruleset::Layout;
 use crate::ruleset::{
     Chain, ChainName, Hook, Match, Protocol, RedirectSpelling, Rule, Side, Table, Target,
 };

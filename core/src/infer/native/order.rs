@@ -3,9 +3,9 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::DNS;
-use crate::compile::Layout;
 use crate::infer::read;
 use crate::iptables::{Dump, DumpRule};
+use crate::ruleset::Layout;
 use crate::ruleset::{Match, Rule, Side, Table, Target};
 use crate::value::{Cidr, Family};
 

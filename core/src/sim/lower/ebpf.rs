@@ -1,30 +1,28 @@
-//! What eBPF programs decide, as rules that can be walked: the questions of
-//! `millrace_ebpf_common::decide`, in its order, each with the class that it counts.
+//! What eBPF programs decide, as rules that can be walked: the decisions of the capture program,
+//! each with the class that it counts (`millrace_ebpf_common::decide`).
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_ebpf_common::Class;
 
-use super::super::namespace::loopback;
 use super::super::program::{Base, Kind, Policy, SourceChain, SourceRule, SourceTable};
-use super::super::question::Protocol;
-use super::super::ranges::{Ranges, number};
+use super::super::question;
+use super::super::ranges::Ranges;
 use super::super::rule::{Action, Field, Notice, Step, Test, Way};
+use super::iptables::number;
 use super::words::words;
-use super::{is, protocol};
-use crate::compile::purpose;
-use crate::plan::Groups;
-use crate::policy::{
-    self, CapturePolicy, DnsScope, GroupSelection, IdentityMatching, InboundSelection,
-    NetworkSelection,
+use super::{addresses, is, protocol};
+use crate::capture::{
+    self, Addresses, Branch, Condition, Decision, Listener, Path, Role, Verdict, purpose,
 };
-use crate::ruleset::{Hook, Owner, Reason, Side};
-use crate::source::{Source, Sourced};
+use crate::plan::Groups;
+use crate::policy::{CapturePolicy, InboundSelection, NetworkSelection};
+use crate::ruleset::{Hook, Owner, Protocol, Reason, Side, Table};
+use crate::source::Source;
 use crate::value::{Cidr, Family, InterfacePattern, PortRange};
 
 /// The table's name, and what holds it.
 pub const EBPF: &str = "ebpf";
-
-/// The port of DNS (RFC 1035, 4.2).
-const DNS: u128 = 53;
 
 /// Where the proxy listens for inbound connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,52 +41,186 @@ impl Listening {
 /// What the programs do with the connections of a pod that has this policy. `groups` are the numbers
 /// of groups that it names.
 pub fn of_ebpf(policy: &CapturePolicy, groups: &Groups, listening: Listening) -> Vec<SourceTable> {
+    let program = capture::program(policy);
     let table = |family| {
-        let localhost = match family {
-            Family::V4 => Ranges::network(policy.localhost.value),
-            Family::V6 => loopback(family),
-        };
         let listens = match family {
             Family::V4 => listening.v4,
             Family::V6 => listening.v6,
         };
-        let pod = Pod { policy, family, groups, localhost, listens };
-        let chain = |name: &str, hook, rules| SourceChain {
-            name: name.to_owned(),
-            base: Some(Base { hook, kind: Kind::Socket, priority: 0, policy: Policy::Accept }),
-            rules,
+        let chain = |name: &str, hook| {
+            let mut pod = Pod { policy, program: &program, family, groups, listens, rules: vec![] };
+            if program.families.contains(&family) {
+                match hook {
+                    Hook::Output => pod.outbound(),
+                    _ => pod.inbound(),
+                }
+            } else {
+                let source = &policy.ipv6.source;
+                pod.add(Class::Ipv6Off, vec![], Action::Return, source, "IPv6 is not captured");
+            }
+            let base = Base { hook, kind: Kind::Socket, priority: 0, policy: Policy::Accept };
+            SourceChain { name: name.to_owned(), base: Some(base), rules: pod.rules }
         };
-        let chains = vec![
-            chain("outbound", Hook::Output, pod.outbound()),
-            chain("inbound", Hook::Input, pod.inbound()),
-        ];
+        let chains = vec![chain("outbound", Hook::Output), chain("inbound", Hook::Input)];
         let families = vec![family];
         SourceTable { holder: EBPF.to_owned(), name: EBPF.to_owned(), families, chains }
     };
     Family::ALL.into_iter().map(table).collect()
 }
 
-/// The address that what the proxy passes on comes from.
-fn passthrough(family: Family) -> Ranges {
-    Ranges::one(number(policy::passthrough(family)))
-}
-
 /// A pod, as one family's programs see it.
 struct Pod<'p> {
     policy: &'p CapturePolicy,
+    program: &'p capture::Program,
     family: Family,
     groups: &'p Groups,
-    /// Addresses that are localhost.
-    localhost: Ranges,
     /// Whether the proxy listens for inbound connections.
     listens: bool,
+    rules: Vec<SourceRule>,
 }
 
-/// Rules, one after the other.
+/// What decisions that one source caused ask for: one of these.
 #[derive(Default)]
-struct Rules(Vec<SourceRule>);
+struct Values<'p> {
+    ports: Vec<PortRange>,
+    networks: Vec<Cidr>,
+    groups: Vec<&'p Owner>,
+}
 
-impl Rules {
+impl<'p> Values<'p> {
+    /// Take a condition in, if it is what decisions of this role differ in.
+    fn take(&mut self, role: Role, condition: &'p Condition) -> bool {
+        match (role, condition) {
+            (
+                Role::ExcludedPort | Role::IncludedPort | Role::ExcludedInboundPort | Role::Inbound,
+                Condition::ToPorts { negated: false, ports },
+            ) => self.ports.extend(ports),
+            (
+                Role::ExcludedNetwork | Role::Network | Role::Dns,
+                Condition::Address { negated: false, of: Addresses::Network(network), .. },
+            ) => self.networks.push(*network),
+            (Role::Group, Condition::Owner { negated: false, owner }) => {
+                self.groups.push(owner);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// In words, instead of what one decision says of one value.
+    fn purpose(&self, role: Role, one: &str) -> String {
+        let (ports, networks) = (listed(&self.ports), listed(&self.networks));
+        match role {
+            Role::ExcludedPort => purpose::not_captured("outbound port", ports),
+            Role::IncludedPort => purpose::captured_everywhere(ports),
+            Role::ExcludedInboundPort => purpose::not_captured("inbound port", ports),
+            Role::Inbound if !self.ports.is_empty() => purpose::captured("inbound port", ports),
+            Role::ExcludedNetwork => purpose::not_captured("outbound network", networks),
+            Role::Network if !self.networks.is_empty() => {
+                purpose::captured("outbound network", networks)
+            }
+            Role::Dns if self.networks.is_empty() => "every DNS query is captured".to_owned(),
+            Role::Dns => {
+                let servers: Vec<_> = self.networks.iter().map(|s| s.address()).collect();
+                format!("DNS queries to {} are captured", listed(&servers))
+            }
+            _ => one.to_owned(),
+        }
+    }
+}
+
+/// Decisions with one role, the same end and the same cause, as one.
+struct Merged<'p> {
+    decision: &'p Decision,
+    protocols: BTreeSet<Protocol>,
+    /// What they ask besides.
+    rest: Vec<&'p Condition>,
+    values: Values<'p>,
+}
+
+/// Decisions in a row with one role, in as few as there are causes: the maps of the programs know
+/// sets of values.
+fn merged<'p>(decisions: &[&'p Decision]) -> Vec<Merged<'p>> {
+    let protocol = |condition: &&Condition| matches!(condition, Condition::Protocol(_));
+    // What is asked of TCP and UDP alike is asked of both.
+    let mut asked: BTreeMap<Vec<&Condition>, BTreeSet<Protocol>> = BTreeMap::new();
+    let mut order = Vec::new();
+    for decision in decisions {
+        let (protocols, rest): (Vec<&Condition>, Vec<_>) = decision.when.iter().partition(protocol);
+        let known = asked.entry(rest.clone()).or_insert_with(|| {
+            order.push((*decision, rest));
+            BTreeSet::new()
+        });
+        known.extend(protocols.iter().filter_map(|condition| match condition {
+            Condition::Protocol(protocol) => Some(*protocol),
+            _ => None,
+        }));
+    }
+    let mut done: Vec<Merged<'p>> = Vec::new();
+    for (decision, conditions) in order {
+        let protocols = asked.remove(&conditions).unwrap_or_default();
+        let mut values = Values::default();
+        let rest: Vec<&Condition> =
+            conditions.into_iter().filter(|c| !values.take(decision.role, c)).collect();
+        let whole =
+            values.ports.is_empty() && values.networks.is_empty() && values.groups.is_empty();
+        let alike = done.iter_mut().find(|other| {
+            !whole
+                && other.decision.reason.source == decision.reason.source
+                && other.protocols == protocols
+                && other.rest == rest
+        });
+        match alike {
+            Some(other) => {
+                other.values.ports.append(&mut values.ports);
+                other.values.networks.append(&mut values.networks);
+                other.values.groups.append(&mut values.groups);
+            }
+            None => done.push(Merged { decision, protocols, rest, values }),
+        }
+    }
+    done
+}
+
+/// Some of several things.
+fn listed<T: ToString>(items: &[T]) -> String {
+    const MOST: usize = 4;
+    let mut words: Vec<String> = items.iter().take(MOST).map(ToString::to_string).collect();
+    if let Some(more) = items.len().checked_sub(MOST).filter(|more| *more > 0) {
+        words.push(format!("and {more} more"));
+    }
+    words.join(",")
+}
+
+/// The class that the programs count it as.
+const fn class(role: Role) -> Class {
+    match role {
+        Role::ExcludedPort => Class::ExcludedPort,
+        Role::Passthrough => Class::Passthrough,
+        Role::SelfCall => Class::SelfCall,
+        Role::StaysInPod => Class::InPod,
+        Role::Proxy => Class::Proxy,
+        Role::Group => Class::Group,
+        Role::Dns => Class::Dns,
+        Role::Localhost => Class::Localhost,
+        Role::ExcludedNetwork => Class::ExcludedNetwork,
+        Role::IncludedPort => Class::IncludedPort,
+        Role::Network => Class::Network,
+        Role::Tunnel => Class::Tunnel,
+        Role::Inbound => Class::Inbound,
+        // The rest is refused before it comes here (`ebpf::compile`), or leads to others.
+        Role::ExcludedInboundPort
+        | Role::Enter
+        | Role::ExcludedInterface
+        | Role::Rerouted
+        | Role::Invalid
+        | Role::Deliver
+        | Role::Zone
+        | Role::Mark => Class::OtherInboundPort,
+    }
+}
+
+impl<'p> Pod<'p> {
     fn add(
         &mut self,
         class: Class,
@@ -101,335 +233,157 @@ impl Rules {
         let steps: Vec<Step> = tests.chain([Step::from(action)]).collect();
         let text = format!("{}: {}", class.as_str(), words(&steps));
         let reason = Some(Reason { source: source.clone(), purpose: purpose.into() });
-        self.0.push(SourceRule { text, reason, counters: None, steps });
-    }
-}
-
-/// To an address that the pod has.
-const STAYS: Test = Test::Local { side: Side::Destination, negated: false };
-
-fn tcp() -> Test {
-    protocol(Protocol::TCP, false)
-}
-
-fn port(set: Ranges) -> Test {
-    is(Field::Port, false, set)
-}
-
-fn not_port(set: Ranges) -> Test {
-    is(Field::Port, true, set)
-}
-
-/// Which of several things that one source names.
-fn listed<T: ToString>(items: &[&T]) -> String {
-    const MOST: usize = 4;
-    let mut words: Vec<String> = items.iter().take(MOST).map(|item| item.to_string()).collect();
-    if let Some(more) = items.len().checked_sub(MOST).filter(|more| *more > 0) {
-        words.push(format!("and {more} more"));
-    }
-    words.join(",")
-}
-
-/// Things by who named them, in order.
-fn by_source<T>(items: &[Sourced<T>]) -> Vec<(&Source, Vec<&T>)> {
-    let mut groups: Vec<(&Source, Vec<&T>)> = Vec::new();
-    for item in items {
-        match groups.iter_mut().find(|(source, _)| **source == item.source) {
-            Some((_, list)) => list.push(&item.value),
-            None => groups.push((&item.source, vec![&item.value])),
-        }
-    }
-    groups
-}
-
-/// Who a process may be.
-type Identities<'p> = Vec<(Field, Vec<(u128, &'p Source)>)>;
-
-impl Pod<'_> {
-    fn to(&self, set: Ranges) -> Test {
-        let family = Some(self.family);
-        Test::Is { field: Field::Destination, negated: false, set, family, socket: false }
+        self.rules.push(SourceRule { text, reason, counters: None, steps });
     }
 
-    fn from(&self, set: Ranges) -> Test {
-        let family = Some(self.family);
-        Test::Is { field: Field::Source, negated: false, set, family, socket: false }
+    /// The decisions of a branch about the first packet of a connection, for this family, with those
+    /// of others that it leads to in their place.
+    fn decisions(&self, branch: Branch) -> Vec<&'p Decision> {
+        let asked = self.program.decisions.iter().filter(|decision| {
+            decision.table == Table::Nat
+                && decision.path == Path::from(branch)
+                && self.program.concerns(decision, self.family)
+        });
+        let placed = asked.flat_map(|decision| match decision.verdict {
+            Verdict::Ask(next) if !matches!(next, Branch::To(_)) => self.decisions(next),
+            _ => vec![decision],
+        });
+        placed.collect()
     }
 
-    /// To an address that is not localhost.
-    fn not_localhost(&self) -> Test {
-        let family = Some(self.family);
-        let set = self.localhost.clone();
-        Test::Is { field: Field::Destination, negated: true, set, family, socket: false }
-    }
-
-    /// Whether the family is let past as a whole.
-    fn is_off(&self, rules: &mut Rules) -> bool {
-        let off = self.family == Family::V6 && !self.policy.ipv6.value;
-        if off {
-            let source = &self.policy.ipv6.source;
-            let purpose = "IPv6 is not captured";
-            rules.add(Class::Ipv6Off, Vec::new(), Action::Return, source, purpose);
-        }
-        off
-    }
-
-    fn outbound(&self) -> Vec<SourceRule> {
-        let mut rules = Rules::default();
-        let both: Ranges =
-            [Protocol::TCP, Protocol::UDP].map(|p| (p.0.into(), p.0.into())).into_iter().collect();
-        let purpose = "programs look at TCP and UDP only";
+    fn outbound(&mut self) {
+        let both: Ranges = [question::Protocol::TCP, question::Protocol::UDP]
+            .map(|p| (p.0.into(), p.0.into()))
+            .into_iter()
+            .collect();
         let other = vec![is(Field::Protocol, true, both)];
-        rules.add(Class::NotTcp, other, Action::Return, &Source::Always, purpose);
-        if self.is_off(&mut rules) {
-            return rules.0;
+        let purpose = "programs look at TCP and UDP only";
+        self.add(Class::NotTcp, other, Action::Return, &Source::Always, purpose);
+        let decisions = self.decisions(Branch::Outbound);
+        let captured = |d: &&Decision| d.verdict == Verdict::Ask(Branch::To(Listener::Outbound));
+        let before = decisions.iter().position(captured).unwrap_or(decisions.len());
+        let (before, captured) = decisions.split_at(before);
+        self.write(before, false);
+        let purpose = "nothing but TCP and DNS is captured";
+        self.only_tcp(purpose);
+        self.write(captured, true);
+        if let NetworkSelection::Only(networks) = &self.policy.outbound.networks {
+            let source = networks.first().map_or(&Source::Always, |network| &network.source);
+            let purpose = "no other outbound network is captured";
+            self.add(Class::OtherNetwork, vec![], Action::Return, source, purpose);
         }
-        for (source, ports) in by_source(&self.policy.outbound.except_ports) {
-            let purpose = purpose::not_captured("outbound port", listed(&ports));
-            let tests = vec![port(Ranges::ports(ports))];
-            rules.add(Class::ExcludedPort, tests, Action::Return, source, purpose);
-        }
-        let tests = vec![STAYS, self.from(passthrough(self.family))];
-        let (class, always) = (Class::Passthrough, &Source::Always);
-        rules.add(class, tests, Action::Return, always, purpose::PASSTHROUGH);
-        self.identity(&mut rules);
-        self.group(&mut rules);
-        self.networks(&mut rules);
-        rules.0
     }
 
-    /// What the proxy's identities say.
-    fn identity(&self, rules: &mut Rules) {
-        let proxy = &self.policy.proxy;
-        let uids: Vec<_> = proxy.uids.iter().map(|u| (u.value.get().into(), &u.source)).collect();
-        let gids: Vec<_> = proxy.gids.iter().map(|g| (g.value.get().into(), &g.source)).collect();
-        let all: Identities<'_> = vec![(Field::Uid, uids), (Field::Gid, gids)];
-        match proxy.matching {
-            IdentityMatching::Any => {
-                for (field, ids) in &all {
-                    self.self_calls(rules, *field, ids, true);
-                }
-                for (field, ids) in &all {
-                    proxies(rules, *field, ids);
-                }
-                self.stays_in_pod(rules, &Source::Always);
+    fn inbound(&mut self) {
+        self.only_tcp("nothing but TCP is captured on its way in");
+        let purpose = "what begins in the pod has been decided on its way out";
+        let names = vec![InterfacePattern::loopback()];
+        let by_lo = vec![Test::Interface { way: Way::In, negated: false, names }];
+        self.add(Class::InPod, by_lo, Action::Return, &Source::Always, purpose);
+        let decisions = self.decisions(Branch::Inbound);
+        self.write(&decisions, true);
+        let (source, purpose) = match &self.policy.inbound.selection {
+            InboundSelection::AllExcept { .. } => return,
+            InboundSelection::Nothing => (&Source::Always, "no inbound connection is captured"),
+            InboundSelection::Only(ports) => {
+                let source = ports.first().map_or(&Source::Always, |port| &port.source);
+                (source, "no other inbound port is captured")
             }
-            // Each identity brings its rules with it, and the first one's let past what stays in
-            // the pod.
-            IdentityMatching::OneByOne => {
-                for (field, ids) in &all {
-                    let Some(((id, source), rest)) = ids.split_first() else { continue };
-                    let first = [(*id, *source)];
-                    // DNS is spared for users only.
-                    let spares = *field == Field::Uid;
-                    self.self_calls(rules, *field, &first, spares);
-                    proxies(rules, *field, &first);
-                    self.stays_in_pod(rules, source);
-                    self.self_calls(rules, *field, rest, spares);
-                    proxies(rules, *field, rest);
-                }
+        };
+        self.add(Class::OtherInboundPort, vec![], Action::Return, source, purpose);
+    }
+
+    fn only_tcp(&mut self, purpose: &str) {
+        let other = vec![protocol(question::Protocol::TCP, true)];
+        self.add(Class::NotTcp, other, Action::Return, &Source::Always, purpose);
+    }
+
+    /// Decisions, of which some ask for TCP; `tcp` where nothing else is left.
+    fn write(&mut self, decisions: &[&'p Decision], tcp: bool) {
+        for row in decisions.chunk_by(|one, next| one.role == next.role) {
+            for merged in merged(row) {
+                self.one(&merged, tcp);
             }
         }
     }
 
-    fn self_calls(
-        &self,
-        rules: &mut Rules,
-        field: Field,
-        ids: &[(u128, &Source)],
-        spares_dns: bool,
-    ) {
-        let policy = self.policy;
-        let mut spared = Ranges::one(policy.inbound.tunnel_port.value.get().into());
-        if spares_dns && policy.dns.is_some() {
-            spared = spared.or(&Ranges::one(DNS));
+    fn one(&mut self, merged: &Merged<'p>, tcp: bool) {
+        let Merged { decision, protocols, rest, values } = merged;
+        let mut tests: Vec<Test> = rest.iter().map(|condition| self.test(condition)).collect();
+        if !values.groups.is_empty() {
+            tests.push(self.groups(&values.groups, false));
         }
-        for (id, source) in ids {
-            let who = is(field, false, Ranges::one(*id));
-            let tests = vec![who, STAYS, self.not_localhost(), tcp(), not_port(spared.clone())];
-            let to = Action::Connect(policy.inbound.port.value.get());
-            rules.add(Class::SelfCall, tests, to, source, purpose::SELF_CALL);
+        if let ([one], false) = (Vec::from_iter(protocols).as_slice(), tcp) {
+            tests.push(protocol(number(**one), false));
+        }
+        if !values.ports.is_empty() {
+            tests.push(is(Field::Port, false, Ranges::ports(&values.ports)));
+        }
+        if !values.networks.is_empty() {
+            tests.push(addresses(Side::Destination, false, &values.networks, self.family));
+        }
+        let source = &decision.reason.source;
+        let purpose = values.purpose(decision.role, &decision.reason.purpose);
+        let inbound = self.policy.inbound.port.value;
+        let (class, action, purpose) = match decision.verdict {
+            Verdict::Ask(Branch::To(Listener::Outbound)) => {
+                let port = self.policy.outbound.port.value;
+                (class(decision.role), Action::Connect(port.get()), purpose)
+            }
+            Verdict::Redirect(port) => (class(decision.role), Action::Connect(port.get()), purpose),
+            // Of the pod's own: it is sent to the listener as it connects.
+            Verdict::Ask(Branch::To(Listener::Inbound)) if decision.role != Role::Inbound => {
+                (class(decision.role), Action::Connect(inbound.get()), purpose)
+            }
+            Verdict::Ask(Branch::To(Listener::Inbound)) if self.listens => {
+                (class(decision.role), Action::Hand(inbound.get()), purpose)
+            }
+            Verdict::Ask(Branch::To(Listener::Inbound)) => {
+                let family = self.family;
+                let purpose =
+                    format!("{purpose}, and nobody listens on port {inbound} for {family}");
+                (Class::Refused, Action::Reject(Notice::Unheard), purpose)
+            }
+            Verdict::Pass => (class(decision.role), Action::Return, purpose),
+            other => {
+                let what = format!("{other:?} by eBPF");
+                (class(decision.role), Action::Unknown(what), purpose)
+            }
+        };
+        self.add(class, tests, action, source, purpose);
+    }
+
+    /// What the programs ask instead of a condition.
+    fn test(&self, condition: &Condition) -> Test {
+        match condition {
+            Condition::Protocol(asked) => protocol(number(*asked), false),
+            Condition::ToPorts { negated, ports } => {
+                is(Field::Port, *negated, Ranges::ports(ports))
+            }
+            Condition::Address { side, negated, of } => {
+                let networks: Vec<Cidr> =
+                    self.program.network(*of, self.family).into_iter().collect();
+                addresses(*side, *negated, &networks, self.family)
+            }
+            Condition::Owner { negated, owner: Owner::Uid(uid) } => {
+                is(Field::Uid, *negated, Ranges::one(uid.get().into()))
+            }
+            Condition::Owner { negated, owner } => self.groups(&[owner], *negated),
+            // To an address that the pod has: what goes there goes over `lo`.
+            Condition::LeavesBy(name) if *name == InterfacePattern::loopback() => {
+                Test::Local { side: Side::Destination, negated: false }
+            }
+            // Policies with these are refused (`ebpf::compile`).
+            other => Test::Unknown(format!("{other:?} by eBPF")),
         }
     }
 
-    fn stays_in_pod(&self, rules: &mut Rules, source: &Source) {
-        if self.policy.outbound.networks.names_loopback() {
-            return;
-        }
-        let mut tests = vec![STAYS];
-        if self.policy.dns.is_some() {
-            tests.extend([tcp(), not_port(Ranges::one(DNS))]);
-        }
-        rules.add(Class::InPod, tests, Action::Return, source, purpose::IN_POD);
-    }
-
-    fn group(&self, rules: &mut Rules) {
-        let gid = |owner: &Owner| match owner {
+    fn groups(&self, owners: &[&Owner], negated: bool) -> Test {
+        let numbers = owners.iter().filter_map(|owner| match owner {
             Owner::Gid(gid) => Some(u128::from(gid.get())),
             Owner::Group(name) => self.groups.get(name).map(|gid| gid.get().into()),
             Owner::Uid(_) => None,
-        };
-        let set = |groups: &[&Owner]| -> Ranges {
-            groups.iter().filter_map(|group| gid(group)).map(|gid| (gid, gid)).collect()
-        };
-        match &self.policy.outbound.groups {
-            GroupSelection::AllExcept(groups) => {
-                for (source, groups) in by_source(groups) {
-                    let tests = vec![is(Field::Gid, false, set(&groups))];
-                    let purpose = purpose::NOT_GROUP;
-                    rules.add(Class::Group, tests, Action::Return, source, purpose);
-                }
-            }
-            GroupSelection::Only { groups, source } => {
-                let groups: Vec<&Owner> = groups.iter().map(|group| &group.value).collect();
-                let tests = vec![is(Field::Gid, true, set(&groups))];
-                rules.add(Class::Group, tests, Action::Return, source, purpose::ONLY_GROUPS);
-            }
-        }
-    }
-
-    /// The networks of this family, by who named them.
-    fn of_family<'n>(&self, networks: &'n [Sourced<Cidr>]) -> Vec<(&'n Source, Vec<&'n Cidr>)> {
-        let mut groups = by_source(networks);
-        for (_, networks) in &mut groups {
-            networks.retain(|network| network.family() == self.family);
-        }
-        groups.retain(|(_, networks)| !networks.is_empty());
-        groups
-    }
-
-    fn to_networks(&self, networks: &[&Cidr]) -> Test {
-        self.to(networks
-            .iter()
-            .flat_map(|n| Ranges::network(**n).iter().collect::<Vec<_>>())
-            .collect())
-    }
-
-    fn networks(&self, rules: &mut Rules) {
-        let outbound = &self.policy.outbound;
-        if let Some(dns) = &self.policy.dns {
-            let to = Action::Connect(dns.port.value.get());
-            let query = port(Ranges::one(DNS));
-            match &dns.scope {
-                DnsScope::All(source) => {
-                    let purpose = "every DNS query is captured";
-                    rules.add(Class::Dns, vec![query], to, source, purpose);
-                }
-                DnsScope::Servers(servers) => {
-                    for (source, servers) in by_source(servers) {
-                        let servers: Vec<_> = servers
-                            .into_iter()
-                            .filter(|s| Family::of(**s) == self.family)
-                            .collect();
-                        let set = servers.iter().map(|ip| (number(**ip), number(**ip))).collect();
-                        if servers.is_empty() {
-                            continue;
-                        }
-                        let purpose = format!("DNS queries to {} are captured", listed(&servers));
-                        let tests = vec![query.clone(), self.to(set)];
-                        rules.add(Class::Dns, tests, to.clone(), source, purpose);
-                    }
-                }
-            }
-        }
-        let tests = vec![self.to(self.localhost.clone())];
-        let source = &self.policy.localhost.source;
-        rules.add(Class::Localhost, tests, Action::Return, source, purpose::LOCALHOST);
-        for (source, networks) in self.of_family(&outbound.except_networks) {
-            let purpose = purpose::not_captured("outbound network", listed(&networks));
-            let tests = vec![self.to_networks(&networks)];
-            rules.add(Class::ExcludedNetwork, tests, Action::Return, source, purpose);
-        }
-        let udp = vec![protocol(Protocol::TCP, true)];
-        let purpose = "nothing but TCP and DNS is captured";
-        rules.add(Class::NotTcp, udp, Action::Return, &Source::Always, purpose);
-        let to = || Action::Connect(outbound.port.value.get());
-        for (source, ports) in by_source(&outbound.ports) {
-            let purpose = purpose::captured_everywhere(listed(&ports));
-            rules.add(Class::IncludedPort, vec![port(Ranges::ports(ports))], to(), source, purpose);
-        }
-        match &outbound.networks {
-            NetworkSelection::All(source) => {
-                rules.add(Class::Network, Vec::new(), to(), source, purpose::EVERY_OTHER);
-            }
-            NetworkSelection::Only(networks) => {
-                for (source, networks) in self.of_family(networks) {
-                    let purpose = purpose::captured("outbound network", listed(&networks));
-                    let tests = vec![self.to_networks(&networks)];
-                    rules.add(Class::Network, tests, to(), source, purpose);
-                }
-                let source = networks.first().map_or(&Source::Always, |network| &network.source);
-                let purpose = "no other outbound network is captured";
-                rules.add(Class::OtherNetwork, Vec::new(), Action::Return, source, purpose);
-            }
-        }
-    }
-
-    fn inbound(&self) -> Vec<SourceRule> {
-        let mut rules = Rules::default();
-        let inbound = &self.policy.inbound;
-        if self.is_off(&mut rules) {
-            return rules.0;
-        }
-        let other = vec![protocol(Protocol::TCP, true)];
-        let purpose = "nothing but TCP is captured on its way in";
-        rules.add(Class::NotTcp, other, Action::Return, &Source::Always, purpose);
-        let purpose = "what begins in the pod has been decided on its way out";
-        let names = vec![InterfacePattern::loopback()];
-        let tests = vec![Test::Interface { way: Way::In, negated: false, names }];
-        rules.add(Class::InPod, tests, Action::Return, &Source::Always, purpose);
-        let tunnel = &inbound.tunnel_port;
-        let tests = vec![port(Ranges::one(tunnel.value.get().into()))];
-        let purpose = purpose::tunnel(tunnel.value);
-        rules.add(Class::Tunnel, tests, Action::Return, &tunnel.source, purpose);
-        let other = Class::OtherInboundPort;
-        match &inbound.selection {
-            InboundSelection::Nothing => {
-                let purpose = "no inbound connection is captured";
-                rules.add(other, Vec::new(), Action::Return, &Source::Always, purpose);
-            }
-            InboundSelection::AllExcept { source, except } => {
-                for (source, ports) in by_source(except) {
-                    let purpose = purpose::not_captured("inbound port", listed(&ports));
-                    let tests = vec![port(Ranges::ports(ports))];
-                    rules.add(other, tests, Action::Return, source, purpose);
-                }
-                self.hand(&mut rules, None, source);
-            }
-            InboundSelection::Only(ports) => {
-                for (source, ports) in by_source(ports) {
-                    self.hand(&mut rules, Some(&ports), source);
-                }
-                let source = ports.first().map_or(&Source::Always, |port| &port.source);
-                let purpose = "no other inbound port is captured";
-                rules.add(other, Vec::new(), Action::Return, source, purpose);
-            }
-        }
-        rules.0
-    }
-
-    /// To the proxy, if it is there.
-    fn hand(&self, rules: &mut Rules, ports: Option<&[&PortRange]>, source: &Source) {
-        let purpose = ports.map_or_else(
-            || purpose::EVERY_PORT.to_owned(),
-            |ports| purpose::captured("inbound port", listed(ports)),
-        );
-        let tests = ports.map(|ports| port(Ranges::ports(ports.iter().copied())));
-        let tests = tests.into_iter().collect();
-        let proxy = self.policy.inbound.port.value;
-        if self.listens {
-            rules.add(Class::Inbound, tests, Action::Hand(proxy.get()), source, purpose);
-        } else {
-            let family = self.family;
-            let purpose = format!("{purpose}, and nobody listens on port {proxy} for {family}");
-            rules.add(Class::Refused, tests, Action::Reject(Notice::Unheard), source, purpose);
-        }
-    }
-}
-
-fn proxies(rules: &mut Rules, field: Field, ids: &[(u128, &Source)]) {
-    for (id, source) in ids {
-        let tests = vec![is(field, false, Ranges::one(*id))];
-        rules.add(Class::Proxy, tests, Action::Return, source, purpose::PROXY);
+        });
+        is(Field::Gid, negated, numbers.map(|gid| (gid, gid)).collect())
     }
 }

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use millrace_core::compile::compile;
+use millrace_core::capture::to_iptables;
 use millrace_core::dialect::istio::{self, LAYOUT, Options, Raw, Resolved, dry_run_log};
 use millrace_core::iptables::render_restore;
 use millrace_core::nft::render_transaction;
@@ -76,7 +76,7 @@ fn run(raw: &Raw, log: &mut Log) -> Result<Exit> {
     for warning in &warnings {
         log.warn(warning);
     }
-    let ruleset = compile(&policy, &LAYOUT);
+    let ruleset = to_iptables(&policy, &LAYOUT);
     let mut exec = millrace_host::exec::Options::default();
     if !dry_run {
         let place = match netns.value.as_str() {

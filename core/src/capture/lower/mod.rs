@@ -1,0 +1,53 @@
+//! From the program to what a backend writes. Only spelling: families, the order of conditions,
+//! chains and names. No decision is made here.
+
+mod iptables;
+mod nft;
+
+use std::collections::BTreeSet;
+
+pub use iptables::to_iptables;
+pub use nft::to_nft;
+
+use super::program::{Branch, Decision, Listener, Path, Program, Verdict};
+use crate::ruleset::{Chain, ChainName, Hook, Layout, Table};
+use crate::value::Family;
+
+/// The chain in which the decisions of a path stand.
+fn chain(layout: &Layout, path: Path) -> Chain {
+    match path {
+        Path::Arriving => Chain::Builtin(Hook::Prerouting),
+        Path::Leaving => Chain::Builtin(Hook::Output),
+        Path::On(branch) => Chain::User(name(layout, branch)),
+    }
+}
+
+/// The name of the chain in which the decisions of a branch stand.
+fn name(layout: &Layout, branch: Branch) -> ChainName {
+    match branch {
+        Branch::Inbound => &layout.inbound,
+        Branch::Outbound => &layout.output,
+        Branch::Dns => &layout.output_dns,
+        Branch::To(Listener::Inbound) => &layout.in_redirect,
+        Branch::To(Listener::Outbound) => &layout.redirect,
+        Branch::Divert => &layout.divert,
+        Branch::Transparent => &layout.tproxy,
+        Branch::Invalid => &layout.drop,
+    }
+    .clone()
+}
+
+/// The paths on which anything is asked of packets of some families. Decisions that lead to others
+/// are not written.
+fn asked(program: &Program, families: &[Family]) -> BTreeSet<(Table, Path)> {
+    let any = |decision: &&Decision| families.iter().any(|f| program.concerns(decision, *f));
+    program.decisions.iter().filter(any).map(|decision| (decision.table, decision.path)).collect()
+}
+
+/// Whether a decision leads to anything.
+fn leads(decision: &Decision, asked: &BTreeSet<(Table, Path)>) -> bool {
+    match decision.verdict {
+        Verdict::Ask(branch) => asked.contains(&(decision.table, branch.into())),
+        _ => true,
+    }
+}

@@ -1,0 +1,161 @@
+//! Connections from the pod.
+
+use super::program::{
+    Addresses, Branch, DNS, Listener, Path, Program, Role, Verdict, arrived_by, from, not_of,
+    not_to_localhost, not_to_ports, of, over_lo, owners, tcp, to, to_port, udp, why,
+};
+use super::{families, purpose};
+use crate::policy::{CapturePolicy, GroupSelection, IdentityMatching, NetworkSelection};
+use crate::ruleset::{Owner, Placement, Reason, Table};
+use crate::source::Source;
+use crate::value::Cidr;
+
+const CAPTURE: Verdict = Verdict::Ask(Branch::To(Listener::Outbound));
+
+/// A decision about connections from the pod.
+const fn outbound(role: Role) -> (Table, Branch, Role) {
+    (Table::Nat, Branch::Outbound, role)
+}
+
+/// The way in, excluded ports, and what the proxy passes on to the application.
+pub(super) fn enter(program: &mut Program, policy: &CapturePolicy) {
+    let reason = why(&policy.outbound.port.source, "outbound connections are captured");
+    let place = (Table::Nat, Path::Leaving, Role::Enter);
+    program.add(place, [], Verdict::Ask(Branch::Outbound), reason);
+    for port in &policy.outbound.except_ports {
+        let reason = why(&port.source, purpose::not_captured("outbound port", port.value));
+        for protocol in [tcp(), udp()] {
+            let when = [protocol, to_port(port.value)];
+            program.add(outbound(Role::ExcludedPort), when, Verdict::Pass, reason.clone());
+        }
+    }
+    let when = [over_lo(), from(Addresses::Passthrough)];
+    let reason = why(&Source::Always, purpose::PASSTHROUGH);
+    program.add(outbound(Role::Passthrough), when, Verdict::Pass, reason);
+}
+
+/// The proxy's own connections and those that stay in the pod.
+pub(super) fn identity(program: &mut Program, policy: &CapturePolicy) {
+    let dns = policy.dns.is_some();
+    let stay = !policy.outbound.networks.names_loopback();
+    match policy.proxy.matching {
+        IdentityMatching::OneByOne => {
+            for (owner, source) in owners(policy) {
+                // DNS is exempt from the self-call for users only.
+                let exempts_dns = dns && matches!(owner, Owner::Uid(_));
+                self_call(program, policy, &owner, source, exempts_dns);
+                if stay {
+                    stays_in_pod(program, dns, Some(&owner), source);
+                }
+                leaves_from_proxy(program, &owner, source);
+            }
+        }
+        IdentityMatching::Any => {
+            for (owner, source) in owners(policy) {
+                self_call(program, policy, &owner, source, dns);
+            }
+            for (owner, source) in owners(policy) {
+                leaves_from_proxy(program, &owner, source);
+            }
+            if stay {
+                stays_in_pod(program, dns, None, &Source::Always);
+            }
+        }
+    }
+}
+
+/// The proxy calls its own pod by its address: that comes in by the inbound port.
+fn self_call(
+    program: &mut Program,
+    policy: &CapturePolicy,
+    owner: &Owner,
+    source: &Source,
+    exempts_dns: bool,
+) {
+    let tunnel = policy.inbound.tunnel_port.value.port().into();
+    let exempt = if exempts_dns { vec![DNS.into(), tunnel] } else { vec![tunnel] };
+    let when = [over_lo(), not_to_localhost(), tcp(), not_to_ports(exempt), of(owner)];
+    let capture = Verdict::Ask(Branch::To(Listener::Inbound));
+    program.add(outbound(Role::SelfCall), when, capture, why(source, purpose::SELF_CALL));
+}
+
+/// The application (who is not `proxy`) talks to itself over loopback.
+fn stays_in_pod(program: &mut Program, dns: bool, proxy: Option<&Owner>, source: &Source) {
+    let mut when = vec![over_lo()];
+    if dns {
+        when.extend([tcp(), not_to_ports(vec![DNS.into()])]);
+    }
+    when.extend(proxy.map(not_of));
+    program.add(outbound(Role::StaysInPod), when, Verdict::Pass, why(source, purpose::IN_POD));
+}
+
+/// What the proxy sends is not captured again.
+fn leaves_from_proxy(program: &mut Program, owner: &Owner, source: &Source) {
+    program.add(outbound(Role::Proxy), [of(owner)], Verdict::Pass, why(source, purpose::PROXY));
+}
+
+/// Groups whose processes are or are not captured.
+pub(super) fn groups(program: &mut Program, policy: &CapturePolicy) {
+    let place = outbound(Role::Group);
+    match &policy.outbound.groups {
+        GroupSelection::AllExcept(groups) => {
+            for group in groups {
+                let reason = why(&group.source, purpose::NOT_GROUP);
+                program.add(place, [of(&group.value)], Verdict::Pass, reason);
+            }
+        }
+        GroupSelection::Only { groups, source } => {
+            let none: Vec<_> = groups.iter().map(|group| not_of(&group.value)).collect();
+            program.add(place, none, Verdict::Pass, why(source, purpose::ONLY_GROUPS));
+        }
+    }
+}
+
+/// Localhost, excluded networks, and then what is captured.
+pub(super) fn selection(program: &mut Program, policy: &CapturePolicy) {
+    let reason = why(&policy.localhost.source, purpose::LOCALHOST);
+    let when = [to(Addresses::Localhost)];
+    program.add(outbound(Role::Localhost), when, Verdict::Pass, reason);
+    for family in families(policy) {
+        let networks = policy.outbound.except_networks.iter();
+        for network in networks.filter(|network| network.value.family() == family) {
+            let purpose = purpose::not_captured("outbound network", network.value);
+            let when = [to(Addresses::Network(network.value))];
+            let reason = why(&network.source, purpose);
+            program.add(outbound(Role::ExcludedNetwork), when, Verdict::Pass, reason);
+        }
+    }
+    for port in &policy.outbound.ports {
+        let reason = why(&port.source, purpose::captured_everywhere(port.value));
+        let when = [tcp(), to_port(port.value)];
+        program.add(outbound(Role::IncludedPort), when, CAPTURE, reason);
+    }
+    match &policy.outbound.networks {
+        NetworkSelection::All(source) => {
+            let reason = why(source, purpose::EVERY_OTHER);
+            program.add(outbound(Role::Network), [], CAPTURE, reason.clone());
+            reroute(program, policy, None, &reason);
+        }
+        NetworkSelection::Only(_) => {
+            for network in families(policy).flat_map(|f| policy.outbound.networks.of(f)) {
+                let purpose = purpose::captured("outbound network", network.value);
+                let reason = why(&network.source, purpose);
+                reroute(program, policy, Some(network.value), &reason);
+                let when = [to(Addresses::Network(network.value))];
+                program.add(outbound(Role::Network), when, CAPTURE, reason);
+            }
+        }
+    }
+}
+
+/// What comes in by a rerouted interface and goes to `network` is captured as if the pod sent it.
+fn reroute(program: &mut Program, policy: &CapturePolicy, network: Option<Cidr>, reason: &Reason) {
+    for nic in &policy.interfaces.rerouted {
+        let mut when = vec![arrived_by(&nic.value)];
+        when.extend(network.map(|network| to(Addresses::Network(network))));
+        let purpose =
+            format!("what comes in by {} counts as outbound: {}", nic.value, reason.purpose);
+        let place = (Table::Nat, Path::Arriving, Role::Rerouted);
+        program.put(place, Placement::Insert(1), when, CAPTURE, why(&nic.source, purpose));
+    }
+}

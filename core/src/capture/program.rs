@@ -1,0 +1,338 @@
+//! Decisions without a word about any backend's syntax, any mesh's names, or a family.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use crate::policy::{CapturePolicy, passthrough};
+use crate::ruleset::{ConnState, Owner, Placement, Protocol, Reason, Side, Table};
+use crate::source::Source;
+use crate::value::{Cidr, Family, InterfacePattern, ListenPort, Mark, Port, PortRange, Zone};
+
+/// Decisions in the order in which they are written: the order in which a packet meets those of
+/// one path, but for those that are placed in front.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// The decisions.
+    pub decisions: Vec<Decision>,
+    /// The families that are captured; IPv4 always is.
+    pub families: Vec<Family>,
+    /// The IPv4 addresses that mean «this pod itself».
+    localhost: Cidr,
+}
+
+/// One question, and what follows when all of it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// When in the kernel it is asked: of each packet before tracking (`raw`), of each packet after
+    /// it (`mangle`), or of the first packet of a connection (`nat`).
+    pub table: Table,
+    /// On which part of the way.
+    pub path: Path,
+    /// Behind the decisions of its path that are there, or in front of some.
+    pub placement: Placement,
+    /// What it is there for.
+    pub role: Role,
+    /// What must hold.
+    pub when: Vec<Condition>,
+    /// What follows.
+    pub verdict: Verdict,
+    /// Why it is asked.
+    pub reason: Reason,
+}
+
+/// A part of the way of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Path {
+    /// Whatever arrives: where the kernel begins to ask.
+    Arriving,
+    /// Whatever the pod sends: the same.
+    Leaving,
+    /// What a decision leads to.
+    On(Branch),
+}
+
+impl From<Branch> for Path {
+    fn from(branch: Branch) -> Self {
+        Self::On(branch)
+    }
+}
+
+/// Decisions that another one leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Branch {
+    /// Connections to the pod.
+    Inbound,
+    /// Connections from the pod.
+    Outbound,
+    /// DNS queries from the pod.
+    Dns,
+    /// What is captured.
+    To(Listener),
+    /// Packets of a connection that a transparent proxy has.
+    Divert,
+    /// Packets that a transparent proxy is to have.
+    Transparent,
+    /// Packets that belong to no connection.
+    Invalid,
+}
+
+/// A port on which the proxy listens for captured connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Listener {
+    /// For those to the pod.
+    Inbound,
+    /// For those from the pod.
+    Outbound,
+}
+
+/// What a decision is there for, in words that hold for every mesh and backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Leads to the decisions of another path.
+    Enter,
+    /// An interface that is not captured.
+    ExcludedInterface,
+    /// An interface with virtual machines behind it.
+    Rerouted,
+    /// A packet that belongs to no connection.
+    Invalid,
+    /// The port of tunnels to the proxy.
+    Tunnel,
+    /// Hands what is captured to the proxy.
+    Deliver,
+    /// An inbound port that is not captured.
+    ExcludedInboundPort,
+    /// An inbound port that is captured, or every one.
+    Inbound,
+    /// An outbound port that is not captured.
+    ExcludedPort,
+    /// What the proxy passes on to the application.
+    Passthrough,
+    /// The proxy calls its own pod.
+    SelfCall,
+    /// What the application sends to its own pod.
+    StaysInPod,
+    /// What the proxy sends.
+    Proxy,
+    /// A group whose processes are or are not captured.
+    Group,
+    /// A DNS query.
+    Dns,
+    /// The connection tracking zone of a DNS packet.
+    Zone,
+    /// A connection to localhost.
+    Localhost,
+    /// A network that is not captured.
+    ExcludedNetwork,
+    /// An outbound port that is captured wherever it goes.
+    IncludedPort,
+    /// A network that is captured, or every one.
+    Network,
+    /// The mark of a connection that a transparent proxy has.
+    Mark,
+}
+
+/// A condition on a packet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Condition {
+    /// Its transport protocol.
+    Protocol(Protocol),
+    /// The port that it goes to, which it has by its protocol.
+    ToPorts {
+        /// Whether it is none of these.
+        negated: bool,
+        /// The ports.
+        ports: Vec<PortRange>,
+    },
+    /// The port that it comes from.
+    FromPort(PortRange),
+    /// One of its addresses.
+    Address {
+        /// Which of the two.
+        side: Side,
+        /// Whether it is none of these.
+        negated: bool,
+        /// The addresses.
+        of: Addresses,
+    },
+    /// Who made the socket that it comes from.
+    Owner {
+        /// Whether it was anybody else.
+        negated: bool,
+        /// Who.
+        owner: Owner,
+    },
+    /// The interface that it arrived by.
+    ArrivedBy(InterfacePattern),
+    /// The interface that it leaves by.
+    LeavesBy(InterfacePattern),
+    /// The state of its connection: one of these.
+    State(Vec<ConnState>),
+    /// Its mark, all 32 bits of it.
+    Mark {
+        /// Whether it is any other.
+        negated: bool,
+        /// The mark.
+        mark: u32,
+    },
+    /// The mark of its connection.
+    ConnectionMark(u32),
+}
+
+/// Addresses. Which they are in a family is known when a backend spells them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Addresses {
+    /// Those that mean «this pod itself».
+    Localhost,
+    /// That from which the proxy passes connections on to the application.
+    Passthrough,
+    /// A network, which is of one family.
+    Network(Cidr),
+}
+
+/// What follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing more is asked on this path: it goes on as it is.
+    Pass,
+    /// Goes on as it is.
+    Accept,
+    /// Is dropped.
+    Drop,
+    /// The decisions of a branch are next.
+    Ask(Branch),
+    /// To a port of this pod.
+    Redirect(ListenPort),
+    /// As it is to a transparent socket, and dropped where none listens.
+    Transparent {
+        /// The mark that policy routing looks for.
+        mark: Mark,
+        /// The socket's port.
+        port: ListenPort,
+    },
+    /// Gets a mark.
+    SetMark(u32),
+    /// Its connection gets its mark.
+    SaveMark,
+    /// It gets its connection's mark.
+    RestoreMark,
+    /// Is tracked in this zone.
+    Zone(Zone),
+}
+
+impl Program {
+    pub(super) fn new(policy: &CapturePolicy) -> Self {
+        let families = super::families(policy).collect();
+        Self { decisions: Vec::new(), families, localhost: policy.localhost.value }
+    }
+
+    /// The network of addresses in a family; none if they are of another one.
+    pub fn network(&self, addresses: Addresses, family: Family) -> Option<Cidr> {
+        match (addresses, family) {
+            (Addresses::Localhost, Family::V4) => Some(self.localhost),
+            (Addresses::Localhost, Family::V6) => Some(Cidr::host(IpAddr::V6(Ipv6Addr::LOCALHOST))),
+            (Addresses::Passthrough, _) => Some(Cidr::host(passthrough(family))),
+            (Addresses::Network(network), _) => (network.family() == family).then_some(network),
+        }
+    }
+
+    /// Whether a decision can hold for packets of a family.
+    pub fn concerns(&self, decision: &Decision, family: Family) -> bool {
+        decision.when.iter().all(|condition| match condition {
+            Condition::Address { of, .. } => self.network(*of, family).is_some(),
+            _ => true,
+        })
+    }
+
+    /// Ask one more question on a path, behind those that are there.
+    pub(super) fn add(
+        &mut self,
+        (table, path, role): (Table, impl Into<Path>, Role),
+        when: impl Into<Vec<Condition>>,
+        verdict: Verdict,
+        reason: Reason,
+    ) {
+        self.put((table, path, role), Placement::Append, when, verdict, reason);
+    }
+
+    /// Ask one more question on a path.
+    pub(super) fn put(
+        &mut self,
+        (table, path, role): (Table, impl Into<Path>, Role),
+        placement: Placement,
+        when: impl Into<Vec<Condition>>,
+        verdict: Verdict,
+        reason: Reason,
+    ) {
+        let (path, when) = (path.into(), when.into());
+        self.decisions.push(Decision { table, path, placement, role, when, verdict, reason });
+    }
+}
+
+pub(super) fn why(source: &Source, purpose: impl Into<String>) -> Reason {
+    Reason { source: source.clone(), purpose: purpose.into() }
+}
+
+/// The port of DNS (RFC 1035, 4.2).
+pub(super) const DNS: Port = Port::new(53);
+
+pub(super) const fn tcp() -> Condition {
+    Condition::Protocol(Protocol::Tcp)
+}
+
+pub(super) const fn udp() -> Condition {
+    Condition::Protocol(Protocol::Udp)
+}
+
+pub(super) fn to_port(ports: impl Into<PortRange>) -> Condition {
+    Condition::ToPorts { negated: false, ports: vec![ports.into()] }
+}
+
+pub(super) const fn not_to_ports(ports: Vec<PortRange>) -> Condition {
+    Condition::ToPorts { negated: true, ports }
+}
+
+pub(super) fn from_port(ports: impl Into<PortRange>) -> Condition {
+    Condition::FromPort(ports.into())
+}
+
+pub(super) const fn to(of: Addresses) -> Condition {
+    Condition::Address { side: Side::Destination, negated: false, of }
+}
+
+pub(super) const fn not_to_localhost() -> Condition {
+    Condition::Address { side: Side::Destination, negated: true, of: Addresses::Localhost }
+}
+
+pub(super) const fn from(of: Addresses) -> Condition {
+    Condition::Address { side: Side::Source, negated: false, of }
+}
+
+pub(super) fn arrived_by(name: &InterfacePattern) -> Condition {
+    Condition::ArrivedBy(name.clone())
+}
+
+pub(super) fn leaves_by(name: &InterfacePattern) -> Condition {
+    Condition::LeavesBy(name.clone())
+}
+
+pub(super) fn over_lo() -> Condition {
+    leaves_by(&InterfacePattern::loopback())
+}
+
+pub(super) fn of(owner: &Owner) -> Condition {
+    Condition::Owner { negated: false, owner: owner.clone() }
+}
+
+pub(super) fn not_of(owner: &Owner) -> Condition {
+    Condition::Owner { negated: true, owner: owner.clone() }
+}
+
+pub(super) const fn marked(mark: u32) -> Condition {
+    Condition::Mark { negated: false, mark }
+}
+
+/// The proxies' identities, users first, each with who named it.
+pub(super) fn owners(policy: &CapturePolicy) -> impl Iterator<Item = (Owner, &Source)> {
+    let uids = policy.proxy.uids.iter().map(|u| (Owner::Uid(u.value), &u.source));
+    uids.chain(policy.proxy.gids.iter().map(|g| (Owner::Gid(g.value), &g.source)))
+}
