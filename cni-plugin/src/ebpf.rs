@@ -99,12 +99,13 @@ impl Pod {
     }
 }
 
-/// Whether the calling thread's namespace is enrolled.
+/// The cookie of the calling thread's namespace, if that is enrolled.
 ///
 /// # Errors
 /// When it can't be seen.
-pub(crate) fn is_enrolled(node: &Node) -> Result<bool, EbpfError> {
-    Ok(node.pod(Target::current()?.cookie())?.is_some())
+pub(crate) fn enrolled(node: &Node) -> Result<Option<u64>, EbpfError> {
+    let cookie = Target::current()?.cookie();
+    Ok(node.pod(cookie)?.map(|_| cookie))
 }
 
 /// Let the calling thread's namespace leave. False if it was not enrolled.

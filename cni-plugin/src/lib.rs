@@ -15,6 +15,7 @@ pub mod config;
 mod decide;
 mod ebpf;
 mod file;
+pub mod level;
 pub mod log;
 mod lookup;
 mod note;
@@ -35,7 +36,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::config::{DEADLINE, object, schema, version_text};
-use crate::log::{Level, line};
+use crate::level::Level;
+use crate::log::line;
 use crate::protocol::{CniError, Code, Command, Environment, Version};
 
 const USAGE: &str = "\

@@ -2,10 +2,10 @@
 //! (`user_namespaces(7)`).
 
 use crate::ebpf::IdMap;
-use crate::plan::Groups;
 use crate::policy::{CapturePolicy, GroupSelection};
 use crate::ruleset::Owner;
 use crate::source::Source;
+use crate::value::Groups;
 
 /// An id that no process of the pod can have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use crate::iptables::{Counters, Dump, layout, render_line, render_rule};
 use crate::ownership::{Footprint, Owned, known_tables};
-use crate::plan::{Groups, PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_READY, RULE_PRIORITY};
+use crate::plan::{PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_READY, RULE_PRIORITY};
 use crate::ruleset::{Emission, Home, Reason, Rule, Ruleset};
-use crate::value::Family;
+use crate::value::{Family, Groups};
 
 /// A rule with the reason it is there.
 #[derive(Clone, Debug, Serialize)]

@@ -12,10 +12,10 @@ use crate::neighbours;
 use crate::nft::tables::Native;
 use crate::nft::{self, NftRuleset};
 use crate::observed::{IpRule, Observed, Variant};
-use crate::plan::{self, Change, Context, Effect, FamilyState, Groups, TakenTable, Wanted};
+use crate::plan::{self, Change, Context, Effect, FamilyState, TakenTable, Wanted};
 use crate::policy::CapturePolicy;
 use crate::ruleset::{Rule, Ruleset, TableChain};
-use crate::value::Family;
+use crate::value::{Family, Groups};
 
 /// Whether a pod's traffic is captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

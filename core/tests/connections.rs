@@ -6,14 +6,13 @@
 use std::net::IpAddr;
 
 use millrace_core::iptables::Dump;
-use millrace_core::plan::Groups;
 use millrace_core::ruleset::Routing;
 use millrace_core::sim::{
     Exit, Explanation, Fate, Identity, Interface, LOCAL_TABLE, MAIN_TABLE, Namespace, Outcome,
     Path, Program, Protocol, Question, Reply, RouteAction, RoutingRule, RuleAction, Selector,
     TableRoute, of_dump, of_nft_json,
 };
-use millrace_core::value::{Cidr, Family};
+use millrace_core::value::{Cidr, Family, Groups};
 
 fn pod() -> Namespace {
     let addresses = ["10.4.0.2", "fd00:4::2"].map(|a| a.parse().unwrap());

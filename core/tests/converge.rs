@@ -11,10 +11,10 @@ use millrace_core::dialect::istio::{LAYOUT, Raw, resolve};
 use millrace_core::facts::{self, HostFacts};
 use millrace_core::iptables::{Dump, render_restore};
 use millrace_core::observed::{Holding, IpRule, Logger, Observed, TableId, Variant};
-use millrace_core::plan::{self, Context, Effect, Groups};
+use millrace_core::plan::{self, Context, Effect};
 use millrace_core::ruleset::Ruleset;
 use millrace_core::status::{State, judge};
-use millrace_core::value::Family;
+use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
 use support::{carry_out, changed_by_nf_tables, configs, restore, want};
 

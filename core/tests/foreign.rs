@@ -4,14 +4,13 @@
 #![expect(clippy::unwrap_used, reason = "a test that is built wrongly should stop")]
 
 use millrace_core::iptables::Dump;
-use millrace_core::plan::Groups;
 use millrace_core::ruleset::Routing;
 use millrace_core::sim::compare::compare;
 use millrace_core::sim::{
     Change, Class, How, Identity, Namespace, Outcome, Program, Protocol, Question, Reply, of_dump,
     of_nft_json,
 };
-use millrace_core::value::Family;
+use millrace_core::value::{Family, Groups};
 
 fn pod() -> Namespace {
     let addresses = ["10.4.0.2", "fd00:4::2"].map(|a| a.parse().unwrap());

@@ -7,11 +7,10 @@ mod support;
 use std::collections::BTreeSet;
 
 use millrace_core::iptables::Dump;
-use millrace_core::plan::Groups;
 use millrace_core::ruleset::Routing;
 use millrace_core::sim::graph::{Format, Trail, picture};
 use millrace_core::sim::{Identity, Namespace, Program, Protocol, Question, of_dump, of_ruleset};
-use millrace_core::value::Family;
+use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
 use roxmltree::{Document, Node};
 use support::{configs, lines};

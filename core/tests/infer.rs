@@ -7,9 +7,9 @@ use millrace_core::dialect::{self, DIALECTS, Dialect, istio};
 use millrace_core::infer::{infer, policy, read_native};
 use millrace_core::nft::{self, NftRuleset};
 use millrace_core::observed::{IpRule, Observed, Variant};
-use millrace_core::plan::{self, Context, Groups};
+use millrace_core::plan::{self, Context};
 use millrace_core::ruleset::Ruleset;
-use millrace_core::value::Family;
+use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
 use support::{RandomConfig, carry_out, configs, want};
 

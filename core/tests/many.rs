@@ -8,13 +8,12 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use millrace_core::iptables::Dump;
-use millrace_core::plan::Groups;
 use millrace_core::ruleset::Routing;
 use millrace_core::sim::compare::compare;
 use millrace_core::sim::{
     Class, Identity, Namespace, Outcome, Program, Protocol, Question, RuleId, of_dump, partition,
 };
-use millrace_core::value::Family;
+use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
 
 fn pod() -> Namespace {

@@ -2,9 +2,8 @@
 
 use millrace_core::iptables::Dump;
 use millrace_core::observed::{Holding, IpRule, Observed, Route, Variant};
-use millrace_core::plan::Groups;
 use millrace_core::status::{State, Status, judge, read_back};
-use millrace_core::value::Family;
+use millrace_core::value::{Family, Groups};
 
 /// Chains that every release makes, with what comes in.
 const CHAINS: &str = "*nat\n:ISTIO_INBOUND - [0:0]\n:ISTIO_IN_REDIRECT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n\

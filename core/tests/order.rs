@@ -4,12 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that is built wrongly should stop")]
 
 use millrace_core::iptables::Dump;
-use millrace_core::plan::Groups;
 use millrace_core::ruleset::Routing;
 use millrace_core::sim::{
     How, Identity, Namespace, Outcome, Program, Protocol, Question, of_dump, of_nft_json, partition,
 };
-use millrace_core::value::Family;
+use millrace_core::value::{Family, Groups};
 use serde_json::{Value, json};
 
 /// A chain of family `inet`: table, name, kind, priority, and the expressions of its rules.

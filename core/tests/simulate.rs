@@ -12,13 +12,12 @@ use millrace_core::dialect::{istio, native};
 use millrace_core::facts;
 use millrace_core::iptables::Dump;
 use millrace_core::nft;
-use millrace_core::plan::Groups;
 use millrace_core::ruleset::Ruleset;
 use millrace_core::sim::{
     Class, Direction, EPHEMERAL, Fate, How, Identity, Known, Namespace, Outcome, Program, Protocol,
     Question, Reply, changes, of_dump, of_native, of_nft, of_ruleset, partition,
 };
-use millrace_core::value::Family;
+use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
 use support::{RandomConfig, configs, lines, restore};
 

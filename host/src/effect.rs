@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use millrace_core::observed::Variant;
-use millrace_core::plan::{Change, Effect, Groups};
+use millrace_core::plan::{Change, Effect};
+use millrace_core::value::Groups;
 
 use crate::exec::{self, ExecError, Options};
 use crate::link::{LinkError, Net};

@@ -8,11 +8,10 @@ use millrace_core::dialect::others::captures;
 use millrace_core::nft::expr::NoGroup;
 use millrace_core::nft::tables::Native;
 use millrace_core::observed::{Observed, Variant};
-use millrace_core::plan::{
-    self, Choice, Context, Effect, Groups, Means, NoBackend, Plan, Wanted, Wish,
-};
+use millrace_core::plan::{self, Choice, Context, Effect, Means, NoBackend, Plan, Wanted, Wish};
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Ruleset;
+use millrace_core::value::Groups;
 
 use crate::effect::{self, carry_out};
 use crate::exec;

@@ -8,21 +8,18 @@ use millrace_core::nft::expr::{Comparison, CtField, Expr, MetaField};
 use millrace_core::nft::tables::Base;
 use millrace_core::nft::xtables::{XtRule, builtin_chain, encode};
 use millrace_core::observed::Variant;
-use millrace_core::plan::Groups;
 use millrace_core::preflight::{Backend, Finding};
 use millrace_core::ruleset::{Hook, Table};
-use millrace_core::value::Family;
+use millrace_core::value::{Family, Groups};
 use nix::errno::Errno;
 
 use crate::link::Net;
 use crate::nft::{self, NftError, TableFamily};
-use crate::privilege::Hint;
+use crate::privilege::{Hint, NET_ADMIN};
 use crate::tools::{Role, Tools};
 
 use Backend::{IptablesLegacy, IptablesNft, Nftables};
 
-/// The number of a capability (`linux/capability.h`).
-pub(crate) const NET_ADMIN: u32 = 12;
 const NET_RAW: u32 = 13;
 
 /// Look at everything that rules need; [`crate::ebpf::features`] looks for what eBPF needs.

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::preflight::NET_ADMIN;
+/// `CAP_NET_ADMIN` (`linux/capability.h`).
+pub(crate) const NET_ADMIN: u32 = 12;
 
 /// What has to be done where `NET_ADMIN` is missing; empty where nothing is known.
 #[derive(Clone, Debug)]

@@ -4,9 +4,8 @@ use std::collections::HashMap;
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_core::iptables::{Dump, render_rule};
-use millrace_core::plan::Groups;
 use millrace_core::sim::{SourceTable, of_dump, of_nft_json};
-use millrace_core::value::Family;
+use millrace_core::value::{Family, Groups};
 
 use crate::netns::Namespace;
 

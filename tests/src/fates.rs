@@ -225,7 +225,7 @@ impl Ground {
             let mut session = Session::open()?;
             let observed = session.observe(&exec::Options::default(), Look::Fast)?;
             let mut nobody = |_, _: &str, _: &_| None;
-            let groups = millrace_core::plan::Groups::new();
+            let groups = millrace_core::value::Groups::new();
             let mut tables = Vec::new();
             for holding in &observed.holdings {
                 let holder = holding.variant.to_string();

@@ -9,8 +9,8 @@ mod lines;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
-use millrace_core::plan::Groups;
 use millrace_core::ruleset::Ruleset;
+use millrace_core::value::Groups;
 
 /// A command line, its name in front, as pairs of flag and value.
 pub fn pairs(words: &[String]) -> Result<Vec<(String, String)>> {

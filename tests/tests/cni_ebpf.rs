@@ -80,6 +80,27 @@ fn a_pods_life() -> Result<()> {
     Ok(())
 }
 
+/// Verify that a pod which eBPF captures is captured by rules alone once the setting says so: its
+/// entry is gone, also where the namespace's rules are as wanted already.
+#[test]
+fn rules_replace_an_entry() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let host = Host::new()?;
+    load(&host.namespace)?;
+    for backend in ["nftables", "iptables"] {
+        let pod = pod(&host)?;
+        ensure!(last(&add(&host, &pod, "ebpf", &[]), &host)?["by"] == "eBPF");
+        ensure!(pods(&host)? == 1, "{backend}");
+        let call = add(&host, &pod, backend, &[]);
+        ensure!(last(&call, &host)?["by"] != "eBPF", "{backend}");
+        ensure!(pods(&host)? == 0, "{backend}: captured twice");
+        captured(&host, &pod)?;
+        call.clone().to("CHECK").run(&host)?.success()?;
+        ensure!(last(&call.to("DEL"), &host)?["removed"] == true, "{backend}");
+    }
+    Ok(())
+}
+
 /// Verify that without programs `auto` writes rules and `ebpf` refuses the pod, and that what the
 /// programs can't do is refused with the reason, or done by rules.
 #[test]

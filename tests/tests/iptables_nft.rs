@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_core::plan::{Groups, Wish};
+use millrace_core::plan::Wish;
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::{Match, Owner, Ruleset};
+use millrace_core::value::Groups;
 use millrace_host::engine::{Drift, Request, Rules, Session};
 use millrace_host::exec;
 use millrace_tests::capture::{Capture as _, IptablesByNetlink, Millrace, Variant};

@@ -72,3 +72,9 @@ fn the_core_is_mesh_neutral() {
 fn no_path_of_one_machine_is_mentioned() {
     assert_kept(policy::local_paths);
 }
+
+/// Verify that modules use only modules of lower layers.
+#[test]
+fn layers_point_one_way() {
+    assert_kept(policy::layers);
+}

@@ -16,7 +16,7 @@ use millrace_core::value::{Gid, Uid};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::log::Level;
+use crate::level::Level;
 use crate::protocol::{Attachment, CniError, Code, Object, Version};
 
 /// What rules are written with.

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use super::{
     Backend, Config, DEADLINE, LogConfig, Places, ProxyIdentity, STATE_DIR, keys, version_text,
 };
-use crate::log::Level;
+use crate::level::Level;
 use crate::protocol::{Attachment, CniError, Code, Object, Version, is_identifier, member_is};
 
 /// The capability of containerd and CRI-O that gives annotations.

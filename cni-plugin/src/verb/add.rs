@@ -14,7 +14,7 @@ use crate::capture::Applied;
 use crate::config::Backend;
 use crate::decide::{Origin, Verdict, WHY_CAPTURED, resolve};
 use crate::ebpf::{self, EnrolError};
-use crate::log::Level;
+use crate::level::Level;
 use crate::lookup::Configured;
 use crate::note::{Note, Notes};
 use crate::protocol::{CniError, Code, empty_result, pass_on};
@@ -51,7 +51,15 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
     note(job, &path, &netns.id().to_string(), &decided.pod);
     let applied = match by_ebpf(job, &netns, &path, &captured.policy)? {
         Some(applied) => applied,
-        None => by_rules(job, &netns, &path, captured.policy)?,
+        None => {
+            let entry = entry(job, &netns, &path)?;
+            let applied = by_rules(job, &netns, &path, captured.policy)?;
+            // The rules capture the pod now.
+            if let Some((node, cookie)) = entry {
+                node.leave(cookie).map_err(|error| not_captured(&error))?;
+            }
+            applied
+        }
     };
     for warning in &applied.warnings {
         job.log.warn(warning);
@@ -95,7 +103,7 @@ fn by_ebpf(
         Err(error) => return unable(job, asked, &error),
     };
     let mut pod = enter(netns, path)?;
-    let enrolled = ebpf::is_enrolled(&node).map_err(|error| not_captured(&error))?;
+    let enrolled = ebpf::enrolled(&node).map_err(|error| not_captured(&error))?.is_some();
     if !asked && !enrolled && pod.holds_rules().map_err(|error| failed(&error))? {
         return Ok(None);
     }
@@ -106,6 +114,26 @@ fn by_ebpf(
         // Beside an entry, rules would capture the pod twice.
         Err(EnrolError::Ebpf(error)) => unable(job, asked || enrolled, &error),
     }
+}
+
+/// The entry that captures the pod where the setting has changed to rules since: with both, it would
+/// be captured twice. Where the setting leaves the choice, what captures the pod was asked before.
+fn entry(job: &mut Job<'_>, netns: &Netns, path: &Path) -> Result<Option<(Node, u64)>, CniError> {
+    if !matches!(job.config.backend, Backend::Nftables | Backend::Iptables) {
+        return Ok(None);
+    }
+    let node = match Node::open_if_loaded(&job.config.bpffs) {
+        Ok(None) => return Ok(None),
+        Ok(Some(node)) => node.until(job.deadline),
+        Err(error) => {
+            let why = one_line(&error);
+            job.log.warn(&format!("whether eBPF captures the pod as well can't be seen: {why}"));
+            return Ok(None);
+        }
+    };
+    enter(netns, path)?;
+    let cookie = ebpf::enrolled(&node).map_err(|error| not_captured(&error))?;
+    Ok(cookie.map(|cookie| (node, cookie)))
 }
 
 /// eBPF can't capture the pod: rules do, unless nothing else may.

@@ -7,7 +7,7 @@ use super::{Job, enter, failed};
 use crate::config::Backend;
 use crate::decide::{Origin, Verdict, resolve};
 use crate::ebpf;
-use crate::log::Level;
+use crate::level::Level;
 use crate::lookup::Configured;
 use crate::note::Notes;
 use crate::protocol::{CniError, Code};
@@ -43,7 +43,7 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
     let mut pod = enter(&netns, &path)?;
     let asked = job.config.backend == Backend::Ebpf;
     let difference = match &node {
-        Some(node) if asked || ebpf::is_enrolled(node).map_err(unseen)? => {
+        Some(node) if asked || ebpf::enrolled(node).map_err(unseen)?.is_some() => {
             pod.check_entry(node, captured.policy).map_err(unseen)?
         }
         None if asked => Some("the node's programs are not loaded".to_owned()),

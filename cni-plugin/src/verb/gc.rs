@@ -11,7 +11,7 @@ use serde_json::{Map, json};
 
 use super::del::{collect, take_back};
 use super::{Job, MOMENT, enter};
-use crate::log::Level;
+use crate::level::Level;
 use crate::note::{Note, Notes};
 use crate::protocol::{Attachment, CniError, Code};
 use crate::target;

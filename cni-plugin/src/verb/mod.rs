@@ -21,7 +21,8 @@ use serde_json::{Map, Value, json};
 use crate::capture::Pod;
 use crate::config::{Config, Places, object, version_text};
 use crate::decide::{called, told};
-use crate::log::{Level, Log, line};
+use crate::level::Level;
+use crate::log::{Log, line};
 use crate::protocol::{
     CniError, Code, Command, Environment, Object, PodArgs, Request, Version, version_reply,
 };

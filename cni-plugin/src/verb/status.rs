@@ -11,7 +11,7 @@ use serde_json::Map;
 use super::Job;
 use crate::config::{Backend, ProxyIdentity};
 use crate::ebpf;
-use crate::log::Level;
+use crate::level::Level;
 use crate::lookup::{reach_agent, reach_api};
 use crate::note::Notes;
 use crate::protocol::{CniError, Code};

@@ -10,14 +10,13 @@ use millrace_ebpf_common::{
 use super::entry::{Entry, address};
 use super::refusal::{Refusal, Refusals};
 use super::{MAX_GROUPS, MAX_NETWORKS};
-use crate::plan::Groups;
 use crate::policy::{
     CapturePolicy, DnsScope, GroupSelection, IdentityMatching, InboundMode, InboundSelection,
     NetworkSelection,
 };
 use crate::ruleset::Owner;
 use crate::source::Sourced;
-use crate::value::{Cidr, Family, PortRange};
+use crate::value::{Cidr, Family, Groups, PortRange};
 
 /// What the programs look up for `policy`, with the numbers of groups that it names.
 ///

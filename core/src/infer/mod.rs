@@ -21,11 +21,10 @@ use crate::nft::tables::NativeTables;
 use crate::nft::{self, NftRuleset};
 use crate::observed::IpRule;
 use crate::ownership::Footprint;
-use crate::plan::Groups;
 use crate::policy::{CapturePolicy, IdentityMatching};
 use crate::ruleset::Layout;
 use crate::ruleset::{ConnState, Hook, Match, Owner, Protocol, Side, Table, Target};
-use crate::value::PortRange;
+use crate::value::{Groups, PortRange};
 use read::{Chains, tcp_to_port};
 
 /// Settings that were read back. Lists are comma lists; what was not found is the default.

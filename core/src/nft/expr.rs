@@ -6,9 +6,8 @@ use std::net::IpAddr;
 use super::Statement;
 use super::set::{Set, SetKind};
 use crate::iptables::Extension;
-use crate::plan::Groups;
 use crate::ruleset::{ChainName, ConnState, Owner, Protocol, Side};
-use crate::value::{Cidr, Family, GroupName, InterfacePattern, PortRange};
+use crate::value::{Cidr, Family, GroupName, Groups, InterfacePattern, PortRange};
 
 /// What `meta` knows of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,9 +3,8 @@
 
 use super::expr::{Comparison, Expr, MetaField, NoGroup, Verdict, expressions, nfproto};
 use super::{NftRuleset, base_chain, render_transaction};
-use crate::plan::Groups;
 use crate::ruleset::{Chain, ChainName, Routing};
-use crate::value::Family;
+use crate::value::{Family, Groups};
 
 /// Where a base chain hangs.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,9 +15,8 @@ use crate::iptables::{
     Extension, Ports, TooManyPorts, UnknownRule, read_match, read_target, write_match, write_ports,
     write_target,
 };
-use crate::plan::Groups;
 use crate::ruleset::{ChainName, Hook, Masked, Match, Owner, Protocol, Rule, Side, Table, Target};
-use crate::value::{Cidr, Family, InterfacePattern, Port, PortRange};
+use crate::value::{Cidr, Family, Groups, InterfacePattern, Port, PortRange};
 
 /// A rule that can't be written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

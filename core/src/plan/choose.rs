@@ -4,11 +4,11 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::target::{FamilyState, Groups};
+use super::target::FamilyState;
 use crate::observed::{Observed, Variant};
 use crate::ownership::Footprint;
 use crate::preflight::Backend;
-use crate::value::Family;
+use crate::value::{Family, Groups};
 
 /// A backend, and whether its rules are written by programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -18,14 +18,14 @@ pub use routing::{
     TakenTable,
 };
 pub use tables::{TableEdit, TableStep};
-pub use target::{Body, FamilyState, Groups};
+pub use target::{Body, FamilyState};
 
 use crate::nft;
 use crate::nft::tables::{Native, NativeTables};
 use crate::observed::{Logger, Observed, TableId, Variant};
 use crate::ownership::Footprint;
 use crate::ruleset::{Routing, Ruleset, Table};
-use crate::value::Family;
+use crate::value::{Family, Groups};
 use routing::Known;
 use tables::Style;
 

@@ -6,10 +6,7 @@ use std::collections::BTreeMap;
 use crate::iptables::{Counters, Dump, DumpRule, KernelRule, render_rule};
 use crate::ownership::{Footprint, Owned, known_tables};
 use crate::ruleset::{Chain, Match, Placement, Protocol, Rule, Ruleset, Table, Target};
-use crate::value::{Family, Gid, GroupName};
-
-/// Group names and their numbers, since a rule that was written by name is read back by number.
-pub type Groups = BTreeMap<GroupName, Gid>;
+use crate::value::{Family, Groups};
 
 /// A rule as text, with what it means when that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,10 +3,9 @@
 use crate::nft::expr::{Comparison, Expr, Header, MetaField, expressions, interface_name};
 use crate::nft::tables::{Base, NativeChain, NativeTable};
 use crate::nft::{OwnerSpelling, Statement};
-use crate::plan::Groups;
 use crate::ruleset::{Hook, Owner, Side};
 use crate::sim::{Direction, Protocol};
-use crate::value::{Cidr, Family, Gid, InterfacePattern, PortRange, Uid};
+use crate::value::{Cidr, Family, Gid, Groups, InterfacePattern, PortRange, Uid};
 
 /// Behind the putting together of fragments (-400), in front of the tables called `raw` (-300).
 const FIRST: i32 = -350;

@@ -8,8 +8,8 @@ use super::report::{Handles, Rulebook, journey_json, journey_text};
 use super::*;
 use crate::iptables::Dump;
 use crate::nft::expr::{Comparison, Expr, MetaField};
-use crate::plan::Groups;
 use crate::sim::{Direction, Program, Protocol, of_dump};
+use crate::value::Groups;
 
 const OWN: &str = "millrace-trace-7";
 

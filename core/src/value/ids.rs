@@ -1,5 +1,6 @@
 //! Numbers and names that identify owners of sockets, packet marks, routing tables, zones.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -170,6 +171,9 @@ impl fmt::Display for Zone {
         self.0.fmt(f)
     }
 }
+
+/// Group names and their numbers, since a rule that was written by name is read back by number.
+pub type Groups = BTreeMap<GroupName, Gid>;
 
 #[cfg(test)]
 mod tests {

@@ -12,13 +12,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::Serialize;
 
-use crate::plan::Groups;
 use crate::policy::{
     CapturePolicy, DnsScope, GroupSelection, InboundSelection, NetworkSelection, passthrough,
 };
 use crate::ruleset::Owner;
 use crate::sim::{Fate, How, Identity, Namespace, Program, Protocol, Question, RuleId};
-use crate::value::{Cidr, Family};
+use crate::value::{Cidr, Family, Groups};
 use sample::{member, nobodys};
 
 /// Who makes a connection.

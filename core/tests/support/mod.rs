@@ -15,10 +15,10 @@ use millrace_core::facts::HostFacts;
 use millrace_core::iptables::{ChainDump, Dump, DumpRule, TableDump};
 use millrace_core::nft::xtables::{decode, encode};
 use millrace_core::observed::{Holding, InterfaceAddress, Observed, Route, Variant};
-use millrace_core::plan::{Change, Effect, Groups, Wanted};
+use millrace_core::plan::{Change, Effect, Wanted};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Rule, Ruleset};
-use millrace_core::value::Family;
+use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
 
 /// What is wanted of iptables-nft.

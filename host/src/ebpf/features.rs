@@ -18,7 +18,8 @@ use super::error::EbpfError;
 use super::node::{BPF_FS, Node, default_cgroup};
 use super::sys_bpf;
 use super::target::Target;
-use crate::preflight::{GRANT, NET_ADMIN, finding, has_capability};
+use crate::preflight::{GRANT, finding, has_capability};
+use crate::privilege::NET_ADMIN;
 
 /// Numbers of capabilities (`linux/capability.h`).
 const SYS_PTRACE: u32 = 19;

@@ -6,8 +6,8 @@ use std::os::fd::AsRawFd as _;
 
 use millrace_core::ebpf::{Addresses, Entry, IdMap, compile};
 use millrace_core::ids::mapped;
-use millrace_core::plan::Groups;
 use millrace_core::policy::CapturePolicy;
+use millrace_core::value::Groups;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 

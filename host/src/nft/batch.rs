@@ -5,7 +5,8 @@ use millrace_core::nft::set::{Set, SetKind, successor};
 use millrace_core::nft::tables::{Base, NativeChain, NativeTables};
 use millrace_core::nft::xtables::XtRule;
 use millrace_core::observed::TableId;
-use millrace_core::plan::{Change, Groups, TableEdit};
+use millrace_core::plan::{Change, TableEdit};
+use millrace_core::value::Groups;
 use netlink_packet_core::NLM_F_APPEND;
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{

@@ -3,9 +3,9 @@
 use millrace_core::iptables::{DumpRule, KernelRule, UnknownRule, render_rule};
 use millrace_core::nft::tables::Base;
 use millrace_core::nft::xtables::{builtin_chain, decode, encode};
-use millrace_core::plan::{Body, Groups, TableEdit, TableStep};
+use millrace_core::plan::{Body, TableEdit, TableStep};
 use millrace_core::ruleset::{Hook, Table};
-use millrace_core::value::Family;
+use millrace_core::value::{Family, Groups};
 use netlink_packet_core::{DefaultNla, Emitable as _, NLA_F_NESTED, NLM_F_APPEND};
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{

@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use millrace_core::dialect::native;
 use millrace_core::ebpf::{Entry, compile, read};
-use millrace_core::plan::Groups;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::sim::{Listening, SourceTable, of_ebpf};
+use millrace_core::value::Groups;
 use millrace_host::ebpf::{EbpfError, Node, Target};
 
 /// What eBPF does in a pod.

@@ -3,8 +3,8 @@
 use anyhow::{Context as _, Result};
 use millrace_core::facts::HostFacts;
 use millrace_core::ids::mapped;
-use millrace_core::plan::Groups;
 use millrace_core::policy::CapturePolicy;
+use millrace_core::value::Groups;
 use millrace_host::cri::{self, PodRef};
 use millrace_host::engine::Session;
 use millrace_host::netns::{NetnsRef, own_ids};

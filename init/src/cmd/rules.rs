@@ -13,7 +13,6 @@ use millrace_core::iptables::{Dump, is_listing};
 use millrace_core::manifest::says_kind;
 use millrace_core::nft::NftRuleset;
 use millrace_core::observed::{Holding, Observed, Variant};
-use millrace_core::plan::Groups;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
 use millrace_core::sim::{
@@ -21,7 +20,7 @@ use millrace_core::sim::{
     of_listed, of_nft, of_nft_json, of_ruleset,
 };
 use millrace_core::status::{read_back, read_native_back};
-use millrace_core::value::Family;
+use millrace_core::value::{Family, Groups};
 use millrace_host::ebpf::Class;
 use millrace_host::engine::Session;
 use millrace_host::netns::NetnsRef;

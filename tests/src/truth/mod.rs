@@ -17,11 +17,11 @@ use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
-use millrace_core::plan::Groups;
 use millrace_core::sim::{
     Direction, EPHEMERAL, Fate, Namespace as Surroundings, Outcome as Told, Program, Protocol,
     Question, Reply, of_dump, of_listed,
 };
+use millrace_core::value::Groups;
 use millrace_host::engine::Session;
 use millrace_host::observe::Look;
 use millrace_host::{exec, surroundings};

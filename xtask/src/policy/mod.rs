@@ -1,6 +1,7 @@
 //! The rules of this repository that no compiler enforces. `cargo xtask lint` reports them and
 //! `xtask/tests/policy.rs` makes each a test.
 
+mod layers;
 mod manifests;
 mod sources;
 mod text;
@@ -13,6 +14,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+pub use layers::layers;
 pub use manifests::{opted_in_lints, pure_core, workspace_edges};
 pub use sources::{documented_head, length, local_paths, neutral_core, unsafe_code};
 
@@ -110,7 +112,7 @@ pub fn check() -> Result<Vec<Violation>> {
     let mut found = pure_core(&metadata);
     found.extend(workspace_edges(&metadata));
     found.extend(opted_in_lints(&metadata, &files));
-    for rule in [documented_head, length, unsafe_code, neutral_core, local_paths] {
+    for rule in [documented_head, length, unsafe_code, neutral_core, local_paths, layers] {
         found.extend(files.iter().filter_map(rule));
     }
     Ok(found)

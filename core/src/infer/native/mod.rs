@@ -13,12 +13,11 @@ use crate::iptables::{ChainDump, Dump, DumpRule, TableDump};
 use crate::nft::NftLayout;
 use crate::nft::expr::{Comparison, CtField, Expr, Header, MetaField, Verdict, nfproto};
 use crate::nft::tables::{Base, NativeChain, NativeTables, families, spares_v6};
-use crate::plan::Groups;
 use crate::ruleset::Layout;
 use crate::ruleset::{
     Chain, ChainName, Hook, Match, Protocol, RedirectSpelling, Rule, Side, Table, Target,
 };
-use crate::value::{Cidr, Family, Zone};
+use crate::value::{Cidr, Family, Groups, Zone};
 
 const DNS: u16 = 53;
 /// How many users or groups a range may stand for.

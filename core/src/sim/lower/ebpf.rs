@@ -15,11 +15,10 @@ use super::{addresses, is, protocol};
 use crate::capture::{
     self, Addresses, Branch, Condition, Decision, Listener, Path, Role, Verdict, purpose,
 };
-use crate::plan::Groups;
 use crate::policy::{CapturePolicy, InboundSelection, NetworkSelection};
 use crate::ruleset::{Hook, Owner, Protocol, Reason, Side, Table};
 use crate::source::Source;
-use crate::value::{Cidr, Family, InterfacePattern, PortRange};
+use crate::value::{Cidr, Family, Groups, InterfacePattern, PortRange};
 
 /// The table's name, and what holds it.
 pub const EBPF: &str = "ebpf";

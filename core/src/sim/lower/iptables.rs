@@ -7,11 +7,10 @@ use super::super::rule::{Action, Field, MarkChange, States, Step, Test, Way};
 use super::text;
 use super::{addresses, is, ports, protocol};
 use crate::iptables::{Dump, render_rule};
-use crate::plan::Groups;
 use crate::ruleset::{
     self, Chain, ConnState, Hook, Match, Owner, Reason, Rule, Ruleset, Table, Target,
 };
-use crate::value::{Family, GroupName};
+use crate::value::{Family, GroupName, Groups};
 
 /// What holds the tables of a dump or of a configuration, where it is not known better.
 pub(super) const HOLDER: &str = "iptables";

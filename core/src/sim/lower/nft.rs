@@ -6,9 +6,8 @@ use super::super::rule::{Action, Field, MarkChange, Step, Test, Way};
 use super::iptables::{no_group, number, owned, states};
 use super::{addresses, is, ports, protocol};
 use crate::nft::{NftLayout, NftRuleset, Statement, base_chain, rule_text};
-use crate::plan::Groups;
 use crate::ruleset::{Chain, Masked, Owner, Table};
-use crate::value::Family;
+use crate::value::{Family, Groups};
 
 /// What holds the tables.
 pub(super) const HOLDER: &str = super::NATIVE;

@@ -9,9 +9,8 @@ use super::options::{
     translation, words,
 };
 use super::{addresses, is, ports, protocol};
-use crate::plan::Groups;
 use crate::ruleset::{Masked, Side};
-use crate::value::{Family, GroupName};
+use crate::value::{Family, GroupName, Groups};
 
 /// The steps of a rule of a family, from its text without `-A CHAIN`.
 pub(super) fn steps(text: &str, family: Family, groups: &Groups) -> Vec<Step> {

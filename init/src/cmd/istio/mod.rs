@@ -94,7 +94,7 @@ fn run(raw: &Raw, log: &mut Log) -> Result<Exit> {
 
 struct Run<'l> {
     session: Session,
-    groups: millrace_core::plan::Groups,
+    groups: millrace_core::value::Groups,
     policy: CapturePolicy,
     options: Options,
     ruleset: Ruleset,
