@@ -29,7 +29,7 @@ fn render(ruleset: &NftRuleset, reasons: bool) -> String {
             text.push_str(&format!("add chain inet {name} {}", called(&chain.chain)));
             if let Chain::Builtin(hook) = chain.chain {
                 let (kind, priority) = base_chain(table, hook);
-                let hook = hook_name(hook);
+                let hook = hook.base_chain();
                 text.push_str(&format!(" {{ type {kind} hook {hook} priority {priority} ; }}"));
             }
             text.push('\n');
@@ -73,17 +73,6 @@ pub const fn base_chain(table: Table, hook: Hook) -> (&'static str, i32) {
         // Right behind what marks the packets that a transparent proxy takes.
         (Table::Filter, Hook::Prerouting) => ("filter", -149),
         (Table::Filter, _) => ("filter", 0),
-    }
-}
-
-/// Base chains are called like their hook.
-pub(super) const fn hook_name(hook: Hook) -> &'static str {
-    match hook {
-        Hook::Prerouting => "prerouting",
-        Hook::Input => "input",
-        Hook::Forward => "forward",
-        Hook::Output => "output",
-        Hook::Postrouting => "postrouting",
     }
 }
 

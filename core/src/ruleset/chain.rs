@@ -77,6 +77,17 @@ impl Hook {
         }
     }
 
+    /// What a base chain of nftables at this hook is called.
+    pub const fn base_chain(self) -> &'static str {
+        match self {
+            Self::Prerouting => "prerouting",
+            Self::Input => "input",
+            Self::Forward => "forward",
+            Self::Output => "output",
+            Self::Postrouting => "postrouting",
+        }
+    }
+
     /// The kernel's number (`enum nf_inet_hooks`).
     pub const fn number(self) -> u32 {
         match self {

@@ -5,6 +5,7 @@ mod canonical;
 mod chain;
 mod layout;
 mod matches;
+pub mod native;
 mod state;
 mod target;
 
