@@ -49,17 +49,16 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
     // The note comes first: what is in the namespace is never unknown to it.
     let path = job.request.netns.clone().unwrap_or_default();
     note(job, &path, &netns.id().to_string(), &decided.pod);
-    let applied = match by_ebpf(job, &netns, &path, &captured.policy)? {
-        Some(applied) => applied,
-        None => {
-            let entry = entry(job, &netns, &path)?;
-            let applied = by_rules(job, &netns, &path, captured.policy)?;
-            // The rules capture the pod now.
-            if let Some((node, cookie)) = entry {
-                node.leave(cookie).map_err(|error| not_captured(&error))?;
-            }
-            applied
+    let applied = if let Some(applied) = by_ebpf(job, &netns, &path, &captured.policy)? {
+        applied
+    } else {
+        let entry = entry(job, &netns, &path)?;
+        let applied = by_rules(job, &netns, &path, captured.policy)?;
+        // The rules capture the pod now.
+        if let Some((node, cookie)) = entry {
+            node.leave(cookie).map_err(|error| not_captured(&error))?;
         }
+        applied
     };
     for warning in &applied.warnings {
         job.log.warn(warning);
