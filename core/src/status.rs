@@ -243,6 +243,14 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
     notes.extend(dialect::others::captures(observed));
     if there {
         notes.extend(neighbours::notes(observed, FOOTPRINTS));
+    } else {
+        notes.extend(read_back(observed).into_iter().map(|found| {
+            format!(
+                "it is captured by {} instead, rules of {}: without --backend nftables it is told \
+                 whether they are whole",
+                found.variant, found.dialect.name
+            )
+        }));
     }
     notes.extend(killed_trace(observed));
     if observed.interrupted {

@@ -297,8 +297,12 @@ impl Session {
         }
     }
 
-    /// Refuse TPROXY where packets come over a bridge that gives them to rules.
-    fn refuse_bridges(&self, v6: bool) -> Result<(), EngineError> {
+    /// Refuse TPROXY where packets come over a bridge that gives them to rules, those of IPv6 as well
+    /// if that is captured.
+    ///
+    /// # Errors
+    /// [`EngineError::Bridge`] for the first such bridge, or that the interfaces can't be listed.
+    pub fn refuse_bridges(&self, v6: bool) -> Result<(), EngineError> {
         for (interface, [calls_v4, calls_v6]) in self.net.bridges()? {
             let setting = match (calls_v4, calls_v6 && v6) {
                 (true, _) => "bridge-nf-call-iptables",

@@ -132,8 +132,14 @@ pub fn observe(
     let links = net.observe()?;
     for (variant, family, save) in running {
         let text = save.finish(deadline)?;
-        let dump =
+        let mut dump =
             Dump::parse(&text).map_err(|source| ObserveError::Dump { variant, family, source })?;
+        if variant == Variant::Legacy {
+            for table in &mut dump.tables {
+                let left_out = xtables::left_out(family, &table.name);
+                table.put_back(&left_out);
+            }
+        }
         let known = holdings.iter_mut().find(|h| (h.variant, h.family) == (variant, family));
         match known {
             Some(holding) => holding.dump.put_in_words(&dump),

@@ -5,7 +5,9 @@
 
 use std::os::fd::AsFd as _;
 
-use millrace_core::iptables::{Dump, KernelTable, TableDump, read_table};
+use millrace_core::iptables::{
+    Dump, KernelTable, LeftOut, TableDump, left_out as rules_left_out, read_table,
+};
 use millrace_core::value::Family;
 use nix::errno::Errno;
 use nix::libc;
@@ -26,11 +28,21 @@ pub fn read(family: Family, names: &[&str]) -> Option<Dump> {
     if cfg!(not(target_pointer_width = "64")) {
         return None;
     }
-    let tables: Option<Vec<TableDump>> = names.iter().map(|name| table(family, name)).collect();
+    let tables: Option<Vec<TableDump>> =
+        names.iter().map(|name| table(family, name, |table| read_table(table).ok())).collect();
     Some(Dump { tables: tables? })
 }
 
-fn table(family: Family, name: &str) -> Option<TableDump> {
+/// What `iptables-save` leaves out of the rules of a table that is there; nothing where the table can't
+/// be read.
+pub fn left_out(family: Family, name: &str) -> Vec<LeftOut> {
+    if cfg!(not(target_pointer_width = "64")) {
+        return Vec::new();
+    }
+    table(family, name, |table| rules_left_out(table).ok()).unwrap_or_default()
+}
+
+fn table<T>(family: Family, name: &str, read: impl Fn(&KernelTable<'_>) -> Option<T>) -> Option<T> {
     for _ in 0..TRIES {
         match blob(family, name) {
             Ok((info, entries)) => {
@@ -50,7 +62,7 @@ fn table(family: Family, name: &str) -> Option<TableDump> {
                     underflow: offsets(56),
                     entries: entries.get(ENTRIES..)?,
                 };
-                return read_table(&table).ok();
+                return read(&table);
             }
             // Its size changed between the two questions.
             Err(Errno::EAGAIN) => {}

@@ -91,3 +91,24 @@ fn capture_that_catches_nothing_is_refused() -> Result<()> {
     assert_eq!(code, Some(0), "{said}");
     Ok(())
 }
+
+/// Verify that a proof does not pass where packets come over a bridge, and its own link is behind none.
+#[test]
+fn a_proof_does_not_go_around_the_bridge() -> Result<()> {
+    let (pod, _outside) = pair()?;
+    call_rules(&pod, "0")?;
+    pod.output(&mut millrace(APPLY)?)?;
+    let verify = || ran(&pod, &mut millrace(["verify", "--output", "json"])?);
+    let (code, said) = verify()?;
+    assert_eq!(code, Some(0), "{said}");
+    call_rules(&pod, "1")?;
+    let (code, said) = verify()?;
+    assert_ne!(code, Some(0), "{said}");
+    assert!(said.contains("\"verified\": false"), "{said}");
+    assert!(said.contains("br0 is a bridge") && said.contains("bridge-nf-call-iptables"), "{said}");
+    // REDIRECT needs no socket.
+    pod.output(&mut millrace(["apply", "--backend", "nftables"])?)?;
+    let (code, said) = verify()?;
+    assert_eq!(code, Some(0), "{said}");
+    Ok(())
+}

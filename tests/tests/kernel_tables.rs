@@ -1,15 +1,17 @@
 //! Reading iptables-legacy's tables from the kernel gives what its own program prints.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use millrace_core::iptables::{Dump, TableDump};
 use millrace_core::value::Family;
 use millrace_host::xtables;
-use millrace_tests::capture::{Capture as _, Millrace, Variant};
+use millrace_tests::capture::{Capture as _, Millrace, Variant, millrace};
 use millrace_tests::cases;
 use millrace_tests::netns::Namespace;
 use millrace_tests::topology::{Stack, Topology};
+use serde_json::Value;
 
 const NAMES: [&str; 3] = ["nat", "mangle", "raw"];
 
@@ -108,6 +110,68 @@ fn what_is_not_understood_is_not_guessed() -> Result<()> {
         assert_eq!(printed.map(|c| c.rules.len()), Some(1), "{rule:?} was written");
         assert_eq!(read, None, "{rule:?} was read");
         namespace.run("iptables-legacy", &["-t", table, "-F", "OUTPUT"])?;
+    }
+    Ok(())
+}
+
+/// Verify that rules which match nothing are told as such, though their text as iptables-legacy-save
+/// prints it is that of rules which match all. It prints them where there is a rule that is not read.
+#[test]
+fn what_iptables_save_leaves_out_is_known() -> Result<()> {
+    for (rule, left_out, to) in [
+        ("-p tcp ! --dport 0:65535", "-p tcp -m tcp ! --dport 0:65535 -j DROP", "tcp"),
+        ("-p udp ! --sport 0:65535", "-p udp -m udp ! --sport 0:65535 -j DROP", "udp"),
+        ("! -o +", "! -o + -j DROP", "tcp"),
+    ] {
+        for (family, program, to) in [
+            (Family::V4, "iptables-legacy", format!("127.0.0.1:80/{to}")),
+            (Family::V6, "ip6tables-legacy", format!("[::1]:80/{to}")),
+        ] {
+            let namespace = Namespace::new()?;
+            namespace.ip("link set lo up\n")?;
+            let append = |rule: &str| -> Result<String> {
+                let words = format!("-A OUTPUT {rule}");
+                namespace.run(program, &words.split(' ').collect::<Vec<_>>())
+            };
+            append("-j LOG")?;
+            append(&format!("{rule} -j DROP"))?;
+            append("-m comment --comment last -j ACCEPT")?;
+            let words = ["explain", "--live", "--output", "json", "--to", &to];
+            let output = namespace.output(&mut millrace(words)?)?;
+            let said: Value = serde_json::from_slice(&output.stdout)?;
+            ensure!(said["outcome"]["outcome"] == "delivered", "{family} {rule}: {said:#}");
+            let text = said["way"].to_string();
+            ensure!(text.contains(left_out), "{family} {rule}: {said:#}");
+        }
+    }
+    Ok(())
+}
+
+/// Verify that what stands in a comment is never taken for a rule, and breaks nothing.
+#[test]
+fn a_comment_may_hold_anything() -> Result<()> {
+    for program in ["iptables-legacy", "iptables-nft"] {
+        let namespace = Namespace::new()?;
+        namespace.ip("link set lo up\n")?;
+        let comment = "a\n-A OUTPUT -j ACCEPT\nCOMMIT\n# \"b\\";
+        let comment = ["-A", "OUTPUT", "-m", "comment", "--comment", comment];
+        namespace.run(program, &[&comment[..], &["-p", "tcp", "-j", "DROP"]].concat())?;
+        namespace.run(program, &["-A", "OUTPUT", "-j", "LOG"])?;
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("rules");
+        std::fs::write(
+            &file,
+            namespace.output(&mut Command::new(format!("{program}-save")))?.stdout,
+        )?;
+        let file = file.to_str().context("UTF-8")?;
+        for source in [&["--live"][..], &["--rules", file]] {
+            let words = ["explain", "--output", "json", "--to", "127.0.0.1:80"];
+            let output = namespace.output(&mut millrace([&words[..], source].concat())?)?;
+            let said: Value = serde_json::from_slice(&output.stdout)
+                .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+            ensure!(said["outcome"]["outcome"] == "dropped", "{program} {source:?}: {said:#}");
+            ensure!(said["decidedBy"][0]["number"] == 1, "{program} {source:?}: {said:#}");
+        }
     }
     Ok(())
 }

@@ -180,6 +180,9 @@ impl<W: Witness> Walk<'_, W> {
                     Way::In => ("comes in by", interface(Way::In, packet)),
                     Way::Out => ("goes out by", interface(Way::Out, packet)),
                 };
+                if names.is_empty() {
+                    return "it asks for no interface at all".to_owned();
+                }
                 let names: Vec<&str> = names.iter().map(InterfacePattern::as_str).collect();
                 let by = by.unwrap_or("nothing");
                 let not = if *negated { "which is" } else { "not" };

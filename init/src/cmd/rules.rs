@@ -160,7 +160,7 @@ pub(super) fn of_word(word: &str, sources: &Sources) -> Result<Rules> {
     let paths: Vec<PathBuf> = word.split(',').map(PathBuf::from).collect();
     let mut texts = Vec::new();
     for path in &paths {
-        texts.push(std::fs::read_to_string(path).with_context(|| path.display().to_string())?);
+        texts.push(saved(path).with_context(|| path.display().to_string())?);
     }
     let is_dump = |text: &String| {
         let mut lines = text.lines().map(str::trim);
@@ -259,7 +259,7 @@ fn of_files(paths: &[PathBuf], addresses: &[IpAddr]) -> Result<Rules> {
     let mut observed = Observed::default();
     for path in paths {
         let what = || format!("--rules {}", path.display());
-        let text = std::fs::read_to_string(path).with_context(what)?;
+        let text = saved(path).with_context(what)?;
         if is_json(&text) {
             let listed = of_nft_json(&text).with_context(what)?;
             let left_out =
@@ -290,6 +290,12 @@ fn of_files(paths: &[PathBuf], addresses: &[IpAddr]) -> Result<Rules> {
     let routing = routing.or_else(|| native.map(|native| native.routing)).unwrap_or_default();
     let namespace = Namespace::pod(addresses, &routing);
     Ok(Rules { program: Program::new(tables), namespace, live: false, ebpf: None })
+}
+
+/// A file of rules. A comment of a rule may hold any bytes; elsewhere what stands for one that is no
+/// UTF-8 is refused with its line.
+fn saved(path: &Path) -> std::io::Result<String> {
+    Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
 }
 
 /// Whether a file of rules is what `nft -j list ruleset` prints, or is meant to be.

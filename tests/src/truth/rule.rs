@@ -452,8 +452,6 @@ fn ports(dice: &mut Dice) -> Cond {
         }
         1 => {
             let (first, last) = dice.pick(&[(1, 1023), (8000, 8010), (0, 65535), (80, 8080)]);
-            // `iptables-save` leaves out that all ports are meant, inverted or not.
-            let not = not && last != u16::MAX;
             Cond::Port { not, source: dice.one_in(6), first, last }
         }
         _ => {

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::left_out::Left;
 use super::{Bytes, Unknown, matches, targets};
 use crate::iptables::Counters;
 use crate::ruleset::{Match, Protocol, Side, Target};
@@ -32,7 +33,7 @@ pub(super) enum Verdict<'b> {
 }
 
 /// Where the fields are that differ between the families.
-struct Layout {
+pub(super) struct Layout {
     /// Bytes of an address.
     address: usize,
     /// Offset of `iniface`; the addresses and their masks are in front of it.
@@ -42,13 +43,13 @@ struct Layout {
     /// The flag that says that the protocol counts; in IPv4 it always does.
     protocol_flag: u8,
     /// Offset of `target_offset`; `next_offset` is behind it.
-    offsets: usize,
+    pub(super) offsets: usize,
     counters: usize,
     /// Bytes of the whole struct.
-    size: usize,
+    pub(super) size: usize,
 }
 
-const fn layout(family: Family) -> Layout {
+pub(super) const fn layout(family: Family) -> Layout {
     match family {
         Family::V4 => Layout {
             address: 4,
@@ -72,7 +73,7 @@ const fn layout(family: Family) -> Layout {
 }
 
 /// Bytes of `struct xt_entry_match` and `struct xt_entry_target` in front of their data.
-const HEADER: usize = 32;
+pub(super) const HEADER: usize = 32;
 /// Bytes of an interface name, and of its mask.
 const IFNAMSIZ: usize = 16;
 /// Bits of `invflags`: the same in both families.
@@ -179,6 +180,22 @@ fn header(family: Family, layout: &Layout, bytes: Bytes<'_>) -> Result<Vec<Match
         6 => found.push(Match::Protocol(Protocol::Tcp)),
         17 => found.push(Match::Protocol(Protocol::Udp)),
         other => return Err(Unknown::feature(format!("-p {other}"))),
+    }
+    Ok(found)
+}
+
+/// Interfaces of which an entry asks for none.
+pub(super) fn out_of_all_interfaces(
+    layout: &Layout,
+    bytes: Bytes<'_>,
+) -> Result<Vec<Left>, Unknown> {
+    let inverted = bytes.u8(layout.flags + 1)?;
+    let mut found = Vec::new();
+    for (at, bit, option) in [(0, NOT_IN, "! -i +"), (IFNAMSIZ, NOT_OUT, "! -o +")] {
+        let mask_at = layout.interfaces + at + 2 * IFNAMSIZ;
+        if inverted & bit != 0 && bytes.is_zero(mask_at, IFNAMSIZ)? {
+            found.push((None, option));
+        }
     }
     Ok(found)
 }

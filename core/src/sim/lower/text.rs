@@ -218,7 +218,8 @@ impl<'w> Reader<'w> {
         let name = self.next()?;
         // Every name starts with nothing.
         if name == "+" {
-            return (!negated).then(Vec::new);
+            let none = Test::Interface { way, negated: false, names: Vec::new() };
+            return Some(if negated { vec![none] } else { Vec::new() });
         }
         Some(vec![Test::Interface { way, negated, names: vec![name.parse().ok()?] }])
     }
