@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use millrace_core::observed::Variant;
 use millrace_core::plan::{Change, Effect};
-use millrace_core::value::Groups;
+use millrace_core::value::{Family, Groups};
 
 use crate::exec::{self, ExecError, Options};
 use crate::link::{LinkError, Net};
 use crate::lock::{Process, file_holder, holder, xtables_lock_file};
 use crate::nflog::{self, LogError};
 use crate::nft::{self, Changes, NftError};
+use crate::preflight::lacking;
 use crate::tools::{Missing, Role, Tools};
 
 /// An effect did not happen.
@@ -31,6 +32,14 @@ pub enum EffectError {
     /// A program failed.
     #[error(transparent)]
     Exec(#[from] ExecError),
+    /// A program failed where the kernel lacks something that its input asks for.
+    #[error("{source}\nthe kernel lacks what it was asked for: {lacks}")]
+    Lacking {
+        /// The failure.
+        source: ExecError,
+        /// What the kernel lacks, and what to do about it.
+        lacks: String,
+    },
     /// Somebody else holds the lock of iptables.
     #[error(
         "the xtables lock {path} was not free within {waited:.1?}: {}; wait for it, or give --wait \
@@ -56,6 +65,11 @@ impl EffectError {
     /// Whether the kernel does not know something that was asked of it.
     pub const fn is_unsupported(&self) -> bool {
         matches!(self, Self::Nft(error) if error.is_unsupported())
+    }
+
+    /// Whether a program was run and failed.
+    pub const fn is_of_program(&self) -> bool {
+        matches!(self, Self::Exec(ExecError::Failed { .. }) | Self::Lacking { .. })
     }
 
     /// Whether somebody else made a change since the namespace was looked at.
@@ -121,10 +135,25 @@ pub fn carry_out(
                 args.push(&wait_word);
             }
             exec::run(&program, &args, Some(input), began + wait + PATIENCE, options)
-                .map_err(|error| locked(error, began))?;
+                .map_err(|error| locked(error, began))
+                .map_err(|error| explained(error, *variant, *family, input))?;
         }
     }
     Ok(Vec::new())
+}
+
+/// Ask the kernel itself what it lacks of what iptables-nft was asked for.
+fn explained(error: EffectError, variant: Variant, family: Family, input: &str) -> EffectError {
+    let EffectError::Exec(source @ ExecError::Failed { .. }) = error else { return error };
+    let lacks = match variant {
+        Variant::Nft => lacking(family, input),
+        Variant::Legacy => Vec::new(),
+    };
+    if lacks.is_empty() {
+        source.into()
+    } else {
+        EffectError::Lacking { source, lacks: lacks.join("; ") }
+    }
 }
 
 /// Tell a lock that is held from other failures (`iptables(8)`: exit status 4).

@@ -279,13 +279,16 @@ impl Session {
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
                 // The kernel has nf_tables, but not all that these rules need: another way may do.
-                Err(EngineError::TakenBack { failed, why }) if why.is_unsupported() => {
+                Err(EngineError::TakenBack { failed, why })
+                    if why.is_unsupported() || is_last_resort(self.means, request.wish, &why) =>
+                {
                     let error = EngineError::TakenBack { failed, why };
                     match self.means {
                         Some(means) if !avoid.contains(&means) => avoid.push(means),
                         _ => return Err(error),
                     }
-                    refused = Some(error);
+                    // What the kernel says is nearer to the cause than what a program says.
+                    refused.get_or_insert(error);
                 }
                 Err(error @ EngineError::NoBackend(_)) => return Err(refused.unwrap_or(error)),
                 Ok(outcome) => {
@@ -470,3 +473,14 @@ impl Session {
         if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
     }
 }
+
+/// Whether programs of iptables-nft failed that nobody asked for: netlink had been refused, for reasons
+/// that may be theirs as well, and iptables-legacy is left.
+fn is_last_resort(means: Option<Means>, wish: Wish, why: &effect::EffectError) -> bool {
+    means == Some(Means::NFT_PROGRAMS)
+        && wish != Wish::Programs(Variant::Nft)
+        && why.is_of_program()
+}
+
+#[cfg(test)]
+mod tests;

@@ -16,8 +16,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::privilege::Hint;
+use self::said::explain;
 use crate::sandbox::Sandbox;
+
+mod said;
 
 static PROCESSES: AtomicUsize = AtomicUsize::new(0);
 
@@ -93,58 +95,6 @@ pub enum ExecError {
         /// Why.
         source: io::Error,
     },
-}
-
-/// What the program said, and what can be done about it where that is known.
-fn explain(stderr: &str) -> String {
-    let said = stderr.trim();
-    let hint = hint(said);
-    match (said.is_empty(), hint) {
-        (true, _) => "it said nothing".to_owned(),
-        (false, None) => said.to_owned(),
-        (false, Some(PRIVILEGE)) => format!("{said}\n{PRIVILEGE}{}", Hint::look()),
-        (false, Some(hint)) => format!("{said}\n{hint}"),
-    }
-}
-
-/// What to do about a missing capability.
-const PRIVILEGE: &str = "this needs the capability NET_ADMIN (and NET_RAW for iptables-legacy) in the \
-    user namespace that owns the network namespace: add them to the container's security context, or use \
-    the CNI plugin";
-
-/// What to do about messages of iptables that name their cause badly.
-fn hint(said: &str) -> Option<&'static str> {
-    const HINTS: [(&[&str], &str); 6] = [
-        (&["you must be root", "Permission denied", "Operation not permitted"], PRIVILEGE),
-        (
-            &[
-                "Table does not exist",
-                "can't initialize iptables table",
-                "can't initialize ip6tables table",
-            ],
-            "the kernel lacks this table: load its module (iptable_nat, iptable_mangle, iptable_raw \
-             or their ip6table twins), or use iptables-nft",
-        ),
-        (
-            &["Could not fetch rule set generation id", "Protocol not supported", "nf_tables"],
-            "the kernel may lack nf_tables: load the modules nf_tables and nft_compat, or use \
-             iptables-legacy",
-        ),
-        (
-            &["missing kernel module", "No chain/target/match by that name"],
-            "the kernel lacks a match or target: load xt_owner, xt_REDIRECT, xt_conntrack, \
-             xt_multiport, xt_mark, xt_connmark, xt_TPROXY, xt_CT and nft_compat as needed",
-        ),
-        (
-            &["Couldn't load match", "Couldn't load target"],
-            "an extension of iptables is not installed: install the whole package iptables",
-        ),
-        (
-            &["Device or resource busy"],
-            "something else holds what is to be removed: see who jumps to it",
-        ),
-    ];
-    HINTS.iter().find(|(signs, _)| signs.iter().any(|s| said.contains(s))).map(|(_, hint)| *hint)
 }
 
 /// A program that was started.
@@ -431,27 +381,5 @@ mod tests {
             thread::sleep(Duration::from_millis(10));
         }
         assert!(!alive());
-    }
-
-    #[test]
-    fn known_messages_come_with_what_to_do() {
-        let text = explain("iptables v1.8.9: Permission denied (you must be root)");
-        assert!(text.contains("NET_ADMIN"), "{text}");
-        for (said, remedy) in [
-            (
-                "iptables: can't initialize iptables table `nat': Table does not exist",
-                "load its module",
-            ),
-            (
-                "iptables v1.8.9: Could not fetch rule set generation id: Invalid argument",
-                "nft_compat",
-            ),
-            ("iptables-restore: line 4: No chain/target/match by that name", "load xt_owner"),
-            ("iptables-restore v1.8.9: Couldn't load match `owner': No such file", "whole package"),
-        ] {
-            let text = explain(said);
-            assert!(text.starts_with(said) && text.contains(remedy), "{text}");
-        }
-        assert_eq!(explain("something else"), "something else");
     }
 }

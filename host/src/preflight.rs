@@ -27,7 +27,8 @@ pub fn look() -> Vec<Finding> {
     let mut findings = capabilities();
     findings.push(nf_tables());
     findings.extend(expressions());
-    findings.extend(of_iptables());
+    findings.extend(of_iptables(Family::V4, |_| true));
+    findings.push(owned_tables());
     findings.push(legacy());
     findings.extend(programs());
     findings.push(ipv6());
@@ -156,21 +157,40 @@ const OF_IPTABLES: [(&str, Table, Hook, &str); 11] = [
     ("target CT", Table::Raw, Hook::Output, "-p udp -j CT --zone 1"),
 ];
 
-/// The same for what iptables' rules are made of.
-fn of_iptables() -> Vec<Finding> {
+/// What the kernel lacks of what the input of `iptables-restore` asks for, and what to do about it.
+pub(crate) fn lacking(family: Family, input: &str) -> Vec<String> {
+    let asks = |text: &str| {
+        let word = text.split_once("-j ").map_or("", |(_, target)| target).split(' ').next();
+        let matched = text.split_once("-m ").and_then(|(_, rest)| rest.split(' ').next());
+        // A rule is for its match, and only without one for its target.
+        let (option, word) = matched.map_or(("-j", word), |name| ("-m", Some(name)));
+        word.is_some_and(|word| input.contains(&format!("{option} {word} ")))
+    };
+    let findings = of_iptables(family, asks).into_iter().filter(|finding| !finding.there);
+    let mut lacks: Vec<String> = findings.map(|f| format!("{}: {}", f.what, f.remedy)).collect();
+    let nf_tables = nf_tables();
+    if !nf_tables.there {
+        lacks = vec![format!("{}: {}", nf_tables.what, nf_tables.remedy)];
+    }
+    lacks
+}
+
+/// The same for what iptables' rules are made of, as far as it is wanted.
+fn of_iptables(family: Family, wanted: impl Fn(&str) -> bool) -> Vec<Finding> {
     let rule = |text: &str| {
         let rule = DumpRule::from_text(text, None).rule.ok()?;
-        encode(&rule, Family::V4, &Groups::new()).ok()
+        encode(&rule, family, &Groups::new()).ok()
     };
     OF_IPTABLES
         .into_iter()
+        .filter(|(.., text)| wanted(text))
         .filter_map(|(name, table, hook, text)| {
             let (kind, priority) = builtin_chain(table, hook)?;
             let base = Base { kind: kind.to_owned(), hook: hook.number(), priority };
             let what = format!("iptables' {name} (nft_compat)");
             Some(tried(
                 what,
-                (TableFamily::Ip(Family::V4), table.as_str()),
+                (TableFamily::Ip(family), table.as_str()),
                 &base,
                 &rule(text)?,
                 &[IptablesNft],
@@ -200,6 +220,18 @@ fn tried(
             )
         }
         Err(error) => finding(what, false, &error.to_string(), needed_by),
+    }
+}
+
+/// Whether `trace` can follow packets; nothing else needs it.
+fn owned_tables() -> Finding {
+    let what = "tables that end with their process (nf_tables), which `trace` needs";
+    match nft::OwnedTable::rehearse() {
+        Ok(()) => finding(what, true, "", &[]),
+        Err(NftError::Rejected { why: Errno::EPERM, .. }) => {
+            finding(what, false, "it can't be asked for without NET_ADMIN", &[])
+        }
+        Err(error) => finding(what, false, &error.to_string(), &[]),
     }
 }
 
@@ -249,13 +281,19 @@ fn bridges() -> Option<Finding> {
     }
 }
 
+/// Whether the kernel has IPv6 at all; without it there are no settings of it either.
+pub(crate) fn has_ipv6() -> bool {
+    Path::new("/proc/thread-self/net/if_inet6").exists()
+}
+
 fn ipv6() -> Finding {
     let off = fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
-    let there = off.is_ok_and(|off| off.trim() == "0");
-    finding(
-        "IPv6",
-        there,
-        "nothing, unless the pod needs it: set net.ipv6.conf.all.disable_ipv6 to 0",
-        &[],
-    )
+    let there = has_ipv6() && off.is_ok_and(|off| off.trim() == "0");
+    let remedy = if has_ipv6() {
+        "nothing, unless the pod needs it: set net.ipv6.conf.all.disable_ipv6 to 0"
+    } else {
+        "nothing, unless the pod needs it: the kernel has none, by ipv6.disable=1 on its command line or \
+         without CONFIG_IPV6"
+    };
+    finding("IPv6", there, remedy, &[])
 }

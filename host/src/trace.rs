@@ -18,12 +18,6 @@ pub enum TraceError {
     /// No packet can be meant.
     #[error(transparent)]
     Filter(#[from] Unfilterable),
-    /// The kernel knows no tables that end with their maker.
-    #[error(
-        "this kernel has no tables that end with their maker, which a trace needs to leave nothing \
-         behind: Linux 5.12 or later has them ({0})"
-    )]
-    Ownerless(NftError),
     /// `nf_tables` refuses.
     #[error(transparent)]
     Nft(#[from] NftError),
@@ -63,9 +57,7 @@ impl Tracer {
         let content = filter.table()?;
         let listener = Listener::open()?;
         let log = if legacy.is_empty() { None } else { Some(Log::open(legacy)?) };
-        let table = OwnedTable::make(&content).map_err(|error| {
-            if error.is_unsupported() { TraceError::Ownerless(error) } else { error.into() }
-        })?;
+        let table = OwnedTable::make(&content)?;
         Ok(Self { listener, log, table })
     }
 

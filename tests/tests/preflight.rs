@@ -98,6 +98,52 @@ fn what_ebpf_lacks_is_named() -> Result<()> {
     let (code, said) = ran(&namespace, &mut wrapped(&old, &load))?;
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("eBPF can't work here: eBPF programs for connect()"), "{said}");
+    // It is refused before anything is made or given to the verifier.
+    assert!(!said.contains("does not accept") && !said.contains("node's programs in"), "{said}");
+    assert_eq!(namespace.run("find", &["/run/bpf", "-name", "millrace"])?, "");
+    Ok(())
+}
+
+/// Verify that a first load that fails, wherever it does, leaves nothing pinned.
+#[test]
+fn a_load_that_fails_leaves_nothing() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let namespace = Namespace::new()?;
+    mount_bpffs(&namespace)?;
+    let mut failed = 0;
+    for at in (20..400).step_by(19) {
+        let inject = format!("inject=bpf:error=ENOMEM:when={at}");
+        let strace = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=bpf", "-e", &inject];
+        let load = millrace(["node-bpf", "load", "--bpffs", FOLDER])?;
+        let (code, said) = ran(&namespace, &mut wrapped(&strace, &load))?;
+        if code == Some(0) {
+            ran(&namespace, &mut millrace(["node-bpf", "unload", "--bpffs", FOLDER])?)?;
+            continue;
+        }
+        failed += 1;
+        let left = namespace.run("find", &["/run/bpf", "-mindepth", "2"])?;
+        assert_eq!(left, "", "{at}: {said}");
+    }
+    assert!(failed > 2, "{failed}");
+    Ok(())
+}
+
+/// Verify that programs which another `/sys` hides, as that of `ip netns exec`, are spoken of where
+/// rules are written without them, and that others are not.
+#[test]
+fn programs_that_a_mount_hides_are_spoken_of() -> Result<()> {
+    let script = "mkdir -p /run/bpf && mount -t bpf bpf /run/bpf && mkdir /run/bpf/millrace; \
+                  unshare --mount sh -c \"$0 && exec \\\"\\$@\\\"\" sh \"$@\"; exit $?";
+    let unshare = ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "sh", "-c", script];
+    for (hide, hidden) in [("umount /run/bpf", true), ("true", false)] {
+        let namespace = Namespace::new()?;
+        namespace.ip("link set lo up\n")?;
+        let apply = millrace(["apply", "--bpffs", FOLDER, "--ipv6", "off"])?;
+        let (code, said) =
+            ran(&namespace, &mut wrapped(&[&unshare[..], &[hide]].concat(), &apply))?;
+        assert!(code == Some(0) && said.contains("using nftables: "), "{said}");
+        assert_eq!(said.contains(&format!("{FOLDER} is on no bpffs here")), hidden, "{said}");
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use millrace_core::ebpf::{IdError, Refusals};
 use millrace_core::ids::Unmapped;
 use nix::errno::Errno;
 
+use super::folder;
 use crate::link::LinkError;
 use crate::lock::{self, Process};
 
@@ -69,7 +70,7 @@ pub enum EbpfError {
     )]
     NoCgroup(PathBuf),
     /// The node's programs are not loaded.
-    #[error("{0} holds no programs of Millrace: run `millrace node-bpf load` on the node first")]
+    #[error("{}", folder::nothing_in(.0))]
     NotLoaded(PathBuf),
     /// Something of the node's programs is gone.
     #[error(
@@ -117,6 +118,9 @@ pub enum EbpfError {
         /// The error.
         source: io::Error,
     },
+    /// The kernel can't do all of it.
+    #[error("eBPF can't work here: {0}; nothing was changed")]
+    Unable(String),
     /// A map is full.
     #[error("the map {0} is full: nothing was changed for this pod")]
     Full(&'static str),

@@ -12,10 +12,10 @@ use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported};
 use millrace_core::preflight::{Backend, Finding, verdicts};
 use nix::errno::Errno;
-use nix::sys::statfs::statfs;
 
 use super::error::EbpfError;
-use super::node::{BPF_FS, Node, default_cgroup};
+use super::folder::is_in_bpffs;
+use super::node::{Node, default_cgroup};
 use super::sys_bpf;
 use super::target::Target;
 use crate::preflight::{GRANT, finding, has_capability};
@@ -127,6 +127,9 @@ const MAPS: [(&str, MapType, &str); 9] = [
     ("ring buffer, for trace", MapType::RingBuf, "5.8"),
 ];
 
+/// What is said of what can't be asked for.
+const UNASKED: &str = "it can't be asked for: ";
+
 /// Whether the kernel has something.
 enum Has {
     Yes,
@@ -159,9 +162,7 @@ impl Has {
         match self {
             Self::Yes => finding(what, true, "", needed_by),
             Self::No => finding(what, false, remedy, needed_by),
-            Self::Refused(why) => {
-                finding(what, false, &format!("it can't be asked for: {why}"), needed_by)
-            }
+            Self::Refused(why) => finding(what, false, &format!("{UNASKED}{why}"), needed_by),
         }
     }
 }
@@ -191,11 +192,7 @@ pub fn features(folder: &Path) -> Vec<Finding> {
     }
     findings.push(finding("the system call bpf(2)", true, "", NEEDED));
     findings.extend(kinds());
-    findings.push(Has::tried(sys_bpf::try_links()).finding(
-        "links of eBPF programs, which can be replaced".to_owned(),
-        "it takes Linux 5.9",
-        NEEDED,
-    ));
+    findings.push(links());
     findings.extend(helpers());
     findings.extend(maps());
     findings.push(finding(
@@ -206,6 +203,23 @@ pub fn features(folder: &Path) -> Vec<Finding> {
     ));
     findings.push(loaded(folder));
     findings
+}
+
+/// What the kernel says that it lacks, in one line; what it can't be asked for is not said to be
+/// missing.
+pub(super) fn unable() -> Option<String> {
+    if matches!(is_map_supported(MapType::Array), Err(_) | Ok(false)) {
+        return None;
+    }
+    let said = |finding: &Finding| {
+        let lacks = !finding.there && !finding.needed_by.is_empty();
+        lacks && !finding.remedy.starts_with(UNASKED)
+    };
+    let all =
+        [cookies()].into_iter().chain(kinds()).chain([links()]).chain(helpers()).chain(maps());
+    let lacks: Vec<String> =
+        all.filter(said).map(|f| format!("{}: {}", f.what, f.remedy)).collect();
+    (!lacks.is_empty()).then(|| lacks.join("; "))
 }
 
 /// What is missing, if anything is, in one line.
@@ -241,12 +255,10 @@ fn capabilities() -> Vec<Finding> {
 
 /// Where programs are pinned and attached.
 fn places(folder: &Path) -> [Finding; 2] {
-    let there = folder.ancestors().find_map(|path| statfs(path).ok());
-    let bpffs = there.is_some_and(|fs| fs.filesystem_type() == BPF_FS);
     [
         finding(
             format!("bpffs for {}", folder.display()),
-            bpffs,
+            is_in_bpffs(folder),
             "mount -t bpf bpf /sys/fs/bpf, or name a folder of one with --bpffs; it takes a \
              kernel with CONFIG_BPF_SYSCALL",
             NEEDED,
@@ -280,6 +292,11 @@ fn other_processes() -> Finding {
         "it takes Linux 5.6, and no seccomp filter that refuses it",
         SPARED,
     )
+}
+
+fn links() -> Finding {
+    let what = "links of eBPF programs, which can be replaced".to_owned();
+    Has::tried(sys_bpf::try_links()).finding(what, "it takes Linux 5.9", NEEDED)
 }
 
 fn kinds() -> impl Iterator<Item = Finding> {

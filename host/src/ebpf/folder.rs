@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::sys::statfs::statfs;
 use nix::unistd::geteuid;
 
 use super::error::EbpfError;
+use super::node::BPF_FS;
 use crate::lock::file_holder;
 
 /// Whoever waits for the lock looks so often whether it is free.
@@ -24,6 +26,35 @@ const PAUSE: Duration = Duration::from_millis(1);
 const PRIVATE: u32 = 0o700;
 /// What lets others change what is in a folder.
 const WRITABLE: u32 = 0o022;
+
+/// Whether a path is, or would be, in a bpffs.
+pub(super) fn is_in_bpffs(path: &Path) -> bool {
+    let there = path.ancestors().find_map(|path| statfs(path).ok());
+    there.is_some_and(|fs| fs.filesystem_type() == BPF_FS)
+}
+
+/// Whether the machine's first process sees a folder of programs there and this one does not see even a
+/// bpffs: `ip netns exec` mounts a `/sys` of its own over the one that has it.
+pub fn is_hidden(folder: &Path) -> bool {
+    let Ok(inside) = folder.strip_prefix("/") else { return false };
+    let outside = Path::new("/proc/1/root").join(inside);
+    !is_in_bpffs(folder) && is_in_bpffs(&outside) && outside.is_dir()
+}
+
+/// What to say where there are no programs.
+pub(super) fn nothing_in(folder: &Path) -> String {
+    let shown = folder.display();
+    if is_in_bpffs(folder) {
+        return format!(
+            "{shown} holds no programs of Millrace: run `millrace node-bpf load` on the node first"
+        );
+    }
+    format!(
+        "{shown} is on no bpffs here, so programs that the node may have can't be seen: enter the pod \
+         without another /sys (`nsenter --net`; `ip netns exec` mounts one), mount the node's bpffs, or name \
+         its folder with --bpffs; where none are loaded, run `millrace node-bpf load` on the node first"
+    )
+}
 
 /// Make a folder that nobody else reaches.
 pub(super) fn make(folder: &Path) -> io::Result<()> {

@@ -33,6 +33,7 @@ mod whole;
 
 pub use error::EbpfError;
 pub use features::{features, lacking, unprivileged};
+pub use folder::is_hidden;
 pub use millrace_ebpf_common::{Address, Class, Event};
 pub use node::{Loaded, Node, Options, State, default_cgroup};
 pub use pod::{Enrolled, Found, Sizes};

@@ -14,6 +14,7 @@ use nix::fcntl::Flock;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, fstatfs};
 
 use super::error::EbpfError;
+use super::features::unable;
 use super::folder::{self, lock};
 use super::maps::{Maps, NAMES};
 use super::program::{Lookup, sources};
@@ -23,6 +24,8 @@ use super::target::Target;
 use super::whole::{Faults, attached_at, lost, put_back};
 use crate::netns::known;
 
+/// What the folder has.
+const PARTS: [&str; 4] = ["maps", "links", "pods", "spares"];
 /// `BPF_FS_MAGIC` of linux/magic.h.
 pub(super) const BPF_FS: FsType = FsType(0xcafe_4a11);
 
@@ -140,25 +143,44 @@ impl Node {
         wait: Duration,
     ) -> Result<(Self, Loaded), EbpfError> {
         let deadline = Instant::now() + wait;
+        // Before anything is made: a verifier's log does not say what a kernel lacks.
+        if let Some(what) = unable() {
+            return Err(EbpfError::Unable(what));
+        }
         let cgroup = File::open(&options.cgroup).ok();
         let is_cgroup =
             |file: &File| fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
         let cgroup = cgroup.filter(is_cgroup);
         let cgroup = cgroup.ok_or_else(|| EbpfError::NoCgroup(options.cgroup.clone()))?;
-        let make = |path: &Path| {
-            folder::make(path)
-                .map_err(|source| EbpfError::NoFolder { folder: folder.to_owned(), source })
-        };
-        make(folder)?;
+        folder::make(folder)
+            .map_err(|source| EbpfError::NoFolder { folder: folder.to_owned(), source })?;
         let in_bpffs =
             fstatfs(folder::open(folder)?).is_ok_and(|fs| fs.filesystem_type() == BPF_FS);
         if !in_bpffs {
             return Err(EbpfError::NoBpffs(folder.to_owned()));
         }
         let _lock = lock(folder, deadline)?;
+        let fresh = !folder.join("maps").exists();
+        let loaded = Self::load_all(folder, options, &cgroup);
+        if fresh && loaded.is_err() {
+            // What is pinned of it would be taken for programs that have lost something.
+            for part in PARTS {
+                let _gone = fs::remove_dir_all(folder.join(part));
+            }
+        }
+        loaded
+    }
+
+    /// The same, with the lock held, in a folder that is ours.
+    fn load_all(
+        folder: &Path,
+        options: &Options,
+        cgroup: &File,
+    ) -> Result<(Self, Loaded), EbpfError> {
         let maps = folder.join("maps");
-        for part in ["maps", "links", "pods", "spares"] {
-            make(&folder.join(part))?;
+        for part in PARTS {
+            let made = folder::make(&folder.join(part));
+            made.map_err(|source| EbpfError::NoFolder { folder: folder.to_owned(), source })?;
         }
         let mut loaded = Loaded { restored: put_back(folder)?, ..Loaded::default() };
         // What is there must be of this version, before anything is replaced.

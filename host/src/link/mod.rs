@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use rtnetlink::{Handle, LinkUnspec};
 
 use crate::netlink::{own_address, runtime};
+use crate::preflight::has_ipv6;
 use crate::privilege::Hint;
 
 /// The index of `lo` in every namespace (`LOOPBACK_IFINDEX` in the kernel's `net/flow.h`).
@@ -69,6 +70,13 @@ impl fmt::Display for Refusal {
                 "{errno}; IPv6 is switched off on lo: set the sysctl net.ipv6.conf.lo.disable_ipv6 \
                  to 0, or switch it off in the whole pod"
             ),
+            Self::Errno(errno @ (Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)) if !has_ipv6() => {
+                write!(
+                    f,
+                    "{errno}; this kernel has no IPv6 (ipv6.disable=1 on its command line, or no CONFIG_IPV6): \
+                 capture IPv4 alone (--ipv6 off)"
+                )
+            }
             Self::Errno(errno) => errno.fmt(f),
             Self::Other(text) => f.write_str(text),
         }

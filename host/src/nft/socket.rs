@@ -57,6 +57,12 @@ pub enum NftError {
         /// What it needs of the kernel beside `nf_tables` itself.
         needs: Vec<String>,
     },
+    /// There are no tables that belong to a process.
+    #[error(
+        "this kernel has no tables of nf_tables that end with the process that made them (flag owner), \
+         which a trace needs to leave nothing behind: Linux 5.12 or later has them"
+    )]
+    Ownerless,
     /// A table is a process's own, and nobody else may change it.
     #[error(
         "nf_tables refuses {what}: the table {table} is owned by the process that made it (flag owner, \

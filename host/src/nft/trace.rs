@@ -55,17 +55,48 @@ impl OwnedTable {
     pub(crate) fn make(content: &NativeTable) -> Result<Self, NftError> {
         let connection = Connection::open()?.ok_or(NftError::Absent)?;
         let name = format!("{TABLE_PREFIX}{}", connection.port()?);
-        let mut batch = Batch::new(NetfilterProtoFamily::Inet);
-        let mut message = table(&name);
-        message.attributes.push(TableAttribute::Flags(TableFlags::Owner));
-        batch.step(NfTablesMessage::NewTable(message), format!("table {name}"));
+        let mut batch = owned(&name);
         batch.content(&name, content)?;
-        connection.transact(batch.steps(), None)?;
+        connection.transact(batch.steps(), None).map_err(|error| ownerless(error, &name))?;
         Ok(Self { _owner: connection, name })
+    }
+
+    /// Whether the kernel has such tables, without making one.
+    ///
+    /// # Errors
+    /// That it has none, or can't be asked.
+    pub(crate) fn rehearse() -> Result<(), NftError> {
+        let connection = Connection::open()?.ok_or(NftError::Absent)?;
+        let name = format!("{TABLE_PREFIX}{}", connection.port()?);
+        connection.rehearse(owned(&name).steps()).map_err(|error| ownerless(error, &name))
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+}
+
+fn owned(name: &str) -> Batch {
+    let mut batch = Batch::new(NetfilterProtoFamily::Inet);
+    let mut message = table(name);
+    message.attributes.push(TableAttribute::Flags(TableFlags::Owner));
+    batch.step(NfTablesMessage::NewTable(message), what(name));
+    batch
+}
+
+fn what(name: &str) -> String {
+    format!("table {name}")
+}
+
+/// A kernel that does not know the flag says no more than that the table is not well made.
+fn ownerless(error: NftError, name: &str) -> NftError {
+    match error {
+        NftError::Rejected { what: refused, why: Errno::EINVAL | Errno::EOPNOTSUPP, .. }
+            if refused == what(name) =>
+        {
+            NftError::Ownerless
+        }
+        error => error,
     }
 }
 
@@ -215,4 +246,25 @@ pub fn handles() -> Result<Handles, NftError> {
         handles.entry(key).or_default().push(handle);
     }
     Ok(handles)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_does_not_know_the_flag_is_told_from_other_refusals() {
+        let rejected = |what: &str, why| NftError::Rejected {
+            what: what.to_owned(),
+            why,
+            text: String::new(),
+            needs: Vec::new(),
+        };
+        let found = |what: &str, why| ownerless(rejected(what, why), "millrace-trace-1");
+        let table = "table millrace-trace-1";
+        assert!(matches!(found(table, Errno::EINVAL), NftError::Ownerless));
+        assert!(matches!(found(table, Errno::EPERM), NftError::Rejected { .. }));
+        let rule = "rule 1 of chain x of table millrace-trace-1";
+        assert!(matches!(found(rule, Errno::EINVAL), NftError::Rejected { .. }));
+    }
 }

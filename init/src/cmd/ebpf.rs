@@ -10,7 +10,7 @@ use millrace_core::plan::Wish;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::status::holds_rules;
 use millrace_host::ebpf::{
-    EbpfError, Enrolled, Faults, Found, Node, Target, lacking, unprivileged,
+    EbpfError, Enrolled, Faults, Found, Node, Target, is_hidden, lacking, unprivileged,
 };
 use millrace_host::engine::{Drift, Request, Rules, Session};
 use millrace_host::exec;
@@ -92,7 +92,12 @@ pub(super) fn can(
     policy: &CapturePolicy,
 ) -> Result<bool> {
     let found = match Node::open_if_loaded(folder) {
-        Ok(None) => return Ok(false),
+        Ok(None) => {
+            if is_hidden(folder) {
+                warn(&EbpfError::NotLoaded(folder.to_owned()).to_string());
+            }
+            return Ok(false);
+        }
         Ok(Some(node)) => Target::current().and_then(|target| node.pod(target.cookie())),
         Err(error) => Err(error),
     };

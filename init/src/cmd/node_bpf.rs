@@ -30,7 +30,7 @@ pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
             };
             let loaded = Node::load(&command.folder, &options, command.wait);
             let (_, loaded) = loaded.map_err(|error| {
-                if error.is_busy() {
+                if error.is_busy() || matches!(error, EbpfError::Unable(_)) {
                     return error.into();
                 }
                 // The kernel's error is of one program; what it lacks is said by preflight's look.
