@@ -13,7 +13,7 @@ use millrace_core::preflight;
 use millrace_core::report::{restore_text, routing_text};
 use millrace_core::ruleset::Ruleset;
 use millrace_core::source::{Source, Sourced};
-use millrace_core::status::{State, Status, judge, judge_native};
+use millrace_core::status::{State, Status, dialect, judge, judge_native};
 use millrace_core::value::Groups;
 use millrace_host::engine::{Drift, EngineError, Outcome, Request, Rules, Session};
 use millrace_host::observe::Look;
@@ -154,10 +154,10 @@ impl Pod {
     /// # Errors
     /// When it can't be seen, or not be taken away.
     pub(crate) fn remove(&mut self, had_entry: bool, wait: Duration) -> Result<bool, EngineError> {
-        let observed = self.session.observe(&self.exec, Look::Fast)?;
-        let found = judge(&observed, None, &self.groups);
+        // Whose chains they are tells enough: rules are read once, by the run.
+        let observed = self.session.observe(&self.exec, Look::Chains)?;
         // What a container of the pod wrote from inside is not ours.
-        if found.dialect != Some(OWN) && !observed.interrupted && !had_entry {
+        if dialect(&observed) != Some(OWN) && !observed.interrupted && !had_entry {
             return Ok(false);
         }
         Ok(!self.run(None, Wish::Auto, vec![istio::TPROXY_DEFAULTS], wait)?.effects.is_empty())

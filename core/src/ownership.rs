@@ -34,21 +34,14 @@ pub struct Owned {
 impl Owned {
     /// Find what is ours in a dump.
     pub fn find(dump: &Dump, footprints: &[Footprint]) -> Self {
-        let mut owned = Self::default();
-        for (table, content) in known_tables(dump) {
-            for footprint in footprints {
-                let chains = content.chains.iter().filter(|c| is_of(footprint.layout, &c.name));
-                let chains: Vec<&ChainDump> = chains.collect();
-                let rival = footprint.rival.is_some_and(|name| content.chain(name).is_some());
-                if !(rival && chains.len() == 1) {
-                    owned.chains.extend(chains.iter().map(|chain| (table, chain.name.clone())));
-                }
-            }
-        }
+        let chains = own_chains(dump, footprints).into_iter();
+        let chains = chains.map(|(table, chain)| (table, chain.to_owned())).collect();
+        let mut owned = Self { chains, rules: BTreeSet::new() };
         for (table, content) in known_tables(dump) {
             for chain in &content.chains {
+                let is_ours = owned.has_chain(table, &chain.name);
                 for (index, rule) in chain.rules.iter().enumerate() {
-                    if owned.has_chain(table, &chain.name) || owned.reaches(table, rule) {
+                    if is_ours || owned.reaches(table, rule) {
                         owned.add_rule(table, &chain.name, index);
                     }
                 }
@@ -120,6 +113,27 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
         !quoted && c.is_ascii_whitespace()
     };
     text.split(between).filter(|word| !word.is_empty())
+}
+
+/// Whether a dump holds chains of a dialect. Their names tell, so this costs nothing with however many
+/// rules.
+pub fn has_chains(dump: &Dump, footprint: &Footprint) -> bool {
+    !own_chains(dump, std::slice::from_ref(footprint)).is_empty()
+}
+
+fn own_chains<'d>(dump: &'d Dump, footprints: &[Footprint]) -> Vec<(Table, &'d str)> {
+    let mut found = Vec::new();
+    for (table, content) in known_tables(dump) {
+        for footprint in footprints {
+            let chains = content.chains.iter().filter(|c| is_of(footprint.layout, &c.name));
+            let chains: Vec<&ChainDump> = chains.collect();
+            let rival = footprint.rival.is_some_and(|name| content.chain(name).is_some());
+            if !(rival && chains.len() == 1) {
+                found.extend(chains.iter().map(|chain| (table, chain.name.as_str())));
+            }
+        }
+    }
+    found
 }
 
 /// The tables of a dump that ours can be in.

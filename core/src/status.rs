@@ -12,6 +12,7 @@ use crate::neighbours;
 use crate::nft::tables::Native;
 use crate::nft::{self, NftRuleset};
 use crate::observed::{IpRule, Observed, Variant};
+use crate::ownership;
 use crate::plan::{self, Change, Context, Effect, FamilyState, TakenTable, Wanted};
 use crate::policy::CapturePolicy;
 use crate::ruleset::{Rule, Ruleset, TableChain};
@@ -209,6 +210,18 @@ fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) 
 /// Whether rules of any backend capture a namespace, or are left of some that did.
 pub fn holds_rules(observed: &Observed, groups: &Groups) -> bool {
     !observed.native.is_empty() || judge(observed, None, groups).state != State::NotCaptured
+}
+
+/// Whose rules [`judge`] finds, without a look at the rules.
+pub fn dialect(observed: &Observed) -> Option<&'static str> {
+    let holds = |variant: Variant, dialect: &Dialect| {
+        let dumps = Family::ALL.into_iter().filter_map(|family| observed.holding(variant, family));
+        dumps.into_iter().any(|dump| ownership::has_chains(dump, &dialect.footprint))
+    };
+    let of_variant = |variant| DIALECTS.iter().find(|dialect| holds(variant, dialect));
+    let of_iptables = Variant::ALL.into_iter().find_map(of_variant).map(|dialect| dialect.name);
+    let native = || observed.native.first().map(|(name, _)| dialect::dialect_of_table(name));
+    of_iptables.or_else(native)
 }
 
 /// Judge a namespace that native nftables captures, or is to capture.

@@ -66,7 +66,9 @@ pub enum ObserveError {
 pub enum Look {
     /// As fast as it goes: the kernel is asked, and a program only where that is not enough.
     Fast,
-    /// As that, and what is not understood by the programs as well, so that every rule has the text that
+    /// As that, but of `nf_tables` the tables and chains alone, without rules and sets.
+    Chains,
+    /// As [`Look::Fast`], and what is not understood by the programs as well, so that every rule has the text that
     /// people know.
     Verbatim,
 }
@@ -105,7 +107,7 @@ pub fn observe(
     let deadline = Instant::now() + PATIENCE;
     let mut running = Vec::new();
     let mut holdings = Vec::new();
-    let Holds { mut held, seen, nf_tables, unseen } = holds()?;
+    let Holds { mut held, seen, nf_tables, unseen } = holds(look != Look::Chains)?;
     let nft::Look { generation, tables, native, iptables, dormant, foreign } = seen;
     let tables = tables.into_iter().map(|(family, name)| family.table(name)).collect();
     for (family, dump) in iptables {
@@ -186,9 +188,9 @@ struct Holds {
     unseen: Option<ObserveError>,
 }
 
-fn holds() -> Result<Holds, ObserveError> {
+fn holds(rules: bool) -> Result<Holds, ObserveError> {
     let mut held = Vec::new();
-    let seen = nft::look(nft::Wanted { native: NFT_TABLES, iptables: true })?;
+    let seen = nft::look(nft::Wanted { native: NFT_TABLES, iptables: true, rules })?;
     let nf_tables = seen.is_some();
     let seen = seen.unwrap_or_default();
     let mut unseen = None;

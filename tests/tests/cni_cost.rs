@@ -1,6 +1,7 @@
 //! What the plugin does not do: start processes, open connections, ask anybody.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::cni::{Call, Host, mesh};
@@ -63,5 +64,66 @@ fn a_lookup_is_seen() -> Result<()> {
     let trace = traced(&host, &call)?;
     let connections = trace.lines().filter(|l| l.contains("connect(") && l.contains("AF_INET"));
     ensure!(connections.count() == 1, "{trace}");
+    Ok(())
+}
+
+/// How often a call asks the kernel for rules of `nf_tables`.
+fn rule_requests(host: &Host, call: &Call) -> Result<usize> {
+    let trace = host.folder().join("requests");
+    let file = trace.to_str().context("a path")?;
+    call.run_under(host, &["strace", "-qq", "-e", "trace=sendto", "-o", file])?.success()?;
+    let requests = fs::read_to_string(&trace)?;
+    // Which of both strace prints depends on its version.
+    let names = ["nlmsg_type=0xa07 ", "NFT_MSG_GETRULE"];
+    let asks = |line: &&str| names.iter().any(|name| line.contains(name));
+    Ok(requests.lines().filter(asks).count())
+}
+
+/// Verify that rules are asked for once, chain by chain: a list of rules costs the kernel time by the
+/// square of all that is listed.
+#[test]
+fn rules_are_read_once_and_by_chain() -> Result<()> {
+    let host = Host::new()?;
+    for backend in ["iptables", "nftables"] {
+        let pod = host.pod()?;
+        let add = Call::new(&host, "ADD", &pod, mesh(&[])).with_key("backend", json!(backend));
+        add.run(&host)?.success()?;
+        let chains = host.inside(&pod, |inside| inside.run("nft", &["list", "chains"]))?;
+        let chains = chains.lines().filter(|line| line.trim_start().starts_with("chain ")).count();
+        ensure!(chains > 4, "{backend}: {chains} chains");
+        for command in ["CHECK", "DEL"] {
+            let asked = rule_requests(&host, &add.clone().to(command))?;
+            assert_eq!(asked, chains, "{backend} {command}");
+        }
+    }
+    Ok(())
+}
+
+/// Verify that with a list of ports that is about as long as annotations can be the pod is captured,
+/// or where the deadline is too short, it is said so and the pod is not started.
+#[test]
+fn a_long_list_of_ports() -> Result<()> {
+    let host = Host::new()?;
+    for (backend, last) in [("nftables", u16::MAX), ("iptables", u16::MAX / 2)] {
+        let ports: Vec<String> = (1..last).step_by(2).map(|port| port.to_string()).collect();
+        let ports = ports.join(",");
+        let annotations = mesh(&[("traffic.sidecar.istio.io/excludeOutboundPorts", &ports)]);
+        let pod = host.pod()?;
+        let add = Call::new(&host, "ADD", &pod, annotations.clone())
+            .with_key("backend", json!(backend))
+            .with_key("deadline", json!("5m"));
+        // Fast enough for this a machine may be with nftables, hardly with iptables.
+        let began = Instant::now();
+        let reply = add.clone().with_key("deadline", json!("1ms")).run(&host)?;
+        ensure!(began.elapsed() < Duration::from_secs(30), "{reply:?}");
+        if reply.code != Some(0) {
+            let said = reply.failure(11)?;
+            ensure!(said.contains("it is not done after 1ms"), "{said}");
+        }
+        // It is tried again, whatever is there by then.
+        add.run(&host)?.success()?;
+        add.clone().to("CHECK").run(&host)?.success()?;
+        add.to("DEL").run(&host)?.success()?;
+    }
     Ok(())
 }

@@ -34,7 +34,7 @@ const NAMES: [&str; 5] =
 
 /// What the calling thread's namespace holds.
 fn seen() -> Result<Look> {
-    let wanted = Wanted { native: &NAMES, iptables: false };
+    let wanted = Wanted { native: &NAMES, iptables: false, rules: true };
     look(wanted)?.context("the kernel has no nf_tables")
 }
 

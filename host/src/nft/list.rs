@@ -5,13 +5,11 @@ use std::collections::BTreeMap;
 use millrace_core::nft::listed::{Layer, ListedChain, ListedRule, ListedTable};
 use millrace_core::value::Family;
 use netlink_packet_netfilter::NetfilterProtoFamily;
-use netlink_packet_netfilter::nftables::{
-    ChainMessage, NfTablesMessage, RuleMessage, TableMessage,
-};
+use netlink_packet_netfilter::nftables::{ChainMessage, NfTablesMessage, TableMessage};
 
 use super::decode::counters;
 use super::raw::{Answer, Attributes, kind};
-use super::read::{CHAIN, RULE_EXPRESSIONS, TABLE, base, drops, is_dormant, place};
+use super::read::{CHAIN, RULE_EXPRESSIONS, TABLE, base, drops, is_dormant, rules_of};
 use super::socket::{Connection, NftError};
 use super::terms::{sets, term};
 
@@ -79,30 +77,27 @@ fn list_once(
         let chain = answer.attributes();
         let owner = owner(&mut found, &answer, chain.text(CHAIN.0));
         if let Some((table, name)) = owner.zip(chain.text(CHAIN.1)) {
+            let rules = rules_of(connection, answer.family, &table.name, name)?;
             table.chains.push(ListedChain {
                 name: name.to_owned(),
                 base: base(chain),
                 devices: devices(chain),
                 drops: drops(chain),
-                rules: Vec::new(),
+                rules: rules.iter().map(|rule| listed(rule.attributes())).collect(),
             });
         }
-    }
-    let request = NfTablesMessage::GetRule(RuleMessage { attributes: Vec::new() });
-    for answer in dump(request, kind::RULE, "rules")? {
-        let rule = answer.attributes();
-        let Some((table, chain)) = place(rule) else { continue };
-        let Some(table) = owner(&mut found, &answer, Some(table)) else { continue };
-        let Some(chain) = table.chains.iter_mut().find(|c| c.name == *chain) else { continue };
-        chain.rules.push(ListedRule {
-            parts: rule.list(RULE_EXPRESSIONS).map(term).collect(),
-            counters: rule.list(RULE_EXPRESSIONS).find_map(counters),
-        });
     }
     if connection.generation()? != generation {
         return Err(NftError::Changed);
     }
     Ok(found)
+}
+
+fn listed(rule: Attributes<'_>) -> ListedRule {
+    ListedRule {
+        parts: rule.list(RULE_EXPRESSIONS).map(term).collect(),
+        counters: rule.list(RULE_EXPRESSIONS).find_map(counters),
+    }
 }
 
 fn layer(answer: &Answer) -> Option<Layer> {

@@ -11,8 +11,8 @@ use millrace_core::ruleset::{Hook, Table};
 use millrace_core::value::Family;
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
-    ChainMessage, NfTablesMessage, RuleMessage, SetAttribute, SetElementList, SetElementMessage,
-    SetMessage, TableMessage,
+    ChainMessage, NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetElementList,
+    SetElementMessage, SetMessage, TableMessage,
 };
 
 use super::decode::{decides, decode};
@@ -98,6 +98,8 @@ pub struct Wanted<'a> {
     pub native: &'a [&'a str],
     /// Whether those of iptables-nft are.
     pub iptables: bool,
+    /// Whether what is in chains is read too; without it, no chain has rules.
+    pub rules: bool,
 }
 
 /// How often to look again when somebody changes what is looked at.
@@ -159,8 +161,9 @@ fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>
     };
     let request = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
     let mut elsewhere = Vec::new();
-    for chain in dump(request, kind::CHAIN, "chains")? {
-        let Some(family) = family_of(&chain) else { continue };
+    let chains = dump(request, kind::CHAIN, "chains")?;
+    for chain in &chains {
+        let Some(family) = family_of(chain) else { continue };
         match family {
             TableFamily::Inet => add_chain(&mut found.native, chain.attributes()),
             TableFamily::Ip(family) => {
@@ -171,23 +174,40 @@ fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>
         let foreign = foreign(family, chain.attributes());
         found.foreign.extend(foreign.filter(|f| !named(&(family, f.table.name.clone()))));
     }
+    let read: &[Answer] = if wanted.rules { &chains } else { &[] };
     let mut sets = Vec::new();
-    for (table, _) in &found.native {
+    for (table, _) in found.native.iter().filter(|_| wanted.rules) {
         sets.push((table.clone(), read_sets(NetfilterProtoFamily::Inet, table, connection)?));
     }
-    let request = NfTablesMessage::GetRule(RuleMessage { attributes: Vec::new() });
-    for rule in dump(request, kind::RULE, "rules")? {
-        let Some(family) = family_of(&rule) else { continue };
-        match family {
-            TableFamily::Inet => add_rule(&mut found.native, rule.attributes(), &sets),
-            TableFamily::Ip(family) => {
-                let (table, chain) = place(rule.attributes()).unwrap_or_default();
-                let called =
-                    !elsewhere.iter().any(|(f, t, c)| (*f, &**t, &**c) == (family, table, chain));
-                add_iptables_rule(&mut found.iptables, family, rule.attributes(), called);
-            }
+    let is_foreign =
+        |found: &Look, table: &TableId| found.foreign.iter().any(|f| f.table == *table);
+    for chain in read {
+        let attributes = chain.attributes();
+        let named_chain = attributes.text(CHAIN.0).zip(attributes.text(CHAIN.1));
+        let Some((family, (table, name))) = family_of(chain).zip(named_chain) else { continue };
+        let is_read = match family {
+            TableFamily::Inet => found.native.iter().any(|(native, _)| native == table),
+            TableFamily::Ip(_) => wanted.iptables && xtables::known(table),
+        };
+        if !is_read && !is_foreign(&found, &family.table(table.to_owned())) {
+            continue;
         }
-        note_decision(&mut found.foreign, family, rule.attributes());
+        let called = match family {
+            TableFamily::Inet => true,
+            TableFamily::Ip(family) => {
+                !elsewhere.iter().any(|(f, t, c)| (*f, &**t, &**c) == (family, table, name))
+            }
+        };
+        for rule in rules_of(connection, chain.family, table, name)? {
+            let rule = rule.attributes();
+            match family {
+                TableFamily::Inet => add_rule(&mut found.native, rule, &sets),
+                TableFamily::Ip(family) => {
+                    add_iptables_rule(&mut found.iptables, family, rule, called);
+                }
+            }
+            note_decision(&mut found.foreign, family, rule);
+        }
     }
     if connection.generation()? == generation { Ok(Some(found)) } else { Err(NftError::Changed) }
 }
@@ -203,7 +223,7 @@ pub fn unchanged_since(generation: Option<u32>) -> Result<(), NftError> {
 
 /// Whether the kernel has `nf_tables`. Where it can't be asked, nothing says that it has not.
 pub fn is_supported() -> bool {
-    !matches!(look(Wanted { native: &[], iptables: false }), Ok(None))
+    !matches!(look(Wanted { native: &[], iptables: false, rules: false }), Ok(None))
 }
 
 pub(super) fn family_of(answer: &Answer) -> Option<TableFamily> {
@@ -285,6 +305,27 @@ fn add_iptables_rule(
     if let Some(chain) = chain {
         chain.rules.push(xtables::read_rule(rule, family, called));
     }
+}
+
+/// The rules of one chain. The kernel answers in pieces of at most 32 KiB (`netlink_dump`), and walks to
+/// where it was from the beginning of what was asked for: asked for one chain, it passes by no other.
+pub(super) fn rules_of(
+    connection: &Connection,
+    family: u8,
+    table: &str,
+    chain: &str,
+) -> Result<Vec<Answer>, NftError> {
+    let attributes =
+        vec![RuleAttribute::Table(table.to_owned()), RuleAttribute::Chain(chain.to_owned())];
+    let request = NfTablesMessage::GetRule(RuleMessage { attributes });
+    let answers = connection.dump(NetfilterProtoFamily::from(family), request, "rules")?;
+    let mut answers = answers.unwrap_or_default();
+    // Kernels before 4.10 answer with all rules of all tables.
+    answers.retain(|answer| {
+        (answer.kind, answer.family) == (kind::RULE, family)
+            && place(answer.attributes()) == Some((table, chain))
+    });
+    Ok(answers)
 }
 
 /// A rule's table and chain.
