@@ -1,10 +1,14 @@
 //! Gathering what the core needs to know of the host.
 
-use std::fs;
+use std::path::Path;
 
 use millrace_core::facts::{HostFacts, groups, users};
 
+use crate::file;
 use crate::link::{LinkError, Net};
+
+/// The most that is read of a file of `/etc`, in bytes: those of users have long lists, rarely.
+const MOST: usize = 16 * 1024 * 1024;
 
 /// Read addresses, the resolver's configuration, users and groups. Users and groups come from
 /// their files alone: the program is static, and a name service would be asked over the network
@@ -13,11 +17,19 @@ use crate::link::{LinkError, Net};
 /// # Errors
 /// When the addresses can't be listed. A file that can't be read is a fact like any other.
 pub fn gather(net: &Net) -> Result<HostFacts, LinkError> {
-    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let text = |path: &str| file::text(Path::new(path), MOST).unwrap_or_default();
     Ok(HostFacts {
         addresses: net.addresses()?.into_iter().map(|a| a.address).collect(),
-        resolv_conf: Some(fs::read_to_string("/etc/resolv.conf").map_err(|e| e.to_string())),
+        resolv_conf: Some(resolv_conf()),
         users: users(&text("/etc/passwd")),
         groups: groups(&text("/etc/group")),
     })
+}
+
+/// The resolver's configuration of this host, or why it can't be read.
+///
+/// # Errors
+/// The reason, in words.
+pub fn resolv_conf() -> Result<String, String> {
+    file::text(Path::new("/etc/resolv.conf"), MOST).map_err(|error| error.to_string())
 }

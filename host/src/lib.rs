@@ -9,6 +9,7 @@ pub mod effect;
 pub mod engine;
 pub mod exec;
 pub mod facts;
+pub mod file;
 pub mod link;
 pub mod lock;
 pub mod netlink;

@@ -68,8 +68,8 @@ pub enum Look {
     Fast,
     /// As that, but of `nf_tables` the tables and chains alone, without rules and sets.
     Chains,
-    /// As [`Look::Fast`], and what is not understood by the programs as well, so that every rule has the text that
-    /// people know.
+    /// As [`Look::Fast`], and what is not understood by the programs as well, so that every rule has the
+    /// text that people know.
     Verbatim,
 }
 

@@ -52,8 +52,25 @@ pub(super) fn why(program: &Program, id: RuleId) -> String {
     program.rule(id).reason.as_ref().map_or_else(String::new, |reason| format!("\n   {reason}"))
 }
 
+/// The most steps of a way that are shown at each of its ends: more than rules that anybody has, and
+/// less than a way that was made to be long, of chains that jump to each other.
+const MOST_SHOWN: usize = 20_000;
+
+/// The steps of a way that are shown, and in place of those between what tells of them.
+fn shown(events: &[Event]) -> (&[Event], Option<Event>, &[Event]) {
+    let Some(between) = events.len().checked_sub(2 * MOST_SHOWN).filter(|count| *count > 0) else {
+        return (events, None, &[]);
+    };
+    let what = format!(
+        "{between} steps are left out here: of a way, {MOST_SHOWN} are shown at each of its ends"
+    );
+    let (first, rest) = events.split_at(MOST_SHOWN);
+    (first, Some(Event::Note { what }), rest.split_at(between).1)
+}
+
 pub(crate) fn events_text(text: &mut String, program: &Program, events: &[Event]) {
-    for event in events {
+    let (first, between, last) = shown(events);
+    for event in first.iter().chain(&between).chain(last) {
         match event {
             Event::Hook { hook, packet } => text.push_str(&format!("{hook}: {packet}\n")),
             Event::Note { what } => text.push_str(&format!("  {what}\n")),
@@ -143,7 +160,8 @@ pub(crate) fn events_json(program: &Program, events: &[Event]) -> Vec<Value> {
         Event::Hook { hook, packet } => json!({ "step": "hook", "hook": hook, "packet": packet }),
         Event::Note { what } => json!({ "step": "note", "what": what }),
     };
-    events.iter().map(one).collect()
+    let (first, between, last) = shown(events);
+    first.iter().chain(&between).chain(last).map(one).collect()
 }
 
 /// A class in words: who, and to where.

@@ -12,9 +12,13 @@ use millrace_core::policy::{CapturePolicy, InboundMode};
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Layout;
 use millrace_core::ruleset::Ruleset;
+use millrace_host::file;
 
 use crate::cli::istio::{NotTyped, read};
 use crate::cli::own::Config;
+
+/// The most that is read of a configuration file, in bytes: some hundred thousand networks.
+const MOST: usize = 4 * 1024 * 1024;
 
 /// A configuration with the names its rules have.
 #[derive(Debug)]
@@ -40,11 +44,25 @@ pub(super) fn load(config: &Config, facts: &HostFacts, writes: bool) -> Result<L
     let values = match &config.file {
         None => BTreeMap::new(),
         Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("--config {}", path.display()))?;
-            native::read_file(&text).with_context(|| format!("--config {}", path.display()))?
+            let what = || format!("--config {}", path.display());
+            let text = file::text(path, MOST).with_context(what)?;
+            native::read_file(&text).with_context(what)?
         }
     };
+    of_values(values, config, facts, writes)
+}
+
+/// Read the text of a configuration file, without flags.
+pub(super) fn of_text(text: &str, facts: &HostFacts) -> Result<Loaded> {
+    of_values(native::read_file(text)?, &Config::default(), facts, false)
+}
+
+fn of_values(
+    values: BTreeMap<&'static str, String>,
+    config: &Config,
+    facts: &HostFacts,
+    writes: bool,
+) -> Result<Loaded> {
     let raw = native::Raw::new(values, config.flags.iter().cloned());
     let policy = native::resolve(&raw, facts, writes)?;
     let native = matches!(config.wish, Wish::Auto | Wish::Backend(Backend::Nftables));

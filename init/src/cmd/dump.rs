@@ -13,6 +13,7 @@ use millrace_core::ruleset::Home;
 use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::Family;
 use millrace_host::exec;
+use millrace_host::facts::resolv_conf;
 use millrace_host::observe::Look;
 use serde_json::{Value, json};
 
@@ -51,13 +52,7 @@ fn from_config(dump: &Dump) -> Result<Exit> {
     if wants(dump, Family::V6) {
         addresses.push("2001:db8::1".parse()?);
     }
-    let facts = HostFacts {
-        addresses,
-        resolv_conf: Some(
-            std::fs::read_to_string("/etc/resolv.conf").map_err(|error| error.to_string()),
-        ),
-        ..HostFacts::default()
-    };
+    let facts = HostFacts { addresses, resolv_conf: Some(resolv_conf()), ..HostFacts::default() };
     let loaded = config::load(&dump.config, &facts, false)?;
     loaded.warnings.iter().for_each(|w| warn(w));
     if let Some(nft) = loaded.nft.as_ref().filter(|_| !dump.config.is_open()) {

@@ -1,7 +1,6 @@
 //! From a pod's manifest to what captures it: the command line of its init container, or what the CNI
 //! plugin makes of its annotations.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -12,6 +11,7 @@ use millrace_core::dialect::{istio, native, others};
 use millrace_core::facts::HostFacts;
 use millrace_core::manifest::{self, Selector, Workload};
 use millrace_core::pod::PodFacts;
+use millrace_host::file;
 
 use super::config::{self, Loaded, environment, own_rules};
 use super::output::warn;
@@ -46,14 +46,16 @@ impl Word {
     }
 }
 
+/// The most that is read of a manifest or of saved rules, in bytes: all pods of a large cluster, or all
+/// rules of a large node.
+pub(super) const MOST: usize = 64 * 1024 * 1024;
+
 /// The text of a file; `-` is standard input.
 pub(super) fn text(path: &Path) -> Result<String> {
     if path == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text)?;
-        return Ok(text);
+        return Ok(file::standard_input(MOST)?);
     }
-    Ok(std::fs::read_to_string(path)?)
+    Ok(file::text(path, MOST)?)
 }
 
 /// Whether a word is a file with the name of a pod in it.
@@ -70,8 +72,18 @@ pub(super) fn of_manifest(word: &Path, facts: &HostFacts, inside: bool) -> Resul
 }
 
 fn described(word: &Path, facts: &HostFacts, inside: bool) -> Result<Described> {
-    let Word { path, selector } = Word::parse(word)?;
-    let manifest = manifest::read(&text(&path)?)?;
+    let word = Word::parse(word)?;
+    described_text(&word, &text(&word.path)?, facts, inside)
+}
+
+/// As [`of_manifest`], of a file whose text was read already: a FIFO can't be read twice.
+pub(super) fn of_manifest_text(path: &Path, text: &str, facts: &HostFacts) -> Result<Described> {
+    described_text(&Word { path: path.to_owned(), selector: None }, text, facts, false)
+}
+
+fn described_text(word: &Word, text: &str, facts: &HostFacts, inside: bool) -> Result<Described> {
+    let Word { path, selector } = word;
+    let manifest = manifest::read(text)?;
     let hint = format!("name one with --manifest '{}#KIND/NAME'", path.display());
     let workload = match manifest.choose(selector.as_ref()) {
         Err(why @ manifest::NotChosen::Several(_)) => return Err(why).context(hint),

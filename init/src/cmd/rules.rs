@@ -23,9 +23,10 @@ use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::{Family, Groups};
 use millrace_host::ebpf::Class;
 use millrace_host::engine::Session;
+use millrace_host::facts::resolv_conf;
 use millrace_host::netns::NetnsRef;
 use millrace_host::observe::Look;
-use millrace_host::{exec, surroundings};
+use millrace_host::{exec, file, surroundings};
 
 use super::config::{self, Loaded};
 use super::held::Held;
@@ -114,7 +115,13 @@ pub(super) fn load(common: &Common, sources: &Sources, config: &Config) -> Resul
         );
     }
     if files {
-        return of_files(&sources.rules, &addresses);
+        let read = |path: &PathBuf| {
+            let what = format!("--rules {}", path.display());
+            let text = saved(path).with_context(|| what.clone())?;
+            Ok(Saved { what, text })
+        };
+        let saved: Vec<Saved> = sources.rules.iter().map(read).collect::<Result<_>>()?;
+        return of_saved_rules(&saved, &addresses);
     }
     match &sources.manifest {
         Some(word) => of_manifest(word, config, &addresses),
@@ -150,19 +157,17 @@ pub(super) fn of_word(word: &str, sources: &Sources) -> Result<Rules> {
         let config = config.map_err(|text| anyhow!("{word}: {text}"))?;
         return of_config(&config, &addresses).with_context(|| word.to_owned());
     }
-    let manifest = || {
-        let rules = of_manifest(Path::new(word), &Config::default(), &addresses);
-        rules.with_context(|| word.to_owned())
-    };
     if pods::names_pod(word) {
-        return manifest();
+        let rules = of_manifest(Path::new(word), &Config::default(), &addresses);
+        return rules.with_context(|| word.to_owned());
     }
-    let paths: Vec<PathBuf> = word.split(',').map(PathBuf::from).collect();
-    let mut texts = Vec::new();
-    for path in &paths {
-        texts.push(saved(path).with_context(|| path.display().to_string())?);
-    }
-    let is_dump = |text: &String| {
+    // Each is read once: a FIFO has nothing for who comes again.
+    let read = |path: &str| {
+        let text = saved(Path::new(path)).with_context(|| path.to_owned())?;
+        Ok(Saved { what: path.to_owned(), text })
+    };
+    let files: Vec<Saved> = word.split(',').map(read).collect::<Result<_>>()?;
+    let is_dump = |Saved { text, .. }: &Saved| {
         let mut lines = text.lines().map(str::trim);
         let first = lines.find(|l| !l.is_empty() && !l.starts_with('#'));
         first.is_some_and(|l| l.starts_with('*'))
@@ -170,28 +175,29 @@ pub(super) fn of_word(word: &str, sources: &Sources) -> Result<Rules> {
             // Which is refused with what to save instead.
             || is_listing(text)
     };
-    if texts.iter().all(is_dump) {
-        return of_files(&paths, &addresses);
+    if files.iter().all(is_dump) {
+        return of_saved_rules(&files, &addresses);
     }
-    let ([path], [text]) = (paths.as_slice(), texts.as_slice()) else {
+    let [Saved { what, text }] = files.as_slice() else {
         bail!(
             "{word}: several files can only be what iptables-save, ip6tables-save and nft -j list ruleset print"
         );
     };
+    let facts = facts(&addresses);
     if says_kind(text) {
-        return manifest();
+        let described = pods::of_manifest_text(Path::new(what), text, &facts);
+        let described = described.with_context(|| what.clone())?;
+        return of_described(described, &Config::default(), &facts, &addresses);
     }
-    let config = Config { file: Some(path.clone()), ..Config::default() };
-    of_config(&config, &addresses)
+    let loaded = config::of_text(text, &facts).with_context(|| what.clone())?;
+    Ok(of_loaded(&loaded, false, &facts.groups, &addresses))
 }
 
 /// What is known of a pod that is only described.
 fn facts(addresses: &[IpAddr]) -> HostFacts {
     HostFacts {
         addresses: addresses.to_vec(),
-        resolv_conf: Some(
-            std::fs::read_to_string("/etc/resolv.conf").map_err(|error| error.to_string()),
-        ),
+        resolv_conf: Some(resolv_conf()),
         ..HostFacts::default()
     }
 }
@@ -230,6 +236,15 @@ fn of_ebpf(policy: CapturePolicy, groups: &Groups, addresses: &[IpAddr]) -> Resu
 fn of_manifest(word: &Path, config: &Config, addresses: &[IpAddr]) -> Result<Rules> {
     let facts = facts(addresses);
     let described = pods::of_manifest(word, &facts, false)?;
+    of_described(described, config, &facts, addresses)
+}
+
+fn of_described(
+    described: Described,
+    config: &Config,
+    facts: &HostFacts,
+    addresses: &[IpAddr],
+) -> Result<Rules> {
     if let Described::Inside(loaded) | Described::Plugin(loaded) = &described {
         loaded.warnings.iter().for_each(|w| warn(w));
     }
@@ -254,24 +269,29 @@ fn of_manifest(word: &Path, config: &Config, addresses: &[IpAddr]) -> Result<Rul
     })
 }
 
-fn of_files(paths: &[PathBuf], addresses: &[IpAddr]) -> Result<Rules> {
+/// The text of a file, and how it was named.
+struct Saved {
+    what: String,
+    text: String,
+}
+
+fn of_saved_rules(files: &[Saved], addresses: &[IpAddr]) -> Result<Rules> {
     let mut tables = Vec::new();
     let mut observed = Observed::default();
-    for path in paths {
-        let what = || format!("--rules {}", path.display());
-        let text = saved(path).with_context(what)?;
-        if is_json(&text) {
-            let listed = of_nft_json(&text).with_context(what)?;
+    for Saved { what: named, text } in files {
+        let what = || named.clone();
+        if is_json(text) {
+            let listed = of_nft_json(text).with_context(what)?;
             let left_out =
                 listed.left_out.iter().map(|w| format!("{w}: no packet is walked there"));
             left_out.for_each(|text| warn(&text));
             tables.extend(listed.tables);
             continue;
         }
-        for part in Dump::parse_all(&text).with_context(what)? {
+        for part in Dump::parse_all(text).with_context(what)? {
             let family = match part.family {
                 Some(family) => family,
-                None => family_of(&part.dump, &what())?,
+                None => family_of(&part.dump, named)?,
             };
             let variant = Variant::Nft;
             observed.holdings.push(Holding { variant, family, dump: part.dump });
@@ -294,8 +314,8 @@ fn of_files(paths: &[PathBuf], addresses: &[IpAddr]) -> Result<Rules> {
 
 /// A file of rules. A comment of a rule may hold any bytes; elsewhere what stands for one that is no
 /// UTF-8 is refused with its line.
-fn saved(path: &Path) -> std::io::Result<String> {
-    Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
+fn saved(path: &Path) -> Result<String> {
+    Ok(String::from_utf8_lossy(&file::bytes(path, pods::MOST)?).into_owned())
 }
 
 /// Whether a file of rules is what `nft -j list ruleset` prints, or is meant to be.
