@@ -44,6 +44,30 @@ pub const COUNTERS: usize = 32;
 /// A pod can have one of so many of the node's places in FLOWS.
 pub const SHARES: u32 = 16;
 
+/// One of so many of the node's places in FLOWS is kept: of those each pod can have as many as any other,
+/// whatever the others do.
+pub const KEPT: u32 = 4;
+
+/// Of the other places a pod can take another one while it has fewer than those that are free divided by
+/// this: however many take all that they can, some are left.
+pub const PART_OF_FREE: u64 = 8;
+
+/// How many places in FLOWS a pod can have by now: a share of all of them, less where few of the `common`
+/// ones are free, and never less than are its `own`.
+///
+/// ```
+/// # use millrace_ebpf_common::most_places;
+/// assert_eq!(most_places(65_536, 64, 786_432, 65_536), 65_536);
+/// assert_eq!(most_places(65_536, 64, 786_432, 706_432), 10_000);
+/// assert_eq!(most_places(65_536, 64, 786_432, 800_000), 64);
+/// ```
+#[inline(always)]
+pub const fn most_places(share: u64, own: u64, common: u64, taken: u64) -> u64 {
+    let part = common.saturating_sub(taken) / PART_OF_FREE;
+    let most = if part < share { part } else { share };
+    if most < own { own } else { most }
+}
+
 /// The value in the code of the `sk_lookup` program in whose place the loader writes the program's
 /// number: each pod has one of its own, since the kernel gives it no way to ask for the pod.
 pub const NUMBER_MARK: u64 = 0x6d69_6c6c_7261_6365;

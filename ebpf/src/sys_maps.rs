@@ -17,7 +17,7 @@ use aya_ebpf::programs::SkLookupContext;
 use millrace_ebpf_common::{
     Address, CONNECTING as PLACES, CONNECTING_TRIES, COUNTERS as CLASSES, Client, Connecting,
     Event, Flow, FlowKey, GroupKey, Lately, ListenerKey, NetworkKey, Original, POD_ID_BITS,
-    PORTS_IN_CHUNK, Pod, PortChunk, PortKey, Sets, Settings,
+    PORTS_IN_CHUNK, Pod, PortChunk, PortKey, Sets, Settings, most_places,
 };
 
 #[map]
@@ -38,6 +38,10 @@ static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1 << 20, BPF_F_
 /// How many places in FLOWS a pod can have; 0 before that is set.
 #[map]
 static LIMITS: Array<u64> = Array::with_max_entries(1, 0);
+/// How many places in FLOWS are common, 0 before that is set; how many are taken; and how many are each
+/// pod's own.
+#[map]
+static ROOM: Array<u64> = Array::with_max_entries(3, 0);
 /// What programs of an earlier version, which these take the place of, note between two steps of a
 /// `connect()` call. Where there were none it has no room, and nothing in it.
 #[map]
@@ -188,8 +192,33 @@ fn places(netns: u64) -> Option<*mut u64> {
 #[inline(always)]
 pub(crate) fn has_room(netns: u64) -> bool {
     let limit = LIMITS.get(0).copied().unwrap_or(0);
-    // SAFETY: a number of a map's value, which others change as well.
-    limit == 0 || places(netns).is_none_or(|places| unsafe { read_volatile(places) } < limit)
+    if limit == 0 {
+        return true;
+    }
+    let (common, own) = (room(0), room(2));
+    let most = match ROOM.get_ptr_mut(1) {
+        // SAFETY: a number of a map's value, which others change as well.
+        Some(taken) if common != 0 => {
+            most_places(limit, own, common, unsafe { read_volatile(taken) })
+        }
+        _ => limit,
+    };
+    // SAFETY: likewise.
+    places(netns).is_none_or(|places| unsafe { read_volatile(places) } < most)
+}
+
+#[inline(always)]
+fn room(at: u32) -> u64 {
+    ROOM.get(at).copied().unwrap_or(0)
+}
+
+/// Count a place in FLOWS that is taken, or one that is free again.
+#[inline(always)]
+fn count_place(value: i64) {
+    if let Some(taken) = ROOM.get_ptr_mut(1) {
+        // SAFETY: a number of a map's value.
+        unsafe { add(taken, value) }
+    }
 }
 
 /// Let both ends of a connection know in FLOWS where it was meant to go.
@@ -202,6 +231,9 @@ pub(crate) fn begin_flow(key: &FlowKey, socket: u64, original: Original) -> bool
         return false;
     }
     // What an earlier version decided takes nobody's room, then as when it ends.
+    if original.holder != 0 {
+        count_place(1);
+    }
     if let Some(places) = places(key.netns).filter(|_| original.holder != 0) {
         // SAFETY: a number of a map's value.
         unsafe { add(places, 1) }
@@ -224,7 +256,13 @@ pub(crate) fn end_flow(key: &FlowKey) {
     let holder = flow.original.holder;
     // Of two at once, one removes it. What was begun before the pod was enrolled anew, and what an
     // earlier version began, takes nobody's room.
-    if FLOWS.remove(key).is_ok() && pod(key.netns).is_some_and(|pod| pod.lookup == holder) {
+    if FLOWS.remove(key).is_err() {
+        return;
+    }
+    if holder != 0 {
+        count_place(-1);
+    }
+    if pod(key.netns).is_some_and(|pod| pod.lookup == holder) {
         if let Some(places) = places(key.netns) {
             // SAFETY: a number of a map's value.
             unsafe { add(places, -1) }

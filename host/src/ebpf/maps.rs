@@ -6,8 +6,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use millrace_ebpf_common::{
-    COUNTERS, Flow, FlowKey, GroupKey, ListenerKey, NetworkKey, Plain, Pod, PortChunk, PortKey,
-    SHARES, Settings,
+    COUNTERS, Flow, FlowKey, GroupKey, KEPT, ListenerKey, NetworkKey, Plain, Pod, PortChunk,
+    PortKey, SHARES, Settings, most_places,
 };
 use nix::errno::Errno;
 
@@ -120,11 +120,24 @@ pub(super) struct Maps {
     listeners: OwnedFd,
 }
 
+/// The numbers in ROOM, as `ebpf/src/sys_maps.rs` has them.
+const COMMON: u32 = 0;
+const TAKEN: u32 = 1;
+const OWN: u32 = 2;
+
+/// Places in FLOWS: the most that a pod can have, those that are each pod's own, and those that are
+/// everybody's.
+struct Shares {
+    most: u64,
+    own: u64,
+    common: u64,
+}
+
 /// A pod's counters, in the order of the classes.
 type Counters = [u64; COUNTERS];
 
 /// All maps of the object by name; what they hold is kept over an upgrade.
-pub(super) const NAMES: [&str; 20] = [
+pub(super) const NAMES: [&str; 21] = [
     "SETTINGS",
     "PODS",
     "NETWORKS",
@@ -133,6 +146,7 @@ pub(super) const NAMES: [&str; 20] = [
     "COUNTERS",
     "FLOWS",
     "LIMITS",
+    "ROOM",
     "LATELY",
     "CONNECTING",
     "REFUSED",
@@ -163,15 +177,41 @@ impl Maps {
         })
     }
 
-    /// How many places in FLOWS a pod can have: a share of those that there are.
-    pub(super) fn share(&self) -> Result<u64, EbpfError> {
-        let info = sys_bpf::map_info(self.flows.fd()).map_err(|e| self.flows.failed(e))?;
-        Ok((info.max_entries / SHARES).max(1).into())
+    /// How many places in FLOWS are for pods.
+    fn shares(&self) -> Result<Shares, EbpfError> {
+        let info = |map: BorrowedFd<'_>| sys_bpf::map_info(map).map_err(|e| self.flows.failed(e));
+        let (all, pods) = (info(self.flows.fd())?.max_entries, info(self.pods.fd())?.max_entries);
+        let kept = all / KEPT;
+        Ok(Shares {
+            most: (all / SHARES).max(1).into(),
+            own: (kept / pods.max(1)).into(),
+            common: (all - kept).into(),
+        })
     }
 
-    /// Let the programs know that share.
+    /// How many places in FLOWS a pod can have as long as the others have what they have now.
+    pub(super) fn share(&self, folder: &Path) -> Result<u64, EbpfError> {
+        let Shares { most, own, common } = self.shares()?;
+        let room = match Map::<u32, u64>::open(folder, "ROOM") {
+            // Programs of an earlier version don't count.
+            Err(EbpfError::NotLoaded(_)) => return Ok(most),
+            room => room?,
+        };
+        Ok(most_places(most, own, common, room.get(&TAKEN)?.unwrap_or(0)))
+    }
+
+    /// Let the programs know how many these are.
     pub(super) fn limit(&self, folder: &Path) -> Result<(), EbpfError> {
-        Map::<u32, u64>::open(folder, "LIMITS")?.set(&0, &self.share()?)
+        let Shares { most, own, common } = self.shares()?;
+        let room = Map::<u32, u64>::open(folder, "ROOM")?;
+        if room.get(&COMMON)?.is_none_or(|common| common == 0) {
+            // Those that programs of an earlier version have not counted.
+            let there = u64::try_from(self.flows.keys()?.len()).unwrap_or(u64::MAX);
+            room.set(&TAKEN, &there.max(room.get(&TAKEN)?.unwrap_or(0)))?;
+        }
+        room.set(&OWN, &own)?;
+        room.set(&COMMON, &common)?;
+        Map::<u32, u64>::open(folder, "LIMITS")?.set(&0, &most)
     }
 
     /// A pod's policy, if it is enrolled.

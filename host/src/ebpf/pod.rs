@@ -233,7 +233,7 @@ impl Node {
             netns: self.netns_of(cookie),
             known: self.finds(cookie, &pod)?,
             counters: counters.collect(),
-            connections: (connections, self.maps.share()?),
+            connections: (connections, self.maps.share(&self.folder.join("maps"))?),
         }))
     }
 

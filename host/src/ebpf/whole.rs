@@ -19,9 +19,9 @@ use super::sys_bpf;
 /// The kernel keeps so much of a name (`BPF_OBJ_NAME_LEN`, without the zero at its end).
 const KEPT: usize = 15;
 
-/// Maps that earlier versions have not, and in whose place loading may put new ones: it sets the one,
-/// and the programs fill the other.
-const RENEWED: [&str; 2] = ["LIMITS", "LATELY"];
+/// Maps that earlier versions have not, and in whose place loading may put new ones: it sets some,
+/// and the programs fill the others.
+const RENEWED: [&str; 3] = ["LIMITS", "ROOM", "LATELY"];
 
 /// What is wrong with the node's programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
