@@ -196,6 +196,29 @@ fn pods_that_the_api_shows_to_be_outside() -> Result<()> {
     Ok(())
 }
 
+/// Verify that a proxy among the init containers (a sidecar that Kubernetes starts first) is one, and
+/// that an answer whose status names a proxy that its containers lack is as no answer.
+#[test]
+fn where_the_proxy_is() -> Result<()> {
+    let host = Host::new()?;
+    let api = Api::start(&host)?;
+    let pod = host.pod()?;
+    let mut answer = manifest(4242, 4343);
+    answer["annotations"] = mesh(&[]);
+    let proxy = answer["spec"]["containers"][1].take();
+    answer["spec"]["containers"] = json!([{ "name": "app" }]);
+    api.put_pod("shop", &pod.name, &pod.uid(), &answer);
+    let add = blind(&host, &api, &pod)?;
+    let said = add.run(&host)?.failure(11)?;
+    ensure!(said.contains("knows no container istio-proxy of it, which annotation"), "{said}");
+    ensure!(!host.rules(&pod)?.contains("millrace"));
+    answer["spec"]["initContainers"] = json!([proxy]);
+    api.put_pod("shop", &pod.name, &pod.uid(), &answer);
+    add.run(&host)?.success()?;
+    ensure!(host.rules(&pod)?.contains("4242"));
+    Ok(())
+}
+
 /// Verify that an API that fails has ADD fail with code 11 and its reason, within the deadline,
 /// and with another attempt only where one may help.
 #[test]
