@@ -1,21 +1,18 @@
 //! Whoever the plugin asks may lie, be slow, say nothing or never end: the node agent, the API, DNS,
-//! the files and programs of a kubeconfig, the runtime. What is no answer is none, and the deadline
+//! the files and programs of a kubeconfig. What is no answer is none, and the deadline
 //! holds for every command.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, PipeReader, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, UdpSocket};
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::cni::{Api, Call, Host, Mood, NAME, Pod, end_within, mesh};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use millrace_tests::cni::{Api, Call, Host, Mood, NAME, Pod, mesh};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::{Value, json};
@@ -391,76 +388,5 @@ fn dns_that_says_nothing() -> Result<()> {
     host.cover("/etc/hosts", "127.0.0.1 localhost\n")?;
     thread::spawn(move || answer_for_ipv4(&dns));
     add.run_within(&host, HANGS)?.success()?;
-    Ok(())
-}
-
-/// Verify that a namespace's path that leads to a FIFO is refused at once, and stops no DEL.
-#[test]
-fn a_namespace_that_is_a_fifo() -> Result<()> {
-    let host = Host::new()?;
-    let pod = host.pod()?;
-    let fifo = fifo(&host)?.display().to_string();
-    let call = Call::new(&host, "ADD", &pod, mesh(&[])).with_env("CNI_NETNS", &fifo);
-    for command in ["ADD", "CHECK"] {
-        let said = call.clone().to(command).run_within(&host, HANGS)?.failure(4)?;
-        ensure!(said.contains(&fifo), "{said}");
-    }
-    call.to("DEL").run_within(&host, HANGS)?.success()?;
-    Ok(())
-}
-
-/// A pipe that is full, for a process to write to.
-fn full_pipe() -> Result<(PipeReader, Stdio)> {
-    let (reader, mut writer) = std::io::pipe()?;
-    fcntl(writer.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    while writer.write(&[b'x'; 4096]).is_ok() {}
-    while writer.write(b"x").is_ok() {}
-    fcntl(writer.as_fd(), FcntlArg::F_SETFL(OFlag::empty()))?;
-    Ok((reader, writer.into()))
-}
-
-/// Verify that a runtime that does not close standard input, that never ends it, or that does not
-/// read what it is told, holds the plugin up no longer than the deadline, and DEL still does its
-/// work.
-#[test]
-fn a_runtime_that_stops_talking() -> Result<()> {
-    let host = Host::new()?;
-    let pod = host.pod()?;
-    let add = Call::new(&host, "ADD", &pod, mesh(&[])).with_key("deadline", json!("4s"));
-    let program = millrace_tests::binary::millrace_cni()?;
-    let started = |call: &Call, stdin: Stdio, stdout: Stdio, stderr: Stdio| {
-        let mut command = Command::new(&program);
-        command.env_clear().envs(call.env.iter().map(|(n, v)| (n, v)));
-        command.stdin(stdin).stdout(stdout).stderr(stderr);
-        host.namespace.enter(|| command.spawn())?.context("the plugin")
-    };
-    let input = |call: &Call, name: &str| -> Result<Stdio> {
-        let path = host.folder().join(name);
-        fs::write(&path, call.config.to_string())?;
-        Ok(fs::File::open(path)?.into())
-    };
-    for (command, code) in [("ADD", 1), ("DEL", 0)] {
-        add.run(&host)?.success()?;
-        let call = add.clone().to(command);
-        // It is open, and nothing comes.
-        let (_silent, stdin) = {
-            let (r, w) = std::io::pipe()?;
-            (w, Stdio::from(r))
-        };
-        let child = started(&call, stdin, Stdio::piped(), Stdio::piped())?;
-        let reply = end_within(child, HANGS)?;
-        assert_eq!(reply.code, Some(code), "{reply:?}");
-        ensure!(reply.log.contains("standard input"), "{reply:?}");
-        assert_eq!(host.rules(&pod)?.contains("millrace"), command == "ADD");
-        let child =
-            started(&call, fs::File::open("/dev/zero")?.into(), Stdio::piped(), Stdio::piped())?;
-        let reply = end_within(child, HANGS)?;
-        assert_eq!(reply.code, Some(code), "{reply:?}");
-        // Nobody reads its log, or what it answers.
-        let (_reader, full) = full_pipe()?;
-        end_within(started(&call, input(&call, "log")?, Stdio::piped(), full)?, HANGS)?;
-        let (_reader, full) = full_pipe()?;
-        end_within(started(&call, input(&call, "answer")?, full, Stdio::piped())?, HANGS)?;
-    }
     Ok(())
 }
