@@ -31,7 +31,7 @@ pub enum FileError {
     #[error("it does not end: not all of it is there after {0:?}")]
     Slow(Duration),
     /// It is no text.
-    #[error("it is no text in UTF-8")]
+    #[error("stream did not contain valid UTF-8")]
     NoText,
 }
 

@@ -1,3 +1,5 @@
+//! Who is asked about a pod, and what is made of the answers.
+
 use millrace_core::pod::Container;
 
 use super::*;
