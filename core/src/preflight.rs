@@ -1,4 +1,6 @@
-//! Whether a namespace has what a backend needs, judged from facts alone.
+//! Whether a namespace has what a backend needs for a configuration, judged from facts alone.
+
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 
@@ -47,6 +49,45 @@ pub struct Finding {
     pub remedy: String,
     /// The backends that can't do without it.
     pub needed_by: Vec<Backend>,
+    /// What only some rules are made of, by the kernel's names; all of it is in rules that need this.
+    /// Nothing where whatever is captured needs it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub made_of: Vec<String>,
+}
+
+/// What a configuration takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Use {
+    /// The setting that it differs by from the one that is asked about; empty for that itself.
+    pub setting: &'static str,
+    /// What its rules are made of, for each backend that has rules.
+    pub made_of: Vec<(Backend, BTreeSet<String>)>,
+    /// Backends that can't carry it out anywhere, and why.
+    pub refused: Vec<(Backend, String)>,
+}
+
+impl Use {
+    /// What is missing for it.
+    fn lacks(&self, findings: &[Finding], backend: Backend) -> Vec<String> {
+        let made_of = self.made_of.iter().find(|(of, _)| *of == backend).map(|(_, all)| all);
+        let takes = |finding: &&Finding| {
+            let known = made_of.is_none_or(|all| finding.made_of.iter().all(|n| all.contains(n)));
+            !finding.there && finding.needed_by.contains(&backend) && known
+        };
+        let lacks = findings.iter().filter(takes);
+        let lacks = lacks.map(|f| format!("{}: {}", f.what, f.remedy));
+        let refused = self.refused.iter().filter(|(of, _)| *of == backend);
+        lacks.chain(refused.map(|(_, why)| why.clone())).collect()
+    }
+}
+
+/// A setting that a backend can't carry out here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Without {
+    /// The setting.
+    pub setting: &'static str,
+    /// What is missing for it.
+    pub missing: Vec<String>,
 }
 
 /// Whether a backend can work.
@@ -58,14 +99,23 @@ pub struct Verdict {
     pub works: bool,
     /// What is missing.
     pub missing: Vec<String>,
+    /// Settings that it can't carry out, though it can the rest.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<Without>,
 }
 
-/// What the findings mean for each backend.
-pub fn verdicts(findings: &[Finding]) -> Vec<Verdict> {
+/// What the findings mean for each backend: whether it can carry out what is asked about, and which of
+/// other settings not.
+pub fn verdicts(findings: &[Finding], asked: &Use, others: &[Use]) -> Vec<Verdict> {
     let verdict = |backend: Backend| {
-        let lacks = findings.iter().filter(|f| !f.there && f.needed_by.contains(&backend));
-        let missing: Vec<String> = lacks.map(|f| format!("{}: {}", f.what, f.remedy)).collect();
-        Verdict { backend, works: missing.is_empty(), missing }
+        let missing = asked.lacks(findings, backend);
+        let works = missing.is_empty();
+        let without = |other: &Use| {
+            let missing = other.lacks(findings, backend);
+            (!missing.is_empty()).then_some(Without { setting: other.setting, missing })
+        };
+        let without = others.iter().filter(|_| works).filter_map(without).collect();
+        Verdict { backend, works, missing, without }
     };
     Backend::ALL.into_iter().map(verdict).collect()
 }
@@ -81,14 +131,51 @@ mod tests {
             there,
             remedy: "get it".to_owned(),
             needed_by: needed_by.to_vec(),
+            made_of: Vec::new(),
         };
-        let found = verdicts(&[
+        let findings = [
             finding("a", true, &Backend::ALL),
             finding("b", false, &[Backend::IptablesNft]),
             finding("c", false, &[]),
-        ]);
+        ];
+        let found = verdicts(&findings, &Use::default(), &[]);
         let works: Vec<bool> = found.iter().map(|v| v.works).collect();
         assert_eq!(works, [false, true, true, true]);
         assert_eq!(found[0].missing, ["b: get it"]);
+    }
+
+    #[test]
+    fn what_only_some_settings_take_is_no_obstacle_for_the_others() {
+        let lacks = |made_of: &str, backend| Finding {
+            what: made_of.to_owned(),
+            there: false,
+            remedy: "load it".to_owned(),
+            needed_by: vec![backend],
+            made_of: vec!["common".to_owned(), made_of.to_owned()],
+        };
+        let made_of = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect();
+        let takes = |setting, parts: &[&str]| Use {
+            setting,
+            made_of: vec![(Backend::Nftables, made_of(parts))],
+            refused: vec![],
+        };
+        let findings = [lacks("tproxy", Backend::Nftables)];
+        let plain = takes("", &["common", "redir"]);
+        let tproxy = takes("mode tproxy", &["common", "tproxy"]);
+        let found = |asked: &Use, others: &[Use]| {
+            verdicts(&findings, asked, others)
+                .into_iter()
+                .find(|v| v.backend == Backend::Nftables)
+                .unwrap()
+        };
+        let verdict = found(&plain, std::slice::from_ref(&tproxy));
+        assert!(verdict.works && verdict.missing.is_empty());
+        let missing = vec!["tproxy: load it".to_owned()];
+        assert_eq!(verdict.without, [Without { setting: "mode tproxy", missing: missing.clone() }]);
+        let verdict = found(&tproxy, &[]);
+        assert_eq!((verdict.works, verdict.missing), (false, missing));
+        let refused = Use { refused: vec![(Backend::Ebpf, "no".to_owned())], ..plain };
+        let found = verdicts(&[], &refused, &[]);
+        assert!(found.iter().all(|v| v.works == (v.backend != Backend::Ebpf)));
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use millrace_core::iptables::DumpRule;
 use millrace_core::nft::expr::{Comparison, CtField, Expr, MetaField};
+use millrace_core::nft::needs::{NAT_CHAIN, needs};
 use millrace_core::nft::tables::Base;
 use millrace_core::nft::xtables::{XtRule, builtin_chain, encode};
 use millrace_core::observed::Variant;
@@ -12,8 +13,9 @@ use millrace_core::preflight::{Backend, Finding};
 use millrace_core::ruleset::{Hook, Table};
 use millrace_core::value::{Family, Groups};
 use nix::errno::Errno;
+use nix::sys::utsname::uname;
 
-use crate::link::Net;
+use crate::link::{Net, has_ipv6};
 use crate::nft::{self, NftError, TableFamily};
 use crate::privilege::{Hint, NET_ADMIN};
 use crate::tools::{Role, Tools};
@@ -21,6 +23,7 @@ use crate::tools::{Role, Tools};
 use Backend::{IptablesLegacy, IptablesNft, Nftables};
 
 const NET_RAW: u32 = 13;
+const SYS_MODULE: u32 = 16;
 
 /// Look at everything that rules need; [`crate::ebpf::features`] looks for what eBPF needs.
 pub fn look() -> Vec<Finding> {
@@ -43,7 +46,8 @@ pub(crate) fn finding(
     needed_by: &[Backend],
 ) -> Finding {
     let remedy = if there { String::new() } else { remedy.to_owned() };
-    Finding { what: what.into(), there, remedy, needed_by: needed_by.to_vec() }
+    let (what, needed_by) = (what.into(), needed_by.to_vec());
+    Finding { what, there, remedy, needed_by, made_of: Vec::new() }
 }
 
 /// What to do where a capability is missing.
@@ -206,7 +210,9 @@ fn tried(
     rule: &XtRule,
     needed_by: &[Backend],
 ) -> Finding {
-    match nft::rehearse(family, table, base, rule) {
+    let mut made_of = needs(&rule.exprs);
+    made_of.extend((base.kind == "nat").then(|| NAT_CHAIN.to_owned()));
+    let found = match nft::rehearse(family, table, base, rule) {
         Ok(()) => finding(what, true, "", needed_by),
         Err(NftError::Rejected { why: Errno::EPERM, .. }) => {
             finding(what, false, "it can't be asked for without NET_ADMIN", &[])
@@ -220,7 +226,8 @@ fn tried(
             )
         }
         Err(error) => finding(what, false, &error.to_string(), needed_by),
-    }
+    };
+    Finding { made_of, ..found }
 }
 
 /// Whether `trace` can follow packets; nothing else needs it.
@@ -235,14 +242,30 @@ fn owned_tables() -> Finding {
     }
 }
 
+/// The tables of iptables-legacy are there when their module is, which its programs load where they may.
 fn legacy() -> Finding {
     let there = Path::new("/proc/thread-self/net/ip_tables_names").exists();
+    let loadable = !there && has_capability(SYS_MODULE) && has_module("ip_tables");
+    let what = if loadable {
+        "iptables' own tables in the kernel (ip_tables is not loaded, and can be)"
+    } else {
+        "iptables' own tables in the kernel"
+    };
     finding(
-        "iptables' own tables in the kernel",
-        there,
-        "load ip_tables, iptable_nat, iptable_mangle, iptable_raw and their ip6 twins",
+        what,
+        there || loadable,
+        "load ip_tables, iptable_nat, iptable_mangle, iptable_raw and their ip6 twins on the node",
         &[IptablesLegacy],
     )
+}
+
+/// Whether the running kernel's modules have this one (`depmod(8)`).
+fn has_module(name: &str) -> bool {
+    let Ok(system) = uname() else { return false };
+    let folder = Path::new("/lib/modules").join(system.release());
+    let modules = fs::read_to_string(folder.join("modules.dep")).unwrap_or_default();
+    let file = format!("/{name}.ko");
+    modules.lines().filter_map(|line| line.split(':').next()).any(|path| path.contains(&file))
 }
 
 fn programs() -> Vec<Finding> {
@@ -279,11 +302,6 @@ fn bridges() -> Option<Finding> {
         }),
         Err(error) => Some(finding(what, false, &remedy(&error.to_string()), &[])),
     }
-}
-
-/// Whether the kernel has IPv6 at all; without it there are no settings of it either.
-pub(crate) fn has_ipv6() -> bool {
-    Path::new("/proc/thread-self/net/if_inet6").exists()
 }
 
 fn ipv6() -> Finding {

@@ -29,6 +29,25 @@ fn every_backend_works_here() -> Result<()> {
     Ok(())
 }
 
+/// Verify that a verdict is for what the settings say: eBPF hands nothing to TPROXY, and rules do.
+#[test]
+fn a_verdict_is_for_a_configuration() -> Result<()> {
+    let namespace = Namespace::new()?;
+    mount_bpffs(&namespace)?;
+    for (settings, ebpf) in [(&[][..], 0), (&["--mode", "tproxy"], 1), (&["--dns", "all"], 0)] {
+        for (backend, wanted) in [("ebpf", ebpf), ("nftables", 0), ("iptables-nft", 0)] {
+            let args = [&["preflight", "--bpffs", FOLDER, "--backend", backend], settings].concat();
+            let (code, said) = ran(&namespace, &mut millrace(&args)?)?;
+            assert_eq!(code, Some(wanted), "{args:?}: {said}");
+            let verdict = if wanted == 0 { "works" } else { "does not work" };
+            assert!(said.contains(&format!("\n{backend} {verdict}\n")), "{args:?}: {said}");
+        }
+    }
+    let (code, said) = ran(&namespace, &mut millrace(["preflight", "--mode", "no-such"])?)?;
+    assert!(code == Some(1) && said.contains("no-such"), "{code:?}: {said}");
+    Ok(())
+}
+
 /// What takes these capabilities from a command.
 fn without(capabilities: &str) -> [String; 3] {
     let bounding = format!("--bounding-set={capabilities}");

@@ -53,7 +53,7 @@ fn backend(wanted: Backend) -> Result<(), String> {
         .map_err(|errno| {
             format!("namespaces can't be entered ({errno}): the capability SYS_ADMIN is missing")
         })?;
-    let verdicts = preflight::verdicts(&findings);
+    let verdicts = preflight::verdicts(&findings, &preflight::Use::default(), &[]);
     let fits = |v: &&Verdict| match (wanted, v.backend) {
         // `auto` has to work where the node's programs are not loaded as well.
         (_, preflight::Backend::Ebpf) => false,

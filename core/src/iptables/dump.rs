@@ -84,9 +84,6 @@ pub struct Dump {
     pub tables: Vec<TableDump>,
 }
 
-/// What a program that does not read past newer expressions says of them.
-const NEWER: [&str; 5] = ["--sport ", "--dport ", "--mark ", "--tcp-flags ", "--icmp"];
-
 /// The family that a head names, and the lines behind it with their places.
 type Lines<'t> = (Option<Family>, Vec<(usize, &'t str)>);
 
@@ -175,29 +172,6 @@ impl Dump {
     pub fn is_unclear(&self) -> bool {
         let chains = self.tables.iter().flat_map(|table| &table.chains);
         chains.flat_map(|chain| &chain.rules).any(|rule| rule.rule.is_err())
-    }
-
-    /// Take the text of rules that are not understood from what iptables' own program printed of the same
-    /// tables. What it read past, or what has changed in the meantime, stays as it was.
-    pub fn put_in_words(&mut self, printed: &Self) {
-        let chains = self.tables.iter_mut().flat_map(|table| {
-            let same = printed.table(&table.name);
-            table
-                .chains
-                .iter_mut()
-                .map(move |chain| (same.and_then(|t| t.chain(&chain.name)), chain))
-        });
-        for (same, chain) in chains {
-            let Some(same) = same.filter(|c| c.rules.len() == chain.rules.len()) else { continue };
-            let rules = chain.rules.iter_mut().zip(&same.rules);
-            for (rule, words) in rules.filter(|(rule, _)| rule.rule.is_err()) {
-                let newer = rule.kernel.as_ref().is_some_and(|kernel| kernel.newer);
-                if !newer || NEWER.iter().any(|option| words.text.contains(option)) {
-                    rule.text.clone_from(&words.text);
-                    rule.rule.clone_from(&words.rule);
-                }
-            }
-        }
     }
 
     /// Read what `iptables-save` or `ip6tables-save` printed, of either variant, with or without

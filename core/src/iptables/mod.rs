@@ -5,6 +5,7 @@ mod kernel;
 pub mod layout;
 mod parse;
 mod render;
+mod words;
 
 pub use dump::{
     ChainDump, Counters, Dump, DumpError, DumpRule, KernelRule, Part, TableDump, is_listing,

@@ -1,7 +1,13 @@
 //! What the kernel must have for a rule: names of modules, each with its option in the kernel's
 //! configuration (`net/netfilter/Kconfig`).
 
+use std::collections::BTreeSet;
+
 use super::expr::{CtField, Expr};
+use super::tables::NativeTables;
+use super::xtables::{Unwritable, encode};
+use crate::ruleset::{Ruleset, Table};
+use crate::value::Groups;
 
 /// What chains of type `nat` need.
 pub const NAT_CHAIN: &str = "nft_chain_nat (CONFIG_NFT_NAT)";
@@ -15,6 +21,32 @@ pub fn needs(rule: &[Expr]) -> Vec<String> {
         }
     }
     all
+}
+
+/// What native tables need altogether.
+pub fn of_native(tables: &NativeTables) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for (_, chain) in tables.iter().flat_map(|(_, table)| table) {
+        let nat = chain.base.as_ref().is_some_and(|base| base.kind == "nat");
+        all.extend(nat.then(|| NAT_CHAIN.to_owned()));
+        all.extend(chain.rules.iter().flatten().flat_map(|rule| needs(rule)));
+    }
+    all
+}
+
+/// What rules of iptables-nft need altogether.
+///
+/// # Errors
+/// When one can't be written.
+pub fn of_ruleset(ruleset: &Ruleset, groups: &Groups) -> Result<BTreeSet<String>, Unwritable> {
+    let mut all = BTreeSet::new();
+    for family in ruleset.families() {
+        for emission in ruleset.family(family) {
+            all.extend((emission.table == Table::Nat).then(|| NAT_CHAIN.to_owned()));
+            all.extend(needs(&encode(&emission.rule, family, groups)?.exprs));
+        }
+    }
+    Ok(all)
 }
 
 fn expression(expr: &Expr) -> Vec<String> {

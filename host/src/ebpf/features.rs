@@ -10,7 +10,7 @@ use std::path::Path;
 use aya::maps::MapType;
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported};
-use millrace_core::preflight::{Backend, Finding, verdicts};
+use millrace_core::preflight::{Backend, Finding, Use, verdicts};
 use nix::errno::Errno;
 
 use super::error::EbpfError;
@@ -234,7 +234,7 @@ pub fn unprivileged() -> Option<String> {
 }
 
 fn missing(findings: &[Finding]) -> Option<String> {
-    let found = verdicts(findings);
+    let found = verdicts(findings, &Use::default(), &[]);
     let missing = found.into_iter().find(|v| v.backend == Backend::Ebpf)?.missing;
     (!missing.is_empty()).then(|| missing.join("; "))
 }

@@ -1,3 +1,5 @@
+//! What a run goes on with after a refusal.
+
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 

@@ -6,6 +6,7 @@ mod routing;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::Path;
 
 use futures_util::stream::TryStreamExt as _;
 use millrace_core::observed::{InterfaceAddress, IpRule, Logger, Route};
@@ -17,7 +18,6 @@ use nix::errno::Errno;
 use rtnetlink::{Handle, LinkUnspec};
 
 use crate::netlink::{own_address, runtime};
-use crate::preflight::has_ipv6;
 use crate::privilege::Hint;
 
 /// The index of `lo` in every namespace (`LOOPBACK_IFINDEX` in the kernel's `net/flow.h`).
@@ -53,6 +53,11 @@ pub enum Refusal {
     Errno(Errno),
     /// Otherwise.
     Other(String),
+}
+
+/// Whether the kernel has IPv6 at all; without it there are no settings of it either.
+pub(crate) fn has_ipv6() -> bool {
+    Path::new("/proc/thread-self/net/if_inet6").exists()
 }
 
 impl fmt::Display for Refusal {

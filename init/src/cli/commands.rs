@@ -153,11 +153,13 @@ fn preflight() -> Command {
         .long_about(
             "Say what this namespace, kernel and container have: capabilities, nf_tables and its \
              expressions, iptables' own tables, programs, IPv6, and everything that eBPF capture is \
-             made of; which backends can work with that, and what is missing for the others. \
+             made of; which backends can capture with that what the settings say, and what is missing \
+             for the others. Without settings it is the default, and TPROXY, DNS and invalid packets are \
+             spoken of where they alone can't be had. \
              Nothing is changed in the namespace; the kernel may load modules that it is asked \
              for.",
         )
-        .after_help("Exit codes: 0 the backend works (without --backend: any of them); 1 it does not, or something failed; 2 the command line can't be read.")
+        .after_help("Exit codes: 0 the backend can capture what the settings say (without --backend: any of them); 1 it can't, or something failed; 2 the command line can't be read.")
         .arg(
             Arg::new("backend")
                 .long("backend")
@@ -166,7 +168,7 @@ fn preflight() -> Command {
                 .value_parser(["iptables", "iptables-nft", "iptables-legacy", "nftables", "ebpf"]),
         )
         .arg(super::node::bpffs());
-    in_namespace(command)
+    capture(in_namespace(command))
 }
 
 fn explain() -> Command {
@@ -382,27 +384,28 @@ fn behind_dashes() -> Arg {
         .value_parser(clap::value_parser!(OsString))
 }
 
+/// The settings, and what carries them out.
+fn settings(command: Command) -> Command {
+    capture(command.arg(
+                Arg::new("backend")
+                    .long("backend")
+                    .value_name("BACKEND")
+                    .help("What carries the rules out; auto: what holds rules of an earlier run, else nftables if the kernel has it, else iptables. Only iptables-legacy needs programs")
+                    .value_parser(["auto", "nftables", "iptables", "iptables-nft", "iptables-legacy"])
+                    .default_value("auto"),
+            ))
+}
+
 /// The settings, and the file they can come from.
-fn settings(mut command: Command) -> Command {
-    command = command
-        .arg(
-            Arg::new("backend")
-                .long("backend")
-                .value_name("BACKEND")
-                .help("What carries the rules out; auto: what holds rules of an earlier run, else nftables if the kernel has it, else iptables. Only iptables-legacy needs programs")
-                .value_parser(["auto", "nftables", "iptables", "iptables-nft", "iptables-legacy"])
-                .default_value("auto"),
-        )
-        .arg(
-            Arg::new("config")
-                .long("config")
-                .value_name("FILE")
-                .help(
-                    "Read settings from this file, YAML or JSON (`millrace schema`); flags beat it",
-                )
-                .help_heading("Settings")
-                .value_parser(clap::value_parser!(PathBuf)),
-        );
+fn capture(mut command: Command) -> Command {
+    command = command.arg(
+        Arg::new("config")
+            .long("config")
+            .value_name("FILE")
+            .help("Read settings from this file, YAML or JSON (`millrace schema`); flags beat it")
+            .help_heading("Settings")
+            .value_parser(clap::value_parser!(PathBuf)),
+    );
     for setting in SETTINGS {
         command = command.arg(argument(setting));
     }

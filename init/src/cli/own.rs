@@ -156,6 +156,8 @@ pub(crate) struct Preflight {
     pub(crate) backend: Option<String>,
     /// Where the pins of eBPF capture are.
     pub(crate) bpffs: PathBuf,
+    /// What is to be captured.
+    pub(crate) config: Config,
 }
 
 #[derive(Debug)]
@@ -226,6 +228,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
             common: common(m)?,
             backend: m.get_one::<String>("backend").cloned(),
             bpffs: folder(m),
+            config: Config { file: file(m), flags: flags(m), ..Config::default() },
         }),
         "explain" => Own::Explain(Explain {
             common: common(m)?,
@@ -329,12 +332,18 @@ fn place(m: &ArgMatches) -> Place {
     process.map(Place::Process).or_else(|| text("netns").map(Place::Netns)).unwrap_or(Place::Here)
 }
 
+fn flags(m: &ArgMatches) -> Vec<(String, String)> {
+    let setting =
+        |flag: &'static str| texts(m, flag).into_iter().map(move |value| (flag.to_owned(), value));
+    SETTINGS.iter().flat_map(|s| setting(s.flag)).collect()
+}
+
+fn file(m: &ArgMatches) -> Option<PathBuf> {
+    m.get_one::<PathBuf>("config").cloned()
+}
+
 fn config(m: &ArgMatches) -> Result<Config, NotTyped> {
-    let flags: Vec<(String, String)> = SETTINGS
-        .iter()
-        .flat_map(|s| texts(m, s.flag).into_iter().map(|v| (s.flag.to_owned(), v)))
-        .collect();
-    let file = m.get_one::<PathBuf>("config").cloned();
+    let (flags, file) = (flags(m), file(m));
     let words = m.try_get_many::<OsString>("istio").ok().flatten();
     let istio = words.map(|w| w.cloned().collect::<Vec<_>>());
     let istio = match istio.as_deref() {

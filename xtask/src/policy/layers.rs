@@ -36,8 +36,9 @@ const LAYERS: [Layers; 4] = [
             &["cri", "link", "netns", "nft", "sandbox", "xtables"],
             &["exec", "facts", "nflog", "surroundings"],
             &["lock", "tools", "trace"],
-            // One look, one effect, and what a host can do.
-            &["effect", "observe", "preflight"],
+            // One look, and what a host can do; one effect, whose failure that explains.
+            &["observe", "preflight"],
+            &["effect"],
             // A whole run.
             &["ebpf", "engine"],
             &["verify"],
