@@ -119,7 +119,7 @@ impl Pod {
         let wanted = Wanted::new(&self.fit(policy)?);
         let observed = self.session.observe(&self.exec, Look::Fast)?;
         let native = wanted.native.ready(&self.groups)?;
-        let found = if backend != Backend::Iptables && !observed.native.is_empty() {
+        let found = if backend != Backend::Iptables && observed.captures_natively() {
             judge_native(&observed, Some(&native), &self.groups)
         } else {
             judge(&observed, Some(&wanted.iptables), &self.groups)

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::iptables::Dump;
-use crate::nft::tables::{Base, NativeTables};
+use crate::nft::tables::{Base, NativeTables, is_guard};
+use crate::ruleset::Table;
 use crate::value::Family;
 
 /// One of the two implementations of iptables.
@@ -166,12 +167,13 @@ pub struct Observed {
     /// Whether the interface that Millrace makes for the address that the proxy passes connections on
     /// from has that address; none where there is no such interface.
     pub passthrough_link: Option<bool>,
+    /// Whether the kernel has `nf_tables`.
+    pub nf_tables: bool,
     /// Native nftables tables that are called as ours are.
     pub native: NativeTables,
     /// All tables of `nf_tables` of families `inet`, `ip` and `ip6`.
     pub tables: Vec<TableId>,
-    /// Tables of `nf_tables` whose chains the kernel does not call (flag `dormant`): those that are
-    /// called as ours are, and those of iptables-nft.
+    /// Tables of `nf_tables` whose chains the kernel does not call (flag `dormant`), whoever made them.
     pub dormant: Vec<TableId>,
     /// Chains of others in other tables of `nf_tables`.
     pub foreign: Vec<ForeignChain>,
@@ -184,6 +186,22 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// Whether native nftables of ours capture here: more than a guard beside rules of iptables.
+    pub fn captures_natively(&self) -> bool {
+        self.native.iter().any(|(_, table)| !is_guard(table))
+    }
+
+    /// Each dormant table that can hold rules of ours, in a sentence.
+    pub fn asleep(&self) -> impl Iterator<Item = String> + '_ {
+        let ours = |table: &&TableId| match table.family {
+            None => self.native.iter().any(|(name, _)| *name == table.name),
+            Some(_) => Table::from_name(&table.name).is_some(),
+        };
+        self.dormant.iter().filter(ours).map(|table| {
+            format!("{table} is dormant (flag dormant): the kernel calls none of its chains")
+        })
+    }
+
     /// The tables of a family in a variant, if there are any.
     pub fn holding(&self, variant: Variant, family: Family) -> Option<&Dump> {
         self.holdings.iter().find(|h| h.variant == variant && h.family == family).map(|h| &h.dump)

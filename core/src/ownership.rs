@@ -4,21 +4,31 @@
 use std::collections::BTreeSet;
 
 use crate::iptables::{ChainDump, Dump, DumpRule, TableDump};
-use crate::ruleset::Layout;
-use crate::ruleset::{Chain, Match, Table, Target};
+use crate::ruleset::{Chain, Layout, Match, Rule, Table, Target};
 
 /// How the rules of one dialect are known.
 #[derive(Clone, Copy, Debug)]
 pub struct Footprint {
     /// The dialect's chains.
     pub layout: &'static Layout,
-    /// A chain of somebody who calls another one as the dialect does: beside it, one that stands
-    /// alone is his.
-    pub rival: Option<&'static str>,
+    /// Somebody who calls a chain as the dialect does.
+    pub rival: Option<Rival>,
     /// Finds rules in builtin chains that neither jump to the dialect's chains nor carry its
     /// comment. Called when the dump is there to be looked at as a whole; notes what it finds in
     /// the set.
     pub unmarked: fn(&Dump, &mut Owned),
+}
+
+/// Somebody who calls one of his chains as a dialect does. Where he is, the chain is his, and only what he
+/// never writes into it is the dialect's.
+#[derive(Clone, Copy, Debug)]
+pub struct Rival {
+    /// A chain of his by which he is known in a table.
+    pub by: &'static str,
+    /// The chain of both.
+    pub shared: &'static str,
+    /// Whether a rule in it is the dialect's; the chains of the dialect in the table are given.
+    pub is_ours: fn(&Rule, &[&str]) -> bool,
 }
 
 /// Where a rule stands: table, chain, index counted from 0.
@@ -38,6 +48,15 @@ impl Owned {
         let chains = chains.map(|(table, chain)| (table, chain.to_owned())).collect();
         let mut owned = Self { chains, rules: BTreeSet::new() };
         for (table, content) in known_tables(dump) {
+            for rival in footprints.iter().filter_map(|footprint| footprint.rival) {
+                let names: Vec<String> = owned.chains_of(table).map(str::to_owned).collect();
+                if content.chain(rival.by).is_some() && !names.is_empty() {
+                    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                    owned.share(table, content, &rival, &names);
+                }
+            }
+        }
+        for (table, content) in known_tables(dump) {
             for chain in &content.chains {
                 let is_ours = owned.has_chain(table, &chain.name);
                 for (index, rule) in chain.rules.iter().enumerate() {
@@ -53,9 +72,25 @@ impl Owned {
         owned
     }
 
+    /// Note which rules are ours in a chain that is somebody else's.
+    fn share(&mut self, table: Table, content: &TableDump, rival: &Rival, ours: &[&str]) {
+        for (index, rule) in
+            content.chain(rival.shared).into_iter().flat_map(|c| c.rules.iter().enumerate())
+        {
+            if rule.rule.as_ref().is_ok_and(|rule| (rival.is_ours)(rule, ours)) {
+                self.add_rule(table, rival.shared, index);
+            }
+        }
+    }
+
     /// Whether a chain is ours.
     pub fn has_chain(&self, table: Table, chain: &str) -> bool {
         self.chains.contains(&(table, chain.to_owned()))
+    }
+
+    /// Our chains in a table.
+    fn chains_of(&self, table: Table) -> impl Iterator<Item = &str> {
+        self.chains.iter().filter(move |(t, _)| *t == table).map(|(_, chain)| chain.as_str())
     }
 
     /// Whether any of our chains is in a table.
@@ -125,12 +160,10 @@ fn own_chains<'d>(dump: &'d Dump, footprints: &[Footprint]) -> Vec<(Table, &'d s
     let mut found = Vec::new();
     for (table, content) in known_tables(dump) {
         for footprint in footprints {
+            let rival = footprint.rival.filter(|rival| content.chain(rival.by).is_some());
+            let his = |c: &&ChainDump| rival.is_some_and(|rival| c.name == rival.shared);
             let chains = content.chains.iter().filter(|c| is_of(footprint.layout, &c.name));
-            let chains: Vec<&ChainDump> = chains.collect();
-            let rival = footprint.rival.is_some_and(|name| content.chain(name).is_some());
-            if !(rival && chains.len() == 1) {
-                found.extend(chains.iter().map(|chain| (table, chain.name.as_str())));
-            }
+            found.extend(chains.filter(|c| !his(c)).map(|chain| (table, chain.name.as_str())));
         }
     }
     found

@@ -1,6 +1,10 @@
 //! Whether a namespace is captured: its rules held against what is wanted, or against the
 //! settings that can be read back from the rules themselves.
 
+mod guard;
+
+pub use guard::unguarded;
+
 use std::collections::BTreeSet;
 
 use serde::Serialize;
@@ -11,9 +15,9 @@ use crate::infer::{infer, policy, read_native};
 use crate::neighbours;
 use crate::nft::tables::Native;
 use crate::nft::{self, NftRuleset};
-use crate::observed::{IpRule, Observed, Variant};
+use crate::observed::{Holding, IpRule, Observed, Variant};
 use crate::ownership;
-use crate::plan::{self, Change, Context, Effect, FamilyState, TakenTable, Wanted};
+use crate::plan::{self, Change, Clash, Context, Effect, FamilyState, TakenTable, Wanted};
 use crate::policy::CapturePolicy;
 use crate::ruleset::{Rule, Ruleset, TableChain};
 use crate::value::{Family, Groups};
@@ -157,17 +161,28 @@ fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) 
     let context = Context { footprints: FOOTPRINTS, groups, marks: Vec::new(), netlink: true };
     let variant = first.map_or(Variant::Nft, |f| f.variant);
     let ruleset = wanted.or_else(|| first.and_then(|f| f.ruleset.as_ref()));
+    // Where no guard can be, none is missing.
+    let unguarded = ruleset.filter(|ruleset| ruleset.guard.is_some() && !guard::can_be(observed));
+    let bare = unguarded.map(|ruleset| Ruleset { guard: None, ..ruleset.clone() });
+    let ruleset = bare.as_ref().or(ruleset);
     let wanted_rules = ruleset.map_or(Wanted::Nothing, |r| Wanted::Iptables(r, variant));
     let plan = plan::plan(observed, wanted_rules, false, &context);
     let differences = differences(plan.effects, observed);
     let mut notes = plan.obstacles;
-    let whole = differences.is_empty() && notes.is_empty() && plan.taken.is_none();
+    let whole =
+        differences.is_empty() && notes.is_empty() && plan.taken.is_none() && plan.clash.is_none();
+    notes.extend(plan.clash.map(|Clash(chains)| {
+        format!("{} is somebody else's, with rules of ours in it", chains.join(", "))
+    }));
     notes.extend(taken(plan.taken.as_ref()));
+    notes.extend(unguarded.and_then(guard::lacking));
+    notes.extend(ruleset.and_then(|ruleset| guard::missing(observed, ruleset)));
     if first.is_some() {
         notes.extend(neighbours::notes(observed, FOOTPRINTS));
     }
+    notes.extend(observed.asleep());
     notes.extend(dialect::others::captures(observed));
-    if !observed.native.is_empty() {
+    if observed.captures_natively() {
         notes.push("native nftables rules are there as well".to_owned());
     }
     notes.extend(killed_trace(observed));
@@ -183,6 +198,14 @@ fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) 
             found.iter().map(|f| format!("{} in {}", f.dialect.name, f.variant)).collect();
         notes.push(format!("rules are there more than once: {}", list.join(", ")));
     }
+    // What somebody left beside chains that are gone.
+    let rest = first.is_none() && holds_rest(observed);
+    if rest {
+        notes.push(
+            "rules of an older release are left without their chains: cleanup removes them"
+                .to_owned(),
+        );
+    }
     let families = families(observed, variant);
     let six = observed.addresses.iter().any(|a| {
         let facts = crate::facts::HostFacts { addresses: vec![a.address], ..Default::default() };
@@ -192,7 +215,7 @@ fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) 
         notes.push("IPv6 is not captured, and there is an IPv6 address".to_owned());
     }
     let state = match (first, whole) {
-        (None, _) if !plan.interrupted => State::NotCaptured,
+        (None, _) if !plan.interrupted && !rest => State::NotCaptured,
         (Some(f), true) if f.ruleset.is_some() || wanted.is_some() => State::Captured,
         _ => State::Drifted,
     };
@@ -202,9 +225,16 @@ fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) 
         variant: first.map(|f| f.variant),
         dialect: first.map(|f| f.dialect.name),
         families,
-        differences: if first.is_some() { differences } else { Vec::new() },
+        differences: if first.is_some() || rest { differences } else { Vec::new() },
         notes,
     }
+}
+
+/// Whether a table of iptables holds rules of ours.
+fn holds_rest(observed: &Observed) -> bool {
+    let groups = Groups::new();
+    let found = |holding: &Holding| FamilyState::found(&holding.dump, FOOTPRINTS, &groups);
+    observed.holdings.iter().any(|holding| !found(holding).is_empty())
 }
 
 /// Whether rules of any backend capture a namespace, or are left of some that did.
@@ -230,12 +260,13 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
     let mut notes = Vec::new();
     let there = !observed.native.is_empty();
     let found = if wanted.is_none() { read_native_back(observed) } else { None };
-    let found = found.and_then(|found| found.ruleset.ready(groups).ok());
-    let (whole, differences) = if let Some(native) = wanted.or(found.as_ref()) {
+    let read = found.as_ref().and_then(|found| found.ruleset.ready(groups).ok());
+    let (whole, differences) = if let Some(native) = wanted.or(read.as_ref()) {
         let mut native = native.clone();
-        if wanted.is_none() {
+        if let Some(found) = found.as_ref().filter(|_| wanted.is_none()) {
             // What was read back may be written in another way, but means the same.
             native.tables.clone_from(&observed.native);
+            notes.extend(guard::complete(&mut native, found));
         }
         let plan = plan::plan(observed, Wanted::Native(&native), false, &context);
         notes.extend(taken(plan.taken.as_ref()));
@@ -253,6 +284,7 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
         }
         (false, Vec::new())
     };
+    notes.extend(observed.asleep());
     notes.extend(dialect::others::captures(observed));
     if there {
         notes.extend(neighbours::notes(observed, FOOTPRINTS));

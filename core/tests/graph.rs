@@ -7,6 +7,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use millrace_core::iptables::Dump;
+use millrace_core::nft::Statement;
 use millrace_core::ruleset::Routing;
 use millrace_core::sim::graph::{Format, Trail, picture};
 use millrace_core::sim::{Identity, Namespace, Program, Protocol, Question, of_dump, of_ruleset};
@@ -141,6 +142,10 @@ proptest! {
                     jumps += usize::from(goes.iter().any(|name| target.starts_with(name)));
                 }
             }
+        }
+        for emission in ruleset.guard.iter().flat_map(|guard| &guard.emissions) {
+            let drops = emission.rule.ends_with(&[Statement::Drop]);
+            jumps += usize::from(drops || emission.rule.ends_with(&[Statement::Accept]));
         }
         prop_assert_eq!(of("path").len(), jumps);
     }

@@ -3,12 +3,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use netlink_packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_netfilter::conntrack::{
-    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple,
+    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol,
+    Status, Tuple,
 };
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
@@ -19,6 +22,8 @@ use nix::errno::Errno;
 
 /// `CTA_ZONE`
 const ZONE: u16 = 18;
+/// `TCP_CONNTRACK_ESTABLISHED` (`linux/netfilter/nf_conntrack_tcp.h`)
+const ESTABLISHED: u8 = 3;
 /// The longest answer.
 const ANSWER: usize = 16 * 1024;
 
@@ -77,24 +82,45 @@ impl Conntrack {
         self.answers(|_| {})
     }
 
+    /// Hold a connection of TCP for one that is established, was never translated, and is forgotten
+    /// when it has been silent for this long.
+    ///
+    /// # Errors
+    /// `EPERM` without `NET_ADMIN`, `EEXIST` where there is one.
+    pub fn suppose(&self, flow: &Flow, silent: Duration) -> Result<(), Errno> {
+        let back = Flow { tcp: flow.tcp, from: flow.to, to: flow.from };
+        let tcp = ProtoInfo::TCP(vec![ProtoInfoTCP::State(ESTABLISHED)]);
+        let seconds = u32::try_from(silent.as_secs()).unwrap_or(u32::MAX);
+        let more = vec![
+            ConntrackAttribute::CtaTupleReply(ends(&back)),
+            // The kernel makes it confirmed, and refuses what says otherwise.
+            ConntrackAttribute::CtaStatus(Status::SeenReply | Status::Assured | Status::Confirmed),
+            ConntrackAttribute::CtaTimeout(seconds),
+            ConntrackAttribute::CtaProtoInfo(vec![tcp]),
+        ];
+        self.sent(flow, 0, more, NLM_F_CREATE | NLM_F_EXCL, ConntrackMessage::New)?;
+        self.answers(|_| {})
+    }
+
     fn send(
         &self,
         flow: &Flow,
         zone: u16,
         message: fn(Vec<ConntrackAttribute>) -> ConntrackMessage,
     ) -> Result<(), Errno> {
-        let protocol = if flow.tcp { Protocol::Tcp } else { Protocol::Udp };
-        let mut attributes = vec![ConntrackAttribute::CtaTupleOrig(vec![
-            Tuple::Ip(vec![
-                IPTuple::SourceAddress(flow.from.ip()),
-                IPTuple::DestinationAddress(flow.to.ip()),
-            ]),
-            Tuple::Proto(vec![
-                ProtoTuple::Protocol(protocol),
-                ProtoTuple::SourcePort(flow.from.port()),
-                ProtoTuple::DestinationPort(flow.to.port()),
-            ]),
-        ])];
+        self.sent(flow, zone, Vec::new(), 0, message)
+    }
+
+    fn sent(
+        &self,
+        flow: &Flow,
+        zone: u16,
+        more: Vec<ConntrackAttribute>,
+        flags: u16,
+        message: fn(Vec<ConntrackAttribute>) -> ConntrackMessage,
+    ) -> Result<(), Errno> {
+        let mut attributes = vec![ConntrackAttribute::CtaTupleOrig(ends(flow))];
+        attributes.extend(more);
         if zone != 0 {
             let zone = DefaultNla::new(ZONE, zone.to_be_bytes().to_vec());
             attributes.push(ConntrackAttribute::Other(zone));
@@ -105,7 +131,7 @@ impl Conntrack {
         };
         let inner = NetfilterMessageInner::Conntrack(message(attributes));
         let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | NLM_F_ACK;
+        header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
         let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner);
         let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
         packet.finalize();
@@ -144,6 +170,22 @@ impl Conntrack {
             }
         }
     }
+}
+
+/// The ends of a connection's packets.
+fn ends(flow: &Flow) -> Vec<Tuple> {
+    let protocol = if flow.tcp { Protocol::Tcp } else { Protocol::Udp };
+    vec![
+        Tuple::Ip(vec![
+            IPTuple::SourceAddress(flow.from.ip()),
+            IPTuple::DestinationAddress(flow.to.ip()),
+        ]),
+        Tuple::Proto(vec![
+            ProtoTuple::Protocol(protocol),
+            ProtoTuple::SourcePort(flow.from.port()),
+            ProtoTuple::DestinationPort(flow.to.port()),
+        ]),
+    ]
 }
 
 fn errno(error: &io::Error) -> Errno {

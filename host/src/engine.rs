@@ -1,24 +1,28 @@
 //! One run: look once, decide, carry out, and take everything back if anything fails.
 
+mod error;
+
+pub use error::EngineError;
+
 use std::thread;
 use std::time::{Duration, Instant};
 
 use millrace_core::dialect::FOOTPRINTS;
 use millrace_core::dialect::others::captures;
-use millrace_core::nft::expr::NoGroup;
+use millrace_core::nft::UNGUARDED;
 use millrace_core::nft::tables::Native;
 use millrace_core::observed::{Observed, Variant};
-use millrace_core::plan::{self, Choice, Context, Effect, Means, NoBackend, Plan, Wanted, Wish};
+use millrace_core::plan::{self, Choice, Context, Effect, Means, Plan, Wanted, Wish};
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Ruleset;
 use millrace_core::value::Groups;
 
 use crate::effect::{self, carry_out};
 use crate::exec;
-use crate::link::{self, Net};
-use crate::lock::{self, RunLock};
+use crate::link::Net;
+use crate::lock::RunLock;
 use crate::nft;
-use crate::observe::{self, Look, observe};
+use crate::observe::{Look, observe};
 use crate::tools::Tools;
 
 /// How long to wait before another look when somebody else was faster: twice as long each time.
@@ -83,101 +87,6 @@ pub struct Outcome {
     pub warnings: Vec<String>,
 }
 
-/// Why a run did not do what it was to do.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    /// The namespace's links could not be opened.
-    #[error(transparent)]
-    Link(#[from] link::LinkError),
-    /// Another run was in the way.
-    #[error(transparent)]
-    Lock(#[from] lock::LockError),
-    /// The namespace could not be looked at.
-    #[error("what is there can't be seen: {0}")]
-    Observe(#[from] observe::ObserveError),
-    /// A group has no number.
-    #[error(transparent)]
-    NoGroup(#[from] NoGroup),
-    /// No backend can be used.
-    #[error(transparent)]
-    NoBackend(#[from] NoBackend),
-    /// TPROXY would capture nothing of what comes over a bridge.
-    #[error(
-        "{interface} is a bridge that gives packets to rules before they come to the pod: TPROXY hands \
-         none of them to the proxy, and connections reach the application; set \
-         net.bridge.{setting} (and nf_call of the bridge) to 0, or capture by REDIRECT"
-    )]
-    Bridge {
-        /// The bridge.
-        interface: String,
-        /// The setting of all bridges.
-        setting: &'static str,
-    },
-    /// The routing table that is needed is used by somebody else.
-    #[error(transparent)]
-    TakenTable(#[from] plan::TakenTable),
-    /// Differing rules are there, and were not to be replaced.
-    #[error(
-        "rules of an earlier run are there and differ from what is wanted ({}); nothing was \
-         changed: pass --reconcile to replace them, or remove them first",
-        list(.effects)
-    )]
-    Drifted {
-        /// What would have been done.
-        effects: Vec<Effect>,
-    },
-    /// An effect failed, and what was there before is there again.
-    #[error("{}; what was there before is there again", story(.failed, .why))]
-    TakenBack {
-        /// What failed.
-        failed: Box<Effect>,
-        /// Why.
-        why: Box<effect::EffectError>,
-    },
-    /// An effect failed, and so did putting back what was there before.
-    #[error(
-        "{}; putting back what was there before failed too: {second}. The next run finds out what \
-         is left and goes on from there",
-        story(.failed, .why)
-    )]
-    Stuck {
-        /// What failed.
-        failed: Box<Effect>,
-        /// Why.
-        why: Box<effect::EffectError>,
-        /// What failed then, and why.
-        second: String,
-    },
-}
-
-impl EngineError {
-    /// Whether a lock was in the way until the time was up.
-    pub const fn is_busy(&self) -> bool {
-        match self {
-            Self::Lock(error) => error.is_busy(),
-            Self::TakenBack { why, .. } | Self::Stuck { why, .. } => why.is_busy(),
-            _ => false,
-        }
-    }
-}
-
-/// What failed, and why. The kernel's refusals name what they are about themselves.
-fn story(failed: &Effect, why: &effect::EffectError) -> String {
-    match failed {
-        Effect::Restore { .. } => format!("{failed}: {why}"),
-        _ => why.to_string(),
-    }
-}
-
-fn list(effects: &[Effect]) -> String {
-    let texts: Vec<String> = effects
-        .iter()
-        .filter(|e| !matches!(e, Effect::Marker { .. }))
-        .map(ToString::to_string)
-        .collect();
-    texts.join("; ")
-}
-
 /// A namespace that is being worked on: the calling thread's.
 #[derive(Debug)]
 pub struct Session {
@@ -189,6 +98,8 @@ pub struct Session {
     unseen: bool,
     /// How the last attempt was to write rules.
     means: Option<Means>,
+    /// Whether the last attempt was to write a guard, and whether the kernel has refused one.
+    guards: (bool, bool),
     /// The number of the last change of `nf_tables` before the last look.
     generation: Option<u32>,
     warnings: Vec<String>,
@@ -208,6 +119,7 @@ impl Session {
             nf_tables: None,
             unseen: false,
             means: None,
+            guards: (false, false),
             generation: None,
             warnings: Vec::new(),
         })
@@ -218,13 +130,18 @@ impl Session {
         &mut self.net
     }
 
+    /// Whether the kernel has refused a guard.
+    pub const fn lacks_guard(&self) -> bool {
+        self.guards.1
+    }
+
     /// Look at the namespace.
     ///
     /// # Errors
     /// When something can't be seen.
     pub fn observe(&mut self, exec: &exec::Options, look: Look) -> Result<Observed, EngineError> {
         let seen = observe(&mut self.tools, &mut self.net, exec, look)?;
-        self.nf_tables = Some(seen.nf_tables);
+        self.nf_tables = Some(seen.observed.nf_tables);
         self.generation = seen.generation;
         if let Some(why) = seen.unseen {
             self.unseen = true;
@@ -284,6 +201,8 @@ impl Session {
                 {
                     let error = EngineError::TakenBack { failed, why };
                     match self.means {
+                        // The guard may be what the kernel has nothing for.
+                        _ if self.guards.0 => self.guards.1 = true,
                         Some(means) if !avoid.contains(&means) => avoid.push(means),
                         _ => return Err(error),
                     }
@@ -343,14 +262,16 @@ impl Session {
             marks: request.marks.clone(),
             netlink: !programs,
         };
+        let bare = self.without_guard(request, choice);
+        let iptables = request.rules.map(|rules| bare.as_ref().unwrap_or(rules.iptables));
         let wanted = match (request.rules, choice.map(|choice| choice.means.backend)) {
             // What eBPF captures needs no rules.
             (None, _) | (_, None | Some(Backend::Ebpf)) => Wanted::Nothing,
-            (Some(rules), Some(Backend::IptablesNft)) => {
-                Wanted::Iptables(rules.iptables, Variant::Nft)
+            (Some(_), Some(Backend::IptablesNft)) => {
+                iptables.map_or(Wanted::Nothing, |rules| Wanted::Iptables(rules, Variant::Nft))
             }
-            (Some(rules), Some(Backend::IptablesLegacy)) => {
-                Wanted::Iptables(rules.iptables, Variant::Legacy)
+            (Some(_), Some(Backend::IptablesLegacy)) => {
+                iptables.map_or(Wanted::Nothing, |rules| Wanted::Iptables(rules, Variant::Legacy))
             }
             (Some(rules), Some(Backend::Nftables)) => {
                 rules.native.map_or(Wanted::Nothing, Wanted::Native)
@@ -364,6 +285,9 @@ impl Session {
         let plan = plan::plan(&before, wanted, request.everything, &context);
         if let Some(taken) = plan.taken {
             return Err(taken.into());
+        }
+        if let Some(clash) = plan.clash {
+            return Err(clash.into());
         }
         let refused =
             request.drift == Drift::Refuse && plan.residue && !plan.unfinished && !plan.interrupted;
@@ -387,6 +311,30 @@ impl Session {
             processes: 0,
             warnings: self.take_warnings(),
         })
+    }
+
+    /// The rules for iptables without the guard that they should have, where the kernel can't have
+    /// one.
+    fn without_guard(&mut self, request: &Request<'_>, choice: Option<Choice>) -> Option<Ruleset> {
+        let iptables = choice.is_some_and(|choice| {
+            matches!(choice.means.backend, Backend::IptablesNft | Backend::IptablesLegacy)
+        });
+        let rules = request.rules.filter(|_| iptables)?.iptables;
+        let name = rules.guard.as_ref()?.layout.guard?;
+        let possible = self.has_nf_tables() && !self.guards.1;
+        self.guards.0 = possible;
+        if possible {
+            return None;
+        }
+        let lacks = if self.guards.1 { "nft_tproxy (CONFIG_NFT_TPROXY)" } else { "nf_tables" };
+        let warning = format!(
+            "table inet {name} can't be added, as the kernel lacks {lacks}: {UNGUARDED}; rules of \
+             Millrace's own (`millrace apply`) need no such table"
+        );
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
+        Some(Ruleset { guard: None, ..rules.clone() })
     }
 
     /// How rules are written; none when none are.

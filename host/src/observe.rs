@@ -78,8 +78,6 @@ pub enum Look {
 pub struct Seen {
     /// The namespace.
     pub observed: Observed,
-    /// Whether the kernel has `nf_tables`.
-    pub nf_tables: bool,
     /// Why it can't be seen whether iptables-legacy holds anything; it is taken for empty then.
     pub unseen: Option<ObserveError>,
     /// The number of the last change of `nf_tables` before this look, where there is one.
@@ -158,6 +156,7 @@ pub fn observe(
         routes: links.routes,
         addresses: links.addresses,
         passthrough_link: links.passthrough_link,
+        nf_tables,
         native,
         tables,
         dormant,
@@ -166,7 +165,7 @@ pub fn observe(
         interrupted: links.marked,
         loggers,
     };
-    Ok(Seen { observed, nf_tables, unseen, generation })
+    Ok(Seen { observed, unseen, generation })
 }
 
 /// The tables of a variant and family.

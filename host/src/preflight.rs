@@ -34,7 +34,9 @@ pub fn look() -> Vec<Finding> {
     findings.push(owned_tables());
     findings.push(legacy());
     findings.extend(programs());
-    findings.push(ipv6());
+    let ipv6 = ipv6();
+    findings.push(pairs(ipv6.there));
+    findings.push(ipv6);
     findings.extend(bridges());
     findings
 }
@@ -286,6 +288,23 @@ fn programs() -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// What the address is on that the proxy passes IPv6 connections on from.
+fn pairs(ipv6: bool) -> Finding {
+    let needed_by = if ipv6 { &Backend::ALL[..] } else { &[] };
+    let what = "pairs of interfaces (veth), which capture of IPv6 needs";
+    match Net::open().map(|net| net.tries_pair()) {
+        Ok(Ok(())) => finding(what, true, "", needed_by),
+        Ok(Err(Errno::EOPNOTSUPP)) => {
+            finding(what, false, "load veth (CONFIG_VETH), or capture without IPv6", needed_by)
+        }
+        Ok(Err(Errno::EPERM)) => {
+            finding(what, false, "it can't be asked for without NET_ADMIN", &[])
+        }
+        Ok(Err(errno)) => finding(what, false, &format!("the kernel says {errno}"), needed_by),
+        Err(error) => finding(what, false, &error.to_string(), needed_by),
+    }
 }
 
 /// Whether TPROXY gets what comes in; other ways of capture do without it.

@@ -125,7 +125,10 @@ fn captured(program: &mut Program, table: Table, ports: Option<PortRange>, sourc
     let place = (table, Branch::Inbound, Role::Inbound);
     if table == Table::Mangle {
         // Only the first packet of a connection is to find the listener: the others have a socket.
+        // What starts a connection belongs to none, whatever tracking still holds: a transparent socket
+        // that the proxy has of an earlier one is found as well.
         let mut known = when.clone();
+        known.push(Condition::Starts { negated: true });
         known.push(Condition::State(vec![ConnState::Related, ConnState::Established]));
         program.add(place, known, Verdict::Ask(Branch::Divert), reason.clone());
         program.add(place, when, Verdict::Ask(Branch::Transparent), reason);

@@ -165,6 +165,11 @@ pub enum Condition {
     ArrivedBy(InterfacePattern),
     /// The interface that it leaves by.
     LeavesBy(InterfacePattern),
+    /// Whether it starts a connection of TCP, whatever tracking holds.
+    Starts {
+        /// Whether it does not.
+        negated: bool,
+    },
     /// The state of its connection: one of these.
     State(Vec<ConnState>),
     /// Its mark, all 32 bits of it.

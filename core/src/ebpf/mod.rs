@@ -20,7 +20,7 @@ use crate::ruleset::{Home, Ruleset};
 /// What a pod needs beside its entry: an address, as with every backend, and no rules.
 pub fn beside(policy: &CapturePolicy) -> Ruleset {
     let v6 = policy.ipv6.value.then(Vec::new);
-    Ruleset { v4: Vec::new(), v6, routing: routing(policy, Home::Own) }
+    Ruleset { v4: Vec::new(), v6, routing: routing(policy, Home::Own), guard: None }
 }
 
 /// How many networks a pod's policy can name, of both families together.

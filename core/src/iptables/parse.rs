@@ -3,10 +3,11 @@
 
 use std::net::IpAddr;
 
+use super::render::port_unreachable;
 use crate::ruleset::{
     ChainName, ConnState, Masked, Match, Owner, Protocol, RedirectSpelling, Rule, Side, Target,
 };
-use crate::value::{Cidr, ListenPort, PortRange, Zone};
+use crate::value::{Cidr, Family, ListenPort, PortRange, Zone};
 
 /// The part of a rule that is not known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,8 +63,8 @@ pub fn parse_rule(text: &str) -> Result<Rule, UnknownRule> {
 }
 
 /// Modules whose options are known. That one is loaded says nothing by itself.
-const MODULES: [&str; 8] =
-    ["tcp", "udp", "multiport", "owner", "conntrack", "mark", "connmark", "comment"];
+const MODULES: [&str; 9] =
+    ["tcp", "udp", "multiport", "owner", "conntrack", "state", "mark", "connmark", "comment"];
 
 struct Words<'t> {
     rest: std::str::SplitAsciiWhitespace<'t>,
@@ -129,6 +130,12 @@ fn read_match(option: &str, negated: bool, words: &mut Words<'_>) -> Result<Matc
             let ports = ports.map_err(|_e| UnknownRule(format!("{option} {value}")))?;
             Match::DestinationPorts { negated, ports }
         }
+        "--syn" => Match::Syn { negated },
+        "--tcp-flags" => match (words.value(option)?, words.value(option)?) {
+            // As `iptables-save` writes it.
+            ("FIN,SYN,RST,ACK", "SYN") => Match::Syn { negated },
+            (asked, set) => return Err(UnknownRule(format!("{option} {asked} {set}"))),
+        },
         "--uid-owner" => Match::Owner { negated, owner: Owner::Uid(words.parsed(option)?) },
         "--gid-owner" => {
             let value = words.value(option)?;
@@ -139,13 +146,15 @@ fn read_match(option: &str, negated: bool, words: &mut Words<'_>) -> Result<Matc
                 .map_err(|_e| UnknownRule(format!("{option} {value}")))?;
             Match::Owner { negated, owner }
         }
-        "--ctstate" => {
+        "--ctstate" | "--state" => {
             let value = words.value(option)?;
             let states: Option<Vec<ConnState>> =
                 value.split(',').map(ConnState::from_name).collect();
-            only_plain(Match::ConnState(
-                states.ok_or_else(|| UnknownRule(format!("{option} {value}")))?,
-            ))?
+            let states = states.ok_or_else(|| UnknownRule(format!("{option} {value}")))?;
+            only_plain(match option {
+                "--state" => Match::OldState(states),
+                _ => Match::ConnState(states),
+            })?
         }
         "--comment" => match words.value(option)? {
             COMMENT => only_plain(Match::Ours)?,
@@ -178,6 +187,15 @@ fn read_target(name: &str, words: &mut Words<'_>) -> Result<Target, UnknownRule>
             Target::Redirect { port: words.parsed(option)?, spelling }
         }
         "TPROXY" => read_tproxy(words)?,
+        "REJECT" => {
+            let value = match words.value(name)? {
+                "--reject-with" => words.value("--reject-with")?,
+                other => return Err(UnknownRule(format!("REJECT {other}"))),
+            };
+            let told = |family: &Family| port_unreachable(*family) == value;
+            let family = Family::ALL.into_iter().find(told);
+            Target::Reject(family.ok_or_else(|| UnknownRule(format!("--reject-with {value}")))?)
+        }
         "MARK" => match words.value(name)? {
             "--set-mark" => Target::SetMark(words.masked("--set-mark")?),
             "--set-xmark" => {

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use super::layout::{Line, Verb};
 use super::parse::COMMENT;
 use crate::ruleset::{
-    Emission, Masked, Match, Owner, Placement, RedirectSpelling, Rule, Side, Target,
+    ConnState, Emission, Masked, Match, Owner, Placement, RedirectSpelling, Rule, Side, Target,
 };
+use crate::value::Family;
 
 /// The text of a rule, without `-A CHAIN`.
 pub fn render_rule(rule: &Rule) -> String {
@@ -57,6 +58,7 @@ fn render_match(m: &Match) -> String {
             let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
             format!("-m multiport {}--dports {}", not(*negated), ports.join(","))
         }
+        Match::Syn { negated } => format!("{}--syn", not(*negated)),
         Match::Owner { negated, owner } => {
             let not = not(*negated);
             match owner {
@@ -65,10 +67,8 @@ fn render_match(m: &Match) -> String {
                 Owner::Group(name) => format!("-m owner {not}--gid-owner {name}"),
             }
         }
-        Match::ConnState(states) => {
-            let names: Vec<&str> = states.iter().map(|s| s.as_str()).collect();
-            format!("-m conntrack --ctstate {}", names.join(","))
-        }
+        Match::ConnState(states) => format!("-m conntrack --ctstate {}", render_states(states)),
+        Match::OldState(states) => format!("-m state --state {}", render_states(states)),
         Match::Mark { negated, mark } => {
             format!("-m mark {}--mark {}", not(*negated), render_masked(*mark))
         }
@@ -76,6 +76,19 @@ fn render_match(m: &Match) -> String {
             format!("-m connmark {}--mark {}", not(*negated), render_masked(*mark))
         }
         Match::Ours => format!("-m comment --comment {COMMENT}"),
+    }
+}
+
+fn render_states(states: &[ConnState]) -> String {
+    let names: Vec<&str> = states.iter().map(|s| s.as_str()).collect();
+    names.join(",")
+}
+
+/// What REJECT tells by itself.
+pub(super) const fn port_unreachable(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "icmp-port-unreachable",
+        Family::V6 => "icmp6-port-unreachable",
     }
 }
 
@@ -93,6 +106,9 @@ fn render_target(target: &Target) -> String {
         Target::Return => "-j RETURN".to_owned(),
         Target::Accept => "-j ACCEPT".to_owned(),
         Target::Drop => "-j DROP".to_owned(),
+        Target::Reject(family) => {
+            format!("-j REJECT --reject-with {}", port_unreachable(*family))
+        }
         Target::Jump(chain) => format!("-j {chain}"),
         Target::Redirect { port, spelling } => {
             let option = match spelling {

@@ -176,6 +176,10 @@ impl Linear<'_> {
                 self.ports(*protocol, *side, *negated, ports);
             }
             Statement::Owner { negated, owners, .. } => self.owners(*negated, owners, groups)?,
+            Statement::Syn { negated } => {
+                self.settle_protocol(Protocol::Tcp);
+                self.exprs.extend(only_syn(*negated));
+            }
             Statement::State(states) => self.state(states),
             Statement::Mark { negated, mark } => {
                 self.exprs.push(Expr::LoadMeta(MetaField::Mark));
@@ -348,6 +352,25 @@ impl Linear<'_> {
             Expr::Compare(Comparison::Ne, vec![0; 4]),
         ]);
     }
+}
+
+/// FIN, SYN, RST and ACK; SYN (RFC 9293 section 3.1).
+pub(crate) const FLAGS: [u8; 1] = [0x17];
+pub(crate) const SYN: [u8; 1] = [2];
+
+/// Whether bytes of a header are the flags of TCP.
+pub(crate) const fn is_flags(header: Header, offset: u32, length: u32) -> bool {
+    matches!((header, offset, length), (Header::Transport, 13, 1))
+}
+
+/// Of FIN, SYN, RST and ACK only SYN is set.
+fn only_syn(negated: bool) -> [Expr; 3] {
+    let how = if negated { Comparison::Ne } else { Comparison::Eq };
+    [
+        Expr::LoadPayload { header: Header::Transport, offset: 13, length: 1 },
+        Expr::Mask(FLAGS.to_vec()),
+        Expr::Compare(how, SYN.to_vec()),
+    ]
 }
 
 /// `NFPROTO_IPV4`, `NFPROTO_IPV6`

@@ -11,7 +11,7 @@ pub mod set;
 pub mod tables;
 pub mod xtables;
 
-pub use guard::{guarded, untaken};
+pub use guard::{UNGUARDED, beside, guarded, untaken};
 pub use merge::merge;
 pub use render::{base_chain, render_transaction, render_with_reasons, rule_text};
 

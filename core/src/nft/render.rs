@@ -123,6 +123,10 @@ fn statement(statement: &Statement, called: &impl Fn(&Chain) -> String) -> Strin
             };
             format!("{meta}{field} {}{}", not(*negated), set(owners, name))
         }
+        Statement::Syn { negated } => {
+            let how = if *negated { "!=" } else { "==" };
+            format!("tcp flags & (fin | syn | rst | ack) {how} syn")
+        }
         Statement::State(states) => {
             let names: Vec<String> =
                 states.iter().map(|s| s.as_str().to_ascii_lowercase()).collect();

@@ -3,7 +3,7 @@
 
 use super::expr::{Comparison, Expr, MetaField, NoGroup, Verdict, expressions, nfproto};
 use super::{NftRuleset, base_chain, render_transaction};
-use crate::ruleset::{Chain, ChainName, Routing};
+use crate::ruleset::{Chain, ChainName, Hook, Routing, Table};
 use crate::value::{Family, Groups};
 
 /// Where a base chain hangs.
@@ -33,6 +33,16 @@ pub type NativeTable = Vec<(String, NativeChain)>;
 
 /// Tables of family `inet` with their names, in the order in which they were made.
 pub type NativeTables = Vec<(String, NativeTable)>;
+
+/// Whether a table only guards what other rules capture: all that is in it hangs where a guard does.
+pub fn is_guard(table: &NativeTable) -> bool {
+    let (kind, priority) = base_chain(Table::Filter, Hook::Prerouting);
+    let hangs = |chain: &NativeChain| {
+        let base = chain.base.as_ref();
+        base.is_some_and(|base| base.kind == kind && base.priority == priority)
+    };
+    !table.is_empty() && table.iter().all(|(_, chain)| hangs(chain))
+}
 
 /// What has a name.
 pub fn named<'l, T>(list: &'l [(String, T)], name: &str) -> Option<&'l T> {

@@ -9,7 +9,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::expr::{
-    Comparison, Expr, Header, MetaField, NoGroup, Verdict, interface_name, mask, range,
+    Comparison, Expr, FLAGS, Header, MetaField, NoGroup, SYN, Verdict, interface_name, is_flags,
+    mask, range,
 };
 use crate::iptables::{
     Extension, Ports, TooManyPorts, UnknownRule, read_match, read_target, write_match, write_ports,
@@ -104,14 +105,15 @@ pub fn encode(rule: &Rule, family: Family, groups: &Groups) -> Result<XtRule, Un
             }
         }
     }
-    let mut ports_written = false;
+    let mut header_written = false;
     for m in &rule.matches {
         match m {
-            Match::Port { .. } if !ports_written => {
-                ports_written = true;
+            Match::Port { .. } | Match::Syn { .. } if !header_written => {
+                header_written = true;
                 let protocol = protocol.ok_or(Unwritable::PortsOfNothing)?;
-                exprs.extend(all_ports(protocol, &rule.matches).map(Expr::Match));
+                exprs.extend(of_header(protocol, &rule.matches).map(Expr::Match));
             }
+            Match::Port { .. } | Match::Syn { .. } => {}
             Match::Owner { negated, owner: Owner::Group(name) } => {
                 let gid = *groups.get(name).ok_or_else(|| NoGroup(name.clone()))?;
                 let owner = Owner::Gid(gid);
@@ -181,8 +183,8 @@ fn address(exprs: &mut Vec<Expr>, side: Side, negated: bool, cidr: Cidr) {
     exprs.push(Expr::Compare(equal(negated), network));
 }
 
-/// The ports of both sides, as one match has both. One that asks twice of the same side takes two.
-fn all_ports(protocol: Protocol, matches: &[Match]) -> impl Iterator<Item = Extension> {
+/// The ports of both sides and the flags, as one match has them all. One that asks twice of the same side takes two.
+fn of_header(protocol: Protocol, matches: &[Match]) -> impl Iterator<Item = Extension> {
     let of = |wanted: Side| -> Vec<Ports> {
         let ports = matches.iter().filter_map(|m| match m {
             Match::Port { side, negated, ports } if *side == wanted => Some((*negated, *ports)),
@@ -191,9 +193,16 @@ fn all_ports(protocol: Protocol, matches: &[Match]) -> impl Iterator<Item = Exte
         ports.map(Some).collect()
     };
     let (source, destination) = (of(Side::Source), of(Side::Destination));
-    let count = source.len().max(destination.len());
+    let syn = matches.iter().find_map(|m| match m {
+        Match::Syn { negated } => Some(*negated),
+        _ => None,
+    });
+    let count = source.len().max(destination.len()).max(usize::from(syn.is_some()));
     let nth = |ports: &[Ports], index| ports.get(index).copied().flatten();
-    let pair = move |index| write_ports(protocol, nth(&source, index), nth(&destination, index));
+    let pair = move |index| {
+        let syn = syn.filter(|_| index == 0);
+        write_ports(protocol, nth(&source, index), nth(&destination, index), syn)
+    };
     (0..count).map(pair)
 }
 
@@ -353,6 +362,14 @@ impl Reader<'_> {
     fn payload(&mut self, header: Header, offset: u32, length: u32) -> Result<(), UnknownRule> {
         if loads_protocol(&Expr::LoadPayload { header, offset, length }, self.family) {
             return self.protocol();
+        }
+        if is_flags(header, offset, length) {
+            let (mask, (negated, set)) = (self.masked(), self.compared()?);
+            if (mask.as_deref(), set.as_slice()) != (Some(&FLAGS), &SYN) {
+                return Err(UnknownRule("flags of TCP other than those of --syn".to_owned()));
+            }
+            self.matches.push(Match::Syn { negated });
+            return Ok(());
         }
         let side = match (header, offset) {
             (Header::Transport, 0) => Side::Source,

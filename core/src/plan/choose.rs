@@ -115,7 +115,7 @@ pub fn choose(
             .filter(|h| h.variant == variant)
             .any(|h| h.dump.tables.iter().flat_map(|t| &t.chains).any(|c| !c.rules.is_empty()))
     };
-    let native = !observed.native.is_empty();
+    let native = observed.captures_natively();
     let (auto, iptables) = (wish == Wish::Auto, matches!(wish, Wish::Auto | Wish::Iptables));
     let only = |backend| wish == Wish::Backend(backend);
     let (nft, legacy) = (only(Backend::IptablesNft), only(Backend::IptablesLegacy));

@@ -20,8 +20,8 @@ pub use routing::{
 pub use tables::{TableEdit, TableStep};
 pub use target::{Body, FamilyState};
 
-use crate::nft;
 use crate::nft::tables::{Native, NativeTables};
+use crate::nft::{self, NftRuleset, render_transaction};
 use crate::observed::{Logger, Observed, TableId, Variant};
 use crate::ownership::Footprint;
 use crate::ruleset::{Routing, Ruleset, Table};
@@ -44,6 +44,15 @@ pub struct Context<'a> {
     pub netlink: bool,
 }
 
+/// Chains of others have the names of those that are wanted: to write these would empty them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} of somebody else has the name of one that is to be written; nothing was changed: capture by \
+     Millrace's own rules (`millrace apply`), or remove that capture first",
+    .0.join(", ")
+)]
+pub struct Clash(pub Vec<String>);
+
 /// A list of effects, and what led to it.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
@@ -59,6 +68,8 @@ pub struct Plan {
     pub interrupted: bool,
     /// What stands in the way of all of it.
     pub taken: Option<TakenTable>,
+    /// Chains of others that stand in the way.
+    pub clash: Option<Clash>,
     /// What keeps the wanted rules from working, and is not ours to change: each in a sentence.
     pub obstacles: Vec<String>,
 }
@@ -90,6 +101,26 @@ impl<'a> Wanted<'a> {
         }
     }
 
+    /// The table of nftables beside rules of iptables.
+    fn guard(self) -> Option<&'a NftRuleset> {
+        match self {
+            Self::Iptables(ruleset, _) => ruleset.guard.as_ref(),
+            Self::Nothing | Self::Native(_) => None,
+        }
+    }
+
+    /// The native tables, and their text.
+    fn native(self) -> (NativeTables, String) {
+        if let Self::Native(native) = self {
+            return (native.tables.clone(), native.text.clone());
+        }
+        // It names no group.
+        let tables = |guard: &NftRuleset| guard.native(&Groups::new()).ok();
+        let guard =
+            self.guard().and_then(|guard| Some((tables(guard)?, render_transaction(guard))));
+        guard.unwrap_or_default()
+    }
+
     fn routing(self) -> Option<&'a Routing> {
         match self {
             Self::Nothing => None,
@@ -108,6 +139,13 @@ impl<'a> Wanted<'a> {
 
     /// The tables of `nf_tables` with wanted rules.
     fn tables(self, groups: &Groups) -> Vec<TableId> {
+        let guards = self.guard().into_iter().flat_map(|guard| guard.layout.guard);
+        let guards = guards.map(|name| TableId::inet(name.to_owned()));
+        guards.chain(self.captures(groups)).collect()
+    }
+
+    /// Those of them that are no guard of others.
+    fn captures(self, groups: &Groups) -> Vec<TableId> {
         match self {
             Self::Iptables(ruleset, Variant::Nft) => {
                 let tables = |family: Family| {
@@ -146,17 +184,20 @@ pub fn plan(
     let mut replace = Vec::new();
     let mut remove = Vec::new();
     let mut edits = Vec::new();
+    let mut clashes = Vec::new();
     for family in Family::ALL {
         for any in Variant::ALL {
             let found = found(any, family);
             known.marks.extend(found.marks());
             residue |= found.has_chains();
-            interrupted |= found.tables().any(|t| t == Table::Filter);
+            interrupted |= found.drops_everything();
             let target = wanted
                 .iptables(any)
                 .map(|w| FamilyState::wanted(w, family, context.groups))
                 .unwrap_or_default();
             unfinished &= found.is_part_of(&target);
+            let at = |(table, chain)| format!("chain {chain} of {family} {table} ({any})");
+            clashes.extend(found.clashes(&target).into_iter().map(at));
             // Rules of ours in another place go when those in the right one are there.
             let right = wanted.iptables(any).is_some();
             let changes = table_edits(family, &found, &target, everything && right);
@@ -170,12 +211,13 @@ pub fn plan(
     }
     known.marks.extend(nft::tables::marks(&observed.native));
     residue |= !observed.native.is_empty();
-    let (target, text) = match wanted {
-        Wanted::Native(native) => (native.tables.clone(), native.text.clone()),
-        _ => (NativeTables::new(), String::new()),
-    };
+    let (target, text) = wanted.native();
     unfinished &= observed.native.is_empty() || observed.native == target;
-    let comes = !target.is_empty() || wanted.iptables(Variant::Nft).is_some();
+    // The guard of legacy rules comes behind them: what it takes the place of may still capture.
+    let comes = match wanted {
+        Wanted::Native(native) => !native.tables.is_empty(),
+        _ => wanted.iptables(Variant::Nft).is_some(),
+    };
     let list = if comes { &mut replace } else { &mut remove };
     list.extend(native(observed, target, text, everything, edits));
     let families = wanted.families();
@@ -200,7 +242,8 @@ pub fn plan(
     }
     let effects = with_marker(effects, observed.interrupted);
     let obstacles = obstacles::obstacles(observed, wanted);
-    Plan { effects, residue, unfinished, interrupted, taken, obstacles }
+    let clash = (!clashes.is_empty()).then_some(Clash(clashes));
+    Plan { effects, residue, unfinished, interrupted, taken, clash, obstacles }
 }
 
 /// The transaction that puts native tables in the place of those that are there, if it has to, and

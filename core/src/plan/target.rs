@@ -157,6 +157,19 @@ impl FamilyState {
         state
     }
 
+    /// Chains of others that have the names of those that are wanted, each with its table.
+    pub(super) fn clashes(&self, wanted: &Self) -> Vec<(Table, String)> {
+        let chains = wanted.tables.iter().flat_map(|(table, state)| {
+            state.chains.keys().map(move |chain| (*table, chain.clone()))
+        });
+        let his = |(table, chain): &(Table, String)| {
+            self.tables.get(table).is_some_and(|found| {
+                !found.chains.contains_key(chain) && found.others.contains_key(chain)
+            })
+        };
+        chains.filter(his).collect()
+    }
+
     /// Whether there are chains of ours.
     pub fn has_chains(&self) -> bool {
         self.tables.values().any(|t| !t.chains.is_empty())
@@ -170,6 +183,13 @@ impl FamilyState {
     /// The tables that hold anything of ours.
     pub fn tables(&self) -> impl Iterator<Item = Table> + '_ {
         self.tables.iter().filter(|(_, t)| !t.is_empty()).map(|(t, _)| *t)
+    }
+
+    /// Whether rules of ours drop what goes through, as istio-iptables has it while it works.
+    pub(super) fn drops_everything(&self) -> bool {
+        let guests = self.tables.get(&Table::Filter).into_iter().flat_map(|t| t.guests.values());
+        let drops = |g: &Guest| g.body.rule.as_ref().is_some_and(|r| r.target == Target::Drop);
+        guests.flatten().any(drops)
     }
 
     /// Whether every table is either as wanted or has nothing of ours: what a first run leaves

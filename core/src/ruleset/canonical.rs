@@ -45,7 +45,7 @@ fn canonical_match(m: &Match, groups: &BTreeMap<GroupName, Gid>) -> Option<Match
                 groups.get(name).map_or_else(|| Owner::Group(name.clone()), |gid| Owner::Gid(*gid));
             Match::Owner { negated: *negated, owner }
         }
-        Match::ConnState(states) => {
+        Match::ConnState(states) | Match::OldState(states) => {
             let mut states = states.clone();
             states.sort();
             states.dedup();
@@ -60,6 +60,7 @@ fn canonical_match(m: &Match, groups: &BTreeMap<GroupName, Gid>) -> Option<Match
         | Match::OutInterface { .. }
         | Match::Protocol(_)
         | Match::Port { .. }
+        | Match::Syn { .. }
         | Match::Owner { .. } => m.clone(),
     })
 }

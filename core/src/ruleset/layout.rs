@@ -1,5 +1,6 @@
 //! What a dialect calls its chains.
 
+use super::native::NftLayout;
 use super::{ChainName, Home};
 
 /// What a dialect calls its chains, and whether its rules in builtin chains carry a comment.
@@ -23,6 +24,9 @@ pub struct Layout {
     pub drop: ChainName,
     /// Whether rules in builtin chains that don't jump carry a comment, by which they are known.
     pub tagged: bool,
+    /// What the table of nftables is called that is added beside the rules of iptables, where these are
+    /// to stay as another tool writes them; none where they need none.
+    pub guard: Option<&'static NftLayout>,
     /// Where the address is that the proxy passes connections on from.
     pub passthrough: Home,
 }

@@ -144,6 +144,12 @@ pub enum Match {
         /// The ports.
         ports: Vec<PortRange>,
     },
+    /// `--syn`: of FIN, SYN, RST and ACK only SYN is set: the packet starts a connection. Only beside
+    /// [`Match::Protocol`].
+    Syn {
+        /// `!`
+        negated: bool,
+    },
     /// `-m owner`: who made the socket. Only on the way out.
     Owner {
         /// `!`
@@ -153,6 +159,8 @@ pub enum Match {
     },
     /// `-m conntrack --ctstate`: the state of the connection.
     ConnState(Vec<ConnState>),
+    /// `-m state --state`: the same by an older name, under which the kernel keeps it.
+    OldState(Vec<ConnState>),
     /// `-m mark`: the packet's mark.
     Mark {
         /// `!`

@@ -105,6 +105,12 @@ pub enum Statement {
         /// How it is written.
         spelling: OwnerSpelling,
     },
+    /// `tcp flags & (fin | syn | rst | ack) == syn`: the packet starts a connection. Says the protocol
+    /// as well.
+    Syn {
+        /// `!=`
+        negated: bool,
+    },
     /// `ct state`: the state of the connection.
     State(Vec<ConnState>),
     /// `mark`: the packet's mark.

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::native::NftRuleset;
 use super::{Chain, Rule, Table};
 use crate::source::Source;
 use crate::value::{Family, Mark, RouteTable};
@@ -81,6 +82,8 @@ pub struct Ruleset {
     pub v6: Option<Vec<Emission>>,
     /// Rules, routes and addresses beside them.
     pub routing: Routing,
+    /// A table of nftables beside them, which does what they can't be changed to do.
+    pub guard: Option<NftRuleset>,
 }
 
 impl Ruleset {

@@ -2,7 +2,7 @@
 
 use super::chain::ChainName;
 use super::matches::Masked;
-use crate::value::{ListenPort, Zone};
+use crate::value::{Family, ListenPort, Zone};
 
 /// How the port of a REDIRECT is spelled. Both mean the same to iptables; the reference writes
 /// one for TCP and the other for UDP.
@@ -23,6 +23,9 @@ pub enum Target {
     Accept,
     /// Discard the packet.
     Drop,
+    /// Discard the packet and tell the sender that nobody has the port (`icmp-port-unreachable`,
+    /// `icmp6-port-unreachable`), which is what REJECT does when it is not told otherwise.
+    Reject(Family),
     /// Go on in another chain.
     Jump(ChainName),
     /// Send the packet to a port of this host (destination NAT to the incoming interface's

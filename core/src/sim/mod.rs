@@ -116,6 +116,24 @@ impl Program {
         Some(Unheard { port: *port, transparent, outcome })
     }
 
+    /// What becomes of a connection that a transparent socket takes where it has the addresses and ports
+    /// of an earlier one, which tracking still has and whose sockets are gone; none where that is the
+    /// same.
+    pub fn reused(
+        &self,
+        namespace: &Namespace,
+        question: &Question,
+        answer: &Answer,
+    ) -> Option<Outcome> {
+        let transparent = matches!(answer.fate, Fate::Delivered { how: How::Transparent, .. });
+        if !transparent || question.known != Known::New || question.protocol != Protocol::TCP {
+            return None;
+        }
+        let again = Question { known: Known::Reused, ..question.clone() };
+        let found = Walk::new(self, namespace, &again, &mut Nobody).first().outcome;
+        (found != answer.outcome).then_some(found)
+    }
+
     /// The same, and what becomes of the answer to it, with everything that happens on the way.
     pub fn explain(&self, namespace: &Namespace, question: &Question) -> Explanation {
         let settled = self.settled(namespace, question);
@@ -145,7 +163,8 @@ impl Program {
         (walk.connections, walk.connected, walk.sent, walk.came_by) = found;
         let reply = walk.reply(&answer.fate);
         let unheard = self.unheard(namespace, question, &answer.fate);
-        Explanation { answer, unheard, reply, there: there.events, back: back.events }
+        let reused = self.reused(namespace, question, &answer);
+        Explanation { answer, unheard, reused, reply, there: there.events, back: back.events }
     }
 }
 
@@ -156,6 +175,9 @@ pub struct Explanation {
     pub answer: Answer,
     /// What becomes of it while nobody listens where it is led to, if it is captured.
     pub unheard: Option<Unheard>,
+    /// What becomes of it where it has the addresses and ports of an earlier connection that is still
+    /// tracked, if that is something else.
+    pub reused: Option<Outcome>,
     /// What becomes of the answer to it, where there is somebody to answer.
     pub reply: Option<Reply>,
     /// What the first packet met.

@@ -94,6 +94,9 @@ pub enum Known {
     New,
     /// It belongs to a connection with this mark, which was never translated.
     Established(u32),
+    /// It starts a connection with the addresses and ports of an earlier one that is still tracked, was
+    /// never translated, and whose sockets are gone.
+    Reused,
     /// It starts a connection that another one, with this mark, announced.
     Related(u32),
     /// It can belong to no connection.
@@ -196,6 +199,7 @@ impl fmt::Display for Question {
         match self.known {
             Known::New => {}
             Known::Established(_) => f.write_str(" established")?,
+            Known::Reused => f.write_str(" with an earlier connection's addresses and ports")?,
             Known::Related(_) => f.write_str(" related")?,
             Known::Invalid => f.write_str(" invalid")?,
         }

@@ -45,6 +45,12 @@ pub fn explanation_text(program: &Program, question: &Question, found: &Explanat
     if let Some(unheard) = &found.unheard {
         text.push_str(&format!("=> {unheard}\n"));
     }
+    if let Some(outcome) = &found.reused {
+        text.push_str(&format!(
+            "=> with the addresses and ports of an earlier connection that is still tracked, and whose \
+             socket is gone: {outcome}\n"
+        ));
+    }
     text
 }
 
@@ -130,6 +136,7 @@ pub fn explanation_json(program: &Program, question: &Question, found: &Explanat
         "outcome": found.answer.outcome,
         "decidedBy": decided,
         "withoutListener": found.unheard,
+        "asAnEarlierOne": found.reused,
         "reply": found.reply,
         "way": events_json(program, &found.there),
         "wayBack": events_json(program, &found.back),

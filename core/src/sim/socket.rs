@@ -23,7 +23,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         route: Route<'a>,
     ) -> Result<Option<Route<'a>>, Halt> {
         let q = self.question;
-        let begins = matches!(q.known, Known::New | Known::Related(_));
+        let begins = matches!(q.known, Known::New | Known::Related(_) | Known::Reused);
         if !begins || self.choosers(packet.family, Hook::Output).is_empty() {
             return Ok(None);
         }

@@ -51,6 +51,8 @@ impl<'a, W: Witness> Walk<'a, W> {
             Known::New => (States::NEW, 0),
             Known::Related(mark) => (States::RELATED, mark),
             Known::Established(mark) => (States::ESTABLISHED, mark),
+            // `nf_conntrack_tcp_packet()` ignores it, but leaves it its connection.
+            Known::Reused => (States::ESTABLISHED, 0),
             Known::Invalid => {
                 packet.state = States::INVALID;
                 return;

@@ -193,7 +193,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             output: None,
             syn: self.turn == Turn::First
                 && q.protocol == Protocol::TCP
-                && matches!(q.known, Known::New | Known::Related(_)),
+                && matches!(q.known, Known::New | Known::Related(_) | Known::Reused),
             icmp: None,
             zone: 0,
             zoned: false,

@@ -3,9 +3,11 @@
 //! rules of the configuration do in the simulator, not what the pod's own rules say.
 
 mod detour;
+mod finding;
 mod sample;
 
 pub use detour::detours;
+pub use finding::{Finding, Seen};
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -97,6 +99,9 @@ pub struct Check {
     /// The port that nobody may listen on meanwhile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unheard: Option<u16>,
+    /// Whether connection tracking holds an earlier one with its addresses and ports.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub reused: bool,
     /// Where it has to arrive.
     pub expected: Expected,
     /// Why: the reasons of the rules that decide.
@@ -113,135 +118,10 @@ impl fmt::Display for Check {
             write!(f, "from {source} ")?;
         }
         write!(f, "to {}/{}", self.to, self.protocol)?;
+        if self.reused {
+            f.write_str(" with an earlier one's addresses and ports")?;
+        }
         self.unheard.map_or(Ok(()), |port| write!(f, " without a listener on port {port}"))
-    }
-}
-
-/// What was seen of a connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase", tag = "seen")]
-pub enum Seen {
-    /// It arrived in the pod.
-    Arrived {
-        /// The port of the socket that got it; none where only somebody else knows.
-        port: Option<u16>,
-        /// The destination that the receiver can ask for; none where that could not be seen.
-        original: Option<SocketAddr>,
-        /// Whether this program's own listener got it, and not another process.
-        own: bool,
-    },
-    /// Rules gave it another destination, and nobody was seen to get it there.
-    Led {
-        /// The destination that they gave it.
-        to: SocketAddr,
-        /// Whether a running process has that port, who alone knows.
-        taken: bool,
-    },
-    /// It left the pod for where it was meant to go.
-    Left,
-    /// It was seen nowhere, neither in the pod nor on its way out.
-    Unseen {
-        /// Why its way out could not be watched; none when it was.
-        blind: Option<String>,
-    },
-    /// It arrived nowhere.
-    Failed {
-        /// What the kernel said.
-        why: String,
-    },
-    /// It could not be made.
-    NotTried {
-        /// Why not.
-        why: String,
-    },
-}
-
-impl fmt::Display for Seen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Arrived { port, original, own } => {
-                match port {
-                    Some(port) => write!(f, "arrived at port {port}")?,
-                    None => f.write_str("was accepted in the pod")?,
-                }
-                if !own {
-                    f.write_str(" of a running process")?;
-                }
-                match original {
-                    Some(original) => write!(f, " with original destination {original}"),
-                    None => f.write_str("; its original destination can't be seen"),
-                }
-            }
-            Self::Led { to, taken: true } => write!(
-                f,
-                "was led to {to}, whose port a running process has: only that can tell whether it \
-                 arrived"
-            ),
-            Self::Led { to, taken: false } => {
-                write!(f, "was led to {to}, and did not arrive there")
-            }
-            Self::Left => f.write_str("left the pod untouched"),
-            Self::Unseen { blind: None } => f.write_str("neither arrived in the pod nor left it"),
-            Self::Unseen { blind: Some(why) } => {
-                write!(f, "did not arrive in the pod; whether it left can't be told: {why}")
-            }
-            Self::Failed { why } => write!(f, "arrived nowhere: {why}"),
-            Self::NotTried { why } => write!(f, "not tried: {why}"),
-        }
-    }
-}
-
-/// A connection with what was seen of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// The connection.
-    #[serde(flatten)]
-    pub check: Check,
-    /// What was seen.
-    pub result: Seen,
-    /// Whether that is what was expected; none when it could not be made.
-    pub passed: Option<bool>,
-}
-
-impl Finding {
-    /// Hold what was seen against what was expected.
-    pub fn new(check: Check, result: Seen) -> Self {
-        let passed = match (&check.expected, &result) {
-            (
-                Expected::Arrives { port, original, .. },
-                Seen::Arrived { port: at, original: seen, .. },
-            ) => Some(at.is_none_or(|at| at == *port) && seen.is_none_or(|seen| seen == *original)),
-            (Expected::Leaves, Seen::Left)
-            | (Expected::Dropped { .. }, Seen::Failed { .. } | Seen::Unseen { blind: None }) => {
-                Some(true)
-            }
-            (Expected::Arrives { .. }, Seen::Unseen { .. }) => Some(false),
-            (_, Seen::NotTried { .. } | Seen::Unseen { blind: Some(_) }) => None,
-            (Expected::Arrives { port, .. }, Seen::Led { to, taken: true })
-                if to.port() == *port =>
-            {
-                None
-            }
-            _ => Some(false),
-        };
-        Self { check, result, passed }
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { check, result, passed } = self;
-        match passed {
-            Some(true) => write!(f, "ok      {check}: {result}"),
-            None if matches!(result, Seen::NotTried { .. }) => {
-                write!(f, "skipped {check}: {result}")
-            }
-            None => write!(f, "unclear {check}: {result}"),
-            Some(false) => {
-                write!(f, "FAILED  {check}: {result}; expected {}", check.expected)?;
-                check.because.iter().try_for_each(|why| write!(f, "\n        because {why}"))
-            }
-        }
     }
 }
 
@@ -373,7 +253,7 @@ impl Checks<'_> {
         let rule = |id: &RuleId| self.asked.program.rule(*id).reason.as_ref();
         let reasons = answer.decided.iter().filter_map(rule);
         let because = reasons.map(ToString::to_string).collect();
-        let unheard = None;
+        let (unheard, reused) = (None, false);
         self.list.push(Check {
             proves,
             maker,
@@ -382,6 +262,7 @@ impl Checks<'_> {
             source,
             to,
             unheard,
+            reused,
             expected,
             because,
         });
@@ -465,15 +346,23 @@ impl Checks<'_> {
         self.add("inbound UDP", Maker::Outside, Protocol::UDP, from, to);
     }
 
-    /// What is captured reaches nobody else while the proxy does not listen.
+    /// What is captured reaches nobody else while the proxy does not listen; where a transparent socket
+    /// takes it, also with the addresses and ports of an earlier connection.
     fn unheard(&mut self) {
-        let Some(last) = self.list.last() else { return };
+        let Some(last) = self.list.last().cloned() else { return };
         let Expected::Arrives { port, how, .. } = last.expected else { return };
-        if how != How::Unchanged {
-            let why = format!("nobody listens on port {port}");
-            let expected = Expected::Dropped { why };
-            let proves = "inbound connections while the proxy does not listen";
-            self.list.push(Check { proves, unheard: Some(port), expected, ..last.clone() });
+        if how == How::Unchanged {
+            return;
+        }
+        let why = format!("nobody listens on port {port}");
+        let expected = Expected::Dropped { why };
+        let proves = "inbound connections while the proxy does not listen";
+        let unheard = Check { proves, unheard: Some(port), expected, ..last.clone() };
+        self.list.push(unheard.clone());
+        if how == How::Transparent {
+            let proves = "inbound connections with the addresses and ports of earlier ones";
+            self.list.push(Check { proves, reused: true, ..last });
+            self.list.push(Check { proves, reused: true, ..unheard });
         }
     }
 

@@ -17,6 +17,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, Prop}
 use nix::errno::Errno;
 use rtnetlink::{Handle, LinkUnspec};
 
+use self::passthrough::Found;
 use crate::netlink::{own_address, runtime};
 use crate::privilege::Hint;
 
@@ -167,11 +168,15 @@ impl Net {
             let (names, lo_down) = self.lo().await?;
             let marked = names.iter().any(|name| name == MARKER);
             let loggers = names.iter().filter_map(|name| logger_of(name)).collect();
-            let passthrough_link = self.find_passthrough().await?.map(|(index, ready)| {
-                let its =
-                    |(at, a): &(u32, InterfaceAddress)| *at == index && a.address == PASSTHROUGH_V6;
-                ready && addresses.iter().any(its)
-            });
+            let passthrough_link = match self.find_passthrough().await? {
+                Some(Found::Ours(index, ready)) => {
+                    let its = |(at, a): &(u32, InterfaceAddress)| {
+                        *at == index && a.address == PASSTHROUGH_V6
+                    };
+                    Some(ready && addresses.iter().any(its))
+                }
+                Some(Found::Other) | None => None,
+            };
             let addresses = addresses.into_iter().map(|(_, address)| address).collect();
             let mut links =
                 Links { addresses, passthrough_link, lo_down, marked, loggers, ..Links::default() };

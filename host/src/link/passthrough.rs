@@ -10,7 +10,8 @@ use millrace_core::plan::{
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, CacheInfo};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkExtentMask, LinkFlags,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkExtentMask, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{RouteProtocol, RouteScope, RouteType};
 use nix::errno::Errno;
@@ -21,21 +22,63 @@ use super::{LinkError, Net, Refusal, errno, request, settle};
 /// The kernel's own routes, among them those of multicast (`RT_TABLE_LOCAL`).
 const LOCAL: u32 = 255;
 
+/// What has the name of the interface.
+pub(super) enum Found {
+    /// The interface: its index, and whether it was made to the end.
+    Ours(u32, bool),
+    /// One of somebody else.
+    Other,
+}
+
 impl Net {
-    /// The index of the interface, and whether it was made to the end; none where it is not there.
-    pub(super) async fn find_passthrough(&self) -> Result<Option<(u32, bool)>, LinkError> {
-        let get = self.handle.link().get().match_name(PASSTHROUGH_LINK.to_owned());
+    /// What is there by the name of the interface: ours is one end of a pair whose other end has its name
+    /// here too.
+    pub(super) async fn find_passthrough(&self) -> Result<Option<Found>, LinkError> {
+        let Some(link) = self.named(PASSTHROUGH_LINK).await? else { return Ok(None) };
+        let peer = self.named(PASSTHROUGH_PEER).await?;
+        let is_pair = |link: &LinkMessage| {
+            let mut infos = link.attributes.iter().filter_map(|a| match a {
+                LinkAttribute::LinkInfo(infos) => Some(infos),
+                _ => None,
+            });
+            infos.any(|infos| infos.contains(&LinkInfo::Kind(InfoKind::Veth)))
+        };
+        let leads_to = |link: &LinkMessage, other: &LinkMessage| {
+            // The number of an interface elsewhere comes with that of its namespace.
+            let elsewhere = |a: &LinkAttribute| matches!(a, LinkAttribute::LinkNetNsId(_));
+            link.attributes.contains(&LinkAttribute::Link(other.header.index))
+                && !link.attributes.iter().any(elsewhere)
+        };
+        if !is_pair(&link) || !peer.is_some_and(|peer| leads_to(&link, &peer)) {
+            return Ok(Some(Found::Other));
+        }
+        let ready = LinkAttribute::IfAlias(PASSTHROUGH_READY.to_owned());
+        Ok(Some(Found::Ours(link.header.index, link.attributes.contains(&ready))))
+    }
+
+    async fn named(&self, name: &str) -> Result<Option<LinkMessage>, LinkError> {
+        let get = self.handle.link().get().match_name(name.to_owned());
         let get = get.set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
         match get.execute().try_next().await {
-            Ok(link) => Ok(link.map(|link| {
-                let ready =
-                    |a: &LinkAttribute| matches!(a, LinkAttribute::IfAlias(is) if is == PASSTHROUGH_READY);
-                (link.header.index, link.attributes.iter().any(ready))
-            })),
+            Ok(link) => Ok(link),
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
-            Err(error) => {
-                Err(request(format!("interface {PASSTHROUGH_LINK} can't be looked for"))(error))
-            }
+            Err(error) => Err(request(format!("interface {name} can't be looked for"))(error)),
+        }
+    }
+
+    /// Whether the kernel makes pairs of interfaces. It is asked for one that it refuses for an address
+    /// that is none, which it looks at last, so that none is made.
+    ///
+    /// # Errors
+    /// What it says where it makes none.
+    pub fn tries_pair(&self) -> Result<(), Errno> {
+        let pair = LinkVeth::new(PASSTHROUGH_LINK, PASSTHROUGH_PEER);
+        let pair = pair.append_extra_attribute(LinkAttribute::Address(vec![0; 2])).build();
+        let made = self.runtime.block_on(self.handle.link().add(pair).execute());
+        match made.map_err(|error| errno(&error)) {
+            // `veth_validate()`
+            Ok(()) | Err(Some(Errno::EINVAL)) => Ok(()),
+            Err(why) => Err(why.unwrap_or(Errno::EIO)),
         }
     }
 
@@ -46,11 +89,16 @@ impl Net {
     pub fn passthrough(&self, change: Change) -> Result<(), LinkError> {
         self.runtime.block_on(async {
             match (change, self.find_passthrough().await?) {
-                (Change::Remove, None) => Ok(()),
-                (Change::Remove, Some((index, _))) => {
+                (Change::Remove, None | Some(Found::Other)) => Ok(()),
+                (Change::Remove, Some(Found::Ours(index, _))) => {
                     let removed = self.handle.link().del(index).execute().await;
                     settle(removed, change, || format!("interface {PASSTHROUGH_LINK}"))
                 }
+                (Change::Add, Some(Found::Other)) => Err(failed(Refusal::Other(format!(
+                    "an interface of this name is here that is not one end of a pair with \
+                     {PASSTHROUGH_PEER}: somebody else made it; rename or remove it, or capture \
+                     without IPv6"
+                )))),
                 (Change::Add, _) => self.make_passthrough().await,
             }
         })
@@ -70,8 +118,9 @@ impl Net {
         }
         let what = || format!("interface {PASSTHROUGH_LINK}");
         settle(made, Change::Add, what)?;
-        let index = self.find_passthrough().await?;
-        let (index, _) = index.ok_or_else(|| failed(Refusal::Errno(Errno::ENODEV)))?;
+        let Some(Found::Ours(index, _)) = self.find_passthrough().await? else {
+            return Err(failed(Refusal::Errno(Errno::ENODEV)));
+        };
         let set = self.handle.link();
         // No address of its own, and nothing that asks for neighbours or groups.
         let plain = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);

@@ -1,11 +1,12 @@
 //! A ruleset as one transaction.
 
 use millrace_core::nft::expr::Expr;
+use millrace_core::nft::listed::{Ending, Mapped};
 use millrace_core::nft::set::{Set, SetKind, successor};
 use millrace_core::nft::tables::{Base, NativeChain, NativeTables};
 use millrace_core::nft::xtables::XtRule;
 use millrace_core::observed::TableId;
-use millrace_core::plan::{Change, TableEdit};
+use millrace_core::plan::{Change, TableEdit, TableStep};
 use millrace_core::value::Groups;
 use netlink_packet_core::NLM_F_APPEND;
 use netlink_packet_netfilter::NetfilterProtoFamily;
@@ -15,10 +16,12 @@ use netlink_packet_netfilter::nftables::{
     SetElementFlags, SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute,
     TableFlags, TableMessage,
 };
+use nix::errno::Errno;
 
 use super::attributes::encode;
 use super::read::TableFamily;
 use super::socket::{Connection, NftError, Step};
+use super::terms::sets;
 use super::xtables::{self, netlink_family};
 
 /// `NF_DROP`
@@ -59,7 +62,38 @@ pub fn change(changes: &Changes<'_>, generation: Option<u32>) -> Result<(), NftE
     for edit in changes.edits {
         xtables::edit(&mut batch, edit, changes.groups)?;
     }
-    connection.transact(&batch.steps, generation)
+    match connection.transact(&batch.steps, generation) {
+        // A chain can't be removed while something leads to it.
+        Err(NftError::Rejected { what, why: Errno::EBUSY, text, needs }) => {
+            let leads = changes.edits.iter().find_map(leads);
+            Err(leads.unwrap_or(NftError::Rejected { what, why: Errno::EBUSY, text, needs }))
+        }
+        result => result,
+    }
+}
+
+/// The map that leads to a chain which an edit removes.
+fn leads(edit: &TableEdit) -> Option<NftError> {
+    // What the kernel says of the transaction that failed is not for this.
+    let connection = Connection::open().ok()??;
+    let goes = edit.steps.iter().filter_map(|step| match step {
+        TableStep::Remove { chain } => Some(chain),
+        _ => None,
+    });
+    let goes: Vec<&String> = goes.collect();
+    let sets = sets(netlink_family(edit.family), edit.table.as_str(), &connection).ok()?;
+    sets.iter().find_map(|(map, set)| {
+        let chain = set.elements.iter().find_map(|element| match &element.mapped {
+            Some(Mapped::Verdict(Some(Ending::Jump(chain) | Ending::Goto(chain))))
+                if goes.contains(&chain) =>
+            {
+                Some(chain.clone())
+            }
+            _ => None,
+        })?;
+        let table = TableId::ip(edit.family, edit.table.to_string());
+        Some(NftError::Led { chain, table, map: map.clone() })
+    })
 }
 
 /// Keep the kernel from calling a table's chains, or have it call them again.

@@ -85,7 +85,7 @@ pub struct Look {
     pub native: NativeTables,
     /// Tables of iptables-nft.
     pub iptables: Vec<(Family, Dump)>,
-    /// Which of both the kernel does not call, read or not.
+    /// Which of all the kernel does not call.
     pub dormant: Vec<TableId>,
     /// Chains of other native tables that the kernel calls.
     pub foreign: Vec<ForeignChain>,
@@ -133,7 +133,7 @@ fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>
         TableFamily::Ip(_) => xtables::known(name),
     };
     let sleeps = answers.iter().filter(|answer| is_dormant(answer)).filter_map(table);
-    found.dormant = sleeps.filter(named).map(|(family, name)| family.table(name)).collect();
+    found.dormant = sleeps.map(|(family, name)| family.table(name)).collect();
     for (family, name) in &tables {
         match family {
             TableFamily::Inet if wanted.native.contains(&name.as_str()) => {
@@ -150,7 +150,8 @@ fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>
         }
     }
     found.tables = tables;
-    if found.native.is_empty() && found.iptables.is_empty() {
+    // Chains of others matter to rules of the kernel's own tables of iptables as well.
+    if found.tables.is_empty() {
         return Ok(Some(found));
     }
     let dump = |request, kind, what| {
@@ -172,7 +173,8 @@ fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>
             }
         }
         let foreign = foreign(family, chain.attributes());
-        found.foreign.extend(foreign.filter(|f| !named(&(family, f.table.name.clone()))));
+        let foreign = foreign.filter(|f| !named(&(family, f.table.name.clone())));
+        found.foreign.extend(foreign.filter(|f| !found.dormant.contains(&f.table)));
     }
     let read: &[Answer] = if wanted.rules { &chains } else { &[] };
     let mut sets = Vec::new();

@@ -5,6 +5,7 @@ use std::io;
 
 use millrace_core::nft::expr::Expr;
 use millrace_core::nft::needs::{NAT_CHAIN, needs};
+use millrace_core::observed::TableId;
 use netlink_packet_core::{
     DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader,
     NetlinkMessage, NetlinkPayload, NlaBuffer, NlasIterator,
@@ -76,6 +77,20 @@ pub enum NftError {
         table: String,
         /// Whose it is.
         port: u32,
+    },
+    /// A map of somebody else leads to a chain that is to be removed.
+    #[error(
+        "chain {chain} of {table} can't be removed: map {map} of that table, which is somebody else's, \
+         leads to it; take the element out of the map, or remove the map (`nft list map{} {map}`)",
+        .table.to_string().trim_start_matches("table")
+    )]
+    Led {
+        /// The chain.
+        chain: String,
+        /// The table of both.
+        table: TableId,
+        /// The map.
+        map: String,
     },
     /// Somebody else changed something since it was looked at.
     #[error("nf_tables was changed by somebody else at the same time, again and again")]

@@ -111,6 +111,13 @@ fn begin(
     address(&name).ok_or(Errno::EAFNOSUPPORT)
 }
 
+/// Give a socket this address and a port that is free.
+pub(super) fn bound(socket: &OwnedFd, source: IpAddr) -> Result<SocketAddr, Errno> {
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0)))?;
+    let name: SockaddrStorage = getsockname(socket.as_raw_fd())?;
+    address(&name).ok_or(Errno::EAFNOSUPPORT)
+}
+
 fn address(name: &SockaddrStorage) -> Option<SocketAddr> {
     match name.family()? {
         AddressFamily::Inet => name.as_sockaddr_in().map(|a| SocketAddr::V4((*a).into())),

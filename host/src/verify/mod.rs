@@ -20,7 +20,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use crate::conntrack::{Conntrack, Flow};
 use crate::ebpf;
-use dial::{Dialled, dial, owned};
+use dial::{Dialled, bound, dial, owned};
 use listen::{Listener, Spot};
 use outside::Outside;
 use wire::{Leaving, Wire, is_own};
@@ -162,6 +162,11 @@ impl Run<'_> {
         if let Ok(wire) = &self.wire {
             wire.drain();
         }
+        if check.reused
+            && let Err(why) = self.suppose(&socket, check)
+        {
+            return not_tried(why);
+        }
         let source = check.owner.and(check.source);
         let from = match dial(&socket, check.owner, check.protocol, source, check.to) {
             Dialled::From(from) => from,
@@ -183,6 +188,19 @@ impl Run<'_> {
             }
         }
         seen
+    }
+
+    /// Have connection tracking hold an earlier connection with the addresses and ports of the one that
+    /// is to be made.
+    fn suppose(&self, socket: &OwnedFd, check: &Check) -> Result<(), String> {
+        let source = check.source.ok_or("where it comes from is not known")?;
+        let from = bound(socket, source).map_err(|errno| errno.to_string())?;
+        let flow = Flow { tcp: true, from, to: check.to };
+        let tracked = self.conntrack.as_ref().ok_or("connection tracking can't be asked")?;
+        let silent = self.prover.patience + Duration::from_secs(1);
+        tracked.suppose(&flow, silent).map_err(|errno| {
+            format!("{errno}: connection tracking takes no connection; it needs NET_ADMIN")
+        })
     }
 
     /// Where a connection is that connection tracking knows: who answers.

@@ -37,6 +37,7 @@ pub(crate) fn dump(dump: &Dump) -> Result<Exit> {
         observed = session.observe(&options, Look::Verbatim).unwrap_or(observed);
     }
     session.take_warnings().iter().for_each(|w| warn(w));
+    observed.asleep().for_each(|text| warn(&text));
     from_namespace(dump, &observed, &facts)
 }
 
@@ -79,15 +80,24 @@ fn from_config(dump: &Dump) -> Result<Exit> {
                 Home::Own => PASSTHROUGH_LINK,
             }),
         });
-        print_json(
-            &json!({ "source": "configuration", "families": families, "routing": routing }),
-        )?;
+        print_json(&json!({
+            "source": "configuration",
+            "families": families,
+            "routing": routing,
+            "nftables": ruleset.guard.as_ref().map(|guard| nftables(Some(guard), &[])),
+        }))?;
     } else {
         let mut text = String::new();
         for family in ruleset.families().filter(|f| wants(dump, *f)) {
             text.push_str(&restore_text(&ruleset, family));
         }
         text.push_str(&routing_text(&ruleset));
+        if let Some(guard) = &ruleset.guard {
+            text.push_str("# a table of nftables beside them\n");
+            for line in render_transaction(guard).lines() {
+                text.push_str(&format!("# nft {line}\n"));
+            }
+        }
         print_for_programs(&text)?;
     }
     Ok(Exit::Ok)
@@ -109,6 +119,11 @@ fn from_namespace(dump: &Dump, observed: &Observed, facts: &HostFacts) -> Result
     }
     let native: Vec<&str> = observed.native.iter().map(|(name, _)| name.as_str()).collect();
     let rules = read_native_back(observed).map(|found| found.ruleset);
+    let rules = rules.or_else(|| {
+        let guard = found.iter().find_map(|f| f.ruleset.as_ref()?.guard.clone())?;
+        let as_there = guard.native(&facts.groups).is_ok_and(|tables| tables == observed.native);
+        as_there.then_some(guard)
+    });
     if dump.common.json {
         let native = nftables(rules.as_ref(), &native);
         print_json(&json!({ "source": "namespace", "families": families, "nftables": native }))?;

@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::ebpf::{beside, judge};
 use millrace_core::facts::HostFacts;
 use millrace_core::infer::of_saved;
-use millrace_core::iptables::{Dump, is_listing};
+use millrace_core::iptables::{Dump, TableDump, is_listing};
 use millrace_core::manifest::says_kind;
 use millrace_core::nft::NftRuleset;
-use millrace_core::observed::{Holding, Observed, Variant};
+use millrace_core::observed::{Holding, Observed, TableId, Variant};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
 use millrace_core::sim::{
@@ -374,13 +374,15 @@ fn read(mut session: Session, facts: &HostFacts, ebpf: Option<Held>) -> Result<R
         observed = session.observe(&options, Look::Verbatim)?;
     }
     session.take_warnings().iter().for_each(|w| warn(w));
+    observed.asleep().for_each(|text| warn(&text));
     let found = read_back(&observed);
     let mut tables = ebpf.as_ref().map_or_else(Vec::new, |held| held.tables.clone());
     for holding in &observed.holdings {
         let explained =
             found.iter().find(|f| f.variant == holding.variant).and_then(|f| f.ruleset.as_ref());
         let holder = holding.variant.to_string();
-        tables.extend(explained_tables(holding, &holder, explained, &facts.groups));
+        let called = called(&observed, holding);
+        tables.extend(explained_tables(&called, &holder, explained, &facts.groups));
     }
     let known = |family, name: &str| {
         observed.holding(Variant::Nft, family).is_some_and(|dump| dump.table(name).is_some())
@@ -393,6 +395,16 @@ fn read(mut session: Session, facts: &HostFacts, ebpf: Option<Held>) -> Result<R
     tables.extend(native);
     let namespace = surroundings::namespace()?;
     Ok(Rules { program: Program::new(tables), namespace, live: true, ebpf })
+}
+
+/// What the kernel carries out of what was dumped: no dormant table.
+fn called(observed: &Observed, holding: &Holding) -> Holding {
+    let mut called = holding.clone();
+    if holding.variant == Variant::Nft {
+        let id = |table: &TableDump| TableId::ip(holding.family, table.name.clone());
+        called.dump.tables.retain(|table| !observed.dormant.contains(&id(table)));
+    }
+    called
 }
 
 /// Give native rules the reasons of those that were read back from them, which stand in the same

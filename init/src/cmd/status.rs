@@ -30,7 +30,7 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
     session.take_warnings().iter().for_each(|w| warn(w));
     let groups = &facts.groups;
     // Where either is meant, it is the one that is there.
-    let native = !status.config.is_open() || !observed.native.is_empty();
+    let native = !status.config.is_open() || observed.captures_natively();
     let nft = loaded.as_ref().and_then(|loaded| loaded.nft.as_ref()).filter(|_| native);
     let found = if let Some(nft) = nft {
         judge_native(&observed, Some(&nft.ready_with_text(groups)?), groups)

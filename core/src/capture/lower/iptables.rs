@@ -2,7 +2,8 @@
 
 use super::super::program::{Condition, Decision, Program, Verdict};
 use super::super::{program, routing};
-use super::{asked, chain, leads, name};
+use super::{asked, chain, leads, name, to_nft};
+use crate::nft::beside;
 use crate::policy::CapturePolicy;
 use crate::ruleset::{
     Chain, Emission, Layout, Masked, Match, Protocol, RedirectSpelling, Rule, Ruleset, Side, Target,
@@ -24,14 +25,16 @@ pub fn to_iptables(policy: &CapturePolicy, layout: &Layout) -> Ruleset {
         v4: family(Family::V4),
         v6: program.families.contains(&Family::V6).then(|| family(Family::V6)),
         routing: routing(policy, layout.passthrough),
+        guard: layout.guard.and_then(|guard| beside(&to_nft(policy, guard, true))),
     }
 }
 
 fn emission(program: &Program, decision: &Decision, layout: &Layout, family: Family) -> Emission {
     let chain = chain(layout, decision.path);
     let target = target(decision, layout);
-    let mut matches: Vec<Match> =
-        decision.when.iter().filter_map(|condition| spelled(program, condition, family)).collect();
+    let mut matches: Vec<Match> = asks(decision, layout)
+        .filter_map(|condition| spelled(program, condition, family))
+        .collect();
     let builtin = matches!(chain, Chain::Builtin(_));
     if layout.tagged && builtin && !matches!(target, Target::Jump(_)) {
         matches.push(Match::Ours);
@@ -43,6 +46,12 @@ fn emission(program: &Program, decision: &Decision, layout: &Layout, family: Fam
         rule: Rule::new(matches, target),
         reason: decision.reason.clone(),
     }
+}
+
+/// The conditions that are written: where there is a guard, rules stay as another tool writes them.
+fn asks<'d>(decision: &'d Decision, layout: &Layout) -> impl Iterator<Item = &'d Condition> {
+    let guarded = layout.guard.is_some();
+    decision.when.iter().filter(move |c| !(guarded && matches!(c, Condition::Starts { .. })))
 }
 
 /// A condition; none if it can't hold in this family.
@@ -60,6 +69,7 @@ fn spelled(program: &Program, condition: &Condition, family: Family) -> Option<M
         Condition::Owner { negated, owner } => Match::Owner { negated, owner },
         Condition::ArrivedBy(name) => Match::InInterface { negated: false, name },
         Condition::LeavesBy(name) => Match::OutInterface { negated: false, name },
+        Condition::Starts { negated } => Match::Syn { negated },
         Condition::State(states) => Match::ConnState(states),
         Condition::Mark { negated, mark } => Match::Mark { negated, mark: Masked::exact(mark) },
         Condition::ConnectionMark(mark) => {

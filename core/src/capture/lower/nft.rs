@@ -93,6 +93,10 @@ impl Rules<'_> {
             if implied && matches!(condition, Condition::Protocol(_)) {
                 continue;
             }
+            // Where there is a guard, the tables of the marks stay the reference's.
+            if self.layout.guard.is_some() && matches!(condition, Condition::Starts { .. }) {
+                continue;
+            }
             let spelled = self.condition(condition, protocol, decision.role, family);
             ranked.extend(spelled.map(|statement| (rank(decision.role, &statement), statement)));
         }
@@ -139,6 +143,7 @@ impl Rules<'_> {
             },
             Condition::ArrivedBy(name) => Statement::InInterface(vec![name.clone()]),
             Condition::LeavesBy(name) => Statement::OutInterface(vec![name.clone()]),
+            Condition::Starts { negated } => Statement::Syn { negated: *negated },
             Condition::State(states) => Statement::State(states.clone()),
             Condition::Mark { negated, mark } => Statement::Mark { negated: *negated, mark: *mark },
             Condition::ConnectionMark(mark) => Statement::Connmark(*mark),
@@ -196,7 +201,7 @@ const fn rank(role: Role, statement: &Statement) -> u8 {
         // The reference asks for servers behind the port where it sets zones.
         Statement::Address { .. } if matches!(role, Role::Zone) => 5,
         Statement::Address { .. } => 2,
-        Statement::State(_) => 3,
+        Statement::Syn { .. } | Statement::State(_) => 3,
         Statement::Ports { .. } => 4,
         _ => 6,
     }

@@ -5,13 +5,27 @@ use std::collections::BTreeSet;
 
 use super::older;
 use crate::iptables::Dump;
-use crate::ownership::{Footprint, Owned};
+use crate::ownership::{Footprint, Owned, Rival};
 use crate::ruleset::{Hook, Masked, Match, Owner, Protocol, Rule, Side, Table, Target};
 use crate::value::InterfacePattern;
 
 /// How rules of istio-iptables are known.
 pub const FOOTPRINT: Footprint =
-    Footprint { layout: &super::LAYOUT, rival: Some("ISTIO_PRERT"), unmarked };
+    Footprint { layout: &super::LAYOUT, rival: Some(AMBIENT), unmarked };
+
+/// Ambient mode's chains in a pod. Its rules of the chain for what the pod sends ask for its marks or for
+/// its probes' address, or accept.
+const AMBIENT: Rival = Rival { by: "ISTIO_PRERT", shared: "ISTIO_OUTPUT", is_ours: is_of_sidecar };
+
+fn is_of_sidecar(rule: &Rule, chains: &[&str]) -> bool {
+    let marked = |m: &Match| matches!(m, Match::Mark { .. } | Match::Connmark { .. });
+    let plain = !rule.matches.iter().any(marked);
+    match &rule.target {
+        Target::Return => plain,
+        Target::Jump(chain) => chains.contains(&chain.as_str()),
+        _ => false,
+    }
+}
 
 fn unmarked(dump: &Dump, owned: &mut Owned) {
     let istio = super::LAYOUT.chains();
@@ -20,12 +34,15 @@ fn unmarked(dump: &Dump, owned: &mut Owned) {
     };
     let present = present(owned, Table::Nat) || present(owned, Table::Mangle);
     if present {
-        interface_returns(dump, Table::Nat, owned);
-        interface_returns(dump, Table::Mangle, owned);
         bookkeeping(dump, owned);
         older::direct_dns(dump, owned);
         older::direct_drop(dump, owned);
+        interface_returns(dump, Table::Nat, owned);
+        interface_returns(dump, Table::Mangle, owned);
+    } else {
+        older::orphan_dns(dump, owned);
     }
+    older::refusal_v6(dump, owned);
     guardrails(dump, present, owned);
 }
 
@@ -69,7 +86,10 @@ fn comes_with_ours(dump: &Dump, table: Table, hook: Hook, index: usize, owned: &
         matches!(chain.rules.get(at).map(|r| &r.rule), Some(Ok(Rule { matches, target: Target::Return }))
             if matches!(matches.as_slice(), [Match::InInterface { .. } | Match::OutInterface { .. }]))
     };
-    index < jump
+    // Without the kernel's numbers it can't be told who wrote it. Where nothing of others is behind, it
+    // keeps packets from ours alone; else it may be there for theirs.
+    let told = handle(index).is_some() || (jump + 1..chain.rules.len()).all(|at| ours(&at));
+    told && index < jump
         && handle(index).zip(handle(jump)).is_none_or(|(made, jump)| made < jump)
         && (index..jump).all(|at| ours(&at) || of_an_interface(at))
 }

@@ -39,6 +39,7 @@ pub static LAYOUT: Layout = Layout {
     tproxy: ChainName::known("ISTIO_TPROXY"),
     drop: ChainName::known("ISTIO_DROP"),
     tagged: false,
+    guard: Some(&NFT_LAYOUT),
     passthrough: Home::Loopback,
 };
 
@@ -61,6 +62,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
         tproxy: ChainName::known("istio-tproxy"),
         drop: ChainName::known("istio-drop"),
         tagged: false,
+        guard: None,
         passthrough: Home::Loopback,
     },
     one_table: false,

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::older::{Asked, DNS, asked};
+use super::older::{Asked, DNS, asked, find_refusal};
 use super::{FOOTPRINT, LAYOUT};
 use crate::dialect::{Modernized, OldForm};
 use crate::iptables::{ChainDump, Dump, DumpRule, TableDump, render_rule};
@@ -20,6 +20,9 @@ const fn form(minor: u8, lacks: Option<&'static str>) -> OldForm {
     OldForm { last: (1, minor), lacks }
 }
 
+/// IPv6 is refused in the builtin chain, where it is not captured.
+const REFUSES_V6: OldForm =
+    form(6, Some("IPv6 connections to the pod are refused, and those from it are not captured"));
 /// The proxy's calls to its own pod ask for no tunnel port.
 const SELF_CALL: OldForm = form(
     17,
@@ -43,6 +46,24 @@ const DNS_AT_END: OldForm =
 /// A dump as the newest release would have written it, and the forms in which it was; none where it is
 /// in no older form that is known.
 pub(super) fn modernize(dump: &Dump) -> Option<Modernized> {
+    let Some(open) = without_refusal(dump) else { return modernized(dump) };
+    let Some(mut modern) = modernized(&open) else {
+        return Some(Modernized { dump: open, forms: vec![REFUSES_V6] });
+    };
+    modern.forms.insert(0, REFUSES_V6);
+    Some(modern)
+}
+
+/// The dump without the rules that refuse IPv6; none where there are none.
+fn without_refusal(dump: &Dump) -> Option<Dump> {
+    let first = find_refusal(dump)?;
+    let mut open = dump.clone();
+    let chain = chain_mut(&mut open, Table::Filter, Hook::Input.as_str())?;
+    chain.rules.drain(first..first + 3);
+    Some(open)
+}
+
+fn modernized(dump: &Dump) -> Option<Modernized> {
     dump.table(Table::Nat.as_str())?.chain(LAYOUT.output.as_str())?;
     let owned = Owned::find(dump, &[FOOTPRINT]);
     let mut modern = Modern { dump: dump.clone(), owned, layout: &LAYOUT, forms: BTreeSet::new() };

@@ -2,12 +2,13 @@
 //! invalid packets (up to 1.23) stood in builtin chains, with no chain of their own.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::footprint::rules;
-use crate::iptables::Dump;
+use crate::iptables::{Dump, DumpRule};
 use crate::ownership::Owned;
 use crate::ruleset::{ConnState, Hook, Match, Owner, Protocol, Rule, Side, Table, Target};
-use crate::value::{Cidr, PortRange, Zone};
+use crate::value::{Cidr, Family, InterfacePattern, PortRange, Zone};
 
 /// The port of DNS, and the one on which the proxy answers.
 pub(super) const DNS: u16 = 53;
@@ -46,7 +47,24 @@ pub(super) fn asked(rule: &Rule) -> Option<(Side, u16, Asked)> {
 /// Rules for DNS in builtin chains. They are known when one of them asks for an identity that
 /// istio-iptables' own chains name as the proxy's, or for its default.
 pub(super) fn direct_dns(dump: &Dump, owned: &mut Owned) {
+    dns(dump, owned, Beside::Chains);
+}
+
+/// The same where the chains are gone. Other meshes write these rules too, for another user: they are
+/// known when the proxy is the default one in all of them.
+pub(super) fn orphan_dns(dump: &Dump, owned: &mut Owned) {
+    dns(dump, owned, Beside::Nothing);
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    Chains,
+    Nothing,
+}
+
+fn dns(dump: &Dump, owned: &mut Owned, beside: Beside) {
     let proxies = proxies(dump);
+    let (mut leads, mut strangers) = (false, false);
     let mut found = Vec::new();
     // Up to 1.24 the answers' rule stood in the builtin chain, while the others had a chain.
     let mut named = owned.has_chain(Table::Raw, super::LAYOUT.output.as_str());
@@ -95,13 +113,16 @@ pub(super) fn direct_dns(dump: &Dump, owned: &mut Owned) {
                 Asked::Proxy(owner) => proxies.contains(owner),
                 Asked::Anybody => true,
             };
+            strangers |= is_known && !of_proxy;
             if is_known && of_proxy {
+                leads |= matches!(rule.target, Target::Redirect { .. })
+                    || (side, port) == (Side::Source, ANSWERS);
                 named |= who != Asked::Anybody;
                 found.push((table, hook, index));
             }
         }
     }
-    if named {
+    if named && (beside == Beside::Chains || leads && !strangers) {
         for (table, hook, index) in found {
             owned.add_rule(table, hook.as_str(), index);
         }
@@ -120,6 +141,37 @@ fn proxies(dump: &Dump) -> BTreeSet<Owner> {
         _ => None,
     }));
     proxies
+}
+
+/// How the shell script up to 1.6 refused IPv6 where it captured none of it: three rules in a row, in the
+/// words of its time.
+pub(super) fn refusal_v6(dump: &Dump, owned: &mut Owned) {
+    if let Some(first) = find_refusal(dump) {
+        for index in first..first + 3 {
+            owned.add_rule(Table::Filter, Hook::Input.as_str(), index);
+        }
+    }
+}
+
+/// The first of them.
+pub(super) fn find_refusal(dump: &Dump) -> Option<usize> {
+    let chain = dump.table(Table::Filter.as_str())?.chain(Hook::Input.as_str())?;
+    let known = |rule: &DumpRule| rule.rule.as_ref().ok().cloned();
+    let rules: Vec<Option<Rule>> = chain.rules.iter().map(known).collect();
+    let own = Cidr::host(IpAddr::V6(Ipv6Addr::LOCALHOST));
+    let to_own = Match::Address { side: Side::Destination, negated: false, cidr: own };
+    let by_lo = Match::InInterface { negated: false, name: InterfacePattern::loopback() };
+    let is = |rule: &Rule, matches: &[Match], target: &Target| {
+        rule.target == *target
+            && rule.matches.len() == matches.len()
+            && matches.iter().all(|m| rule.matches.contains(m))
+    };
+    rules.windows(3).position(|three| {
+        let [Some(answers), Some(local), Some(rest)] = three else { return false };
+        is(answers, &[Match::OldState(vec![ConnState::Established])], &Target::Accept)
+            && is(local, &[to_own.clone(), by_lo.clone()], &Target::Accept)
+            && is(rest, &[], &Target::Reject(Family::V6))
+    })
 }
 
 /// The drop of invalid packets, where nobody else has rules in its chain.
@@ -193,6 +245,46 @@ mod tests {
     }
 
     #[test]
+    fn dns_without_our_chains_is_known_by_the_default_proxy() {
+        let rules = |uid: &str| {
+            format!(
+                "*nat\n-A OUTPUT -p udp -m udp --dport 53 -m owner --uid-owner {uid} -j RETURN\n\
+                 -A OUTPUT -p udp -m udp --dport 53 -m owner --gid-owner 1337 -j RETURN\n\
+                 -A OUTPUT -d 10.44.0.1/32 -p udp -m udp --dport 53 -j REDIRECT --to-ports 15053\nCOMMIT\n\
+                 *raw\n-A OUTPUT -p udp -m udp --dport 53 -m owner --uid-owner {uid} -j CT --zone 1\n\
+                 -A OUTPUT -p udp -m udp --sport 15053 -m owner --uid-owner {uid} -j CT --zone 2\n\
+                 -A OUTPUT -d 10.44.0.1/32 -p udp -m udp --dport 53 -j CT --zone 2\n\
+                 -A PREROUTING -s 10.44.0.1/32 -p udp -m udp --sport 53 -j CT --zone 1\nCOMMIT\n"
+            )
+        };
+        assert_eq!(left(&rules("1337")), Vec::<String>::new());
+        // Kuma's user, and one that anybody may have.
+        assert_eq!((left(&rules("5678")).len(), left(&rules("2000")).len()), (7, 7));
+        // Who lets one user's queries past captures nothing by that.
+        let past = "*nat\n-A OUTPUT -p udp -m udp --dport 53 -m owner --uid-owner 1337 -j RETURN\nCOMMIT\n";
+        assert_eq!(left(past).len(), 1);
+    }
+
+    #[test]
+    fn the_refusal_of_ipv6_is_known_in_its_words() {
+        let rules = |state: &str, before: &str| {
+            format!(
+                "*filter\n{before}-A INPUT -m {state} ESTABLISHED -j ACCEPT\n\
+                 -A INPUT -d ::1/128 -i lo -j ACCEPT\n\
+                 -A INPUT -j REJECT --reject-with icmp6-port-unreachable\nCOMMIT\n"
+            )
+        };
+        assert_eq!(left(&rules("state --state", "")).len(), 0);
+        assert_eq!(left(&rules("state --state", "-A INPUT -s fd00::/8 -j ACCEPT\n")).len(), 1);
+        // The same of somebody who came later, and more than the same.
+        assert_eq!(left(&rules("conntrack --ctstate", "")).len(), 3);
+        assert_eq!(left(&rules("state --state RELATED,", "").replace(", E", ",E")).len(), 3);
+        let open =
+            rules("state --state", "").replace("-A INPUT -j REJECT", "-A INPUT -p tcp -j REJECT");
+        assert_eq!(left(&open).len(), 3);
+    }
+
+    #[test]
     fn dns_of_others_is_not_ours() {
         let others = "-A OUTPUT -p udp -m udp --dport 53 -m owner --uid-owner 53 -j RETURN\n\
             -A OUTPUT -p udp -m udp --dport 53 -j REDIRECT --to-ports 15053\n\
@@ -217,9 +309,13 @@ mod tests {
             *nat\n:ISTIO_PRERT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -j ISTIO_OUTPUT\n\
             -A PREROUTING -j ISTIO_PRERT\n-A ISTIO_OUTPUT -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n";
         assert_eq!(left(ambient).len(), 6);
-        // Where a sidecar is captured for as well, the chain in nat has rules of both.
-        let both = ambient.replace("*nat\n", "*nat\n:ISTIO_REDIRECT - [0:0]\n");
-        assert_eq!(left(&both).len(), 4);
+        // Where a sidecar is captured for as well, its own chains and rules are ours.
+        let both = ambient.replace(
+            "*nat\n",
+            "*nat\n:ISTIO_REDIRECT - [0:0]\n-A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN\n\
+             -A ISTIO_OUTPUT -j ISTIO_REDIRECT\n-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\n",
+        );
+        assert_eq!(left(&both), left(ambient));
     }
 
     #[test]
@@ -244,6 +340,9 @@ mod tests {
         let behind_others = "PREROUTING -i tun0 -j RETURN;PREROUTING -s 10.0.0.1/32 -j ACCEPT;\
             OUTPUT -o tun0 -j RETURN;OUTPUT -s 10.0.0.1/32 -j ACCEPT;";
         assert_eq!(left(&table(behind_others, "")).len(), 4);
+        // What is behind may be what somebody wrote them for.
+        let masked = "PREROUTING -s 10.0.0.1/32 -j ACCEPT;OUTPUT -s 10.0.0.1/32 -j ACCEPT;";
+        assert_eq!(left(&table(pair, masked)).len(), 4);
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub static LAYOUT: Layout = Layout {
     tproxy: ChainName::known("MILLRACE_TPROXY"),
     drop: ChainName::known("MILLRACE_DROP"),
     tagged: true,
+    guard: None,
     passthrough: Home::Own,
 };
 
@@ -55,6 +56,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
         tproxy: ChainName::known("tproxy"),
         drop: ChainName::known("drop"),
         tagged: false,
+        guard: None,
         passthrough: Home::Own,
     },
     one_table: true,

@@ -11,8 +11,10 @@ use values::{
 
 use crate::iptables::{ChainDump, Dump, DumpRule, TableDump};
 use crate::nft::NftLayout;
-use crate::nft::expr::{Comparison, CtField, Expr, Header, MetaField, Verdict, nfproto};
-use crate::nft::tables::{Base, NativeChain, NativeTables, families, spares_v6};
+use crate::nft::expr::{
+    Comparison, CtField, Expr, FLAGS, Header, MetaField, SYN, Verdict, is_flags, nfproto,
+};
+use crate::nft::tables::{Base, NativeChain, NativeTables, families, named, spares_v6};
 use crate::ruleset::Layout;
 use crate::ruleset::{
     Chain, ChainName, Hook, Match, Protocol, RedirectSpelling, Rule, Side, Table, Target,
@@ -77,7 +79,10 @@ pub(crate) fn same(a: &NativeTables, b: &NativeTables, layout: &NftLayout, names
             rules.map(|(at, rule)| (at, rule.map(|r| r.canonical(&groups)))).collect::<Vec<_>>()
         })
     };
-    clear(a) && clear(b) && skeleton(a) == skeleton(b) && rules(a) == rules(b)
+    // What a guard does has no form in iptables as a whole.
+    let guard = |tables| layout.guard.and_then(|name| named(tables, name));
+    let guards = guard(a) == guard(b);
+    guards && clear(a) && clear(b) && skeleton(a) == skeleton(b) && rules(a) == rules(b)
 }
 
 /// Whether a rule has a form in iptables, whatever chain it jumps to.
@@ -243,6 +248,16 @@ impl Reader<'_> {
             [Expr::LoadPayload { header: Header::Network, offset, length }, rest @ ..] => {
                 let (taken, made) = self.addresses(*offset, *length, rest)?;
                 Some((taken + 1, made))
+            }
+            [
+                Expr::LoadPayload { header, offset, length },
+                Expr::Mask(mask),
+                Expr::Compare(how @ (Comparison::Eq | Comparison::Ne), set),
+                ..,
+            ] if is_flags(*header, *offset, *length) => {
+                let asked = mask[..] == FLAGS && set[..] == SYN;
+                let syn = Match::Syn { negated: *how == Comparison::Ne };
+                if asked { one(3, syn) } else { None }
             }
             [Expr::LoadPayload { header: Header::Transport, offset, .. }, rest @ ..] => {
                 let side = if *offset == 0 { Side::Source } else { Side::Destination };

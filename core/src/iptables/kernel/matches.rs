@@ -13,6 +13,8 @@ const UID: u8 = 1;
 const GID: u8 = 2;
 /// `XT_CONNTRACK_STATE`
 const STATE: u16 = 1;
+/// `XT_CONNTRACK_STATE_ALIAS`: it was written as `-m state`.
+const ALIAS: u16 = 0x2000;
 /// `XT_CONNTRACK_STATE_INVALID`, and `XT_CONNTRACK_STATE_BIT()` of each ctinfo.
 const STATES: [(u16, ConnState); 4] = [
     (1, ConnState::Invalid),
@@ -20,6 +22,11 @@ const STATES: [(u16, ConnState); 4] = [
     (4, ConnState::Related),
     (8, ConnState::New),
 ];
+
+/// `XT_TCP_INV_FLAGS`; FIN, SYN, RST and ACK; SYN (RFC 9293 section 3.1).
+const NOT_FLAGS: u8 = 4;
+const FLAGS: u8 = 0x17;
+const SYN: u8 = 2;
 
 /// What a match asks.
 ///
@@ -29,13 +36,17 @@ pub fn read(name: &str, revision: u8, data: &[u8]) -> Result<Vec<Match>, Unknown
     let data = Bytes(data);
     match (name, revision) {
         ("tcp", 0) => {
-            // Options and flags of TCP, and their inversions.
-            if data.u8(8)? != 0 || data.u8(9)? != 0 || data.u8(10)? != 0 {
-                return Err(Unknown::feature("tcp with flags or options"));
-            }
-            ports(data, data.u8(11)?)
+            // An option, the flags that are asked for, those that are to be set, and the inversions.
+            let inverted = data.u8(11)?;
+            let flags = match (data.u8(8)?, data.u8(9)?, data.u8(10)?) {
+                (0, 0, 0) if inverted & NOT_FLAGS == 0 => None,
+                (0, FLAGS, SYN) => Some(Match::Syn { negated: inverted & NOT_FLAGS != 0 }),
+                _ => return Err(Unknown::feature("tcp with flags or options")),
+            };
+            let found = ports(data, inverted & !NOT_FLAGS)?;
+            asking(found.into_iter().chain(flags).collect())
         }
-        ("udp", 0) => ports(data, data.u8(8)?),
+        ("udp", 0) => asking(ports(data, data.u8(8)?)?),
         ("multiport", 1) => multiport(data).map(|m| vec![m]),
         ("owner", 1) => owner(data).map(|m| vec![m]),
         ("conntrack", 3) => conntrack(data).map(|m| vec![m]),
@@ -52,8 +63,12 @@ pub fn read(name: &str, revision: u8, data: &[u8]) -> Result<Vec<Match>, Unknown
     }
 }
 
-/// `struct xt_tcp` and `struct xt_udp` begin alike. A match that asks nothing is not what Millrace
-/// writes, and could not be told from none at all.
+/// A match that asks nothing is not what Millrace writes, and could not be told from none at all.
+fn asking(found: Vec<Match>) -> Result<Vec<Match>, Unknown> {
+    if found.is_empty() { Err(Unknown::feature("tcp or udp without ports")) } else { Ok(found) }
+}
+
+/// `struct xt_tcp` and `struct xt_udp` begin alike.
 fn ports(data: Bytes<'_>, inverted: u8) -> Result<Vec<Match>, Unknown> {
     let mut found = Vec::new();
     for (at, side, bit) in [(0, Side::Source, 1), (4, Side::Destination, 2)] {
@@ -63,8 +78,8 @@ fn ports(data: Bytes<'_>, inverted: u8) -> Result<Vec<Match>, Unknown> {
             found.push(Match::Port { side, negated, ports: range(first, last)? });
         }
     }
-    if inverted & !3 != 0 || found.is_empty() {
-        return Err(Unknown::feature("tcp or udp without ports"));
+    if inverted & !3 != 0 {
+        return Err(Unknown::feature("tcp or udp with an option"));
     }
     Ok(found)
 }
@@ -115,13 +130,13 @@ fn owner(data: Bytes<'_>) -> Result<Match, Unknown> {
 /// `struct xt_conntrack_mtinfo3`
 fn conntrack(data: Bytes<'_>) -> Result<Match, Unknown> {
     let (asked, inverted, mask) = (data.u16(146)?, data.u16(148)?, data.u16(150)?);
-    if asked != STATE || inverted != 0 || mask & !15 != 0 {
+    if asked & !ALIAS != STATE || inverted != 0 || mask & !15 != 0 {
         return Err(Unknown::feature("conntrack of other than the state"));
     }
     let states = STATES.iter().filter(|(bit, _)| mask & bit != 0).map(|(_, state)| *state);
     let mut states: Vec<ConnState> = states.collect();
     states.sort();
-    Ok(Match::ConnState(states))
+    Ok(if asked & ALIAS == 0 { Match::ConnState(states) } else { Match::OldState(states) })
 }
 
 /// `struct xt_mark_mtinfo1`, `struct xt_connmark_mtinfo1`
@@ -132,8 +147,13 @@ fn mark(data: Bytes<'_>) -> Result<(Masked, bool), Unknown> {
 /// What is asked of the ports of one side: whether they must be others, and which.
 pub type Ports = Option<(bool, PortRange)>;
 
-/// A match of ports (`struct xt_tcp`, `struct xt_udp`).
-pub fn write_ports(protocol: Protocol, source: Ports, destination: Ports) -> Extension {
+/// A match of ports (`struct xt_tcp`, `struct xt_udp`), and with TCP of `--syn`, negated or not.
+pub fn write_ports(
+    protocol: Protocol,
+    source: Ports,
+    destination: Ports,
+    syn: Option<bool>,
+) -> Extension {
     let (name, length, inverted_at) = match protocol {
         Protocol::Tcp => ("tcp", 12, 11),
         Protocol::Udp => ("udp", 10, 8),
@@ -145,6 +165,10 @@ pub fn write_ports(protocol: Protocol, source: Ports, destination: Ports) -> Ext
         let (first, last) = asked.map_or((0, u16::MAX), ends);
         data = data.u16(at, first).u16(at + 2, last);
         inverted |= if asked.is_some_and(|(negated, _)| negated) { bit } else { 0 };
+    }
+    if let (Protocol::Tcp, Some(negated)) = (protocol, syn) {
+        data = data.u8(9, FLAGS).u8(10, SYN);
+        inverted |= if negated { NOT_FLAGS } else { 0 };
     }
     data.u8(inverted_at, inverted).called(name, 0)
 }
@@ -166,11 +190,12 @@ pub fn write(m: &Match) -> Result<Option<Extension>, TooManyPorts> {
             let data = Writer::new(20).u32(8, gid.get()).u32(12, gid.get());
             data.u8(16, GID).u8(17, if *negated { GID } else { 0 }).called("owner", 1)
         }
-        Match::ConnState(states) => {
+        Match::ConnState(states) | Match::OldState(states) => {
+            let alias = if matches!(m, Match::OldState(_)) { ALIAS } else { 0 };
             let bit =
                 |state: &ConnState| STATES.iter().find(|(_, s)| s == state).map_or(0, |s| s.0);
             let mask = states.iter().map(bit).fold(0, |mask, bit| mask | bit);
-            Writer::new(164).u16(146, STATE).u16(150, mask).called("conntrack", 3)
+            Writer::new(164).u16(146, STATE | alias).u16(150, mask).called("conntrack", 3)
         }
         Match::Mark { negated, mark } => write_mark("mark", *negated, *mark),
         Match::Connmark { negated, mark } => write_mark("connmark", *negated, *mark),
@@ -234,6 +259,7 @@ mod tests {
             Match::Owner { negated: true, owner: Owner::Gid(Gid::new(7).unwrap()) },
             Match::ConnState(vec![ConnState::Related, ConnState::Established]),
             Match::Mark { negated: false, mark },
+            Match::OldState(vec![ConnState::Established]),
             Match::Connmark { negated: true, mark },
             Match::Ours,
         ] {
@@ -252,7 +278,8 @@ mod tests {
                 (Some((true, range)), None),
                 (Some((false, one)), Some((true, range))),
             ] {
-                let Extension { name, revision, data } = write_ports(protocol, source, destination);
+                let Extension { name, revision, data } =
+                    write_ports(protocol, source, destination, None);
                 assert!(data.len().is_multiple_of(8), "{name}");
                 let asked = |side, ports: Ports| {
                     ports.map(|(negated, ports)| Match::Port { side, negated, ports })
@@ -261,6 +288,19 @@ mod tests {
                 let asked: Vec<Match> = asked.into_iter().flatten().collect();
                 assert_eq!(read(&name, revision, &data), Ok(asked));
             }
+        }
+    }
+
+    #[test]
+    fn flags_that_are_written_are_read() {
+        let port = Some((false, ports(&[(80, 80)])[0]));
+        for (negated, to) in [(true, None), (false, None), (true, port)] {
+            let Extension { name, revision, data } =
+                write_ports(Protocol::Tcp, None, to, Some(negated));
+            let to =
+                to.map(|(negated, ports)| Match::Port { side: Side::Destination, negated, ports });
+            let asked: Vec<Match> = to.into_iter().chain([Match::Syn { negated }]).collect();
+            assert_eq!(read(&name, revision, &data), Ok(asked));
         }
     }
 

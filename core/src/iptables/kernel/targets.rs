@@ -24,7 +24,16 @@ pub fn read(family: Family, name: &str, revision: u8, data: &[u8]) -> Result<Tar
         ("CONNMARK", 1) => connmark(data, data.u8(12)?),
         ("CONNMARK", 2) if data.is_zero(12, 2)? => connmark(data, data.u8(14)?),
         ("CT", 1 | 2) => ct(data),
+        ("REJECT", 0) if data.u32(0)? == port_unreachable(family) => Ok(Target::Reject(family)),
         _ => Err(Unknown::feature(format!("-j {name}, revision {revision}"))),
+    }
+}
+
+/// `IPT_ICMP_PORT_UNREACHABLE`, `IP6T_ICMP6_PORT_UNREACH`
+const fn port_unreachable(family: Family) -> u32 {
+    match family {
+        Family::V4 => 3,
+        Family::V6 => 4,
     }
 }
 
@@ -105,6 +114,7 @@ pub fn write(family: Family, target: &Target) -> Option<Extension> {
         }
         Target::SaveMark => connmark_data(SAVE),
         Target::RestoreMark => connmark_data(RESTORE),
+        Target::Reject(_) => Writer::new(4).u32(0, port_unreachable(family)).called("REJECT", 0),
         // The struct ends with a pointer of the kernel's.
         Target::Zone(zone) => Writer::new(72).u16(2, zone.0).called("CT", 2),
     })
@@ -130,6 +140,7 @@ mod tests {
                 Target::SaveMark,
                 Target::RestoreMark,
                 Target::Zone(Zone(1)),
+                Target::Reject(family),
             ] {
                 let Extension { name, revision, data } = write(family, &target).unwrap();
                 assert!(data.len().is_multiple_of(8), "{name}");

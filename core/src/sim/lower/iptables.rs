@@ -3,7 +3,7 @@
 use super::super::program::{Base, Kind, Policy, SourceChain, SourceRule, SourceTable};
 use super::super::question::Protocol;
 use super::super::ranges::Ranges;
-use super::super::rule::{Action, Field, MarkChange, States, Step, Test, Way};
+use super::super::rule::{Action, Field, MarkChange, Notice, States, Step, Test, Way};
 use super::text;
 use super::{addresses, is, ports, protocol};
 use crate::iptables::{Dump, render_rule};
@@ -41,6 +41,7 @@ pub fn of_ruleset(ruleset: &Ruleset, groups: &Groups) -> Vec<SourceTable> {
         }
         tables.extend(last);
     }
+    tables.extend(ruleset.guard.iter().flat_map(|guard| super::of_nft(guard, groups)));
     tables
 }
 
@@ -131,8 +132,11 @@ fn test(m: &Match, groups: &Groups) -> Option<Test> {
         Match::DestinationPorts { negated, ports: list } => {
             ports(ruleset::Side::Destination, *negated, Ranges::ports(list))
         }
+        Match::Syn { negated } => Test::Syn { negated: *negated },
         Match::Owner { negated, owner } => owned(owner, *negated, false, groups),
-        Match::ConnState(asked) => Test::State { negated: false, states: states(asked) },
+        Match::ConnState(asked) | Match::OldState(asked) => {
+            Test::State { negated: false, states: states(asked) }
+        }
         Match::Mark { negated, mark } => {
             Test::Mark { connection: false, negated: *negated, mark: *mark }
         }
@@ -187,6 +191,7 @@ fn actions(target: &Target) -> Vec<Action> {
         Target::Return => vec![Action::Return],
         Target::Accept => vec![Action::Accept],
         Target::Drop => vec![Action::Drop],
+        Target::Reject(_) => vec![Action::Reject(Notice::Icmp)],
         Target::Jump(chain) => vec![Action::Jump(chain.as_str().to_owned())],
         Target::Redirect { port, .. } => vec![Action::Redirect(Some((port.get(), port.get())))],
         Target::Tproxy { mark, port } => vec![

@@ -1,6 +1,7 @@
 //! Millrace's typed rules of native nftables.
 
 use super::super::program::{Base, Kind, Policy, SourceChain, SourceRule, SourceTable};
+use super::super::question::Protocol;
 use super::super::ranges::Ranges;
 use super::super::rule::{Action, Field, MarkChange, Step, Test, Way};
 use super::iptables::{no_group, number, owned, states};
@@ -80,6 +81,10 @@ fn steps(rule: &[Statement], layout: &NftLayout, table: Table, groups: &Groups) 
             }
             Statement::Owner { negated, owners: list, .. } => {
                 steps.push(owners(list, *negated, groups).into());
+            }
+            Statement::Syn { negated } => {
+                steps.push(protocol(Protocol::TCP, false).into());
+                steps.push(Test::Syn { negated: *negated }.into());
             }
             Statement::State(asked) => {
                 steps.push(Test::State { negated: false, states: states(asked) }.into());

@@ -4,7 +4,7 @@ use millrace_core::dialect::istio::LAYOUT;
 use millrace_core::iptables::render_rule;
 use millrace_core::observed::Observed;
 use millrace_core::ruleset::{Rule, TableChain};
-use millrace_core::status::{State, judge, missing, read_back};
+use millrace_core::status::{State, judge, missing, read_back, unguarded};
 use millrace_core::value::Family;
 use millrace_host::engine::EngineError;
 use millrace_host::observe::Look;
@@ -45,6 +45,7 @@ impl Run<'_> {
         if by_plugin {
             return self.of_plugin(valid, &observed);
         }
+        valid &= self.guarded(&observed);
         // Who may not see the rules has the connections alone to go by, and so has who can't look
         // for a single rule.
         if let (Ok(observed), false) = (&observed, self.options.native) {
@@ -62,6 +63,21 @@ impl Run<'_> {
             }
         }
         if valid { Exit::Ok } else { Exit::NotValid }
+    }
+
+    /// Whether the guard is there that this configuration needs. Where none can be, the run that wrote
+    /// the rules said so; who wrote none validates those of somebody else, who may know of no guard.
+    fn guarded(&mut self, observed: &Seen) -> bool {
+        let Some(why) = observed.as_ref().ok().and_then(unguarded) else { return true };
+        let ours = !self.options.skip_rule_apply
+            && observed.as_ref().is_ok_and(|observed| observed.nf_tables)
+            && !self.session.lacks_guard();
+        if ours {
+            self.log.error(&why);
+        } else {
+            self.log.warn(&why);
+        }
+        !ours
     }
 
     /// Tell of each connection.

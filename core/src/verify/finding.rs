@@ -1,0 +1,136 @@
+//! What was seen of a connection, held against what was expected.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+use super::{Check, Expected};
+
+/// What was seen of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "seen")]
+pub enum Seen {
+    /// It arrived in the pod.
+    Arrived {
+        /// The port of the socket that got it; none where only somebody else knows.
+        port: Option<u16>,
+        /// The destination that the receiver can ask for; none where that could not be seen.
+        original: Option<SocketAddr>,
+        /// Whether this program's own listener got it, and not another process.
+        own: bool,
+    },
+    /// Rules gave it another destination, and nobody was seen to get it there.
+    Led {
+        /// The destination that they gave it.
+        to: SocketAddr,
+        /// Whether a running process has that port, who alone knows.
+        taken: bool,
+    },
+    /// It left the pod for where it was meant to go.
+    Left,
+    /// It was seen nowhere, neither in the pod nor on its way out.
+    Unseen {
+        /// Why its way out could not be watched; none when it was.
+        blind: Option<String>,
+    },
+    /// It arrived nowhere.
+    Failed {
+        /// What the kernel said.
+        why: String,
+    },
+    /// It could not be made.
+    NotTried {
+        /// Why not.
+        why: String,
+    },
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Arrived { port, original, own } => {
+                match port {
+                    Some(port) => write!(f, "arrived at port {port}")?,
+                    None => f.write_str("was accepted in the pod")?,
+                }
+                if !own {
+                    f.write_str(" of a running process")?;
+                }
+                match original {
+                    Some(original) => write!(f, " with original destination {original}"),
+                    None => f.write_str("; its original destination can't be seen"),
+                }
+            }
+            Self::Led { to, taken: true } => write!(
+                f,
+                "was led to {to}, whose port a running process has: only that can tell whether it \
+                 arrived"
+            ),
+            Self::Led { to, taken: false } => {
+                write!(f, "was led to {to}, and did not arrive there")
+            }
+            Self::Left => f.write_str("left the pod untouched"),
+            Self::Unseen { blind: None } => f.write_str("neither arrived in the pod nor left it"),
+            Self::Unseen { blind: Some(why) } => {
+                write!(f, "did not arrive in the pod; whether it left can't be told: {why}")
+            }
+            Self::Failed { why } => write!(f, "arrived nowhere: {why}"),
+            Self::NotTried { why } => write!(f, "not tried: {why}"),
+        }
+    }
+}
+
+/// A connection with what was seen of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The connection.
+    #[serde(flatten)]
+    pub check: Check,
+    /// What was seen.
+    pub result: Seen,
+    /// Whether that is what was expected; none when it could not be made.
+    pub passed: Option<bool>,
+}
+
+impl Finding {
+    /// Hold what was seen against what was expected.
+    pub fn new(check: Check, result: Seen) -> Self {
+        let passed = match (&check.expected, &result) {
+            (
+                Expected::Arrives { port, original, .. },
+                Seen::Arrived { port: at, original: seen, .. },
+            ) => Some(at.is_none_or(|at| at == *port) && seen.is_none_or(|seen| seen == *original)),
+            (Expected::Leaves, Seen::Left)
+            | (Expected::Dropped { .. }, Seen::Failed { .. } | Seen::Unseen { blind: None }) => {
+                Some(true)
+            }
+            (Expected::Arrives { .. }, Seen::Unseen { .. }) => Some(false),
+            (_, Seen::NotTried { .. } | Seen::Unseen { blind: Some(_) }) => None,
+            (Expected::Arrives { port, .. }, Seen::Led { to, taken: true })
+                if to.port() == *port =>
+            {
+                None
+            }
+            _ => Some(false),
+        };
+        Self { check, result, passed }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { check, result, passed } = self;
+        match passed {
+            Some(true) => write!(f, "ok      {check}: {result}"),
+            None if matches!(result, Seen::NotTried { .. }) => {
+                write!(f, "skipped {check}: {result}")
+            }
+            None => write!(f, "unclear {check}: {result}"),
+            Some(false) => {
+                write!(f, "FAILED  {check}: {result}; expected {}", check.expected)?;
+                check.because.iter().try_for_each(|why| write!(f, "\n        because {why}"))
+            }
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! What others left, or have beside ours: rules of old releases without their chains, rules that look like
+//! ours, maps that lead to our chains, and another capture that shares a chain with ours.
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::capture::{millrace, ran};
+use millrace_tests::netns::Namespace;
+
+/// A pod with an address outside.
+fn pod() -> Result<Namespace> {
+    let pod = Namespace::new()?;
+    pod.ip(
+        "link set lo up\nlink add eth0 type veth peer name eth1\nlink set eth0 up\nlink set eth1 up\n\
+         addr add 10.63.0.2/24 dev eth0\nroute add default via 10.63.0.1\n",
+    )?;
+    Ok(pod)
+}
+
+fn run(pod: &Namespace, words: &[&str]) -> Result<(Option<i32>, String)> {
+    ran(pod, &mut millrace(words)?)
+}
+
+/// The rules of a family, without comments and counters.
+fn saved(pod: &Namespace, program: &str) -> Result<String> {
+    let text = pod.run(program, &[])?;
+    let lines = text.lines().filter(|line| line.starts_with("-A ") || line.starts_with('*'));
+    Ok(lines.map(|line| format!("{line}\n")).collect())
+}
+
+fn rules(pod: &Namespace, program: &str) -> Result<usize> {
+    Ok(saved(pod, program)?.lines().filter(|line| line.starts_with("-A ")).count())
+}
+
+/// How the shell script of releases up to 1.6 refused IPv6.
+const REFUSAL: &str = "*filter\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\n\
+    -A INPUT -i lo -d ::1 -j ACCEPT\n-A INPUT -j REJECT\nCOMMIT\n";
+
+/// DNS capture of releases up to 1.22, without the chains that it stood beside.
+fn dns(uid: &str) -> String {
+    format!(
+        "*nat\n-A OUTPUT -p udp --dport 53 -m owner --uid-owner {uid} -j RETURN\n\
+         -A OUTPUT -p udp --dport 53 -m owner --gid-owner {uid} -j RETURN\n\
+         -A OUTPUT -d 10.44.0.1/32 -p udp --dport 53 -j REDIRECT --to-ports 15053\nCOMMIT\n\
+         *raw\n-A OUTPUT -p udp --dport 53 -m owner --uid-owner {uid} -j CT --zone 1\n\
+         -A OUTPUT -p udp --sport 15053 -m owner --uid-owner {uid} -j CT --zone 2\n\
+         -A OUTPUT -d 10.44.0.1/32 -p udp --dport 53 -j CT --zone 2\n\
+         -A PREROUTING -s 10.44.0.1/32 -p udp --sport 53 -j CT --zone 1\nCOMMIT\n"
+    )
+}
+
+/// Ways to take all away.
+const CLEANUPS: [&[&str]; 2] = [&["cleanup"], &["istio-iptables", "--cleanup-only"]];
+
+/// Verify that rules of old releases which stand alone are named, and taken away, in both iptables.
+#[test]
+fn what_old_releases_left_alone_is_known() -> Result<()> {
+    for variant in ["nft", "legacy"] {
+        for (six, text) in [("6", REFUSAL.to_owned()), ("", dns("1337"))] {
+            for cleanup in CLEANUPS {
+                let pod = pod()?;
+                let save = format!("ip{six}tables-{variant}-save");
+                pod.feed(&format!("ip{six}tables-{variant}-restore"), &["--noflush"], &text)?;
+                ensure!(rules(&pod, &save)? > 0, "nothing was restored");
+                let (code, said) = run(&pod, &["status"])?;
+                ensure!(code == Some(5) && said.contains("are left"), "{variant}: {code:?} {said}");
+                let (code, said) = run(&pod, cleanup)?;
+                ensure!(code == Some(0), "{variant}: {said}");
+                ensure!(rules(&pod, &save)? == 0, "{variant}: {}", saved(&pod, &save)?);
+                let (code, said) = run(&pod, &["status"])?;
+                ensure!(code == Some(3), "{variant}: {said}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Verify that a run puts today's rules in their place.
+#[test]
+fn what_old_releases_left_is_replaced() -> Result<()> {
+    for variant in ["nft", "legacy"] {
+        let pod = pod()?;
+        pod.feed(&format!("ip6tables-{variant}-restore"), &["--noflush"], REFUSAL)?;
+        pod.feed(&format!("iptables-{variant}-restore"), &["--noflush"], &dns("1337"))?;
+        let apply = ["istio-iptables", "--reconcile", "-i", "*", "-b", "*", "-u", "1337"];
+        let forced = [&apply[..], &["--force-iptables-binary", variant]].concat();
+        let (code, said) = run(&pod, &forced)?;
+        ensure!(code == Some(0), "{variant}: {said}");
+        ensure!(
+            rules(&pod, &format!("ip6tables-{variant}-save"))? == 0,
+            "{variant}: IPv6 is refused"
+        );
+        let left = saved(&pod, &format!("iptables-{variant}-save"))?;
+        ensure!(!left.contains("15053") && left.contains("ISTIO_OUTPUT"), "{variant}: {left}");
+        let (code, said) = run(&pod, &["status"])?;
+        ensure!(code == Some(0), "{variant}: {said}");
+    }
+    Ok(())
+}
+
+/// Verify that what others wrote in the same words, for another user, stays.
+#[test]
+fn dns_capture_of_others_stays() -> Result<()> {
+    for variant in ["nft", "legacy"] {
+        let pod = pod()?;
+        pod.feed(&format!("iptables-{variant}-restore"), &["--noflush"], &dns("5678"))?;
+        let save = format!("iptables-{variant}-save");
+        let before = saved(&pod, &save)?;
+        let (code, said) = run(&pod, &["status"])?;
+        ensure!(code == Some(3), "{variant}: {said}");
+        run(&pod, &["cleanup"])?;
+        ensure!(saved(&pod, &save)? == before, "{variant}: {}", saved(&pod, &save)?);
+    }
+    Ok(())
+}
+
+const SIDECAR: [&str; 7] = ["istio-iptables", "-i", "*", "-b", "*", "-u", "1337"];
+
+/// Verify that an interface's rules of somebody else in front of ours stay: where the kernel's numbers tell
+/// that they are younger, and where something of others is behind them.
+#[test]
+fn interfaces_that_others_spare_stay() -> Result<()> {
+    for (variant, behind) in [("nft", false), ("nft", true), ("legacy", true)] {
+        let pod = pod()?;
+        let program = format!("iptables-{variant}");
+        let (code, said) =
+            run(&pod, &[&SIDECAR[..], &["--force-iptables-binary", variant]].concat())?;
+        ensure!(code == Some(0), "{said}");
+        let rules = [("PREROUTING", "-i"), ("OUTPUT", "-o")];
+        for (chain, by) in rules {
+            if behind {
+                pod.run(&program, &["-t", "nat", "-A", chain, "-d", "10.9.9.9", "-j", "ACCEPT"])?;
+            }
+            pod.run(&program, &["-t", "nat", "-I", chain, "1", by, "tun0", "-j", "RETURN"])?;
+        }
+        let cleanup = ["istio-iptables", "--cleanup-only", "--force-iptables-binary", variant];
+        let (code, said) = run(&pod, &cleanup)?;
+        ensure!(code == Some(0), "{said}");
+        let left = saved(&pod, &format!("{program}-save"))?;
+        for (chain, by) in rules {
+            let rule = format!("-A {chain} {by} tun0 -j RETURN");
+            ensure!(left.contains(&rule), "{variant}: {rule} is gone:\n{left}");
+        }
+        ensure!(!left.contains("ISTIO"), "{left}");
+    }
+    Ok(())
+}
+
+/// Verify that a map which leads to a chain of ours is named, with its table, and that nothing has
+/// happened.
+#[test]
+fn a_map_that_leads_to_a_chain_of_ours_is_named() -> Result<()> {
+    let pod = pod()?;
+    let (code, said) = run(&pod, &SIDECAR)?;
+    ensure!(code == Some(0), "{said}");
+    let map = "add map ip nat theirs { type ipv4_addr : verdict; }\n\
+               add element ip nat theirs { 192.0.2.7 : jump ISTIO_OUTPUT }\n";
+    pod.feed("nft", &["-f", "-"], map)?;
+    let before = saved(&pod, "iptables-nft-save")?;
+    let (code, said) = run(&pod, &["cleanup"])?;
+    ensure!(code == Some(1), "{code:?} {said}");
+    for part in ["chain ISTIO_OUTPUT of table ip nat", "map theirs", "nft list map ip nat theirs"] {
+        ensure!(said.contains(part), "{part} is not named: {said}");
+    }
+    ensure!(saved(&pod, "iptables-nft-save")? == before);
+    pod.run("nft", &["flush", "map", "ip", "nat", "theirs"])?;
+    let (code, said) = run(&pod, &["cleanup"])?;
+    ensure!(code == Some(0), "{said}");
+    Ok(())
+}
+
+/// Ambient mode's rules in a pod.
+const AMBIENT: &str = "*mangle\n:ISTIO_PRERT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n\
+    -A PREROUTING -j ISTIO_PRERT\n-A OUTPUT -j ISTIO_OUTPUT\n\
+    -A ISTIO_PRERT -m mark --mark 0x539/0xfff -j CONNMARK --set-xmark 0x111/0xfff\n\
+    -A ISTIO_OUTPUT -m connmark --mark 0x111/0xfff -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff\nCOMMIT\n\
+    *nat\n:ISTIO_PRERT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n\
+    -A OUTPUT -j ISTIO_OUTPUT\n-A PREROUTING -j ISTIO_PRERT\n\
+    -A ISTIO_PRERT -s 169.254.7.127/32 -p tcp -m tcp -j ACCEPT\n\
+    -A ISTIO_OUTPUT -d 169.254.7.127/32 -p tcp -m tcp -j ACCEPT\n\
+    -A ISTIO_PRERT ! -d 127.0.0.1/32 -p tcp -m tcp ! --dport 15008 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15006\n\
+    -A ISTIO_OUTPUT -p tcp -m mark --mark 0x111/0xfff -j ACCEPT\n\
+    -A ISTIO_OUTPUT ! -d 127.0.0.1/32 -o lo -j ACCEPT\n\
+    -A ISTIO_OUTPUT ! -d 127.0.0.1/32 -p tcp -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15001\nCOMMIT\n";
+
+/// Verify that ambient mode's capture stays whole: no run empties its chain, and where a sidecar's rules
+/// are beside it, and in it, those alone go.
+#[test]
+fn a_chain_that_is_shared_with_ambient_mode_stays_whole() -> Result<()> {
+    for variant in ["nft", "legacy"] {
+        let pod = pod()?;
+        let (restore, save) =
+            (format!("iptables-{variant}-restore"), format!("iptables-{variant}-save"));
+        pod.feed(&restore, &["--noflush"], AMBIENT)?;
+        let before = saved(&pod, &save)?;
+        let apply = [&SIDECAR[..], &["--force-iptables-binary", variant]].concat();
+        let (code, said) = run(&pod, &apply)?;
+        ensure!(code == Some(1), "{variant}: {code:?} {said}");
+        let named =
+            said.contains("chain ISTIO_OUTPUT of IPv4 nat") && said.contains("nothing was changed");
+        ensure!(named, "{variant}: {said}");
+        ensure!(saved(&pod, &save)? == before, "{variant}: {}", saved(&pod, &save)?);
+        let ours = "*nat\n:ISTIO_INBOUND - [0:0]\n:ISTIO_REDIRECT - [0:0]\n\
+            -A PREROUTING -p tcp -j ISTIO_INBOUND\n\
+            -A ISTIO_INBOUND -p tcp --dport 15008 -j RETURN\n\
+            -A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN\n\
+            -A ISTIO_OUTPUT -j ISTIO_REDIRECT\n\
+            -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n";
+        pod.feed(&restore, &["--noflush"], ours)?;
+        let (code, said) = run(&pod, &["status"])?;
+        let named = said.contains("Istio's ambient mode") && said.contains("ISTIO_OUTPUT");
+        ensure!(code == Some(5) && named, "{variant}: {code:?} {said}");
+        let (code, said) = run(&pod, &["cleanup"])?;
+        ensure!(code == Some(0), "{variant}: {said}");
+        let after = saved(&pod, &save)?;
+        ensure!(after == before, "{variant}: before\n{before}after\n{after}");
+    }
+    Ok(())
+}
+
+/// Verify that a chain of others that the kernel calls before ours is told of, whatever carries ours out;
+/// and that nothing is said of a table that is dormant but that it is.
+#[test]
+fn chains_of_others_and_dormant_tables_are_told_of() -> Result<()> {
+    let deciding = "add table inet theirs\n\
+        add chain inet theirs early { type filter hook output priority -200; }\n\
+        add rule inet theirs early tcp dport 443 drop\n";
+    for (how, table) in [("iptables-legacy", None), ("iptables-nft", Some("ip nat"))] {
+        let pod = pod()?;
+        let (code, said) = run(&pod, &["apply", "--backend", how])?;
+        ensure!(code == Some(0), "{said}");
+        pod.feed("nft", &["-f", "-"], deciding)?;
+        let (_, said) = run(&pod, &["status"])?;
+        ensure!(said.contains("chain early of table inet theirs"), "{how}: {said}");
+        pod.feed("nft", &["-f", "-"], "add table inet theirs { flags dormant; }\n")?;
+        let (code, said) = run(&pod, &["status"])?;
+        ensure!(code == Some(0) && !said.contains("early"), "{how}: {said}");
+        let Some(table) = table else { continue };
+        let explain = ["explain", "--live", "--from", "uid=1000", "--to", "198.51.100.7:80/tcp"];
+        let (_, said) = run(&pod, &explain)?;
+        ensure!(said.contains("MILLRACE_OUTPUT"), "{said}");
+        pod.feed("nft", &["-f", "-"], &format!("add table {table} {{ flags dormant; }}\n"))?;
+        let dormant = format!("table {table} is dormant");
+        let (_, said) = run(&pod, &explain)?;
+        ensure!(said.contains(&dormant) && !said.contains("MILLRACE_OUTPUT"), "{said}");
+        for words in [&["dump"][..], &["status"]] {
+            let (_, said) = run(&pod, words)?;
+            ensure!(said.contains(&dormant), "{words:?}: {said}");
+        }
+    }
+    let pod = pod()?;
+    pod.feed("nft", &["-f", "-"], "add table inet millrace { flags dormant; }\n")?;
+    let (code, said) = run(&pod, &["status"])?;
+    ensure!(code == Some(5) && said.contains("table inet millrace is dormant"), "{code:?} {said}");
+    Ok(())
+}
+
+/// Verify that an interface of somebody else by the name of ours is neither taken for it nor removed, and
+/// that ours is told from it.
+#[test]
+fn an_interface_that_is_called_like_ours_is_refused() -> Result<()> {
+    let alias = "the address that a mesh proxy passes connections on from";
+    let others = [
+        format!("link add millrace0 type bridge\nlink set millrace0 alias \"{alias}\"\n"),
+        "link add millrace0 type veth peer name other0\nlink set millrace0 up\n".to_owned(),
+    ];
+    for other in others {
+        let pod = pod()?;
+        pod.ip("addr add fd63::2/64 dev eth0 nodad\n")?;
+        pod.ip(&other)?;
+        let before = pod.run("ip", &["-o", "link"])?;
+        let (code, said) = run(&pod, &["apply", "--backend", "nftables", "--ipv6", "on"])?;
+        ensure!(code == Some(1), "{other}: {code:?} {said}");
+        ensure!(
+            said.contains("millrace0") && said.contains("somebody else made it"),
+            "{other}: {said}"
+        );
+        let (_, said) = run(&pod, &["cleanup"])?;
+        ensure!(pod.run("ip", &["-o", "link"])? == before, "{other}: {said}");
+        pod.ip("link del millrace0\n")?;
+        let (code, said) = run(&pod, &["apply", "--backend", "nftables", "--ipv6", "on"])?;
+        ensure!(code == Some(0), "{other}: {said}");
+        run(&pod, &["cleanup"])?;
+        let left = pod.run("ip", &["-o", "link"])?;
+        ensure!(!left.contains("millrace0"), "{left}");
+    }
+    Ok(())
+}
+
+/// Verify that preflight says whether pairs of interfaces can be made, and makes none.
+#[test]
+fn preflight_asks_for_pairs_of_interfaces() -> Result<()> {
+    let pod = pod()?;
+    let before = pod.run("ip", &["-o", "link"])?;
+    let (_, said) = run(&pod, &["preflight"])?;
+    let line = said.lines().find(|line| line.contains("pairs of interfaces"));
+    let line = line.with_context(|| format!("nothing is said: {said}"))?;
+    ensure!(line.starts_with("yes"), "{line}");
+    ensure!(pod.run("ip", &["-o", "link"])? == before, "an interface was left");
+    Ok(())
+}
