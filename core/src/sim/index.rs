@@ -129,9 +129,13 @@ impl Index {
     pub(super) fn cut(&self, values: &Ranges) -> Vec<Ranges> {
         let mut parts: Vec<Vec<(u128, u128)>> = vec![Vec::new(); self.rules.len()];
         for (place, first, last) in self.pieces(values) {
-            parts[self.alike[place]].push((first, last));
+            let part = &mut parts[self.alike[place]];
+            match part.last_mut() {
+                Some((_, end)) if *end + 1 == first => *end = last,
+                _ => part.push((first, last)),
+            }
         }
-        parts.into_iter().filter(|part| !part.is_empty()).map(Ranges::from_iter).collect()
+        parts.into_iter().filter(|part| !part.is_empty()).map(Ranges::in_order).collect()
     }
 
     /// Ranges of values, each with the place of its rules.

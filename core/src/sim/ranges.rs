@@ -70,6 +70,16 @@ impl Ranges {
         Self(Arc::new(Shared { list, hash }))
     }
 
+    /// Ranges that are sorted, none of which is empty or touches another.
+    pub(super) fn in_order(list: Vec<(u128, u128)>) -> Self {
+        debug_assert!(
+            list.iter().all(|(first, last)| first <= last)
+                && list.windows(2).all(|two| two[0].1 < two[1].0 && two[1].0 - two[0].1 > 1),
+            "{list:?}"
+        );
+        Self::of(list)
+    }
+
     /// Every number up to `last`.
     pub fn up_to(last: u128) -> Self {
         Self::of(vec![(0, last)])

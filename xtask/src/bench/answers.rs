@@ -96,7 +96,7 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
 /// Goals: 2 s and 200 MB for 10,000 networks and ports, 5 s and 500 MB for 20,000 rules of others.
 fn reaches(row: &Row) -> bool {
     let (most, seconds, megabytes) = match row.about {
-        FOREIGN => (20_000, 5, 500),
+        FOREIGN | NATIVE => (20_000, 5, 500),
         _ => (10_000, 2, 200),
     };
     let good = |cost: Cost| {
@@ -108,9 +108,28 @@ fn reaches(row: &Row) -> bool {
 const IPTABLES: &str = "a configuration, by iptables";
 const NFTABLES: &str = "a configuration, by nftables";
 const FOREIGN: &str = "rules of others";
+const NATIVE: &str = "native rules of others";
 
-/// All questions of a size, on a thread with a namespace of its own.
+/// The questions of a size, with what they are about in files of a folder and in the namespace.
+type Questions = fn(&Path, u32, &Path) -> Result<Vec<Asked>>;
+
+/// All questions of a size, on a thread that has namespaces of its own.
 fn of_size(program: &Path, size: u32, patience: Duration, before: &[Row]) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for questions in [questions as Questions, native_questions] {
+        let before: Vec<&Row> = before.iter().chain(&rows).collect();
+        rows.extend(in_a_namespace(program, size, patience, &before, questions)?);
+    }
+    Ok(rows)
+}
+
+fn in_a_namespace(
+    program: &Path,
+    size: u32,
+    patience: Duration,
+    before: &[&Row],
+    questions: Questions,
+) -> Result<Vec<Row>> {
     let _namespace = namespace()?;
     configure(
         "link set lo up\nlink add eth0 type veth peer name peer0\nlink set peer0 up\n\
@@ -119,7 +138,7 @@ fn of_size(program: &Path, size: u32, patience: Duration, before: &[Row]) -> Res
     let scratch = tempfile::tempdir().context("a folder")?;
     let mut rows = Vec::new();
     for asked in questions(program, size, scratch.path())? {
-        let tired = before.iter().chain(&rows).any(|row: &Row| {
+        let tired = before.iter().copied().chain(&rows).any(|row: &Row| {
             (row.about, &row.name) == (asked.about, &asked.name) && row.cost.is_none()
         });
         let cost = if tired { None } else { ask(program, &asked.words, patience)? };
@@ -130,7 +149,7 @@ fn of_size(program: &Path, size: u32, patience: Duration, before: &[Row]) -> Res
     Ok(rows)
 }
 
-/// The questions of a size, with what they are about in files and in the namespace.
+/// Those about a configuration, and about rules of others by iptables.
 fn questions(program: &Path, size: u32, folder: &Path) -> Result<Vec<Asked>> {
     let write = |name: &str, text: String| -> Result<String> {
         let path = folder.join(name);
@@ -167,11 +186,37 @@ fn questions(program: &Path, size: u32, folder: &Path) -> Result<Vec<Asked>> {
             let saved = write("saved", saved)?;
             ask(FOREIGN, "explain, saved", &["explain", "--rules", &saved, to]);
             ask(FOREIGN, "explain --all, saved", &["explain", "--rules", &saved, "--all"]);
+            ask(FOREIGN, "graph, saved", &["graph", "--rules", &saved]);
         }
     }
     ask(FOREIGN, "explain, live", &["explain", "--live", to]);
     ask(FOREIGN, "explain --all, live", &["explain", "--live", "--all"]);
+    ask(FOREIGN, "graph, live", &["graph", "--live"]);
     ask(FOREIGN, "diff, live", &["diff", "live", &config]);
+    Ok(all)
+}
+
+/// Those about native rules of others, beside Millrace's own.
+fn native_questions(program: &Path, size: u32, folder: &Path) -> Result<Vec<Asked>> {
+    run_to_end(Command::new(program).args(["apply", "--backend", "nftables"]))?;
+    let file = folder.join("foreign.nft");
+    fs::write(&file, native(size)).with_context(|| file.display().to_string())?;
+    run_to_end(Command::new("nft").arg("-f").arg(&file))?;
+    let saved = folder.join("ruleset.json");
+    fs::write(&saved, run_to_end(Command::new("nft").args(["-j", "list", "ruleset"]))?)?;
+    let saved = saved.to_string_lossy();
+    let mut all = Vec::new();
+    for (whence, source) in [("saved", &["--rules", saved.as_ref()][..]), ("live", &["--live"][..])]
+    {
+        for (name, question) in [
+            ("explain", &["explain", "--to=9.9.9.9:60000"][..]),
+            ("explain --all", &["explain", "--all"]),
+            ("graph", &["graph"]),
+        ] {
+            let words = question.iter().chain(source).map(|word| (*word).to_owned()).collect();
+            all.push(Asked { about: NATIVE, name: format!("{name}, {whence}"), words });
+        }
+    }
     Ok(all)
 }
 
@@ -220,6 +265,19 @@ fn foreign(size: u32) -> String {
         text.push_str(&rule);
     }
     text + "COMMIT\n"
+}
+
+/// The same in native nftables.
+fn native(size: u32) -> String {
+    let mut text =
+        "table inet firewall {\nchain output {\ntype filter hook output priority 0\njump \
+                    blocked\n}\nchain blocked {\n"
+            .to_owned();
+    for at in 0..size / 2 {
+        text.push_str(&format!("ip daddr {} meta l4proto tcp drop\n", network(12, at)));
+        text.push_str(&format!("ip saddr 10.0.0.0/8 tcp dport {} reject\n", port(1, at)));
+    }
+    text + "}\n}\n"
 }
 
 fn run_to_end(command: &mut Command) -> Result<String> {
@@ -323,7 +381,7 @@ fn charts(rows: &[Row]) -> Vec<Chart> {
         points.collect::<Vec<_>>()
     };
     let seconds = |cost: Cost| cost.wall.as_secs_f64();
-    let mut charts: Vec<Chart> = [IPTABLES, NFTABLES, FOREIGN]
+    let mut charts: Vec<Chart> = [IPTABLES, NFTABLES, FOREIGN, NATIVE]
         .into_iter()
         .map(|about| Chart {
             title: format!("Answers about {about}"),
@@ -345,6 +403,7 @@ fn charts(rows: &[Row]) -> Vec<Chart> {
         (NFTABLES, "diff"),
         (NFTABLES, "graph"),
         (FOREIGN, "explain --all, live"),
+        (NATIVE, "explain --all, live"),
     ];
     charts.push(Chart {
         title: "The most memory".to_owned(),
