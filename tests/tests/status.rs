@@ -284,3 +284,22 @@ fn what_another_mode_left_is_told_once() -> Result<()> {
     is(&pod, 0, "captured")?;
     Ok(())
 }
+
+/// Verify that it is told by what a pod is captured that is asked about by another backend.
+#[test]
+fn what_captures_instead_is_named() -> Result<()> {
+    for backend in ["iptables-nft", "iptables-legacy"] {
+        let pod = pod()?;
+        let asked = ["status", "--backend", "nftables"];
+        let (code, before) = said(&pod, &asked)?;
+        ensure!(code == Some(3) && !before.contains("instead"), "{code:?}: {before}");
+        apply(&pod, &["--backend", backend], "")?;
+        let (code, found) = said(&pod, &asked)?;
+        let wanted = format!("captured by {backend} instead");
+        ensure!(code == Some(3) && found.contains(&wanted), "{code:?}: {found}");
+        apply(&pod, &["--backend", "nftables"], "")?;
+        let (code, found) = said(&pod, &asked)?;
+        ensure!(code == Some(0) && !found.contains("instead"), "{code:?}: {found}");
+    }
+    Ok(())
+}
