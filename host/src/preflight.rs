@@ -247,7 +247,8 @@ fn owned_tables() -> Finding {
 /// The tables of iptables-legacy are there when their module is, which its programs load where they may.
 fn legacy() -> Finding {
     let there = Path::new("/proc/thread-self/net/ip_tables_names").exists();
-    let loadable = !there && has_capability(SYS_MODULE) && has_module("ip_tables");
+    let loadable =
+        !there && has_capability(SYS_MODULE) && has_modprobe() && has_module("ip_tables");
     let what = if loadable {
         "iptables' own tables in the kernel (ip_tables is not loaded, and can be)"
     } else {
@@ -259,6 +260,12 @@ fn legacy() -> Finding {
         "load ip_tables, iptable_nat, iptable_mangle, iptable_raw and their ip6 twins on the node",
         &[IptablesLegacy],
     )
+}
+
+/// Whether what iptables and the kernel load modules by is here.
+fn has_modprobe() -> bool {
+    let path = fs::read_to_string("/proc/sys/kernel/modprobe").unwrap_or_default();
+    !path.trim().is_empty() && Path::new(path.trim()).exists()
 }
 
 /// Whether the running kernel's modules have this one (`depmod(8)`).

@@ -49,6 +49,9 @@ const REMEDIES: [(&[&str], &str); 8] = [
             "Table does not exist",
             "can't initialize iptables table",
             "can't initialize ip6tables table",
+            // As restore and save say it where ip_tables itself is missing.
+            "unable to initialize table",
+            "do you need to insmod?",
         ],
         TABLE,
     ),
@@ -137,9 +140,14 @@ mod tests {
     #[test]
     fn who_may_not_load_modules_lacks_no_other_capability() {
         let modprobe = "modprobe: ERROR: could not insert 'ip_tables': Operation not permitted";
-        let said = "iptables-legacy-restore v1.8.9 (legacy): iptables-restore: unable to initialize \
-            table 'nat': Table does not exist (do you need to insmod?)";
-        assert_eq!(remedy(&format!("{modprobe}\n{said}")), Some(TABLE));
+        for said in [
+            "iptables-restore v1.8.7 (legacy): iptables-restore: unable to initialize table 'nat'\n\n\
+             Error occurred at line: 1",
+            "iptables-save v1.8.7 (legacy): Cannot initialize: iptables who? (do you need to insmod?)",
+            "iptables v1.8.9 (legacy): can't initialize iptables table `nat': Table does not exist",
+        ] {
+            assert_eq!(remedy(&format!("{modprobe}\n{said}")), Some(TABLE), "{said}");
+        }
         let file = "Fatal: can't open lock file /run/xtables.lock: Permission denied";
         assert_eq!(remedy(file), Some(LOCK_FILE));
     }
