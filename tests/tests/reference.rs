@@ -206,7 +206,9 @@ fn rules_are_those_that_the_reference_restores() -> Result<()> {
             }
         }
         let (written, restored) = (Snapshot::take(&written)?, Snapshot::take(&restored)?);
-        let (written, restored) = (written.without_counters(), restored.without_counters());
+        let (mut written, restored) = (written.without_counters(), restored.without_counters());
+        // What Millrace adds, the reference has not.
+        written.chains.retain(|name, _| !name.contains("istio-proxy-guard"));
         assert_eq!(written.chains, restored.chains, "{}, {way:?}", recording.name);
     }
     Ok(())

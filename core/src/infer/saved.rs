@@ -3,7 +3,7 @@
 
 use crate::dialect::NFT_TABLES;
 use crate::nft::expr::{
-    Comparison, CtField, Expr, Header, MetaField, Verdict, interface_name, nfproto,
+    Comparison, CtField, Expr, Header, MetaField, Verdict, interface_name, nfproto, only_syn,
 };
 use crate::nft::set::{Set, SetKind};
 use crate::nft::tables::{Base, NativeChain, NativeTables};
@@ -90,6 +90,7 @@ fn condition(test: &Test) -> Option<Vec<Expr>> {
             };
             vec![load, Expr::Compare(compare(*negated), mark.value.to_ne_bytes().to_vec())]
         }
+        Test::Syn { negated } => only_syn(*negated).to_vec(),
         Test::State { negated: false, states } => {
             // `NF_CT_STATE_INVALID_BIT`, `NF_CT_STATE_BIT()`
             let known = [

@@ -364,7 +364,7 @@ pub(crate) const fn is_flags(header: Header, offset: u32, length: u32) -> bool {
 }
 
 /// Of FIN, SYN, RST and ACK only SYN is set.
-fn only_syn(negated: bool) -> [Expr; 3] {
+pub(crate) fn only_syn(negated: bool) -> [Expr; 3] {
     let how = if negated { Comparison::Ne } else { Comparison::Eq };
     [
         Expr::LoadPayload { header: Header::Transport, offset: 13, length: 1 },

@@ -139,7 +139,7 @@ impl<'a> Wanted<'a> {
 
     /// The tables of `nf_tables` with wanted rules.
     fn tables(self, groups: &Groups) -> Vec<TableId> {
-        let guards = self.guard().into_iter().flat_map(|guard| guard.layout.guard);
+        let guards = self.guard().into_iter().filter_map(|guard| guard.layout.guard);
         let guards = guards.map(|name| TableId::inet(name.to_owned()));
         guards.chain(self.captures(groups)).collect()
     }

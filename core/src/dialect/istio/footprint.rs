@@ -86,10 +86,7 @@ fn comes_with_ours(dump: &Dump, table: Table, hook: Hook, index: usize, owned: &
         matches!(chain.rules.get(at).map(|r| &r.rule), Some(Ok(Rule { matches, target: Target::Return }))
             if matches!(matches.as_slice(), [Match::InInterface { .. } | Match::OutInterface { .. }]))
     };
-    // Without the kernel's numbers it can't be told who wrote it. Where nothing of others is behind, it
-    // keeps packets from ours alone; else it may be there for theirs.
-    let told = handle(index).is_some() || (jump + 1..chain.rules.len()).all(|at| ours(&at));
-    told && index < jump
+    index < jump
         && handle(index).zip(handle(jump)).is_none_or(|(made, jump)| made < jump)
         && (index..jump).all(|at| ours(&at) || of_an_interface(at))
 }

@@ -79,8 +79,14 @@ pub(crate) fn same(a: &NativeTables, b: &NativeTables, layout: &NftLayout, names
             rules.map(|(at, rule)| (at, rule.map(|r| r.canonical(&groups)))).collect::<Vec<_>>()
         })
     };
-    // What a guard does has no form in iptables as a whole.
-    let guard = |tables| layout.guard.and_then(|name| named(tables, name));
+    let guard = |tables: &NativeTables| -> Vec<[Vec<Rule>; 2]> {
+        let chains = layout.guard.and_then(|name| named(tables, name)).into_iter().flatten();
+        let in_family = |chain: &NativeChain, family| -> Vec<Rule> {
+            let rules = rules_of(chain, &Reader { family, names: &[] });
+            rules.iter().map(|rule| rule.canonical(&groups)).collect()
+        };
+        chains.map(|(_, chain)| Family::ALL.map(|family| in_family(chain, family))).collect()
+    };
     let guards = guard(a) == guard(b);
     guards && clear(a) && clear(b) && skeleton(a) == skeleton(b) && rules(a) == rules(b)
 }
