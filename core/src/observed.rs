@@ -167,6 +167,11 @@ pub struct Observed {
     /// Whether the interface that Millrace makes for the address that the proxy passes connections on
     /// from has that address; none where there is no such interface.
     pub passthrough_link: Option<bool>,
+    /// The families of interfaces that are up, by each of which localhost is to be
+    /// reached where a backend needs that.
+    pub ways: Vec<Way>,
+    /// Where Millrace has made that so.
+    pub localhost_ways: Vec<Way>,
     /// Whether the kernel has `nf_tables`.
     pub nf_tables: bool,
     /// Native nftables tables that are called as ours are.
@@ -183,6 +188,15 @@ pub struct Observed {
     pub interrupted: bool,
     /// Who logged before a trace that was killed.
     pub loggers: Vec<Logger>,
+}
+
+/// An interface that is not `lo`, with a family in which it has an address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Way {
+    /// The family.
+    pub family: Family,
+    /// The interface's name.
+    pub interface: String,
 }
 
 impl Observed {

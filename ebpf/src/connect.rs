@@ -76,10 +76,9 @@ pub(crate) fn connect<F: Family>(call: &Call<'_, F>) -> i32 {
     client.peer = call.original(judgement.port(), pod.lookup);
     client.asked.via = 0;
     if !tcp {
-        // As with `sendto()`. Bound to localhost it would stay so when it connects to elsewhere.
-        let v4_any = bound.is_unspecified() && meant.is_v4();
-        let to = if v4_any { Address::v4(0) } else { meant.localhost() };
-        call.rewrite(&to, judgement.port());
+        // The kernel chooses where it comes from. Bound to localhost it would stay so when it connects to
+        // elsewhere. Whatever device the socket names, the pod has a route to localhost by it.
+        call.rewrite(&meant.localhost(), judgement.port());
         return ALLOW;
     }
     // What goes to localhost comes from localhost, and what goes to an address of the pod comes from

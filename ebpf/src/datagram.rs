@@ -38,9 +38,14 @@ pub(crate) fn send<F: Family>(call: &Call<'_, F>) -> i32 {
     let to = if call.bound().is_unspecified() {
         call.set_message_source(&localhost);
         // The kernel then goes to where it comes from, by `lo`, whatever device is named
-        // (`ip_route_output_key_hash_rcu()`). With IPv6 there is no such way.
+        // (`ip_route_output_key_hash_rcu()`). With IPv6 there is no such way: the pod has a route to
+        // localhost by each device.
         if meant.is_v4() { Address::v4(0) } else { localhost }
     } else {
+        // A message that names a device and no source has none yet (`udp_sendmsg()`).
+        if call.message_source().is_unspecified() {
+            call.set_message_source(&call.bound());
+        }
         localhost
     };
     call.rewrite(&to, judgement.port());

@@ -107,6 +107,7 @@ pub fn carry_out(
         },
         Effect::Address { change, address } => net.address(*change, *address)?,
         Effect::Passthrough { change } => net.passthrough(*change)?,
+        Effect::Localhost { change, way } => net.localhost(*change, way)?,
         Effect::Route { change, family, table } => net.route(*change, *family, *table)?,
         Effect::IpRule { change, rule } => net.ip_rule(*change, rule)?,
         Effect::Loopback { change } => net.loopback(*change)?,

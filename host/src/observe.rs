@@ -157,6 +157,8 @@ pub fn observe(
         addresses: links.addresses,
         passthrough_link: links.passthrough_link,
         nf_tables,
+        ways: links.ways,
+        localhost_ways: links.localhost_ways,
         native,
         tables,
         dormant,

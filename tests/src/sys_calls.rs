@@ -69,19 +69,24 @@ pub fn become_real_user(uid: u32) -> io::Result<()> {
         .map(drop)
 }
 
-/// Let what a socket of IPv4 sends leave by a device (`IP_UNICAST_IF`).
+/// Let what a socket sends leave by a device (`IP_UNICAST_IF`, `IPV6_UNICAST_IF`).
 ///
 /// # Errors
 /// When there is no such device.
-pub fn prefer_device(socket: BorrowedFd<'_>, device: u32) -> io::Result<()> {
-    let value = device.to_be();
+pub fn prefer_device(socket: BorrowedFd<'_>, device: u32, v4: bool) -> io::Result<()> {
+    /// `linux/in6.h`; `libc` has no name for it.
+    const IPV6_UNICAST_IF: libc::c_int = 76;
+    let device = device.to_be();
     let length = libc::socklen_t::try_from(size_of::<u32>()).map_err(io::Error::other)?;
-    let (level, option) = (libc::IPPROTO_IP, libc::IP_UNICAST_IF);
-    // SAFETY: the option's value is these 4 bytes, which is what is told.
-    let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length)
+    let (level, option) = if v4 {
+        (libc::IPPROTO_IP, libc::IP_UNICAST_IF)
+    } else {
+        (libc::IPPROTO_IPV6, IPV6_UNICAST_IF)
     };
-    checked(result.into()).map(drop)
+    let socket = socket.as_raw_fd();
+    let value = (&raw const device).cast();
+    // SAFETY: the kernel reads a number of four bytes.
+    checked(unsafe { libc::setsockopt(socket, level, option, value, length) }.into()).map(drop)
 }
 
 /// Let the calling thread alone be nobody but this user, in no group but its own, for good: without

@@ -2,7 +2,7 @@
 //! application and where it meant to go.
 
 use std::io::IoSlice;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::{Duration, Instant};
 
@@ -162,32 +162,74 @@ fn queries() -> Result<()> {
     topology.pod.enter(|| socket_of_both(to))?
 }
 
-/// Verify that a query by IPv4 whose message (`IP_PKTINFO`) or socket (`IP_UNICAST_IF`) names the device
-/// by which it is to leave reaches the proxy as any other one does, also when it names its source.
-#[test]
-fn queries_that_name_a_device() -> Result<()> {
-    let (_cgroup, topology) = captured(&["--dns", "all"])?;
-    let to = Dns.at(Family::V4, 53)?;
-    topology.pod.enter(|| -> Result<()> {
-        let device = if_nametoindex("eth0")?;
-        for source in [Ipv4Addr::UNSPECIFIED, "10.70.0.2".parse()?] {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
+/// Send a query whose message names a device by which it is to leave, and a source.
+fn query_by(socket: &UdpSocket, device: u32, source: IpAddr, to: SocketAddr) -> Result<()> {
+    let data = [IoSlice::new(b"who")];
+    let send = |info: &[ControlMessage<'_>]| {
+        let name = SockaddrStorage::from(to);
+        sendmsg(socket.as_raw_fd(), &data, info, MsgFlags::empty(), Some(&name))
+    };
+    match source {
+        IpAddr::V4(source) => {
             let address = |ip: Ipv4Addr| libc::in_addr { s_addr: u32::from_ne_bytes(ip.octets()) };
-            let info = libc::in_pktinfo {
+            send(&[ControlMessage::Ipv4PacketInfo(&libc::in_pktinfo {
                 ipi_ifindex: device.cast_signed(),
                 ipi_spec_dst: address(source),
                 ipi_addr: address(Ipv4Addr::UNSPECIFIED),
-            };
-            let (data, info) = ([IoSlice::new(b"who")], [ControlMessage::Ipv4PacketInfo(&info)]);
-            let name = SockaddrStorage::from(to);
-            sendmsg(socket.as_raw_fd(), &data, &info, MsgFlags::empty(), Some(&name))?;
-            answered(&socket, to).with_context(|| format!("a message, from {source}"))?;
+            })])?;
         }
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
-        prefer_device(socket.as_fd(), device)?;
-        socket.send_to(b"who", to)?;
-        answered(&socket, to).context("a socket")
-    })?
+        IpAddr::V6(source) => {
+            send(&[ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo {
+                ipi6_ifindex: device,
+                ipi6_addr: libc::in6_addr { s6_addr: source.octets() },
+            })])?;
+        }
+    }
+    Ok(())
+}
+
+/// Verify that a query whose message (`IP_PKTINFO`, `IPV6_PKTINFO`) or socket (`IP_UNICAST_IF`,
+/// `IPV6_UNICAST_IF`) names the device by which it is to leave reaches the proxy as any other one does,
+/// also when it names its source, or its socket is bound to an address or connected; and that what
+/// makes that so goes with capture.
+#[test]
+fn queries_that_name_a_device() -> Result<()> {
+    let (_cgroup, topology) = captured(&["--dns", "all"])?;
+    let ours = |family: &str| {
+        topology.pod.run("ip", &[family, "route", "show", "table", "local", "proto", "109"])
+    };
+    ensure!(ours("-4")?.contains("local 127.0.0.1 dev eth0"), "{}", ours("-4")?);
+    ensure!(ours("-6")?.contains("local ::1 dev eth0"), "{}", ours("-6")?);
+    for family in [Family::V4, Family::V6] {
+        let (to, own) = (Dns.at(family, 53)?, Pod.at(family, 0)?.ip());
+        let v4 = to.is_ipv4();
+        let any: IpAddr =
+            if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        topology.pod.enter(|| -> Result<()> {
+            let device = if_nametoindex("eth0")?;
+            for (bound, source) in [(any, any), (any, own), (own, any)] {
+                let socket = UdpSocket::bind((bound, 0))?;
+                query_by(&socket, device, source, to)?;
+                let what = || format!("a message from {source}, of a socket bound to {bound}");
+                answered(&socket, to).with_context(what)?;
+            }
+            for (bound, connected) in [(any, false), (own, false), (any, true), (own, true)] {
+                let what = || format!("a socket bound to {bound}, connected: {connected}");
+                let socket = UdpSocket::bind((bound, 0))?;
+                prefer_device(socket.as_fd(), device, v4)?;
+                if connected {
+                    socket.connect(to).and_then(|()| socket.send(b"who")).with_context(what)?;
+                } else {
+                    socket.send_to(b"who", to)?;
+                }
+                answered(&socket, to).with_context(what)?;
+            }
+            Ok(())
+        })??;
+    }
+    millrace_in_pod(&topology, &["cleanup", "--bpffs", FOLDER], 0)?;
+    ensure!(ours("-4")?.is_empty() && ours("-6")?.is_empty());
+    Ok(())
 }
 
 /// Whether the proxy answers a query, as the server that was asked.

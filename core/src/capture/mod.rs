@@ -43,7 +43,11 @@ pub fn routing(policy: &CapturePolicy, passthrough: Home) -> Routing {
         }
         _ => None,
     };
-    Routing { tproxy, passthrough_v6: policy.ipv6.value.then_some(passthrough) }
+    Routing {
+        tproxy,
+        passthrough_v6: policy.ipv6.value.then_some(passthrough),
+        localhost_everywhere: false,
+    }
 }
 
 /// The families that a policy captures.

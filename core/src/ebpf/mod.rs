@@ -15,12 +15,16 @@ pub use refusal::{Refusal, Refusals};
 
 use crate::capture::routing;
 use crate::policy::CapturePolicy;
-use crate::ruleset::{Home, Ruleset};
+use crate::ruleset::{Home, Routing, Ruleset};
 
-/// What a pod needs beside its entry: an address, as with every backend, and no rules.
+/// What a pod needs beside its entry: an address, as with every backend, and no rules. Where DNS is
+/// captured, also ways to localhost: queries are sent there with the device that their message or
+/// socket names, which no program is told, and by which the kernel does not reach localhost.
 pub fn beside(policy: &CapturePolicy) -> Ruleset {
     let v6 = policy.ipv6.value.then(Vec::new);
-    Ruleset { v4: Vec::new(), v6, routing: routing(policy, Home::Own), guard: None }
+    let routing =
+        Routing { localhost_everywhere: policy.dns.is_some(), ..routing(policy, Home::Own) };
+    Ruleset { v4: Vec::new(), v6, routing, guard: None }
 }
 
 /// How many networks a pod's policy can name, of both families together.

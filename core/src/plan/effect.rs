@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::routing::{PASSTHROUGH_LINK, PASSTHROUGH_V6};
+use super::routing::{PASSTHROUGH_LINK, PASSTHROUGH_V6, localhost};
 use super::tables::TableEdit;
 use crate::nft::tables::NativeTables;
-use crate::observed::{IpRule, Logger, TableId, Variant};
+use crate::observed::{IpRule, Logger, TableId, Variant, Way};
 use crate::value::Family;
 
 /// Add or take away.
@@ -43,6 +43,13 @@ pub enum Effect {
     Passthrough {
         /// Add, as far as it is not there, or remove.
         change: Change,
+    },
+    /// The route to `127.0.0.1` or `::1` by an interface that is not `lo`, in the table `local`.
+    Localhost {
+        /// Add or remove.
+        change: Change,
+        /// By which interface, in which family.
+        way: Way,
     },
     /// The route `local default dev lo` of a table.
     Route {
@@ -120,6 +127,10 @@ impl fmt::Display for Effect {
                 "{} interface {PASSTHROUGH_LINK} with address {PASSTHROUGH_V6}",
                 verb(change)
             ),
+            Self::Localhost { change, way: Way { family, interface } } => {
+                let to = localhost(*family);
+                write!(f, "{} route local {to} dev {interface} table local", verb(change))
+            }
             Self::Loopback { change: Change::Add } => f.write_str("set lo up"),
             Self::Loopback { change: Change::Remove } => f.write_str("set lo down"),
             Self::Dormant { change: Change::Add, table } => {

@@ -14,8 +14,8 @@ pub use effect::{Change, Effect};
 pub use rollback::rollback;
 pub(crate) use routing::has_passthrough;
 pub use routing::{
-    PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_READY, PASSTHROUGH_V6, RULE_PRIORITY,
-    TakenTable,
+    LOCALHOST_PROTOCOL, PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_READY, PASSTHROUGH_V6,
+    RULE_PRIORITY, TakenTable, localhost,
 };
 pub use tables::{TableEdit, TableStep};
 pub use target::{Body, FamilyState};

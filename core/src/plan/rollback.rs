@@ -23,12 +23,17 @@ pub fn rollback(before: &Observed, now: &Observed, context: &Context<'_>) -> Vec
             .map(|r| Effect::Route { change, family: r.family, table: r.table })
             .collect()
     };
+    let ways = |a: &Observed, b: &Observed, change| -> Vec<Effect> {
+        let ways = a.localhost_ways.iter().filter(|way| !b.localhost_ways.contains(way));
+        ways.map(|way| Effect::Localhost { change, way: way.clone() }).collect()
+    };
     let has = |o: &Observed| super::routing::has_passthrough(o);
     if before.lo_down != now.lo_down {
         let change = if before.lo_down { Change::Remove } else { Change::Add };
         effects.push(Effect::Loopback { change });
     }
     effects.extend(routes(before, now, Change::Add));
+    effects.extend(ways(before, now, Change::Add));
     effects.extend(missing(before, now).into_iter().map(removed(Change::Add)));
     if has(before) && !has(now) {
         effects.push(Effect::Address { change: Change::Add, address: PASSTHROUGH_V6 });
@@ -58,6 +63,7 @@ pub fn rollback(before: &Observed, now: &Observed, context: &Context<'_>) -> Vec
         .extend(dormant.map(|table| Effect::Dormant { change: Change::Add, table: table.clone() }));
     effects.extend(missing(now, before).into_iter().map(removed(Change::Remove)));
     effects.extend(routes(now, before, Change::Remove));
+    effects.extend(ways(now, before, Change::Remove));
     if has(now) && !has(before) {
         effects.push(Effect::Address { change: Change::Remove, address: PASSTHROUGH_V6 });
     }

@@ -1,9 +1,9 @@
 //! Policy routing and addresses: what is there of ours, and what has to change.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::effect::{Change, Effect};
-use crate::observed::{IpRule, Observed, Route};
+use crate::observed::{IpRule, Observed, Route, Way};
 use crate::policy::passthrough;
 use crate::ruleset::{Home, Routing};
 use crate::value::Family;
@@ -26,6 +26,18 @@ pub const PASSTHROUGH_READY: &str = "the address that a mesh proxy passes connec
 
 /// `::6`
 pub const PASSTHROUGH_V6: IpAddr = passthrough(Family::V6);
+
+/// The protocol (`ip-route(8)`, `proto`) of Millrace's routes to localhost, by which they are known again:
+/// one that no routing daemon has.
+pub const LOCALHOST_PROTOCOL: u8 = 109;
+
+/// The address of this host that a family's routes to localhost lead to.
+pub const fn localhost(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    }
+}
 
 /// Marks and tables that are ours whoever wrote the rule.
 #[derive(Clone, Debug, Default)]
@@ -151,6 +163,15 @@ pub(super) fn changes(
     for route in old_routes.into_iter().filter(|r| !new_routes.contains(r)) {
         let (family, table) = (route.family, route.table);
         changes.after.push(Effect::Route { change: Change::Remove, family, table });
+    }
+    let everywhere = wanted.is_some_and(|w| w.localhost_everywhere);
+    let is_wanted = |way: &&Way| everywhere && families.contains(&way.family);
+    let (ways, there) = (&observed.ways, &observed.localhost_ways);
+    for way in ways.iter().filter(is_wanted).filter(|way| !there.contains(way)) {
+        changes.before.push(Effect::Localhost { change: Change::Add, way: way.clone() });
+    }
+    for way in there.iter().filter(|way| !is_wanted(way)) {
+        changes.after.push(Effect::Localhost { change: Change::Remove, way: way.clone() });
     }
     let home = wanted.and_then(|w| w.passthrough_v6);
     let address = PASSTHROUGH_V6;

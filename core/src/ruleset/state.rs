@@ -61,6 +61,9 @@ pub struct Routing {
     /// Where the IPv6 address `::6` must be, the source of connections that a proxy passes on to its
     /// application; none without IPv6.
     pub passthrough_v6: Option<Home>,
+    /// Whether `127.0.0.1` and `::1` have to be reached by each interface, so that what names one
+    /// reaches them as well; for the families that are written.
+    pub localhost_everywhere: bool,
 }
 
 /// The interface that has an address of this pod alone.

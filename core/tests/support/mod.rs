@@ -59,6 +59,12 @@ pub(crate) fn carry_out(observed: &mut Observed, effect: &Effect) {
         Effect::Passthrough { change } => {
             observed.passthrough_link = (*change == Change::Add).then_some(true);
         }
+        Effect::Localhost { change, way } => {
+            observed.localhost_ways.retain(|w| w != way);
+            if *change == Change::Add {
+                observed.localhost_ways.push(way.clone());
+            }
+        }
         Effect::Route { change, family, table } => {
             let route = Route::local_default(*family, *table);
             observed.routes.retain(|r| *r != route);

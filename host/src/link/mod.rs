@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use futures_util::stream::TryStreamExt as _;
-use millrace_core::observed::{InterfaceAddress, IpRule, Logger, Route};
+use millrace_core::observed::{InterfaceAddress, IpRule, Logger, Route, Way};
 use millrace_core::plan::{Change, PASSTHROUGH_V6};
 use millrace_core::value::Family;
 use netlink_packet_route::AddressFamily;
@@ -115,6 +115,10 @@ pub struct Links {
     /// Whether the interface of the address that the proxy passes connections on from has it; none
     /// where it is not there.
     pub passthrough_link: Option<bool>,
+    /// The interfaces that are up, without `lo` and that one, with the families of their addresses.
+    pub ways: Vec<Way>,
+    /// Those of them by which Millrace has localhost reached.
+    pub localhost_ways: Vec<Way>,
     /// Whether `lo` is down.
     pub lo_down: bool,
     /// Whether a change is noted as in progress.
@@ -185,8 +189,11 @@ impl Net {
                     links.catch_alls.extend(routing::catch_all(&rule, &message));
                     links.ip_rules.push(rule);
                 }
-                links.routes.extend(self.routes(family).await?);
+                let messages = self.route_messages(family).await?;
+                links.routes.extend(routing::routes(family, &messages));
+                links.localhost_ways.extend(routing::localhost_ways(family, &messages));
             }
+            links.ways = routing::ways();
             Ok(links)
         })
     }

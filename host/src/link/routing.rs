@@ -3,17 +3,25 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use futures_util::stream::TryStreamExt as _;
-use millrace_core::observed::{IpRule, Route};
-use millrace_core::plan::Change;
+use millrace_core::observed::{IpRule, Route, Way};
+use millrace_core::plan::{Change, LOCALHOST_PROTOCOL, PASSTHROUGH_LINK, PASSTHROUGH_PEER};
 use millrace_core::value::Family;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use nix::errno::Errno;
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
+use nix::net::if_::InterfaceFlags;
+use nix::sys::socket::{AddressFamily, SockaddrLike as _};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
 use super::{LO, LinkError, Net, Refusal, errno, is_absent, request, settle};
+
+/// The kernel's own table (`RT_TABLE_LOCAL`).
+const LOCAL: u32 = 255;
+/// The metric of routes that come last, and don't choose among themselves.
+const LAST: u32 = 4096;
 
 impl Net {
     pub(super) async fn ip_rules(
@@ -35,14 +43,46 @@ impl Net {
         }
     }
 
-    pub(super) async fn routes(&self, family: Family) -> Result<Vec<Route>, LinkError> {
+    async fn routes(&self, family: Family) -> Result<Vec<Route>, LinkError> {
+        Ok(routes(family, &self.route_messages(family).await?))
+    }
+
+    pub(super) async fn route_messages(
+        &self,
+        family: Family,
+    ) -> Result<Vec<RouteMessage>, LinkError> {
         let messages: Result<Vec<_>, _> =
             self.handle.route().get(any_route(family)).execute().try_collect().await;
         match messages {
-            Ok(messages) => Ok(messages.iter().filter_map(|m| route(family, m)).collect()),
+            Ok(messages) => Ok(messages),
             Err(error) if is_absent(&error) => Ok(Vec::new()),
             Err(error) => Err(request(format!("the {family} routes can't be listed"))(error)),
         }
+    }
+
+    /// Have localhost reached by an interface, or by `lo` alone again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn localhost(&self, change: Change, way: &Way) -> Result<(), LinkError> {
+        let what = || format!("the {} route to localhost by {}", way.family, way.interface);
+        let index = match nix::net::if_::if_nametoindex(way.interface.as_str()) {
+            Ok(index) => index,
+            // It went with the interface.
+            Err(Errno::ENODEV) if change == Change::Remove => return Ok(()),
+            Err(errno) => {
+                let why = Refusal::Errno(errno);
+                return Err(LinkError::Request { what: what(), why });
+            }
+        };
+        let message = to_localhost(way.family, index);
+        let result = self.runtime.block_on(async {
+            match change {
+                Change::Add => self.handle.route().add(message).execute().await,
+                Change::Remove => self.handle.route().del(message).execute().await,
+            }
+        });
+        settle(result, change, what)
     }
 
     /// Add the route `local default dev lo` to a table, or remove it.
@@ -185,6 +225,47 @@ pub(super) fn catch_all(rule: &IpRule, message: &RuleMessage) -> Option<IpRule> 
     Some(IpRule { table, ..rule.clone() })
 }
 
+pub(super) fn routes(family: Family, messages: &[RouteMessage]) -> Vec<Route> {
+    messages.iter().filter_map(|message| route(family, message)).collect()
+}
+
+/// The ways that Millrace has made to localhost.
+pub(super) fn localhost_ways(family: Family, messages: &[RouteMessage]) -> Vec<Way> {
+    let ours = |message: &RouteMessage| {
+        let header = &message.header;
+        let interface = message.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(device(*index)),
+            _ => None,
+        });
+        let ours = header.kind == RouteType::Local
+            && header.protocol == RouteProtocol::Other(LOCALHOST_PROTOCOL);
+        Some(Way { family, interface: interface.filter(|_| ours)? })
+    };
+    messages.iter().filter_map(ours).collect()
+}
+
+/// The interfaces that are up, without `lo` and that of the passthrough address, with the families of
+/// their addresses. None where they can't be listed.
+pub(super) fn ways() -> Vec<Way> {
+    let Ok(addresses) = getifaddrs() else { return Vec::new() };
+    let way = |address: InterfaceAddress| {
+        let flags = address.flags;
+        let up = flags.contains(InterfaceFlags::IFF_UP)
+            && !flags.contains(InterfaceFlags::IFF_LOOPBACK)
+            && ![PASSTHROUGH_LINK, PASSTHROUGH_PEER].contains(&address.interface_name.as_str());
+        let family = match address.address?.family()? {
+            AddressFamily::Inet => Family::V4,
+            AddressFamily::Inet6 => Family::V6,
+            _ => return None,
+        };
+        up.then_some(Way { family, interface: address.interface_name })
+    };
+    let mut ways: Vec<Way> = addresses.filter_map(way).collect();
+    ways.sort();
+    ways.dedup();
+    ways
+}
+
 /// A route, unless it is in one of the kernel's own tables.
 fn route(family: Family, message: &RouteMessage) -> Option<Route> {
     let mut table = u32::from(message.header.table);
@@ -244,6 +325,30 @@ fn text(message: &RouteMessage) -> String {
 fn device(index: u32) -> String {
     let name = nix::net::if_::if_indextoname(index);
     name.map_or_else(|_| index.to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+fn to_localhost(family: Family, index: u32) -> RouteMessage {
+    let protocol = RouteProtocol::Other(LOCALHOST_PROTOCOL);
+    match family {
+        Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new()
+            .kind(RouteType::Local)
+            .scope(RouteScope::Host)
+            .protocol(protocol)
+            .destination_prefix(Ipv4Addr::LOCALHOST, 32)
+            .output_interface(index)
+            // Behind the kernel's own: of those that are alike the first one counts.
+            .priority(LAST)
+            .table_id(LOCAL)
+            .build(),
+        Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new()
+            .kind(RouteType::Local)
+            .protocol(protocol)
+            .destination_prefix(Ipv6Addr::LOCALHOST, 128)
+            .output_interface(index)
+            .priority(LAST)
+            .table_id(LOCAL)
+            .build(),
+    }
 }
 
 fn any_route(family: Family) -> RouteMessage {
