@@ -33,10 +33,12 @@ pub enum EffectError {
     #[error(transparent)]
     Exec(#[from] ExecError),
     /// A program failed where the kernel lacks something that its input asks for.
-    #[error("{source}\nthe kernel lacks what it was asked for: {lacks}")]
+    #[error("{command} failed: {said}\nthe kernel lacks what it was asked for: {lacks}")]
     Lacking {
-        /// The failure.
-        source: ExecError,
+        /// The command line.
+        command: String,
+        /// What it said.
+        said: String,
         /// What the kernel lacks, and what to do about it.
         lacks: String,
     },
@@ -145,16 +147,17 @@ pub fn carry_out(
 
 /// Ask the kernel itself what it lacks of what iptables-nft was asked for.
 fn explained(error: EffectError, variant: Variant, family: Family, input: &str) -> EffectError {
-    let EffectError::Exec(source @ ExecError::Failed { .. }) = error else { return error };
+    let EffectError::Exec(ExecError::Failed { command, stderr, .. }) = &error else { return error };
     let lacks = match variant {
         Variant::Nft => lacking(family, input),
         Variant::Legacy => Vec::new(),
     };
     if lacks.is_empty() {
-        source.into()
-    } else {
-        EffectError::Lacking { source, lacks: lacks.join("; ") }
+        return error;
     }
+    // What its words could mean is known now.
+    let (command, said) = (command.clone(), stderr.trim().to_owned());
+    EffectError::Lacking { command, said, lacks: lacks.join("; ") }
 }
 
 /// Tell a lock that is held from other failures (`iptables(8)`: exit status 4).

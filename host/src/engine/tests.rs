@@ -14,7 +14,11 @@ fn legacy_is_tried_after_programs_that_nobody_asked_for() {
         status: ExitStatus::from_raw(1 << 8),
         stderr: "CHAIN_ADD failed (No such file or directory): chain PREROUTING".to_owned(),
     };
-    let lacking = EffectError::Lacking { source: failed(), lacks: "a chain".to_owned() };
+    let lacking = EffectError::Lacking {
+        command: "iptables-nft-restore".to_owned(),
+        said: "no luck".to_owned(),
+        lacks: "a chain".to_owned(),
+    };
     for why in [failed().into(), lacking] {
         assert!(is_last_resort(Some(Means::NFT_PROGRAMS), Wish::Auto, &why));
         assert!(is_last_resort(Some(Means::NFT_PROGRAMS), Wish::Iptables, &why));
