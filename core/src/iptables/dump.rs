@@ -264,7 +264,8 @@ impl Dump {
 }
 
 /// The lines of a dump, each with the number of its first, counted from 0. What stands in quotes in a
-/// rule may be of several: a line break is a letter like others in a comment of somebody's.
+/// rule may be of several: a line break is a letter like others in a comment of somebody's. A quote
+/// within a word is one of its letters: chains of `nf_tables` may be called anything.
 fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let (mut rest, mut number) = (text, 0);
     iter::from_fn(move || {
@@ -272,12 +273,15 @@ fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
             return None;
         }
         let is_rule = rest.trim_ascii_start().starts_with(['-', '[']);
-        let (mut quoted, mut escaped) = (false, false);
+        let (mut quoted, mut escaped, mut before) = (false, false, b' ');
         let end = rest.bytes().position(|byte| {
+            let begins = before == b' ';
+            before = byte;
             match byte {
                 _ if escaped => escaped = false,
                 b'\\' if quoted => escaped = true,
-                b'"' if is_rule => quoted = !quoted,
+                b'"' if quoted => quoted = false,
+                b'"' => quoted = is_rule && begins,
                 b'\n' => return !quoted,
                 _ => {}
             }
