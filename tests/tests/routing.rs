@@ -104,13 +104,14 @@ const V4: [Asked; 10] = [
     ("10.77.0.9", None, 1000, 0),
 ];
 
-const V6: [Asked; 6] = [
+const V6: [Asked; 7] = [
     ("2001:db8::8", None, 1000, 0),
     ("2001:db8::8", None, 1337, 0),
     ("2001:db8::8", None, 1000, 0x10),
     ("fd00:4::77", None, 1000, 0),
     ("fd00:55::77", None, 1000, 0),
     ("fd00:99::1", None, 1000, 0),
+    ("::1", None, 1000, 0),
 ];
 
 fn is_told(what: &str, lines: &str) -> Result<()> {
@@ -185,6 +186,7 @@ fn the_source_is_the_kernels_choice() -> Result<()> {
         "addr add 2001:db8:4::2/64 dev net1 nodad",
         "addr add fd00:99::2/64 dev eth0 nodad",
         "addr add ::6/128 dev lo nodad",
+        "addr del ::1/128 dev lo",
         "addr del fd00:4::2/64 dev eth0\n-6 route add default dev eth0 metric 5",
     ] {
         is_told(addresses, &format!("{addresses}\n"))?;

@@ -307,7 +307,9 @@ impl<'a, W: Witness> Walk<'a, W> {
 
     fn rank(&mut self, own: &OwnAddress, interface: &str, to: Value, exit: &str) -> Rank {
         let number = number(own.address());
-        let wide = if self.is_in(to, &narrow()) { 2 } else { 14 };
+        // ::1 is of the link's scope as well (`__ipv6_addr_type()`), where it is not an own address.
+        let is_narrow = self.is_in(to, &narrow()) || self.is_in(to, &Ranges::one(1));
+        let wide = if is_narrow { 2 } else { 14 };
         let scope = if narrow().contains(number) || number == 1 { 2 } else { 14 };
         // Smaller than the destination's is worst, and the less above it the better.
         let fits = if scope >= wide { 100 - scope } else { scope - 100 };
