@@ -240,7 +240,7 @@ fn difference(found: &Status) -> Option<String> {
 }
 
 /// An effect with the lines it would write.
-fn told(effect: &Effect) -> String {
+pub(crate) fn told(effect: &Effect) -> String {
     match effect {
         Effect::Restore { input: text, .. } => {
             let lines: Vec<&str> = text.lines().collect();

@@ -6,12 +6,12 @@ use std::time::Duration;
 use millrace_core::ebpf::beside;
 use millrace_core::plan::Wish;
 use millrace_core::policy::CapturePolicy;
-use millrace_core::status::holds_rules;
+use millrace_core::status::{holds_rules, judge_beside};
 use millrace_host::ebpf::{EbpfError, Enrolled, Node, Target};
 use millrace_host::engine::{EngineError, Rules};
 use millrace_host::observe::Look;
 
-use crate::capture::{Applied, Pod};
+use crate::capture::{Applied, Pod, told};
 
 /// The pod was not enrolled.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +71,7 @@ impl Pod {
         })
     }
 
-    /// What is wrong with the pod's entry; none when it is as wanted.
+    /// What is wrong with the pod's entry, or with what it needs beside it; none when all is as wanted.
     ///
     /// # Errors
     /// When it can't be seen.
@@ -94,8 +94,18 @@ impl Pod {
             Some(_) if !node.holds(cookie, &entry)? => {
                 Some("its entry differs from what is wanted".to_owned())
             }
-            Some(_) => None,
+            Some(_) => self.check_beside(&policy)?,
         })
+    }
+
+    fn check_beside(&mut self, policy: &CapturePolicy) -> Result<Option<String>, EngineError> {
+        let observed = self.session.observe(&self.exec, Look::Fast)?;
+        let found = judge_beside(&observed, &beside(policy), &self.groups);
+        let list = found.differences.iter().map(told).chain(found.notes);
+        let list: Vec<String> = list.collect();
+        Ok((!found.whole).then(|| {
+            format!("what it needs beside its entry differs; to be whole: {}", list.join("; "))
+        }))
     }
 }
 

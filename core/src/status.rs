@@ -1,8 +1,10 @@
 //! Whether a namespace is captured: its rules held against what is wanted, or against the
 //! settings that can be read back from the rules themselves.
 
+mod beside;
 mod guard;
 
+pub use beside::{Beside, judge_beside};
 pub use guard::unguarded;
 
 use std::collections::BTreeSet;

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use millrace_core::capture::to_iptables as rules;
 use millrace_core::dialect::{istio, native};
 use millrace_core::ebpf::{
-    Addresses, Entry, IdMap, MAX_NETWORKS, Refusal, beside, compile, judge, read,
+    Addresses, Entry, IdMap, MAX_NETWORKS, Refusal, beside, beside_entry, compile, judge, read,
 };
 use millrace_core::facts;
 use millrace_core::ids::mapped;
@@ -120,6 +120,8 @@ proptest! {
     ) {
         let policy = able(config.policy());
         let entry = entry(&policy);
+        let (rest, known) = (beside_entry(&entry.pod), beside(&policy));
+        prop_assert_eq!((rest.routing, rest.v6), (known.routing, known.v6));
         let ruleset = rules(&policy, &istio::LAYOUT);
         let program = Program::new(of_ruleset(&ruleset, &facts::groups("java:x:202:\n")));
         // What the programs decide, as rules: of the policy, and of the policy that is read back.

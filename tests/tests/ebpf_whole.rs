@@ -168,3 +168,92 @@ fn the_plugin_misses_them() -> Result<()> {
     }
     Ok(())
 }
+
+/// Verify that `status` misses what a pod needs beside its entry, with a configuration and without, and
+/// that applying the configuration again makes it whole.
+#[test]
+fn what_stands_beside_the_entry() -> Result<()> {
+    let (_cgroup, topology) = captured(&["--dns", "all"])?;
+    let apply = [&APPLY[..], &["--dns", "all"]].concat();
+    let status = [&STATUS[..], &["--dns", "all"]].concat();
+    for (step, told) in [
+        ("link del millrace0", "to be whole: add interface millrace0 with address ::6"),
+        ("link set lo down", "to be whole: set lo up"),
+        (
+            "route del local 127.0.0.1 dev eth0 table local",
+            "to be whole: add route local 127.0.0.1 dev eth0 table local",
+        ),
+    ] {
+        topology.pod.ip(step)?;
+        for args in [&STATUS[..], &status] {
+            let found = millrace_in_pod(&topology, args, 5)?;
+            let drifted = found.starts_with("drifted: by eBPF");
+            ensure!(drifted && found.contains(told), "{step}: {args:?}: {found}");
+        }
+        let json = millrace_in_pod(&topology, &[&STATUS[..], &["--output", "json"]].concat(), 5)?;
+        let json: serde_json::Value = serde_json::from_str(&json)?;
+        let differences = json["differences"].as_array().context("differences")?;
+        ensure!(json["state"] == "drifted" && differences.len() == 1, "{step}: {json}");
+        millrace_in_pod(&topology, &apply, 0)?;
+        for args in [&STATUS[..], &status] {
+            millrace_in_pod(&topology, args, 0).context(step)?;
+        }
+    }
+    // What nobody puts right by himself is told as well, and so is what captures twice.
+    topology.pod.run("sh", &["-c", "echo 1 > /proc/sys/net/ipv6/conf/lo/disable_ipv6"])?;
+    let found = millrace_in_pod(&topology, &STATUS, 5)?;
+    ensure!(found.contains("note: IPv6 is switched off on lo"), "{found}");
+    Ok(())
+}
+
+/// Verify that the plugin's CHECK misses it, too.
+#[test]
+fn the_plugin_misses_what_stands_beside_the_entry() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let host = Host::new()?;
+    load(&host.namespace)?;
+    let pod = host.pod()?;
+    for (step, told) in
+        [("link del millrace0", "add interface millrace0"), ("link set lo down", "set lo up")]
+    {
+        call(&host, &pod, "ADD").run(&host)?.success()?;
+        call(&host, &pod, "CHECK").run(&host)?.success()?;
+        host.inside(&pod, |inside| inside.ip(step))?;
+        let Reply { code, text, .. } = call(&host, &pod, "CHECK").run(&host)?;
+        ensure!(code == Some(1) && text.contains(told), "{step}: {text}");
+    }
+    Ok(())
+}
+
+/// Verify that a pod is not said to be free, nor left without what its capture needs, by who names another
+/// folder than that of the programs that capture it.
+#[test]
+fn programs_of_another_folder() -> Result<()> {
+    let (_cgroup, topology) = captured(&[])?;
+    let elsewhere = "by programs that /run/bpf/other does not hold";
+    let other = ["--bpffs", "/run/bpf/other"];
+    let asked = |words: &[&'static str]| [words, &other].concat();
+    for words in [&["status"][..], &["status", "--backend", "ebpf"], &["cleanup"]] {
+        let said = millrace_in_pod(&topology, &asked(words), 1)?;
+        ensure!(said.contains(elsewhere), "{words:?}: {said}");
+        is_whole(&topology).with_context(|| format!("{words:?}"))?;
+    }
+    let rules = asked(&["status", "--backend", "nftables"]);
+    let said = millrace_in_pod(&topology, &rules, 3)?;
+    ensure!(said.contains(elsewhere), "{said}");
+    // Rules of others' making are taken away all the same, and nothing else.
+    let said = millrace_in_pod(&topology, &asked(&["apply", "--backend", "nftables"]), 0)?;
+    ensure!(said.contains(elsewhere), "{said}");
+    let said = millrace_in_pod(&topology, &STATUS, 5)?;
+    ensure!(said.contains("note: rules of another backend are there as well"), "{said}");
+    let said = millrace_in_pod(&topology, &asked(&["cleanup"]), 1)?;
+    ensure!(said.contains("nftables removal of millrace"), "{said}");
+    is_whole(&topology)?;
+    let said = millrace_in_pod(&topology, &["istio-iptables", "--cleanup-only"], 0)?;
+    ensure!(said.contains("what belongs to that is left as it is"), "{said}");
+    is_whole(&topology)?;
+    // Once it has left, nothing is attached.
+    millrace_in_pod(&topology, &["cleanup", "--bpffs", FOLDER], 0)?;
+    millrace_in_pod(&topology, &asked(&["status"]), 3)?;
+    millrace_in_pod(&topology, &asked(&["cleanup"]), 0).map(drop)
+}

@@ -13,7 +13,9 @@ pub use judge::judge;
 pub use read::{NoPolicy, read};
 pub use refusal::{Refusal, Refusals};
 
-use crate::capture::routing;
+use millrace_ebpf_common::{Pod, PodFlags};
+
+use crate::observed::Observed;
 use crate::policy::CapturePolicy;
 use crate::ruleset::{Home, Routing, Ruleset};
 
@@ -21,10 +23,27 @@ use crate::ruleset::{Home, Routing, Ruleset};
 /// captured, also ways to localhost: queries are sent there with the device that their message or
 /// socket names, which no program is told, and by which the kernel does not reach localhost.
 pub fn beside(policy: &CapturePolicy) -> Ruleset {
-    let v6 = policy.ipv6.value.then(Vec::new);
-    let routing =
-        Routing { localhost_everywhere: policy.dns.is_some(), ..routing(policy, Home::Own) };
-    Ruleset { v4: Vec::new(), v6, routing, guard: None }
+    rest(policy.ipv6.value, policy.dns.is_some())
+}
+
+/// The same of a pod's entry in the maps.
+pub fn beside_entry(pod: &Pod) -> Ruleset {
+    rest(pod.has(PodFlags::IPV6), pod.has(PodFlags::DNS))
+}
+
+/// As much of it as is here.
+pub fn beside_found(observed: &Observed) -> Ruleset {
+    rest(observed.passthrough_link.is_some(), !observed.localhost_ways.is_empty())
+}
+
+fn rest(ipv6: bool, dns: bool) -> Ruleset {
+    let routing = Routing {
+        // There is no TPROXY by eBPF.
+        tproxy: None,
+        passthrough_v6: ipv6.then_some(Home::Own),
+        localhost_everywhere: dns,
+    };
+    Ruleset { v4: Vec::new(), v6: ipv6.then(Vec::new), routing, guard: None }
 }
 
 /// How many networks a pod's policy can name, of both families together.

@@ -14,6 +14,7 @@
 //! made before the one and removed behind the other has no effect by itself, so that a run may die
 //! anywhere; the next one, or [`Node::collect`], takes away what it left.
 
+mod attached;
 mod error;
 mod features;
 mod folder;
@@ -31,6 +32,7 @@ mod target;
 mod trace;
 mod whole;
 
+pub use attached::Attached;
 pub use error::EbpfError;
 pub use features::{features, lacking, unprivileged};
 pub use folder::is_hidden;

@@ -414,8 +414,13 @@ impl Node {
 
     /// Where a pod's link is pinned.
     pub(super) fn pin_of(&self, cookie: u64) -> PathBuf {
-        self.folder.join("pods").join(cookie.to_string())
+        pin_in(&self.folder, cookie)
     }
+}
+
+/// Where a pod's link is pinned in a folder.
+pub(super) fn pin_in(folder: &Path, cookie: u64) -> PathBuf {
+    folder.join("pods").join(cookie.to_string())
 }
 
 /// The network namespaces, by inode, of the pods that are captured: by their links, which programs

@@ -23,7 +23,7 @@ pub(super) fn sources() -> u32 {
 }
 
 /// The program for single pods.
-const LOOKUP: &str = "mr_sklookup";
+pub(super) const LOOKUP: &str = "mr_sklookup";
 
 /// The operation that loads 8 bytes: they are in this instruction and the next (RFC 9669, 5.4).
 const LOAD_WIDE: u8 = 0x18;

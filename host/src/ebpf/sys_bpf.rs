@@ -19,7 +19,9 @@ const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const PROG_ATTACH: libc::c_int = 8;
+const PROG_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO: libc::c_int = 15;
+const PROG_QUERY: libc::c_int = 16;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 const LINK_DETACH: libc::c_int = 34;
@@ -96,6 +98,42 @@ struct Info {
     fd: u32,
     length: u32,
     buffer: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Query {
+    target: u32,
+    kind: u32,
+    flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    padding: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ById {
+    id: u32,
+    next: u32,
+    flags: u32,
+}
+
+/// The beginning of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ProgramInfo {
+    kind: u32,
+    id: u32,
+    tag: [u8; 8],
+    lengths: [u32; 2],
+    code: [u64; 2],
+    load_time: u64,
+    owner: u32,
+    maps: u32,
+    map_ids: u64,
+    name: [u8; 16],
 }
 
 #[repr(C)]
@@ -275,6 +313,32 @@ pub(super) fn link(
 /// Attach a pod's program to its network namespace.
 pub(super) fn link_netns(program: BorrowedFd<'_>, netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     link(program, netns, ATTACH_SK_LOOKUP)
+}
+
+/// The numbers of the `sk_lookup` programs at a network namespace: the kernel allows 64
+/// (`netns_bpf_max_progs` of its `kernel/bpf/net_namespace.c`).
+pub(super) fn lookups_of(netns: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut numbers = [0_u32; 64];
+    let mut argument = Query {
+        target: number(netns),
+        kind: ATTACH_SK_LOOKUP,
+        flags: 0,
+        attach_flags: 0,
+        programs: numbers.as_mut_ptr() as u64,
+        count: u32::try_from(numbers.len()).unwrap_or(0),
+        padding: 0,
+    };
+    bpf(PROG_QUERY, &mut argument)?;
+    let count = usize::try_from(argument.count).map_err(io::Error::other)?;
+    Ok(numbers.into_iter().take(count).collect())
+}
+
+/// The name that a program was loaded with, as far as the kernel keeps it.
+pub(super) fn program_name(id: u32) -> io::Result<String> {
+    let program = owned(bpf(PROG_BY_ID, &mut ById { id, next: 0, flags: 0 })?);
+    let ProgramInfo { name, .. } = info(program.as_fd())?;
+    let name = name.iter().copied().take_while(|byte| *byte != 0).collect();
+    String::from_utf8(name).map_err(io::Error::other)
 }
 
 /// Put another program in the place of a link's, in one step.

@@ -82,6 +82,13 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
             false
         }
     };
+    if let Some(ebpf) = ebpf.filter(|_| !left && !common.dry_run)
+        && let Some(why) = ebpf::elsewhere(&ebpf.folder)
+    {
+        warn(&format!(
+            "the rules capture the pod, and {why}, and have it leave with `millrace cleanup`"
+        ));
+    }
     let nothing = "no change: the rules are as wanted";
     print_outcome(&outcome, left, nothing, common)?;
     Ok(Exit::Ok)

@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-use millrace_core::ebpf::{beside, compile};
+use anyhow::{Context as _, Result, bail};
+use millrace_core::ebpf::{beside, beside_entry, compile};
 use millrace_core::facts::HostFacts;
 use millrace_core::plan::Wish;
 use millrace_core::policy::CapturePolicy;
-use millrace_core::status::holds_rules;
+use millrace_core::status::{holds_rules, judge_beside};
 use millrace_host::ebpf::{
-    EbpfError, Enrolled, Faults, Found, Node, Target, is_hidden, lacking, unprivileged,
+    Attached, EbpfError, Enrolled, Faults, Found, Node, Target, is_hidden, lacking, unprivileged,
 };
 use millrace_host::engine::{Drift, Request, Rules, Session};
 use millrace_host::exec;
@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::config;
 use super::output::{finish, outcome_json, outcome_text, print, print_json, warn};
+use super::status::told;
 use crate::cli::node::{Ebpf, Meant};
 use crate::cli::own::{Common, Config};
 use crate::exit::Exit;
@@ -140,6 +141,24 @@ pub(super) fn is_enrolled(node: &Node) -> Result<bool> {
     Ok(node.pod(Target::current()?.cookie())?.is_some())
 }
 
+/// What to say of a pod that no programs in a folder capture, where it is captured by others of
+/// Millrace's, pinned in another one.
+pub(super) fn elsewhere(folder: &Path) -> Option<String> {
+    let shown = folder.display();
+    match Attached::beyond(folder) {
+        Attached::No => None,
+        Attached::Yes => Some(format!(
+            "eBPF captures this pod, by programs that {shown} does not hold: name the folder of their \
+             pins with --bpffs, as the one that enrolled it did"
+        )),
+        Attached::Unclear => Some(format!(
+            "eBPF may capture this pod: an sk_lookup program is attached to it, whose it is can't be \
+             seen (CAP_SYS_ADMIN), and {shown} does not hold it; where it is Millrace's, name the \
+             folder of its pins with --bpffs"
+        )),
+    }
+}
+
 /// Let the pod leave. Gives whether it was enrolled.
 pub(super) fn leave(node: &Node, dry_run: bool) -> Result<bool> {
     let cookie = Target::current()?.cookie();
@@ -151,11 +170,12 @@ pub(super) fn leave(node: &Node, dry_run: bool) -> Result<bool> {
     Ok(enrolled)
 }
 
-/// Whether the pod is enrolled, as wanted.
+/// Whether the pod is enrolled, as wanted, and what it needs beside its entry is there.
 pub(super) fn status(
     folder: &Path,
     common: &Common,
     config: &Config,
+    session: &mut Session,
     facts: &HostFacts,
 ) -> Result<Exit> {
     let target = Target::current()?;
@@ -168,6 +188,9 @@ pub(super) fn status(
         Some(node) => node.pod(target.cookie())?.map(|found| (node, found)),
     };
     let Some((node, found)) = found else {
+        if let Some(why) = elsewhere(folder) {
+            bail!("{why}");
+        }
         if common.json {
             print_json(&json!({ "state": "not-captured", "loaded": node.is_some() }))?;
         } else {
@@ -175,15 +198,19 @@ pub(super) fn status(
         }
         return Ok(Exit::NotCaptured);
     };
-    let wanted = if config.has_settings() {
+    let (wanted, rest) = if config.has_settings() {
         let loaded = config::load(config, facts, false)?;
         let entry = target.entry(&loaded.policy, &facts.groups)?;
-        node.holds(target.cookie(), &entry)?
+        (node.holds(target.cookie(), &entry)?, beside(&loaded.policy))
     } else {
-        true
+        (true, beside_entry(&found.pod))
     };
+    let observed = session.observe(&exec::Options::default(), Look::Fast)?;
+    session.take_warnings().iter().for_each(|text| warn(text));
+    let rest = judge_beside(&observed, &rest, &facts.groups);
     let faults = node.faults()?;
-    let whole = wanted && found.fault().is_none() && faults == Faults::default();
+    let sound = found.fault().is_none() && faults == Faults::default();
+    let whole = wanted && sound && rest.whole;
     let state = if whole { "captured" } else { "drifted" };
     if common.json {
         let mut value = pod_json(&found);
@@ -192,6 +219,8 @@ pub(super) fn status(
             object.insert("asWanted".to_owned(), json!(wanted));
             object.insert("lostMaps".to_owned(), json!(faults.lost));
             object.insert("missingPrograms".to_owned(), json!(faults.missing));
+            object.insert("differences".to_owned(), json!(rest.differences));
+            object.insert("notes".to_owned(), json!(rest.notes));
         }
         print_json(&value)?;
     } else {
@@ -205,6 +234,8 @@ pub(super) fn status(
         if let Some(faults) = faults.told() {
             text.push_str(&format!("note: {faults}\n"));
         }
+        rest.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));
+        text.push_str(&told(&rest.differences));
         text.push_str(&counters_text(&found, ""));
         print(&text)?;
     }

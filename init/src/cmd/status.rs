@@ -1,6 +1,6 @@
 //! `millrace status`
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use millrace_core::plan::Effect;
 use millrace_core::status::{State, judge, judge_native};
 use millrace_host::exec;
@@ -8,6 +8,7 @@ use millrace_host::observe::Look;
 
 use super::output::{print, print_json, warn};
 use super::{config, namespace};
+use crate::cli::node::Meant;
 use crate::cli::own::Status;
 use crate::exit::Exit;
 
@@ -17,7 +18,7 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
     if let Some(ebpf) = &status.config.ebpf
         && super::ebpf::is_asked_about(ebpf)?
     {
-        return super::ebpf::status(&ebpf.folder, common, &status.config, &facts);
+        return super::ebpf::status(&ebpf.folder, common, &status.config, &mut session, &facts);
     }
     let loaded = if status.config.is_given() {
         let loaded = config::load(&status.config, &facts, false)?;
@@ -32,11 +33,21 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
     // Where either is meant, it is the one that is there.
     let native = !status.config.is_open() || observed.captures_natively();
     let nft = loaded.as_ref().and_then(|loaded| loaded.nft.as_ref()).filter(|_| native);
-    let found = if let Some(nft) = nft {
+    let mut found = if let Some(nft) = nft {
         judge_native(&observed, Some(&nft.ready_with_text(groups)?), groups)
     } else {
         judge(&observed, loaded.map(|loaded| loaded.ruleset()).as_ref(), groups)
     };
+    if found.state == State::NotCaptured
+        && let Some(ebpf) = &status.config.ebpf
+        && let Some(why) = super::ebpf::elsewhere(&ebpf.folder)
+    {
+        // Where rules were asked about, these are not there.
+        if ebpf.meant != Meant::No {
+            bail!("{why}");
+        }
+        found.notes.push(why);
+    }
     if common.json {
         print_json(&serde_json::to_value(&found)?)?;
     } else {
@@ -65,7 +76,14 @@ fn text(found: &millrace_core::status::Status) -> String {
     for note in &found.notes {
         text.push_str(&format!("note: {note}\n"));
     }
-    for effect in &found.differences {
+    text.push_str(&told(&found.differences));
+    text
+}
+
+/// What would have to be done, with the rules that it would write.
+pub(super) fn told(differences: &[Effect]) -> String {
+    let mut text = String::new();
+    for effect in differences {
         text.push_str(&format!("to be whole: {effect}\n"));
         if let Effect::Restore { input: lines, .. } | Effect::Native { text: lines, .. } = effect {
             for line in lines.lines() {

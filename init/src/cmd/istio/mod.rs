@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use millrace_core::capture::to_iptables;
 use millrace_core::dialect::istio::{self, LAYOUT, Options, Raw, Resolved, dry_run_log};
+use millrace_core::ebpf::beside_found;
 use millrace_core::iptables::render_restore;
 use millrace_core::nft::render_transaction;
 use millrace_core::plan::{Effect, Wish};
@@ -15,8 +16,10 @@ use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Ruleset;
 use millrace_core::value::Family;
+use millrace_host::ebpf::Attached;
 use millrace_host::engine::{Drift, EngineError, Outcome, Request, Rules, Session};
 use millrace_host::facts;
+use millrace_host::observe::Look;
 use millrace_host::sandbox::Sandbox;
 
 use super::output::print;
@@ -146,8 +149,20 @@ impl Run<'_> {
             None => Wish::Iptables,
         };
         let rules = Rules { iptables: ruleset, native: native.as_ref() };
+        // What belongs to a capture that goes on stays.
+        let kept = if cleanup && Attached::here() != Attached::No {
+            let observed = session.observe(&exec, Look::Chains)?;
+            log.warn("eBPF captures this pod, or may: what belongs to that is left as it is");
+            Some(beside_found(&observed))
+        } else {
+            None
+        };
+        let rules = match &kept {
+            Some(kept) => Some(Rules { iptables: kept, native: None }),
+            None => (!cleanup).then_some(rules),
+        };
         let outcome = session.run(&Request {
-            rules: (!cleanup).then_some(rules),
+            rules,
             wish,
             drift: if replace { Drift::Replace } else { Drift::Refuse },
             everything: options.force_apply,
