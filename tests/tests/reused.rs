@@ -24,7 +24,7 @@ const APP: u16 = 8080;
 const SPARED: u16 = 15090;
 const PROXY: u16 = 15006;
 /// How long whoever accepts may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 const OWN: [&str; 5] = ["apply", "--mode", "tproxy", "--exclude-inbound-ports", "15090"];
 const ISTIO: [&str; 10] =

@@ -2,11 +2,14 @@
 //! often.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use serde::Serialize;
 
 use super::index::{Run, runs};
-use super::ranges::Ranges;
+use super::namespace::{Namespace, unicast};
+use super::question::Question;
+use super::ranges::{Ranges, number};
 use super::rule::{Action, Field, Step, Test};
 use crate::iptables::Counters;
 use crate::ruleset::{Hook, Reason};
@@ -179,6 +182,8 @@ pub struct Program {
     tables: Vec<usize>,
     /// Of rules that are alike the first one, by each of them.
     alike: HashMap<RuleId, RuleId>,
+    /// Families of which no rules were given.
+    untold: Vec<Family>,
 }
 
 /// Priorities of connection tracking and address translation (`linux/netfilter_ipv4.h`).
@@ -197,6 +202,7 @@ impl Program {
             infos: Vec::new(),
             tables: Vec::new(),
             alike: HashMap::new(),
+            untold: Vec::new(),
         };
         for (place, table) in tables.into_iter().enumerate() {
             program.add(table, place);
@@ -209,6 +215,32 @@ impl Program {
                 [Hook::Output, Hook::Input].map(|hook| program.choosers(family, hook));
         }
         program
+    }
+
+    /// The same where no rules of some families were given: of their connections nothing can be told.
+    #[must_use]
+    pub fn without(self, families: Vec<Family>) -> Self {
+        Self { untold: families, ..self }
+    }
+
+    /// The families of which no rules were given.
+    pub fn untold(&self) -> &[Family] {
+        &self.untold
+    }
+
+    /// Why of a connection nothing can be told, wherever it would go.
+    pub(super) fn unanswerable(&self, namespace: &Namespace, q: &Question) -> Option<String> {
+        let routing = namespace.routing();
+        let is_one = |address: &IpAddr| {
+            let (family, number) = (Family::of(*address), number(*address));
+            unicast(family).contains(number) && !routing.is_group(family, number)
+        };
+        let family = q.family();
+        if self.untold.contains(&family) {
+            return Some(format!("no rules of {family} were given"));
+        }
+        let one = [Some(q.destination), q.source].iter().flatten().all(is_one);
+        (!one).then(|| "the way of multicast, broadcast and unspecified addresses".to_owned())
     }
 
     fn add(&mut self, table: SourceTable, place: usize) {

@@ -1,10 +1,10 @@
 //! The way of a packet through the hooks, as the kernel goes it (`net/netfilter`, `net/ipv4`,
 //! `net/ipv6` of Linux 6.x).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::fate::{Fate, Outcome, Reply};
-use super::namespace::{Exit, LOOPBACK, Namespace, loopback, unicast};
+use super::namespace::{Exit, LOOPBACK, Namespace, loopback};
 use super::notice::Refusal;
 use super::packet::{Connection, Ends, Mark, Owner, Packet, Value};
 use super::program::{Call, ChainId, Kind, Policy, Program, RuleId, family_index, hook_index};
@@ -143,19 +143,9 @@ impl<'a, W: Witness> Walk<'a, W> {
 
     /// The first packet.
     pub(super) fn first(&mut self) -> Answer {
-        let q = self.question;
-        let addresses = [Some(q.destination), q.source];
-        let routing = self.namespace.routing();
-        let is_one = |address: &IpAddr| {
-            let (family, number) = (Family::of(*address), number(*address));
-            unicast(family).contains(number) && !routing.is_group(family, number)
-        };
-        let found = match q.direction {
-            _ if !addresses.iter().flatten().all(is_one) => {
-                let what = "the way of multicast, broadcast and unspecified addresses".to_owned();
-                Err(Halt::Unknown { rule: None, what })
-            }
-            _ => self.way(),
+        let found = match self.program.unanswerable(self.namespace, self.question) {
+            Some(what) => Err(Halt::Unknown { rule: None, what }),
+            None => self.way(),
         };
         let found = self.with_notice(found);
         let (fate, outcome) = found.unwrap_or_else(Halt::end);

@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 use millrace_core::sim::compare::{compare, difference_json, difference_text};
+use millrace_core::value::Family;
 
-use super::output::{print, print_json};
+use super::output::{print, print_json, warn};
 use super::rules;
 use crate::cli::own::Diff;
 use crate::exit::Exit;
@@ -18,7 +19,12 @@ pub(crate) fn diff(diff: &Diff) -> Result<Exit> {
         }
         _ => (before.namespace.clone(), before.namespace.with_marks_of(&after.namespace)),
     };
-    let found = compare((&before.program, &first), (&after.program, &second));
+    let mut found = compare((&before.program, &first), (&after.program, &second));
+    // Where one side alone has rules of a family, what differs can't be told.
+    let neither = |family: &Family| after.program.untold().contains(family);
+    let untold: Vec<Family> = before.program.untold().iter().copied().filter(neither).collect();
+    found.traffic.retain(|class| !untold.contains(&class.example.family()));
+    rules::untold(&untold).for_each(|text| warn(&text));
     if diff.json {
         print_json(&difference_json(&before.program, &after.program, &found))?;
     } else {

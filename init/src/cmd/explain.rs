@@ -4,7 +4,7 @@ use anyhow::Result;
 use millrace_core::sim::report::{classes_json, classes_text, explanation_json, explanation_text};
 use millrace_core::sim::{Outcome, partition};
 
-use super::output::{print, print_json};
+use super::output::{print, print_json, warn};
 use super::rules;
 use crate::cli::ask::Asked;
 use crate::cli::own::Explain;
@@ -16,11 +16,16 @@ pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
     let json = explain.common.json;
     let unknown = match &explain.asked {
         Asked::All => {
-            let classes = partition(program, namespace);
+            let mut classes = partition(program, namespace);
+            classes.retain(|class| !program.untold().contains(&class.example.family()));
+            let untold = rules::untold(program.untold());
             if json {
+                untold.for_each(|text| warn(&text));
                 print_json(&classes_json(program, &classes))?;
             } else {
-                print(&classes_text(program, &classes))?;
+                let untold = untold.map(|text| format!("# {text}\n"));
+                let text = [classes_text(program, &classes)].into_iter().chain(untold);
+                print(&text.collect::<String>())?;
             }
             classes.iter().any(|c| matches!(c.answer.outcome, Outcome::Unknown { .. }))
         }

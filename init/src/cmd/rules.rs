@@ -297,6 +297,10 @@ fn of_saved_rules(files: &[Saved], addresses: &[IpAddr]) -> Result<Rules> {
             observed.holdings.push(Holding { variant, family, dump: part.dump });
         }
     }
+    // nftables' listing has the rules of both families, whoever wrote them.
+    let listed = files.iter().any(|file| is_json(&file.text));
+    let given = |family: &Family| listed || observed.holdings.iter().any(|h| h.family == *family);
+    let untold: Vec<Family> = Family::ALL.into_iter().filter(|family| !given(family)).collect();
     observed.native = of_saved(&tables);
     let native = read_native_back(&observed).map(|found| found.ruleset);
     if let Some(native) = &native {
@@ -309,7 +313,19 @@ fn of_saved_rules(files: &[Saved], addresses: &[IpAddr]) -> Result<Rules> {
     let routing = explained.map(|ruleset| ruleset.routing);
     let routing = routing.or_else(|| native.map(|native| native.routing)).unwrap_or_default();
     let namespace = Namespace::pod(addresses, &routing);
-    Ok(Rules { program: Program::new(tables), namespace, live: false, ebpf: None })
+    let program = Program::new(tables).without(untold);
+    Ok(Rules { program, namespace, live: false, ebpf: None })
+}
+
+/// What is said of families of which nothing is told, since no rules of them were given.
+pub(super) fn untold(families: &[Family]) -> impl Iterator<Item = String> {
+    families.iter().map(|family| {
+        let program = match family {
+            Family::V4 => "iptables-save",
+            Family::V6 => "ip6tables-save",
+        };
+        format!("nothing is told of {family}: no rules of it were given, as {program} prints them")
+    })
 }
 
 /// A file of rules. A comment of a rule may hold any bytes; elsewhere what stands for one that is no
