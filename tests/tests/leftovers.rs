@@ -23,7 +23,7 @@ fn run(pod: &Namespace, words: &[&str]) -> Result<(Option<i32>, String)> {
 fn saved(pod: &Namespace, program: &str) -> Result<String> {
     let text = pod.run(program, &[])?;
     let lines = text.lines().filter(|line| line.starts_with("-A ") || line.starts_with('*'));
-    Ok(lines.map(|line| format!("{line}\n")).collect())
+    Ok(lines.flat_map(|line| [line, "\n"]).collect())
 }
 
 fn rules(pod: &Namespace, program: &str) -> Result<usize> {
