@@ -22,7 +22,7 @@ pub enum Exit {
     /// `status`: rules are there, but not whole, or not those of the configuration; `lint`:
     /// errors.
     Drifted,
-    /// `istio-iptables --run-validation`: connections are not captured as they should be.
+    /// `istio-iptables --run-validation`, `verify`: connections are not captured as they should be.
     NotValid,
     /// `istio-iptables`: the command line can't be read.
     BadFlag,

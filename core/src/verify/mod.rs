@@ -1,11 +1,14 @@
 //! A proof that a pod is captured as its configuration says: which real connections it takes, where
 //! each has to arrive, and whether what was seen is that. Where they have to arrive is what the
-//! rules of the configuration do in the simulator, not what the pod's own rules say.
+//! rules of the configuration do in the simulator, not what the pod's own rules say. What is too many
+//! to be tried is compared there.
 
+mod compared;
 mod detour;
 mod finding;
 mod sample;
 
+pub use compared::{Compared, Otherwise, compared};
 pub use detour::detours;
 pub use finding::{Finding, Seen};
 
@@ -148,6 +151,8 @@ pub struct Asked<'a> {
 
 /// The user and group of `nobody`, who runs no proxy (`passwd(5)` on Debian).
 const NOBODY: u32 = 65_534;
+/// The first user id of people and their applications (`login.defs(5)`).
+const USERS: u32 = 1000;
 /// How many items of each list of exceptions are tried.
 const SAMPLES: usize = 3;
 const DNS: u16 = 53;
@@ -156,11 +161,13 @@ const DNS: u16 = 53;
 pub fn checks(asked: &Asked<'_>) -> Vec<Check> {
     let mut maker = Checks { asked, list: Vec::new() };
     for family in Family::ALL {
-        if maker.address(family).is_some() || family == Family::V4 {
+        if family == Family::V4 || asked.policy.ipv6.value && maker.address(family).is_some() {
             maker.outbound(family);
             maker.local(family);
             maker.inbound(family);
             maker.dns(family);
+        } else if maker.address(family).is_some() {
+            maker.untouched(family);
         }
     }
     maker.list
@@ -188,35 +195,54 @@ impl Checks<'_> {
         if free(&first) { first } else { others.into_iter().find(free).unwrap_or(first) }
     }
 
-    /// Who plays a part.
-    fn owner(&self, maker: Maker) -> Option<Identity> {
+    /// Who plays a part: first who does it in every check, then others that rules may tell from them.
+    fn owners(&self, maker: Maker) -> Vec<Option<Identity>> {
         let proxy = &self.asked.policy.proxy;
         let uids: Vec<u32> = proxy.uids.iter().map(|u| u.value.get()).collect();
         let gids: Vec<u32> = proxy.gids.iter().map(|g| g.value.get()).collect();
         let user = self.asked.user;
         let is_proxy = uids.contains(&user.uid) || gids.contains(&user.gid);
-        match maker {
-            Maker::Outside => None,
-            Maker::Proxy if is_proxy => Some(user),
+        let owners = match maker {
+            Maker::Outside => return vec![None],
             Maker::Proxy => {
-                let uid = uids.first().or(gids.first()).copied()?;
-                Some(Identity { uid, gid: gids.first().copied().unwrap_or(uid) })
+                let by_uid = uids.iter().map(|uid| (*uid, gids.first().copied().unwrap_or(*uid)));
+                // The first group came with the users; alone, it has a user of its number.
+                let by_gid = gids.iter().skip(usize::from(!uids.is_empty()));
+                let by_gid = by_gid.map(|gid| (if uids.is_empty() { *gid } else { NOBODY }, *gid));
+                let named = by_uid.chain(by_gid).map(|(uid, gid)| Identity { uid, gid });
+                is_proxy.then_some(user).into_iter().chain(named).collect()
             }
             Maker::Application => {
-                let mut owner = if is_proxy { Identity { uid: NOBODY, gid: NOBODY } } else { user };
+                let is_free = |id: &u32| !uids.contains(id) && !gids.contains(id);
+                let other = (USERS..NOBODY).find(is_free).map(|id| Identity { uid: id, gid: id });
+                let mut owners = match user {
+                    _ if is_proxy => vec![Identity { uid: NOBODY, gid: NOBODY }],
+                    Identity { uid: 0, .. } => std::iter::once(user).chain(other).collect(),
+                    _ => vec![user],
+                };
                 if let GroupSelection::Only { groups, .. } = &self.asked.policy.outbound.groups {
                     let gid = groups.iter().find_map(|g| match &g.value {
                         Owner::Gid(gid) => Some(gid.get()),
                         Owner::Group(name) => self.asked.groups.get(name).map(|gid| gid.get()),
                         Owner::Uid(_) => None,
                     });
-                    owner.gid = gid.unwrap_or(owner.gid);
+                    for owner in &mut owners {
+                        owner.gid = gid.unwrap_or(owner.gid);
+                    }
                 }
-                Some(owner)
+                owners
+            }
+        };
+        let mut found: Vec<Option<Identity>> = Vec::new();
+        for owner in owners.into_iter().map(Some) {
+            if !found.contains(&owner) {
+                found.push(owner);
             }
         }
+        found
     }
 
+    /// A connection of who plays the part first.
     fn add(
         &mut self,
         proves: &'static str,
@@ -225,15 +251,41 @@ impl Checks<'_> {
         source: Option<IpAddr>,
         to: SocketAddr,
     ) {
-        let owner = self.owner(maker);
+        if let Some(owner) = self.owners(maker).first() {
+            self.add_of(proves, (maker, *owner), protocol, source, to);
+        }
+    }
+
+    /// A connection of each who plays the part.
+    fn add_of_all(
+        &mut self,
+        proves: &'static str,
+        maker: Maker,
+        protocol: Protocol,
+        to: SocketAddr,
+    ) {
+        for owner in self.owners(maker) {
+            self.add_of(proves, (maker, owner), protocol, None, to);
+        }
+    }
+
+    fn add_of(
+        &mut self,
+        proves: &'static str,
+        (maker, owner): (Maker, Option<Identity>),
+        protocol: Protocol,
+        source: Option<IpAddr>,
+        to: SocketAddr,
+    ) {
         let mut question = match (owner, source) {
             (Some(owner), _) => Question::out(owner, protocol, to),
             (None, Some(from)) => Question::inward(from, protocol, to),
             (None, None) => return,
         };
         question.source = source;
-        let same =
-            |c: &Check| (c.maker, c.protocol, c.source, c.to) == (maker, protocol, source, to);
+        let same = |c: &Check| {
+            (c.maker, c.owner, c.protocol, c.source, c.to) == (maker, owner, protocol, source, to)
+        };
         if self.list.iter().any(same) {
             return;
         }
@@ -273,8 +325,8 @@ impl Checks<'_> {
         let outbound = &self.asked.policy.outbound;
         let nowhere = self.nowhere(family);
         let to = SocketAddr::new(nowhere, port);
-        self.add("outbound connections", Maker::Application, Protocol::TCP, None, to);
-        self.add("the proxy's own connections", Maker::Proxy, Protocol::TCP, None, to);
+        self.add_of_all("outbound connections", Maker::Application, Protocol::TCP, to);
+        self.add_of_all("the proxy's own connections", Maker::Proxy, Protocol::TCP, to);
         if let NetworkSelection::Only(_) = &outbound.networks {
             let networks: Vec<Cidr> = outbound.networks.of(family).map(|c| c.value).collect();
             for network in networks.into_iter().take(SAMPLES) {
@@ -306,6 +358,17 @@ impl Checks<'_> {
         }
     }
 
+    /// What a family that is not captured is to be: as it would be without any rules.
+    fn untouched(&mut self, family: Family) {
+        let (app, tcp) = (Maker::Application, Protocol::TCP);
+        let to = SocketAddr::new(self.nowhere(family), self.asked.port);
+        self.add("outbound connections", app, tcp, None, to);
+        let from = self.asked.outside.iter().copied().find(|a| Family::of(*a) == family);
+        let (Some(own), Some(_)) = (self.address(family), from) else { return };
+        let to = SocketAddr::new(own, self.asked.port);
+        self.add("inbound connections", Maker::Outside, tcp, from, to);
+    }
+
     /// Connections that the pod makes to itself.
     fn local(&mut self, family: Family) {
         let localhost = match family {
@@ -317,8 +380,8 @@ impl Checks<'_> {
         let Some(own) = self.address(family) else { return };
         let to = SocketAddr::new(own, self.asked.port);
         let (app, proxy, tcp) = (Maker::Application, Maker::Proxy, Protocol::TCP);
-        self.add("the application's calls to its own pod", app, tcp, None, to);
-        self.add("the proxy's calls to its own pod", proxy, tcp, None, to);
+        self.add_of_all("the application's calls to its own pod", app, tcp, to);
+        self.add_of_all("the proxy's calls to its own pod", proxy, tcp, to);
         let passed = "what the proxy passes on to the application";
         self.add(passed, proxy, tcp, Some(passthrough(family)), to);
     }
@@ -375,9 +438,9 @@ impl Checks<'_> {
         let nowhere = self.nowhere(family);
         for server in servers.into_iter().take(1).chain([nowhere]) {
             let to = SocketAddr::new(server, DNS);
-            self.add("DNS queries", Maker::Application, Protocol::UDP, None, to);
+            self.add_of_all("DNS queries", Maker::Application, Protocol::UDP, to);
             self.add("DNS queries by TCP", Maker::Application, Protocol::TCP, None, to);
-            self.add("the proxy's own DNS queries", Maker::Proxy, Protocol::UDP, None, to);
+            self.add_of_all("the proxy's own DNS queries", Maker::Proxy, Protocol::UDP, to);
         }
         let to = SocketAddr::new(nowhere, self.asked.port);
         self.add("outbound UDP", Maker::Application, Protocol::UDP, None, to);

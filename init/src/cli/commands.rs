@@ -214,11 +214,15 @@ fn verify() -> Command {
              what is expected is read back from the rules or from eBPF's maps. For somebody outside \
              there is a network namespace with a link into the pod (198.19.255.252/30, \
              2001:2:0:ffff::/126), which ends with this command, however it ends; a warning names \
-             the rules that treat the pod's own interfaces in another way. What can't be seen \
-             without NET_RAW is not counted as good. What can't be tried without a capability is \
+             the rules that treat the pod's own interfaces in another way. Then the rules that are \
+             there are compared with the configuration, as diff does: each kind of connections of \
+             which the proxy gets one that it should not, or does not get one that it should, is \
+             told with an example, the first 8 of them. What rules of others do with what is not \
+             captured, and what can't be told, is a warning, and so are rules that may not be read. \
+             What can't be seen without NET_RAW is not counted as good. What can't be tried without a capability is \
              said and left out.",
         )
-        .after_help("Exit codes: 0 every connection that could be made arrived where it should; 1 something failed; 2 the command line can't be read; 126 one did not, or none could be made.")
+        .after_help("Exit codes: 0 every connection that could be made arrived where it should, and the rules capture no other otherwise; 1 something failed; 2 the command line can't be read; 126 one did not, rules capture others otherwise, or none could be made.")
         .arg(
             Arg::new("timeout")
                 .long("timeout")

@@ -376,10 +376,10 @@ fn held(place: &Place, bpffs: &Path) -> Result<Rules> {
     read(session, &facts, ebpf)
 }
 
-/// The rules of the namespace that this program is in.
-pub(super) fn of_here() -> Result<Program> {
+/// The rules of the namespace that this program is in, and what eBPF does there.
+pub(super) fn of_here(ebpf: Option<Held>) -> Result<Rules> {
     let (session, facts) = namespace::open(&Place::Here)?;
-    Ok(read(session, &facts, None)?.program)
+    read(session, &facts, ebpf)
 }
 
 fn read(mut session: Session, facts: &HostFacts, ebpf: Option<Held>) -> Result<Rules> {

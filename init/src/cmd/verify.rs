@@ -11,7 +11,7 @@ use millrace_core::ruleset::{Routing, Ruleset};
 use millrace_core::sim::{Identity, Namespace, Program, of_ruleset};
 use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::Groups;
-use millrace_core::verify::{Asked, Finding, Seen, checks, detours};
+use millrace_core::verify::{Asked, Compared, Finding, Seen, checks, compared, detours};
 use millrace_host::engine::Session;
 use millrace_host::observe::Look;
 use millrace_host::verify::{Prover, free_port};
@@ -22,8 +22,8 @@ use serde_json::json;
 use super::held::Held;
 use super::output::{print, print_json, warn};
 use super::pods::{self, Described};
-use super::rules::of_here;
-use super::{config, namespace};
+use super::rules::Rules;
+use super::{config, namespace, rules};
 use crate::cli::node::Meant;
 use crate::cli::own::Verify;
 use crate::exit::Exit;
@@ -43,18 +43,27 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     let prover = Prover::open(&addresses, verify.patience);
     // From here on nothing ends the run before the prover is closed.
     let findings = prove(&prover, &expected, &facts, &addresses);
-    let around = findings
-        .as_ref()
-        .map_or(Ok(Vec::new()), |(findings, namespace)| detours_of(&prover, findings, namespace));
+    let someone = !prover.outside().is_empty();
     let nobody = prover.nobody_outside().map(str::to_owned);
     let closed = prover.close();
-    let (findings, _) = findings?;
-    let mut around = around.unwrap_or_else(|error| {
-        vec![format!(
-            "whether rules treat the pod's own interfaces otherwise is not known: {error:#}"
-        )]
-    });
-    around.splice(0..0, bypass.clone());
+    let (findings, tried_in) = findings?;
+    // Its own link is gone: what is compared is the pod as it is.
+    let read = real(verify, &expected);
+    let mut around: Vec<String> = bypass.iter().cloned().collect();
+    let mut compared = Compared::default();
+    match &read {
+        Ok(real) => {
+            if someone {
+                let checks: Vec<_> = findings.iter().map(|finding| &finding.check).collect();
+                around.extend(detours(&real.program, &tried_in, Prover::LINK, &checks));
+            }
+            compared = expected.compared(real);
+            around.append(&mut compared.beside);
+        }
+        Err(error) => around.push(format!(
+            "whether rules treat other connections otherwise is not known: {error:#}"
+        )),
+    }
     for text in &around {
         warn(text);
     }
@@ -66,7 +75,7 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     }
     let count = |passed| findings.iter().filter(|f| f.passed == passed).count();
     let (good, bad, skipped) = (count(Some(true)), count(Some(false)), count(None));
-    let is_proved = bad == 0 && good > 0 && bypass.is_none();
+    let is_proved = bad == 0 && good > 0 && bypass.is_none() && compared.wrong.is_empty();
     if verify.common.json {
         print_json(&json!({
             "verified": is_proved,
@@ -75,6 +84,8 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
             "skipped": skipped,
             "nobodyOutside": nobody,
             "notMet": around,
+            "otherwise": compared.wrong,
+            "kindsOtherwise": compared.count,
             "connections": serde_json::to_value(&findings)?,
         }))?;
     } else {
@@ -82,12 +93,25 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
         for finding in &findings {
             text.push_str(&format!("{finding}\n"));
         }
+        for one in &compared.wrong {
+            text.push_str(&format!("DIFFERS {one}\n"));
+        }
         let tried = |f: &&Finding| !matches!(f.result, Seen::NotTried { .. });
         let unclear = findings.iter().filter(|f| f.passed.is_none()).filter(tried).count();
         let skipped = skipped - unclear;
         text.push_str(&format!("{good} as expected, {bad} not, {skipped} not tried"));
         if unclear > 0 {
             text.push_str(&format!(", {unclear} can't be told"));
+        }
+        match (compared.count, compared.wrong.len()) {
+            (0, _) => {}
+            (1, _) => text.push_str("; rules treat other connections otherwise"),
+            (all, told) if all == told => {
+                text.push_str(&format!("; rules treat {all} kinds of connections otherwise"));
+            }
+            (all, told) => text.push_str(&format!(
+                "; rules treat {all} kinds of connections otherwise, of which {told} are told"
+            )),
         }
         text.push('\n');
         print(&text)?;
@@ -100,17 +124,27 @@ struct Wanted {
     policy: CapturePolicy,
     program: Program,
     routing: Routing,
+    /// Whether eBPF captures.
+    ebpf: bool,
 }
 
 impl Wanted {
     fn of_rules(policy: CapturePolicy, ruleset: &Ruleset, groups: &Groups) -> Self {
         let program = Program::new(of_ruleset(ruleset, groups));
-        Self { policy, program, routing: ruleset.routing.clone() }
+        Self { policy, program, routing: ruleset.routing.clone(), ebpf: false }
+    }
+
+    /// What the rules that are there do otherwise.
+    fn compared(&self, real: &Rules) -> Compared {
+        let needed = Namespace::pod(&[], &self.routing);
+        let namespace = real.namespace.with_marks_of(&needed);
+        let of_real = (&real.program, &real.namespace);
+        compared(&self.policy, (&self.program, &namespace), of_real)
     }
 
     fn of_ebpf(held: Held) -> Self {
         let routing = beside(&held.policy).routing;
-        Self { policy: held.policy, program: Program::new(held.tables), routing }
+        Self { policy: held.policy, program: Program::new(held.tables), routing, ebpf: true }
     }
 }
 
@@ -192,13 +226,13 @@ fn read_off(session: &mut Session) -> Result<(CapturePolicy, Ruleset)> {
     )
 }
 
-/// What the proof does not tell of inbound connections, since it has a link of its own.
-fn detours_of(prover: &Prover, findings: &[Finding], namespace: &Namespace) -> Result<Vec<String>> {
-    if prover.outside().is_empty() {
-        return Ok(Vec::new());
-    }
-    let checks: Vec<_> = findings.iter().map(|finding| &finding.check).collect();
-    Ok(detours(&of_here()?, namespace, Prover::LINK, &checks))
+/// The rules that are there, as they are while the proxy listens.
+fn real(verify: &Verify, expected: &Wanted) -> Result<Rules> {
+    let held = match &verify.config.ebpf {
+        Some(ebpf) if expected.ebpf => Held::here(&ebpf.folder)?,
+        _ => None,
+    };
+    rules::of_here(held.map(Held::listening))
 }
 
 fn prove(

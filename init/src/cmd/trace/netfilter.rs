@@ -71,7 +71,7 @@ struct Book {
 impl Book {
     fn read() -> Result<Self> {
         let generation = nft::generation()?;
-        let rules = Rulebook { program: rules::of_here()?, handles: nft::handles()? };
+        let rules = Rulebook { program: rules::of_here(None)?.program, handles: nft::handles()? };
         Ok(Self { rules, generation })
     }
 

@@ -1,0 +1,246 @@
+//! `millrace verify`: what no connection that it makes meets is found by the rules themselves; and
+//! rules that take no part in the capture are no fault.
+
+use anyhow::{Context as _, Result, ensure};
+use millrace_tests::capture::{millrace, millrace_in_pod, ran};
+use millrace_tests::ebpf::{self, FOLDER};
+use millrace_tests::topology::{Layout, Stack, Topology};
+use serde_json::Value;
+
+/// A pod with rules of these settings; nobody listens in it.
+fn captured(backend: &str, settings: &[&str]) -> Result<Topology> {
+    let mut topology = Topology::new(Stack::Dual, Layout::default())?;
+    topology.stop_listeners();
+    millrace_in_pod(&topology, &[&["apply", "--backend", backend], settings].concat(), 0)?;
+    Ok(topology)
+}
+
+fn verify(topology: &Topology, settings: &[&str], code: i32) -> Result<Value> {
+    let words = [&["verify", "--output", "json", "--timeout", "300ms"], settings].concat();
+    let output = topology.pod.output(&mut millrace(words)?)?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.code() == Some(code), "{settings:?}: {output:?}");
+    serde_json::from_str(&said).context(said)
+}
+
+fn list<'v>(found: &'v Value, name: &str) -> Result<&'v Vec<Value>> {
+    found[name].as_array().with_context(|| format!("{name}: {found:#}"))
+}
+
+/// Whether what is found is this alone: no connection that was made failed, and these are the kinds
+/// that rules treat otherwise.
+fn only_rules_differ(found: &Value) -> Result<&Vec<Value>> {
+    ensure!(found["failed"] == 0 && found["verified"] == false, "{found:#}");
+    let kinds = list(found, "otherwise")?;
+    let count = found["kindsOtherwise"].as_u64().and_then(|count| usize::try_from(count).ok());
+    let count = count.context("kindsOtherwise")?;
+    ensure!(count > 0 && kinds.len() == count.min(8), "{found:#}");
+    Ok(kinds)
+}
+
+/// Run commands in the pod, of which each is a line.
+fn in_pod(topology: &Topology, lines: &[&str]) -> Result<()> {
+    for line in lines {
+        topology.pod.run("sh", &["-c", line])?;
+    }
+    Ok(())
+}
+
+/// Verify that rules of others that let real connections past the proxy are found, each with the rule
+/// and a connection, where they are in front of those of each backend.
+#[test]
+fn what_rules_of_others_let_past_is_found() -> Result<()> {
+    let network = "-t nat -I OUTPUT -d 198.51.100.0/24 -j ACCEPT";
+    let user = "-t nat -I OUTPUT -m owner --uid-owner 1234 -j ACCEPT";
+    let sources = "-t nat -I PREROUTING -s 10.4.0.0/24 -p tcp -j ACCEPT";
+    let port = "-t nat -I PREROUTING -p tcp --dport 8080 -j ACCEPT";
+    let untracked = "-t raw -I PREROUTING -i eth0 -p tcp --dport 8080 -j NOTRACK";
+    let refused = "-t filter -I INPUT -i eth0 -p tcp --dport 15006 -j REJECT";
+    let programs = ["iptables-nft", "iptables-legacy"];
+    let in_front = programs.iter().flat_map(|backend| {
+        let cases = [network, user, sources, port, untracked, refused];
+        cases.map(|rule| (*backend, format!("{backend} {rule}")))
+    });
+    let table = "nft add table ip other && nft add chain ip other c \
+                 '{ type nat hook prerouting priority -110; }' && \
+                 nft add rule ip other c tcp dport 8080 redirect to :8081";
+    let elsewhere = ["iptables-nft", "iptables-legacy", "nftables"].map(|b| (b, table.to_owned()));
+    let native = [("nftables", format!("iptables-nft {untracked}"))];
+    for (backend, line) in in_front.chain(elsewhere).chain(native) {
+        let told = || format!("{backend}: {line}");
+        let topology = captured(backend, &["--exclude-inbound-ports", "15090"])?;
+        in_pod(&topology, &[&line])?;
+        for settings in [&[][..], &["--exclude-inbound-ports", "15090"]] {
+            let found = verify(&topology, settings, 126).with_context(told)?;
+            for kind in only_rules_differ(&found).with_context(told)? {
+                let is_capture = kind["expected"]["outcome"] == "captured";
+                ensure!(is_capture && kind["family"] == "ipv4", "{}: {kind:#}", told());
+                ensure!(!kind["example"]["protocol"].is_null(), "{}: {kind:#}", told());
+            }
+        }
+        let (code, said) = ran(&topology.pod, &mut millrace(["verify"])?)?;
+        ensure!(code == Some(126) && said.contains("DIFFERS IPv4 "), "{}: {said}", told());
+        ensure!(said.contains("; rules treat "), "{}: {said}", told());
+    }
+    Ok(())
+}
+
+/// Verify that rules of another configuration are found where no connection that is tried tells.
+#[test]
+fn rules_of_another_configuration_are_found() -> Result<()> {
+    let settings = [
+        "--proxy-uid",
+        "1337",
+        "--exclude-outbound-ports",
+        "9092,80,443",
+        "--exclude-outbound-cidrs",
+        "10.96.0.0/16",
+        "--exclude-inbound-ports",
+        "8080",
+    ];
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("w.yaml");
+    let path = path.to_str().context("UTF-8")?;
+    std::fs::write(path, "proxy: {uids: [1337]}\n")?;
+    for backend in ["iptables-nft", "iptables-legacy", "nftables"] {
+        let topology = captured(backend, &settings)?;
+        let found = verify(&topology, &["--config", path], 126).context(backend)?;
+        let kinds = only_rules_differ(&found).context(backend)?;
+        ensure!(kinds.iter().all(|k| k["expected"]["outcome"] == "captured"), "{found:#}");
+        ensure!(kinds.iter().any(|k| k["outcome"]["outcome"] == "delivered"), "{found:#}");
+        ensure!(kinds.iter().any(|k| k["outcome"]["outcome"] == "passed"), "{found:#}");
+        ensure!(verify(&topology, &settings, 0)?["kindsOtherwise"] == 0, "{backend}");
+    }
+    Ok(())
+}
+
+/// The same where eBPF captures.
+#[test]
+fn another_entry_of_ebpf_is_found() -> Result<()> {
+    let settings = ["--exclude-outbound-cidrs", "10.96.0.0/16", "--exclude-inbound-ports", "8080"];
+    let (_cgroup, mut topology) = ebpf::captured(&settings)?;
+    topology.stop_listeners();
+    let found = verify(&topology, &["--bpffs", FOLDER, "--inbound-port", "15006"], 126)?;
+    let kinds = only_rules_differ(&found)?;
+    ensure!(kinds.iter().any(|k| k["outcome"]["outcome"] == "delivered"), "{found:#}");
+    ensure!(kinds.iter().any(|k| k["outcome"]["outcome"] == "passed"), "{found:#}");
+    let good = [&["--bpffs", FOLDER], &settings[..]].concat();
+    for settings in [&good[..], &good[..2]] {
+        let found = verify(&topology, settings, 0)?;
+        ensure!(found["notMet"] == serde_json::json!([]), "{found:#}");
+    }
+    Ok(())
+}
+
+/// Verify that every identity of the proxy is tried, and an application that is not root: with the
+/// rule of one of them gone, a connection tells.
+#[test]
+fn every_identity_is_tried() -> Result<()> {
+    let settings = ["--proxy-uid", "1337,2000", "--proxy-gid", "3000,3001"];
+    let topology = captured("iptables-nft", &settings)?;
+    let found = verify(&topology, &settings, 0)?;
+    let connections = list(&found, "connections")?;
+    for (maker, key, id) in [
+        ("application", "uid", 0),
+        ("application", "uid", 1000),
+        ("proxy", "uid", 1337),
+        ("proxy", "uid", 2000),
+        ("proxy", "gid", 3000),
+        ("proxy", "gid", 3001),
+    ] {
+        let is = |c: &&Value| c["maker"] == maker && c["owner"][key] == id && c["passed"] == true;
+        ensure!(connections.iter().any(|c| is(&c)), "{maker} {key}={id}: {found:#}");
+    }
+    in_pod(&topology, &["iptables-nft -t nat -I OUTPUT -m owner --uid-owner 1000 -j ACCEPT"])?;
+    let found = verify(&topology, &settings, 126)?;
+    let failed: Vec<_> =
+        list(&found, "connections")?.iter().filter(|c| c["passed"] == false).collect();
+    ensure!(!failed.is_empty() && failed.iter().all(|c| c["owner"]["uid"] == 1000), "{found:#}");
+    Ok(())
+}
+
+/// Verify that a family that is not captured is not looked for, and one that is captured all the
+/// same is found.
+#[test]
+fn ipv6_that_is_not_captured_is_not_expected() -> Result<()> {
+    for backend in ["iptables-nft", "iptables-legacy", "nftables"] {
+        let topology = captured(backend, &["--ipv6", "off"])?;
+        for settings in [&["--ipv6", "off"][..], &[]] {
+            let found = verify(&topology, settings, 0).context(backend)?;
+            assert_eq!((&found["failed"], &found["skipped"]), (&0.into(), &0.into()), "{found:#}");
+            let is = |c: &&Value| c["to"].as_str().is_some_and(|to| to.contains('['));
+            let of_v6: Vec<_> =
+                list(&found, "connections")?.iter().filter(is).map(|c| &c["source"]).collect();
+            ensure!(!of_v6.is_empty() && !of_v6.contains(&&"::6".into()), "{found:#}");
+        }
+        let other = captured(backend, &[])?;
+        verify(&other, &["--ipv6", "off"], 126).context(backend)?;
+    }
+    Ok(())
+}
+
+/// Rules as Docker, kubelet and kube-proxy write them.
+const OF_OTHERS: [&str; 18] = [
+    "-t nat -N DOCKER_OUTPUT",
+    "-t nat -A OUTPUT -d 127.0.0.11/32 -j DOCKER_OUTPUT",
+    "-t nat -A DOCKER_OUTPUT -d 127.0.0.11/32 -p tcp --dport 53 -j DNAT \
+     --to-destination 127.0.0.11:41735",
+    "-t nat -A DOCKER_OUTPUT -d 127.0.0.11/32 -p udp --dport 53 -j DNAT \
+     --to-destination 127.0.0.11:43027",
+    "-t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
+    "-t filter -N DOCKER-USER",
+    "-t filter -A FORWARD -j DOCKER-USER",
+    "-t filter -A DOCKER-USER -j RETURN",
+    "-t filter -N KUBE-FIREWALL",
+    "-t filter -I OUTPUT -j KUBE-FIREWALL",
+    "-t filter -I INPUT -j KUBE-FIREWALL",
+    "-t filter -A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP",
+    "-t nat -N KUBE-SERVICES",
+    "-t nat -A OUTPUT -j KUBE-SERVICES",
+    "-t nat -A PREROUTING -j KUBE-SERVICES",
+    "-t nat -A KUBE-SERVICES -d 10.97.0.10/32 -p tcp --dport 443 -j DNAT \
+     --to-destination 10.70.0.9:6443",
+    "-t nat -N KUBE-POSTROUTING",
+    "-t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE",
+];
+
+/// Verify that rules of others that change nothing for the capture are no fault of it, whichever
+/// backend and mode capture.
+#[test]
+fn rules_that_take_no_part_are_no_fault() -> Result<()> {
+    let dns = ["--dns", "all"];
+    let tproxy = ["--mode", "tproxy"];
+    for backend in ["iptables-nft", "iptables-legacy", "nftables"] {
+        for settings in [&[][..], &dns, &tproxy] {
+            let topology = captured(backend, settings)?;
+            let clean = verify(&topology, settings, 0)?;
+            ensure!(clean["notMet"] == serde_json::json!([]), "{backend}: {clean:#}");
+            if settings == dns {
+                continue;
+            }
+            let program = if backend == "iptables-legacy" { backend } else { "iptables-nft" };
+            let lines = OF_OTHERS.map(|rule| format!("{program} {rule}"));
+            in_pod(&topology, &lines.each_ref().map(String::as_str))?;
+            for settings in [settings, &[]] {
+                let found = verify(&topology, settings, 0).context(backend)?;
+                ensure!(found["kindsOtherwise"] == 0 && found["failed"] == 0, "{found:#}");
+                let is = |w: &Value| w.as_str().is_some_and(|w| w.contains("rules do more"));
+                ensure!(list(&found, "notMet")?.iter().any(is), "{backend}: {found:#}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Verify that what can't be told of rules is a warning.
+#[test]
+fn what_can_not_be_told_is_a_warning() -> Result<()> {
+    let topology = captured("iptables-nft", &[])?;
+    let rule = "iptables-nft -t nat -I OUTPUT -p tcp --dport 7000 -m statistic --mode nth \
+                --every 1000000 --packet 999999 -j ACCEPT";
+    in_pod(&topology, &[rule])?;
+    let found = verify(&topology, &[], 0)?;
+    let is = |w: &Value| w.as_str().is_some_and(|w| w.contains("can't be told: "));
+    ensure!(list(&found, "notMet")?.iter().any(is), "{found:#}");
+    Ok(())
+}
