@@ -68,6 +68,42 @@ pub struct ReadBack {
     pub ruleset: Option<Ruleset>,
 }
 
+impl ReadBack {
+    /// Whether the rules that are there are some of those that the settings give, in their order: so
+    /// these can be the settings that they were made with.
+    fn accounts_for(&self, observed: &Observed, groups: &Groups) -> bool {
+        self.ruleset.as_ref().is_some_and(|ruleset| {
+            Family::ALL.into_iter().all(|family| {
+                observed.holding(self.variant, family).is_none_or(|dump| {
+                    let found = FamilyState::found(dump, FOOTPRINTS, groups);
+                    found.is_within(&FamilyState::wanted(ruleset, family, groups))
+                })
+            })
+        })
+    }
+
+    /// Each chain of others that rules of ours are in.
+    fn shared(&self, observed: &Observed, groups: &Groups) -> Vec<String> {
+        let of = |family: Family| {
+            let dump = observed.holding(self.variant, family);
+            let found = dump.map(|dump| FamilyState::found(dump, FOOTPRINTS, groups));
+            let found = found.unwrap_or_default();
+            let named = |(table, chain)| {
+                let variant = self.variant;
+                format!(
+                    "chain {chain} of {family} {table} ({variant}) is somebody else's, with rules of ours in it"
+                )
+            };
+            found.shared().map(named).collect::<Vec<_>>()
+        };
+        Family::ALL.into_iter().flat_map(of).collect()
+    }
+}
+
+/// What to say where rules can't be told from what they should be.
+const NO_SETTINGS: &str = "no settings give just these rules: they are not whole, or were changed; \
+    with the configuration it can be told what they lack";
+
 /// Read back what is there, in each variant and each dialect.
 pub fn read_back(observed: &Observed) -> Vec<ReadBack> {
     let mut found = Vec::new();
@@ -169,10 +205,17 @@ fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) 
     let ruleset = bare.as_ref().or(ruleset);
     let wanted_rules = ruleset.map_or(Wanted::Nothing, |r| Wanted::Iptables(r, variant));
     let plan = plan::plan(observed, wanted_rules, false, &context);
-    let differences = differences(plan.effects, observed);
+    let mut differences = differences(plan.effects, observed);
     let mut notes = plan.obstacles;
     let whole =
         differences.is_empty() && notes.is_empty() && plan.taken.is_none() && plan.clash.is_none();
+    if let Some(found) = first.filter(|f| wanted.is_none() && !f.accounts_for(observed, groups)) {
+        notes.push(NO_SETTINGS.to_owned());
+        notes.extend(found.shared(observed, groups));
+        // What settings that are guessed wrongly would change may be all that captures.
+        differences
+            .retain(|effect| matches!(effect, Effect::Loopback { .. } | Effect::Dormant { .. }));
+    }
     notes.extend(plan.clash.map(|Clash(chains)| {
         format!("{} is somebody else's, with rules of ours in it", chains.join(", "))
     }));
@@ -278,11 +321,7 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
         (sound && differences.is_empty(), differences)
     } else {
         if there {
-            notes.push(
-                "no settings give just these rules: they are not whole, or were changed; with the \
-                 configuration it can be told what they lack"
-                    .to_owned(),
-            );
+            notes.push(NO_SETTINGS.to_owned());
         }
         (false, Vec::new())
     };

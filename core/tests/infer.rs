@@ -5,10 +5,12 @@ mod support;
 use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::{self, DIALECTS, Dialect, istio};
 use millrace_core::infer::{infer, policy, read_native};
+use millrace_core::iptables::Dump;
 use millrace_core::nft::{self, NftRuleset};
 use millrace_core::observed::{IpRule, Observed, Variant};
-use millrace_core::plan::{self, Context};
+use millrace_core::plan::{self, Context, Effect};
 use millrace_core::ruleset::Ruleset;
+use millrace_core::status::judge;
 use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
 use support::{RandomConfig, carry_out, configs, want};
@@ -110,5 +112,52 @@ proptest! {
         let again = read_back(&observed, dialect).unwrap();
         let plan = plan::plan(&observed, want(Some(&again)), false, &context(&groups));
         prop_assert!(!plan.is_empty());
+    }
+
+    /// Verify that without settings nobody is advised to take rules away, wherever somebody has put one
+    /// into a chain of ours, or moved one: nothing is advised, or only what is to be added.
+    #[test]
+    fn no_advice_takes_rules_away(
+        config in configs(),
+        place in any::<prop::sample::Index>(),
+        at in any::<prop::sample::Index>(),
+        added in prop::option::of(prop::sample::select(vec![
+            "-d 198.51.100.0/24 -j RETURN",
+            "-p tcp --dport 81 -j RETURN",
+            "-m owner --uid-owner 77 -j RETURN",
+            "-j ACCEPT",
+        ])),
+    ) {
+        let groups = millrace_core::facts::groups("java:x:202:\n");
+        let mut observed = applied(&to_iptables(&config.policy(), DIALECTS[0].footprint.layout), &groups);
+        let tables = observed.holdings.iter_mut().flat_map(|h| &mut h.dump.tables);
+        let chains = tables.filter(|t| t.name == "nat").flat_map(|t| &mut t.chains);
+        let mut chains: Vec<_> =
+            chains.filter(|c| c.name.starts_with("ISTIO_") && !c.rules.is_empty()).collect();
+        let count = chains.len();
+        let rules = &mut chains[place.index(count)].rules;
+        let index = at.index(rules.len());
+        match added {
+            Some(text) => {
+                let dump = Dump::parse(&format!("*nat\n:X - [0:0]\n-A X {text}\nCOMMIT\n")).unwrap();
+                rules.insert(index, dump.tables[0].chains[0].rules[0].clone());
+            }
+            None => rules.rotate_left(index),
+        }
+        for effect in judge(&observed, None, &groups).differences {
+            if let Effect::Restore { input: text, .. } | Effect::Native { text, .. } = &effect {
+                let away = text.lines().find(|line| line.starts_with("-X"));
+                prop_assert_eq!(away, None, "{}", text);
+                let declared: Vec<&str> =
+                    text.lines().filter_map(|line| line.strip_prefix(':')).collect();
+                for chain in declared {
+                    let name = chain.split(' ').next().unwrap();
+                    let there = observed.holdings.iter().filter_map(|h| h.dump.table("nat")?.chain(name));
+                    let most = there.map(|c| c.rules.len()).min().unwrap_or(0);
+                    let given = text.lines().filter(|l| l.starts_with(&format!("-A {name} "))).count();
+                    prop_assert!(given >= most, "{}", text);
+                }
+            }
+        }
     }
 }

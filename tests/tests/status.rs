@@ -303,3 +303,49 @@ fn what_captures_instead_is_named() -> Result<()> {
     }
     Ok(())
 }
+
+/// Verify that nobody is told to take capture away, nor to move a rule in front of the end of a chain, where
+/// somebody has added or moved a rule of ours and no configuration is given: then it is said that
+/// nothing can be said; and what is missing is told with a configuration, or where only rules are.
+#[test]
+fn changed_rules_are_not_to_be_removed() -> Result<()> {
+    let networks = ["-d", "198.51.100.0/24", "-j", "RETURN"];
+    for variant in ["nft", "legacy"] {
+        let backend = format!("iptables-{variant}");
+        let own = ["apply", "--backend", &backend];
+        let istio = ["istio-iptables", "-b", "*", "-i", "*"];
+        let istio = if variant == "nft" { istio.to_vec() } else { own.to_vec() };
+        for (apply, prefix) in [(own.to_vec(), "MILLRACE"), (istio, "ISTIO")] {
+            if apply == own && prefix == "ISTIO" {
+                continue;
+            }
+            let chain = format!("{prefix}_OUTPUT");
+            let at_front = [&["-I", &chain][..], &networks].concat();
+            let behind = [&["-A", &chain][..], &networks].concat();
+            let again = vec!["-A", "OUTPUT", "-j", &chain];
+            for change in [at_front, behind, vec!["-D", &chain, "2"], again] {
+                let pod = pod()?;
+                let (code, text) = said(&pod, &apply)?;
+                ensure!(code == Some(0), "{apply:?}: {text}");
+                pod.run(&backend, &[&["-t", "nat"][..], &change].concat())?;
+                let (code, text) = said(&pod, &["status"])?;
+                let said_so = text.contains("note: no settings give just these rules");
+                let silent = !text.contains("to be whole");
+                ensure!(
+                    code == Some(5) && said_so && silent,
+                    "{prefix} {change:?}: {code:?}: {text}"
+                );
+            }
+            // What only has to be added is said.
+            let pod = pod()?;
+            let (code, text) = said(&pod, &apply)?;
+            ensure!(code == Some(0), "{apply:?}: {text}");
+            let jump = pod.run(&format!("{backend}-save"), &["-t", "nat"])?;
+            let jump = jump.lines().find(|line| line.starts_with("-A OUTPUT")).unwrap_or_default();
+            let jump: Vec<&str> = jump.split_ascii_whitespace().skip(1).collect();
+            pod.run(&backend, &[&["-t", "nat", "-D"][..], &jump].concat())?;
+            is(&pod, 5, &format!("    -A OUTPUT -j {chain}\n"))?;
+        }
+    }
+    Ok(())
+}

@@ -58,6 +58,14 @@ pub(super) fn same_rules<'a>(
     a.len() == b.len() && a.zip(b).all(|(a, b)| a.same(b))
 }
 
+/// Whether some rules are among all of them, in the same order.
+fn is_subsequence<'a>(
+    mut some: impl Iterator<Item = &'a Body>,
+    mut all: impl Iterator<Item = &'a Body>,
+) -> bool {
+    some.all(|rule| all.any(|other| rule.same(other)))
+}
+
 /// A rule of ours in a chain of others.
 #[derive(Clone, Debug)]
 pub(super) struct Guest {
@@ -170,6 +178,15 @@ impl FamilyState {
         chains.filter(his).collect()
     }
 
+    /// Chains of others, none of them builtin, that hold rules of ours, each with its table.
+    pub fn shared(&self) -> impl Iterator<Item = (Table, &str)> {
+        let names = self.tables.iter().flat_map(|(table, state)| {
+            let held = state.guests.iter().filter(|(_, guests)| !guests.is_empty());
+            held.map(move |(name, _)| (*table, name.as_str()))
+        });
+        names.filter(|(_, name)| matches!(name.parse(), Ok(Chain::User(_))))
+    }
+
     /// Whether there are chains of ours.
     pub fn has_chains(&self) -> bool {
         self.tables.values().any(|t| !t.chains.is_empty())
@@ -199,6 +216,24 @@ impl FamilyState {
         self.tables.iter().all(|(table, found)| {
             found.is_empty()
                 || !super::tables::differs(found, wanted.tables.get(table).unwrap_or(&empty))
+        })
+    }
+
+    /// Whether all that is there is wanted, in that order, so that rules only have to be added. What
+    /// drops everything while a change goes on is none of a capture's rules.
+    pub fn is_within(&self, wanted: &Self) -> bool {
+        let empty = TableState::default();
+        let mut tables = self.tables.iter().filter(|(table, _)| **table != Table::Filter);
+        tables.all(|(table, found)| {
+            let wanted = wanted.tables.get(table).unwrap_or(&empty);
+            let mut chains = found.chains.iter();
+            let mut guests = found.guests.iter();
+            chains.all(|(name, rules)| {
+                wanted.chains.get(name).is_some_and(|all| is_subsequence(rules.iter(), all.iter()))
+            }) && guests.all(|(name, guests)| {
+                let all = wanted.guests.get(name).into_iter().flatten();
+                is_subsequence(guests.iter().map(|g| &g.body), all.map(|g| &g.body))
+            })
         })
     }
 
