@@ -185,3 +185,20 @@ fn configurations_and_who_may_not_look() -> Result<()> {
     ensure!(said.contains("eBPF does not capture this pod"), "{said}");
     Ok(())
 }
+
+/// Verify that of a pod which eBPF captures nothing is told where another folder is asked: neither that
+/// a connection leaves, nor that it is delivered.
+#[test]
+fn another_folder_knows_nothing() -> Result<()> {
+    let (_cgroup, topology) = captured(&[])?;
+    for words in [
+        &["--to", "10.71.0.10:80/tcp"][..],
+        &["--in", "--src", "10.71.0.10", "--to-port", "8080"][..],
+    ] {
+        let asked = [&["explain", "--live", "--bpffs", "/sys/fs/bpf/other"][..], words].concat();
+        let said = millrace_in_pod(&topology, &asked, 1)?;
+        ensure!(said.contains("=> can't be told: eBPF programs"), "{said}");
+        ensure!(said.contains("--bpffs"), "{said}");
+    }
+    Ok(())
+}

@@ -87,6 +87,19 @@ fn what_is_no_manifest_is_refused() -> Result<()> {
     Ok(())
 }
 
+/// Verify that a file without a pod leaves the findings of the other files, wherever it stands.
+#[test]
+fn a_file_without_a_pod_leaves_the_others() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("svc.yaml");
+    std::fs::write(&file, "apiVersion: v1\nkind: Service\nmetadata: {name: s}\n")?;
+    let file = file.to_str().context("UTF-8")?;
+    let (code, out, err) = lint(WRONG, &[file])?;
+    ensure!(code != Some(1) && out.contains("[runs-as-proxy]"), "{code:?}: {out}{err}");
+    ensure!(out.contains("svc.yaml: passed over"), "{out}");
+    Ok(())
+}
+
 /// Verify that what can't be read, and what makes no pods, leaves the findings of the others.
 #[test]
 fn one_that_cant_be_read_leaves_the_others() -> Result<()> {

@@ -119,14 +119,19 @@ pub(super) fn read(object: &Object) -> Result<Config, CniError> {
 
 fn version(object: &Object) -> Result<Version, CniError> {
     // Without one it is the first version of all (CNI specification, section 1).
-    let text = version_text(object).unwrap_or_else(|| "0.1.0".to_owned());
+    let given = version_text(object);
+    let text = given.clone().unwrap_or_else(|| "0.1.0".to_owned());
     Version::find(&text).ok_or_else(|| {
         let supported = Version::ALL.map(Version::as_str).join(", ");
-        CniError::new(
-            Code::IncompatibleVersion,
-            format!("the network configuration has cniVersion {text:?}, which is not spoken here"),
-        )
-        .with_details(format!("configuration: {text:?}; spoken here: {supported}"))
+        let has = match given {
+            Some(_) => format!("has cniVersion {text:?}, which is not spoken here"),
+            None => format!(
+                "has no cniVersion, which means {text}, and that is not spoken here: an entry of a \
+                 list gets that of the list from the runtime"
+            ),
+        };
+        CniError::new(Code::IncompatibleVersion, format!("the network configuration {has}"))
+            .with_details(format!("configuration: {text:?}; spoken here: {supported}"))
     })
 }
 

@@ -54,8 +54,13 @@ fn decided(env: &Environment, stdin: &str, began: Instant) -> Result<(Config, De
     let mut sources = Configured { config: &config, deadline: began + config.deadline };
     let pod = told(args, &config);
     let whom = called(&pod);
-    let decided = resolve(pod, Origin::Runtime, &config, env.clone(), &mut sources)
-        .map_err(|error| error.about(&whom))?;
+    let decided = resolve(pod, Origin::Runtime, &config, env.clone(), &mut sources);
+    let decided = decided.map_err(|error| {
+        // What was taken for what may be why it fails.
+        let CniError { msg, .. } = error.clone().about(&whom);
+        let msg = [msg].into_iter().chain(config.warnings.iter().cloned());
+        CniError { msg: msg.collect::<Vec<_>>().join("; "), ..error }
+    })?;
     Ok((config, decided))
 }
 

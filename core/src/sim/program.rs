@@ -184,6 +184,8 @@ pub struct Program {
     alike: HashMap<RuleId, RuleId>,
     /// Families of which no rules were given.
     untold: Vec<Family>,
+    /// Why nothing can be told of any connection.
+    obscured: Option<String>,
 }
 
 /// Priorities of connection tracking and address translation (`linux/netfilter_ipv4.h`).
@@ -203,6 +205,7 @@ impl Program {
             tables: Vec::new(),
             alike: HashMap::new(),
             untold: Vec::new(),
+            obscured: None,
         };
         for (place, table) in tables.into_iter().enumerate() {
             program.add(table, place);
@@ -223,6 +226,12 @@ impl Program {
         Self { untold: families, ..self }
     }
 
+    /// The same where something else decides about every connection that can't be looked into.
+    #[must_use]
+    pub fn obscured(self, why: String) -> Self {
+        Self { obscured: Some(why), ..self }
+    }
+
     /// The families of which no rules were given.
     pub fn untold(&self) -> &[Family] {
         &self.untold
@@ -236,6 +245,9 @@ impl Program {
             unicast(family).contains(number) && !routing.is_group(family, number)
         };
         let family = q.family();
+        if self.obscured.is_some() {
+            return self.obscured.clone();
+        }
         if self.untold.contains(&family) {
             return Some(format!("no rules of {family} were given"));
         }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use millrace_core::ebpf::{Addresses, Entry, IdMap, compile};
 use millrace_core::ids::mapped;
@@ -46,6 +46,14 @@ impl Target {
     /// What the kernel knows the namespace by, as long as the machine runs.
     pub const fn cookie(&self) -> u64 {
         self.cookie
+    }
+
+    /// What the `sk_lookup` programs are called that the kernel asks here, whoever attached them (their
+    /// numbers where the names can't be read). None also where the kernel does not tell.
+    pub fn lookups(&self) -> Vec<String> {
+        let ids = sys_bpf::lookups_of(self.netns.as_fd()).unwrap_or_default();
+        let name = |id: u32| sys_bpf::program_name(id).unwrap_or_else(|_unseen| id.to_string());
+        ids.into_iter().map(name).collect()
     }
 
     /// A policy's entry for the pod that the calling thread is in, with what only the pod can

@@ -106,8 +106,9 @@ fn dump() -> Command {
             "Print the rules that a configuration gives (--from-config; no privilege is needed, \
              and nothing of the host is looked at but /etc/resolv.conf when its servers are asked \
              for), or those of Millrace and istio-iptables that a namespace holds; those of others are \
-             left out. As text it is input for iptables-restore \
-             --noflush with a comment in front of each rule; with --backend nftables, for nft -f.",
+             left out. As text, with a comment in front of each rule, that of one --family is input \
+             for iptables-restore or ip6tables-restore --noflush; with --backend nftables, that of \
+             both is for nft -f.",
         )
         .after_help("Exit codes: 0 printed; 1 a bad configuration, or something failed; 2 the command line can't be read.")
         .arg(

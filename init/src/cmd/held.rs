@@ -48,3 +48,17 @@ impl Held {
         Ok(Some(Self { entry, policy, tables }))
     }
 }
+
+/// Why nothing can be told of a namespace that eBPF programs have to do with, and none of whose maps
+/// knows it.
+pub(super) fn unknown(folder: &Path) -> Option<String> {
+    let lookups = Target::current().ok()?.lookups();
+    (!lookups.is_empty()).then(|| {
+        format!(
+            "eBPF programs choose who accepts connections here (sk_lookup: {}), and {} does not know this \
+             namespace: if they are Millrace's, name the folder in which they are pinned with --bpffs",
+            lookups.join(", "),
+            folder.display()
+        )
+    })
+}

@@ -26,15 +26,17 @@ pub(crate) fn lint(command: &Lint) -> Result<Exit> {
     for path in &command.files {
         let what = || path.display().to_string();
         let found = manifest::read(&text(path).with_context(what)?).with_context(what)?;
-        if found.workloads.is_empty() && found.bad.is_empty() {
-            bail!("{}: there is neither a pod in it nor anything that makes pods", what());
-        }
         for workload in found.workloads {
             let findings = lint::lint(&workload);
             all.workloads.push((what(), workload, findings));
         }
         all.bad.extend(found.bad.into_iter().map(|bad| (what(), bad)));
         all.others.extend(found.others.into_iter().map(|name| (what(), name)));
+    }
+    // Among others, a file without a pod is no reason to say nothing of them.
+    if all.workloads.is_empty() && all.bad.is_empty() {
+        let files: Vec<_> = command.files.iter().map(|path| path.display().to_string()).collect();
+        bail!("{}: there is neither a pod in it nor anything that makes pods", files.join(", "));
     }
     if command.json {
         print_json(&as_json(&all))?;

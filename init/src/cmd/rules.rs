@@ -29,7 +29,7 @@ use millrace_host::observe::Look;
 use millrace_host::{exec, file, surroundings};
 
 use super::config::{self, Loaded};
-use super::held::Held;
+use super::held::{Held, unknown};
 use super::namespace;
 use super::output::warn;
 use super::pods::{self, Described};
@@ -373,7 +373,12 @@ fn of_namespace(place: &Place, bpffs: &Path) -> Result<Rules> {
 fn held(place: &Place, bpffs: &Path) -> Result<Rules> {
     let (session, facts) = namespace::open(place)?;
     let ebpf = Held::here(bpffs)?;
-    read(session, &facts, ebpf)
+    let unknown = if ebpf.is_none() { unknown(bpffs) } else { None };
+    let rules = read(session, &facts, ebpf)?;
+    Ok(match unknown {
+        Some(why) => Rules { program: rules.program.obscured(why), ..rules },
+        None => rules,
+    })
 }
 
 /// The rules of the namespace that this program is in, and what eBPF does there.
