@@ -197,7 +197,7 @@ fn another_folder_knows_nothing() -> Result<()> {
     ] {
         let asked = [&["explain", "--live", "--bpffs", "/sys/fs/bpf/other"][..], words].concat();
         let said = millrace_in_pod(&topology, &asked, 1)?;
-        ensure!(said.contains("=> can't be told: eBPF programs"), "{said}");
+        ensure!(said.contains("=> can't be told: eBPF captures this pod"), "{said}");
         ensure!(said.contains("--bpffs"), "{said}");
     }
     Ok(())

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::index::{Run, runs};
 use super::namespace::{Namespace, unicast};
-use super::question::Question;
+use super::question::{Direction, Question};
 use super::ranges::{Ranges, number};
 use super::rule::{Action, Field, Step, Test};
 use crate::iptables::Counters;
@@ -184,8 +184,8 @@ pub struct Program {
     alike: HashMap<RuleId, RuleId>,
     /// Families of which no rules were given.
     untold: Vec<Family>,
-    /// Why nothing can be told of any connection.
-    obscured: Option<String>,
+    /// Why nothing can be told of any connection to the pod, and whether of those from it either.
+    obscured: Option<(String, bool)>,
 }
 
 /// Priorities of connection tracking and address translation (`linux/netfilter_ipv4.h`).
@@ -226,10 +226,11 @@ impl Program {
         Self { untold: families, ..self }
     }
 
-    /// The same where something else decides about every connection that can't be looked into.
+    /// The same where something that can't be looked into decides about every connection to the pod,
+    /// or, with `both`, about those from it as well.
     #[must_use]
-    pub fn obscured(self, why: String) -> Self {
-        Self { obscured: Some(why), ..self }
+    pub fn obscured(self, why: String, both: bool) -> Self {
+        Self { obscured: Some((why, both)), ..self }
     }
 
     /// The families of which no rules were given.
@@ -245,8 +246,10 @@ impl Program {
             unicast(family).contains(number) && !routing.is_group(family, number)
         };
         let family = q.family();
-        if self.obscured.is_some() {
-            return self.obscured.clone();
+        if let Some((why, both)) = &self.obscured
+            && (*both || q.direction == Direction::In)
+        {
+            return Some(why.clone());
         }
         if self.untold.contains(&family) {
             return Some(format!("no rules of {family} were given"));

@@ -10,6 +10,8 @@ use millrace_core::sim::{Listening, SourceTable, of_ebpf};
 use millrace_core::value::Groups;
 use millrace_host::ebpf::{EbpfError, Node, Target};
 
+use super::ebpf::elsewhere;
+
 /// What eBPF does in a pod.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -49,16 +51,13 @@ impl Held {
     }
 }
 
-/// Why nothing can be told of a namespace that eBPF programs have to do with, and none of whose maps
-/// knows it.
-pub(super) fn unknown(folder: &Path) -> Option<String> {
+/// Why it can't be told what becomes of connections to a namespace, where that is up to eBPF programs
+/// which are not known, and whether these are Millrace's, so that it can't of connections from it either.
+pub(super) fn unknown(folder: &Path) -> Option<(String, bool)> {
+    if let Some(why) = elsewhere(folder) {
+        return Some((why, true));
+    }
     let lookups = Target::current().ok()?.lookups();
-    (!lookups.is_empty()).then(|| {
-        format!(
-            "eBPF programs choose who accepts connections here (sk_lookup: {}), and {} does not know this \
-             namespace: if they are Millrace's, name the folder in which they are pinned with --bpffs",
-            lookups.join(", "),
-            folder.display()
-        )
-    })
+    let why = format!("who accepts connections here is up to sk_lookup: {}", lookups.join(", "));
+    (!lookups.is_empty()).then_some((why, false))
 }

@@ -376,7 +376,7 @@ fn held(place: &Place, bpffs: &Path) -> Result<Rules> {
     let unknown = if ebpf.is_none() { unknown(bpffs) } else { None };
     let rules = read(session, &facts, ebpf)?;
     Ok(match unknown {
-        Some(why) => Rules { program: rules.program.obscured(why), ..rules },
+        Some((why, both)) => Rules { program: rules.program.obscured(why, both), ..rules },
         None => rules,
     })
 }
