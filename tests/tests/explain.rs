@@ -176,6 +176,24 @@ fn a_family_without_rules_is_named() -> Result<()> {
     Ok(())
 }
 
+/// Verify that it is said where a connection is to come from an address that the pod has not.
+#[test]
+fn a_source_that_the_pod_has_not_is_named() -> Result<()> {
+    for (source, to, named) in [
+        ("10.9.9.9", "198.51.100.10:80", true),
+        ("10.4.0.2", "198.51.100.10:80", false),
+        ("127.0.0.6", "127.0.0.1:80", false),
+        ("::6", "[fd00:4::2]:80", true),
+    ] {
+        let output = Command::new(binary::millrace()?)
+            .args(["explain", "--ipv6", "off", "--src", source, "--to", to])
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(said.contains("EADDRNOTAVAIL") == named, "{source}: {said}");
+    }
+    Ok(())
+}
+
 /// Native rules of somebody else: a service that is dropped, one by a map, and a base chain that
 /// iptables does not know.
 const FOREIGN: &str = "

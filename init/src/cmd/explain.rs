@@ -31,6 +31,12 @@ pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
         }
         Asked::One(typed) => {
             let question = rules.question(typed)?;
+            if let Some(source) = rules.foreign_source(&question) {
+                warn(&format!(
+                    "the pod has no address {source}: only a socket with IP_TRANSPARENT or IP_FREEBIND \
+                     sends from it, bind() of any other fails with EADDRNOTAVAIL"
+                ));
+            }
             let found = rules.explain(&question)?;
             if json {
                 print_json(&explanation_json(program, &question, &found))?;

@@ -16,8 +16,8 @@ use millrace_core::observed::{Holding, Observed, TableId, Variant};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
 use millrace_core::sim::{
-    EBPF, Explanation, Fate, Namespace, OwnAddress, Program, Question, SourceTable, of_dump,
-    of_listed, of_nft, of_nft_json, of_ruleset,
+    Direction, EBPF, Explanation, Fate, Namespace, OwnAddress, Program, Question, SourceTable,
+    of_dump, of_listed, of_nft, of_nft_json, of_ruleset,
 };
 use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::{Family, Groups};
@@ -55,6 +55,13 @@ impl Rules {
         typed
             .question(&own)
             .context("the pod has no address of this family: say where it goes with --to")
+    }
+
+    /// The address that something is to be sent from, if the pod has no such address.
+    pub(super) fn foreign_source(&self, question: &Question) -> Option<IpAddr> {
+        let source = question.source.filter(|_| question.direction == Direction::Out)?;
+        let mut own = self.namespace.interfaces().flat_map(|interface| &interface.addresses);
+        (!source.is_loopback() && !own.any(|own| own.address() == source)).then_some(source)
     }
 
     /// What becomes of a connection. Where eBPF decides, the programs' own function is asked as well.
