@@ -125,20 +125,21 @@ fn full_pipe() -> Result<(PipeReader, Stdio)> {
 /// work.
 #[test]
 fn a_runtime_that_stops_talking() -> Result<()> {
-    let host = Host::new()?;
     let program = millrace_tests::binary::millrace_cni()?;
-    let started = |call: &Call, stdin: Stdio, stdout: Stdio, stderr: Stdio| {
+    let started = |host: &Host, call: &Call, stdin: Stdio, stdout: Stdio, stderr: Stdio| {
         let mut command = Command::new(&program);
         command.env_clear().envs(call.env.iter().map(|(n, v)| (n, v)));
         command.stdin(stdin).stdout(stdout).stderr(stderr);
         host.namespace.enter(|| command.spawn())?.context("the plugin")
     };
-    let input = |call: &Call, command: &str| -> Result<Stdio> {
+    let input = |host: &Host, call: &Call, command: &str| -> Result<Stdio> {
         let path = host.folder().join(command);
         fs::write(&path, call.config.to_string())?;
         Ok(File::open(path)?.into())
     };
     let holds_up = |command: &str| -> Result<()> {
+        // GC takes away what is not said to be valid: no pods of other threads.
+        let host = Host::new()?;
         let pod = host.pod()?;
         let add = call(&host, &pod);
         add.run(&host)?.success()?;
@@ -149,20 +150,26 @@ fn a_runtime_that_stops_talking() -> Result<()> {
             let (r, w) = std::io::pipe()?;
             (w, Stdio::from(r))
         };
-        let child = started(&call, stdin, Stdio::piped(), Stdio::piped())?;
+        let child = started(&host, &call, stdin, Stdio::piped(), Stdio::piped())?;
         let reply = end_within(child, HANGS)?;
         assert_eq!(reply.code, Some(code), "{reply:?}");
         ensure!(reply.log.contains("standard input"), "{reply:?}");
         assert_eq!(host.rules(&pod)?.contains("millrace"), command != "DEL");
         let zeros = File::open("/dev/zero")?.into();
-        let child = started(&call, zeros, Stdio::piped(), Stdio::piped())?;
+        let child = started(&host, &call, zeros, Stdio::piped(), Stdio::piped())?;
         let reply = end_within(child, HANGS)?;
         assert_eq!(reply.code, Some(code), "{reply:?}");
         // Nobody reads its log, or what it answers.
         let (_reader, full) = full_pipe()?;
-        end_within(started(&call, input(&call, command)?, Stdio::piped(), full)?, HANGS)?;
+        end_within(
+            started(&host, &call, input(&host, &call, command)?, Stdio::piped(), full)?,
+            HANGS,
+        )?;
         let (_reader, full) = full_pipe()?;
-        end_within(started(&call, input(&call, command)?, full, Stdio::piped())?, HANGS)?;
+        end_within(
+            started(&host, &call, input(&host, &call, command)?, full, Stdio::piped())?,
+            HANGS,
+        )?;
         Ok(())
     };
     thread::scope(|scope| {
