@@ -1,6 +1,8 @@
 //! What others have put in the way of captured connections. Whether it matters depends on the
 //! connection, so it is told, and no difference.
 
+mod undoing;
+
 use crate::nft::xtables::builtin_chain;
 use crate::observed::{ForeignChain, Observed};
 use crate::ownership::{Footprint, Owned, known_tables};
@@ -9,6 +11,10 @@ use crate::value::Family;
 
 /// The places where connections are captured.
 const HOOKS: [Hook; 2] = [Hook::Prerouting, Hook::Output];
+
+/// The priority of what comes before connections are tracked (`NF_IP_PRI_RAW`): of ours, only DNS capture
+/// has rules there.
+const RAW: i32 = -300;
 
 /// A chain of ours that the kernel calls.
 struct Own {
@@ -61,11 +67,13 @@ pub(crate) fn notes(observed: &Observed, footprints: &[Footprint]) -> Vec<String
             }
         }
     }
+    let dns = own.iter().any(|own| own.priority == RAW);
+    notes.extend(undoing::notes(observed, footprints, dns));
     let met = observed.foreign.iter().filter(|f| f.decides && own.iter().any(|own| meets(f, own)));
     notes.extend(met.map(|ForeignChain { table, name, base, .. }| {
         format!(
             "chain {name} of {table} (type {}, priority {}) is called before ours or at the same \
-             priority, and may drop or redirect what is to be captured",
+             priority, and may drop, redirect or leave untracked what is to be captured",
             base.kind, base.priority
         )
     }));

@@ -146,8 +146,8 @@ pub struct ForeignChain {
     pub name: String,
     /// Where it hangs.
     pub base: Base,
-    /// Whether a packet can meet its end there, or another destination: by the chain's policy, or by
-    /// a rule of its table.
+    /// Whether a packet can meet its end there, or another destination, or is not tracked from there on:
+    /// by the chain's policy, or by a rule of its table.
     pub decides: bool,
 }
 

@@ -349,3 +349,45 @@ fn changed_rules_are_not_to_be_removed() -> Result<()> {
     }
     Ok(())
 }
+
+/// Verify that rules of others which keep connections from being tracked, or refuse what is led to the proxy,
+/// are told with every backend; and that rules as other tools write them are not.
+#[test]
+fn what_undoes_capture_is_told() -> Result<()> {
+    let tracked = "keeps what it matches from being tracked";
+    let refused = "refuses what is led to the proxy";
+    for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
+        let other = if backend == "iptables-legacy" { "iptables-legacy" } else { "iptables-nft" };
+        for (rule, told) in [
+            ("-t raw -I PREROUTING -i eth0 -p tcp --dport 8080 -j NOTRACK", tracked),
+            ("-t raw -A OUTPUT -p tcp --dport 80 -j CT --notrack", tracked),
+            ("-t filter -I INPUT -p tcp --dport 15006 -j DROP", refused),
+            ("-t filter -A OUTPUT -p tcp -m multiport --dports 80,15000:15001 -j REJECT", refused),
+        ] {
+            let pod = pod()?;
+            apply(&pod, &["--backend", backend], "")?;
+            let words: Vec<&str> = rule.split_ascii_whitespace().collect();
+            pod.run(other, &words)?;
+            let (code, text) = said(&pod, &["status"])?;
+            ensure!(code == Some(0) && text.contains(told), "{backend} {rule}: {code:?}: {text}");
+        }
+        let pod = pod()?;
+        apply(&pod, &["--backend", backend], "")?;
+        let harmless = "*raw\n-A PREROUTING -d 169.254.20.10/32 -p udp -m udp --dport 53 -j NOTRACK\nCOMMIT\n\
+            *filter\n:KUBE-FIREWALL - [0:0]\n:DOCKER-USER - [0:0]\n:cali-INPUT - [0:0]\n\
+            -A INPUT -j KUBE-FIREWALL\n-A INPUT -j cali-INPUT\n-A FORWARD -j DOCKER-USER\n\
+            -A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP\n\
+            -A cali-INPUT -m conntrack --ctstate INVALID -j DROP\n\
+            -A cali-INPUT -p tcp -m tcp --dport 22 -j REJECT\n\
+            -A FORWARD -p tcp -m tcp --dport 15006 -j DROP\nCOMMIT\n";
+        pod.feed(&format!("{other}-restore"), &["--noflush"], harmless)?;
+        let (code, text) = said(&pod, &["status"])?;
+        ensure!(code == Some(0) && !text.contains("note:"), "{backend}: {code:?}: {text}");
+    }
+    let pod = pod()?;
+    apply(&pod, &["--backend", "nftables"], "")?;
+    let table = "table inet theirs {\n chain out {\n  type route hook output priority -300;\n\
+        \n  meta skuid 1000 notrack\n }\n}\n";
+    pod.feed("nft", &["-f", "-"], table)?;
+    is(&pod, 0, "note: chain out of table inet theirs (type route, priority -300)")
+}

@@ -68,7 +68,8 @@ pub(super) fn counters(element: Attributes<'_>) -> Option<Counters> {
     if name == "counter" { seen() } else { None }
 }
 
-/// Whether a packet can meet its end in an expression, or another destination.
+/// Whether a packet can meet its end in an expression, or another destination, or is not tracked from
+/// there on, and so not redirected.
 pub(super) fn decides(element: Attributes<'_>) -> bool {
     let Some((name, data)) = named(element) else { return false };
     match name {
@@ -79,7 +80,7 @@ pub(super) fn decides(element: Attributes<'_>) -> bool {
             code.is_some_and(|code| matches!(code & 0xff, 0 | 3) && code.cast_signed() >= 0)
         }
         "lookup" => data.number(LOOKUP.2) == Some(VERDICT_REGISTER),
-        "redir" | "nat" | "tproxy" | "queue" | "reject" | "synproxy" | "target" => true,
+        "redir" | "nat" | "tproxy" | "queue" | "reject" | "synproxy" | "target" | "notrack" => true,
         _ => false,
     }
 }

@@ -167,7 +167,7 @@ fn as_it_was(attributes: &[u8]) -> impl Iterator<Item = RuleAttribute> {
 }
 
 /// A rule of a table of iptables-nft that the kernel gave. The text of one that is not understood says
-/// where it jumps, which is all that is ever asked of it.
+/// its protocol and where it jumps, which is all that is ever asked of it.
 pub(super) fn read_rule(rule: Attributes<'_>, family: Family, called: bool) -> DumpRule {
     let handle = rule.long(RULE_HANDLE).unwrap_or(0);
     let seen = rule.list(RULE_EXPRESSIONS).find_map(counters);
@@ -178,10 +178,19 @@ pub(super) fn read_rule(rule: Attributes<'_>, family: Family, called: bool) -> D
     if !called && read.rule.is_ok() {
         read.rule = Err(UnknownRule("in a chain that hangs elsewhere".to_owned()));
     }
+    let protocol =
+        read.protocol.filter(|(_, negated)| !negated).and_then(|(number, _)| match number {
+            6 => Some("-p tcp "),
+            17 => Some("-p udp "),
+            _ => None,
+        });
+    let protocol = protocol.unwrap_or_default();
     let text = match (&read.rule, &read.jump) {
         (Ok(rule), _) => render_rule(rule),
-        (Err(UnknownRule(what)), Some(chain)) => format!("{} -j {chain}", quoted(what)),
-        (Err(UnknownRule(what)), None) => quoted(what),
+        (Err(UnknownRule(what)), Some(chain)) => {
+            format!("{protocol}{} -j {chain}", quoted(what))
+        }
+        (Err(UnknownRule(what)), None) => format!("{protocol}{}", quoted(what)),
     };
     let mut attributes = rule.some(&KEPT);
     // The kernel wants to be told each time which protocol the matches and targets of a rule are about,

@@ -84,6 +84,10 @@ fn connmark(data: Bytes<'_>, mode: u8) -> Result<Target, Unknown> {
 
 /// `struct xt_ct_target_info_v1`: a zone and nothing else.
 fn ct(data: Bytes<'_>) -> Result<Target, Unknown> {
+    // XT_CT_NOTRACK
+    if data.u16(0)? & 1 != 0 {
+        return Err(Unknown::feature("CT --notrack"));
+    }
     // flags; then ct_events, exp_events, helper and timeout
     if data.u16(0)? != 0 || !data.is_zero(4, 8 + 16 + 32)? {
         return Err(Unknown::feature("CT with more than a zone"));
