@@ -4,8 +4,8 @@
 //! the compiler would make another object, so the version is pinned.
 
 use std::env;
-use std::fs;
-use std::io::Read as _;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -31,6 +31,10 @@ const OBJECT: &str = "host/src/ebpf/millrace.bpf.o";
 const HASH: &str = "host/src/ebpf/millrace.bpf.sha256";
 /// The sources.
 const SOURCES: [&str; 2] = ["ebpf", "ebpf-common"];
+/// Where the sources are copied to be built, and what they need there: which symbols the compiler makes,
+/// and so in which order and what it inlines, depends on the path of a package.
+const PLACE: &str = "/tmp/millrace-ebpf";
+const MANIFEST: &str = "Cargo.toml";
 /// Between flags of the compiler in one variable.
 const SEPARATOR: &str = "\u{1f}";
 
@@ -135,6 +139,8 @@ fn build(root: &Path) -> Result<Vec<u8>> {
         bail!("{} is {}, and the object is made by {RUSTC}", rustc.display(), said.trim());
     }
     let target = root.join("target/ebpf");
+    let place = Path::new(PLACE);
+    let _alone = copied(root, place)?;
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
     let cargo_home = cargo_home.or(home).context("neither CARGO_HOME nor HOME is set")?;
@@ -143,7 +149,7 @@ fn build(root: &Path) -> Result<Vec<u8>> {
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
         // The object must not tell where it was built.
-        format!("--remap-path-prefix={}=/millrace", root.display()),
+        format!("--remap-path-prefix={}=/millrace", place.display()),
         format!("--remap-path-prefix={}=/cargo", cargo_home.display()),
     ];
     let path = env::var_os("PATH").unwrap_or_default();
@@ -151,7 +157,7 @@ fn build(root: &Path) -> Result<Vec<u8>> {
     let folders = folders.chain([cargo_home.join("bin")]);
     let mut command = Command::new(Path::new(PROGRAMS).join("cargo"));
     command
-        .current_dir(root.join("ebpf"))
+        .current_dir(place.join("ebpf"))
         .args(["build", "--release", "--locked", "--target", "bpfel-unknown-none"])
         .args(["-Z", "build-std=core"])
         .env("PATH", env::join_paths(folders)?)
@@ -168,4 +174,29 @@ fn build(root: &Path) -> Result<Vec<u8>> {
     let [program, options @ ..] = STRIP;
     repo::run(Command::new(program).args(options).arg(stripped.path()))?;
     fs::read(stripped.path()).context("the stripped object")
+}
+
+/// Copy the sources to a place that is the same on every machine, which nobody else uses as long as what
+/// comes back is kept.
+fn copied(root: &Path, place: &Path) -> Result<File> {
+    let lock = place.with_extension("lock");
+    let lock = File::create(&lock).with_context(|| lock.display().to_string())?;
+    lock.lock().with_context(|| format!("waiting for {}", place.display()))?;
+    match fs::remove_dir_all(place) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| place.display().to_string());
+        }
+        _ => {}
+    }
+    let mut files = vec![root.join(MANIFEST)];
+    for folder in SOURCES {
+        collect(&root.join(folder), &mut files)?;
+    }
+    for file in files {
+        let to = place.join(file.strip_prefix(root)?);
+        let folder = to.parent().unwrap_or(place);
+        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        fs::copy(&file, &to).with_context(|| file.display().to_string())?;
+    }
+    Ok(lock)
 }
