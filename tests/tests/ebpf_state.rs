@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
+use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -24,6 +25,9 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
+
+/// Which tests run beside others: what is counted to the last connection has the processors to itself.
+static BESIDE: RwLock<()> = RwLock::new(());
 
 const SERVICE: &str = "10.71.0.10:80";
 const OTHER: &str = "10.72.0.10:443";
@@ -82,6 +86,7 @@ fn connections(namespace: &Namespace) -> Result<usize> {
 /// each have their own original destination.
 #[test]
 fn reused_ports() -> Result<()> {
+    let _beside = BESIDE.read();
     let _cgroup = Cgroup::enter()?;
     let topology = pod()?;
     topology.pod.enter(|| -> Result<()> {
@@ -102,6 +107,7 @@ fn reused_ports() -> Result<()> {
 /// and nothing to a next attempt of the same socket.
 #[test]
 fn connections_that_nobody_accepts() -> Result<()> {
+    let _beside = BESIDE.read();
     let _cgroup = Cgroup::enter()?;
     let mut topology = pod()?;
     topology.stop_listeners();
@@ -133,6 +139,7 @@ fn connections_that_nobody_accepts() -> Result<()> {
 /// family, and counted; that others are not; and that there is room again once one has ended.
 #[test]
 fn no_room_for_another_connection() -> Result<()> {
+    let _alone = BESIDE.write();
     let _cgroup = Cgroup::enter()?;
     let topology = Topology::new(Stack::Dual, Layout::default())?;
     mount_bpffs(&topology.pod)?;
@@ -171,6 +178,7 @@ fn no_room_for_another_connection() -> Result<()> {
 /// nothing of it stays.
 #[test]
 fn over_before_it_is_accepted() -> Result<()> {
+    let _beside = BESIDE.read();
     let _cgroup = Cgroup::enter()?;
     let mut topology = pod()?;
     topology.stop_listeners();
@@ -207,6 +215,7 @@ fn nothing_is_left() -> Result<()> {
 /// time, are kept apart.
 #[test]
 fn two_pods_with_the_same_addresses() -> Result<()> {
+    let _beside = BESIDE.read();
     let _cgroup = Cgroup::enter()?;
     let (first, second) = (pod()?, Topology::new(Stack::V4, Layout::default())?);
     let net = File::open(second.pod.path()).context("a namespace")?;
