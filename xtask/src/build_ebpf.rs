@@ -6,6 +6,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -140,7 +141,7 @@ fn build(root: &Path) -> Result<Vec<u8>> {
     }
     let target = root.join("target/ebpf");
     let place = Path::new(PLACE);
-    let _alone = copied(root, place)?;
+    let _copied = Copied::new(root, place)?;
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
     let cargo_home = cargo_home.or(home).context("neither CARGO_HOME nor HOME is set")?;
@@ -176,27 +177,53 @@ fn build(root: &Path) -> Result<Vec<u8>> {
     fs::read(stripped.path()).context("the stripped object")
 }
 
-/// Copy the sources to a place that is the same on every machine, which nobody else uses as long as what
-/// comes back is kept.
-fn copied(root: &Path, place: &Path) -> Result<File> {
-    let lock = place.with_extension("lock");
-    let lock = File::create(&lock).with_context(|| lock.display().to_string())?;
-    lock.lock().with_context(|| format!("waiting for {}", place.display()))?;
-    match fs::remove_dir_all(place) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            return Err(error).with_context(|| place.display().to_string());
+/// The sources at a place that is the same on every machine and nobody else uses meanwhile; they are gone
+/// with this.
+struct Copied(File);
+
+impl Copied {
+    fn new(root: &Path, place: &Path) -> Result<Self> {
+        let shown = || place.display().to_string();
+        match fs::create_dir(place) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(error).with_context(shown);
+            }
+            _ => {}
         }
-        _ => {}
+        // Anybody may make a folder, or a link, with a name that is known.
+        let found = fs::symlink_metadata(place).with_context(shown)?;
+        let own = fs::metadata("/proc/self").context("/proc/self")?.uid();
+        ensure!(found.is_dir() && found.uid() == own, "{} is somebody else's", shown());
+        let copied = Self(File::open(place).with_context(shown)?);
+        copied.0.lock().with_context(|| format!("waiting for {}", shown()))?;
+        clear(place)?;
+        let mut files = vec![root.join(MANIFEST)];
+        for folder in SOURCES {
+            collect(&root.join(folder), &mut files)?;
+        }
+        for file in files {
+            let to = place.join(file.strip_prefix(root)?);
+            let folder = to.parent().unwrap_or(place);
+            fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+            fs::copy(&file, &to).with_context(|| file.display().to_string())?;
+        }
+        Ok(copied)
     }
-    let mut files = vec![root.join(MANIFEST)];
-    for folder in SOURCES {
-        collect(&root.join(folder), &mut files)?;
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        // The folder stays, since it is the lock; it is cleared again by the next run.
+        let _cleared = clear(Path::new(PLACE));
     }
-    for file in files {
-        let to = place.join(file.strip_prefix(root)?);
-        let folder = to.parent().unwrap_or(place);
-        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-        fs::copy(&file, &to).with_context(|| file.display().to_string())?;
+}
+
+fn clear(place: &Path) -> Result<()> {
+    for entry in fs::read_dir(place).with_context(|| place.display().to_string())? {
+        let path = entry?.path();
+        let removed =
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.with_context(|| path.display().to_string())?;
     }
-    Ok(lock)
+    Ok(())
 }
