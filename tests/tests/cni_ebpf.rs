@@ -92,6 +92,9 @@ fn rules_replace_an_entry() -> Result<()> {
         ensure!(last(&add(&host, &pod, "ebpf", &[]), &host)?["by"] == "eBPF");
         ensure!(pods(&host)? == 1, "{backend}");
         let call = add(&host, &pod, backend, &[]);
+        let reply = call.clone().to("CHECK").run(&host)?;
+        let missed = reply.failure(101)?;
+        ensure!(missed.contains("eBPF captures it"), "{backend}: {missed}");
         ensure!(last(&call, &host)?["by"] != "eBPF", "{backend}");
         ensure!(pods(&host)? == 0, "{backend}: captured twice");
         captured(&host, &pod)?;

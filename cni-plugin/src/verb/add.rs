@@ -52,7 +52,7 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
     let applied = if let Some(applied) = by_ebpf(job, &netns, &path, &captured.policy)? {
         applied
     } else {
-        let entry = entry(job, &netns, &path)?;
+        let entry = entry(job, &netns)?;
         let applied = by_rules(job, &netns, &path, captured.policy)?;
         // The rules capture the pod now.
         if let Some((node, cookie)) = entry {
@@ -117,7 +117,7 @@ fn by_ebpf(
 
 /// The entry that captures the pod where the setting has changed to rules since: with both, it would
 /// be captured twice. Where the setting leaves the choice, what captures the pod was asked before.
-fn entry(job: &mut Job<'_>, netns: &Netns, path: &Path) -> Result<Option<(Node, u64)>, CniError> {
+fn entry(job: &mut Job<'_>, netns: &Netns) -> Result<Option<(Node, u64)>, CniError> {
     if !matches!(job.config.backend, Backend::Nftables | Backend::Iptables) {
         return Ok(None);
     }
@@ -130,7 +130,7 @@ fn entry(job: &mut Job<'_>, netns: &Netns, path: &Path) -> Result<Option<(Node, 
             return Ok(None);
         }
     };
-    enter(netns, path)?;
+    netns.enter().map_err(|error| no_namespace(&error))?;
     let cookie = ebpf::enrolled(&node).map_err(|error| not_captured(&error))?;
     Ok(cookie.map(|cookie| (node, cookie)))
 }

@@ -36,14 +36,21 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
     };
     let path = job.request.netns.clone().unwrap_or_default();
     // The maps are the host's: they are opened from there.
-    let node = match job.config.backend {
-        Backend::Auto | Backend::Ebpf => Node::open_if_loaded(&job.config.bpffs).map_err(unseen)?,
-        Backend::Nftables | Backend::Iptables => None,
+    let by_rules = matches!(job.config.backend, Backend::Nftables | Backend::Iptables);
+    let node = match Node::open_if_loaded(&job.config.bpffs) {
+        // Rules are not less there where the programs can't be looked at.
+        Err(_unseen) if by_rules => None,
+        opened => opened.map_err(unseen)?,
     };
     let mut pod = enter(&netns, &path)?;
     let asked = job.config.backend == Backend::Ebpf;
+    let enrolled = match &node {
+        Some(node) => ebpf::enrolled(node).map_err(unseen)?.is_some(),
+        None => false,
+    };
     let difference = match &node {
-        Some(node) if asked || ebpf::enrolled(node).map_err(unseen)?.is_some() => {
+        _ if by_rules && enrolled => Some("eBPF captures it, and rules are to".to_owned()),
+        Some(node) if asked || enrolled => {
             pod.check_entry(node, captured.policy).map_err(unseen)?
         }
         None if asked => Some("the node's programs are not loaded".to_owned()),

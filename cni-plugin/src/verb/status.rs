@@ -31,7 +31,7 @@ pub(super) fn status(job: &mut Job<'_>) -> Result<String, CniError> {
             0 => (Code::NotAvailable, String::new()),
             _ => (
                 Code::LimitedConnectivity,
-                format!(" The rules of {pods} captured pods can't be checked or changed."),
+                format!(" The rules of up to {pods} captured pods can't be checked or changed."),
             ),
         };
         return Err(CniError::new(code, format!("no pod can be captured: {why}.{and}")));
