@@ -11,13 +11,16 @@ use millrace_core::nft;
 pub use millrace_core::observed::Variant;
 use millrace_core::plan::Wish;
 use millrace_core::preflight::Backend;
+use millrace_core::ruleset::Ruleset;
+use millrace_core::value::Groups;
 use millrace_host::engine::{Drift, Request, Rules, Session};
 use millrace_host::{exec, facts};
+use serde_json::Value;
 
 use crate::binary;
 use crate::cases::Config;
 use crate::netns::Namespace;
-use crate::topology::{Stack, Topology};
+use crate::topology::{Layout, Stack, Topology};
 
 /// Something that can capture a pod as a configuration says.
 pub trait Capture {
@@ -189,4 +192,48 @@ pub fn wrapped(wrapper: &[&str], inner: &Command) -> Command {
 fn said(output: &Output) -> String {
     let [out, err] = [&output.stdout, &output.stderr].map(|b| String::from_utf8_lossy(b));
     format!("{out}{err}")
+}
+
+/// A pod with rules of these settings; nobody listens in it.
+///
+/// # Errors
+/// When it can't be made, or is not captured.
+pub fn unattended(backend: &str, settings: &[&str]) -> Result<Topology> {
+    let mut topology = Topology::new(Stack::Dual, Layout::default())?;
+    topology.stop_listeners();
+    millrace_in_pod(&topology, &[&["apply", "--backend", backend], settings].concat(), 0)?;
+    Ok(topology)
+}
+
+/// What `millrace verify` says of a pod, as JSON.
+///
+/// # Errors
+/// When it ends with another exit code.
+pub fn verified(topology: &Topology, settings: &[&str], code: i32) -> Result<Value> {
+    let words = [&["verify", "--output", "json", "--timeout", "300ms"], settings].concat();
+    let output = topology.pod.output(&mut millrace(words)?)?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.code() == Some(code), "{settings:?}: {output:?}");
+    serde_json::from_str(&said).context(said)
+}
+
+/// Write rules of iptables into a namespace. Gives how many programs were run.
+///
+/// # Errors
+/// When they can't be written.
+pub fn write(ns: &Namespace, ruleset: &Ruleset, wish: Wish, groups: &Groups) -> Result<usize> {
+    let outcome = ns.enter(|| {
+        Session::open()?.run(&Request {
+            rules: Some(Rules { iptables: ruleset, native: None }),
+            wish,
+            drift: Drift::Replace,
+            everything: false,
+            dry_run: false,
+            wait: Duration::from_secs(10),
+            groups,
+            marks: Vec::new(),
+            exec: exec::Options::default(),
+        })
+    })??;
+    Ok(outcome.processes)
 }

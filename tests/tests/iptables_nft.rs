@@ -1,15 +1,11 @@
 //! Tables of iptables-nft by netlink: what is there is what iptables-nft-restore would have left.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 use millrace_core::plan::Wish;
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::{Match, Owner, Ruleset};
 use millrace_core::value::Groups;
-use millrace_host::engine::{Drift, Request, Rules, Session};
-use millrace_host::exec;
-use millrace_tests::capture::{Capture as _, IptablesByNetlink, Millrace, Variant};
+use millrace_tests::capture::{Capture as _, IptablesByNetlink, Millrace, Variant, write};
 use millrace_tests::cases;
 use millrace_tests::istio::golden;
 use millrace_tests::netns::Namespace;
@@ -51,24 +47,6 @@ fn same(ours: &str, theirs: &str) -> Result<()> {
     let lines: Vec<_> = pairs.filter(|(a, b)| a != b).map(|(a, b)| format!("{a}\n{b}")).collect();
     ensure!(ours == theirs, "by netlink and by programs:\n{}", lines.join("\n"));
     Ok(())
-}
-
-/// Write rules into a namespace.
-fn write(namespace: &Namespace, ruleset: &Ruleset, wish: Wish, groups: &Groups) -> Result<usize> {
-    let outcome = namespace.enter(|| {
-        Session::open()?.run(&Request {
-            rules: Some(Rules { iptables: ruleset, native: None }),
-            wish,
-            drift: Drift::Replace,
-            everything: false,
-            dry_run: false,
-            wait: Duration::from_secs(10),
-            groups,
-            marks: Vec::new(),
-            exec: exec::Options::default(),
-        })
-    })??;
-    Ok(outcome.processes)
 }
 
 /// The same rules for programs that don't know the groups of the golden files.

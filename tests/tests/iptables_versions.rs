@@ -6,7 +6,6 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_core::iptables::Dump;
@@ -16,10 +15,10 @@ use millrace_core::preflight::Backend;
 use millrace_core::ruleset::{Rule, Ruleset};
 use millrace_core::value::Family;
 use millrace_core::value::Groups;
-use millrace_host::engine::{Drift, Request, Session};
+use millrace_host::engine::Session;
 use millrace_host::exec;
 use millrace_host::observe::Look;
-use millrace_tests::capture::{Capture as _, IptablesByNetlink, millrace, ran};
+use millrace_tests::capture::{Capture as _, IptablesByNetlink, millrace, ran, write};
 use millrace_tests::cases::{self, Config};
 use millrace_tests::istio::golden;
 use millrace_tests::netns::Namespace;
@@ -110,23 +109,6 @@ fn pod() -> Result<Namespace> {
     Ok(namespace)
 }
 
-fn write(namespace: &Namespace, ruleset: &Ruleset, groups: &Groups) -> Result<()> {
-    namespace.enter(|| {
-        Session::open()?.run(&Request {
-            rules: Some(millrace_host::engine::Rules { iptables: ruleset, native: None }),
-            wish: Wish::Backend(Backend::IptablesNft),
-            drift: Drift::Replace,
-            everything: false,
-            dry_run: false,
-            wait: Duration::from_secs(10),
-            groups,
-            marks: Vec::new(),
-            exec: exec::Options::default(),
-        })
-    })??;
-    Ok(())
-}
-
 /// Verify for every golden file that each version reads what was written by netlink, rule by rule, and
 /// that each nft can list it.
 #[test]
@@ -135,7 +117,7 @@ fn what_is_written_by_netlink_is_read_by_every_version() -> Result<()> {
     let (files, groups) = golden();
     for (path, ruleset) in files {
         let pod = pod()?;
-        write(&pod, &ruleset, &groups)?;
+        write(&pod, &ruleset, Wish::Backend(Backend::IptablesNft), &groups)?;
         for release in &releases {
             let what = || format!("{} by {}", path.display(), release.name);
             for family in ruleset.families() {

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::capture::{millrace, millrace_in_pod, ran};
+use millrace_tests::capture::{millrace, millrace_in_pod, ran, unattended, verified};
 use millrace_tests::ebpf::{self, Cgroup, FOLDER};
 use millrace_tests::process::Listeners;
 use millrace_tests::snapshot::Snapshot;
@@ -26,28 +26,12 @@ const SETTINGS: [&str; 8] = [
     "all",
 ];
 
-/// A pod with rules of these settings; nobody listens in it.
-fn captured(backend: &str, settings: &[&str]) -> Result<Topology> {
-    let mut topology = Topology::new(Stack::Dual, Layout::default())?;
-    topology.stop_listeners();
-    millrace_in_pod(&topology, &[&["apply", "--backend", backend], settings].concat(), 0)?;
-    Ok(topology)
-}
-
-fn verify(topology: &Topology, settings: &[&str], code: i32) -> Result<Value> {
-    let words = [&["verify", "--output", "json", "--timeout", "300ms"], settings].concat();
-    let output = topology.pod.output(&mut millrace(words)?)?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.code() == Some(code), "{output:?}");
-    serde_json::from_str(&said).context(said)
-}
-
 /// Verify that every connection arrives where it should with each backend, in both families and
 /// directions, by TCP and UDP, with and without the configuration; and that nothing is left.
 #[test]
 fn every_backend_is_proved() -> Result<()> {
     for backend in BACKENDS {
-        let topology = captured(backend, &SETTINGS)?;
+        let topology = unattended(backend, &SETTINGS)?;
         is_proved(&topology, &[]).with_context(|| backend.to_owned())?;
     }
     Ok(())
@@ -61,7 +45,7 @@ fn ebpf_is_proved() -> Result<()> {
     is_proved(&topology, &["--bpffs", FOLDER])?;
     let other =
         [&["--bpffs", FOLDER, "--exclude-outbound-ports", "61000"], &SETTINGS[..4]].concat();
-    let found = verify(&topology, &other, 126)?;
+    let found = verified(&topology, &other, 126)?;
     let connections = found["connections"].as_array().context("connections")?;
     let wrong = |c: &&Value| c["passed"] == false && c["result"]["port"] == 15001;
     ensure!(connections.iter().any(|c| wrong(&c)), "{found:#}");
@@ -81,7 +65,7 @@ fn captured_by_ebpf(settings: &[&str]) -> Result<(Cgroup, Topology)> {
 /// Whether a pod with [`SETTINGS`] is proved to have them, with and without saying them.
 fn is_proved(topology: &Topology, options: &[&str]) -> Result<()> {
     let before = Snapshot::take(&topology.pod)?.without_counters();
-    let found = verify(topology, &[options, &SETTINGS].concat(), 0)?;
+    let found = verified(topology, &[options, &SETTINGS].concat(), 0)?;
     assert_eq!((&found["failed"], &found["skipped"]), (&0.into(), &0.into()), "{found:#}");
     let connections = found["connections"].as_array().context("connections")?;
     for (maker, protocol) in [
@@ -113,7 +97,7 @@ fn is_proved(topology: &Topology, options: &[&str]) -> Result<()> {
     assert_eq!(connections.iter().filter(unheard).count(), 2, "{found:#}");
     let captured = |c: &&Value| c["result"]["port"] == 15006 && c["maker"] == "outside";
     assert_eq!(connections.iter().filter(captured).count(), 2, "{found:#}");
-    assert_eq!(verify(topology, options, 0)?["failed"], 0);
+    assert_eq!(verified(topology, options, 0)?["failed"], 0);
     let after = Snapshot::take(&topology.pod)?.without_counters();
     assert_eq!(before.differences(&after), "");
     Ok(())
@@ -124,7 +108,7 @@ fn is_proved(topology: &Topology, options: &[&str]) -> Result<()> {
 fn tproxy_is_proved() -> Result<()> {
     for backend in BACKENDS {
         let settings = [&SETTINGS[..], &["--mode", "tproxy"]].concat();
-        let found = verify(&captured(backend, &settings)?, &settings, 0)?;
+        let found = verified(&unattended(backend, &settings)?, &settings, 0)?;
         assert_eq!((&found["failed"], &found["skipped"]), (&0.into(), &0.into()), "{found:#}");
         let connections = found["connections"].as_array().context("connections")?;
         let handed = |c: &&Value| c["expected"]["how"] == "transparent" && c["passed"] == true;
@@ -145,9 +129,9 @@ fn what_gets_past_a_proxy_that_does_not_listen_is_found() -> Result<()> {
     topology.stop_listeners();
     let apply = ["istio-iptables", "--native-nftables", "-m", "TPROXY", "-i", "*", "-b", "*"];
     millrace_in_pod(&topology, &apply, 0)?;
-    assert_eq!(verify(&topology, &[], 0)?["failed"], 0);
+    assert_eq!(verified(&topology, &[], 0)?["failed"], 0);
     topology.pod.run("nft", &["delete", "table", "inet", "istio-proxy-guard"])?;
-    let found = verify(&topology, &[], 126)?;
+    let found = verified(&topology, &[], 126)?;
     let connections = found["connections"].as_array().context("connections")?;
     let wrong: Vec<_> = connections.iter().filter(|c| c["passed"] == false).collect();
     // In each family: without a listener, and as an earlier one, with and without.
@@ -172,11 +156,11 @@ fn what_is_missing_is_found() -> Result<()> {
         ("PREROUTING -p tcp -j MILLRACE_INBOUND", "outside"),
         ("MILLRACE_OUTPUT -m owner --uid-owner 1337 -j RETURN", "proxy"),
     ] {
-        let topology = captured("iptables-nft", &["--exclude-inbound-ports", "15090"])?;
+        let topology = unattended("iptables-nft", &["--exclude-inbound-ports", "15090"])?;
         let delete = format!("-t nat -D {rule}");
         topology.pod.run("iptables-nft", &delete.split(' ').collect::<Vec<_>>())?;
         let settings = ["--exclude-inbound-ports", "15090"];
-        let found = verify(&topology, &settings, 126)?;
+        let found = verified(&topology, &settings, 126)?;
         let connections = found["connections"].as_array().context("connections")?;
         let failed: Vec<&Value> = connections.iter().filter(|c| c["passed"] == false).collect();
         ensure!(!failed.is_empty() && failed.iter().all(|c| c["maker"] == maker), "{found:#}");
@@ -216,9 +200,9 @@ fn what_is_dropped_or_led_elsewhere_is_found() -> Result<()> {
     ];
     for backend in ["iptables-nft", "nftables"] {
         for (rule, port, seen) in cases {
-            let topology = captured(backend, &settings)?;
+            let topology = unattended(backend, &settings)?;
             topology.pod.run("iptables-nft", &rule.split(' ').collect::<Vec<_>>())?;
-            let found = verify(&topology, &settings, 126)?;
+            let found = verified(&topology, &settings, 126)?;
             let connections = found["connections"].as_array().context("connections")?;
             let is_it = |c: &&Value| {
                 let to = c["to"].as_str().unwrap_or_default();
@@ -240,12 +224,12 @@ fn what_is_dropped_or_led_elsewhere_is_found() -> Result<()> {
 /// Verify that it says what its own link goes around: rules that name the pod's interfaces.
 #[test]
 fn what_is_gone_around_is_said() -> Result<()> {
-    let topology = captured("nftables", &[])?;
-    let said = verify(&topology, &[], 0)?;
+    let topology = unattended("nftables", &[])?;
+    let said = verified(&topology, &[], 0)?;
     assert_eq!(said["notMet"], serde_json::json!([]));
     let rule = "-t mangle -A PREROUTING -i eth0 -p tcp -j DROP";
     topology.pod.run("iptables-nft", &rule.split(' ').collect::<Vec<_>>())?;
-    let said = verify(&topology, &[], 126)?;
+    let said = verified(&topology, &[], 126)?;
     let about = |text: &Value| {
         let text = text.as_str().unwrap_or_default();
         text.contains("by eth0: dropped") && text.contains("-i eth0")
@@ -262,7 +246,7 @@ fn what_is_gone_around_is_said() -> Result<()> {
 /// Verify that of two at once the second waits for the first, and tries everything as well.
 #[test]
 fn two_at_once_try_everything() -> Result<()> {
-    let topology = captured("nftables", &[])?;
+    let topology = unattended("nftables", &[])?;
     let words = ["verify", "--output", "json", "--inbound-port", "15006"];
     let mut children = Vec::new();
     for _ in 0..2 {
@@ -287,7 +271,7 @@ fn a_running_proxy_is_no_hindrance() -> Result<()> {
     let topology = Topology::new(Stack::Dual, Layout::default())?;
     for backend in BACKENDS {
         millrace_in_pod(&topology, &["apply", "--backend", backend], 0)?;
-        let found = verify(&topology, &["--inbound-port", "15006"], 0)?;
+        let found = verified(&topology, &["--inbound-port", "15006"], 0)?;
         let connections = found["connections"].as_array().context("connections")?;
         let by_proxy = |c: &&Value| c["result"]["own"] == false && c["result"]["port"] == 15001;
         ensure!(connections.iter().filter(by_proxy).count() >= 2, "{found:#}");
@@ -300,7 +284,7 @@ fn a_running_proxy_is_no_hindrance() -> Result<()> {
 #[test]
 fn a_running_proxy_is_no_hindrance_to_ebpf() -> Result<()> {
     let (_cgroup, topology) = ebpf::captured(&[])?;
-    let found = verify(&topology, &["--bpffs", FOLDER], 0)?;
+    let found = verified(&topology, &["--bpffs", FOLDER], 0)?;
     let connections = found["connections"].as_array().context("connections")?;
     for port in [15001, 15006] {
         let by_proxy = |c: &&Value| c["result"]["own"] == false && c["result"]["port"] == port;
@@ -313,7 +297,7 @@ fn a_running_proxy_is_no_hindrance_to_ebpf() -> Result<()> {
 /// Verify that a user without any capability proves what it can, and is told what it can't.
 #[test]
 fn any_user_can_verify() -> Result<()> {
-    let topology = captured("iptables-nft", &[])?;
+    let topology = unattended("iptables-nft", &[])?;
     let program = millrace([""; 0])?;
     let program = program.get_program().to_str().context("a path")?.to_owned();
     for (user, own, other) in [("1000", "application", "proxy"), ("1337", "proxy", "application")] {
@@ -347,7 +331,7 @@ fn any_user_can_verify() -> Result<()> {
 /// Verify that nothing is left when it is killed in the middle.
 #[test]
 fn killed_it_leaves_nothing() -> Result<()> {
-    let topology = captured("iptables-nft", &[])?;
+    let topology = unattended("iptables-nft", &[])?;
     topology.pod.run("iptables-nft", &["-t", "nat", "-F", "MILLRACE_REDIRECT"])?;
     let before = Snapshot::take(&topology.pod)?.without_counters();
     let mut command = millrace(["verify", "--timeout", "60s", "--inbound-port", "15006"])?;

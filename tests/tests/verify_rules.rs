@@ -2,26 +2,10 @@
 //! rules that take no part in the capture are no fault.
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::capture::{millrace, millrace_in_pod, ran};
+use millrace_tests::capture::{millrace, ran, unattended, verified};
 use millrace_tests::ebpf::{self, FOLDER};
-use millrace_tests::topology::{Layout, Stack, Topology};
+use millrace_tests::topology::Topology;
 use serde_json::Value;
-
-/// A pod with rules of these settings; nobody listens in it.
-fn captured(backend: &str, settings: &[&str]) -> Result<Topology> {
-    let mut topology = Topology::new(Stack::Dual, Layout::default())?;
-    topology.stop_listeners();
-    millrace_in_pod(&topology, &[&["apply", "--backend", backend], settings].concat(), 0)?;
-    Ok(topology)
-}
-
-fn verify(topology: &Topology, settings: &[&str], code: i32) -> Result<Value> {
-    let words = [&["verify", "--output", "json", "--timeout", "300ms"], settings].concat();
-    let output = topology.pod.output(&mut millrace(words)?)?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.code() == Some(code), "{settings:?}: {output:?}");
-    serde_json::from_str(&said).context(said)
-}
 
 fn list<'v>(found: &'v Value, name: &str) -> Result<&'v Vec<Value>> {
     found[name].as_array().with_context(|| format!("{name}: {found:#}"))
@@ -68,10 +52,10 @@ fn what_rules_of_others_let_past_is_found() -> Result<()> {
     let native = [("nftables", format!("iptables-nft {untracked}"))];
     for (backend, line) in in_front.chain(elsewhere).chain(native) {
         let told = || format!("{backend}: {line}");
-        let topology = captured(backend, &["--exclude-inbound-ports", "15090"])?;
+        let topology = unattended(backend, &["--exclude-inbound-ports", "15090"])?;
         in_pod(&topology, &[&line])?;
         for settings in [&[][..], &["--exclude-inbound-ports", "15090"]] {
-            let found = verify(&topology, settings, 126).with_context(told)?;
+            let found = verified(&topology, settings, 126).with_context(told)?;
             for kind in only_rules_differ(&found).with_context(told)? {
                 let is_capture = kind["expected"]["outcome"] == "captured";
                 ensure!(is_capture && kind["family"] == "ipv4", "{}: {kind:#}", told());
@@ -103,13 +87,13 @@ fn rules_of_another_configuration_are_found() -> Result<()> {
     let path = path.to_str().context("UTF-8")?;
     std::fs::write(path, "proxy: {uids: [1337]}\n")?;
     for backend in ["iptables-nft", "iptables-legacy", "nftables"] {
-        let topology = captured(backend, &settings)?;
-        let found = verify(&topology, &["--config", path], 126).context(backend)?;
+        let topology = unattended(backend, &settings)?;
+        let found = verified(&topology, &["--config", path], 126).context(backend)?;
         let kinds = only_rules_differ(&found).context(backend)?;
         ensure!(kinds.iter().all(|k| k["expected"]["outcome"] == "captured"), "{found:#}");
         ensure!(kinds.iter().any(|k| k["outcome"]["outcome"] == "delivered"), "{found:#}");
         ensure!(kinds.iter().any(|k| k["outcome"]["outcome"] == "passed"), "{found:#}");
-        ensure!(verify(&topology, &settings, 0)?["kindsOtherwise"] == 0, "{backend}");
+        ensure!(verified(&topology, &settings, 0)?["kindsOtherwise"] == 0, "{backend}");
     }
     Ok(())
 }
@@ -120,13 +104,13 @@ fn another_entry_of_ebpf_is_found() -> Result<()> {
     let settings = ["--exclude-outbound-cidrs", "10.96.0.0/16", "--exclude-inbound-ports", "8080"];
     let (_cgroup, mut topology) = ebpf::captured(&settings)?;
     topology.stop_listeners();
-    let found = verify(&topology, &["--bpffs", FOLDER, "--inbound-port", "15006"], 126)?;
+    let found = verified(&topology, &["--bpffs", FOLDER, "--inbound-port", "15006"], 126)?;
     let kinds = only_rules_differ(&found)?;
     ensure!(kinds.iter().any(|k| k["outcome"]["outcome"] == "delivered"), "{found:#}");
     ensure!(kinds.iter().any(|k| k["outcome"]["outcome"] == "passed"), "{found:#}");
     let good = [&["--bpffs", FOLDER], &settings[..]].concat();
     for settings in [&good[..], &good[..2]] {
-        let found = verify(&topology, settings, 0)?;
+        let found = verified(&topology, settings, 0)?;
         ensure!(found["notMet"] == serde_json::json!([]), "{found:#}");
     }
     Ok(())
@@ -137,8 +121,8 @@ fn another_entry_of_ebpf_is_found() -> Result<()> {
 #[test]
 fn every_identity_is_tried() -> Result<()> {
     let settings = ["--proxy-uid", "1337,2000", "--proxy-gid", "3000,3001"];
-    let topology = captured("iptables-nft", &settings)?;
-    let found = verify(&topology, &settings, 0)?;
+    let topology = unattended("iptables-nft", &settings)?;
+    let found = verified(&topology, &settings, 0)?;
     let connections = list(&found, "connections")?;
     for (maker, key, id) in [
         ("application", "uid", 0),
@@ -152,7 +136,7 @@ fn every_identity_is_tried() -> Result<()> {
         ensure!(connections.iter().any(|c| is(&c)), "{maker} {key}={id}: {found:#}");
     }
     in_pod(&topology, &["iptables-nft -t nat -I OUTPUT -m owner --uid-owner 1000 -j ACCEPT"])?;
-    let found = verify(&topology, &settings, 126)?;
+    let found = verified(&topology, &settings, 126)?;
     let failed: Vec<_> =
         list(&found, "connections")?.iter().filter(|c| c["passed"] == false).collect();
     ensure!(!failed.is_empty() && failed.iter().all(|c| c["owner"]["uid"] == 1000), "{found:#}");
@@ -164,17 +148,17 @@ fn every_identity_is_tried() -> Result<()> {
 #[test]
 fn ipv6_that_is_not_captured_is_not_expected() -> Result<()> {
     for backend in ["iptables-nft", "iptables-legacy", "nftables"] {
-        let topology = captured(backend, &["--ipv6", "off"])?;
+        let topology = unattended(backend, &["--ipv6", "off"])?;
         for settings in [&["--ipv6", "off"][..], &[]] {
-            let found = verify(&topology, settings, 0).context(backend)?;
+            let found = verified(&topology, settings, 0).context(backend)?;
             assert_eq!((&found["failed"], &found["skipped"]), (&0.into(), &0.into()), "{found:#}");
             let is = |c: &&Value| c["to"].as_str().is_some_and(|to| to.contains('['));
             let of_v6: Vec<_> =
                 list(&found, "connections")?.iter().filter(is).map(|c| &c["source"]).collect();
             ensure!(!of_v6.is_empty() && !of_v6.contains(&&"::6".into()), "{found:#}");
         }
-        let other = captured(backend, &[])?;
-        verify(&other, &["--ipv6", "off"], 126).context(backend)?;
+        let other = unattended(backend, &[])?;
+        verified(&other, &["--ipv6", "off"], 126).context(backend)?;
     }
     Ok(())
 }
@@ -212,8 +196,8 @@ fn rules_that_take_no_part_are_no_fault() -> Result<()> {
     let tproxy = ["--mode", "tproxy"];
     for backend in ["iptables-nft", "iptables-legacy", "nftables"] {
         for settings in [&[][..], &dns, &tproxy] {
-            let topology = captured(backend, settings)?;
-            let clean = verify(&topology, settings, 0)?;
+            let topology = unattended(backend, settings)?;
+            let clean = verified(&topology, settings, 0)?;
             ensure!(clean["notMet"] == serde_json::json!([]), "{backend}: {clean:#}");
             if settings == dns {
                 continue;
@@ -222,7 +206,7 @@ fn rules_that_take_no_part_are_no_fault() -> Result<()> {
             let lines = OF_OTHERS.map(|rule| format!("{program} {rule}"));
             in_pod(&topology, &lines.each_ref().map(String::as_str))?;
             for settings in [settings, &[]] {
-                let found = verify(&topology, settings, 0).context(backend)?;
+                let found = verified(&topology, settings, 0).context(backend)?;
                 ensure!(found["kindsOtherwise"] == 0 && found["failed"] == 0, "{found:#}");
                 let is = |w: &Value| w.as_str().is_some_and(|w| w.contains("rules do more"));
                 ensure!(list(&found, "notMet")?.iter().any(is), "{backend}: {found:#}");
@@ -235,11 +219,11 @@ fn rules_that_take_no_part_are_no_fault() -> Result<()> {
 /// Verify that what can't be told of rules is a warning.
 #[test]
 fn what_can_not_be_told_is_a_warning() -> Result<()> {
-    let topology = captured("iptables-nft", &[])?;
+    let topology = unattended("iptables-nft", &[])?;
     let rule = "iptables-nft -t nat -I OUTPUT -p tcp --dport 7000 -m statistic --mode nth \
                 --every 1000000 --packet 999999 -j ACCEPT";
     in_pod(&topology, &[rule])?;
-    let found = verify(&topology, &[], 0)?;
+    let found = verified(&topology, &[], 0)?;
     let is = |w: &Value| w.as_str().is_some_and(|w| w.contains("can't be told: "));
     ensure!(list(&found, "notMet")?.iter().any(is), "{found:#}");
     Ok(())
