@@ -1,15 +1,19 @@
 //! How the tools of the meshes are told what to capture. Only here has a mesh a name.
 
 mod error;
+pub mod flags;
+mod go;
 pub mod istio;
 mod list;
 pub mod native;
 pub mod others;
 mod parts;
+mod raw;
 mod resolv_conf;
 
 pub use error::{ConfigError, ConfigErrors};
 pub use list::Reader;
+pub use raw::Raw;
 
 use crate::iptables::Dump;
 use crate::nft::NftLayout;

@@ -3,9 +3,10 @@
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, ArgMatches, Command};
-use millrace_core::dialect::istio::flags::{FLAGS, FlagDef, Kind, LOG_FLAGS, VARIABLES};
+use clap::{Arg, ArgAction, Command};
+use millrace_core::dialect::istio::flags::{Istio, LOG_FLAGS, VARIABLES};
 
+use super::pflag::{as_switch, as_text, typed, values, with_flags};
 use crate::log::Log;
 
 /// What was typed.
@@ -39,15 +40,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Typed, NotTyped> {
             log.set(name, &values).map_err(NotTyped::Bad)?;
         }
     }
-    let typed = FLAGS.iter().flat_map(|flag| {
-        let values = values(&matches, flag.long).into_iter();
-        values.map(|value| (flag.long.to_owned(), value))
-    });
-    Ok(Typed { flags: typed.collect(), log })
-}
-
-fn values(matches: &ArgMatches, name: &str) -> Vec<String> {
-    matches.get_many::<String>(name).into_iter().flatten().cloned().collect()
+    Ok(Typed { flags: typed::<Istio>(&matches), log })
 }
 
 /// The command, for its help as well.
@@ -57,52 +50,14 @@ pub(crate) fn command() -> Command {
             "Set up the rules that divert a pod's traffic into its proxy, as istio-iptables does",
         )
         .after_help(after_help())
-        .override_usage("istio-iptables [FLAGS]")
-        .no_binary_name(true)
-        .disable_version_flag(true)
-        // Positional words are taken and ignored, as the reference does.
-        .arg(Arg::new("ignored").num_args(0..).action(ArgAction::Append).hide(true));
-    for (own, heading) in [(false, "Flags of istio-iptables"), (true, "Flags of Millrace")] {
-        for flag in FLAGS.iter().filter(|f| f.own == own) {
-            command = command.arg(argument(flag).help_heading(heading));
-        }
-    }
+        .override_usage("istio-iptables [FLAGS]");
+    command = with_flags::<Istio>(command, "Flags of istio-iptables");
     for (name, switch, help) in LOG_FLAGS {
         let arg =
             Arg::new(*name).long(*name).help(*help).help_heading("Log").action(ArgAction::Append);
         command = command.arg(if *switch { as_switch(arg) } else { as_text(arg) });
     }
     command
-}
-
-fn argument(flag: &'static FlagDef) -> Arg {
-    let mut help = flag.help.to_owned();
-    if !flag.default.is_empty() && flag.kind != Kind::Bool {
-        help = format!("{help} [default: {}]", flag.default);
-    }
-    if !flag.env.is_empty() {
-        help = format!("{help} [env: {}]", flag.env.join(", "));
-    }
-    let arg = Arg::new(flag.long).long(flag.long).help(help).action(ArgAction::Append);
-    let arg = match flag.short {
-        Some(short) => arg.short(short),
-        None => arg,
-    };
-    match flag.kind {
-        Kind::Bool => as_switch(arg),
-        Kind::Text | Kind::List => as_text(arg).value_name("TEXT"),
-        Kind::Number => as_text(arg).value_name("NUMBER"),
-        Kind::Duration => as_text(arg).value_name("DURATION"),
-    }
-}
-
-/// `--flag` or `--flag=true`; the next word is never its value.
-fn as_switch(arg: Arg) -> Arg {
-    arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("BOOL")
-}
-
-fn as_text(arg: Arg) -> Arg {
-    arg.num_args(1).allow_hyphen_values(true)
 }
 
 fn after_help() -> String {

@@ -5,4 +5,5 @@ mod commands;
 pub(crate) mod istio;
 pub(crate) mod node;
 pub(crate) mod own;
+mod pflag;
 pub(crate) mod trace;

@@ -1,59 +1,15 @@
-//! Every flag and variable of istio-iptables in one table: the command line, its help, the
-//! environment and the documentation are made from it.
+//! Every flag and variable of istio-iptables.
 
-/// What a flag's value is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Any text; the last one given counts.
-    Text,
-    /// A comma list; several flags add up.
-    List,
-    /// `true` or `false` as Go's `strconv.ParseBool` takes them; a flag without value is true.
-    Bool,
-    /// 0 to 65535.
-    Number,
-    /// A duration as Go's `time.ParseDuration` takes it.
-    Duration,
-}
+pub use crate::dialect::flags::{FlagDef, Kind, Words};
+use crate::dialect::flags::{flag, own};
 
-/// A flag.
-#[derive(Clone, Copy, Debug)]
-pub struct FlagDef {
-    /// The name behind `--`.
-    pub long: &'static str,
-    /// The letter behind `-`.
-    pub short: Option<char>,
-    /// What its value is.
-    pub kind: Kind,
-    /// The value when nobody sets it.
-    pub default: &'static str,
-    /// The variables that set it; a later one overrides an earlier one, the flag overrides all.
-    pub env: &'static [&'static str],
-    /// What it is for.
-    pub help: &'static str,
-    /// Whether it is Millrace's own and istio-iptables doesn't have it.
-    pub own: bool,
-}
+/// What can be said to istio-iptables.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Istio;
 
-const fn flag(
-    long: &'static str,
-    short: Option<char>,
-    kind: Kind,
-    default: &'static str,
-    env: &'static [&'static str],
-    help: &'static str,
-) -> FlagDef {
-    FlagDef { long, short, kind, default, env, help, own: false }
-}
-
-const fn own(
-    long: &'static str,
-    kind: Kind,
-    default: &'static str,
-    env: &'static [&'static str],
-    help: &'static str,
-) -> FlagDef {
-    FlagDef { long, short: None, kind, default, env, help, own: true }
+impl Words for Istio {
+    const FLAGS: &'static [FlagDef] = FLAGS;
+    const VARIABLES: &'static [(&'static str, &'static str, &'static str)] = VARIABLES;
 }
 
 /// The flags of istio-iptables 1.32, then Millrace's own.
@@ -375,10 +331,10 @@ pub const LOG_FLAGS: &[(&str, bool, &str)] = &[
 
 /// Whether anything is set by the variable of this name.
 pub fn is_variable(name: &str) -> bool {
-    FLAGS.iter().any(|flag| flag.env.contains(&name)) || VARIABLES.iter().any(|v| v.0 == name)
+    Istio::is_variable(name)
 }
 
 /// The flag called `long`.
 pub fn find(long: &str) -> Option<&'static FlagDef> {
-    FLAGS.iter().find(|f| f.long == long)
+    Istio::find(long)
 }

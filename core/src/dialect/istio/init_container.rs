@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Raw;
 use super::annotations::{
     AnnotationDef, EXCLUDE_INBOUND_PORTS, EXCLUDE_INTERFACES, EXCLUDE_OUTBOUND_NETWORKS,
     EXCLUDE_OUTBOUND_PORTS, INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_NETWORKS,
@@ -10,7 +11,6 @@ use super::annotations::{
     REROUTE_INTERFACES,
 };
 use super::flags::is_variable;
-use super::raw::Raw;
 use crate::dialect::Reader;
 use crate::pod::{Container, Elsewhere, PodFacts, expand};
 use crate::policy::{CapturePolicy, InboundMode, InboundSelection, NetworkSelection};

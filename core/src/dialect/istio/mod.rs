@@ -4,26 +4,26 @@ pub mod annotations;
 mod dry_run;
 pub mod flags;
 mod footprint;
-mod go;
 mod init_container;
 pub mod lint;
 mod modern;
 mod older;
-mod raw;
 mod resolve;
 
 pub use dry_run::dry_run_log;
 pub use footprint::FOOTPRINT;
-pub use go::{parse_bool, parse_duration};
 pub use init_container::{InitContainer, NotTold, contradictions, init_container, writes_nothing};
-pub use raw::Raw;
 pub use resolve::{ForcedVariant, Options, Resolved, resolve};
 
 use crate::dialect::Modernized;
+pub use crate::dialect::go::{parse_bool, parse_duration};
 use crate::iptables::Dump;
 use crate::nft::NftLayout;
 use crate::ruleset::{ChainName, Home, Layout};
 use crate::source::Source;
+
+/// Flags and variables as they were typed.
+pub type Raw = crate::dialect::raw::Raw<flags::Istio>;
 
 /// The mark and the routing table of TPROXY when nobody says otherwise.
 pub const TPROXY_DEFAULTS: (u32, u32) = (1337, 133);
@@ -101,5 +101,5 @@ pub fn source_of(flag: &str) -> Source {
         "dns-servers" => return Source::Host("/etc/resolv.conf".to_owned()),
         same => same,
     };
-    Source::Flag(flags::find(long).map_or_else(|| format!("--{long}"), raw::display))
+    Source::Flag(flags::find(long).map_or_else(|| format!("--{long}"), flags::FlagDef::display))
 }

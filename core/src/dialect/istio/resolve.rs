@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::raw::{Raw, unreadable};
+use super::Raw;
 use crate::dialect::error::ConfigErrors;
 use crate::dialect::list::{Reader, items};
 use crate::dialect::parts;
+use crate::dialect::raw::unreadable;
 use crate::facts::HostFacts;
 use crate::observed::Variant;
 use crate::policy::{

@@ -1,29 +1,30 @@
 //! Settings as they were typed, each with its source.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 
-use super::flags::{self, FLAGS, FlagDef, Kind, VARIABLES};
-use super::go;
-use crate::dialect::Reader;
+use super::flags::{Kind, Words};
+use super::{Reader, go};
 use crate::source::{Source, Sourced};
 
-/// Flags and variables as they were typed.
+/// Flags and variables as they were typed for a tool.
 #[derive(Clone, Debug, Default)]
-pub struct Raw {
+pub struct Raw<W> {
     flags: BTreeMap<&'static str, String>,
     env: BTreeMap<String, String>,
+    of: PhantomData<W>,
 }
 
-impl Raw {
+impl<W: Words> Raw<W> {
     /// Take flags, by their long names and in their order, and the environment. Flags that the
     /// table doesn't have are not settings and are left out.
     pub fn new(
         flags: impl IntoIterator<Item = (String, String)>,
         env: BTreeMap<String, String>,
     ) -> Self {
-        let mut raw = Self { flags: BTreeMap::new(), env };
+        let mut raw = Self { flags: BTreeMap::new(), env, of: PhantomData };
         for (name, value) in flags {
-            let Some(def) = flags::find(&name) else { continue };
+            let Some(def) = W::find(&name) else { continue };
             match raw.flags.get_mut(def.long) {
                 Some(list) if def.kind == Kind::List => {
                     list.push(',');
@@ -41,10 +42,10 @@ impl Raw {
     /// The value of a flag: what the command line says, else the environment, else the default.
     /// An empty variable sets a text and is no value for anything else.
     pub fn text(&self, long: &'static str) -> Sourced<String> {
-        let def = flags::find(long).unwrap_or(&FLAGS[0]);
+        let def = W::find(long).unwrap_or(&W::FLAGS[0]);
         debug_assert_eq!(def.long, long, "a name of the table");
         if let Some(value) = self.flags.get(long) {
-            return Sourced::new(value.clone(), Source::Flag(display(def)));
+            return Sourced::new(value.clone(), Source::Flag(def.display()));
         }
         let texts = matches!(def.kind, Kind::Text | Kind::List);
         let set = def.env.iter().rev().find_map(|name| {
@@ -53,7 +54,7 @@ impl Raw {
         });
         match set {
             Some((name, value)) => Sourced::new(value.clone(), Source::Env(name.to_owned())),
-            None => Sourced::new(def.default.to_owned(), Source::Default(display(def))),
+            None => Sourced::new(def.default.to_owned(), Source::Default(def.display())),
         }
     }
 
@@ -62,7 +63,7 @@ impl Raw {
         if let Some(value) = self.env.get(name) {
             Sourced::new(value.clone(), Source::Env(name.to_owned()))
         } else {
-            let default = VARIABLES.iter().find(|v| v.0 == name).map_or("", |v| v.1);
+            let default = W::VARIABLES.iter().find(|v| v.0 == name).map_or("", |v| v.1);
             Sourced::new(default.to_owned(), Source::Default(name.to_owned()))
         }
     }
@@ -96,19 +97,12 @@ pub(super) fn unreadable(reader: &mut Reader, text: &Sourced<String>, expected: 
     }
 }
 
-/// `-b/--istio-inbound-ports`
-pub(super) fn display(def: &FlagDef) -> String {
-    match def.short {
-        Some(short) => format!("-{short}/--{}", def.long),
-        None => format!("--{}", def.long),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dialect::istio::flags::Istio;
 
-    fn raw(flags: &[(&str, &str)], env: &[(&str, &str)]) -> Raw {
+    fn raw(flags: &[(&str, &str)], env: &[(&str, &str)]) -> Raw<Istio> {
         let own = |p: &(&str, &str)| (p.0.to_owned(), p.1.to_owned());
         Raw::new(flags.iter().map(own), env.iter().map(own).collect())
     }

@@ -1,0 +1,88 @@
+//! Flags and variables of a mesh's tool, in tables: the command line, its help, the environment and the
+//! documentation are made from them.
+
+/// What a flag's value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text; the last one given counts.
+    Text,
+    /// A comma list; several flags add up.
+    List,
+    /// `true` or `false` as Go's `strconv.ParseBool` takes them; a flag without value is true.
+    Bool,
+    /// A whole number.
+    Number,
+    /// A duration as Go's `time.ParseDuration` takes it.
+    Duration,
+}
+
+/// A flag.
+#[derive(Clone, Copy, Debug)]
+pub struct FlagDef {
+    /// The name behind `--`.
+    pub long: &'static str,
+    /// The letter behind `-`.
+    pub short: Option<char>,
+    /// What its value is.
+    pub kind: Kind,
+    /// The value when nobody sets it.
+    pub default: &'static str,
+    /// The variables that set it; a later one overrides an earlier one, the flag overrides all.
+    pub env: &'static [&'static str],
+    /// What it is for.
+    pub help: &'static str,
+    /// Whether it is Millrace's own and the mesh's tool doesn't have it.
+    pub own: bool,
+}
+
+impl FlagDef {
+    /// `-b/--istio-inbound-ports`
+    pub fn display(&self) -> String {
+        match self.short {
+            Some(short) => format!("-{short}/--{}", self.long),
+            None => format!("--{}", self.long),
+        }
+    }
+}
+
+/// A flag of the mesh's tool.
+pub(super) const fn flag(
+    long: &'static str,
+    short: Option<char>,
+    kind: Kind,
+    default: &'static str,
+    env: &'static [&'static str],
+    help: &'static str,
+) -> FlagDef {
+    FlagDef { long, short, kind, default, env, help, own: false }
+}
+
+/// A flag of Millrace beside them.
+pub(super) const fn own(
+    long: &'static str,
+    kind: Kind,
+    default: &'static str,
+    env: &'static [&'static str],
+    help: &'static str,
+) -> FlagDef {
+    FlagDef { long, short: None, kind, default, env, help, own: true }
+}
+
+/// Everything that can be said to a tool.
+pub trait Words {
+    /// Its flags.
+    const FLAGS: &'static [FlagDef];
+    /// Variables without a flag: name, default, meaning.
+    const VARIABLES: &'static [(&'static str, &'static str, &'static str)];
+
+    /// The flag called `long`.
+    fn find(long: &str) -> Option<&'static FlagDef> {
+        Self::FLAGS.iter().find(|flag| flag.long == long)
+    }
+
+    /// Whether anything is set by the variable of this name.
+    fn is_variable(name: &str) -> bool {
+        Self::FLAGS.iter().any(|flag| flag.env.contains(&name))
+            || Self::VARIABLES.iter().any(|(variable, ..)| *variable == name)
+    }
+}
