@@ -36,6 +36,73 @@ pub struct CapturePolicy {
     pub dns: Option<DnsCapture>,
     /// Whether packets that belong to no connection are dropped, and who said so.
     pub drop_invalid: Option<Source>,
+    /// What the mesh takes for granted, and no user chooses.
+    pub conventions: Conventions,
+}
+
+/// In what meshes differ that no setting says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conventions {
+    /// Which connections count as staying in the pod, and are left to it.
+    pub local: Local,
+    /// What becomes of the proxy's connections to its own pod, other than to localhost.
+    pub self_call: SelfCall,
+    /// Whether the proxy passes connections on from an address of its own ([`passthrough`]).
+    pub passthrough: bool,
+    /// When excluded outbound ports are asked for, and of which protocols they are.
+    pub except_ports: ExceptPorts,
+    /// When excluded outbound networks are asked for.
+    pub except_networks: Phase,
+}
+
+impl Conventions {
+    /// Those of Istio's sidecar, which Millrace's own settings share.
+    pub const ISTIO: Self = Self {
+        local: Local::LoAndLocalhost,
+        self_call: SelfCall::Inbound,
+        passthrough: true,
+        except_ports: ExceptPorts { phase: Phase::First, udp: true },
+        except_networks: Phase::Last,
+    };
+}
+
+/// Which connections count as staying in the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Local {
+    /// Those to localhost, and those that the application makes over `lo`.
+    LoAndLocalhost,
+    /// Those over `lo`, whoever makes them.
+    Lo,
+    /// Those to localhost. An application's connections to another address of its pod are captured.
+    Localhost,
+}
+
+/// What becomes of a proxy's connections to its own pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SelfCall {
+    /// They come in by the inbound port, as if they came from outside.
+    Inbound,
+    /// They are left alone, like everything that the proxy sends.
+    Pass,
+}
+
+/// When exclusions are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Before DNS queries and before the proxy's connections to its own pod, which they win over.
+    First,
+    /// After these, and before what is captured.
+    Last,
+}
+
+/// How excluded outbound ports are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ExceptPorts {
+    /// When they are asked for.
+    pub phase: Phase,
+    /// Whether ports of UDP are meant as well as those of TCP: it says whether DNS queries can be
+    /// excluded by their port.
+    pub udp: bool,
 }
 
 /// Who the proxy is.
@@ -65,12 +132,14 @@ pub enum IdentityMatching {
 pub struct Inbound {
     /// Where the proxy listens for them.
     pub port: Sourced<ListenPort>,
-    /// Where the proxy listens for tunnels; never captured.
-    pub tunnel_port: Sourced<ListenPort>,
+    /// Where the proxy listens for tunnels, which are never captured; none in meshes without them.
+    pub tunnel_port: Option<Sourced<ListenPort>>,
     /// How they reach the proxy.
     pub mode: InboundMode,
     /// Which of them are captured.
     pub selection: InboundSelection,
+    /// Networks from which they are left alone.
+    pub except_sources: Vec<Sourced<Cidr>>,
 }
 
 /// How inbound connections reach the proxy.
@@ -122,10 +191,12 @@ pub struct Outbound {
     pub networks: NetworkSelection,
     /// Ports whose connections are captured wherever they go.
     pub ports: Vec<Sourced<PortRange>>,
-    /// TCP and UDP ports that are left alone.
+    /// Ports that are left alone.
     pub except_ports: Vec<Sourced<PortRange>>,
     /// Networks that are left alone.
     pub except_networks: Vec<Sourced<Cidr>>,
+    /// Users whose connections of TCP are left alone, though they are no proxies.
+    pub except_users: Vec<Sourced<Uid>>,
     /// Groups whose processes are captured.
     pub groups: GroupSelection,
 }
@@ -226,7 +297,10 @@ impl CapturePolicy {
         visit_all(&mut self.proxy.uids, visit);
         visit_all(&mut self.proxy.gids, visit);
         visit(&mut self.inbound.port.source);
-        visit(&mut self.inbound.tunnel_port.source);
+        if let Some(port) = &mut self.inbound.tunnel_port {
+            visit(&mut port.source);
+        }
+        visit_all(&mut self.inbound.except_sources, visit);
         if let InboundMode::Tproxy { mark, table, source } = &mut self.inbound.mode {
             visit(&mut mark.source);
             visit(&mut table.source);
@@ -249,6 +323,7 @@ impl CapturePolicy {
         visit_all(&mut outbound.ports, visit);
         visit_all(&mut outbound.except_ports, visit);
         visit_all(&mut outbound.except_networks, visit);
+        visit_all(&mut outbound.except_users, visit);
         match &mut outbound.groups {
             GroupSelection::AllExcept(groups) => visit_all(groups, visit),
             GroupSelection::Only { groups, source } => {

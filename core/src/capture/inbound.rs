@@ -1,8 +1,8 @@
 //! Interfaces, and connections to the pod.
 
 use super::program::{
-    Branch, Condition, Listener, Path, Program, Role, Verdict, arrived_by, leaves_by,
-    not_to_localhost, tcp, to_port, why,
+    Addresses, Branch, Condition, Listener, Path, Program, Role, Verdict, arrived_by, from,
+    leaves_by, not_to_localhost, tcp, to_port, why,
 };
 use super::purpose;
 use crate::policy::{CapturePolicy, InboundMode, InboundSelection};
@@ -47,13 +47,14 @@ pub(super) fn drop_invalid(program: &mut Program, policy: &CapturePolicy) {
     program.add((Table::Mangle, Branch::Invalid, role), [], Verdict::Drop, reason);
 }
 
-/// The tunnel port's exemption and the ways to the proxy, which are always there.
+/// The tunnel port's exemption, and the ways to the proxy, which are always there.
 pub(super) fn listeners(program: &mut Program, policy: &CapturePolicy) {
-    let tunnel = &policy.inbound.tunnel_port;
-    let reason = why(&tunnel.source, purpose::tunnel(tunnel.value));
-    let to_tunnel = [tcp(), to_port(tunnel.value.port())];
-    let place = (Table::Nat, Branch::Inbound, Role::Tunnel);
-    program.add(place, to_tunnel, Verdict::Pass, reason);
+    if let Some(tunnel) = &policy.inbound.tunnel_port {
+        let reason = why(&tunnel.source, purpose::tunnel(tunnel.value));
+        let to_tunnel = [tcp(), to_port(tunnel.value.port())];
+        let place = (Table::Nat, Branch::Inbound, Role::Tunnel);
+        program.add(place, to_tunnel, Verdict::Pass, reason);
+    }
     for (listener, port, direction) in [
         (Listener::Outbound, &policy.outbound.port, "outbound"),
         (Listener::Inbound, &policy.inbound.port, "inbound"),
@@ -92,13 +93,25 @@ pub(super) fn capture(program: &mut Program, policy: &CapturePolicy) {
                 let place = (table, Branch::Inbound, Role::ExcludedInboundPort);
                 program.add(place, [tcp(), to_port(port.value)], Verdict::Pass, reason);
             }
+            sources(program, policy, table);
             captured(program, table, None, source);
         }
         InboundSelection::Only(ports) => {
+            sources(program, policy, table);
             for port in ports {
                 captured(program, table, Some(port.value), &port.source);
             }
         }
+    }
+}
+
+/// Networks from which nothing is captured.
+fn sources(program: &mut Program, policy: &CapturePolicy, table: Table) {
+    for network in &policy.inbound.except_sources {
+        let purpose = purpose::not_captured("inbound network", network.value);
+        let when = [from(Addresses::Network(network.value))];
+        let place = (table, Branch::Inbound, Role::ExcludedSource);
+        program.add(place, when, Verdict::Pass, why(&network.source, purpose));
     }
 }
 

@@ -45,7 +45,8 @@ pub fn routing(policy: &CapturePolicy, passthrough: Home) -> Routing {
     };
     Routing {
         tproxy,
-        passthrough_v6: policy.ipv6.value.then_some(passthrough),
+        passthrough_v6: (policy.ipv6.value && policy.conventions.passthrough)
+            .then_some(passthrough),
         localhost_everywhere: false,
     }
 }

@@ -5,10 +5,12 @@ use super::program::{
     not_to_localhost, not_to_ports, of, over_lo, owners, tcp, to, to_port, udp, why,
 };
 use super::{families, purpose};
-use crate::policy::{CapturePolicy, GroupSelection, IdentityMatching, NetworkSelection};
+use crate::policy::{
+    CapturePolicy, GroupSelection, IdentityMatching, Local, NetworkSelection, Phase, SelfCall,
+};
 use crate::ruleset::{Owner, Placement, Reason, Table};
 use crate::source::Source;
-use crate::value::Cidr;
+use crate::value::{Cidr, PortRange};
 
 const CAPTURE: Verdict = Verdict::Ask(Branch::To(Listener::Outbound));
 
@@ -22,22 +24,53 @@ pub(super) fn enter(program: &mut Program, policy: &CapturePolicy) {
     let reason = why(&policy.outbound.port.source, "outbound connections are captured");
     let place = (Table::Nat, Path::Leaving, Role::Enter);
     program.add(place, [], Verdict::Ask(Branch::Outbound), reason);
-    for port in &policy.outbound.except_ports {
-        let reason = why(&port.source, purpose::not_captured("outbound port", port.value));
-        for protocol in [tcp(), udp()] {
-            let when = [protocol, to_port(port.value)];
-            program.add(outbound(Role::ExcludedPort), when, Verdict::Pass, reason.clone());
+    exclusions(program, policy, Phase::First);
+    if policy.conventions.passthrough {
+        let when = [over_lo(), from(Addresses::Passthrough)];
+        let reason = why(&Source::Always, purpose::PASSTHROUGH);
+        program.add(outbound(Role::Passthrough), when, Verdict::Pass, reason);
+    }
+}
+
+/// Ports, users and networks that are not captured, as far as they are asked for in `phase`.
+fn exclusions(program: &mut Program, policy: &CapturePolicy, phase: Phase) {
+    let conventions = &policy.conventions;
+    if conventions.except_ports.phase == phase {
+        let mut protocols = vec![tcp()];
+        protocols.extend(conventions.except_ports.udp.then(udp));
+        for port in &policy.outbound.except_ports {
+            let reason = why(&port.source, purpose::not_captured("outbound port", port.value));
+            for protocol in &protocols {
+                let when = [protocol.clone(), to_port(port.value)];
+                program.add(outbound(Role::ExcludedPort), when, Verdict::Pass, reason.clone());
+            }
         }
     }
-    let when = [over_lo(), from(Addresses::Passthrough)];
-    let reason = why(&Source::Always, purpose::PASSTHROUGH);
-    program.add(outbound(Role::Passthrough), when, Verdict::Pass, reason);
+    if phase == Phase::Last {
+        for user in &policy.outbound.except_users {
+            let reason = why(&user.source, purpose::not_captured("user", user.value));
+            let when = [tcp(), of(&Owner::Uid(user.value))];
+            program.add(outbound(Role::ExcludedUser), when, Verdict::Pass, reason);
+        }
+    }
+    if conventions.except_networks == phase {
+        for family in families(policy) {
+            let networks = policy.outbound.except_networks.iter();
+            for network in networks.filter(|network| network.value.family() == family) {
+                let purpose = purpose::not_captured("outbound network", network.value);
+                let when = [to(Addresses::Network(network.value))];
+                let reason = why(&network.source, purpose);
+                program.add(outbound(Role::ExcludedNetwork), when, Verdict::Pass, reason);
+            }
+        }
+    }
 }
 
 /// The proxy's own connections and those that stay in the pod.
 pub(super) fn identity(program: &mut Program, policy: &CapturePolicy) {
     let dns = policy.dns.is_some();
-    let stay = !policy.outbound.networks.names_loopback();
+    let stay =
+        policy.conventions.local != Local::Localhost && !policy.outbound.networks.names_loopback();
     match policy.proxy.matching {
         IdentityMatching::OneByOne => {
             for (owner, source) in owners(policy) {
@@ -72,9 +105,17 @@ fn self_call(
     source: &Source,
     exempts_dns: bool,
 ) {
-    let tunnel = policy.inbound.tunnel_port.value.port().into();
-    let exempt = if exempts_dns { vec![DNS.into(), tunnel] } else { vec![tunnel] };
-    let when = [over_lo(), not_to_localhost(), tcp(), not_to_ports(exempt), of(owner)];
+    if policy.conventions.self_call == SelfCall::Pass {
+        return;
+    }
+    let tunnel = policy.inbound.tunnel_port.as_ref().map(|port| port.value.port().into());
+    let exempt: Vec<PortRange> =
+        exempts_dns.then_some(DNS.into()).into_iter().chain(tunnel).collect();
+    let mut when = vec![over_lo(), not_to_localhost(), tcp()];
+    if !exempt.is_empty() {
+        when.push(not_to_ports(exempt));
+    }
+    when.push(of(owner));
     let capture = Verdict::Ask(Branch::To(Listener::Inbound));
     program.add(outbound(Role::SelfCall), when, capture, why(source, purpose::SELF_CALL));
 }
@@ -111,20 +152,14 @@ pub(super) fn groups(program: &mut Program, policy: &CapturePolicy) {
     }
 }
 
-/// Localhost, excluded networks, and then what is captured.
+/// Localhost, what is asked for last of exclusions, and then what is captured.
 pub(super) fn selection(program: &mut Program, policy: &CapturePolicy) {
-    let reason = why(&policy.localhost.source, purpose::LOCALHOST);
-    let when = [to(Addresses::Localhost)];
-    program.add(outbound(Role::Localhost), when, Verdict::Pass, reason);
-    for family in families(policy) {
-        let networks = policy.outbound.except_networks.iter();
-        for network in networks.filter(|network| network.value.family() == family) {
-            let purpose = purpose::not_captured("outbound network", network.value);
-            let when = [to(Addresses::Network(network.value))];
-            let reason = why(&network.source, purpose);
-            program.add(outbound(Role::ExcludedNetwork), when, Verdict::Pass, reason);
-        }
+    if policy.conventions.local != Local::Lo {
+        let reason = why(&policy.localhost.source, purpose::LOCALHOST);
+        let when = [to(Addresses::Localhost)];
+        program.add(outbound(Role::Localhost), when, Verdict::Pass, reason);
     }
+    exclusions(program, policy, Phase::Last);
     for port in &policy.outbound.ports {
         let reason = why(&port.source, purpose::captured_everywhere(port.value));
         let when = [tcp(), to_port(port.value)];

@@ -101,6 +101,8 @@ pub enum Role {
     Deliver,
     /// An inbound port that is not captured.
     ExcludedInboundPort,
+    /// A network from which nothing is captured.
+    ExcludedSource,
     /// An inbound port that is captured, or every one.
     Inbound,
     /// An outbound port that is not captured.
@@ -123,6 +125,8 @@ pub enum Role {
     Localhost,
     /// A network that is not captured.
     ExcludedNetwork,
+    /// A user whose connections are not captured.
+    ExcludedUser,
     /// An outbound port that is captured wherever it goes.
     IncludedPort,
     /// A network that is captured, or every one.

@@ -11,8 +11,8 @@ use super::entry::{Entry, address};
 use super::refusal::{Refusal, Refusals};
 use super::{MAX_GROUPS, MAX_NETWORKS};
 use crate::policy::{
-    CapturePolicy, DnsScope, GroupSelection, IdentityMatching, InboundMode, InboundSelection,
-    NetworkSelection,
+    CapturePolicy, Conventions, DnsScope, GroupSelection, IdentityMatching, InboundMode,
+    InboundSelection, NetworkSelection,
 };
 use crate::ruleset::Owner;
 use crate::source::Sourced;
@@ -42,7 +42,7 @@ pub fn compile(policy: &CapturePolicy, groups: &Groups) -> Result<Entry, Refusal
         outbound_port: policy.outbound.port.value.get(),
         inbound_port: policy.inbound.port.value.get(),
         dns_port: policy.dns.as_ref().map_or(0, |dns| dns.port.value.get()),
-        tunnel_port: policy.inbound.tunnel_port.value.get(),
+        tunnel_port: policy.inbound.tunnel_port.as_ref().map_or(0, |port| port.value.get()),
         ..Pod::default()
     };
     let localhost = policy.localhost.value.network();
@@ -69,6 +69,15 @@ fn unable(policy: &CapturePolicy) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     if let InboundMode::Tproxy { source, .. } = &policy.inbound.mode {
         refusals.push(Refusal::Tproxy(source.clone()));
+    }
+    if policy.conventions != Conventions::ISTIO || policy.inbound.tunnel_port.is_none() {
+        refusals.push(Refusal::Conventions);
+    }
+    if let Some(network) = policy.inbound.except_sources.first() {
+        refusals.push(Refusal::ExcludedSource(network.source.clone()));
+    }
+    if let Some(user) = policy.outbound.except_users.first() {
+        refusals.push(Refusal::ExcludedUser(user.source.clone()));
     }
     if let Some(source) = &policy.drop_invalid {
         refusals.push(Refusal::DropInvalid(source.clone()));

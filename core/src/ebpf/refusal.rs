@@ -19,6 +19,12 @@ pub enum Refusal {
     ExcludedInterface(Source),
     /// An interface has virtual machines behind it.
     ReroutedInterface(Source),
+    /// A mesh that tells what stays in the pod otherwise than Istio's sidecar.
+    Conventions,
+    /// A network from which nothing is captured.
+    ExcludedSource(Source),
+    /// A user who is left alone.
+    ExcludedUser(Source),
     /// More proxies than a pod's entry has room for.
     Identities(Source),
     /// More networks than a pod may have.
@@ -54,6 +60,20 @@ impl fmt::Display for Refusal {
                 f,
                 "what comes from virtual machines behind an interface can't be captured \
                  ({source}): it belongs to no socket of the pod"
+            ),
+            Self::Conventions => f.write_str(
+                "this mesh leaves other connections inside of the pod alone than Istio's sidecar \
+                 does, and the programs know that one alone",
+            ),
+            Self::ExcludedSource(source) => write!(
+                f,
+                "networks from which nothing is captured ({source}): a pod's entry has no room for \
+                 them"
+            ),
+            Self::ExcludedUser(source) => write!(
+                f,
+                "users that are left alone ({source}): a pod's entry has room for those of the proxy \
+                 only"
             ),
             Self::Identities(source) => write!(
                 f,

@@ -11,8 +11,8 @@ pub use dump::{
     ChainDump, Counters, Dump, DumpError, DumpRule, KernelRule, Part, TableDump, is_listing,
 };
 pub use kernel::{
-    Extension, KernelTable, LeftOut, Ports, TooManyPorts, Unknown, left_out, read_match,
-    read_table, read_target, write_match, write_ports, write_target,
+    Extension, KernelTable, LeftOut, MOST_PORTS, Ports, TooManyPorts, Unknown, left_out,
+    read_match, read_table, read_target, write_match, write_ports, write_target,
 };
 pub use parse::{UnknownRule, parse_rule};
 pub use render::{render_line, render_rule};

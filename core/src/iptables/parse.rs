@@ -22,12 +22,12 @@ pub(crate) const COMMENT: &str = "millrace";
 /// # Errors
 /// The first part that is not known.
 pub fn parse_rule(text: &str) -> Result<Rule, UnknownRule> {
-    let mut words = Words { rest: text.split_ascii_whitespace() };
+    let mut words = Words { rest: text };
     let mut matches = Vec::new();
     let mut target = None;
     let mut negated = false;
     let mut module = "";
-    while let Some(word) = words.rest.next() {
+    while let Some(word) = words.next() {
         match word {
             "!" => {
                 negated = true;
@@ -36,7 +36,7 @@ pub fn parse_rule(text: &str) -> Result<Rule, UnknownRule> {
             "-j" => {
                 let name = words.value(word)?;
                 target = Some(read_target(name, &mut words)?);
-                if words.rest.next().is_some() {
+                if words.next().is_some() {
                     return Err(UnknownRule(text.to_owned()));
                 }
                 break;
@@ -67,12 +67,32 @@ const MODULES: [&str; 9] =
     ["tcp", "udp", "multiport", "owner", "conntrack", "state", "mark", "connmark", "comment"];
 
 struct Words<'t> {
-    rest: std::str::SplitAsciiWhitespace<'t>,
+    rest: &'t str,
 }
 
 impl<'t> Words<'t> {
+    fn next(&mut self) -> Option<&'t str> {
+        let text = self.rest.trim_ascii_start();
+        let end = text.find(|c: char| c.is_ascii_whitespace()).unwrap_or(text.len());
+        let (word, rest) = text.split_at(end);
+        self.rest = rest;
+        (!word.is_empty()).then_some(word)
+    }
+
     fn value(&mut self, option: &str) -> Result<&'t str, UnknownRule> {
-        self.rest.next().ok_or_else(|| UnknownRule(option.to_owned()))
+        self.next().ok_or_else(|| UnknownRule(option.to_owned()))
+    }
+
+    /// A value that is quoted if it is more than a word.
+    fn quoted(&mut self, option: &str) -> Result<&'t str, UnknownRule> {
+        let Some(text) = self.rest.trim_ascii_start().strip_prefix('"') else {
+            return self.value(option);
+        };
+        // What has a quote in it is no comment that could be kept.
+        let (value, rest) =
+            text.split_once('"').ok_or_else(|| UnknownRule(format!("{option} {text}")))?;
+        self.rest = rest;
+        Ok(value)
     }
 
     fn parsed<T: std::str::FromStr>(&mut self, option: &str) -> Result<T, UnknownRule> {
@@ -156,9 +176,12 @@ fn read_match(option: &str, negated: bool, words: &mut Words<'_>) -> Result<Matc
                 _ => Match::ConnState(states),
             })?
         }
-        "--comment" => match words.value(option)? {
+        "--comment" => match words.quoted(option)? {
             COMMENT => only_plain(Match::Ours)?,
-            other => return Err(UnknownRule(format!("--comment {other}"))),
+            other => {
+                let unknown = |_e| UnknownRule(format!("{option} {other}"));
+                only_plain(Match::Comment(other.parse().map_err(unknown)?))?
+            }
         },
         other => return Err(UnknownRule(other.to_owned())),
     })
@@ -282,7 +305,7 @@ const TARGETS: [&str; 41] = [
 fn read_tproxy(words: &mut Words<'_>) -> Result<Target, UnknownRule> {
     let mut mark = None;
     let mut port: Option<ListenPort> = None;
-    while let Some(option) = words.rest.next() {
+    while let Some(option) = words.next() {
         match option {
             "--tproxy-mark" => mark = Some(words.masked(option)?),
             "--on-port" => port = Some(words.parsed(option)?),
@@ -301,7 +324,7 @@ fn read_tproxy(words: &mut Words<'_>) -> Result<Target, UnknownRule> {
 
 /// `--nfmask` and `--ctmask` of all ones, which is what is meant when they are left out.
 fn full_masks(words: &mut Words<'_>) -> Result<(), UnknownRule> {
-    while let Some(option) = words.rest.next() {
+    while let Some(option) = words.next() {
         match option {
             "--nfmask" | "--ctmask" if words.masked(option)? == Masked::exact(u32::MAX) => {}
             other => return Err(UnknownRule(format!("CONNMARK {other}"))),

@@ -76,6 +76,7 @@ fn render_match(m: &Match) -> String {
             format!("-m connmark {}--mark {}", not(*negated), render_masked(*mark))
         }
         Match::Ours => format!("-m comment --comment {COMMENT}"),
+        Match::Comment(comment) => format!("-m comment --comment \"{comment}\""),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a dialect calls its chains.
 
 use super::native::NftLayout;
-use super::{ChainName, Home};
+use super::{Chain, ChainName, Comment, Home, Rule};
 
 /// What a dialect calls its chains, and whether its rules in builtin chains carry a comment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,64 @@ pub struct Layout {
     pub guard: Option<&'static NftLayout>,
     /// Where the address is that the proxy passes connections on from.
     pub passthrough: Home,
+    /// In what its rules differ from others that mean the same.
+    pub style: Style,
+}
+
+/// In what rules of iptables differ that treat every packet alike.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    /// The layout's chains that are not made: their rules stand in the place of the jump to them. Their
+    /// names are met by nobody.
+    pub inlined: &'static [ChainName],
+    /// Whether excluded ports are asked for by `multiport`, as many in a rule as it takes.
+    pub multiport: bool,
+    /// Which jumps from builtin chains ask for TCP, though the rules that they lead to do as well.
+    pub tcp_jumps: TcpJumps,
+    /// Whether rules about source networks ask for TCP, to which their chain is left anyway.
+    pub tcp_sources: bool,
+    /// The comment of a rule in a chain; none where rules have none.
+    pub comment: Option<fn(&Chain, &Rule) -> Option<Comment>>,
+}
+
+/// Functions can't be compared: two styles are equal when all else is.
+impl PartialEq for Style {
+    fn eq(&self, other: &Self) -> bool {
+        let rest = |style: &Self| {
+            (
+                style.inlined,
+                style.multiport,
+                style.tcp_jumps,
+                style.tcp_sources,
+                style.comment.is_some(),
+            )
+        };
+        rest(self) == rest(other)
+    }
+}
+
+impl Eq for Style {}
+
+/// Jumps from builtin chains that ask for TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpJumps {
+    /// That of what arrives.
+    Inbound,
+    /// That of what arrives, and that of what leaves.
+    Both,
+    /// None.
+    Neither,
+}
+
+impl Style {
+    /// That of istio-iptables: every chain, a rule for each port, no comments.
+    pub const PLAIN: Self = Self {
+        inlined: &[],
+        multiport: false,
+        tcp_jumps: TcpJumps::Inbound,
+        tcp_sources: false,
+        comment: None,
+    };
 }
 
 impl Layout {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::Comment;
 use crate::value::{Cidr, Gid, GroupName, InterfacePattern, PortRange, Uid};
 
 /// A transport protocol that Millrace captures.
@@ -178,4 +179,6 @@ pub enum Match {
     /// `-m comment`: the comment that says a rule of a builtin chain is Millrace's; every packet
     /// matches.
     Ours,
+    /// `-m comment`: any other; every packet matches.
+    Comment(Comment),
 }

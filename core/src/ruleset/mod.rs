@@ -3,6 +3,7 @@
 
 mod canonical;
 mod chain;
+mod comment;
 mod layout;
 mod matches;
 pub mod native;
@@ -10,7 +11,8 @@ mod state;
 mod target;
 
 pub use chain::{BadChainName, Chain, ChainName, Hook, Table};
-pub use layout::Layout;
+pub use comment::{BadComment, Comment};
+pub use layout::{Layout, Style, TcpJumps};
 pub use matches::{ConnState, Masked, Match, Owner, Protocol, Side};
 pub use state::{Emission, Home, Placement, Reason, Routing, Ruleset, TableChain};
 pub use target::{RedirectSpelling, Target};

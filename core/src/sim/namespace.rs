@@ -312,11 +312,8 @@ impl Namespace {
         let gid = gid.map(Gid::get).or(uid.map(Uid::get));
         let Some((uid, gid)) = uid.map(Uid::get).or(gid).zip(gid) else { return self };
         let proxy = Identity { uid, gid };
-        let mut ports = vec![
-            policy.outbound.port.value,
-            policy.inbound.port.value,
-            policy.inbound.tunnel_port.value,
-        ];
+        let mut ports = vec![policy.outbound.port.value, policy.inbound.port.value];
+        ports.extend(policy.inbound.tunnel_port.as_ref().map(|port| port.value));
         ports.extend(policy.dns.as_ref().map(|dns| dns.port.value));
         self.listeners.extend(ports.into_iter().map(|port| (port.get(), proxy)));
         self

@@ -382,16 +382,28 @@ impl Checks<'_> {
         let (app, proxy, tcp) = (Maker::Application, Maker::Proxy, Protocol::TCP);
         self.add_of_all("the application's calls to its own pod", app, tcp, to);
         self.add_of_all("the proxy's calls to its own pod", proxy, tcp, to);
-        let passed = "what the proxy passes on to the application";
-        self.add(passed, proxy, tcp, Some(passthrough(family)), to);
+        if self.asked.policy.conventions.passthrough {
+            let passed = "what the proxy passes on to the application";
+            self.add(passed, proxy, tcp, Some(passthrough(family)), to);
+        }
     }
 
     fn inbound(&mut self, family: Family) {
-        let from = self.asked.outside.iter().copied().find(|a| Family::of(*a) == family);
-        let (Some(own), Some(_)) = (self.address(family), from) else { return };
         let inbound = &self.asked.policy.inbound;
+        let outside = self.asked.outside.iter().copied().filter(|a| Family::of(*a) == family);
+        let (excluded, others): (Vec<IpAddr>, Vec<_>) = outside
+            .partition(|from| inbound.except_sources.iter().any(|c| c.value.contains(*from)));
+        let Some(own) = self.address(family) else { return };
+        if let Some(from) = excluded.first() {
+            let to = SocketAddr::new(own, self.asked.port);
+            self.add("excluded inbound networks", Maker::Outside, Protocol::TCP, Some(*from), to);
+        }
+        let from = others.first().copied();
+        if from.is_none() {
+            return;
+        }
         let mut ports = vec![("inbound connections", self.asked.port)];
-        ports.push(("tunnels", inbound.tunnel_port.value.get()));
+        ports.extend(inbound.tunnel_port.as_ref().map(|port| ("tunnels", port.value.get())));
         let (proves, list) = match &inbound.selection {
             InboundSelection::Nothing => ("", &[][..]),
             InboundSelection::AllExcept { except, .. } => ("excluded inbound ports", &except[..]),

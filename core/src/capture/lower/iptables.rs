@@ -1,22 +1,24 @@
 //! Rules of iptables: for each family its own.
 
-use super::super::program::{Condition, Decision, Program, Verdict};
+use super::super::program::{Condition, Decision, Path, Program, Role, Verdict};
 use super::super::{program, routing};
-use super::{asked, chain, leads, name, to_nft};
+use super::ports::excludes;
+use super::{asked, chain, leads, name, styled, to_nft};
 use crate::nft::beside;
 use crate::policy::CapturePolicy;
 use crate::ruleset::{
-    Chain, Emission, Layout, Masked, Match, Protocol, RedirectSpelling, Rule, Ruleset, Side, Target,
+    Chain, Emission, Layout, Masked, Match, Protocol, RedirectSpelling, Rule, Ruleset, Side, Table,
+    Target, TcpJumps,
 };
 use crate::value::Family;
 
 /// The rules of iptables that carry out `policy`, in chains with the names of `layout`.
 pub fn to_iptables(policy: &CapturePolicy, layout: &Layout) -> Ruleset {
     let program = program(policy);
+    let decisions = styled(&program, layout);
     let family = |family| {
-        let asked = asked(&program, &[family]);
-        let written = program
-            .decisions
+        let asked = asked(&program, &decisions, &[family]);
+        let written = decisions
             .iter()
             .filter(|decision| program.concerns(decision, family) && leads(decision, &asked));
         written.map(|decision| emission(&program, decision, layout, family)).collect()
@@ -32,26 +34,48 @@ pub fn to_iptables(policy: &CapturePolicy, layout: &Layout) -> Ruleset {
 fn emission(program: &Program, decision: &Decision, layout: &Layout, family: Family) -> Emission {
     let chain = chain(layout, decision.path);
     let target = target(decision, layout);
+    let in_a_list = layout.style.multiport && excludes(decision).is_some();
     let mut matches: Vec<Match> = asks(decision, layout)
-        .filter_map(|condition| spelled(program, condition, family))
+        .filter_map(|condition| match condition {
+            Condition::ToPorts { negated, ports } if in_a_list => {
+                Some(Match::DestinationPorts { negated: *negated, ports: ports.clone() })
+            }
+            _ => spelled(program, condition, family),
+        })
         .collect();
     let builtin = matches!(chain, Chain::Builtin(_));
     if layout.tagged && builtin && !matches!(target, Target::Jump(_)) {
         matches.push(Match::Ours);
     }
+    let mut rule = Rule::new(matches, target);
+    let comment = layout.style.comment.and_then(|comment| comment(&chain, &rule));
+    rule.matches.extend(comment.map(Match::Comment));
     Emission {
         table: decision.table,
         chain,
         placement: decision.placement,
-        rule: Rule::new(matches, target),
+        rule,
         reason: decision.reason.clone(),
     }
 }
 
-/// The conditions that are written: where there is a guard, rules stay as another tool writes them.
+/// The conditions that are written: where there is a guard, rules stay as another tool writes them, and
+/// jumps ask for TCP where that tool's do.
 fn asks<'d>(decision: &'d Decision, layout: &Layout) -> impl Iterator<Item = &'d Condition> {
+    const TCP: &Condition = &Condition::Protocol(Protocol::Tcp);
     let guarded = layout.guard.is_some();
-    decision.when.iter().filter(move |c| !(guarded && matches!(c, Condition::Starts { .. })))
+    let jumps = layout.style.tcp_jumps;
+    let (asks, leaves) = match (decision.role, decision.path) {
+        _ if decision.table == Table::Raw => (false, false),
+        (Role::Enter, Path::Arriving) => (false, jumps == TcpJumps::Neither),
+        (Role::Enter, Path::Leaving) => (jumps == TcpJumps::Both, false),
+        (Role::ExcludedSource, _) => (layout.style.tcp_sources, false),
+        _ => (false, false),
+    };
+    let written = decision.when.iter().filter(move |condition| {
+        !(guarded && matches!(condition, Condition::Starts { .. }) || leaves && *condition == TCP)
+    });
+    asks.then_some(TCP).into_iter().chain(written)
 }
 
 /// A condition; none if it can't hold in this family.

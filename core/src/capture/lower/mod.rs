@@ -3,6 +3,7 @@
 
 mod iptables;
 mod nft;
+mod ports;
 
 use std::collections::BTreeSet;
 
@@ -37,11 +38,42 @@ fn name(layout: &Layout, branch: Branch) -> ChainName {
     .clone()
 }
 
+/// The decisions as a style has them: those of branches that have no chain in the place of what leads to
+/// them, and excluded ports in as few as `multiport` has room for.
+fn styled(program: &Program, layout: &Layout) -> Vec<Decision> {
+    let style = &layout.style;
+    let is_inlined = |branch| style.inlined.contains(&name(layout, branch));
+    let mut decisions = Vec::new();
+    for decision in &program.decisions {
+        match (decision.path, decision.verdict) {
+            (Path::On(branch), _) if is_inlined(branch) => {}
+            (_, Verdict::Ask(branch)) if is_inlined(branch) => {
+                let there = program.decisions.iter();
+                let there = there.filter(|d| d.table == decision.table && d.path == branch.into());
+                decisions.extend(there.map(|next| inlined(decision, next)));
+            }
+            _ => decisions.push(decision.clone()),
+        }
+    }
+    if style.multiport { ports::grouped(decisions) } else { decisions }
+}
+
+/// A decision in the place of one that leads to it.
+fn inlined(from: &Decision, next: &Decision) -> Decision {
+    let mut when = from.when.clone();
+    when.extend(next.when.iter().filter(|condition| !from.when.contains(condition)).cloned());
+    Decision { when, verdict: next.verdict, ..from.clone() }
+}
+
 /// The paths on which anything is asked of packets of some families. Decisions that lead to others
 /// are not written.
-fn asked(program: &Program, families: &[Family]) -> BTreeSet<(Table, Path)> {
+fn asked(
+    program: &Program,
+    decisions: &[Decision],
+    families: &[Family],
+) -> BTreeSet<(Table, Path)> {
     let any = |decision: &&Decision| families.iter().any(|f| program.concerns(decision, *f));
-    program.decisions.iter().filter(any).map(|decision| (decision.table, decision.path)).collect()
+    decisions.iter().filter(any).map(|decision| (decision.table, decision.path)).collect()
 }
 
 /// Whether a decision leads to anything.

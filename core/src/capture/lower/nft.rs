@@ -14,7 +14,7 @@ use crate::value::Family;
 pub fn to_nft(policy: &CapturePolicy, layout: &'static NftLayout, exempt_ipv6: bool) -> NftRuleset {
     let program = program(policy);
     let mut rules = Rules { program: &program, layout, emissions: Vec::new() };
-    let asked = asked(&program, &program.families);
+    let asked = asked(&program, &program.decisions, &program.families);
     for decision in program.decisions.iter().filter(|decision| leads(decision, &asked)) {
         rules.write(decision);
     }

@@ -19,7 +19,7 @@ use crate::dialect::Modernized;
 pub use crate::dialect::go::{parse_bool, parse_duration};
 use crate::iptables::Dump;
 use crate::nft::NftLayout;
-use crate::ruleset::{ChainName, Home, Layout};
+use crate::ruleset::{ChainName, Home, Layout, Style};
 use crate::source::Source;
 
 /// Flags and variables as they were typed.
@@ -41,6 +41,7 @@ pub static LAYOUT: Layout = Layout {
     tagged: false,
     guard: Some(&NFT_LAYOUT),
     passthrough: Home::Loopback,
+    style: Style::PLAIN,
 };
 
 /// The table that Millrace adds to them: istio-iptables has none of the kind.
@@ -64,6 +65,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
         tagged: false,
         guard: None,
         passthrough: Home::Loopback,
+        style: Style::PLAIN,
     },
     one_table: false,
     invalid_of_tcp: true,

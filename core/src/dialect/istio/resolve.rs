@@ -10,8 +10,8 @@ use crate::dialect::raw::unreadable;
 use crate::facts::HostFacts;
 use crate::observed::Variant;
 use crate::policy::{
-    CapturePolicy, DnsCapture, DnsScope, IdentityMatching, Inbound, InboundMode, Interfaces,
-    Outbound, ProxyIdentity,
+    CapturePolicy, Conventions, DnsCapture, DnsScope, IdentityMatching, Inbound, InboundMode,
+    Interfaces, Outbound, ProxyIdentity,
 };
 use crate::source::{Source, Sourced};
 use crate::value::{Family, Gid, ListenPort, Port, Uid};
@@ -156,6 +156,7 @@ impl Resolver<'_> {
             localhost: localhost?,
             dns,
             drop_invalid: drop_invalid.value.then_some(drop_invalid.source),
+            conventions: Conventions::ISTIO,
         })
     }
 
@@ -249,7 +250,13 @@ impl Resolver<'_> {
         } else {
             InboundMode::Redirect
         };
-        Some(Inbound { port: port?, tunnel_port: tunnel_port?, mode, selection })
+        Some(Inbound {
+            port: port?,
+            tunnel_port: Some(tunnel_port?),
+            mode,
+            selection,
+            except_sources: Vec::new(),
+        })
     }
 
     fn outbound(&mut self, writes: bool) -> Option<Outbound> {
@@ -265,7 +272,15 @@ impl Resolver<'_> {
             &raw.variable("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE"),
             writes.then_some(&self.facts.groups),
         );
-        Some(Outbound { port: port?, networks, ports, except_ports, except_networks, groups })
+        Some(Outbound {
+            port: port?,
+            networks,
+            ports,
+            except_ports,
+            except_networks,
+            except_users: Vec::new(),
+            groups,
+        })
     }
 
     fn dns(&mut self) -> Option<DnsCapture> {

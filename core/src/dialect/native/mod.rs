@@ -13,7 +13,7 @@ use super::Dialect;
 use crate::iptables::Dump;
 use crate::nft::NftLayout;
 use crate::ownership::{Footprint, Owned};
-use crate::ruleset::{ChainName, Home, Layout};
+use crate::ruleset::{ChainName, Home, Layout, Style};
 use crate::source::Source;
 
 /// Millrace's own dialect.
@@ -38,6 +38,7 @@ pub static LAYOUT: Layout = Layout {
     tagged: true,
     guard: None,
     passthrough: Home::Own,
+    style: Style::PLAIN,
 };
 
 /// The one nftables table that Millrace's own commands make.
@@ -58,6 +59,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
         tagged: false,
         guard: None,
         passthrough: Home::Own,
+        style: Style::PLAIN,
     },
     one_table: true,
     invalid_of_tcp: false,

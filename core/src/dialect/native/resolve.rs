@@ -9,8 +9,8 @@ use crate::dialect::list::{Most, Reader, items};
 use crate::dialect::parts;
 use crate::facts::HostFacts;
 use crate::policy::{
-    CapturePolicy, DnsCapture, DnsScope, GroupSelection, IdentityMatching, Inbound, InboundMode,
-    Interfaces, NetworkSelection, Outbound, ProxyIdentity,
+    CapturePolicy, Conventions, DnsCapture, DnsScope, GroupSelection, IdentityMatching, Inbound,
+    InboundMode, Interfaces, NetworkSelection, Outbound, ProxyIdentity,
 };
 use crate::source::{Source, Sourced};
 use crate::value::Family;
@@ -105,6 +105,7 @@ impl Resolver<'_> {
             localhost: localhost?,
             dns,
             drop_invalid: drop.filter(|d| d.value == "true").map(|d| d.source),
+            conventions: Conventions::ISTIO,
         })
     }
 
@@ -165,7 +166,13 @@ impl Resolver<'_> {
             "tproxy" => InboundMode::Tproxy { mark: mark?, table: table?, source: mode.source },
             _ => InboundMode::Redirect,
         };
-        Some(Inbound { port: port?, tunnel_port: tunnel_port?, mode, selection })
+        Some(Inbound {
+            port: port?,
+            tunnel_port: Some(tunnel_port?),
+            mode,
+            selection,
+            except_sources: Vec::new(),
+        })
     }
 
     fn outbound(&mut self) -> Option<Outbound> {
@@ -186,6 +193,7 @@ impl Resolver<'_> {
             ports: self.reader.list(&raw.text("include-outbound-ports")),
             except_ports: self.reader.list(&raw.text("exclude-outbound-ports")),
             except_networks: self.reader.list(&raw.text("exclude-outbound-cidrs")),
+            except_users: Vec::new(),
             groups,
         })
     }

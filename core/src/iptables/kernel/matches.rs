@@ -5,9 +5,11 @@ use crate::iptables::parse::COMMENT;
 use crate::ruleset::{ConnState, Masked, Match, Owner, Protocol, Side};
 use crate::value::{Gid, Port, PortRange, Uid};
 
-/// `XT_MULTIPORT_DESTINATION`, `XT_MULTI_PORTS`
+/// `XT_MULTIPORT_DESTINATION`
 const DESTINATION: u8 = 1;
-const MOST_PORTS: usize = 15;
+/// How many ports `multiport` has room for, of which a range takes two (kernel
+/// `include/uapi/linux/netfilter/xt_multiport.h`, v6.18, `XT_MULTI_PORTS`).
+pub const MOST_PORTS: usize = 15;
 /// `XT_OWNER_UID`, `XT_OWNER_GID`
 const UID: u8 = 1;
 const GID: u8 = 2;
@@ -58,7 +60,13 @@ pub fn read(name: &str, revision: u8, data: &[u8]) -> Result<Vec<Match>, Unknown
             let (mark, negated) = mark(data)?;
             Ok(vec![Match::Connmark { negated, mark }])
         }
-        ("comment", 0) if data.text(0, 256)? == COMMENT => Ok(vec![Match::Ours]),
+        ("comment", 0) => match data.text(0, 256)? {
+            COMMENT => Ok(vec![Match::Ours]),
+            other => {
+                let unknown = |_e| Unknown::feature(format!("-m comment --comment {other:?}"));
+                Ok(vec![Match::Comment(other.parse().map_err(unknown)?)])
+            }
+        },
         _ => Err(Unknown::feature(format!("-m {name}, revision {revision}"))),
     }
 }
@@ -199,13 +207,8 @@ pub fn write(m: &Match) -> Result<Option<Extension>, TooManyPorts> {
         }
         Match::Mark { negated, mark } => write_mark("mark", *negated, *mark),
         Match::Connmark { negated, mark } => write_mark("connmark", *negated, *mark),
-        Match::Ours => {
-            let mut data = Writer::new(256);
-            for (at, byte) in COMMENT.bytes().enumerate() {
-                data = data.u8(at, byte);
-            }
-            data.called("comment", 0)
-        }
+        Match::Ours => write_comment(COMMENT),
+        Match::Comment(comment) => write_comment(comment.as_str()),
         _ => return Ok(None),
     }))
 }
@@ -213,6 +216,11 @@ pub fn write(m: &Match) -> Result<Option<Extension>, TooManyPorts> {
 fn write_mark(name: &str, negated: bool, mark: Masked) -> Extension {
     let data = Writer::new(12).u32(0, mark.value).u32(4, mark.mask);
     data.u8(8, u8::from(negated)).called(name, 1)
+}
+
+fn write_comment(comment: &str) -> Extension {
+    let bytes = comment.bytes().enumerate();
+    bytes.fold(Writer::new(256), |data, (at, byte)| data.u8(at, byte)).called("comment", 0)
 }
 
 /// A rule asks for more ports than `multiport` can hold.
@@ -262,6 +270,7 @@ mod tests {
             Match::OldState(vec![ConnState::Established]),
             Match::Connmark { negated: true, mark },
             Match::Ours,
+            Match::Comment("any/text of: others".parse().unwrap()),
         ] {
             let Extension { name, revision, data } = write(&m).unwrap().unwrap();
             assert!(data.len().is_multiple_of(8), "{name}");

@@ -11,7 +11,9 @@ mod matches;
 mod targets;
 
 pub use left_out::{LeftOut, left_out};
-pub use matches::{Ports, TooManyPorts, read as read_match, write as write_match, write_ports};
+pub use matches::{
+    MOST_PORTS, Ports, TooManyPorts, read as read_match, write as write_match, write_ports,
+};
 pub use targets::{read as read_target, write as write_target};
 
 use std::collections::BTreeMap;

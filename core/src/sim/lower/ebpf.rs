@@ -214,6 +214,8 @@ const fn class(role: Role) -> Class {
         | Role::Rerouted
         | Role::Invalid
         | Role::Deliver
+        | Role::ExcludedSource
+        | Role::ExcludedUser
         | Role::Zone
         | Role::Mark => Class::OtherInboundPort,
     }

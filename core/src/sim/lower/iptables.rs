@@ -143,7 +143,7 @@ fn test(m: &Match, groups: &Groups) -> Option<Test> {
         Match::Connmark { negated, mark } => {
             Test::Mark { connection: true, negated: *negated, mark: *mark }
         }
-        Match::Ours => return None,
+        Match::Ours | Match::Comment(_) => return None,
     })
 }
 

@@ -15,8 +15,8 @@ use crate::dialect::istio::{Raw, TPROXY_DEFAULTS, parse_bool};
 use crate::dialect::{Reader, parts};
 use crate::pod::{Container, PodFacts};
 use crate::policy::{
-    CapturePolicy, DnsCapture, DnsScope, IdentityMatching, Inbound, InboundMode, InboundSelection,
-    Interfaces, NetworkSelection, Outbound, ProxyIdentity,
+    CapturePolicy, Conventions, DnsCapture, DnsScope, IdentityMatching, Inbound, InboundMode,
+    InboundSelection, Interfaces, NetworkSelection, Outbound, ProxyIdentity,
 };
 use crate::source::{Source, Sourced};
 use crate::value::{Gid, ListenPort, Mark, Port, PortRange, RouteTable, Uid};
@@ -92,6 +92,7 @@ impl Maker<'_> {
             localhost: localhost?,
             dns,
             drop_invalid,
+            conventions: Conventions::ISTIO,
         })
     }
 
@@ -135,9 +136,10 @@ impl Maker<'_> {
         };
         Some(Inbound {
             port: fixed(INBOUND_PORT, "the inbound port")?,
-            tunnel_port: fixed(TUNNEL_PORT, "the tunnel port")?,
+            tunnel_port: Some(fixed(TUNNEL_PORT, "the tunnel port")?),
             mode: mode?,
             selection,
+            except_sources: Vec::new(),
         })
     }
 
@@ -154,6 +156,7 @@ impl Maker<'_> {
             ports: ports(reader, &text(pod, &INCLUDE_OUTBOUND_PORTS)),
             except_ports: ports(reader, &text(pod, &EXCLUDE_OUTBOUND_PORTS)),
             except_networks: networks(reader, &text(pod, &EXCLUDE_OUTBOUND_NETWORKS)),
+            except_users: Vec::new(),
             groups: parts::groups(
                 reader,
                 environment.variable("ISTIO_OUTBOUND_OWNER_GROUPS"),

@@ -1,0 +1,53 @@
+//! Excluded ports, as many in a rule as `multiport` has room for.
+
+use crate::capture::program::{Condition, Decision, Role};
+use crate::capture::purpose;
+use crate::iptables::MOST_PORTS;
+use crate::ruleset::Protocol;
+use crate::value::PortRange;
+
+/// The decisions, with those in a row that exclude ports in as few as possible.
+pub(super) fn grouped(decisions: Vec<Decision>) -> Vec<Decision> {
+    let mut done: Vec<Decision> = Vec::with_capacity(decisions.len());
+    for decision in decisions {
+        if let Some((protocol, ports)) = excludes(&decision)
+            && let Some(last) = done.last_mut()
+            && let Some((other, before)) = excludes(last)
+            && (last.table, last.path, last.role, other)
+                == (decision.table, decision.path, decision.role, protocol)
+            && slots(before) + slots(ports) <= MOST_PORTS
+        {
+            let ports: Vec<PortRange> = before.iter().chain(ports).copied().collect();
+            let list: Vec<String> = ports.iter().map(ToString::to_string).collect();
+            last.reason.purpose = purpose::not_captured(what(last.role), list.join(","));
+            last.when =
+                vec![Condition::Protocol(protocol), Condition::ToPorts { negated: false, ports }];
+        } else {
+            done.push(decision);
+        }
+    }
+    done
+}
+
+/// The protocol and ports of a decision that excludes ports and asks for nothing else.
+pub(super) fn excludes(decision: &Decision) -> Option<(Protocol, &[PortRange])> {
+    match (decision.role, decision.when.as_slice()) {
+        (
+            Role::ExcludedPort | Role::ExcludedInboundPort,
+            [Condition::Protocol(protocol), Condition::ToPorts { negated: false, ports }],
+        ) => Some((*protocol, ports)),
+        _ => None,
+    }
+}
+
+const fn what(role: Role) -> &'static str {
+    match role {
+        Role::ExcludedInboundPort => "inbound port",
+        _ => "outbound port",
+    }
+}
+
+/// How much room ports take: a range takes that of two (kernel `xt_multiport.h`, v6.18).
+fn slots(ports: &[PortRange]) -> usize {
+    ports.iter().map(|range| if range.first() == range.last() { 1 } else { 2 }).sum()
+}
