@@ -41,8 +41,8 @@ pub struct Style {
     pub inlined: &'static [ChainName],
     /// Whether excluded ports are asked for by `multiport`, as many in a rule as it takes.
     pub multiport: bool,
-    /// Which jumps from builtin chains ask for TCP, though the rules that they lead to do as well.
-    pub tcp_jumps: TcpJumps,
+    /// Whether the jump of what arrives asks for TCP, though the rules that it leads to do as well.
+    pub tcp_jump: bool,
     /// Whether rules about source networks ask for TCP, to which their chain is left anyway.
     pub tcp_sources: bool,
     /// The comment of a rule in a chain; none where rules have none.
@@ -56,7 +56,7 @@ impl PartialEq for Style {
             (
                 style.inlined,
                 style.multiport,
-                style.tcp_jumps,
+                style.tcp_jump,
                 style.tcp_sources,
                 style.comment.is_some(),
             )
@@ -67,26 +67,10 @@ impl PartialEq for Style {
 
 impl Eq for Style {}
 
-/// Jumps from builtin chains that ask for TCP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TcpJumps {
-    /// That of what arrives.
-    Inbound,
-    /// That of what arrives, and that of what leaves.
-    Both,
-    /// None.
-    Neither,
-}
-
 impl Style {
     /// That of istio-iptables: every chain, a rule for each port, no comments.
-    pub const PLAIN: Self = Self {
-        inlined: &[],
-        multiport: false,
-        tcp_jumps: TcpJumps::Inbound,
-        tcp_sources: false,
-        comment: None,
-    };
+    pub const PLAIN: Self =
+        Self { inlined: &[], multiport: false, tcp_jump: true, tcp_sources: false, comment: None };
 }
 
 impl Layout {

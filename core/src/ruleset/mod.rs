@@ -12,7 +12,7 @@ mod target;
 
 pub use chain::{BadChainName, Chain, ChainName, Hook, Table};
 pub use comment::{BadComment, Comment};
-pub use layout::{Layout, Style, TcpJumps};
+pub use layout::{Layout, Style};
 pub use matches::{ConnState, Masked, Match, Owner, Protocol, Side};
 pub use state::{Emission, Home, Placement, Reason, Routing, Ruleset, TableChain};
 pub use target::{RedirectSpelling, Target};

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use millrace_core::capture::to_iptables;
 use millrace_core::dialect::{istio, native};
 use millrace_core::facts::HostFacts;
+use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::Ruleset;
 
 use super::argv::pairs;
@@ -44,6 +45,16 @@ fn words(line: &str) -> Vec<String> {
     line.split_ascii_whitespace().map(|w| w.trim_matches('\'').to_owned()).collect()
 }
 
+/// The policy of `istio-iptables FLAGS`.
+pub(crate) fn policy(line: &str) -> CapturePolicy {
+    sidecar(&words(line), BTreeMap::new())
+}
+
+fn sidecar(words: &[String], env: BTreeMap<String, String>) -> CapturePolicy {
+    let raw = istio::Raw::new(pairs(words).unwrap(), env);
+    istio::resolve(&raw, &facts()).unwrap().policy
+}
+
 /// The rules of `[NAME=value ...] istio-iptables FLAGS` or `apply FLAGS`.
 pub(crate) fn ruleset(line: &str) -> Ruleset {
     let words = words(line);
@@ -51,9 +62,7 @@ pub(crate) fn ruleset(line: &str) -> Ruleset {
     let env = words[..at].iter().map(|w| w.split_once('=').unwrap());
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     if words[at] == "istio-iptables" {
-        let raw = istio::Raw::new(pairs(&words[at..]).unwrap(), env);
-        let resolved = istio::resolve(&raw, &facts()).unwrap();
-        return to_iptables(&resolved.policy, &istio::LAYOUT);
+        return to_iptables(&sidecar(&words[at..], env), &istio::LAYOUT);
     }
     assert_eq!(words[at], "apply");
     let flags = words[at + 1..].chunks(2).map(|pair| {

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that is built wrongly should stop")]
 
 pub(crate) mod argv;
+pub(crate) mod connections;
 pub(crate) mod lines;
 
 use std::collections::BTreeMap;

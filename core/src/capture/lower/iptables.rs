@@ -8,7 +8,7 @@ use crate::nft::beside;
 use crate::policy::CapturePolicy;
 use crate::ruleset::{
     Chain, Emission, Layout, Masked, Match, Protocol, RedirectSpelling, Rule, Ruleset, Side, Table,
-    Target, TcpJumps,
+    Target,
 };
 use crate::value::Family;
 
@@ -60,22 +60,18 @@ fn emission(program: &Program, decision: &Decision, layout: &Layout, family: Fam
 }
 
 /// The conditions that are written: where there is a guard, rules stay as another tool writes them, and
-/// jumps ask for TCP where that tool's do.
+/// they ask for TCP where that tool's do.
 fn asks<'d>(decision: &'d Decision, layout: &Layout) -> impl Iterator<Item = &'d Condition> {
     const TCP: &Condition = &Condition::Protocol(Protocol::Tcp);
     let guarded = layout.guard.is_some();
-    let jumps = layout.style.tcp_jumps;
-    let (asks, leaves) = match (decision.role, decision.path) {
-        _ if decision.table == Table::Raw => (false, false),
-        (Role::Enter, Path::Arriving) => (false, jumps == TcpJumps::Neither),
-        (Role::Enter, Path::Leaving) => (jumps == TcpJumps::Both, false),
-        (Role::ExcludedSource, _) => (layout.style.tcp_sources, false),
-        _ => (false, false),
-    };
+    let style = &layout.style;
+    let jumps = decision.role == Role::Enter && decision.table != Table::Raw;
+    let open = jumps && decision.path == Path::Arriving && !style.tcp_jump;
+    let narrow = decision.role == Role::ExcludedSource && style.tcp_sources;
     let written = decision.when.iter().filter(move |condition| {
-        !(guarded && matches!(condition, Condition::Starts { .. }) || leaves && *condition == TCP)
+        !(guarded && matches!(condition, Condition::Starts { .. }) || open && *condition == TCP)
     });
-    asks.then_some(TCP).into_iter().chain(written)
+    narrow.then_some(TCP).into_iter().chain(written)
 }
 
 /// A condition; none if it can't hold in this family.

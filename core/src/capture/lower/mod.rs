@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 pub use iptables::to_iptables;
 pub use nft::to_nft;
 
-use super::program::{Branch, Decision, Listener, Path, Program, Verdict};
+use super::program::{Branch, Decision, Listener, Path, Program, Role, Verdict};
 use crate::ruleset::{Chain, ChainName, Hook, Layout, Table};
 use crate::value::Family;
 
@@ -58,11 +58,13 @@ fn styled(program: &Program, layout: &Layout) -> Vec<Decision> {
     if style.multiport { ports::grouped(decisions) } else { decisions }
 }
 
-/// A decision in the place of one that leads to it.
+/// A decision in the place of one that leads to it. What captures is there for what leads to it.
 fn inlined(from: &Decision, next: &Decision) -> Decision {
     let mut when = from.when.clone();
     when.extend(next.when.iter().filter(|condition| !from.when.contains(condition)).cloned());
-    Decision { when, verdict: next.verdict, ..from.clone() }
+    let told = if next.role == Role::Deliver { from } else { next };
+    let (role, reason) = (told.role, told.reason.clone());
+    Decision { when, verdict: next.verdict, role, reason, ..from.clone() }
 }
 
 /// The paths on which anything is asked of packets of some families. Decisions that lead to others

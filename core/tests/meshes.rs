@@ -1,0 +1,188 @@
+//! Verify what meshes differ in: whatever they take for granted, every backend and every style of rules
+//! has the same effect.
+
+#![expect(clippy::unwrap_used, reason = "a test that is built wrongly should stop")]
+
+mod support;
+
+use millrace_core::capture::{to_iptables, to_nft};
+use millrace_core::dialect::{istio, native};
+use millrace_core::nft;
+use millrace_core::policy::{CapturePolicy, Conventions, ExceptPorts, Local, Phase, SelfCall};
+use millrace_core::ruleset::{
+    Chain, ChainName, Comment, Home, Layout, Match, Rule, Ruleset, Style,
+};
+use millrace_core::sim::{
+    How, Identity, Known, Outcome, Program, Protocol, Question, of_native, of_nft, of_ruleset,
+};
+use millrace_core::source::{Source, Sourced};
+use millrace_core::value::{Cidr, Family, Uid};
+use proptest::prelude::*;
+use support::configs;
+use support::connections::{groups, questions, wide_pod};
+
+/// A configuration of any mesh: what a sidecar of Istio's can be told, and what meshes differ in.
+fn policies() -> impl Strategy<Value = CapturePolicy> {
+    let phases = || prop::sample::select(&[Phase::First, Phase::Last][..]);
+    let conventions = (
+        prop::sample::select(&[Local::LoAndLocalhost, Local::Lo, Local::Localhost][..]),
+        prop::sample::select(&[SelfCall::Inbound, SelfCall::Pass][..]),
+        any::<[bool; 3]>(),
+        phases(),
+        phases(),
+    );
+    let sources =
+        prop::sample::subsequence(&["10.7.0.0/16", "10.1.2.3/32", "2001:db8::/32"][..], 0..=3);
+    let users = prop::sample::subsequence(&[0_u32, 5, 1000][..], 0..=3);
+    (configs(), conventions, sources, users).prop_map(|(config, meant, sources, users)| {
+        let (local, self_call, [passthrough, tunnel, udp], ports, networks) = meant;
+        let mut policy = config.policy();
+        policy.conventions = Conventions {
+            local,
+            self_call,
+            passthrough,
+            except_ports: ExceptPorts { phase: ports, udp },
+            except_networks: networks,
+        };
+        if !tunnel {
+            policy.inbound.tunnel_port = None;
+        }
+        let network = |text: &str| Sourced::new(text.parse::<Cidr>().unwrap(), Source::Always);
+        policy.inbound.except_sources = sources.into_iter().map(network).collect();
+        let user = |id| Sourced::new(Uid::new(id).unwrap(), Source::Always);
+        policy.outbound.except_users = users.into_iter().map(user).collect();
+        policy
+    })
+}
+
+static INLINED: [ChainName; 6] = [
+    ChainName::known("ISTIO_REDIRECT"),
+    ChainName::known("ISTIO_IN_REDIRECT"),
+    ChainName::known("ISTIO_OUTPUT_DNS"),
+    ChainName::known("ISTIO_DIVERT"),
+    ChainName::known("ISTIO_TPROXY"),
+    ChainName::known("ISTIO_DROP"),
+];
+
+/// The style of a mesh that has two chains, lists and comments.
+static COMPACT: Layout = layout(Style {
+    inlined: &INLINED,
+    multiport: true,
+    tcp_jump: false,
+    tcp_sources: true,
+    comment: Some(comment),
+});
+
+/// The same without any of it.
+static PLAIN: Layout = layout(Style::PLAIN);
+
+const fn layout(style: Style) -> Layout {
+    Layout {
+        inbound: ChainName::known("ISTIO_INBOUND"),
+        redirect: ChainName::known("ISTIO_REDIRECT"),
+        in_redirect: ChainName::known("ISTIO_IN_REDIRECT"),
+        output: ChainName::known("ISTIO_OUTPUT"),
+        output_dns: ChainName::known("ISTIO_OUTPUT_DNS"),
+        divert: ChainName::known("ISTIO_DIVERT"),
+        tproxy: ChainName::known("ISTIO_TPROXY"),
+        drop: ChainName::known("ISTIO_DROP"),
+        tagged: false,
+        guard: Some(&istio::NFT_LAYOUT),
+        passthrough: Home::Loopback,
+        style,
+    }
+}
+
+fn comment(chain: &Chain, rule: &Rule) -> Option<Comment> {
+    format!("mesh/{} {}", chain.as_str(), rule.matches.len()).parse().ok()
+}
+
+fn with_style(policy: &CapturePolicy, layout: &Layout) -> (Ruleset, Program) {
+    let ruleset = to_iptables(policy, layout);
+    let program = Program::new(of_ruleset(&ruleset, &groups()));
+    (ruleset, program)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn every_backend_and_style_has_the_same_effect(
+        policy in policies(),
+        questions in prop::collection::vec(questions(), 20),
+    ) {
+        let (plain, iptables) = with_style(&policy, &PLAIN);
+        let (styled, compact) = with_style(&policy, &COMPACT);
+        let ours = nft::merge(&to_nft(&policy, &native::NFT_LAYOUT, true));
+        let own = Program::new(of_nft(&ours, &groups()));
+        let kernel = Program::new(of_native(&ours.native(&groups()).unwrap()));
+        let pod = wide_pod(&plain);
+        for family in [Family::V4, Family::V6] {
+            prop_assert!(styled.family(family).len() <= plain.family(family).len());
+            let commented = |rule: &Rule| matches!(rule.matches.last(), Some(Match::Comment(_)));
+            prop_assert!(styled.family(family).iter().all(|emission| commented(&emission.rule)));
+        }
+        for question in questions {
+            let wanted = iptables.answer(&pod, &question).outcome;
+            let other = compact.answer(&pod, &question).outcome;
+            prop_assert_eq!(&wanted, &other, "another style: {}", question);
+            // In the pod, ours take nothing that starts a connection for a part of another.
+            if matches!(question.known, Known::Related(_)) {
+                continue;
+            }
+            for (name, program) in [("own", &own), ("kernel", &kernel)] {
+                let other = program.answer(&pod, &question).outcome;
+                prop_assert_eq!(&wanted, &other, "{}: {}", name, question);
+            }
+        }
+    }
+}
+
+/// Verify what each convention is about, of a sidecar that leaves port 22 and a network alone.
+#[test]
+fn a_convention_means_what_it_says() {
+    let answer = |conventions: Conventions, question: &Question| {
+        let line = "istio-iptables -u 1337 -b * -i * -o 22 -x 10.96.0.0/16 --redirect-dns --capture-all-dns";
+        let mut policy = support::lines::policy(line);
+        policy.conventions = conventions;
+        let (ruleset, program) = with_style(&policy, &COMPACT);
+        program.answer(&wide_pod(&ruleset), question).outcome
+    };
+    let captured = |port| Outcome::Captured { port: Some(port), how: How::Translated };
+    let istio = Conventions::ISTIO;
+    let out = |id, to: &str| {
+        Question::out(Identity { uid: id, gid: id }, Protocol::TCP, to.parse().unwrap())
+    };
+    let app = |to| out(1000, to);
+    let proxy = |to| out(1337, to);
+    let passed_on =
+        Question { source: Some("127.0.0.6".parse().unwrap()), ..proxy("10.4.0.2:8080") };
+    let query = |to| Question { protocol: Protocol::UDP, ..app(to) };
+    let ports = |phase, udp| Conventions { except_ports: ExceptPorts { phase, udp }, ..istio };
+    let local = |local| Conventions { local, ..istio };
+    let pass = Conventions { self_call: SelfCall::Pass, ..istio };
+    let no_address = Conventions { passthrough: false, ..istio };
+    let networks_first = Conventions { except_networks: Phase::First, ..istio };
+    for (conventions, question, outcome) in [
+        (istio, app("10.4.0.2:8080"), Outcome::Delivered),
+        (local(Local::Localhost), app("10.4.0.2:8080"), captured(15001)),
+        (local(Local::Localhost), app("127.0.0.1:8080"), Outcome::Delivered),
+        (local(Local::Lo), app("10.4.0.2:8080"), Outcome::Delivered),
+        (local(Local::Lo), app("127.0.0.2:8080"), Outcome::Delivered),
+        (istio, proxy("10.4.0.2:8080"), captured(15006)),
+        (pass, proxy("10.4.0.2:8080"), Outcome::Delivered),
+        (istio, passed_on.clone(), Outcome::Delivered),
+        (no_address, passed_on, captured(15006)),
+        // An exclusion wins over the self-call where it is asked for first.
+        (ports(Phase::First, true), proxy("10.4.0.2:22"), Outcome::Delivered),
+        (ports(Phase::Last, true), proxy("10.4.0.2:22"), captured(15006)),
+        (istio, query("10.96.0.10:53"), captured(15053)),
+        (
+            networks_first,
+            query("10.96.0.10:53"),
+            Outcome::Passed { interface: "eth0".to_owned(), masked: false },
+        ),
+    ] {
+        assert_eq!(answer(conventions, &question), outcome, "{question}: {conventions:?}");
+    }
+}
