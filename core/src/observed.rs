@@ -182,6 +182,10 @@ pub struct Observed {
     pub dormant: Vec<TableId>,
     /// Chains of others in other tables of `nf_tables`.
     pub foreign: Vec<ForeignChain>,
+    /// Whether there are tables of `nf_tables` whose chains hang at interfaces (family `netdev`).
+    pub netdev: bool,
+    /// Tables of iptables-legacy that ours are never in (`security`), and that its programs alone can read.
+    pub unread: Vec<(Family, String)>,
     /// Whether `lo`, to which all is redirected that the pod sends, is down.
     pub lo_down: bool,
     /// Whether a run that changes the namespace started here and did not end.

@@ -106,7 +106,7 @@ pub fn observe(
     let mut running = Vec::new();
     let mut holdings = Vec::new();
     let Holds { mut held, seen, nf_tables, unseen } = holds(look != Look::Chains)?;
-    let nft::Look { generation, tables, native, iptables, dormant, foreign } = seen;
+    let nft::Look { generation, tables, native, iptables, dormant, foreign, netdev } = seen;
     let tables = tables.into_iter().map(|(family, name)| family.table(name)).collect();
     for (family, dump) in iptables {
         let variant = Variant::Nft;
@@ -115,10 +115,20 @@ pub fn observe(
         }
         holdings.push(Holding { variant, family, dump });
     }
+    let mut unread = Vec::new();
     for Held { variant, family, tables } in held {
         if variant == Variant::Legacy && look != Look::Verbatim {
-            let names: Vec<&str> = tables.iter().map(String::as_str).collect();
-            if let Some(dump) = xtables::read(family, &names) {
+            let names = tables.iter().map(String::as_str);
+            let (ours, others): (Vec<_>, Vec<_>) =
+                names.partition(|name| Table::from_name(name).is_some());
+            if let Some(mut dump) = xtables::read(family, &ours) {
+                // No program is needed for what ours are never in.
+                for name in others {
+                    match xtables::read(family, &[name]) {
+                        Some(other) => dump.tables.extend(other.tables),
+                        None => unread.push((family, name.to_owned())),
+                    }
+                }
                 holdings.push(Holding { variant, family, dump });
                 continue;
             }
@@ -163,6 +173,8 @@ pub fn observe(
         tables,
         dormant,
         foreign,
+        netdev,
+        unread,
         lo_down: links.lo_down,
         interrupted: links.marked,
         loggers,
@@ -196,7 +208,7 @@ fn holds(rules: bool) -> Result<Holds, ObserveError> {
     let seen = seen.unwrap_or_default();
     let mut unseen = None;
     for family in Family::ALL {
-        let mut tables = match legacy_tables(family) {
+        let tables = match legacy_tables(family) {
             // The file is root's alone, while nf_tables is there for who has NET_ADMIN.
             Err(error) if nf_tables && error.is_forbidden() => {
                 unseen = Some(error);
@@ -204,7 +216,6 @@ fn holds(rules: bool) -> Result<Holds, ObserveError> {
             }
             result => result?,
         };
-        tables.retain(|name: &String| Table::from_name(name).is_some());
         if !tables.is_empty() {
             held.push(Held { variant: Variant::Legacy, family, tables });
         }

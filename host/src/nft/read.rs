@@ -89,6 +89,8 @@ pub struct Look {
     pub dormant: Vec<TableId>,
     /// Chains of other native tables that the kernel calls.
     pub foreign: Vec<ForeignChain>,
+    /// Whether there are tables of family `netdev`, which are nobody's that is known here.
+    pub netdev: bool,
 }
 
 /// Which rules are read.
@@ -134,6 +136,11 @@ fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>
     };
     let sleeps = answers.iter().filter(|answer| is_dormant(answer)).filter_map(table);
     found.dormant = sleeps.map(|(family, name)| family.table(name)).collect();
+    let netdev = |answer: &Answer| {
+        let family = NetfilterProtoFamily::from(answer.family);
+        answer.kind == kind::TABLE && family == NetfilterProtoFamily::NetDev
+    };
+    found.netdev = answers.iter().any(netdev);
     for (family, name) in &tables {
         match family {
             TableFamily::Inet if wanted.native.contains(&name.as_str()) => {

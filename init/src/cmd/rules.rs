@@ -398,7 +398,8 @@ fn read(mut session: Session, facts: &HostFacts, ebpf: Option<Held>) -> Result<R
     let options = exec::Options::default();
     let mut observed = session.observe(&options, Look::Fast)?;
     // A rule that somebody else wrote has a text that iptables' own program may know.
-    if observed.holdings.iter().any(|holding| holding.dump.is_unclear()) {
+    let unclear = observed.holdings.iter().any(|holding| holding.dump.is_unclear());
+    if unclear || !observed.unread.is_empty() {
         observed = session.observe(&options, Look::Verbatim)?;
     }
     session.take_warnings().iter().for_each(|w| warn(w));
