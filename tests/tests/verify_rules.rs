@@ -69,6 +69,43 @@ fn what_rules_of_others_let_past_is_found() -> Result<()> {
     Ok(())
 }
 
+/// Verify that what is excluded has to get where it was sent: a rule of others that leads it elsewhere is
+/// found, whatever it is excluded by, and one that drops it is a firewall's business.
+#[test]
+fn what_is_excluded_gets_where_it_was_sent() -> Result<()> {
+    let settings = [
+        "--exclude-outbound-ports",
+        "9092",
+        "--exclude-outbound-cidrs",
+        "10.96.0.0/16",
+        "--exclude-inbound-ports",
+        "8080",
+    ];
+    let elsewhere = [
+        "-t nat -I OUTPUT -p tcp --dport 9092 -j REDIRECT --to-ports 9999",
+        "-t nat -I OUTPUT -p udp --dport 9092 -j DNAT --to-destination 10.9.9.9:9092",
+        "-t nat -I OUTPUT -d 10.96.0.10/32 -p tcp --dport 443 -j DNAT --to-destination 10.70.0.9:6443",
+        "-t nat -I PREROUTING -p tcp --dport 8080 -j REDIRECT --to-ports 9999",
+    ];
+    let firewalls = [
+        "-t filter -I OUTPUT -p tcp --dport 9092 -j REJECT",
+        "-t filter -I INPUT -p tcp --dport 8080 -j DROP",
+        "-t nat -I OUTPUT -p tcp --dport 22 -m owner --uid-owner 1337 -j REDIRECT --to-ports 9999",
+    ];
+    for (rules, code) in [(&elsewhere[..], 126), (&firewalls, 0)] {
+        for rule in rules {
+            let topology = unattended("nftables", &settings)?;
+            // These are found by the rules alone, whichever connections are made.
+            in_pod(&topology, &[&format!("iptables-nft {rule}")])?;
+            let (found, said) = ran(&topology.pod, &mut millrace(["verify"])?)?;
+            let differs = said.contains("DIFFERS IPv4 ");
+            ensure!(differs == (code == 126), "{rule}: {found:?}: {said}");
+            ensure!(code == 0 || found == Some(code), "{rule}: {found:?}: {said}");
+        }
+    }
+    Ok(())
+}
+
 /// Verify that rules of another configuration are found where no connection that is tried tells.
 #[test]
 fn rules_of_another_configuration_are_found() -> Result<()> {

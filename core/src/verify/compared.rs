@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::left_alone::LeftAlone;
 use crate::policy::CapturePolicy;
 use crate::sim::report::{Words, class_words};
 use crate::sim::{Change, Class, Namespace, Outcome, Program, Question, changes};
@@ -51,9 +52,17 @@ pub struct Compared {
     pub wrong: Vec<Otherwise>,
     /// How many kinds of them there are.
     pub count: usize,
-    /// What does not count against the capture, a sentence each: what rules of others do with what it
-    /// leaves alone, and what can't be told.
-    pub beside: Vec<String>,
+    /// What does not count against the capture: what rules of others do with what it leaves alone.
+    pub beside: Option<String>,
+    /// What can't be told.
+    pub unclear: Option<String>,
+}
+
+impl Compared {
+    /// How many kinds of connections there are beside those that are told.
+    pub const fn untold(&self) -> usize {
+        self.count.saturating_sub(self.wrong.len())
+    }
 }
 
 /// Compare the rules that are there with those of a policy, each in its namespace.
@@ -65,8 +74,9 @@ pub fn compared(
     let mut found = Compared::default();
     let (mut wrong, mut others, mut unclear) = (Vec::new(), Vec::new(), Vec::new());
     let mut of_family = [0; Family::ALL.len()];
+    let left_alone = LeftAlone::by(policy);
     for class in changes(wanted, real) {
-        let weight = weight(policy, &class);
+        let weight = weight(policy, &left_alone, &class);
         let one = otherwise(real.0, class);
         match weight {
             Weight::Capture => {
@@ -83,6 +93,7 @@ pub fn compared(
     let is_void = |one: &Otherwise| is_lost(&one.outcome) && one.by.is_none();
     wrong.sort_by_key(|(place, one)| (is_void(one), *place, one.family));
     found.wrong = wrong.into_iter().take(TOLD).map(|(_, one)| one).collect();
+    unclear.sort_by_key(|one| !matches!(one.expected, Outcome::Captured { .. }));
     let told = |what: &str, list: &[Otherwise]| {
         let first = list.first()?;
         let more = match list.len() - 1 {
@@ -91,8 +102,8 @@ pub fn compared(
         };
         Some(format!("{what}: {first}{more}"))
     };
-    found.beside.extend(told("rules do more than the configuration's", &others));
-    found.beside.extend(told("whether rules treat these as expected can't be told", &unclear));
+    found.beside = told("rules do more than the configuration's", &others);
+    found.unclear = told("whether rules treat these as expected can't be told", &unclear);
     found
 }
 
@@ -106,8 +117,9 @@ enum Weight {
 }
 
 /// What a difference is to the capture. Rules of others that translate or drop what the
-/// configuration leaves alone, as those of services and firewalls do, are no fault of it.
-fn weight(policy: &CapturePolicy, class: &Class<Change>) -> Weight {
+/// configuration does not speak of, as those of services and firewalls do, are no fault of it; nor
+/// are those that drop what it excludes. But what it excludes gets where it was sent, or nowhere.
+fn weight(policy: &CapturePolicy, left_alone: &LeftAlone<'_>, class: &Class<Change>) -> Weight {
     let Change { before, after } = &class.answer;
     match (&before.outcome, &after.outcome) {
         (Outcome::Unknown { .. }, _) | (_, Outcome::Unknown { .. }) => Weight::Unclear,
@@ -117,6 +129,9 @@ fn weight(policy: &CapturePolicy, class: &Class<Change>) -> Weight {
         }
         (Outcome::Captured { .. }, _) => Weight::Capture,
         (_, Outcome::Captured { port, .. }) if is_of(policy, *port) => Weight::Capture,
+        (_, Outcome::Captured { .. } | Outcome::Led { .. }) if left_alone.has(class) => {
+            Weight::Capture
+        }
         // A rule of the configuration says so.
         (wanted, _) if is_lost(wanted) && !before.decided.is_empty() => Weight::Capture,
         _ => Weight::Beside,

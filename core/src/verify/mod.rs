@@ -6,6 +6,7 @@
 mod compared;
 mod detour;
 mod finding;
+mod left_alone;
 mod sample;
 
 pub use compared::{Compared, Otherwise, compared};

@@ -22,6 +22,7 @@ mod status;
 mod termination;
 mod trace;
 mod verify;
+mod wanted;
 
 pub(crate) use apply::apply;
 pub(crate) use cleanup::cleanup;

@@ -3,15 +3,11 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, bail};
-use millrace_core::capture::to_iptables;
-use millrace_core::ebpf::beside;
 use millrace_core::facts::HostFacts;
 use millrace_core::policy::CapturePolicy;
-use millrace_core::ruleset::{Routing, Ruleset};
-use millrace_core::sim::{Identity, Namespace, Program, of_ruleset};
-use millrace_core::status::{read_back, read_native_back};
-use millrace_core::value::Groups;
-use millrace_core::verify::{Asked, Compared, Finding, Seen, checks, compared, detours};
+use millrace_core::ruleset::Ruleset;
+use millrace_core::sim::{Identity, Namespace};
+use millrace_core::verify::{Asked, Compared, Finding, Seen, checks, detours};
 use millrace_host::engine::Session;
 use millrace_host::observe::Look;
 use millrace_host::verify::{Prover, free_port};
@@ -23,6 +19,7 @@ use super::held::Held;
 use super::output::{print, print_json, warn};
 use super::pods::{self, Described};
 use super::rules::Rules;
+use super::wanted::Wanted;
 use super::{config, namespace, rules};
 use crate::cli::node::Meant;
 use crate::cli::own::Verify;
@@ -58,7 +55,8 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
                 around.extend(detours(&real.program, &tried_in, Prover::LINK, &checks));
             }
             compared = expected.compared(real);
-            around.append(&mut compared.beside);
+            around.extend(compared.beside.take());
+            around.extend(compared.unclear.take());
         }
         Err(error) => around.push(format!(
             "whether rules treat other connections otherwise is not known: {error:#}"
@@ -119,44 +117,21 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     Ok(if is_proved { Exit::Ok } else { Exit::NotValid })
 }
 
-/// What is expected.
-struct Wanted {
-    policy: CapturePolicy,
-    program: Program,
-    routing: Routing,
-    /// Whether eBPF captures.
-    ebpf: bool,
-}
-
-impl Wanted {
-    fn of_rules(policy: CapturePolicy, ruleset: &Ruleset, groups: &Groups) -> Self {
-        let program = Program::new(of_ruleset(ruleset, groups));
-        Self { policy, program, routing: ruleset.routing.clone(), ebpf: false }
-    }
-
-    /// What the rules that are there do otherwise.
-    fn compared(&self, real: &Rules) -> Compared {
-        let needed = Namespace::pod(&[], &self.routing);
-        let namespace = real.namespace.with_marks_of(&needed);
-        let of_real = (&real.program, &real.namespace);
-        compared(&self.policy, (&self.program, &namespace), of_real)
-    }
-
-    fn of_ebpf(held: Held) -> Self {
-        let routing = beside(&held.policy).routing;
-        Self { policy: held.policy, program: Program::new(held.tables), routing, ebpf: true }
-    }
-}
-
 /// What is expected: by the configuration, or else by the settings of what is there.
 fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result<Wanted> {
     let groups = &facts.groups;
     match (held(verify)?, given(verify, facts)?) {
         (Some(held), None) => Ok(Wanted::of_ebpf(held.listening())),
         (Some(_), Some((policy, _))) => Ok(Wanted::of_ebpf(Held::of_policy(policy, groups)?)),
-        (None, given) => {
-            let (policy, ruleset) = given.map_or_else(|| read_off(session), Ok)?;
-            Ok(Wanted::of_rules(policy, &ruleset, groups))
+        (None, Some((policy, ruleset))) => Ok(Wanted::of_rules(policy, &ruleset, groups)),
+        (None, None) => {
+            let what = "what is expected can't be read off the rules; give the configuration";
+            let observed = session.observe(&exec::Options::default(), Look::Fast).context(what)?;
+            Wanted::read_off(&observed, groups).context(
+                "what is expected can't be read off the rules that are here; give the \
+                 configuration: --config, --manifest, flags, or a command line of istio-iptables \
+                 behind --",
+            )
         }
     }
 }
@@ -203,27 +178,6 @@ fn given(verify: &Verify, facts: &HostFacts) -> Result<Option<(CapturePolicy, Ru
         }
         None => None,
     })
-}
-
-/// The policy of the rules that are there, and the rules that it means.
-fn read_off(session: &mut Session) -> Result<(CapturePolicy, Ruleset)> {
-    let observed = session
-        .observe(&exec::Options::default(), Look::Fast)
-        .context("what is expected can't be read off the rules; give the configuration")?;
-    let found = read_back(&observed).into_iter().find_map(|found| {
-        let policy = found.policy?;
-        let ruleset = to_iptables(&policy, found.dialect.footprint.layout);
-        Some((policy, ruleset))
-    });
-    let found = found.or_else(|| {
-        let found = read_native_back(&observed)?;
-        let ruleset = to_iptables(&found.policy, found.dialect.footprint.layout);
-        Some((found.policy, ruleset))
-    });
-    found.context(
-        "what is expected can't be read off the rules that are here; give the configuration: \
-         --config, --manifest, flags, or a command line of istio-iptables behind --",
-    )
 }
 
 /// The rules that are there, as they are while the proxy listens.

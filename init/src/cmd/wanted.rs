@@ -1,0 +1,55 @@
+//! What is expected of a namespace, and what the rules that are there do otherwise.
+
+use millrace_core::capture::to_iptables;
+use millrace_core::ebpf::beside;
+use millrace_core::observed::Observed;
+use millrace_core::policy::CapturePolicy;
+use millrace_core::ruleset::{Routing, Ruleset};
+use millrace_core::sim::{Namespace, Program, of_ruleset};
+use millrace_core::status::{read_back, read_native_back};
+use millrace_core::value::Groups;
+use millrace_core::verify::{Compared, compared};
+
+use super::held::Held;
+use super::rules::Rules;
+
+/// What is expected.
+pub(super) struct Wanted {
+    pub(super) policy: CapturePolicy,
+    pub(super) program: Program,
+    pub(super) routing: Routing,
+    /// Whether eBPF captures.
+    pub(super) ebpf: bool,
+}
+
+impl Wanted {
+    pub(super) fn of_rules(policy: CapturePolicy, ruleset: &Ruleset, groups: &Groups) -> Self {
+        let program = Program::new(of_ruleset(ruleset, groups));
+        Self { policy, program, routing: ruleset.routing.clone(), ebpf: false }
+    }
+
+    pub(super) fn of_ebpf(held: Held) -> Self {
+        let routing = beside(&held.policy).routing;
+        Self { policy: held.policy, program: Program::new(held.tables), routing, ebpf: true }
+    }
+
+    /// By the settings of the rules that are there, if some give these.
+    pub(super) fn read_off(observed: &Observed, groups: &Groups) -> Option<Self> {
+        let found = read_back(observed).into_iter().find_map(|found| {
+            let policy = found.policy?;
+            Some((policy, found.dialect))
+        });
+        let native = || read_native_back(observed).map(|found| (found.policy, found.dialect));
+        let (policy, dialect) = found.or_else(native)?;
+        let ruleset = to_iptables(&policy, dialect.footprint.layout);
+        Some(Self::of_rules(policy, &ruleset, groups))
+    }
+
+    /// What the rules that are there do otherwise.
+    pub(super) fn compared(&self, real: &Rules) -> Compared {
+        let needed = Namespace::pod(&[], &self.routing);
+        let namespace = real.namespace.with_marks_of(&needed);
+        let of_real = (&real.program, &real.namespace);
+        compared(&self.policy, (&self.program, &namespace), of_real)
+    }
+}
