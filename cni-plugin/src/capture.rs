@@ -233,7 +233,7 @@ fn difference(found: &Status) -> Option<String> {
         State::NotCaptured => Some("no rules are there".to_owned()),
         State::Drifted => {
             let mut list: Vec<String> = found.differences.iter().map(told).collect();
-            list.extend(found.notes.iter().cloned());
+            list.extend(found.notes.iter().chain(&found.neighbours).cloned());
             Some(format!("rules differ from what is wanted; to be whole: {}", list.join("; ")))
         }
     }

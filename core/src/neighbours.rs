@@ -4,9 +4,9 @@
 mod undoing;
 
 use crate::nft::xtables::builtin_chain;
-use crate::observed::{ForeignChain, Observed};
+use crate::observed::{ForeignChain, Holding, Observed};
 use crate::ownership::{Footprint, Owned, known_tables};
-use crate::ruleset::{Hook, Target};
+use crate::ruleset::{Hook, Table, Target};
 use crate::value::Family;
 
 /// The places where connections are captured.
@@ -22,6 +22,22 @@ struct Own {
     hook: u32,
     priority: i32,
     nat: bool,
+}
+
+/// Whether any rule of others is here that a packet can meet.
+pub(crate) fn are_here(observed: &Observed, footprints: &[Footprint]) -> bool {
+    let any = |holding: &Holding| {
+        let owned = Owned::find(&holding.dump, footprints);
+        holding.dump.tables.iter().any(|content| {
+            let table = Table::from_name(&content.name);
+            content.chains.iter().any(|chain| {
+                let theirs = |at| table.is_none_or(|table| !owned.has_rule(table, &chain.name, at));
+                chain.policy.as_deref() == Some("DROP") || (0..chain.rules.len()).any(theirs)
+            })
+        })
+    };
+    let elsewhere = observed.netdev || !observed.foreign.is_empty() || !observed.unread.is_empty();
+    elsewhere || observed.holdings.iter().any(any)
 }
 
 /// Each neighbour in a sentence.

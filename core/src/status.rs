@@ -53,6 +53,10 @@ pub struct Status {
     pub differences: Vec<Effect>,
     /// What the user should know.
     pub notes: Vec<String>,
+    /// What may be in the way of captured connections, as far as looking at single rules tells; what
+    /// rules do together is for the simulator to say.
+    #[serde(skip)]
+    pub neighbours: Vec<String>,
 }
 
 /// A ruleset that was read back, and where from.
@@ -222,9 +226,7 @@ fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) 
     notes.extend(taken(plan.taken.as_ref()));
     notes.extend(unguarded.and_then(guard::lacking));
     notes.extend(ruleset.and_then(|ruleset| guard::missing(observed, ruleset)));
-    if first.is_some() {
-        notes.extend(neighbours::notes(observed, FOOTPRINTS));
-    }
+    let neighbours = first.map(|_| neighbours::notes(observed, FOOTPRINTS)).unwrap_or_default();
     notes.extend(observed.asleep());
     notes.extend(dialect::others::captures(observed));
     if observed.captures_natively() {
@@ -272,6 +274,7 @@ fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) 
         families,
         differences: if first.is_some() || rest { differences } else { Vec::new() },
         notes,
+        neighbours,
     }
 }
 
@@ -285,6 +288,11 @@ fn holds_rest(observed: &Observed) -> bool {
 /// Whether rules of any backend capture a namespace, or are left of some that did.
 pub fn holds_rules(observed: &Observed, groups: &Groups) -> bool {
     !observed.native.is_empty() || judge(observed, None, groups).state != State::NotCaptured
+}
+
+/// Whether rules of others are here, whatever they do.
+pub fn has_neighbours(observed: &Observed) -> bool {
+    neighbours::are_here(observed, FOOTPRINTS)
 }
 
 /// Whose rules [`judge`] finds, without a look at the rules.
@@ -327,8 +335,9 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
     };
     notes.extend(observed.asleep());
     notes.extend(dialect::others::captures(observed));
+    let mut neighbours = Vec::new();
     if there {
-        notes.extend(neighbours::notes(observed, FOOTPRINTS));
+        neighbours = neighbours::notes(observed, FOOTPRINTS);
     } else {
         notes.extend(read_back(observed).into_iter().map(|found| {
             format!(
@@ -355,6 +364,7 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
         families: nft::tables::families(&observed.native),
         differences: if there { differences } else { Vec::new() },
         notes,
+        neighbours,
     }
 }
 

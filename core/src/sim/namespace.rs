@@ -325,6 +325,26 @@ impl Namespace {
         Self { routing: self.routing.with_marks_of(&other.routing), ..self.clone() }
     }
 
+    /// This namespace where nothing is without a route: what none is for leaves by an interface that has
+    /// an address which others can reach. So it is told what rules do, whichever routes come later.
+    #[must_use]
+    pub fn with_ways_out(&self) -> Self {
+        let reached = |own: &OwnAddress| match own.address() {
+            IpAddr::V4(_) => true,
+            IpAddr::V6(address) => !address.is_unicast_link_local(),
+        };
+        let mut all = self.clone();
+        for family in Family::ALL {
+            let of_family = |own: &OwnAddress| own.family() == family && reached(own);
+            let has = |interface: &&Interface| interface.addresses.iter().any(of_family);
+            let interface = self.interfaces().filter(|i| i.settings.up).find(has);
+            if let Some(interface) = interface {
+                all.routing = all.routing.with_way_out(family, &interface.name);
+            }
+        }
+        all
+    }
+
     /// This namespace where routes that have several paths take this one of them.
     pub(super) fn by_path(&self, path: usize) -> Self {
         Self { path: Some(path), ..self.clone() }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::namespace::Exit;
+use super::namespace::{Exit, unicast};
 use super::question::Protocol;
 use super::ranges::Ranges;
 use crate::ruleset::Masked;
@@ -235,6 +235,16 @@ impl RoutingTables {
         let mut rules: Vec<RoutingRule> = added.chain(kept).collect();
         rules.sort_by_key(|rule| rule.priority);
         Self { rules, ..self.clone() }
+    }
+
+    /// These where what no route of the main table is for leaves by an interface.
+    pub(super) fn with_way_out(&self, family: Family, interface: &str) -> Self {
+        let known = self.table(family, MAIN_TABLE).iter().flat_map(|(_, known)| known.iter());
+        let rest = unicast(family).without(&known.collect());
+        let mut all = self.clone();
+        let exits = vec![Exit::by(interface)];
+        all.tables.entry((family, MAIN_TABLE)).or_default().push((RouteAction::Out(exits), rest));
+        all
     }
 
     /// Whether a rule delivers everything here.

@@ -17,9 +17,11 @@ use millrace_host::exec;
 use millrace_host::observe::Look;
 use serde_json::{Value, json};
 
-use super::config;
+use super::held::Held;
 use super::output::{finish, outcome_json, outcome_text, print, print_json, warn};
-use super::status::told;
+use super::status::{told, treated};
+use super::wanted::Wanted;
+use super::{config, rules};
 use crate::cli::node::{Ebpf, Meant};
 use crate::cli::own::{Common, Config};
 use crate::exit::Exit;
@@ -198,20 +200,34 @@ pub(super) fn status(
         }
         return Ok(Exit::NotCaptured);
     };
-    let (wanted, rest) = if config.has_settings() {
-        let loaded = config::load(config, facts, false)?;
-        let entry = target.entry(&loaded.policy, &facts.groups)?;
-        (node.holds(target.cookie(), &entry)?, beside(&loaded.policy))
-    } else {
-        (true, beside_entry(&found.pod))
+    let given =
+        if config.has_settings() { Some(config::load(config, facts, false)?.policy) } else { None };
+    let (wanted, rest) = match &given {
+        Some(policy) => {
+            let entry = target.entry(policy, &facts.groups)?;
+            (node.holds(target.cookie(), &entry)?, beside(policy))
+        }
+        None => (true, beside_entry(&found.pod)),
     };
     let observed = session.observe(&exec::Options::default(), Look::Fast)?;
     session.take_warnings().iter().for_each(|text| warn(text));
-    let rest = judge_beside(&observed, &rest, &facts.groups);
+    let mut rest = judge_beside(&observed, &rest, &facts.groups);
     let faults = node.faults()?;
     let sound = found.fault().is_none() && faults == Faults::default();
     let whole = wanted && sound && rest.whole;
     let state = if whole { "captured" } else { "drifted" };
+    let here = || Ok(Held::here(folder)?.map(Held::listening));
+    let expected = || match given {
+        Some(policy) => Held::of_policy(policy, &facts.groups).ok(),
+        None => here().ok().flatten(),
+    };
+    let treated = treated(
+        &observed,
+        whole,
+        || expected().map(Wanted::of_ebpf),
+        || here().and_then(rules::of_here),
+    );
+    rest.notes.extend(treated.unwrap_or_default());
     if common.json {
         let mut value = pod_json(&found);
         if let Some(object) = value.as_object_mut() {

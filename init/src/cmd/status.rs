@@ -1,13 +1,17 @@
 //! `millrace status`
 
 use anyhow::{Result, bail};
+use millrace_core::observed::Observed;
 use millrace_core::plan::Effect;
-use millrace_core::status::{State, judge, judge_native};
+use millrace_core::status::{State, has_neighbours, judge, judge_native};
 use millrace_host::exec;
 use millrace_host::observe::Look;
 
+use super::config::Loaded;
 use super::output::{print, print_json, warn};
-use super::{config, namespace};
+use super::rules::Rules;
+use super::wanted::Wanted;
+use super::{config, namespace, rules};
 use crate::cli::node::Meant;
 use crate::cli::own::Status;
 use crate::exit::Exit;
@@ -36,7 +40,7 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
     let mut found = if let Some(nft) = nft {
         judge_native(&observed, Some(&nft.ready_with_text(groups)?), groups)
     } else {
-        judge(&observed, loaded.map(|loaded| loaded.ruleset()).as_ref(), groups)
+        judge(&observed, loaded.as_ref().map(Loaded::ruleset).as_ref(), groups)
     };
     if found.state == State::NotCaptured
         && let Some(ebpf) = &status.config.ebpf
@@ -48,6 +52,19 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
         }
         found.notes.push(why);
     }
+    let whole = found.state == State::Captured;
+    let real = || rules::of_here(None);
+    let wanted = || match &loaded {
+        Some(loaded) => Some(Wanted::of_rules(loaded.policy.clone(), &loaded.ruleset(), groups)),
+        None => Wanted::read_off(&observed, groups),
+    };
+    let told = treated(&observed, whole, wanted, real);
+    // What rules do together counts, where it can be told, and not what one of them may do.
+    let suspected = std::mem::take(&mut found.neighbours);
+    if !told.as_ref().is_some_and(Vec::is_empty) {
+        found.notes.extend(suspected);
+    }
+    found.notes.extend(told.unwrap_or_default());
     if common.json {
         print_json(&serde_json::to_value(&found)?)?;
     } else {
@@ -58,6 +75,40 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
         State::NotCaptured => Exit::NotCaptured,
         State::Drifted => Exit::Drifted,
     })
+}
+
+/// What becomes of connections that is not as wanted, a sentence each, where rules of others are beside
+/// those of a `whole` capture; none where that is not asked, as no rule of others is there, or nothing
+/// says what is wanted.
+pub(super) fn treated(
+    observed: &Observed,
+    whole: bool,
+    wanted: impl FnOnce() -> Option<Wanted>,
+    real: impl FnOnce() -> Result<Rules>,
+) -> Option<Vec<String>> {
+    if !whole || !has_neighbours(observed) {
+        return None;
+    }
+    let wanted = wanted()?;
+    let found = match real() {
+        Ok(real) => {
+            let namespace = real.namespace.with_ways_out();
+            wanted.compared(&Rules { namespace, ..real })
+        }
+        Err(error) => {
+            return Some(vec![format!(
+                "whether rules of others undo any of it is not known: {error:#}"
+            )]);
+        }
+    };
+    let one = |one| format!("rules of others treat connections otherwise than wanted: {one}");
+    let mut told: Vec<String> = found.wrong.iter().map(one).collect();
+    let more = found.untold();
+    if more > 0 {
+        told.push(format!("and so with {more} more kinds of connections, which verify counts"));
+    }
+    told.extend(found.unclear);
+    Some(told)
 }
 
 fn text(found: &millrace_core::status::Status) -> String {
