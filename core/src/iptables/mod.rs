@@ -16,6 +16,7 @@ pub use kernel::{
 };
 pub use parse::{UnknownRule, parse_rule};
 pub use render::{render_line, render_rule};
+pub(crate) use render::{render_match, render_target};
 
 use crate::ruleset::Ruleset;
 use crate::value::Family;

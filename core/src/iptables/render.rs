@@ -34,7 +34,8 @@ pub fn render_line(emission: &Emission) -> Line {
     }
 }
 
-fn render_match(m: &Match) -> String {
+/// A condition in the words of iptables.
+pub(crate) fn render_match(m: &Match) -> String {
     let not = |negated: bool| if negated { "! " } else { "" };
     match m {
         Match::Address { side, negated, cidr } => {
@@ -102,7 +103,8 @@ fn render_masked(m: Masked) -> String {
     text
 }
 
-fn render_target(target: &Target) -> String {
+/// What follows, in the words of iptables.
+pub(crate) fn render_target(target: &Target) -> String {
     match target {
         Target::Return => "-j RETURN".to_owned(),
         Target::Accept => "-j ACCEPT".to_owned(),

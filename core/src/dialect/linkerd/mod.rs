@@ -1,0 +1,65 @@
+//! Linkerd's proxy-init: its flags, its rules, the commands that it logs.
+
+mod comment;
+mod flags;
+mod options;
+mod resolve;
+mod simulate;
+
+pub use flags::Linkerd;
+pub use options::{Mode, Options};
+pub use resolve::{Raw, Resolved, resolve, said};
+pub use simulate::commands;
+
+use crate::nft::NftLayout;
+use crate::ruleset::{ChainName, Home, Layout, Style};
+
+/// The chains that proxy-init makes: it writes what leads to the proxy's ports into the chains of the
+/// two directions, and knows no more roles than these.
+pub static LAYOUT: Layout = Layout {
+    inbound: ChainName::known("PROXY_INIT_REDIRECT"),
+    redirect: ChainName::known("PROXY_INIT_TO_OUTBOUND"),
+    in_redirect: ChainName::known("PROXY_INIT_TO_INBOUND"),
+    output: ChainName::known("PROXY_INIT_OUTPUT"),
+    output_dns: ChainName::known("PROXY_INIT_DNS"),
+    divert: ChainName::known("PROXY_INIT_DIVERT"),
+    tproxy: ChainName::known("PROXY_INIT_TPROXY"),
+    drop: ChainName::known("PROXY_INIT_DROP"),
+    tagged: false,
+    guard: None,
+    passthrough: Home::Own,
+    style: Style {
+        inlined: &[
+            ChainName::known("PROXY_INIT_TO_OUTBOUND"),
+            ChainName::known("PROXY_INIT_TO_INBOUND"),
+        ],
+        multiport: true,
+        tcp_jump: false,
+        tcp_sources: false,
+        comment: Some(comment::comment),
+    },
+};
+
+/// The one table of native nftables. proxy-init has none: this is Millrace's own form.
+pub static NFT_LAYOUT: NftLayout = NftLayout {
+    nat: "linkerd-proxy-init",
+    mangle: "linkerd-proxy-init",
+    raw: "linkerd-proxy-init",
+    guard: None,
+    chains: Layout {
+        inbound: ChainName::known("inbound"),
+        redirect: ChainName::known("to-outbound-port"),
+        in_redirect: ChainName::known("to-inbound-port"),
+        output: ChainName::known("outbound"),
+        output_dns: ChainName::known("dns"),
+        divert: ChainName::known("divert"),
+        tproxy: ChainName::known("tproxy"),
+        drop: ChainName::known("drop"),
+        tagged: false,
+        guard: None,
+        passthrough: Home::Own,
+        style: Style::PLAIN,
+    },
+    one_table: true,
+    invalid_of_tcp: false,
+};
