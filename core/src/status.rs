@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::capture::to_iptables;
 use crate::dialect::{self, DIALECTS, Dialect, FOOTPRINTS};
-use crate::infer::{infer, policy, read_native};
+use crate::infer::{self, NotRead, read_native};
 use crate::neighbours;
 use crate::nft::tables::Native;
 use crate::nft::{self, NftRuleset};
@@ -122,10 +122,11 @@ pub fn read_back(observed: &Observed) -> Vec<ReadBack> {
                 modern[index].as_ref().or_else(|| observed.holding(variant, Family::ALL[index]))
             };
             let (v4, v6) = (dump(0), dump(1));
-            let Some(settings) = infer(v4, v6, &observed.ip_rules, &dialect.footprint) else {
-                continue;
+            let policy = match infer::read(v4, v6, &observed.ip_rules, dialect) {
+                Ok(policy) => Some(policy),
+                Err(NotRead::NotWhole) => None,
+                Err(NotRead::Absent) => continue,
             };
-            let policy = policy(&settings, dialect).ok();
             let ruleset =
                 policy.as_ref().map(|policy| to_iptables(policy, dialect.footprint.layout));
             found.push(ReadBack { dialect, variant, policy, ruleset });

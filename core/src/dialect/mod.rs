@@ -19,6 +19,7 @@ pub use raw::Raw;
 use crate::iptables::Dump;
 use crate::nft::NftLayout;
 use crate::ownership::Footprint;
+use crate::policy::CapturePolicy;
 use crate::source::Source;
 
 /// A dialect whose rules can be met in a namespace.
@@ -30,11 +31,21 @@ pub struct Dialect {
     pub footprint: Footprint,
     /// What its nftables tables and chains are called.
     pub nft_layout: &'static NftLayout,
-    /// What in this dialect sets what a flag of Millrace's own commands sets.
-    pub source_of: fn(&str) -> Source,
+    /// How settings are read back from its rules.
+    pub reading: Reading,
     /// Rules of older releases as the newest one writes them, with the forms in which they were; none
     /// where they are in no older form that is known.
     pub modernize: fn(&Dump) -> Option<Modernized>,
+}
+
+/// How settings are read back from rules, in the names of the footprint's layout.
+#[derive(Clone, Copy, Debug)]
+pub enum Reading {
+    /// The rules are those that Millrace's own settings give, in other names; with what in this
+    /// dialect sets what a flag of Millrace's own commands sets.
+    Common(fn(&str) -> Source),
+    /// By the dialect, from the rules of IPv4 and of IPv6; none where no settings give them.
+    Own(fn([Option<&Dump>; 2]) -> Option<CapturePolicy>),
 }
 
 /// Rules of older releases as the newest one writes them.
@@ -61,14 +72,15 @@ pub static DIALECTS: &[Dialect] = &[
         name: "istio-iptables",
         footprint: istio::FOOTPRINT,
         nft_layout: &istio::NFT_LAYOUT,
-        source_of: istio::source_of,
+        reading: Reading::Common(istio::source_of),
         modernize: istio::modernize,
     },
+    linkerd::DIALECT,
     native::DIALECT,
 ];
 
 /// How rules of every dialect are known.
-pub static FOOTPRINTS: &[Footprint] = &[istio::FOOTPRINT, native::FOOTPRINT];
+pub static FOOTPRINTS: &[Footprint] = &[istio::FOOTPRINT, linkerd::FOOTPRINT, native::FOOTPRINT];
 
 /// The names of the nftables tables of every dialect.
 pub static NFT_TABLES: &[&str] = &[
@@ -76,10 +88,12 @@ pub static NFT_TABLES: &[&str] = &[
     istio::NFT_LAYOUT.mangle,
     istio::NFT_LAYOUT.raw,
     istio::NFT_GUARD,
+    linkerd::NFT_LAYOUT.nat,
     native::NFT_LAYOUT.nat,
 ];
 
 /// The name of the dialect that has an nftables table of this name.
 pub fn dialect_of_table(name: &str) -> &'static str {
-    if name == native::NFT_LAYOUT.nat { "millrace" } else { "istio-iptables" }
+    let of = |dialect: &&Dialect| dialect.nft_layout.names().any(|table| table == name);
+    DIALECTS.iter().find(of).map_or(native::DIALECT.name, |dialect| dialect.name)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Inferred;
-use crate::dialect::{self, ConfigErrors, native};
+use crate::dialect::{ConfigErrors, Dialect, Reading, native};
 use crate::facts::HostFacts;
 use crate::policy::CapturePolicy;
 use crate::source::Source;
@@ -13,7 +13,7 @@ use crate::source::Source;
 ///
 /// # Errors
 /// What was read back makes no policy: the rules are not whole.
-pub fn policy(found: &Inferred, dialect: &dialect::Dialect) -> Result<CapturePolicy, ConfigErrors> {
+pub fn policy(found: &Inferred, dialect: &Dialect) -> Result<CapturePolicy, ConfigErrors> {
     let mut flags: BTreeMap<&'static str, String> = found.settings.clone();
     flags.insert("ipv6", if found.ipv6 { "on" } else { "off" }.to_owned());
     if !found.dns_servers.is_empty() {
@@ -28,8 +28,8 @@ pub fn policy(found: &Inferred, dialect: &dialect::Dialect) -> Result<CapturePol
         policy.proxy.matching = matching;
     }
     policy.each_source(&mut |source| {
-        if let Source::Flag(flag) = source {
-            *source = (dialect.source_of)(flag);
+        if let (Source::Flag(flag), Reading::Common(source_of)) = (&*source, dialect.reading) {
+            *source = source_of(flag);
         }
     });
     Ok(policy)

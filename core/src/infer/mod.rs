@@ -15,12 +15,12 @@ pub use facts::policy;
 pub use saved::of_saved;
 
 use crate::capture::to_nft;
-use crate::dialect::Dialect;
+use crate::dialect::{Dialect, Reading};
 use crate::iptables::Dump;
 use crate::nft::tables::NativeTables;
 use crate::nft::{self, NftRuleset};
 use crate::observed::IpRule;
-use crate::ownership::Footprint;
+use crate::ownership::{Footprint, has_chains};
 use crate::policy::{CapturePolicy, IdentityMatching};
 use crate::ruleset::Layout;
 use crate::ruleset::{ConnState, Hook, Match, Owner, Protocol, Side, Table, Target};
@@ -72,6 +72,42 @@ pub fn infer(
     Some(found)
 }
 
+/// Why rules of a dialect give no policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotRead {
+    /// There are none of its chains.
+    #[error("none of its chains are there")]
+    Absent,
+    /// The chains are there, and what they lack is needed.
+    #[error("its rules are not whole: no settings give them")]
+    NotWhole,
+}
+
+/// The policy of the rules of a dialect in both families.
+///
+/// # Errors
+/// See [`NotRead`].
+pub fn read(
+    v4: Option<&Dump>,
+    v6: Option<&Dump>,
+    ip_rules: &[IpRule],
+    dialect: &Dialect,
+) -> Result<CapturePolicy, NotRead> {
+    match dialect.reading {
+        Reading::Common(_) => {
+            let found = infer(v4, v6, ip_rules, &dialect.footprint).ok_or(NotRead::Absent)?;
+            policy(&found, dialect).map_err(|_e| NotRead::NotWhole)
+        }
+        Reading::Own(read) => {
+            let mut dumps = v4.into_iter().chain(v6);
+            if !dumps.any(|dump| has_chains(dump, &dialect.footprint)) {
+                return Err(NotRead::Absent);
+            }
+            read([v4, v6]).ok_or(NotRead::NotWhole)
+        }
+    }
+}
+
 /// The policy of native nftables, and its rules compiled again, with reasons. None where no settings give just
 /// these rules: they are not whole, or were made in a way that can't be read back.
 pub fn read_native(
@@ -88,11 +124,16 @@ pub fn read_native(
     let both = v6.is_some().then_some((v4.as_ref(), v6.as_ref()));
     let candidates = both.into_iter().chain([(v4.as_ref(), None)]);
     candidates.into_iter().find_map(|(v4, v6)| {
-        let mut found = infer(v4, v6, ip_rules, &dialect.footprint)?;
-        if let Some(dump) = v4.or(v6) {
-            in_order_of_dns(&Chains::of(dump, &dialect.footprint), dialect, &mut found);
-        }
-        let policy = policy(&found, dialect).ok()?;
+        let policy = match dialect.reading {
+            Reading::Common(_) => {
+                let mut found = infer(v4, v6, ip_rules, &dialect.footprint)?;
+                if let Some(dump) = v4.or(v6) {
+                    in_order_of_dns(&Chains::of(dump, &dialect.footprint), dialect, &mut found);
+                }
+                policy(&found, dialect).ok()?
+            }
+            Reading::Own(read) => read([v4, v6])?,
+        };
         let guards = layout.guard.is_some_and(|name| tables.iter().any(|(found, _)| found == name));
         let rules = [true, false].map(|spares| {
             let rules = to_nft(&policy, layout, spares);

@@ -3,6 +3,7 @@
 mod comment;
 mod flags;
 mod options;
+mod read;
 mod resolve;
 mod simulate;
 
@@ -11,8 +12,23 @@ pub use options::{Mode, Options};
 pub use resolve::{Raw, Resolved, resolve, said};
 pub use simulate::commands;
 
+use crate::dialect::{Dialect, Reading};
 use crate::nft::NftLayout;
+use crate::ownership::Footprint;
 use crate::ruleset::{ChainName, Home, Layout, Style};
+
+/// proxy-init's rules, and what Millrace adds in its place.
+pub const DIALECT: Dialect = Dialect {
+    name: "Linkerd",
+    footprint: FOOTPRINT,
+    nft_layout: &NFT_LAYOUT,
+    reading: Reading::Own(read::read),
+    modernize: |_| None,
+};
+
+/// How its rules are known: all of them are in its chains, or jump to them.
+pub const FOOTPRINT: Footprint =
+    Footprint { layout: &LAYOUT, rival: None, unmarked: |_dump, _owned| {} };
 
 /// The chains that proxy-init makes: it writes what leads to the proxy's ports into the chains of the
 /// two directions, and knows no more roles than these.

@@ -196,7 +196,13 @@ impl Resolver<'_> {
         let mut ports = self.reader.each(&listed, Most::Targets, &items, |item| {
             item.parse::<Port>().map_err(|error| error.to_string())
         });
+        let listed_any = !ports.is_empty();
         ports.retain(|port| !except.iter().any(|except| except.value.contains(port.value)));
+        if listed_any && ports.is_empty() {
+            let expected = "--inbound-ports-to-ignore leaves none of these ports: list others, or \
+                            leave both out to capture every port";
+            self.reader.wrong(&listed.source, &listed.value, expected);
+        }
         InboundSelection::Only(ports.into_iter().map(|port| port.with(port.value.into())).collect())
     }
 

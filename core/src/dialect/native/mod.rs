@@ -9,7 +9,7 @@ pub use file::{FileError, read_file};
 pub use resolve::{Raw, resolve};
 pub use schema::schema;
 
-use super::Dialect;
+use super::{Dialect, Reading};
 use crate::iptables::Dump;
 use crate::nft::NftLayout;
 use crate::ownership::{Footprint, Owned};
@@ -21,7 +21,7 @@ pub const DIALECT: Dialect = Dialect {
     name: "millrace",
     footprint: FOOTPRINT,
     nft_layout: &NFT_LAYOUT,
-    source_of,
+    reading: Reading::Common(source_of),
     modernize: |_| None,
 };
 

@@ -1,0 +1,226 @@
+//! Verify what a namespace with rules of Linkerd's proxy-init is told to be, whoever wrote them, and that
+//! other rules follow on them and they on others.
+#![expect(clippy::unwrap_used, reason = "a test that is built wrongly should stop")]
+#![expect(clippy::disallowed_methods, reason = "the recordings are files")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use millrace_core::capture::{to_iptables, to_nft};
+use millrace_core::dialect::linkerd::{self, DIALECT, LAYOUT, NFT_LAYOUT, Raw, Resolved};
+use millrace_core::dialect::{FOOTPRINTS, istio};
+use millrace_core::ebpf;
+use millrace_core::infer::{read, read_native};
+use millrace_core::iptables::Dump;
+use millrace_core::nft::{self, NftRuleset};
+use millrace_core::observed::{Holding, Observed, Variant};
+use millrace_core::plan::{self, Context};
+use millrace_core::policy::CapturePolicy;
+use millrace_core::ruleset::Ruleset;
+use millrace_core::status::{State, judge};
+use millrace_core::value::{Family, Groups};
+use proptest::prelude::*;
+use support::{carry_out, changed_by_nf_tables, configs, want};
+
+fn resolve(flags: &[(&str, &str)]) -> Resolved {
+    let own = |(flag, value): &(&str, &str)| ((*flag).to_owned(), (*value).to_owned());
+    linkerd::resolve(&Raw::new(flags.iter().map(own), BTreeMap::new())).unwrap()
+}
+
+/// What can be said to proxy-init, in any mixture.
+fn policies() -> impl Strategy<Value = CapturePolicy> {
+    let id = || prop::sample::select(&["-1", "0", "2102", "4294967294"][..]);
+    let ignored = || {
+        prop::sample::subsequence(
+            &[
+                "22",
+                "25-27",
+                "4190",
+                "4191",
+                "8080-8080",
+                "1000-1999",
+                "9",
+                "1",
+                "2",
+                "3",
+                "5",
+                "7",
+                "11-12",
+            ][..],
+            0..=13,
+        )
+    };
+    let networks =
+        &["10.0.0.0/8", "192.168.1.1/24", "0.0.0.0/0", "fd00::/8", "2001:db8::1/128"][..];
+    let networks = prop::sample::subsequence(networks, 0..=5);
+    let listed = prop::sample::subsequence(&["9090", "9099", "8080"][..], 0..=3)
+        .prop_filter("the one listed port is ignored", |listed| *listed != ["8080"]);
+    let given = ((id(), id()), (ignored(), ignored()), networks, listed, any::<bool>());
+    given.prop_map(|((uid, gid), (inbound, outbound), networks, listed, ipv6)| {
+        let [inbound, outbound, networks, listed] =
+            [inbound, outbound, networks, listed].map(|list| list.join(","));
+        let mut flags = vec![
+            ("incoming-proxy-port", "4143"),
+            ("outgoing-proxy-port", "4140"),
+            ("proxy-uid", uid),
+            ("proxy-gid", gid),
+            ("inbound-ports-to-ignore", inbound.as_str()),
+            ("outbound-ports-to-ignore", outbound.as_str()),
+            ("subnets-to-ignore", networks.as_str()),
+            ("ipv6", if ipv6 { "true" } else { "false" }),
+        ];
+        if !listed.is_empty() {
+            flags.push(("ports-to-redirect", listed.as_str()));
+        }
+        resolve(&flags).policy
+    })
+}
+
+fn context(groups: &Groups) -> Context<'_> {
+    Context { footprints: FOOTPRINTS, groups, marks: vec![], netlink: false }
+}
+
+fn apply(observed: &mut Observed, set: Option<&Ruleset>) {
+    let groups = Groups::new();
+    for effect in &plan::plan(observed, want(set), false, &context(&groups)).effects {
+        carry_out(observed, effect);
+    }
+}
+
+fn is_whole(observed: &Observed, set: Option<&Ruleset>) -> bool {
+    let groups = Groups::new();
+    plan::plan(observed, want(set), false, &context(&groups)).is_empty()
+}
+
+fn native(policy: &CapturePolicy) -> NftRuleset {
+    nft::merge(&to_nft(policy, &NFT_LAYOUT, true))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Verify that the settings are read back from any rules, and that these survive the kernel's form.
+    #[test]
+    fn settings_can_be_read_back(policy in policies()) {
+        let set = to_iptables(&policy, &LAYOUT);
+        prop_assert_eq!(changed_by_nf_tables(&set, &Groups::new()), []);
+        let mut observed = Observed::default();
+        apply(&mut observed, Some(&set));
+        let dump = |family| observed.holding(Variant::Nft, family);
+        let again = read(dump(Family::V4), dump(Family::V6), &[], &DIALECT).unwrap();
+        prop_assert!(is_whole(&observed, Some(&to_iptables(&again, &LAYOUT))), "{again:#?}");
+        let status = judge(&observed, None, &Groups::new());
+        prop_assert_eq!((status.state, status.dialect), (State::Captured, Some("Linkerd")));
+    }
+
+    /// Verify the same for native nftables, and that a part is never taken for the whole.
+    #[test]
+    fn settings_of_native_rules_can_be_read_back(policy in policies()) {
+        let mut tables = native(&policy).native(&Groups::new()).unwrap();
+        prop_assert!(read_native(&tables, &[], &DIALECT).is_some(), "{:#?}", tables);
+        for (_, chain) in tables.iter_mut().flat_map(|(_, chains)| chains) {
+            if chain.base.is_some() {
+                chain.rules.clear();
+            }
+        }
+        prop_assert!(read_native(&tables, &[], &DIALECT).is_none());
+    }
+
+    /// Verify that Linkerd's rules follow on Istio's and the other way round, and that nothing stays
+    /// when they go.
+    #[test]
+    fn one_mesh_follows_on_the_other(policy in policies(), config in configs(), first in any::<bool>()) {
+        let (ours, theirs) = (to_iptables(&policy, &LAYOUT), to_iptables(&config.policy(), &istio::LAYOUT));
+        let mut sets = [&ours, &theirs];
+        if first {
+            sets.reverse();
+        }
+        let mut observed = Observed::default();
+        for set in sets {
+            apply(&mut observed, Some(set));
+            prop_assert!(is_whole(&observed, Some(set)));
+        }
+        apply(&mut observed, None);
+        prop_assert!(is_whole(&observed, None));
+        let dumps = observed.holdings.iter().flat_map(|holding| &holding.dump.tables);
+        let rules: usize = dumps.flat_map(|table| &table.chains).map(|chain| chain.rules.len()).sum();
+        prop_assert_eq!(rules, 0);
+    }
+
+    /// Verify that eBPF, whose programs know another way of staying in the pod, does not take it.
+    #[test]
+    fn ebpf_refuses(policy in policies()) {
+        let error = ebpf::compile(&policy, &Groups::new()).unwrap_err().to_string();
+        prop_assert!(error.contains("lo"), "{error}");
+    }
+}
+
+/// A namespace that holds recorded rules.
+fn recorded(text: &str) -> Observed {
+    let (v4, v6) = text.split_once("### ip\n").unwrap().1.split_once("### ip6").unwrap();
+    let holding = |(family, text): (Family, &str)| Holding {
+        variant: Variant::Nft,
+        family,
+        dump: Dump::parse(text.trim_start()).unwrap(),
+    };
+    let holdings = [(Family::V4, v4), (Family::V6, v6)].map(holding);
+    Observed { holdings: holdings.to_vec(), ..Observed::default() }
+}
+
+/// Verify that rules which proxy-init itself wrote are known as Linkerd's and as whole, that Millrace has
+/// nothing to change in them, and that what a failed run of it left is completed.
+#[test]
+fn rules_of_proxy_init() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/linkerd/effective");
+    let mut seen = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let text = fs::read_to_string(&path).unwrap();
+        let words: Vec<String> =
+            text.lines().next().unwrap()[2..].split(' ').map(str::to_owned).collect();
+        let pairs = support::argv::pairs_of::<linkerd::Linkerd>(&words).unwrap();
+        let mut observed = recorded(&text);
+        seen += 1;
+        let Ok(resolved) = linkerd::resolve(&Raw::new(pairs, BTreeMap::new())) else {
+            assert_eq!(name, "bad-port-yields-empty-multiport");
+            apply(&mut observed, None);
+            assert!(is_whole(&observed, None));
+            continue;
+        };
+        let set = to_iptables(&resolved.policy, &LAYOUT);
+        let whole = !["subnets-dualstack-fails", "uid0-is-omitted"].contains(&name.as_str());
+        assert_eq!(is_whole(&observed, Some(&set)), whole, "{name}");
+        let status = judge(&observed, None, &Groups::new());
+        assert_eq!(status.dialect, Some("Linkerd"), "{name}");
+        let captured = name != "subnets-dualstack-fails";
+        assert_eq!(status.state == State::Captured, captured, "{name}: {status:#?}");
+        apply(&mut observed, Some(&set));
+        assert!(is_whole(&observed, Some(&set)), "{name}");
+    }
+    assert_eq!(seen, 20);
+}
+
+/// Verify that every part of a policy that was read back says which flag would have set it.
+#[test]
+fn what_is_read_back_names_proxy_inits_flags() {
+    let policy = resolve(&[
+        ("incoming-proxy-port", "4143"),
+        ("outgoing-proxy-port", "4140"),
+        ("proxy-uid", "2102"),
+        ("subnets-to-ignore", "10.0.0.0/8"),
+    ]);
+    let mut observed = Observed::default();
+    apply(&mut observed, Some(&to_iptables(&policy.policy, &LAYOUT)));
+    let dump = observed.holding(Variant::Nft, Family::V4);
+    let again = read(dump, None, &[], &DIALECT).unwrap();
+    let reasons: Vec<String> =
+        to_iptables(&again, &LAYOUT).v4.iter().map(|rule| rule.reason.to_string()).collect();
+    for told in ["flag -o/--outgoing-proxy-port", "flag -u/--proxy-uid", "flag --subnets-to-ignore"]
+    {
+        assert!(reasons.iter().any(|reason| reason.contains(told)), "{told}: {reasons:#?}");
+    }
+}
