@@ -26,6 +26,7 @@ pub mod surroundings;
 mod sys_netns;
 mod sys_sandbox;
 mod sys_xtables;
+pub mod sysctl;
 pub mod tools;
 pub mod trace;
 pub mod verify;

@@ -1,5 +1,5 @@
-//! The command line of Millrace. It answers under three names: `millrace` with its own commands,
-//! `istio-iptables`, and `pilot-agent istio-iptables`.
+//! The command line of Millrace. It answers under four names: `millrace` with its own commands,
+//! `istio-iptables`, `pilot-agent istio-iptables`, and `linkerd2-proxy-init`.
 
 mod cli;
 mod cmd;
@@ -25,6 +25,9 @@ fn run(mut words: Vec<OsString>) -> Exit {
     if name == "istio-iptables" {
         return cmd::istio(words);
     }
+    if name == "linkerd2-proxy-init" {
+        return cmd::linkerd(words);
+    }
     if name == "pilot-agent" && words.first().is_some_and(|w| w != "istio-iptables") {
         return bad(
             "under the name pilot-agent there is only the sub-command istio-iptables, set up by \
@@ -33,6 +36,7 @@ fn run(mut words: Vec<OsString>) -> Exit {
     }
     match own::read(words) {
         Ok(Own::Istio(words)) => cmd::istio(words),
+        Ok(Own::Linkerd(words)) => cmd::linkerd(words),
         Ok(Own::Apply(apply)) => done(cmd::apply(&apply)),
         Ok(Own::Dump(dump)) => done(cmd::dump(&dump)),
         Ok(Own::Cleanup(cleanup)) => done(cmd::cleanup(&cleanup)),

@@ -1,11 +1,12 @@
-//! The log: in istio-iptables mode in its form and on standard output, otherwise on standard
-//! error.
+//! The log: under the name of a mesh's tool in its form and on standard output, otherwise on
+//! standard error.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::time::SystemTime;
 
 use millrace_core::dialect::istio::parse_bool;
+use millrace_core::source::Sourced;
 use millrace_core::visible::visible;
 use serde_json::json;
 
@@ -24,6 +25,14 @@ pub(crate) enum Level {
 impl Level {
     const ALL: [Self; 6] =
         [Self::Debug, Self::Info, Self::Warn, Self::Error, Self::Fatal, Self::None];
+
+    /// Its name in Go's logrus.
+    const fn of_pairs(self) -> &'static str {
+        match self {
+            Self::Warn => "warning",
+            other => other.as_str(),
+        }
+    }
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -44,11 +53,23 @@ enum Target {
     File(File),
 }
 
+/// How a message is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Time, level and message with tabs between them.
+    Tabs,
+    /// As Go's logrus: pairs of key and value.
+    Pairs,
+    Json,
+    /// As Go's logrus.
+    JsonOfPairs,
+}
+
 /// Where messages go.
 #[derive(Debug)]
 pub(crate) struct Log {
     least: Level,
-    json: bool,
+    form: Form,
     targets: Vec<Target>,
     /// The errors so far, whether anybody reads them or not.
     errors: Vec<String>,
@@ -60,12 +81,34 @@ const MOST_ERRORS: usize = 256;
 impl Log {
     /// For Millrace's own commands.
     pub(crate) fn own() -> Self {
-        Self { least: Level::Info, json: false, targets: vec![Target::Stderr], errors: Vec::new() }
+        Self::to(Target::Stderr, Form::Tabs)
     }
 
     /// For istio-iptables, before its flags are read.
     pub(crate) fn istio() -> Self {
-        Self { least: Level::Info, json: false, targets: vec![Target::Stdout], errors: Vec::new() }
+        Self::to(Target::Stdout, Form::Tabs)
+    }
+
+    /// For proxy-init. What is no format that it knows is plain, as there.
+    pub(crate) fn linkerd(format: &str, level: &Sourced<String>) -> Result<Self, String> {
+        let form = if format == "json" { Form::JsonOfPairs } else { Form::Pairs };
+        let mut log = Self::to(Target::Stdout, form);
+        log.least = match level.value.to_ascii_lowercase().as_str() {
+            "trace" | "debug" => Level::Debug,
+            "info" => Level::Info,
+            "warn" | "warning" => Level::Warn,
+            "error" => Level::Error,
+            "fatal" | "panic" => Level::Fatal,
+            other => {
+                let levels = "panic, fatal, error, warn, info, debug or trace";
+                return Err(format!("{}: {other:?}: a level is {levels}", level.source));
+            }
+        };
+        Ok(log)
+    }
+
+    fn to(target: Target, form: Form) -> Self {
+        Self { least: Level::Info, form, targets: vec![target], errors: Vec::new() }
     }
 
     /// Set a log flag of istio-iptables. Those that have no effect here are taken as well.
@@ -76,7 +119,8 @@ impl Log {
             }
             "log_as_json" => {
                 let value = values.last().map_or("true", String::as_str);
-                self.json = parse_bool(value).map_err(|e| format!("--log_as_json: {e}"))?;
+                let json = parse_bool(value).map_err(|e| format!("--log_as_json: {e}"))?;
+                self.form = if json { Form::Json } else { Form::Tabs };
             }
             "log_output_level" => {
                 for value in values {
@@ -121,13 +165,7 @@ impl Log {
         if level < self.least {
             return;
         }
-        let time = humantime::format_rfc3339_micros(SystemTime::now());
-        let level = level.as_str();
-        let line = if self.json {
-            json!({ "level": level, "time": time.to_string(), "msg": message }).to_string()
-        } else {
-            format!("{time}\t{level}\t{}", visible(message))
-        };
+        let line = self.form.line(level, message, SystemTime::now());
         for target in &mut self.targets {
             // A log that can't be written must not stop the work.
             let _written = match target {
@@ -137,6 +175,32 @@ impl Log {
             };
         }
     }
+}
+
+impl Form {
+    fn line(self, level: Level, message: &str, now: SystemTime) -> String {
+        let micros = || humantime::format_rfc3339_micros(now).to_string();
+        let seconds = || humantime::format_rfc3339_seconds(now).to_string();
+        match self {
+            Self::Tabs => format!("{}\t{}\t{}", micros(), level.as_str(), visible(message)),
+            Self::Json => {
+                json!({ "level": level.as_str(), "time": micros(), "msg": message }).to_string()
+            }
+            Self::JsonOfPairs => {
+                json!({ "level": level.of_pairs(), "msg": message, "time": seconds() }).to_string()
+            }
+            Self::Pairs => {
+                let (time, level) = (seconds(), level.of_pairs());
+                format!("time=\"{time}\" level={level} msg={}", word(message))
+            }
+        }
+    }
+}
+
+/// A value that stands for itself, or in quotes.
+fn word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._/@^+".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text.to_owned() } else { format!("{text:?}") }
 }
 
 fn target(name: &str) -> Result<Target, String> {
@@ -177,5 +241,20 @@ mod tests {
         assert_eq!(least("all:debug,default:warn", Level::Info), Ok(Level::Warn));
         assert_eq!(least("", Level::Info), Ok(Level::Info));
         assert!(least("default:loud", Level::Info).is_err());
+    }
+
+    #[test]
+    fn a_line_is_in_the_form_of_the_tool() {
+        let line = |form: Form, message| form.line(Level::Warn, message, SystemTime::UNIX_EPOCH);
+        assert_eq!(
+            line(Form::Pairs, "a \"b\""),
+            r#"time="1970-01-01T00:00:00Z" level=warning msg="a \"b\"""#
+        );
+        assert!(line(Form::Pairs, "iptables-save").ends_with(" msg=iptables-save"));
+        assert_eq!(
+            line(Form::JsonOfPairs, "a"),
+            r#"{"level":"warning","msg":"a","time":"1970-01-01T00:00:00Z"}"#
+        );
+        assert_eq!(line(Form::Tabs, "a"), "1970-01-01T00:00:00.000000Z\twarn\ta");
     }
 }

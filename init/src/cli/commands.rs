@@ -20,8 +20,9 @@ fn program() -> Command {
         .disable_help_subcommand(true)
         .max_term_width(100)
         .after_help(
-            "Started under the name istio-iptables, or as `pilot-agent istio-iptables`, it is that \
-             tool. `millrace istio-iptables --help` lists its flags.",
+            "Started under the name istio-iptables, as `pilot-agent istio-iptables` or as \
+             linkerd2-proxy-init, it is that tool. `millrace istio-iptables --help` and \
+             `millrace linkerd --help` list their flags.",
         )
 }
 
@@ -43,6 +44,7 @@ const COMMANDS: &[(&str, Make)] = &[
     ("lint", lint),
     ("node-bpf", super::node::node_bpf_command),
     ("istio-iptables", istio_iptables),
+    ("linkerd", linkerd),
     ("schema", schema),
     ("dial", dial),
 ];
@@ -61,6 +63,13 @@ pub(crate) fn alone(name: &str) -> Option<Command> {
 fn istio_iptables() -> Command {
     Command::new("istio-iptables")
         .about("Do what istio-iptables does: same flags, environment, rules and exit codes")
+        .disable_help_flag(true)
+        .arg(words("words"))
+}
+
+fn linkerd() -> Command {
+    Command::new("linkerd")
+        .about("Do what Linkerd's proxy-init does: same flags, rules and exit codes")
         .disable_help_flag(true)
         .arg(words("words"))
 }

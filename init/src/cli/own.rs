@@ -39,6 +39,8 @@ pub(crate) enum Own {
     Dial(Vec<String>),
     /// `istio-iptables` with the words behind it.
     Istio(Vec<OsString>),
+    /// `linkerd` with the words behind it.
+    Linkerd(Vec<OsString>),
 }
 
 /// The namespace that a command works in.
@@ -266,7 +268,8 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
         }),
         "schema" => Own::Schema,
         "dial" => Own::Dial(texts(m, "words")),
-        _ => Own::Istio(m.get_many::<OsString>("words").into_iter().flatten().cloned().collect()),
+        "linkerd" => Own::Linkerd(behind(m)),
+        _ => Own::Istio(behind(m)),
     })
 }
 
@@ -287,6 +290,10 @@ pub(crate) fn configuration(line: &str) -> Option<Result<Config, String>> {
         }),
         _ => None,
     }
+}
+
+fn behind(m: &ArgMatches) -> Vec<OsString> {
+    m.get_many::<OsString>("words").into_iter().flatten().cloned().collect()
 }
 
 fn family(m: &ArgMatches) -> Option<Family> {

@@ -31,7 +31,7 @@ const LAYERS: [Layers; 4] = [
         "host/src/",
         &[
             // One kind of system call or message each.
-            &["conntrack", "file", "netlink", "privilege", "probe", "stop"],
+            &["conntrack", "file", "netlink", "privilege", "probe", "stop", "sysctl"],
             &["sys_netns", "sys_sandbox", "sys_xtables"],
             &["cri", "link", "netns", "nft", "sandbox", "xtables"],
             &["exec", "facts", "nflog", "surroundings"],

@@ -95,6 +95,16 @@ fn run(raw: &Raw, log: &mut Log) -> Result<Exit> {
     run.carry_out()
 }
 
+/// Say what was done.
+pub(super) fn log_effects(effects: &[Effect], log: &mut Log) {
+    for effect in effects.iter().filter(|e| !matches!(e, Effect::Marker { .. })) {
+        log.info(&format!("done: {effect}"));
+        if let Effect::Restore { input: text, .. } | Effect::Native { text, .. } = effect {
+            log.debug(&format!("input:\n{text}"));
+        }
+    }
+}
+
 struct Run<'l> {
     session: Session,
     groups: millrace_core::value::Groups,
@@ -189,7 +199,7 @@ impl Run<'_> {
         if outcome.effects.is_empty() {
             self.log.info("no change: the rules are as wanted");
         }
-        self.done(&outcome);
+        log_effects(&outcome.effects, self.log);
         Ok(())
     }
 
@@ -210,17 +220,8 @@ impl Run<'_> {
         if outcome.effects.is_empty() {
             self.log.info("nothing to remove");
         }
-        self.done(&outcome);
+        log_effects(&outcome.effects, self.log);
         Ok(())
-    }
-
-    fn done(&mut self, outcome: &Outcome) {
-        for effect in outcome.effects.iter().filter(|e| !matches!(e, Effect::Marker { .. })) {
-            self.log.info(&format!("done: {effect}"));
-            if let Effect::Restore { input: text, .. } | Effect::Native { text, .. } = effect {
-                self.log.debug(&format!("input:\n{text}"));
-            }
-        }
     }
 
     fn dry_run(&mut self) -> Result<()> {

@@ -1,0 +1,53 @@
+//! Settings of the kernel that each network namespace has for itself.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+/// A setting of the calling thread's network namespace. Its value there is kept in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// How many seconds connection tracking keeps connections of TCP in `CLOSE_WAIT`.
+    CloseWait,
+}
+
+/// A setting can't be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} can't be set: {source}; {}", .setting.name(), match .source.kind() {
+        io::ErrorKind::NotFound => "the kernel has it when the module nf_conntrack is loaded",
+        _ => "that needs a container with a writable /proc/sys (privileged) and NET_ADMIN",
+    }
+)]
+pub struct SettingError {
+    setting: Setting,
+    source: io::Error,
+}
+
+impl Setting {
+    /// The name that sysctl has for it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::CloseWait => "net.netfilter.nf_conntrack_tcp_timeout_close_wait",
+        }
+    }
+
+    fn path(self) -> PathBuf {
+        PathBuf::from("/proc/sys").join(self.name().replace('.', "/"))
+    }
+
+    /// Set it, if it has another value, and give that: to set it again takes this back.
+    ///
+    /// # Errors
+    /// When the kernel does not have it, or does not let it be written.
+    pub fn set(self, value: u32) -> Result<Option<u32>, SettingError> {
+        let failed = |source| SettingError { setting: self, source };
+        let before = fs::read_to_string(self.path()).map_err(failed)?;
+        let before: Option<u32> = before.trim().parse().ok();
+        if before == Some(value) {
+            return Ok(None);
+        }
+        fs::write(self.path(), value.to_string()).map_err(failed)?;
+        Ok(before)
+    }
+}

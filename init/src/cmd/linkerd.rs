@@ -1,0 +1,160 @@
+//! `linkerd2-proxy-init`: what Linkerd's proxy-init does, with its log and exit codes.
+
+use std::ffi::OsString;
+
+use anyhow::Result;
+use millrace_core::capture::{to_iptables, to_nft};
+use millrace_core::dialect::ConfigErrors;
+use millrace_core::dialect::linkerd::{self, LAYOUT, Mode, NFT_LAYOUT, Options, Raw, Resolved};
+use millrace_core::nft::{self, NftRuleset, render_transaction};
+use millrace_core::observed::Variant;
+use millrace_core::plan::{NoBackend, Wish};
+use millrace_core::policy::CapturePolicy;
+use millrace_core::preflight::Backend;
+use millrace_core::value::Groups;
+use millrace_host::engine::{Drift, EngineError, Outcome, Request, Rules, Session};
+use millrace_host::sysctl::Setting;
+
+use super::output::print;
+use super::{config, exit_of, namespace, termination, told};
+use crate::cli::istio::NotTyped;
+use crate::cli::linkerd::read;
+use crate::cli::own::Place;
+use crate::exit::Exit;
+use crate::log::Log;
+
+/// The whole command, from the words behind its name.
+pub(crate) fn linkerd(words: Vec<OsString>) -> Exit {
+    let failed = |text: &str| {
+        crate::complain(text);
+        termination::tell(&text.lines().map(str::to_owned).collect::<Vec<_>>());
+        Exit::Failed
+    };
+    let flags = match read(words) {
+        Ok(flags) => flags,
+        Err(NotTyped::Help(text)) => {
+            return if print(&text).is_ok() { Exit::Ok } else { Exit::Failed };
+        }
+        Err(NotTyped::Bad(text)) => return failed(text.strip_prefix("error: ").unwrap_or(&text)),
+    };
+    let raw = match config::environment() {
+        Ok(environment) => Raw::new(flags, environment),
+        Err(error) => return failed(&told(&error)),
+    };
+    let log = Log::linkerd(&raw.text("log-format").value, &raw.text("log-level"));
+    let mut log = match log {
+        Ok(log) => log,
+        Err(text) => return failed(&text),
+    };
+    match linkerd::resolve(&raw) {
+        Ok(resolved) => run(&resolved, &mut log).unwrap_or_else(|error| {
+            let text = told(&error);
+            log.error(&text);
+            failed(&text);
+            exit_of(&error)
+        }),
+        Err(errors) => failed(&refused(&errors)),
+    }
+}
+
+/// What proxy-init says first, and then everything that is wrong.
+fn refused(errors: &ConfigErrors) -> String {
+    linkerd::said(errors).map_or_else(|| errors.to_string(), |said| format!("{said}\n{errors}"))
+}
+
+fn run(resolved: &Resolved, log: &mut Log) -> Result<Exit> {
+    let Resolved { policy, options, warnings } = resolved;
+    for warning in warnings {
+        log.warn(warning);
+    }
+    if options.simulate {
+        simulate(policy, options, log);
+        return Ok(Exit::Ok);
+    }
+    let place = options.netns.clone().map_or(Place::Here, Place::Netns);
+    if let Some(netns) = &options.netns {
+        namespace::enter_as(&format!("flag --netns: {netns:?}"), netns)?;
+    }
+    namespace::check_ids(&place, policy, &Groups::new())?;
+    let session = Session::open()?;
+    let before = options.close_wait.map(|seconds| Setting::CloseWait.set(seconds)).transpose()?;
+    let applied =
+        namespace::as_owner(&place).and_then(|exec| Ok(apply(session, policy, options, exec)?));
+    let outcome = match (applied, before.flatten()) {
+        (Err(error), Some(before)) => {
+            if let Err(why) = Setting::CloseWait.set(before) {
+                log.warn(&format!("what was set before can't be set again: {why}"));
+            }
+            return Err(error);
+        }
+        (applied, _) => applied?,
+    };
+    tell(&outcome, log);
+    Ok(Exit::Ok)
+}
+
+/// The commands that proxy-init would run, or the one transaction of native nftables.
+fn simulate(policy: &CapturePolicy, options: &Options, log: &mut Log) {
+    if options.native {
+        let text = render_transaction(&native_rules(policy));
+        log.info(&format!("nftables rules, in one transaction:\n{}", text.trim_end()));
+        return;
+    }
+    for command in linkerd::commands(&to_iptables(policy, &LAYOUT), options) {
+        log.info(&command);
+    }
+}
+
+fn native_rules(policy: &CapturePolicy) -> NftRuleset {
+    nft::merge(&to_nft(policy, &NFT_LAYOUT, true))
+}
+
+fn apply(
+    mut session: Session,
+    policy: &CapturePolicy,
+    options: &Options,
+    exec: millrace_host::exec::Options,
+) -> Result<Outcome, EngineError> {
+    let (ruleset, groups) = (to_iptables(policy, &LAYOUT), Groups::new());
+    let native = options.native.then(|| native_rules(policy).ready(&groups)).transpose()?;
+    let mut request = Request {
+        rules: Some(Rules { iptables: &ruleset, native: native.as_ref() }),
+        wish: match options.mode {
+            _ if options.native => Wish::Backend(Backend::Nftables),
+            Mode::Legacy => Wish::Programs(Variant::Legacy),
+            Mode::Nft => Wish::Backend(Backend::IptablesNft),
+            Mode::Plain => Wish::Iptables,
+        },
+        drift: Drift::Replace,
+        everything: false,
+        dry_run: false,
+        wait: options.wait,
+        groups: &groups,
+        marks: config::marks(Some(policy)),
+        exec,
+    };
+    match session.run(&request) {
+        // proxy-init takes another iptables as well where the one that is meant is not installed.
+        Err(EngineError::NoBackend(NoBackend::Forced(_))) => {
+            request.wish = Wish::Iptables;
+            session.run(&request)
+        }
+        outcome => outcome,
+    }
+}
+
+fn tell(outcome: &Outcome, log: &mut Log) {
+    for warning in &outcome.warnings {
+        log.warn(warning);
+    }
+    if let Some(choice) = &outcome.choice {
+        log.info(&format!("using {choice}"));
+    }
+    if outcome.interrupted {
+        log.info("an earlier run was interrupted here; it is finished now");
+    }
+    if outcome.effects.is_empty() {
+        log.info("no change: the rules are as wanted");
+    }
+    super::istio::log_effects(&outcome.effects, log);
+}
