@@ -3,9 +3,11 @@
 
 mod beside;
 mod guard;
+mod older;
 
 pub use beside::{Beside, judge_beside};
 pub use guard::unguarded;
+pub use older::whole_in_older_form;
 
 use std::collections::BTreeSet;
 

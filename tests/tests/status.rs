@@ -234,6 +234,15 @@ fn rules_of_an_older_release_are_compared_in_its_form() -> Result<()> {
     let pod = pod()?;
     pod.feed("iptables-nft-restore", &[], OF_1_10)?;
     is(&pod, 0, "rules as istio-iptables up to 1.17 wrote them")?;
+    // Nor does verify find that these rules do what they are to do in that form.
+    let (_, proved) = said(&pod, &["verify", "--timeout", "300ms"])?;
+    ensure!(!proved.contains("DIFFERS") && proved.contains("0 not, "), "{proved}");
+    pod.run("iptables-nft", &["-t", "filter", "-A", "FORWARD", "-i", "eth9", "-j", "DROP"])?;
+    let (_, text) = said(&pod, &["status"])?;
+    ensure!(!text.contains("note: rules of others"), "{text}");
+    let drop = ["-t", "filter", "-A", "INPUT", "-p", "tcp", "--dport", "15006", "-j", "DROP"];
+    pod.run("iptables-nft", &drop)?;
+    is(&pod, 0, "note: rules of others treat connections otherwise than wanted")?;
     pod.run("iptables-nft", &["-t", "nat", "-D", "ISTIO_OUTPUT", "3"])?;
     is(&pod, 5, "up to 1.17 wrote them, and not whole in that form either")?;
     Ok(())

@@ -55,7 +55,10 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
     let whole = found.state == State::Captured;
     let real = || rules::of_here(None);
     let wanted = || match &loaded {
-        Some(loaded) => Some(Wanted::of_rules(loaded.policy.clone(), &loaded.ruleset(), groups)),
+        Some(loaded) => {
+            let wanted = Wanted::of_rules(loaded.policy.clone(), &loaded.ruleset(), groups);
+            Some(wanted.or_older(&observed, groups))
+        }
         None => Wanted::read_off(&observed, groups),
     };
     let told = treated(&observed, whole, wanted, real);

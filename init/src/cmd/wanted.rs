@@ -2,11 +2,11 @@
 
 use millrace_core::capture::to_iptables;
 use millrace_core::ebpf::beside;
-use millrace_core::observed::Observed;
+use millrace_core::observed::{Holding, Observed};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Routing, Ruleset};
-use millrace_core::sim::{Namespace, Program, of_ruleset};
-use millrace_core::status::{read_back, read_native_back};
+use millrace_core::sim::{Namespace, Program, of_dump, of_ruleset};
+use millrace_core::status::{read_back, read_native_back, whole_in_older_form};
 use millrace_core::value::Groups;
 use millrace_core::verify::{Compared, compared};
 
@@ -33,6 +33,15 @@ impl Wanted {
         Self { policy: held.policy, program: Program::new(held.tables), routing, ebpf: true }
     }
 
+    /// The same where rules in the form of an older release are here, and whole: these are wanted.
+    pub(super) fn or_older(self, observed: &Observed, groups: &Groups) -> Self {
+        let Some(holdings) = whole_in_older_form(observed, groups) else { return self };
+        let tables = holdings.iter().flat_map(|Holding { variant, family, dump }| {
+            of_dump(dump, *family, &variant.to_string(), groups, &mut |_, _, _| None)
+        });
+        Self { program: Program::new(tables.collect()), ..self }
+    }
+
     /// By the settings of the rules that are there, if some give these.
     pub(super) fn read_off(observed: &Observed, groups: &Groups) -> Option<Self> {
         let found = read_back(observed).into_iter().find_map(|found| {
@@ -42,7 +51,7 @@ impl Wanted {
         let native = || read_native_back(observed).map(|found| (found.policy, found.dialect));
         let (policy, dialect) = found.or_else(native)?;
         let ruleset = to_iptables(&policy, dialect.footprint.layout);
-        Some(Self::of_rules(policy, &ruleset, groups))
+        Some(Self::of_rules(policy, &ruleset, groups).or_older(observed, groups))
     }
 
     /// What the rules that are there do otherwise.
