@@ -172,7 +172,12 @@ pub enum InboundSelection {
         except: Vec<Sourced<PortRange>>,
     },
     /// Those to these ports.
-    Only(Vec<Sourced<PortRange>>),
+    Only {
+        /// The ports.
+        ports: Vec<Sourced<PortRange>>,
+        /// Ports among them that are left alone.
+        except: Vec<Sourced<PortRange>>,
+    },
 }
 
 impl InboundSelection {
@@ -312,7 +317,10 @@ impl CapturePolicy {
                 visit(source);
                 visit_all(except, visit);
             }
-            InboundSelection::Only(ports) => visit_all(ports, visit),
+            InboundSelection::Only { ports, except } => {
+                visit_all(ports, visit);
+                visit_all(except, visit);
+            }
         }
         let outbound = &mut self.outbound;
         visit(&mut outbound.port.source);

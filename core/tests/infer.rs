@@ -3,7 +3,7 @@
 mod support;
 
 use millrace_core::capture::{to_iptables, to_nft};
-use millrace_core::dialect::{self, DIALECTS, Dialect, Reading, istio};
+use millrace_core::dialect::{self, DIALECTS, Dialect, istio};
 use millrace_core::infer::{infer, policy, read_native};
 use millrace_core::iptables::Dump;
 use millrace_core::nft::{self, NftRuleset};
@@ -30,7 +30,13 @@ fn applied(set: &Ruleset, groups: &Groups) -> Observed {
 
 fn read_back(observed: &Observed, dialect: &Dialect) -> Option<Ruleset> {
     let dump = |family| observed.holding(Variant::Nft, family);
-    let found = infer(dump(Family::V4), dump(Family::V6), &observed.ip_rules, &dialect.footprint)?;
+    let found = infer(
+        dump(Family::V4),
+        dump(Family::V6),
+        &observed.ip_rules,
+        &dialect.footprint,
+        dialect.mesh,
+    )?;
     Some(to_iptables(
         &policy(&found, dialect).expect("what is read back makes a policy"),
         dialect.footprint.layout,
@@ -39,7 +45,7 @@ fn read_back(observed: &Observed, dialect: &Dialect) -> Option<Ruleset> {
 
 /// The dialects with which the same can be said.
 fn common() -> impl Iterator<Item = &'static Dialect> {
-    DIALECTS.iter().filter(|dialect| matches!(dialect.reading, Reading::Common(_)))
+    DIALECTS.iter().filter(|dialect| dialect.mesh == &istio::MESH)
 }
 
 fn native(config: &RandomConfig, dialect: &Dialect) -> NftRuleset {

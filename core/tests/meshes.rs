@@ -6,8 +6,11 @@
 mod support;
 
 use millrace_core::capture::{to_iptables, to_nft};
-use millrace_core::dialect::{istio, native};
+use millrace_core::dialect::{DIALECTS, Dialect, Mesh, istio, native};
+use millrace_core::infer::{infer, policy as policy_of};
+use millrace_core::iptables::{Dump, render_restore};
 use millrace_core::nft;
+use millrace_core::ownership::Footprint;
 use millrace_core::policy::{CapturePolicy, Conventions, ExceptPorts, Local, Phase, SelfCall};
 use millrace_core::ruleset::{
     Chain, ChainName, Comment, Home, Layout, Match, Rule, Ruleset, Style,
@@ -18,8 +21,8 @@ use millrace_core::sim::{
 use millrace_core::source::{Source, Sourced};
 use millrace_core::value::{Cidr, Family, Uid};
 use proptest::prelude::*;
-use support::configs;
 use support::connections::{groups, questions, wide_pod};
+use support::{configs, restore};
 
 /// A configuration of any mesh: what a sidecar of Istio's can be told, and what meshes differ in.
 fn policies() -> impl Strategy<Value = CapturePolicy> {
@@ -65,13 +68,8 @@ static INLINED: [ChainName; 6] = [
 ];
 
 /// The style of a mesh that has two chains, lists and comments.
-static COMPACT: Layout = layout(Style {
-    inlined: &INLINED,
-    multiport: true,
-    tcp_jump: false,
-    tcp_sources: true,
-    comment: Some(comment),
-});
+static COMPACT: Layout =
+    layout(Style { inlined: &INLINED, multiport: true, tcp_jump: false, comment: Some(comment) });
 
 /// The same without any of it.
 static PLAIN: Layout = layout(Style::PLAIN);
@@ -135,6 +133,58 @@ proptest! {
                 prop_assert_eq!(&wanted, &other, "{}: {}", name, question);
             }
         }
+    }
+}
+
+/// A mesh whose proxy's calls to its pod are nothing special, and its rules.
+static OTHER: Mesh = Mesh {
+    name: "another",
+    conventions: Conventions {
+        local: Local::Lo,
+        self_call: SelfCall::Pass,
+        passthrough: false,
+        except_ports: ExceptPorts { phase: Phase::Last, udp: false },
+        except_networks: Phase::Last,
+    },
+    tunnels: false,
+    nobody: true,
+};
+
+/// Verify that the settings of rules in another style are read back: those that give these rules again.
+#[test]
+fn rules_of_another_style_are_read_back() {
+    let footprint = Footprint { layout: &COMPACT, rival: None, unmarked: |_, _| {} };
+    let dialect = Dialect { footprint, mesh: &OTHER, ..DIALECTS[0] };
+    for flags in [
+        "",
+        "--ipv6 off",
+        "--proxy-uid 2102 --proxy-gid 2102",
+        "--include-inbound-ports 80,8000:8010 --exclude-inbound-ports 8005 --exclude-inbound-cidrs \
+         10.1.0.0/16,2001:db8::/32",
+        "--exclude-outbound-ports 9,8,7000:7010,6,5,4000:4001,3,2,1,10,11,12,13,14,15:16,17,18,19 \
+         --exclude-inbound-ports 4190,4191,4567,4568",
+        "--exclude-users 5996,5 --exclude-outbound-cidrs 10.96.0.0/16,2001:db8::/32",
+        "--include-inbound-ports ''",
+    ] {
+        let mut policy = support::lines::own(flags);
+        policy.conventions = OTHER.conventions;
+        policy.inbound.tunnel_port = None;
+        let wanted = to_iptables(&policy, &COMPACT);
+        let dump = |family| {
+            let mut dump = Dump::default();
+            restore(&mut dump, &render_restore(&wanted, family));
+            dump
+        };
+        let (v4, v6) = (dump(Family::V4), policy.ipv6.value.then(|| dump(Family::V6)));
+        let found = infer(Some(&v4), v6.as_ref(), &[], &footprint, &OTHER).unwrap();
+        let read = policy_of(&found, &dialect).unwrap();
+        let again = to_iptables(&read, &COMPACT);
+        let rules = |ruleset: &Ruleset| {
+            let rules =
+                |family| ruleset.family(family).iter().map(|e| (e.chain.clone(), e.rule.clone()));
+            Family::ALL.map(|family| rules(family).collect::<Vec<_>>())
+        };
+        assert_eq!(rules(&again), rules(&wanted), "{flags}");
     }
 }
 

@@ -70,7 +70,7 @@ pub(super) fn capture(program: &mut Program, policy: &CapturePolicy) {
     let source = match &policy.inbound.selection {
         InboundSelection::Nothing => return,
         InboundSelection::AllExcept { source, .. } => source,
-        InboundSelection::Only(ports) => match ports.first() {
+        InboundSelection::Only { ports, .. } => match ports.first() {
             Some(port) => &port.source,
             None => return,
         },
@@ -85,33 +85,29 @@ pub(super) fn capture(program: &mut Program, policy: &CapturePolicy) {
     let reason = why(source, "inbound connections are captured");
     let enter = Verdict::Ask(Branch::Inbound);
     program.add((table, Path::Arriving, Role::Enter), [tcp()], enter, reason);
-    match &policy.inbound.selection {
-        InboundSelection::Nothing => {}
-        InboundSelection::AllExcept { source, except } => {
-            for port in except {
-                let reason = why(&port.source, purpose::not_captured("inbound port", port.value));
-                let place = (table, Branch::Inbound, Role::ExcludedInboundPort);
-                program.add(place, [tcp(), to_port(port.value)], Verdict::Pass, reason);
-            }
-            sources(program, policy, table);
-            captured(program, table, None, source);
-        }
-        InboundSelection::Only(ports) => {
-            sources(program, policy, table);
-            for port in ports {
-                captured(program, table, Some(port.value), &port.source);
-            }
-        }
+    let (only, except) = match &policy.inbound.selection {
+        InboundSelection::Nothing => return,
+        InboundSelection::AllExcept { except, .. } => (None, except),
+        InboundSelection::Only { ports, except } => (Some(ports), except),
+    };
+    for port in except {
+        let reason = why(&port.source, purpose::not_captured("inbound port", port.value));
+        let place = (table, Branch::Inbound, Role::ExcludedInboundPort);
+        program.add(place, [tcp(), to_port(port.value)], Verdict::Pass, reason);
     }
-}
-
-/// Networks from which nothing is captured.
-fn sources(program: &mut Program, policy: &CapturePolicy, table: Table) {
     for network in &policy.inbound.except_sources {
         let purpose = purpose::not_captured("inbound network", network.value);
         let when = [from(Addresses::Network(network.value))];
         let place = (table, Branch::Inbound, Role::ExcludedSource);
         program.add(place, when, Verdict::Pass, why(&network.source, purpose));
+    }
+    match only {
+        None => captured(program, table, None, source),
+        Some(ports) => {
+            for port in ports {
+                captured(program, table, Some(port.value), &port.source);
+            }
+        }
     }
 }
 

@@ -19,8 +19,21 @@ pub use raw::Raw;
 use crate::iptables::Dump;
 use crate::nft::NftLayout;
 use crate::ownership::Footprint;
-use crate::policy::CapturePolicy;
+use crate::policy::Conventions;
 use crate::source::Source;
+
+/// A mesh, and what its rules mean that is not written in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mesh {
+    /// Its name.
+    pub name: &'static str,
+    /// What it takes for granted.
+    pub conventions: Conventions,
+    /// Whether its proxy takes tunnels on a port of their own.
+    pub tunnels: bool,
+    /// Whether its tool takes a proxy that is known by no user and no group.
+    pub nobody: bool,
+}
 
 /// A dialect whose rules can be met in a namespace.
 #[derive(Clone, Copy, Debug)]
@@ -31,21 +44,13 @@ pub struct Dialect {
     pub footprint: Footprint,
     /// What its nftables tables and chains are called.
     pub nft_layout: &'static NftLayout,
-    /// How settings are read back from its rules.
-    pub reading: Reading,
+    /// The mesh that its rules are for.
+    pub mesh: &'static Mesh,
+    /// What in this dialect sets what a flag of Millrace's own commands sets.
+    pub source_of: fn(&str) -> Source,
     /// Rules of older releases as the newest one writes them, with the forms in which they were; none
     /// where they are in no older form that is known.
     pub modernize: fn(&Dump) -> Option<Modernized>,
-}
-
-/// How settings are read back from rules, in the names of the footprint's layout.
-#[derive(Clone, Copy, Debug)]
-pub enum Reading {
-    /// The rules are those that Millrace's own settings give, in other names; with what in this
-    /// dialect sets what a flag of Millrace's own commands sets.
-    Common(fn(&str) -> Source),
-    /// By the dialect, from the rules of IPv4 and of IPv6; none where no settings give them.
-    Own(fn([Option<&Dump>; 2]) -> Option<CapturePolicy>),
 }
 
 /// Rules of older releases as the newest one writes them.
@@ -72,7 +77,8 @@ pub static DIALECTS: &[Dialect] = &[
         name: "istio-iptables",
         footprint: istio::FOOTPRINT,
         nft_layout: &istio::NFT_LAYOUT,
-        reading: Reading::Common(istio::source_of),
+        mesh: &istio::MESH,
+        source_of: istio::source_of,
         modernize: istio::modernize,
     },
     linkerd::DIALECT,

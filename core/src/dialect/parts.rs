@@ -40,17 +40,21 @@ pub(super) fn mark(reader: &mut Reader, text: &Sourced<String>) -> Option<Source
     Some(mark)
 }
 
-/// `*`, ports, or nothing.
+/// `*`, ports, or nothing. `both` says whether exclusions count beside ports as well.
 pub(super) fn inbound(
     reader: &mut Reader,
     ports: Sourced<String>,
     except: &Sourced<String>,
+    both: bool,
 ) -> InboundSelection {
     let except = reader.list(except);
     match ports.value.as_str() {
         "*" => InboundSelection::AllExcept { source: ports.source, except },
         text if items(text).is_empty() => InboundSelection::Nothing,
-        _ => InboundSelection::Only(reader.list(&ports)),
+        _ => InboundSelection::Only {
+            ports: reader.list(&ports),
+            except: if both { except } else { Vec::new() },
+        },
     }
 }
 

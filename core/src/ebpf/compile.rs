@@ -111,7 +111,7 @@ fn flags(policy: &CapturePolicy) -> u32 {
             policy.dns.as_ref().is_some_and(|dns| matches!(dns.scope, DnsScope::All(_))),
         ),
         (PodFlags::INBOUND, selection.captures()),
-        (PodFlags::INBOUND_ONLY, matches!(selection, InboundSelection::Only(_))),
+        (PodFlags::INBOUND_ONLY, matches!(selection, InboundSelection::Only { .. })),
     ];
     switches.iter().filter(|(_, on)| *on).fold(0, |all, (flag, _)| all | flag)
 }
@@ -129,7 +129,14 @@ fn ports(policy: &CapturePolicy) -> BTreeMap<u16, PortChunk> {
     match &policy.inbound.selection {
         InboundSelection::Nothing => {}
         InboundSelection::AllExcept { except, .. } => name(except, PORT_INBOUND),
-        InboundSelection::Only(ports) => name(ports, PORT_INBOUND),
+        InboundSelection::Only { ports, except } => {
+            name(ports, PORT_INBOUND);
+            for port in except.iter().flat_map(|r| r.value.first().get()..=r.value.last().get()) {
+                if let Some(chunk) = chunks.get_mut(&(port / PORTS_IN_CHUNK)) {
+                    unset(chunk, port);
+                }
+            }
+        }
     }
     chunks
 }
@@ -141,6 +148,18 @@ fn set(chunk: &mut PortChunk, port: u16, flag: u32) {
     for (bitmap, of) in words {
         if let Some(word) = bitmap.get_mut(at).filter(|_| of == flag) {
             *word |= 1 << (port % 64);
+        }
+    }
+}
+
+/// Take a port off those that are captured on their way in.
+fn unset(chunk: &mut PortChunk, port: u16) {
+    let at = usize::from(port % PORTS_IN_CHUNK / 64);
+    let words =
+        chunk.words.iter_mut().zip([PORT_OUTBOUND_EXCLUDED, PORT_OUTBOUND_INCLUDED, PORT_INBOUND]);
+    for (bitmap, _) in words.filter(|(_, of)| *of == PORT_INBOUND) {
+        if let Some(word) = bitmap.get_mut(at) {
+            *word &= !(1 << (port % 64));
         }
     }
 }

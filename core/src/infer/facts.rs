@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Inferred;
-use crate::dialect::{ConfigErrors, Dialect, Reading, native};
+use crate::dialect::{ConfigErrors, Dialect, native};
 use crate::facts::HostFacts;
 use crate::policy::CapturePolicy;
 use crate::source::Source;
@@ -20,6 +20,12 @@ pub fn policy(found: &Inferred, dialect: &Dialect) -> Result<CapturePolicy, Conf
         let servers: Vec<String> = found.dns_servers.iter().map(ToString::to_string).collect();
         flags.insert("dns-servers", servers.join(","));
     }
+    // Own settings are of a proxy that is somebody; others leave that open.
+    let is_set = |flag| flags.get(flag).is_some_and(|ids: &String| !ids.is_empty());
+    let is_nobody = !is_set("proxy-uid") && !is_set("proxy-gid");
+    if is_nobody && found.mesh.is_some_and(|mesh| mesh.nobody) {
+        flags.insert("proxy-uid", "0".to_owned());
+    }
     let set: Vec<(String, String)> =
         flags.into_iter().map(|(flag, value)| (flag.to_owned(), value)).collect();
     let raw = native::Raw::new(BTreeMap::new(), set);
@@ -27,9 +33,18 @@ pub fn policy(found: &Inferred, dialect: &Dialect) -> Result<CapturePolicy, Conf
     if let Some(matching) = found.matching {
         policy.proxy.matching = matching;
     }
+    if let Some(mesh) = found.mesh {
+        if is_nobody {
+            policy.proxy.uids.clear();
+        }
+        policy.conventions = mesh.conventions;
+        if !mesh.tunnels {
+            policy.inbound.tunnel_port = None;
+        }
+    }
     policy.each_source(&mut |source| {
-        if let (Source::Flag(flag), Reading::Common(source_of)) = (&*source, dialect.reading) {
-            *source = source_of(flag);
+        if let Source::Flag(flag) = source {
+            *source = (dialect.source_of)(flag);
         }
     });
     Ok(policy)

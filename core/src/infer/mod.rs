@@ -15,15 +15,15 @@ pub use facts::policy;
 pub use saved::of_saved;
 
 use crate::capture::to_nft;
-use crate::dialect::{Dialect, Reading};
+use crate::dialect::{Dialect, Mesh};
 use crate::iptables::Dump;
 use crate::nft::tables::NativeTables;
 use crate::nft::{self, NftRuleset};
 use crate::observed::IpRule;
-use crate::ownership::{Footprint, has_chains};
+use crate::ownership::Footprint;
 use crate::policy::{CapturePolicy, IdentityMatching};
 use crate::ruleset::Layout;
-use crate::ruleset::{ConnState, Hook, Match, Owner, Protocol, Side, Table, Target};
+use crate::ruleset::{ConnState, Hook, Match, Owner, Protocol, Rule, Side, Table, Target};
 use crate::value::{Groups, PortRange};
 use read::{Chains, tcp_to_port};
 
@@ -38,25 +38,29 @@ pub struct Inferred {
     pub dns_servers: Vec<IpAddr>,
     /// How several proxy identities go together, when that can be seen.
     pub matching: Option<IdentityMatching>,
+    /// The mesh that they are for; none where it is that of Millrace's own settings.
+    pub mesh: Option<&'static Mesh>,
 }
 
-/// Read the settings back from the rules of both families. `None` when there are no chains of
-/// this dialect.
+/// Read the settings back from the rules of both families, as those of a mesh. `None` when there are no
+/// chains of this dialect.
 pub fn infer(
     v4: Option<&Dump>,
     v6: Option<&Dump>,
     ip_rules: &[IpRule],
     footprint: &Footprint,
+    mesh: &'static Mesh,
 ) -> Option<Inferred> {
     let v4 = v4.map(|d| Chains::of(d, footprint)).filter(Chains::present);
     let v6 = v6.map(|d| Chains::of(d, footprint)).filter(Chains::present);
     let main = v4.as_ref().or(v6.as_ref())?;
     let layout = footprint.layout;
-    let mut found = Inferred { ipv6: v6.is_some(), ..Inferred::default() };
-    ports(main, layout, &mut found);
-    inbound(main, layout, ip_rules, &mut found);
+    let mut found = Inferred { ipv6: v6.is_some(), mesh: Some(mesh), ..Inferred::default() };
+    ports(main, layout, mesh, &mut found);
+    let table = inbound(main, (layout, mesh), ip_rules, &mut found);
+    sources([v4.as_ref(), v6.as_ref()], table, layout, &mut found);
     interfaces(main, &mut found);
-    output::settings(v4.as_ref(), v6.as_ref(), layout, &mut found);
+    output::settings(v4.as_ref(), v6.as_ref(), (layout, mesh), &mut found);
     dns([v4.as_ref(), v6.as_ref()], layout, &mut found);
     let invalid = main.hook(Table::Mangle, Hook::Prerouting).iter().any(|r| {
         // The reference asks for TCP as well in native nftables.
@@ -93,19 +97,8 @@ pub fn read(
     ip_rules: &[IpRule],
     dialect: &Dialect,
 ) -> Result<CapturePolicy, NotRead> {
-    match dialect.reading {
-        Reading::Common(_) => {
-            let found = infer(v4, v6, ip_rules, &dialect.footprint).ok_or(NotRead::Absent)?;
-            policy(&found, dialect).map_err(|_e| NotRead::NotWhole)
-        }
-        Reading::Own(read) => {
-            let mut dumps = v4.into_iter().chain(v6);
-            if !dumps.any(|dump| has_chains(dump, &dialect.footprint)) {
-                return Err(NotRead::Absent);
-            }
-            read([v4, v6]).ok_or(NotRead::NotWhole)
-        }
-    }
+    let found = infer(v4, v6, ip_rules, &dialect.footprint, dialect.mesh).ok_or(NotRead::Absent)?;
+    policy(&found, dialect).map_err(|_e| NotRead::NotWhole)
 }
 
 /// The policy of native nftables, and its rules compiled again, with reasons. None where no settings give just
@@ -119,21 +112,17 @@ pub fn read_native(
     if !layout.names().any(|name| tables.iter().any(|(found, _)| found == name)) {
         return None;
     }
-    let [v4, v6] = native::dumps(tables, layout, dialect.footprint.layout);
+    let mesh = dialect.mesh;
+    let [v4, v6] = native::dumps(tables, layout, dialect.footprint.layout, mesh);
     // Where IPv6 is not captured, the reference's tables have a part of its rules all the same.
     let both = v6.is_some().then_some((v4.as_ref(), v6.as_ref()));
     let candidates = both.into_iter().chain([(v4.as_ref(), None)]);
     candidates.into_iter().find_map(|(v4, v6)| {
-        let policy = match dialect.reading {
-            Reading::Common(_) => {
-                let mut found = infer(v4, v6, ip_rules, &dialect.footprint)?;
-                if let Some(dump) = v4.or(v6) {
-                    in_order_of_dns(&Chains::of(dump, &dialect.footprint), dialect, &mut found);
-                }
-                policy(&found, dialect).ok()?
-            }
-            Reading::Own(read) => read([v4, v6])?,
-        };
+        let mut found = infer(v4, v6, ip_rules, &dialect.footprint, mesh)?;
+        if let Some(dump) = v4.or(v6) {
+            in_order_of_dns(&Chains::of(dump, &dialect.footprint), dialect, &mut found);
+        }
+        let policy = policy(&found, dialect).ok()?;
         let guards = layout.guard.is_some_and(|name| tables.iter().any(|(found, _)| found == name));
         let rules = [true, false].map(|spares| {
             let rules = to_nft(&policy, layout, spares);
@@ -142,7 +131,8 @@ pub fn read_native(
         });
         let rules = rules.into_iter().find(|rules| {
             let compiled = rules.native(&Groups::new());
-            compiled.is_ok_and(|c| native::same(&c, tables, layout, dialect.footprint.layout))
+            compiled
+                .is_ok_and(|c| native::same(&c, tables, (layout, dialect.footprint.layout), mesh))
         })?;
         Some((policy, rules))
     })
@@ -183,7 +173,7 @@ impl Inferred {
     }
 }
 
-fn ports(chains: &Chains, layout: &Layout, found: &mut Inferred) {
+fn ports(chains: &Chains, layout: &Layout, mesh: &Mesh, found: &mut Inferred) {
     for (chain, flag) in
         [(&layout.redirect, "outbound-port"), (&layout.in_redirect, "inbound-port")]
     {
@@ -193,13 +183,22 @@ fn ports(chains: &Chains, layout: &Layout, found: &mut Inferred) {
             found.set(flag, port);
         }
     }
+    if !mesh.tunnels {
+        return;
+    }
     let first = chains.user(Table::Nat, &layout.inbound).first();
     if let Some(port) = first.filter(|r| r.target == Target::Return).and_then(tcp_to_port) {
         found.set("tunnel-port", port);
     }
 }
 
-fn inbound(chains: &Chains, layout: &Layout, ip_rules: &[IpRule], found: &mut Inferred) {
+/// Which inbound connections are captured; tells in which table.
+fn inbound(
+    chains: &Chains,
+    (layout, mesh): (&Layout, &Mesh),
+    ip_rules: &[IpRule],
+    found: &mut Inferred,
+) -> Table {
     let mark = chains.hook(Table::Mangle, Hook::Prerouting).iter().find_map(|r| {
         match (r.matches.as_slice(), &r.target) {
             (
@@ -218,16 +217,21 @@ fn inbound(chains: &Chains, layout: &Layout, ip_rules: &[IpRule], found: &mut In
             found.set("tproxy-table", rule.table);
         }
     }
-    let enters = chains.hook(table, Hook::Prerouting).iter().any(|r| {
-        r.matches == [Match::Protocol(Protocol::Tcp)]
-            && r.target == Target::Jump(layout.inbound.clone())
-    });
+    // Own nftables ask for TCP whatever the style of iptables is.
+    let asks = |rule: &Rule| match rule.matches.as_slice() {
+        [] => !layout.style.tcp_jump,
+        matches => matches == [Match::Protocol(Protocol::Tcp)],
+    };
+    let enters = chains
+        .hook(table, Hook::Prerouting)
+        .iter()
+        .any(|r| asks(r) && r.target == Target::Jump(layout.inbound.clone()));
     found.set("include-inbound-ports", "");
     if !enters {
-        return;
+        return table;
     }
     // In front of the selection stand the tunnel port's exemption, or the three of TPROXY.
-    let skip = if mark.is_some() { 3 } else { 1 };
+    let skip = if mark.is_some() { 3 } else { usize::from(mesh.tunnels) };
     for rule in chains.user(table, &layout.inbound).iter().skip(skip) {
         match (tcp_to_port(rule), &rule.target) {
             (Some(port), Target::Return) => found.push("exclude-inbound-ports", port),
@@ -240,6 +244,22 @@ fn inbound(chains: &Chains, layout: &Layout, ip_rules: &[IpRule], found: &mut In
                 found.set("include-inbound-ports", "*");
             }
             _ => {}
+        }
+    }
+    table
+}
+
+/// Networks from which nothing is captured, of both families.
+fn sources(chains: [Option<&Chains>; 2], table: Table, layout: &Layout, found: &mut Inferred) {
+    for (chains, all) in chains.into_iter().zip(["0.0.0.0/0", "::/0"]) {
+        for rule in chains.into_iter().flat_map(|chains| chains.user(table, &layout.inbound)) {
+            match (rule.matches.as_slice(), &rule.target) {
+                ([Match::Address { side: Side::Source, negated: false, cidr }], Target::Return) => {
+                    found.push("exclude-inbound-cidrs", cidr)
+                }
+                ([], Target::Return) => found.push("exclude-inbound-cidrs", all),
+                _ => {}
+            }
         }
     }
 }

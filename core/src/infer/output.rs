@@ -2,7 +2,8 @@
 
 use super::Inferred;
 use super::read::{Chains, tcp_to_port, to_port};
-use crate::policy::IdentityMatching;
+use crate::dialect::Mesh;
+use crate::policy::{IdentityMatching, Local, Phase, SelfCall};
 use crate::ruleset::Layout;
 use crate::ruleset::{Match, Owner, Protocol, Rule, Side, Table, Target};
 use crate::value::Cidr;
@@ -19,6 +20,7 @@ struct Said {
     groups: Option<(bool, Vec<String>)>,
     localhost: Option<Cidr>,
     except_networks: Vec<String>,
+    except_users: Vec<String>,
     ports: Vec<String>,
     networks: Vec<String>,
     everything: bool,
@@ -28,12 +30,12 @@ struct Said {
 pub(super) fn settings(
     v4: Option<&Chains>,
     v6: Option<&Chains>,
-    layout: &Layout,
+    (layout, mesh): (&Layout, &Mesh),
     found: &mut Inferred,
 ) {
     let said: Vec<(bool, Said)> = [(false, v4), (true, v6)]
         .into_iter()
-        .filter_map(|(six, chains)| Some((six, read(chains?, layout, six))))
+        .filter_map(|(six, chains)| Some((six, read(chains?, layout, mesh, six))))
         .collect();
     let Some((six, main)) = said.first() else { return };
     let join = |found: &mut Inferred, flag, list: &[String]| {
@@ -43,6 +45,7 @@ pub(super) fn settings(
     };
     join(found, "exclude-outbound-ports", &main.except_ports);
     join(found, "include-outbound-ports", &main.ports);
+    join(found, "exclude-users", &main.except_users);
     owners(main, found);
     match &main.groups {
         Some((true, only)) => found.set("include-groups", only.join(",")),
@@ -66,7 +69,8 @@ pub(super) fn settings(
         let localhost = |n: &String| {
             n.parse().is_ok_and(|cidr: Cidr| cidr.address().to_canonical().is_loopback())
         };
-        let loses = !main.spares_own_pod && !main.owners.is_empty();
+        let spares = mesh.conventions.local != Local::Localhost;
+        let loses = spares && !main.spares_own_pod && !main.owners.is_empty();
         if loses && said.len() == 1 && !networks.iter().any(localhost) {
             networks.push(if *six { "127.0.0.1/32" } else { "::1/128" }.to_owned());
         }
@@ -89,23 +93,34 @@ fn owners(main: &Said, found: &mut Inferred) {
         Some(if main.any { IdentityMatching::Any } else { IdentityMatching::OneByOne });
 }
 
-fn read(chains: &Chains, layout: &Layout, six: bool) -> Said {
+fn read(chains: &Chains, layout: &Layout, mesh: &Mesh, six: bool) -> Said {
     let mut said = Said::default();
     let mut rules = chains.user(Table::Nat, &layout.output);
     said.spares_own_pod = rules.iter().any(|rule| {
         let address = |m: &Match| matches!(m, Match::Address { .. });
         over_loopback(rule) && rule.target == Target::Return && !rule.matches.iter().any(address)
     });
-    rules = except_ports(rules, &mut said);
+    let conventions = &mesh.conventions;
+    while let [rule, rest @ ..] = rules {
+        let network =
+            conventions.except_networks == Phase::First && except_network(rule, &mut said);
+        if !network && !except_port(rule, &mut said) {
+            break;
+        }
+        rules = rest;
+    }
     if rules.first().is_some_and(|r| matches!(r.matches.as_slice(), [from, ..] if is_from(from))) {
         rules = &rules[1..];
     }
-    rules = identity(rules, layout, &mut said);
+    rules = match conventions.self_call {
+        SelfCall::Inbound => identity(rules, layout, &mut said),
+        SelfCall::Pass => left_alone(rules, &mut said),
+    };
     rules = groups(rules, &mut said);
     if rules.first().is_some_and(|r| r.target == Target::Jump(layout.output_dns.clone())) {
         rules = &rules[1..];
     }
-    selection(rules, layout, six, &mut said);
+    selection(rules, (layout, mesh), six, &mut said);
     said
 }
 
@@ -113,18 +128,47 @@ const fn is_from(m: &Match) -> bool {
     matches!(m, Match::Address { side: Side::Source, .. })
 }
 
-/// Excluded ports stand in pairs, TCP and UDP.
-fn except_ports<'r>(mut rules: &'r [Rule], said: &mut Said) -> &'r [Rule] {
-    while let [tcp, udp, rest @ ..] = rules {
-        match (tcp_to_port(tcp), to_port(udp, Protocol::Udp)) {
-            (Some(a), Some(b)) if a == b && tcp.target == Target::Return => {
-                said.except_ports.push(a.to_string());
-                rules = rest;
+/// Take in a rule that leaves a port alone. Where UDP is meant as well, a second one says so.
+fn except_port(rule: &Rule, said: &mut Said) -> bool {
+    if rule.target != Target::Return {
+        return false;
+    }
+    if let Some(port) = tcp_to_port(rule) {
+        said.except_ports.push(port.to_string());
+        return true;
+    }
+    let port = to_port(rule, Protocol::Udp).map(|port| port.to_string());
+    port.is_some() && port.as_ref() == said.except_ports.last()
+}
+
+/// Take in a rule that leaves a network alone.
+fn except_network(rule: &Rule, said: &mut Said) -> bool {
+    match (rule.matches.as_slice(), &rule.target) {
+        ([Match::Address { side: Side::Destination, negated: false, cidr }], Target::Return) => {
+            said.except_networks.push(cidr.to_string())
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// The rules that leave the proxy's connections alone, and those inside of the pod, where the proxy's
+/// calls to its pod are nothing of their own.
+fn left_alone<'r>(mut rules: &'r [Rule], said: &mut Said) -> &'r [Rule] {
+    while let [rule, rest @ ..] = rules {
+        match (rule.matches.as_slice(), &rule.target) {
+            ([Match::Owner { negated: false, owner }], Target::Return) => {
+                said.owners.push(owner.clone());
             }
             _ => break,
         }
+        rules = rest;
     }
-    rules
+    said.any = true;
+    match rules {
+        [rule, rest @ ..] if over_loopback(rule) && rule.target == Target::Return => rest,
+        _ => rules,
+    }
 }
 
 fn owner(rule: &Rule) -> Option<(bool, &Owner)> {
@@ -225,13 +269,14 @@ fn group(owner: &Owner) -> String {
 }
 
 /// Localhost, excluded networks, included ports, included networks.
-fn selection(rules: &[Rule], layout: &Layout, six: bool, said: &mut Said) {
+fn selection(rules: &[Rule], (layout, mesh): (&Layout, &Mesh), six: bool, said: &mut Said) {
+    let has_localhost = mesh.conventions.local != Local::Lo;
     let redirect = Target::Jump(layout.redirect.clone());
     let all = if six { "::/0" } else { "0.0.0.0/0" };
     for rule in rules {
         match (rule.matches.as_slice(), &rule.target) {
             ([Match::Address { side: Side::Destination, negated: false, cidr }], target) => {
-                if *target == Target::Return && said.localhost.is_none() {
+                if *target == Target::Return && has_localhost && said.localhost.is_none() {
                     said.localhost = Some(*cidr);
                 } else if *target == Target::Return {
                     said.except_networks.push(cidr.to_string());
@@ -244,9 +289,17 @@ fn selection(rules: &[Rule], layout: &Layout, six: bool, said: &mut Said) {
                 said.everything = true;
                 said.networks.push(all.to_owned());
             }
+            (
+                [Match::Protocol(Protocol::Tcp), Match::Owner { negated: false, owner }],
+                Target::Return,
+            ) => {
+                said.except_users.push(group(owner));
+            }
             _ => {
                 if let (Some(port), true) = (tcp_to_port(rule), rule.target == redirect) {
                     said.ports.push(port.to_string());
+                } else {
+                    except_port(rule, said);
                 }
             }
         }

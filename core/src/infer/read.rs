@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::iptables::Dump;
 use crate::ownership::{Footprint, Owned, known_tables};
-use crate::ruleset::{ChainName, Hook, Match, Protocol, Rule, Side, Table};
-use crate::value::PortRange;
+use crate::ruleset::{ChainName, Hook, Layout, Match, Protocol, Rule, Side, Table, Target};
+use crate::value::{InterfacePattern, PortRange};
 
 /// Our rules.
 pub(super) struct Chains {
@@ -26,16 +26,56 @@ impl Chains {
                 present |= owned.has_chain(table, &chain.name);
                 let list = rules.entry((table, chain.name.clone())).or_default();
                 for (index, rule) in chain.rules.iter().enumerate() {
-                    let Ok(rule) = &rule.rule else { continue };
+                    let Ok(written) = &rule.rule else { continue };
                     if owned.has_rule(table, &chain.name, index) {
-                        let mut rule = rule.canonical(&groups);
+                        let mut rule = written.canonical(&groups);
                         rule.matches.retain(|m| *m != Match::Ours);
+                        // How many go into one rule depends on their order.
+                        if let Some(list) = rule.matches.iter_mut().find(|m| is_list(m))
+                            && let Some(as_written) = written.matches.iter().find(|m| is_list(m))
+                        {
+                            list.clone_from(as_written);
+                        }
                         list.push(rule);
                     }
                 }
             }
         }
-        Self { rules, present }
+        let mut chains = Self { rules, present };
+        chains.outline(footprint.layout);
+        chains
+    }
+
+    /// Put rules that stand in the place of a jump into the chain that they would lead to, and ports of a
+    /// list into rules of their own, as if the style had neither.
+    fn outline(&mut self, layout: &Layout) {
+        let style = &layout.style;
+        let mut outlined: Vec<(&ChainName, Target)> = Vec::new();
+        let chains = [(&layout.inbound, &layout.in_redirect), (&layout.output, &layout.redirect)];
+        for (chain, listener) in chains.into_iter().filter(|(_, name)| style.inlined.contains(name))
+        {
+            let Some(rules) = self.rules.get_mut(&(Table::Nat, chain.as_str().to_owned())) else {
+                continue;
+            };
+            for rule in rules.iter_mut().filter(|r| matches!(r.target, Target::Redirect { .. })) {
+                let listener = if is_self_call(rule) { &layout.in_redirect } else { listener };
+                // What leaves is not asked for its protocol before.
+                if chain == &layout.output && rule.matches == [Match::Protocol(Protocol::Tcp)] {
+                    rule.matches.clear();
+                }
+                let jump = Target::Jump(listener.clone());
+                outlined.push((listener, std::mem::replace(&mut rule.target, jump)));
+            }
+        }
+        for (chain, target) in outlined {
+            let rule = Rule::new(vec![Match::Protocol(Protocol::Tcp)], target);
+            self.rules.insert((Table::Nat, chain.as_str().to_owned()), vec![rule]);
+        }
+        if style.multiport {
+            for rules in self.rules.values_mut() {
+                *rules = rules.iter().flat_map(one_by_one).collect();
+            }
+        }
     }
 
     /// Whether there is any chain of ours.
@@ -56,6 +96,33 @@ impl Chains {
     fn list(&self, table: Table, chain: &str) -> &[Rule] {
         self.rules.get(&(table, chain.to_owned())).map_or(&[], Vec::as_slice)
     }
+}
+
+/// Whether a match is a list of ports.
+const fn is_list(m: &Match) -> bool {
+    matches!(m, Match::DestinationPorts { negated: false, .. })
+}
+
+/// Whether a rule is about the proxy's calls to its own pod.
+fn is_self_call(rule: &Rule) -> bool {
+    let owner = |m: &Match| matches!(m, Match::Owner { negated: false, .. });
+    let lo = |m: &Match| matches!(m, Match::OutInterface { name, .. } if *name == InterfacePattern::loopback());
+    rule.matches.iter().any(owner) && rule.matches.iter().any(lo)
+}
+
+/// A rule for each port of the list that a rule asks for.
+fn one_by_one(rule: &Rule) -> Vec<Rule> {
+    let list = rule.matches.iter().enumerate().find_map(|(at, m)| match m {
+        Match::DestinationPorts { negated: false, ports } => Some((at, ports)),
+        _ => None,
+    });
+    let Some((at, list)) = list else { return vec![rule.clone()] };
+    let one = |ports: &PortRange| {
+        let mut rule = rule.clone();
+        rule.matches[at] = Match::Port { side: Side::Destination, negated: false, ports: *ports };
+        rule
+    };
+    list.iter().map(one).collect()
 }
 
 /// The ports of a rule that asks for TCP to some ports and nothing else.

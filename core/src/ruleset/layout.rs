@@ -43,8 +43,6 @@ pub struct Style {
     pub multiport: bool,
     /// Whether the jump of what arrives asks for TCP, though the rules that it leads to do as well.
     pub tcp_jump: bool,
-    /// Whether rules about source networks ask for TCP, to which their chain is left anyway.
-    pub tcp_sources: bool,
     /// The comment of a rule in a chain; none where rules have none.
     pub comment: Option<fn(&Chain, &Rule) -> Option<Comment>>,
 }
@@ -53,13 +51,7 @@ pub struct Style {
 impl PartialEq for Style {
     fn eq(&self, other: &Self) -> bool {
         let rest = |style: &Self| {
-            (
-                style.inlined,
-                style.multiport,
-                style.tcp_jump,
-                style.tcp_sources,
-                style.comment.is_some(),
-            )
+            (style.inlined, style.multiport, style.tcp_jump, style.comment.is_some())
         };
         rest(self) == rest(other)
     }
@@ -69,8 +61,7 @@ impl Eq for Style {}
 
 impl Style {
     /// That of istio-iptables: every chain, a rule for each port, no comments.
-    pub const PLAIN: Self =
-        Self { inlined: &[], multiport: false, tcp_jump: true, tcp_sources: false, comment: None };
+    pub const PLAIN: Self = Self { inlined: &[], multiport: false, tcp_jump: true, comment: None };
 }
 
 impl Layout {

@@ -20,8 +20,10 @@ impl<'p> LeftAlone<'p> {
     pub(super) fn by(policy: &'p CapturePolicy) -> Self {
         let ports = |list: &[Sourced<PortRange>]| Ranges::ports(list.iter().map(|one| &one.value));
         let inbound = match &policy.inbound.selection {
-            InboundSelection::AllExcept { except, .. } => ports(except),
-            InboundSelection::Nothing | InboundSelection::Only(_) => Ranges::default(),
+            InboundSelection::AllExcept { except, .. } | InboundSelection::Only { except, .. } => {
+                ports(except)
+            }
+            InboundSelection::Nothing => Ranges::default(),
         };
         let networks = Family::ALL.map(|family| {
             let all = policy.outbound.except_networks.iter().map(|network| network.value);

@@ -405,12 +405,15 @@ impl Checks<'_> {
         }
         let mut ports = vec![("inbound connections", self.asked.port)];
         ports.extend(inbound.tunnel_port.as_ref().map(|port| ("tunnels", port.value.get())));
-        let (proves, list) = match &inbound.selection {
-            InboundSelection::Nothing => ("", &[][..]),
-            InboundSelection::AllExcept { except, .. } => ("excluded inbound ports", &except[..]),
-            InboundSelection::Only(list) => ("included inbound ports", &list[..]),
+        let (only, except) = match &inbound.selection {
+            InboundSelection::Nothing => (&[][..], &[][..]),
+            InboundSelection::AllExcept { except, .. } => (&[][..], &except[..]),
+            InboundSelection::Only { ports, except } => (&ports[..], &except[..]),
         };
-        ports.extend(list.iter().take(SAMPLES).map(|p| (proves, p.value.first().get())));
+        for (proves, list) in [("excluded inbound ports", except), ("included inbound ports", only)]
+        {
+            ports.extend(list.iter().take(SAMPLES).map(|p| (proves, p.value.first().get())));
+        }
         for (proves, port) in ports {
             let to = SocketAddr::new(own, port);
             self.add(proves, Maker::Outside, Protocol::TCP, from, to);

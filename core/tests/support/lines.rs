@@ -65,11 +65,20 @@ pub(crate) fn ruleset(line: &str) -> Ruleset {
         return to_iptables(&sidecar(&words[at..], env), &istio::LAYOUT);
     }
     assert_eq!(words[at], "apply");
-    let flags = words[at + 1..].chunks(2).map(|pair| {
+    to_iptables(&of_own(&words[at + 1..]), &native::LAYOUT)
+}
+
+/// The policy of `apply FLAGS`.
+pub(crate) fn own(flags: &str) -> CapturePolicy {
+    of_own(&words(flags))
+}
+
+fn of_own(words: &[String]) -> CapturePolicy {
+    let flags = words.chunks(2).map(|pair| {
         let flag = pair[0].strip_prefix("--").unwrap();
         assert!(native::settings::SETTINGS.iter().any(|s| s.flag == flag), "{flag}");
         (flag.to_owned(), pair[1].clone())
     });
     let raw = native::Raw::new(BTreeMap::new(), flags);
-    to_iptables(&native::resolve(&raw, &facts(), true).unwrap(), &native::LAYOUT)
+    native::resolve(&raw, &facts(), true).unwrap()
 }

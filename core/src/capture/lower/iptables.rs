@@ -67,11 +67,9 @@ fn asks<'d>(decision: &'d Decision, layout: &Layout) -> impl Iterator<Item = &'d
     let style = &layout.style;
     let jumps = decision.role == Role::Enter && decision.table != Table::Raw;
     let open = jumps && decision.path == Path::Arriving && !style.tcp_jump;
-    let narrow = decision.role == Role::ExcludedSource && style.tcp_sources;
-    let written = decision.when.iter().filter(move |condition| {
+    decision.when.iter().filter(move |condition| {
         !(guarded && matches!(condition, Condition::Starts { .. }) || open && *condition == TCP)
-    });
-    narrow.then_some(TCP).into_iter().chain(written)
+    })
 }
 
 /// A condition; none if it can't hold in this family.

@@ -124,7 +124,7 @@ fn parts(policy: &CapturePolicy) -> [(&'static [AnnotationDef], String); 8] {
     };
     let selection = match &inbound.selection {
         InboundSelection::Nothing => "none".to_owned(),
-        InboundSelection::Only(list) => texts(list),
+        InboundSelection::Only { ports, .. } => texts(ports),
         InboundSelection::AllExcept { except, .. } => format!("all but {}", ports(except)),
     };
     let networks = match &outbound.networks {

@@ -15,10 +15,11 @@ pub use footprint::FOOTPRINT;
 pub use init_container::{InitContainer, NotTold, contradictions, init_container, writes_nothing};
 pub use resolve::{ForcedVariant, Options, Resolved, resolve};
 
-use crate::dialect::Modernized;
 pub use crate::dialect::go::{parse_bool, parse_duration};
+use crate::dialect::{Mesh, Modernized};
 use crate::iptables::Dump;
 use crate::nft::NftLayout;
+use crate::policy::Conventions;
 use crate::ruleset::{ChainName, Home, Layout, Style};
 use crate::source::Source;
 
@@ -27,6 +28,10 @@ pub type Raw = crate::dialect::raw::Raw<flags::Istio>;
 
 /// The mark and the routing table of TPROXY when nobody says otherwise.
 pub const TPROXY_DEFAULTS: (u32, u32) = (1337, 133);
+
+/// Istio's sidecar.
+pub static MESH: Mesh =
+    Mesh { name: "Istio", conventions: Conventions::ISTIO, tunnels: true, nobody: false };
 
 /// The chains that istio-iptables makes.
 pub static LAYOUT: Layout = Layout {

@@ -244,6 +244,7 @@ impl Resolver<'_> {
             &mut self.reader,
             raw.text("istio-inbound-ports"),
             &raw.text("istio-local-exclude-ports"),
+            false,
         );
         let mode = if tproxy {
             InboundMode::Tproxy { mark: mark?, table: table?, source: mode.source }

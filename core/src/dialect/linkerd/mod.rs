@@ -3,7 +3,6 @@
 mod comment;
 mod flags;
 mod options;
-mod read;
 mod resolve;
 mod simulate;
 
@@ -12,17 +11,24 @@ pub use options::{Mode, Options};
 pub use resolve::{Raw, Resolved, resolve, said};
 pub use simulate::commands;
 
-use crate::dialect::{Dialect, Reading};
+use crate::dialect::flags::{FlagDef, Words as _};
+use crate::dialect::{Dialect, Mesh};
 use crate::nft::NftLayout;
 use crate::ownership::Footprint;
 use crate::ruleset::{ChainName, Home, Layout, Style};
+use crate::source::Source;
+
+/// Linkerd.
+pub static MESH: Mesh =
+    Mesh { name: "Linkerd", conventions: resolve::CONVENTIONS, tunnels: false, nobody: true };
 
 /// proxy-init's rules, and what Millrace adds in its place.
 pub const DIALECT: Dialect = Dialect {
     name: "Linkerd",
     footprint: FOOTPRINT,
     nft_layout: &NFT_LAYOUT,
-    reading: Reading::Own(read::read),
+    mesh: &MESH,
+    source_of,
     modernize: |_| None,
 };
 
@@ -51,7 +57,6 @@ pub static LAYOUT: Layout = Layout {
         ],
         multiport: true,
         tcp_jump: false,
-        tcp_sources: false,
         comment: Some(comment::comment),
     },
 };
@@ -79,3 +84,19 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
     one_table: true,
     invalid_of_tcp: false,
 };
+
+/// The flag that sets what a flag of Millrace's own commands sets.
+fn source_of(flag: &str) -> Source {
+    let flag = flag.trim_start_matches("--");
+    let name = match flag {
+        "inbound-port" => "incoming-proxy-port",
+        "outbound-port" => "outgoing-proxy-port",
+        "include-inbound-ports" => "ports-to-redirect",
+        "exclude-inbound-ports" => "inbound-ports-to-ignore",
+        "exclude-outbound-ports" => "outbound-ports-to-ignore",
+        "exclude-inbound-cidrs" => "subnets-to-ignore",
+        same => same,
+    };
+    let own = || format!("--{name}");
+    Source::Flag(Linkerd::find(name).map_or_else(own, FlagDef::display))
+}

@@ -184,7 +184,6 @@ impl Resolver<'_> {
         if text.value == "-1" { None } else { self.reader.one(text) }
     }
 
-    /// A listed port that is ignored is no listed port.
     fn selection(&mut self) -> InboundSelection {
         let listed = self.raw.text("ports-to-redirect");
         let except = self.ignored("inbound-ports-to-ignore");
@@ -193,17 +192,11 @@ impl Resolver<'_> {
         }
         // An empty item is wrong here: without it, every port would be meant.
         let items: Vec<&str> = listed.value.split(',').collect();
-        let mut ports = self.reader.each(&listed, Most::Targets, &items, |item| {
+        let ports = self.reader.each(&listed, Most::Targets, &items, |item| {
             item.parse::<Port>().map_err(|error| error.to_string())
         });
-        let listed_any = !ports.is_empty();
-        ports.retain(|port| !except.iter().any(|except| except.value.contains(port.value)));
-        if listed_any && ports.is_empty() {
-            let expected = "--inbound-ports-to-ignore leaves none of these ports: list others, or \
-                            leave both out to capture every port";
-            self.reader.wrong(&listed.source, &listed.value, expected);
-        }
-        InboundSelection::Only(ports.into_iter().map(|port| port.with(port.value.into())).collect())
+        let ports = ports.into_iter().map(|port| port.with(port.value.into())).collect();
+        InboundSelection::Only { ports, except }
     }
 
     /// Ports and ranges that are left alone.

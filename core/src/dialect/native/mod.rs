@@ -9,7 +9,7 @@ pub use file::{FileError, read_file};
 pub use resolve::{Raw, resolve};
 pub use schema::schema;
 
-use super::{Dialect, Reading};
+use super::{Dialect, istio};
 use crate::iptables::Dump;
 use crate::nft::NftLayout;
 use crate::ownership::{Footprint, Owned};
@@ -21,7 +21,8 @@ pub const DIALECT: Dialect = Dialect {
     name: "millrace",
     footprint: FOOTPRINT,
     nft_layout: &NFT_LAYOUT,
-    reading: Reading::Common(source_of),
+    mesh: &istio::MESH,
+    source_of,
     modernize: |_| None,
 };
 

@@ -161,6 +161,7 @@ impl Resolver<'_> {
             &mut self.reader,
             raw.text("include-inbound-ports"),
             &raw.text("exclude-inbound-ports"),
+            true,
         );
         let mode = match mode.value {
             "tproxy" => InboundMode::Tproxy { mark: mark?, table: table?, source: mode.source },
@@ -171,7 +172,7 @@ impl Resolver<'_> {
             tunnel_port: Some(tunnel_port?),
             mode,
             selection,
-            except_sources: Vec::new(),
+            except_sources: self.reader.list(&raw.text("exclude-inbound-cidrs")),
         })
     }
 
@@ -193,7 +194,7 @@ impl Resolver<'_> {
             ports: self.reader.list(&raw.text("include-outbound-ports")),
             except_ports: self.reader.list(&raw.text("exclude-outbound-ports")),
             except_networks: self.reader.list(&raw.text("exclude-outbound-cidrs")),
-            except_users: Vec::new(),
+            except_users: self.reader.names(&raw.text("exclude-users")),
             groups,
         })
     }

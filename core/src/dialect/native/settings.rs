@@ -146,7 +146,14 @@ pub const SETTINGS: &[Setting] = &[
         "inbound.excludePorts",
         Shape::Ports { all: false },
         "",
-        "Inbound ports to leave alone, when all are captured",
+        "Inbound ports to leave alone",
+    ),
+    setting(
+        "exclude-inbound-cidrs",
+        "inbound.excludeNetworks",
+        Shape::Networks { all: false },
+        "",
+        "Networks from which inbound connections are left alone",
     ),
     setting(
         "include-outbound-cidrs",
@@ -189,6 +196,13 @@ pub const SETTINGS: &[Setting] = &[
         Shape::Groups { all: false },
         "",
         "Groups whose outbound connections are left alone, when all are captured",
+    ),
+    setting(
+        "exclude-users",
+        "outbound.excludeUsers",
+        Shape::Uids,
+        "",
+        "User ids whose outbound TCP connections are left alone, though they are no proxies",
     ),
     setting(
         "exclude-interfaces",

@@ -9,12 +9,14 @@ use values::{
     address, interface, listening, networks, owners, ports, protocol, states, values, whole,
 };
 
+use crate::dialect::Mesh;
 use crate::iptables::{ChainDump, Dump, DumpRule, TableDump};
 use crate::nft::NftLayout;
 use crate::nft::expr::{
     Comparison, CtField, Expr, FLAGS, Header, MetaField, SYN, Verdict, is_flags, nfproto,
 };
 use crate::nft::tables::{Base, NativeChain, NativeTables, families, named, spares_v6};
+use crate::policy::Local;
 use crate::ruleset::Layout;
 use crate::ruleset::{
     Chain, ChainName, Hook, Match, Protocol, RedirectSpelling, Rule, Side, Table, Target,
@@ -30,6 +32,7 @@ pub(crate) fn dumps(
     native: &NativeTables,
     layout: &NftLayout,
     names: &Layout,
+    mesh: &Mesh,
 ) -> [Option<Dump>; 2] {
     let captured = families(native);
     Family::ALL.map(|family| {
@@ -38,15 +41,24 @@ pub(crate) fn dumps(
             .filter_map(|table| table_of(native, layout, names, table, family))
             .collect();
         let mut dump = Dump { tables };
-        tunnel_first(&mut dump, names);
-        localhost_first(&mut dump, names, family);
+        if mesh.tunnels {
+            tunnel_first(&mut dump, names);
+        }
+        if mesh.conventions.local != Local::Lo {
+            localhost_first(&mut dump, names, family);
+        }
         (captured.contains(&family) && !dump.tables.is_empty()).then_some(dump)
     })
 }
 
 /// Whether two rulesets treat every packet alike, rule by rule: the same expressions, or rules of
 /// iptables that are the same in canonical form, with nothing in either that has no such form.
-pub(crate) fn same(a: &NativeTables, b: &NativeTables, layout: &NftLayout, names: &Layout) -> bool {
+pub(crate) fn same(
+    a: &NativeTables,
+    b: &NativeTables,
+    (layout, names): (&NftLayout, &Layout),
+    mesh: &Mesh,
+) -> bool {
     if a == b {
         return true;
     }
@@ -68,7 +80,7 @@ pub(crate) fn same(a: &NativeTables, b: &NativeTables, layout: &NftLayout, names
     };
     let groups = Groups::new();
     let rules = |tables: &NativeTables| {
-        dumps(tables, layout, names).map(|dump| {
+        dumps(tables, layout, names, mesh).map(|dump| {
             let chains = dump.into_iter().flat_map(|d| d.tables).flat_map(|table| {
                 table.chains.into_iter().map(move |chain| (table.name.clone(), chain))
             });

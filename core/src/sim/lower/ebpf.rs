@@ -286,7 +286,7 @@ impl<'p> Pod<'p> {
         let (source, purpose) = match &self.policy.inbound.selection {
             InboundSelection::AllExcept { .. } => return,
             InboundSelection::Nothing => (&Source::Always, "no inbound connection is captured"),
-            InboundSelection::Only(ports) => {
+            InboundSelection::Only { ports, .. } => {
                 let source = ports.first().map_or(&Source::Always, |port| &port.source);
                 (source, "no other inbound port is captured")
             }

@@ -132,7 +132,9 @@ impl Maker<'_> {
         } else if include.value.trim().is_empty() {
             InboundSelection::Nothing
         } else {
-            InboundSelection::Only(ports(&mut self.reader, &include))
+            // The injector hands exclusions on only where everything is captured.
+            let ports = ports(&mut self.reader, &include);
+            InboundSelection::Only { ports, except: Vec::new() }
         };
         Some(Inbound {
             port: fixed(INBOUND_PORT, "the inbound port")?,

@@ -75,7 +75,7 @@ fn left_alone(look: &mut Look<'_>, container: &Container) {
             list.iter().find(|range| range.value.contains(number)).map(|r| r.source.clone())
         };
         if port.protocol != "TCP" {
-            if let InboundSelection::Only(list) = &selection
+            if let InboundSelection::Only { ports: list, .. } = &selection
                 && in_list(list).is_some()
                 && !container.ports.iter().any(|p| p.number == port.number && p.protocol == "TCP")
             {
@@ -107,7 +107,7 @@ fn left_alone(look: &mut Look<'_>, container: &Container) {
                      DestinationRule without mTLS for it",
                 ]);
             }
-            InboundSelection::Only(list) if in_list(list).is_none() => {
+            InboundSelection::Only { ports: list, .. } if in_list(list).is_none() => {
                 let at = format!("annotation {}", INCLUDE_INBOUND_PORTS.name);
                 let what = format!("it lacks port {number}, which {} listens on", of(container));
                 look.add(Severity::Warning, "excluded-port", &at, &what, [
@@ -115,7 +115,7 @@ fn left_alone(look: &mut Look<'_>, container: &Container) {
                     "add the port, or leave the annotation out: then every port is captured",
                 ]);
             }
-            InboundSelection::Only(_) | InboundSelection::Nothing => {}
+            InboundSelection::Only { .. } | InboundSelection::Nothing => {}
         }
     }
 }
@@ -231,7 +231,7 @@ fn captured(look: &Look<'_>, port: u16) -> bool {
         InboundSelection::AllExcept { except, .. } => {
             !except.iter().any(|e| e.value.contains(port))
         }
-        InboundSelection::Only(list) => list.iter().any(|e| e.value.contains(port)),
+        InboundSelection::Only { ports, .. } => ports.iter().any(|e| e.value.contains(port)),
     }
 }
 
@@ -256,7 +256,7 @@ fn contradictions(look: &mut Look<'_>) {
             ],
         );
     }
-    if let InboundSelection::Only(list) = selection {
+    if let InboundSelection::Only { ports: list, .. } = selection {
         let excluded = look.pod.annotation(EXCLUDE_INBOUND_PORTS.name).unwrap_or_default();
         let excluded: Vec<u16> =
             excluded.split(',').filter_map(|item| item.trim().parse().ok()).collect();
