@@ -53,12 +53,13 @@ const UDP_PORTS: [u16; 3] = [53, 80, 9090];
 pub fn policy(dice: &mut Dice) -> Vec<String> {
     let ports = ["", "80", "80,443", "22,8000:8010", "15021,9090", "8080"];
     let networks = ["", "10.71.0.0/16,fd71::/16", "10.72.0.10/32", "fd72::10/128", "10.64.0.0/10"];
-    let choices: [(&str, &[&str]); 17] = [
+    let choices: [(&str, &[&str]); 19] = [
         ("mode", &["redirect", "redirect", "tproxy"]),
         ("proxy-uid", &["1337", "1337,5", "5"]),
         ("proxy-gid", &["", "", "1337", "7"]),
         ("include-inbound-ports", &["*", "*", "", "80", "80,8000:8010"]),
         ("exclude-inbound-ports", &ports),
+        ("exclude-inbound-cidrs", &["", "", "10.71.0.0/16,fd71::/16", "10.70.0.1/32"]),
         (
             "include-outbound-cidrs",
             &["*", "*", "", "10.71.0.0/16,fd71::/16", "127.0.0.2/32,10.70.0.2/32"],
@@ -68,6 +69,7 @@ pub fn policy(dice: &mut Dice) -> Vec<String> {
         ("exclude-outbound-ports", &ports),
         ("include-groups", &["*", "*", "*", "", "1000,202"]),
         ("exclude-groups", &["", "", "202", "1000"]),
+        ("exclude-users", &["", "", "1000", "0,5"]),
         ("exclude-interfaces", &["", "", "eth1", "eth+"]),
         ("reroute-interfaces", &["", "", "eth1"]),
         ("localhost-cidr", &["127.0.0.1/32", "127.0.0.0/8", "127.0.0.0/30"]),

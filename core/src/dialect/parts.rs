@@ -10,7 +10,7 @@ use crate::facts::HostFacts;
 use crate::policy::{GroupSelection, InboundSelection, NetworkSelection};
 use crate::ruleset::Owner;
 use crate::source::{Source, Sourced};
-use crate::value::{Cidr, Gid, GroupName, Mark};
+use crate::value::{Cidr, Gid, GroupName, Mark, PortRange};
 
 /// As many groups as fit into one rule.
 const MAX_GROUPS: usize = 64;
@@ -40,7 +40,8 @@ pub(super) fn mark(reader: &mut Reader, text: &Sourced<String>) -> Option<Source
     Some(mark)
 }
 
-/// `*`, ports, or nothing. `both` says whether exclusions count beside ports as well.
+/// `*`, ports, or nothing. `both` says whether exclusions count beside ports as well: those of ports that
+/// are captured.
 pub(super) fn inbound(
     reader: &mut Reader,
     ports: Sourced<String>,
@@ -51,10 +52,17 @@ pub(super) fn inbound(
     match ports.value.as_str() {
         "*" => InboundSelection::AllExcept { source: ports.source, except },
         text if items(text).is_empty() => InboundSelection::Nothing,
-        _ => InboundSelection::Only {
-            ports: reader.list(&ports),
-            except: if both { except } else { Vec::new() },
-        },
+        _ => {
+            let ports: Vec<Sourced<PortRange>> = reader.list(&ports);
+            let captured = |port: &Sourced<PortRange>| {
+                let overlaps = |other: &PortRange| {
+                    other.first() <= port.value.last() && port.value.first() <= other.last()
+                };
+                both && ports.iter().any(|other| overlaps(&other.value))
+            };
+            let except = except.into_iter().filter(captured).collect();
+            InboundSelection::Only { ports, except }
+        }
     }
 }
 

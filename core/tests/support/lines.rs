@@ -4,6 +4,7 @@
     clippy::allow_attributes,
     reason = "files are read; it is part of crates that may and of some that may not"
 )]
+#![allow(dead_code, clippy::allow_attributes, reason = "not every test uses all of it")]
 
 use std::collections::BTreeMap;
 use std::fs;
