@@ -255,7 +255,7 @@ fn sources(chains: [Option<&Chains>; 2], table: Table, layout: &Layout, found: &
         for rule in chains.into_iter().flat_map(|chains| chains.user(table, &layout.inbound)) {
             match (rule.matches.as_slice(), &rule.target) {
                 ([Match::Address { side: Side::Source, negated: false, cidr }], Target::Return) => {
-                    found.push("exclude-inbound-cidrs", cidr)
+                    found.push("exclude-inbound-cidrs", cidr);
                 }
                 ([], Target::Return) => found.push("exclude-inbound-cidrs", all),
                 _ => {}

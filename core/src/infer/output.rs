@@ -145,7 +145,7 @@ fn except_port(rule: &Rule, said: &mut Said) -> bool {
 fn except_network(rule: &Rule, said: &mut Said) -> bool {
     match (rule.matches.as_slice(), &rule.target) {
         ([Match::Address { side: Side::Destination, negated: false, cidr }], Target::Return) => {
-            said.except_networks.push(cidr.to_string())
+            said.except_networks.push(cidr.to_string());
         }
         _ => return false,
     }

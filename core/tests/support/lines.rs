@@ -2,9 +2,9 @@
 #![allow(
     clippy::disallowed_methods,
     clippy::allow_attributes,
-    reason = "files are read; it is part of crates that may and of some that may not"
+    dead_code,
+    reason = "files are read; it is part of crates that may and of some that may not; not each uses all"
 )]
-#![allow(dead_code, clippy::allow_attributes, reason = "not every test uses all of it")]
 
 use std::collections::BTreeMap;
 use std::fs;
