@@ -5,7 +5,7 @@ use super::step::Step;
 use crate::fates::Dice;
 
 /// Lines of `ip` that a pod can have, each alone.
-const IP: [&str; 36] = [
+const IP: [&str; 38] = [
     "rule add from 10.70.0.2 lookup 100",
     "rule add from 127.0.0.1 lookup 100",
     "rule add uidrange 1000-1000 lookup 100",
@@ -36,6 +36,8 @@ const IP: [&str; 36] = [
     "-6 route change default via fd80::1",
     "route add 10.72.0.0/16 via 10.70.0.1 src 10.80.0.2",
     "route del default",
+    "route add 10.73.0.0/16 via 10.80.0.1 table default",
+    "route add default via 10.80.0.1 dev eth1 table default",
     "addr add 10.70.0.9/24 dev eth0",
     "addr add 10.77.0.2/24 dev eth0",
     "addr add 10.77.0.2/32 dev lo",

@@ -29,6 +29,7 @@ use serde_json::Value;
 
 use self::step::Step;
 use crate::capture::millrace;
+use crate::ebpf::{self, Cgroup, FOLDER};
 use crate::fates::{Dice, Ground, SERVICES, Try, differs, listeners, policy};
 use crate::topology::{Family, Spot};
 use crate::wire::Outcome;
@@ -49,6 +50,8 @@ pub struct Plan {
 pub struct Found {
     /// Answers that were held against the kernel.
     pub answers: usize,
+    /// Of these, how many about pods that eBPF captures.
+    pub by_ebpf: usize,
     /// How many can't be told, by the reason.
     pub untold: BTreeMap<String, usize>,
     /// False answers, each with all that leads to it.
@@ -78,8 +81,9 @@ impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} answers: {} false, {} can't be told ({:.1} %)",
+            "{} answers, {} where eBPF captures: {} false, {} can't be told ({:.1} %)",
             self.answers,
+            self.by_ebpf,
             self.wrong.len(),
             self.untold(),
             self.share()
@@ -105,6 +109,8 @@ impl fmt::Display for Found {
 /// When a pod or its connections can't be made, or what it holds can't be read.
 pub fn rounds(plan: Plan, after: &mut dyn FnMut(u64, &Found)) -> Result<Found> {
     let mut found = Found::default();
+    // What programs of eBPF see is what this process and its children do.
+    let _cgroup = Cgroup::enter()?;
     for number in 0..plan.rounds {
         let seed = plan.seed.wrapping_add(number);
         round(seed, plan.connections, &mut found).with_context(|| format!("seed {seed}"))?;
@@ -131,13 +137,20 @@ fn round(seed: u64, connections: usize, found: &mut Found) -> Result<()> {
         parties.insert(at, Party::Millrace);
     }
     let mut steps = Vec::new();
+    let mut ebpf = false;
     for party in &parties {
         match party {
             Party::Foreign(number) => steps.extend(foreign::party(&mut dice, *number)),
             Party::Millrace => {
-                let backend = dice.pick(&["nftables", "iptables-nft", "iptables-legacy"]);
-                let flags = policy(&mut dice);
-                match ground.apply(backend, &flags) {
+                let all = ["nftables", "iptables-nft", "iptables-legacy", "ebpf"];
+                let mut backend = dice.pick(&all);
+                let mut flags = policy(&mut dice);
+                ebpf = backend == "ebpf" && by_ebpf(&ground, &mut dice, &mut flags)?;
+                if backend == "ebpf" && !ebpf {
+                    backend = "nftables";
+                }
+                let applied = if ebpf { Ok(()) } else { ground.apply(backend, &flags) };
+                match applied {
                     Ok(()) => writeln!(done, "apply --backend {backend} {}", quoted(&flags))?,
                     Err(error) => *found.refused.entry(first_line(&error)).or_default() += 1,
                 }
@@ -153,24 +166,28 @@ fn round(seed: u64, connections: usize, found: &mut Found) -> Result<()> {
     }
     steps.extend(around::around(&mut dice));
     run(&ground, &mut steps, found, &mut done)?;
-    let (program, around) = live(&ground)?;
-    let tries: Vec<Try> = (0..connections).map(|_| ground.connection(&mut dice)).collect();
+    let (program, around) = live(&ground, ebpf)?;
+    // Programs can't give a socket an address that has a port already.
+    let made = |one: Try| if ebpf { one.unbound() } else { one };
+    let tries: Vec<Try> = (0..connections).map(|_| made(ground.connection(&mut dice))).collect();
     if let Some(first) = tries.first() {
         let own = Question { source_port: EPHEMERAL, ..first.question.clone() };
-        found.wrong.extend(said_otherwise(&ground, (&program, &around), &own)?);
+        found.wrong.extend(said_otherwise(&ground, ebpf, (&program, &around), &own)?);
     }
     let outcomes = ground.make(&tries)?;
     let mut doubtful = Vec::new();
     for (one, outcome) in tries.iter().zip(&outcomes) {
-        let told = told(&program, &around, &one.question);
+        let question = one.as_answered(outcome);
+        let told = told(&program, &around, &question);
         let Some(told) = told else { continue };
         found.answers += 1;
+        found.by_ebpf += usize::from(ebpf);
         *found.kinds.entry(kind(outcome)).or_default() += 1;
         if let Err(reason) = told {
             *found.untold.entry(reason).or_default() += 1;
             continue;
         }
-        if differs(&program, &around, &one.question, outcome).is_some() {
+        if differs(&program, &around, &question, outcome).is_some() {
             doubtful.push(one.clone());
         }
     }
@@ -182,7 +199,7 @@ fn round(seed: u64, connections: usize, found: &mut Found) -> Result<()> {
         let outcomes = ground.make(&again)?;
         (wrong, doubtful) = (Vec::new(), Vec::new());
         for (one, outcome) in again.into_iter().zip(&outcomes) {
-            if let Some(why) = differs(&program, &around, &one.question, outcome) {
+            if let Some(why) = differs(&program, &around, &one.as_answered(outcome), outcome) {
                 wrong.push(format!("== seed {seed}\n{done}{why}"));
                 doubtful.push(one);
             }
@@ -190,6 +207,20 @@ fn round(seed: u64, connections: usize, found: &mut Found) -> Result<()> {
     }
     found.wrong.extend(wrong);
     Ok(())
+}
+
+/// Capture a pod by eBPF; false where that can't be with any of some policies. The kernel chooses ports
+/// that no rule tells from those of the questions.
+fn by_ebpf(ground: &Ground, dice: &mut Dice, flags: &mut Vec<String>) -> Result<bool> {
+    ground.load_ebpf()?;
+    ground.topology.pod.run("sysctl", &["-qw", "net.ipv4.ip_local_port_range=20000 60000"])?;
+    for _ in 0..20 {
+        if ground.by_ebpf(flags)?.is_some() {
+            return Ok(true);
+        }
+        *flags = policy(dice);
+    }
+    Ok(false)
 }
 
 enum Party {
@@ -238,7 +269,8 @@ fn kind(outcome: &Outcome) -> String {
 }
 
 /// What `explain --live` reads of a pod.
-fn live(ground: &Ground) -> Result<(Program, Surroundings)> {
+fn live(ground: &Ground, ebpf: bool) -> Result<(Program, Surroundings)> {
+    let captured = if ebpf { ebpf::tables(&ground.topology.pod)? } else { Vec::new() };
     ground.topology.pod.enter(|| {
         let mut session = Session::open()?;
         let options = exec::Options::default();
@@ -247,7 +279,7 @@ fn live(ground: &Ground) -> Result<(Program, Surroundings)> {
             observed = session.observe(&options, Look::Verbatim)?;
         }
         let groups = Groups::new();
-        let mut tables = Vec::new();
+        let mut tables = captured;
         for holding in &observed.holdings {
             let holder = holding.variant.to_string();
             let mut nobody = |_, _: &str, _: &_| None;
@@ -268,6 +300,7 @@ fn live(ground: &Ground) -> Result<(Program, Surroundings)> {
 /// What the program itself says, where that is something else than what is held against the kernel.
 fn said_otherwise(
     ground: &Ground,
+    ebpf: bool,
     (program, around): (&Program, &Surroundings),
     question: &Question,
 ) -> Result<Option<String>> {
@@ -280,6 +313,7 @@ fn said_otherwise(
     words.extend(question.source.map(|source| format!("--src={source}")));
     words.extend(question.interface.as_ref().map(|name| format!("--iface={name}")));
     words.push(format!("--mark={}", question.mark));
+    words.extend(ebpf.then(|| format!("--bpffs={FOLDER}")));
     let output = ground.topology.pod.output(&mut millrace(&words)?)?;
     let said: Value = serde_json::from_slice(&output.stdout)
         .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
