@@ -7,7 +7,7 @@ mod support;
 
 use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::{DIALECTS, Dialect, Mesh, istio, native};
-use millrace_core::infer::{infer, policy as policy_of};
+use millrace_core::infer::{infer, policy as policy_of, read_native};
 use millrace_core::iptables::{Dump, render_restore};
 use millrace_core::nft;
 use millrace_core::ownership::Footprint;
@@ -167,6 +167,10 @@ fn rules_of_another_style_are_read_back() {
         "--include-inbound-ports ''",
     ] {
         let mut policy = support::lines::own(flags);
+        // Own rules are of one convention, and read back as well.
+        let own = nft::merge(&to_nft(&policy, &native::NFT_LAYOUT, true));
+        let tables = own.native(&groups()).unwrap();
+        assert!(read_native(&tables, &[], &native::DIALECT).is_some(), "{flags}");
         policy.conventions = OTHER.conventions;
         policy.inbound.tunnel_port = None;
         let wanted = to_iptables(&policy, &COMPACT);

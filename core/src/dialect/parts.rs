@@ -40,13 +40,23 @@ pub(super) fn mark(reader: &mut Reader, text: &Sourced<String>) -> Option<Source
     Some(mark)
 }
 
-/// `*`, ports, or nothing. `both` says whether exclusions count beside ports as well: those of ports that
-/// are captured.
+/// Which exclusions count beside a list of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beside {
+    /// None.
+    None,
+    /// Those of ports that are captured.
+    Captured,
+    /// All, also those that change nothing.
+    All,
+}
+
+/// `*`, ports, or nothing.
 pub(super) fn inbound(
     reader: &mut Reader,
     ports: Sourced<String>,
     except: &Sourced<String>,
-    both: bool,
+    beside: Beside,
 ) -> InboundSelection {
     let except = reader.list(except);
     match ports.value.as_str() {
@@ -58,7 +68,11 @@ pub(super) fn inbound(
                 let overlaps = |other: &PortRange| {
                     other.first() <= port.value.last() && port.value.first() <= other.last()
                 };
-                both && ports.iter().any(|other| overlaps(&other.value))
+                match beside {
+                    Beside::None => false,
+                    Beside::Captured => ports.iter().any(|other| overlaps(&other.value)),
+                    Beside::All => true,
+                }
             };
             let except = except.into_iter().filter(captured).collect();
             InboundSelection::Only { ports, except }

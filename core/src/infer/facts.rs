@@ -28,7 +28,7 @@ pub fn policy(found: &Inferred, dialect: &Dialect) -> Result<CapturePolicy, Conf
     }
     let set: Vec<(String, String)> =
         flags.into_iter().map(|(flag, value)| (flag.to_owned(), value)).collect();
-    let raw = native::Raw::new(BTreeMap::new(), set);
+    let raw = native::Raw::new(BTreeMap::new(), set).read_back();
     let mut policy = native::resolve(&raw, &HostFacts::default(), false)?;
     if let Some(matching) = found.matching {
         policy.proxy.matching = matching;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Raw;
 use crate::dialect::error::ConfigErrors;
 use crate::dialect::list::{Reader, items};
-use crate::dialect::parts;
+use crate::dialect::parts::{self, Beside};
 use crate::dialect::raw::unreadable;
 use crate::facts::HostFacts;
 use crate::observed::Variant;
@@ -244,7 +244,7 @@ impl Resolver<'_> {
             &mut self.reader,
             raw.text("istio-inbound-ports"),
             &raw.text("istio-local-exclude-ports"),
-            false,
+            Beside::None,
         );
         let mode = if tproxy {
             InboundMode::Tproxy { mark: mark?, table: table?, source: mode.source }

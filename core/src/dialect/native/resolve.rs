@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::settings::{self, Setting};
 use crate::dialect::error::ConfigErrors;
 use crate::dialect::list::{Most, Reader, items};
-use crate::dialect::parts;
+use crate::dialect::parts::{self, Beside};
 use crate::facts::HostFacts;
 use crate::policy::{
     CapturePolicy, Conventions, DnsCapture, DnsScope, GroupSelection, IdentityMatching, Inbound,
@@ -19,6 +19,7 @@ use crate::value::Family;
 #[derive(Clone, Debug, Default)]
 pub struct Raw {
     values: BTreeMap<&'static str, Sourced<String>>,
+    read_back: bool,
 }
 
 impl Raw {
@@ -46,6 +47,13 @@ impl Raw {
             }
         }
         raw
+    }
+
+    /// The same as read back from rules: what is needless in them is there all the same.
+    #[must_use]
+    pub(crate) fn read_back(mut self) -> Self {
+        self.read_back = true;
+        self
     }
 
     fn text(&self, flag: &'static str) -> Sourced<String> {
@@ -161,7 +169,7 @@ impl Resolver<'_> {
             &mut self.reader,
             raw.text("include-inbound-ports"),
             &raw.text("exclude-inbound-ports"),
-            true,
+            if raw.read_back { Beside::All } else { Beside::Captured },
         );
         let mode = match mode.value {
             "tproxy" => InboundMode::Tproxy { mark: mark?, table: table?, source: mode.source },
