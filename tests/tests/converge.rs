@@ -60,9 +60,23 @@ const OWN: [&str; 17] = [
     "--drop-invalid",
 ];
 
+/// Settings of Linkerd's proxy-init.
+const LINKERD: [&str; 8] = [
+    "-u 2102",
+    "-g 7",
+    "-r 80,8080",
+    "--inbound-ports-to-ignore 4190,100-200",
+    "--outbound-ports-to-ignore 443,6443",
+    "--subnets-to-ignore 10.0.0.0/8,fd00::/8",
+    "--ipv6=false",
+    "-w",
+];
+
 /// What carries rules out; without a word, what does already.
 const ISTIO_WAYS: [&str; 4] =
     ["", "--force-iptables-binary nft", "--force-iptables-binary legacy", "--native-nftables"];
+const LINKERD_WAYS: [&str; 4] =
+    ["--iptables-mode plain", "", "--iptables-mode nft", "--native-nftables"];
 const OWN_WAYS: [&str; 5] =
     ["", "--iptables nft", "--iptables legacy", "--backend nftables", "--backend iptables-nft"];
 
@@ -133,7 +147,10 @@ fn runs(named: bool) -> impl Strategy<Value = Vec<String>> {
     let ways = prop::sample::select(&OWN_WAYS[usize::from(named)..]);
     let own = (subsequence(OWN.to_vec(), 0..6), ways)
         .prop_map(move |(flags, way)| line("apply", flags, way));
-    prop_oneof![istio, own]
+    let ways = prop::sample::select(&LINKERD_WAYS[usize::from(named)..]);
+    let linkerd = (subsequence(LINKERD.to_vec(), 0..6), ways)
+        .prop_map(move |(flags, way)| line("linkerd -p 4143 -o 4140", flags, way));
+    prop_oneof![istio, own, linkerd]
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {

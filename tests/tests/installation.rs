@@ -48,7 +48,11 @@ fn programs_are_missing() -> Result<()> {
     let captured = |said| (0, vec![said]);
     let refused = |said| (1, vec![said, "install the package iptables"]);
     let v6 = "ip6tables-nft-restore is not installed: install the package iptables with its IPv6";
-    let cases: [Case<'_>; 14] = [
+    // Linkerd's proxy-init takes another iptables for one that is not there.
+    let linkerd = ["linkerd", "-p", "4143", "-o", "4140", "-u", "2102"];
+    let cases: [Case<'_>; 16] = [
+        (&[], &linkerd, captured("using iptables-nft: the kernel has nf_tables")),
+        (&LEGACY, &linkerd, captured("using iptables-legacy: asked for")),
         (&[], &apply, captured("using nftables: the kernel has nf_tables")),
         (&[], &istio, captured("using iptables-nft: the kernel has nf_tables")),
         (&[], &by_netlink, captured("using iptables-nft: asked for")),

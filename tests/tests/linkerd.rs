@@ -1,0 +1,313 @@
+//! Millrace in place of Linkerd's proxy-init: its commands as they were recorded, the rules that these
+//! commands really make, and connections, really made, that end where they were recorded to end.
+
+#[expect(clippy::unwrap_used, reason = "a recording that can't be read should stop the test")]
+#[path = "../../core/tests/support/verdicts.rs"]
+mod verdicts;
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use millrace_tests::capture::{millrace, ran};
+use millrace_tests::others;
+use millrace_tests::process::{Listeners, dial};
+use millrace_tests::snapshot::Snapshot;
+use millrace_tests::stage::Stage;
+use millrace_tests::topology::{APP, Family, Layout, ROOT, Spot, Stack, Topology};
+use millrace_tests::wire::{Dial, Identity, Listen, Outcome, Proto, Serve};
+use millrace_tests::{binary, capture::Variant};
+use verdicts::{Verdict, Who};
+
+/// Linkerd's proxy, as its injector has it.
+const PROXY: Identity = Identity { uid: 2102, gid: 2102 };
+/// A command line of its injector, in a pod with both families.
+const ARGS: [&str; 8] =
+    ["linkerd", "-p", "4143", "-o", "4140", "-u", "2102", "--inbound-ports-to-ignore=4190,4191"];
+
+/// The messages of a log in the form of logrus.
+fn messages(log: &str) -> Vec<String> {
+    let message = |line: &str| {
+        let (_, text) = line.split_once(" msg=").unwrap_or_default();
+        text.trim_matches('"').replace("\\\"", "\"")
+    };
+    log.lines().map(message).collect()
+}
+
+/// Verify that the program logs and says what was recorded, under both its names, and without any
+/// privilege; what differs is held by tests of the core.
+#[test]
+fn commands_are_those_that_were_recorded() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let name = folder.path().join("linkerd2-proxy-init");
+    symlink(binary::millrace()?, &name)?;
+    let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("../core/tests/linkerd/argv");
+    let mut compared = 0;
+    for entry in fs::read_dir(recorded)? {
+        let path = entry?.path();
+        let case = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let differs = [
+            "bad-port-yields-empty-multiport",
+            "subnets-dualstack-fails",
+            "uid0-is-omitted",
+            "second-run",
+        ];
+        if differs.contains(&case.as_str()) {
+            continue;
+        }
+        let text = fs::read_to_string(&path)?;
+        let (line, rest) = text.split_once("\n# exit ").context("a case")?;
+        let (code, wanted) = rest.split_once('\n').context("a case")?;
+        let words: Vec<&str> = line.split(' ').skip(2).collect();
+        let mut ours = millrace([&["linkerd"], words.as_slice(), &["--simulate"]].concat())?;
+        let mut theirs = Command::new(&name);
+        theirs.args(&words).arg("--simulate");
+        for command in [&mut ours, &mut theirs] {
+            let output = command.output()?;
+            ensure!(output.status.code() == code.parse().ok(), "{case}: {output:?}");
+            let said = String::from_utf8(output.stderr)?;
+            let logged = messages(&String::from_utf8(output.stdout)?);
+            if code == "0" {
+                ensure!(logged.join("\n") == wanted.trim_end(), "{case}: {logged:#?}");
+            } else {
+                ensure!(said.lines().next() == Some(wanted.trim_end()), "{case}: {said}");
+                ensure!(said.lines().skip(1).any(|line| line.contains("--")), "{case}: {said}");
+            }
+        }
+        compared += 1;
+    }
+    ensure!(compared == 29, "{compared} cases were compared");
+    Ok(())
+}
+
+/// A way to capture a pod as Linkerd does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// The commands of a simulation, each run by the real iptables-nft.
+    Commands,
+    /// Millrace with the tables of iptables-nft, without any program.
+    Netlink,
+    /// Millrace with programs of iptables-legacy.
+    Legacy,
+    /// Millrace with native nftables, without any program.
+    Nftables,
+}
+
+impl Way {
+    const ALL: [Self; 4] = [Self::Commands, Self::Netlink, Self::Legacy, Self::Nftables];
+
+    const fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Commands | Self::Netlink => &["--firewall-bin-path", "iptables-nft"],
+            Self::Legacy => &[],
+            Self::Nftables => &["--native-nftables"],
+        }
+    }
+
+    fn apply(self, topology: &Topology, args: &[&str]) -> Result<String> {
+        let mut command = millrace([args, self.flags()].concat())?;
+        match self {
+            Self::Netlink | Self::Nftables => drop(command.env("PATH", "/nowhere")),
+            Self::Commands => drop(command.arg("--simulate")),
+            Self::Legacy => {}
+        }
+        let (code, said) = ran(&topology.pod, &mut command)?;
+        ensure!(code == Some(0), "{self:?}: {said}");
+        if self == Self::Commands {
+            for line in messages(&said) {
+                let words: Vec<&str> = line.split(' ').collect();
+                let (program, args) = words.split_first().context("a command")?;
+                topology.pod.run(program, args)?;
+            }
+        }
+        Ok(said)
+    }
+}
+
+/// A pod with Linkerd's proxy, an application and neighbours on the ports of the recording.
+fn pod(stack: Stack) -> Result<(Topology, [Listeners; 3])> {
+    let mut topology = Topology::new(stack, Layout::default())?;
+    topology.stop_listeners();
+    let everywhere = |ports: &[u16]| -> Vec<Listen> {
+        let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let all = ports.iter().flat_map(|port| any.map(|ip| SocketAddr::new(ip, *port)));
+        all.map(|addr| Listen { proto: Proto::Tcp, addr, transparent: false }).collect()
+    };
+    let datagrams = |spot: Spot| -> Result<Vec<Listen>> {
+        let addr = |family: &Family| spot.at(*family, 53);
+        let addrs: Result<Vec<SocketAddr>> = stack.families().iter().map(addr).collect();
+        Ok(addrs?
+            .into_iter()
+            .map(|addr| Listen { proto: Proto::Udp, addr, transparent: false })
+            .collect())
+    };
+    let mut app = everywhere(&[8080, 4190, 15008, 15090]);
+    let mut peer = everywhere(&[9999, 53, 443]);
+    peer.extend(datagrams(Spot::Peer)?);
+    app.extend(datagrams(Spot::Localhost)?);
+    let start = |namespace, name: &str, identity, listen| {
+        Listeners::start(namespace, &Serve { name: name.to_owned(), identity, listen })
+    };
+    let listeners = [
+        start(&topology.pod, "pod", PROXY, everywhere(&[4143, 4140]))?,
+        start(&topology.pod, "pod", ROOT, app)?,
+        start(&topology.outside, "peer", ROOT, peer)?,
+    ];
+    Ok((topology, listeners))
+}
+
+/// Where a connection really ends, in the words of the recording. None where the family has no such
+/// address.
+fn measured(topology: &Topology, verdict: &Verdict, family: Family) -> Result<Option<String>> {
+    let spot = match verdict.to.as_str() {
+        "pod" => Spot::Pod,
+        "peer" => Spot::Peer,
+        "127.0.0.1" => Spot::Localhost,
+        "127.0.0.2" => Spot::Localhost2,
+        other => bail!("{other} is nowhere here"),
+    };
+    // Linkerd knows no address that its proxy passes connections on from, so IPv6 has none.
+    let Some(to) = spot.ip(family).filter(|_| family == Family::V4 || verdict.from.is_none())
+    else {
+        return Ok(None);
+    };
+    let (namespace, identity) = match verdict.who {
+        Who::Peer => (&topology.outside, ROOT),
+        Who::App => (&topology.pod, APP),
+        Who::Proxy => (&topology.pod, PROXY),
+    };
+    let request = Dial {
+        identity,
+        proto: if verdict.udp { Proto::Udp } else { Proto::Tcp },
+        from: verdict.from.as_ref().map(|from| from.parse()).transpose()?,
+        from_port: None,
+        transparent_mark: None,
+        to: SocketAddr::new(to, verdict.port),
+        timeout_ms: 5000,
+    };
+    let Outcome::Answered { answer, .. } = dial(namespace, &request)? else {
+        return Ok(Some("nobody".to_owned()));
+    };
+    let localhost = Spot::Localhost.ip(family) == Some(answer.local.ip());
+    let (name, port) = (answer.name, answer.port);
+    Ok(Some(match (verdict.udp, localhost) {
+        (true, _) => format!("{name}:udp{port}"),
+        (false, true) => format!("{name}:{port}@lo"),
+        (false, false) => format!("{name}:{port}@ip"),
+    }))
+}
+
+/// Verify that every recorded connection ends where it did under proxy-init, in both families, by
+/// whatever carries the rules out, and the commands of proxy-init themselves.
+#[test]
+fn connections_end_where_they_were_recorded_to_end() -> Result<()> {
+    let (words, verdicts) = verdicts::read(include_str!("../../core/tests/linkerd/verdicts.txt"));
+    let words: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
+    for way in Way::ALL {
+        let (topology, _listeners) = pod(Stack::Dual)?;
+        way.apply(&topology, &[&["linkerd"], words.as_slice()].concat())?;
+        let mut made = 0;
+        for family in [Family::V4, Family::V6] {
+            for verdict in &verdicts {
+                if let Some(end) = measured(&topology, verdict, family)? {
+                    made += 1;
+                    ensure!(end == verdict.end, "{way:?} {family:?}: {}, but {end}", verdict.line);
+                }
+            }
+        }
+        ensure!(made == 17 + 15, "{way:?}: {made} connections were made");
+    }
+    Ok(())
+}
+
+/// Verify that the tables which Millrace writes are those that proxy-init's commands make, rule for rule,
+/// that it finds nothing to change in these, and that a cleanup leaves what was there before.
+#[test]
+fn rules_are_those_of_the_commands() -> Result<()> {
+    for more in [
+        &[][..],
+        &[
+            "--proxy-gid=7",
+            "--outbound-ports-to-ignore=22,100-200",
+            "--subnets-to-ignore=10.1.2.3/8,fd00::/8",
+        ],
+    ] {
+        let args = [&ARGS, more].concat();
+        let mut found = Vec::new();
+        for way in [Way::Commands, Way::Netlink] {
+            let topology = Topology::new(Stack::Dual, Layout::default())?;
+            let untaken = Snapshot::take(&topology.pod)?;
+            others::write(&topology.pod, Variant::Nft)?;
+            let beside = Snapshot::take(&topology.pod)?;
+            way.apply(&topology, &args)?;
+            let again = Way::Netlink.apply(&topology, &args)?;
+            ensure!(again.contains("no change: the rules are as wanted"), "{way:?}: {again}");
+            let status = ran(&topology.pod, &mut millrace(["status"])?)?;
+            let wanted = "captured: IPv4 and IPv6 by iptables-nft, rules of Linkerd";
+            ensure!(status.0 == Some(0) && status.1.contains(wanted), "{way:?}: {}", status.1);
+            let captured = Snapshot::take(&topology.pod)?;
+            others::untouched(&beside, &captured)?;
+            found.push(captured.without_counters().tables());
+            let cleaned = ran(&topology.pod, &mut millrace(["cleanup"])?)?;
+            ensure!(cleaned.0 == Some(0), "{}", cleaned.1);
+            let left = Snapshot::take(&topology.pod)?;
+            others::untouched(&beside, &left)?;
+            ensure!(left.chains.keys().eq(beside.chains.keys()), "{}", beside.differences(&left));
+            ensure!(left.rules == untaken.rules && left.addresses == untaken.addresses);
+        }
+        ensure!(found[0] == found[1], "{found:#?}");
+    }
+    Ok(())
+}
+
+/// Verify that a run which fails half-way leaves rules and settings as they were.
+#[test]
+fn what_fails_is_taken_back() -> Result<()> {
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    let setting = ["-n", "net.netfilter.nf_conntrack_tcp_timeout_close_wait"];
+    Way::Legacy.apply(&topology, &ARGS)?;
+    let (before, value) = (Snapshot::take(&topology.pod)?, topology.pod.run("sysctl", &setting)?);
+    let other = [&ARGS, &["-u", "2103", "--timeout-close-wait-secs", "77"][..]].concat();
+    let stage = Stage::failing_at("ip6tables-legacy-restore", "nat")?;
+    let (code, said) = ran(&topology.pod, &mut stage.millrace(&other)?)?;
+    ensure!(code == Some(1) && said.contains("is there again"), "{said}");
+    let after = Snapshot::take(&topology.pod)?;
+    ensure!(
+        before.clone().without_counters() == after.clone().without_counters(),
+        "{}",
+        before.differences(&after)
+    );
+    ensure!(topology.pod.run("sysctl", &setting)? == value);
+    Way::Legacy.apply(&topology, &other)?;
+    ensure!(topology.pod.run("sysctl", &setting)?.trim() == "77");
+    Ok(())
+}
+
+/// Verify that what proxy-init leaves when it fails half-way is told and completed.
+#[test]
+fn half_of_it_is_completed() -> Result<()> {
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    let half = [
+        "-N PROXY_INIT_REDIRECT",
+        "-A PROXY_INIT_REDIRECT -p tcp -j REDIRECT --to-port 4143",
+        "-A PREROUTING -j PROXY_INIT_REDIRECT",
+    ];
+    for rule in half {
+        let words: Vec<&str> = ["-t", "nat"].into_iter().chain(rule.split(' ')).collect();
+        topology.pod.run("ip6tables-nft", &words)?;
+    }
+    for (args, code, wanted) in [
+        (&["status"][..], 5, "rules of Linkerd"),
+        (&[&ARGS, Way::Netlink.flags()].concat(), 0, "done: iptables-nft transaction"),
+        (&["status"], 0, "captured: IPv4 and IPv6 by iptables-nft, rules of Linkerd"),
+        (&["cleanup"], 0, "iptables-nft transaction"),
+        (&["status"], 3, "not captured"),
+    ] {
+        let (is, said) = ran(&topology.pod, &mut millrace(args)?)?;
+        ensure!(is == Some(code) && said.contains(wanted), "{args:?}: {said}");
+    }
+    Ok(())
+}
