@@ -10,8 +10,10 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::netns::Namespace;
 use crate::process::Listeners;
@@ -180,6 +182,15 @@ impl Topology {
         Ok(topology)
     }
 
+    /// Wait until the kernel has given each link of the pod its link-local address and the routes of
+    /// that. It does so up to a second after both ends are up: who holds what is there against what was
+    /// there would see them come.
+    pub fn settled(self) -> Result<Self> {
+        let devices = if self.side.is_some() { &["eth0", "eth1"][..] } else { &["eth0"] };
+        self.pod.enter(|| are_settled(devices))??;
+        Ok(self)
+    }
+
     /// The listeners' processes in the pod and around it.
     pub fn listeners(&self) -> &[Listeners] {
         &self.listeners
@@ -286,6 +297,26 @@ impl Topology {
         }
         self.listeners = running;
         if layout.inbound == Inbound::Opaque { self.proxy_listens(false) } else { Ok(()) }
+    }
+}
+
+/// Wait until these links have link-local addresses.
+fn are_settled(devices: &[&str]) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let routes = std::fs::read_to_string("/proc/thread-self/net/ipv6_route")?;
+        let has = |device: &str| {
+            routes.lines().any(|line| {
+                let whole = line.split_ascii_whitespace().nth(1) == Some("80");
+                whole && line.starts_with("fe80") && line.ends_with(&format!(" {device}"))
+            })
+        };
+        let late: Vec<&&str> = devices.iter().filter(|name| !has(name)).collect();
+        if late.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "no link-local address on {late:?}");
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

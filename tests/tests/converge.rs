@@ -196,7 +196,8 @@ fn ours(snapshot: &Snapshot) -> Vec<String> {
 /// From nothing through all steps to the wanted state, and back to nothing.
 fn converges(steps: &[Step], last: &[String], foreign: Option<Variant>) -> Result<()> {
     let fresh = Topology::new(Stack::Dual, Layout::default())?;
-    let used = Topology::new(Stack::Dual, Layout::default())?;
+    let used = Topology::new(Stack::Dual, Layout::default())?.settled()?;
+    let fresh = fresh.settled()?;
     let untaken = Snapshot::take(&used.pod)?;
     for topology in [&fresh, &used] {
         foreign.map_or(Ok(()), |variant| others::write(&topology.pod, variant))?;
