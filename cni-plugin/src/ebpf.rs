@@ -1,9 +1,10 @@
 //! Capture by the node's eBPF programs, where they are loaded.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use millrace_core::ebpf::beside;
+use millrace_core::ebpf::{beside, sources};
 use millrace_core::plan::Wish;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::status::{holds_rules, judge_beside};
@@ -94,13 +95,17 @@ impl Pod {
             Some(_) if !node.holds(cookie, &entry)? => {
                 Some("its entry differs from what is wanted".to_owned())
             }
-            Some(_) => self.check_beside(&policy)?,
+            Some(found) => self.check_beside(&policy, &sources(&found.pod).collect::<Vec<_>>())?,
         })
     }
 
-    fn check_beside(&mut self, policy: &CapturePolicy) -> Result<Option<String>, EngineError> {
-        let observed = self.session.observe(&self.exec, Look::Fast)?;
-        let found = judge_beside(&observed, &beside(policy), &self.groups);
+    fn check_beside(
+        &mut self,
+        policy: &CapturePolicy,
+        sources: &[IpAddr],
+    ) -> Result<Option<String>, EngineError> {
+        let observed = self.session.observe(&self.exec, Look::Ways)?;
+        let found = judge_beside(&observed, &beside(policy), sources, &self.groups);
         let list = found.differences.iter().map(told).chain(found.notes);
         let list: Vec<String> = list.collect();
         Ok((!found.whole).then(|| {

@@ -1,5 +1,6 @@
 //! What one look at a network namespace found. `host` fills it, everything else reads it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -167,9 +168,9 @@ pub struct Observed {
     /// Whether the interface that Millrace makes for the address that the proxy passes connections on
     /// from has that address; none where there is no such interface.
     pub passthrough_link: Option<bool>,
-    /// The families of interfaces that are up, by each of which localhost is to be
-    /// reached where a backend needs that.
-    pub ways: Vec<Way>,
+    /// The interfaces that are up, for each family that is not switched off there, with their addresses
+    /// of it: where a backend needs localhost to be reached by each, and was looked for it.
+    pub ways: BTreeMap<Way, Vec<IpAddr>>,
     /// Where Millrace has made that so.
     pub localhost_ways: Vec<Way>,
     /// Whether the kernel has `nf_tables`.
@@ -194,7 +195,7 @@ pub struct Observed {
     pub loggers: Vec<Logger>,
 }
 
-/// An interface that is not `lo`, with a family in which it has an address.
+/// An interface that is not `lo`, and a family.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Way {
     /// The family.

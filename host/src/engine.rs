@@ -245,7 +245,10 @@ impl Session {
     ) -> Result<Outcome, EngineError> {
         let programs =
             request.wish == Wish::Programs(Variant::Nft) || avoid.contains(&Means::IPTABLES_NFT);
-        let (before, unseen) = match self.observe(&request.exec, Look::Fast) {
+        let ways =
+            request.rules.is_some_and(|r| !r.iptables.routing.localhost_everywhere.is_empty());
+        let look = if ways { Look::Ways } else { Look::Fast };
+        let (before, unseen) = match self.observe(&request.exec, look) {
             Ok(before) => (before, false),
             // A dry run needs no privilege: it says what it can.
             Err(error) if request.dry_run => {

@@ -66,7 +66,9 @@ pub enum ObserveError {
 pub enum Look {
     /// As fast as it goes: the kernel is asked, and a program only where that is not enough.
     Fast,
-    /// As that, but of `nf_tables` the tables and chains alone, without rules and sets.
+    /// As that, and the interfaces by each of which localhost has to be reached ([`Observed::ways`]).
+    Ways,
+    /// As [`Look::Fast`], but of `nf_tables` the tables and chains alone, without rules and sets.
     Chains,
     /// As [`Look::Fast`], and what is not understood by the programs as well, so that every rule has the
     /// text that people know.
@@ -139,7 +141,7 @@ pub fn observe(
         // All of them are started before the first is waited for.
         running.push((variant, family, exec::start(&program, &["-c"], None, options)?));
     }
-    let links = net.observe()?;
+    let links = net.observe(look == Look::Ways)?;
     for (variant, family, save) in running {
         let text = save.finish(deadline)?;
         let mut dump =

@@ -2,11 +2,10 @@
 //! another one.
 
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
-use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -25,9 +24,6 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
-
-/// Which tests run beside others: what is counted to the last connection has the processors to itself.
-static BESIDE: RwLock<()> = RwLock::new(());
 
 const SERVICE: &str = "10.71.0.10:80";
 const OTHER: &str = "10.72.0.10:443";
@@ -86,7 +82,6 @@ fn connections(namespace: &Namespace) -> Result<usize> {
 /// each have their own original destination.
 #[test]
 fn reused_ports() -> Result<()> {
-    let _beside = BESIDE.read();
     let _cgroup = Cgroup::enter()?;
     let topology = pod()?;
     topology.pod.enter(|| -> Result<()> {
@@ -107,7 +102,6 @@ fn reused_ports() -> Result<()> {
 /// and nothing to a next attempt of the same socket.
 #[test]
 fn connections_that_nobody_accepts() -> Result<()> {
-    let _beside = BESIDE.read();
     let _cgroup = Cgroup::enter()?;
     let mut topology = pod()?;
     topology.stop_listeners();
@@ -139,7 +133,6 @@ fn connections_that_nobody_accepts() -> Result<()> {
 /// family, and counted; that others are not; and that there is room again once one has ended.
 #[test]
 fn no_room_for_another_connection() -> Result<()> {
-    let _alone = BESIDE.write();
     let _cgroup = Cgroup::enter()?;
     let topology = Topology::new(Stack::Dual, Layout::default())?;
     mount_bpffs(&topology.pod)?;
@@ -178,7 +171,6 @@ fn no_room_for_another_connection() -> Result<()> {
 /// nothing of it stays.
 #[test]
 fn over_before_it_is_accepted() -> Result<()> {
-    let _beside = BESIDE.read();
     let _cgroup = Cgroup::enter()?;
     let mut topology = pod()?;
     topology.stop_listeners();
@@ -201,6 +193,56 @@ fn over_before_it_is_accepted() -> Result<()> {
     })?
 }
 
+/// Verify that nothing stays of a connection which the proxy closes after its client is gone: the kernel
+/// answers for the client then, in both families, whichever interface has the client's address.
+#[test]
+fn closed_last_by_the_proxy() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let layout = Layout { side: true, ..Layout::default() };
+    let mut topology = Topology::new(Stack::Dual, layout)?;
+    load(&topology.pod)?;
+    enrol(&topology, &[])?;
+    topology.stop_listeners();
+    topology.pod.enter(|| -> Result<()> {
+        for (proxy, family, domain) in [
+            (PROXY, Family::V4, AddressFamily::Inet),
+            ("[::1]:15001", Family::V6, AddressFamily::Inet6),
+        ] {
+            let listener = std::net::TcpListener::bind(proxy)?;
+            for home in [Spot::Pod, Spot::PodSide] {
+                let from = home.at(family, 0)?;
+                let client = socket(domain, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+                bind(client.as_raw_fd(), &SockaddrStorage::from(from))?;
+                connect_to(&client, &Spot::Service.at(family, 80)?.to_string())?;
+                let (mut accepted, peer) = listener.accept()?;
+                ensure!(peer.ip() == from.ip(), "{peer} is not {from}");
+                drop(client);
+                ensure!(accepted.read(&mut [0])? == 0, "{from}");
+                has_gone()?;
+                drop(accepted);
+                nothing_is_left().with_context(|| from.to_string())?;
+            }
+        }
+        Ok(())
+    })?
+}
+
+/// Wait until a client has heard that it is known to be gone: it is in `FIN_WAIT2` (`proc(5)`: state 05),
+/// where the kernel keeps no more than what it needs to answer.
+fn has_gone() -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        for table in ["tcp", "tcp6"] {
+            let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}"))?;
+            if text.lines().any(|line| line.split_ascii_whitespace().nth(3) == Some("05")) {
+                return Ok(());
+            }
+        }
+        ensure!(Instant::now() < end, "the client waits for what its end is answered");
+        std::thread::yield_now();
+    }
+}
+
 /// Wait until no connection is known any more: the proxy closes its ends on its own time.
 fn nothing_is_left() -> Result<()> {
     let end = Instant::now() + Duration::from_secs(10);
@@ -215,7 +257,6 @@ fn nothing_is_left() -> Result<()> {
 /// time, are kept apart.
 #[test]
 fn two_pods_with_the_same_addresses() -> Result<()> {
-    let _beside = BESIDE.read();
     let _cgroup = Cgroup::enter()?;
     let (first, second) = (pod()?, Topology::new(Stack::V4, Layout::default())?);
     let net = File::open(second.pod.path()).context("a namespace")?;

@@ -183,6 +183,10 @@ fn what_stands_beside_the_entry() -> Result<()> {
             "route del local 127.0.0.1 dev eth0 table local",
             "to be whole: add route local 127.0.0.1 dev eth0 table local",
         ),
+        (
+            "route del local ::1 dev eth0 table local",
+            "to be whole: add route local ::1 dev eth0 table local",
+        ),
     ] {
         topology.pod.ip(step)?;
         for args in [&STATUS[..], &status] {
@@ -206,6 +210,34 @@ fn what_stands_beside_the_entry() -> Result<()> {
     Ok(())
 }
 
+/// Verify that an interface which comes, goes up or gets an address after the pod was enrolled is told of in
+/// a note, is no drift to anybody, and has its ways once the configuration is applied again.
+#[test]
+fn an_interface_that_comes_later() -> Result<()> {
+    let (_cgroup, topology) = captured(&["--dns", "all"])?;
+    let apply = [&APPLY[..], &["--dns", "all"]].concat();
+    let notes = || -> Result<Vec<String>> {
+        let found = millrace_in_pod(&topology, &STATUS, 0)?;
+        let of =
+            |line: &str| line.strip_prefix("note: localhost is not reached by ").map(str::to_owned);
+        Ok(found.lines().filter_map(of).collect())
+    };
+    topology.pod.ip("link add eth8 type veth peer name eth9")?;
+    ensure!(notes()?.is_empty(), "down");
+    for step in ["link set eth8 up\nlink set eth9 up", "addr add fd99::1/64 dev eth8 nodad"] {
+        topology.pod.ip(step)?;
+        let found = notes()?;
+        let ways = ["eth8 over IPv4", "eth9 over IPv4", "eth8 over IPv6", "eth9 over IPv6"];
+        let told = |way: &&str| found.iter().any(|note| note.starts_with(way));
+        ensure!(found.len() == 4 && ways.iter().all(told), "{step}: {found:?}");
+    }
+    millrace_in_pod(&topology, &apply, 0)?;
+    ensure!(notes()?.is_empty(), "applied again");
+    let said = millrace_in_pod(&topology, &apply, 0)?;
+    ensure!(said.contains("no change") && !said.contains("route"), "{said}");
+    Ok(())
+}
+
 /// Verify that the plugin's CHECK misses it, too.
 #[test]
 fn the_plugin_misses_what_stands_beside_the_entry() -> Result<()> {
@@ -222,7 +254,11 @@ fn the_plugin_misses_what_stands_beside_the_entry() -> Result<()> {
         let Reply { code, text, .. } = call(&host, &pod, "CHECK").run(&host)?;
         ensure!(code == Some(1) && text.contains(told), "{step}: {text}");
     }
-    Ok(())
+    // But not what came later than the pod was enrolled.
+    call(&host, &pod, "ADD").run(&host)?.success()?;
+    let step = "link add eth8 type veth peer name eth9\nlink set eth8 up\nlink set eth9 up";
+    host.inside(&pod, |inside| inside.ip(step))?;
+    call(&host, &pod, "CHECK").run(&host)?.success().map(drop)
 }
 
 /// Verify that a pod is not said to be free, nor left without what its capture needs, by who names another

@@ -47,7 +47,7 @@ pub fn routing(policy: &CapturePolicy, passthrough: Home) -> Routing {
         tproxy,
         passthrough_v6: (policy.ipv6.value && policy.conventions.passthrough)
             .then_some(passthrough),
-        localhost_everywhere: false,
+        localhost_everywhere: Vec::new(),
     }
 }
 

@@ -13,35 +13,61 @@ pub use judge::judge;
 pub use read::{NoPolicy, read};
 pub use refusal::{Refusal, Refusals};
 
+use std::net::IpAddr;
+
 use millrace_ebpf_common::{Pod, PodFlags};
 
 use crate::observed::Observed;
 use crate::policy::CapturePolicy;
 use crate::ruleset::{Home, Routing, Ruleset};
+use crate::value::Family;
 
-/// What a pod needs beside its entry: an address, as with every backend, and no rules. Where DNS is
-/// captured, also ways to localhost: queries are sent there with the device that their message or
-/// socket names, which no program is told, and by which the kernel does not reach localhost.
+/// What a pod needs beside its entry: an address, as with every backend, and no rules. And ways to
+/// localhost by each interface, since the kernel reaches it by `lo` alone:
+///
+/// - for DNS, where queries are sent there with the device that their message or socket names, which no
+///   program is told;
+/// - with IPv6, where the kernel answers for a socket that is gone (in `TIME_WAIT`, or with a reset) by the
+///   device whose address the packet was for (`tcp_v6_send_response()`, `rt6_need_strict()`): a proxy
+///   that closes last would wait for that answer until it gives up.
 pub fn beside(policy: &CapturePolicy) -> Ruleset {
-    rest(policy.ipv6.value, policy.dns.is_some())
+    rest(policy.ipv6.value, localhost(policy.ipv6.value, policy.dns.is_some()))
 }
 
 /// The same of a pod's entry in the maps.
 pub fn beside_entry(pod: &Pod) -> Ruleset {
-    rest(pod.has(PodFlags::IPV6), pod.has(PodFlags::DNS))
+    let ipv6 = pod.has(PodFlags::IPV6);
+    rest(ipv6, localhost(ipv6, pod.has(PodFlags::DNS)))
+}
+
+/// The addresses that the pod's connections to elsewhere came from when it was enrolled, and captured ones
+/// come from.
+pub fn sources(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+    [pod.source4, pod.source6].into_iter().filter_map(|address| {
+        let ip = IpAddr::from(address.octets()).to_canonical();
+        (!ip.is_unspecified()).then_some(ip)
+    })
 }
 
 /// As much of it as is here.
 pub fn beside_found(observed: &Observed) -> Ruleset {
-    rest(observed.passthrough_link.is_some(), !observed.localhost_ways.is_empty())
+    let has = |family: &Family| observed.localhost_ways.iter().any(|way| way.family == *family);
+    let ways = Family::ALL.into_iter().filter(has).collect();
+    rest(observed.passthrough_link.is_some(), ways)
 }
 
-fn rest(ipv6: bool, dns: bool) -> Ruleset {
+/// The families in which localhost is to be reached by each interface.
+fn localhost(ipv6: bool, dns: bool) -> Vec<Family> {
+    let wanted = [(Family::V4, dns), (Family::V6, ipv6)];
+    wanted.into_iter().filter_map(|(family, wanted)| wanted.then_some(family)).collect()
+}
+
+fn rest(ipv6: bool, localhost_everywhere: Vec<Family>) -> Ruleset {
     let routing = Routing {
         // There is no TPROXY by eBPF.
         tproxy: None,
         passthrough_v6: ipv6.then_some(Home::Own),
-        localhost_everywhere: dns,
+        localhost_everywhere,
     };
     Ruleset { v4: Vec::new(), v6: ipv6.then(Vec::new), routing, guard: None }
 }

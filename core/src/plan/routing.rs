@@ -164,10 +164,10 @@ pub(super) fn changes(
         let (family, table) = (route.family, route.table);
         changes.after.push(Effect::Route { change: Change::Remove, family, table });
     }
-    let everywhere = wanted.is_some_and(|w| w.localhost_everywhere);
-    let is_wanted = |way: &&Way| everywhere && families.contains(&way.family);
+    let everywhere = wanted.map(|w| w.localhost_everywhere.as_slice()).unwrap_or_default();
+    let is_wanted = |way: &&Way| everywhere.contains(&way.family) && families.contains(&way.family);
     let (ways, there) = (&observed.ways, &observed.localhost_ways);
-    for way in ways.iter().filter(is_wanted).filter(|way| !there.contains(way)) {
+    for way in ways.keys().filter(is_wanted).filter(|way| !there.contains(way)) {
         changes.before.push(Effect::Localhost { change: Change::Add, way: way.clone() });
     }
     for way in there.iter().filter(|way| !is_wanted(way)) {

@@ -61,9 +61,8 @@ pub struct Routing {
     /// Where the IPv6 address `::6` must be, the source of connections that a proxy passes on to its
     /// application; none without IPv6.
     pub passthrough_v6: Option<Home>,
-    /// Whether `127.0.0.1` and `::1` have to be reached by each interface, so that what names one
-    /// reaches them as well; for the families that are written.
-    pub localhost_everywhere: bool,
+    /// Families in which localhost is to be reached by each interface that is up, not by `lo` alone.
+    pub localhost_everywhere: Vec<Family>,
 }
 
 /// The interface that has an address of this pod alone.

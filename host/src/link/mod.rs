@@ -4,6 +4,7 @@ pub(crate) mod bridge;
 mod passthrough;
 mod routing;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
@@ -115,8 +116,9 @@ pub struct Links {
     /// Whether the interface of the address that the proxy passes connections on from has it; none
     /// where it is not there.
     pub passthrough_link: Option<bool>,
-    /// The interfaces that are up, without `lo` and that one, with the families of their addresses.
-    pub ways: Vec<Way>,
+    /// The interfaces that are up, without `lo` and that one, in each family, with its addresses; none
+    /// where nobody asks for them.
+    pub ways: BTreeMap<Way, Vec<IpAddr>>,
     /// Those of them by which Millrace has localhost reached.
     pub localhost_ways: Vec<Way>,
     /// Whether `lo` is down.
@@ -162,11 +164,11 @@ impl Net {
         Ok(addresses.into_iter().map(|(_, address)| address).collect())
     }
 
-    /// Everything that is seen.
+    /// Everything that is seen, with the interfaces that are up only if these are asked for.
     ///
     /// # Errors
     /// When the kernel does not list something.
-    pub fn observe(&self) -> Result<Links, LinkError> {
+    pub fn observe(&self, ways: bool) -> Result<Links, LinkError> {
         self.runtime.block_on(async {
             let addresses = self.list_addresses().await?;
             let (names, lo_down) = self.lo().await?;
@@ -193,7 +195,9 @@ impl Net {
                 links.routes.extend(routing::routes(family, &messages));
                 links.localhost_ways.extend(routing::localhost_ways(family, &messages));
             }
-            links.ways = routing::ways();
+            if ways {
+                links.ways = routing::ways();
+            }
             Ok(links)
         })
     }

@@ -1,6 +1,8 @@
 //! Policy routing rules and routes.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::stream::TryStreamExt as _;
 use millrace_core::observed::{IpRule, Route, Way};
@@ -11,16 +13,16 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use nix::errno::Errno;
-use nix::ifaddrs::{InterfaceAddress, getifaddrs};
+use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
-use nix::sys::socket::{AddressFamily, SockaddrLike as _};
+use nix::sys::socket::SockaddrStorage;
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
 use super::{LO, LinkError, Net, Refusal, errno, is_absent, request, settle};
 
 /// The kernel's own table (`RT_TABLE_LOCAL`).
 const LOCAL: u32 = 255;
-/// The metric of routes that come last, and don't choose among themselves.
+/// Metrics of routes that come last, without the number of their interface.
 const LAST: u32 = 4096;
 
 impl Net {
@@ -69,20 +71,30 @@ impl Net {
         let index = match nix::net::if_::if_nametoindex(way.interface.as_str()) {
             Ok(index) => index,
             // It went with the interface.
-            Err(Errno::ENODEV) if change == Change::Remove => return Ok(()),
+            Err(Errno::ENODEV) => return Ok(()),
             Err(errno) => {
                 let why = Refusal::Errno(errno);
                 return Err(LinkError::Request { what: what(), why });
             }
         };
-        let message = to_localhost(way.family, index);
+        let mut message = to_localhost(way.family, index);
+        if change == Change::Remove {
+            // Whatever its metric is: an older version gave all of them the same.
+            message.attributes.retain(|a| !matches!(a, RouteAttribute::Priority(_)));
+        }
         let result = self.runtime.block_on(async {
             match change {
                 Change::Add => self.handle.route().add(message).execute().await,
                 Change::Remove => self.handle.route().del(message).execute().await,
             }
         });
-        settle(result, change, what)
+        match result.as_ref().err().and_then(errno) {
+            // The interface has gone or been set down since it was looked at, or IPv6 was switched off.
+            Some(Errno::ENODEV | Errno::ENETDOWN | Errno::EACCES) if change == Change::Add => {
+                Ok(())
+            }
+            _ => settle(result, change, what),
+        }
     }
 
     /// Add the route `local default dev lo` to a table, or remove it.
@@ -244,26 +256,36 @@ pub(super) fn localhost_ways(family: Family, messages: &[RouteMessage]) -> Vec<W
     messages.iter().filter_map(ours).collect()
 }
 
-/// The interfaces that are up, without `lo` and that of the passthrough address, with the families of
-/// their addresses. None where they can't be listed.
-pub(super) fn ways() -> Vec<Way> {
-    let Ok(addresses) = getifaddrs() else { return Vec::new() };
-    let way = |address: InterfaceAddress| {
-        let flags = address.flags;
-        let up = flags.contains(InterfaceFlags::IFF_UP)
-            && !flags.contains(InterfaceFlags::IFF_LOOPBACK)
-            && ![PASSTHROUGH_LINK, PASSTHROUGH_PEER].contains(&address.interface_name.as_str());
-        let family = match address.address?.family()? {
-            AddressFamily::Inet => Family::V4,
-            AddressFamily::Inet6 => Family::V6,
-            _ => return None,
+/// The interfaces that are up, without `lo` and that of the passthrough address, for each family that is
+/// not switched off there, with their addresses of it: whether one has any yet makes no difference, since
+/// it may get them at any time. None where they can't be listed.
+pub(super) fn ways() -> BTreeMap<Way, Vec<IpAddr>> {
+    let mut ways: BTreeMap<Way, Vec<IpAddr>> = BTreeMap::new();
+    let Ok(found) = getifaddrs() else { return ways };
+    let up = found.filter(|entry| {
+        entry.flags.contains(InterfaceFlags::IFF_UP)
+            && !entry.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+            && ![PASSTHROUGH_LINK, PASSTHROUGH_PEER].contains(&entry.interface_name.as_str())
+    });
+    for entry in up {
+        let interface = entry.interface_name;
+        // Each has an entry of its own besides those of its addresses (`getifaddrs(3)`, `AF_PACKET`).
+        let Some(address) = entry.address.as_ref().and_then(ip) else {
+            let off = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+            if fs::read_to_string(off).is_ok_and(|text| text.trim() == "0") {
+                ways.entry(Way { family: Family::V6, interface: interface.clone() }).or_default();
+            }
+            ways.entry(Way { family: Family::V4, interface }).or_default();
+            continue;
         };
-        up.then_some(Way { family, interface: address.interface_name })
-    };
-    let mut ways: Vec<Way> = addresses.filter_map(way).collect();
-    ways.sort();
-    ways.dedup();
+        ways.entry(Way { family: Family::of(address), interface }).or_default().push(address);
+    }
     ways
+}
+
+fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|address| address.ip().into());
+    v4.or_else(|| address.as_sockaddr_in6().map(|address| address.ip().into()))
 }
 
 /// A route, unless it is in one of the kernel's own tables.
@@ -329,6 +351,9 @@ fn device(index: u32) -> String {
 
 fn to_localhost(family: Family, index: u32) -> RouteMessage {
     let protocol = RouteProtocol::Other(LOCALHOST_PROTOCOL);
+    // Behind the kernel's own: of those that are alike the first one counts. And each by itself: to the
+    // kernel a second route to the same place with the same metric is there already.
+    let metric = LAST.saturating_add(index);
     match family {
         Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new()
             .kind(RouteType::Local)
@@ -336,8 +361,7 @@ fn to_localhost(family: Family, index: u32) -> RouteMessage {
             .protocol(protocol)
             .destination_prefix(Ipv4Addr::LOCALHOST, 32)
             .output_interface(index)
-            // Behind the kernel's own: of those that are alike the first one counts.
-            .priority(LAST)
+            .priority(metric)
             .table_id(LOCAL)
             .build(),
         Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new()
@@ -345,7 +369,7 @@ fn to_localhost(family: Family, index: u32) -> RouteMessage {
             .protocol(protocol)
             .destination_prefix(Ipv6Addr::LOCALHOST, 128)
             .output_interface(index)
-            .priority(LAST)
+            .priority(metric)
             .table_id(LOCAL)
             .build(),
     }

@@ -3,11 +3,13 @@
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use millrace_core::ebpf::beside_found;
 use millrace_core::plan::Wish;
 use millrace_core::preflight::Backend;
 use millrace_host::ebpf::Node;
 use millrace_host::engine::{Drift, Request, Rules};
 use millrace_host::exec;
+use millrace_host::observe::Look;
 
 use super::output::{print_outcome, warn};
 use super::{config, ebpf, namespace};
@@ -32,8 +34,8 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
             return ebpf::apply(folder, asked, common, &mut session, &facts, &loaded.policy);
         }
     }
-    let ruleset = loaded.ruleset();
-    let native = match &loaded.nft {
+    let mut ruleset = loaded.ruleset();
+    let mut native = match &loaded.nft {
         Some(nft) if common.dry_run || common.json => Some(nft.ready_with_text(&facts.groups)?),
         Some(nft) => Some(nft.ready(&facts.groups)?),
         None => None,
@@ -62,6 +64,15 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
             );
         }
     }
+    let elsewhere = ebpf.filter(|_| !enrolled).and_then(|ebpf| ebpf::elsewhere(&ebpf.folder));
+    if elsewhere.is_some() {
+        // What belongs to a capture that goes on stays.
+        let there = beside_found(&session.observe(&exec, Look::Chains)?).routing;
+        let routings = native.as_mut().map(|native| &mut native.routing);
+        for routing in routings.into_iter().chain([&mut ruleset.routing]) {
+            routing.localhost_everywhere.clone_from(&there.localhost_everywhere);
+        }
+    }
     let outcome = session.run(&Request {
         rules: Some(Rules { iptables: &ruleset, native: native.as_ref() }),
         wish: apply.config.wish,
@@ -82,9 +93,7 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
             false
         }
     };
-    if let Some(ebpf) = ebpf.filter(|_| !left && !common.dry_run)
-        && let Some(why) = ebpf::elsewhere(&ebpf.folder)
-    {
+    if let Some(why) = elsewhere.filter(|_| !left && !common.dry_run) {
         warn(&format!(
             "the rules capture the pod, and {why}, and have it leave with `millrace cleanup`"
         ));

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use millrace_core::ebpf::{beside, beside_entry, compile};
+use millrace_core::ebpf::{beside, beside_entry, compile, sources};
 use millrace_core::facts::HostFacts;
 use millrace_core::plan::Wish;
 use millrace_core::policy::CapturePolicy;
@@ -209,9 +209,10 @@ pub(super) fn status(
         }
         None => (true, beside_entry(&found.pod)),
     };
-    let observed = session.observe(&exec::Options::default(), Look::Fast)?;
+    let observed = session.observe(&exec::Options::default(), Look::Ways)?;
     session.take_warnings().iter().for_each(|text| warn(text));
-    let mut rest = judge_beside(&observed, &rest, &facts.groups);
+    let sources: Vec<_> = sources(&found.pod).collect();
+    let mut rest = judge_beside(&observed, &rest, &sources, &facts.groups);
     let faults = node.faults()?;
     let sound = found.fault().is_none() && faults == Faults::default();
     let whole = wanted && sound && rest.whole;

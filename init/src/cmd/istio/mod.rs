@@ -146,7 +146,7 @@ impl Run<'_> {
         let exec = self.exec();
         let Self { session, options, groups, policy, ruleset, log, .. } = self;
         let native = options.native.then(|| config::native_rules(policy, options));
-        let native = match &native {
+        let mut native = match &native {
             Some(rules) if log.shows_debug() => Some(rules.ready_with_text(groups)?),
             Some(rules) => Some(rules.ready(groups)?),
             None => None,
@@ -158,18 +158,25 @@ impl Run<'_> {
             Some(variant) => Wish::Programs(variant),
             None => Wish::Iptables,
         };
-        let rules = Rules { iptables: ruleset, native: native.as_ref() };
         // What belongs to a capture that goes on stays.
-        let kept = if cleanup && Attached::here() != Attached::No {
-            let observed = session.observe(&exec, Look::Chains)?;
-            log.warn("eBPF captures this pod, or may: what belongs to that is left as it is");
-            Some(beside_found(&observed))
-        } else {
+        let kept = if Attached::here() == Attached::No {
             None
+        } else {
+            Some(beside_found(&session.observe(&exec, Look::Chains)?))
         };
+        if let Some(kept) = &kept {
+            if cleanup {
+                log.warn("eBPF captures this pod, or may: what belongs to that is left as it is");
+            }
+            let routings = native.as_mut().map(|native| &mut native.routing);
+            for routing in routings.into_iter().chain([&mut ruleset.routing]) {
+                routing.localhost_everywhere.clone_from(&kept.routing.localhost_everywhere);
+            }
+        }
+        let rules = Rules { iptables: ruleset, native: native.as_ref() };
         let rules = match &kept {
-            Some(kept) => Some(Rules { iptables: kept, native: None }),
-            None => (!cleanup).then_some(rules),
+            Some(kept) if cleanup => Some(Rules { iptables: kept, native: None }),
+            _ => (!cleanup).then_some(rules),
         };
         let outcome = session.run(&Request {
             rules,
