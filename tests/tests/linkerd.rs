@@ -311,3 +311,40 @@ fn half_of_it_is_completed() -> Result<()> {
     }
     Ok(())
 }
+
+/// Verify what Millrace's own commands say of a pod that is captured as Linkerd does it, whatever carries
+/// the rules out: with the settings that can be read back, with those of a command line, and with others.
+#[test]
+fn other_commands_know_it() -> Result<()> {
+    let other = [&ARGS, &["--outbound-ports-to-ignore=443"][..]].concat();
+    for way in Way::ALL {
+        let mut topology = Topology::new(Stack::Dual, Layout::default())?;
+        topology.stop_listeners();
+        way.apply(&topology, &ARGS)?;
+        let native: &[&str] = if way == Way::Nftables { &["--native-nftables"] } else { &[] };
+        for (command, args, code) in [
+            ("status", &[][..], 0),
+            ("status", &ARGS, 0),
+            ("status", &other, 5),
+            ("verify", &[], 0),
+            ("verify", &ARGS, 0),
+            ("verify", &other, 126),
+        ] {
+            let dashes: &[&str] = if args.is_empty() { &[] } else { &["--"] };
+            let native = if args.is_empty() { &[] } else { native };
+            let words = [&[command], dashes, args, native].concat();
+            let (is, said) = ran(&topology.pod, &mut millrace(&words)?)?;
+            ensure!(is == Some(code), "{way:?} {words:?}: {is:?} {said}");
+        }
+        let explain = ["explain", "--live", "--from", "uid=1000", "--to", "198.51.100.1:80"];
+        let (code, said) = ran(&topology.pod, &mut millrace(explain)?)?;
+        let wanted = "delivered to 127.0.0.1 on port 4140, original destination 198.51.100.1:80";
+        ensure!(code == Some(0) && said.contains(wanted), "{way:?}: {said}");
+        ensure!(said.contains("flag -o/--outgoing-proxy-port"), "{way:?}: {said}");
+        let live =
+            ["diff", "live", "linkerd -p 4143 -o 4140 -u 2102 --inbound-ports-to-ignore=4190,4191"];
+        let (code, said) = ran(&topology.pod, &mut millrace(live)?)?;
+        ensure!(code == Some(0), "{way:?}: {said}");
+    }
+    Ok(())
+}

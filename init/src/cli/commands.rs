@@ -98,7 +98,7 @@ fn apply() -> Command {
         .about("Write the rules that capture a pod's traffic")
         .long_about(
             "Write the rules that capture a pod's traffic: what is there of an earlier run of \
-             Millrace or of istio-iptables is replaced, whatever its settings were; rules of \
+             Millrace or of a mesh's tool is replaced, whatever its settings were; rules of \
              others are not touched. When anything fails, what was there before is put back. A \
              second run finds nothing to do. By eBPF it is one entry in the maps of the node's \
              programs instead of rules.",
@@ -114,7 +114,7 @@ fn dump() -> Command {
         .long_about(
             "Print the rules that a configuration gives (--from-config; no privilege is needed, \
              and nothing of the host is looked at but /etc/resolv.conf when its servers are asked \
-             for), or those of Millrace and istio-iptables that a namespace holds; those of others are \
+             for), or those of Millrace and of meshes' tools that a namespace holds; those of others are \
              left out. As text, with a comment in front of each rule, that of one --family is input \
              for iptables-restore or ip6tables-restore --noflush; with --backend nftables, that of \
              both is for nft -f.",
@@ -132,9 +132,9 @@ fn dump() -> Command {
 
 fn cleanup() -> Command {
     let command = Command::new("cleanup")
-        .about("Remove what Millrace or istio-iptables left, and nothing else")
+        .about("Remove what Millrace, istio-iptables or Linkerd's proxy-init left, and nothing else")
         .long_about(
-            "Remove what Millrace or istio-iptables left, whatever its settings were: chains, \
+            "Remove what Millrace, istio-iptables or Linkerd's proxy-init left, whatever its settings were: chains, \
              rules, policy routing and addresses, in both iptables and both families, and the \
              pod's entry in the maps of eBPF programs. Rules of others keep their order and their \
              counters.",
@@ -204,7 +204,7 @@ fn diff() -> Command {
             .long_about(
                 "Compare rules by what they do: the connections that are treated otherwise, with \
                  an example of each, and then the rules. A and B are each one of: a command line \
-                 in one word ('apply --dns all', 'istio-iptables -p 15001 -b *'), a configuration \
+                 in one word ('apply --dns all', 'istio-iptables -p 15001 -b *', 'linkerd -p 4143 -o 4140'), a configuration \
                  file, a pod's manifest, a file of iptables-save, ip6tables-save or \
                  `nft -j list ruleset` (several with commas between them), `live` for this \
                  namespace, `netns:NAME`, `pid:N`, or `pod:NAME`.",
@@ -389,12 +389,15 @@ fn iptables() -> Arg {
 }
 
 fn behind_dashes() -> Arg {
-    Arg::new("istio")
+    Arg::new("tool")
         .num_args(1..)
         .last(true)
         .allow_hyphen_values(true)
         .value_name("istio-iptables FLAGS")
-        .help("A command line of istio-iptables as the configuration, with its environment")
+        .help(
+            "A command line of a mesh's tool as the configuration, with its environment: \
+             istio-iptables or linkerd (proxy-init)",
+        )
         .value_parser(clap::value_parser!(OsString))
 }
 

@@ -7,4 +7,5 @@ pub(crate) mod linkerd;
 pub(crate) mod node;
 pub(crate) mod own;
 mod pflag;
+pub(crate) mod tool;
 pub(crate) mod trace;

@@ -17,6 +17,7 @@ use millrace_core::value::Family;
 use super::ask::{self, Asked, Sources, Typed};
 use super::commands::{alone, command};
 use super::node::{Ebpf, Meant, NodeBpf, ebpf, folder, node_bpf};
+use super::tool::Tool;
 use super::trace::{self, Trace};
 
 /// A command with everything that was typed.
@@ -75,8 +76,8 @@ pub(crate) struct Common {
 pub(crate) struct Config {
     pub(crate) file: Option<PathBuf>,
     pub(crate) flags: Vec<(String, String)>,
-    /// A command line of istio-iptables instead.
-    pub(crate) istio: Option<Vec<OsString>>,
+    /// A command line of a mesh's tool instead.
+    pub(crate) tool: Option<Tool>,
     /// What carries the rules out.
     pub(crate) wish: Wish,
     /// Whether eBPF does, with a command that can do it.
@@ -85,14 +86,14 @@ pub(crate) struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { file: None, flags: Vec::new(), istio: None, wish: Wish::Auto, ebpf: None }
+        Self { file: None, flags: Vec::new(), tool: None, wish: Wish::Auto, ebpf: None }
     }
 }
 
 impl Config {
     /// Whether the backend is left open.
     pub(crate) fn is_open(&self) -> bool {
-        self.wish == Wish::Auto && self.istio.is_none()
+        self.wish == Wish::Auto && self.tool.is_none()
     }
 
     /// Whether eBPF is to carry it out.
@@ -104,13 +105,13 @@ impl Config {
     pub(crate) const fn is_given(&self) -> bool {
         self.file.is_some()
             || !self.flags.is_empty()
-            || self.istio.is_some()
+            || self.tool.is_some()
             || !matches!(self.wish, Wish::Auto)
     }
 
     /// Whether settings were given, and not only a backend.
     pub(crate) const fn has_settings(&self) -> bool {
-        self.file.is_some() || !self.flags.is_empty() || self.istio.is_some()
+        self.file.is_some() || !self.flags.is_empty() || self.tool.is_some()
     }
 }
 
@@ -273,23 +274,20 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
     })
 }
 
-/// The configuration of a whole command line in one word, `apply FLAGS` or `istio-iptables FLAGS`;
-/// none if it is no such thing.
+/// The configuration of a whole command line in one word, `apply FLAGS` or that of a mesh's tool; none
+/// if it is no such thing.
 pub(crate) fn configuration(line: &str) -> Option<Result<Config, String>> {
     // `''` is an empty word, as a shell has it.
     let words = line.split_ascii_whitespace().map(|word| word.trim_matches(['\'', '"']));
     let words: Vec<OsString> = words.map(OsString::from).collect();
-    match words.first()?.to_str()? {
-        "istio-iptables" => {
-            Some(Ok(Config { istio: Some(words[1..].to_vec()), ..Config::default() }))
-        }
-        "apply" => Some(match read(words) {
-            Ok(Own::Apply(apply)) => Ok(apply.config),
-            Ok(_) => Err("this is no configuration".to_owned()),
-            Err(NotTyped::Print(text) | NotTyped::Bad(text)) => Err(text),
-        }),
-        _ => None,
+    if let Some(tool) = Tool::of(&words) {
+        return Some(Ok(Config { tool: Some(tool), ..Config::default() }));
     }
+    (words.first()? == "apply").then(|| match read(words) {
+        Ok(Own::Apply(apply)) => Ok(apply.config),
+        Ok(_) => Err("this is no configuration".to_owned()),
+        Err(NotTyped::Print(text) | NotTyped::Bad(text)) => Err(text),
+    })
 }
 
 fn behind(m: &ArgMatches) -> Vec<OsString> {
@@ -351,30 +349,31 @@ fn file(m: &ArgMatches) -> Option<PathBuf> {
 
 fn config(m: &ArgMatches) -> Result<Config, NotTyped> {
     let (flags, file) = (flags(m), file(m));
-    let words = m.try_get_many::<OsString>("istio").ok().flatten();
-    let istio = words.map(|w| w.cloned().collect::<Vec<_>>());
-    let istio = match istio.as_deref() {
-        None => None,
-        Some([name, rest @ ..]) if name == "istio-iptables" => Some(rest.to_vec()),
-        Some(_) => {
-            return Err(NotTyped::Bad(
-                "behind -- comes a command line of istio-iptables: -- istio-iptables -p 15001 ..."
-                    .to_owned(),
-            ));
+    let words = m.try_get_many::<OsString>("tool").ok().flatten();
+    let words: Option<Vec<OsString>> = words.map(|words| words.cloned().collect());
+    let tool = words.as_deref().map(Tool::of);
+    if let Some(None) = tool {
+        return Err(NotTyped::Bad(
+            "behind -- comes a command line of istio-iptables: -- istio-iptables -p 15001 ..."
+                .to_owned(),
+        ));
+    }
+    let (tool, wish) = (tool.flatten(), wish(m)?);
+    if let Some((name, chooses)) = tool.as_ref().map(Tool::says) {
+        if file.is_some() || !flags.is_empty() {
+            return Err(NotTyped::Bad(format!(
+                "a configuration comes from Millrace's own flags and file or from a command line of \
+                 {name} behind --, not from both"
+            )));
         }
-    };
-    if istio.is_some() && (file.is_some() || !flags.is_empty()) {
-        let message = "a configuration comes from Millrace's own flags and file or from a command \
-                       line of istio-iptables behind --, not from both";
-        return Err(NotTyped::Bad(message.to_owned()));
+        if wish != Wish::Auto {
+            return Err(NotTyped::Bad(format!(
+                "a command line of {name} says itself what carries the rules out: \
+                 --native-nftables or {chooses}"
+            )));
+        }
     }
-    let wish = wish(m)?;
-    if istio.is_some() && wish != Wish::Auto {
-        let message = "a command line of istio-iptables says itself what carries the rules out: \
-                       --native-nftables or --force-iptables-binary";
-        return Err(NotTyped::Bad(message.to_owned()));
-    }
-    Ok(Config { file, flags, istio, wish, ebpf: ebpf(m) })
+    Ok(Config { file, flags, tool, wish, ebpf: ebpf(m) })
 }
 
 /// What carries the rules out.
@@ -446,10 +445,16 @@ mod tests {
     }
 
     #[test]
-    fn a_command_line_of_istio_iptables_is_a_configuration() {
+    fn a_command_line_of_a_tool_is_a_configuration() {
+        let tool = |words: &[&str]| match typed(words).unwrap() {
+            Own::Dump(dump) => dump.config.tool.unwrap(),
+            other => panic!("{other:?}"),
+        };
         let words = ["dump", "--from-config", "--", "istio-iptables", "-p", "1"];
-        let Own::Dump(dump) = typed(&words).unwrap() else { panic!("not dump") };
-        assert_eq!(dump.config.istio.unwrap().len(), 2);
+        assert!(matches!(tool(&words), Tool::Istio(words) if words.len() == 2));
+        assert!(
+            matches!(tool(&["dump", "--", "linkerd", "-w"]), Tool::Linkerd(words) if words == ["-w"])
+        );
         assert!(typed(&["dump", "--", "-p", "1"]).is_err());
         assert!(typed(&["dump", "--dns", "all", "--", "istio-iptables"]).is_err());
     }

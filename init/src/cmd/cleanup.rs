@@ -45,9 +45,9 @@ pub(crate) fn cleanup(cleanup: &Cleanup) -> Result<Exit> {
         exec,
     })?;
     let nothing = if kept.is_some() {
-        "nothing to do: no rules of Millrace or istio-iptables are here"
+        "nothing to do: no rules of Millrace or a mesh's tool are here"
     } else {
-        "nothing to do: nothing of Millrace or istio-iptables is here"
+        "nothing to do: nothing of Millrace or a mesh's tool is here"
     };
     // By which backend no rules are written does not matter.
     outcome.choice = None;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::capture::{to_iptables, to_nft};
-use millrace_core::dialect::{istio, native};
+use millrace_core::dialect::{istio, linkerd, native};
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::{self, NftRuleset};
 use millrace_core::plan::Wish;
@@ -16,6 +16,7 @@ use millrace_host::file;
 
 use crate::cli::istio::{NotTyped, read};
 use crate::cli::own::Config;
+use crate::cli::tool::Tool;
 
 /// The most that is read of a configuration file, in bytes: some hundred thousand networks.
 const MOST: usize = 4 * 1024 * 1024;
@@ -38,8 +39,10 @@ impl Loaded {
 
 /// Read a configuration. With `writes`, rules are going to be written: names must exist.
 pub(super) fn load(config: &Config, facts: &HostFacts, writes: bool) -> Result<Loaded> {
-    if let Some(words) = &config.istio {
-        return load_istio(words.clone(), facts);
+    match &config.tool {
+        Some(Tool::Istio(words)) => return load_istio(words.clone(), facts),
+        Some(Tool::Linkerd(words)) => return load_linkerd(words.clone()),
+        None => {}
     }
     let values = match &config.file {
         None => BTreeMap::new(),
@@ -75,12 +78,29 @@ fn load_istio(words: Vec<std::ffi::OsString>, facts: &HostFacts) -> Result<Loade
     of_istio(typed(words)?, environment()?, facts)
 }
 
+/// A command line of Linkerd's proxy-init, for looking only.
+fn load_linkerd(words: Vec<std::ffi::OsString>) -> Result<Loaded> {
+    let flags = flags(crate::cli::linkerd::read(words))?;
+    let linkerd::Resolved { policy, options, warnings } =
+        linkerd::resolve(&linkerd::Raw::new(flags, environment()?))?;
+    let nft = options.native.then(|| linkerd_rules(&policy));
+    Ok(Loaded { policy, layout: &linkerd::LAYOUT, nft, warnings })
+}
+
+/// The native nftables of a command line of Linkerd's proxy-init.
+pub(super) fn linkerd_rules(policy: &CapturePolicy) -> NftRuleset {
+    nft::merge(&to_nft(policy, &linkerd::NFT_LAYOUT, true))
+}
+
 /// The flags of a command line of istio-iptables.
 pub(super) fn typed(words: Vec<std::ffi::OsString>) -> Result<Vec<(String, String)>> {
-    match read(words) {
-        Ok(typed) => Ok(typed.flags),
-        Err(NotTyped::Help(text) | NotTyped::Bad(text)) => Err(anyhow!(text)),
-    }
+    flags(read(words).map(|typed| typed.flags))
+}
+
+fn flags(typed: Result<Vec<(String, String)>, NotTyped>) -> Result<Vec<(String, String)>> {
+    typed.map_err(|why| match why {
+        NotTyped::Help(text) | NotTyped::Bad(text) => anyhow!(text),
+    })
 }
 
 /// What istio-iptables writes with these flags and variables.

@@ -3,10 +3,10 @@
 use std::ffi::OsString;
 
 use anyhow::Result;
-use millrace_core::capture::{to_iptables, to_nft};
+use millrace_core::capture::to_iptables;
 use millrace_core::dialect::ConfigErrors;
-use millrace_core::dialect::linkerd::{self, LAYOUT, Mode, NFT_LAYOUT, Options, Raw, Resolved};
-use millrace_core::nft::{self, NftRuleset, render_transaction};
+use millrace_core::dialect::linkerd::{self, LAYOUT, Mode, Options, Raw, Resolved};
+use millrace_core::nft::render_transaction;
 use millrace_core::observed::Variant;
 use millrace_core::plan::{NoBackend, Wish};
 use millrace_core::policy::CapturePolicy;
@@ -96,17 +96,13 @@ fn run(resolved: &Resolved, log: &mut Log) -> Result<Exit> {
 /// The commands that proxy-init would run, or the one transaction of native nftables.
 fn simulate(policy: &CapturePolicy, options: &Options, log: &mut Log) {
     if options.native {
-        let text = render_transaction(&native_rules(policy));
+        let text = render_transaction(&config::linkerd_rules(policy));
         log.info(&format!("nftables rules, in one transaction:\n{}", text.trim_end()));
         return;
     }
     for command in linkerd::commands(&to_iptables(policy, &LAYOUT), options) {
         log.info(&command);
     }
-}
-
-fn native_rules(policy: &CapturePolicy) -> NftRuleset {
-    nft::merge(&to_nft(policy, &NFT_LAYOUT, true))
 }
 
 fn apply(
@@ -116,7 +112,8 @@ fn apply(
     exec: millrace_host::exec::Options,
 ) -> Result<Outcome, EngineError> {
     let (ruleset, groups) = (to_iptables(policy, &LAYOUT), Groups::new());
-    let native = options.native.then(|| native_rules(policy).ready(&groups)).transpose()?;
+    let native =
+        options.native.then(|| config::linkerd_rules(policy).ready(&groups)).transpose()?;
     let mut request = Request {
         rules: Some(Rules { iptables: &ruleset, native: native.as_ref() }),
         wish: match options.mode {

@@ -69,7 +69,7 @@ pub(super) fn outcome_text(outcome: &Outcome, nothing: Option<&str>, dry_run: bo
     match (outcome.unseen, outcome.effects.is_empty()) {
         (false, true) => text.extend(nothing.into_iter().flat_map(|nothing| [nothing, "\n"])),
         (true, true) => text.push_str("what would be removed can't be seen\n"),
-        (true, false) => text.push_str("where nothing of Millrace or istio-iptables is:\n"),
+        (true, false) => text.push_str("where nothing of Millrace or a mesh's tool is:\n"),
         (false, false) => {}
     }
     for effect in outcome.effects.iter().filter(|e| !matches!(e, Effect::Marker { .. })) {

@@ -1,0 +1,30 @@
+//! Command lines of meshes' tools as configurations of Millrace's own commands.
+
+use std::ffi::OsString;
+
+/// The words of a command line of a mesh's tool, behind its name.
+#[derive(Clone, Debug)]
+pub(crate) enum Tool {
+    Istio(Vec<OsString>),
+    Linkerd(Vec<OsString>),
+}
+
+impl Tool {
+    /// A command line with the name in front; none if that is of no tool.
+    pub(super) fn of(words: &[OsString]) -> Option<Self> {
+        let (name, rest) = words.split_first()?;
+        match name.to_str()? {
+            "istio-iptables" => Some(Self::Istio(rest.to_vec())),
+            "linkerd" | "linkerd2-proxy-init" => Some(Self::Linkerd(rest.to_vec())),
+            _ => None,
+        }
+    }
+
+    /// Its name, and the flags that say what carries its rules out.
+    pub(super) const fn says(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Istio(_) => ("istio-iptables", "--force-iptables-binary"),
+            Self::Linkerd(_) => ("Linkerd's proxy-init", "--iptables-mode"),
+        }
+    }
+}
