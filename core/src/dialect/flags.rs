@@ -86,3 +86,27 @@ pub trait Words {
             || Self::VARIABLES.iter().any(|(variable, ..)| *variable == name)
     }
 }
+
+/// A table of flags, one of `"name" / 'letter' [variables]: Kind = "default", "help";` each; `own` in front
+/// marks Millrace's.
+macro_rules! flags {
+    (@short) => { None };
+    (@short $short:literal) => { Some($short) };
+    (@own) => { false };
+    (@own own) => { true };
+    ($(
+        $($own:ident)? $long:literal $(/ $short:literal)? $([$env:literal])?:
+            $kind:ident = $default:literal, $help:literal;
+    )*) => {
+        &[$($crate::dialect::flags::FlagDef {
+            long: $long,
+            short: $crate::dialect::flags::flags!(@short $($short)?),
+            kind: $crate::dialect::flags::Kind::$kind,
+            default: $default,
+            env: &[$($env)?],
+            help: $help,
+            own: $crate::dialect::flags::flags!(@own $($own)?),
+        }),*]
+    };
+}
+pub(super) use flags;

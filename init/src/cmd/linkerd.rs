@@ -15,7 +15,7 @@ use millrace_core::value::Groups;
 use millrace_host::engine::{Drift, EngineError, Outcome, Request, Rules, Session};
 use millrace_host::sysctl::Setting;
 
-use super::output::print;
+use super::output::{log_outcome, print};
 use super::{config, exit_of, namespace, termination, told};
 use crate::cli::istio::NotTyped;
 use crate::cli::linkerd::read;
@@ -41,8 +41,7 @@ pub(crate) fn linkerd(words: Vec<OsString>) -> Exit {
         Ok(environment) => Raw::new(flags, environment),
         Err(error) => return failed(&told(&error)),
     };
-    let log = Log::linkerd(&raw.text("log-format").value, &raw.text("log-level"));
-    let mut log = match log {
+    let mut log = match Log::linkerd(&raw.text("log-format").value, &raw.text("log-level")) {
         Ok(log) => log,
         Err(text) => return failed(&text),
     };
@@ -89,7 +88,10 @@ fn run(resolved: &Resolved, log: &mut Log) -> Result<Exit> {
         }
         (applied, _) => applied?,
     };
-    tell(&outcome, log);
+    for warning in &outcome.warnings {
+        log.warn(warning);
+    }
+    log_outcome(&outcome, log);
     Ok(Exit::Ok)
 }
 
@@ -138,20 +140,4 @@ fn apply(
         }
         outcome => outcome,
     }
-}
-
-fn tell(outcome: &Outcome, log: &mut Log) {
-    for warning in &outcome.warnings {
-        log.warn(warning);
-    }
-    if let Some(choice) = &outcome.choice {
-        log.info(&format!("using {choice}"));
-    }
-    if outcome.interrupted {
-        log.info("an earlier run was interrupted here; it is finished now");
-    }
-    if outcome.effects.is_empty() {
-        log.info("no change: the rules are as wanted");
-    }
-    super::istio::log_effects(&outcome.effects, log);
 }

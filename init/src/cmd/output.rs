@@ -9,6 +9,7 @@ use millrace_host::engine::Outcome;
 use serde_json::{Value, json};
 
 use crate::cli::own::Common;
+use crate::log::Log;
 
 /// Print text for people to standard output: what others have written in it does nothing there.
 pub(super) fn print(text: &str) -> Result<()> {
@@ -114,7 +115,31 @@ pub(super) fn print_outcome(
     finish(print(&text), dry_run)
 }
 
+/// Log what a run did that wrote rules; its warnings are told by who knows the rest of them.
+pub(super) fn log_outcome(outcome: &Outcome, log: &mut Log) {
+    if let Some(choice) = &outcome.choice {
+        log.info(&format!("using {choice}"));
+    }
+    if outcome.interrupted {
+        log.info("an earlier run was interrupted here; it is finished now");
+    }
+    if outcome.effects.is_empty() {
+        log.info("no change: the rules are as wanted");
+    }
+    log_effects(&outcome.effects, log);
+}
+
+/// Log what was done.
+pub(super) fn log_effects(effects: &[Effect], log: &mut Log) {
+    for effect in effects.iter().filter(|e| !matches!(e, Effect::Marker { .. })) {
+        log.info(&format!("done: {effect}"));
+        if let Effect::Restore { input: text, .. } | Effect::Native { text, .. } = effect {
+            log.debug(&format!("input:\n{text}"));
+        }
+    }
+}
+
 /// Say what the user should know, beside the result.
 pub(super) fn warn(message: &str) {
-    crate::log::Log::own().warn(message);
+    Log::own().warn(message);
 }

@@ -12,7 +12,7 @@ pub use resolve::{Raw, Resolved, resolve, said};
 pub use simulate::commands;
 
 use crate::dialect::flags::{FlagDef, Words as _};
-use crate::dialect::{Dialect, Mesh};
+use crate::dialect::{Dialect, Mesh, native};
 use crate::nft::NftLayout;
 use crate::ownership::Footprint;
 use crate::ruleset::{ChainName, Home, Layout, Style};
@@ -62,28 +62,7 @@ pub static LAYOUT: Layout = Layout {
 };
 
 /// The one table of native nftables. proxy-init has none: this is Millrace's own form.
-pub static NFT_LAYOUT: NftLayout = NftLayout {
-    nat: "linkerd-proxy-init",
-    mangle: "linkerd-proxy-init",
-    raw: "linkerd-proxy-init",
-    guard: None,
-    chains: Layout {
-        inbound: ChainName::known("inbound"),
-        redirect: ChainName::known("to-outbound-port"),
-        in_redirect: ChainName::known("to-inbound-port"),
-        output: ChainName::known("outbound"),
-        output_dns: ChainName::known("dns"),
-        divert: ChainName::known("divert"),
-        tproxy: ChainName::known("tproxy"),
-        drop: ChainName::known("drop"),
-        tagged: false,
-        guard: None,
-        passthrough: Home::Own,
-        style: Style::PLAIN,
-    },
-    one_table: true,
-    invalid_of_tcp: false,
-};
+pub static NFT_LAYOUT: NftLayout = native::one_table("linkerd-proxy-init");
 
 /// The flag that sets what a flag of Millrace's own commands sets.
 fn source_of(flag: &str) -> Source {

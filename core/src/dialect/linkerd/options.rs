@@ -17,15 +17,14 @@ pub enum Mode {
 
 impl Mode {
     /// The name of a family's program.
-    pub const fn program(self, family: Family) -> &'static str {
-        match (family, self) {
-            (Family::V4, Self::Legacy) => "iptables-legacy",
-            (Family::V4, Self::Nft) => "iptables-nft",
-            (Family::V4, Self::Plain) => "iptables",
-            (Family::V6, Self::Legacy) => "ip6tables-legacy",
-            (Family::V6, Self::Nft) => "ip6tables-nft",
-            (Family::V6, Self::Plain) => "ip6tables",
-        }
+    pub fn program(self, family: Family) -> String {
+        let six = if family == Family::V6 { "6" } else { "" };
+        let suffix = match self {
+            Self::Legacy => "-legacy",
+            Self::Nft => "-nft",
+            Self::Plain => "",
+        };
+        format!("ip{six}tables{suffix}")
     }
 }
 

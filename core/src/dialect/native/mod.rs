@@ -43,28 +43,33 @@ pub static LAYOUT: Layout = Layout {
 };
 
 /// The one nftables table that Millrace's own commands make.
-pub static NFT_LAYOUT: NftLayout = NftLayout {
-    nat: "millrace",
-    mangle: "millrace",
-    raw: "millrace",
-    guard: None,
-    chains: Layout {
-        inbound: ChainName::known("inbound"),
-        redirect: ChainName::known("to-outbound-port"),
-        in_redirect: ChainName::known("to-inbound-port"),
-        output: ChainName::known("outbound"),
-        output_dns: ChainName::known("dns"),
-        divert: ChainName::known("divert"),
-        tproxy: ChainName::known("tproxy"),
-        drop: ChainName::known("drop"),
-        tagged: false,
+pub static NFT_LAYOUT: NftLayout = one_table("millrace");
+
+/// One table for everything, in the form that is Millrace's own, with its name.
+pub(super) const fn one_table(name: &'static str) -> NftLayout {
+    NftLayout {
+        nat: name,
+        mangle: name,
+        raw: name,
         guard: None,
-        passthrough: Home::Own,
-        style: Style::PLAIN,
-    },
-    one_table: true,
-    invalid_of_tcp: false,
-};
+        chains: Layout {
+            inbound: ChainName::known("inbound"),
+            redirect: ChainName::known("to-outbound-port"),
+            in_redirect: ChainName::known("to-inbound-port"),
+            output: ChainName::known("outbound"),
+            output_dns: ChainName::known("dns"),
+            divert: ChainName::known("divert"),
+            tproxy: ChainName::known("tproxy"),
+            drop: ChainName::known("drop"),
+            tagged: false,
+            guard: None,
+            passthrough: Home::Own,
+            style: Style::PLAIN,
+        },
+        one_table: true,
+        invalid_of_tcp: false,
+    }
+}
 
 /// How rules of Millrace's own commands are known: by their chains and their comment alone.
 pub const FOOTPRINT: Footprint = Footprint { layout: &LAYOUT, rival: None, unmarked: nothing_more };

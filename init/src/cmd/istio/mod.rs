@@ -22,7 +22,7 @@ use millrace_host::facts;
 use millrace_host::observe::Look;
 use millrace_host::sandbox::Sandbox;
 
-use super::output::print;
+use super::output::{log_effects, log_outcome, print};
 use super::termination;
 use super::{config, exit_of, namespace, told};
 use crate::cli::istio::{NotTyped, read};
@@ -93,16 +93,6 @@ fn run(raw: &Raw, log: &mut Log) -> Result<Exit> {
     }
     let mut run = Run { session, groups: facts.groups, policy, options, ruleset, exec, log };
     run.carry_out()
-}
-
-/// Say what was done.
-pub(super) fn log_effects(effects: &[Effect], log: &mut Log) {
-    for effect in effects.iter().filter(|e| !matches!(e, Effect::Marker { .. })) {
-        log.info(&format!("done: {effect}"));
-        if let Effect::Restore { input: text, .. } | Effect::Native { text, .. } = effect {
-            log.debug(&format!("input:\n{text}"));
-        }
-    }
 }
 
 struct Run<'l> {
@@ -197,16 +187,7 @@ impl Run<'_> {
 
     fn apply(&mut self) -> Result<()> {
         let outcome = self.engine(false)?;
-        if let Some(choice) = &outcome.choice {
-            self.log.info(&format!("using {choice}"));
-        }
-        if outcome.interrupted {
-            self.log.info("an earlier run was interrupted here; it is finished now");
-        }
-        if outcome.effects.is_empty() {
-            self.log.info("no change: the rules are as wanted");
-        }
-        log_effects(&outcome.effects, self.log);
+        log_outcome(&outcome, self.log);
         Ok(())
     }
 
