@@ -40,10 +40,17 @@ pub fn mapped(
     let gids = policy.proxy.gids.iter().map(|gid| (false, gid.value.get(), &gid.source));
     let owners = owners.iter().filter_map(|owner| match &owner.value {
         Owner::Uid(uid) => Some((true, uid.get(), &owner.source)),
+        Owner::Uids(uids) => Some((true, uids.last().get(), &owner.source)),
         Owner::Gid(gid) => Some((false, gid.get(), &owner.source)),
         Owner::Group(name) => known.get(name).map(|gid| (false, gid.get(), &owner.source)),
     });
-    for (is_user, id, from) in uids.chain(gids).chain(owners) {
+    let excluded = policy.outbound.except_users.iter();
+    let excluded = excluded.map(|uid| (true, uid.value.get(), &uid.source));
+    let flows = policy.outbound.except_flows.iter().flat_map(|flow| {
+        let users = flow.value.users;
+        [users.first(), users.last()].map(|uid| (true, uid.get(), &flow.source))
+    });
+    for (is_user, id, from) in uids.chain(gids).chain(owners).chain(excluded).chain(flows) {
         let (kind, map) = if is_user { ("user", users) } else { ("group", groups) };
         if map.outside(id).is_none() {
             return Err(Unmapped { kind, id, from: from.clone(), mapped: map.to_string() });

@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::ruleset::Owner;
+use crate::ruleset::{Owner, Protocol};
 use crate::source::{Source, Sourced};
 use crate::value::{
-    Cidr, Family, Gid, InterfacePattern, ListenPort, Mark, PortRange, RouteTable, Uid,
+    Cidr, Family, Gid, InterfacePattern, ListenPort, Mark, PortRange, RouteTable, Uid, UidRange,
 };
 
 /// The address that connections come from which the proxy passes on to the application. That of IPv4
@@ -53,6 +53,11 @@ pub struct Conventions {
     pub except_ports: ExceptPorts,
     /// When excluded outbound networks are asked for.
     pub except_networks: Phase,
+    /// Whether excluded interfaces are asked for among the other exclusions, and what arrives by them
+    /// only if it is of TCP; otherwise before everything else.
+    pub interfaces_last: bool,
+    /// How DNS queries are captured.
+    pub dns: DnsConvention,
 }
 
 impl Conventions {
@@ -63,6 +68,8 @@ impl Conventions {
         passthrough: true,
         except_ports: ExceptPorts { phase: Phase::First, udp: true },
         except_networks: Phase::Last,
+        interfaces_last: false,
+        dns: DnsConvention::AMONG_OUTBOUND,
     };
 }
 
@@ -86,9 +93,53 @@ pub enum SelfCall {
     Pass,
 }
 
+/// How DNS queries are captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DnsConvention {
+    /// By UDP and TCP, among the decisions about outbound connections, which the proxy's own don't get
+    /// to; with `zones` of connection tracking of their own.
+    AmongOutbound {
+        /// Whether there are zones.
+        zones: bool,
+    },
+    /// Before anything is asked about TCP, which alone is led to the other decisions.
+    Ahead {
+        /// What becomes of those by TCP.
+        tcp: DnsTcp,
+        /// Whether the proxy's own by UDP are left alone.
+        spares_proxy: bool,
+        /// Whether they are put in front of rules of others.
+        in_front: bool,
+        /// Whether there are zones.
+        zones: bool,
+    },
+}
+
+impl DnsConvention {
+    /// Istio's way.
+    pub const AMONG_OUTBOUND: Self = Self::AmongOutbound { zones: true };
+
+    /// Whether queries are asked for before anything about TCP.
+    pub const fn is_ahead(self) -> bool {
+        matches!(self, Self::Ahead { .. })
+    }
+}
+
+/// What becomes of DNS queries by TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DnsTcp {
+    /// They are captured as those by UDP are.
+    Captured,
+    /// Those of others than the proxy are left alone.
+    LeftAlone,
+}
+
 /// When exclusions are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
+    /// Before everything else that is asked of what leaves the pod, of any protocol, and in front of rules
+    /// of others.
+    Ahead,
     /// Before DNS queries and before the proxy's connections to its own pod, which they win over.
     First,
     /// After these, and before what is captured.
@@ -202,8 +253,21 @@ pub struct Outbound {
     pub except_networks: Vec<Sourced<Cidr>>,
     /// Users whose connections of TCP are left alone, though they are no proxies.
     pub except_users: Vec<Sourced<Uid>>,
+    /// What some users send to some ports is left alone, before anything else is asked.
+    pub except_flows: Vec<Sourced<Flow>>,
     /// Groups whose processes are captured.
     pub groups: GroupSelection,
+}
+
+/// What some users send to some ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// By which protocols; at least one.
+    pub protocols: Vec<Protocol>,
+    /// To which ports; at least one.
+    pub ports: Vec<PortRange>,
+    /// By whom.
+    pub users: UidRange,
 }
 
 /// Which destinations are captured.
@@ -332,6 +396,7 @@ impl CapturePolicy {
         visit_all(&mut outbound.except_ports, visit);
         visit_all(&mut outbound.except_networks, visit);
         visit_all(&mut outbound.except_users, visit);
+        visit_all(&mut outbound.except_flows, visit);
         match &mut outbound.groups {
             GroupSelection::AllExcept(groups) => visit_all(groups, visit),
             GroupSelection::Only { groups, source } => {

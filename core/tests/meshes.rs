@@ -11,12 +11,15 @@ use millrace_core::infer::{infer, policy as policy_of, read_native};
 use millrace_core::iptables::{Dump, render_restore};
 use millrace_core::nft;
 use millrace_core::ownership::Footprint;
-use millrace_core::policy::{CapturePolicy, Conventions, ExceptPorts, Local, Phase, SelfCall};
-use millrace_core::ruleset::{
-    Chain, ChainName, Comment, Home, Layout, Match, Rule, Ruleset, Style,
+use millrace_core::policy::{
+    CapturePolicy, Conventions, DnsConvention, DnsTcp, ExceptPorts, Flow, Local, Phase, SelfCall,
 };
+use millrace_core::ruleset::{
+    Chain, ChainName, Comment, Home, Layout, Match, Protocol, Role, Rule, Ruleset, Style,
+};
+use millrace_core::sim;
 use millrace_core::sim::{
-    How, Identity, Known, Outcome, Program, Protocol, Question, of_native, of_nft, of_ruleset,
+    How, Identity, Known, Outcome, Program, Question, of_native, of_nft, of_ruleset,
 };
 use millrace_core::source::{Source, Sourced};
 use millrace_core::value::{Cidr, Family, Uid};
@@ -26,19 +29,39 @@ use support::{configs, restore};
 
 /// A configuration of any mesh: what a sidecar of Istio's can be told, and what meshes differ in.
 fn policies() -> impl Strategy<Value = CapturePolicy> {
-    let phases = || prop::sample::select(&[Phase::First, Phase::Last][..]);
+    let phases = || prop::sample::select(&[Phase::Ahead, Phase::First, Phase::Last][..]);
+    let dns = prop_oneof![
+        any::<bool>().prop_map(|zones| DnsConvention::AmongOutbound { zones }),
+        any::<[bool; 4]>().prop_map(|[tcp, spares_proxy, in_front, zones]| DnsConvention::Ahead {
+            tcp: if tcp { DnsTcp::Captured } else { DnsTcp::LeftAlone },
+            spares_proxy,
+            in_front,
+            zones,
+        }),
+    ];
+    let flows = prop::sample::subsequence(
+        &[
+            ("1-65535", "5"),
+            ("53,80,8000:8010", "0-1000"),
+            ("1,22,443,2:9,10:19,20:21,23:29,30:39,40:49,50:52", "202"),
+        ][..],
+        0..=2,
+    );
     let conventions = (
         prop::sample::select(&[Local::LoAndLocalhost, Local::Lo, Local::Localhost][..]),
         prop::sample::select(&[SelfCall::Inbound, SelfCall::Pass][..]),
-        any::<[bool; 3]>(),
+        any::<[bool; 4]>(),
         phases(),
         phases(),
+        dns,
     );
     let sources =
         prop::sample::subsequence(&["10.7.0.0/16", "10.1.2.3/32", "2001:db8::/32"][..], 0..=3);
     let users = prop::sample::subsequence(&[0_u32, 5, 1000][..], 0..=3);
-    (configs(), conventions, sources, users).prop_map(|(config, meant, sources, users)| {
-        let (local, self_call, [passthrough, tunnel, udp], ports, networks) = meant;
+    let exclusions = (sources, users, flows);
+    (configs(), conventions, exclusions).prop_map(|(config, meant, (sources, users, flows))| {
+        let (local, self_call, [passthrough, tunnel, udp, interfaces_last], ports, networks, dns) =
+            meant;
         let mut policy = config.policy();
         policy.conventions = Conventions {
             local,
@@ -46,6 +69,8 @@ fn policies() -> impl Strategy<Value = CapturePolicy> {
             passthrough,
             except_ports: ExceptPorts { phase: ports, udp },
             except_networks: networks,
+            interfaces_last,
+            dns,
         };
         if !tunnel {
             policy.inbound.tunnel_port = None;
@@ -54,6 +79,14 @@ fn policies() -> impl Strategy<Value = CapturePolicy> {
         policy.inbound.except_sources = sources.into_iter().map(network).collect();
         let user = |id| Sourced::new(Uid::new(id).unwrap(), Source::Always);
         policy.outbound.except_users = users.into_iter().map(user).collect();
+        let flow = |(ports, users): (&str, &str)| {
+            let ports =
+                ports.split(',').map(|range| range.replace('-', ":").parse().unwrap()).collect();
+            let protocols = vec![Protocol::Tcp, Protocol::Udp];
+            let flow = Flow { protocols, ports, users: users.parse().unwrap() };
+            Sourced::new(flow, Source::Always)
+        };
+        policy.outbound.except_flows = flows.into_iter().map(flow).collect();
         policy
     })
 }
@@ -68,8 +101,16 @@ static INLINED: [ChainName; 6] = [
 ];
 
 /// The style of a mesh that has two chains, lists and comments.
-static COMPACT: Layout =
-    layout(Style { inlined: &INLINED, multiport: true, tcp_jump: false, comment: Some(comment) });
+static COMPACT: Layout = layout(Style {
+    inlined: &INLINED,
+    multiport: true,
+    tcp_jump: false,
+    any_protocol: &[Role::ExcludedUser, Role::SelfCall],
+    tcp: &[Role::StaysInPod],
+    at_head: &[Role::ExcludedSource, Role::ExcludedInboundPort],
+    sources_first: true,
+    comment: Some(comment),
+});
 
 /// The same without any of it.
 static PLAIN: Layout = layout(Style::PLAIN);
@@ -145,6 +186,8 @@ static OTHER: Mesh = Mesh {
         passthrough: false,
         except_ports: ExceptPorts { phase: Phase::Last, udp: false },
         except_networks: Phase::Last,
+        interfaces_last: false,
+        dns: DnsConvention::AMONG_OUTBOUND,
     },
     tunnels: false,
     nobody: true,
@@ -205,13 +248,13 @@ fn a_convention_means_what_it_says() {
     let captured = |port| Outcome::Captured { port: Some(port), how: How::Translated };
     let istio = Conventions::ISTIO;
     let out = |id, to: &str| {
-        Question::out(Identity { uid: id, gid: id }, Protocol::TCP, to.parse().unwrap())
+        Question::out(Identity { uid: id, gid: id }, sim::Protocol::TCP, to.parse().unwrap())
     };
     let app = |to| out(1000, to);
     let proxy = |to| out(1337, to);
     let passed_on =
         Question { source: Some("127.0.0.6".parse().unwrap()), ..proxy("10.4.0.2:8080") };
-    let query = |to| Question { protocol: Protocol::UDP, ..app(to) };
+    let query = |to| Question { protocol: sim::Protocol::UDP, ..app(to) };
     let ports = |phase, udp| Conventions { except_ports: ExceptPorts { phase, udp }, ..istio };
     let local = |local| Conventions { local, ..istio };
     let pass = Conventions { self_call: SelfCall::Pass, ..istio };

@@ -3,10 +3,10 @@
 
 use super::families;
 use super::program::{
-    Addresses, Branch, Condition, DNS, Path, Program, Role, Verdict, from, from_port, of, owners,
-    tcp, to, to_port, udp, why,
+    Addresses, Branch, Condition, DNS, Path, Program, Role, Verdict, from, from_port, not_of, of,
+    owners, tcp, to, to_port, udp, why,
 };
-use crate::policy::{CapturePolicy, DnsCapture, DnsScope};
+use crate::policy::{CapturePolicy, DnsCapture, DnsConvention, DnsScope, DnsTcp};
 use crate::ruleset::{Reason, Table};
 use crate::source::Source;
 use crate::value::{Cidr, Zone};
@@ -19,21 +19,74 @@ const DOWNSTREAM: Zone = Zone(2);
 /// Servers whose queries are captured, each with who named it; one `None` when all are.
 type Servers = Vec<(Option<Cidr>, Source)>;
 
-/// All of it; nothing when DNS is not captured.
+/// Those that are asked for among the decisions about outbound connections; nothing when DNS is not captured.
 pub(super) fn capture(program: &mut Program, policy: &CapturePolicy) {
-    let Some(dns) = &policy.dns else { return };
+    let (Some(dns), DnsConvention::AmongOutbound { zones }) = (&policy.dns, policy.conventions.dns)
+    else {
+        return;
+    };
     let servers = servers(policy, dns);
     let ask = Verdict::Ask(Branch::Dns);
-    let reason = why(&dns.source, "DNS queries get conntrack zones");
-    program.add((Table::Raw, Path::Leaving, Role::Enter), [], ask, reason);
+    if zones {
+        let reason = why(&dns.source, "DNS queries get conntrack zones");
+        program.add((Table::Raw, Path::Leaving, Role::Enter), [], ask, reason);
+    }
     let reason = why(&dns.source, "DNS queries are captured");
     program.add((Table::Nat, Branch::Outbound, Role::Enter), [], ask, reason);
-    redirects(program, dns, &servers);
-    proxy_zones(program, policy, dns);
+    for protocol in [tcp(), udp()] {
+        redirects(program, dns, &servers, &protocol, |program, place, when, verdict, reason| {
+            program.add((place, Branch::Dns, Role::Dns), when, verdict, reason);
+        });
+    }
+    if !zones {
+        return;
+    }
+    let leaving = Branch::Dns.into();
+    proxy_zones(program, policy, dns, leaving);
     let reason = why(&dns.source, "answers to DNS queries get conntrack zones");
     let ask = Verdict::Ask(Branch::Inbound);
     program.add((Table::Raw, Path::Arriving, Role::Enter), [], ask, reason);
-    application_zones(program, &servers);
+    application_zones(program, &servers, leaving, Branch::Inbound.into());
+}
+
+/// Those that are asked for before anything about TCP.
+pub(super) fn ahead(program: &mut Program, policy: &CapturePolicy) {
+    let (Some(dns), DnsConvention::Ahead { tcp: by_tcp, spares_proxy, in_front, zones }) =
+        (&policy.dns, policy.conventions.dns)
+    else {
+        return;
+    };
+    let servers = servers(policy, dns);
+    let put = |program: &mut Program, table, when: Vec<Condition>, verdict, reason| {
+        let place = (table, Path::Leaving, Role::Dns);
+        if in_front {
+            program.put_in_front(place, when, verdict, reason);
+        } else {
+            program.add(place, when, verdict, reason);
+        }
+    };
+    if zones {
+        let leaving = Path::Leaving;
+        proxy_zones(program, policy, dns, leaving);
+        application_zones(program, &servers, leaving, Path::Arriving);
+    }
+    if spares_proxy {
+        for (owner, source) in owners(policy) {
+            let reason = why(source, "the proxy's own DNS queries are left alone");
+            let when = vec![udp(), to_port(DNS), of(&owner)];
+            put(program, Table::Nat, when, Verdict::Pass, reason);
+        }
+    }
+    if by_tcp == DnsTcp::LeftAlone {
+        let mut when = vec![tcp(), to_port(DNS)];
+        when.extend(owners(policy).map(|(owner, _)| not_of(&owner)));
+        let reason = why(&dns.source, "DNS queries by TCP are left alone");
+        program.add((Table::Nat, Path::Leaving, Role::Dns), when, Verdict::Pass, reason);
+    }
+    redirects(program, dns, &servers, &udp(), put);
+    if by_tcp == DnsTcp::Captured {
+        redirects(program, dns, &servers, &tcp(), put);
+    }
 }
 
 fn servers(policy: &CapturePolicy, dns: &DnsCapture) -> Servers {
@@ -51,52 +104,65 @@ fn whose(server: Option<&Cidr>) -> String {
         .map_or_else(|| "all DNS queries".to_owned(), |s| format!("DNS queries to {}", s.address()))
 }
 
-/// The redirects to the proxy's DNS port, TCP first.
-fn redirects(program: &mut Program, dns: &DnsCapture, servers: &Servers) {
-    for protocol in [tcp(), udp()] {
-        for (server, source) in servers {
-            let mut when = vec![protocol.clone(), to_port(DNS)];
-            when.extend(server.map(|server| to(Addresses::Network(server))));
-            let purpose = format!("{} go to port {}", whose(server.as_ref()), dns.port.value);
-            let verdict = Verdict::Redirect(dns.port.value);
-            program.add((Table::Nat, Branch::Dns, Role::Dns), when, verdict, why(source, purpose));
-        }
+/// The redirects of queries by a protocol to the proxy's DNS port.
+fn redirects(
+    program: &mut Program,
+    dns: &DnsCapture,
+    servers: &Servers,
+    protocol: &Condition,
+    put: impl Fn(&mut Program, Table, Vec<Condition>, Verdict, Reason),
+) {
+    for (server, source) in servers {
+        let mut when = vec![protocol.clone(), to_port(DNS)];
+        when.extend(server.map(|server| to(Addresses::Network(server))));
+        let purpose = format!("{} go to port {}", whose(server.as_ref()), dns.port.value);
+        let verdict = Verdict::Redirect(dns.port.value);
+        put(program, Table::Nat, when, verdict, why(source, purpose));
     }
 }
 
 /// Zones for what the proxy sends.
-fn proxy_zones(program: &mut Program, policy: &CapturePolicy, dns: &DnsCapture) {
+fn proxy_zones(program: &mut Program, policy: &CapturePolicy, dns: &DnsCapture, leaving: Path) {
     for (owner, source) in owners(policy) {
         let when = [udp(), to_port(DNS), of(&owner)];
         let reason = why(source, "the proxy's own queries are tracked apart");
-        zone(program, Branch::Dns, when, UPSTREAM, reason);
+        zone(program, leaving, when, UPSTREAM, reason);
         let when = [udp(), from_port(dns.port.value.port()), of(&owner)];
         let reason = why(source, "the proxy's answers belong to the application's queries");
-        zone(program, Branch::Dns, when, DOWNSTREAM, reason);
+        zone(program, leaving, when, DOWNSTREAM, reason);
     }
 }
 
 /// Zones for what the application asks and the servers answer.
-fn application_zones(program: &mut Program, servers: &Servers) {
+fn application_zones(program: &mut Program, servers: &Servers, leaving: Path, arriving: Path) {
     for (server, source) in servers {
         let purpose = format!("{} are tracked apart from the proxy's", whose(server.as_ref()));
+        let is_local = server.is_some_and(|server| server.address().is_loopback());
         let server = server.map(Addresses::Network);
         let mut when = vec![udp(), to_port(DNS)];
         when.extend(server.map(to));
-        zone(program, Branch::Dns, when, DOWNSTREAM, why(source, purpose));
+        zone(program, leaving, when, DOWNSTREAM, why(source, purpose));
+        if is_local && leaving == Path::Leaving {
+            // Its answers never arrive from outside.
+            let mut when = vec![udp(), to(Addresses::Localhost)];
+            when.extend(server.map(from));
+            let reason =
+                why(source, "the local server's answers belong to the proxy's own queries");
+            zone(program, leaving, when, UPSTREAM, reason);
+        }
         let mut when = vec![udp(), from_port(DNS)];
         when.extend(server.map(from));
         let reason = why(source, "the server's answers belong to the proxy's own queries");
-        zone(program, Branch::Inbound, when, UPSTREAM, reason);
+        zone(program, arriving, when, UPSTREAM, reason);
     }
 }
 
 fn zone(
     program: &mut Program,
-    branch: Branch,
+    path: Path,
     when: impl Into<Vec<Condition>>,
     zone: Zone,
     reason: Reason,
 ) {
-    program.add((Table::Raw, branch, Role::Zone), when, Verdict::Zone(zone), reason);
+    program.add((Table::Raw, path, Role::Zone), when, Verdict::Zone(zone), reason);
 }

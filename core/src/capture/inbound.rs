@@ -18,9 +18,10 @@ pub(super) fn interfaces(program: &mut Program, policy: &CapturePolicy) {
         tables.push(Table::Mangle);
     }
     let role = Role::ExcludedInterface;
+    let first = !policy.conventions.interfaces_last;
     for table in tables {
-        for nic in &policy.interfaces.excluded {
-            let reason = why(&nic.source, format!("interface {} is not captured", nic.value));
+        for nic in policy.interfaces.excluded.iter().filter(|_| first) {
+            let reason = why(&nic.source, purpose::interface(&nic.value));
             let by = [arrived_by(&nic.value)];
             program.add((table, Path::Arriving, role), by, Verdict::Pass, reason.clone());
             let by = [leaves_by(&nic.value)];
@@ -90,6 +91,13 @@ pub(super) fn capture(program: &mut Program, policy: &CapturePolicy) {
         InboundSelection::AllExcept { except, .. } => (None, except),
         InboundSelection::Only { ports, except } => (Some(ports), except),
     };
+    if policy.conventions.interfaces_last {
+        for nic in &policy.interfaces.excluded {
+            let reason = why(&nic.source, purpose::interface(&nic.value));
+            let place = (table, Branch::Inbound, Role::ExcludedInterface);
+            program.add(place, [arrived_by(&nic.value)], Verdict::Pass, reason);
+        }
+    }
     for port in except {
         let reason = why(&port.source, purpose::not_captured("inbound port", port.value));
         let place = (table, Branch::Inbound, Role::ExcludedInboundPort);

@@ -26,6 +26,8 @@ pub fn program(policy: &CapturePolicy) -> Program {
     inbound::drop_invalid(&mut program, policy);
     inbound::listeners(&mut program, policy);
     inbound::capture(&mut program, policy);
+    outbound::ahead(&mut program, policy);
+    dns::ahead(&mut program, policy);
     outbound::enter(&mut program, policy);
     outbound::identity(&mut program, policy);
     outbound::groups(&mut program, policy);

@@ -1,12 +1,13 @@
 //! Connections from the pod.
 
 use super::program::{
-    Addresses, Branch, DNS, Listener, Path, Program, Role, Verdict, arrived_by, from, not_of,
-    not_to_localhost, not_to_ports, of, over_lo, owners, tcp, to, to_port, udp, why,
+    Addresses, Branch, Condition, DNS, Listener, Path, Program, Role, Verdict, arrived_by, from,
+    leaves_by, not_of, not_to_localhost, not_to_ports, of, over_lo, owners, tcp, to, to_port, udp,
+    why,
 };
 use super::{families, purpose};
 use crate::policy::{
-    CapturePolicy, GroupSelection, IdentityMatching, Local, NetworkSelection, Phase, SelfCall,
+    CapturePolicy, Flow, GroupSelection, IdentityMatching, Local, NetworkSelection, Phase, SelfCall,
 };
 use crate::ruleset::{Owner, Placement, Reason, Table};
 use crate::source::Source;
@@ -19,11 +20,30 @@ const fn outbound(role: Role) -> (Table, Branch, Role) {
     (Table::Nat, Branch::Outbound, role)
 }
 
+/// What is left alone before anything else is asked.
+pub(super) fn ahead(program: &mut Program, policy: &CapturePolicy) {
+    for flow in &policy.outbound.except_flows {
+        let Flow { protocols, ports, users } = &flow.value;
+        let list: Vec<String> = ports.iter().map(ToString::to_string).collect();
+        let list = list.join(",");
+        for protocol in protocols {
+            let purpose =
+                format!("what user {users} sends to {protocol} port {list} is not captured");
+            let ports = Condition::ToPorts { negated: false, ports: ports.clone() };
+            let when = [Condition::Protocol(*protocol), ports, of(&Owner::Uids(*users))];
+            let place = (Table::Nat, Path::Leaving, Role::ExcludedFlow);
+            program.put_in_front(place, when, Verdict::Pass, why(&flow.source, purpose));
+        }
+    }
+    exclusions(program, policy, Phase::Ahead);
+}
+
 /// The way in, excluded ports, and what the proxy passes on to the application.
 pub(super) fn enter(program: &mut Program, policy: &CapturePolicy) {
     let reason = why(&policy.outbound.port.source, "outbound connections are captured");
     let place = (Table::Nat, Path::Leaving, Role::Enter);
-    program.add(place, [], Verdict::Ask(Branch::Outbound), reason);
+    let when = Vec::from_iter(policy.conventions.dns.is_ahead().then(tcp));
+    program.add(place, when, Verdict::Ask(Branch::Outbound), reason);
     exclusions(program, policy, Phase::First);
     if policy.conventions.passthrough {
         let when = [over_lo(), from(Addresses::Passthrough)];
@@ -35,22 +55,33 @@ pub(super) fn enter(program: &mut Program, policy: &CapturePolicy) {
 /// Ports, users and networks that are not captured, as far as they are asked for in `phase`.
 fn exclusions(program: &mut Program, policy: &CapturePolicy, phase: Phase) {
     let conventions = &policy.conventions;
+    let mut pass = |role, when: Vec<Condition>, reason| match phase {
+        Phase::Ahead => {
+            program.put_in_front((Table::Nat, Path::Leaving, role), when, Verdict::Pass, reason);
+        }
+        Phase::First | Phase::Last => program.add(outbound(role), when, Verdict::Pass, reason),
+    };
+    if phase == Phase::Last && conventions.interfaces_last {
+        for nic in &policy.interfaces.excluded {
+            let reason = why(&nic.source, purpose::interface(&nic.value));
+            pass(Role::ExcludedInterface, vec![leaves_by(&nic.value)], reason);
+        }
+    }
     if conventions.except_ports.phase == phase {
         let mut protocols = vec![tcp()];
         protocols.extend(conventions.except_ports.udp.then(udp));
         for port in &policy.outbound.except_ports {
             let reason = why(&port.source, purpose::not_captured("outbound port", port.value));
             for protocol in &protocols {
-                let when = [protocol.clone(), to_port(port.value)];
-                program.add(outbound(Role::ExcludedPort), when, Verdict::Pass, reason.clone());
+                let when = vec![protocol.clone(), to_port(port.value)];
+                pass(Role::ExcludedPort, when, reason.clone());
             }
         }
     }
     if phase == Phase::Last {
         for user in &policy.outbound.except_users {
             let reason = why(&user.source, purpose::not_captured("user", user.value));
-            let when = [tcp(), of(&Owner::Uid(user.value))];
-            program.add(outbound(Role::ExcludedUser), when, Verdict::Pass, reason);
+            pass(Role::ExcludedUser, vec![tcp(), of(&Owner::Uid(user.value))], reason);
         }
     }
     if conventions.except_networks == phase {
@@ -58,9 +89,8 @@ fn exclusions(program: &mut Program, policy: &CapturePolicy, phase: Phase) {
             let networks = policy.outbound.except_networks.iter();
             for network in networks.filter(|network| network.value.family() == family) {
                 let purpose = purpose::not_captured("outbound network", network.value);
-                let when = [to(Addresses::Network(network.value))];
-                let reason = why(&network.source, purpose);
-                program.add(outbound(Role::ExcludedNetwork), when, Verdict::Pass, reason);
+                let when = vec![to(Addresses::Network(network.value))];
+                pass(Role::ExcludedNetwork, when, why(&network.source, purpose));
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::policy::{CapturePolicy, passthrough};
+pub use crate::ruleset::Role;
 use crate::ruleset::{ConnState, Owner, Placement, Protocol, Reason, Side, Table};
 use crate::source::Source;
 use crate::value::{Cidr, Family, InterfacePattern, ListenPort, Mark, Port, PortRange, Zone};
@@ -82,57 +83,6 @@ pub enum Listener {
     Inbound,
     /// For those from the pod.
     Outbound,
-}
-
-/// What a decision is there for, in words that hold for every mesh and backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// Leads to the decisions of another path.
-    Enter,
-    /// An interface that is not captured.
-    ExcludedInterface,
-    /// An interface with virtual machines behind it.
-    Rerouted,
-    /// A packet that belongs to no connection.
-    Invalid,
-    /// The port of tunnels to the proxy.
-    Tunnel,
-    /// Hands what is captured to the proxy.
-    Deliver,
-    /// An inbound port that is not captured.
-    ExcludedInboundPort,
-    /// A network from which nothing is captured.
-    ExcludedSource,
-    /// An inbound port that is captured, or every one.
-    Inbound,
-    /// An outbound port that is not captured.
-    ExcludedPort,
-    /// What the proxy passes on to the application.
-    Passthrough,
-    /// The proxy calls its own pod.
-    SelfCall,
-    /// What the application sends to its own pod.
-    StaysInPod,
-    /// What the proxy sends.
-    Proxy,
-    /// A group whose processes are or are not captured.
-    Group,
-    /// A DNS query.
-    Dns,
-    /// The connection tracking zone of a DNS packet.
-    Zone,
-    /// A connection to localhost.
-    Localhost,
-    /// A network that is not captured.
-    ExcludedNetwork,
-    /// A user whose connections are not captured.
-    ExcludedUser,
-    /// An outbound port that is captured wherever it goes.
-    IncludedPort,
-    /// A network that is captured, or every one.
-    Network,
-    /// The mark of a connection that a transparent proxy has.
-    Mark,
 }
 
 /// A condition on a packet.
@@ -261,6 +211,21 @@ impl Program {
         reason: Reason,
     ) {
         self.put((table, path, role), Placement::Append, when, verdict, reason);
+    }
+
+    /// Ask one more question on a path, in front of rules of others and behind what was put there before.
+    pub(super) fn put_in_front(
+        &mut self,
+        (table, path, role): (Table, impl Into<Path>, Role),
+        when: impl Into<Vec<Condition>>,
+        verdict: Verdict,
+        reason: Reason,
+    ) {
+        let path = path.into();
+        let there = self.decisions.iter().filter(|d| (d.table, d.path) == (table, path));
+        let before = there.filter(|d| matches!(d.placement, Placement::Insert(_))).count();
+        let placement = Placement::Insert(u32::try_from(before).map_or(u32::MAX, |n| n + 1));
+        self.put((table, path, role), placement, when, verdict, reason);
     }
 
     /// Ask one more question on a path.

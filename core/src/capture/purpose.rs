@@ -30,3 +30,7 @@ pub(crate) const EVERY_PORT: &str = "every inbound port is captured";
 pub(crate) fn tunnel(port: impl Display) -> String {
     format!("tunnels to port {port} reach the proxy as they are")
 }
+
+pub(crate) fn interface(name: impl Display) -> String {
+    format!("interface {name} is not captured")
+}

@@ -76,8 +76,10 @@ fn unable(policy: &CapturePolicy) -> Vec<Refusal> {
     if let Some(network) = policy.inbound.except_sources.first() {
         refusals.push(Refusal::ExcludedSource(network.source.clone()));
     }
-    if let Some(user) = policy.outbound.except_users.first() {
-        refusals.push(Refusal::ExcludedUser(user.source.clone()));
+    let users = policy.outbound.except_users.iter().map(|user| &user.source);
+    let flows = policy.outbound.except_flows.iter().map(|flow| &flow.source);
+    if let Some(source) = users.chain(flows).next() {
+        refusals.push(Refusal::ExcludedUser(source.clone()));
     }
     if let Some(source) = &policy.drop_invalid {
         refusals.push(Refusal::DropInvalid(source.clone()));
@@ -249,7 +251,9 @@ fn named_groups(
                     refusals.push(Refusal::UnknownGroup(name.clone(), group.source.clone()));
                 }
             },
-            Owner::Uid(_) => refusals.push(Refusal::UserForGroup(group.source.clone())),
+            Owner::Uid(_) | Owner::Uids(_) => {
+                refusals.push(Refusal::UserForGroup(group.source.clone()))
+            }
         }
     }
     if named.len() > MAX_GROUPS {

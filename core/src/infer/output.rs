@@ -232,6 +232,8 @@ fn groups<'r>(mut rules: &'r [Rule], said: &mut Said) -> &'r [Rule] {
     let mut except = Vec::new();
     while let [rule, rest @ ..] = rules {
         match (rule.matches.as_slice(), &rule.target) {
+            // A user is none of a group.
+            ([Match::Owner { owner: Owner::Uid(_) | Owner::Uids(_), .. }], _) => break,
             ([Match::Owner { negated: false, owner }], Target::Return) => {
                 except.push(group(owner));
                 rules = rest;
@@ -263,6 +265,7 @@ fn groups<'r>(mut rules: &'r [Rule], said: &mut Said) -> &'r [Rule] {
 fn group(owner: &Owner) -> String {
     match owner {
         Owner::Uid(id) => id.to_string(),
+        Owner::Uids(ids) => ids.to_string(),
         Owner::Gid(id) => id.to_string(),
         Owner::Group(name) => name.to_string(),
     }
@@ -290,11 +293,10 @@ fn selection(rules: &[Rule], (layout, mesh): (&Layout, &Mesh), six: bool, said: 
                 said.networks.push(all.to_owned());
             }
             (
-                [Match::Protocol(Protocol::Tcp), Match::Owner { negated: false, owner }],
+                [Match::Protocol(Protocol::Tcp), Match::Owner { negated: false, owner }]
+                | [Match::Owner { negated: false, owner }],
                 Target::Return,
-            ) => {
-                said.except_users.push(group(owner));
-            }
+            ) => said.except_users.push(group(owner)),
             _ => {
                 if let (Some(port), true) = (tcp_to_port(rule), rule.target == redirect) {
                     said.ports.push(port.to_string());

@@ -7,7 +7,7 @@ use super::render::port_unreachable;
 use crate::ruleset::{
     ChainName, ConnState, Masked, Match, Owner, Protocol, RedirectSpelling, Rule, Side, Target,
 };
-use crate::value::{Cidr, Family, ListenPort, PortRange, Zone};
+use crate::value::{Cidr, Family, ListenPort, PortRange, UidRange, Zone};
 
 /// The part of a rule that is not known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,15 +84,23 @@ impl<'t> Words<'t> {
     }
 
     /// A value that is quoted if it is more than a word.
-    fn quoted(&mut self, option: &str) -> Result<&'t str, UnknownRule> {
+    fn quoted(&mut self, option: &str) -> Result<String, UnknownRule> {
         let Some(text) = self.rest.trim_ascii_start().strip_prefix('"') else {
-            return self.value(option);
+            return self.value(option).map(str::to_owned);
         };
-        // What has a quote in it is no comment that could be kept.
-        let (value, rest) =
-            text.split_once('"').ok_or_else(|| UnknownRule(format!("{option} {text}")))?;
-        self.rest = rest;
-        Ok(value)
+        let mut value = String::new();
+        let mut letters = text.char_indices();
+        while let Some((at, letter)) = letters.next() {
+            match letter {
+                '"' => {
+                    self.rest = text.get(at + 1..).unwrap_or_default();
+                    return Ok(value);
+                }
+                '\\' => value.extend(letters.next().map(|(_, escaped)| escaped)),
+                other => value.push(other),
+            }
+        }
+        Err(UnknownRule(format!("{option} {text}")))
     }
 
     fn parsed<T: std::str::FromStr>(&mut self, option: &str) -> Result<T, UnknownRule> {
@@ -156,7 +164,15 @@ fn read_match(option: &str, negated: bool, words: &mut Words<'_>) -> Result<Matc
             ("FIN,SYN,RST,ACK", "SYN") => Match::Syn { negated },
             (asked, set) => return Err(UnknownRule(format!("{option} {asked} {set}"))),
         },
-        "--uid-owner" => Match::Owner { negated, owner: Owner::Uid(words.parsed(option)?) },
+        "--uid-owner" => {
+            let range: UidRange = words.parsed(option)?;
+            let owner = if range.first() == range.last() {
+                Owner::Uid(range.first())
+            } else {
+                Owner::Uids(range)
+            };
+            Match::Owner { negated, owner }
+        }
         "--gid-owner" => {
             let value = words.value(option)?;
             let owner = value
@@ -176,7 +192,7 @@ fn read_match(option: &str, negated: bool, words: &mut Words<'_>) -> Result<Matc
                 _ => Match::ConnState(states),
             })?
         }
-        "--comment" => match words.quoted(option)? {
+        "--comment" => match words.quoted(option)?.as_str() {
             COMMENT => only_plain(Match::Ours)?,
             other => {
                 let unknown = |_e| UnknownRule(format!("{option} {other}"));

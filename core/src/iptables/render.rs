@@ -64,6 +64,7 @@ pub(crate) fn render_match(m: &Match) -> String {
             let not = not(*negated);
             match owner {
                 Owner::Uid(uid) => format!("-m owner {not}--uid-owner {uid}"),
+                Owner::Uids(uids) => format!("-m owner {not}--uid-owner {uids}"),
                 Owner::Gid(gid) => format!("-m owner {not}--gid-owner {gid}"),
                 Owner::Group(name) => format!("-m owner {not}--gid-owner {name}"),
             }
@@ -77,7 +78,7 @@ pub(crate) fn render_match(m: &Match) -> String {
             format!("-m connmark {}--mark {}", not(*negated), render_masked(*mark))
         }
         Match::Ours => format!("-m comment --comment {COMMENT}"),
-        Match::Comment(comment) => format!("-m comment --comment \"{comment}\""),
+        Match::Comment(comment) => format!("-m comment --comment {}", comment.quoted()),
     }
 }
 

@@ -98,6 +98,9 @@ pub enum Expr {
     Load(Vec<u8>),
     /// Keep the bits of this mask.
     Mask(Vec<u8>),
+    /// Put the four bytes that were loaded into the order of the network, so that greater and less mean
+    /// something.
+    Swap,
     /// Go on only if the comparison holds.
     Compare(Comparison, Vec<u8>),
     /// Go on only if the value lies, or does not lie, between these two, both included.
@@ -132,6 +135,15 @@ pub enum Expr {
     Match(Extension),
     /// Carry out a target of iptables (`nft_compat`).
     Target(Extension),
+}
+
+/// A number of the processor's with its bytes in the order of the network.
+pub fn in_network_order(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    if cfg!(target_endian = "little") {
+        bytes.reverse();
+    }
+    bytes
 }
 
 /// A group of a rule has no number.
@@ -316,21 +328,30 @@ impl Linear<'_> {
         let (mut field, mut kind) = (MetaField::Gid, SetKind::Gids);
         let mut ids = Vec::new();
         for owner in owners {
-            let id = match owner {
-                Owner::Uid(uid) => {
-                    (field, kind) = (MetaField::Uid, SetKind::Uids);
-                    uid.get()
+            let (first, last) = match owner {
+                Owner::Uid(uid) => (uid.get(), uid.get()),
+                Owner::Uids(uids) => (uids.first().get(), uids.last().get()),
+                Owner::Gid(gid) => (gid.get(), gid.get()),
+                Owner::Group(name) => {
+                    let gid = groups.get(name).ok_or_else(|| NoGroup(name.clone()))?.get();
+                    (gid, gid)
                 }
-                Owner::Gid(gid) => gid.get(),
-                Owner::Group(name) => groups.get(name).ok_or_else(|| NoGroup(name.clone()))?.get(),
             };
-            ids.push(id.to_ne_bytes().to_vec());
+            if matches!(owner, Owner::Uid(_) | Owner::Uids(_)) {
+                (field, kind) = (MetaField::Uid, SetKind::Uids);
+            }
+            ids.push((first.to_ne_bytes().to_vec(), last.to_ne_bytes().to_vec()));
         }
         self.exprs.push(Expr::LoadMeta(field));
-        if let [id] = ids.as_slice() {
-            self.compare(negated, id.clone());
+        if let [(first, last)] = ids.as_slice() {
+            if first == last {
+                self.compare(negated, first.clone());
+            } else {
+                let [first, last] = [first, last].map(|id| in_network_order(id));
+                self.exprs.extend([Expr::Swap, Expr::Range { negated, first, last }]);
+            }
         } else {
-            let set = Set::new(kind, ids.into_iter().map(|id| (id.clone(), id)).collect());
+            let set = Set::new(kind, ids);
             self.exprs.push(Expr::Lookup { negated, set });
         }
         Ok(())

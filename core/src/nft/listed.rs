@@ -288,6 +288,7 @@ pub(crate) fn term(expr: &Expr, sets: &mut BTreeMap<String, ListedSet>) -> Term 
             };
             Term::Compare(REGISTER, how, bytes.clone())
         }
+        Expr::Swap => Term::Swap(REGISTER, REGISTER),
         Expr::Range { negated, first, last } => {
             let (negated, first, last) = (*negated, first.clone(), last.clone());
             Term::Range { from: REGISTER, negated, first, last }

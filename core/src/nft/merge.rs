@@ -100,7 +100,10 @@ fn can_join(a: &Statement, b: &Statement) -> bool {
             Owner { negated: false, owners: b, spelling: other },
         ) => {
             let users = |owners: &[Who]| owners.first().map(is_user);
-            spelling == other && !a.is_empty() && users(a) == users(b)
+            // A set of ids has no ranges: they are in the processor's order of bytes.
+            let single = |owners: &[Who]| !owners.iter().any(|o| matches!(o, Who::Uids(_)));
+            let single = single(a) && single(b);
+            single && spelling == other && !a.is_empty() && users(a) == users(b)
         }
         _ => false,
     }

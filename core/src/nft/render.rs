@@ -113,11 +113,12 @@ fn statement(statement: &Statement, called: &impl Fn(&Chain) -> String) -> Strin
                 OwnerSpelling::Meta => "meta ",
             };
             let field = match owners.first() {
-                Some(Owner::Uid(_)) => "skuid",
+                Some(Owner::Uid(_) | Owner::Uids(_)) => "skuid",
                 _ => "skgid",
             };
             let name = |owner: &Owner| match owner {
                 Owner::Uid(uid) => uid.to_string(),
+                Owner::Uids(uids) => uids.to_string(),
                 Owner::Gid(gid) => gid.to_string(),
                 Owner::Group(name) => name.to_string(),
             };

@@ -1,7 +1,7 @@
 //! What a dialect calls its chains.
 
 use super::native::NftLayout;
-use super::{Chain, ChainName, Comment, Home, Rule};
+use super::{Chain, ChainName, Comment, Home, Role, Rule};
 
 /// What a dialect calls its chains, and whether its rules in builtin chains carry a comment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,15 @@ pub struct Style {
     pub multiport: bool,
     /// Whether the jump of what arrives asks for TCP, though the rules that it leads to do as well.
     pub tcp_jump: bool,
+    /// Roles whose rules don't ask for TCP, since their chain is led nothing else.
+    pub any_protocol: &'static [Role],
+    /// Roles whose rules ask for TCP, though their chain is led nothing else.
+    pub tcp: &'static [Role],
+    /// Roles whose rules are put at the head of their chain when it is whole, so that the last one is
+    /// the first.
+    pub at_head: &'static [Role],
+    /// Whether excluded source networks stand before excluded ports.
+    pub sources_first: bool,
     /// The comment of a rule in a chain; none where rules have none.
     pub comment: Option<fn(&Chain, &Rule) -> Option<Comment>>,
 }
@@ -50,10 +59,11 @@ pub struct Style {
 /// Functions can't be compared: two styles are equal when all else is.
 impl PartialEq for Style {
     fn eq(&self, other: &Self) -> bool {
-        let rest = |style: &Self| {
-            (style.inlined, style.multiport, style.tcp_jump, style.comment.is_some())
-        };
-        rest(self) == rest(other)
+        let functions = self.comment.is_some() == other.comment.is_some();
+        let roles = |style: &Self| (style.any_protocol, style.tcp, style.at_head);
+        let rest =
+            |style: &Self| (style.inlined, style.multiport, style.tcp_jump, style.sources_first);
+        functions && roles(self) == roles(other) && rest(self) == rest(other)
     }
 }
 
@@ -61,7 +71,16 @@ impl Eq for Style {}
 
 impl Style {
     /// That of istio-iptables: every chain, a rule for each port, no comments.
-    pub const PLAIN: Self = Self { inlined: &[], multiport: false, tcp_jump: true, comment: None };
+    pub const PLAIN: Self = Self {
+        inlined: &[],
+        multiport: false,
+        tcp_jump: true,
+        any_protocol: &[],
+        tcp: &[],
+        at_head: &[],
+        sources_first: false,
+        comment: None,
+    };
 }
 
 impl Layout {

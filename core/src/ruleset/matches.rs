@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::Comment;
-use crate::value::{Cidr, Gid, GroupName, InterfacePattern, PortRange, Uid};
+use crate::value::{Cidr, Gid, GroupName, InterfacePattern, PortRange, Uid, UidRange};
 
 /// A transport protocol that Millrace captures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +44,8 @@ pub enum Side {
 pub enum Owner {
     /// The socket's user.
     Uid(Uid),
+    /// The socket's user, one of several.
+    Uids(UidRange),
     /// The socket's group.
     Gid(Gid),
     /// The socket's group, by a name that is looked up when the rule is written.

@@ -7,6 +7,7 @@ mod comment;
 mod layout;
 mod matches;
 pub mod native;
+mod role;
 mod state;
 mod target;
 
@@ -14,6 +15,7 @@ pub use chain::{BadChainName, Chain, ChainName, Hook, Table};
 pub use comment::{BadComment, Comment};
 pub use layout::{Layout, Style};
 pub use matches::{ConnState, Masked, Match, Owner, Protocol, Side};
+pub use role::Role;
 pub use state::{Emission, Home, Placement, Reason, Routing, Ruleset, TableChain};
 pub use target::{RedirectSpelling, Target};
 

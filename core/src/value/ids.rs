@@ -50,6 +50,49 @@ owner_id! {
     /// A user id, 0 to 4294967294 (`credentials(7)`).
     Uid, "user id"
 }
+/// User ids from a first to a last one, `106-108` or `106`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UidRange {
+    first: Uid,
+    last: Uid,
+}
+
+impl UidRange {
+    /// The ids from the first to the last; none where the last is smaller.
+    pub fn new(first: Uid, last: Uid) -> Option<Self> {
+        (first <= last).then_some(Self { first, last })
+    }
+
+    /// The first id.
+    pub const fn first(self) -> Uid {
+        self.first
+    }
+
+    /// The last id.
+    pub const fn last(self) -> Uid {
+        self.last
+    }
+}
+
+impl FromStr for UidRange {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let wrong = || ValueError::new("user ids are a number, or first-last, low to high");
+        Self::new(first.parse()?, last.parse()?).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for UidRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            return self.first.fmt(f);
+        }
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
 owner_id! {
     /// A group id, 0 to 4294967294 (`credentials(7)`).
     Gid, "group id"

@@ -7,7 +7,7 @@ mod interface;
 mod port;
 
 pub use cidr::{Cidr, Family};
-pub use ids::{Gid, GroupName, Groups, Mark, RouteTable, Uid, Zone};
+pub use ids::{Gid, GroupName, Groups, Mark, RouteTable, Uid, UidRange, Zone};
 pub use interface::InterfacePattern;
 pub use port::{ListenPort, Port, PortRange};
 

@@ -225,7 +225,7 @@ impl Checks<'_> {
                     let gid = groups.iter().find_map(|g| match &g.value {
                         Owner::Gid(gid) => Some(gid.get()),
                         Owner::Group(name) => self.asked.groups.get(name).map(|gid| gid.get()),
-                        Owner::Uid(_) => None,
+                        Owner::Uid(_) | Owner::Uids(_) => None,
                     });
                     for owner in &mut owners {
                         owner.gid = gid.unwrap_or(owner.gid);

@@ -31,6 +31,11 @@ pub(super) const RANGE: (u16, u16, u16, u16) = (1, 2, 3, 4);
 /// `NFT_RANGE_EQ`, `NFT_RANGE_NEQ`
 pub(super) const WITHIN: u32 = 0;
 pub(super) const OUTSIDE: u32 = 1;
+/// `NFTA_BYTEORDER_SREG`, `NFTA_BYTEORDER_DREG`, `NFTA_BYTEORDER_OP`, `NFTA_BYTEORDER_LEN`,
+/// `NFTA_BYTEORDER_SIZE`
+pub(super) const BYTEORDER: (u16, u16, u16, u16, u16) = (1, 2, 3, 4, 5);
+/// `NFT_BYTEORDER_HTON`
+pub(super) const HTON: u32 = 1;
 /// `NFTA_DATA_VALUE`
 const DATA_VALUE: u16 = 1;
 /// `NFTA_MATCH_NAME`, `NFTA_MATCH_REV`, `NFTA_MATCH_INFO`; the same numbers for a target.
@@ -130,6 +135,16 @@ pub(super) fn encode(expr: &Expr, set_id: u32) -> Expressions {
             Cmp::Op(operator(*how)),
             Cmp::Data(value(data)),
         ]),
+        Expr::Swap => other(
+            "byteorder",
+            vec![
+                own(BYTEORDER.0, register),
+                own(BYTEORDER.1, register),
+                own(BYTEORDER.2, HTON),
+                own(BYTEORDER.3, 4),
+                own(BYTEORDER.4, 4),
+            ],
+        ),
         Expr::Range { negated, first, last } => other(
             "range",
             vec![

@@ -7,8 +7,8 @@ use millrace_core::nft::set::Set;
 use millrace_core::value::Family;
 
 use super::attributes::{
-    COUNTER, CT, EXTENSION, INVERTED, OUTSIDE, RANGE, REDIR, SOCKET, TPROXY, TRANSPARENT, WITHIN,
-    base, ct_key, meta_key, operator,
+    BYTEORDER, COUNTER, CT, EXTENSION, HTON, INVERTED, OUTSIDE, RANGE, REDIR, SOCKET, TPROXY,
+    TRANSPARENT, WITHIN, base, ct_key, meta_key, operator,
 };
 use super::raw::Attributes;
 
@@ -138,6 +138,11 @@ fn known(name: &str, a: Attributes<'_>, set: impl Fn(&str) -> Option<Set>) -> Op
             let maps = a.get(LOOKUP.2).is_some();
             let set = set(a.text(LOOKUP.0)?)?;
             (!maps && is(LOOKUP.1, REGISTER)).then_some(Expr::Lookup { negated, set })
+        }
+        "byteorder" => {
+            let same = is(BYTEORDER.0, REGISTER) && is(BYTEORDER.1, REGISTER);
+            let all = is(BYTEORDER.2, HTON) && is(BYTEORDER.3, 4) && is(BYTEORDER.4, 4);
+            (same && all).then_some(Expr::Swap)
         }
         "range" => {
             let negated = match a.number(RANGE.1)? {

@@ -34,7 +34,8 @@ pub fn to_iptables(policy: &CapturePolicy, layout: &Layout) -> Ruleset {
 fn emission(program: &Program, decision: &Decision, layout: &Layout, family: Family) -> Emission {
     let chain = chain(layout, decision.path);
     let target = target(decision, layout);
-    let in_a_list = layout.style.multiport && excludes(decision).is_some();
+    let in_a_list = decision.role == Role::ExcludedFlow
+        || layout.style.multiport && excludes(decision).is_some();
     let mut matches: Vec<Match> = asks(decision, layout)
         .filter_map(|condition| match condition {
             Condition::ToPorts { negated, ports } if in_a_list => {
@@ -66,10 +67,14 @@ fn asks<'d>(decision: &'d Decision, layout: &Layout) -> impl Iterator<Item = &'d
     let guarded = layout.guard.is_some();
     let style = &layout.style;
     let jumps = decision.role == Role::Enter && decision.table != Table::Raw;
-    let open = jumps && decision.path == Path::Arriving && !style.tcp_jump;
-    decision.when.iter().filter(move |condition| {
+    let open = jumps && decision.path == Path::Arriving && !style.tcp_jump
+        || style.any_protocol.contains(&decision.role)
+            && !matches!(decision.verdict, Verdict::Redirect(_));
+    let narrow = style.tcp.contains(&decision.role) && !decision.when.contains(TCP);
+    let written = decision.when.iter().filter(move |condition| {
         !(guarded && matches!(condition, Condition::Starts { .. }) || open && *condition == TCP)
-    })
+    });
+    narrow.then_some(TCP).into_iter().chain(written)
 }
 
 /// A condition; none if it can't hold in this family.

@@ -11,7 +11,7 @@ pub use iptables::to_iptables;
 pub use nft::to_nft;
 
 use super::program::{Branch, Decision, Listener, Path, Program, Role, Verdict};
-use crate::ruleset::{Chain, ChainName, Hook, Layout, Table};
+use crate::ruleset::{Chain, ChainName, Hook, Layout, Placement, Table};
 use crate::value::Family;
 
 /// The chain in which the decisions of a path stand.
@@ -55,7 +55,23 @@ fn styled(program: &Program, layout: &Layout) -> Vec<Decision> {
             _ => decisions.push(decision.clone()),
         }
     }
-    if style.multiport { ports::grouped(decisions) } else { decisions }
+    let decisions = decisions.into_iter().flat_map(ports::split).collect();
+    let mut decisions = if style.multiport { ports::grouped(decisions) } else { decisions };
+    if style.sources_first {
+        // Exclusions of one path stand in a row: who comes first means nothing.
+        let last = |decision: &Decision| decision.role == Role::ExcludedInboundPort;
+        let is_excluded = |d: &Decision| last(d) || d.role == Role::ExcludedSource;
+        for row in decisions.chunk_by_mut(|a, b| is_excluded(a) && is_excluded(b)) {
+            row.sort_by_key(last);
+        }
+    }
+    let (mut heads, mut decisions): (Vec<Decision>, Vec<_>) =
+        decisions.into_iter().partition(|decision| style.at_head.contains(&decision.role));
+    for head in &mut heads {
+        head.placement = Placement::Insert(1);
+    }
+    decisions.append(&mut heads);
+    decisions
 }
 
 /// A decision in the place of one that leads to it. What captures is there for what leads to it.

@@ -29,6 +29,30 @@ pub(super) fn grouped(decisions: Vec<Decision>) -> Vec<Decision> {
     done
 }
 
+/// A decision in as many as it takes for each to have room for its ports.
+pub(super) fn split(decision: Decision) -> Vec<Decision> {
+    let is_list = |c: &Condition| matches!(c, Condition::ToPorts { negated: false, ports } if slots(ports) > MOST_PORTS);
+    let Some(at) = decision.when.iter().position(is_list) else { return vec![decision] };
+    let Some(Condition::ToPorts { ports, .. }) = decision.when.get(at) else {
+        return vec![decision];
+    };
+    let mut parts: Vec<Vec<PortRange>> = Vec::new();
+    for range in ports {
+        match parts.last_mut().filter(|p| slots(p) + slots(&[*range]) <= MOST_PORTS) {
+            Some(part) => part.push(*range),
+            None => parts.push(vec![*range]),
+        }
+    }
+    let part = |ports| {
+        let mut decision = decision.clone();
+        if let Some(condition) = decision.when.get_mut(at) {
+            *condition = Condition::ToPorts { negated: false, ports };
+        }
+        decision
+    };
+    parts.into_iter().map(part).collect()
+}
+
 /// The protocol and ports of a decision that excludes ports and asks for nothing else.
 pub(super) fn excludes(decision: &Decision) -> Option<(Protocol, &[PortRange])> {
     match (decision.role, decision.when.as_slice()) {

@@ -280,6 +280,7 @@ impl Resolver<'_> {
             except_ports,
             except_networks,
             except_users: Vec::new(),
+            except_flows: Vec::new(),
             groups,
         })
     }

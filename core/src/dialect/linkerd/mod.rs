@@ -58,6 +58,7 @@ pub static LAYOUT: Layout = Layout {
         multiport: true,
         tcp_jump: false,
         comment: Some(comment::comment),
+        ..Style::PLAIN
     },
 };
 

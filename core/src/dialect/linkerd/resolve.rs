@@ -8,8 +8,8 @@ use crate::dialect::error::{ConfigError, ConfigErrors};
 use crate::dialect::list::{Most, Reader, items};
 use crate::dialect::raw::{self, unreadable};
 use crate::policy::{
-    CapturePolicy, Conventions, ExceptPorts, GroupSelection, IdentityMatching, Inbound,
-    InboundMode, InboundSelection, Interfaces, Local, NetworkSelection, Outbound, Phase,
+    CapturePolicy, Conventions, DnsConvention, ExceptPorts, GroupSelection, IdentityMatching,
+    Inbound, InboundMode, InboundSelection, Interfaces, Local, NetworkSelection, Outbound, Phase,
     ProxyIdentity, SelfCall,
 };
 use crate::source::{Source, Sourced};
@@ -25,6 +25,8 @@ pub(super) const CONVENTIONS: Conventions = Conventions {
     passthrough: false,
     except_ports: ExceptPorts { phase: Phase::Last, udp: false },
     except_networks: Phase::Last,
+    interfaces_last: false,
+    dns: DnsConvention::AMONG_OUTBOUND,
 };
 
 /// Everything that was asked.
@@ -148,6 +150,7 @@ impl Resolver<'_> {
                 except_ports,
                 except_networks: Vec::new(),
                 except_users: Vec::new(),
+                except_flows: Vec::new(),
                 groups: GroupSelection::AllExcept(Vec::new()),
             },
             interfaces: Interfaces::default(),

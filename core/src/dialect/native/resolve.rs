@@ -203,6 +203,7 @@ impl Resolver<'_> {
             except_ports: self.reader.list(&raw.text("exclude-outbound-ports")),
             except_networks: self.reader.list(&raw.text("exclude-outbound-cidrs")),
             except_users: self.reader.names(&raw.text("exclude-users")),
+            except_flows: Vec::new(),
             groups,
         })
     }

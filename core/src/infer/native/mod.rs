@@ -19,9 +19,9 @@ use crate::nft::tables::{Base, NativeChain, NativeTables, families, named, spare
 use crate::policy::Local;
 use crate::ruleset::Layout;
 use crate::ruleset::{
-    Chain, ChainName, Hook, Match, Protocol, RedirectSpelling, Rule, Side, Table, Target,
+    Chain, ChainName, Hook, Match, Owner, Protocol, RedirectSpelling, Rule, Side, Table, Target,
 };
-use crate::value::{Cidr, Family, Groups, Zone};
+use crate::value::{Cidr, Family, Groups, Uid, UidRange, Zone};
 
 const DNS: u16 = 53;
 /// How many users or groups a range may stand for.
@@ -246,6 +246,16 @@ impl Reader<'_> {
                 let names = values(condition)?.into_iter().map(|(name, _)| name);
                 let made = names.map(|name| interface(*field, &name));
                 Some((2, made.collect::<Option<_>>()?))
+            }
+            [
+                Expr::LoadMeta(MetaField::Uid),
+                Expr::Swap,
+                Expr::Range { negated, first, last },
+                ..,
+            ] => {
+                let uid = |bytes: &[u8]| Uid::new(u32::from_be_bytes(bytes.try_into().ok()?));
+                let users = UidRange::new(uid(first)?, uid(last)?)?;
+                one(3, Match::Owner { negated: *negated, owner: Owner::Uids(users) })
             }
             [Expr::LoadMeta(field @ (MetaField::Uid | MetaField::Gid)), condition, ..] => {
                 Some((2, owners(*field, condition)?))

@@ -3,7 +3,7 @@
 use super::{Bytes, Extension, Unknown, Writer};
 use crate::iptables::parse::COMMENT;
 use crate::ruleset::{ConnState, Masked, Match, Owner, Protocol, Side};
-use crate::value::{Gid, Port, PortRange, Uid};
+use crate::value::{Gid, Port, PortRange, Uid, UidRange};
 
 /// `XT_MULTIPORT_DESTINATION`
 const DESTINATION: u8 = 1;
@@ -122,6 +122,12 @@ fn multiport(data: Bytes<'_>) -> Result<Match, Unknown> {
 /// `struct xt_owner_match_info`
 fn owner(data: Bytes<'_>) -> Result<Match, Unknown> {
     let (asked, inverted) = (data.u8(16)?, data.u8(17)?);
+    if asked == UID && data.u32(0)? != data.u32(4)? {
+        let uid = |at: usize| Ok(Uid::new(data.u32(at)?));
+        let range = uid(0)?.zip(uid(4)?).and_then(|(first, last)| UidRange::new(first, last));
+        let range = range.ok_or_else(|| Unknown::feature("a range of owners"))?;
+        return Ok(Match::Owner { negated: inverted & asked != 0, owner: Owner::Uids(range) });
+    }
     let one = |at: usize| -> Result<u32, Unknown> {
         let (first, last) = (data.u32(at)?, data.u32(at + 4)?);
         if first == last { Ok(first) } else { Err(Unknown::feature("a range of owners")) }
@@ -194,6 +200,10 @@ pub fn write(m: &Match) -> Result<Option<Extension>, TooManyPorts> {
             let data = Writer::new(20).u32(0, uid.get()).u32(4, uid.get());
             data.u8(16, UID).u8(17, if *negated { UID } else { 0 }).called("owner", 1)
         }
+        Match::Owner { negated, owner: Owner::Uids(uids) } => {
+            let data = Writer::new(20).u32(0, uids.first().get()).u32(4, uids.last().get());
+            data.u8(16, UID).u8(17, if *negated { UID } else { 0 }).called("owner", 1)
+        }
         Match::Owner { negated, owner: Owner::Gid(gid) } => {
             let data = Writer::new(20).u32(8, gid.get()).u32(12, gid.get());
             data.u8(16, GID).u8(17, if *negated { GID } else { 0 }).called("owner", 1)
@@ -264,6 +274,7 @@ mod tests {
         for m in [
             Match::DestinationPorts { negated: true, ports: ports(&[(80, 80), (1000, 2000)]) },
             Match::Owner { negated: false, owner: Owner::Uid(Uid::new(1337).unwrap()) },
+            Match::Owner { negated: true, owner: Owner::Uids("106-108".parse().unwrap()) },
             Match::Owner { negated: true, owner: Owner::Gid(Gid::new(7).unwrap()) },
             Match::ConnState(vec![ConnState::Related, ConnState::Established]),
             Match::Mark { negated: false, mark },

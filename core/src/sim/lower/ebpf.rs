@@ -216,6 +216,7 @@ const fn class(role: Role) -> Class {
         | Role::Deliver
         | Role::ExcludedSource
         | Role::ExcludedUser
+        | Role::ExcludedFlow
         | Role::Zone
         | Role::Mark => Class::OtherInboundPort,
     }
@@ -383,7 +384,7 @@ impl<'p> Pod<'p> {
         let numbers = owners.iter().filter_map(|owner| match owner {
             Owner::Gid(gid) => Some(u128::from(gid.get())),
             Owner::Group(name) => self.groups.get(name).map(|gid| gid.get().into()),
-            Owner::Uid(_) => None,
+            Owner::Uid(_) | Owner::Uids(_) => None,
         });
         is(Field::Gid, negated, numbers.map(|gid| (gid, gid)).collect())
     }

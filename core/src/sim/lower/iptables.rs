@@ -156,15 +156,20 @@ pub(super) const fn number(protocol: ruleset::Protocol) -> Protocol {
 
 /// Who made the socket; with `socket`, a packet without one never holds.
 pub(super) fn owned(owner: &Owner, negated: bool, socket: bool, groups: &Groups) -> Test {
-    let (field, id) = match owner {
-        Owner::Uid(uid) => (Field::Uid, uid.get()),
-        Owner::Gid(gid) => (Field::Gid, gid.get()),
+    let one = |id: u32| Ranges::one(id.into());
+    let (field, ids) = match owner {
+        Owner::Uid(uid) => (Field::Uid, one(uid.get())),
+        Owner::Uids(uids) => {
+            let ends = (uids.first().get().into(), uids.last().get().into());
+            (Field::Uid, std::iter::once(ends).collect())
+        }
+        Owner::Gid(gid) => (Field::Gid, one(gid.get())),
         Owner::Group(name) => match groups.get(name) {
-            Some(gid) => (Field::Gid, gid.get()),
+            Some(gid) => (Field::Gid, one(gid.get())),
             None => return no_group(name),
         },
     };
-    match is(field, negated, Ranges::one(id.into())) {
+    match is(field, negated, ids) {
         Test::Is { field, negated, set, family, .. } => {
             Test::Is { field, negated, set, family, socket }
         }

@@ -159,6 +159,7 @@ impl Maker<'_> {
             except_ports: ports(reader, &text(pod, &EXCLUDE_OUTBOUND_PORTS)),
             except_networks: networks(reader, &text(pod, &EXCLUDE_OUTBOUND_NETWORKS)),
             except_users: Vec::new(),
+            except_flows: Vec::new(),
             groups: parts::groups(
                 reader,
                 environment.variable("ISTIO_OUTBOUND_OWNER_GROUPS"),
