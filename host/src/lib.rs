@@ -29,6 +29,7 @@ mod sys_xtables;
 pub mod sysctl;
 pub mod tools;
 pub mod trace;
+pub mod tracked;
 pub mod verify;
 pub mod xtables;
 

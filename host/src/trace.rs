@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use millrace_core::trace::{Filter, Heard, Unfilterable};
+use millrace_core::trace::{Filter, Heard, TABLE_PREFIX, Unfilterable};
 use millrace_core::value::Family;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -57,7 +57,7 @@ impl Tracer {
         let content = filter.table()?;
         let listener = Listener::open()?;
         let log = if legacy.is_empty() { None } else { Some(Log::open(legacy)?) };
-        let table = OwnedTable::make(&content)?;
+        let table = OwnedTable::make(TABLE_PREFIX, &content)?;
         Ok(Self { listener, log, table })
     }
 

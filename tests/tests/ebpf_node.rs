@@ -13,13 +13,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use millrace_host::ebpf::Options;
 use millrace_tests::capture::{millrace, millrace_in_pod};
 use millrace_tests::ebpf::{
-    APPLY, Cgroup, FOLDER, MOUNT, enrol, load_with, loaded, mount_bpffs, node, options,
+    APPLY, Cgroup, FOLDER, MOUNT, enrol, load, load_with, loaded, mount_bpffs, node, options,
 };
-use millrace_tests::topology::{Layout, Stack, Topology};
+use millrace_tests::topology::{Family, Layout, PROXY, Spot, Stack, Topology};
 use millrace_tests::wire::Answer;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Gid, Pid, Uid, setfsgid, setfsuid};
 use serde_json::Value;
 
 const SERVICE: &str = "10.71.0.10:80";
@@ -312,6 +312,54 @@ fn programs_that_capture_pods_stay() -> Result<()> {
     ensure!(unload(&["--force"], 0)? == "unloaded\n", "force");
     ensure!(topology.pod.enter(answered)?? == "outside", "it is captured by nothing");
     ensure!(unload(&[], 0)?.starts_with("nothing to do"), "nothing is loaded");
+    Ok(())
+}
+
+/// Verify that connections which eBPF has captured go on when rules take the pod over, by each backend: the
+/// proxy's next packet is the first one that the rules see of them.
+#[test]
+fn rules_leave_captured_connections_alone() -> Result<()> {
+    for words in [
+        &["node-bpf", "unload", "--to", "nftables"][..],
+        &["apply", "--backend", "nftables"],
+        &["apply", "--backend", "iptables-nft"],
+        &["apply", "--iptables", "legacy"],
+    ] {
+        let _cgroup = Cgroup::enter()?;
+        let mut topology = Topology::new(Stack::Dual, Layout::default())?;
+        load(&topology.pod)?;
+        enrol(&topology, &[])?;
+        topology.stop_listeners();
+        let words = [words, &["--bpffs", FOLDER]].concat();
+        let mut pairs = topology.pod.enter(|| -> Result<Vec<(TcpStream, TcpStream)>> {
+            let families = [("127.0.0.1:15001", Family::V4), ("[::1]:15001", Family::V6)];
+            let pair = |(proxy, family): (&str, Family)| {
+                let listener = TcpListener::bind(proxy)?;
+                let client = TcpStream::connect(Spot::Service.at(family, 80)?)?;
+                // Whoever accepts it owns what it sends, to rules.
+                setfsuid(Uid::from_raw(PROXY.uid));
+                setfsgid(Gid::from_raw(PROXY.gid));
+                let (accepted, _) = listener.accept()?;
+                setfsuid(Uid::from_raw(0));
+                setfsgid(Gid::from_raw(0));
+                Ok((client, accepted))
+            };
+            families.into_iter().map(pair).collect()
+        })??;
+        millrace_in_pod(&topology, &words, 0)?;
+        for (client, accepted) in &mut pairs {
+            let from = client.local_addr()?;
+            let context = || format!("{words:?}: {from}");
+            client.set_read_timeout(Some(PATIENCE))?;
+            accepted.set_read_timeout(Some(PATIENCE))?;
+            let mut byte = [0];
+            accepted.write_all(b"a").with_context(context)?;
+            client.read_exact(&mut byte).with_context(context)?;
+            client.write_all(b"b").with_context(context)?;
+            accepted.read_exact(&mut byte).with_context(context)?;
+            ensure!(&byte == b"b", "{words:?}");
+        }
+    }
     Ok(())
 }
 

@@ -40,7 +40,7 @@ pub use millrace_ebpf_common::{Address, Class, Event};
 pub use node::{Loaded, Node, Options, State, default_cgroup};
 pub use pod::{Enrolled, Found, Sizes};
 pub use program::{OBJECT, SOURCES};
-pub use sockets::peer;
+pub use sockets::{connections, peer};
 pub use target::Target;
 pub use trace::Reports;
 pub use whole::Faults;

@@ -2,7 +2,7 @@
 //! connections the node has.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
@@ -13,6 +13,10 @@ use netlink_packet_sock_diag::inet::{
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use super::netlink::Kernel;
+
+/// `TCP_ESTABLISHED`, `TCP_CLOSE_WAIT` (`net/tcp_states.h`).
+const ESTABLISHED: u8 = 1;
+const CLOSE_WAIT: u8 = 8;
 
 /// A socket that listens.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +65,28 @@ pub fn peer(from: SocketAddr) -> io::Result<Option<SocketAddr>> {
     let mut of_it = sockets.into_iter().map(|response| response.header.socket_id);
     let found = of_it.find(|id| (id.source_address, id.source_port) == (from.ip(), from.port()));
     Ok(found.map(|id| (id.destination_address, id.destination_port).into()))
+}
+
+/// The TCP connections of the namespace that the calling thread is in, each socket from its own end to the
+/// other, and whether it lasts until somebody closes it.
+///
+/// # Errors
+/// When the kernel can't be asked.
+pub fn connections() -> io::Result<Vec<(SocketAddr, SocketAddr, bool)>> {
+    let kernel = Kernel::open(NETLINK_SOCK_DIAG)?;
+    let mut found = Vec::new();
+    for (family, any) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        let states = StateFlags::all() & !(StateFlags::LISTEN | StateFlags::CLOSE);
+        for response in list(&kernel, family, states, any)? {
+            let id = response.header.socket_id;
+            let end = |ip: IpAddr, port| SocketAddr::new(ip.to_canonical(), port);
+            let from = end(id.source_address, id.source_port);
+            let to = end(id.destination_address, id.destination_port);
+            let lasting = matches!(response.header.state, ESTABLISHED | CLOSE_WAIT);
+            found.push((from, to, lasting));
+        }
+    }
+    Ok(found)
 }
 
 /// All TCP sockets of a family, in these states and with this port.

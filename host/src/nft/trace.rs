@@ -51,10 +51,10 @@ pub(crate) struct OwnedTable {
 }
 
 impl OwnedTable {
-    /// Make the table of a trace, with a name that no other trace has.
-    pub(crate) fn make(content: &NativeTable) -> Result<Self, NftError> {
+    /// Make it, with a name that begins so and that no other one has.
+    pub(crate) fn make(prefix: &str, content: &NativeTable) -> Result<Self, NftError> {
         let connection = Connection::open()?.ok_or(NftError::Absent)?;
-        let name = format!("{TABLE_PREFIX}{}", connection.port()?);
+        let name = format!("{prefix}{}", connection.port()?);
         let mut batch = owned(&name);
         batch.content(&name, content)?;
         connection.transact(batch.steps(), None).map_err(|error| ownerless(error, &name))?;

@@ -10,8 +10,9 @@ use millrace_host::ebpf::Node;
 use millrace_host::engine::{Drift, Request, Rules};
 use millrace_host::exec;
 use millrace_host::observe::Look;
+use millrace_host::tracked::Tracked;
 
-use super::output::{print_outcome, warn};
+use super::output::{print_outcome, untracked, warn};
 use super::{config, ebpf, namespace};
 use crate::cli::node::{Ebpf, Meant};
 use crate::cli::own::Apply;
@@ -73,6 +74,9 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
             routing.localhost_everywhere.clone_from(&there.localhost_everywhere);
         }
     }
+    // What eBPF has captured is not seen by rules as it begins, and goes on as it was.
+    let tracked = (enrolled && !common.dry_run).then(Tracked::begin);
+    let _tracked = tracked.map(|tracked| tracked.map_err(|error| warn(&untracked(&error))));
     let outcome = session.run(&Request {
         rules: Some(Rules { iptables: &ruleset, native: native.as_ref() }),
         wish: apply.config.wish,

@@ -13,9 +13,11 @@ use millrace_core::preflight::Backend;
 use millrace_host::ebpf::{EbpfError, Found, Node, Target};
 use millrace_host::engine::{Drift, Request, Rules, Session};
 use millrace_host::netns::{NetnsRef, known};
+use millrace_host::tracked::Tracked;
 use millrace_host::{exec, facts};
 
 use super::config::{marks, own_rules};
+use super::output::{untracked, warn};
 
 /// Have nftables capture every pod that is enrolled, in the same way. How many there were.
 pub(super) fn to_nftables(folder: &Path, wait: Duration) -> Result<usize> {
@@ -53,6 +55,8 @@ fn hand_over(
     let policy = read(&entry, &native::DIALECT)?;
     let mut session = Session::open()?;
     let groups = facts::gather(session.net())?.groups;
+    // Also those that are on their way at this moment go on as they were.
+    let _tracked = Tracked::begin().map_err(|error| warn(&untracked(&error)));
     session.run(&Request {
         rules: Some(Rules {
             iptables: &to_iptables(&policy, &native::LAYOUT),

@@ -41,7 +41,7 @@ const LAYERS: [Layers; 4] = [
             &["effect"],
             // A whole run.
             &["ebpf", "engine"],
-            &["verify"],
+            &["tracked", "verify"],
         ],
     ),
     (
