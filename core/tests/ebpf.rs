@@ -14,6 +14,7 @@ use millrace_core::ebpf::{
 };
 use millrace_core::facts;
 use millrace_core::ids::mapped;
+use millrace_core::iptables::Dump;
 use millrace_core::policy::{CapturePolicy, InboundMode, Interfaces, NetworkSelection};
 use millrace_core::sim::{
     self, EPHEMERAL, Identity, Known, Listening, Namespace, Outcome, Program, Question, of_ebpf,
@@ -321,4 +322,29 @@ fn ids_are_those_of_the_pods_user_namespace() {
          0-999: name one that a process of the pod can have"
     );
     assert_eq!(mapped(&policy(), &facts::groups(""), &users, &few).unwrap_err().kind, "group");
+}
+
+/// Verify that a proxy is not told where a connection was meant to go that rules of others have led to
+/// it, where the programs answer what it asks.
+#[test]
+fn what_others_redirect_has_no_original_destination() {
+    let text = "*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -p tcp --dport 9092 -j REDIRECT --to-ports 15001\nCOMMIT\n";
+    let dump = Dump::parse(text).unwrap();
+    let mut nobody = |_, _: &str, _: &_| None;
+    let numbers = facts::groups("");
+    let rules = sim::of_dump(&dump, Family::V4, "iptables", &numbers, &mut nobody);
+    let mut policy = policy();
+    policy.outbound.except_ports =
+        vec![Sourced { value: "9092".parse().unwrap(), source: Source::Always }];
+    let programs = of_ebpf(&policy, &numbers, Listening::ALL);
+    let pod = Namespace::pod(&POD.map(|ip| ip.parse().unwrap()), &beside(&policy).routing);
+    let who = Identity { uid: 1000, gid: 1000 };
+    let question = Question::out(who, sim::Protocol::TCP, "9.9.9.9:9092".parse().unwrap());
+    let original = |tables: Vec<sim::SourceTable>| {
+        let found = Program::new(tables).answer(&pod, &question);
+        let sim::Fate::Delivered { original, .. } = found.fate else { panic!("{found:?}") };
+        original.to_string()
+    };
+    assert_eq!(original(rules.clone()), "9.9.9.9:9092");
+    assert_eq!(original(programs.into_iter().chain(rules).collect()), "127.0.0.1:15001");
 }

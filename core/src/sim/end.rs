@@ -2,7 +2,7 @@
 
 use super::fate::{Fate, How, Outcome};
 use super::namespace::LOOPBACK;
-use super::packet::{Owner, Packet, Value, end};
+use super::packet::{Connection, Owner, Packet, Value, end};
 use super::question::Protocol;
 use super::walk::{End, Halt, Walk};
 use super::witness::Witness;
@@ -61,7 +61,11 @@ impl<'a, W: Witness> Walk<'a, W> {
         let connection = packet.connection.filter(|(_, back)| !back);
         let connection = connection.map(|(at, _)| &self.connections[at]);
         // `getorigdst()` looks in no other zone; whoever gets a datagram has to look for it otherwise.
-        let original = connection.filter(|c| c.zone == 0 || c.protocol != Protocol::TCP);
+        // Where programs of eBPF answer in its place, they know what they have led alone.
+        let asked = |c: &&Connection| {
+            c.protocol != Protocol::TCP || (c.zone == 0 && !self.program.chooses_sockets())
+        };
+        let original = connection.filter(asked);
         let original = original.map_or(destination, |c| c.ends.to(family));
         let original = packet.meant.map_or(original, |(ip, port)| end(family, ip, port));
         let translated = connection.is_some_and(|c| c.to.is_some()) || packet.meant.is_some();

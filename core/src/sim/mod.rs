@@ -67,6 +67,11 @@ pub use witness::{Event, Met, Nobody, Scribe, Witness};
 use walk::Walk;
 
 impl Program {
+    /// Whether eBPF captures here, whose programs answer for connection tracking as well.
+    fn chooses_sockets(&self) -> bool {
+        self.sockets.iter().flatten().any(|chains| !chains.is_empty())
+    }
+
     /// What becomes of a connection.
     pub fn answer(&self, namespace: &Namespace, question: &Question) -> Answer {
         let namespace = self.settled(namespace, question);

@@ -28,7 +28,7 @@ use millrace_host::{exec, surroundings};
 use serde_json::Value;
 
 use self::step::Step;
-use crate::capture::millrace;
+use crate::capture::{millrace, ran};
 use crate::ebpf::{self, Cgroup, FOLDER};
 use crate::fates::{Dice, Ground, SERVICES, Try, differs, listeners, policy};
 use crate::topology::{Family, Spot};
@@ -209,14 +209,18 @@ fn round(seed: u64, connections: usize, found: &mut Found) -> Result<()> {
     Ok(())
 }
 
-/// Capture a pod by eBPF; false where that can't be with any of some policies. The kernel chooses ports
-/// that no rule tells from those of the questions.
+/// Capture a pod by eBPF; false where that can't be with any of some policies: then its programs are not
+/// loaded. The kernel chooses ports that no rule tells from those of the questions.
 fn by_ebpf(ground: &Ground, dice: &mut Dice, flags: &mut Vec<String>) -> Result<bool> {
-    ground.load_ebpf()?;
     ground.topology.pod.run("sysctl", &["-qw", "net.ipv4.ip_local_port_range=20000 60000"])?;
     for _ in 0..20 {
-        if ground.by_ebpf(flags)?.is_some() {
-            return Ok(true);
+        let words = ["explain", "--backend", "ebpf", "--to", "192.0.2.1:80"].map(str::to_owned);
+        let words = words.into_iter().chain(flags.iter().cloned());
+        let (code, _) = ran(&ground.topology.pod, &mut millrace(words)?)?;
+        if code == Some(0) {
+            ground.load_ebpf()?;
+            let captured = ground.by_ebpf(flags)?;
+            return captured.map(|_| true).context("what can be explained can be carried out");
         }
         *flags = policy(dice);
     }
