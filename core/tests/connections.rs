@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use millrace_core::iptables::Dump;
-use millrace_core::ruleset::Routing;
+use millrace_core::ruleset::{Home, Routing};
 use millrace_core::sim::{
     Exit, Explanation, Fate, Identity, Interface, LOCAL_TABLE, MAIN_TABLE, Namespace, Outcome,
     Path, Program, Protocol, Question, Reply, RouteAction, RoutingRule, RuleAction, Selector,
@@ -299,4 +299,36 @@ fn localhost_does_not_leave() {
     let rules = "-A OUTPUT -p tcp --dport 80 -j DNAT --to-destination 10.9.9.9:80\n\
                  -A POSTROUTING -o eth0 -j MASQUERADE";
     assert_eq!(v4(&[("nat", rules)]).explain(&open, &to).reply, Some(Reply::Arrives));
+}
+
+/// Verify what becomes of connections that a mark has delivered here, wherever they go: by IPv4 a socket
+/// that is not bound has no source, and nobody but a transparent socket answers; by IPv6 the source is
+/// the kernel's choice of all, among which `::6` is none too old.
+#[test]
+fn what_a_mark_delivers_here_is_answered_by_few() {
+    let routing = Routing {
+        tproxy: Some(("1337".parse().unwrap(), "133".parse().unwrap())),
+        passthrough_v6: Some(Home::Own),
+        ..Routing::default()
+    };
+    let addresses = ["10.4.0.2", "fd00:4::2"].map(|a| a.parse().unwrap());
+    let pod = Namespace::pod(&addresses, &routing);
+    let none = Program::new(Vec::new());
+    let marked = |to: &str, from: Option<&str>| {
+        let source = from.map(|from| from.parse().unwrap());
+        Question { mark: 1337, source, ..out(Protocol::TCP, to) }
+    };
+    let unbound = none.explain(&pod, &marked("9.9.9.9:80", None));
+    assert!(matches!(unbound.answer.outcome, Outcome::Dropped { .. }), "{unbound:?}");
+    for from in ["10.4.0.2", "127.0.0.1"] {
+        let found = none.explain(&pod, &marked("9.9.9.9:80", Some(from)));
+        assert_eq!(found.answer.outcome, Outcome::Delivered);
+        assert!(lost(&found), "{found:?}");
+    }
+    for (to, from) in [("[2001:db8::9]:80", "::6"), ("[fd71::9]:80", "fd00:4::2")] {
+        let found = none.explain(&pod, &marked(to, None));
+        let Fate::Delivered { source, .. } = found.answer.fate else { panic!("{found:?}") };
+        assert_eq!(source.ip(), from.parse::<IpAddr>().unwrap());
+        assert_eq!(found.reply, Some(Reply::Arrives));
+    }
 }

@@ -122,12 +122,14 @@ async fn interfaces(
     let interface = |link: &LinkMessage| {
         let name =
             name(link).filter(|name| name != PASSTHROUGH_LINK && name != PASSTHROUGH_PEER)?;
-        let own = messages.iter().filter(|message| {
+        let own = messages.iter().filter_map(|message| {
             let at = message.header.index;
             // What is sent to that address goes by `lo`, and by its interface nothing.
-            at == link.header.index || (name == "lo" && Some(at) == passthrough)
+            let elsewhere = name == "lo" && Some(at) == passthrough;
+            let own = address(message).filter(|_| elsewhere || at == link.header.index)?;
+            Some(OwnAddress { elsewhere, ..own })
         });
-        let addresses = own.filter_map(address).collect();
+        let addresses = own.collect();
         let up = link.header.flags.contains(LinkFlags::Up);
         let settings = settings(&name, up, calls_rules(link));
         Some(Interface { name, addresses, settings })
@@ -152,5 +154,6 @@ fn address(message: &AddressMessage) -> Option<OwnAddress> {
         secondary: cidr.family() == Family::V4 && flags.contains(AddressFlags::Secondary),
         scope: header.scope.into(),
         deprecated: flags.contains(AddressFlags::Deprecated),
+        elsewhere: false,
     })
 }

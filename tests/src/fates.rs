@@ -365,7 +365,7 @@ impl Ground {
             _ => ROOT,
         };
         // A transparent proxy passes on with the mark of the connection it accepted.
-        let marked = !inward && own && proto == Proto::Tcp && identity == PROXY && dice.one_in(3);
+        let marked = !inward && proto == Proto::Tcp && identity == PROXY && dice.one_in(3);
         let question = Question {
             direction: if inward { Direction::In } else { Direction::Out },
             protocol: if proto == Proto::Tcp { Protocol::TCP } else { Protocol::UDP },

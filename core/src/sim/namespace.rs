@@ -10,7 +10,7 @@ use super::routing::{
     Selector, TableRoute,
 };
 use crate::policy::CapturePolicy;
-use crate::ruleset::{Masked, Routing};
+use crate::ruleset::{Home, Masked, Routing};
 use crate::value::{Cidr, Family, Gid, Uid};
 
 /// The loopback interface.
@@ -27,6 +27,8 @@ pub struct OwnAddress {
     pub scope: u8,
     /// Whether new connections should not come from it (IPv6).
     pub deprecated: bool,
+    /// Whether it is another interface's, by which nothing goes and which is not told of.
+    pub elsewhere: bool,
 }
 
 impl OwnAddress {
@@ -43,7 +45,7 @@ impl OwnAddress {
 
 impl From<Cidr> for OwnAddress {
     fn from(cidr: Cidr) -> Self {
-        Self { cidr, secondary: false, scope: 0, deprecated: false }
+        Self { cidr, secondary: false, scope: 0, deprecated: false, elsewhere: false }
     }
 }
 
@@ -284,9 +286,14 @@ impl Namespace {
         };
         let network = |a: &IpAddr| Cidr::new(*a, length(Family::of(*a)));
         let mut interfaces = vec![Interface::new("eth0", addresses.iter().filter_map(network))];
-        if routing.passthrough_v6.is_some() {
+        if let Some(home) = routing.passthrough_v6 {
             let passed = Cidr::host(IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)));
-            interfaces.push(Interface::new(LOOPBACK, [passed]));
+            let mut lo = Interface::new(LOOPBACK, [passed]);
+            for own in &mut lo.addresses {
+                own.elsewhere = home == Home::Own;
+                own.deprecated = own.elsewhere;
+            }
+            interfaces.push(lo);
         }
         let mut families: Vec<Family> = addresses.iter().map(|a| Family::of(*a)).collect();
         families.sort();

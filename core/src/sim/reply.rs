@@ -71,6 +71,9 @@ impl<'a, W: Witness> Walk<'a, W> {
 
     /// A packet of whoever has got the first one.
     fn answered(&mut self, fate: &Fate) -> Option<Result<Reply, Halt>> {
+        if let Some(unable) = self.can_not_answer(fate) {
+            return Some(Ok(unable));
+        }
         Some(match fate {
             Fate::Delivered { port, destination, source, .. } => {
                 self.answer_from_here(*port, *destination, *source)
@@ -82,6 +85,28 @@ impl<'a, W: Witness> Walk<'a, W> {
             }
             _ => return None,
         })
+    }
+
+    /// Why who has got the first packet can't answer it: by IPv4 only a transparent socket sends from an
+    /// address that is not the namespace's own (`ip_route_output_key_hash_rcu()`).
+    fn can_not_answer(&self, fate: &Fate) -> Option<Reply> {
+        let Fate::Delivered { destination, .. } = fate else { return None };
+        let address = destination.ip();
+        let own = self.namespace.local(Family::V4);
+        if !address.is_ipv4() || own.contains(number(address)) {
+            return None;
+        }
+        match self.socket_of(fate)?.transparent {
+            Transparent::Yes => None,
+            Transparent::No => Some(lost(format!(
+                "it would come from {address}, which is no address of this pod, and the socket is not \
+                 transparent"
+            ))),
+            Transparent::Unknown => Some(Reply::Unknown {
+                rule: None,
+                what: "whether a socket of it is transparent".to_owned(),
+            }),
+        }
     }
 
     /// What the sender sends when the answer has come: it has to arrive where the first packet did.

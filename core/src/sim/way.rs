@@ -330,8 +330,8 @@ impl<'a, W: Witness> Walk<'a, W> {
         Rank {
             same: number == to.number,
             scope: fits,
-            preferred: !own.deprecated,
-            outgoing: exit == interface,
+            preferred: !own.deprecated || is_always_preferred(number),
+            outgoing: exit == interface && !own.elsewhere,
             same_label,
             common: common.min(own.cidr.length().into()),
         }
@@ -347,6 +347,12 @@ struct Rank {
     outgoing: bool,
     same_label: bool,
     common: u32,
+}
+
+/// Addresses that are as good when they are deprecated (`ipv6_saddr_preferred()`): those with an address
+/// of IPv4 in them, and `::1`.
+const fn is_always_preferred(number: u128) -> bool {
+    matches!(number >> 32, 0 | 0xffff)
 }
 
 /// Addresses of the link alone.
