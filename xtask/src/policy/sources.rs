@@ -3,6 +3,9 @@
 use super::text;
 use super::{SourceFile, Violation};
 
+/// Meshes that have a dialect.
+const MESHES: [&str; 2] = ["istio", "linkerd"];
+
 /// The most lines a Rust file may have; the aim is 400.
 const MAX_LINES: usize = 500;
 
@@ -38,10 +41,13 @@ pub fn neutral_core(file: &SourceFile) -> Option<Violation> {
         return None;
     }
     let text = text::without_tests(&file.text).to_ascii_lowercase();
-    // The dialect's own module path is how the rest of the core may reach it.
-    let line =
-        text.lines().position(|line| line.replace("dialect::istio", "").contains("istio"))?;
-    Some(file.violation(line + 1, "names Istio; that belongs in core/src/dialect/"))
+    // A dialect's own module path is how the rest of the core may reach it.
+    let names = |line: &str| {
+        let named = |mesh: &&str| line.replace(&format!("dialect::{mesh}"), "").contains(*mesh);
+        MESHES.iter().find(|mesh| named(mesh))
+    };
+    let (line, mesh) = text.lines().zip(1..).find_map(|(line, at)| Some((at, names(line)?)))?;
+    Some(file.violation(line, format!("names {mesh}; that belongs in core/src/dialect/")))
 }
 
 /// No file mentions a path of the machine it was written on.
@@ -109,6 +115,8 @@ mod tests {
         let chain = "//! Head.\nconst A: &str = \"ISTIO_OUTPUT\";\n";
         assert_broken(neutral_core, "core/src/capture/mod.rs", chain, 2);
         assert_broken(neutral_core, "core/src/policy.rs", "//! H.\nfn istio_rules() {}\n", 2);
+        assert_broken(neutral_core, "core/src/plan.rs", "//! H.\n\nuse crate::linkerd;\n", 3);
+        assert_kept(neutral_core, "core/src/ids.rs", "use crate::dialect::linkerd::LAYOUT;\n");
         assert_kept(neutral_core, "core/src/dialect/istio/mod.rs", chain);
         assert_kept(neutral_core, "host/src/lib.rs", chain);
         let in_tests = format!("//! As Istio does.\n#[cfg(test)]\nmod tests {{\n{chain}\n}}\n");
