@@ -253,6 +253,9 @@ pub struct Outbound {
     pub except_networks: Vec<Sourced<Cidr>>,
     /// Users whose connections of TCP are left alone, though they are no proxies.
     pub except_users: Vec<Sourced<Uid>>,
+    /// The pod's address to which the proxy's connections to IPv4's localhost are led, for applications
+    /// that don't listen there.
+    pub localhost_to: Option<Sourced<Ipv4Addr>>,
     /// What some users send to some ports is left alone, before anything else is asked.
     pub except_flows: Vec<Sourced<Flow>>,
     /// Groups whose processes are captured.
@@ -325,12 +328,40 @@ pub struct Interfaces {
 /// Capture of DNS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsCapture {
-    /// Where the proxy answers queries.
-    pub port: Sourced<ListenPort>,
+    /// Where they go.
+    pub to: DnsTarget,
     /// Who switched it on.
     pub source: Source,
     /// Which queries.
     pub scope: DnsScope,
+}
+
+/// Where captured DNS queries go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DnsTarget {
+    /// To this port of the pod, where the proxy answers them.
+    Listener(Sourced<ListenPort>),
+    /// Those of a family to its address, which may be anywhere; those of others are left alone.
+    Servers(Vec<Sourced<DnsServer>>),
+}
+
+/// A server to which DNS queries are sent instead of the one that they name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DnsServer {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port; that of the query when none is given.
+    pub port: Option<ListenPort>,
+}
+
+impl DnsCapture {
+    /// The port of the pod where the proxy answers queries; none where they go to an address.
+    pub const fn listener(&self) -> Option<ListenPort> {
+        match &self.to {
+            DnsTarget::Listener(port) => Some(port.value),
+            DnsTarget::Servers(_) => None,
+        }
+    }
 }
 
 /// Which DNS queries are captured.
@@ -397,6 +428,9 @@ impl CapturePolicy {
         visit_all(&mut outbound.except_networks, visit);
         visit_all(&mut outbound.except_users, visit);
         visit_all(&mut outbound.except_flows, visit);
+        if let Some(address) = &mut outbound.localhost_to {
+            visit(&mut address.source);
+        }
         match &mut outbound.groups {
             GroupSelection::AllExcept(groups) => visit_all(groups, visit),
             GroupSelection::Only { groups, source } => {
@@ -408,7 +442,10 @@ impl CapturePolicy {
         visit_all(&mut self.interfaces.rerouted, visit);
         visit(&mut self.localhost.source);
         if let Some(dns) = &mut self.dns {
-            visit(&mut dns.port.source);
+            match &mut dns.to {
+                DnsTarget::Listener(port) => visit(&mut port.source),
+                DnsTarget::Servers(servers) => visit_all(servers, visit),
+            }
             visit(&mut dns.source);
             match &mut dns.scope {
                 DnsScope::All(source) => visit(source),

@@ -6,10 +6,12 @@ use super::program::{
     Addresses, Branch, Condition, DNS, Path, Program, Role, Verdict, from, from_port, not_of, of,
     owners, tcp, to, to_port, udp, why,
 };
-use crate::policy::{CapturePolicy, DnsCapture, DnsConvention, DnsScope, DnsTcp};
+use crate::policy::{
+    CapturePolicy, DnsCapture, DnsConvention, DnsScope, DnsServer, DnsTarget, DnsTcp,
+};
 use crate::ruleset::{Reason, Table};
-use crate::source::Source;
-use crate::value::{Cidr, Zone};
+use crate::source::{Source, Sourced};
+use crate::value::{Cidr, Family, Zone};
 
 /// The zone of what the proxy asks and of what it is answered.
 const UPSTREAM: Zone = Zone(1);
@@ -104,7 +106,7 @@ fn whose(server: Option<&Cidr>) -> String {
         .map_or_else(|| "all DNS queries".to_owned(), |s| format!("DNS queries to {}", s.address()))
 }
 
-/// The redirects of queries by a protocol to the proxy's DNS port.
+/// What leads queries by a protocol to the proxy's DNS port, or to other servers.
 fn redirects(
     program: &mut Program,
     dns: &DnsCapture,
@@ -112,12 +114,31 @@ fn redirects(
     protocol: &Condition,
     put: impl Fn(&mut Program, Table, Vec<Condition>, Verdict, Reason),
 ) {
+    let targets: Vec<(Verdict, String, Option<Family>)> = match &dns.to {
+        DnsTarget::Listener(port) => {
+            vec![(Verdict::Redirect(port.value), format!("port {}", port.value), None)]
+        }
+        DnsTarget::Servers(list) => {
+            let to = |server: &Sourced<DnsServer>| {
+                let DnsServer { address, port } = server.value;
+                let at = port.map(|port| format!(" port {port}")).unwrap_or_default();
+                let family = Some(Family::of(address));
+                (Verdict::Translate { address, port }, format!("{address}{at}"), family)
+            };
+            list.iter().map(to).collect()
+        }
+    };
     for (server, source) in servers {
-        let mut when = vec![protocol.clone(), to_port(DNS)];
-        when.extend(server.map(|server| to(Addresses::Network(server))));
-        let purpose = format!("{} go to port {}", whose(server.as_ref()), dns.port.value);
-        let verdict = Verdict::Redirect(dns.port.value);
-        put(program, Table::Nat, when, verdict, why(source, purpose));
+        let of_family = |family: &Option<Family>| match (server, family) {
+            (Some(server), Some(family)) => server.family() == *family,
+            _ => true,
+        };
+        for (verdict, to, _) in targets.iter().filter(|(_, _, family)| of_family(family)) {
+            let mut when = vec![protocol.clone(), to_port(DNS)];
+            when.extend(server.map(|server| super::program::to(Addresses::Network(server))));
+            let purpose = format!("{} go to {to}", whose(server.as_ref()));
+            put(program, Table::Nat, when, *verdict, why(source, purpose));
+        }
     }
 }
 
@@ -127,7 +148,8 @@ fn proxy_zones(program: &mut Program, policy: &CapturePolicy, dns: &DnsCapture, 
         let when = [udp(), to_port(DNS), of(&owner)];
         let reason = why(source, "the proxy's own queries are tracked apart");
         zone(program, leaving, when, UPSTREAM, reason);
-        let when = [udp(), from_port(dns.port.value.port()), of(&owner)];
+        let Some(port) = dns.listener() else { continue };
+        let when = [udp(), from_port(port.port()), of(&owner)];
         let reason = why(source, "the proxy's answers belong to the application's queries");
         zone(program, leaving, when, DOWNSTREAM, reason);
     }

@@ -36,6 +36,15 @@ pub(super) fn ahead(program: &mut Program, policy: &CapturePolicy) {
         }
     }
     exclusions(program, policy, Phase::Ahead);
+    if let Some(address) = &policy.outbound.localhost_to {
+        for (owner, source) in owners(policy) {
+            let purpose = format!("the proxy's connections to localhost go to {}", address.value);
+            let when = [tcp(), over_lo(), to(Addresses::Localhost), of(&owner)];
+            let verdict = Verdict::Translate { address: address.value.into(), port: None };
+            let place = (Table::Nat, Path::Leaving, Role::OwnLocalhost);
+            program.put_in_front(place, when, verdict, why(source, purpose));
+        }
+    }
 }
 
 /// The way in, excluded ports, and what the proxy passes on to the application.

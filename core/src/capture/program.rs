@@ -161,6 +161,13 @@ pub enum Verdict {
     Ask(Branch),
     /// To a port of this pod.
     Redirect(ListenPort),
+    /// To an address of this family, and to a port of it where one is given.
+    Translate {
+        /// The address.
+        address: IpAddr,
+        /// The port.
+        port: Option<ListenPort>,
+    },
     /// As it is to a transparent socket, and dropped where none listens.
     Transparent {
         /// The mark that policy routing looks for.
@@ -176,6 +183,16 @@ pub enum Verdict {
     RestoreMark,
     /// Is tracked in this zone.
     Zone(Zone),
+}
+
+impl Decision {
+    /// The family that its verdict is for; none for both.
+    pub fn family(&self) -> Option<Family> {
+        match self.verdict {
+            Verdict::Translate { address, .. } => Some(Family::of(address)),
+            _ => None,
+        }
+    }
 }
 
 impl Program {
@@ -196,10 +213,11 @@ impl Program {
 
     /// Whether a decision can hold for packets of a family.
     pub fn concerns(&self, decision: &Decision, family: Family) -> bool {
-        decision.when.iter().all(|condition| match condition {
+        let asked = decision.when.iter().all(|condition| match condition {
             Condition::Address { of, .. } => self.network(*of, family).is_some(),
             _ => true,
-        })
+        });
+        asked && decision.family().is_none_or(|only| only == family)
     }
 
     /// Ask one more question on a path, behind those that are there.

@@ -11,12 +11,12 @@ use super::entry::{Entry, address};
 use super::refusal::{Refusal, Refusals};
 use super::{MAX_GROUPS, MAX_NETWORKS};
 use crate::policy::{
-    CapturePolicy, Conventions, DnsScope, GroupSelection, IdentityMatching, InboundMode,
-    InboundSelection, NetworkSelection,
+    CapturePolicy, Conventions, DnsCapture, DnsScope, GroupSelection, IdentityMatching,
+    InboundMode, InboundSelection, NetworkSelection,
 };
 use crate::ruleset::Owner;
 use crate::source::Sourced;
-use crate::value::{Cidr, Family, Groups, PortRange};
+use crate::value::{Cidr, Family, Groups, ListenPort, PortRange};
 
 /// What the programs look up for `policy`, with the numbers of groups that it names.
 ///
@@ -41,7 +41,7 @@ pub fn compile(policy: &CapturePolicy, groups: &Groups) -> Result<Entry, Refusal
         flags,
         outbound_port: policy.outbound.port.value.get(),
         inbound_port: policy.inbound.port.value.get(),
-        dns_port: policy.dns.as_ref().map_or(0, |dns| dns.port.value.get()),
+        dns_port: policy.dns.as_ref().and_then(DnsCapture::listener).map_or(0, ListenPort::get),
         tunnel_port: policy.inbound.tunnel_port.as_ref().map_or(0, |port| port.value.get()),
         ..Pod::default()
     };
@@ -77,6 +77,12 @@ fn unable(policy: &CapturePolicy) -> Vec<Refusal> {
         refusals.push(Refusal::ExcludedSource(network.source.clone()));
     }
     let users = policy.outbound.except_users.iter().map(|user| &user.source);
+    if let Some(address) = &policy.outbound.localhost_to {
+        refusals.push(Refusal::Translated(address.source.clone()));
+    }
+    if let Some(dns) = policy.dns.as_ref().filter(|dns| dns.listener().is_none()) {
+        refusals.push(Refusal::Translated(dns.source.clone()));
+    }
     let flows = policy.outbound.except_flows.iter().map(|flow| &flow.source);
     if let Some(source) = users.chain(flows).next() {
         refusals.push(Refusal::ExcludedUser(source.clone()));
@@ -252,7 +258,7 @@ fn named_groups(
                 }
             },
             Owner::Uid(_) | Owner::Uids(_) => {
-                refusals.push(Refusal::UserForGroup(group.source.clone()))
+                refusals.push(Refusal::UserForGroup(group.source.clone()));
             }
         }
     }

@@ -25,6 +25,8 @@ pub enum Refusal {
     ExcludedSource(Source),
     /// A user who is left alone.
     ExcludedUser(Source),
+    /// Connections are led to an address that is none of the proxy's listeners.
+    Translated(Source),
     /// More proxies than a pod's entry has room for.
     Identities(Source),
     /// More networks than a pod may have.
@@ -74,6 +76,11 @@ impl fmt::Display for Refusal {
                 f,
                 "users that are left alone ({source}): a pod's entry has room for those of the proxy \
                  only"
+            ),
+            Self::Translated(source) => write!(
+                f,
+                "connections can't be led to another address ({source}): the programs lead to ports of \
+                 the proxy only"
             ),
             Self::Identities(source) => write!(
                 f,

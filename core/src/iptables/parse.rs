@@ -1,7 +1,7 @@
 //! From the text of a rule to the rule. Takes what Millrace writes, what `iptables-save` of both
 //! variants makes of it, and nothing else: what is not known is named, never guessed.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::render::port_unreachable;
 use crate::ruleset::{
@@ -225,6 +225,13 @@ fn read_target(name: &str, words: &mut Words<'_>) -> Result<Target, UnknownRule>
             };
             Target::Redirect { port: words.parsed(option)?, spelling }
         }
+        "DNAT" => match words.value(name)? {
+            "--to-destination" => {
+                let to = words.value("--to-destination")?;
+                read_dnat(to).ok_or_else(|| UnknownRule(format!("--to-destination {to}")))?
+            }
+            other => return Err(UnknownRule(format!("DNAT {other}"))),
+        },
         "TPROXY" => read_tproxy(words)?,
         "REJECT" => {
             let value = match words.value(name)? {
@@ -274,13 +281,12 @@ fn read_target(name: &str, words: &mut Words<'_>) -> Result<Target, UnknownRule>
 
 /// Targets of iptables' extensions that Millrace does not write, and those that say something without
 /// any option (`iptables-extensions(8)`).
-const TARGETS: [&str; 41] = [
+const TARGETS: [&str; 40] = [
     "AUDIT",
     "CHECKSUM",
     "CLASSIFY",
     "CLUSTERIP",
     "CONNSECMARK",
-    "DNAT",
     "DNPT",
     "DSCP",
     "ECN",
@@ -317,6 +323,15 @@ const TARGETS: [&str; 41] = [
     "TARPIT",
     "ACCOUNT",
 ];
+
+/// `address`, `address:port` or `[address]:port`; ranges are nothing that Millrace writes.
+fn read_dnat(to: &str) -> Option<Target> {
+    if let Ok(to) = to.parse::<SocketAddr>() {
+        return Some(Target::Dnat { address: to.ip(), port: Some(ListenPort::new(to.port())?) });
+    }
+    let bare = to.strip_prefix('[').and_then(|to| to.strip_suffix(']')).unwrap_or(to);
+    bare.parse().ok().map(|address| Target::Dnat { address, port: None })
+}
 
 fn read_tproxy(words: &mut Words<'_>) -> Result<Target, UnknownRule> {
     let mut mark = None;

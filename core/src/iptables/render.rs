@@ -1,6 +1,7 @@
 //! From rules to text. The only place where rule text is made, and from types alone.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 use super::layout::{Line, Verb};
 use super::parse::COMMENT;
@@ -120,6 +121,13 @@ pub(crate) fn render_target(target: &Target) -> String {
                 RedirectSpelling::ToPort => "--to-port",
             };
             format!("-j REDIRECT {option} {port}")
+        }
+        Target::Dnat { address, port } => {
+            let to = port.map_or_else(
+                || address.to_string(),
+                |port| SocketAddr::new(*address, port.get()).to_string(),
+            );
+            format!("-j DNAT --to-destination {to}")
         }
         Target::Tproxy { mark, port } => {
             format!("-j TPROXY --tproxy-mark {}/{:#x} --on-port {port}", mark.value, mark.mask)

@@ -7,7 +7,7 @@ use super::Statement;
 use super::set::{Set, SetKind};
 use crate::iptables::Extension;
 use crate::ruleset::{ChainName, ConnState, Owner, Protocol, Side};
-use crate::value::{Cidr, Family, GroupName, Groups, InterfacePattern, PortRange};
+use crate::value::{Cidr, Family, GroupName, Groups, InterfacePattern, ListenPort, PortRange};
 
 /// What `meta` knows of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +96,8 @@ pub enum Expr {
     },
     /// Load a constant.
     Load(Vec<u8>),
+    /// Load a constant beside the other.
+    LoadSecond(Vec<u8>),
     /// Keep the bits of this mask.
     Mask(Vec<u8>),
     /// Put the four bytes that were loaded into the order of the network, so that greater and less mean
@@ -127,6 +129,14 @@ pub enum Expr {
     Counter,
     /// Redirect to the port that was loaded, in network byte order.
     Redirect,
+    /// Send to the address that was loaded, and to the port beside it where there is one; packets of
+    /// another family go on.
+    Dnat {
+        /// The address's family.
+        family: Family,
+        /// Whether there is a port.
+        port: bool,
+    },
     /// Hand to a transparent socket on the port that was loaded.
     Tproxy(Family),
     /// Decide.
@@ -221,6 +231,16 @@ impl Linear<'_> {
             Statement::Redirect(port) => {
                 self.exprs.push(Expr::Load(port.get().to_be_bytes().to_vec()));
                 self.exprs.push(Expr::Redirect);
+            }
+            Statement::Dnat { address, port } => {
+                self.exprs.push(Expr::Load(match address {
+                    IpAddr::V4(v4) => v4.octets().to_vec(),
+                    IpAddr::V6(v6) => v6.octets().to_vec(),
+                }));
+                let bytes = |port: ListenPort| port.get().to_be_bytes().to_vec();
+                self.exprs.extend(port.map(|port| Expr::LoadSecond(bytes(port))));
+                let family = Family::of(*address);
+                self.exprs.push(Expr::Dnat { family, port: port.is_some() });
             }
             Statement::Tproxy { family, port } => {
                 self.exprs.push(Expr::Load(port.get().to_be_bytes().to_vec()));

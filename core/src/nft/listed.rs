@@ -232,6 +232,7 @@ pub struct ListedTable {
 
 /// The register that Millrace's own rules use.
 const REGISTER: u32 = 1;
+const SECOND: u32 = 2;
 
 /// The number of what `meta` knows (`enum nft_meta_keys`).
 const fn meta(field: MetaField) -> u32 {
@@ -273,6 +274,7 @@ pub(crate) fn term(expr: &Expr, sets: &mut BTreeMap<String, ListedSet>) -> Term 
             Term::Load(REGISTER, Source::Payload(base, *offset, *length))
         }
         Expr::Load(bytes) => Term::Load(REGISTER, Source::Constant(bytes.clone())),
+        Expr::LoadSecond(bytes) => Term::Load(SECOND, Source::Constant(bytes.clone())),
         Expr::Mask(mask) => Term::Bits {
             from: REGISTER,
             to: REGISTER,
@@ -309,6 +311,12 @@ pub(crate) fn term(expr: &Expr, sets: &mut BTreeMap<String, ListedSet>) -> Term 
         Expr::StoreCt(field) => Term::StoreCt(ct(*field), REGISTER),
         Expr::Counter => Term::Note,
         Expr::Redirect => Term::Redirect((Some(REGISTER), None)),
+        Expr::Dnat { family, port } => Term::Nat {
+            source: false,
+            family: nfproto(*family).into(),
+            address: (Some(REGISTER), None),
+            ports: (port.then_some(SECOND), None),
+        },
         Expr::Tproxy(family) => {
             Term::Tproxy { family: nfproto(*family).into(), address: None, port: Some(REGISTER) }
         }

@@ -55,6 +55,7 @@ fn expression(expr: &Expr) -> Vec<String> {
         Expr::StoreCt(CtField::Zone) => one("nft_ct (CONFIG_NFT_CT, CONFIG_NF_CONNTRACK_ZONES)"),
         Expr::LoadCt(_) | Expr::StoreCt(_) => one("nft_ct (CONFIG_NFT_CT)"),
         Expr::Redirect => one("nft_redir (CONFIG_NFT_REDIR)"),
+        Expr::Dnat { .. } => one("nft_nat (CONFIG_NFT_NAT)"),
         Expr::Tproxy(_) => one("nft_tproxy (CONFIG_NFT_TPROXY)"),
         Expr::LoadTransparent => one("nft_socket (CONFIG_NFT_SOCKET)"),
         Expr::Match(extension) | Expr::Target(extension) => {
@@ -70,6 +71,7 @@ fn of_iptables(name: &str, target: bool) -> String {
     let kind = if target { "TARGET_" } else { "MATCH_" };
     match name.to_ascii_lowercase().as_str() {
         "tcp" | "udp" => "xt_tcpudp (CONFIG_NETFILTER_XTABLES)".to_owned(),
+        "dnat" => "xt_nat (CONFIG_NETFILTER_XT_NAT)".to_owned(),
         // One module is both.
         both @ ("mark" | "connmark") => {
             format!("xt_{both} (CONFIG_NETFILTER_XT_{})", both.to_ascii_uppercase())

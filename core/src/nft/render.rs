@@ -1,5 +1,7 @@
 //! The text of nftables, as `nft -f` takes it.
 
+use std::net::SocketAddr;
+
 use super::{NftEmission, NftLayout, NftRuleset, OwnerSpelling, Statement};
 use crate::ruleset::{Chain, Hook, Owner, Side, Table};
 use crate::value::{Family, InterfacePattern, PortRange};
@@ -140,6 +142,13 @@ fn statement(statement: &Statement, called: &impl Fn(&Chain) -> String) -> Strin
         Statement::SaveMark => "ct mark set mark".to_owned(),
         Statement::RestoreMark => "meta mark set ct mark".to_owned(),
         Statement::Zone(zone) => format!("ct zone set {zone}"),
+        Statement::Dnat { address, port } => {
+            let to = port.map_or_else(
+                || address.to_string(),
+                |port| SocketAddr::new(*address, port.get()).to_string(),
+            );
+            format!("dnat {} to {to}", ip(Family::of(*address)))
+        }
         Statement::Redirect(port) => format!("redirect to :{port}"),
         Statement::Tproxy { family, port } => format!("tproxy {} to :{port}", ip(*family)),
         Statement::Return => "return".to_owned(),

@@ -1,6 +1,8 @@
 //! The typed ruleset of native nftables (`nf_tables`), and what a dialect calls its tables and chains.
 //! One set of tables of family `inet` serves IPv4 and IPv6.
 
+use std::net::IpAddr;
+
 use super::{
     Chain, ChainName, ConnState, Hook, Layout, Owner, Protocol, Reason, Routing, Side, Table,
 };
@@ -134,6 +136,13 @@ pub enum Statement {
     Zone(Zone),
     /// `redirect to`: send the packet to a port of this host.
     Redirect(ListenPort),
+    /// `dnat ip to`, `dnat ip6 to`: send the packet to an address, and to a port of it where one is given.
+    Dnat {
+        /// The address.
+        address: IpAddr,
+        /// The port.
+        port: Option<ListenPort>,
+    },
     /// `tproxy to`: hand the packet to a transparent socket.
     Tproxy {
         /// The family, since the socket is of one.

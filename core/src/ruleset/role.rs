@@ -27,6 +27,8 @@ pub enum Role {
     Passthrough,
     /// The proxy calls its own pod.
     SelfCall,
+    /// The proxy's connections to localhost, which are led to another address of the pod.
+    OwnLocalhost,
     /// What the application sends to its own pod.
     StaysInPod,
     /// What the proxy sends.

@@ -1,5 +1,7 @@
 //! What a rule does with a packet.
 
+use std::net::IpAddr;
+
 use super::chain::ChainName;
 use super::matches::Masked;
 use crate::value::{Family, ListenPort, Zone};
@@ -35,6 +37,13 @@ pub enum Target {
         port: ListenPort,
         /// How it is written.
         spelling: RedirectSpelling,
+    },
+    /// Send the packet to an address, and to a port of it where one is given.
+    Dnat {
+        /// The address.
+        address: IpAddr,
+        /// The port.
+        port: Option<ListenPort>,
     },
     /// Hand the packet to a transparent socket without touching its addresses
     /// (kernel `Documentation/networking/tproxy.rst`).

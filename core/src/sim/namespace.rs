@@ -9,7 +9,7 @@ use super::routing::{
     DEFAULT_TABLE, LOCAL_TABLE, MAIN_TABLE, RouteAction, RoutingRule, RoutingTables, RuleAction,
     Selector, TableRoute,
 };
-use crate::policy::CapturePolicy;
+use crate::policy::{CapturePolicy, DnsCapture};
 use crate::ruleset::{Home, Masked, Routing};
 use crate::value::{Cidr, Family, Gid, Uid};
 
@@ -321,7 +321,7 @@ impl Namespace {
         let proxy = Identity { uid, gid };
         let mut ports = vec![policy.outbound.port.value, policy.inbound.port.value];
         ports.extend(policy.inbound.tunnel_port.as_ref().map(|port| port.value));
-        ports.extend(policy.dns.as_ref().map(|dns| dns.port.value));
+        ports.extend(policy.dns.as_ref().and_then(DnsCapture::listener));
         self.listeners.extend(ports.into_iter().map(|port| (port.get(), proxy)));
         self
     }

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::left_alone::LeftAlone;
-use crate::policy::CapturePolicy;
+use crate::policy::{CapturePolicy, DnsCapture};
 use crate::sim::report::{Words, class_words};
 use crate::sim::{Change, Class, Namespace, Outcome, Program, Question, changes};
 use crate::value::Family;
@@ -144,7 +144,7 @@ const fn is_lost(outcome: &Outcome) -> bool {
 
 /// Whether the proxy listens there.
 fn is_of(policy: &CapturePolicy, port: Option<u16>) -> bool {
-    let dns = policy.dns.as_ref().map(|dns| dns.port.value);
+    let dns = policy.dns.as_ref().and_then(DnsCapture::listener);
     let ports = [policy.outbound.port.value, policy.inbound.port.value];
     ports.into_iter().chain(dns).any(|of| Some(of.get()) == port)
 }

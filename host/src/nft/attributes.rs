@@ -13,6 +13,7 @@ use netlink_packet_netfilter::nftables::{
 
 /// The one register that is used.
 const REGISTER: Register = Register::Reg1;
+const SECOND: Register = Register::Reg2;
 
 /// `NFTA_CT_DREG`, `NFTA_CT_KEY`, `NFTA_CT_SREG`
 pub(super) const CT: (u16, u16, u16) = (1, 2, 4);
@@ -20,6 +21,12 @@ pub(super) const CT: (u16, u16, u16) = (1, 2, 4);
 pub(super) const REDIR: (u16, u16) = (1, 3);
 /// `NF_NAT_RANGE_PROTO_SPECIFIED`
 const PORT_SPECIFIED: u32 = 2;
+/// `NFTA_NAT_TYPE`, `NFTA_NAT_FAMILY`, `NFTA_NAT_REG_ADDR_MIN`, `NFTA_NAT_REG_PROTO_MIN`; the kernel notes
+/// the ends of ranges (`NFTA_NAT_REG_ADDR_MAX`, `NFTA_NAT_REG_PROTO_MAX`) as the same registers, and
+/// `NFTA_NAT_FLAGS`.
+pub(super) const NAT: (u16, u16, u16, u16, u16, u16, u16) = (1, 2, 3, 5, 4, 6, 7);
+/// `NFT_NAT_DNAT`
+pub(super) const DESTINATION: u32 = 1;
 /// `NFTA_SOCKET_KEY`, `NFTA_SOCKET_DREG`
 pub(super) const SOCKET: (u16, u16) = (1, 2);
 /// `NFT_SOCKET_TRANSPARENT`
@@ -123,6 +130,10 @@ pub(super) fn encode(expr: &Expr, set_id: u32) -> Expressions {
             Immediate::DestinationRegister(REGISTER),
             Immediate::Data(value(bytes)),
         ]),
+        Expr::LoadSecond(bytes) => Expressions::Immediate(vec![
+            Immediate::DestinationRegister(SECOND),
+            Immediate::Data(value(bytes)),
+        ]),
         Expr::Mask(mask) => Expressions::Bitwise(vec![
             Bitwise::SourceRegister(REGISTER),
             Bitwise::DestinationRegister(REGISTER),
@@ -166,6 +177,15 @@ pub(super) fn encode(expr: &Expr, set_id: u32) -> Expressions {
         Expr::Counter => other("counter", Vec::new()),
         Expr::Redirect => {
             other("redir", vec![own(REDIR.0, register), own(REDIR.1, PORT_SPECIFIED)])
+        }
+        Expr::Dnat { family, port } => {
+            let mut attributes = vec![
+                own(NAT.0, DESTINATION),
+                own(NAT.1, nfproto(*family).into()),
+                own(NAT.2, register),
+            ];
+            attributes.extend(port.then(|| own(NAT.3, u32::from(SECOND))));
+            other("nat", attributes)
         }
         Expr::Tproxy(family) => {
             other("tproxy", vec![own(TPROXY.0, nfproto(*family).into()), own(TPROXY.1, register)])

@@ -7,8 +7,8 @@ use millrace_core::nft::set::Set;
 use millrace_core::value::Family;
 
 use super::attributes::{
-    BYTEORDER, COUNTER, CT, EXTENSION, HTON, INVERTED, OUTSIDE, RANGE, REDIR, SOCKET, TPROXY,
-    TRANSPARENT, WITHIN, base, ct_key, meta_key, operator,
+    BYTEORDER, COUNTER, CT, DESTINATION, EXTENSION, HTON, INVERTED, NAT, OUTSIDE, RANGE, REDIR,
+    SOCKET, TPROXY, TRANSPARENT, WITHIN, base, ct_key, meta_key, operator,
 };
 use super::raw::Attributes;
 
@@ -34,6 +34,7 @@ const LOOKUP: (u16, u16, u16, u16) = (1, 2, 3, 5);
 /// `NFT_REG_VERDICT`, `NFT_REG_1`
 const VERDICT_REGISTER: u32 = 0;
 const REGISTER: u32 = 1;
+const SECOND: u32 = 2;
 
 const METAS: [MetaField; 8] = [
     MetaField::Mark,
@@ -114,6 +115,7 @@ fn known(name: &str, a: Attributes<'_>, set: impl Fn(&str) -> Option<Set>) -> Op
         "immediate" if is(IMMEDIATE.0, VERDICT_REGISTER) => {
             verdict(a.nested(IMMEDIATE.1)?.nested(DATA.1)?).map(Expr::Verdict)
         }
+        "immediate" if is(IMMEDIATE.0, SECOND) => Some(Expr::LoadSecond(value(IMMEDIATE.1)?)),
         "immediate" => {
             let data = value(IMMEDIATE.1)?;
             is(IMMEDIATE.0, REGISTER).then_some(Expr::Load(data))
@@ -170,6 +172,21 @@ fn known(name: &str, a: Attributes<'_>, set: impl Fn(&str) -> Option<Set>) -> Op
             (asked && is(SOCKET.1, REGISTER)).then_some(Expr::LoadTransparent)
         }
         "redir" => is(REDIR.0, REGISTER).then_some(Expr::Redirect),
+        "nat" => {
+            let family = a.number(NAT.1)?;
+            let family = Family::ALL.into_iter().find(|f| u32::from(nfproto(*f)) == family)?;
+            let one = |least, most, register| {
+                is(least, register) && a.number(most).is_none_or(|most| most == register)
+            };
+            let has_port = a.get(NAT.3).is_some();
+            // NF_NAT_RANGE_MAP_IPS, NF_NAT_RANGE_PROTO_SPECIFIED
+            let only = a.number(NAT.6).is_none_or(|flags| flags & !3 == 0);
+            let plain = only
+                && is(NAT.0, DESTINATION)
+                && one(NAT.2, NAT.4, REGISTER)
+                && (!has_port || one(NAT.3, NAT.5, SECOND));
+            plain.then_some(Expr::Dnat { family, port: has_port })
+        }
         "tproxy" => {
             let family = a.number(TPROXY.0)?;
             let family = Family::ALL.into_iter().find(|f| u32::from(nfproto(*f)) == family)?;

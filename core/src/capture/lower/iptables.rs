@@ -69,7 +69,7 @@ fn asks<'d>(decision: &'d Decision, layout: &Layout) -> impl Iterator<Item = &'d
     let jumps = decision.role == Role::Enter && decision.table != Table::Raw;
     let open = jumps && decision.path == Path::Arriving && !style.tcp_jump
         || style.any_protocol.contains(&decision.role)
-            && !matches!(decision.verdict, Verdict::Redirect(_));
+            && !matches!(decision.verdict, Verdict::Redirect(_) | Verdict::Translate { .. });
     let narrow = style.tcp.contains(&decision.role) && !decision.when.contains(TCP);
     let written = decision.when.iter().filter(move |condition| {
         !(guarded && matches!(condition, Condition::Starts { .. }) || open && *condition == TCP)
@@ -113,6 +113,7 @@ fn target(decision: &Decision, layout: &Layout) -> Target {
             let spelling = if udp { RedirectSpelling::ToPort } else { RedirectSpelling::ToPorts };
             Target::Redirect { port, spelling }
         }
+        Verdict::Translate { address, port } => Target::Dnat { address, port },
         Verdict::Transparent { mark, port } => {
             Target::Tproxy { mark: Masked::exact(mark.get()), port }
         }

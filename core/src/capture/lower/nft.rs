@@ -39,7 +39,8 @@ struct Rules<'p> {
 impl Rules<'_> {
     fn write(&mut self, decision: &Decision) {
         let program = self.program;
-        let named = decision.when.iter().any(|c| matches!(c, Condition::Address { .. }));
+        let named = decision.when.iter().any(|c| matches!(c, Condition::Address { .. }))
+            || decision.family().is_some();
         // A transparent socket is of one family.
         if !named && !matches!(decision.verdict, Verdict::Transparent { .. }) {
             // Any family will do: no condition depends on it.
@@ -55,6 +56,10 @@ impl Rules<'_> {
     fn of_family(&mut self, decision: &Decision, family: Family) {
         let conditions = self.conditions(decision, family);
         let mut rule = conditions.clone();
+        let says = |statement: &Statement| matches!(statement, Statement::Address { .. });
+        if decision.family().is_some() && !rule.iter().any(says) {
+            rule.insert(0, Statement::Family(family));
+        }
         rule.extend(self.actions(decision, family));
         self.put(decision, rule, decision.reason.clone());
         // Where no transparent socket listens, `tproxy` ends its rule and no more
@@ -158,6 +163,7 @@ impl Rules<'_> {
             Verdict::Drop => Statement::Drop,
             Verdict::Ask(branch) => Statement::Jump(name(&self.layout.chains, branch)),
             Verdict::Redirect(port) => Statement::Redirect(port),
+            Verdict::Translate { address, port } => Statement::Dnat { address, port },
             Verdict::Transparent { mark, port } => {
                 // Only what a socket took is marked, counted and accepted.
                 let taken = [Statement::Tproxy { family, port }, Statement::SetMark(mark.get())];

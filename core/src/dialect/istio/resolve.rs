@@ -10,8 +10,8 @@ use crate::dialect::raw::unreadable;
 use crate::facts::HostFacts;
 use crate::observed::Variant;
 use crate::policy::{
-    CapturePolicy, Conventions, DnsCapture, DnsScope, IdentityMatching, Inbound, InboundMode,
-    Interfaces, Outbound, ProxyIdentity,
+    CapturePolicy, Conventions, DnsCapture, DnsScope, DnsTarget, IdentityMatching, Inbound,
+    InboundMode, Interfaces, Outbound, ProxyIdentity,
 };
 use crate::source::{Source, Sourced};
 use crate::value::{Family, Gid, ListenPort, Port, Uid};
@@ -281,6 +281,7 @@ impl Resolver<'_> {
             except_networks,
             except_users: Vec::new(),
             except_flows: Vec::new(),
+            localhost_to: None,
             groups,
         })
     }
@@ -306,7 +307,7 @@ impl Resolver<'_> {
         };
         let port = ListenPort::new(DNS_PORT)?;
         let port = Sourced::new(port, Source::Default("the DNS port".to_owned()));
-        Some(DnsCapture { port, source: redirect.source, scope })
+        Some(DnsCapture { to: DnsTarget::Listener(port), source: redirect.source, scope })
     }
 }
 

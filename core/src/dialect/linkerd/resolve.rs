@@ -151,6 +151,7 @@ impl Resolver<'_> {
                 except_networks: Vec::new(),
                 except_users: Vec::new(),
                 except_flows: Vec::new(),
+                localhost_to: None,
                 groups: GroupSelection::AllExcept(Vec::new()),
             },
             interfaces: Interfaces::default(),

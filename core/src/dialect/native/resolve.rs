@@ -9,8 +9,8 @@ use crate::dialect::list::{Most, Reader, items};
 use crate::dialect::parts::{self, Beside};
 use crate::facts::HostFacts;
 use crate::policy::{
-    CapturePolicy, Conventions, DnsCapture, DnsScope, GroupSelection, IdentityMatching, Inbound,
-    InboundMode, Interfaces, NetworkSelection, Outbound, ProxyIdentity,
+    CapturePolicy, Conventions, DnsCapture, DnsScope, DnsTarget, GroupSelection, IdentityMatching,
+    Inbound, InboundMode, Interfaces, NetworkSelection, Outbound, ProxyIdentity,
 };
 use crate::source::{Source, Sourced};
 use crate::value::Family;
@@ -204,6 +204,7 @@ impl Resolver<'_> {
             except_networks: self.reader.list(&raw.text("exclude-outbound-cidrs")),
             except_users: self.reader.names(&raw.text("exclude-users")),
             except_flows: Vec::new(),
+            localhost_to: None,
             groups,
         })
     }
@@ -217,7 +218,7 @@ impl Resolver<'_> {
             "all" => DnsScope::All(choice.source.clone()),
             _ => DnsScope::Servers(self.servers(&choice.source)?),
         };
-        Some(DnsCapture { port: port?, source: choice.source, scope })
+        Some(DnsCapture { to: DnsTarget::Listener(port?), source: choice.source, scope })
     }
 
     /// The servers that are named, else those of the resolver's configuration.

@@ -1,11 +1,16 @@
 //! The data of targets, by name and revision (`linux/netfilter/xt_*.h`, `nf_nat.h`).
 
+use std::net::IpAddr;
+
 use super::{Bytes, Extension, Unknown, Writer};
 use crate::ruleset::{Masked, RedirectSpelling, Target};
 use crate::value::{Family, ListenPort, Zone};
 
 /// `NF_NAT_RANGE_PROTO_SPECIFIED`
 const PORTS: u32 = 2;
+/// `NF_NAT_RANGE_MAP_IPS`
+const ADDRESSES: u32 = 1;
+const BOTH: u32 = ADDRESSES | PORTS;
 /// `XT_CONNMARK_SAVE`, `XT_CONNMARK_RESTORE`
 const SAVE: u8 = 1;
 const RESTORE: u8 = 2;
@@ -18,6 +23,7 @@ pub fn read(family: Family, name: &str, revision: u8, data: &[u8]) -> Result<Tar
     let data = Bytes(data);
     match (name, revision) {
         ("REDIRECT", 0) => redirect(family, data),
+        ("DNAT", 2) => dnat(family, data),
         ("TPROXY", 1) => tproxy(data),
         ("MARK", 2) => mark(data),
         // The second revision has a shift in front of the mode.
@@ -52,6 +58,19 @@ fn redirect(family: Family, data: Bytes<'_>) -> Result<Target, Unknown> {
         return Err(Unknown::feature("REDIRECT to other than one port"));
     }
     Ok(Target::Redirect { port: listen_port(first)?, spelling: RedirectSpelling::ToPorts })
+}
+
+/// `struct nf_nat_range2`: one address, and one port or none.
+fn dnat(family: Family, data: Bytes<'_>) -> Result<Target, Unknown> {
+    let (flags, address) = (data.u32(0)?, data.address(family, 4)?);
+    let (first, last) = (data.be16(36)?, data.be16(38)?);
+    let plain = address == data.address(family, 20)? && first == last && data.be16(40)? == 0;
+    let port = match flags {
+        ADDRESSES if plain && first == 0 => None,
+        BOTH if plain => Some(listen_port(first)?),
+        _ => return Err(Unknown::feature("DNAT to other than one address and port")),
+    };
+    Ok(Target::Dnat { address, port })
 }
 
 /// `struct xt_mark_tginfo2`: bits of the value outside the mask would be flipped.
@@ -108,6 +127,16 @@ pub fn write(family: Family, target: &Target) -> Option<Extension> {
             };
             data.called("REDIRECT", 0)
         }
+        Target::Dnat { address, port } => {
+            let port_of = port.map_or([0, 0], |port| port.get().to_be_bytes());
+            let flags = if port.is_some() { BOTH } else { ADDRESSES };
+            let data = Writer::new(44).u32(0, flags).put(36, port_of).put(38, port_of);
+            let data = match address {
+                IpAddr::V4(v4) => data.put(4, v4.octets()).put(20, v4.octets()),
+                IpAddr::V6(v6) => data.put(4, v6.octets()).put(20, v6.octets()),
+            };
+            data.called("DNAT", 2)
+        }
         Target::Tproxy { mark, port } => {
             let data = Writer::new(26).u32(0, mark.mask).u32(4, mark.value);
             data.put(24, port.get().to_be_bytes()).called("TPROXY", 1)
@@ -133,6 +162,13 @@ fn connmark_data(mode: u8) -> Extension {
 mod tests {
     use super::*;
 
+    fn localhost(family: Family) -> IpAddr {
+        match family {
+            Family::V4 => std::net::Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => std::net::Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+
     #[test]
     fn what_is_written_is_read() {
         let port = ListenPort::new(15006).unwrap();
@@ -140,6 +176,8 @@ mod tests {
             for target in [
                 Target::Redirect { port, spelling: RedirectSpelling::ToPorts },
                 Target::Tproxy { mark: Masked { value: 5, mask: 15 }, port },
+                Target::Dnat { address: localhost(family), port: Some(port) },
+                Target::Dnat { address: localhost(family), port: None },
                 Target::SetMark(Masked::exact(1337)),
                 Target::SaveMark,
                 Target::RestoreMark,

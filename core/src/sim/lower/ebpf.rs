@@ -217,6 +217,7 @@ const fn class(role: Role) -> Class {
         | Role::ExcludedSource
         | Role::ExcludedUser
         | Role::ExcludedFlow
+        | Role::OwnLocalhost
         | Role::Zone
         | Role::Mark => Class::OtherInboundPort,
     }

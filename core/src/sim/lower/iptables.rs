@@ -3,7 +3,7 @@
 use super::super::program::{Base, Kind, Policy, SourceChain, SourceRule, SourceTable};
 use super::super::question::Protocol;
 use super::super::ranges::Ranges;
-use super::super::rule::{Action, Field, MarkChange, Notice, States, Step, Test, Way};
+use super::super::rule::{Action, Field, MarkChange, Notice, States, Step, Test, Translation, Way};
 use super::text;
 use super::{addresses, is, ports, protocol};
 use crate::iptables::{Dump, render_rule};
@@ -199,6 +199,10 @@ fn actions(target: &Target) -> Vec<Action> {
         Target::Reject(_) => vec![Action::Reject(Notice::Icmp)],
         Target::Jump(chain) => vec![Action::Jump(chain.as_str().to_owned())],
         Target::Redirect { port, .. } => vec![Action::Redirect(Some((port.get(), port.get())))],
+        Target::Dnat { address, port } => vec![Action::Dnat(Translation {
+            address: Some(*address),
+            ports: port.map(|port| (port.get(), port.get())),
+        })],
         Target::Tproxy { mark, port } => vec![
             Action::Tproxy { port: Some(port.get()), address: None, family: None, drops: true },
             Action::Mark(MarkChange::exchange(*mark)),

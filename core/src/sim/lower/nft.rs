@@ -3,7 +3,7 @@
 use super::super::program::{Base, Kind, Policy, SourceChain, SourceRule, SourceTable};
 use super::super::question::Protocol;
 use super::super::ranges::Ranges;
-use super::super::rule::{Action, Field, MarkChange, Step, Test, Way};
+use super::super::rule::{Action, Field, MarkChange, Step, Test, Translation, Way};
 use super::iptables::{no_group, number, owned, states};
 use super::{addresses, is, ports, protocol};
 use crate::nft::{NftLayout, NftRuleset, Statement, base_chain, rule_text};
@@ -134,6 +134,10 @@ fn action(statement: &Statement, layout: &NftLayout, table: Table) -> Action {
         Statement::RestoreMark => Action::Restore { packet: u32::MAX, connection: u32::MAX },
         Statement::Zone(zone) => Action::Zone(zone.0),
         Statement::Redirect(port) => Action::Redirect(Some((port.get(), port.get()))),
+        Statement::Dnat { address, port } => Action::Dnat(Translation {
+            address: Some(*address),
+            ports: port.map(|port| (port.get(), port.get())),
+        }),
         Statement::Tproxy { family, port } => {
             let (port, family) = (Some(port.get()), Some(*family));
             Action::Tproxy { port, address: None, family, drops: false }

@@ -15,8 +15,8 @@ use crate::dialect::istio::{Raw, TPROXY_DEFAULTS, parse_bool};
 use crate::dialect::{Reader, parts};
 use crate::pod::{Container, PodFacts};
 use crate::policy::{
-    CapturePolicy, Conventions, DnsCapture, DnsScope, IdentityMatching, Inbound, InboundMode,
-    InboundSelection, Interfaces, NetworkSelection, Outbound, ProxyIdentity,
+    CapturePolicy, Conventions, DnsCapture, DnsScope, DnsTarget, IdentityMatching, Inbound,
+    InboundMode, InboundSelection, Interfaces, NetworkSelection, Outbound, ProxyIdentity,
 };
 use crate::source::{Source, Sourced};
 use crate::value::{Gid, ListenPort, Mark, Port, PortRange, RouteTable, Uid};
@@ -160,6 +160,7 @@ impl Maker<'_> {
             except_networks: networks(reader, &text(pod, &EXCLUDE_OUTBOUND_NETWORKS)),
             except_users: Vec::new(),
             except_flows: Vec::new(),
+            localhost_to: None,
             groups: parts::groups(
                 reader,
                 environment.variable("ISTIO_OUTBOUND_OWNER_GROUPS"),
@@ -268,7 +269,7 @@ fn fixed(port: u16, what: &str) -> Option<Sourced<ListenPort>> {
 fn dns(source: Source) -> Option<DnsCapture> {
     let port = fixed(DNS_PORT, "the DNS port")?;
     let scope = DnsScope::All(source.clone());
-    Some(DnsCapture { port, source, scope })
+    Some(DnsCapture { to: DnsTarget::Listener(port), source, scope })
 }
 
 #[cfg(test)]
