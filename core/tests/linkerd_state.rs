@@ -208,6 +208,21 @@ fn rules_of_proxy_init() {
     assert_eq!(seen, 20);
 }
 
+/// Verify that rules of an earlier run with a part of them missing are known, completed and removed.
+#[test]
+fn rules_of_an_earlier_run() {
+    let text = include_str!("linkerd/unit/existing-rules.txt");
+    let mut observed = recorded(&format!("### ip\n{text}### ip6\n"));
+    let status = judge(&observed, None, &Groups::new());
+    assert_eq!((status.state, status.dialect), (State::Drifted, Some("Linkerd")));
+    let flags = [("incoming-proxy-port", "1234"), ("outgoing-proxy-port", "1234")];
+    let set = to_iptables(&resolve(&flags).policy, &LAYOUT);
+    apply(&mut observed, Some(&set));
+    assert!(is_whole(&observed, Some(&set)));
+    apply(&mut observed, None);
+    assert_eq!(judge(&observed, None, &Groups::new()).state, State::NotCaptured);
+}
+
 /// Verify that every part of a policy that was read back says which flag would have set it.
 #[test]
 fn what_is_read_back_names_proxy_inits_flags() {

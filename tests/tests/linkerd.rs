@@ -5,9 +5,9 @@
 #[path = "../../core/tests/support/verdicts.rs"]
 mod verdicts;
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -308,6 +308,37 @@ fn half_of_it_is_completed() -> Result<()> {
     ] {
         let (is, said) = ran(&topology.pod, &mut millrace(args)?)?;
         ensure!(is == Some(code) && said.contains(wanted), "{args:?}: {said}");
+    }
+    Ok(())
+}
+
+/// Verify the way in which Linkerd's init container runs it: as user 65534, who gets two capabilities from
+/// the file and no more, with a root file system that can't be written. Rules of iptables-legacy can't be
+/// seen so, so those of iptables-nft are written, also where no flag asks for them.
+#[test]
+fn as_the_init_container_runs_it() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+    let program = folder.path().join("linkerd2-proxy-init");
+    fs::copy(binary::millrace()?, &program)?;
+    let program = program.to_str().context("a path that is not UTF-8")?;
+    for flags in [&["--firewall-bin-path", "iptables-nft"][..], &[]] {
+        let topology = Topology::new(Stack::Dual, Layout::default())?;
+        topology.pod.run("setcap", &["cap_net_raw,cap_net_admin+eip", program])?;
+        topology.pod.run("mount", &["-o", "remount,bind,ro", "/run"])?;
+        let mut command = Command::new("capsh");
+        command.args([
+            "--keep=1",
+            "--gid=65534",
+            "--uid=65534",
+            "--caps=cap_net_admin,cap_net_raw=p",
+        ]);
+        command.args(["--no-new-privs", &format!("--shell={program}"), "--"]);
+        let (code, said) = ran(&topology.pod, command.args(&ARGS[1..]).args(flags))?;
+        ensure!(code == Some(0) && said.contains("using iptables-nft"), "{flags:?}: {said}");
+        let (code, said) = ran(&topology.pod, &mut millrace(["status"])?)?;
+        let wanted = "captured: IPv4 and IPv6 by iptables-nft, rules of Linkerd";
+        ensure!(code == Some(0) && said.contains(wanted), "{flags:?}: {said}");
     }
     Ok(())
 }
