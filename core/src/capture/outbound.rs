@@ -30,7 +30,7 @@ pub(super) fn ahead(program: &mut Program, policy: &CapturePolicy) {
             let purpose =
                 format!("what user {users} sends to {protocol} port {list} is not captured");
             let ports = Condition::ToPorts { negated: false, ports: ports.clone() };
-            let when = [Condition::Protocol(*protocol), ports, of(&Owner::Uids(*users))];
+            let when = [Condition::Protocol(*protocol), ports, of(&Owner::users(*users))];
             let place = (Table::Nat, Path::Leaving, Role::ExcludedFlow);
             program.put_in_front(place, when, Verdict::Pass, why(&flow.source, purpose));
         }
@@ -107,7 +107,8 @@ fn exclusions(program: &mut Program, policy: &CapturePolicy, phase: Phase) {
 
 /// The proxy's own connections and those that stay in the pod.
 pub(super) fn identity(program: &mut Program, policy: &CapturePolicy) {
-    let dns = policy.dns.is_some();
+    // Where queries are asked for ahead, none of those that are captured gets here.
+    let dns = policy.dns.is_some() && !policy.conventions.dns.is_ahead();
     let stay =
         policy.conventions.local != Local::Localhost && !policy.outbound.networks.names_loopback();
     match policy.proxy.matching {

@@ -52,6 +52,13 @@ pub enum Owner {
     Group(GroupName),
 }
 
+impl Owner {
+    /// The users of a range, as the kernel tells of them: one alone is no range.
+    pub fn users(range: UidRange) -> Self {
+        if range.first() == range.last() { Self::Uid(range.first()) } else { Self::Uids(range) }
+    }
+}
+
 /// A value compared after masking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Masked {

@@ -1,5 +1,7 @@
 //! Rules of iptables: for each family its own.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::super::program::{Condition, Decision, Path, Program, Role, Verdict};
 use super::super::{program, routing};
 use super::ports::excludes;
@@ -7,8 +9,8 @@ use super::{asked, chain, leads, name, styled, to_nft};
 use crate::nft::beside;
 use crate::policy::CapturePolicy;
 use crate::ruleset::{
-    Chain, Emission, Layout, Masked, Match, Protocol, RedirectSpelling, Rule, Ruleset, Side, Table,
-    Target,
+    Chain, Emission, Layout, Masked, Match, Placement, Protocol, RedirectSpelling, Rule, Ruleset,
+    Side, Table, Target,
 };
 use crate::value::Family;
 
@@ -21,13 +23,34 @@ pub fn to_iptables(policy: &CapturePolicy, layout: &Layout) -> Ruleset {
         let written = decisions
             .iter()
             .filter(|decision| program.concerns(decision, family) && leads(decision, &asked));
-        written.map(|decision| emission(&program, decision, layout, family)).collect()
+        let mut written: Vec<Emission> =
+            written.map(|decision| emission(&program, decision, layout, family)).collect();
+        without_gaps(&mut written);
+        written
     };
     Ruleset {
         v4: family(Family::V4),
         v6: program.families.contains(&Family::V6).then(|| family(Family::V6)),
         routing: routing(policy, layout.passthrough),
         guard: layout.guard.and_then(|guard| beside(&to_nft(policy, guard, true))),
+    }
+}
+
+/// Positions in front of rules of others count what is written in a family alone.
+fn without_gaps(emissions: &mut [Emission]) {
+    let mut places: BTreeMap<(Table, Chain), BTreeSet<u32>> = BTreeMap::new();
+    for Emission { table, chain, placement, .. } in emissions.iter() {
+        if let Placement::Insert(position) = placement {
+            places.entry((*table, chain.clone())).or_default().insert(*position);
+        }
+    }
+    for Emission { table, chain, placement, .. } in emissions {
+        if let Placement::Insert(position) = placement
+            && let Some(all) = places.get(&(*table, chain.clone()))
+        {
+            let before = all.range(..*position).count();
+            *position = u32::try_from(before).map_or(u32::MAX, |before| before + 1);
+        }
     }
 }
 
