@@ -8,6 +8,8 @@ pub enum Kind {
     Text,
     /// A comma list; several flags add up.
     List,
+    /// Texts with commas of their own; several flags add up, with [`BETWEEN`] between them.
+    Texts,
     /// `true` or `false` as Go's `strconv.ParseBool` takes them; a flag without value is true.
     Bool,
     /// A whole number.
@@ -15,6 +17,9 @@ pub enum Kind {
     /// A duration as Go's `time.ParseDuration` takes it.
     Duration,
 }
+
+/// What stands between the texts of a list whose texts have commas of their own.
+pub const BETWEEN: char = ';';
 
 /// A flag.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +34,8 @@ pub struct FlagDef {
     pub default: &'static str,
     /// The variables that set it; a later one overrides an earlier one, the flag overrides all.
     pub env: &'static [&'static str],
+    /// The key of the tool's configuration file that sets it, dotted.
+    pub key: Option<&'static str>,
     /// What it is for.
     pub help: &'static str,
     /// Whether it is Millrace's own and the mesh's tool doesn't have it.
@@ -54,7 +61,7 @@ pub(super) const fn flag(
     env: &'static [&'static str],
     help: &'static str,
 ) -> FlagDef {
-    FlagDef { long, short, kind, default, env, help, own: false }
+    FlagDef { long, short, kind, default, env, key: None, help, own: false }
 }
 
 /// A flag of Millrace beside them.
@@ -65,7 +72,7 @@ pub(super) const fn own(
     env: &'static [&'static str],
     help: &'static str,
 ) -> FlagDef {
-    FlagDef { long, short: None, kind, default, env, help, own: true }
+    FlagDef { long, short: None, kind, default, env, key: None, help, own: true }
 }
 
 /// Everything that can be said to a tool.
@@ -87,15 +94,17 @@ pub trait Words {
     }
 }
 
-/// A table of flags, one of `"name" / 'letter' [variables]: Kind = "default", "help";` each; `own` in front
-/// marks Millrace's.
+/// A table of flags, one of `"name" / 'letter' ["variable", "key"]: Kind = "default", "help";` each; `own`
+/// in front marks Millrace's.
 macro_rules! flags {
     (@short) => { None };
     (@short $short:literal) => { Some($short) };
+    (@key) => { None };
+    (@key $key:literal) => { Some($key) };
     (@own) => { false };
     (@own own) => { true };
     ($(
-        $($own:ident)? $long:literal $(/ $short:literal)? $([$env:literal])?:
+        $($own:ident)? $long:literal $(/ $short:literal)? $([$env:literal $(, $key:literal)?])?:
             $kind:ident = $default:literal, $help:literal;
     )*) => {
         &[$($crate::dialect::flags::FlagDef {
@@ -104,6 +113,7 @@ macro_rules! flags {
             kind: $crate::dialect::flags::Kind::$kind,
             default: $default,
             env: &[$($env)?],
+            key: $crate::dialect::flags::flags!(@key $($($key)?)?),
             help: $help,
             own: $crate::dialect::flags::flags!(@own $($own)?),
         }),*]

@@ -4,6 +4,7 @@ mod error;
 pub mod flags;
 mod go;
 pub mod istio;
+pub mod kuma;
 pub mod linkerd;
 mod list;
 pub mod native;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
-use super::flags::{Kind, Words};
+use super::flags::{BETWEEN, Kind, Words};
 use super::{Reader, go};
 use crate::source::{Source, Sourced};
 
@@ -12,8 +12,12 @@ use crate::source::{Source, Sourced};
 pub struct Raw<W> {
     flags: BTreeMap<&'static str, String>,
     env: BTreeMap<String, String>,
+    files: FileValues,
     of: PhantomData<W>,
 }
+
+/// What configuration files say: by the name of a flag, with the key that said it.
+pub type FileValues = BTreeMap<&'static str, Sourced<String>>;
 
 impl<W: Words> Raw<W> {
     /// Take flags, by their long names and in their order, and the environment. Flags that the
@@ -22,12 +26,13 @@ impl<W: Words> Raw<W> {
         flags: impl IntoIterator<Item = (String, String)>,
         env: BTreeMap<String, String>,
     ) -> Self {
-        let mut raw = Self { flags: BTreeMap::new(), env, of: PhantomData };
+        let (none, files) = (BTreeMap::new(), FileValues::new());
+        let mut raw = Self { flags: none, env, files, of: PhantomData };
         for (name, value) in flags {
             let Some(def) = W::find(&name) else { continue };
             match raw.flags.get_mut(def.long) {
-                Some(list) if def.kind == Kind::List => {
-                    list.push(',');
+                Some(list) if matches!(def.kind, Kind::List | Kind::Texts) => {
+                    list.push(if def.kind == Kind::List { ',' } else { BETWEEN });
                     list.push_str(&value);
                 }
                 Some(last) => *last = value,
@@ -39,7 +44,16 @@ impl<W: Words> Raw<W> {
         raw
     }
 
-    /// The value of a flag: what the command line says, else the environment, else the default.
+    /// Take what one more configuration file says; it counts for more than those before it, and for less
+    /// than the environment.
+    #[must_use]
+    pub fn with_file(mut self, values: FileValues) -> Self {
+        self.files.extend(values);
+        self
+    }
+
+    /// The value of a flag: what the command line says, else the environment, else a configuration file,
+    /// else the default.
     /// An empty variable sets a text and is no value for anything else.
     pub fn text(&self, long: &'static str) -> Sourced<String> {
         let def = W::find(long).unwrap_or(&W::FLAGS[0]);
@@ -47,14 +61,16 @@ impl<W: Words> Raw<W> {
         if let Some(value) = self.flags.get(long) {
             return Sourced::new(value.clone(), Source::Flag(def.display()));
         }
-        let texts = matches!(def.kind, Kind::Text | Kind::List);
+        let texts = matches!(def.kind, Kind::Text | Kind::List | Kind::Texts);
         let set = def.env.iter().rev().find_map(|name| {
             let value = self.env.get(*name)?;
             (texts || !value.is_empty()).then_some((*name, value))
         });
         match set {
             Some((name, value)) => Sourced::new(value.clone(), Source::Env(name.to_owned())),
-            None => Sourced::new(def.default.to_owned(), Source::Default(def.display())),
+            None => self.files.get(long).cloned().unwrap_or_else(|| {
+                Sourced::new(def.default.to_owned(), Source::Default(def.display()))
+            }),
         }
     }
 

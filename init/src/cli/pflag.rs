@@ -44,7 +44,7 @@ fn argument(flag: &'static FlagDef) -> Arg {
     };
     match flag.kind {
         Kind::Bool => as_switch(arg),
-        Kind::Text | Kind::List => as_text(arg).value_name("TEXT"),
+        Kind::Text | Kind::List | Kind::Texts => as_text(arg).value_name("TEXT"),
         Kind::Number => as_text(arg).value_name("NUMBER"),
         Kind::Duration => as_text(arg).value_name("DURATION"),
     }

@@ -1,0 +1,118 @@
+//! Kuma's `kumactl install transparent-proxy`: its settings, its rules, the text of its dry run.
+
+mod comment;
+mod file;
+mod flags;
+mod flows;
+mod footprint;
+mod options;
+mod resolve;
+mod text;
+
+pub use crate::dialect::raw::FileValues;
+pub use file::{FileError, read_file};
+pub use flags::Kuma;
+pub use options::{Options, Programs};
+pub use resolve::{Raw, Resolved, resolve, said};
+pub use text::dry_run;
+
+use crate::capture::to_iptables;
+use crate::dialect::flags::{FlagDef, Words as _};
+use crate::dialect::{Dialect, Mesh, native};
+use crate::nft::NftLayout;
+use crate::policy::CapturePolicy;
+use crate::ruleset::{
+    Chain, ChainName, Emission, Home, Hook, Layout, Match, Placement, Role, Ruleset, Style, Table,
+    Target,
+};
+use crate::source::Source;
+
+/// Kuma.
+pub static MESH: Mesh =
+    Mesh { name: "Kuma", conventions: resolve::CONVENTIONS, tunnels: false, nobody: false };
+
+/// kumactl's rules, and what Millrace adds in its place.
+pub const DIALECT: Dialect = Dialect {
+    name: "Kuma",
+    footprint: footprint::FOOTPRINT,
+    nft_layout: &NFT_LAYOUT,
+    mesh: &MESH,
+    source_of,
+    modernize: |_| None,
+};
+
+/// The chains that kumactl makes, and the rules in them: those of DNS stand in builtin chains, and so does
+/// what drops packets.
+pub static LAYOUT: Layout = Layout {
+    inbound: ChainName::known("KUMA_MESH_INBOUND"),
+    redirect: ChainName::known("KUMA_MESH_OUTBOUND_REDIRECT"),
+    in_redirect: ChainName::known("KUMA_MESH_INBOUND_REDIRECT"),
+    output: ChainName::known("KUMA_MESH_OUTBOUND"),
+    output_dns: ChainName::known("KUMA_MESH_DNS"),
+    divert: ChainName::known("KUMA_MESH_DIVERT"),
+    tproxy: ChainName::known("KUMA_MESH_TPROXY"),
+    drop: ChainName::known("KUMA_MESH_DROP"),
+    tagged: false,
+    guard: None,
+    passthrough: Home::Loopback,
+    style: Style {
+        inlined: &[ChainName::known("KUMA_MESH_DROP")],
+        tcp: &[Role::StaysInPod],
+        sources_first: true,
+        comment: Some(comment::comment),
+        ..Style::PLAIN
+    },
+};
+
+/// The one table of native nftables. kumactl has none: this is Millrace's own form.
+pub static NFT_LAYOUT: NftLayout = native::one_table("kuma-transparent-proxy");
+
+/// The rules of iptables that carry out `policy` as `options` want them.
+pub fn rules(policy: &CapturePolicy, options: &Options) -> Ruleset {
+    let mut ruleset = to_iptables(policy, &LAYOUT);
+    for emissions in [Some(&mut ruleset.v4), ruleset.v6.as_mut()].into_iter().flatten() {
+        for (hook, in_front) in [
+            (Hook::Prerouting, options.inbound_in_front),
+            (Hook::Output, options.outbound_in_front),
+        ] {
+            if in_front {
+                put_in_front(emissions, hook);
+            }
+        }
+        for Emission { chain, rule, .. } in emissions.iter_mut().filter(|_| !options.comments) {
+            // What else stands in a builtin chain is known by its comment alone.
+            if matches!(chain, Chain::User(_)) || matches!(rule.target, Target::Jump(_)) {
+                rule.matches.retain(|condition| !matches!(condition, Match::Comment(_)));
+            }
+        }
+    }
+    ruleset
+}
+
+/// Put everything in a builtin chain of nat in front of rules that are there, in its order.
+fn put_in_front(emissions: &mut [Emission], hook: Hook) {
+    let is_there = |e: &Emission| e.table == Table::Nat && e.chain == Chain::Builtin(hook);
+    let is_last = |e: &Emission| is_there(e) && e.placement == Placement::Append;
+    let before = emissions.iter().filter(|e| is_there(e) && !is_last(e)).count();
+    for (place, emission) in (before + 1..).zip(emissions.iter_mut().filter(|e| is_last(e))) {
+        emission.placement = Placement::Insert(u32::try_from(place).unwrap_or(u32::MAX));
+    }
+}
+
+/// The flag that sets what a flag of Millrace's own commands sets.
+fn source_of(flag: &str) -> Source {
+    let flag = flag.trim_start_matches("--");
+    let name = match flag {
+        "inbound-port" => "redirect-inbound-port",
+        "outbound-port" => "redirect-outbound-port",
+        "proxy-uid" => "kuma-dp-user",
+        "exclude-inbound-cidrs" => "exclude-inbound-ips",
+        "exclude-outbound-cidrs" => "exclude-outbound-ips",
+        "dns" => "redirect-dns",
+        "dns-port" => "redirect-dns-port",
+        "drop-invalid" => "drop-invalid-packets",
+        same => same,
+    };
+    let own = || format!("--{name}");
+    Source::Flag(Kuma::find(name).map_or_else(own, FlagDef::display))
+}
