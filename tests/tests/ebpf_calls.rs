@@ -16,6 +16,7 @@ use millrace_tests::topology::Spot::{Peer, Pod, Service};
 use millrace_tests::topology::{APP, Family, PROXY, ROOT, Topology};
 use millrace_tests::wire::{Answer, Listen, Proto, Serve};
 use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, listen,
     sendto, setsockopt, socket, sockopt,
@@ -317,5 +318,54 @@ fn a_device_without_privilege() -> Result<()> {
     let words = ["status", "--backend", "ebpf", "--bpffs", FOLDER, "--output", "json"];
     let status: Value = serde_json::from_str(&millrace_in_pod(&topology, &words, 0)?)?;
     ensure!(status["counters"]["device"] == 2, "{status:#}");
+    Ok(())
+}
+
+/// Verify what is said of an address that the pod gets after it was enrolled where the kernel does not tell
+/// the programs of it: of an IPv6 socket that has a port, of one that may be bound to any address, and of a
+/// link-local address. What goes there reaches the proxy, as if it were elsewhere, and stays in the pod once
+/// the configuration is applied again.
+#[test]
+fn later_addresses_that_are_not_told() -> Result<()> {
+    let (_cgroup, topology) = captured(&[])?;
+    topology.pod.ip("addr add 10.99.0.5/24 dev eth0\naddr add fd99::5/64 dev eth0 nodad\n\
+         addr add fe80::99/64 dev eth0 nodad")?;
+    let ask = |to: &str, from: Option<&str>, anywhere: bool| -> Result<String> {
+        let to: SocketAddr = to.parse()?;
+        topology.pod.enter(|| -> Result<String> {
+            let fd = patient(tcp(to)?)?;
+            if anywhere {
+                setsockopt(&fd, sockopt::IpFreebind, &true)?;
+            }
+            if let Some(from) = from {
+                let from: SocketAddr = from.parse()?;
+                bind(fd.as_raw_fd(), &SockaddrStorage::from(from))?;
+            }
+            let to = match to {
+                SocketAddr::V6(mut to) if to.ip().is_unicast_link_local() => {
+                    to.set_scope_id(if_nametoindex("eth0")?);
+                    to.into()
+                }
+                to => to,
+            };
+            connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
+            Ok(Answer::read(TcpStream::from(fd))?.name)
+        })?
+    };
+    let cases = [
+        ("[fd99::5]:8080", Some("[fd70::2]:0"), false),
+        ("[fd99::5]:8080", None, true),
+        ("10.99.0.5:8080", None, true),
+        ("[fe80::99]:8080", None, false),
+    ];
+    for (who, again) in [("proxy", false), ("app", true)] {
+        if again {
+            enrol(&topology, &[])?;
+        }
+        for (to, from, anywhere) in cases {
+            let answer = ask(to, from, anywhere).with_context(|| to.to_owned())?;
+            ensure!(answer == who, "{to}, from {from:?}, anywhere {anywhere}: {answer}");
+        }
+    }
     Ok(())
 }
