@@ -420,7 +420,25 @@ fn a_manifest_is_explained_by_what_captures_its_pods() -> Result<()> {
     says(&refused, &manifest, 0, &["this pod is not captured", leaves])?;
     let gone = plugin.replace("{name: istio-proxy}, ", "");
     says(&gone, &manifest, 0, &["this pod is not captured", leaves])?;
-    says(&plugin.replace("istio-validation", "linkerd-init"), &manifest, 1, &["Linkerd"])?;
+    let mesh = |container| plugin.replace("istio-validation", container);
+    says(&mesh("kuma-init"), &manifest, 1, &["Kuma", "not known here"])?;
+    says(&mesh("linkerd-network-validator"), &manifest, 1, &["Linkerd", "not known here"])?;
+
+    // Linkerd's init container is told by its arguments, and nothing else that it may run.
+    says(&mesh("linkerd-init"), &manifest, 1, &["linkerd-init runs", "not linkerd2-proxy-init"])?;
+    let linkerd = |flags: &str| {
+        mesh("linkerd-init").replace(
+            "args: [istio-iptables, x]",
+            &format!("command: [/usr/lib/linkerd/linkerd2-proxy-init], args: [{flags}]"),
+        )
+    };
+    let flags =
+        "--incoming-proxy-port, \"4143\", --outgoing-proxy-port, \"4140\", --proxy-uid, \"2102\"";
+    let to_proxy = "=> delivered to 127.0.0.1 on port 4140";
+    says(&linkerd(flags), &manifest, 0, &[to_proxy, "PROXY_INIT_OUTPUT", "flag -o/"])?;
+    let ignored = format!("{flags}, --outbound-ports-to-ignore, \"80\"");
+    says(&linkerd(&ignored), &manifest, 0, &[leaves, "flag --outbound-ports-to-ignore"])?;
+    says(&linkerd("-p, \"0\""), &manifest, 1, &["linkerd-init", "a listening port is"])?;
     let host = format!("{plugin}  hostNetwork: true\n");
     says(&host, &manifest, 1, &["the node's network"])?;
 

@@ -3,6 +3,7 @@
 mod error;
 pub mod flags;
 mod go;
+mod init_container;
 pub mod istio;
 pub mod kuma;
 pub mod linkerd;
@@ -14,6 +15,7 @@ mod raw;
 mod resolv_conf;
 
 pub use error::{ConfigError, ConfigErrors};
+pub use init_container::NotTold;
 pub use list::Reader;
 pub use raw::Raw;
 

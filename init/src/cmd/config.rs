@@ -78,11 +78,11 @@ fn load_istio(words: Vec<std::ffi::OsString>, facts: &HostFacts) -> Result<Loade
     of_istio(typed(words)?, environment()?, facts)
 }
 
-/// A command line of Linkerd's proxy-init, for looking only.
-fn load_linkerd(words: Vec<std::ffi::OsString>) -> Result<Loaded> {
+/// What a command line of Linkerd's proxy-init writes.
+pub(super) fn load_linkerd(words: Vec<std::ffi::OsString>) -> Result<Loaded> {
     let flags = flags(crate::cli::linkerd::read(words))?;
     let linkerd::Resolved { policy, options, warnings } =
-        linkerd::resolve(&linkerd::Raw::new(flags, environment()?))?;
+        linkerd::resolve(&linkerd::Raw::new(flags, BTreeMap::new()))?;
     let nft = options.native.then(|| linkerd_rules(&policy));
     Ok(Loaded { policy, layout: &linkerd::LAYOUT, nft, warnings })
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use millrace_core::dialect::istio::annotations::{
     self, Decision, Defaults, INIT_CONTAINER, Passed,
 };
-use millrace_core::dialect::{istio, native, others};
+use millrace_core::dialect::{istio, linkerd, native, others};
 use millrace_core::facts::HostFacts;
 use millrace_core::manifest::{self, Selector, Workload};
 use millrace_core::pod::PodFacts;
@@ -95,6 +95,11 @@ fn described_text(word: &Word, text: &str, facts: &HostFacts, inside: bool) -> R
             "the pod uses the node's network, whose rules are not in its manifest: ask there, with \
              --live"
         );
+    }
+    if let Some(words) = linkerd::init_container(pod) {
+        let words = words?.into_iter().map(Into::into).collect();
+        let loaded = config::load_linkerd(words).context("init container linkerd-init");
+        return loaded.map(Described::Inside);
     }
     if let Some((mesh, container)) = others::captures_pod(pod) {
         bail!("its init container {container} is one of {mesh}, whose rules are not known here");

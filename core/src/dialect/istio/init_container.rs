@@ -12,7 +12,8 @@ use super::annotations::{
 };
 use super::flags::is_variable;
 use crate::dialect::Reader;
-use crate::pod::{Container, Elsewhere, PodFacts, expand};
+use crate::dialect::init_container::{NotTold, words};
+use crate::pod::{Container, Elsewhere, PodFacts};
 use crate::policy::{CapturePolicy, InboundMode, InboundSelection, NetworkSelection};
 use crate::source::Sourced;
 use crate::value::{Port, PortRange};
@@ -33,20 +34,6 @@ pub struct InitContainer {
     pub env: BTreeMap<String, String>,
 }
 
-/// What the init container does can't be told.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotTold {
-    /// A value that matters is not in the manifest.
-    #[error("init container {INIT_CONTAINER}: {0}")]
-    Elsewhere(#[from] Elsewhere),
-    /// It runs something else.
-    #[error(
-        "init container {INIT_CONTAINER} runs {0:?}, which is not {PROGRAM}: what that writes is \
-         not known"
-    )]
-    Program(String),
-}
-
 /// The command line of the pod's init container; none where it has no such container.
 ///
 /// # Errors
@@ -57,32 +44,20 @@ pub fn init_container(pod: &PodFacts) -> Option<Result<InitContainer, NotTold>> 
 }
 
 fn read(container: &Container) -> Result<InitContainer, NotTold> {
-    let words = container.command.iter().chain(&container.args);
-    let words: Vec<String> = words.map(|word| expand(word, container)).collect::<Result<_, _>>()?;
-    let is_program = |word: &String| word.rsplit('/').next() == Some(PROGRAM);
-    let words = match words.iter().take(BEFORE).position(is_program) {
-        Some(at) => words[at + 1..].to_vec(),
-        // The program is the image's own.
-        None if container.command.is_empty()
-            && words.first().is_none_or(|w| w.starts_with('-')) =>
-        {
-            words
-        }
-        None => {
-            return Err(NotTold::Program(
-                words.into_iter().take(BEFORE).collect::<Vec<_>>().join(" "),
-            ));
-        }
+    let words = words(container, &[PROGRAM], BEFORE)?;
+    let elsewhere = |name: &String| NotTold::Elsewhere {
+        container: container.name.clone(),
+        source: Elsewhere(name.clone()),
     };
     // A whole ConfigMap may set anything.
     let matters = |name: &&String| name.ends_with('*') || is_variable(name);
     if let Some(name) = container.env_elsewhere.iter().find(matters) {
-        return Err(Elsewhere(name.clone()).into());
+        return Err(elsewhere(name));
     }
     let mut env = BTreeMap::new();
     for (name, value) in container.env.iter().filter(|(name, _)| is_variable(name)) {
         if value.contains("$(") {
-            return Err(Elsewhere(name.clone()).into());
+            return Err(elsewhere(name));
         }
         env.insert(name.clone(), value.clone());
     }
@@ -188,7 +163,7 @@ mod tests {
             (&["own"], &["-p"]),
         ] {
             let error = read(&container(command, args)).unwrap_err();
-            assert!(matches!(error, NotTold::Program(_)), "{command:?} {args:?}");
+            assert!(matches!(error, NotTold::Program { .. }), "{command:?} {args:?}");
         }
         assert_eq!(init_container(&pod(&[])), None);
     }
@@ -209,7 +184,7 @@ mod tests {
             assert!(error.contains(name) && error.contains(INIT_CONTAINER), "{error}");
         }
         init.env.insert("ISTIO_META_DNS_CAPTURE".to_owned(), "$(POD_NAME)".to_owned());
-        assert!(matches!(read(&init), Err(NotTold::Elsewhere(_))));
+        assert!(matches!(read(&init), Err(NotTold::Elsewhere { .. })));
     }
 
     #[test]

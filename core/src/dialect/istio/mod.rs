@@ -12,7 +12,7 @@ mod resolve;
 
 pub use dry_run::dry_run_log;
 pub use footprint::FOOTPRINT;
-pub use init_container::{InitContainer, NotTold, contradictions, init_container, writes_nothing};
+pub use init_container::{InitContainer, contradictions, init_container, writes_nothing};
 pub use resolve::{ForcedVariant, Options, Resolved, resolve};
 
 pub use crate::dialect::go::{parse_bool, parse_duration};

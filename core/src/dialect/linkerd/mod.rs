@@ -12,9 +12,11 @@ pub use resolve::{Raw, Resolved, resolve, said};
 pub use simulate::commands;
 
 use crate::dialect::flags::{FlagDef, Words as _};
+use crate::dialect::init_container::{NotTold, words};
 use crate::dialect::{Dialect, Mesh, native};
 use crate::nft::NftLayout;
 use crate::ownership::Footprint;
+use crate::pod::PodFacts;
 use crate::ruleset::{ChainName, Home, Layout, Style};
 use crate::source::Source;
 
@@ -64,6 +66,15 @@ pub static LAYOUT: Layout = Layout {
 
 /// The one table of native nftables. proxy-init has none: this is Millrace's own form.
 pub static NFT_LAYOUT: NftLayout = native::one_table("linkerd-proxy-init");
+
+/// The flags that a pod's init container is given; none where the pod has no such container.
+///
+/// # Errors
+/// When the manifest does not tell them.
+pub fn init_container(pod: &PodFacts) -> Option<Result<Vec<String>, NotTold>> {
+    let container = pod.container("linkerd-init").filter(|container| container.init)?;
+    Some(words(container, &["linkerd2-proxy-init", "proxy-init"], 1))
+}
 
 /// The flag that sets what a flag of Millrace's own commands sets.
 fn source_of(flag: &str) -> Source {
