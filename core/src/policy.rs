@@ -61,8 +61,8 @@ pub struct Conventions {
 }
 
 impl Conventions {
-    /// Those of Istio's sidecar, which Millrace's own settings share.
-    pub const ISTIO: Self = Self {
+    /// Those of Millrace's own settings.
+    pub const OWN: Self = Self {
         local: Local::LoAndLocalhost,
         self_call: SelfCall::Inbound,
         passthrough: true,
@@ -116,7 +116,7 @@ pub enum DnsConvention {
 }
 
 impl DnsConvention {
-    /// Istio's way.
+    /// That of Millrace's own settings.
     pub const AMONG_OUTBOUND: Self = Self::AmongOutbound { zones: true };
 
     /// Whether queries are asked for before anything about TCP.

@@ -274,7 +274,7 @@ fn a_convention_means_what_it_says() {
         program.answer(&wide_pod(&ruleset), question).outcome
     };
     let captured = |port| Outcome::Captured { port: Some(port), how: How::Translated };
-    let istio = Conventions::ISTIO;
+    let istio = Conventions::OWN;
     let out = |id, to: &str| {
         Question::out(Identity { uid: id, gid: id }, sim::Protocol::TCP, to.parse().unwrap())
     };

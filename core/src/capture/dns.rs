@@ -59,6 +59,7 @@ pub(super) fn ahead(program: &mut Program, policy: &CapturePolicy) {
         return;
     };
     let servers = servers(policy, dns);
+    let before = program.decisions.len();
     let put = |program: &mut Program, table, when: Vec<Condition>, verdict, reason| {
         let place = (table, Path::Leaving, Role::Dns);
         if in_front {
@@ -88,6 +89,16 @@ pub(super) fn ahead(program: &mut Program, policy: &CapturePolicy) {
     redirects(program, dns, &servers, &udp(), put);
     if by_tcp == DnsTcp::Captured {
         redirects(program, dns, &servers, &tcp(), put);
+    }
+    // Where no server is of a family, nothing is asked about DNS in it.
+    let has_server = |family: &Family| {
+        servers.iter().any(|(server, _)| server.is_none_or(|server| server.family() == *family))
+    };
+    let asked: Vec<Family> = families(policy).filter(has_server).collect();
+    match asked.as_slice() {
+        [] => program.decisions.truncate(before),
+        [only] => program.decisions.iter_mut().skip(before).for_each(|d| d.only = Some(*only)),
+        _ => {}
     }
 }
 

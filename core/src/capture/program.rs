@@ -34,6 +34,8 @@ pub struct Decision {
     pub role: Role,
     /// What must hold.
     pub when: Vec<Condition>,
+    /// The one family that it is asked in; none for all that are captured.
+    pub only: Option<Family>,
     /// What follows.
     pub verdict: Verdict,
     /// Why it is asked.
@@ -186,11 +188,11 @@ pub enum Verdict {
 }
 
 impl Decision {
-    /// The family that its verdict is for; none for both.
+    /// The family that it is asked in or its verdict is for; none for both.
     pub fn family(&self) -> Option<Family> {
         match self.verdict {
             Verdict::Translate { address, .. } => Some(Family::of(address)),
-            _ => None,
+            _ => self.only,
         }
     }
 }
@@ -256,7 +258,8 @@ impl Program {
         reason: Reason,
     ) {
         let (path, when) = (path.into(), when.into());
-        self.decisions.push(Decision { table, path, placement, role, when, verdict, reason });
+        let only = None;
+        self.decisions.push(Decision { table, path, placement, role, when, only, verdict, reason });
     }
 }
 

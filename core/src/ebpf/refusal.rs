@@ -19,7 +19,7 @@ pub enum Refusal {
     ExcludedInterface(Source),
     /// An interface has virtual machines behind it.
     ReroutedInterface(Source),
-    /// A mesh that tells what stays in the pod otherwise than Istio's sidecar.
+    /// A mesh that takes other things for granted than Millrace's own settings.
     Conventions,
     /// A network from which nothing is captured.
     ExcludedSource(Source),
@@ -64,8 +64,8 @@ impl fmt::Display for Refusal {
                  ({source}): it belongs to no socket of the pod"
             ),
             Self::Conventions => f.write_str(
-                "this mesh leaves other connections inside of the pod alone than Istio's sidecar \
-                 does, and the programs know that one alone",
+                "this mesh leaves other connections inside of the pod alone, or asks for them at \
+                 another time, than the programs do",
             ),
             Self::ExcludedSource(source) => write!(
                 f,

@@ -31,7 +31,7 @@ pub const TPROXY_DEFAULTS: (u32, u32) = (1337, 133);
 
 /// Istio's sidecar.
 pub static MESH: Mesh =
-    Mesh { name: "Istio", conventions: Conventions::ISTIO, tunnels: true, nobody: false };
+    Mesh { name: "Istio", conventions: Conventions::OWN, tunnels: true, nobody: false };
 
 /// The chains that istio-iptables makes.
 pub static LAYOUT: Layout = Layout {

@@ -156,7 +156,7 @@ impl Resolver<'_> {
             localhost: localhost?,
             dns,
             drop_invalid: drop_invalid.value.then_some(drop_invalid.source),
-            conventions: Conventions::ISTIO,
+            conventions: Conventions::OWN,
         })
     }
 

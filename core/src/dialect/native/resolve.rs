@@ -113,7 +113,7 @@ impl Resolver<'_> {
             localhost: localhost?,
             dns,
             drop_invalid: drop.filter(|d| d.value == "true").map(|d| d.source),
-            conventions: Conventions::ISTIO,
+            conventions: Conventions::OWN,
         })
     }
 

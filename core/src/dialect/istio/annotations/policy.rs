@@ -92,7 +92,7 @@ impl Maker<'_> {
             localhost: localhost?,
             dns,
             drop_invalid,
-            conventions: Conventions::ISTIO,
+            conventions: Conventions::OWN,
         })
     }
 
