@@ -63,6 +63,8 @@ enum Form {
     Json,
     /// As Go's logrus.
     JsonOfPairs,
+    /// Remarks as iptables-restore passes over them.
+    Remarks,
 }
 
 /// Where messages go.
@@ -105,6 +107,11 @@ impl Log {
             }
         };
         Ok(log)
+    }
+
+    /// For kumactl, whose standard output may be rules.
+    pub(crate) fn kuma() -> Self {
+        Self::to(Target::Stderr, Form::Remarks)
     }
 
     fn to(target: Target, form: Form) -> Self {
@@ -189,6 +196,15 @@ impl Form {
             Self::JsonOfPairs => {
                 json!({ "level": level.of_pairs(), "msg": message, "time": seconds() }).to_string()
             }
+            Self::Remarks => {
+                let level = if level >= Level::Warn {
+                    format!("[{}] ", level.of_pairs().to_uppercase())
+                } else {
+                    String::new()
+                };
+                let lines = message.lines().map(|line| format!("# {level}{}", visible(line)));
+                lines.collect::<Vec<_>>().join("\n")
+            }
             Self::Pairs => {
                 let (time, level) = (seconds(), level.of_pairs());
                 format!("time=\"{time}\" level={level} msg={}", word(message))
@@ -255,6 +271,7 @@ mod tests {
             line(Form::JsonOfPairs, "a"),
             r#"{"level":"warning","msg":"a","time":"1970-01-01T00:00:00Z"}"#
         );
+        assert_eq!(line(Form::Remarks, "a\nb"), "# [WARNING] a\n# [WARNING] b");
         assert_eq!(line(Form::Tabs, "a"), "1970-01-01T00:00:00.000000Z\twarn\ta");
     }
 }

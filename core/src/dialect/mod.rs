@@ -85,11 +85,13 @@ pub static DIALECTS: &[Dialect] = &[
         modernize: istio::modernize,
     },
     linkerd::DIALECT,
+    kuma::DIALECT,
     native::DIALECT,
 ];
 
 /// How rules of every dialect are known.
-pub static FOOTPRINTS: &[Footprint] = &[istio::FOOTPRINT, linkerd::FOOTPRINT, native::FOOTPRINT];
+pub static FOOTPRINTS: &[Footprint] =
+    &[istio::FOOTPRINT, linkerd::FOOTPRINT, kuma::DIALECT.footprint, native::FOOTPRINT];
 
 /// The names of the nftables tables of every dialect.
 pub static NFT_TABLES: &[&str] = &[
@@ -98,6 +100,7 @@ pub static NFT_TABLES: &[&str] = &[
     istio::NFT_LAYOUT.raw,
     istio::NFT_GUARD,
     linkerd::NFT_LAYOUT.nat,
+    kuma::NFT_LAYOUT.nat,
     native::NFT_LAYOUT.nat,
 ];
 

@@ -32,7 +32,8 @@ const OTHERS: [Other; 7] = [
     },
     Other {
         name: "Kuma",
-        chains: &["KUMA_MESH_"],
+        // The same.
+        chains: &[],
         tables: &[],
         containers: &["kuma-init", "kuma-validation"],
     },

@@ -21,8 +21,8 @@ fn program() -> Command {
         .max_term_width(100)
         .after_help(
             "Started under the name istio-iptables, as `pilot-agent istio-iptables` or as \
-             linkerd2-proxy-init, it is that tool. `millrace istio-iptables --help` and \
-             `millrace linkerd --help` list their flags.",
+             linkerd2-proxy-init, it is that tool, and as kumactl two commands of that one. `millrace \
+             istio-iptables --help`, `millrace linkerd --help` and `millrace kuma --help` list their flags.",
         )
 }
 
@@ -45,6 +45,7 @@ const COMMANDS: &[(&str, Make)] = &[
     ("node-bpf", super::node::node_bpf_command),
     ("istio-iptables", istio_iptables),
     ("linkerd", linkerd),
+    ("kuma", kuma),
     ("schema", schema),
     ("dial", dial),
 ];
@@ -70,6 +71,13 @@ fn istio_iptables() -> Command {
 fn linkerd() -> Command {
     Command::new("linkerd")
         .about("Do what Linkerd's proxy-init does: same flags, rules and exit codes")
+        .disable_help_flag(true)
+        .arg(words("words"))
+}
+
+fn kuma() -> Command {
+    Command::new("kuma")
+        .about("Do what `kumactl install transparent-proxy` and its uninstall do: same flags, variables, files, rules and exit codes")
         .disable_help_flag(true)
         .arg(words("words"))
 }
@@ -396,7 +404,7 @@ fn behind_dashes() -> Arg {
         .value_name("istio-iptables FLAGS")
         .help(
             "A command line of a mesh's tool as the configuration, with its environment: \
-             istio-iptables or linkerd (proxy-init)",
+             istio-iptables, linkerd (proxy-init) or kumactl install transparent-proxy",
         )
         .value_parser(clap::value_parser!(OsString))
 }

@@ -3,6 +3,7 @@
 pub(crate) mod ask;
 mod commands;
 pub(crate) mod istio;
+pub(crate) mod kuma;
 pub(crate) mod linkerd;
 pub(crate) mod node;
 pub(crate) mod own;

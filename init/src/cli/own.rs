@@ -42,6 +42,8 @@ pub(crate) enum Own {
     Istio(Vec<OsString>),
     /// `linkerd` with the words behind it.
     Linkerd(Vec<OsString>),
+    /// `kuma` with the words behind it.
+    Kuma(Vec<OsString>),
 }
 
 /// The namespace that a command works in.
@@ -270,6 +272,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
         "schema" => Own::Schema,
         "dial" => Own::Dial(texts(m, "words")),
         "linkerd" => Own::Linkerd(behind(m)),
+        "kuma" => Own::Kuma(behind(m)),
         _ => Own::Istio(behind(m)),
     })
 }

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 pub(crate) enum Tool {
     Istio(Vec<OsString>),
     Linkerd(Vec<OsString>),
+    Kuma(Vec<OsString>),
 }
 
 impl Tool {
@@ -16,6 +17,7 @@ impl Tool {
         match name.to_str()? {
             "istio-iptables" => Some(Self::Istio(rest.to_vec())),
             "linkerd" | "linkerd2-proxy-init" => Some(Self::Linkerd(rest.to_vec())),
+            "kuma" | "kumactl" => Some(Self::Kuma(rest.to_vec())),
             _ => None,
         }
     }
@@ -25,6 +27,7 @@ impl Tool {
         match self {
             Self::Istio(_) => ("istio-iptables", "--force-iptables-binary"),
             Self::Linkerd(_) => ("Linkerd's proxy-init", "--iptables-mode"),
+            Self::Kuma(_) => ("kumactl", "--iptables-executables"),
         }
     }
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::capture::{to_iptables, to_nft};
-use millrace_core::dialect::{istio, linkerd, native};
+use millrace_core::dialect::flags::Words as _;
+use millrace_core::dialect::{istio, kuma, linkerd, native};
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::{self, NftRuleset};
 use millrace_core::plan::Wish;
@@ -12,9 +13,11 @@ use millrace_core::policy::{CapturePolicy, InboundMode};
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Layout;
 use millrace_core::ruleset::Ruleset;
+use millrace_core::source::Source;
 use millrace_host::file;
 
 use crate::cli::istio::{NotTyped, read};
+use crate::cli::kuma::Asked;
 use crate::cli::own::Config;
 use crate::cli::tool::Tool;
 
@@ -42,6 +45,7 @@ pub(super) fn load(config: &Config, facts: &HostFacts, writes: bool) -> Result<L
     match &config.tool {
         Some(Tool::Istio(words)) => return load_istio(words.clone(), facts),
         Some(Tool::Linkerd(words)) => return load_linkerd(words.clone()),
+        Some(Tool::Kuma(words)) => return load_kuma(words.clone(), facts),
         None => {}
     }
     let values = match &config.file {
@@ -85,6 +89,49 @@ pub(super) fn load_linkerd(words: Vec<std::ffi::OsString>) -> Result<Loaded> {
         linkerd::resolve(&linkerd::Raw::new(flags, BTreeMap::new()))?;
     let nft = options.native.then(|| linkerd_rules(&policy));
     Ok(Loaded { policy, layout: &linkerd::LAYOUT, nft, warnings })
+}
+
+/// A command line of `kumactl install transparent-proxy`, for looking only.
+fn load_kuma(words: Vec<std::ffi::OsString>, facts: &HostFacts) -> Result<Loaded> {
+    let flags = match crate::cli::kuma::read(words) {
+        Ok(Asked::Install(flags)) => flags,
+        Ok(Asked::Uninstall(_)) => bail!("kumactl uninstall transparent-proxy is no configuration"),
+        Err(NotTyped::Help(text) | NotTyped::Bad(text)) => bail!(text),
+    };
+    let (raw, facts) = kuma_settings(flags, facts.clone())?;
+    let kuma::Resolved { policy, options, warnings } = kuma::resolve(&raw, &facts)?;
+    let nft = options.native.then(|| kuma_rules(&policy));
+    Ok(Loaded { policy, layout: &kuma::LAYOUT, nft, warnings })
+}
+
+/// What a command line of `kumactl install transparent-proxy` says with its environment and files, and
+/// the host with the resolver's configuration that is named there.
+pub(super) fn kuma_settings(
+    flags: Vec<(String, String)>,
+    mut facts: HostFacts,
+) -> Result<(kuma::Raw, HostFacts)> {
+    let mut raw = kuma::Raw::new(flags, environment()?);
+    let files = raw.text("config").value;
+    for name in files.split(',').filter(|name| !name.is_empty()) {
+        let what = || format!("--config {name}");
+        let text = match name {
+            "-" => file::standard_input(MOST),
+            path => file::text(path.as_ref(), MOST),
+        };
+        let values = kuma::read_file(&text.with_context(what)?).with_context(what)?;
+        raw = raw.with_file(values);
+    }
+    let path = raw.text("resolv-conf");
+    if !matches!(path.source, Source::Default(_)) {
+        let text = file::text(path.value.as_ref(), MOST);
+        facts.resolv_conf = Some(text.map_err(|why| format!("{} ({})", why, path.value)));
+    }
+    Ok((raw, facts))
+}
+
+/// The native nftables of a command line of kumactl.
+pub(super) fn kuma_rules(policy: &CapturePolicy) -> NftRuleset {
+    nft::merge(&to_nft(policy, &kuma::NFT_LAYOUT, true))
 }
 
 /// The native nftables of a command line of Linkerd's proxy-init.
@@ -140,7 +187,7 @@ pub(super) fn environment() -> Result<BTreeMap<String, String>> {
         let Ok(name) = name.into_string() else { continue };
         match value.into_string() {
             Ok(value) => drop(environment.insert(name, value)),
-            Err(value) if istio::flags::is_variable(&name) => {
+            Err(value) if istio::flags::is_variable(&name) || kuma::Kuma::is_variable(&name) => {
                 bail!("environment variable {name}: {value:?} is not UTF-8, as every setting is");
             }
             Err(_) => {}

@@ -12,6 +12,22 @@ impl Words for Kuma {
     const VARIABLES: &'static [(&'static str, &'static str, &'static str)] = &[];
 }
 
+/// What can be said to `kumactl uninstall transparent-proxy`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Uninstall;
+
+impl Words for Uninstall {
+    const FLAGS: &'static [FlagDef] = flags! {
+        "dry-run": Bool = "false",
+            "Say what would be done, and touch nothing";
+        "verbose": Bool = "false",
+            "Accepted without effect";
+        own "wait": Number = "5",
+            "Seconds to wait for another run, and for the xtables lock of iptables-legacy";
+    };
+    const VARIABLES: &'static [(&'static str, &'static str, &'static str)] = &[];
+}
+
 /// The flags of kumactl, then Millrace's own.
 const FLAGS: &[FlagDef] = flags! {
     "config": List = "",

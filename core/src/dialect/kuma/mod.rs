@@ -11,7 +11,7 @@ mod text;
 
 pub use crate::dialect::raw::FileValues;
 pub use file::{FileError, read_file};
-pub use flags::Kuma;
+pub use flags::{Kuma, Uninstall};
 pub use options::{Options, Programs};
 pub use resolve::{Raw, Resolved, resolve, said};
 pub use text::dry_run;

@@ -1,0 +1,171 @@
+//! `kumactl install transparent-proxy` and `kumactl uninstall transparent-proxy`: what these do, with their
+//! output and exit codes.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use millrace_core::dialect::kuma::{self, DIALECT, NFT_LAYOUT, Options, Programs, Resolved};
+use millrace_core::dialect::{ConfigErrors, Raw, Reader};
+use millrace_core::nft::render_transaction;
+use millrace_core::observed::{Observed, Variant};
+use millrace_core::ownership::Owned;
+use millrace_core::plan::Wish;
+use millrace_core::policy::CapturePolicy;
+use millrace_core::preflight::Backend;
+use millrace_core::value::Groups;
+use millrace_host::engine::{Drift, Outcome, Request, Rules, Session};
+use millrace_host::observe::Look;
+use millrace_host::{exec, facts, file};
+
+use super::output::{log_outcome, print, print_for_programs};
+use super::{config, exit_of, namespace, termination, told};
+use crate::cli::istio::NotTyped;
+use crate::cli::kuma::{Asked, read};
+use crate::cli::own::Place;
+use crate::exit::Exit;
+use crate::log::Log;
+
+/// The resolver's configuration, and what releases of kumactl that changed it kept of it.
+const RESOLV_CONF: [&str; 2] = ["/etc/resolv.conf", "/etc/resolv.conf.kuma-backup"];
+
+/// The most that is read of that, in bytes.
+const MOST: usize = 1024 * 1024;
+
+/// The whole command, from the words behind its name.
+pub(crate) fn kuma(words: Vec<OsString>) -> Exit {
+    let failed = |text: &str| {
+        crate::complain(text);
+        termination::tell(&text.lines().map(str::to_owned).collect::<Vec<_>>());
+        Exit::Failed
+    };
+    let done = match read(words) {
+        Ok(Asked::Install(flags)) => install(flags),
+        Ok(Asked::Uninstall(flags)) => uninstall(flags),
+        Err(NotTyped::Help(text)) => print(&text),
+        Err(NotTyped::Bad(text)) => return failed(text.strip_prefix("error: ").unwrap_or(&text)),
+    };
+    let Err(error) = done else { return Exit::Ok };
+    failed(&match error.downcast_ref::<ConfigErrors>() {
+        Some(errors) => refused(errors),
+        None => told(&error),
+    });
+    exit_of(&error)
+}
+
+/// What kumactl says first, and then everything that is wrong.
+fn refused(errors: &ConfigErrors) -> String {
+    kuma::said(errors).map_or_else(|| errors.to_string(), |said| format!("{said}\n{errors}"))
+}
+
+fn install(flags: Vec<(String, String)>) -> Result<()> {
+    let mut log = Log::kuma();
+    let mut session = Session::open()?;
+    let (raw, facts) = config::kuma_settings(flags, facts::gather(session.net())?)?;
+    let Resolved { policy, options, warnings } = kuma::resolve(&raw, &facts)?;
+    for warning in &warnings {
+        log.warn(warning);
+    }
+    if options.dry_run {
+        return print_for_programs(&text(&policy, &options));
+    }
+    namespace::check_ids(&Place::Here, &policy, &Groups::new())?;
+    let outcome = apply(&mut session, &policy, &options)?;
+    for warning in &outcome.warnings {
+        log.warn(warning);
+    }
+    log_outcome(&outcome, &mut log);
+    Ok(())
+}
+
+/// What a dry run prints: what iptables-restore takes, or the one transaction of native nftables.
+fn text(policy: &CapturePolicy, options: &Options) -> String {
+    if options.native {
+        render_transaction(&config::kuma_rules(policy))
+    } else {
+        kuma::dry_run(&kuma::rules(policy, options), options.verbose)
+    }
+}
+
+fn apply(session: &mut Session, policy: &CapturePolicy, options: &Options) -> Result<Outcome> {
+    let (ruleset, groups) = (kuma::rules(policy, options), Groups::new());
+    let native = options.native.then(|| config::kuma_rules(policy).ready(&groups)).transpose()?;
+    Ok(session.run(&Request {
+        rules: Some(Rules { iptables: &ruleset, native: native.as_ref() }),
+        wish: match options.programs {
+            _ if options.native => Wish::Backend(Backend::Nftables),
+            Programs::Any => Wish::Iptables,
+            Programs::Nft => Wish::Backend(Backend::IptablesNft),
+            Programs::Legacy => Wish::Programs(Variant::Legacy),
+        },
+        drift: Drift::Replace,
+        everything: false,
+        dry_run: false,
+        wait: options.wait,
+        groups: &groups,
+        marks: config::marks(Some(policy)),
+        exec: exec::Options::default(),
+    })?)
+}
+
+fn uninstall(flags: Vec<(String, String)>) -> Result<()> {
+    let raw: Raw<kuma::Uninstall> = Raw::new(flags, config::environment()?);
+    let mut reader = Reader::default();
+    let dry_run = raw.switch(&mut reader, "dry-run").value;
+    raw.switch(&mut reader, "verbose");
+    let seconds = raw.text("wait");
+    let wait = seconds.value.parse::<u32>();
+    if wait.is_err() {
+        reader.unusable(&seconds.source, &seconds.value, "it is a whole number of seconds");
+    }
+    let wait = Duration::from_secs(reader.finish(wait.ok())?.into());
+    let mut log = Log::kuma();
+    let mut session = Session::open()?;
+    let exec = exec::Options::default();
+    if is_here(&session.observe(&exec, Look::Fast)?) {
+        let outcome = session.run(&Request {
+            rules: None,
+            wish: Wish::Auto,
+            drift: Drift::Replace,
+            everything: false,
+            dry_run,
+            wait,
+            groups: &Groups::new(),
+            marks: config::marks(None),
+            exec,
+        })?;
+        for warning in &outcome.warnings {
+            log.warn(warning);
+        }
+        for effect in &outcome.effects {
+            log.info(&format!("{}: {effect}", if dry_run { "would do" } else { "done" }));
+        }
+    } else {
+        log.info("nothing to do: no rules of Kuma are here");
+    }
+    restore_resolver(dry_run)
+}
+
+/// Whether anything of Kuma's is there: what others capture is not undone in its name.
+fn is_here(observed: &Observed) -> bool {
+    let rules = |holding: &millrace_core::observed::Holding| {
+        !Owned::find(&holding.dump, std::slice::from_ref(&DIALECT.footprint)).is_empty()
+    };
+    let table = |name: &str| NFT_LAYOUT.names().any(|own| own == name);
+    observed.holdings.iter().any(rules) || observed.tables.iter().any(|t| table(&t.name))
+}
+
+/// Put back the resolver's configuration that an old kumactl had kept, and print it.
+fn restore_resolver(dry_run: bool) -> Result<()> {
+    let [path, kept] = RESOLV_CONF.map(Path::new);
+    if !kept.exists() {
+        return Ok(());
+    }
+    let text = file::text(kept, MOST).with_context(|| kept.display().to_string())?;
+    if !dry_run {
+        // In its place: in a container it is mounted.
+        std::fs::write(path, &text).with_context(|| path.display().to_string())?;
+    }
+    print(&text)
+}
