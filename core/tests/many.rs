@@ -50,6 +50,8 @@ fn rule(six: bool, what: u8, own: u16, target: &str) -> String {
         4 => format!("-p tcp -m tcp --sport {port} -m mark --mark {} -j {target}", own % 3),
         5 => format!("-d {network} -m statistic --mode nth --every 2 --packet 0 -j {target}"),
         6 => format!("! -d {network} -j {target}"),
+        // Rules of several kinds in turn.
+        8 | 9 => rule(six, [0, 2, 1, 6, 3][at % 5], own / 5, target),
         _ => format!("-m owner --uid-owner {} -j {target}", own % 4),
     }
 }
@@ -58,7 +60,7 @@ fn rule(six: bool, what: u8, own: u16, target: &str) -> String {
 fn rules(six: bool) -> impl Strategy<Value = String> {
     let targets =
         ["RETURN", "ACCEPT", "A", "B", "MARK --set-xmark 0x1/0x1", "REDIRECT --to-ports 9"];
-    let row = (0..8_u8, 1..24_u16, any::<u16>(), prop::sample::select(targets.to_vec()));
+    let row = (0..10_u8, 1..24_u16, any::<u16>(), prop::sample::select(targets.to_vec()));
     let chain = || prop::collection::vec(row.clone(), 0..5);
     (chain(), chain(), chain(), chain()).prop_map(move |(output, prerouting, a, b)| {
         let mut text =
@@ -206,4 +208,38 @@ fn what_is_not_looked_at_is_unknown() {
     assert!(matches!(of(7), Outcome::Passed { .. }));
     let Outcome::Unknown { what } = of(99) else { panic!("{:?}", of(99)) };
     assert!(what.contains("more than 64 marks"), "{what}");
+}
+
+/// Verify that rules of two kinds in turn that do the same are few classes, of which all is told, however
+/// many rules there are; and that the example's rule is the first that matches it.
+#[test]
+fn rules_in_turn_that_do_the_same_are_few_classes() {
+    let mut text = "*filter\n:OUTPUT ACCEPT [0:0]\n".to_owned();
+    for at in 0..4000_u32 {
+        let (high, low) = (at >> 8, at & 255);
+        writeln!(text, "-A OUTPUT -d 11.{high}.{low}.1/32 -p tcp -j DROP").unwrap();
+        writeln!(text, "-A OUTPUT -s 10.0.0.0/8 -p tcp -m tcp --dport {} -j DROP", 2 * at + 1)
+            .unwrap();
+    }
+    let (program, pod) = (program([&(text + "COMMIT\n"), ""]), pod());
+    let classes = partition(&program, &pod);
+    assert!(classes.len() < 60, "{} classes", classes.len());
+    let is_told = |class: &&Class| !matches!(class.answer.outcome, Outcome::Unknown { .. });
+    assert_eq!(classes.iter().filter(is_told).count(), classes.len());
+    for (address, dropped) in [
+        ("11.0.9.1:4000", true),
+        ("9.9.9.9:19", true),
+        ("11.0.9.1:19", true),
+        ("11.0.8.1:19", true),
+        ("9.9.9.9:20", false),
+        ("11.0.9.2:8002", false),
+    ] {
+        let question = Question { source: Some("10.4.0.2".parse().unwrap()), ..to(address) };
+        let own: Vec<&Class> = classes.iter().filter(|class| class.has(&question)).collect();
+        assert_eq!(own.len(), 1, "{address}: {own:?}");
+        let outcome = &own[0].answer.outcome;
+        assert_eq!(matches!(outcome, Outcome::Dropped { .. }), dropped, "{address}: {outcome:?}");
+        let example = program.answer(&pod, &own[0].example);
+        assert_eq!(own[0].answer, example);
+    }
 }

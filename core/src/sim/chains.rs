@@ -51,7 +51,10 @@ impl<'a, W: Witness> Walk<'a, W> {
         hook: Hook,
         packet: &mut Packet<'a>,
     ) -> Result<bool, Halt> {
-        let Chain { rules, runs, .. } = &self.program.chains[chain.0];
+        let (rules, runs) = match &self.program.chains[chain.0] {
+            Chain { grouped: Some(grouped), .. } if W::CLASSES => (&grouped.rules, &grouped.runs),
+            Chain { rules, runs, .. } => (rules, runs),
+        };
         let mut runs = runs.iter();
         let mut run = runs.next();
         let mut at = 0;

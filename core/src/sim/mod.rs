@@ -12,6 +12,7 @@
 
 use std::borrow::Cow;
 
+mod alike;
 mod chains;
 mod changes;
 pub mod compare;

@@ -171,3 +171,17 @@ fn orders(calls: &[Ordered]) -> Vec<Vec<usize>> {
     }
     orders
 }
+
+/// Calls by their priority; in front of those whose order is not known stands that.
+pub(super) fn by_priority(mut calls: Vec<(i32, Ordered)>) -> Vec<Call> {
+    calls.sort_by_key(|(priority, _)| *priority);
+    let mut all = Vec::new();
+    for group in calls.chunk_by(|(one, _), (other, _)| one == other) {
+        let group: Vec<Ordered> = group.iter().map(|(_, ordered)| ordered.clone()).collect();
+        let several = group.iter().any(|ordered| ordered.table != group[0].table);
+        let plain = group.iter().map(|ordered| ordered.call.clone()).collect::<Vec<_>>();
+        all.extend(several.then_some(Call::Unordered(group)));
+        all.extend(plain);
+    }
+    all
+}

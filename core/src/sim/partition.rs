@@ -112,10 +112,20 @@ pub fn partition(program: &Program, namespace: &Namespace) -> Vec<Class> {
 }
 
 fn within(limits: Limits, program: &Program, namespace: &Namespace) -> Vec<Class> {
-    classes((program, namespace), namespace, limits, |program, answer| {
+    let mut found = classes((program, namespace), namespace, limits, |program, answer| {
         let decided = answer.decided.iter().map(|id| program.first_alike(*id)).collect();
         (answer.outcome.clone(), decided)
-    })
+    });
+    // Which of rules that do the same the example meets first.
+    for class in &mut found {
+        if class.answer.decided.iter().any(|id| program.first_alike(*id) != *id) {
+            let own = program.answer(namespace, &class.example);
+            if own.outcome == class.answer.outcome {
+                class.answer = own;
+            }
+        }
+    }
+    found
 }
 
 /// The same for the connections that there are in another namespace, where no matter which rules

@@ -6,8 +6,10 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use super::alike::Grouped;
 use super::index::{Run, runs};
 use super::namespace::{Namespace, unicast};
+use super::order::by_priority;
 use super::question::{Direction, Question};
 use super::ranges::{Ranges, number};
 use super::rule::{Action, Field, Step, Test};
@@ -135,6 +137,7 @@ pub struct ChainInfo {
 pub(super) struct Chain {
     pub(super) rules: Vec<(RuleId, Vec<Bound>)>,
     pub(super) runs: Vec<Run>,
+    pub(super) grouped: Option<Grouped>,
     pub(super) policy: Policy,
 }
 
@@ -294,7 +297,11 @@ impl Program {
                     }
                 }
             }
-            self.chains.push(Chain { rules, runs, policy });
+            let grouped = Grouped::of(&rules, &runs);
+            for block in grouped.iter().flat_map(|grouped| &grouped.blocks) {
+                self.alike.extend(block.iter().map(|id| (*id, block[0])));
+            }
+            self.chains.push(Chain { rules, runs, grouped, policy });
             self.tables.push(place);
             self.infos.push(ChainInfo {
                 holder: table.holder.clone(),
@@ -333,7 +340,7 @@ impl Program {
         let (nat, mut calls): (Vec<_>, Vec<_>) = called
             .into_iter()
             .partition(|(_, o)| matches!(o.call, Call::Chain { kind: Kind::Nat, .. }));
-        let translate = Call::Translate(grouped(nat));
+        let translate = Call::Translate(by_priority(nat));
         // Neither has a table: when they were registered follows from no listing.
         let (track, nat) = (usize::MAX, usize::MAX - 1);
         match hook {
@@ -346,7 +353,7 @@ impl Program {
             }
             Hook::Forward => {}
         }
-        grouped(calls)
+        by_priority(calls)
     }
 
     /// What there is to say about a rule of this program.
@@ -452,20 +459,6 @@ impl Program {
         let line = format!("{} {} {}: {}", chain.table, chain.name, rule.number, rule.text);
         in_a_line(&line).into_owned()
     }
-}
-
-/// Calls by their priority; in front of those whose order is not known stands that.
-fn grouped(mut calls: Vec<(i32, Ordered)>) -> Vec<Call> {
-    calls.sort_by_key(|(priority, _)| *priority);
-    let mut all = Vec::new();
-    for group in calls.chunk_by(|(one, _), (other, _)| one == other) {
-        let group: Vec<Ordered> = group.iter().map(|(_, ordered)| ordered.clone()).collect();
-        let several = group.iter().any(|ordered| ordered.table != group[0].table);
-        let plain = group.iter().map(|ordered| ordered.call.clone()).collect::<Vec<_>>();
-        all.extend(several.then_some(Call::Unordered(group)));
-        all.extend(plain);
-    }
-    all
 }
 
 fn bind(step: Step, places: &HashMap<String, ChainId>) -> Bound {

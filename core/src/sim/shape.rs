@@ -325,6 +325,7 @@ pub(super) struct Splitter<'s> {
 
 impl Witness for Splitter<'_> {
     const LISTENS: bool = false;
+    const CLASSES: bool = true;
 
     fn asked(&mut self, field: Field, set: &Ranges) {
         if self.first.is_none()

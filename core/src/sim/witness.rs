@@ -27,6 +27,9 @@ pub enum Met {
 pub trait Witness {
     /// Whether it wants to hear what rules did; making the words takes time.
     const LISTENS: bool;
+    /// Whether it looks for classes of connections: then it does not matter which of some rules that do
+    /// the same is the first to match.
+    const CLASSES: bool = false;
 
     /// The way depends on whether a field of the question is in a set.
     fn asked(&mut self, _field: Field, _set: &Ranges) {}
