@@ -44,6 +44,9 @@ impl Goal {
             }
             Way::Programs(variant) if own => args.extend(["--iptables", variant.as_str()]),
             Way::Netlink if own => args.extend(["--backend", "iptables-nft"]),
+            Way::Netlink if args.first() == Some(&"linkerd") => {
+                args.extend(["--iptables-mode", "nft"]);
+            }
             _ => {}
         }
         args.extend((istio && replace).then_some("--reconcile"));

@@ -64,6 +64,9 @@ const THIRD: Goal = Goal(&[
 /// Millrace's own rules, without anything that the others have beside.
 const REDIRECT: Goal = Goal(&["apply", "--exclude-inbound-ports", "22"]);
 
+/// Another mesh: what Linkerd's proxy-init does, by programs of iptables-legacy unless told otherwise.
+const LINKERD: Goal = Goal(&["linkerd", "-p", "15006", "-o", "15001", "-u", "1337"]);
+
 /// Native nftables: one transaction instead of the tables of iptables.
 const NATIVE: Goal = Goal(&[
     "istio-iptables",
@@ -85,6 +88,20 @@ const NATIVE: Goal = Goal(&[
 
 /// The same in Millrace's own table, with policy routing.
 const OWN: Goal = Goal(&["apply", "--backend", "nftables", "--mode", "tproxy", "--dns", "all"]);
+
+/// Verify that the pod is captured, by the one or the other, all the way from one mesh to another.
+#[test]
+fn one_mesh_to_another_netlink() -> Result<()> {
+    from(ISTIO, LINKERD, TPROXY)(Netlink).killed_between_messages()?;
+    from(LINKERD, ISTIO, REDIRECT)(Netlink).killed_between_messages()?;
+    from(LINKERD, NOTHING, ISTIO)(Netlink).killed_between_messages()
+}
+
+#[test]
+fn one_mesh_to_another_legacy() -> Result<()> {
+    from(ISTIO, LINKERD, TPROXY)(Programs(Legacy)).killed_between_tables()?;
+    from(LINKERD, ISTIO, REDIRECT)(Programs(Legacy)).killed_between_tables()
+}
 
 const fn from(old: Goal, new: Goal, third: Goal) -> impl Fn(Way) -> Transition {
     move |way| Transition { old, new, third, from: way, way }
