@@ -219,6 +219,7 @@ static OTHER: Mesh = Mesh {
     },
     tunnels: false,
     nobody: true,
+    usual: "",
 };
 
 /// Verify that the settings of rules in another style are read back: those that give these rules again.

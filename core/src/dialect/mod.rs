@@ -36,6 +36,8 @@ pub struct Mesh {
     pub tunnels: bool,
     /// Whether its tool takes a proxy that is known by no user and no group.
     pub nobody: bool,
+    /// What captures a pod of it for which nobody has set anything, as a command line.
+    pub usual: &'static str,
 }
 
 /// A dialect whose rules can be met in a namespace.

@@ -1,10 +1,12 @@
 //! The command lines of the commands that ask where connections go.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use millrace_core::dialect::{DIALECTS, Dialect};
 use millrace_core::sim::{Direction, EPHEMERAL, Identity, Known, Protocol, Question};
 
 use super::node::{bpffs, folder};
@@ -74,11 +76,23 @@ impl Typed {
 /// The two sources that are compared.
 pub(super) fn diff_args(command: Command) -> Command {
     let source = |name: &'static str, value: &'static str, help: &'static str| {
-        Arg::new(name).value_name(value).help(help).required(true)
+        Arg::new(name).value_name(value).help(help).required_unless_present("between")
     };
     command
         .arg(source("before", "A", "The first rules"))
         .arg(source("after", "B", "The second rules"))
+        .arg(
+            Arg::new("between")
+                .long("between")
+                .value_name("MESH,MESH")
+                .help("Compare what two meshes make of a pod for which nobody sets anything")
+                .long_help(
+                    "Compare what two meshes make of a pod for which nobody sets anything: their usual \
+                     command lines stand for A and B (istio, linkerd, kuma)",
+                )
+                .conflicts_with_all(["before", "after"])
+                .value_parser(between),
+        )
         .arg(
             super::commands::runtime_endpoint()
                 .help("Where the container runtime listens (CRI), for pod:NAME"),
@@ -93,6 +107,21 @@ pub(super) fn diff_args(command: Command) -> Command {
                 .value_parser(["text", "json"])
                 .default_value("text"),
         )
+}
+
+/// The usual command lines of two meshes.
+fn between(text: &str) -> Result<[&'static str; 2], String> {
+    let usual = |name: &str| {
+        let of = |dialect: &&Dialect| dialect.mesh.name.eq_ignore_ascii_case(name);
+        DIALECTS.iter().find(of).map(|dialect| dialect.mesh.usual)
+    };
+    let known = || {
+        let names: BTreeSet<String> =
+            DIALECTS.iter().map(|dialect| dialect.mesh.name.to_ascii_lowercase()).collect();
+        Vec::from_iter(names).join(", ")
+    };
+    let pair = text.split_once(',').and_then(|(a, b)| Some([usual(a.trim())?, usual(b.trim())?]));
+    pair.ok_or_else(|| format!("two meshes with a comma between them, of {}", known()))
 }
 
 fn pod_address() -> Arg {
@@ -293,4 +322,23 @@ pub(super) fn end(text: &str) -> Option<(IpAddr, Option<u16>)> {
     }
     let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
     bare.parse().ok().map(|ip| (ip, None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Verify that a mesh is named by its name, and stands for a command line that can be carried out.
+    #[test]
+    fn meshes_are_compared_by_name() {
+        let [istio, linkerd] = between("Istio, linkerd").unwrap();
+        assert!(istio.starts_with("istio-iptables ") && linkerd.starts_with("linkerd "));
+        for dialect in DIALECTS {
+            let line = super::super::own::configuration(dialect.mesh.usual).unwrap();
+            assert!(line.unwrap().tool.is_some(), "{}", dialect.mesh.usual);
+        }
+        for bad in ["", "istio", "istio,", "istio,foo", "istio,linkerd,kuma"] {
+            assert!(between(bad).unwrap_err().contains("istio"), "{bad}");
+        }
+    }
 }

@@ -254,7 +254,10 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
             asked: ask::asked_for(m)?,
         }),
         "diff" => {
-            let [before, after] = ["before", "after"].map(|name| texts(m, name).join(" "));
+            let [before, after] = m.get_one::<[&'static str; 2]>("between").map_or_else(
+                || ["before", "after"].map(|name| texts(m, name).join(" ")),
+                |usual| usual.map(str::to_owned),
+            );
             let json = common(m)?.json;
             Own::Diff(Diff { json, sources: ask::sources(m), before, after })
         }

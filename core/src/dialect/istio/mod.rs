@@ -30,8 +30,13 @@ pub type Raw = crate::dialect::raw::Raw<flags::Istio>;
 pub const TPROXY_DEFAULTS: (u32, u32) = (1337, 133);
 
 /// Istio's sidecar.
-pub static MESH: Mesh =
-    Mesh { name: "Istio", conventions: Conventions::OWN, tunnels: true, nobody: false };
+pub static MESH: Mesh = Mesh {
+    name: "Istio",
+    conventions: Conventions::OWN,
+    tunnels: true,
+    nobody: false,
+    usual: "istio-iptables -p 15001 -z 15006 -u 1337 -m REDIRECT -i * -b * -d 15090,15021,15020",
+};
 
 /// The chains that istio-iptables makes.
 pub static LAYOUT: Layout = Layout {

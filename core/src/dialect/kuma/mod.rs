@@ -28,8 +28,13 @@ use crate::ruleset::{
 use crate::source::Source;
 
 /// Kuma.
-pub static MESH: Mesh =
-    Mesh { name: "Kuma", conventions: resolve::CONVENTIONS, tunnels: false, nobody: false };
+pub static MESH: Mesh = Mesh {
+    name: "Kuma",
+    conventions: resolve::CONVENTIONS,
+    tunnels: false,
+    nobody: false,
+    usual: "kuma install transparent-proxy --kuma-dp-user 5678 --redirect-all-dns-traffic",
+};
 
 /// kumactl's rules, and what Millrace adds in its place.
 pub const DIALECT: Dialect = Dialect {

@@ -21,8 +21,14 @@ use crate::ruleset::{ChainName, Home, Layout, Style};
 use crate::source::Source;
 
 /// Linkerd.
-pub static MESH: Mesh =
-    Mesh { name: "Linkerd", conventions: resolve::CONVENTIONS, tunnels: false, nobody: true };
+pub static MESH: Mesh = Mesh {
+    name: "Linkerd",
+    conventions: resolve::CONVENTIONS,
+    tunnels: false,
+    nobody: true,
+    usual: "linkerd -p 4143 -o 4140 -u 2102 --inbound-ports-to-ignore 4190,4191,4567,4568 \
+            --outbound-ports-to-ignore 4567,4568",
+};
 
 /// proxy-init's rules, and what Millrace adds in its place.
 pub const DIALECT: Dialect = Dialect {
