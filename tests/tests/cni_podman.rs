@@ -3,8 +3,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::cni::{Host, List, Podman, mesh};
+use millrace_tests::ebpf::{Cgroup, FOLDER, load, node};
 use millrace_tests::topology::ROOT;
-use millrace_tests::wire::Answer;
+use millrace_tests::wire::{Answer, Identity};
+use serde_json::json;
 
 /// Verify that a container on a network whose entry says so is captured, and one on another is
 /// not; that its traffic meets its proxy; and that nothing is left when it is removed.
@@ -71,5 +73,47 @@ fn a_failing_add_is_shown() -> Result<()> {
     let error = format!("{:#}", podman.start("three", "broken").unwrap_err());
     ensure!(error.contains(name) && error.contains("http"), "{error}");
     assert_eq!(podman.run(&["ps", "--quiet"])?, "");
+    Ok(())
+}
+
+/// Verify that a container with users of its own is captured by its own ids, with each backend, looked at, and
+/// left as it was.
+#[test]
+fn containers_with_users_of_their_own() -> Result<()> {
+    const FIRST: u32 = 200_000;
+    let _cgroup = Cgroup::enter()?;
+    let host = Host::new()?;
+    host.namespace.ip("addr add 198.51.100.7/32 dev lo")?;
+    load(&host.namespace)?;
+    let _service = host.serve(None, "service", "198.51.100.7:80")?;
+    let backends = ["nftables", "iptables", "ebpf", "auto"];
+    let lists = backends.iter().zip(63..).map(|(backend, subnet)| {
+        let mut list = List::bridge(&host, "0.4.0", subnet);
+        (*backend).clone_into(&mut list.name);
+        if let Some(entry) = list.plugins.last_mut() {
+            entry["annotations"] = mesh(&[]);
+            entry["backend"] = json!(backend);
+            entry["bpffs"] = json!(FOLDER);
+        }
+        list
+    });
+    let lists: Vec<List> = lists.collect();
+    let podman = Podman::new(&host, &lists.iter().collect::<Vec<_>>())?;
+    for backend in backends {
+        let container = podman.start_among(backend, backend, FIRST)?;
+        let pods = node(&host.namespace, |node| Ok(node.pods()?.len()))?;
+        ensure!((pods == 1) == matches!(backend, "ebpf" | "auto"), "{backend}: {pods} by eBPF");
+        let proxy = host.proxy(&container)?;
+        for (id, who) in [(1000, "proxy"), (1337, "service")] {
+            let identity = Identity { uid: FIRST + id, gid: FIRST + id };
+            let answer = host.dial(Some(&container), identity, "198.51.100.7:80")?;
+            let answer = answer.context("somebody answers")?;
+            ensure!(answer.name == who, "{backend}: user {id}: {answer:?}");
+        }
+        drop(proxy);
+        podman.run(&["rm", "--force", "--time", "0", backend])?;
+        ensure!(node(&host.namespace, |node| Ok(node.pods()?.len()))? == 0, "{backend}");
+    }
+    ensure!(host.state_dir().read_dir()?.next().is_none(), "notes are left");
     Ok(())
 }

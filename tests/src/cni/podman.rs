@@ -83,24 +83,28 @@ impl<'h> Podman<'h> {
 
     /// Start a container that waits, on this network. Gives its network namespace.
     pub fn start(&self, name: &str, network: &str) -> Result<Pod> {
+        self.start_with(name, network, &[])
+    }
+
+    /// Start one with users of its own, from this number of the machine's on: what is root there belongs to
+    /// nobody else, and neither does its network namespace.
+    pub fn start_among(&self, name: &str, network: &str, first: u32) -> Result<Pod> {
+        let map = format!("0:{first}:65536");
+        // Its root makes the files there that others are mounted on.
+        let rootfs = self.rootfs.to_str().context("a path")?;
+        let owner = format!("{first}:{first}");
+        self.host.namespace.run("chown", &["--recursive", &owner, rootfs])?;
+        self.start_with(name, network, &["--uidmap", &map, "--gidmap", &map])
+    }
+
+    fn start_with(&self, name: &str, network: &str, more: &[&str]) -> Result<Pod> {
         let rootfs = self.rootfs.to_str().context("a path")?;
         let cgroup = format!("/{}", self.cgroup);
-        let id = self.run(&[
-            "run",
-            "--detach",
-            "--name",
-            name,
-            "--network",
-            network,
-            "--cgroup-parent",
-            &cgroup,
-            "--sysctl",
-            "net.ipv4.ip_unprivileged_port_start=0",
-            "--rootfs",
-            rootfs,
-            "/bin/sleep",
-            "2147483647",
-        ])?;
+        let words = ["run", "--detach", "--name", name, "--network", network];
+        let cgroup = ["--cgroup-parent", &cgroup];
+        let sysctl = ["--sysctl", "net.ipv4.ip_unprivileged_port_start=0"];
+        let program = ["--rootfs", rootfs, "/bin/sleep", "2147483647"];
+        let id = self.run(&[&words, more, &cgroup, &sysctl, &program].concat())?;
         let netns = self.run(&["inspect", "--format", "{{.NetworkSettings.SandboxKey}}", name])?;
         Ok(Pod { id, name: name.to_owned(), netns: netns.into() })
     }
