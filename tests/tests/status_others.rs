@@ -87,6 +87,36 @@ fn what_rules_of_others_do_together_is_told() -> Result<()> {
     Ok(())
 }
 
+/// Verify that a rule of others that takes away the proxy's answers is told, in each direction.
+#[test]
+fn answers_that_others_take_away_are_told() -> Result<()> {
+    let told = "note: rules of others: IPv4 ";
+    for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
+        for (script, words) in [
+            (
+                "iptables-nft -A OUTPUT -p tcp --sport 15006 -j DROP",
+                "the last rule that it met: filter OUTPUT 1: ",
+            ),
+            (
+                "iptables-nft -t raw -A OUTPUT -p tcp --sport 15001 -j DROP",
+                "the last rule that it met: raw OUTPUT 1: ",
+            ),
+            (
+                "nft add table inet x && \
+                 nft 'add chain inet x out { type filter hook postrouting priority 300; }' && \
+                 nft add rule inet x out meta skuid 1337 ct direction reply drop",
+                "the last rule that it met: x out 1: ",
+            ),
+        ] {
+            let topology = unattended(backend, &[])?;
+            let (code, said) = beside(&topology, script, &[])?;
+            let is_told = code == Some(0) && said.contains(told) && said.contains(words);
+            ensure!(is_told, "{backend} {script}: {code:?}: {said}");
+        }
+    }
+    Ok(())
+}
+
 /// Verify that a rule of others that takes away the mark of TPROXY is told.
 #[test]
 fn a_mark_that_others_take_away_is_told() -> Result<()> {

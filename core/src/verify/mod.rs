@@ -3,12 +3,14 @@
 //! rules of the configuration do in the simulator, not what the pod's own rules say. What is too many
 //! to be tried is compared there.
 
+mod answered;
 mod compared;
 mod detour;
 mod finding;
 mod left_alone;
 mod sample;
 
+pub use answered::unanswered;
 pub use compared::{Compared, Otherwise, compared};
 pub use detour::detours;
 pub use finding::{Finding, Seen};

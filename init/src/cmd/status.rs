@@ -93,17 +93,15 @@ pub(super) fn treated(
         return None;
     }
     let wanted = wanted()?;
-    let found = match real() {
-        Ok(real) => {
-            let namespace = real.namespace.with_ways_out();
-            wanted.compared(&Rules { namespace, ..real })
-        }
+    let real = match real() {
+        Ok(real) => Rules { namespace: real.namespace.with_ways_out(), ..real },
         Err(error) => {
             return Some(vec![format!(
                 "whether rules of others undo any of it is not known: {error:#}"
             )]);
         }
     };
+    let found = wanted.compared(&real);
     let one = |one| format!("rules of others treat connections otherwise than wanted: {one}");
     let mut told: Vec<String> = found.wrong.iter().map(one).collect();
     let more = found.untold();
@@ -111,6 +109,7 @@ pub(super) fn treated(
         told.push(format!("and so with {more} more kinds of connections, which verify counts"));
     }
     told.extend(found.unclear);
+    told.extend(wanted.unanswered(&real).into_iter().map(|one| format!("rules of others: {one}")));
     Some(told)
 }
 

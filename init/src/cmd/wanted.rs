@@ -8,7 +8,7 @@ use millrace_core::ruleset::{Routing, Ruleset};
 use millrace_core::sim::{Namespace, Program, of_dump, of_ruleset};
 use millrace_core::status::{read_back, read_native_back, whole_in_older_form};
 use millrace_core::value::Groups;
-use millrace_core::verify::{Compared, compared};
+use millrace_core::verify::{Compared, compared, unanswered};
 
 use super::held::Held;
 use super::rules::Rules;
@@ -56,9 +56,20 @@ impl Wanted {
 
     /// What the rules that are there do otherwise.
     pub(super) fn compared(&self, real: &Rules) -> Compared {
-        let needed = Namespace::pod(&[], &self.routing);
-        let namespace = real.namespace.with_marks_of(&needed);
+        let namespace = self.namespace(real);
         let of_real = (&real.program, &real.namespace);
         compared(&self.policy, (&self.program, &namespace), of_real)
+    }
+
+    /// Captured connections whose answer the rules that are there take away, a sentence each.
+    pub(super) fn unanswered(&self, real: &Rules) -> Vec<String> {
+        let namespace = self.namespace(real);
+        let of_real = (&real.program, &real.namespace);
+        unanswered(&self.policy, (&self.program, &namespace), of_real)
+    }
+
+    /// The namespace with the policy routing that the rules need, whatever is there.
+    fn namespace(&self, real: &Rules) -> Namespace {
+        real.namespace.with_marks_of(&Namespace::pod(&[], &self.routing))
     }
 }
