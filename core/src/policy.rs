@@ -119,6 +119,17 @@ impl DnsConvention {
     /// That of Millrace's own settings.
     pub const AMONG_OUTBOUND: Self = Self::AmongOutbound { zones: true };
 
+    /// The same with zones of connection tracking, or without.
+    #[must_use]
+    pub const fn with_zones(self, zones: bool) -> Self {
+        match self {
+            Self::AmongOutbound { .. } => Self::AmongOutbound { zones },
+            Self::Ahead { tcp, spares_proxy, in_front, .. } => {
+                Self::Ahead { tcp, spares_proxy, in_front, zones }
+            }
+        }
+    }
+
     /// Whether queries are asked for before anything about TCP.
     pub const fn is_ahead(self) -> bool {
         matches!(self, Self::Ahead { .. })

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::Inferred;
 use crate::dialect::{ConfigErrors, Dialect, native};
 use crate::facts::HostFacts;
-use crate::policy::CapturePolicy;
-use crate::source::Source;
+use crate::policy::{CapturePolicy, Flow};
+use crate::source::{Source, Sourced};
 
 /// The policy of settings that were read back; every part says which flag of the dialect whose
 /// rules these are would have set it.
@@ -38,10 +38,17 @@ pub fn policy(found: &Inferred, dialect: &Dialect) -> Result<CapturePolicy, Conf
             policy.proxy.uids.clear();
         }
         policy.conventions = mesh.conventions;
+        if let Some(zones) = found.zones.filter(|_| policy.dns.is_some()) {
+            policy.conventions.dns = mesh.conventions.dns.with_zones(zones);
+        }
         if !mesh.tunnels {
             policy.inbound.tunnel_port = None;
         }
     }
+    let flow = |flow: &Flow| {
+        Sourced::new(flow.clone(), Source::Flag("--exclude-outbound-flows".to_owned()))
+    };
+    policy.outbound.except_flows = found.flows.iter().map(flow).collect();
     policy.each_source(&mut |source| {
         if let Source::Flag(flag) = source {
             *source = (dialect.source_of)(flag);

@@ -1,6 +1,7 @@
 //! Back from rules to the settings that give them: what a live namespace's rules are for, and
 //! whether they are whole. The answer is a guess until it has been compiled and compared.
 
+mod ahead;
 mod facts;
 pub(crate) mod native;
 mod output;
@@ -21,7 +22,7 @@ use crate::nft::tables::NativeTables;
 use crate::nft::{self, NftRuleset};
 use crate::observed::IpRule;
 use crate::ownership::Footprint;
-use crate::policy::{CapturePolicy, IdentityMatching};
+use crate::policy::{CapturePolicy, Flow, IdentityMatching};
 use crate::ruleset::Layout;
 use crate::ruleset::{ConnState, Hook, Match, Owner, Protocol, Rule, Side, Table, Target};
 use crate::value::{Groups, PortRange};
@@ -36,6 +37,10 @@ pub struct Inferred {
     pub ipv6: bool,
     /// Servers whose DNS queries are captured.
     pub dns_servers: Vec<IpAddr>,
+    /// What users send to ports that is left alone.
+    pub flows: Vec<Flow>,
+    /// Whether DNS queries have zones of connection tracking, where rules tell of it.
+    pub zones: Option<bool>,
     /// How several proxy identities go together, when that can be seen.
     pub matching: Option<IdentityMatching>,
     /// The mesh that they are for; none where it is that of Millrace's own settings.
@@ -61,6 +66,7 @@ pub fn infer(
     sources([v4.as_ref(), v6.as_ref()], table, layout, &mut found);
     interfaces(main, &mut found);
     output::settings(v4.as_ref(), v6.as_ref(), (layout, mesh), &mut found);
+    ahead::settings([v4.as_ref(), v6.as_ref()], mesh, &mut found);
     dns([v4.as_ref(), v6.as_ref()], layout, &mut found);
     let invalid = main.hook(Table::Mangle, Hook::Prerouting).iter().any(|r| {
         // The reference asks for TCP as well in native nftables.
@@ -68,7 +74,7 @@ pub fn infer(
             (Match::ConnState(vec![ConnState::Invalid]), Match::Protocol(Protocol::Tcp));
         r.matches.contains(&invalid)
             && r.matches.iter().all(|m| *m == invalid || *m == tcp)
-            && r.target == Target::Jump(layout.drop.clone())
+            && (r.target == Target::Jump(layout.drop.clone()) || r.target == Target::Drop)
     });
     if invalid {
         found.set("drop-invalid", "true");

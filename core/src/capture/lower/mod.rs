@@ -5,7 +5,7 @@ mod iptables;
 mod nft;
 mod ports;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use iptables::to_iptables;
 pub use nft::to_nft;
@@ -55,7 +55,7 @@ fn styled(program: &Program, layout: &Layout) -> Vec<Decision> {
             _ => decisions.push(decision.clone()),
         }
     }
-    let decisions = decisions.into_iter().flat_map(ports::split).collect();
+    let decisions = split(decisions);
     let mut decisions = if style.multiport { ports::grouped(decisions) } else { decisions };
     if style.sources_first {
         // Exclusions of one path stand in a row: who comes first means nothing.
@@ -72,6 +72,24 @@ fn styled(program: &Program, layout: &Layout) -> Vec<Decision> {
     }
     decisions.append(&mut heads);
     decisions
+}
+
+/// The decisions, each in as many as it takes for its ports. Those that stand in front of rules of others
+/// move on behind one that became several.
+fn split(decisions: Vec<Decision>) -> Vec<Decision> {
+    let mut moved: BTreeMap<(Table, Path), u32> = BTreeMap::new();
+    let mut all = Vec::with_capacity(decisions.len());
+    for decision in decisions {
+        let moved = moved.entry((decision.table, decision.path)).or_default();
+        for (part, mut decision) in ports::split(decision).into_iter().enumerate() {
+            *moved += u32::from(part > 0);
+            if let Placement::Insert(position) = &mut decision.placement {
+                *position += *moved;
+            }
+            all.push(decision);
+        }
+    }
+    all
 }
 
 /// A decision in the place of one that leads to it. What captures is there for what leads to it.

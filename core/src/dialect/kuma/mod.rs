@@ -113,9 +113,13 @@ fn source_of(flag: &str) -> Source {
         "proxy-uid" => "kuma-dp-user",
         "exclude-inbound-cidrs" => "exclude-inbound-ips",
         "exclude-outbound-cidrs" => "exclude-outbound-ips",
+        "exclude-outbound-flows" => "exclude-outbound-ports-for-uids",
         "dns" => "redirect-dns",
         "dns-port" => "redirect-dns-port",
         "drop-invalid" => "drop-invalid-packets",
+        "include-inbound-ports" => "redirect-inbound",
+        "include-outbound-cidrs" => "redirect-outbound",
+        "localhost-cidr" => return Source::Always,
         same => same,
     };
     let own = || format!("--{name}");

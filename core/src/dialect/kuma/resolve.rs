@@ -32,12 +32,13 @@ pub(super) const CONVENTIONS: Conventions = Conventions {
     except_ports: ExceptPorts { phase: Phase::First, udp: false },
     except_networks: Phase::Ahead,
     interfaces_last: false,
-    dns: dns(true),
+    dns: DnsConvention::Ahead {
+        tcp: DnsTcp::LeftAlone,
+        spares_proxy: true,
+        in_front: true,
+        zones: true,
+    },
 };
-
-const fn dns(zones: bool) -> DnsConvention {
-    DnsConvention::Ahead { tcp: DnsTcp::LeftAlone, spares_proxy: true, in_front: true, zones }
-}
 
 /// The user that Kuma's proxy runs as, by id and by name.
 const USER: (&str, &str) = ("5678", "kuma-dp");
@@ -198,7 +199,7 @@ impl Resolver<'_> {
             localhost: Sourced::new(Cidr::host(Ipv4Addr::LOCALHOST.into()), Source::Always),
             dns,
             drop_invalid: drop_invalid.value.then_some(drop_invalid.source),
-            conventions: Conventions { dns: self::dns(zones), ..CONVENTIONS },
+            conventions: Conventions { dns: CONVENTIONS.dns.with_zones(zones), ..CONVENTIONS },
         })
     }
 

@@ -128,7 +128,7 @@ fn table_of(
         let (_, known) = known.iter().find(|(native, _)| native == name)?;
         let mut rules = rules_of(chain, &Reader { family, names: &jumps });
         // All that hangs in tables of ours is ours, as iptables' rules say with a comment.
-        if names.tagged && chain.base.is_some() {
+        if chain.base.is_some() {
             for rule in &mut rules {
                 rule.matches.push(Match::Ours);
             }
