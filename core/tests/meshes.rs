@@ -130,6 +130,7 @@ static INLINED: [ChainName; 6] = [
 
 /// The style of a mesh that has two chains, lists and comments.
 static COMPACT: Layout = layout(Style {
+    dns_chain: false,
     inlined: &INLINED,
     multiport: true,
     tcp_jump: false,

@@ -69,7 +69,7 @@ fn rest(ipv6: bool, localhost_everywhere: Vec<Family>) -> Ruleset {
         passthrough_v6: ipv6.then_some(Home::Own),
         localhost_everywhere,
     };
-    Ruleset { v4: Vec::new(), v6: ipv6.then(Vec::new), routing, guard: None }
+    Ruleset { v4: Vec::new(), v6: ipv6.then(Vec::new), made: Vec::new(), routing, guard: None }
 }
 
 /// How many networks a pod's policy can name, of both families together.

@@ -33,6 +33,11 @@ pub fn policy(found: &Inferred, dialect: &Dialect) -> Result<CapturePolicy, Conf
     if let Some(matching) = found.matching {
         policy.proxy.matching = matching;
     }
+    if let Some(dns) = &found.dns_translated {
+        policy.dns = Some(dns.clone());
+    }
+    let led = |address| Sourced::new(address, Source::Rules);
+    policy.outbound.localhost_to = found.localhost_to.map(led);
     if let Some(mesh) = found.mesh {
         if is_nobody {
             policy.proxy.uids.clear();

@@ -7,10 +7,11 @@ pub(crate) mod native;
 mod output;
 mod read;
 mod saved;
+mod translated;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 pub use facts::policy;
 pub use saved::of_saved;
@@ -22,7 +23,7 @@ use crate::nft::tables::NativeTables;
 use crate::nft::{self, NftRuleset};
 use crate::observed::IpRule;
 use crate::ownership::Footprint;
-use crate::policy::{CapturePolicy, Flow, IdentityMatching};
+use crate::policy::{CapturePolicy, DnsCapture, Flow, IdentityMatching};
 use crate::ruleset::Layout;
 use crate::ruleset::{ConnState, Hook, Match, Owner, Protocol, Rule, Side, Table, Target};
 use crate::value::{Groups, PortRange};
@@ -43,6 +44,10 @@ pub struct Inferred {
     pub zones: Option<bool>,
     /// How several proxy identities go together, when that can be seen.
     pub matching: Option<IdentityMatching>,
+    /// DNS queries that are led to servers, and not to a port of the proxy.
+    pub dns_translated: Option<DnsCapture>,
+    /// Where the proxy's connections to localhost are led.
+    pub localhost_to: Option<Ipv4Addr>,
     /// The mesh that they are for; none where it is that of Millrace's own settings.
     pub mesh: Option<&'static Mesh>,
 }
@@ -68,6 +73,8 @@ pub fn infer(
     output::settings(v4.as_ref(), v6.as_ref(), (layout, mesh), &mut found);
     ahead::settings([v4.as_ref(), v6.as_ref()], mesh, &mut found);
     dns([v4.as_ref(), v6.as_ref()], layout, &mut found);
+    found.dns_translated = translated::dns([v4.as_ref(), v6.as_ref()], layout);
+    found.localhost_to = translated::localhost(main);
     let invalid = main.hook(Table::Mangle, Hook::Prerouting).iter().any(|r| {
         // The reference asks for TCP as well in native nftables.
         let (invalid, tcp) =

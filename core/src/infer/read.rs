@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::iptables::Dump;
 use crate::ownership::{Footprint, Owned, known_tables};
-use crate::ruleset::{ChainName, Hook, Layout, Match, Protocol, Rule, Side, Table, Target};
+use crate::ruleset::{ChainName, Hook, Layout, Match, Protocol, Role, Rule, Side, Table, Target};
 use crate::value::{InterfacePattern, PortRange};
 
 /// Our rules.
@@ -50,6 +50,7 @@ impl Chains {
     /// list into rules of their own, as if the style had neither.
     fn outline(&mut self, layout: &Layout) {
         let style = &layout.style;
+        self.in_order(layout);
         let mut outlined: Vec<(&ChainName, Target)> = Vec::new();
         let chains = [(&layout.inbound, &layout.in_redirect), (&layout.output, &layout.redirect)];
         for (chain, listener) in chains.into_iter().filter(|(_, name)| style.inlined.contains(name))
@@ -75,6 +76,31 @@ impl Chains {
             for rules in self.rules.values_mut() {
                 *rules = rules.iter().flat_map(one_by_one).collect();
             }
+        }
+    }
+
+    /// Put what a style puts at the head of a chain in the order in which it was said, and behind the others
+    /// that leave something alone.
+    fn in_order(&mut self, layout: &Layout) {
+        let roles = layout.style.at_head;
+        let nat = |chain: &ChainName| (Table::Nat, chain.as_str().to_owned());
+        if roles.contains(&Role::ExcludedInboundPort)
+            && let Some(rules) = self.rules.get_mut(&nat(&layout.inbound))
+        {
+            let heads = rules.iter().take_while(|rule| rule.target == Target::Return).count();
+            rules[..heads].reverse();
+        }
+        if roles.contains(&Role::ExcludedUser)
+            && let Some(rules) = self.rules.get_mut(&nat(&layout.output))
+        {
+            // The proxy is the last who is left alone, and localhost is left alone behind it.
+            let is_owner = |rule: &Rule| matches!(rule.matches.as_slice(), [Match::Owner { .. }]);
+            let heads = rules.iter().rposition(is_owner).unwrap_or_default();
+            let rest = rules.split_off(heads);
+            let mut heads = std::mem::replace(rules, rest);
+            heads.reverse();
+            let behind = rules.iter().take_while(|rule| rule.target == Target::Return).count();
+            rules.splice(behind..behind, heads);
         }
     }
 

@@ -1,6 +1,8 @@
 //! Rules as the walk knows them, in the kernel's terms again: so settings can be read back from a
 //! list of nft as from the kernel.
 
+use std::net::IpAddr;
+
 use crate::dialect::NFT_TABLES;
 use crate::nft::expr::{
     Comparison, CtField, Expr, Header, MetaField, Verdict, interface_name, nfproto, only_syn,
@@ -10,7 +12,7 @@ use crate::nft::tables::{Base, NativeChain, NativeTables};
 use crate::ruleset::Masked;
 use crate::sim::{
     Action, Field, Kind, MarkChange, Policy, Ranges, SourceChain, SourceRule, SourceTable, States,
-    Step, Test, Way,
+    Step, Test, Translation, Way,
 };
 use crate::value::Family;
 
@@ -158,6 +160,22 @@ fn action(action: &Action) -> Option<Vec<Expr>> {
         Action::Note => Some(vec![Expr::Counter]),
         Action::Redirect(Some((first, last))) if first == last => {
             Some(vec![port(*first), Expr::Redirect])
+        }
+        Action::Dnat(Translation { address: Some(address), ports }) => {
+            let octets = match address {
+                IpAddr::V4(address) => address.octets().to_vec(),
+                IpAddr::V6(address) => address.octets().to_vec(),
+            };
+            let mut exprs = vec![Expr::Load(octets)];
+            match ports {
+                Some((first, last)) if first == last => {
+                    exprs.push(Expr::LoadSecond(first.to_be_bytes().to_vec()));
+                }
+                Some(_) => return None,
+                None => {}
+            }
+            exprs.push(Expr::Dnat { family: Family::of(*address), port: ports.is_some() });
+            Some(exprs)
         }
         Action::Tproxy { port: Some(to), address: None, family: Some(family), .. } => {
             Some(vec![port(*to), Expr::Tproxy(*family)])

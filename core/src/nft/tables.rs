@@ -64,10 +64,10 @@ pub struct Native {
 
 /// Whether a rule lets IPv6 past.
 pub(crate) fn spares_v6(rule: &[Expr]) -> bool {
-    matches!(rule, [
+    let counted: Vec<&Expr> = rule.iter().filter(|expr| **expr != Expr::Counter).collect();
+    matches!(counted.as_slice(), [
         Expr::LoadMeta(MetaField::Family),
         Expr::Compare(Comparison::Eq, family),
-        Expr::Counter,
         Expr::Verdict(Verdict::Return),
     ] if *family == [nfproto(Family::V6)])
 }

@@ -47,9 +47,12 @@ pub struct Style {
     pub any_protocol: &'static [Role],
     /// Roles whose rules ask for TCP, though their chain is led nothing else.
     pub tcp: &'static [Role],
-    /// Roles whose rules are put at the head of their chain when it is whole, so that the last one is
-    /// the first.
+    /// Roles whose rules are put at the head of their chain when it is whole, in the order of these, so that
+    /// the last one is the first.
     pub at_head: &'static [Role],
+    /// Whether DNS queries that are asked for where packets leave are led to a chain of theirs first, which is
+    /// made whether they are captured or not.
+    pub dns_chain: bool,
     /// Whether excluded source networks stand before excluded ports.
     pub sources_first: bool,
     /// The comment of a rule in a chain; none where rules have none.
@@ -61,8 +64,10 @@ impl PartialEq for Style {
     fn eq(&self, other: &Self) -> bool {
         let functions = self.comment.is_some() == other.comment.is_some();
         let roles = |style: &Self| (style.any_protocol, style.tcp, style.at_head);
-        let rest =
-            |style: &Self| (style.inlined, style.multiport, style.tcp_jump, style.sources_first);
+        let rest = |style: &Self| {
+            let alike = (style.dns_chain, style.sources_first);
+            (style.inlined, style.multiport, style.tcp_jump, alike)
+        };
         functions && roles(self) == roles(other) && rest(self) == rest(other)
     }
 }
@@ -78,6 +83,7 @@ impl Style {
         any_protocol: &[],
         tcp: &[],
         at_head: &[],
+        dns_chain: false,
         sources_first: false,
         comment: None,
     };

@@ -22,6 +22,9 @@ pub struct NftLayout {
     pub guard: Option<&'static str>,
     /// The chains that are not called by the kernel.
     pub chains: Layout,
+    /// The chains that the kernel calls for what arrives and for what leaves; none where they are called as
+    /// their hooks.
+    pub bases: Option<[&'static str; 2]>,
     /// Whether there is one table for everything, in which chains carry in front what they are for.
     pub one_table: bool,
     /// Whether packets that belong to no connection are looked for among those of TCP alone, as the
@@ -38,7 +41,11 @@ impl NftLayout {
     /// What a chain is called.
     pub fn chain(&self, table: Table, chain: &Chain) -> String {
         let name = match chain {
-            Chain::Builtin(hook) => hook.base_chain(),
+            Chain::Builtin(hook) => match (self.bases, hook) {
+                (Some([arriving, _]), Hook::Prerouting) => arriving,
+                (Some([_, leaving]), Hook::Output) => leaving,
+                _ => hook.base_chain(),
+            },
             Chain::User(name) => name.as_str(),
         };
         if self.one_table { format!("{table}-{name}") } else { name.to_owned() }

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::native::NftRuleset;
-use super::{Chain, Rule, Table};
+use super::{Chain, ChainName, Rule, Table};
 use crate::source::Source;
 use crate::value::{Family, Mark, RouteTable};
 
@@ -82,6 +82,8 @@ pub struct Ruleset {
     pub v4: Vec<Emission>,
     /// The IPv6 rules, unless the family is left alone.
     pub v6: Option<Vec<Emission>>,
+    /// Chains of `nat` that are made in each of these families, whether there are rules for them or not.
+    pub made: Vec<ChainName>,
     /// Rules, routes and addresses beside them.
     pub routing: Routing,
     /// A table of nftables beside them, which does what they can't be changed to do.
@@ -105,7 +107,11 @@ impl Ruleset {
     /// The chains of a family with their rules in the order in which a packet meets them, after
     /// all appends and inserts.
     pub fn chains(&self, family: Family) -> BTreeMap<TableChain, Vec<&Emission>> {
-        let mut chains: BTreeMap<TableChain, Vec<&Emission>> = BTreeMap::new();
+        let made = self.made.iter().map(|name| (Table::Nat, Chain::User(name.clone())));
+        let mut chains: BTreeMap<TableChain, Vec<&Emission>> = match family {
+            Family::V6 if self.v6.is_none() => BTreeMap::new(),
+            _ => made.map(|chain| (chain, Vec::new())).collect(),
+        };
         for emission in self.family(family) {
             let rules = chains.entry((emission.table, emission.chain.clone())).or_default();
             match emission.placement {

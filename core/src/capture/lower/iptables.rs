@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::super::program::{Condition, Decision, Path, Program, Role, Verdict};
 use super::super::{program, routing};
 use super::ports::excludes;
-use super::{asked, chain, leads, name, styled, to_nft};
+use super::{asked, chain, is_open, leads, name, styled, to_nft};
 use crate::nft::beside;
 use crate::policy::CapturePolicy;
 use crate::ruleset::{
@@ -31,6 +31,7 @@ pub fn to_iptables(policy: &CapturePolicy, layout: &Layout) -> Ruleset {
     Ruleset {
         v4: family(Family::V4),
         v6: program.families.contains(&Family::V6).then(|| family(Family::V6)),
+        made: Vec::from_iter(layout.style.dns_chain.then(|| layout.output_dns.clone())),
         routing: routing(policy, layout.passthrough),
         guard: layout.guard.and_then(|guard| beside(&to_nft(policy, guard, true))),
     }
@@ -90,9 +91,8 @@ fn asks<'d>(decision: &'d Decision, layout: &Layout) -> impl Iterator<Item = &'d
     let guarded = layout.guard.is_some();
     let style = &layout.style;
     let jumps = decision.role == Role::Enter && decision.table != Table::Raw;
-    let open = jumps && decision.path == Path::Arriving && !style.tcp_jump
-        || style.any_protocol.contains(&decision.role)
-            && !matches!(decision.verdict, Verdict::Redirect(_) | Verdict::Translate { .. });
+    let open =
+        jumps && decision.path == Path::Arriving && !style.tcp_jump || is_open(decision, layout);
     let narrow = style.tcp.contains(&decision.role) && !decision.when.contains(TCP);
     let written = decision.when.iter().filter(move |condition| {
         !(guarded && matches!(condition, Condition::Starts { .. }) || open && *condition == TCP)

@@ -65,8 +65,30 @@ fn styled(program: &Program, layout: &Layout) -> Vec<Decision> {
             row.sort_by_key(last);
         }
     }
+    arranged(decisions, layout)
+}
+
+/// The decisions as a style has them in whatever language: DNS queries in a chain of theirs, and those that
+/// are put at the head of what is there by then behind all others.
+fn arranged(decisions: Vec<Decision>, layout: &Layout) -> Vec<Decision> {
+    let mut arranged = Vec::with_capacity(decisions.len());
+    for mut decision in decisions {
+        if layout.style.dns_chain && decision.role == Role::Dns && decision.path == Path::Leaving {
+            arranged.push(Decision { path: Branch::Dns.into(), ..decision.clone() });
+            decision.verdict = Verdict::Ask(Branch::Dns);
+            decision.only = None;
+        }
+        arranged.push(decision);
+    }
+    placed(arranged, layout)
+}
+
+/// The decisions, with those behind all others that are put at the head of what is there by then.
+fn placed(decisions: Vec<Decision>, layout: &Layout) -> Vec<Decision> {
+    let roles = layout.style.at_head;
     let (mut heads, mut decisions): (Vec<Decision>, Vec<_>) =
-        decisions.into_iter().partition(|decision| style.at_head.contains(&decision.role));
+        decisions.into_iter().partition(|decision| roles.contains(&decision.role));
+    heads.sort_by_key(|head| roles.iter().position(|role| *role == head.role));
     for head in &mut heads {
         head.placement = Placement::Insert(1);
     }
@@ -90,6 +112,12 @@ fn split(decisions: Vec<Decision>) -> Vec<Decision> {
         }
     }
     all
+}
+
+/// Whether a style leaves it to what leads to a decision to ask for TCP.
+fn is_open(decision: &Decision, layout: &Layout) -> bool {
+    layout.style.any_protocol.contains(&decision.role)
+        && !matches!(decision.verdict, Verdict::Redirect(_) | Verdict::Translate { .. })
 }
 
 /// A decision in the place of one that leads to it. What captures is there for what leads to it.

@@ -2,7 +2,7 @@
 
 use super::super::program::{Branch, Condition, Decision, Program, Role, Verdict};
 use super::super::{program, routing};
-use super::{asked, chain, leads, name};
+use super::{arranged, asked, chain, is_open, leads, name};
 use crate::nft::{NftEmission, NftLayout, NftRuleset, OwnerSpelling, Statement, untaken};
 use crate::policy::CapturePolicy;
 use crate::ruleset::{Chain, Hook, Placement, Protocol, Reason, Side, Table};
@@ -14,8 +14,9 @@ use crate::value::Family;
 pub fn to_nft(policy: &CapturePolicy, layout: &'static NftLayout, exempt_ipv6: bool) -> NftRuleset {
     let program = program(policy);
     let mut rules = Rules { program: &program, layout, emissions: Vec::new() };
-    let asked = asked(&program, &program.decisions, &program.families);
-    for decision in program.decisions.iter().filter(|decision| leads(decision, &asked)) {
+    let decisions = arranged(program.decisions.clone(), &layout.chains);
+    let asked = asked(&program, &decisions, &program.families);
+    for decision in decisions.iter().filter(|decision| leads(decision, &asked)) {
         rules.write(decision);
     }
     if exempt_ipv6 && !policy.ipv6.value {
@@ -92,7 +93,7 @@ impl Rules<'_> {
             Condition::Protocol(protocol) => Some(*protocol),
             _ => None,
         });
-        let implied = implies_protocol(decision);
+        let implied = implies_protocol(decision) || is_open(decision, &self.layout.chains);
         let mut ranked: Vec<(u8, Statement)> = Vec::new();
         for condition in &decision.when {
             if implied && matches!(condition, Condition::Protocol(_)) {

@@ -77,6 +77,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
         passthrough: Home::Loopback,
         style: Style::PLAIN,
     },
+    bases: None,
     one_table: false,
     invalid_of_tcp: true,
 };

@@ -66,6 +66,7 @@ pub(super) const fn one_table(name: &'static str) -> NftLayout {
             passthrough: Home::Own,
             style: Style::PLAIN,
         },
+        bases: None,
         one_table: true,
         invalid_of_tcp: false,
     }

@@ -4,6 +4,8 @@
 mod order;
 mod values;
 
+use std::collections::BTreeMap;
+
 use order::{localhost_first, tunnel_first};
 use values::{
     address, interface, listening, networks, owners, ports, protocol, states, values, whole,
@@ -19,7 +21,8 @@ use crate::nft::tables::{Base, NativeChain, NativeTables, families, named, spare
 use crate::policy::Local;
 use crate::ruleset::Layout;
 use crate::ruleset::{
-    Chain, ChainName, Hook, Match, Owner, Protocol, RedirectSpelling, Rule, Side, Table, Target,
+    Chain, ChainName, Hook, Match, Owner, Protocol, RedirectSpelling, Role, Rule, Side, Table,
+    Target,
 };
 use crate::value::{Cidr, Family, Groups, Uid, UidRange, Zone};
 
@@ -44,7 +47,8 @@ pub(crate) fn dumps(
         if mesh.tunnels {
             tunnel_first(&mut dump, names);
         }
-        if mesh.conventions.local != Local::Lo {
+        let in_front = names.style.at_head.contains(&Role::ExcludedNetwork);
+        if mesh.conventions.local != Local::Lo && !in_front {
             localhost_first(&mut dump, names, family);
         }
         (captured.contains(&family) && !dump.tables.is_empty()).then_some(dump)
@@ -70,10 +74,16 @@ pub(crate) fn same(
             })
         })
     };
-    let skeleton = |tables: &NativeTables| -> Vec<(String, String, Option<Base>, bool)> {
+    // In which order chains were made means nothing, and neither does one of the layout that is empty.
+    let own: Vec<&str> = layout.chains.chains().iter().map(|name| name.as_str()).collect();
+    let skeleton = |tables: &NativeTables| -> BTreeMap<(String, String), (Option<Base>, bool)> {
         let chains = tables.iter().flat_map(|(table, chains)| {
-            chains.iter().map(move |(name, chain)| {
-                (table.clone(), name.clone(), chain.base.clone(), chain.drops)
+            let is_met = |name: &str, chain: &NativeChain| {
+                chain.base.is_some() || !chain.rules.is_empty() || !own.contains(&name)
+            };
+            let met = chains.iter().filter(move |(name, chain)| is_met(name, chain));
+            met.map(move |(name, chain)| {
+                ((table.clone(), name.clone()), (chain.base.clone(), chain.drops))
             })
         });
         chains.collect()
@@ -84,7 +94,9 @@ pub(crate) fn same(
             let chains = dump.into_iter().flat_map(|d| d.tables).flat_map(|table| {
                 table.chains.into_iter().map(move |chain| (table.name.clone(), chain))
             });
-            let rules = chains.flat_map(|(table, chain)| {
+            let mut chains: Vec<_> = chains.collect();
+            chains.sort_by_key(|(table, chain)| (table.clone(), chain.name.clone()));
+            let rules = chains.into_iter().flat_map(|(table, chain)| {
                 let at = (table, chain.name);
                 chain.rules.into_iter().map(move |rule| (at.clone(), rule.rule))
             });
@@ -346,6 +358,14 @@ impl Reader<'_> {
             },
             [Expr::Load(bytes), Expr::Redirect] => {
                 Target::Redirect { port: listening(bytes)?, spelling: RedirectSpelling::ToPorts }
+            }
+            [Expr::Load(to), Expr::Dnat { family, port: false }] if *family == self.family => {
+                Target::Dnat { address: address(to, *family)?, port: None }
+            }
+            [Expr::Load(to), Expr::LoadSecond(port), Expr::Dnat { family, port: true }]
+                if *family == self.family =>
+            {
+                Target::Dnat { address: address(to, *family)?, port: Some(listening(port)?) }
             }
             [Expr::Load(bytes), Expr::StoreMeta(MetaField::Mark)] => Target::SetMark(whole(bytes)?),
             [
