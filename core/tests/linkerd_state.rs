@@ -7,7 +7,6 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use millrace_core::capture::{to_iptables, to_nft};
@@ -21,13 +20,12 @@ use millrace_core::observed::{Holding, Observed, Variant};
 use millrace_core::plan::{self, Context};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::Ruleset;
-use millrace_core::sim::{
-    Fate, Identity, Namespace, Program, Protocol, Question, of_native, of_nft, of_ruleset,
-};
+use millrace_core::sim::{Namespace, Program, of_native, of_nft, of_ruleset};
 use millrace_core::status::{State, judge};
 use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
-use support::verdicts::{self, Verdict, Who};
+use support::predicted::{end, question};
+use support::verdicts;
 use support::{carry_out, changed_by_nf_tables, configs, want};
 
 fn resolve(flags: &[(&str, &str)]) -> Resolved {
@@ -244,39 +242,6 @@ fn what_is_read_back_names_proxy_inits_flags() {
     }
 }
 
-/// A recorded connection in a pod with the address 10.4.0.2.
-fn question(verdict: &Verdict) -> Question {
-    let to = match verdict.to.as_str() {
-        "pod" => "10.4.0.2",
-        "peer" => "10.9.9.9",
-        address => address,
-    };
-    let to = SocketAddr::new(to.parse().unwrap(), verdict.port);
-    let protocol = if verdict.udp { Protocol::UDP } else { Protocol::TCP };
-    let id = match verdict.who {
-        Who::Peer => return Question::inward("10.1.2.3".parse().unwrap(), protocol, to),
-        Who::App => 1000,
-        Who::Proxy => 2102,
-    };
-    let source = verdict.from.as_ref().map(|from| from.parse().unwrap());
-    Question { source, ..Question::out(Identity { uid: id, gid: id }, protocol, to) }
-}
-
-/// Where it ends, in the words of the recording.
-fn end(verdict: &Verdict, fate: &Fate) -> String {
-    let (who, port, at) = match fate {
-        Fate::Delivered { port, destination, .. } => ("pod", *port, destination.ip()),
-        Fate::Passed { destination, .. } => ("peer", destination.port(), destination.ip()),
-        other => return format!("{other:?}"),
-    };
-    let localhost = at == IpAddr::V4(Ipv4Addr::LOCALHOST);
-    match (verdict.udp, localhost) {
-        (true, _) => format!("{who}:udp{port}"),
-        (false, true) => format!("{who}:{port}@lo"),
-        (false, false) => format!("{who}:{port}@ip"),
-    }
-}
-
 /// Verify that the simulator tells of every recorded connection what became of it under the rules of
 /// proxy-init, by every backend's rules.
 #[test]
@@ -294,7 +259,7 @@ fn recorded_connections() {
     ];
     for program in &programs {
         for verdict in &verdicts {
-            let answer = program.answer(&pod, &question(verdict));
+            let answer = program.answer(&pod, &question(verdict, 2102));
             assert_eq!(end(verdict, &answer.fate), verdict.end, "{}", verdict.line);
         }
     }

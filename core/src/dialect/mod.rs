@@ -1,5 +1,6 @@
 //! How the tools of the meshes are told what to capture. Only here has a mesh a name.
 
+pub mod consul;
 mod error;
 pub mod flags;
 mod go;
@@ -88,12 +89,13 @@ pub static DIALECTS: &[Dialect] = &[
     },
     linkerd::DIALECT,
     kuma::DIALECT,
+    consul::DIALECT,
     native::DIALECT,
 ];
 
 /// How rules of every dialect are known.
 pub static FOOTPRINTS: &[Footprint] =
-    &[istio::FOOTPRINT, linkerd::FOOTPRINT, kuma::DIALECT.footprint, native::FOOTPRINT];
+    &[istio::FOOTPRINT, linkerd::FOOTPRINT, kuma::DIALECT.footprint, consul::FOOTPRINT, native::FOOTPRINT];
 
 /// The names of the nftables tables of every dialect.
 pub static NFT_TABLES: &[&str] = &[
@@ -103,6 +105,7 @@ pub static NFT_TABLES: &[&str] = &[
     istio::NFT_GUARD,
     linkerd::NFT_LAYOUT.nat,
     kuma::NFT_LAYOUT.nat,
+    consul::NFT_LAYOUT.nat,
     native::NFT_LAYOUT.nat,
 ];
 

@@ -37,12 +37,7 @@ const OTHERS: [Other; 7] = [
         tables: &[],
         containers: &["kuma-init", "kuma-validation"],
     },
-    Other {
-        name: "Consul",
-        chains: &["CONSUL_"],
-        tables: &["consul_tproxy"],
-        containers: &["consul-connect-inject-init"],
-    },
+    Other { name: "Consul", chains: &[], tables: &[], containers: &["consul-connect-inject-init"] },
     Other {
         name: "Open Service Mesh",
         chains: &["OSM_PROXY_"],

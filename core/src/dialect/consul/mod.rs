@@ -1,0 +1,113 @@
+//! Consul's `connect redirect-traffic`: its flags, its settings as JSON, its rules, the commands and the
+//! nftables batch that it runs.
+
+mod commands;
+mod flags;
+mod json;
+mod resolve;
+
+pub use commands::{batch, commands};
+pub use flags::Consul;
+pub use resolve::{Options, Raw, Resolved, reads_input, resolve, said};
+
+use crate::dialect::flags::{FlagDef, Words as _};
+use crate::dialect::{Dialect, Mesh};
+use crate::nft::NftLayout;
+use crate::ownership::Footprint;
+use crate::ruleset::{ChainName, Home, Layout, Role, Style};
+use crate::source::Source;
+
+/// Consul.
+pub static MESH: Mesh = Mesh {
+    name: "Consul",
+    conventions: resolve::CONVENTIONS,
+    tunnels: false,
+    nobody: false,
+    usual: "consul connect redirect-traffic -proxy-uid=5995 -proxy-inbound-port=20000 -exclude-uid=5996",
+};
+
+/// Consul's rules, and what Millrace adds in its place.
+pub const DIALECT: Dialect = Dialect {
+    name: "Consul",
+    footprint: FOOTPRINT,
+    nft_layout: &NFT_LAYOUT,
+    mesh: &MESH,
+    source_of,
+    modernize: |_| None,
+};
+
+/// How its rules are known: all of them are in its chains, or jump to them.
+pub const FOOTPRINT: Footprint =
+    Footprint { layout: &LAYOUT, rival: None, unmarked: |_dump, _owned| {} };
+
+/// Consul writes exclusions in front of all that its chains hold, and leaves it to what leads to them to ask for
+/// TCP.
+const STYLE: Style = Style {
+    any_protocol: &[Role::ExcludedUser],
+    at_head: &[
+        Role::ExcludedInboundPort,
+        Role::ExcludedPort,
+        Role::ExcludedNetwork,
+        Role::ExcludedUser,
+    ],
+    dns_chain: true,
+    ..Style::PLAIN
+};
+
+/// The chains that Consul makes; the last three of these are met by nobody.
+pub static LAYOUT: Layout = Layout {
+    inbound: ChainName::known("CONSUL_PROXY_INBOUND"),
+    redirect: ChainName::known("CONSUL_PROXY_REDIRECT"),
+    in_redirect: ChainName::known("CONSUL_PROXY_IN_REDIRECT"),
+    output: ChainName::known("CONSUL_PROXY_OUTPUT"),
+    output_dns: ChainName::known("CONSUL_DNS_REDIRECT"),
+    divert: ChainName::known("CONSUL_PROXY_DIVERT"),
+    tproxy: ChainName::known("CONSUL_PROXY_TPROXY"),
+    drop: ChainName::known("CONSUL_PROXY_DROP"),
+    tagged: false,
+    guard: None,
+    passthrough: Home::Own,
+    style: STYLE,
+};
+
+/// The one table of native nftables, as Consul's newer releases make it; the others are met by nobody.
+pub static NFT_LAYOUT: NftLayout = NftLayout {
+    nat: "consul_tproxy",
+    mangle: "consul_tproxy_marks",
+    raw: "consul_tproxy_zones",
+    guard: None,
+    chains: Layout {
+        inbound: ChainName::known("CONSUL_PROXY_INBOUND"),
+        redirect: ChainName::known("CONSUL_PROXY_REDIRECT"),
+        in_redirect: ChainName::known("CONSUL_PROXY_IN_REDIRECT"),
+        output: ChainName::known("CONSUL_PROXY_OUTPUT"),
+        output_dns: ChainName::known("CONSUL_DNS_REDIRECT"),
+        divert: ChainName::known("CONSUL_PROXY_DIVERT"),
+        tproxy: ChainName::known("CONSUL_PROXY_TPROXY"),
+        drop: ChainName::known("CONSUL_PROXY_DROP"),
+        tagged: false,
+        guard: None,
+        passthrough: Home::Own,
+        style: STYLE,
+    },
+    bases: Some(["CONSUL_NAT_PREROUTING", "CONSUL_NAT_OUTPUT"]),
+    one_table: false,
+    invalid_of_tcp: false,
+};
+
+/// The flag that sets what a flag of Millrace's own commands sets.
+fn source_of(flag: &str) -> Source {
+    let flag = flag.trim_start_matches("--");
+    let name = match flag {
+        "inbound-port" => "proxy-inbound-port",
+        "outbound-port" => "proxy-outbound-port",
+        "exclude-inbound-ports" => "exclude-inbound-port",
+        "exclude-outbound-ports" => "exclude-outbound-port",
+        "exclude-outbound-cidrs" => "exclude-outbound-cidr",
+        "exclude-users" => "exclude-uid",
+        "ipv6" => "dual-stack",
+        same => same,
+    };
+    let own = || format!("--{name}");
+    Source::Flag(Consul::find(name).map_or_else(own, FlagDef::display))
+}
