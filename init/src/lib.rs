@@ -1,6 +1,6 @@
-//! The command line of Millrace. It answers under five names: `millrace` with its own commands,
-//! `istio-iptables`, `pilot-agent istio-iptables`, `linkerd2-proxy-init`, and `kumactl` with two of its
-//! commands.
+//! The command line of Millrace. It answers under these names: `millrace` with its own commands,
+//! `istio-iptables`, `pilot-agent istio-iptables`, `linkerd2-proxy-init`, `consul` with one of its commands, and
+//! `kumactl` with two of its commands.
 
 mod cli;
 mod cmd;
@@ -32,6 +32,9 @@ fn run(mut words: Vec<OsString>) -> Exit {
     if name == "kumactl" {
         return cmd::kuma(words);
     }
+    if name == "consul" {
+        return cmd::consul(words);
+    }
     if name == "pilot-agent" && words.first().is_some_and(|w| w != "istio-iptables") {
         return bad(
             "under the name pilot-agent there is only the sub-command istio-iptables, set up by \
@@ -42,6 +45,7 @@ fn run(mut words: Vec<OsString>) -> Exit {
         Ok(Own::Istio(words)) => cmd::istio(words),
         Ok(Own::Linkerd(words)) => cmd::linkerd(words),
         Ok(Own::Kuma(words)) => cmd::kuma(words),
+        Ok(Own::Consul(words)) => cmd::consul(words),
         Ok(Own::Apply(apply)) => done(cmd::apply(&apply)),
         Ok(Own::Dump(dump)) => done(cmd::dump(&dump)),
         Ok(Own::Cleanup(cleanup)) => done(cmd::cleanup(&cleanup)),

@@ -94,8 +94,13 @@ pub static DIALECTS: &[Dialect] = &[
 ];
 
 /// How rules of every dialect are known.
-pub static FOOTPRINTS: &[Footprint] =
-    &[istio::FOOTPRINT, linkerd::FOOTPRINT, kuma::DIALECT.footprint, consul::FOOTPRINT, native::FOOTPRINT];
+pub static FOOTPRINTS: &[Footprint] = &[
+    istio::FOOTPRINT,
+    linkerd::FOOTPRINT,
+    kuma::DIALECT.footprint,
+    consul::FOOTPRINT,
+    native::FOOTPRINT,
+];
 
 /// The names of the nftables tables of every dialect.
 pub static NFT_TABLES: &[&str] = &[

@@ -20,9 +20,10 @@ fn program() -> Command {
         .disable_help_subcommand(true)
         .max_term_width(100)
         .after_help(
-            "Started under the name istio-iptables, as `pilot-agent istio-iptables` or as \
-             linkerd2-proxy-init, it is that tool, and as kumactl two commands of that one. `millrace \
-             istio-iptables --help`, `millrace linkerd --help` and `millrace kuma --help` list their flags.",
+            "Started under the name istio-iptables, as `pilot-agent istio-iptables`, as \
+             linkerd2-proxy-init or as `consul connect redirect-traffic`, it is that tool, and as kumactl \
+             two commands of that one. `--help` behind istio-iptables, linkerd, kuma or consul lists its \
+             flags.",
         )
 }
 
@@ -46,6 +47,7 @@ const COMMANDS: &[(&str, Make)] = &[
     ("istio-iptables", istio_iptables),
     ("linkerd", linkerd),
     ("kuma", kuma),
+    ("consul", consul),
     ("schema", schema),
     ("dial", dial),
 ];
@@ -78,6 +80,13 @@ fn linkerd() -> Command {
 fn kuma() -> Command {
     Command::new("kuma")
         .about("Do what `kumactl install transparent-proxy` and its uninstall do: same flags, variables, files, rules and exit codes")
+        .disable_help_flag(true)
+        .arg(words("words"))
+}
+
+fn consul() -> Command {
+    Command::new("consul")
+        .about("Do what consul connect redirect-traffic does: same flags, rules and exit codes")
         .disable_help_flag(true)
         .arg(words("words"))
 }

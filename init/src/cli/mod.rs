@@ -2,6 +2,8 @@
 
 pub(crate) mod ask;
 mod commands;
+pub(crate) mod consul;
+mod goflag;
 pub(crate) mod istio;
 pub(crate) mod kuma;
 pub(crate) mod linkerd;

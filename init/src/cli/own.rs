@@ -44,6 +44,8 @@ pub(crate) enum Own {
     Linkerd(Vec<OsString>),
     /// `kuma` with the words behind it.
     Kuma(Vec<OsString>),
+    /// `consul` with the words behind it.
+    Consul(Vec<OsString>),
 }
 
 /// The namespace that a command works in.
@@ -276,6 +278,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
         "dial" => Own::Dial(texts(m, "words")),
         "linkerd" => Own::Linkerd(behind(m)),
         "kuma" => Own::Kuma(behind(m)),
+        "consul" => Own::Consul(behind(m)),
         _ => Own::Istio(behind(m)),
     })
 }
@@ -374,8 +377,7 @@ fn config(m: &ArgMatches) -> Result<Config, NotTyped> {
         }
         if wish != Wish::Auto {
             return Err(NotTyped::Bad(format!(
-                "a command line of {name} says itself what carries the rules out: \
-                 --native-nftables or {chooses}"
+                "a command line of {name} says itself what carries the rules out: {chooses}"
             )));
         }
     }

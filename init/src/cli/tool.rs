@@ -8,6 +8,7 @@ pub(crate) enum Tool {
     Istio(Vec<OsString>),
     Linkerd(Vec<OsString>),
     Kuma(Vec<OsString>),
+    Consul(Vec<OsString>),
 }
 
 impl Tool {
@@ -16,6 +17,7 @@ impl Tool {
         let (name, rest) = words.split_first()?;
         match name.to_str()? {
             "istio-iptables" => Some(Self::Istio(rest.to_vec())),
+            "consul" => Some(Self::Consul(rest.to_vec())),
             "linkerd" | "linkerd2-proxy-init" => Some(Self::Linkerd(rest.to_vec())),
             "kuma" | "kumactl" => Some(Self::Kuma(rest.to_vec())),
             _ => None,
@@ -25,9 +27,10 @@ impl Tool {
     /// Its name, and the flags that say what carries its rules out.
     pub(super) const fn says(&self) -> (&'static str, &'static str) {
         match self {
-            Self::Istio(_) => ("istio-iptables", "--force-iptables-binary"),
-            Self::Linkerd(_) => ("Linkerd's proxy-init", "--iptables-mode"),
-            Self::Kuma(_) => ("kumactl", "--iptables-executables"),
+            Self::Istio(_) => ("istio-iptables", "--native-nftables or --force-iptables-binary"),
+            Self::Consul(_) => ("consul connect redirect-traffic", "--native-nftables"),
+            Self::Linkerd(_) => ("Linkerd's proxy-init", "--native-nftables or --iptables-mode"),
+            Self::Kuma(_) => ("kumactl", "--native-nftables or --iptables-executables"),
         }
     }
 }

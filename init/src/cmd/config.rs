@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::capture::{to_iptables, to_nft};
+use millrace_core::dialect::consul::Consul;
 use millrace_core::dialect::flags::Words as _;
 use millrace_core::dialect::{istio, kuma, linkerd, native};
 use millrace_core::facts::HostFacts;
@@ -46,6 +47,7 @@ pub(super) fn load(config: &Config, facts: &HostFacts, writes: bool) -> Result<L
         Some(Tool::Istio(words)) => return load_istio(words.clone(), facts),
         Some(Tool::Linkerd(words)) => return load_linkerd(words.clone()),
         Some(Tool::Kuma(words)) => return load_kuma(words.clone(), facts),
+        Some(Tool::Consul(words)) => return super::consul::load(words.clone()),
         None => {}
     }
     let values = match &config.file {
@@ -144,7 +146,9 @@ pub(super) fn typed(words: Vec<std::ffi::OsString>) -> Result<Vec<(String, Strin
     flags(read(words).map(|typed| typed.flags))
 }
 
-fn flags(typed: Result<Vec<(String, String)>, NotTyped>) -> Result<Vec<(String, String)>> {
+pub(super) fn flags(
+    typed: Result<Vec<(String, String)>, NotTyped>,
+) -> Result<Vec<(String, String)>> {
     typed.map_err(|why| match why {
         NotTyped::Help(text) | NotTyped::Bad(text) => anyhow!(text),
     })
@@ -179,6 +183,13 @@ pub(super) fn reference_rules(policy: &CapturePolicy, options: &istio::Options) 
     to_nft(policy, &istio::NFT_LAYOUT, !options.ipv6_as_reference)
 }
 
+/// Whether a variable sets something for any tool.
+fn is_setting(variable: &str) -> bool {
+    istio::flags::is_variable(variable)
+        || kuma::Kuma::is_variable(variable)
+        || Consul::is_variable(variable)
+}
+
 /// The environment, as far as it is text; settings have to be.
 #[expect(clippy::unnecessary_debug_formatting, reason = "bytes that are no text are shown")]
 pub(super) fn environment() -> Result<BTreeMap<String, String>> {
@@ -187,7 +198,7 @@ pub(super) fn environment() -> Result<BTreeMap<String, String>> {
         let Ok(name) = name.into_string() else { continue };
         match value.into_string() {
             Ok(value) => drop(environment.insert(name, value)),
-            Err(value) if istio::flags::is_variable(&name) || kuma::Kuma::is_variable(&name) => {
+            Err(value) if is_setting(&name) => {
                 bail!("environment variable {name}: {value:?} is not UTF-8, as every setting is");
             }
             Err(_) => {}

@@ -3,9 +3,11 @@
 mod apply;
 mod cleanup;
 mod config;
+mod consul;
 mod diff;
 mod dump;
 mod ebpf;
+mod enact;
 mod explain;
 mod graph;
 mod handover;
@@ -28,6 +30,7 @@ mod wanted;
 
 pub(crate) use apply::apply;
 pub(crate) use cleanup::cleanup;
+pub(crate) use consul::consul;
 pub(crate) use diff::diff;
 pub(crate) use dump::dump;
 pub(crate) use explain::explain;

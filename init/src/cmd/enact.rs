@@ -1,0 +1,94 @@
+//! What the command of a mesh's tool has in common with that of any other: its end, and how its rules are
+//! carried out.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use anyhow::Result;
+use millrace_core::nft::NftRuleset;
+use millrace_core::plan::Wish;
+use millrace_core::policy::CapturePolicy;
+use millrace_core::preflight::Backend;
+use millrace_core::ruleset::Ruleset;
+use millrace_core::source::Sourced;
+use millrace_core::value::Groups;
+use millrace_host::engine::{Drift, Request, Rules, Session};
+
+use super::output::{log_outcome, print};
+use super::{config, exit_of, namespace, termination, told};
+use crate::cli::istio::NotTyped;
+use crate::cli::own::Place;
+use crate::exit::Exit;
+use crate::log::Log;
+
+/// Flags by their names, in their order.
+type Flags = Vec<(String, String)>;
+
+/// A whole command, from the words behind its name: `run` has the flags that `read` makes of them.
+pub(super) fn command(
+    words: Vec<OsString>,
+    read: impl FnOnce(Vec<OsString>) -> Result<Flags, NotTyped>,
+    run: impl FnOnce(Flags, &mut Log) -> Result<Exit>,
+) -> Exit {
+    let failed = |text: &str| {
+        crate::complain(text);
+        termination::tell(&text.lines().map(str::to_owned).collect::<Vec<_>>());
+    };
+    let flags = match read(words) {
+        Ok(flags) => flags,
+        Err(NotTyped::Help(text)) => {
+            return if print(&text).is_ok() { Exit::Ok } else { Exit::Failed };
+        }
+        Err(NotTyped::Bad(text)) => {
+            failed(text.strip_prefix("error: ").unwrap_or(&text));
+            return Exit::Failed;
+        }
+    };
+    run(flags, &mut Log::own()).unwrap_or_else(|error| {
+        failed(&told(&error));
+        exit_of(&error)
+    })
+}
+
+/// What a tool is to carry out.
+pub(super) struct Enacted<'a> {
+    pub(super) policy: &'a CapturePolicy,
+    pub(super) iptables: Ruleset,
+    /// Native nftables instead of iptables.
+    pub(super) native: Option<NftRuleset>,
+    /// The namespace to work in, and who named it.
+    pub(super) netns: Option<&'a Sourced<String>>,
+    pub(super) wait: Duration,
+}
+
+/// Carry it out, and say what was done.
+pub(super) fn enact(wanted: &Enacted<'_>, log: &mut Log) -> Result<Exit> {
+    let place = wanted.netns.map_or(Place::Here, |netns| Place::Netns(netns.value.clone()));
+    if let Some(netns) = wanted.netns {
+        namespace::enter_as(&format!("{}: {:?}", netns.source, netns.value), &netns.value)?;
+    }
+    let groups = Groups::new();
+    namespace::check_ids(&place, wanted.policy, &groups)?;
+    let mut session = Session::open()?;
+    let exec = namespace::as_owner(&place)?;
+    let native = wanted.native.as_ref().map(|native| native.ready(&groups)).transpose()?;
+    let outcome = session.run(&Request {
+        rules: Some(Rules { iptables: &wanted.iptables, native: native.as_ref() }),
+        wish: match native {
+            Some(_) => Wish::Backend(Backend::Nftables),
+            None => Wish::Iptables,
+        },
+        drift: Drift::Replace,
+        everything: false,
+        dry_run: false,
+        wait: wanted.wait,
+        groups: &groups,
+        marks: config::marks(Some(wanted.policy)),
+        exec,
+    })?;
+    for warning in &outcome.warnings {
+        log.warn(warning);
+    }
+    log_outcome(&outcome, log);
+    Ok(Exit::Ok)
+}
