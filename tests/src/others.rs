@@ -82,7 +82,16 @@ pub fn write_around(namespace: &Namespace, variant: Variant) -> Result<()> {
 pub fn of_others(snapshot: &Snapshot) -> Vec<(String, Vec<String>)> {
     let ours = |text: &str| {
         let words = text.split([' ', ':']);
-        let signs = ["ISTIO_", "PROXY_INIT_", "MILLRACE_", "istio-proxy-", "linkerd-", "millrace"];
+        let signs = [
+            "ISTIO_",
+            "PROXY_INIT_",
+            "CONSUL_",
+            "MILLRACE_",
+            "istio-proxy-",
+            "linkerd-",
+            "consul_",
+            "millrace",
+        ];
         words.into_iter().any(|w| signs.iter().any(|sign| w.starts_with(sign)))
     };
     let marked = |text: &str| {

@@ -1,0 +1,295 @@
+//! Millrace in place of Consul's redirect-traffic: the rules that its commands really make, and connections, really
+//! made, that end where they were recorded to end.
+
+#[expect(clippy::unwrap_used, reason = "a recording that can't be read should stop the test")]
+#[path = "../../core/tests/support/verdicts.rs"]
+mod verdicts;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use millrace_tests::capture::{Variant, millrace, ran};
+use millrace_tests::process::{Listeners, dial};
+use millrace_tests::snapshot::Snapshot;
+use millrace_tests::topology::{APP, Family, Layout, ROOT, Spot, Stack, Topology};
+use millrace_tests::wire::{Dial, Identity, Listen, Outcome, Proto, Serve};
+use millrace_tests::{binary, others};
+use verdicts::{Verdict, Who};
+
+/// Consul's proxy, as its injector has it.
+const PROXY: Identity = Identity { uid: 5995, gid: 5995 };
+/// A pod with both families, of which all that can be said is said.
+const ARGS: [&str; 11] = [
+    "consul",
+    "connect",
+    "redirect-traffic",
+    "-proxy-uid=5995",
+    "-proxy-inbound-port=20000",
+    "-dual-stack",
+    "-consul-dns-port=8600",
+    "-exclude-uid=5996",
+    "-exclude-outbound-cidr=10.0.0.0/8",
+    "-exclude-outbound-port=22",
+    "-exclude-inbound-port=20300-20310",
+];
+
+/// A way to capture a pod as Consul does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Consul's commands, each run by the real iptables-nft.
+    Commands,
+    /// Its batch, run by the real nft.
+    Batch,
+    /// Millrace with the tables of iptables-nft, without any program.
+    Netlink,
+    /// Millrace with native nftables, without any program.
+    Nftables,
+}
+
+impl Way {
+    const ALL: [Self; 4] = [Self::Commands, Self::Batch, Self::Netlink, Self::Nftables];
+
+    const fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Commands => &["-dry-run"],
+            Self::Batch => &["-dry-run", "-native-nftables"],
+            Self::Netlink => &[],
+            Self::Nftables => &["-native-nftables"],
+        }
+    }
+
+    /// Who does the same without Consul's own commands.
+    const fn ours(self) -> Self {
+        match self {
+            Self::Commands | Self::Netlink => Self::Netlink,
+            Self::Batch | Self::Nftables => Self::Nftables,
+        }
+    }
+
+    fn apply(self, topology: &Topology, args: &[&str]) -> Result<String> {
+        let mut command = millrace([args, self.flags()].concat())?;
+        command.env("PATH", "/nowhere");
+        let (code, said) = ran(&topology.pod, &mut command)?;
+        ensure!(code == Some(0), "{self:?}: {said}");
+        match self {
+            Self::Netlink | Self::Nftables => {}
+            Self::Commands => {
+                for line in said.lines() {
+                    let words: Vec<&str> = line.split(' ').collect();
+                    let (program, args) = words.split_first().context("a command")?;
+                    topology.pod.run(&format!("{program}-nft"), args)?;
+                }
+            }
+            Self::Batch => {
+                let file = tempfile::NamedTempFile::new()?;
+                std::fs::write(file.path(), &said)?;
+                topology.pod.run("nft", &["-f", &file.path().to_string_lossy()])?;
+            }
+        }
+        Ok(said)
+    }
+}
+
+/// A pod with Consul's proxy, an application and neighbours on the ports of the recording.
+fn pod(stack: Stack) -> Result<(Topology, [Listeners; 3])> {
+    let mut topology = Topology::new(stack, Layout::default())?;
+    topology.stop_listeners();
+    let everywhere = |ports: &[u16]| -> Vec<Listen> {
+        let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let all = ports.iter().flat_map(|port| any.map(|ip| SocketAddr::new(ip, *port)));
+        all.map(|addr| Listen { proto: Proto::Tcp, addr, transparent: false }).collect()
+    };
+    let datagrams = |spot: Spot, port: u16| -> Result<Vec<Listen>> {
+        let addrs: Result<Vec<SocketAddr>> =
+            stack.families().iter().map(|family| spot.at(*family, port)).collect();
+        let listen = |addr| Listen { proto: Proto::Udp, addr, transparent: false };
+        Ok(addrs?.into_iter().map(listen).collect())
+    };
+    let mut app = everywhere(&[8080, 4190, 15008, 15090]);
+    let mut peer = everywhere(&[9999, 53, 443]);
+    peer.extend(datagrams(Spot::Peer, 53)?);
+    app.extend(datagrams(Spot::Localhost, 53)?);
+    app.extend(datagrams(Spot::Localhost, 8600)?);
+    let start = |namespace, name: &str, identity, listen| {
+        Listeners::start(namespace, &Serve { name: name.to_owned(), identity, listen })
+    };
+    let listeners = [
+        start(&topology.pod, "pod", PROXY, everywhere(&[20000, 15001]))?,
+        start(&topology.pod, "pod", ROOT, app)?,
+        start(&topology.outside, "peer", ROOT, peer)?,
+    ];
+    Ok((topology, listeners))
+}
+
+/// Where a connection really ends, in the words of the recording. None where the family has no such
+/// address.
+fn measured(topology: &Topology, verdict: &Verdict, family: Family) -> Result<Option<String>> {
+    let spot = match verdict.to.as_str() {
+        "pod" => Spot::Pod,
+        "peer" => Spot::Peer,
+        "127.0.0.1" => Spot::Localhost,
+        "127.0.0.2" => Spot::Localhost2,
+        other => bail!("{other} is nowhere here"),
+    };
+    // Consul knows no address that its proxy passes connections on from, so IPv6 has none.
+    let Some(to) = spot.ip(family).filter(|_| family == Family::V4 || verdict.from.is_none())
+    else {
+        return Ok(None);
+    };
+    let (namespace, identity) = match verdict.who {
+        Who::Peer => (&topology.outside, ROOT),
+        Who::App => (&topology.pod, APP),
+        Who::Proxy => (&topology.pod, PROXY),
+    };
+    let request = Dial {
+        identity,
+        proto: if verdict.udp { Proto::Udp } else { Proto::Tcp },
+        from: verdict.from.as_ref().map(|from| from.parse()).transpose()?,
+        from_port: None,
+        transparent_mark: None,
+        to: SocketAddr::new(to, verdict.port),
+        timeout_ms: 5000,
+    };
+    let Outcome::Answered { answer, .. } = dial(namespace, &request)? else {
+        return Ok(Some("nobody".to_owned()));
+    };
+    let localhost = Spot::Localhost.ip(family) == Some(answer.local.ip());
+    let (name, port) = (answer.name, answer.port);
+    Ok(Some(match (verdict.udp, localhost) {
+        (true, _) => format!("{name}:udp{port}"),
+        (false, true) => format!("{name}:{port}@lo"),
+        (false, false) => format!("{name}:{port}@ip"),
+    }))
+}
+
+/// Verify that every recorded connection ends where it did under Consul, in both families, by whatever carries
+/// the rules out, and by the commands and the batch of Consul themselves.
+#[test]
+fn connections_end_where_they_were_recorded_to_end() -> Result<()> {
+    let recorded = [
+        include_str!("../../core/tests/consul/verdicts.txt"),
+        include_str!("../../core/tests/consul/verdicts-dns.txt"),
+    ];
+    for text in recorded {
+        let (words, verdicts) = verdicts::read(text);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        for way in Way::ALL {
+            let (topology, _listeners) = pod(Stack::Dual)?;
+            way.apply(&topology, &[words.as_slice(), &["-dual-stack"]].concat())?;
+            let mut made = 0;
+            for family in [Family::V4, Family::V6] {
+                for verdict in &verdicts {
+                    if let Some(end) = measured(&topology, verdict, family)? {
+                        made += 1;
+                        let line = &verdict.line;
+                        ensure!(end == verdict.end, "{way:?} {family:?}: {line}, but {end}");
+                    }
+                }
+            }
+            ensure!(made == 17 + 15, "{way:?}: {made} connections were made");
+        }
+    }
+    Ok(())
+}
+
+/// Verify that rules which Consul's commands and batch make are known as whole and captured, that Millrace finds
+/// nothing to change in those of iptables, that its own second run changes nothing, and that a cleanup leaves
+/// what was there before.
+#[test]
+fn rules_are_those_of_the_commands() -> Result<()> {
+    let mut found = Vec::new();
+    for way in Way::ALL {
+        let topology = Topology::new(Stack::Dual, Layout::default())?;
+        let untaken = Snapshot::take(&topology.pod)?;
+        others::write(&topology.pod, Variant::Nft)?;
+        let beside = Snapshot::take(&topology.pod)?;
+        way.apply(&topology, &ARGS)?;
+        let by = if way.ours() == Way::Nftables { "nftables" } else { "iptables-nft" };
+        let wanted = format!("captured: IPv4 and IPv6 by {by}, rules of Consul");
+        let status = ran(&topology.pod, &mut millrace(["status"])?)?;
+        ensure!(status.0 == Some(0) && status.1.contains(&wanted), "{way:?}: {}", status.1);
+        let again = way.ours().apply(&topology, &ARGS)?;
+        if way != Way::Batch {
+            ensure!(again.contains("no change: the rules are as wanted"), "{way:?}: {again}");
+        }
+        let again = way.ours().apply(&topology, &ARGS)?;
+        ensure!(again.contains("no change: the rules are as wanted"), "{way:?}: {again}");
+        let captured = Snapshot::take(&topology.pod)?;
+        others::untouched(&beside, &captured)?;
+        found.push(captured.without_counters().tables());
+        let cleaned = ran(&topology.pod, &mut millrace(["cleanup"])?)?;
+        ensure!(cleaned.0 == Some(0), "{}", cleaned.1);
+        let left = Snapshot::take(&topology.pod)?;
+        others::untouched(&beside, &left)?;
+        ensure!(left.rules == untaken.rules && left.addresses == untaken.addresses);
+    }
+    ensure!(found[0] == found[2] && found[1] == found[3], "{found:#?}");
+    Ok(())
+}
+
+/// Verify that Istio's rules follow on Consul's and the other way round, each alone.
+#[test]
+fn one_mesh_follows_on_the_other() -> Result<()> {
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    let istio = ["istio-iptables", "--dual-stack", "-b", "*", "-i", "*", "--force-apply"];
+    let native = [&ARGS, &["-native-nftables"][..]].concat();
+    for (args, by) in [
+        (&ARGS[..], "iptables-nft, rules of Consul"),
+        (&istio, "iptables-nft, rules of istio-iptables"),
+        (&native, "nftables, rules of Consul"),
+        (&istio, "iptables-nft, rules of istio-iptables"),
+        (&ARGS, "iptables-nft, rules of Consul"),
+    ] {
+        let (code, said) = ran(&topology.pod, &mut millrace(args)?)?;
+        ensure!(code == Some(0), "{args:?}: {said}");
+        let (code, said) = ran(&topology.pod, &mut millrace(["status"])?)?;
+        let wanted = format!("captured: IPv4 and IPv6 by {by}\n");
+        ensure!(code == Some(0) && said == wanted, "{args:?}: {said}");
+    }
+    Ok(())
+}
+
+/// Verify that the program is consul's by its name, that it takes a pod's environment, and that what it does not
+/// take changes nothing and is told.
+#[test]
+fn it_answers_by_its_name_and_environment() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let name = folder.path().join("consul");
+    symlink(binary::millrace()?, &name)?;
+    let json = r#"{"ProxyUserID":"5995","ProxyInboundPort":20000,"ExcludeUIDs":["5996"]}"#;
+    let mut command = Command::new(&name);
+    command.args(["connect", "redirect-traffic"]).env_clear();
+    command.env("CONSUL_REDIRECT_TRAFFIC_CONFIG", json);
+    let topology = Topology::new(Stack::V4, Layout::default())?;
+    let (code, said) = ran(&topology.pod, &mut command)?;
+    ensure!(code == Some(0), "{said}");
+    let line = "consul connect redirect-traffic -proxy-uid=5995 -proxy-inbound-port=20000 \
+                -exclude-uid=5996";
+    let status = ["status", "--"].into_iter().chain(line.split_ascii_whitespace());
+    let (code, said) = ran(&topology.pod, &mut millrace(status)?)?;
+    let wanted = "captured: IPv4 by iptables-nft, rules of Consul\n";
+    ensure!(code == Some(0) && said == wanted, "{said}");
+    let before = Snapshot::take(&topology.pod)?;
+    for (words, wanted) in [
+        (&["connect", "redirect-traffic"][..], "Error: -proxy-uid is required\n"),
+        (
+            &["connect", "redirect-traffic", "-proxy-uid=1", "-proxy-id=web"],
+            "would have to be looked up at a Consul agent",
+        ),
+        (&["connect", "envoy"], "Error: consul connect envoy: of Consul's commands there is only"),
+        (
+            &["connect", "redirect-traffic", "-proxy-gid=1"],
+            "flag provided but not defined: -proxy-gid",
+        ),
+    ] {
+        let mut command = Command::new(&name);
+        command.args(words).env_clear();
+        let (code, said) = ran(&topology.pod, &mut command)?;
+        ensure!(code == Some(1) && said.contains(wanted), "{words:?}: {code:?} {said}");
+    }
+    let after = Snapshot::take(&topology.pod)?;
+    ensure!(before.differences(&after).is_empty(), "{}", before.differences(&after));
+    Ok(())
+}
