@@ -13,6 +13,7 @@ pub struct Raw<W> {
     flags: BTreeMap<&'static str, String>,
     env: BTreeMap<String, String>,
     files: FileValues,
+    more: BTreeMap<&'static str, Vec<Sourced<String>>>,
     of: PhantomData<W>,
 }
 
@@ -26,8 +27,8 @@ impl<W: Words> Raw<W> {
         flags: impl IntoIterator<Item = (String, String)>,
         env: BTreeMap<String, String>,
     ) -> Self {
-        let (none, files) = (BTreeMap::new(), FileValues::new());
-        let mut raw = Self { flags: none, env, files, of: PhantomData };
+        let (none, files, more) = (BTreeMap::new(), FileValues::new(), BTreeMap::new());
+        let mut raw = Self { flags: none, env, files, more, of: PhantomData };
         for (name, value) in flags {
             let Some(def) = W::find(&name) else { continue };
             match raw.flags.get_mut(def.long) {
@@ -50,6 +51,19 @@ impl<W: Words> Raw<W> {
     pub fn with_file(mut self, values: FileValues) -> Self {
         self.files.extend(values);
         self
+    }
+
+    /// Take more items of a list, beside whatever else says some.
+    #[must_use]
+    pub fn with_more(mut self, long: &'static str, items: Sourced<String>) -> Self {
+        self.more.entry(long).or_default().push(items);
+        self
+    }
+
+    /// The texts of a list, of which several may say some.
+    pub fn texts(&self, long: &'static str) -> Vec<Sourced<String>> {
+        let more = self.more.get(long).into_iter().flatten().cloned();
+        std::iter::once(self.text(long)).chain(more).collect()
     }
 
     /// The value of a flag: what the command line says, else the environment, else a configuration file,

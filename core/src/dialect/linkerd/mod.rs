@@ -1,5 +1,7 @@
-//! Linkerd's proxy-init: its flags, its rules, the commands that it logs.
+//! Linkerd's proxy-init: its flags, its rules, the commands that it logs; and whom its CNI plugin
+//! captures.
 
+pub mod annotations;
 mod comment;
 mod flags;
 mod options;

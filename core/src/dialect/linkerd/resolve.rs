@@ -172,7 +172,7 @@ impl Resolver<'_> {
         let gids: Vec<_> = self.identity(&gid).into_iter().collect();
         if uids.is_empty() && gids.is_empty() {
             self.warnings.push(
-                "neither --proxy-uid nor --proxy-gid says who the proxy is: its own connections \
+                "neither proxy-uid nor proxy-gid says who the proxy is: its own connections \
                  are captured too, and come back to it"
                     .to_owned(),
             );
@@ -205,11 +205,15 @@ impl Resolver<'_> {
 
     /// Ports and ranges that are left alone.
     fn ignored(&mut self, flag: &'static str) -> Vec<Sourced<PortRange>> {
-        let text = self.raw.text(flag);
-        self.reader.each(&text, Most::Targets, &items(&text.value), |item| {
-            let expected = "a port is a number from 0 to 65535, a range is first-last, low to high";
-            range(item.trim()).ok_or_else(|| expected.to_owned())
-        })
+        let texts = self.raw.texts(flag);
+        let of = |text: &Sourced<String>| {
+            self.reader.each(text, Most::Targets, &items(&text.value), |item| {
+                let expected =
+                    "a port is a number from 0 to 65535, a range is first-last, low to high";
+                range(item.trim()).ok_or_else(|| expected.to_owned())
+            })
+        };
+        texts.iter().flat_map(of).collect()
     }
 }
 
