@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use millrace_core::capture::{routing, to_iptables, to_nft};
-use millrace_core::dialect::{istio, native};
+use millrace_core::dialect::istio;
 use millrace_core::nft::{self, NftRuleset, render_transaction};
 use millrace_core::plan::{Effect, PASSTHROUGH_LINK, Wish};
 use millrace_core::policy::CapturePolicy;
@@ -23,12 +23,11 @@ use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::net::if_::InterfaceFlags;
 
 use crate::config::Backend;
+use crate::mesh::Mesh;
 
 /// Whether IPv6 is switched off on `lo`: 1 if so, missing where the kernel has none
 /// (`ip-sysctl`, `disable_ipv6`). It is that of the thread's own network namespace.
 const LO_IPV6_OFF: &str = "/proc/sys/net/ipv6/conf/lo/disable_ipv6";
-/// How the rules of this plugin are called.
-const OWN: &str = "millrace";
 
 /// What a run did.
 #[derive(Clone, Debug)]
@@ -90,11 +89,12 @@ impl Pod {
     pub(crate) fn apply(
         &mut self,
         policy: CapturePolicy,
+        mesh: Mesh,
         backend: Backend,
         wait: Duration,
     ) -> Result<Applied, EngineError> {
         let unprepared = self.prepare().err();
-        let wanted = Wanted::new(&self.fit(policy)?);
+        let wanted = Wanted::new(&self.fit(policy)?, mesh);
         let native = wanted.native.ready(&self.groups)?;
         let rules = Rules { iptables: &wanted.iptables, native: Some(&native) };
         let outcome = self.run(Some(rules), wish(backend), wanted.marks.clone(), wait)?;
@@ -114,9 +114,10 @@ impl Pod {
     pub(crate) fn check(
         &mut self,
         policy: CapturePolicy,
+        mesh: Mesh,
         backend: Backend,
     ) -> Result<Option<String>, EngineError> {
-        let wanted = Wanted::new(&self.fit(policy)?);
+        let wanted = Wanted::new(&self.fit(policy)?, mesh);
         let observed = self.session.observe(&self.exec, Look::Fast)?;
         let native = wanted.native.ready(&self.groups)?;
         let found = if backend != Backend::Iptables && observed.captures_natively() {
@@ -148,16 +149,25 @@ impl Pod {
             .map(|a| a.interface_name)
     }
 
-    /// Take away what this plugin wrote, also beside the pod's entry where it had one. Gives
-    /// whether there was anything.
+    /// Take away what this plugin wrote for a pod of the mesh that was noted, also beside the pod's
+    /// entry where it had one. Gives whether there was anything.
     ///
     /// # Errors
     /// When it can't be seen, or not be taken away.
-    pub(crate) fn remove(&mut self, had_entry: bool, wait: Duration) -> Result<bool, EngineError> {
+    pub(crate) fn remove(
+        &mut self,
+        noted: Option<Mesh>,
+        had_entry: bool,
+        wait: Duration,
+    ) -> Result<bool, EngineError> {
         // Whose chains they are tells enough: rules are read once, by the run.
         let observed = self.session.observe(&self.exec, Look::Chains)?;
-        // What a container of the pod wrote from inside is not ours.
-        if dialect(&observed) != Some(OWN) && !observed.interrupted && !had_entry {
+        // What a container of the pod wrote from inside is not ours. Only Millrace has Istio's pods
+        // captured under its own name; that rules under another mesh's are ours, a note tells.
+        let own = [Some(Mesh::Istio), noted].map(|mesh| mesh.map(Mesh::dialect));
+        let found = dialect(&observed);
+        let is_own = found.is_some() && own.contains(&found);
+        if !is_own && !observed.interrupted && !had_entry {
             return Ok(false);
         }
         Ok(!self.run(None, Wish::Auto, vec![istio::TPROXY_DEFAULTS], wait)?.effects.is_empty())
@@ -202,13 +212,13 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    pub(crate) fn new(policy: &CapturePolicy) -> Self {
-        let tproxy = routing(policy, native::LAYOUT.passthrough)
+    pub(crate) fn new(policy: &CapturePolicy, mesh: Mesh) -> Self {
+        let tproxy = routing(policy, mesh.layout().passthrough)
             .tproxy
             .map(|(mark, table)| (mark.get(), table.get()));
         Self {
-            iptables: to_iptables(policy, &native::LAYOUT),
-            native: nft::merge(&to_nft(policy, &native::NFT_LAYOUT, true)),
+            iptables: to_iptables(policy, mesh.layout()),
+            native: nft::merge(&to_nft(policy, mesh.nft_layout(), true)),
             marks: tproxy.into_iter().chain([istio::TPROXY_DEFAULTS]).collect(),
         }
     }

@@ -9,16 +9,22 @@
 //!                 else code 11, or what annotations tell
 //! ```
 
-use std::collections::BTreeMap;
+mod meshes;
 
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use meshes::{Decision, Known};
 use millrace_core::dialect::istio::annotations::{
-    Captured, Decision, Defaults, Node, PROXY_CONTAINER, Passed, SCC, STATUS, Unknown, decide,
-    decide_by_contents, ids_are_ranged, names_proxy, policy,
+    Defaults, Node, Passed, SCC, ids_are_ranged, policy,
 };
+use millrace_core::dialect::{ConfigErrors, linkerd};
 use millrace_core::pod::PodFacts;
+use millrace_core::policy::CapturePolicy;
 use serde::Serialize;
 
 use crate::config::{Config, ProxyIdentity};
+use crate::mesh::Mesh;
 use crate::protocol::{CniError, Code, PodArgs};
 
 /// Who told what is known of a pod.
@@ -54,8 +60,14 @@ pub(crate) trait Sources {
     fn api(&mut self, pod: &PodFacts, need: Need) -> Option<Result<PodFacts, String>>;
 }
 
-/// Why a pod is captured.
-pub(crate) const WHY_CAPTURED: &str = "its proxy is a sidecar, and nothing in it captures it";
+/// How a pod is captured.
+#[derive(Clone, Debug)]
+pub(crate) struct Captured {
+    /// Whose proxy it has.
+    pub(crate) mesh: Mesh,
+    /// What is captured.
+    pub(crate) policy: CapturePolicy,
+}
 
 /// What is to be done with a pod.
 #[derive(Debug)]
@@ -75,8 +87,18 @@ pub(crate) struct Decided {
     pub(crate) origins: Vec<Origin>,
     /// What is to be done.
     pub(crate) verdict: Verdict,
+    /// Why it is not captured for Linkerd, where that is expected.
+    pub(crate) beside: Option<linkerd::annotations::Passed>,
     /// What the user should know.
     pub(crate) warnings: Vec<String>,
+}
+
+impl Decided {
+    /// Why it is not captured, for each mesh that is expected.
+    pub(crate) fn passed(&self, why: &Passed) -> String {
+        let beside = self.beside.map(|why| format!("; {why}"));
+        format!("{why}{}", beside.unwrap_or_default())
+    }
 }
 
 /// What the runtime tells of the pod.
@@ -108,94 +130,110 @@ pub(crate) fn resolve(
         pod,
         origins: vec![origin],
         verdict: Verdict::Pass(Passed::NoPod),
+        beside: None,
         warnings: Vec::new(),
     };
-    let node = Node {
-        excluded_namespaces: &config.exclude_namespaces,
-        agent_namespace: config.agent_namespace.as_deref(),
+    let known = Known {
+        node: Node {
+            excluded_namespaces: &config.exclude_namespaces,
+            agent_namespace: config.agent_namespace.as_deref(),
+        },
+        linkerd: config.linkerd.is_some(),
     };
-    let mut decision = decide(&decided.pod, node);
-    if decision == Decision::Pass(Passed::NoPod) && !config.annotations.is_empty() {
+    let mut decision = known.decide(&decided.pod);
+    if decision == Decision::Pass(Passed::NoPod, None) && !config.annotations.is_empty() {
         decided.pod.annotations = Some(config.annotations.clone());
         decided.origins = vec![Origin::Configuration];
-        decision = decide_by_contents(&decided.pod);
+        // Annotations show a proxy of Istio's alone.
+        decision = Known { linkerd: false, ..known }.by_contents(&decided.pod);
         if let Decision::Ask(unknown) = decision {
             // Nobody knows a container that is no pod.
             let msg = format!("the plugin's configuration key annotations: {unknown}");
             return Err(CniError::new(Code::BadConfig, msg));
         }
-    } else if decision == Decision::Pass(Passed::NoPod) && decided.pod.annotations.is_some() {
+    } else if decision == Decision::Pass(Passed::NoPod, None) && decided.pod.annotations.is_some() {
         // Runtimes tell annotations of pods alone: one without a name may be in the mesh as well.
-        match decide_by_contents(&decided.pod) {
-            Decision::Pass(_) => {}
+        match known.by_contents(&decided.pod) {
+            Decision::Pass(..) => {}
             other => decision = other,
         }
     } else {
-        if let Decision::Ask(unknown) = decision {
-            ask(&mut decided, unknown, sources)?;
-            decision = decide(&decided.pod, node);
+        if let Decision::Ask(unknown) = &decision {
+            let asked = asked(&mut decided, known, Need::Must, sources);
+            asked.map_err(|failures| unanswered(unknown, &failures, config))?;
+            decision = known.decide(&decided.pod);
         }
         // A note without containers is on a pod that was captured without them.
-        let known = origin == Origin::Note || decided.pod.containers.is_some();
-        if decision == Decision::Capture && !known {
-            identify(&mut decided, config, sources)?;
-            decision = decide(&decided.pod, node);
+        let is_known = origin == Origin::Note || decided.pod.containers.is_some();
+        if decision == Decision::Capture(Mesh::Istio) && !is_known {
+            identify(&mut decided, known, config, sources)?;
+            decision = known.decide(&decided.pod);
         }
     }
     decided.verdict = match decision {
-        Decision::Pass(why) => Verdict::Pass(why),
-        Decision::Capture => {
-            let mut captured = made(&decided.pod, config, env)?;
-            decided.warnings.append(&mut captured.warnings);
-            Verdict::Capture(Box::new(captured))
+        Decision::Pass(why, beside) => {
+            decided.beside = beside;
+            decided.warnings.extend(known.unseen(&decided.pod, &why));
+            Verdict::Pass(why)
         }
-        Decision::Ask(unknown) => return Err(unanswered(&unknown.to_string(), &[])),
+        Decision::Capture(mesh) => {
+            let policy = made(mesh, &decided.pod, config, env, &mut decided.warnings)?;
+            Verdict::Capture(Box::new(Captured { mesh, policy }))
+        }
+        Decision::Ask(unknown) => return Err(unanswered(&unknown, &[], config)),
+        Decision::Both(why) => return Err(CniError::new(Code::TwoMeshes, why)),
     };
     Ok(decided)
 }
 
 fn made(
+    mesh: Mesh,
     pod: &PodFacts,
     config: &Config,
     env: BTreeMap<String, String>,
-) -> Result<Captured, CniError> {
+    warnings: &mut Vec<String>,
+) -> Result<CapturePolicy, CniError> {
+    let wrong = |errors: ConfigErrors| {
+        let list = errors.to_string().replace('\n', "; ");
+        CniError::new(
+            Code::BadAnnotation,
+            format!("the pod can't be captured as it asks for: {list}; correct its annotations"),
+        )
+    };
+    // It is decided for Linkerd only where the entry has its settings.
+    if let (Mesh::Linkerd, Some(node)) = (mesh, &config.linkerd) {
+        let mut made = linkerd::annotations::policy(pod, node).map_err(wrong)?;
+        warnings.append(&mut made.warnings);
+        return Ok(made.policy);
+    }
     let defaults = Defaults {
         uid: config.proxy_uid.clone(),
         gid: config.proxy_gid.clone(),
         proxy_env: config.proxy_env.clone(),
         env,
     };
-    policy(pod, &defaults).map_err(|errors| {
-        let list = errors.to_string().replace('\n', "; ");
-        CniError::new(
-            Code::BadAnnotation,
-            format!("the pod can't be captured as it asks for: {list}; correct its annotations"),
-        )
-    })
-}
-
-/// Ask about a pod that may have to be captured.
-fn ask(decided: &mut Decided, what: Unknown, sources: &mut dyn Sources) -> Result<(), CniError> {
-    let failures = asked(decided, Need::Must, sources);
-    failures.map_err(|failures| unanswered(&what.to_string(), &failures))
+    let mut made = policy(pod, &defaults).map_err(wrong)?;
+    warnings.append(&mut made.warnings);
+    Ok(made.policy)
 }
 
 /// Find out about the proxy of a pod that is captured.
 fn identify(
     decided: &mut Decided,
+    known: Known<'_>,
     config: &Config,
     sources: &mut dyn Sources,
 ) -> Result<(), CniError> {
     let failures = match config.proxy_identity {
         ProxyIdentity::Annotations => Vec::new(),
-        ProxyIdentity::Auto => match asked(decided, Need::May, sources) {
+        ProxyIdentity::Auto => match asked(decided, known, Need::May, sources) {
             Ok(()) => return Ok(()),
             Err(failures) => failures,
         },
         ProxyIdentity::Lookup => {
             let what = "proxy_identity is lookup, and the proxy's container is not known";
-            let failures = asked(decided, Need::Must, sources);
-            return failures.map_err(|failures| unanswered(what, &failures));
+            let asked = asked(decided, known, Need::Must, sources);
+            return asked.map_err(|failures| unanswered(&what, &failures, config));
         }
     };
     if config.proxy_uid.is_none() && ids_are_ranged(&decided.pod) {
@@ -203,7 +241,7 @@ fn identify(
             "annotation {SCC} says that its users are of a range of its namespace's own, so its \
              proxy's is not known: set proxy_uid and proxy_gid if it is the same in each pod"
         );
-        return Err(unanswered(&what, &failures));
+        return Err(unanswered(&what, &failures, config));
     }
     if !failures.is_empty() {
         decided.warnings.push(format!(
@@ -217,14 +255,19 @@ fn identify(
 
 /// Ask until somebody answers; gives why nobody did. What the runtime tells stays: it is what the
 /// pod was made with.
-fn asked(decided: &mut Decided, need: Need, sources: &mut dyn Sources) -> Result<(), Vec<String>> {
+fn asked(
+    decided: &mut Decided,
+    known: Known<'_>,
+    need: Need,
+    sources: &mut dyn Sources,
+) -> Result<(), Vec<String>> {
     let mut failures = Vec::new();
     let agent = sources.agent(&decided.pod, need);
-    if answered(decided, Origin::Agent, agent, &mut failures) {
+    if answered(decided, known, Origin::Agent, agent, &mut failures) {
         return Ok(());
     }
     let api = sources.api(&decided.pod, need);
-    if answered(decided, Origin::Api, api, &mut failures) {
+    if answered(decided, known, Origin::Api, api, &mut failures) {
         return Ok(());
     }
     Err(failures)
@@ -232,6 +275,7 @@ fn asked(decided: &mut Decided, need: Need, sources: &mut dyn Sources) -> Result
 
 fn answered(
     decided: &mut Decided,
+    known: Known<'_>,
     origin: Origin,
     answer: Option<Result<PodFacts, String>>,
     failures: &mut Vec<String>,
@@ -243,18 +287,13 @@ fn answered(
             failures.push(format!("{whom} did not tell: {why}"));
             false
         }
-        // What the pod was made with is proof; who says otherwise knows another pod, or lies, also where
-        // its own answer names the container that it lacks.
-        Some(Ok(found))
-            if found.container(PROXY_CONTAINER).is_none()
-                && (names_proxy(&decided.pod) || names_proxy(&found)) =>
-        {
-            failures.push(format!(
-                "{whom} knows no container {PROXY_CONTAINER} of it, which annotation {STATUS} names"
-            ));
-            false
-        }
         Some(Ok(found)) => {
+            if let Some((container, annotation)) = known.contradicts(&decided.pod, &found) {
+                failures.push(format!(
+                    "{whom} knows no container {container} of it, which annotation {annotation} names"
+                ));
+                return false;
+            }
             let pod = &mut decided.pod;
             pod.annotations = pod.annotations.take().or(found.annotations);
             pod.labels = found.labels;
@@ -265,14 +304,19 @@ fn answered(
     }
 }
 
-fn unanswered(what: &str, failures: &[String]) -> CniError {
-    let asked = if failures.is_empty() {
+/// What is to be set where nobody can be asked.
+pub(crate) const fn nobody(config: &Config) -> &'static str {
+    if config.linkerd.is_some() {
+        "nobody is configured who could be asked: set kubeconfig in the plugin's configuration, since \
+         with linkerd every pod has to be looked up"
+    } else {
         "nobody is configured who could be asked: set kubeconfig in the plugin's configuration, \
          or the capability io.kubernetes.cri.pod-annotations where the runtime has it"
-            .to_owned()
-    } else {
-        failures.join("; ")
-    };
+    }
+}
+
+fn unanswered(what: &dyn Display, failures: &[String], config: &Config) -> CniError {
+    let asked = if failures.is_empty() { nobody(config).to_owned() } else { failures.join("; ") };
     CniError::new(
         Code::TryAgain,
         format!(

@@ -18,6 +18,7 @@ mod file;
 pub mod level;
 pub mod log;
 mod lookup;
+mod mesh;
 mod note;
 mod own_file;
 pub mod protocol;
@@ -205,8 +206,13 @@ mod tests {
         for code in Code::ALL {
             assert!(text.contains(&format!("| {} |", code.number())), "{}", code.number());
         }
-        for def in millrace_core::dialect::istio::annotations::ANNOTATIONS {
-            assert!(text.contains(&format!("`{}`", def.name)), "{}", def.name);
+        let istio =
+            millrace_core::dialect::istio::annotations::ANNOTATIONS.iter().map(|def| def.name);
+        let linkerd =
+            millrace_core::dialect::linkerd::annotations::ANNOTATIONS.iter().map(|def| def.name);
+        let members = config::LINKERD.iter().map(|key| key.name);
+        for name in istio.chain(linkerd).chain(members) {
+            assert!(text.contains(&format!("`{name}`")), "{name}");
         }
     }
 }

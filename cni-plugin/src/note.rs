@@ -7,10 +7,10 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use millrace_core::dialect::istio::annotations::PROXY_CONTAINER;
 use millrace_core::pod::{Container, PodFacts};
 use serde::{Deserialize, Serialize};
 
+use crate::mesh::Mesh;
 use crate::own_file;
 use crate::protocol::{Attachment, is_identifier};
 
@@ -30,6 +30,9 @@ pub(crate) struct Note {
     pub(crate) labels: Option<BTreeMap<String, String>>,
     /// Its containers, likewise.
     pub(crate) containers: Option<Vec<Container>>,
+    /// Whose proxy it has; notes of before there were several are on Istio's.
+    #[serde(default)]
+    pub(crate) mesh: Mesh,
     /// The network namespace.
     pub(crate) netns: PathBuf,
     /// Device and inode of the namespace, to know it by.
@@ -38,7 +41,13 @@ pub(crate) struct Note {
 
 impl Note {
     /// A note on a pod. What the runtime tells each time is left out.
-    pub(crate) fn new(pod: &PodFacts, told: bool, netns: &Path, netns_id: String) -> Self {
+    pub(crate) fn new(
+        pod: &PodFacts,
+        mesh: Mesh,
+        told: bool,
+        netns: &Path,
+        netns_id: String,
+    ) -> Self {
         let pod = pod.clone();
         Self {
             name: pod.name,
@@ -47,6 +56,7 @@ impl Note {
             annotations: pod.annotations.filter(|_| !told),
             labels: pod.labels,
             containers: pod.containers,
+            mesh,
             netns: netns.to_owned(),
             netns_id,
         }
@@ -61,7 +71,8 @@ impl Note {
     /// Add what was learned of the pod to what the runtime tells. Every captured pod has a proxy:
     /// containers without one are none.
     pub(crate) fn complete(self, pod: PodFacts) -> PodFacts {
-        let has_proxy = |list: &Vec<Container>| list.iter().any(|c| c.name == PROXY_CONTAINER);
+        let proxy = self.mesh.proxy_container();
+        let has_proxy = |list: &Vec<Container>| list.iter().any(|c| c.name == proxy);
         PodFacts {
             annotations: pod.annotations.or(self.annotations),
             labels: self.labels,
@@ -260,7 +271,7 @@ mod tests {
             annotations: Some(BTreeMap::new()),
             ..PodFacts::default()
         };
-        let note = Note::new(&pod, true, Path::new("/n"), "1:2".to_owned());
+        let note = Note::new(&pod, Mesh::Istio, true, Path::new("/n"), "1:2".to_owned());
         assert_eq!(note.annotations, None);
         notes.write("net", &attachment("x"), &note).unwrap();
         notes.write("net", &attachment("x"), &note).unwrap();
@@ -294,21 +305,35 @@ mod tests {
             uid: uid.map(str::to_owned),
             ..PodFacts::default()
         };
-        let note = Note::new(&pod(Some("old")), true, Path::new("/n"), "1:2".to_owned());
+        let note =
+            Note::new(&pod(Some("old")), Mesh::Istio, true, Path::new("/n"), "1:2".to_owned());
         assert!(note.is_about(&pod(Some("old"))) && note.is_about(&pod(None)));
         assert!(!note.is_about(&pod(Some("new"))));
         assert!(!note.is_about(&PodFacts { name: Some("b".to_owned()), ..pod(Some("old")) }));
     }
 
     #[test]
+    fn a_note_of_before_there_were_several_meshes_is_on_istios() {
+        let note: Note = serde_json::from_str(r#"{"netns":"/n","netnsId":"1:2"}"#).unwrap();
+        assert_eq!((note.mesh, note.netns_id.as_str()), (Mesh::Istio, "1:2"));
+        let linkerd = Note { mesh: Mesh::Linkerd, ..note };
+        let text = serde_json::to_string(&linkerd).unwrap();
+        assert!(text.contains(r#""mesh":"linkerd""#), "{text}");
+        assert_eq!(serde_json::from_str::<Note>(&text).unwrap(), linkerd);
+    }
+
+    #[test]
     fn containers_without_a_proxy_are_not_those_of_a_captured_pod() {
-        let noted = |names: &[&str]| {
+        let noted = |mesh: Mesh, names: &[&str]| {
             let named = |n: &&str| Container { name: (*n).to_owned(), ..Container::default() };
             let containers = Some(names.iter().map(named).collect());
-            Note { containers, ..Note::default() }.complete(PodFacts::default()).containers
+            Note { containers, mesh, ..Note::default() }.complete(PodFacts::default()).containers
         };
-        assert_eq!(noted(&["app", PROXY_CONTAINER]).map(|list| list.len()), Some(2));
-        assert_eq!((noted(&[]), noted(&["app"])), (None, None));
+        for mesh in [Mesh::Istio, Mesh::Linkerd] {
+            let whole = noted(mesh, &["app", mesh.proxy_container()]);
+            assert_eq!(whole.map(|list| list.len()), Some(2));
+            assert_eq!((noted(mesh, &[]), noted(mesh, &["app"])), (None, None));
+        }
     }
 
     /// A note on a pod whose namespace has this id.

@@ -116,6 +116,19 @@ fn values(shape: Shape) -> (Vec<Value>, Vec<Value>) {
             vec![json!(least), json!(least + 1)],
             vec![json!(least - 1), json!(-1), json!("5000"), json!(1.5)],
         ),
+        Shape::Port => (
+            vec![json!(1), json!(65535)],
+            vec![json!(0), json!(65536), json!("80"), json!(1.5), json!([])],
+        ),
+        Shape::Ports => (
+            vec![json!([]), json!([80, 443])],
+            vec![json!(80), json!(["80"]), json!([0]), json!([65536]), json!("80,443")],
+        ),
+        Shape::IdOrNone => (
+            vec![json!(-1), json!(0), json!(1), json!(4_294_967_294_u32)],
+            vec![json!(-2), json!(4_294_967_295_u32), json!("1"), json!(1.5)],
+        ),
+        Shape::Object(_) => (vec![json!({})], vec![json!([]), json!("a"), json!(1)]),
         Shape::Duration => (
             vec![json!("15s"), json!("1m30s"), json!("1.5s"), json!("500ms"), json!("24h")],
             vec![json!("15"), json!(15), json!("s"), json!(""), json!("1 s"), json!("-1s")],

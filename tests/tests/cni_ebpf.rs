@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::cni::{Call, Host, Pod, mesh};
+use millrace_tests::cni::{Api, Call, Host, Pod, mesh};
 use millrace_tests::ebpf::{Cgroup, FOLDER, load, mount_bpffs, node};
 use millrace_tests::topology::{APP, PROXY};
 use nix::fcntl::{Flock, FlockArg};
@@ -217,5 +217,36 @@ fn programs_that_are_missing_are_told_of() -> Result<()> {
     let call = call.without_key("bpffs");
     ensure!(warned(&call)?, "the backend is named");
     ensure!(!warned(&call.without_key("backend"))?, "nobody expects eBPF");
+    Ok(())
+}
+
+/// Verify that a pod of Linkerd, whose conventions the programs don't have, is captured by rules where
+/// the choice is free, with the reason, and refused with it where it is not.
+#[test]
+fn a_pod_of_linkerd() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let host = Host::new()?;
+    load(&host.namespace)?;
+    let api = Api::start(&host)?;
+    let pod = pod(&host)?;
+    let spec = json!({ "containers": [{ "name": "linkerd-proxy" }, { "name": "app" }] });
+    api.put_pod("shop", &pod.name, &pod.uid(), &json!({ "spec": spec }));
+    let call = |backend: &str| -> Result<Call> {
+        let call = Call::new(&host, "ADD", &pod, json!({})).with_key("linkerd", json!({}));
+        let call = call.with_key("kubeconfig", json!(api.kubeconfig("127.0.0.1")?));
+        Ok(call.with_key("backend", json!(backend)).with_key("bpffs", json!(FOLDER)))
+    };
+    let said = call("ebpf")?.run(&host)?.failure(100)?;
+    let reason = "this mesh leaves other connections inside of the pod alone";
+    ensure!(said.contains("it is not started") && said.contains(reason), "{said}");
+    ensure!(host.rules(&pod)?.is_empty() && pods(&host)? == 0);
+    let reply = call("auto")?.run(&host)?;
+    reply.success()?;
+    ensure!(reply.log.contains("rules are written, since eBPF can't be used"), "{reply:?}");
+    ensure!(reply.log.contains(reason), "{reply:?}");
+    ensure!(host.rules(&pod)?.contains("linkerd-proxy-init") && pods(&host)? == 0);
+    call("auto")?.to("CHECK").run(&host)?.success()?;
+    call("auto")?.to("DEL").run(&host)?.success()?;
+    ensure!(host.rules(&pod)?.is_empty(), "{}", host.rules(&pod)?);
     Ok(())
 }

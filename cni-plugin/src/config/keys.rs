@@ -8,12 +8,14 @@ pub enum Owner {
     Cni,
     /// istio-cni's, taken as it is.
     Istio,
+    /// linkerd-cni's, likewise.
+    Linkerd,
     /// Millrace's own.
     Own,
 }
 
 /// What values a key takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Shape {
     /// Any text.
     Text,
@@ -29,6 +31,14 @@ pub enum Shape {
     Id,
     /// A number from this one on.
     Number(u64),
+    /// A number from 1 to 65535.
+    Port,
+    /// A list of such numbers.
+    Ports,
+    /// A number from 0 to 4294967294, or -1 for none.
+    IdOrNone,
+    /// An object with these keys.
+    Object(&'static [Key]),
     /// A duration with its unit, such as 15s.
     Duration,
     /// An absolute path.
@@ -62,7 +72,7 @@ const fn key(
     Key { name, owner, shape, default, help }
 }
 
-use Owner::{Cni, Istio, Own};
+use Owner::{Cni, Istio, Linkerd, Own};
 
 /// How much is logged.
 const LEVELS: &[&str] = &["debug", "info", "warn", "error", "none"];
@@ -153,6 +163,14 @@ pub const KEYS: &[Key] = &[
         "Without effect: older entries of istio-cni have it",
     ),
     key(
+        "linkerd",
+        Linkerd,
+        Shape::Object(LINKERD),
+        "",
+        "linkerd-cni's settings; that they are there means that pods of Linkerd are expected on this \
+         node, and captured",
+    ),
+    key(
         "backend",
         Own,
         Shape::Choice(&["auto", "nftables", "iptables", "ebpf"]),
@@ -225,6 +243,89 @@ pub const KEYS: &[Key] = &[
         "10485760",
         "Size at which the log file is renamed to end in .1 and another one is begun",
     ),
+];
+
+/// The keys of `linkerd`.
+pub const LINKERD: &[Key] = &[
+    key(
+        "incoming-proxy-port",
+        Linkerd,
+        Shape::Port,
+        "4143",
+        "Port of the proxy that captured inbound connections go to",
+    ),
+    key(
+        "outgoing-proxy-port",
+        Linkerd,
+        Shape::Port,
+        "4140",
+        "Port of the proxy that captured outbound connections go to",
+    ),
+    key(
+        "proxy-uid",
+        Linkerd,
+        Shape::IdOrNone,
+        "2102",
+        "User id of the proxy, whose connections are left alone; -1 for none",
+    ),
+    key(
+        "proxy-gid",
+        Linkerd,
+        Shape::IdOrNone,
+        "-1",
+        "Group id of the proxy, whose connections are left alone; -1 for none",
+    ),
+    key(
+        "ports-to-redirect",
+        Linkerd,
+        Shape::Ports,
+        "",
+        "Inbound ports to capture; all where it is empty",
+    ),
+    key(
+        "inbound-ports-to-ignore",
+        Linkerd,
+        Shape::Texts,
+        "",
+        "Inbound ports and first-last ranges to leave alone; 4190 and 4191, the proxy's own, without \
+         this key",
+    ),
+    key(
+        "outbound-ports-to-ignore",
+        Linkerd,
+        Shape::Texts,
+        "",
+        "Outbound ports and first-last ranges to leave alone",
+    ),
+    key(
+        "subnets-to-ignore",
+        Linkerd,
+        Shape::Texts,
+        "",
+        "Networks whose inbound connections are left alone; of either family",
+    ),
+    key(
+        "simulate",
+        Linkerd,
+        Shape::Switch,
+        "false",
+        "Has to be false: pods would start uncaptured",
+    ),
+    key(
+        "use-wait-flag",
+        Linkerd,
+        Shape::Switch,
+        "false",
+        "Without effect: locks are always waited for",
+    ),
+    key(
+        "iptables-mode",
+        Linkerd,
+        Shape::Choice(&["legacy", "nft", "plain", ""]),
+        "",
+        "Without effect: backend says what captures",
+    ),
+    key("ipv6", Linkerd, Shape::Switch, "true", "Whether IPv6 is captured as well"),
 ];
 
 /// The key of this name, whatever its case.

@@ -1,16 +1,18 @@
 //! The plugin's entry in the list of plugins, with what the runtime adds to it.
 
 mod keys;
+mod linkerd;
 mod read;
 mod schema;
 
-pub use keys::{KEYS, Key, Owner, Shape};
+pub use keys::{KEYS, Key, LINKERD, Owner, Shape};
 pub use schema::schema;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use millrace_core::dialect::linkerd::Raw;
 use millrace_core::source::Sourced;
 use millrace_core::value::{Gid, Uid};
 use serde::Deserialize;
@@ -81,6 +83,8 @@ pub struct Config {
     pub proxy_gid: Option<Sourced<Gid>>,
     /// The proxy's variables, likewise.
     pub proxy_env: BTreeMap<String, Sourced<String>>,
+    /// How pods of Linkerd are captured, where they are expected.
+    pub linkerd: Option<Raw>,
     /// Annotations of attachments that are no pods of Kubernetes.
     pub annotations: BTreeMap<String, String>,
     /// How long ADD may take, lookups and waiting for locks included.

@@ -12,7 +12,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    Backend, Config, DEADLINE, LogConfig, Places, ProxyIdentity, STATE_DIR, keys, version_text,
+    Backend, Config, DEADLINE, LogConfig, Places, ProxyIdentity, STATE_DIR, keys, linkerd,
+    version_text,
 };
 use crate::level::Level;
 use crate::protocol::{Attachment, CniError, Code, Object, Version, is_identifier, member_is};
@@ -46,12 +47,12 @@ struct Older {
 }
 
 /// Reads members of an object, and keeps what is wrong.
-struct Reader<'o> {
+pub(super) struct Reader<'o> {
     object: &'o Object,
     /// What stands before the names of its members in messages.
     within: &'static str,
-    wrong: Vec<String>,
-    warnings: Vec<String>,
+    pub(super) wrong: Vec<String>,
+    pub(super) warnings: Vec<String>,
 }
 
 pub(super) fn places(object: &Object) -> Places {
@@ -97,6 +98,7 @@ pub(super) fn read(object: &Object) -> Result<Config, CniError> {
         proxy_uid: r.id("proxy_uid", Uid::new),
         proxy_gid: r.id("proxy_gid", Gid::new),
         proxy_env: r.env(),
+        linkerd: linkerd::read(&mut r),
         annotations: r.value("annotations", "an object of texts").unwrap_or_default(),
         deadline: r.deadline(),
         state_dir: r.path("state_dir").unwrap_or_else(|| PathBuf::from(STATE_DIR)),
@@ -136,7 +138,7 @@ fn version(object: &Object) -> Result<Version, CniError> {
 }
 
 impl<'o> Reader<'o> {
-    const fn new(object: &'o Object, within: &'static str) -> Self {
+    pub(super) const fn new(object: &'o Object, within: &'static str) -> Self {
         Self { object, within, wrong: Vec::new(), warnings: Vec::new() }
     }
 
@@ -146,7 +148,7 @@ impl<'o> Reader<'o> {
         self.warn_of_others(known);
     }
 
-    fn warn_of_others(&mut self, known: impl Fn(&str) -> bool) {
+    pub(super) fn warn_of_others(&mut self, known: impl Fn(&str) -> bool) {
         let within = self.within;
         let others = self.object.members().map(|(name, _)| name).filter(|name| !known(name));
         let warn = |name| format!("configuration key \"{within}{name}\" is not known, and ignored");
@@ -169,7 +171,7 @@ impl<'o> Reader<'o> {
     }
 
     /// A value; null is none, as in Go.
-    fn value<T: DeserializeOwned>(&mut self, name: &str, expected: &str) -> Option<T> {
+    pub(super) fn value<T: DeserializeOwned>(&mut self, name: &str, expected: &str) -> Option<T> {
         let raw = self.object.get(name)?;
         if let Ok(value) = serde_json::from_str(raw.get()) {
             value
@@ -179,16 +181,16 @@ impl<'o> Reader<'o> {
         }
     }
 
-    fn wrong(&mut self, name: &str, found: &str, expected: &str) {
+    pub(super) fn wrong(&mut self, name: &str, found: &str, expected: &str) {
         let found: String = found.chars().take(200).collect();
         self.wrong.push(format!("{}{name} is {found}; it has to be {expected}", self.within));
     }
 
-    fn is_named(&self, name: &str) -> bool {
+    pub(super) fn is_named(&self, name: &str) -> bool {
         self.object.get(name).is_some_and(|raw| raw.get() != "null")
     }
 
-    fn switch(&mut self, name: &str) -> bool {
+    pub(super) fn switch(&mut self, name: &str) -> bool {
         self.value(name, "true or false").unwrap_or_default()
     }
 

@@ -6,8 +6,7 @@ use super::keys::{KEYS, Key, Shape};
 
 /// The schema (JSON Schema 2020-12).
 pub fn schema() -> Value {
-    let properties: Map<String, Value> =
-        KEYS.iter().map(|key| (key.name.to_owned(), property(key))).collect();
+    let properties = properties(KEYS);
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Millrace in a list of CNI plugins",
@@ -18,6 +17,10 @@ pub fn schema() -> Value {
         "additionalProperties": false,
         "required": ["type"],
     })
+}
+
+fn properties(keys: &[Key]) -> Map<String, Value> {
+    keys.iter().map(|key| (key.name.to_owned(), property(key))).collect()
 }
 
 fn property(key: &Key) -> Value {
@@ -31,6 +34,14 @@ fn property(key: &Key) -> Value {
         }
         Shape::Id => json!({ "type": "integer", "minimum": 1, "maximum": u32::MAX - 1 }),
         Shape::Number(least) => json!({ "type": "integer", "minimum": least }),
+        Shape::Port => port(),
+        Shape::Ports => json!({ "type": "array", "items": port() }),
+        Shape::IdOrNone => json!({ "type": "integer", "minimum": -1, "maximum": u32::MAX - 1 }),
+        Shape::Object(keys) => json!({
+            "type": "object",
+            "properties": properties(keys),
+            "additionalProperties": false,
+        }),
         Shape::Duration => {
             json!({ "type": "string", "pattern": "^([0-9.]+(ns|us|\u{b5}s|ms|s|m|h))+$" })
         }
@@ -46,11 +57,17 @@ fn property(key: &Key) -> Value {
     property
 }
 
+fn port() -> Value {
+    json!({ "type": "integer", "minimum": 1, "maximum": u16::MAX })
+}
+
 /// The default as a value of the key's shape.
 fn default(key: &Key) -> Option<Value> {
     let text = Some(key.default).filter(|text| !text.is_empty())?;
     match key.shape {
-        Shape::Switch | Shape::Id | Shape::Number(_) => serde_json::from_str(text).ok(),
+        Shape::Switch | Shape::Id | Shape::Number(_) | Shape::Port | Shape::IdOrNone => {
+            serde_json::from_str(text).ok()
+        }
         _ => Some(json!(text)),
     }
 }
@@ -70,6 +87,7 @@ mod tests {
             }
         }
         let said = Config::parse(&object(&text.to_string()).unwrap()).unwrap();
+        assert!(said.linkerd.is_none() && bare.linkerd.is_none());
         assert_eq!(said.log, bare.log);
         assert_eq!(said.backend, bare.backend);
         assert_eq!(said.deadline, bare.deadline);
@@ -82,6 +100,10 @@ mod tests {
     #[test]
     fn every_key_has_a_description() {
         let schema = schema();
+        for key in super::super::LINKERD {
+            let key = &schema["properties"]["linkerd"]["properties"][key.name];
+            assert!(key["description"].is_string(), "{key}");
+        }
         for key in KEYS {
             assert!(schema["properties"][key.name]["description"].is_string(), "{}", key.name);
         }

@@ -1,5 +1,8 @@
 //! Who is asked about a pod, and what is made of the answers.
 
+mod linkerd;
+
+use millrace_core::dialect::istio::annotations::STATUS;
 use millrace_core::pod::Container;
 
 use super::*;

@@ -29,11 +29,13 @@ pub enum Code {
     BadAnnotation,
     /// A fault of the plugin itself.
     Internal,
+    /// The pod carries the proxies of two meshes.
+    TwoMeshes,
 }
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::IncompatibleVersion,
         Self::BadEnvironment,
         Self::Io,
@@ -46,6 +48,7 @@ impl Code {
         Self::Drifted,
         Self::BadAnnotation,
         Self::Internal,
+        Self::TwoMeshes,
     ];
 
     /// The number: below 100 those of the specification, from 100 on our own.
@@ -63,6 +66,7 @@ impl Code {
             Self::Drifted => 101,
             Self::BadAnnotation => 102,
             Self::Internal => 103,
+            Self::TwoMeshes => 104,
         }
     }
 }

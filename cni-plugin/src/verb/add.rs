@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use millrace_core::ids::mapped;
+use millrace_core::pod::PodFacts;
 use millrace_core::policy::CapturePolicy;
 use millrace_host::ebpf::{EbpfError, Node};
 use millrace_host::netns::{Netns, NetnsError, own_ids};
@@ -12,10 +13,11 @@ use serde_json::{Map, json};
 use super::{Job, enter, failed, no_namespace};
 use crate::capture::Applied;
 use crate::config::Backend;
-use crate::decide::{Origin, Verdict, WHY_CAPTURED, resolve};
+use crate::decide::{Origin, Verdict, resolve};
 use crate::ebpf::{self, EnrolError};
 use crate::level::Level;
 use crate::lookup::Configured;
+use crate::mesh::Mesh;
 use crate::note::{Note, Notes};
 use crate::protocol::{CniError, Code, empty_result, pass_on};
 use crate::target;
@@ -38,22 +40,26 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
         job.log.warn(warning);
     }
     job.log.know("knownFrom", json!(decided.origins));
-    let captured = match decided.verdict {
+    let captured = match &decided.verdict {
         Verdict::Pass(why) => {
-            let reason = Map::from_iter([("reason".to_owned(), json!(why.to_string()))]);
+            let reason = Map::from_iter([("reason".to_owned(), json!(decided.passed(why)))]);
             job.log.done(Level::Info, "not captured", reason);
             return Ok(result);
         }
-        Verdict::Capture(captured) => captured,
+        Verdict::Capture(captured) => captured.as_ref().clone(),
     };
+    if captured.mesh == Mesh::Linkerd {
+        job.log.debug("annotations of the pod count, those of its namespace are not asked for");
+    }
     // The note comes first: what is in the namespace is never unknown to it.
     let path = job.request.netns.clone().unwrap_or_default();
-    note(job, &path, &netns.id().to_string(), &decided.pod);
+    let mesh = captured.mesh;
+    note(job, &path, &netns.id().to_string(), &decided.pod, mesh);
     let applied = if let Some(applied) = by_ebpf(job, &netns, &path, &captured.policy)? {
         applied
     } else {
         let entry = entry(job, &netns)?;
-        let applied = by_rules(job, &netns, &path, captured.policy)?;
+        let applied = by_rules(job, &netns, &path, captured.policy, mesh)?;
         // The rules capture the pod now.
         if let Some((node, cookie)) = entry {
             node.leave(cookie).map_err(|error| not_captured(&error))?;
@@ -64,7 +70,8 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
         job.log.warn(warning);
     }
     let members = [
-        ("reason", json!(WHY_CAPTURED)),
+        ("mesh", json!(mesh)),
+        ("reason", json!(mesh.why())),
         ("by", json!(applied.by)),
         ("changed", json!(applied.changed)),
         ("processes", json!(applied.processes)),
@@ -163,6 +170,7 @@ fn by_rules(
     netns: &Netns,
     path: &Path,
     policy: CapturePolicy,
+    mesh: Mesh,
 ) -> Result<Applied, CniError> {
     enter_owner(job, netns)?;
     let mut pod = enter(netns, path)?;
@@ -170,7 +178,7 @@ fn by_rules(
     mapped(&policy, &pod.groups, &users, &groups)
         .map_err(|error| not_started(CniError::new(Code::NotCaptured, error.to_string())))?;
     let left = job.deadline.saturating_duration_since(Instant::now());
-    let applied = pod.apply(policy, job.config.backend, left);
+    let applied = pod.apply(policy, mesh, job.config.backend, left);
     applied.map_err(|error| not_started(failed(&error)))
 }
 
@@ -202,9 +210,9 @@ fn enter_owner(job: &mut Job<'_>, netns: &Netns) -> Result<(), CniError> {
 }
 
 /// A note that can't be written costs CHECK a lookup, and GC a pod that it does not know.
-fn note(job: &mut Job<'_>, netns: &Path, id: &str, pod: &millrace_core::pod::PodFacts) {
+fn note(job: &mut Job<'_>, netns: &Path, id: &str, pod: &PodFacts, mesh: Mesh) {
     let told = job.config.pod_annotations.is_some();
-    let note = Note::new(pod, told, netns, id.to_owned());
+    let note = Note::new(pod, mesh, told, netns, id.to_owned());
     let notes = Notes::new(&job.config.state_dir);
     if let Err(error) = notes.write(&job.config.network, &job.request.attachment, &note) {
         let folder = job.config.state_dir.display();

@@ -4,11 +4,12 @@ use millrace_host::ebpf::Node;
 use serde_json::Map;
 
 use super::{Job, enter, failed};
-use crate::config::Backend;
+use crate::config::{Backend, Config};
 use crate::decide::{Origin, Verdict, resolve};
 use crate::ebpf;
 use crate::level::Level;
 use crate::lookup::Configured;
+use crate::mesh::Mesh;
 use crate::note::Notes;
 use crate::protocol::{CniError, Code};
 use crate::target;
@@ -24,12 +25,28 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
         job.log.warn(&format!("the note on the pod can't be read: {error}"));
         None
     });
-    let (pod, origin) = match note.filter(|note| note.is_about(&job.pod)) {
+    let note = note.filter(|note| note.is_about(&job.pod));
+    let noted = note.as_ref().map(|note| note.mesh);
+    let (pod, origin) = match note {
         Some(note) => (note.complete(job.pod.clone()), Origin::Note),
         None => (job.pod.clone(), Origin::Runtime),
     };
     let mut sources = Configured { config: &job.config, deadline: job.deadline };
     let decided = resolve(pod, origin, &job.config, job.env.clone(), &mut sources)?;
+    let wanted = match &decided.verdict {
+        Verdict::Capture(captured) => Some(captured.mesh),
+        Verdict::Pass(_) => None,
+    };
+    if let Some(of) = noted.filter(|of| is_other(*of, wanted, &job.config)) {
+        let now = wanted.map_or_else(
+            || "the entry does not expect pods of that mesh any more".to_owned(),
+            |mesh| format!("it is {mesh}'s now"),
+        );
+        return Err(drifted(format!("it was captured as a pod of {of}, and {now}")));
+    }
+    for warning in &decided.warnings {
+        job.log.debug(warning);
+    }
     let Verdict::Capture(captured) = decided.verdict else {
         job.log.done(Level::Debug, "not captured, as wanted", Map::new());
         return Ok(String::new());
@@ -55,7 +72,7 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
         }
         None if asked => Some("the node's programs are not loaded".to_owned()),
         _ => {
-            let checked = pod.check(captured.policy, job.config.backend);
+            let checked = pod.check(captured.policy, captured.mesh, job.config.backend);
             checked.map_err(|error| failed(&error))?
         }
     };
@@ -64,12 +81,22 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
             job.log.done(Level::Debug, "captured, as wanted", Map::new());
             Ok(String::new())
         }
-        Some(difference) => Err(CniError::new(
-            Code::Drifted,
-            "its traffic is not captured as it should be; delete the pod to have it made anew",
-        )
-        .with_details(difference)),
+        Some(difference) => Err(drifted(difference)),
     }
+}
+
+/// Whether a pod that was captured for one mesh is not to be any more, or for another.
+fn is_other(noted: Mesh, wanted: Option<Mesh>, config: &Config) -> bool {
+    match wanted {
+        Some(wanted) => wanted != noted,
+        None => noted == Mesh::Linkerd && config.linkerd.is_none(),
+    }
+}
+
+/// What the runtime is told of a pod that is not captured as it should be.
+fn drifted(difference: String) -> CniError {
+    let msg = "its traffic is not captured as it should be; delete the pod to have it made anew";
+    CniError::new(Code::Drifted, msg).with_details(difference)
 }
 
 /// What the runtime is told where eBPF capture can't be looked at.

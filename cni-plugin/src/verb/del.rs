@@ -14,6 +14,7 @@ use crate::config::Places;
 use crate::ebpf;
 use crate::level::Level;
 use crate::log::Log;
+use crate::mesh::Mesh;
 use crate::note::{Claim, Notes};
 use crate::protocol::{CniError, Code, Request};
 use crate::target;
@@ -31,6 +32,8 @@ pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
         None => forget(&bpffs, until, &mut log),
         Some((_, Err(error))) => log.warn(&error.msg),
         Some((path, Ok(netns))) => {
+            let noted = notes.read(&network, &request.attachment).ok().flatten();
+            let noted = noted.map(|note| note.mesh);
             let claim = notes.claim(&network, &request.attachment, &netns.id().to_string());
             let ifname = match claim {
                 Claim::Own => Ok(None),
@@ -41,7 +44,7 @@ pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
                     Err(why)
                 }
             };
-            match ifname.map(|ifname| release(&netns, path, &bpffs, ifname, until)) {
+            match ifname.map(|ifname| release(&netns, path, &bpffs, ifname, noted, until)) {
                 Err(why) => log.debug(&format!("nothing is taken from the namespace: {why}")),
                 Ok(Ok(done)) => removed = done,
                 Ok(Err(CniError { msg, details, .. })) => {
@@ -85,6 +88,7 @@ fn release(
     path: &Path,
     bpffs: &Path,
     only: Option<&str>,
+    noted: Option<Mesh>,
     until: Instant,
 ) -> Result<bool, CniError> {
     // The maps are the host's: they are opened from there.
@@ -96,7 +100,7 @@ fn release(
         let msg = format!("there is no note on the pod, and it may be on another network: {other}");
         return Err(CniError::new(Code::TryAgain, msg));
     }
-    take_back(&mut pod, node, until)
+    take_back(&mut pod, node, noted, until)
 }
 
 /// Take the rules out of the calling thread's namespace, and its entry. One way to capture that
@@ -104,13 +108,14 @@ fn release(
 pub(super) fn take_back(
     pod: &mut Pod,
     node: Result<Option<Node>, EbpfError>,
+    noted: Option<Mesh>,
     until: Instant,
 ) -> Result<bool, CniError> {
     let node = node.map(|node| node.map(|node| node.until(until)));
     let left = node.and_then(|node| node.as_ref().map_or(Ok(false), ebpf::leave));
     let entry = *left.as_ref().unwrap_or(&false);
     let wait = until.saturating_duration_since(Instant::now());
-    let removed = pod.remove(entry, wait).map_err(|error| failed(&error))?;
+    let removed = pod.remove(noted, entry, wait).map_err(|error| failed(&error))?;
     left.map_err(|error| CniError::new(Code::NotCaptured, error.to_string()))?;
     Ok(entry || removed)
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::capture::Wanted;
 use crate::config::{Config, object};
-use crate::decide::{Decided, Origin, Verdict, WHY_CAPTURED, called, resolve, told};
+use crate::decide::{Decided, Origin, Verdict, called, resolve, told};
 use crate::lookup::Configured;
 use crate::protocol::{CniError, Code, Environment, Object, PodArgs};
 
@@ -105,17 +105,19 @@ fn entry(object: Object) -> Result<(Object, Option<String>), CniError> {
 }
 
 fn to_json(config: &Config, decided: &Decided) -> Value {
-    let (outcome, reason, rules) = match &decided.verdict {
-        Verdict::Pass(why) => ("pass", why.to_string(), None),
+    let (outcome, mesh, reason, rules) = match &decided.verdict {
+        Verdict::Pass(why) => ("pass", None, decided.passed(why), None),
         Verdict::Capture(captured) => {
-            let rules = Wanted::new(&captured.policy).text();
-            ("capture", WHY_CAPTURED.to_owned(), Some(rules))
+            let mesh = captured.mesh;
+            let rules = Wanted::new(&captured.policy, mesh).text();
+            ("capture", Some(mesh), mesh.why().to_owned(), Some(rules))
         }
     };
     json!({
         "outcome": outcome,
         "pod": called(&decided.pod),
         "knownFrom": decided.origins,
+        "mesh": mesh,
         "reason": reason,
         "warnings": warnings(config, decided),
         "nftables": rules,
@@ -139,10 +141,13 @@ fn to_text(config: &Config, decided: &Decided) -> String {
         .collect();
     text.push_str(&format!("known from: {}\n", origins.join(", ")));
     match &decided.verdict {
-        Verdict::Pass(why) => text.push_str(&format!("{whom} is not captured: {why}\n")),
+        Verdict::Pass(why) => {
+            text.push_str(&format!("{whom} is not captured: {}\n", decided.passed(why)));
+        }
         Verdict::Capture(captured) => {
-            let wanted = Wanted::new(&captured.policy);
-            text.push_str(&format!("{whom} is captured: {WHY_CAPTURED}\n{}", wanted.explained()));
+            let (mesh, wanted) = (captured.mesh, Wanted::new(&captured.policy, captured.mesh));
+            let rules = wanted.explained();
+            text.push_str(&format!("{whom} is captured: {}\n{rules}", mesh.why()));
         }
     }
     text

@@ -98,7 +98,7 @@ fn release(
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let mut pod = enter(&netns, &note.netns)?;
-            take_back(&mut pod, node, until)
+            take_back(&mut pod, node, Some(note.mesh), until)
         });
         thread.join().unwrap_or_else(|panic| resume_unwind(panic)).map(drop).map_err(told)
     })

@@ -10,6 +10,7 @@ use serde_json::Map;
 
 use super::Job;
 use crate::config::{Backend, ProxyIdentity};
+use crate::decide::nobody;
 use crate::ebpf;
 use crate::level::Level;
 use crate::lookup::{reach_agent, reach_api};
@@ -81,7 +82,8 @@ fn sources(job: &mut Job<'_>) -> Result<(), String> {
             Err(why) => failures.push(format!("the node agent: {why}")),
         }
     }
-    if config.tells_annotations != Some(false) && config.proxy_identity != ProxyIdentity::Lookup {
+    let annotations_tell = config.tells_annotations != Some(false) && config.linkerd.is_none();
+    if annotations_tell && config.proxy_identity != ProxyIdentity::Lookup {
         for why in failures {
             job.log.warn(&why);
         }
@@ -94,11 +96,7 @@ fn sources(job: &mut Job<'_>) -> Result<(), String> {
         }
     }
     if failures.is_empty() {
-        failures.push(
-            "nobody is configured who could be asked: set kubeconfig, or the capability \
-             io.kubernetes.cri.pod-annotations where the runtime has it"
-                .to_owned(),
-        );
+        failures.push(nobody(config).to_owned());
     }
     Err(failures.join("; "))
 }

@@ -47,7 +47,7 @@ const LAYERS: [Layers; 4] = [
     (
         "cni-plugin/src/",
         &[
-            &["file", "level", "own_file", "protocol", "sys_alarm"],
+            &["file", "level", "mesh", "own_file", "protocol", "sys_alarm"],
             &["config", "note", "target"],
             &["capture", "decide", "log"],
             &["ebpf", "lookup"],
