@@ -364,8 +364,10 @@ impl Ground {
             ]),
             _ => ROOT,
         };
-        // A transparent proxy passes on with the mark of the connection it accepted.
-        let marked = !inward && proto == Proto::Tcp && identity == PROXY && dice.one_in(3);
+        // A transparent proxy passes on with the mark of the connection it accepted. To outside such a
+        // socket has a source by IPv4 where one that is not transparent has none, which nobody asks about.
+        let marks = own || family == Family::V6;
+        let marked = !inward && marks && proto == Proto::Tcp && identity == PROXY && dice.one_in(3);
         let question = Question {
             direction: if inward { Direction::In } else { Direction::Out },
             protocol: if proto == Proto::Tcp { Protocol::TCP } else { Protocol::UDP },
@@ -443,7 +445,9 @@ pub fn alike(one: &Outcome, other: &Outcome) -> bool {
 
 /// Whether a sender is the one that was foretold, if one was.
 fn comes_from(peer: SocketAddr, source: SocketAddr) -> bool {
-    peer == source || source.ip().is_unspecified() && peer.port() == source.port()
+    // By which interface an address of a link is reached is no part of what is foretold.
+    let is_same = source.ip().is_unspecified() || peer.ip() == source.ip();
+    is_same && peer.port() == source.port()
 }
 
 /// Why what really happened is not what was foretold; none if it is.
