@@ -21,9 +21,12 @@ use millrace_core::observed::{Holding, InterfaceAddress, Observed, Variant};
 use millrace_core::plan::{self, Context};
 use millrace_core::policy::{CapturePolicy, passthrough};
 use millrace_core::ruleset::{Match, Ruleset};
+use millrace_core::sim::{Namespace, Program, of_native, of_nft, of_ruleset};
 use millrace_core::status::{State, judge};
 use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
+use support::predicted::{end, question};
+use support::verdicts;
 use support::{carry_out, changed_by_nf_tables, configs, want};
 
 fn resolve(flags: &[(&str, &str)], host: &HostFacts) -> Resolved {
@@ -268,5 +271,31 @@ fn what_is_read_back_names_kumactls_flags() {
         "flag --redirect-inbound",
     ] {
         assert!(reasons.iter().any(|reason| reason.contains(told)), "{told}: {reasons:#?}");
+    }
+}
+
+/// Verify that the simulator tells of every recorded connection what became of it under kumactl's rules, by
+/// every backend's rules.
+#[test]
+fn recorded_connections() {
+    for text in [include_str!("kuma/verdicts.txt"), include_str!("kuma/verdicts-dns.txt")] {
+        let (words, verdicts) = verdicts::read(text);
+        assert_eq!(verdicts.len(), 17);
+        let pairs = support::argv::pairs_of::<kuma::Kuma>(&words[2..]).unwrap();
+        let raw = Raw::new(pairs, BTreeMap::new());
+        let policy = kuma::resolve(&raw, &HostFacts::default()).unwrap().policy;
+        let (ruleset, groups) = (to_iptables(&policy, &LAYOUT), Groups::new());
+        let pod = Namespace::pod(&["10.4.0.2".parse().unwrap()], &ruleset.routing);
+        let programs = [
+            Program::new(of_ruleset(&ruleset, &groups)),
+            Program::new(of_nft(&to_nft(&policy, &NFT_LAYOUT, true), &groups)),
+            Program::new(of_native(&native(&policy).native(&groups).unwrap())),
+        ];
+        for program in &programs {
+            for verdict in &verdicts {
+                let answer = program.answer(&pod, &question(verdict, 5678));
+                assert_eq!(end(verdict, &answer.fate), verdict.end, "{}", verdict.line);
+            }
+        }
     }
 }

@@ -85,10 +85,12 @@ pub fn of_others(snapshot: &Snapshot) -> Vec<(String, Vec<String>)> {
         let signs = [
             "ISTIO_",
             "PROXY_INIT_",
+            "KUMA_MESH_",
             "CONSUL_",
             "MILLRACE_",
             "istio-proxy-",
             "linkerd-",
+            "kuma-",
             "consul_",
             "millrace",
         ];
@@ -108,6 +110,7 @@ pub fn of_others(snapshot: &Snapshot) -> Vec<(String, Vec<String>)> {
             " tap0 ",
             " tap1 ",
             " --comment millrace",
+            "kuma/mesh/transparent/proxy/",
         ]
         .iter()
         .any(|sign| text.contains(sign))

@@ -84,10 +84,18 @@ pub fn rules(policy: &CapturePolicy, options: &Options) -> Ruleset {
                 put_in_front(emissions, hook);
             }
         }
-        for Emission { chain, rule, .. } in emissions.iter_mut().filter(|_| !options.comments) {
+        for Emission { chain, rule, .. } in emissions.iter_mut() {
             // What else stands in a builtin chain is known by its comment alone.
-            if matches!(chain, Chain::User(_)) || matches!(rule.target, Target::Jump(_)) {
+            let may_go = matches!(chain, Chain::User(_)) || matches!(rule.target, Target::Jump(_));
+            if may_go && !options.comments {
                 rule.matches.retain(|condition| !matches!(condition, Match::Comment(_)));
+            } else {
+                // Behind the protocol and addresses, in front of what modules ask, as kumactl has it.
+                rule.matches.sort_by_key(|condition| match condition {
+                    Match::Protocol(_) | Match::Address { .. } | Match::OutInterface { .. } => 0,
+                    Match::Comment(_) => 1,
+                    _ => 2,
+                });
             }
         }
     }

@@ -1,0 +1,262 @@
+//! Millrace in place of Kuma's `kumactl install transparent-proxy`: connections, really made, that end
+//! where they were recorded to end, by whatever carries the rules out.
+
+#[expect(clippy::unwrap_used, reason = "a recording that can't be read should stop the test")]
+#[path = "../../core/tests/support/verdicts.rs"]
+mod verdicts;
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use millrace_tests::binary;
+use millrace_tests::capture::{Variant, millrace, ran};
+use millrace_tests::others;
+use millrace_tests::process::{Listeners, dial};
+use millrace_tests::snapshot::Snapshot;
+use millrace_tests::topology::{APP, Family, Layout, ROOT, Spot, Stack, Topology};
+use millrace_tests::wire::{Dial, Identity, Listen, Outcome, Proto, Serve};
+use verdicts::{Verdict, Who};
+
+/// Kuma's proxy.
+const PROXY: Identity = Identity { uid: 5678, gid: 5678 };
+const INSTALL: [&str; 5] = ["kuma", "install", "transparent-proxy", "--kuma-dp-user", "5678"];
+const UNINSTALL: [&str; 3] = ["kuma", "uninstall", "transparent-proxy"];
+
+/// A way to capture a pod as Kuma does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// The text of a dry run, loaded by the real iptables-nft.
+    Text,
+    /// Millrace with the tables of iptables-nft, without any program.
+    Netlink,
+    /// Millrace with programs of iptables-legacy.
+    Legacy,
+    /// Millrace with native nftables, without any program.
+    Nftables,
+}
+
+impl Way {
+    const ALL: [Self; 4] = [Self::Text, Self::Netlink, Self::Legacy, Self::Nftables];
+
+    const fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Text => &["--dry-run"],
+            Self::Netlink => {
+                &["--iptables-executables=iptables-restore:/usr/sbin/iptables-nft-restore"]
+            }
+            Self::Legacy => {
+                &["--iptables-executables=iptables-restore:/usr/sbin/iptables-legacy-restore"]
+            }
+            Self::Nftables => &["--native-nftables"],
+        }
+    }
+
+    fn apply(self, topology: &Topology, args: &[&str]) -> Result<String> {
+        let mut command = millrace([args, self.flags()].concat())?;
+        if matches!(self, Self::Netlink | Self::Nftables) {
+            command.env("PATH", "/nowhere");
+        }
+        let (code, said) = ran(&topology.pod, &mut command)?;
+        ensure!(code == Some(0), "{self:?}: {said}");
+        if self == Self::Text {
+            load(topology, &said)?;
+        }
+        Ok(said)
+    }
+}
+
+/// Do with the text of a dry run what kumactl does with it.
+fn load(topology: &Topology, text: &str) -> Result<()> {
+    let (v4, v6) = text.split_once("### IPv6 ###").context("both families")?;
+    topology.pod.run("ip", &["-6", "address", "add", "::6/128", "dev", "lo"])?;
+    let folder = tempfile::tempdir()?;
+    for (program, text) in [("iptables-nft-restore", v4), ("ip6tables-nft-restore", v6)] {
+        let file = folder.path().join(program);
+        fs::write(&file, text)?;
+        topology.pod.run(program, &["--noflush", file.to_str().context("a path")?])?;
+    }
+    Ok(())
+}
+
+/// A pod with Kuma's proxy, an application and neighbours on the ports of the recording.
+fn pod(stack: Stack) -> Result<(Topology, [Listeners; 3])> {
+    let mut topology = Topology::new(stack, Layout::default())?;
+    topology.stop_listeners();
+    let everywhere = |ports: &[u16]| -> Vec<Listen> {
+        let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let all = ports.iter().flat_map(|port| any.map(|ip| SocketAddr::new(ip, *port)));
+        all.map(|addr| Listen { proto: Proto::Tcp, addr, transparent: false }).collect()
+    };
+    let datagrams = |spot: Spot, port: u16| -> Result<Vec<Listen>> {
+        let addr = |family: &Family| spot.at(*family, port);
+        let addrs: Result<Vec<SocketAddr>> = stack.families().iter().map(addr).collect();
+        let listen = |addr| Listen { proto: Proto::Udp, addr, transparent: false };
+        Ok(addrs?.into_iter().map(listen).collect())
+    };
+    let mut proxy = everywhere(&[15006, 15001]);
+    proxy.extend(datagrams(Spot::Localhost, 12345)?);
+    let mut app = everywhere(&[8080, 4190, 15008, 15090]);
+    app.extend(datagrams(Spot::Localhost, 53)?);
+    let mut peer = everywhere(&[9999, 53, 443]);
+    peer.extend(datagrams(Spot::Peer, 53)?);
+    let start = |namespace, name: &str, identity, listen| {
+        Listeners::start(namespace, &Serve { name: name.to_owned(), identity, listen })
+    };
+    let listeners = [
+        start(&topology.pod, "pod", PROXY, proxy)?,
+        start(&topology.pod, "pod", ROOT, app)?,
+        start(&topology.outside, "peer", ROOT, peer)?,
+    ];
+    Ok((topology, listeners))
+}
+
+/// Where a connection really ends, in the words of the recording. None where the family has no such
+/// address.
+fn measured(topology: &Topology, verdict: &Verdict, family: Family) -> Result<Option<String>> {
+    let spot = match verdict.to.as_str() {
+        "pod" => Spot::Pod,
+        "peer" => Spot::Peer,
+        "127.0.0.1" => Spot::Localhost,
+        "127.0.0.2" => Spot::Localhost2,
+        other => bail!("{other} is nowhere here"),
+    };
+    let Some(to) = spot.ip(family) else { return Ok(None) };
+    let (namespace, identity) = match verdict.who {
+        Who::Peer => (&topology.outside, ROOT),
+        Who::App => (&topology.pod, APP),
+        Who::Proxy => (&topology.pod, PROXY),
+    };
+    let request = Dial {
+        identity,
+        proto: if verdict.udp { Proto::Udp } else { Proto::Tcp },
+        from: verdict.from.as_ref().and_then(|_| Spot::Passthrough.ip(family)),
+        from_port: None,
+        transparent_mark: None,
+        to: SocketAddr::new(to, verdict.port),
+        timeout_ms: 5000,
+    };
+    let Outcome::Answered { answer, .. } = dial(namespace, &request)? else {
+        return Ok(Some("nobody".to_owned()));
+    };
+    let localhost = Spot::Localhost.ip(family) == Some(answer.local.ip());
+    let (name, port) = (answer.name, answer.port);
+    Ok(Some(match (verdict.udp, localhost) {
+        (true, _) => format!("{name}:udp{port}"),
+        (false, true) => format!("{name}:{port}@lo"),
+        (false, false) => format!("{name}:{port}@ip"),
+    }))
+}
+
+/// Verify that every recorded connection ends where it did under kumactl, in both families, by whatever
+/// carries the rules out, and under the text of a dry run.
+#[test]
+fn connections_end_where_they_were_recorded_to_end() -> Result<()> {
+    for text in [
+        include_str!("../../core/tests/kuma/verdicts.txt"),
+        include_str!("../../core/tests/kuma/verdicts-dns.txt"),
+    ] {
+        let (words, verdicts) = verdicts::read(text);
+        let words: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
+        for way in Way::ALL {
+            let (topology, _listeners) = pod(Stack::Dual)?;
+            way.apply(&topology, &[&["kuma"], words.as_slice()].concat())?;
+            let mut made = 0;
+            for family in [Family::V4, Family::V6] {
+                for verdict in &verdicts {
+                    if let Some(end) = measured(&topology, verdict, family)? {
+                        made += 1;
+                        let line = &verdict.line;
+                        ensure!(end == verdict.end, "{way:?} {family:?}: {line}, but {end}");
+                    }
+                }
+            }
+            ensure!(made == 17 + 16, "{way:?}: {made} connections were made");
+        }
+    }
+    Ok(())
+}
+
+/// Verify that the tables which Millrace writes are those that the text of a dry run makes, that it finds
+/// nothing to change in these, that status knows both, and that uninstall leaves what was there before.
+#[test]
+fn rules_are_those_of_the_text() -> Result<()> {
+    for more in [
+        &[][..],
+        &["--redirect-all-dns-traffic", "--drop-invalid-packets"],
+        &[
+            "--exclude-outbound-ips=10.1.2.3/8,fd00::/8",
+            "--exclude-inbound-ips=10.1.2.3,fd00::1",
+            "--exclude-outbound-ports=22,80",
+            "--exclude-outbound-ports-for-uids=tcp:1,3,5,7,9,11,13,15,17,19,21-22,24,26,28,30,32:9-10",
+            "--exclude-outbound-ports-for-uids=53:7",
+            "--redirect-all-dns-traffic",
+        ],
+    ] {
+        let args = [&INSTALL, more].concat();
+        let mut found = Vec::new();
+        for way in [Way::Text, Way::Netlink] {
+            let topology = Topology::new(Stack::Dual, Layout::default())?;
+            let untaken = Snapshot::take(&topology.pod)?;
+            others::write(&topology.pod, Variant::Nft)?;
+            let beside = Snapshot::take(&topology.pod)?;
+            way.apply(&topology, &args)?;
+            let again = Way::Netlink.apply(&topology, &args)?;
+            ensure!(again.contains("no change: the rules are as wanted"), "{way:?}: {again}");
+            let status = ran(&topology.pod, &mut millrace(["status"])?)?;
+            let wanted = "captured: IPv4 and IPv6 by iptables-nft, rules of Kuma";
+            ensure!(status.0 == Some(0) && status.1.contains(wanted), "{way:?}: {}", status.1);
+            let captured = Snapshot::take(&topology.pod)?;
+            others::untouched(&beside, &captured)?;
+            found.push(captured.without_counters().tables());
+            let cleaned = ran(&topology.pod, &mut millrace(UNINSTALL)?)?;
+            ensure!(cleaned.0 == Some(0), "{}", cleaned.1);
+            let left = Snapshot::take(&topology.pod)?;
+            others::untouched(&beside, &left)?;
+            ensure!(left.rules == untaken.rules && left.addresses == untaken.addresses);
+            let nothing = ran(&topology.pod, &mut millrace(UNINSTALL)?)?;
+            ensure!(nothing.1.contains("no rules of Kuma are here"), "{}", nothing.1);
+        }
+        ensure!(found[0] == found[1], "{found:#?}");
+    }
+    Ok(())
+}
+
+/// Verify that Kuma's rules follow on Istio's and the other way round, under kumactl's name as well, and
+/// that Kuma's uninstall leaves those of another mesh alone.
+#[test]
+fn one_mesh_follows_on_the_other() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let name = folder.path().join("kumactl");
+    symlink(binary::millrace()?, &name)?;
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    let istio = [
+        "istio-iptables",
+        "-p",
+        "15001",
+        "-z",
+        "15006",
+        "-b",
+        "*",
+        "-i",
+        "*",
+        "--dual-stack",
+        "--reconcile",
+    ];
+    let mut kuma = Command::new(&name);
+    kuma.args(&INSTALL[1..]);
+    for (command, mesh) in [
+        (&mut millrace(istio)?, "rules of istio-iptables"),
+        (&mut kuma, "rules of Kuma"),
+        (&mut millrace(istio)?, "rules of istio-iptables"),
+        (&mut millrace(UNINSTALL)?, "rules of istio-iptables"),
+    ] {
+        let (code, said) = ran(&topology.pod, command)?;
+        ensure!(code == Some(0), "{mesh}: {said}");
+        let (code, said) = ran(&topology.pod, &mut millrace(["status"])?)?;
+        ensure!(code == Some(0) && said.contains(mesh), "{mesh}: {said}");
+    }
+    Ok(())
+}
