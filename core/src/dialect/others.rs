@@ -3,7 +3,7 @@
 
 use crate::observed::Observed;
 use crate::ownership::known_tables;
-use crate::pod::PodFacts;
+use crate::pod::{Container, PodFacts};
 
 /// A capture of others.
 struct Other {
@@ -14,6 +14,8 @@ struct Other {
     tables: &'static [&'static str],
     /// The containers that capture a pod, or look whether it is captured.
     containers: &'static [&'static str],
+    /// The containers that are its proxy, under names that nobody else has.
+    proxies: &'static [&'static str],
 }
 
 const OTHERS: [Other; 7] = [
@@ -22,6 +24,7 @@ const OTHERS: [Other; 7] = [
         chains: &["ISTIO_PRERT", "ISTIO_POSTRT"],
         tables: &["istio-ambient-"],
         containers: &[],
+        proxies: &[],
     },
     Other {
         name: "Linkerd",
@@ -29,6 +32,7 @@ const OTHERS: [Other; 7] = [
         chains: &[],
         tables: &[],
         containers: &["linkerd-init", "linkerd-network-validator"],
+        proxies: &["linkerd-proxy"],
     },
     Other {
         name: "Kuma",
@@ -36,20 +40,35 @@ const OTHERS: [Other; 7] = [
         chains: &[],
         tables: &[],
         containers: &["kuma-init", "kuma-validation"],
+        proxies: &["kuma-sidecar"],
     },
-    Other { name: "Consul", chains: &[], tables: &[], containers: &["consul-connect-inject-init"] },
+    Other {
+        name: "Consul",
+        chains: &[],
+        tables: &[],
+        containers: &["consul-connect-inject-init"],
+        proxies: &["consul-dataplane"],
+    },
     Other {
         name: "Open Service Mesh",
         chains: &["OSM_PROXY_"],
         tables: &[],
         containers: &["osm-init"],
+        proxies: &[],
     },
-    Other { name: "AWS App Mesh", chains: &["APPMESH_"], tables: &[], containers: &["proxyinit"] },
+    Other {
+        name: "AWS App Mesh",
+        chains: &["APPMESH_"],
+        tables: &[],
+        containers: &["proxyinit"],
+        proxies: &[],
+    },
     Other {
         name: "Cilium's ztunnel",
         chains: &["CILIUM_PREROUTING"],
         tables: &[],
         containers: &[],
+        proxies: &[],
     },
 ];
 
@@ -73,17 +92,33 @@ pub fn captures(observed: &Observed) -> Vec<String> {
 
 /// Who else captures a pod with these containers: the mesh, and the container by which it is known.
 pub fn captures_pod(pod: &PodFacts) -> Option<(&'static str, &str)> {
-    let mut containers = pod.containers.iter().flatten().filter(|container| container.init);
-    containers.find_map(|container| {
-        let other = OTHERS.iter().find(|o| o.containers.contains(&container.name.as_str()))?;
-        Some((other.name, container.name.as_str()))
+    let (name, container) = known(pod, |other, container| {
+        container.init && other.containers.contains(&container.name.as_str())
+    })?;
+    Some((name, container.name.as_str()))
+}
+
+fn known(
+    pod: &PodFacts,
+    is: impl Fn(&Other, &Container) -> bool,
+) -> Option<(&'static str, &Container)> {
+    pod.containers.iter().flatten().find_map(|container| {
+        let other = OTHERS.iter().find(|other| is(other, container))?;
+        Some((other.name, container))
+    })
+}
+
+/// The other mesh that a pod with these containers is in, and one of them by which it is known.
+pub fn mesh_of(pod: &PodFacts) -> Option<(&'static str, &Container)> {
+    known(pod, |other, container| {
+        let name = container.name.as_str();
+        container.init && other.containers.contains(&name) || other.proxies.contains(&name)
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pod::Container;
 
     #[test]
     fn a_pod_of_another_mesh_is_known_by_its_init_container() {
@@ -96,5 +131,13 @@ mod tests {
         assert_eq!(known("kuma-validation", true), Some("Kuma"));
         assert_eq!(known("linkerd-init", false), None);
         assert_eq!(known("istio-init", true), None);
+        let mesh = |name, init| mesh_of(&pod(name, init)).map(|(mesh, _)| mesh);
+        for init in [true, false] {
+            assert_eq!(mesh("linkerd-proxy", init), Some("Linkerd"));
+            assert_eq!(mesh("kuma-sidecar", init), Some("Kuma"));
+            assert_eq!(mesh("istio-proxy", init), None);
+        }
+        assert_eq!(mesh("kuma-init", true), Some("Kuma"));
+        assert_eq!(mesh("kuma-init", false), None);
     }
 }

@@ -1,4 +1,5 @@
-//! Common mistakes in pods that are, or are to be, in the mesh.
+//! Common mistakes in pods that are, or are to be, in the mesh; of those in another one only that they
+//! are.
 //!
 //! ```text
 //! Workload ──annotations::policy──► CapturePolicy, or what is wrong in annotations
@@ -16,6 +17,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use super::annotations::{Defaults, INIT_CONTAINER, PROXY_CONTAINER, policy};
+use crate::dialect::others;
 use crate::finding::{Finding, Severity};
 use crate::manifest::Workload;
 use crate::pod::{Container, PodFacts};
@@ -27,6 +29,9 @@ const VALIDATION_CONTAINER: &str = "istio-validation";
 /// Everything that is wrong with a pod, or with what makes pods; the worst first.
 pub fn lint(workload: &Workload) -> Vec<Finding> {
     let pod = &workload.pod;
+    if let Some(finding) = of_another_mesh(pod) {
+        return vec![finding];
+    }
     // Who the proxy is no annotation about capture says.
     let bare = PodFacts { annotations: Some(BTreeMap::new()), ..pod.clone() };
     let proxy = policy(&bare, &Defaults::default()).ok().map(|captured| captured.policy.proxy);
@@ -63,6 +68,24 @@ pub fn lint(workload: &Workload) -> Vec<Finding> {
     start::check(&mut look);
     look.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     look.findings
+}
+
+/// What is said of a pod in another mesh, of whose mistakes nothing is known.
+fn of_another_mesh(pod: &PodFacts) -> Option<Finding> {
+    let (mesh, container) = others::mesh_of(pod)?;
+    if pod.containers.iter().flatten().any(Look::is_mesh) {
+        return None;
+    }
+    Some(Finding {
+        severity: Severity::Note,
+        code: "other-mesh",
+        at: of(container),
+        what: format!("the pod is in {mesh}, for whose pods there is no lint yet"),
+        why: "what is a mistake in Istio's mesh may be right there: nothing was looked at"
+            .to_owned(),
+        fix: "see what is captured where it runs: millrace explain --all --pod NAMESPACE/NAME"
+            .to_owned(),
+    })
 }
 
 struct Look<'a> {
