@@ -4,10 +4,20 @@ use std::fmt;
 
 /// `CAP_NET_ADMIN` (`linux/capability.h`).
 pub(crate) const NET_ADMIN: u32 = 12;
+/// `CAP_NET_RAW`.
+const NET_RAW: u32 = 13;
 
 /// What has to be done where `NET_ADMIN` is missing; empty where nothing is known.
 #[derive(Clone, Debug)]
-pub(crate) struct Hint(Option<u32>);
+pub(crate) struct Hint(Option<Given>);
+
+/// A user who has not in effect what it may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Given {
+    uid: u32,
+    /// Whether that is `NET_RAW` too. A program whose file asks for more than there is does not start.
+    raw: bool,
+}
 
 impl Hint {
     /// Look at this process.
@@ -18,24 +28,30 @@ impl Hint {
 
 impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(uid) = self.0 else { return Ok(()) };
+        let Some(Given { uid, raw }) = self.0 else { return Ok(()) };
+        let program = std::env::current_exe().unwrap_or_else(|_| "millrace".into());
+        let capabilities = if raw { "cap_net_raw,cap_net_admin" } else { "cap_net_admin" };
         write!(
             f,
             "; user {uid} has none in effect: Kubernetes gives the capabilities that a container adds to \
-             root alone, so run it with runAsUser: 0 and without runAsNonRoot"
+             root alone, so run it with runAsUser: 0 and without runAsNonRoot, or give them to the \
+             program's file in the image, as Linkerd's has them: setcap {capabilities}+eip {}",
+            program.display()
         )
     }
 }
 
 /// The user who has not in effect what it may have at most (`proc_pid_status(5)`). Capabilities of a
 /// user other than root are gone after `execve(2)` unless they are ambient (`capabilities(7)`).
-fn given(status: &str) -> Option<u32> {
+fn given(status: &str) -> Option<Given> {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
     let mask = |name: &str| u64::from_str_radix(field(name)?.trim(), 16).ok();
-    let has = |name: &str| mask(name).map(|mask| mask & (1 << NET_ADMIN) != 0);
+    let has = |name: &str, which: u32| mask(name).map(|mask| mask & (1_u64 << which) != 0);
     let effective = field("Uid:")?.split_ascii_whitespace().nth(1)?;
     let uid: u32 = effective.parse().ok()?;
-    (uid != 0 && has("CapEff:") == Some(false) && has("CapBnd:") == Some(true)).then_some(uid)
+    let none = has("CapEff:", NET_ADMIN) == Some(false);
+    (uid != 0 && none && has("CapBnd:", NET_ADMIN) == Some(true))
+        .then(|| Given { uid, raw: has("CapBnd:", NET_RAW) == Some(true) })
 }
 
 #[cfg(test)]
@@ -50,13 +66,16 @@ mod tests {
             )
         };
         let net_admin = 1 << NET_ADMIN;
-        assert_eq!(given(&status(1337, 0, net_admin)), Some(1337));
+        assert_eq!(given(&status(1337, 0, net_admin)), Some(Given { uid: 1337, raw: false }));
         assert_eq!(given(&status(1337, net_admin, net_admin)), None, "ambient");
         assert_eq!(given(&status(1337, 0, 0)), None, "the container has none");
         assert_eq!(given(&status(0, 0, net_admin)), None, "root that dropped it");
         assert_eq!(given(""), None);
         let text = Hint(given(&status(1337, 0, net_admin))).to_string();
         assert!(text.contains("user 1337") && text.contains("runAsUser: 0"), "{text}");
+        assert!(text.contains("setcap cap_net_admin+eip /"), "{text}");
+        let text = Hint(given(&status(65534, 0, net_admin | 1 << NET_RAW))).to_string();
+        assert!(text.contains("setcap cap_net_raw,cap_net_admin+eip /"), "{text}");
         assert_eq!(Hint(None).to_string(), "");
     }
 }

@@ -1,5 +1,6 @@
 //! `millrace preflight`: what is there, what is missing, and nothing changed.
 
+use std::fs;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -210,6 +211,9 @@ fn what_is_missing_is_named() -> Result<()> {
         said.contains("user 65534 has none in effect") && said.contains("runAsUser: 0"),
         "{said}"
     );
+    let program = fs::canonicalize(millrace(["preflight"])?.get_program())?;
+    let remedy = format!("setcap cap_net_raw,cap_net_admin+eip {}", program.display());
+    assert!(said.contains(&remedy), "{said}");
     let nothing = [&nobody[..], &["--bounding-set=-all"]].concat();
     let (_, said) = preflight(&nothing, "nftables")?;
     assert!(!said.contains("has none in effect"), "{said}");
