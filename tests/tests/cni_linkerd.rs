@@ -1,7 +1,11 @@
 //! The plugin and pods of Linkerd: real connections from and to them, by each way in which rules are
 //! written, and what comes of pods that nobody can tell of.
 
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
 use anyhow::{Context as _, Result, ensure};
+use millrace_tests::binary;
 use millrace_tests::capture::millrace;
 use millrace_tests::cni::{Api, Call, Host, Pod, mesh};
 use millrace_tests::process::Listeners;
@@ -137,6 +141,9 @@ fn a_pods_life() -> Result<()> {
         ] {
             arrives(&host, from, who, to, wanted).with_context(|| backend.to_owned())?;
         }
+        let status = millrace(["status"])?.get_program().to_str().context("a path")?.to_owned();
+        let status = host.inside(&pod, |inside| inside.run(&status, &["status"]))?;
+        ensure!(status.contains("Linkerd"), "{backend}: {status}");
         api.take_requests();
         let check = add.clone().to("CHECK");
         check.run(&host)?.success()?;
@@ -257,6 +264,44 @@ fn pods_of_others() -> Result<()> {
         ensure!(reply.log.contains(part), "{part}: {reply:?}");
     }
     ensure!(host.rules(&strange)?.is_empty() && host.rules(&plain)?.is_empty());
+    Ok(())
+}
+
+/// Verify that `explain` says what ADD would do with a pod of Linkerd, with the reasons of its rules, and
+/// changes nothing.
+#[test]
+fn explained() -> Result<()> {
+    let host = Host::new()?;
+    let api = Api::start(&host)?;
+    let pod = host.pod()?;
+    let annotations = json!({ "config.linkerd.io/skip-outbound-ports": "81" });
+    let args = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={}", pod.name);
+    let input = call(&host, &api, &pod, annotations.clone())?.config.to_string();
+    let program = binary::millrace_cni()?;
+    let explain = |words: &[&str]| -> Result<(bool, String)> {
+        let mut command = Command::new(&program);
+        command.arg("explain").args(words).env("CNI_ARGS", &args).stdin(Stdio::piped());
+        command.stdout(Stdio::piped());
+        let mut child = host.namespace.enter(|| command.spawn())??;
+        child.stdin.take().context("a pipe")?.write_all(input.as_bytes())?;
+        let output = child.wait_with_output()?;
+        Ok((output.status.success(), String::from_utf8(output.stdout)?))
+    };
+    let containers = ["linkerd-proxy", "app"];
+    api.put_pod("shop", &pod.name, &pod.uid(), &manifest(&containers, &annotations));
+    let (good, text) = explain(&[])?;
+    ensure!(good, "{text}");
+    for part in
+        ["a proxy of Linkerd's", "PROXY_INIT_OUTPUT", "config.linkerd.io/skip-outbound-ports"]
+    {
+        ensure!(text.contains(part), "{part}: {text}");
+    }
+    let (_, text) = explain(&["--json"])?;
+    let said: Value = serde_json::from_str(&text)?;
+    ensure!(said["mesh"] == "linkerd" && said["outcome"] == "capture", "{text}");
+    let rules = said["nftables"].as_str().context("rules")?;
+    ensure!(rules.contains("linkerd-proxy-init"), "{text}");
+    ensure!(host.rules(&pod)?.is_empty(), "{}", host.rules(&pod)?);
     Ok(())
 }
 
