@@ -13,16 +13,24 @@ pub(crate) const EVERY_OTHER: &str = "every other outbound connection is capture
 
 /// Of an outbound port or network, or an inbound port.
 pub(crate) fn not_captured(what: &str, which: impl Display) -> String {
-    format!("{what} {which} is not captured")
+    format!("{} not captured", are(what, which))
 }
 
 /// The same.
 pub(crate) fn captured(what: &str, which: impl Display) -> String {
-    format!("{what} {which} is captured")
+    format!("{} captured", are(what, which))
 }
 
 pub(crate) fn captured_everywhere(port: impl Display) -> String {
-    format!("outbound port {port} is captured wherever it goes")
+    let which = port.to_string();
+    let goes = if which.contains(',') { "they go" } else { "it goes" };
+    format!("{} captured wherever {goes}", are("outbound port", which))
+}
+
+/// Of one, or of several with commas between them.
+fn are(what: &str, which: impl Display) -> String {
+    let which = which.to_string();
+    if which.contains(',') { format!("{what}s {which} are") } else { format!("{what} {which} is") }
 }
 
 pub(crate) const EVERY_PORT: &str = "every inbound port is captured";
@@ -33,4 +41,18 @@ pub(crate) fn tunnel(port: impl Display) -> String {
 
 pub(crate) fn interface(name: impl Display) -> String {
     format!("interface {name} is not captured")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_are_not_one() {
+        assert_eq!(not_captured("outbound port", 80), "outbound port 80 is not captured");
+        assert_eq!(not_captured("outbound port", "80,81"), "outbound ports 80,81 are not captured");
+        assert_eq!(captured("outbound network", "a,b"), "outbound networks a,b are captured");
+        let ports = captured_everywhere("80,81");
+        assert_eq!(ports, "outbound ports 80,81 are captured wherever they go");
+    }
 }

@@ -117,8 +117,12 @@ impl fmt::Display for Effect {
             Change::Remove => "remove",
         };
         match self {
-            Self::Marker { change: Change::Add } => f.write_str("note that a change has begun"),
-            Self::Marker { change: Change::Remove } => f.write_str("note that the change is done"),
+            Self::Marker { change: Change::Add } => {
+                f.write_str("write the note that a change has begun")
+            }
+            Self::Marker { change: Change::Remove } => {
+                f.write_str("remove the note that a change has begun")
+            }
             Self::Address { change, address } => {
                 write!(f, "{} address {address} on lo", verb(change))
             }

@@ -11,7 +11,7 @@ use millrace_core::dialect::{ConfigErrors, Raw, Reader};
 use millrace_core::nft::render_transaction;
 use millrace_core::observed::{Observed, Variant};
 use millrace_core::ownership::Owned;
-use millrace_core::plan::Wish;
+use millrace_core::plan::{Effect, Wish};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
 use millrace_core::value::Groups;
@@ -138,7 +138,7 @@ fn uninstall(flags: Vec<(String, String)>) -> Result<()> {
         for warning in &outcome.warnings {
             log.warn(warning);
         }
-        for effect in &outcome.effects {
+        for effect in outcome.effects.iter().filter(|e| !matches!(e, Effect::Marker { .. })) {
             log.info(&format!("{}: {effect}", if dry_run { "would do" } else { "done" }));
         }
     } else {
