@@ -272,10 +272,20 @@ fn one(m: &ArgMatches) -> Result<Typed, NotTyped> {
     }
     if let Some(name) = word("proto") {
         let known = Protocol::from_name(name);
-        protocol = Some(known.ok_or_else(|| bad("proto", name, "this protocol is not known"))?);
+        let known = known.ok_or_else(|| bad("proto", name, "this protocol is not known"))?;
+        if protocol.is_some_and(|protocol| protocol != known) {
+            return Err(bad("proto", name, "--to names another protocol"));
+        }
+        protocol = Some(known);
     }
     let protocol = protocol.unwrap_or(Protocol::TCP);
-    let port = m.get_one::<u16>("to-port").copied().or(port);
+    if let Some(number) = m.get_one::<u16>("to-port").copied() {
+        if let Some(other) = port.filter(|port| *port != number) {
+            let what = format!("--to names another port, {other}");
+            return Err(NotTyped::Bad(format!("--to-port {number}: {what}")));
+        }
+        port = Some(number);
+    }
     if port.is_none() && protocol.has_ports() {
         return Err(NotTyped::Bad("which port does it go to? --to-port 8080".to_owned()));
     }
@@ -327,6 +337,22 @@ pub(super) fn end(text: &str) -> Option<(IpAddr, Option<u16>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_said_twice_is_said_alike() {
+        use super::super::own::read;
+        let explain = |to: &str, more: &[&str]| {
+            let words = [&["explain", "--to", to], more].concat();
+            read(words.iter().map(Into::into).collect())
+        };
+        let ports = ["--to-port", "8080"];
+        assert!(explain("198.51.100.10:8080", &ports).is_ok());
+        assert!(explain("198.51.100.10", &ports).is_ok());
+        let Err(NotTyped::Bad(text)) = explain("198.51.100.10:80", &ports) else { panic!("taken") };
+        assert_eq!(text, "--to-port 8080: --to names another port, 80");
+        assert!(explain("198.51.100.10:80/udp", &["--proto", "udp"]).is_ok());
+        assert!(explain("198.51.100.10:80/udp", &["--proto", "tcp"]).is_err());
+    }
 
     /// Verify that a mesh is named by its name, and stands for a command line that can be carried out.
     #[test]
