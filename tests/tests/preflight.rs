@@ -55,6 +55,32 @@ fn without(capabilities: &str) -> [String; 3] {
     ["setpriv".to_owned(), bounding, format!("--inh-caps={capabilities}")]
 }
 
+/// Verify that a command line of a mesh's tool says what is to be captured, and that a kernel without what
+/// its rules are made of is found.
+#[test]
+fn a_command_line_of_a_tool_is_asked_about() -> Result<()> {
+    let namespace = Namespace::new()?;
+    for tool in [
+        &["linkerd", "-p", "4143", "-o", "4140", "-u", "2102"][..],
+        &["istio-iptables", "-u", "1337", "-b", "*"],
+        &["kumactl", "install", "transparent-proxy", "--kuma-dp-user", "5678"],
+    ] {
+        for backend in ["nftables", "iptables-nft"] {
+            let args = [&["preflight", "--backend", backend, "--"], tool].concat();
+            let (code, said) = ran(&namespace, &mut millrace(&args)?)?;
+            assert_eq!(code, Some(0), "{args:?}: {said}");
+            assert!(said.contains(&format!("\n{backend} works\n")), "{args:?}: {said}");
+        }
+    }
+    // eBPF does not take Linkerd's way of capture; what is wrong in it is said.
+    let ebpf = ["preflight", "--backend", "ebpf", "--", "linkerd", "-p", "4143", "-o"];
+    let (code, said) = ran(&namespace, &mut millrace([&ebpf[..], &["4140"]].concat())?)?;
+    assert!(code == Some(1) && said.contains("ebpf does not work"), "{said}");
+    let (code, said) = ran(&namespace, &mut millrace([&ebpf[..], &["0"]].concat())?)?;
+    assert!(code == Some(1) && said.contains("-o/--outgoing-proxy-port: \"0\""), "{said}");
+    Ok(())
+}
+
 /// Run `preflight --backend ebpf` behind these words; its exit code, and what eBPF lacks.
 fn ebpf(namespace: &Namespace, words: &[&str]) -> Result<(Option<i32>, String)> {
     let args = ["preflight", "--backend", "ebpf", "--bpffs", FOLDER];

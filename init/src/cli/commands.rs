@@ -195,7 +195,7 @@ fn preflight() -> Command {
                 .value_parser(["iptables", "iptables-nft", "iptables-legacy", "nftables", "ebpf"]),
         )
         .arg(super::node::bpffs());
-    capture(in_namespace(command))
+    capture(in_namespace(command)).arg(behind_dashes())
 }
 
 fn explain() -> Command {
@@ -410,10 +410,11 @@ fn behind_dashes() -> Arg {
         .num_args(1..)
         .last(true)
         .allow_hyphen_values(true)
-        .value_name("istio-iptables FLAGS")
+        .value_name("TOOL FLAGS")
         .help(
             "A command line of a mesh's tool as the configuration, with its environment: \
-             istio-iptables, linkerd (proxy-init) or kumactl install transparent-proxy",
+             istio-iptables, linkerd (proxy-init), kumactl install transparent-proxy or consul \
+             connect redirect-traffic",
         )
         .value_parser(clap::value_parser!(OsString))
 }

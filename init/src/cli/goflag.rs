@@ -67,7 +67,7 @@ fn described(flag: &FlagDef) -> String {
         Kind::Duration => " DURATION",
     };
     let mut text = format!("  -{}{value}\n        {}", flag.long, flag.help);
-    if !flag.default.is_empty() && flag.kind != Kind::Bool {
+    if !flag.default.is_empty() && (flag.kind != Kind::Bool || flag.default == "true") {
         text.push_str(&format!(" [default: {}]", flag.default));
     }
     if !flag.env.is_empty() {

@@ -46,6 +46,13 @@ mod tests {
     }
 
     #[test]
+    fn a_switch_that_is_on_says_so() {
+        let help = command().render_help().to_string();
+        let ipv6 = help.lines().skip_while(|line| !line.contains("--ipv6")).take(2);
+        assert!(ipv6.collect::<String>().contains("[default: true]"), "{help}");
+    }
+
+    #[test]
     fn every_spelling_of_pflag_is_taken() {
         let port = [("incoming-proxy-port".to_owned(), "1".to_owned())];
         for words in [&["-p", "1"][..], &["-p1"], &["-p=1"], &["--incoming-proxy-port=1"]] {

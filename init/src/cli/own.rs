@@ -235,7 +235,8 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
             common: common(m)?,
             backend: m.get_one::<String>("backend").cloned(),
             bpffs: folder(m),
-            config: Config { file: file(m), flags: flags(m), ..Config::default() },
+            // Which backend has to work is no choice of one.
+            config: configured(m, Wish::Auto)?,
         }),
         "explain" => Own::Explain(Explain {
             common: common(m)?,
@@ -357,17 +358,23 @@ fn file(m: &ArgMatches) -> Option<PathBuf> {
 }
 
 fn config(m: &ArgMatches) -> Result<Config, NotTyped> {
+    Ok(Config { ebpf: ebpf(m), ..configured(m, wish(m)?)? })
+}
+
+/// What is to be captured.
+fn configured(m: &ArgMatches, wish: Wish) -> Result<Config, NotTyped> {
     let (flags, file) = (flags(m), file(m));
     let words = m.try_get_many::<OsString>("tool").ok().flatten();
     let words: Option<Vec<OsString>> = words.map(|words| words.cloned().collect());
     let tool = words.as_deref().map(Tool::of);
     if let Some(None) = tool {
         return Err(NotTyped::Bad(
-            "behind -- comes a command line of istio-iptables: -- istio-iptables -p 15001 ..."
+            "behind -- comes a command line of a mesh's tool (istio-iptables, linkerd, kumactl, \
+             consul): -- istio-iptables -p 15001 ..."
                 .to_owned(),
         ));
     }
-    let (tool, wish) = (tool.flatten(), wish(m)?);
+    let tool = tool.flatten();
     if let Some((name, chooses)) = tool.as_ref().map(Tool::says) {
         if file.is_some() || !flags.is_empty() {
             return Err(NotTyped::Bad(format!(
@@ -381,7 +388,7 @@ fn config(m: &ArgMatches) -> Result<Config, NotTyped> {
             )));
         }
     }
-    Ok(Config { file, flags, tool, wish, ebpf: ebpf(m) })
+    Ok(Config { file, flags, tool, wish, ebpf: None })
 }
 
 /// What carries the rules out.

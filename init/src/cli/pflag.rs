@@ -31,7 +31,7 @@ pub(super) fn values(matches: &ArgMatches, name: &str) -> Vec<String> {
 
 fn argument(flag: &'static FlagDef) -> Arg {
     let mut help = flag.help.to_owned();
-    if !flag.default.is_empty() && flag.kind != Kind::Bool {
+    if !flag.default.is_empty() && (flag.kind != Kind::Bool || flag.default == "true") {
         help = format!("{help} [default: {}]", flag.default);
     }
     if !flag.env.is_empty() {

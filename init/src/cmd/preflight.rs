@@ -1,8 +1,6 @@
 //! `millrace preflight`
 
 use anyhow::Result;
-use millrace_core::capture::to_iptables;
-use millrace_core::dialect::native;
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::needs;
 use millrace_core::policy::CapturePolicy;
@@ -12,9 +10,9 @@ use millrace_host::ebpf::features;
 use millrace_host::preflight::look;
 use serde_json::json;
 
-use super::config::{load, own_rules};
+use super::config::{Loaded, load, own_rules};
 use super::namespace;
-use super::output::{print, print_json};
+use super::output::{print, print_json, warn};
 use crate::cli::own::{Config, Preflight};
 use crate::exit::Exit;
 
@@ -24,7 +22,8 @@ pub(crate) fn preflight(preflight: &Preflight) -> Result<Exit> {
     findings.extend(features(&preflight.bpffs));
     let asked = takes("", &preflight.config, None)?;
     // Who says what is to be captured wants to know of that alone.
-    let others = if preflight.config.flags.is_empty() && preflight.config.file.is_none() {
+    let Config { flags, file, tool, .. } = &preflight.config;
+    let others = if flags.is_empty() && file.is_none() && tool.is_none() {
         let settings = OTHERS.iter();
         settings
             .map(|(name, flag)| takes(name, &preflight.config, Some(*flag)))
@@ -78,10 +77,14 @@ fn takes(setting: &'static str, config: &Config, other: Option<(&str, &str)>) ->
     };
     let mut config = config.clone();
     config.flags.extend(other.map(|(flag, value)| (flag.to_owned(), value.to_owned())));
-    let policy = load(&config, &facts, false)?.policy;
+    let loaded = load(&config, &facts, false)?;
+    for warning in &loaded.warnings {
+        warn(warning);
+    }
     let groups = Groups::new();
-    let native = own_rules(&policy).native(&groups)?;
-    let iptables = needs::of_ruleset(&to_iptables(&policy, &native::LAYOUT), &groups)?;
+    let iptables = needs::of_ruleset(&loaded.ruleset(), &groups)?;
+    let Loaded { policy, nft, .. } = loaded;
+    let native = nft.unwrap_or_else(|| own_rules(&policy)).native(&groups)?;
     let made_of =
         vec![(Backend::Nftables, needs::of_native(&native)), (Backend::IptablesNft, iptables)];
     // That eBPF can't do it anywhere is no news about this kernel.

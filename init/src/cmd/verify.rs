@@ -129,7 +129,7 @@ fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result
             let observed = session.observe(&exec::Options::default(), Look::Fast).context(what)?;
             Wanted::read_off(&observed, groups).context(
                 "what is expected can't be read off the rules that are here; give the \
-                 configuration: --config, --manifest, flags, or a command line of istio-iptables \
+                 configuration: --config, --manifest, flags, or a command line of a mesh's tool \
                  behind --",
             )
         }
