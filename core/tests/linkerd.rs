@@ -243,7 +243,7 @@ fn wrong_settings() {
     let told: Vec<String> = errors.to_string().lines().map(str::to_owned).collect();
     assert_eq!(told.len(), 5, "{errors}");
     for (line, start) in told.iter().zip([
-        "default of -p/--incoming-proxy-port: \"\": a listening port is",
+        "flag -p/--incoming-proxy-port: \"\": it has to be given",
         "flag -o/--outgoing-proxy-port: \"0\": a listening port is",
         "flag -u/--proxy-uid: \"-2\": a user id is",
         "flag -r/--ports-to-redirect: \"x\": a port is",
@@ -251,4 +251,5 @@ fn wrong_settings() {
     ]) {
         assert!(line.starts_with(start), "{line}");
     }
+    assert!(told[2].ends_with("-1 is for none"), "{}", told[2]);
 }

@@ -268,7 +268,8 @@ fn rules_are_those_of_the_commands() -> Result<()> {
 fn what_fails_is_taken_back() -> Result<()> {
     let topology = Topology::new(Stack::Dual, Layout::default())?;
     let setting = ["-n", "net.netfilter.nf_conntrack_tcp_timeout_close_wait"];
-    Way::Legacy.apply(&topology, &ARGS)?;
+    let said = Way::Legacy.apply(&topology, &ARGS)?;
+    ensure!(said.contains("using iptables-legacy: the default of proxy-init"), "{said}");
     let (before, value) = (Snapshot::take(&topology.pod)?, topology.pod.run("sysctl", &setting)?);
     let other = [&ARGS, &["-u", "2103", "--timeout-close-wait-secs", "77"][..]].concat();
     let stage = Stage::failing_at("ip6tables-legacy-restore", "nat")?;

@@ -8,7 +8,7 @@ use millrace_core::dialect::ConfigErrors;
 use millrace_core::dialect::linkerd::{self, LAYOUT, Mode, Options, Raw, Resolved};
 use millrace_core::nft::render_transaction;
 use millrace_core::observed::Variant;
-use millrace_core::plan::{NoBackend, Wish};
+use millrace_core::plan::{Choice, Means, NoBackend, Wish};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
 use millrace_core::value::Groups;
@@ -137,6 +137,13 @@ fn apply(
         Err(EngineError::NoBackend(NoBackend::Forced(_))) => {
             request.wish = Wish::Iptables;
             session.run(&request)
+        }
+        Ok(mut outcome) if options.mode_by_default && !options.native => {
+            let legacy = |choice: &&mut Choice| choice.means == Means::LEGACY_PROGRAMS;
+            if let Some(choice) = outcome.choice.as_mut().filter(legacy) {
+                choice.why = "the default of proxy-init";
+            }
+            Ok(outcome)
         }
         outcome => outcome,
     }

@@ -41,6 +41,8 @@ pub struct Options {
     pub close_wait: Option<u32>,
     /// Which iptables.
     pub mode: Mode,
+    /// Whether nobody asked for that one.
+    pub mode_by_default: bool,
     /// Native nftables instead of iptables.
     pub native: bool,
     /// How long to wait for locks.

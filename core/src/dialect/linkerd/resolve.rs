@@ -118,6 +118,9 @@ impl Resolver<'_> {
             native: raw.switch(reader, "native-nftables").value,
             wait: raw.duration(reader, "wait"),
             mode: mode?,
+            mode_by_default: ["iptables-mode", "firewall-bin-path"]
+                .iter()
+                .all(|flag| raw.text(flag).value.is_empty()),
         })
     }
 
@@ -163,7 +166,13 @@ impl Resolver<'_> {
     }
 
     fn listener(&mut self, flag: &'static str) -> Option<Sourced<ListenPort>> {
-        self.reader.one(&self.raw.text(flag))
+        let text = self.raw.text(flag);
+        if let (Source::Default(name), "") = (&text.source, text.value.as_str()) {
+            let expected = "it has to be given: there is no default";
+            self.reader.wrong(&Source::Flag(name.clone()), &text.value, expected);
+            return None;
+        }
+        self.reader.one(&text)
     }
 
     fn proxy(&mut self) -> ProxyIdentity {
@@ -185,7 +194,16 @@ impl Resolver<'_> {
     where
         T: std::str::FromStr<Err = ValueError>,
     {
-        if text.value == "-1" { None } else { self.reader.one(text) }
+        if text.value == "-1" {
+            return None;
+        }
+        match text.value.parse() {
+            Ok(id) => Some(text.with(id)),
+            Err(error) => {
+                self.reader.wrong(&text.source, &text.value, format!("{error}; -1 is for none"));
+                None
+            }
+        }
     }
 
     fn selection(&mut self) -> InboundSelection {
