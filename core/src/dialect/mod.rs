@@ -10,6 +10,7 @@ pub mod kuma;
 pub mod linkerd;
 mod list;
 pub mod native;
+pub mod osm;
 pub mod others;
 mod parts;
 mod raw;
@@ -90,6 +91,7 @@ pub static DIALECTS: &[Dialect] = &[
     linkerd::DIALECT,
     kuma::DIALECT,
     consul::DIALECT,
+    osm::DIALECT,
     native::DIALECT,
 ];
 
@@ -99,6 +101,7 @@ pub static FOOTPRINTS: &[Footprint] = &[
     linkerd::FOOTPRINT,
     kuma::DIALECT.footprint,
     consul::FOOTPRINT,
+    osm::DIALECT.footprint,
     native::FOOTPRINT,
 ];
 
@@ -111,6 +114,7 @@ pub static NFT_TABLES: &[&str] = &[
     linkerd::NFT_LAYOUT.nat,
     kuma::NFT_LAYOUT.nat,
     consul::NFT_LAYOUT.nat,
+    osm::NFT_LAYOUT.nat,
     native::NFT_LAYOUT.nat,
 ];
 

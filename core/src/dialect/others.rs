@@ -51,7 +51,7 @@ const OTHERS: [Other; 7] = [
     },
     Other {
         name: "Open Service Mesh",
-        chains: &["OSM_PROXY_"],
+        chains: &[],
         tables: &[],
         containers: &["osm-init"],
         proxies: &[],

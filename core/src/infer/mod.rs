@@ -69,7 +69,7 @@ pub fn infer(
     ports(main, layout, mesh, &mut found);
     let table = inbound(main, (layout, mesh), ip_rules, &mut found);
     sources([v4.as_ref(), v6.as_ref()], table, layout, &mut found);
-    interfaces(main, &mut found);
+    interfaces(main, layout, mesh, &mut found);
     output::settings(v4.as_ref(), v6.as_ref(), (layout, mesh), &mut found);
     ahead::settings([v4.as_ref(), v6.as_ref()], mesh, &mut found);
     dns([v4.as_ref(), v6.as_ref()], layout, &mut found);
@@ -279,7 +279,17 @@ fn sources(chains: [Option<&Chains>; 2], table: Table, layout: &Layout, found: &
 
 /// Excluded interfaces have a RETURN on the way out, rerouted ones only on the way in, in front
 /// of the others and the last one first.
-fn interfaces(chains: &Chains, found: &mut Inferred) {
+fn interfaces(chains: &Chains, layout: &Layout, mesh: &Mesh, found: &mut Inferred) {
+    if mesh.conventions.interfaces_last {
+        for rule in chains.user(Table::Nat, &layout.inbound) {
+            if let ([Match::InInterface { negated: false, name }], Target::Return) =
+                (rule.matches.as_slice(), &rule.target)
+            {
+                found.push("exclude-interfaces", name);
+            }
+        }
+        return;
+    }
     let excluded: Vec<String> = chains
         .hook(Table::Nat, Hook::Output)
         .iter()
