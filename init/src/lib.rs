@@ -46,6 +46,7 @@ fn run(mut words: Vec<OsString>) -> Exit {
         Ok(Own::Linkerd(words)) => cmd::linkerd(words),
         Ok(Own::Kuma(words)) => cmd::kuma(words),
         Ok(Own::Consul(words)) => cmd::consul(words),
+        Ok(Own::Osm(words)) => cmd::osm(words),
         Ok(Own::Apply(apply)) => done(cmd::apply(&apply)),
         Ok(Own::Dump(dump)) => done(cmd::dump(&dump)),
         Ok(Own::Cleanup(cleanup)) => done(cmd::cleanup(&cleanup)),

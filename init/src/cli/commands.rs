@@ -48,6 +48,7 @@ const COMMANDS: &[(&str, Make)] = &[
     ("linkerd", linkerd),
     ("kuma", kuma),
     ("consul", consul),
+    ("osm", osm),
     ("schema", schema),
     ("dial", dial),
 ];
@@ -87,6 +88,13 @@ fn kuma() -> Command {
 fn consul() -> Command {
     Command::new("consul")
         .about("Do what consul connect redirect-traffic does: same flags, rules and exit codes")
+        .disable_help_flag(true)
+        .arg(words("words"))
+}
+
+fn osm() -> Command {
+    Command::new("osm")
+        .about("Do what the init container of Open Service Mesh does, by settings of its MeshConfig and annotations")
         .disable_help_flag(true)
         .arg(words("words"))
 }

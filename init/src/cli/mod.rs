@@ -8,6 +8,7 @@ pub(crate) mod istio;
 pub(crate) mod kuma;
 pub(crate) mod linkerd;
 pub(crate) mod node;
+pub(crate) mod osm;
 pub(crate) mod own;
 mod pflag;
 pub(crate) mod tool;

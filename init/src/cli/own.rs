@@ -46,6 +46,8 @@ pub(crate) enum Own {
     Kuma(Vec<OsString>),
     /// `consul` with the words behind it.
     Consul(Vec<OsString>),
+    /// `osm` with the words behind it.
+    Osm(Vec<OsString>),
 }
 
 /// The namespace that a command works in.
@@ -280,6 +282,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
         "linkerd" => Own::Linkerd(behind(m)),
         "kuma" => Own::Kuma(behind(m)),
         "consul" => Own::Consul(behind(m)),
+        "osm" => Own::Osm(behind(m)),
         _ => Own::Istio(behind(m)),
     })
 }

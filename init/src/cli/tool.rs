@@ -9,6 +9,7 @@ pub(crate) enum Tool {
     Linkerd(Vec<OsString>),
     Kuma(Vec<OsString>),
     Consul(Vec<OsString>),
+    Osm(Vec<OsString>),
 }
 
 impl Tool {
@@ -18,6 +19,7 @@ impl Tool {
         match name.to_str()? {
             "istio-iptables" => Some(Self::Istio(rest.to_vec())),
             "consul" => Some(Self::Consul(rest.to_vec())),
+            "osm" => Some(Self::Osm(rest.to_vec())),
             "linkerd" | "linkerd2-proxy-init" => Some(Self::Linkerd(rest.to_vec())),
             "kuma" | "kumactl" => Some(Self::Kuma(rest.to_vec())),
             _ => None,
@@ -28,6 +30,7 @@ impl Tool {
     pub(super) const fn says(&self) -> (&'static str, &'static str) {
         match self {
             Self::Istio(_) => ("istio-iptables", "--native-nftables or --force-iptables-binary"),
+            Self::Osm(_) => ("millrace osm", "--native-nftables"),
             Self::Consul(_) => ("consul connect redirect-traffic", "--native-nftables"),
             Self::Linkerd(_) => ("Linkerd's proxy-init", "--native-nftables or --iptables-mode"),
             Self::Kuma(_) => ("kumactl", "--native-nftables or --iptables-executables"),

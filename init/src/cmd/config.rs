@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::consul::Consul;
 use millrace_core::dialect::flags::Words as _;
+use millrace_core::dialect::osm::Osm;
 use millrace_core::dialect::{istio, kuma, linkerd, native};
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::{self, NftRuleset};
@@ -48,6 +49,7 @@ pub(super) fn load(config: &Config, facts: &HostFacts, writes: bool) -> Result<L
         Some(Tool::Linkerd(words)) => return load_linkerd(words.clone()),
         Some(Tool::Kuma(words)) => return load_kuma(words.clone(), facts),
         Some(Tool::Consul(words)) => return super::consul::load(words.clone()),
+        Some(Tool::Osm(words)) => return super::osm::load(words.clone()),
         None => {}
     }
     let values = match &config.file {
@@ -188,6 +190,7 @@ fn is_setting(variable: &str) -> bool {
     istio::flags::is_variable(variable)
         || kuma::Kuma::is_variable(variable)
         || Consul::is_variable(variable)
+        || Osm::is_variable(variable)
 }
 
 /// The environment, as far as it is text; settings have to be.
