@@ -1,5 +1,5 @@
-//! Millrace in place of Consul's redirect-traffic: the rules that its commands really make, and connections, really
-//! made, that end where they were recorded to end.
+//! Millrace in place of Consul's redirect-traffic and of Open Service Mesh's init container: the rules that their
+//! commands really make, and connections, really made, that end where they were recorded to end.
 
 #[expect(clippy::unwrap_used, reason = "a recording that can't be read should stop the test")]
 #[path = "../../core/tests/support/verdicts.rs"]
@@ -20,6 +20,8 @@ use verdicts::{Verdict, Who};
 
 /// Consul's proxy, as its injector has it.
 const PROXY: Identity = Identity { uid: 5995, gid: 5995 };
+/// That of Open Service Mesh, which nobody chooses.
+const OSM_PROXY: Identity = Identity { uid: 1500, gid: 1500 };
 /// A pod with both families, of which all that can be said is said.
 const ARGS: [&str; 11] = [
     "consul",
@@ -92,8 +94,8 @@ impl Way {
     }
 }
 
-/// A pod with Consul's proxy, an application and neighbours on the ports of the recording.
-fn pod(stack: Stack) -> Result<(Topology, [Listeners; 3])> {
+/// A pod with a proxy, an application and neighbours on the ports of the recording.
+fn pod(stack: Stack, proxy: Identity, ports: &[u16]) -> Result<(Topology, [Listeners; 3])> {
     let mut topology = Topology::new(stack, Layout::default())?;
     topology.stop_listeners();
     let everywhere = |ports: &[u16]| -> Vec<Listen> {
@@ -116,7 +118,7 @@ fn pod(stack: Stack) -> Result<(Topology, [Listeners; 3])> {
         Listeners::start(namespace, &Serve { name: name.to_owned(), identity, listen })
     };
     let listeners = [
-        start(&topology.pod, "pod", PROXY, everywhere(&[20000, 15001]))?,
+        start(&topology.pod, "pod", proxy, everywhere(ports))?,
         start(&topology.pod, "pod", ROOT, app)?,
         start(&topology.outside, "peer", ROOT, peer)?,
     ];
@@ -125,7 +127,12 @@ fn pod(stack: Stack) -> Result<(Topology, [Listeners; 3])> {
 
 /// Where a connection really ends, in the words of the recording. None where the family has no such
 /// address.
-fn measured(topology: &Topology, verdict: &Verdict, family: Family) -> Result<Option<String>> {
+fn measured(
+    topology: &Topology,
+    verdict: &Verdict,
+    family: Family,
+    proxy: Identity,
+) -> Result<Option<String>> {
     let spot = match verdict.to.as_str() {
         "pod" => Spot::Pod,
         "peer" => Spot::Peer,
@@ -141,7 +148,7 @@ fn measured(topology: &Topology, verdict: &Verdict, family: Family) -> Result<Op
     let (namespace, identity) = match verdict.who {
         Who::Peer => (&topology.outside, ROOT),
         Who::App => (&topology.pod, APP),
-        Who::Proxy => (&topology.pod, PROXY),
+        Who::Proxy => (&topology.pod, proxy),
     };
     let request = Dial {
         identity,
@@ -176,12 +183,12 @@ fn connections_end_where_they_were_recorded_to_end() -> Result<()> {
         let (words, verdicts) = verdicts::read(text);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         for way in Way::ALL {
-            let (topology, _listeners) = pod(Stack::Dual)?;
+            let (topology, _listeners) = pod(Stack::Dual, PROXY, &[20000, 15001])?;
             way.apply(&topology, &[words.as_slice(), &["-dual-stack"]].concat())?;
             let mut made = 0;
             for family in [Family::V4, Family::V6] {
                 for verdict in &verdicts {
-                    if let Some(end) = measured(&topology, verdict, family)? {
+                    if let Some(end) = measured(&topology, verdict, family, PROXY)? {
                         made += 1;
                         let line = &verdict.line;
                         ensure!(end == verdict.end, "{way:?} {family:?}: {line}, but {end}");
@@ -291,5 +298,51 @@ fn it_answers_by_its_name_and_environment() -> Result<()> {
     }
     let after = Snapshot::take(&topology.pod)?;
     ensure!(before.differences(&after).is_empty(), "{}", before.differences(&after));
+    Ok(())
+}
+
+/// Verify the same of Open Service Mesh: by its script, carried out by a real shell and iptables, and by Millrace.
+/// What the script wrote is captured, and twice as well.
+#[test]
+fn connections_of_open_service_mesh() -> Result<()> {
+    let recorded = [
+        include_str!("../../core/tests/osm/verdicts.txt"),
+        include_str!("../../core/tests/osm/verdicts-pod-ip.txt"),
+    ];
+    for text in recorded {
+        let (words, verdicts) = verdicts::read(text);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        for flags in [&["--dry-run"][..], &[], &["--native-nftables"]] {
+            let (topology, _listeners) = pod(Stack::V4, OSM_PROXY, &[15003, 15001])?;
+            let address = Spot::Pod.ip(Family::V4).context("an address")?.to_string();
+            let run = |args: &[&str]| -> Result<String> {
+                let mut command = millrace(args)?;
+                let (code, said) = ran(&topology.pod, command.env("POD_IP", &address))?;
+                ensure!(code == Some(0), "{args:?}: {said}");
+                Ok(said)
+            };
+            let said = run(&[words.as_slice(), flags].concat())?;
+            if flags == ["--dry-run"] {
+                let script = said.replace("$POD_IP", &address);
+                let script = script.replace("iptables-restore", "iptables-nft-restore");
+                for _ in 0..2 {
+                    topology.pod.run("sh", &["-c", &script])?;
+                }
+            } else {
+                let again = run(&[words.as_slice(), flags].concat())?;
+                ensure!(again.contains("no change: the rules are as wanted"), "{flags:?}: {again}");
+            }
+            let status = run(&["status"])?;
+            ensure!(status.contains("rules of Open Service Mesh"), "{flags:?}: {status}");
+            for verdict in &verdicts {
+                let end = measured(&topology, verdict, Family::V4, OSM_PROXY)?;
+                let line = &verdict.line;
+                ensure!(end.as_ref() == Some(&verdict.end), "{flags:?}: {line}, but {end:?}");
+            }
+            run(&["cleanup"])?;
+            let (code, said) = ran(&topology.pod, &mut millrace(["status"])?)?;
+            ensure!(code == Some(3), "{flags:?}: {said}");
+        }
+    }
     Ok(())
 }
