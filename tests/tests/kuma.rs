@@ -260,3 +260,31 @@ fn one_mesh_follows_on_the_other() -> Result<()> {
     }
     Ok(())
 }
+
+/// Verify what Millrace's own commands say of a pod that is captured as Kuma does it, whatever carries the
+/// rules out: with the settings that can be read back, and with those of a command line.
+#[test]
+fn other_commands_know_it() -> Result<()> {
+    let args = [&INSTALL, &["--redirect-all-dns-traffic"][..]].concat();
+    for way in Way::ALL {
+        let mut topology = Topology::new(Stack::Dual, Layout::default())?;
+        topology.stop_listeners();
+        way.apply(&topology, &args)?;
+        let native: &[&str] = if way == Way::Nftables { &["--native-nftables"] } else { &[] };
+        for (command, args, code) in [
+            ("status", &[][..], 0),
+            ("status", &args, 0),
+            ("status", &INSTALL, 5),
+            ("verify", &[], 0),
+            ("verify", &args, 0),
+            ("verify", &INSTALL, 126),
+        ] {
+            let dashes: &[&str] = if args.is_empty() { &[] } else { &["--"] };
+            let native = if args.is_empty() { &[] } else { native };
+            let words = [&[command], dashes, args, native].concat();
+            let (is, said) = ran(&topology.pod, &mut millrace(&words)?)?;
+            ensure!(is == Some(code), "{way:?} {words:?}: {is:?} {said}");
+        }
+    }
+    Ok(())
+}
