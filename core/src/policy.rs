@@ -53,6 +53,8 @@ pub struct Conventions {
     pub except_ports: ExceptPorts,
     /// When excluded outbound networks are asked for.
     pub except_networks: Phase,
+    /// When excluded users are asked for: last, what they send by TCP alone is left alone.
+    pub except_users: Phase,
     /// Whether excluded interfaces are asked for among the other exclusions, and what arrives by them
     /// only if it is of TCP; otherwise before everything else.
     pub interfaces_last: bool,
@@ -68,6 +70,7 @@ impl Conventions {
         passthrough: true,
         except_ports: ExceptPorts { phase: Phase::First, udp: true },
         except_networks: Phase::Last,
+        except_users: Phase::First,
         interfaces_last: false,
         dns: DnsConvention::AMONG_OUTBOUND,
     };
@@ -262,7 +265,7 @@ pub struct Outbound {
     pub except_ports: Vec<Sourced<PortRange>>,
     /// Networks that are left alone.
     pub except_networks: Vec<Sourced<Cidr>>,
-    /// Users whose connections of TCP are left alone, though they are no proxies.
+    /// Users whose connections are left alone, though they are no proxies.
     pub except_users: Vec<Sourced<Uid>>,
     /// The pod's address to which the proxy's connections to IPv4's localhost are led, for applications
     /// that don't listen there.

@@ -3,6 +3,7 @@
 
 mod beside;
 mod guard;
+mod left_out;
 mod older;
 
 pub use beside::{Beside, judge_beside};
@@ -25,6 +26,7 @@ use crate::plan::{self, Change, Clash, Context, Effect, FamilyState, TakenTable,
 use crate::policy::CapturePolicy;
 use crate::ruleset::{Rule, Ruleset, TableChain};
 use crate::value::{Family, Groups};
+use left_out::left_out;
 
 /// Whether a pod's traffic is captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -77,7 +79,7 @@ pub struct ReadBack {
 impl ReadBack {
     /// Whether the rules that are there are some of those that the settings give, in their order: so
     /// these can be the settings that they were made with.
-    fn accounts_for(&self, observed: &Observed, groups: &Groups) -> bool {
+    pub fn accounts_for(&self, observed: &Observed, groups: &Groups) -> bool {
         self.ruleset.as_ref().is_some_and(|ruleset| {
             Family::ALL.into_iter().all(|family| {
                 observed.holding(self.variant, family).is_none_or(|dump| {
@@ -223,6 +225,9 @@ fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) 
         differences
             .retain(|effect| matches!(effect, Effect::Loopback { .. } | Effect::Dormant { .. }));
     }
+    if wanted.is_none() {
+        notes.extend(first.and_then(|found| found.policy.as_ref()).into_iter().flat_map(left_out));
+    }
     notes.extend(plan.clash.map(|Clash(chains)| {
         format!("{} is somebody else's, with rules of ours in it", chains.join(", "))
     }));
@@ -320,6 +325,7 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
     let (whole, differences) = if let Some(native) = wanted.or(read.as_ref()) {
         let mut native = native.clone();
         if let Some(found) = found.as_ref().filter(|_| wanted.is_none()) {
+            notes.extend(left_out(&found.policy));
             // What was read back may be written in another way, but means the same.
             native.tables.clone_from(&observed.native);
             notes.extend(guard::complete(&mut native, found));

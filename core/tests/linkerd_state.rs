@@ -19,7 +19,7 @@ use millrace_core::nft::{self, NftRuleset};
 use millrace_core::observed::{Holding, Observed, Variant};
 use millrace_core::plan::{self, Context};
 use millrace_core::policy::CapturePolicy;
-use millrace_core::ruleset::Ruleset;
+use millrace_core::ruleset::{Match, Rule, Ruleset, Target};
 use millrace_core::sim::{Namespace, Program, of_native, of_nft, of_ruleset};
 use millrace_core::status::{State, judge};
 use millrace_core::value::{Family, Groups};
@@ -263,4 +263,35 @@ fn recorded_connections() {
             assert_eq!(end(verdict, &answer.fate), verdict.end, "{}", verdict.line);
         }
     }
+}
+
+/// Verify that rules which end nowhere are not taken for whole, and that a proxy which is nobody is told.
+#[test]
+fn rules_that_lack_their_end() {
+    let policy = resolve(&[
+        ("incoming-proxy-port", "4143"),
+        ("outgoing-proxy-port", "4140"),
+        ("proxy-uid", "2102"),
+    ]);
+    let without = |chain: &str, families: &[Family], at: fn(&Rule) -> bool| {
+        let mut observed = Observed::default();
+        apply(&mut observed, Some(&to_iptables(&policy.policy, &LAYOUT)));
+        for holding in observed.holdings.iter_mut().filter(|h| families.contains(&h.family)) {
+            let chains = holding.dump.tables.iter_mut().flat_map(|table| &mut table.chains);
+            for chain in chains.filter(|found| found.name == chain) {
+                chain.rules.retain(|rule| !at(rule.rule.as_ref().unwrap()));
+            }
+        }
+        judge(&observed, None, &Groups::new())
+    };
+    let redirects = |rule: &Rule| matches!(rule.target, Target::Redirect { .. });
+    let of_a_user = |rule: &Rule| rule.matches.iter().any(|m| matches!(m, Match::Owner { .. }));
+    for families in [&[Family::V4][..], &[Family::V6], &Family::ALL] {
+        for chain in ["PROXY_INIT_OUTPUT", "PROXY_INIT_REDIRECT"] {
+            let status = without(chain, families, redirects);
+            assert_eq!(status.state, State::Drifted, "{chain} {families:?}: {status:#?}");
+        }
+    }
+    let status = without("PROXY_INIT_OUTPUT", &Family::ALL, of_a_user);
+    assert!(status.notes.iter().any(|note| note.contains("no user and no group")), "{status:#?}");
 }

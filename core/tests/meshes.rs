@@ -55,7 +55,7 @@ fn policies() -> impl Strategy<Value = CapturePolicy> {
         prop::sample::select(&[SelfCall::Inbound, SelfCall::Pass][..]),
         any::<[bool; 4]>(),
         phases(),
-        phases(),
+        (phases(), phases()),
         dns,
     );
     let sources =
@@ -73,7 +73,7 @@ fn policies() -> impl Strategy<Value = CapturePolicy> {
                 self_call,
                 [passthrough, tunnel, udp, interfaces_last],
                 ports,
-                networks,
+                (networks, phase_of_users),
                 dns,
             ) = meant;
             let mut policy = config.policy();
@@ -83,6 +83,7 @@ fn policies() -> impl Strategy<Value = CapturePolicy> {
                 passthrough,
                 except_ports: ExceptPorts { phase: ports, udp },
                 except_networks: networks,
+                except_users: phase_of_users,
                 interfaces_last,
                 dns,
             };
@@ -215,11 +216,13 @@ static OTHER: Mesh = Mesh {
         passthrough: false,
         except_ports: ExceptPorts { phase: Phase::Last, udp: false },
         except_networks: Phase::Last,
+        except_users: Phase::Last,
         interfaces_last: false,
         dns: DnsConvention::AMONG_OUTBOUND,
     },
     tunnels: false,
     nobody: true,
+    always_outbound: false,
     usual: "",
 };
 

@@ -305,6 +305,9 @@ impl Session {
         }
         if !request.dry_run {
             self.carry_out(&plan, &before, deadline, request, &context)?;
+            if plan.effects.iter().any(|effect| matches!(effect, Effect::Restore { .. })) {
+                self.believe(wanted, &before, look, request, &context)?;
+            }
         }
         Ok(Outcome {
             choice,
@@ -391,6 +394,25 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Look whether what programs of iptables wrote is there: they may say so and not have done it.
+    fn believe(
+        &mut self,
+        wanted: Wanted<'_>,
+        before: &Observed,
+        look: Look,
+        request: &Request<'_>,
+        context: &Context<'_>,
+    ) -> Result<(), EngineError> {
+        let now = self.observe(&request.exec, look)?;
+        let left = plan::plan(&now, wanted, request.everything, context).effects;
+        if !left.iter().any(|effect| matches!(effect, Effect::Restore { .. })) {
+            return Ok(());
+        }
+        let back = self.take_back(before, request, context).err();
+        let back = back.map(|why| format!("putting back what was there before failed too: {why}"));
+        Err(EngineError::NotThere { effects: left, back })
     }
 
     fn effect(

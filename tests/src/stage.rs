@@ -93,6 +93,13 @@ impl Stage {
         Ok(stage)
     }
 
+    /// A program that reads what it is given, does nothing, and says that all went well.
+    pub fn lying(name: &str) -> Result<Self> {
+        let stage = Self::new()?;
+        stage.stand_in(name, "#!/bin/sh\ncase \"$1\" in -V|--version) exec REAL \"$@\" ;; esac\ncat >/dev/null\n")?;
+        Ok(stage)
+    }
+
     fn stand_in(&self, name: &str, script: &str) -> Result<()> {
         let folder = self.path().to_str().context("a path that is not UTF-8")?;
         let real = binary::system(name)?;

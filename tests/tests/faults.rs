@@ -76,6 +76,29 @@ fn a_table_fails_legacy() -> Result<()> {
     a_table_fails(Variant::Legacy)
 }
 
+/// Verify that programs are not believed which say that they have written rules, and have not.
+#[test]
+fn programs_that_lie() -> Result<()> {
+    for variant in Variant::ALL {
+        for family in ["iptables", "ip6tables"] {
+            let topology = pod()?;
+            let before = Snapshot::take(&topology.pod)?;
+            let stage = Stage::lying(&format!("{family}-{}-restore", variant.as_str()))?;
+            let args = [&TPROXY[..], &["--iptables", variant.as_str()]].concat();
+            let (code, said) = ran(&topology.pod, &mut stage.millrace(args)?)?;
+            let what = format!("{family} {variant}: {said}");
+            assert_eq!(code, Some(1), "{what}");
+            ensure!(said.contains("the kernel does not have them"), "{what}");
+            ensure!(said.contains("what was there before is there again"), "{what}");
+            let after = Snapshot::take(&topology.pod)?;
+            let differences =
+                before.without_counters().differences(&after.without_counters());
+            assert_eq!(differences, "", "{what}");
+        }
+    }
+    Ok(())
+}
+
 /// Verify that with IPv6 switched off IPv4 is captured, and nothing is written for IPv6.
 #[test]
 fn ipv6_is_off() -> Result<()> {

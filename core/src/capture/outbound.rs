@@ -87,10 +87,12 @@ fn exclusions(program: &mut Program, policy: &CapturePolicy, phase: Phase) {
             }
         }
     }
-    if phase == Phase::Last {
+    if conventions.except_users == phase {
         for user in &policy.outbound.except_users {
             let reason = why(&user.source, purpose::not_captured("user", user.value));
-            pass(Role::ExcludedUser, vec![tcp(), of(&Owner::Uid(user.value))], reason);
+            let mut when = Vec::from_iter((phase == Phase::Last).then(tcp));
+            when.push(of(&Owner::Uid(user.value)));
+            pass(Role::ExcludedUser, when, reason);
         }
     }
     if conventions.except_networks == phase {

@@ -38,6 +38,8 @@ pub struct Mesh {
     pub tunnels: bool,
     /// Whether its tool takes a proxy that is known by no user and no group.
     pub nobody: bool,
+    /// Whether its tool captures connections from the pod whatever it is told.
+    pub always_outbound: bool,
     /// What captures a pod of it for which nobody has set anything, as a command line.
     pub usual: &'static str,
 }

@@ -23,10 +23,10 @@ use crate::nft::tables::NativeTables;
 use crate::nft::{self, NftRuleset};
 use crate::observed::IpRule;
 use crate::ownership::Footprint;
-use crate::policy::{CapturePolicy, DnsCapture, Flow, IdentityMatching};
+use crate::policy::{CapturePolicy, DnsCapture, Flow, IdentityMatching, NetworkSelection};
 use crate::ruleset::Layout;
 use crate::ruleset::{ConnState, Hook, Match, Owner, Protocol, Rule, Side, Table, Target};
-use crate::value::{Groups, PortRange};
+use crate::value::{Family, Groups, PortRange};
 use read::{Chains, tcp_to_port};
 
 /// Settings that were read back. Lists are comma lists; what was not found is the default.
@@ -111,7 +111,21 @@ pub fn read(
     dialect: &Dialect,
 ) -> Result<CapturePolicy, NotRead> {
     let found = infer(v4, v6, ip_rules, &dialect.footprint, dialect.mesh).ok_or(NotRead::Absent)?;
-    policy(&found, dialect).map_err(|_e| NotRead::NotWhole)
+    let policy = policy(&found, dialect).map_err(|_e| NotRead::NotWhole)?;
+    if is_of(dialect.mesh, &policy) { Ok(policy) } else { Err(NotRead::NotWhole) }
+}
+
+/// Whether a mesh's tool can have been told this: rules that are not whole say other things as well.
+fn is_of(mesh: &Mesh, policy: &CapturePolicy) -> bool {
+    let outbound = &policy.outbound;
+    let captures = |family: Family| match &outbound.networks {
+        NetworkSelection::All(_) => true,
+        networks @ NetworkSelection::Only(_) => {
+            !outbound.ports.is_empty() || networks.of(family).next().is_some()
+        }
+    };
+    let six = !policy.ipv6.value || captures(Family::V6);
+    !mesh.always_outbound || captures(Family::V4) && six
 }
 
 /// The policy of native nftables, and its rules compiled again, with reasons. None where no settings give just
@@ -135,7 +149,7 @@ pub fn read_native(
         if let Some(dump) = v4.or(v6) {
             in_order_of_dns(&Chains::of(dump, &dialect.footprint), dialect, &mut found);
         }
-        let policy = policy(&found, dialect).ok()?;
+        let policy = policy(&found, dialect).ok().filter(|policy| is_of(mesh, policy))?;
         let guards = layout.guard.is_some_and(|name| tables.iter().any(|(found, _)| found == name));
         let rules = [true, false].map(|spares| {
             let rules = to_nft(&policy, layout, spares);

@@ -104,7 +104,8 @@ fn read(chains: &Chains, layout: &Layout, mesh: &Mesh, six: bool) -> Said {
     while let [rule, rest @ ..] = rules {
         let network =
             conventions.except_networks == Phase::First && except_network(rule, &mut said);
-        if !network && !except_port(rule, &mut said) {
+        let user = conventions.except_users == Phase::First && except_user(rule, &mut said);
+        if !network && !user && !except_port(rule, &mut said) {
             break;
         }
         rules = rest;
@@ -139,6 +140,17 @@ fn except_port(rule: &Rule, said: &mut Said) -> bool {
     }
     let port = to_port(rule, Protocol::Udp).map(|port| port.to_string());
     port.is_some() && port.as_ref() == said.except_ports.last()
+}
+
+/// Take in a rule that leaves a user alone.
+fn except_user(rule: &Rule, said: &mut Said) -> bool {
+    match (rule.matches.as_slice(), &rule.target) {
+        ([Match::Owner { negated: false, owner: owner @ Owner::Uid(_) }], Target::Return) => {
+            said.except_users.push(group(owner));
+            true
+        }
+        _ => false,
+    }
 }
 
 /// Take in a rule that leaves a network alone.

@@ -348,6 +348,11 @@ impl Checks<'_> {
             let to = SocketAddr::new(member(network), port);
             self.add("excluded networks", Maker::Application, Protocol::TCP, None, to);
         }
+        for user in outbound.except_users.iter().take(SAMPLES) {
+            let id = user.value.get();
+            let user = (Maker::Application, Some(Identity { uid: id, gid: id }));
+            self.add_of("excluded users", user, Protocol::TCP, None, to);
+        }
         let ports = |list: &[crate::source::Sourced<crate::value::PortRange>]| {
             list.iter().map(|p| p.value.first().get()).take(SAMPLES).collect::<Vec<_>>()
         };

@@ -59,6 +59,20 @@ pub enum EngineError {
         /// Why.
         why: Box<effect::EffectError>,
     },
+    /// Programs of iptables said that they had written rules, and the kernel has others.
+    #[error(
+        "the programs of iptables said that they had written the rules, and the kernel does not have \
+         them ({}); {}. Look at what iptables-restore is here, or let Millrace write by itself: \
+         iptables-nft and nftables need no programs",
+        list(.effects),
+        .back.as_ref().map_or("what was there before is there again", String::as_str)
+    )]
+    NotThere {
+        /// What is still to be done.
+        effects: Vec<Effect>,
+        /// Why putting back what was there before failed, if it did.
+        back: Option<String>,
+    },
     /// An effect failed, and so did putting back what was there before.
     #[error(
         "{}; putting back what was there before failed too: {second}. The next run finds out what \

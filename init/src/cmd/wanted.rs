@@ -44,8 +44,11 @@ impl Wanted {
 
     /// By the settings of the rules that are there, if some give these.
     pub(super) fn read_off(observed: &Observed, groups: &Groups) -> Option<Self> {
+        // Settings that give other rules than these are a guess: by it, what is broken may be right.
+        let older = whole_in_older_form(observed, groups).is_some();
         let found = read_back(observed).into_iter().find_map(|found| {
-            let policy = found.policy?;
+            let known = older || found.accounts_for(observed, groups);
+            let policy = found.policy.filter(|_| known)?;
             Some((policy, found.dialect))
         });
         let native = || read_native_back(observed).map(|found| (found.policy, found.dialect));

@@ -23,6 +23,7 @@ pub static MESH: Mesh = Mesh {
     conventions: resolve::CONVENTIONS,
     tunnels: false,
     nobody: false,
+    always_outbound: true,
     usual: "consul connect redirect-traffic -proxy-uid=5995 -proxy-inbound-port=20000 -exclude-uid=5996",
 };
 

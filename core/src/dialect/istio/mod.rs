@@ -35,6 +35,7 @@ pub static MESH: Mesh = Mesh {
     conventions: Conventions::OWN,
     tunnels: true,
     nobody: false,
+    always_outbound: false,
     usual: "istio-iptables -p 15001 -z 15006 -u 1337 -m REDIRECT -i * -b * -d 15090,15021,15020",
 };
 

@@ -33,6 +33,7 @@ pub static MESH: Mesh = Mesh {
     conventions: resolve::CONVENTIONS,
     tunnels: false,
     nobody: false,
+    always_outbound: true,
     usual: "kuma install transparent-proxy --kuma-dp-user 5678 --redirect-all-dns-traffic",
 };
 

@@ -31,6 +31,7 @@ pub(super) const CONVENTIONS: Conventions = Conventions {
     passthrough: true,
     except_ports: ExceptPorts { phase: Phase::First, udp: false },
     except_networks: Phase::Ahead,
+    except_users: Phase::Last,
     interfaces_last: false,
     dns: DnsConvention::Ahead {
         tcp: DnsTcp::LeftAlone,

@@ -13,7 +13,7 @@ pub use options::{Mode, Options};
 pub use resolve::{Raw, Resolved, resolve, said};
 pub use simulate::commands;
 
-use crate::dialect::flags::{FlagDef, Words as _};
+use crate::dialect::flags::Words as _;
 use crate::dialect::init_container::{NotTold, words};
 use crate::dialect::{Dialect, Mesh, native};
 use crate::nft::NftLayout;
@@ -28,6 +28,7 @@ pub static MESH: Mesh = Mesh {
     conventions: resolve::CONVENTIONS,
     tunnels: false,
     nobody: true,
+    always_outbound: true,
     usual: "linkerd -p 4143 -o 4140 -u 2102 --inbound-ports-to-ignore 4190,4191,4567,4568 \
             --outbound-ports-to-ignore 4567,4568",
 };
@@ -96,6 +97,6 @@ fn source_of(flag: &str) -> Source {
         "exclude-inbound-cidrs" => "subnets-to-ignore",
         same => same,
     };
-    let own = || format!("--{name}");
-    Source::Flag(Linkerd::find(name).map_or_else(own, FlagDef::display))
+    // What no flag of it sets is its own way.
+    Linkerd::find(name).map_or(Source::Always, |flag| Source::Flag(flag.display()))
 }

@@ -25,6 +25,7 @@ pub(super) const CONVENTIONS: Conventions = Conventions {
     passthrough: false,
     except_ports: ExceptPorts { phase: Phase::Last, udp: false },
     except_networks: Phase::Last,
+    except_users: Phase::Last,
     interfaces_last: false,
     dns: DnsConvention::AMONG_OUTBOUND,
 };

@@ -202,7 +202,7 @@ pub const SETTINGS: &[Setting] = &[
         "outbound.excludeUsers",
         Shape::Uids,
         "",
-        "User ids whose outbound TCP connections are left alone, though they are no proxies",
+        "User ids whose outbound connections and DNS queries are left alone, though they are no proxies",
     ),
     setting(
         "exclude-interfaces",

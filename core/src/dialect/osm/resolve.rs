@@ -23,6 +23,7 @@ pub type Raw = raw::Raw<Osm>;
 pub(super) const CONVENTIONS: Conventions = Conventions {
     passthrough: false,
     except_ports: ExceptPorts { phase: Phase::Last, udp: false },
+    except_users: Phase::Last,
     interfaces_last: true,
     dns: DnsConvention::Ahead {
         tcp: DnsTcp::Captured,
