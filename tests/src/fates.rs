@@ -78,11 +78,8 @@ pub fn policy(dice: &mut Dice) -> Vec<String> {
         ("ipv6", &["on", "on", "on", "off"]),
     ];
     let mut flags: Vec<String> = Vec::new();
-    let mut value_of = |dice: &mut Dice, name: &str, values: &[&str]| {
-        flags.extend([format!("--{name}"), dice.pick(values).to_owned()]);
-    };
     for (name, values) in choices {
-        value_of(dice, name, values);
+        flags.extend([format!("--{name}"), dice.pick(values).to_owned()]);
     }
     if dice.one_in(3) {
         flags.push("--drop-invalid".to_owned());

@@ -96,7 +96,10 @@ impl Stage {
     /// A program that reads what it is given, does nothing, and says that all went well.
     pub fn lying(name: &str) -> Result<Self> {
         let stage = Self::new()?;
-        stage.stand_in(name, "#!/bin/sh\ncase \"$1\" in -V|--version) exec REAL \"$@\" ;; esac\ncat >/dev/null\n")?;
+        stage.stand_in(
+            name,
+            "#!/bin/sh\ncase \"$1\" in -V|--version) exec REAL \"$@\" ;; esac\ncat >/dev/null\n",
+        )?;
         Ok(stage)
     }
 

@@ -91,8 +91,7 @@ fn programs_that_lie() -> Result<()> {
             ensure!(said.contains("the kernel does not have them"), "{what}");
             ensure!(said.contains("what was there before is there again"), "{what}");
             let after = Snapshot::take(&topology.pod)?;
-            let differences =
-                before.without_counters().differences(&after.without_counters());
+            let differences = before.without_counters().differences(&after.without_counters());
             assert_eq!(differences, "", "{what}");
         }
     }
@@ -167,8 +166,10 @@ fn standard_output_is_full() -> Result<()> {
 #[test]
 fn the_kernel_has_no_nf_tables() -> Result<()> {
     let strace = ["strace", "-qqq", "-o", "/dev/null", "-e", "trace=socket"];
-    // The first sockets of a run are for routes and addresses, and its lock.
+    // The first sockets of a run are for routes and addresses, and its lock; `apply` also asks whether
+    // programs capture the namespace.
     let run = ["-e", "inject=socket:error=EPROTONOSUPPORT:when=3+"];
+    let own_run = ["-e", "inject=socket:error=EPROTONOSUPPORT:when=4+"];
     let look = ["-e", "inject=socket:error=EPROTONOSUPPORT"];
     for (args, code, wanted) in [
         (&["apply"][..], 0, "using iptables-legacy: nf_tables can't be used here"),
@@ -179,8 +180,12 @@ fn the_kernel_has_no_nf_tables() -> Result<()> {
     ] {
         let topology = pod()?;
         let before = Snapshot::take(&topology.pod)?;
-        let refuse = if args == ["preflight"] { look } else { run };
-        let wrapper = [&strace[..], &refuse].concat();
+        let refuse: &[&str] = match args.first() {
+            Some(&"preflight") => &look,
+            Some(&"apply") => &own_run,
+            _ => &run,
+        };
+        let wrapper = [&strace[..], refuse].concat();
         let (is, said) = ran(&topology.pod, &mut wrapped(&wrapper, &millrace(args)?))?;
         assert_eq!(is, Some(code), "{args:?}: {said}");
         ensure!(said.contains(wanted), "{args:?}: {said}");

@@ -265,3 +265,24 @@ fn what_can_not_be_told_is_a_warning() -> Result<()> {
     ensure!(list(&found, "notMet")?.iter().any(is), "{found:#}");
     Ok(())
 }
+
+/// Verify that damage is never taken for a wish: without a configuration, rules that no settings give are
+/// not proved, and with it what they lack is found.
+#[test]
+fn what_is_damaged_is_not_wanted() -> Result<()> {
+    for backend in ["iptables-nft", "iptables-legacy"] {
+        for damage in [
+            "-t nat -D PREROUTING -p tcp -j MILLRACE_INBOUND",
+            "-t nat -R MILLRACE_IN_REDIRECT 1 -p tcp ! --syn -j REDIRECT --to-ports 15006",
+        ] {
+            let topology = unattended(backend, &[])?;
+            in_pod(&topology, &[&format!("{backend} {damage}")])?;
+            let (code, said) = ran(&topology.pod, &mut millrace(["verify"])?)?;
+            ensure!(code == Some(1), "{backend} {damage}: {code:?} {said}");
+            ensure!(said.contains("give the configuration"), "{backend} {damage}: {said}");
+            let found = verified(&topology, &["--outbound-port", "15001"], 126)?;
+            ensure!(found["verified"] == false, "{found:#}");
+        }
+    }
+    Ok(())
+}

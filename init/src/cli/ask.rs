@@ -88,7 +88,7 @@ pub(super) fn diff_args(command: Command) -> Command {
                 .help("Compare what two meshes make of a pod for which nobody sets anything")
                 .long_help(
                     "Compare what two meshes make of a pod for which nobody sets anything: their usual \
-                     command lines stand for A and B (istio, linkerd, kuma)",
+                     command lines stand for A and B (consul, istio, kuma, linkerd, osm)",
                 )
                 .conflicts_with_all(["before", "after"])
                 .value_parser(between),
@@ -111,15 +111,17 @@ pub(super) fn diff_args(command: Command) -> Command {
 
 /// The usual command lines of two meshes.
 fn between(text: &str) -> Result<[&'static str; 2], String> {
+    // One that has several words for a name is called by its command.
+    let short = |dialect: &Dialect| {
+        let mesh = dialect.mesh;
+        let words = if mesh.name.contains(' ') { mesh.usual } else { mesh.name };
+        words.split(' ').next().unwrap_or_default().to_ascii_lowercase()
+    };
     let usual = |name: &str| {
-        let of = |dialect: &&Dialect| dialect.mesh.name.eq_ignore_ascii_case(name);
+        let of = |dialect: &&Dialect| short(dialect) == name.to_ascii_lowercase();
         DIALECTS.iter().find(of).map(|dialect| dialect.mesh.usual)
     };
-    let known = || {
-        let names: BTreeSet<String> =
-            DIALECTS.iter().map(|dialect| dialect.mesh.name.to_ascii_lowercase()).collect();
-        Vec::from_iter(names).join(", ")
-    };
+    let known = || Vec::from_iter(DIALECTS.iter().map(short).collect::<BTreeSet<_>>()).join(", ");
     let pair = text.split_once(',').and_then(|(a, b)| Some([usual(a.trim())?, usual(b.trim())?]));
     pair.ok_or_else(|| format!("two meshes with a comma between them, of {}", known()))
 }
@@ -248,7 +250,7 @@ fn one(m: &ArgMatches) -> Result<Typed, NotTyped> {
             .ok_or_else(|| bad("from", text, "who connects is uid=1000 or uid=1000,gid=1000"))?,
     };
     let inward = m.get_flag("in");
-    let source = m.get_one::<IpAddr>("src").copied();
+    let source = m.get_one::<IpAddr>("src").map(IpAddr::to_canonical);
     if inward && source.is_none() {
         return Err(NotTyped::Bad("--in needs --src, the address it comes from".to_owned()));
     }
@@ -325,13 +327,14 @@ pub(super) fn ids(text: &str) -> Option<(Option<u32>, Option<u32>)> {
     Some((uid, gid))
 }
 
-/// `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
+/// `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`. What a socket of IPv6 sends to an address of IPv4
+/// (`::ffff:192.0.2.1`) is a packet of IPv4 (RFC 4291, 2.5.5.2).
 pub(super) fn end(text: &str) -> Option<(IpAddr, Option<u16>)> {
     if let Ok(socket) = text.parse::<std::net::SocketAddr>() {
-        return Some((socket.ip(), Some(socket.port())));
+        return Some((socket.ip().to_canonical(), Some(socket.port())));
     }
     let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
-    bare.parse().ok().map(|ip| (ip, None))
+    bare.parse().ok().map(|ip: IpAddr| (ip.to_canonical(), None))
 }
 
 #[cfg(test)]
@@ -354,6 +357,13 @@ mod tests {
         assert!(explain("198.51.100.10:80/udp", &["--proto", "tcp"]).is_err());
     }
 
+    #[test]
+    fn an_ipv4_address_in_an_ipv6_one_is_the_former() {
+        let ip: IpAddr = "192.0.2.1".parse().unwrap();
+        assert_eq!(end("[::ffff:192.0.2.1]:53"), Some((ip, Some(53))));
+        assert_eq!(end("::ffff:192.0.2.1"), Some((ip, None)));
+    }
+
     /// Verify that a mesh is named by its name, and stands for a command line that can be carried out.
     #[test]
     fn meshes_are_compared_by_name() {
@@ -363,6 +373,7 @@ mod tests {
             let line = super::super::own::configuration(dialect.mesh.usual).unwrap();
             assert!(line.unwrap().tool.is_some(), "{}", dialect.mesh.usual);
         }
+        assert_eq!(between("osm,consul").unwrap()[0], "osm");
         for bad in ["", "istio", "istio,", "istio,foo", "istio,linkerd,kuma"] {
             assert!(between(bad).unwrap_err().contains("istio"), "{bad}");
         }

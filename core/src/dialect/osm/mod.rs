@@ -22,6 +22,7 @@ pub static MESH: Mesh = Mesh {
     conventions: resolve::CONVENTIONS,
     tunnels: false,
     nobody: false,
+    always_outbound: true,
     usual: "osm",
 };
 
