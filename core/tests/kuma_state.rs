@@ -242,6 +242,65 @@ fn rules_without_comments() {
     assert_eq!((rules, count(&observed)), (11, 0));
 }
 
+/// Rules of others about DNS that resemble Kuma's.
+const OTHERS: &str = "\
+*raw
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A PREROUTING -p udp -m udp --dport 53 -j CT --zone 1
+-A OUTPUT -d 10.9.9.9/32 -p udp -m udp --dport 53 -j CT --zone 77
+-A OUTPUT -d 10.9.9.9/32 -p udp -m udp --dport 53 -j CT --zone 2
+-A OUTPUT -p udp -m owner --uid-owner 5678 -j CT --zone 1
+COMMIT
+*nat
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A PREROUTING -p udp -m udp --dport 53 -j REDIRECT --to-ports 5353
+-A OUTPUT -d 10.9.9.9/32 -p udp -m udp --dport 53 -j REDIRECT --to-ports 5354
+-A OUTPUT -o eth9 -p udp -m udp --dport 53 -m owner --uid-owner 5678 -j RETURN
+COMMIT
+";
+
+fn lines(observed: &Observed) -> Vec<String> {
+    let tables = observed.holdings.iter().flat_map(|holding| &holding.dump.tables);
+    let chains = tables.flat_map(|t| t.chains.iter().map(move |chain| (&t.name, chain)));
+    let lines = chains.flat_map(|(table, chain)| {
+        chain.rules.iter().map(move |rule| format!("{table} {} {}", chain.name, rule.text))
+    });
+    let mut lines: Vec<String> = lines.collect();
+    lines.sort();
+    lines
+}
+
+/// Verify that rules of others about DNS stay, beside rules without comments, with DNS and without: when the
+/// same is installed again, which changes nothing, and when Kuma's go.
+#[test]
+fn dns_rules_of_others_stay() {
+    let resolv_conf = "nameserver 10.96.0.10\nnameserver 10.96.0.11\n".to_owned();
+    let host = HostFacts { resolv_conf: Some(Ok(resolv_conf)), ..HostFacts::default() };
+    for more in [
+        &[][..],
+        &[("redirect-all-dns-traffic", "true")],
+        &[("redirect-dns", "true")],
+        &[("redirect-all-dns-traffic", "true"), ("skip-dns-conntrack-zone-split", "true")],
+    ] {
+        let mut bare = to_iptables(
+            &resolve(&[&[("kuma-dp-user", "5678")], more].concat(), &host).policy,
+            &LAYOUT,
+        );
+        for emission in &mut bare.v4 {
+            emission.rule.matches.retain(|condition| !matches!(condition, Match::Comment(_)));
+        }
+        let mut observed = recorded(&[(Family::V4, OTHERS.to_owned())]);
+        let before = lines(&observed);
+        apply(&mut observed, Some(&bare));
+        assert_eq!(lines(&observed).len(), before.len() + bare.v4.len(), "{more:?}");
+        assert!(is_whole(&observed, Some(&bare)), "{more:?}");
+        apply(&mut observed, None);
+        assert_eq!(lines(&observed), before, "{more:?}");
+    }
+}
+
 /// Verify that every part of a policy that was read back says which flag would have set it.
 #[test]
 fn what_is_read_back_names_kumactls_flags() {
