@@ -52,7 +52,7 @@ fn programs_are_missing() -> Result<()> {
     let linkerd = ["linkerd", "-p", "4143", "-o", "4140", "-u", "2102"];
     let cases: [Case<'_>; 16] = [
         (&[], &linkerd, captured("using iptables-nft: the kernel has nf_tables")),
-        (&LEGACY, &linkerd, captured("using iptables-legacy: asked for")),
+        (&LEGACY, &linkerd, captured("using iptables-legacy: the default of proxy-init")),
         (&[], &apply, captured("using nftables: the kernel has nf_tables")),
         (&[], &istio, captured("using iptables-nft: the kernel has nf_tables")),
         (&[], &by_netlink, captured("using iptables-nft: asked for")),

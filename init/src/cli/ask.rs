@@ -274,20 +274,10 @@ fn one(m: &ArgMatches) -> Result<Typed, NotTyped> {
     }
     if let Some(name) = word("proto") {
         let known = Protocol::from_name(name);
-        let known = known.ok_or_else(|| bad("proto", name, "this protocol is not known"))?;
-        if protocol.is_some_and(|protocol| protocol != known) {
-            return Err(bad("proto", name, "--to names another protocol"));
-        }
-        protocol = Some(known);
+        protocol = Some(known.ok_or_else(|| bad("proto", name, "this protocol is not known"))?);
     }
     let protocol = protocol.unwrap_or(Protocol::TCP);
-    if let Some(number) = m.get_one::<u16>("to-port").copied() {
-        if let Some(other) = port.filter(|port| *port != number) {
-            let what = format!("--to names another port, {other}");
-            return Err(NotTyped::Bad(format!("--to-port {number}: {what}")));
-        }
-        port = Some(number);
-    }
+    let port = m.get_one::<u16>("to-port").copied().or(port);
     if port.is_none() && protocol.has_ports() {
         return Err(NotTyped::Bad("which port does it go to? --to-port 8080".to_owned()));
     }
@@ -340,22 +330,6 @@ pub(super) fn end(text: &str) -> Option<(IpAddr, Option<u16>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_said_twice_is_said_alike() {
-        use super::super::own::read;
-        let explain = |to: &str, more: &[&str]| {
-            let words = [&["explain", "--to", to], more].concat();
-            read(words.iter().map(Into::into).collect())
-        };
-        let ports = ["--to-port", "8080"];
-        assert!(explain("198.51.100.10:8080", &ports).is_ok());
-        assert!(explain("198.51.100.10", &ports).is_ok());
-        let Err(NotTyped::Bad(text)) = explain("198.51.100.10:80", &ports) else { panic!("taken") };
-        assert_eq!(text, "--to-port 8080: --to names another port, 80");
-        assert!(explain("198.51.100.10:80/udp", &["--proto", "udp"]).is_ok());
-        assert!(explain("198.51.100.10:80/udp", &["--proto", "tcp"]).is_err());
-    }
 
     #[test]
     fn an_ipv4_address_in_an_ipv6_one_is_the_former() {
