@@ -42,8 +42,18 @@ pub struct Owned {
 }
 
 impl Owned {
-    /// Find what is ours in a dump.
+    /// Find what is ours in a dump. Rules with Millrace's comment are where a dialect is looked for that
+    /// has it.
     pub fn find(dump: &Dump, footprints: &[Footprint]) -> Self {
+        Self::look(dump, footprints, footprints.iter().any(|footprint| footprint.layout.tagged))
+    }
+
+    /// Find what is a dialect's in a dump that holds no other's, with all that has Millrace's comment.
+    pub(crate) fn read(dump: &Dump, footprint: &Footprint) -> Self {
+        Self::look(dump, std::slice::from_ref(footprint), true)
+    }
+
+    fn look(dump: &Dump, footprints: &[Footprint], tagged: bool) -> Self {
         let chains = own_chains(dump, footprints).into_iter();
         let chains = chains.map(|(table, chain)| (table, chain.to_owned())).collect();
         let mut owned = Self { chains, rules: BTreeSet::new() };
@@ -56,11 +66,14 @@ impl Owned {
                 }
             }
         }
+        let is_tagged = |rule: &DumpRule| {
+            tagged && rule.rule.as_ref().is_ok_and(|rule| rule.matches.contains(&Match::Ours))
+        };
         for (table, content) in known_tables(dump) {
             for chain in &content.chains {
                 let is_ours = owned.has_chain(table, &chain.name);
                 for (index, rule) in chain.rules.iter().enumerate() {
-                    if is_ours || owned.reaches(table, rule) {
+                    if is_ours || is_tagged(rule) || owned.reaches(table, rule) {
                         owned.add_rule(table, &chain.name, index);
                     }
                 }
@@ -119,13 +132,11 @@ impl Owned {
         chains.chain(self.rules.iter().map(|(t, ..)| *t)).collect()
     }
 
-    /// Whether a rule goes to a chain of ours or carries our comment. A rule that is not
-    /// understood can still be seen to jump.
+    /// Whether a rule goes to a chain of ours. A rule that is not understood can still be seen to
+    /// jump.
     fn reaches(&self, table: Table, rule: &DumpRule) -> bool {
         if let Ok(rule) = &rule.rule {
-            let jumps =
-                matches!(&rule.target, Target::Jump(c) if self.has_chain(table, c.as_str()));
-            jumps || rule.matches.contains(&Match::Ours)
+            matches!(&rule.target, Target::Jump(c) if self.has_chain(table, c.as_str()))
         } else {
             let mut words = words(&rule.text);
             let jump = words.by_ref().find(|w| ["-j", "-g"].contains(w));

@@ -7,11 +7,13 @@ pub use error::EngineError;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millrace_core::dialect::FOOTPRINTS;
+use millrace_core::dialect::alone::alone;
 use millrace_core::dialect::others::captures;
+use millrace_core::dialect::{Dialect, FOOTPRINTS};
 use millrace_core::nft::UNGUARDED;
 use millrace_core::nft::tables::Native;
 use millrace_core::observed::{Observed, Variant};
+use millrace_core::ownership::Footprint;
 use millrace_core::plan::{self, Choice, Context, Effect, Means, Plan, Wanted, Wish};
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Ruleset;
@@ -102,6 +104,8 @@ pub struct Session {
     guards: (bool, bool),
     /// The number of the last change of `nf_tables` before the last look.
     generation: Option<u32>,
+    /// The one dialect whose rules are worked on; none for all.
+    only: Option<&'static Dialect>,
     warnings: Vec<String>,
 }
 
@@ -121,8 +125,19 @@ impl Session {
             means: None,
             guards: (false, false),
             generation: None,
+            only: None,
             warnings: Vec::new(),
         })
+    }
+
+    /// See and change nothing but what one dialect has here, which needs no policy routing.
+    pub const fn only(&mut self, dialect: &'static Dialect) {
+        self.only = Some(dialect);
+    }
+
+    /// How the rules are known that are worked on.
+    fn footprints(&self) -> &'static [Footprint] {
+        self.only.map_or(FOOTPRINTS, |dialect| std::slice::from_ref(&dialect.footprint))
     }
 
     /// The namespace's links.
@@ -151,7 +166,10 @@ impl Session {
                 self.warnings.push(warning);
             }
         }
-        Ok(seen.observed)
+        Ok(match self.only {
+            Some(dialect) => alone(seen.observed, dialect),
+            None => seen.observed,
+        })
     }
 
     /// What the user should know, once.
@@ -260,7 +278,7 @@ impl Session {
         let choice = self.choose(&before, request, avoid)?;
         self.means = choice.map(|choice| choice.means);
         let context = Context {
-            footprints: FOOTPRINTS,
+            footprints: self.footprints(),
             groups: request.groups,
             marks: request.marks.clone(),
             netlink: !programs,
@@ -355,11 +373,12 @@ impl Session {
         if rules.native.is_none() {
             avoid.push(Means::NFTABLES);
         }
+        let footprints = self.footprints();
         Ok(Some(plan::choose(
             before,
             request.wish,
             &mut |means| self.has(means),
-            FOOTPRINTS,
+            footprints,
             &avoid,
         )?))
     }

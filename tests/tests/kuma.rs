@@ -62,21 +62,22 @@ impl Way {
         let (code, said) = ran(&topology.pod, &mut command)?;
         ensure!(code == Some(0), "{self:?}: {said}");
         if self == Self::Text {
-            load(topology, &said)?;
+            load(topology, &said, Variant::Nft)?;
         }
         Ok(said)
     }
 }
 
 /// Do with the text of a dry run what kumactl does with it.
-fn load(topology: &Topology, text: &str) -> Result<()> {
+fn load(topology: &Topology, text: &str, variant: Variant) -> Result<()> {
     let (v4, v6) = text.split_once("### IPv6 ###").context("both families")?;
-    topology.pod.run("ip", &["-6", "address", "add", "::6/128", "dev", "lo"])?;
+    topology.pod.run("ip", &["-6", "address", "replace", "::6/128", "dev", "lo"])?;
     let folder = tempfile::tempdir()?;
-    for (program, text) in [("iptables-nft-restore", v4), ("ip6tables-nft-restore", v6)] {
-        let file = folder.path().join(program);
+    for (family, text) in [("iptables", v4), ("ip6tables", v6)] {
+        let program = format!("{family}-{}-restore", variant.as_str());
+        let file = folder.path().join(family);
         fs::write(&file, text)?;
-        topology.pod.run(program, &["--noflush", file.to_str().context("a path")?])?;
+        topology.pod.run(&program, &["--noflush", file.to_str().context("a path")?])?;
     }
     Ok(())
 }
@@ -257,6 +258,67 @@ fn one_mesh_follows_on_the_other() -> Result<()> {
         ensure!(code == Some(0), "{mesh}: {said}");
         let (code, said) = ran(&topology.pod, &mut millrace(["status"])?)?;
         ensure!(code == Some(0) && said.contains(mesh), "{mesh}: {said}");
+    }
+    Ok(())
+}
+
+/// Verify that Kuma's uninstall takes Kuma's rules away from beside those of another mesh, which stay whole
+/// with the routing and the address that they need, whatever holds either.
+#[test]
+fn uninstall_leaves_another_mesh_whole() -> Result<()> {
+    let istio = |more: &[&'static str]| {
+        let words = ["istio-iptables", "-p15001", "-z15006", "-b*", "-i*", "--dual-stack"];
+        [&words, more].concat()
+    };
+    let native = ["apply", "--ipv6", "on", "--proxy-uid", "1337", "--dns", "all"];
+    for other in [
+        istio(&["-mREDIRECT"]),
+        istio(&["-mTPROXY"]),
+        istio(&["-mREDIRECT", "--native-nftables"]),
+        [&native[..], &["--backend", "iptables-nft"]].concat(),
+    ] {
+        for variant in [Variant::Legacy, Variant::Nft] {
+            let topology = Topology::new(Stack::Dual, Layout::default())?;
+            let (code, said) = ran(&topology.pod, &mut millrace(&other)?)?;
+            ensure!(code == Some(0), "{other:?}: {said}");
+            let before = Snapshot::take(&topology.pod)?.without_counters();
+            let text = [&INSTALL[..], &["--redirect-all-dns-traffic", "--dry-run"]].concat();
+            let (code, text) = ran(&topology.pod, &mut millrace(text)?)?;
+            ensure!(code == Some(0), "{text}");
+            load(&topology, &text, variant)?;
+            let (code, said) = ran(&topology.pod, &mut millrace(UNINSTALL)?)?;
+            ensure!(code == Some(0) && said.contains("done: "), "{other:?} {variant:?}: {said}");
+            let after = Snapshot::take(&topology.pod)?.without_counters();
+            let differences = before.differences(&after);
+            ensure!(before == after, "{other:?} {variant:?}: {differences}");
+            let (code, said) = ran(&topology.pod, &mut millrace(["status"])?)?;
+            ensure!(
+                code == Some(0) && said.contains("captured: "),
+                "{other:?} {variant:?}: {said}"
+            );
+            let (code, said) = ran(&topology.pod, &mut millrace(UNINSTALL)?)?;
+            ensure!(code == Some(0) && said.contains("no rules of Kuma are here"), "{said}");
+        }
+    }
+    Ok(())
+}
+
+/// Verify that an uninstall finishes what an interrupted one left: the address, and the note.
+#[test]
+fn uninstall_finishes_an_interrupted_one() -> Result<()> {
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    let untaken = Snapshot::take(&topology.pod)?;
+    for rest in [
+        &["-6", "address", "add", "::6/128", "dev", "lo"][..],
+        &["link", "property", "add", "dev", "lo", "altname", "millrace-change-in-progress"],
+    ] {
+        topology.pod.run("ip", rest)?;
+        let (code, said) = ran(&topology.pod, &mut millrace(UNINSTALL)?)?;
+        ensure!(code == Some(0) && said.contains("done: "), "{rest:?}: {said}");
+        let left = Snapshot::take(&topology.pod)?;
+        ensure!(left.rules == untaken.rules && left.addresses == untaken.addresses);
+        let (code, said) = ran(&topology.pod, &mut millrace(UNINSTALL)?)?;
+        ensure!(code == Some(0) && said.contains("nothing to do"), "{rest:?}: {said}");
     }
     Ok(())
 }

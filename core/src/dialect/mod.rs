@@ -1,5 +1,6 @@
 //! How the tools of the meshes are told what to capture. Only here has a mesh a name.
 
+pub mod alone;
 pub mod consul;
 mod error;
 pub mod flags;

@@ -17,7 +17,7 @@ impl Chains {
     /// Those of a dump that one dialect made. What is not understood is left out: the comparison
     /// finds it later.
     pub(super) fn of(dump: &Dump, footprint: &Footprint) -> Self {
-        let owned = Owned::find(dump, std::slice::from_ref(footprint));
+        let owned = Owned::read(dump, footprint);
         let groups = BTreeMap::new();
         let mut rules: BTreeMap<(Table, String), Vec<Rule>> = BTreeMap::new();
         let mut present = false;

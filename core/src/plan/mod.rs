@@ -12,10 +12,9 @@ mod target;
 pub use choose::{Choice, Means, NoBackend, Wish, choose};
 pub use effect::{Change, Effect};
 pub use rollback::rollback;
-pub(crate) use routing::has_passthrough;
 pub use routing::{
     LOCALHOST_PROTOCOL, PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_READY, PASSTHROUGH_V6,
-    RULE_PRIORITY, TakenTable, localhost,
+    RULE_PRIORITY, TakenTable, has_passthrough, localhost,
 };
 pub use tables::{TableEdit, TableStep};
 pub use target::{Body, FamilyState};

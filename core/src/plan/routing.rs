@@ -191,6 +191,6 @@ pub(super) fn changes(
 }
 
 /// Whether `lo` has `::6/128`.
-pub(crate) fn has_passthrough(observed: &Observed) -> bool {
+pub fn has_passthrough(observed: &Observed) -> bool {
     observed.addresses.iter().any(|a| a.loopback && a.address == PASSTHROUGH_V6 && a.prefix == 128)
 }

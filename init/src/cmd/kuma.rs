@@ -6,12 +6,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use millrace_core::dialect::kuma::{self, DIALECT, NFT_LAYOUT, Options, Programs, Resolved};
+use millrace_core::dialect::kuma::{self, DIALECT, Options, Programs, Resolved};
 use millrace_core::dialect::{ConfigErrors, Raw, Reader};
 use millrace_core::nft::render_transaction;
 use millrace_core::observed::{Observed, Variant};
 use millrace_core::ownership::Owned;
-use millrace_core::plan::{Effect, Wish};
+use millrace_core::plan::{Effect, Wish, has_passthrough};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
 use millrace_core::value::Groups;
@@ -122,6 +122,7 @@ fn uninstall(flags: Vec<(String, String)>) -> Result<()> {
     let wait = Duration::from_secs(reader.finish(wait.ok())?.into());
     let mut log = Log::kuma();
     let mut session = Session::open()?;
+    session.only(&DIALECT);
     let exec = exec::Options::default();
     if is_here(&session.observe(&exec, Look::Fast)?) {
         let outcome = session.run(&Request {
@@ -132,13 +133,15 @@ fn uninstall(flags: Vec<(String, String)>) -> Result<()> {
             dry_run,
             wait,
             groups: &Groups::new(),
-            marks: config::marks(None),
+            marks: Vec::new(),
             exec,
         })?;
         for warning in &outcome.warnings {
             log.warn(warning);
         }
-        for effect in outcome.effects.iter().filter(|e| !matches!(e, Effect::Marker { .. })) {
+        let is_note = |effect: &&Effect| matches!(effect, Effect::Marker { .. });
+        let only_notes = outcome.effects.iter().all(|effect| is_note(&effect));
+        for effect in outcome.effects.iter().filter(|e| only_notes || !is_note(e)) {
             log.info(&format!("{}: {effect}", if dry_run { "would do" } else { "done" }));
         }
     } else {
@@ -147,13 +150,13 @@ fn uninstall(flags: Vec<(String, String)>) -> Result<()> {
     restore_resolver(dry_run)
 }
 
-/// Whether anything of Kuma's is there: what others capture is not undone in its name.
+/// Whether anything of Kuma's is there, or what a run that did not end left. What others have was not seen.
 fn is_here(observed: &Observed) -> bool {
     let rules = |holding: &millrace_core::observed::Holding| {
         !Owned::find(&holding.dump, std::slice::from_ref(&DIALECT.footprint)).is_empty()
     };
-    let table = |name: &str| NFT_LAYOUT.names().any(|own| own == name);
-    observed.holdings.iter().any(rules) || observed.tables.iter().any(|t| table(&t.name))
+    let rest = observed.interrupted || has_passthrough(observed);
+    rest || !observed.native.is_empty() || observed.holdings.iter().any(rules)
 }
 
 /// Put back the resolver's configuration that an old kumactl had kept, and print it.
