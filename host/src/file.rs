@@ -1,10 +1,10 @@
 //! Files that somebody names, read so that none of them can hold a command up: up to a bound, and no
 //! longer than a moment. A FIFO is one too, since that is what a shell makes of `<(iptables-save)`.
 
-use std::fs::OpenOptions;
-use std::io::{self, IsTerminal as _};
+use std::fs::{self, OpenOptions};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,9 @@ pub enum FileError {
     /// Nothing came from it for too long, or not all.
     #[error("it does not end: not all of it is there after {0:?}")]
     Slow(Duration),
+    /// It is a folder, a FIFO, a device.
+    #[error("it is no regular file")]
+    NotRegular,
     /// It is no text.
     #[error("stream did not contain valid UTF-8")]
     NoText,
@@ -56,7 +59,83 @@ pub fn bytes(path: &Path, most: usize) -> Result<Vec<u8>, FileError> {
     to_end(&file, most, patience)
 }
 
-/// The text of standard input, likewise. Somebody who types has all the time in the world.
+/// As [`bytes`], of a regular file alone.
+///
+/// # Errors
+/// See [`FileError`].
+pub fn regular(path: &Path, most: usize) -> Result<Vec<u8>, FileError> {
+    let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(FileError::NotRegular);
+    }
+    to_end(&file, most, None)
+}
+
+/// Put something in the place of what a regular file holds, of which so many bytes are read: by a file
+/// beside it, so that it is never there in part. Where that can't be (it is mounted, as a pod's own files
+/// are), it is written over, and what was there is put back where that fails. A file that is not there
+/// is made.
+///
+/// # Errors
+/// See [`FileError`]; the file is as it was then, unless that can't be written either.
+pub fn replace(path: &Path, content: &[u8], most: usize) -> Result<(), FileError> {
+    // What a link leads to, not the link.
+    let path = match path.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
+        found => found?,
+    };
+    let old = match regular(&path, most) {
+        Err(FileError::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
+        old => Some(old?),
+    };
+    if old.as_deref() == Some(content) || beside(&path, content).is_ok() {
+        return Ok(());
+    }
+    let open = || OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let write = |bytes: &[u8]| -> io::Result<()> {
+        let mut file = open()?;
+        file.write_all(bytes)?;
+        file.set_len(bytes.len().try_into().unwrap_or(u64::MAX))?;
+        file.sync_all()
+    };
+    write(content).or_else(|error| {
+        match old {
+            Some(old) => write(&old)?,
+            None if path.exists() => fs::remove_file(&path)?,
+            None => {}
+        }
+        Err(error.into())
+    })
+}
+
+/// Write a file beside another with its owner and mode, and give it that one's name.
+fn beside(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".millrace-{}", std::process::id()));
+    let draft = path.with_file_name(name);
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&draft)?;
+        match path.metadata() {
+            Ok(old) => {
+                fchown(&file, Some(old.uid()), Some(old.gid()))?;
+                file.set_permissions(old.permissions())?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&draft, path)
+    };
+    let written = write();
+    if written.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::AlreadyExists) {
+        // It may not have come to be.
+        let _removed = fs::remove_file(&draft);
+    }
+    written
+}
+
+/// The text of standard input, as [`text`] reads it. Somebody who types has all the time in the world.
 ///
 /// # Errors
 /// See [`FileError`].
@@ -102,8 +181,8 @@ fn to_end(file: &impl AsFd, most: usize, patience: Option<Duration>) -> Result<V
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, File};
-    use std::io::Write as _;
+    use std::fs::File;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
     use std::thread;
 
     use nix::sys::stat::Mode;
@@ -164,5 +243,22 @@ mod tests {
         let (reader, mut writer) = io::pipe().unwrap();
         thread::spawn(move || while writer.write_all(b"x").is_ok() {});
         assert!(matches!(to_end(&reader, MOST, Some(PATIENCE)), Err(FileError::TooLong(MOST))));
+    }
+
+    #[test]
+    fn a_file_is_replaced_behind_its_link_with_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, link] = ["path", "link"].map(|name| folder.path().join(name));
+        fs::write(&path, "what is there is longer").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o604)).unwrap();
+        symlink(&path, &link).unwrap();
+        replace(&link, b"new", MOST).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o604);
+        assert!(link.is_symlink());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        let fifo = folder.path().join("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        assert!(matches!(replace(&fifo, b"new", MOST), Err(FileError::NotRegular)));
     }
 }

@@ -303,6 +303,44 @@ fn uninstall_leaves_another_mesh_whole() -> Result<()> {
     Ok(())
 }
 
+/// Verify that an uninstall puts the kept resolv.conf back, also where it is mounted; that it changes nothing
+/// where what was kept is unfit, and leaves it alone where nothing of Kuma is here.
+#[test]
+fn uninstall_puts_resolv_conf_back() -> Result<()> {
+    let topology = Topology::new(Stack::Dual, Layout::default())?;
+    let millrace = binary::millrace()?;
+    let uninstall = format!("{} {}", millrace.display(), UNINSTALL.join(" "));
+    let install = format!("{} {}", millrace.display(), INSTALL.join(" "));
+    let etc = "set -e; mount -t tmpfs none /etc; echo old > /etc/resolv.conf; kept=/etc/resolv.conf.kuma-backup";
+    let mounted = "echo old > /etc/other; mount --bind /etc/other /etc/resolv.conf";
+    for (prepare, code, resolver, here) in [
+        ("echo new > $kept", 0, "new", false),
+        (&format!("echo new > $kept; {mounted}"), 0, "new", false),
+        (": > $kept", 1, "old", true),
+        ("mkfifo $kept", 1, "old", true),
+        (&format!("echo new > $kept; {uninstall}; echo old > /etc/resolv.conf"), 0, "old", false),
+        (
+            &format!(
+                "echo new > $kept; {mounted}; mount -o remount,ro,bind /etc/resolv.conf; mount -o remount,ro /etc"
+            ),
+            1,
+            "old",
+            true,
+        ),
+    ] {
+        let script = format!(
+            "{etc}; {install}; {prepare}; code=0; timeout 20 {uninstall} || code=$?; \
+             echo code=$code resolver=$(cat /etc/resolv.conf)"
+        );
+        let (_, said) =
+            ran(&topology.pod, Command::new("unshare").args(["-m", "sh", "-c", &script]))?;
+        ensure!(said.contains(&format!("code={code} resolver={resolver}")), "{prepare}: {said}");
+        let (_, status) = ran(&topology.pod, Command::new(&millrace).arg("status"))?;
+        ensure!(status.contains("captured: ") == here, "{prepare}: {said}{status}");
+    }
+    Ok(())
+}
+
 /// Verify that an uninstall finishes what an interrupted one left: the address, and the note.
 #[test]
 fn uninstall_finishes_an_interrupted_one() -> Result<()> {

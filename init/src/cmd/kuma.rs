@@ -1,8 +1,9 @@
 //! `kumactl install transparent-proxy` and `kumactl uninstall transparent-proxy`: what these do, with their
 //! output and exit codes.
 
+mod resolver;
+
 use std::ffi::OsString;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -17,7 +18,7 @@ use millrace_core::preflight::Backend;
 use millrace_core::value::Groups;
 use millrace_host::engine::{Drift, Outcome, Request, Rules, Session};
 use millrace_host::observe::Look;
-use millrace_host::{exec, facts, file};
+use millrace_host::{exec, facts};
 
 use super::output::{log_outcome, print, print_for_programs};
 use super::{config, exit_of, namespace, termination, told};
@@ -26,12 +27,6 @@ use crate::cli::kuma::{Asked, read};
 use crate::cli::own::Place;
 use crate::exit::Exit;
 use crate::log::Log;
-
-/// The resolver's configuration, and what releases of kumactl that changed it kept of it.
-const RESOLV_CONF: [&str; 2] = ["/etc/resolv.conf", "/etc/resolv.conf.kuma-backup"];
-
-/// The most that is read of that, in bytes.
-const MOST: usize = 1024 * 1024;
 
 /// The whole command, from the words behind its name.
 pub(crate) fn kuma(words: Vec<OsString>) -> Exit {
@@ -124,30 +119,41 @@ fn uninstall(flags: Vec<(String, String)>) -> Result<()> {
     let mut session = Session::open()?;
     session.only(&DIALECT);
     let exec = exec::Options::default();
-    if is_here(&session.observe(&exec, Look::Fast)?) {
-        let outcome = session.run(&Request {
-            rules: None,
-            wish: Wish::Auto,
-            drift: Drift::Replace,
-            everything: false,
-            dry_run,
-            wait,
-            groups: &Groups::new(),
-            marks: Vec::new(),
-            exec,
-        })?;
-        for warning in &outcome.warnings {
-            log.warn(warning);
-        }
-        let is_note = |effect: &&Effect| matches!(effect, Effect::Marker { .. });
-        let only_notes = outcome.effects.iter().all(|effect| is_note(&effect));
-        for effect in outcome.effects.iter().filter(|e| only_notes || !is_note(e)) {
-            log.info(&format!("{}: {effect}", if dry_run { "would do" } else { "done" }));
-        }
-    } else {
+    if !is_here(&session.observe(&exec, Look::Fast)?) {
         log.info("nothing to do: no rules of Kuma are here");
+        return Ok(());
     }
-    restore_resolver(dry_run)
+    let kept = resolver::kept().context("nothing was changed")?;
+    // First, so that what fails or is killed can be done again: the rules tell that it is not done.
+    if let (Some(kept), false) = (&kept, dry_run) {
+        kept.put_back()
+            .context("the rules of Kuma stand, `millrace cleanup` removes them alone")?;
+    }
+    let outcome = session.run(&Request {
+        rules: None,
+        wish: Wish::Auto,
+        drift: Drift::Replace,
+        everything: false,
+        dry_run,
+        wait,
+        groups: &Groups::new(),
+        marks: Vec::new(),
+        exec,
+    });
+    let outcome = if kept.is_some() && !dry_run {
+        outcome.with_context(|| format!("{} was put back already", resolver::PATH))?
+    } else {
+        outcome?
+    };
+    for warning in &outcome.warnings {
+        log.warn(warning);
+    }
+    let is_note = |effect: &&Effect| matches!(effect, Effect::Marker { .. });
+    let only_notes = outcome.effects.iter().all(|effect| is_note(&effect));
+    for effect in outcome.effects.iter().filter(|e| only_notes || !is_note(e)) {
+        log.info(&format!("{}: {effect}", if dry_run { "would do" } else { "done" }));
+    }
+    kept.map_or(Ok(()), |kept| print(kept.text()))
 }
 
 /// Whether anything of Kuma's is there, or what a run that did not end left. What others have was not seen.
@@ -157,18 +163,4 @@ fn is_here(observed: &Observed) -> bool {
     };
     let rest = observed.interrupted || has_passthrough(observed);
     rest || !observed.native.is_empty() || observed.holdings.iter().any(rules)
-}
-
-/// Put back the resolver's configuration that an old kumactl had kept, and print it.
-fn restore_resolver(dry_run: bool) -> Result<()> {
-    let [path, kept] = RESOLV_CONF.map(Path::new);
-    if !kept.exists() {
-        return Ok(());
-    }
-    let text = file::text(kept, MOST).with_context(|| kept.display().to_string())?;
-    if !dry_run {
-        // In its place: in a container it is mounted.
-        std::fs::write(path, &text).with_context(|| path.display().to_string())?;
-    }
-    print(&text)
 }
