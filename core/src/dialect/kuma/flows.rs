@@ -4,6 +4,9 @@ use crate::policy::Flow;
 use crate::ruleset::Protocol;
 use crate::value::{PortRange, UidRange};
 
+/// The most ports that one rule of iptables can ask for.
+const IN_ONE_RULE: usize = 15;
+
 /// What is wrong with such a text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BadFlow {
@@ -76,7 +79,29 @@ fn read_ports(list: &str) -> Result<Vec<PortRange>, BadFlow> {
         let (first, last) = item.split_once('-').unwrap_or((item, item));
         PortRange::new(first.parse().ok()?, last.parse().ok()?)
     };
-    list.split(',').map(|item| range(item).ok_or_else(|| bad(item))).collect()
+    let read: Result<Vec<PortRange>, BadFlow> =
+        list.split(',').map(|item| range(item).ok_or_else(|| bad(item))).collect();
+    let ports = read?;
+    // What one rule can ask for stays as it was typed.
+    Ok(if ports.len() > IN_ONE_RULE { merged(ports) } else { ports })
+}
+
+/// Ranges that touch or overlap as one: thousands of ports would be as many parts of rules.
+fn merged(mut ports: Vec<PortRange>) -> Vec<PortRange> {
+    ports.sort_by_key(|range| (range.first(), range.last()));
+    let mut merged: Vec<PortRange> = Vec::new();
+    for range in ports {
+        let touches =
+            |last: &&mut PortRange| range.first().get() <= last.last().get().saturating_add(1);
+        match merged.last_mut().filter(touches) {
+            Some(last) => {
+                let end = last.last().max(range.last());
+                *last = PortRange::new(last.first(), end).unwrap_or(*last);
+            }
+            None => merged.push(range),
+        }
+    }
+    merged
 }
 
 fn read_users(text: &str) -> Result<UidRange, BadFlow> {
@@ -129,6 +154,13 @@ mod tests {
             assert_eq!(flow(text), read("tcp,udp", "1:65535", "3-4"), "{text}");
         }
         assert_eq!(flow("tcp:22,80-90:106-108"), read("tcp", "22,80:90", "106-108"));
+    }
+
+    #[test]
+    fn many_ports_that_touch_are_one_range() {
+        let all: Vec<String> = (1..=65535).rev().map(|port: u16| port.to_string()).collect();
+        let flow = flow(&format!("tcp:{},1-65535:7", all.join(","))).unwrap();
+        assert_eq!(flow.1, "1:65535");
     }
 
     #[test]
