@@ -85,11 +85,11 @@ fn what_is_not_understood_is_not_guessed() -> Result<()> {
         "-f -j ACCEPT",
         "-p tcp -g elsewhere",
         "-p tcp -m multiport --sports 1,2 -j ACCEPT",
-        "-m owner --uid-owner 1-5 -j ACCEPT",
+        "-m owner --gid-owner 1-5 -j ACCEPT",
         "-m owner --socket-exists -j ACCEPT",
         "-m conntrack --ctproto 6 -j ACCEPT",
         "-m conntrack ! --ctstate NEW -j ACCEPT",
-        "-m comment --comment something -j ACCEPT",
+        "-m comment --comment grüße -j ACCEPT",
         "-m limit --limit 1/sec -j ACCEPT",
         "-j MARK --xor-mark 1",
         "-j CONNMARK --set-mark 5",
@@ -110,6 +110,29 @@ fn what_is_not_understood_is_not_guessed() -> Result<()> {
         assert_eq!(printed.map(|c| c.rules.len()), Some(1), "{rule:?} was written");
         assert_eq!(read, None, "{rule:?} was read");
         namespace.run("iptables-legacy", &["-t", table, "-F", "OUTPUT"])?;
+    }
+    Ok(())
+}
+
+/// Verify that what other meshes' tools write is read as `iptables-legacy-save` prints it.
+#[test]
+fn rules_of_other_meshes_are_read() -> Result<()> {
+    let namespace = Namespace::new()?;
+    for rule in [
+        "-m owner --uid-owner 1-5 -j ACCEPT",
+        "-p tcp -m comment --comment any/thing -j ACCEPT",
+        "-p tcp -m comment --comment it's:\"\\so\" -j ACCEPT",
+        "-p udp -m udp --dport 53 -j DNAT --to-destination 10.0.0.9",
+        "-p udp -m udp --dport 53 -j DNAT --to-destination 127.0.0.1:8600",
+        "-p tcp -m multiport --dports 1,3:5,9 -j RETURN",
+    ] {
+        let append =
+            [&["-t", "nat", "-A", "OUTPUT"][..], &Vec::from_iter(rule.split(' '))].concat();
+        namespace.run("iptables-legacy", &append)?;
+        let (read, printed) = both_ways(&namespace, Family::V4)?;
+        let read = read.with_context(|| format!("{rule} is understood"))?;
+        assert_eq!(comparable(&read)?, comparable(&printed)?, "{rule}");
+        namespace.run("iptables-legacy", &["-t", "nat", "-F", "OUTPUT"])?;
     }
     Ok(())
 }
