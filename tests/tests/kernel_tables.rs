@@ -126,8 +126,8 @@ fn rules_of_other_meshes_are_read() -> Result<()> {
         "-p udp -m udp --dport 53 -j DNAT --to-destination 127.0.0.1:8600",
         "-p tcp -m multiport --dports 1,3:5,9 -j RETURN",
     ] {
-        let append =
-            [&["-t", "nat", "-A", "OUTPUT"][..], &Vec::from_iter(rule.split(' '))].concat();
+        let append = ["-t", "nat", "-A", "OUTPUT"].into_iter().chain(rule.split(' '));
+        let append: Vec<&str> = append.collect();
         namespace.run("iptables-legacy", &append)?;
         let (read, printed) = both_ways(&namespace, Family::V4)?;
         let read = read.with_context(|| format!("{rule} is understood"))?;
