@@ -95,13 +95,22 @@ fn dial(
     let at =
         |ips: [&str; 2], port| Ok::<_, anyhow::Error>(SocketAddr::new(ips[family].parse()?, port));
     let (from, to) = (at(OUTSIDE, from)?, at(PODS, to)?);
+    let deadline = Instant::now() + PATIENCE;
     outside.enter(|| {
-        let fd = bound(from, false)?;
-        setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(time, 0))?;
-        match connect(fd.as_raw_fd(), &SockaddrStorage::from(to)) {
-            Ok(()) => Ok(Some(TcpStream::from(fd))),
-            Err(Errno::EINPROGRESS | Errno::ETIMEDOUT) => Ok(None),
-            Err(errno) => Err(errno).with_context(|| format!("connecting to {to}")),
+        loop {
+            let fd = bound(from, false)?;
+            setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(time, 0))?;
+            return match connect(fd.as_raw_fd(), &SockaddrStorage::from(to)) {
+                Ok(()) => Ok(Some(TcpStream::from(fd))),
+                Err(Errno::EINPROGRESS | Errno::ETIMEDOUT) => Ok(None),
+                // A program that another test has just started has a copy of every socket until it is
+                // executed: the earlier connection's as well.
+                Err(Errno::EADDRNOTAVAIL) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(5));
+                    continue;
+                }
+                Err(errno) => Err(errno).with_context(|| format!("connecting to {to}")),
+            };
         }
     })?
 }
