@@ -11,21 +11,20 @@ use std::path::Path;
 
 use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::consul::{self, DIALECT, LAYOUT, NFT_LAYOUT, Raw, Resolved};
-use millrace_core::dialect::{FOOTPRINTS, istio};
 use millrace_core::ebpf;
-use millrace_core::infer::{of_saved, read, read_native};
-use millrace_core::iptables::Dump;
-use millrace_core::observed::{Holding, Observed, Variant};
-use millrace_core::plan::{self, Context};
+use millrace_core::infer::{of_saved, read};
+use millrace_core::observed::{Observed, Variant};
 use millrace_core::policy::CapturePolicy;
-use millrace_core::ruleset::Ruleset;
 use millrace_core::sim::{Namespace, Program, of_native, of_nft, of_nft_json, of_ruleset};
 use millrace_core::status::{State, judge};
 use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
 use serde_json::Value;
 use support::predicted::{end, question};
-use support::{carry_out, changed_by_nf_tables, configs, verdicts, want};
+use support::state::{
+    apply, follows_on_istio, is_read_back, is_whole, native_is_read_back, recorded,
+};
+use support::{configs, verdicts};
 
 fn resolve(flags: &[(&str, &str)]) -> Resolved {
     let own = |(flag, value): &(&str, &str)| ((*flag).to_owned(), (*value).to_owned());
@@ -85,71 +84,26 @@ fn policies() -> impl Strategy<Value = CapturePolicy> {
     })
 }
 
-fn context(groups: &Groups) -> Context<'_> {
-    Context { footprints: FOOTPRINTS, groups, marks: vec![], netlink: false }
-}
-
-fn apply(observed: &mut Observed, set: Option<&Ruleset>) {
-    let groups = Groups::new();
-    for effect in &plan::plan(observed, want(set), false, &context(&groups)).effects {
-        carry_out(observed, effect);
-    }
-}
-
-fn is_whole(observed: &Observed, set: Option<&Ruleset>) -> bool {
-    let groups = Groups::new();
-    plan::plan(observed, want(set), false, &context(&groups)).is_empty()
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     /// Verify that the settings are read back from any rules, and that these survive the kernel's form.
     #[test]
     fn settings_can_be_read_back(policy in policies()) {
-        let set = to_iptables(&policy, &LAYOUT);
-        prop_assert_eq!(changed_by_nf_tables(&set, &Groups::new()), []);
-        let mut observed = Observed::default();
-        apply(&mut observed, Some(&set));
-        let dump = |family| observed.holding(Variant::Nft, family);
-        let again = read(dump(Family::V4), dump(Family::V6), &[], &DIALECT).unwrap();
-        prop_assert!(is_whole(&observed, Some(&to_iptables(&again, &LAYOUT))), "{again:#?}");
-        let status = judge(&observed, None, &Groups::new());
-        prop_assert_eq!((status.state, status.dialect), (State::Captured, Some("Consul")));
+        is_read_back(&to_iptables(&policy, &LAYOUT), &DIALECT);
     }
 
     /// Verify the same for native nftables, and that a part is never taken for the whole.
     #[test]
     fn settings_of_native_rules_can_be_read_back(policy in policies()) {
-        let mut tables = to_nft(&policy, &NFT_LAYOUT, true).native(&Groups::new()).unwrap();
-        prop_assert!(read_native(&tables, &[], &DIALECT).is_some(), "{:#?}", tables);
-        for (_, chain) in tables.iter_mut().flat_map(|(_, chains)| chains) {
-            if chain.base.is_some() {
-                chain.rules.clear();
-            }
-        }
-        prop_assert!(read_native(&tables, &[], &DIALECT).is_none());
+        native_is_read_back(to_nft(&policy, &NFT_LAYOUT, true).native(&Groups::new()).unwrap(), &DIALECT);
     }
 
     /// Verify that Consul's rules follow on Istio's and the other way round, and that nothing stays when they
     /// go.
     #[test]
     fn one_mesh_follows_on_the_other(policy in policies(), config in configs(), first in any::<bool>()) {
-        let (ours, theirs) = (to_iptables(&policy, &LAYOUT), to_iptables(&config.policy(), &istio::LAYOUT));
-        let mut sets = [&ours, &theirs];
-        if first {
-            sets.reverse();
-        }
-        let mut observed = Observed::default();
-        for set in sets {
-            apply(&mut observed, Some(set));
-            prop_assert!(is_whole(&observed, Some(set)));
-        }
-        apply(&mut observed, None);
-        prop_assert!(is_whole(&observed, None));
-        let dumps = observed.holdings.iter().flat_map(|holding| &holding.dump.tables);
-        let rules: usize = dumps.flat_map(|table| &table.chains).map(|chain| chain.rules.len()).sum();
-        prop_assert_eq!(rules, 0);
+        follows_on_istio(&to_iptables(&policy, &LAYOUT), &config.policy(), first);
     }
 
     /// Verify that eBPF, whose programs know another way of staying in the pod, does not take it.
@@ -158,18 +112,6 @@ proptest! {
         let error = ebpf::compile(&policy, &Groups::new()).unwrap_err().to_string();
         prop_assert!(error.contains("connections inside of the pod alone"), "{error}");
     }
-}
-
-/// A namespace that holds recorded rules.
-fn recorded(text: &str) -> Observed {
-    let (v4, v6) = text.split_once("### ip\n").unwrap().1.split_once("### ip6").unwrap();
-    let holding = |(family, text): (Family, &str)| Holding {
-        variant: Variant::Nft,
-        family,
-        dump: Dump::parse(text.trim_start()).unwrap(),
-    };
-    let holdings = [(Family::V4, v4), (Family::V6, v6)].map(holding);
-    Observed { holdings: holdings.to_vec(), ..Observed::default() }
 }
 
 /// Verify that rules which Consul itself wrote are known as its own and as whole, that Millrace has nothing to

@@ -11,23 +11,22 @@ use std::path::Path;
 
 use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::kuma::{self, DIALECT, LAYOUT, NFT_LAYOUT, Raw, Resolved, rules};
-use millrace_core::dialect::{FOOTPRINTS, istio};
 use millrace_core::ebpf;
 use millrace_core::facts::HostFacts;
-use millrace_core::infer::{read, read_native};
+use millrace_core::infer::read;
 use millrace_core::iptables::Dump;
 use millrace_core::nft::{self, NftRuleset};
 use millrace_core::observed::{Holding, InterfaceAddress, Observed, Variant};
-use millrace_core::plan::{self, Context};
 use millrace_core::policy::{CapturePolicy, passthrough};
-use millrace_core::ruleset::{Match, Ruleset};
+use millrace_core::ruleset::Match;
 use millrace_core::sim::{Namespace, Program, of_native, of_nft, of_ruleset};
 use millrace_core::status::{State, judge};
 use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
+use support::configs;
 use support::predicted::{end, question};
+use support::state::{apply, count, follows_on_istio, is_read_back, is_whole, native_is_read_back};
 use support::verdicts;
-use support::{carry_out, changed_by_nf_tables, configs, want};
 
 fn resolve(flags: &[(&str, &str)], host: &HostFacts) -> Resolved {
     let own = |(flag, value): &(&str, &str)| ((*flag).to_owned(), (*value).to_owned());
@@ -84,27 +83,6 @@ fn resolved() -> impl Strategy<Value = Resolved> {
     })
 }
 
-fn context(groups: &Groups) -> Context<'_> {
-    Context { footprints: FOOTPRINTS, groups, marks: vec![], netlink: false }
-}
-
-fn apply(observed: &mut Observed, set: Option<&Ruleset>) {
-    let groups = Groups::new();
-    for effect in &plan::plan(observed, want(set), false, &context(&groups)).effects {
-        carry_out(observed, effect);
-    }
-}
-
-fn is_whole(observed: &Observed, set: Option<&Ruleset>) -> bool {
-    let groups = Groups::new();
-    plan::plan(observed, want(set), false, &context(&groups)).is_empty()
-}
-
-fn count(observed: &Observed) -> usize {
-    let dumps = observed.holdings.iter().flat_map(|holding| &holding.dump.tables);
-    dumps.flat_map(|table| &table.chains).map(|chain| chain.rules.len()).sum()
-}
-
 fn native(policy: &CapturePolicy) -> NftRuleset {
     nft::merge(&to_nft(policy, &NFT_LAYOUT, true))
 }
@@ -115,48 +93,20 @@ proptest! {
     /// Verify that the settings are read back from any rules, and that these survive the kernel's form.
     #[test]
     fn settings_can_be_read_back(resolved in resolved()) {
-        let set = rules(&resolved.policy, &resolved.options);
-        prop_assert_eq!(changed_by_nf_tables(&set, &Groups::new()), []);
-        let mut observed = Observed::default();
-        apply(&mut observed, Some(&set));
-        let dump = |family| observed.holding(Variant::Nft, family);
-        let again = read(dump(Family::V4), dump(Family::V6), &[], &DIALECT).unwrap();
-        prop_assert!(is_whole(&observed, Some(&to_iptables(&again, &LAYOUT))), "{again:#?}");
-        let status = judge(&observed, None, &Groups::new());
-        prop_assert_eq!((status.state, status.dialect), (State::Captured, Some("Kuma")));
+        is_read_back(&rules(&resolved.policy, &resolved.options), &DIALECT);
     }
 
     /// Verify the same for native nftables, and that a part is never taken for the whole.
     #[test]
     fn settings_of_native_rules_can_be_read_back(resolved in resolved()) {
-        let mut tables = native(&resolved.policy).native(&Groups::new()).unwrap();
-        prop_assert!(read_native(&tables, &[], &DIALECT).is_some(), "{:#?}", tables);
-        for (_, chain) in tables.iter_mut().flat_map(|(_, chains)| chains) {
-            if chain.base.is_some() {
-                chain.rules.clear();
-            }
-        }
-        prop_assert!(read_native(&tables, &[], &DIALECT).is_none());
+        native_is_read_back(native(&resolved.policy).native(&Groups::new()).unwrap(), &DIALECT);
     }
 
     /// Verify that Kuma's rules follow on Istio's and the other way round, and that nothing stays when
     /// they go.
     #[test]
     fn one_mesh_follows_on_the_other(resolved in resolved(), config in configs(), first in any::<bool>()) {
-        let ours = rules(&resolved.policy, &resolved.options);
-        let theirs = to_iptables(&config.policy(), &istio::LAYOUT);
-        let mut sets = [&ours, &theirs];
-        if first {
-            sets.reverse();
-        }
-        let mut observed = Observed::default();
-        for set in sets {
-            apply(&mut observed, Some(set));
-            prop_assert!(is_whole(&observed, Some(set)));
-        }
-        apply(&mut observed, None);
-        prop_assert!(is_whole(&observed, None));
-        prop_assert_eq!(count(&observed), 0);
+        follows_on_istio(&rules(&resolved.policy, &resolved.options), &config.policy(), first);
     }
 
     /// Verify that eBPF does not take it.

@@ -11,22 +11,20 @@ use std::fs;
 use std::path::Path;
 
 use millrace_core::capture::{to_iptables, to_nft};
+use millrace_core::dialect::ConfigErrors;
 use millrace_core::dialect::osm::{self, DIALECT, LAYOUT, NFT_LAYOUT, Osm, Raw, Resolved};
-use millrace_core::dialect::{ConfigErrors, FOOTPRINTS, istio};
-use millrace_core::infer::{read, read_native};
 use millrace_core::iptables::Dump;
 use millrace_core::nft::{self, NftRuleset};
 use millrace_core::observed::{Holding, Observed, Variant};
-use millrace_core::plan::{self, Context};
 use millrace_core::policy::CapturePolicy;
-use millrace_core::ruleset::Ruleset;
 use millrace_core::sim::{Namespace, Program, of_native, of_nft, of_ruleset};
 use millrace_core::status::{State, judge};
 use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
 use support::argv::pairs_of;
 use support::predicted::{end, question};
-use support::{carry_out, changed_by_nf_tables, configs, verdicts, want};
+use support::state::{apply, follows_on_istio, is_read_back, is_whole, native_is_read_back};
+use support::{configs, verdicts};
 
 /// What a command line means in a pod with this address.
 fn resolve(words: &[String], address: &str) -> Result<Resolved, ConfigErrors> {
@@ -58,22 +56,6 @@ fn scripts() {
     for (name, policy, text) in cases("script", 3) {
         assert_eq!(osm::script(&policy), text, "{name}");
     }
-}
-
-fn context(groups: &Groups) -> Context<'_> {
-    Context { footprints: FOOTPRINTS, groups, marks: vec![], netlink: false }
-}
-
-fn apply(observed: &mut Observed, set: Option<&Ruleset>) {
-    let groups = Groups::new();
-    for effect in &plan::plan(observed, want(set), false, &context(&groups)).effects {
-        carry_out(observed, effect);
-    }
-}
-
-fn is_whole(observed: &Observed, set: Option<&Ruleset>) -> bool {
-    let groups = Groups::new();
-    plan::plan(observed, want(set), false, &context(&groups)).is_empty()
 }
 
 fn native(policy: &CapturePolicy) -> NftRuleset {
@@ -131,28 +113,16 @@ proptest! {
     /// Verify that the settings are read back from any rules, that these survive the kernel's form, and that
     /// they follow on Istio's and the other way round.
     #[test]
-    fn settings_can_be_read_back(policy in policies(), config in configs()) {
+    fn settings_can_be_read_back(policy in policies(), config in configs(), first in any::<bool>()) {
         let set = to_iptables(&policy, &LAYOUT);
-        let theirs = to_iptables(&config.policy(), &istio::LAYOUT);
-        prop_assert_eq!(changed_by_nf_tables(&set, &Groups::new()), []);
-        let mut observed = Observed::default();
-        apply(&mut observed, Some(&theirs));
-        apply(&mut observed, Some(&set));
-        prop_assert!(is_whole(&observed, Some(&set)));
-        let dump = |family| observed.holding(Variant::Nft, family);
-        let again = read(dump(Family::V4), None, &[], &DIALECT).unwrap();
-        prop_assert!(is_whole(&observed, Some(&to_iptables(&again, &LAYOUT))), "{again:#?}");
-        let status = judge(&observed, None, &Groups::new());
-        prop_assert_eq!((status.state, status.dialect), (State::Captured, Some("Open Service Mesh")));
-        apply(&mut observed, Some(&theirs));
-        prop_assert!(is_whole(&observed, Some(&theirs)));
+        is_read_back(&set, &DIALECT);
+        follows_on_istio(&set, &config.policy(), first);
     }
 
     /// Verify the same for native nftables.
     #[test]
     fn settings_of_native_rules_can_be_read_back(policy in policies()) {
-        let tables = native(&policy).native(&Groups::new()).unwrap();
-        prop_assert!(read_native(&tables, &[], &DIALECT).is_some(), "{:#?}", tables);
+        native_is_read_back(native(&policy).native(&Groups::new()).unwrap(), &DIALECT);
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod argv;
 pub(crate) mod connections;
 pub(crate) mod lines;
 pub(crate) mod predicted;
+pub(crate) mod state;
 pub(crate) mod verdicts;
 
 use std::collections::BTreeMap;
