@@ -242,9 +242,12 @@ impl Program {
         reason: Reason,
     ) {
         let path = path.into();
-        let there = self.decisions.iter().filter(|d| (d.table, d.path) == (table, path));
-        let before = there.filter(|d| matches!(d.placement, Placement::Insert(_))).count();
-        let placement = Placement::Insert(u32::try_from(before).map_or(u32::MAX, |n| n + 1));
+        // They come in a row: the last one is near the end.
+        let last = self.decisions.iter().rev().find_map(|d| match d.placement {
+            Placement::Insert(position) if (d.table, d.path) == (table, path) => Some(position),
+            _ => None,
+        });
+        let placement = Placement::Insert(last.unwrap_or(0).saturating_add(1));
         self.put((table, path, role), placement, when, verdict, reason);
     }
 

@@ -1,6 +1,6 @@
 //! Rules of iptables: for each family its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::super::program::{Condition, Decision, Path, Program, Role, Verdict};
 use super::super::{program, routing};
@@ -39,18 +39,20 @@ pub fn to_iptables(policy: &CapturePolicy, layout: &Layout) -> Ruleset {
 
 /// Positions in front of rules of others count what is written in a family alone.
 fn without_gaps(emissions: &mut [Emission]) {
-    let mut places: BTreeMap<(Table, Chain), BTreeSet<u32>> = BTreeMap::new();
+    let mut places: BTreeMap<(Table, Chain), BTreeMap<u32, u32>> = BTreeMap::new();
     for Emission { table, chain, placement, .. } in emissions.iter() {
         if let Placement::Insert(position) = placement {
-            places.entry((*table, chain.clone())).or_default().insert(*position);
+            places.entry((*table, chain.clone())).or_default().insert(*position, 0);
         }
+    }
+    for all in places.values_mut() {
+        all.values_mut().zip(1..).for_each(|(place, number)| *place = number);
     }
     for Emission { table, chain, placement, .. } in emissions {
         if let Placement::Insert(position) = placement
-            && let Some(all) = places.get(&(*table, chain.clone()))
+            && let Some(place) = places.get(&(*table, chain.clone())).and_then(|p| p.get(position))
         {
-            let before = all.range(..*position).count();
-            *position = u32::try_from(before).map_or(u32::MAX, |before| before + 1);
+            *position = *place;
         }
     }
 }
