@@ -13,7 +13,6 @@
 mod capture;
 pub mod config;
 mod decide;
-mod ebpf;
 mod file;
 pub mod level;
 pub mod log;

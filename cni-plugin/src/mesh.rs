@@ -2,9 +2,7 @@
 
 use std::fmt;
 
-use millrace_core::dialect::{istio, linkerd, native};
-use millrace_core::nft::NftLayout;
-use millrace_core::ruleset::Layout;
+use millrace_core::dialect::{Dialect, istio, linkerd, native};
 use serde::{Deserialize, Serialize};
 
 /// A mesh whose pods this plugin captures.
@@ -35,27 +33,11 @@ impl Mesh {
         }
     }
 
-    /// The names of its rules in iptables: Millrace's own where a mesh's proxy expects none.
-    pub(crate) const fn layout(self) -> &'static Layout {
+    /// The names that its rules have: Millrace's own where a mesh's proxy expects none.
+    pub(crate) const fn dialect(self) -> &'static Dialect {
         match self {
-            Self::Istio => &native::LAYOUT,
-            Self::Linkerd => &linkerd::LAYOUT,
-        }
-    }
-
-    /// The names of its rules in nftables.
-    pub(crate) const fn nft_layout(self) -> &'static NftLayout {
-        match self {
-            Self::Istio => &native::NFT_LAYOUT,
-            Self::Linkerd => &linkerd::NFT_LAYOUT,
-        }
-    }
-
-    /// The dialect that its rules are found under.
-    pub(crate) const fn dialect(self) -> &'static str {
-        match self {
-            Self::Istio => native::DIALECT.name,
-            Self::Linkerd => linkerd::DIALECT.name,
+            Self::Istio => &native::DIALECT,
+            Self::Linkerd => &linkerd::DIALECT,
         }
     }
 }

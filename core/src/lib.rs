@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod capture;
+pub mod desired;
 pub mod dialect;
 pub mod ebpf;
 pub mod facts;

@@ -1,6 +1,7 @@
 //! Every effect of Millrace: namespaces, processes, netlink, files. What to do is decided in
 //! `millrace-core`; here it is done.
 
+pub mod capture;
 pub mod conntrack;
 #[cfg(feature = "cri")]
 pub mod cri;

@@ -11,6 +11,12 @@ pub enum Setting {
     CloseWait,
 }
 
+/// Whether IPv6 is switched off on `lo`, also where the kernel has none (`ip-sysctl`, `disable_ipv6`).
+pub fn lo_has_no_ipv6() -> bool {
+    let off = fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6");
+    off.map_or(true, |text| text.trim() == "1")
+}
+
 /// A setting can't be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error(

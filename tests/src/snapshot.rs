@@ -40,7 +40,7 @@ impl Snapshot {
         // The kernel checks a new address and makes its route a moment after it was added, also
         // that of `lo`, where there is nothing to check.
         let addresses = || namespace.run("ip", &["-6", "-oneline", "addr"]);
-        for _ in 0..200 {
+        for _ in 0..2_000 {
             if !addresses()?.contains("tentative") {
                 break;
             }

@@ -277,14 +277,23 @@ fn programs_of_another_folder() -> Result<()> {
     let rules = asked(&["status", "--backend", "nftables"]);
     let said = millrace_in_pod(&topology, &rules, 3)?;
     ensure!(said.contains(elsewhere), "{said}");
-    // Rules of others' making are taken away all the same, and nothing else.
-    let said = millrace_in_pod(&topology, &asked(&["apply", "--backend", "nftables"]), 0)?;
-    ensure!(said.contains(elsewhere), "{said}");
-    let said = millrace_in_pod(&topology, &STATUS, 5)?;
-    ensure!(said.contains("note: rules of another backend are there as well"), "{said}");
-    let said = millrace_in_pod(&topology, &asked(&["cleanup"]), 1)?;
-    ensure!(said.contains("nftables removal of millrace"), "{said}");
-    is_whole(&topology)?;
+    // No rules are written beside, by whatever name Millrace is called.
+    for words in [&["apply", "--backend", "nftables"][..], &["apply", "--backend", "iptables"]] {
+        let said = millrace_in_pod(&topology, &asked(words), 1)?;
+        ensure!(said.contains(elsewhere) && said.contains("none were written"), "{said}");
+        is_whole(&topology)?;
+    }
+    for words in [
+        &["istio-iptables"][..],
+        &["linkerd", "-p", "4143", "-o", "4140"],
+        &["kuma", "install", "transparent-proxy", "--kuma-dp-user", "5678"],
+        &["consul", "connect", "redirect-traffic", "-proxy-uid=5995", "-proxy-inbound-port=20000"],
+        &["osm"],
+    ] {
+        let said = millrace_in_pod(&topology, words, 1)?;
+        ensure!(said.contains("have it leave with `millrace cleanup` first"), "{words:?}: {said}");
+        is_whole(&topology)?;
+    }
     let said = millrace_in_pod(&topology, &["istio-iptables", "--cleanup-only"], 0)?;
     ensure!(said.contains("what belongs to that is left as it is"), "{said}");
     is_whole(&topology)?;

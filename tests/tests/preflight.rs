@@ -206,7 +206,7 @@ fn auto_falls_back_and_says_why() -> Result<()> {
     let unable = unable.each_ref().map(String::as_str);
     let (code, said) = ran(&namespace, &mut wrapped(&unable, &millrace(args)?))?;
     assert_eq!(code, Some(0), "{said}");
-    let why = "eBPF can't be used here, though the node has its programs: capability BPF";
+    let why = "rules are written, since eBPF can't be used: capability BPF";
     assert!(said.contains(why) && said.contains("using nftables: "), "{said}");
     Ok(())
 }

@@ -1,20 +1,15 @@
 //! ADD: decide, capture, pass the result on.
 
 use std::path::Path;
-use std::time::Instant;
 
-use millrace_core::ids::mapped;
 use millrace_core::pod::PodFacts;
-use millrace_core::policy::CapturePolicy;
-use millrace_host::ebpf::{EbpfError, Node};
-use millrace_host::netns::{Netns, NetnsError, own_ids};
+use millrace_host::capture::Applied;
+use millrace_host::ebpf::Enrolled;
 use serde_json::{Map, json};
 
-use super::{Job, enter, failed, no_namespace};
-use crate::capture::Applied;
-use crate::config::Backend;
+use super::{Job, enter, failed};
+use crate::capture::Want;
 use crate::decide::{Origin, Verdict, resolve};
-use crate::ebpf::{self, EnrolError};
 use crate::level::Level;
 use crate::lookup::Configured;
 use crate::mesh::Mesh;
@@ -55,131 +50,36 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
     let path = job.request.netns.clone().unwrap_or_default();
     let mesh = captured.mesh;
     note(job, &path, &netns.id().to_string(), &decided.pod, mesh);
-    let applied = if let Some(applied) = by_ebpf(job, &netns, &path, &captured.policy)? {
-        applied
-    } else {
-        let entry = entry(job, &netns)?;
-        let applied = by_rules(job, &netns, &path, captured.policy, mesh)?;
-        // The rules capture the pod now.
-        if let Some((node, cookie)) = entry {
-            node.leave(cookie).map_err(|error| not_captured(&error))?;
-        }
-        applied
-    };
-    for warning in &applied.warnings {
+    // What captures the pod is told apart only for the log.
+    if netns.has_own_users().is_ok_and(|own| own) {
+        job.log.know("userNamespace", json!(true));
+    }
+    let (policy, deadline) = (captured.policy, job.deadline);
+    let applied = enter(&netns, &path).and_then(|mut pod| {
+        let config = &job.config;
+        let applied = pod.apply(Want { policy, mesh, config, netns: &netns, deadline });
+        applied.map_err(|error| failed(&error))
+    });
+    let Applied { enrolled, outcome, .. } = applied.map_err(not_started)?;
+    for warning in &outcome.warnings {
         job.log.warn(warning);
     }
+    let by = match enrolled {
+        Some(_) => "eBPF".to_owned(),
+        None => outcome.choice.map(|choice| choice.to_string()).unwrap_or_default(),
+    };
+    let changed = !outcome.effects.is_empty()
+        || enrolled.is_some_and(|(enrolled, _)| enrolled != Enrolled::Unchanged);
     let members = [
         ("mesh", json!(mesh)),
         ("reason", json!(mesh.why())),
-        ("by", json!(applied.by)),
-        ("changed", json!(applied.changed)),
-        ("processes", json!(applied.processes)),
+        ("by", json!(by)),
+        ("changed", json!(changed)),
+        ("processes", json!(outcome.processes)),
     ];
     let members = members.map(|(name, value)| (name.to_owned(), value));
     job.log.done(Level::Info, "captured", Map::from_iter(members));
     Ok(result)
-}
-
-/// Have the node's programs capture the pod. None where they are not to, or need not and can't.
-fn by_ebpf(
-    job: &mut Job<'_>,
-    netns: &Netns,
-    path: &Path,
-    policy: &CapturePolicy,
-) -> Result<Option<Applied>, CniError> {
-    let asked = match job.config.backend {
-        Backend::Ebpf => true,
-        Backend::Auto => false,
-        Backend::Nftables | Backend::Iptables => return Ok(None),
-    };
-    let bpffs = job.config.bpffs.clone();
-    let node = match Node::open_if_loaded(&bpffs) {
-        Ok(Some(node)) => node.until(job.deadline),
-        Ok(None) if asked => return unable(job, asked, &EbpfError::NotLoaded(bpffs)),
-        Ok(None) => {
-            if job.config.expects_ebpf {
-                job.log.warn(&format!(
-                    "rules are written, since the node's eBPF programs are not loaded: {}",
-                    EbpfError::NotLoaded(bpffs)
-                ));
-            }
-            return Ok(None);
-        }
-        Err(error) => return unable(job, asked, &error),
-    };
-    let mut pod = enter(netns, path)?;
-    let enrolled = ebpf::enrolled(&node).map_err(|error| not_captured(&error))?.is_some();
-    if !asked && !enrolled && pod.holds_rules().map_err(|error| failed(&error))? {
-        return Ok(None);
-    }
-    let left = job.deadline.saturating_duration_since(Instant::now());
-    match pod.enrol(&node, policy.clone(), left) {
-        Ok(applied) => Ok(Some(applied)),
-        Err(EnrolError::Engine(error)) => Err(not_started(failed(&error))),
-        // Beside an entry, rules would capture the pod twice.
-        Err(EnrolError::Ebpf(error)) => unable(job, asked || enrolled, &error),
-    }
-}
-
-/// The entry that captures the pod where the setting has changed to rules since: with both, it would
-/// be captured twice. Where the setting leaves the choice, what captures the pod was asked before.
-fn entry(job: &mut Job<'_>, netns: &Netns) -> Result<Option<(Node, u64)>, CniError> {
-    if !matches!(job.config.backend, Backend::Nftables | Backend::Iptables) {
-        return Ok(None);
-    }
-    let node = match Node::open_if_loaded(&job.config.bpffs) {
-        Ok(None) => return Ok(None),
-        Ok(Some(node)) => node.until(job.deadline),
-        Err(error) => {
-            let why = one_line(&error);
-            job.log.warn(&format!("whether eBPF captures the pod as well can't be seen: {why}"));
-            return Ok(None);
-        }
-    };
-    netns.enter().map_err(|error| no_namespace(&error))?;
-    let cookie = ebpf::enrolled(&node).map_err(|error| not_captured(&error))?;
-    Ok(cookie.map(|cookie| (node, cookie)))
-}
-
-/// eBPF can't capture the pod: rules do, unless nothing else may.
-fn unable(job: &mut Job<'_>, only: bool, error: &EbpfError) -> Result<Option<Applied>, CniError> {
-    if error.is_busy() {
-        return Err(CniError::new(Code::TryAgain, one_line(error)));
-    }
-    if only {
-        return Err(not_captured(error));
-    }
-    let why = one_line(error);
-    job.log.warn(&format!("rules are written, since eBPF can't be used: {why}"));
-    Ok(None)
-}
-
-fn not_captured(error: &EbpfError) -> CniError {
-    not_started(CniError::new(Code::NotCaptured, one_line(error)))
-}
-
-/// What the verifier says has many lines.
-fn one_line(error: &EbpfError) -> String {
-    error.to_string().replace('\n', " ")
-}
-
-/// Have rules capture the pod.
-fn by_rules(
-    job: &mut Job<'_>,
-    netns: &Netns,
-    path: &Path,
-    policy: CapturePolicy,
-    mesh: Mesh,
-) -> Result<Applied, CniError> {
-    enter_owner(job, netns)?;
-    let mut pod = enter(netns, path)?;
-    let (users, groups) = own_ids();
-    mapped(&policy, &pod.groups, &users, &groups)
-        .map_err(|error| not_started(CniError::new(Code::NotCaptured, error.to_string())))?;
-    let left = job.deadline.saturating_duration_since(Instant::now());
-    let applied = pod.apply(policy, mesh, job.config.backend, left);
-    applied.map_err(|error| not_started(failed(&error)))
 }
 
 /// The error with what it means for the pod.
@@ -190,22 +90,6 @@ fn not_started(error: CniError) -> CniError {
     CniError {
         msg: format!("its traffic can't be captured, so it is not started: {}", error.msg),
         ..error
-    }
-}
-
-/// A pod with users of its own has the rules written from among them, so that ids in rules are
-/// those that the kernel compares.
-fn enter_owner(job: &mut Job<'_>, netns: &Netns) -> Result<(), CniError> {
-    match netns.enter_owner() {
-        Ok(false) => Ok(()),
-        Ok(true) => {
-            job.log.know("userNamespace", json!(true));
-            Ok(())
-        }
-        Err(error @ NetnsError::Owner { .. }) => {
-            Err(CniError::new(Code::NotCaptured, error.to_string()))
-        }
-        Err(error) => Err(no_namespace(&error)),
     }
 }
 

@@ -1,12 +1,11 @@
 //! CHECK: whether the rules that ADD wrote are there and whole.
 
-use millrace_host::ebpf::Node;
 use serde_json::Map;
 
 use super::{Job, enter, failed};
-use crate::config::{Backend, Config};
-use crate::decide::{Origin, Verdict, resolve};
-use crate::ebpf;
+use crate::capture::Want;
+use crate::config::Config;
+use crate::decide::{Captured, Origin, Verdict, resolve};
 use crate::level::Level;
 use crate::lookup::Configured;
 use crate::mesh::Mesh;
@@ -52,30 +51,10 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
         return Ok(String::new());
     };
     let path = job.request.netns.clone().unwrap_or_default();
-    // The maps are the host's: they are opened from there.
-    let by_rules = matches!(job.config.backend, Backend::Nftables | Backend::Iptables);
-    let node = match Node::open_if_loaded(&job.config.bpffs) {
-        // Rules are not less there where the programs can't be looked at.
-        Err(_unseen) if by_rules => None,
-        opened => opened.map_err(unseen)?,
-    };
+    let (Captured { policy, mesh, .. }, deadline) = (*captured, job.deadline);
     let mut pod = enter(&netns, &path)?;
-    let asked = job.config.backend == Backend::Ebpf;
-    let enrolled = match &node {
-        Some(node) => ebpf::enrolled(node).map_err(unseen)?.is_some(),
-        None => false,
-    };
-    let difference = match &node {
-        _ if by_rules && enrolled => Some("eBPF captures it, and rules are to".to_owned()),
-        Some(node) if asked || enrolled => {
-            pod.check_entry(node, captured.policy).map_err(unseen)?
-        }
-        None if asked => Some("the node's programs are not loaded".to_owned()),
-        _ => {
-            let checked = pod.check(captured.policy, captured.mesh, job.config.backend);
-            checked.map_err(|error| failed(&error))?
-        }
-    };
+    let want = Want { policy, mesh, config: &job.config, netns: &netns, deadline };
+    let difference = pod.check(want).map_err(|error| failed(&error))?;
     match difference {
         None => {
             job.log.done(Level::Debug, "captured, as wanted", Map::new());
@@ -97,9 +76,4 @@ fn is_other(noted: Mesh, wanted: Option<Mesh>, config: &Config) -> bool {
 fn drifted(difference: String) -> CniError {
     let msg = "its traffic is not captured as it should be; delete the pod to have it made anew";
     CniError::new(Code::Drifted, msg).with_details(difference)
-}
-
-/// What the runtime is told where eBPF capture can't be looked at.
-fn unseen(error: impl std::error::Error) -> CniError {
-    CniError::new(Code::NotCaptured, error.to_string().replace('\n', " "))
 }

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use millrace_host::capture::Left;
 use millrace_host::ebpf::{EbpfError, Node};
 use millrace_host::netns::Netns;
 use serde_json::{Map, json};
@@ -11,7 +12,6 @@ use serde_json::{Map, json};
 use super::{MOMENT, context, enter, failed, lenient, named};
 use crate::capture::Pod;
 use crate::config::Places;
-use crate::ebpf;
 use crate::level::Level;
 use crate::log::Log;
 use crate::mesh::Mesh;
@@ -91,8 +91,6 @@ fn release(
     noted: Option<Mesh>,
     until: Instant,
 ) -> Result<bool, CniError> {
-    // The maps are the host's: they are opened from there.
-    let node = Node::open_if_loaded(bpffs);
     let mut pod = enter(netns, path)?;
     if let Some(ifname) = only
         && let Some(other) = Pod::another_interface(ifname)
@@ -100,22 +98,18 @@ fn release(
         let msg = format!("there is no note on the pod, and it may be on another network: {other}");
         return Err(CniError::new(Code::TryAgain, msg));
     }
-    take_back(&mut pod, node, noted, until)
+    take_back(&mut pod, bpffs, noted, until)
 }
 
-/// Take the rules out of the calling thread's namespace, and its entry. One way to capture that
-/// can't be looked at must not keep the other from being taken back.
+/// Take the rules out of the calling thread's namespace, and its entry.
 pub(super) fn take_back(
     pod: &mut Pod,
-    node: Result<Option<Node>, EbpfError>,
+    bpffs: &Path,
     noted: Option<Mesh>,
     until: Instant,
 ) -> Result<bool, CniError> {
-    let node = node.map(|node| node.map(|node| node.until(until)));
-    let left = node.and_then(|node| node.as_ref().map_or(Ok(false), ebpf::leave));
-    let entry = *left.as_ref().unwrap_or(&false);
-    let wait = until.saturating_duration_since(Instant::now());
-    let removed = pod.remove(noted, entry, wait).map_err(|error| failed(&error))?;
-    left.map_err(|error| CniError::new(Code::NotCaptured, error.to_string()))?;
-    Ok(entry || removed)
+    let Left { enrolled, outcome, .. } =
+        pod.leave(noted, bpffs, until).map_err(|error| failed(&error))?;
+    let entry = enrolled.map_err(|error| CniError::new(Code::NotCaptured, error.to_string()))?;
+    Ok(entry || outcome.is_some_and(|outcome| !outcome.effects.is_empty()))
 }

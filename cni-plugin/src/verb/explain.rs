@@ -3,11 +3,12 @@
 
 use std::time::Instant;
 
+use millrace_core::desired::Desired;
 use serde_json::{Value, json};
 
-use crate::capture::Wanted;
+use crate::capture::{explained, transaction};
 use crate::config::{Config, object};
-use crate::decide::{Decided, Origin, Verdict, called, resolve, told};
+use crate::decide::{Captured, Decided, Origin, Verdict, called, resolve, told};
 use crate::lookup::Configured;
 use crate::protocol::{CniError, Code, Environment, Object, PodArgs};
 
@@ -109,7 +110,7 @@ fn to_json(config: &Config, decided: &Decided) -> Value {
         Verdict::Pass(why) => ("pass", None, decided.passed(why), None),
         Verdict::Capture(captured) => {
             let mesh = captured.mesh;
-            let rules = Wanted::new(&captured.policy, mesh).text();
+            let rules = transaction(&desired(captured));
             ("capture", Some(mesh), mesh.why().to_owned(), Some(rules))
         }
     };
@@ -122,6 +123,10 @@ fn to_json(config: &Config, decided: &Decided) -> Value {
         "warnings": warnings(config, decided),
         "nftables": rules,
     })
+}
+
+fn desired(captured: &Captured) -> Desired {
+    Desired::new(captured.policy.clone(), captured.mesh.dialect())
 }
 
 fn warnings<'a>(config: &'a Config, decided: &'a Decided) -> Vec<&'a String> {
@@ -145,9 +150,8 @@ fn to_text(config: &Config, decided: &Decided) -> String {
             text.push_str(&format!("{whom} is not captured: {}\n", decided.passed(why)));
         }
         Verdict::Capture(captured) => {
-            let (mesh, wanted) = (captured.mesh, Wanted::new(&captured.policy, captured.mesh));
-            let rules = wanted.explained();
-            text.push_str(&format!("{whom} is captured: {}\n{rules}", mesh.why()));
+            let rules = explained(&desired(captured));
+            text.push_str(&format!("{whom} is captured: {}\n{rules}", captured.mesh.why()));
         }
     }
     text

@@ -5,7 +5,6 @@ use std::panic::resume_unwind;
 use std::thread;
 use std::time::Instant;
 
-use millrace_host::ebpf::Node;
 use millrace_host::netns::NetnsRef;
 use serde_json::{Map, json};
 
@@ -91,14 +90,12 @@ fn release(
     }
     let told = |CniError { msg, details, .. }| format!("{msg} {details}");
     let netns = target::open(Some(&note.netns)).map_err(told)?;
-    // The maps are the host's: they are opened from there.
-    let node = Node::open_if_loaded(&job.config.bpffs);
     let until = job.deadline.min(Instant::now() + MOMENT);
     // On a thread of its own, since this one has to see the host's namespace again.
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let mut pod = enter(&netns, &note.netns)?;
-            take_back(&mut pod, node, Some(note.mesh), until)
+            take_back(&mut pod, &job.config.bpffs, Some(note.mesh), until)
         });
         thread.join().unwrap_or_else(|panic| resume_unwind(panic)).map(drop).map_err(told)
     })

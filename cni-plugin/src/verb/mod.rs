@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use millrace_core::pod::PodFacts;
-use millrace_host::engine::EngineError;
+use millrace_host::capture::CaptureError;
 use millrace_host::netns::{Netns, NetnsError};
 use serde_json::{Map, Value, json};
 
@@ -205,12 +205,22 @@ fn no_namespace(error: &NetnsError) -> CniError {
 /// Put the calling thread into a pod's namespace.
 fn enter(netns: &Netns, path: &Path) -> Result<Pod, CniError> {
     netns.enter().map_err(|error| no_namespace(&error))?;
-    Pod::open(path).map_err(|error| failed(&error))
+    Pod::open(path).map_err(|error| failed(&error.into()))
 }
 
 /// What the runtime is told of a run that failed.
-fn failed(error: &EngineError) -> CniError {
+fn failed(error: &CaptureError) -> CniError {
+    // What the verifier says has many lines.
     let why = error.to_string().replace('\n', " ");
+    if let CaptureError::Netns(error) = error {
+        return match error {
+            NetnsError::Owner { .. } => CniError::new(Code::NotCaptured, why),
+            _ => no_namespace(error),
+        };
+    }
+    if error.is_busy() && matches!(error, CaptureError::Ebpf(_)) {
+        return CniError::new(Code::TryAgain, why);
+    }
     if error.is_busy() {
         let msg = "another run is at work in its network namespace, and did not end in time; it \
                    is tried again";

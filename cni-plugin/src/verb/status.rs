@@ -9,9 +9,9 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::Map;
 
 use super::Job;
+use crate::capture;
 use crate::config::{Backend, ProxyIdentity};
 use crate::decide::nobody;
-use crate::ebpf;
 use crate::level::Level;
 use crate::lookup::{reach_agent, reach_api};
 use crate::note::Notes;
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) fn status(job: &mut Job<'_>) -> Result<String, CniError> {
     let able = match job.config.backend {
-        Backend::Ebpf => ebpf::works(&job.config.bpffs),
+        Backend::Ebpf => capture::works(&job.config.bpffs),
         wanted => backend(wanted),
     };
     if let Err(why) = able {

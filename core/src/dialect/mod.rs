@@ -108,6 +108,9 @@ pub static FOOTPRINTS: &[Footprint] = &[
     native::FOOTPRINT,
 ];
 
+/// Marks with their routing tables that belong to a mesh's capture, whoever wrote its rules.
+pub const MARKS: [(u32, u32); 1] = [istio::TPROXY_DEFAULTS];
+
 /// The names of the nftables tables of every dialect.
 pub static NFT_TABLES: &[&str] = &[
     istio::NFT_LAYOUT.nat,

@@ -151,11 +151,8 @@ pub fn read_native(
         }
         let policy = policy(&found, dialect).ok().filter(|policy| is_of(mesh, policy))?;
         let guards = layout.guard.is_some_and(|name| tables.iter().any(|(found, _)| found == name));
-        let rules = [true, false].map(|spares| {
-            let rules = to_nft(&policy, layout, spares);
-            let rules = if guards { nft::guarded(rules) } else { rules };
-            if layout.one_table { nft::merge(&rules) } else { rules }
-        });
+        let rules =
+            [true, false].map(|spares| nft::finished(to_nft(&policy, layout, spares), guards));
         let rules = rules.into_iter().find(|rules| {
             let compiled = rules.native(&Groups::new());
             compiled

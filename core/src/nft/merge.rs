@@ -2,7 +2,7 @@
 //! become one that looks the values up in a set. How many rules a packet meets then does not depend
 //! on how many values there are.
 
-use super::{NftEmission, NftRuleset, Statement};
+use super::{NftEmission, NftRuleset, Statement, guarded};
 use crate::ruleset::Owner as Who;
 use crate::value::{Cidr, InterfacePattern};
 
@@ -21,6 +21,13 @@ pub fn merge(ruleset: &NftRuleset) -> NftRuleset {
         }
     }
     NftRuleset { emissions, ..ruleset.clone() }
+}
+
+/// The rules of a policy as they are written: behind the table that guards them, where their layout has one
+/// and it is wanted, and in few rules where one table holds them all.
+pub fn finished(ruleset: NftRuleset, guards: bool) -> NftRuleset {
+    let ruleset = if guards { guarded(ruleset) } else { ruleset };
+    if ruleset.layout.one_table { merge(&ruleset) } else { ruleset }
 }
 
 /// Rules in a row that do the same can be met in any order.

@@ -12,7 +12,7 @@ pub mod tables;
 pub mod xtables;
 
 pub use guard::{UNGUARDED, beside, guarded, untaken};
-pub use merge::merge;
+pub use merge::{finished, merge};
 pub use render::{base_chain, render_transaction, render_with_reasons, rule_text};
 
 pub use crate::ruleset::native::{

@@ -1,22 +1,21 @@
 //! `millrace apply`
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
-use millrace_core::ebpf::beside_found;
-use millrace_core::plan::Wish;
-use millrace_core::preflight::Backend;
-use millrace_host::ebpf::Node;
-use millrace_host::engine::{Drift, Request, Rules};
+use anyhow::Result;
+use millrace_host::capture::{self, Applied, By, Order, Pins};
+use millrace_host::engine::Drift;
 use millrace_host::exec;
-use millrace_host::observe::Look;
-use millrace_host::tracked::Tracked;
 
-use super::output::{print_outcome, untracked, warn};
+use super::output::{print_outcome, warn};
 use super::{config, ebpf, namespace};
 use crate::cli::node::{Ebpf, Meant};
 use crate::cli::own::Apply;
 use crate::exit::Exit;
+
+/// How long eBPF's programs are waited for, however short the wait for rules is: to see what a pod has
+/// takes a moment.
+const LEAST: Duration = Duration::from_secs(1);
 
 pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     let common = &apply.common;
@@ -24,85 +23,40 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     let loaded = config::load(&apply.config, &facts, !common.dry_run)?;
     loaded.warnings.iter().for_each(|w| warn(w));
     let ebpf = apply.config.ebpf.as_ref();
-    if let Some(Ebpf { folder, meant }) = ebpf {
-        let does = match meant {
-            Meant::Yes => true,
-            Meant::Perhaps => ebpf::can(folder, &mut session, &facts, &loaded.policy)?,
-            Meant::No => false,
-        };
-        if does {
-            let asked = *meant == Meant::Yes;
-            return ebpf::apply(folder, asked, common, &mut session, &facts, &loaded.policy);
-        }
-    }
-    let mut ruleset = loaded.ruleset();
-    let mut native = match &loaded.nft {
-        Some(nft) if common.dry_run || common.json => Some(nft.ready_with_text(&facts.groups)?),
-        Some(nft) => Some(nft.ready(&facts.groups)?),
-        None => None,
+    let pins = ebpf.map(|Ebpf { folder, .. }| Pins { folder, expected: false });
+    let by = match ebpf.map(|ebpf| ebpf.meant) {
+        Some(Meant::Yes) => By::Ebpf,
+        Some(Meant::Perhaps) => By::Any,
+        Some(Meant::No) | None => By::Rules(apply.config.wish),
     };
-    let mut node = ebpf.map_or(Ok(None), |ebpf| Node::open_if_loaded(&ebpf.folder));
-    let enrolled = matches!(&node, Ok(Some(node)) if ebpf::is_enrolled(node)?);
-    let leave = |node: Node| ebpf::leave(&node.until(Instant::now() + common.wait), common.dry_run);
-    let mut exec = exec::Options::default();
-    if !common.dry_run {
-        namespace::check_ids(&common.place, &loaded.policy, &facts.groups)?;
-    }
-    if !common.dry_run && namespace::has_own_users(&common.place)? {
-        let by_nftables = matches!(apply.config.wish, Wish::Backend(Backend::Nftables));
-        if !enrolled {
-            // What a run that died left can't be reached from among the pod's users.
-            if let Ok(there) = &mut node
-                && let Some(node) = there.take()
-            {
-                leave(node)?;
-            }
-            exec = namespace::as_owner(&common.place)?;
-        } else if !by_nftables {
-            bail!(
-                "the pod has users of its own and is captured by eBPF, which can't be left from among \
-                 them: change to --backend nftables first"
-            );
+    let desired = loaded.desired();
+    let entered = namespace::entered(&common.place)?;
+    let applied = capture::apply(
+        &mut session,
+        &Order {
+            desired: &desired,
+            by,
+            instead: None,
+            pins,
+            entered: entered.as_ref(),
+            groups: &facts.groups,
+            drift: Drift::Replace,
+            everything: false,
+            dry_run: common.dry_run,
+            text: common.dry_run || common.json,
+            wait: common.wait,
+            deadline: Instant::now() + common.wait.max(LEAST),
+            exec: exec::Options::default(),
+        },
+    )?;
+    match applied {
+        Applied { enrolled: Some((enrolled, cookie)), outcome, .. } => {
+            ebpf::print_enrolled(enrolled, cookie, &outcome, by == By::Ebpf, common)?;
+        }
+        Applied { outcome, left, .. } => {
+            let nothing = "no change: the rules are as wanted";
+            print_outcome(&outcome, left, nothing, common)?;
         }
     }
-    let elsewhere = ebpf.filter(|_| !enrolled).and_then(|ebpf| ebpf::elsewhere(&ebpf.folder));
-    if elsewhere.is_some() {
-        // What belongs to a capture that goes on stays.
-        let there = beside_found(&session.observe(&exec, Look::Chains)?).routing;
-        let routings = native.as_mut().map(|native| &mut native.routing);
-        for routing in routings.into_iter().chain([&mut ruleset.routing]) {
-            routing.localhost_everywhere.clone_from(&there.localhost_everywhere);
-        }
-    }
-    // What eBPF has captured is not seen by rules as it begins, and goes on as it was.
-    let tracked = (enrolled && !common.dry_run).then(Tracked::begin);
-    let _tracked = tracked.map(|tracked| tracked.map_err(|error| warn(&untracked(&error))));
-    let outcome = session.run(&Request {
-        rules: Some(Rules { iptables: &ruleset, native: native.as_ref() }),
-        wish: apply.config.wish,
-        drift: Drift::Replace,
-        everything: false,
-        dry_run: common.dry_run,
-        wait: common.wait,
-        groups: &facts.groups,
-        marks: config::marks(Some(&loaded.policy)),
-        exec,
-    })?;
-    // The rules capture the pod now.
-    let left = match node {
-        Ok(None) => false,
-        Ok(Some(node)) => leave(node)?,
-        Err(error) => {
-            warn(&format!("whether eBPF captures the pod as well can't be seen: {error}"));
-            false
-        }
-    };
-    if let Some(why) = elsewhere.filter(|_| !left && !common.dry_run) {
-        warn(&format!(
-            "the rules capture the pod, and {why}, and have it leave with `millrace cleanup`"
-        ));
-    }
-    let nothing = "no change: the rules are as wanted";
-    print_outcome(&outcome, left, nothing, common)?;
     Ok(Exit::Ok)
 }

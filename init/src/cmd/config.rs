@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::capture::{to_iptables, to_nft};
+use millrace_core::desired::Desired;
 use millrace_core::dialect::consul::Consul;
 use millrace_core::dialect::flags::Words as _;
 use millrace_core::dialect::osm::Osm;
 use millrace_core::dialect::{istio, kuma, linkerd, native};
 use millrace_core::facts::HostFacts;
-use millrace_core::nft::{self, NftRuleset};
+use millrace_core::nft::{NftLayout, NftRuleset, finished};
 use millrace_core::plan::Wish;
-use millrace_core::policy::{CapturePolicy, InboundMode};
+use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Layout;
 use millrace_core::ruleset::Ruleset;
@@ -39,6 +40,12 @@ pub(super) struct Loaded {
 impl Loaded {
     pub(super) fn ruleset(&self) -> Ruleset {
         to_iptables(&self.policy, self.layout)
+    }
+
+    /// The same, for whoever carries it out.
+    pub(super) fn desired(&self) -> Desired {
+        let (policy, native) = (self.policy.clone(), self.nft.clone());
+        Desired { policy, iptables: self.ruleset(), native }
     }
 }
 
@@ -77,7 +84,7 @@ fn of_values(
     let raw = native::Raw::new(values, config.flags.iter().cloned());
     let policy = native::resolve(&raw, facts, writes)?;
     let native = matches!(config.wish, Wish::Auto | Wish::Backend(Backend::Nftables));
-    let nft = native.then(|| own_rules(&policy));
+    let nft = native.then(|| rules_of(&policy, &native::NFT_LAYOUT));
     Ok(Loaded { policy, layout: &native::LAYOUT, nft, warnings: Vec::new() })
 }
 
@@ -91,7 +98,7 @@ pub(super) fn load_linkerd(words: Vec<std::ffi::OsString>) -> Result<Loaded> {
     let flags = flags(crate::cli::linkerd::read(words))?;
     let linkerd::Resolved { policy, options, warnings } =
         linkerd::resolve(&linkerd::Raw::new(flags, BTreeMap::new()))?;
-    let nft = options.native.then(|| linkerd_rules(&policy));
+    let nft = options.native.then(|| rules_of(&policy, &linkerd::NFT_LAYOUT));
     Ok(Loaded { policy, layout: &linkerd::LAYOUT, nft, warnings })
 }
 
@@ -104,7 +111,7 @@ fn load_kuma(words: Vec<std::ffi::OsString>, facts: &HostFacts) -> Result<Loaded
     };
     let (raw, facts) = kuma_settings(flags, facts.clone())?;
     let kuma::Resolved { policy, options, warnings } = kuma::resolve(&raw, &facts)?;
-    let nft = options.native.then(|| kuma_rules(&policy));
+    let nft = options.native.then(|| rules_of(&policy, &kuma::NFT_LAYOUT));
     Ok(Loaded { policy, layout: &kuma::LAYOUT, nft, warnings })
 }
 
@@ -131,16 +138,6 @@ pub(super) fn kuma_settings(
         facts.resolv_conf = Some(text.map_err(|why| format!("{} ({})", why, path.value)));
     }
     Ok((raw, facts))
-}
-
-/// The native nftables of a command line of kumactl.
-pub(super) fn kuma_rules(policy: &CapturePolicy) -> NftRuleset {
-    nft::merge(&to_nft(policy, &kuma::NFT_LAYOUT, true))
-}
-
-/// The native nftables of a command line of Linkerd's proxy-init.
-pub(super) fn linkerd_rules(policy: &CapturePolicy) -> NftRuleset {
-    nft::merge(&to_nft(policy, &linkerd::NFT_LAYOUT, true))
 }
 
 /// The flags of a command line of istio-iptables.
@@ -170,19 +167,19 @@ pub(super) fn of_istio(
     Ok(Loaded { policy, layout: &istio::LAYOUT, nft, warnings })
 }
 
-/// Millrace's own nftables: one table, and few rules.
-pub(super) fn own_rules(policy: &CapturePolicy) -> NftRuleset {
-    nft::merge(&to_nft(policy, &native::NFT_LAYOUT, true))
-}
-
 /// The native nftables of a command line of istio-iptables, and what Millrace adds to them.
 pub(super) fn native_rules(policy: &CapturePolicy, options: &istio::Options) -> NftRuleset {
-    nft::guarded(reference_rules(policy, options))
+    finished(reference_rules(policy, options), true)
 }
 
 /// The same as istio-iptables writes them.
 pub(super) fn reference_rules(policy: &CapturePolicy, options: &istio::Options) -> NftRuleset {
     to_nft(policy, &istio::NFT_LAYOUT, !options.ipv6_as_reference)
+}
+
+/// The native nftables of a policy in the names of any other tool.
+pub(super) fn rules_of(policy: &CapturePolicy, layout: &'static NftLayout) -> NftRuleset {
+    finished(to_nft(policy, layout, true), true)
 }
 
 /// Whether a variable sets something for any tool.
@@ -208,14 +205,4 @@ pub(super) fn environment() -> Result<BTreeMap<String, String>> {
         }
     }
     Ok(environment)
-}
-
-/// Marks with their routing tables that are ours, whoever wrote the rules: istio-iptables'
-/// defaults, and those of the configuration.
-pub(super) fn marks(policy: Option<&CapturePolicy>) -> Vec<(u32, u32)> {
-    let mut marks = vec![istio::TPROXY_DEFAULTS];
-    if let Some(InboundMode::Tproxy { mark, table, .. }) = policy.map(|p| &p.inbound.mode) {
-        marks.push((mark.value.get(), table.value.get()));
-    }
-    marks
 }

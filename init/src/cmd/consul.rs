@@ -3,14 +3,13 @@
 use std::ffi::OsString;
 
 use anyhow::{Context as _, Result, anyhow};
-use millrace_core::capture::{to_iptables, to_nft};
+use millrace_core::capture::to_iptables;
+use millrace_core::desired::Desired;
 use millrace_core::dialect::ConfigErrors;
 use millrace_core::dialect::consul::{self, LAYOUT, NFT_LAYOUT, Raw, Resolved};
-use millrace_core::nft::NftRuleset;
-use millrace_core::policy::CapturePolicy;
 use millrace_host::file;
 
-use super::config::{self, Loaded};
+use super::config::{self, Loaded, rules_of};
 use super::enact::{Enacted, command, enact};
 use super::output::print;
 use crate::cli::consul::read;
@@ -31,7 +30,7 @@ fn run(flags: Vec<(String, String)>, log: &mut Log) -> Result<Exit> {
         log.warn(warning);
     }
     let iptables = to_iptables(&policy, &LAYOUT);
-    let native = options.native.then(|| native_rules(&policy));
+    let native = options.native.then(|| rules_of(&policy, &NFT_LAYOUT));
     if options.dry_run {
         print(&match &native {
             Some(native) => consul::batch(native),
@@ -40,13 +39,13 @@ fn run(flags: Vec<(String, String)>, log: &mut Log) -> Result<Exit> {
         return Ok(Exit::Ok);
     }
     let (netns, wait) = (options.netns.as_ref(), options.wait);
-    enact(&Enacted { policy: &policy, iptables, native, netns, wait }, log)
+    enact(&Enacted { desired: Desired { policy, iptables, native }, netns, wait }, log)
 }
 
 /// A command line, for looking only.
 pub(super) fn load(words: Vec<OsString>) -> Result<Loaded> {
     let Resolved { policy, options, warnings } = resolve(config::flags(read(words))?)?;
-    let nft = options.native.then(|| native_rules(&policy));
+    let nft = options.native.then(|| rules_of(&policy, &NFT_LAYOUT));
     Ok(Loaded { policy, layout: &LAYOUT, nft, warnings })
 }
 
@@ -64,9 +63,4 @@ fn refused(errors: &ConfigErrors) -> anyhow::Error {
         Some(said) => anyhow!("{said}\n{errors}"),
         None => anyhow!("{errors}"),
     }
-}
-
-/// The native nftables that Consul's newer releases write.
-pub(super) fn native_rules(policy: &CapturePolicy) -> NftRuleset {
-    to_nft(policy, &NFT_LAYOUT, true)
 }

@@ -1,18 +1,14 @@
 //! `apply`, `status` and `cleanup` where eBPF captures.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use millrace_core::ebpf::{beside, beside_entry, compile, sources};
+use anyhow::{Result, bail};
+use millrace_core::ebpf::{beside, beside_entry, sources};
 use millrace_core::facts::HostFacts;
-use millrace_core::plan::Wish;
-use millrace_core::policy::CapturePolicy;
-use millrace_core::status::{holds_rules, judge_beside};
-use millrace_host::ebpf::{
-    Attached, EbpfError, Enrolled, Faults, Found, Node, Target, is_hidden, lacking, unprivileged,
-};
-use millrace_host::engine::{Drift, Request, Rules, Session};
+use millrace_core::status::judge_beside;
+use millrace_host::capture::beyond;
+use millrace_host::ebpf::{Attached, EbpfError, Enrolled, Faults, Found, Node, Target};
+use millrace_host::engine::{Outcome, Session};
 use millrace_host::exec;
 use millrace_host::observe::Look;
 use serde_json::{Value, json};
@@ -26,39 +22,14 @@ use crate::cli::node::{Ebpf, Meant};
 use crate::cli::own::{Common, Config};
 use crate::exit::Exit;
 
-/// Enrol the pod, then take away rules of other backends: it is captured at every moment.
-pub(super) fn apply(
-    folder: &Path,
+/// Say that eBPF captures the pod, and what became of the rest.
+pub(super) fn print_enrolled(
+    enrolled: Enrolled,
+    cookie: u64,
+    outcome: &Outcome,
     asked: bool,
     common: &Common,
-    session: &mut Session,
-    facts: &HostFacts,
-    policy: &CapturePolicy,
-) -> Result<Exit> {
-    let target = Target::current()?;
-    let entry = target.entry(policy, &facts.groups)?;
-    let wait = common.wait.max(Duration::from_secs(1));
-    let node = Node::open(folder)?.until(Instant::now() + wait);
-    let enrolled = if common.dry_run {
-        match (node.pod(target.cookie())?, node.holds(target.cookie(), &entry)?) {
-            (_, true) => Enrolled::Unchanged,
-            (Some(_), false) => Enrolled::Changed,
-            (None, false) => Enrolled::Added,
-        }
-    } else {
-        node.enrol(&target, &entry)?
-    };
-    let outcome = session.run(&Request {
-        rules: Some(Rules { iptables: &beside(policy), native: None }),
-        wish: Wish::Auto,
-        drift: Drift::Replace,
-        everything: false,
-        dry_run: common.dry_run,
-        wait,
-        groups: &facts.groups,
-        marks: config::marks(Some(policy)),
-        exec: exec::Options::default(),
-    })?;
+) -> Result<()> {
     outcome.warnings.iter().for_each(|warning| warn(warning));
     let (word, text) = match enrolled {
         Enrolled::Added => ("added", "the pod is enrolled"),
@@ -67,63 +38,23 @@ pub(super) fn apply(
     };
     let changed = enrolled != Enrolled::Unchanged;
     if common.json {
-        let mut value = outcome_json(&outcome, changed, common.dry_run)?;
+        let mut value = outcome_json(outcome, changed, common.dry_run)?;
         if let Some(object) = value.as_object_mut() {
             object.insert("backend".to_owned(), json!("ebpf"));
             object.insert("ebpf".to_owned(), json!(word));
-            object.insert("cookie".to_owned(), json!(target.cookie()));
+            object.insert("cookie".to_owned(), json!(cookie));
         }
         finish(print_json(&value), common.dry_run)?;
     } else {
         let would = if common.dry_run && changed { "would do: " } else { "" };
         let why = if asked { "asked for" } else { "the node's programs are loaded" };
-        let rest = outcome_text(&outcome, None, common.dry_run);
+        let rest = outcome_text(outcome, None, common.dry_run);
         // What it says of rules of other backends: which of them was chosen does not matter here.
         let rest = rest.split_inclusive('\n').filter(|line| !line.starts_with("using "));
         let text = format!("using eBPF: {why}\n{would}{text}\n{}", rest.collect::<String>());
         finish(print(&text), common.dry_run)?;
     }
-    Ok(Exit::Ok)
-}
-
-/// Whether eBPF is to capture where nobody said what is: where it does already, and where the
-/// programs are loaded, nothing else captures, and they can do what is wanted.
-pub(super) fn can(
-    folder: &Path,
-    session: &mut Session,
-    facts: &HostFacts,
-    policy: &CapturePolicy,
-) -> Result<bool> {
-    let found = match Node::open_if_loaded(folder) {
-        Ok(None) => {
-            if is_hidden(folder) {
-                warn(&EbpfError::NotLoaded(folder.to_owned()).to_string());
-            }
-            return Ok(false);
-        }
-        Ok(Some(node)) => Target::current().and_then(|target| node.pod(target.cookie())),
-        Err(error) => Err(error),
-    };
-    let unable = match found {
-        Ok(Some(_)) => return Ok(true),
-        Ok(None) => unprivileged(),
-        Err(error) => Some(lacking(folder).unwrap_or_else(|| error.to_string())),
-    };
-    if let Some(why) = unable {
-        warn(&format!("eBPF can't be used here, though the node has its programs: {why}"));
-        return Ok(false);
-    }
-    let observed = session.observe(&exec::Options::default(), Look::Fast)?;
-    if holds_rules(&observed, &facts.groups) {
-        return Ok(false);
-    }
-    match compile(policy, &facts.groups) {
-        Ok(_) => Ok(true),
-        Err(refusals) => {
-            warn(&refusals.to_string());
-            Ok(false)
-        }
-    }
+    Ok(())
 }
 
 /// Whether it is eBPF that `status` is to look at.
@@ -146,30 +77,21 @@ pub(super) fn is_enrolled(node: &Node) -> Result<bool> {
 /// What to say of a pod that no programs in a folder capture, where it is captured by others of
 /// Millrace's, pinned in another one.
 pub(super) fn elsewhere(folder: &Path) -> Option<String> {
+    elsewhere_is(Attached::beyond(folder), folder)
+}
+
+/// The same, where it is known.
+pub(super) fn elsewhere_is(attached: Attached, folder: &Path) -> Option<String> {
     let shown = folder.display();
-    match Attached::beyond(folder) {
+    match attached {
         Attached::No => None,
-        Attached::Yes => Some(format!(
-            "eBPF captures this pod, by programs that {shown} does not hold: name the folder of their \
-             pins with --bpffs, as the one that enrolled it did"
-        )),
+        Attached::Yes => Some(beyond(Some(folder))),
         Attached::Unclear => Some(format!(
             "eBPF may capture this pod: an sk_lookup program is attached to it, whose it is can't be \
              seen (CAP_SYS_ADMIN), and {shown} does not hold it; where it is Millrace's, name the \
              folder of its pins with --bpffs"
         )),
     }
-}
-
-/// Let the pod leave. Gives whether it was enrolled.
-pub(super) fn leave(node: &Node, dry_run: bool) -> Result<bool> {
-    let cookie = Target::current()?.cookie();
-    let enrolled = node.pod(cookie)?.is_some();
-    // Also what a run that died left of it.
-    if !dry_run {
-        node.leave(cookie).context("leaving")?;
-    }
-    Ok(enrolled)
 }
 
 /// Whether the pod is enrolled, as wanted, and what it needs beside its entry is there.

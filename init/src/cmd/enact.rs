@@ -2,20 +2,20 @@
 //! carried out.
 
 use std::ffi::OsString;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use millrace_core::nft::NftRuleset;
+use millrace_core::desired::Desired;
 use millrace_core::plan::Wish;
-use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
-use millrace_core::ruleset::Ruleset;
 use millrace_core::source::Sourced;
 use millrace_core::value::Groups;
-use millrace_host::engine::{Drift, Request, Rules, Session};
+use millrace_host::capture::{self, By, CaptureError, Order};
+use millrace_host::engine::{Drift, Outcome, Session};
+use millrace_host::exec;
 
 use super::output::{log_outcome, print};
-use super::{config, exit_of, namespace, termination, told};
+use super::{exit_of, namespace, termination, told};
 use crate::cli::istio::NotTyped;
 use crate::cli::own::Place;
 use crate::exit::Exit;
@@ -50,12 +50,9 @@ pub(super) fn command(
     })
 }
 
-/// What a tool is to carry out.
+/// What a tool is to carry out: native nftables, where it has these, else iptables.
 pub(super) struct Enacted<'a> {
-    pub(super) policy: &'a CapturePolicy,
-    pub(super) iptables: Ruleset,
-    /// Native nftables instead of iptables.
-    pub(super) native: Option<NftRuleset>,
+    pub(super) desired: Desired,
     /// The namespace to work in, and who named it.
     pub(super) netns: Option<&'a Sourced<String>>,
     pub(super) wait: Duration,
@@ -67,28 +64,42 @@ pub(super) fn enact(wanted: &Enacted<'_>, log: &mut Log) -> Result<Exit> {
     if let Some(netns) = wanted.netns {
         namespace::enter_as(&format!("{}: {:?}", netns.source, netns.value), &netns.value)?;
     }
-    let groups = Groups::new();
-    namespace::check_ids(&place, wanted.policy, &groups)?;
+    let wish = match wanted.desired.native {
+        Some(_) => Wish::Backend(Backend::Nftables),
+        None => Wish::Iptables,
+    };
     let mut session = Session::open()?;
-    let exec = namespace::as_owner(&place)?;
-    let native = wanted.native.as_ref().map(|native| native.ready(&groups)).transpose()?;
-    let outcome = session.run(&Request {
-        rules: Some(Rules { iptables: &wanted.iptables, native: native.as_ref() }),
-        wish: match native {
-            Some(_) => Wish::Backend(Backend::Nftables),
-            None => Wish::Iptables,
-        },
-        drift: Drift::Replace,
-        everything: false,
-        dry_run: false,
-        wait: wanted.wait,
-        groups: &groups,
-        marks: config::marks(Some(wanted.policy)),
-        exec,
-    })?;
+    let outcome = by_rules(&mut session, &place, &wanted.desired, (wish, None), wanted.wait)?;
     for warning in &outcome.warnings {
         log.warn(warning);
     }
     log_outcome(&outcome, log);
     Ok(Exit::Ok)
+}
+
+/// Have rules capture the namespace that was entered, as a tool does that knows nothing of eBPF.
+pub(super) fn by_rules(
+    session: &mut Session,
+    place: &Place,
+    desired: &Desired,
+    (wish, instead): (Wish, Option<Wish>),
+    wait: Duration,
+) -> Result<Outcome, CaptureError> {
+    let entered = namespace::entered(place)?;
+    let order = Order {
+        desired,
+        by: By::Rules(wish),
+        instead,
+        pins: None,
+        entered: entered.as_ref(),
+        groups: &Groups::new(),
+        drift: Drift::Replace,
+        everything: false,
+        dry_run: false,
+        text: false,
+        wait,
+        deadline: Instant::now() + wait,
+        exec: exec::Options::default(),
+    };
+    Ok(capture::apply(session, &order)?.outcome)
 }

@@ -5,19 +5,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_core::capture::to_iptables;
+use millrace_core::desired::Desired;
 use millrace_core::dialect::native;
 use millrace_core::ebpf::read;
 use millrace_core::plan::Wish;
 use millrace_core::preflight::Backend;
+use millrace_host::capture::{self, Applied, By, Order, Pins};
 use millrace_host::ebpf::{EbpfError, Found, Node, Target};
-use millrace_host::engine::{Drift, Request, Rules, Session};
+use millrace_host::engine::{Drift, Session};
 use millrace_host::netns::{NetnsRef, known};
-use millrace_host::tracked::Tracked;
 use millrace_host::{exec, facts};
 
-use super::config::{marks, own_rules};
-use super::output::{untracked, warn};
+use super::output::warn;
 
 /// Have nftables capture every pod that is enrolled, in the same way. How many there were.
 pub(super) fn to_nftables(folder: &Path, wait: Duration) -> Result<usize> {
@@ -30,7 +29,7 @@ pub(super) fn to_nftables(folder: &Path, wait: Duration) -> Result<usize> {
     let pods = node.pods()?;
     let there: Vec<&Found> = pods.iter().filter(|pod| pod.netns.is_some()).collect();
     for pod in &there {
-        hand_over(&node, pod, &places, wait)
+        hand_over(&node, folder, pod, &places, wait)
             .with_context(|| format!("pod {} stays captured by eBPF", pod.cookie))?;
     }
     home.enter()?;
@@ -40,6 +39,7 @@ pub(super) fn to_nftables(folder: &Path, wait: Duration) -> Result<usize> {
 /// Rules first, then the pod leaves. The calling thread stays in its namespace.
 fn hand_over(
     node: &Node,
+    folder: &Path,
     pod: &Found,
     places: &BTreeMap<u64, PathBuf>,
     wait: Duration,
@@ -55,23 +55,24 @@ fn hand_over(
     let policy = read(&entry, &native::DIALECT)?;
     let mut session = Session::open()?;
     let groups = facts::gather(session.net())?.groups;
-    // Also those that are on their way at this moment go on as they were.
-    let _tracked = Tracked::begin().map_err(|error| warn(&untracked(&error)));
-    session.run(&Request {
-        rules: Some(Rules {
-            iptables: &to_iptables(&policy, &native::LAYOUT),
-            native: Some(&own_rules(&policy).ready(&groups)?),
-        }),
+    let desired = Desired::new(policy, &native::DIALECT);
+    let order = Order {
+        desired: &desired,
         // These are known by the pod's own ids from outside as well.
-        wish: Wish::Backend(Backend::Nftables),
+        by: By::Rules(Wish::Backend(Backend::Nftables)),
+        instead: None,
+        pins: Some(Pins { folder, expected: false }),
+        entered: None,
+        groups: &groups,
         drift: Drift::Replace,
         everything: false,
         dry_run: false,
+        text: false,
         wait,
-        groups: &groups,
-        marks: marks(Some(&policy)),
+        deadline: Instant::now() + wait,
         exec: exec::Options::default(),
-    })?;
-    node.leave(pod.cookie)?;
+    };
+    let Applied { outcome, .. } = capture::apply(&mut session, &order)?;
+    outcome.warnings.iter().for_each(|warning| warn(warning));
     Ok(())
 }

@@ -7,7 +7,8 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use millrace_core::dialect::kuma::{self, DIALECT, Options, Programs, Resolved};
+use millrace_core::desired::Desired;
+use millrace_core::dialect::kuma::{self, DIALECT, NFT_LAYOUT, Options, Programs, Resolved};
 use millrace_core::dialect::{ConfigErrors, Raw, Reader};
 use millrace_core::nft::render_transaction;
 use millrace_core::observed::{Observed, Variant};
@@ -16,12 +17,14 @@ use millrace_core::plan::{Effect, Wish, has_passthrough};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
 use millrace_core::value::Groups;
-use millrace_host::engine::{Drift, Outcome, Request, Rules, Session};
+use millrace_host::capture::CaptureError;
+use millrace_host::engine::{Drift, Outcome, Request, Session};
 use millrace_host::observe::Look;
 use millrace_host::{exec, facts};
 
+use super::enact::by_rules;
 use super::output::{log_outcome, print, print_for_programs};
-use super::{config, exit_of, namespace, termination, told};
+use super::{config, exit_of, termination, told};
 use crate::cli::istio::NotTyped;
 use crate::cli::kuma::{Asked, read};
 use crate::cli::own::Place;
@@ -65,7 +68,6 @@ fn install(flags: Vec<(String, String)>) -> Result<()> {
     if options.dry_run {
         return print_for_programs(&text(&policy, &options));
     }
-    namespace::check_ids(&Place::Here, &policy, &Groups::new())?;
     let outcome = apply(&mut session, &policy, &options)?;
     for warning in &outcome.warnings {
         log.warn(warning);
@@ -77,31 +79,27 @@ fn install(flags: Vec<(String, String)>) -> Result<()> {
 /// What a dry run prints: what iptables-restore takes, or the one transaction of native nftables.
 fn text(policy: &CapturePolicy, options: &Options) -> String {
     if options.native {
-        render_transaction(&config::kuma_rules(policy))
+        render_transaction(&config::rules_of(policy, &NFT_LAYOUT))
     } else {
         kuma::dry_run(&kuma::rules(policy, options), options.verbose)
     }
 }
 
-fn apply(session: &mut Session, policy: &CapturePolicy, options: &Options) -> Result<Outcome> {
-    let (ruleset, groups) = (kuma::rules(policy, options), Groups::new());
-    let native = options.native.then(|| config::kuma_rules(policy).ready(&groups)).transpose()?;
-    Ok(session.run(&Request {
-        rules: Some(Rules { iptables: &ruleset, native: native.as_ref() }),
-        wish: match options.programs {
-            _ if options.native => Wish::Backend(Backend::Nftables),
-            Programs::Any => Wish::Iptables,
-            Programs::Nft => Wish::Backend(Backend::IptablesNft),
-            Programs::Legacy => Wish::Programs(Variant::Legacy),
-        },
-        drift: Drift::Replace,
-        everything: false,
-        dry_run: false,
-        wait: options.wait,
-        groups: &groups,
-        marks: config::marks(Some(policy)),
-        exec: exec::Options::default(),
-    })?)
+fn apply(
+    session: &mut Session,
+    policy: &CapturePolicy,
+    options: &Options,
+) -> Result<Outcome, CaptureError> {
+    let native = options.native.then(|| config::rules_of(policy, &NFT_LAYOUT));
+    let iptables = kuma::rules(policy, options);
+    let desired = Desired { policy: policy.clone(), iptables, native };
+    let wish = match options.programs {
+        _ if options.native => Wish::Backend(Backend::Nftables),
+        Programs::Any => Wish::Iptables,
+        Programs::Nft => Wish::Backend(Backend::IptablesNft),
+        Programs::Legacy => Wish::Programs(Variant::Legacy),
+    };
+    by_rules(session, &Place::Here, &desired, (wish, None), options.wait)
 }
 
 fn uninstall(flags: Vec<(String, String)>) -> Result<()> {

@@ -4,17 +4,19 @@ use std::ffi::OsString;
 
 use anyhow::Result;
 use millrace_core::capture::to_iptables;
+use millrace_core::desired::Desired;
 use millrace_core::dialect::ConfigErrors;
-use millrace_core::dialect::linkerd::{self, LAYOUT, Mode, Options, Raw, Resolved};
+use millrace_core::dialect::linkerd::{self, LAYOUT, Mode, NFT_LAYOUT, Options, Raw, Resolved};
 use millrace_core::nft::render_transaction;
 use millrace_core::observed::Variant;
-use millrace_core::plan::{Choice, Means, NoBackend, Wish};
+use millrace_core::plan::{Choice, Means, Wish};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
-use millrace_core::value::Groups;
-use millrace_host::engine::{Drift, EngineError, Outcome, Request, Rules, Session};
+use millrace_host::capture::CaptureError;
+use millrace_host::engine::{Outcome, Session};
 use millrace_host::sysctl::Setting;
 
+use super::enact::by_rules;
 use super::output::{log_outcome, print};
 use super::{config, exit_of, namespace, termination, told};
 use crate::cli::istio::NotTyped;
@@ -74,17 +76,15 @@ fn run(resolved: &Resolved, log: &mut Log) -> Result<Exit> {
     if let Some(netns) = &options.netns {
         namespace::enter_as(&format!("flag --netns: {netns:?}"), netns)?;
     }
-    namespace::check_ids(&place, policy, &Groups::new())?;
     let session = Session::open()?;
     let before = options.close_wait.map(|seconds| Setting::CloseWait.set(seconds)).transpose()?;
-    let applied =
-        namespace::as_owner(&place).and_then(|exec| Ok(apply(session, policy, options, exec)?));
+    let applied = apply(session, &place, policy, options);
     let outcome = match (applied, before.flatten()) {
         (Err(error), Some(before)) => {
             if let Err(why) = Setting::CloseWait.set(before) {
                 log.warn(&format!("what was set before can't be set again: {why}"));
             }
-            return Err(error);
+            return Err(error.into());
         }
         (applied, _) => applied?,
     };
@@ -98,7 +98,7 @@ fn run(resolved: &Resolved, log: &mut Log) -> Result<Exit> {
 /// The commands that proxy-init would run, or the one transaction of native nftables.
 fn simulate(policy: &CapturePolicy, options: &Options, log: &mut Log) {
     if options.native {
-        let text = render_transaction(&config::linkerd_rules(policy));
+        let text = render_transaction(&config::rules_of(policy, &NFT_LAYOUT));
         log.info(&format!("nftables rules, in one transaction:\n{}", text.trim_end()));
         return;
     }
@@ -109,42 +109,28 @@ fn simulate(policy: &CapturePolicy, options: &Options, log: &mut Log) {
 
 fn apply(
     mut session: Session,
+    place: &Place,
     policy: &CapturePolicy,
     options: &Options,
-    exec: millrace_host::exec::Options,
-) -> Result<Outcome, EngineError> {
-    let (ruleset, groups) = (to_iptables(policy, &LAYOUT), Groups::new());
-    let native =
-        options.native.then(|| config::linkerd_rules(policy).ready(&groups)).transpose()?;
-    let mut request = Request {
-        rules: Some(Rules { iptables: &ruleset, native: native.as_ref() }),
-        wish: match options.mode {
-            _ if options.native => Wish::Backend(Backend::Nftables),
-            Mode::Legacy => Wish::Programs(Variant::Legacy),
-            Mode::Nft => Wish::Backend(Backend::IptablesNft),
-            Mode::Plain => Wish::Iptables,
-        },
-        drift: Drift::Replace,
-        everything: false,
-        dry_run: false,
-        wait: options.wait,
-        groups: &groups,
-        marks: config::marks(Some(policy)),
-        exec,
+) -> Result<Outcome, CaptureError> {
+    let native = options.native.then(|| config::rules_of(policy, &NFT_LAYOUT));
+    let iptables = to_iptables(policy, &LAYOUT);
+    let desired = Desired { policy: policy.clone(), iptables, native };
+    let wish = match options.mode {
+        _ if options.native => Wish::Backend(Backend::Nftables),
+        Mode::Legacy => Wish::Programs(Variant::Legacy),
+        Mode::Nft => Wish::Backend(Backend::IptablesNft),
+        Mode::Plain => Wish::Iptables,
     };
-    match session.run(&request) {
-        // proxy-init takes another iptables as well where the one that is meant is not installed.
-        Err(EngineError::NoBackend(NoBackend::Forced(_))) => {
-            request.wish = Wish::Iptables;
-            session.run(&request)
-        }
-        Ok(mut outcome) if options.mode_by_default && !options.native => {
-            let legacy = |choice: &&mut Choice| choice.means == Means::LEGACY_PROGRAMS;
-            if let Some(choice) = outcome.choice.as_mut().filter(legacy) {
-                choice.why = "the default of proxy-init";
-            }
-            Ok(outcome)
-        }
-        outcome => outcome,
+    // proxy-init takes another iptables as well where the one that is meant is not installed.
+    let wish = (wish, Some(Wish::Iptables));
+    let mut outcome = by_rules(&mut session, place, &desired, wish, options.wait)?;
+    let by_default = options.mode_by_default && !options.native;
+    let legacy = |choice: &&mut Choice| by_default && choice.means == Means::LEGACY_PROGRAMS;
+    if let Some(choice) = outcome.choice.as_mut().filter(legacy)
+        && choice.why == "asked for"
+    {
+        choice.why = "the default of proxy-init";
     }
+    Ok(outcome)
 }

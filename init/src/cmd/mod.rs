@@ -48,6 +48,7 @@ pub(crate) use trace::trace;
 pub(crate) use verify::verify;
 
 use crate::exit::Exit;
+use millrace_host::capture::CaptureError;
 use millrace_host::ebpf::EbpfError;
 use millrace_host::engine::EngineError;
 
@@ -68,7 +69,8 @@ pub(crate) fn told(error: &anyhow::Error) -> String {
 pub(crate) fn exit_of(error: &anyhow::Error) -> Exit {
     let engine = error.downcast_ref::<EngineError>().is_some_and(EngineError::is_busy);
     let ebpf = error.downcast_ref::<EbpfError>().is_some_and(EbpfError::is_busy);
-    if engine || ebpf { Exit::Busy } else { Exit::Failed }
+    let capture = error.downcast_ref::<CaptureError>().is_some_and(CaptureError::is_busy);
+    if engine || ebpf || capture { Exit::Busy } else { Exit::Failed }
 }
 
 #[cfg(test)]

@@ -2,14 +2,10 @@
 
 use anyhow::{Context as _, Result};
 use millrace_core::facts::HostFacts;
-use millrace_core::ids::mapped;
-use millrace_core::policy::CapturePolicy;
-use millrace_core::value::Groups;
 use millrace_host::cri::{self, PodRef};
 use millrace_host::engine::Session;
-use millrace_host::netns::{NetnsRef, own_ids};
-use millrace_host::sandbox::Sandbox;
-use millrace_host::{exec, facts};
+use millrace_host::facts;
+use millrace_host::netns::{Netns, NetnsError, NetnsRef};
 
 use crate::cli::own::Place;
 
@@ -42,32 +38,21 @@ fn enter_at(what: &str, reference: &NetnsRef) -> Result<()> {
     handle.enter().with_context(|| what.to_owned())
 }
 
-/// Be root among the users of the pod that was entered, if it has users of its own: the kernel takes
-/// rules that name users from there alone, and their ids, and those of connections that are made, are
-/// the pod's. There is no way back, and no way to what is the host's. Gives how programs are run then:
-/// they can't lock what is the host's, so they lock the pod alone.
-pub(super) fn as_owner(place: &Place) -> Result<exec::Options> {
-    if *place == Place::Here {
-        return Ok(exec::Options::default());
+/// Be root among the users of the pod that was entered, if it has users of its own: ids of connections that
+/// are made are the pod's then. There is no way back, and no way to what is the host's.
+pub(super) fn as_owner(place: &Place) -> Result<()> {
+    if let Some(netns) = entered(place)? {
+        netns.enter_owner()?;
     }
-    let own = NetnsRef::at(OWN.into()).open()?;
-    let netns = own.enter_owner()?.then(|| OWN.into());
-    let sandbox = netns.map(|netns| Sandbox { netns: Some(netns) });
-    Ok(exec::Options { sandbox, ..exec::Options::default() })
+    Ok(())
 }
 
-/// Whether processes of the namespace's users can have the ids of a policy.
-pub(super) fn check_ids(place: &Place, policy: &CapturePolicy, groups: &Groups) -> Result<()> {
-    let (users, of_groups) = match place {
-        Place::Here => own_ids(),
-        _ => NetnsRef::at(OWN.into()).open()?.ids()?,
-    };
-    Ok(mapped(policy, groups, &users, &of_groups)?)
-}
-
-/// Whether a namespace that was entered has users of its own.
-pub(super) fn has_own_users(place: &Place) -> Result<bool> {
-    Ok(*place != Place::Here && NetnsRef::at(OWN.into()).open()?.has_own_users()?)
+/// The namespace that was entered, if one was.
+pub(super) fn entered(place: &Place) -> Result<Option<Netns>, NetnsError> {
+    if *place == Place::Here {
+        return Ok(None);
+    }
+    Ok(Some(NetnsRef::at(OWN.into()).open()?))
 }
 
 /// The namespace with what is known of it and of the host.

@@ -3,12 +3,12 @@
 use std::ffi::OsString;
 
 use anyhow::Result;
-use millrace_core::capture::{to_iptables, to_nft};
+use millrace_core::capture::to_iptables;
+use millrace_core::desired::Desired;
 use millrace_core::dialect::osm::{self, LAYOUT, NFT_LAYOUT, Raw, Resolved};
-use millrace_core::nft::{self, NftRuleset, render_transaction};
-use millrace_core::policy::CapturePolicy;
+use millrace_core::nft::render_transaction;
 
-use super::config::{self, Loaded};
+use super::config::{self, Loaded, rules_of};
 use super::enact::{Enacted, command, enact};
 use super::output::print;
 use crate::cli::osm::read;
@@ -22,28 +22,23 @@ pub(crate) fn osm(words: Vec<OsString>) -> Exit {
 
 fn run(flags: Vec<(String, String)>, log: &mut Log) -> Result<Exit> {
     let Resolved { policy, options } = resolve(flags)?;
-    let native = options.native.then(|| native_rules(&policy));
+    let native = options.native.then(|| rules_of(&policy, &NFT_LAYOUT));
     if options.dry_run {
         print(&native.as_ref().map_or_else(|| osm::script(&policy), render_transaction))?;
         return Ok(Exit::Ok);
     }
     let iptables = to_iptables(&policy, &LAYOUT);
     let (netns, wait) = (options.netns.as_ref(), options.wait);
-    enact(&Enacted { policy: &policy, iptables, native, netns, wait }, log)
+    enact(&Enacted { desired: Desired { policy, iptables, native }, netns, wait }, log)
 }
 
 /// A command line, for looking only.
 pub(super) fn load(words: Vec<OsString>) -> Result<Loaded> {
     let Resolved { policy, options } = resolve(config::flags(read(words))?)?;
-    let nft = options.native.then(|| native_rules(&policy));
+    let nft = options.native.then(|| rules_of(&policy, &NFT_LAYOUT));
     Ok(Loaded { policy, layout: &LAYOUT, nft, warnings: Vec::new() })
 }
 
 fn resolve(flags: Vec<(String, String)>) -> Result<Resolved> {
     Ok(osm::resolve(&Raw::new(flags, config::environment()?))?)
-}
-
-/// The one table of native nftables.
-fn native_rules(policy: &CapturePolicy) -> NftRuleset {
-    nft::merge(&to_nft(policy, &NFT_LAYOUT, true))
 }

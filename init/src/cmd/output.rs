@@ -6,7 +6,6 @@ use anyhow::{Context as _, Result};
 use millrace_core::plan::Effect;
 use millrace_core::visible::visible;
 use millrace_host::engine::Outcome;
-use millrace_host::tracked::TrackError;
 use serde_json::{Value, json};
 
 use crate::cli::own::Common;
@@ -143,9 +142,4 @@ pub(super) fn log_effects(effects: &[Effect], log: &mut Log) {
 /// Say what the user should know, beside the result.
 pub(super) fn warn(message: &str) {
     Log::own().warn(message);
-}
-
-/// What it means that connections are not tracked before rules take a pod over from eBPF.
-pub(super) fn untracked(error: &TrackError) -> String {
-    format!("{error}: those that eBPF has captured may break")
 }

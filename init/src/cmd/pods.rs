@@ -13,7 +13,7 @@ use millrace_core::manifest::{self, Selector, Workload};
 use millrace_core::pod::PodFacts;
 use millrace_host::file;
 
-use super::config::{self, Loaded, environment, own_rules};
+use super::config::{self, Loaded, environment, rules_of};
 use super::output::warn;
 
 /// What captures a pod.
@@ -180,7 +180,7 @@ fn by_plugin(workload: &Workload) -> Result<Described> {
     let defaults = Defaults { env: environment()?, ..Defaults::default() };
     let captured = annotations::policy(pod, &defaults)?;
     Ok(Described::Plugin(Loaded {
-        nft: Some(own_rules(&captured.policy)),
+        nft: Some(rules_of(&captured.policy, &native::NFT_LAYOUT)),
         policy: captured.policy,
         layout: &native::LAYOUT,
         warnings: captured.warnings,

@@ -1,6 +1,7 @@
 //! `millrace preflight`
 
 use anyhow::Result;
+use millrace_core::dialect::native;
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::needs;
 use millrace_core::policy::CapturePolicy;
@@ -10,7 +11,7 @@ use millrace_host::ebpf::features;
 use millrace_host::preflight::look;
 use serde_json::json;
 
-use super::config::{Loaded, load, own_rules};
+use super::config::{Loaded, load, rules_of};
 use super::namespace;
 use super::output::{print, print_json, warn};
 use crate::cli::own::{Config, Preflight};
@@ -84,7 +85,7 @@ fn takes(setting: &'static str, config: &Config, other: Option<(&str, &str)>) ->
     let groups = Groups::new();
     let iptables = needs::of_ruleset(&loaded.ruleset(), &groups)?;
     let Loaded { policy, nft, .. } = loaded;
-    let native = nft.unwrap_or_else(|| own_rules(&policy)).native(&groups)?;
+    let native = nft.unwrap_or_else(|| rules_of(&policy, &native::NFT_LAYOUT)).native(&groups)?;
     let made_of =
         vec![(Backend::Nftables, needs::of_native(&native)), (Backend::IptablesNft, iptables)];
     // That eBPF can't do it anywhere is no news about this kernel.

@@ -22,7 +22,7 @@ const LAYERS: [Layers; 4] = [
             &["capture", "observed"],
             // Front ends, and what is made of the program: changes and answers.
             &["dialect", "neighbours", "plan", "sim"],
-            &["infer", "report", "trace", "verify"],
+            &["desired", "infer", "report", "trace", "verify"],
             &["ebpf", "status"],
             &["ids"],
         ],
@@ -42,6 +42,8 @@ const LAYERS: [Layers; 4] = [
             // A whole run.
             &["ebpf", "engine"],
             &["tracked", "verify"],
+            // What every front end does with a namespace.
+            &["capture"],
         ],
     ),
     (
@@ -50,7 +52,7 @@ const LAYERS: [Layers; 4] = [
             &["file", "level", "mesh", "own_file", "protocol", "sys_alarm"],
             &["config", "note", "target"],
             &["capture", "decide", "log"],
-            &["ebpf", "lookup"],
+            &["lookup"],
             &["verb"],
         ],
     ),

@@ -4,11 +4,12 @@ mod validate;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use millrace_core::capture::to_iptables;
+use millrace_core::desired::Desired;
 use millrace_core::dialect::istio::{self, LAYOUT, Options, Raw, Resolved, dry_run_log};
-use millrace_core::ebpf::beside_found;
 use millrace_core::iptables::render_restore;
 use millrace_core::nft::render_transaction;
 use millrace_core::plan::{Effect, Wish};
@@ -16,11 +17,11 @@ use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Ruleset;
 use millrace_core::value::Family;
+use millrace_host::capture::{self, By, Farewell, Left, Order, leave};
 use millrace_host::ebpf::Attached;
-use millrace_host::engine::{Drift, EngineError, Outcome, Request, Rules, Session};
-use millrace_host::facts;
-use millrace_host::observe::Look;
+use millrace_host::engine::{Drift, Session};
 use millrace_host::sandbox::Sandbox;
+use millrace_host::{exec, facts};
 
 use super::output::{log_effects, log_outcome, print};
 use super::termination;
@@ -80,18 +81,11 @@ fn run(raw: &Raw, log: &mut Log) -> Result<Exit> {
         log.warn(warning);
     }
     let ruleset = to_iptables(&policy, &LAYOUT);
-    let mut exec = millrace_host::exec::Options::default();
-    if !dry_run {
-        let place = match netns.value.as_str() {
-            "" => Place::Here,
-            name => Place::Netns(name.to_owned()),
-        };
-        if !options.cleanup_only && !options.skip_rule_apply {
-            namespace::check_ids(&place, &policy, &facts.groups)?;
-        }
-        exec = namespace::as_owner(&place)?;
-    }
-    let mut run = Run { session, groups: facts.groups, policy, options, ruleset, exec, log };
+    let place = match netns.value.as_str() {
+        name if !dry_run && !name.is_empty() => Place::Netns(name.to_owned()),
+        _ => Place::Here,
+    };
+    let mut run = Run { session, groups: facts.groups, policy, options, ruleset, place, log };
     run.carry_out()
 }
 
@@ -101,7 +95,7 @@ struct Run<'l> {
     policy: CapturePolicy,
     options: Options,
     ruleset: Ruleset,
-    exec: millrace_host::exec::Options,
+    place: Place,
     log: &'l mut Log,
 }
 
@@ -116,83 +110,87 @@ impl Run<'_> {
         } else {
             self.apply()?;
         }
-        Ok(if self.options.run_validation { self.validate() } else { Exit::Ok })
+        if !self.options.run_validation {
+            return Ok(Exit::Ok);
+        }
+        namespace::as_owner(&self.place)?;
+        Ok(self.validate())
     }
 
     /// How programs are run: from the host's file system they get a view of their own.
-    fn exec(&mut self) -> millrace_host::exec::Options {
+    fn exec(&mut self) -> exec::Options {
         if !self.options.cni_mode || self.options.dry_run {
-            return self.exec.clone();
+            return exec::Options::default();
         }
         if let Err(why) = Sandbox::check() {
             self.log.warn(&why);
-            return millrace_host::exec::Options::default();
+            return exec::Options::default();
         }
         let netns = self.options.network_namespace.clone().map(PathBuf::from);
-        millrace_host::exec::Options { sandbox: Some(Sandbox { netns }), ..Default::default() }
+        exec::Options { sandbox: Some(Sandbox { netns }), ..exec::Options::default() }
     }
 
-    fn engine(&mut self, cleanup: bool) -> Result<Outcome, EngineError> {
-        let exec = self.exec();
-        let Self { session, options, groups, policy, ruleset, log, .. } = self;
-        let native = options.native.then(|| config::native_rules(policy, options));
-        let mut native = match &native {
-            Some(rules) if log.shows_debug() => Some(rules.ready_with_text(groups)?),
-            Some(rules) => Some(rules.ready(groups)?),
-            None => None,
-        };
-        // With native nftables the reference always writes everything.
-        let replace = cleanup || options.reconcile || options.force_apply || options.native;
+    fn desired(&self) -> Desired {
+        let native = self.options.native.then(|| config::native_rules(&self.policy, &self.options));
+        Desired { policy: self.policy.clone(), iptables: self.ruleset.clone(), native }
+    }
+
+    fn apply(&mut self) -> Result<()> {
+        let (exec, desired) = (self.exec(), self.desired());
+        let entered = namespace::entered(&self.place)?;
+        let options = &self.options;
         let wish = match options.variant {
             _ if options.native => Wish::Backend(Backend::Nftables),
             Some(variant) => Wish::Programs(variant),
             None => Wish::Iptables,
         };
-        // What belongs to a capture that goes on stays.
-        let kept = if Attached::here() == Attached::No {
-            None
-        } else {
-            Some(beside_found(&session.observe(&exec, Look::Chains)?))
-        };
-        if let Some(kept) = &kept {
-            if cleanup {
-                log.warn("eBPF captures this pod, or may: what belongs to that is left as it is");
-            }
-            let routings = native.as_mut().map(|native| &mut native.routing);
-            for routing in routings.into_iter().chain([&mut ruleset.routing]) {
-                routing.localhost_everywhere.clone_from(&kept.routing.localhost_everywhere);
-            }
-        }
-        let rules = Rules { iptables: ruleset, native: native.as_ref() };
-        let rules = match &kept {
-            Some(kept) if cleanup => Some(Rules { iptables: kept, native: None }),
-            _ => (!cleanup).then_some(rules),
-        };
-        let outcome = session.run(&Request {
-            rules,
-            wish,
+        // With native nftables the reference always writes everything.
+        let replace = options.reconcile || options.force_apply || options.native;
+        let order = Order {
+            desired: &desired,
+            by: By::Rules(wish),
+            instead: None,
+            pins: None,
+            entered: entered.as_ref(),
+            groups: &self.groups,
             drift: if replace { Drift::Replace } else { Drift::Refuse },
             everything: options.force_apply,
-            dry_run: options.dry_run,
+            dry_run: false,
+            text: self.log.shows_debug(),
             wait: options.wait,
-            groups,
-            marks: config::marks(Some(policy)),
+            deadline: Instant::now() + options.wait,
             exec,
-        })?;
+        };
+        let outcome = capture::apply(&mut self.session, &order)?.outcome;
         for warning in &outcome.warnings {
             self.log.warn(warning);
         }
-        Ok(outcome)
-    }
-
-    fn apply(&mut self) -> Result<()> {
-        let outcome = self.engine(false)?;
         log_outcome(&outcome, self.log);
         Ok(())
     }
 
     fn cleanup(&mut self) -> Result<()> {
-        let outcome = self.engine(true)?;
+        let exec = self.exec();
+        let entered = namespace::entered(&self.place)?;
+        let farewell = Farewell {
+            folder: None,
+            entered: entered.as_ref(),
+            chosen: None,
+            marks: self.desired().marks(),
+            groups: &self.groups,
+            dry_run: self.options.dry_run,
+            wait: self.options.wait,
+            exec,
+        };
+        let Left { outcome, beyond, .. } = leave(&mut self.session, &farewell)?;
+        if beyond != Attached::No {
+            let text = "eBPF captures this pod, or may: what belongs to that is left as it is";
+            self.log.warn(text);
+        }
+        let Some(outcome) = outcome else { return Ok(()) };
+        for warning in &outcome.warnings {
+            self.log.warn(warning);
+        }
         if self.options.dry_run {
             let mut text = "iptables-save\nip6tables-save\n".to_owned();
             for effect in &outcome.effects {
