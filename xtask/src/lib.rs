@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod book;
 pub mod build_ebpf;
 pub mod dist;
 pub mod elf;

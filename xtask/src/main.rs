@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Command;
-use xtask::{bench, build_ebpf, dist, lint, repo, schema, truth};
+use xtask::{bench, book, build_ebpf, dist, lint, repo, schema, truth};
 
 fn main() -> ExitCode {
     match run() {
@@ -22,6 +22,7 @@ fn run() -> anyhow::Result<ExitCode> {
         .arg_required_else_help(true)
         .subcommands([
             bench::command(),
+            book::command(),
             build_ebpf::command(),
             dist::command(),
             lint::command(),
@@ -30,6 +31,7 @@ fn run() -> anyhow::Result<ExitCode> {
         ]);
     match cli.get_matches().subcommand() {
         Some(("bench", args)) => bench::run(args),
+        Some(("book", args)) => book::run(args).map(|()| ExitCode::SUCCESS),
         Some(("build-ebpf", args)) => build_ebpf::run(args).map(|()| ExitCode::SUCCESS),
         Some(("dist", args)) => dist::run(args).map(|()| ExitCode::SUCCESS),
         Some(("lint", _)) => lint::run().map(|()| ExitCode::SUCCESS),

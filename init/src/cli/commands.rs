@@ -23,7 +23,7 @@ fn program() -> Command {
             "Started under the name istio-iptables, as `pilot-agent istio-iptables`, as \
              linkerd2-proxy-init or as `consul connect redirect-traffic`, it is that tool, and as kumactl \
              two commands of that one. `--help` behind istio-iptables, linkerd, kuma or consul lists its \
-             flags.",
+             flags; `millrace help exit-codes` lists exit codes.",
         )
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod ask;
 mod commands;
 pub(crate) mod consul;
 mod goflag;
+mod help;
 pub(crate) mod istio;
 pub(crate) mod kuma;
 pub(crate) mod linkerd;

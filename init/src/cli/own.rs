@@ -16,6 +16,7 @@ use millrace_core::value::Family;
 
 use super::ask::{self, Asked, Sources, Typed};
 use super::commands::{alone, command};
+use super::help;
 use super::node::{Ebpf, Meant, NodeBpf, ebpf, folder, node_bpf};
 use super::tool::Tool;
 use super::trace::{self, Trace};
@@ -214,6 +215,7 @@ pub(crate) enum NotTyped {
 
 /// Read the words behind the program's name.
 pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
+    let words = help::plain(words).map_err(NotTyped::Print)?;
     let known = words.first().and_then(|word| alone(word.to_str()?)).unwrap_or_else(command);
     let matches = known.try_get_matches_from(words).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => NotTyped::Print(error.to_string()),

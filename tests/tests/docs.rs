@@ -1,0 +1,202 @@
+//! The documentation's commands print what it says, and it names all that there is.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use millrace_tests::binary;
+use millrace_tests::netns::Namespace;
+
+/// A command line with what the document says that it prints.
+type Session = Vec<(String, String)>;
+
+/// What is not tried: the CNI plugin, whose runtime is not here, what a machine has, and what
+/// follows connections that are not made. Its own suites try the plugin's.
+const ELSEWHERE: [&str; 3] = ["millrace-cni", "millrace preflight", "millrace trace"];
+/// The documents that have to have commands in them.
+const WITH_COMMANDS: [&str; 4] =
+    ["README.md", "docs/commands.md", "docs/explain.md", "docs/troubleshooting.md"];
+/// What every command's help is printed into.
+const REFERENCE: &str = "docs/reference.md";
+/// Millrace's own commands, of which each has its flags in the reference.
+const COMMANDS: [&str; 13] = [
+    "apply", "dump", "cleanup", "status", "preflight", "explain", "diff", "graph", "verify", "trace", "lint",
+    "node-bpf load", "node-bpf unload",
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Each document by its path from the root, with its text.
+fn documents() -> Result<Vec<(String, String)>> {
+    let mut names = vec!["README.md".to_owned(), "ARCHITECTURE.md".to_owned()];
+    for entry in fs::read_dir(root().join("docs"))? {
+        let name = entry?.file_name().into_string().map_err(|name| anyhow::anyhow!("{name:?}"))?;
+        names.extend(name.ends_with(".md").then(|| format!("docs/{name}")));
+    }
+    names.sort();
+    names.into_iter().map(|name| Ok((name.clone(), fs::read_to_string(root().join(name))?))).collect()
+}
+
+/// The sessions of a document.
+fn sessions(text: &str) -> Vec<Session> {
+    let blocks = text.split("```console\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let session = |block: &str| {
+        let mut session = Session::new();
+        for line in block.lines() {
+            match (line.strip_prefix("$ "), session.last_mut()) {
+                (Some(command), _) => session.push((command.to_owned(), String::new())),
+                (None, Some((_, text))) => text.push_str(&format!("{line}\n")),
+                (None, None) => {}
+            }
+        }
+        session
+    };
+    let here = |session: &Session| {
+        session.iter().all(|(command, _)| !ELSEWHERE.iter().any(|name| command.contains(name)))
+    };
+    blocks.map(session).filter(here).collect()
+}
+
+/// Verify every command of every document in its order, each document in a namespace with the address
+/// that is named there.
+#[test]
+fn commands_print_what_is_said() -> Result<()> {
+    let mut wrong = String::new();
+    for (name, text) in documents()? {
+        let run = prints_what_it_says(&name, &text, &mut wrong).context(name.clone())?;
+        ensure!(run > 0 || !WITH_COMMANDS.contains(&name.as_str()), "{name}: no commands");
+    }
+    ensure!(wrong.is_empty(), "{wrong}");
+    Ok(())
+}
+
+/// How many commands there were; what they printed otherwise goes into `wrong`.
+fn prints_what_it_says(name: &str, text: &str, wrong: &mut String) -> Result<usize> {
+    let sessions = sessions(text);
+    if sessions.is_empty() {
+        return Ok(0);
+    }
+    let namespace = Namespace::new()?;
+    namespace.ip("link set lo up\nlink add eth0 type veth peer name eth1\nlink set eth0 up\n\
+         link set eth1 up\naddr add 10.4.0.2/24 dev eth0\nroute add default via 10.4.0.1\n")?;
+    let folder = tempfile::tempdir()?;
+    let program = folder.path().join("millrace");
+    fs::copy(binary::millrace()?, &program)?;
+    let net = namespace.path();
+    let net = net.to_str().context("UTF-8")?;
+    let path = std::env::var("PATH")?;
+    let path = format!("{}:{path}", folder.path().display());
+    let mut run = 0;
+    for (command, wanted) in sessions.into_iter().flatten() {
+        if let Some(file) = command.strip_prefix("cat ") {
+            ensure!(!file.contains('/'), "{file}");
+            fs::write(folder.path().join(file), wanted)?;
+            continue;
+        }
+        let real = command
+            .replace("--netns pod-1", &format!("--netns {net}"))
+            .replace("ip netns exec pod-1", &format!("nsenter --net={net}"));
+        let output = Command::new("timeout")
+            .args(["60", "sh", "-c", &format!("{real} 2>&1")])
+            .current_dir(folder.path())
+            .env("PATH", &path)
+            .output()?;
+        let printed = String::from_utf8(output.stdout)?;
+        if printed != wanted {
+            wrong.push_str(&format!("$ {command}\n{printed}--- {name}\n{wanted}\n"));
+        }
+        run += 1;
+    }
+    Ok(run)
+}
+
+/// Verify that the picture is what its command prints.
+#[test]
+fn the_picture_is_drawn_by_its_command() -> Result<()> {
+    let text = fs::read_to_string(root().join("docs/explain.md"))?;
+    let command = text
+        .split('`')
+        .find_map(|text| text.strip_prefix("millrace graph "))
+        .context("the page shows a picture")?;
+    let output =
+        Command::new(binary::millrace()?).arg("graph").args(command.split(' ')).output()?;
+    let drawn = String::from_utf8(output.stdout)?;
+    if drawn != include_str!("../../docs/rules.svg") {
+        bail!("docs/rules.svg is not what this prints: millrace graph {command}");
+    }
+    Ok(())
+}
+
+/// Verify that the book has every page, and that every link inside it leads somewhere.
+#[test]
+fn every_page_is_in_the_book() -> Result<()> {
+    let documents = documents()?;
+    let summary = fs::read_to_string(root().join("docs/SUMMARY.md"))?;
+    let mut wrong = Vec::new();
+    for (name, text) in &documents {
+        let page = name.strip_prefix("docs/").filter(|page| *page != "SUMMARY.md");
+        if let Some(page) = page.filter(|page| !summary.contains(&format!("({page})"))) {
+            wrong.push(format!("docs/SUMMARY.md does not name {page}"));
+        }
+        let folder = root().join(name).parent().context("a folder")?.to_owned();
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.contains("://")) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { root().join(name) } else { folder.join(file) };
+            if !target.exists() {
+                wrong.push(format!("{name}: {link} is not there"));
+            } else if !anchor.is_empty() && !anchors(&fs::read_to_string(&target)?).contains(anchor) {
+                wrong.push(format!("{name}: {link} has no such heading"));
+            }
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+/// What headings are called in links: lower case, words with hyphens between them, and no other marks.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let heading = |line: &str| {
+        let words = line.trim_start_matches('#').trim().to_lowercase();
+        words
+            .chars()
+            .filter_map(|c| match c {
+                ' ' => Some('-'),
+                '-' | '_' => Some(c),
+                c => c.is_alphanumeric().then_some(c),
+            })
+            .collect()
+    };
+    text.lines().filter(|line| line.starts_with('#')).map(heading).collect()
+}
+
+/// Verify that the reference is what the commands say of themselves, so that it has every flag; with
+/// `UPDATE_GOLDEN` it is written.
+#[test]
+fn the_reference_is_every_help() -> Result<()> {
+    let mut text = "# Reference\n\nWhat each command says of itself with `--help`.\n".to_owned();
+    for command in COMMANDS {
+        let output = Command::new(binary::millrace()?)
+            .args(command.split(' '))
+            .arg("--help")
+            .env("COLUMNS", "100")
+            .output()?;
+        ensure!(output.status.success(), "{command}: {output:?}");
+        let help = String::from_utf8(output.stdout)?;
+        let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+        text.push_str(&format!("\n## {command}\n\n```text\n{}\n```\n", lines.join("\n").trim_end()));
+    }
+    let path = root().join(REFERENCE);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, &text)?;
+    }
+    ensure!(
+        fs::read_to_string(&path)? == text,
+        "{REFERENCE} is not what --help prints: write it with UPDATE_GOLDEN=1, and read the change"
+    );
+    Ok(())
+}
