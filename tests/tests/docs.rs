@@ -22,8 +22,19 @@ const WITH_COMMANDS: [&str; 4] =
 const REFERENCE: &str = "docs/reference.md";
 /// Millrace's own commands, of which each has its flags in the reference.
 const COMMANDS: [&str; 13] = [
-    "apply", "dump", "cleanup", "status", "preflight", "explain", "diff", "graph", "verify", "trace", "lint",
-    "node-bpf load", "node-bpf unload",
+    "apply",
+    "dump",
+    "cleanup",
+    "status",
+    "preflight",
+    "explain",
+    "diff",
+    "graph",
+    "verify",
+    "trace",
+    "lint",
+    "node-bpf load",
+    "node-bpf unload",
 ];
 
 fn root() -> PathBuf {
@@ -38,7 +49,10 @@ fn documents() -> Result<Vec<(String, String)>> {
         names.extend(name.ends_with(".md").then(|| format!("docs/{name}")));
     }
     names.sort();
-    names.into_iter().map(|name| Ok((name.clone(), fs::read_to_string(root().join(name))?))).collect()
+    names
+        .into_iter()
+        .map(|name| Ok((name.clone(), fs::read_to_string(root().join(name))?)))
+        .collect()
 }
 
 /// The sessions of a document.
@@ -149,7 +163,8 @@ fn every_page_is_in_the_book() -> Result<()> {
             let target = if file.is_empty() { root().join(name) } else { folder.join(file) };
             if !target.exists() {
                 wrong.push(format!("{name}: {link} is not there"));
-            } else if !anchor.is_empty() && !anchors(&fs::read_to_string(&target)?).contains(anchor) {
+            } else if !anchor.is_empty() && !anchors(&fs::read_to_string(&target)?).contains(anchor)
+            {
                 wrong.push(format!("{name}: {link} has no such heading"));
             }
         }
@@ -188,7 +203,10 @@ fn the_reference_is_every_help() -> Result<()> {
         ensure!(output.status.success(), "{command}: {output:?}");
         let help = String::from_utf8(output.stdout)?;
         let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
-        text.push_str(&format!("\n## {command}\n\n```text\n{}\n```\n", lines.join("\n").trim_end()));
+        text.push_str(&format!(
+            "\n## {command}\n\n```text\n{}\n```\n",
+            lines.join("\n").trim_end()
+        ));
     }
     let path = root().join(REFERENCE);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {

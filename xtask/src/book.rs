@@ -22,7 +22,12 @@ pub fn command() -> clap::Command {
 /// When mdbook is not installed, or fails.
 pub fn run(_args: &ArgMatches) -> Result<()> {
     let target = repo::root().join(BOOK);
-    let made = Command::new("mdbook").arg("build").arg(repo::root()).arg("--dest-dir").arg(&target).status();
+    let made = Command::new("mdbook")
+        .arg("build")
+        .arg(repo::root())
+        .arg("--dest-dir")
+        .arg(&target)
+        .status();
     match made {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             bail!("mdbook is not installed: `cargo install --locked mdbook`")

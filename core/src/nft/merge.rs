@@ -3,7 +3,7 @@
 //! on how many values there are.
 
 use super::{NftEmission, NftRuleset, Statement, guarded};
-use crate::ruleset::Owner as Who;
+use crate::ruleset::{Owner as Who, Reason};
 use crate::value::{Cidr, InterfacePattern};
 
 /// The same ruleset in fewer rules. Its rules are all appended, in their final order.
@@ -37,14 +37,14 @@ fn in_few(rules: Vec<NftEmission>) -> Vec<NftEmission> {
     for rule in rules {
         let same = run.first().is_some_and(|group| action(&group.rule.rule) == action(&rule.rule));
         if !same {
-            done.extend(run.drain(..).map(|group| group.rule));
+            done.extend(run.drain(..).map(Group::told));
         }
         match run.iter_mut().find_map(|group| group.place(&rule.rule).map(|at| (group, at))) {
-            Some((group, at)) => group.take(at, &rule.rule),
-            None => run.push(Group { rule, place: None }),
+            Some((group, at)) => group.take(at, &rule),
+            None => run.push(Group { rule, place: None, others: 0, other: None }),
         }
     }
-    done.extend(run.into_iter().map(|group| group.rule));
+    done.extend(run.into_iter().map(Group::told));
     done
 }
 
@@ -59,6 +59,9 @@ struct Group {
     rule: NftEmission,
     /// The statement in which they differ, once there are two.
     place: Option<usize>,
+    /// How many of them are there for another reason than the first, and the reason of one.
+    others: usize,
+    other: Option<Reason>,
 }
 
 impl Group {
@@ -75,11 +78,29 @@ impl Group {
         (only && can_join(a, b)).then_some(at)
     }
 
-    fn take(&mut self, at: usize, rule: &[Statement]) {
+    fn take(&mut self, at: usize, rule: &NftEmission) {
         self.place = Some(at);
-        if let (Some(own), Some(other)) = (self.rule.rule.get_mut(at), rule.get(at)) {
+        if let (Some(own), Some(other)) = (self.rule.rule.get_mut(at), rule.rule.get(at)) {
             join(own, other);
         }
+        if self.rule.reason != rule.reason && self.other.as_ref() != Some(&rule.reason) {
+            self.others += 1;
+            self.other.get_or_insert_with(|| rule.reason.clone());
+        }
+    }
+
+    /// The one rule. Its reason is that of each: which of the values a packet had is not told by it.
+    fn told(self) -> NftEmission {
+        let Self { mut rule, others, other, .. } = self;
+        if let Some(Reason { source, purpose }) = other {
+            let like = match others {
+                1 => String::new(),
+                more => format!("one of {more} reasons such as: "),
+            };
+            rule.reason =
+                Reason { source, purpose: format!("{}, or {like}{purpose}", rule.reason) };
+        }
+        rule
     }
 }
 
@@ -137,4 +158,40 @@ const fn is_user(owner: &Who) -> bool {
 /// Whether it is a whole name; beginnings of names have no place in a set.
 fn is_whole(name: &InterfacePattern) -> bool {
     !name.as_str().ends_with('+')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::to_nft;
+    use crate::dialect::native;
+    use crate::facts::HostFacts;
+
+    /// The reason of the one rule for some outbound ports.
+    fn reason(ports: &str) -> String {
+        let flags = vec![("exclude-outbound-ports".to_owned(), ports.to_owned())];
+        let raw = native::Raw::new(std::collections::BTreeMap::new(), flags);
+        let policy = native::resolve(&raw, &HostFacts::default(), false).unwrap();
+        let rules = merge(&to_nft(&policy, &native::NFT_LAYOUT, true));
+        let of_ports = |rule: &&NftEmission| {
+            rule.rule.iter().any(|s| matches!(s, Statement::Ports { ports, .. } if ports.iter().any(|p| p.to_string() == "5432")))
+        };
+        rules.emissions.iter().find(of_ports).unwrap().reason.to_string()
+    }
+
+    #[test]
+    fn the_reason_of_many_is_not_that_of_one() {
+        let said = "outbound port 5432 is not captured";
+        assert_eq!(reason("5432"), format!("{said} (flag --exclude-outbound-ports)"));
+        let two = reason("5432,6379");
+        assert!(
+            two.starts_with(said) && two.contains(", or outbound port 6379 is not captured"),
+            "{two}"
+        );
+        let four = reason("5432,6379,9092,11211");
+        assert!(
+            four.starts_with(said) && four.contains(", or one of 3 reasons such as: "),
+            "{four}"
+        );
+    }
 }

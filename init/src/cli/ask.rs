@@ -94,7 +94,7 @@ pub(super) fn diff_args(command: Command) -> Command {
                 .value_parser(between),
         )
         .arg(
-            super::commands::runtime_endpoint()
+            super::args::runtime_endpoint()
                 .help("Where the container runtime listens (CRI), for pod:NAME"),
         )
         .arg(pod_address())

@@ -8,13 +8,21 @@ use crate::exit::Exit;
 /// What each exit code means, for which commands.
 const EXIT_CODES: [(Exit, &str, &str); 11] = [
     (Exit::Ok, "all", "done, or nothing to do; status: captured; lint, diff: nothing found"),
-    (Exit::Failed, "all but diff", "bad configuration, or it failed and the previous rules were restored"),
+    (
+        Exit::Failed,
+        "all but diff",
+        "bad configuration, or it failed and the previous rules were restored",
+    ),
     (Exit::Differs, "diff", "traffic or rules differ"),
     (Exit::Usage, "all", "the command line can't be read"),
     (Exit::Trouble, "diff", "it failed"),
     (Exit::NotCaptured, "status", "not captured"),
     (Exit::NotCaptured, "lint", "warnings"),
-    (Exit::Busy, "apply, cleanup", "another run, or the xtables lock, was in the way for longer than --wait"),
+    (
+        Exit::Busy,
+        "apply, cleanup",
+        "another run, or the xtables lock, was in the way for longer than --wait",
+    ),
     (Exit::Drifted, "status", "drifted: rules are there, but not complete, or not as configured"),
     (Exit::Drifted, "lint", "errors"),
     (Exit::NotValid, "verify", "connections are not captured as configured"),
@@ -57,7 +65,10 @@ mod tests {
     fn every_code_of_own_commands_is_told() {
         let text = exit_codes();
         for code in [0, 1, 2, 3, 4, 5, 126] {
-            assert!(text.lines().any(|line| line.trim_start().starts_with(&format!("{code} "))), "{text}");
+            assert!(
+                text.lines().any(|line| line.trim_start().starts_with(&format!("{code} "))),
+                "{text}"
+            );
         }
     }
 

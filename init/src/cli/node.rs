@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use millrace_host::ebpf::DEFAULT_FOLDER;
 
-use super::commands::wait;
+use super::args::wait;
 use super::own::{NotTyped, duration};
 
 /// `millrace node-bpf`.
@@ -71,9 +71,9 @@ pub(super) fn bpffs() -> Arg {
 /// A command that carries a configuration out by eBPF as well.
 pub(super) fn with_ebpf(command: Command) -> Command {
     let words = ["auto", "nftables", "iptables", "iptables-nft", "iptables-legacy", "ebpf"];
-    let help = "What carries the configuration out; auto: what captures since an earlier run, else \
-                eBPF where the node's programs are loaded and can do it, else nftables if the \
-                kernel has it, else iptables. Only iptables-legacy needs programs";
+    let help = "Capture backend. auto: keep the one in use, otherwise eBPF where the node's programs are \
+                loaded and support the settings, otherwise nftables if the kernel has it, otherwise \
+                iptables. Only iptables-legacy needs binaries";
     command.mut_arg("backend", |backend| backend.value_parser(words).help(help)).arg(bpffs())
 }
 
