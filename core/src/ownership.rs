@@ -4,19 +4,33 @@
 use std::collections::BTreeSet;
 
 use crate::iptables::{ChainDump, Dump, DumpRule, TableDump};
-use crate::ruleset::{Chain, Layout, Match, Rule, Table, Target};
+use crate::ruleset::{Chain, ChainName, Layout, Masked, Match, Rule, Table, Target};
 
 /// How the rules of one dialect are known.
 #[derive(Clone, Copy, Debug)]
 pub struct Footprint {
     /// The dialect's chains.
     pub layout: &'static Layout,
+    /// A chain without which others of these names in a table are somebody else's.
+    pub known_by: Option<&'static ChainName>,
+    /// The mark and the routing table of the policy routing rule that its rules need, where nobody
+    /// chooses them.
+    pub route: Option<(Masked, u32)>,
     /// Somebody who calls a chain as the dialect does.
     pub rival: Option<Rival>,
     /// Finds rules in builtin chains that neither jump to the dialect's chains nor carry its
     /// comment. Called when the dump is there to be looked at as a whole; notes what it finds in
     /// the set.
     pub unmarked: fn(&Dump, &mut Owned),
+}
+
+impl Footprint {
+    /// One whose chains are nobody else's, and of whose rules there are none in builtin chains that
+    /// don't lead to them.
+    pub const fn of(layout: &'static Layout) -> Self {
+        let unmarked = |_dump: &Dump, _owned: &mut Owned| {};
+        Self { layout, known_by: None, route: None, rival: None, unmarked }
+    }
 }
 
 /// Somebody who calls one of his chains as a dialect does. Where he is, the chain is his, and only what he
@@ -172,6 +186,9 @@ fn own_chains<'d>(dump: &'d Dump, footprints: &[Footprint]) -> Vec<(Table, &'d s
     for (table, content) in known_tables(dump) {
         for footprint in footprints {
             let rival = footprint.rival.filter(|rival| content.chain(rival.by).is_some());
+            if footprint.known_by.is_some_and(|name| content.chain(name.as_str()).is_none()) {
+                continue;
+            }
             let his = |c: &&ChainDump| rival.is_some_and(|rival| c.name == rival.shared);
             let chains = content.chains.iter().filter(|c| is_of(footprint.layout, &c.name));
             found.extend(chains.filter(|c| !his(c)).map(|chain| (table, chain.name.as_str())));

@@ -1,8 +1,10 @@
 //! What is captured and what is not, without a word about any mesh or any backend.
 
+mod sources;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::ruleset::{Owner, Protocol};
+use crate::ruleset::{Masked, Owner, Protocol};
 use crate::source::{Source, Sourced};
 use crate::value::{
     Cidr, Family, Gid, InterfacePattern, ListenPort, Mark, PortRange, RouteTable, Uid, UidRange,
@@ -179,6 +181,46 @@ pub struct ProxyIdentity {
     pub gids: Vec<Sourced<Gid>>,
     /// How several of them go together.
     pub matching: IdentityMatching,
+    /// The marks by which a proxy is known that is no process of the pod; none where it is one. What
+    /// it sends is sent by sockets of the pod, whoever made them. With marks, inbound connections are
+    /// redirected, and the proxy's calls to the pod are left alone.
+    pub marks: Option<ProxyMarks>,
+}
+
+/// The marks of a proxy that serves many pods from outside of them, with sockets in each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyMarks {
+    /// What the proxy sends has this mark, in these bits.
+    pub proxy: Masked,
+    /// Connections of which a packet had it get this mark, in these bits, and packets of theirs
+    /// that the pod sends get it as well: so answers to an address that the proxy took for its own come
+    /// back to it.
+    pub connection: Masked,
+    /// Packets with the connection's mark are looked up in this table, whose only route delivers
+    /// everything locally.
+    pub table: RouteTable,
+    /// The priority of the policy routing rule that says so.
+    pub priority: u32,
+}
+
+/// From where the node probes the pod: what comes from there is let through to the application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Probe {
+    /// From an address that nobody has, to which the node translates its own: what the pod sends
+    /// there is let through as well.
+    Translated(IpAddr),
+    /// From the node's own address: nothing has to be done on the node. What the pod sends there is
+    /// captured as ever.
+    Node(IpAddr),
+}
+
+impl Probe {
+    /// The address.
+    pub const fn address(self) -> IpAddr {
+        match self {
+            Self::Translated(address) | Self::Node(address) => address,
+        }
+    }
 }
 
 /// How the rules of several proxy identities go together.
@@ -205,6 +247,8 @@ pub struct Inbound {
     pub selection: InboundSelection,
     /// Networks from which they are left alone.
     pub except_sources: Vec<Sourced<Cidr>>,
+    /// From where the node probes the pod.
+    pub probes: Vec<Sourced<Probe>>,
 }
 
 /// How inbound connections reach the proxy.
@@ -401,79 +445,5 @@ impl DnsScope {
     pub fn is_empty(&self, ipv6: bool) -> bool {
         let of = |family| self.servers(family).next().is_some();
         matches!(self, Self::Servers(_)) && !of(Family::V4) && !(ipv6 && of(Family::V6))
-    }
-}
-
-impl CapturePolicy {
-    /// Visit where every part came from, to say it in other words.
-    pub fn each_source(&mut self, visit: &mut dyn FnMut(&mut Source)) {
-        visit(&mut self.ipv6.source);
-        visit_all(&mut self.proxy.uids, visit);
-        visit_all(&mut self.proxy.gids, visit);
-        visit(&mut self.inbound.port.source);
-        if let Some(port) = &mut self.inbound.tunnel_port {
-            visit(&mut port.source);
-        }
-        visit_all(&mut self.inbound.except_sources, visit);
-        if let InboundMode::Tproxy { mark, table, source } = &mut self.inbound.mode {
-            visit(&mut mark.source);
-            visit(&mut table.source);
-            visit(source);
-        }
-        match &mut self.inbound.selection {
-            InboundSelection::Nothing => {}
-            InboundSelection::AllExcept { source, except } => {
-                visit(source);
-                visit_all(except, visit);
-            }
-            InboundSelection::Only { ports, except } => {
-                visit_all(ports, visit);
-                visit_all(except, visit);
-            }
-        }
-        let outbound = &mut self.outbound;
-        visit(&mut outbound.port.source);
-        match &mut outbound.networks {
-            NetworkSelection::All(source) => visit(source),
-            NetworkSelection::Only(networks) => visit_all(networks, visit),
-        }
-        visit_all(&mut outbound.ports, visit);
-        visit_all(&mut outbound.except_ports, visit);
-        visit_all(&mut outbound.except_networks, visit);
-        visit_all(&mut outbound.except_users, visit);
-        visit_all(&mut outbound.except_flows, visit);
-        if let Some(address) = &mut outbound.localhost_to {
-            visit(&mut address.source);
-        }
-        match &mut outbound.groups {
-            GroupSelection::AllExcept(groups) => visit_all(groups, visit),
-            GroupSelection::Only { groups, source } => {
-                visit(source);
-                visit_all(groups, visit);
-            }
-        }
-        visit_all(&mut self.interfaces.excluded, visit);
-        visit_all(&mut self.interfaces.rerouted, visit);
-        visit(&mut self.localhost.source);
-        if let Some(dns) = &mut self.dns {
-            match &mut dns.to {
-                DnsTarget::Listener(port) => visit(&mut port.source),
-                DnsTarget::Servers(servers) => visit_all(servers, visit),
-            }
-            visit(&mut dns.source);
-            match &mut dns.scope {
-                DnsScope::All(source) => visit(source),
-                DnsScope::Servers(servers) => visit_all(servers, visit),
-            }
-        }
-        if let Some(source) = &mut self.drop_invalid {
-            visit(source);
-        }
-    }
-}
-
-fn visit_all<T>(list: &mut [Sourced<T>], visit: &mut dyn FnMut(&mut Source)) {
-    for item in list {
-        visit(&mut item.source);
     }
 }

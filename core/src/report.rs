@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::iptables::{Counters, Dump, layout, render_line, render_rule};
 use crate::ownership::{Footprint, Owned, known_tables};
-use crate::plan::{PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_READY, RULE_PRIORITY};
-use crate::ruleset::{Emission, Home, Reason, Rule, Ruleset};
+use crate::plan::{PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_READY};
+use crate::ruleset::{Emission, Home, MarkedRoute, Reason, Rule, Ruleset};
 use crate::value::{Family, Groups};
 
 /// A rule with the reason it is there.
@@ -168,7 +168,7 @@ pub fn dump_text(family: &FamilyReport) -> String {
 /// What a ruleset needs beside its rules, as commands of `ip`, each with a comment.
 pub fn routing_text(ruleset: &Ruleset) -> String {
     let mut text = String::new();
-    if let Some((mark, table)) = ruleset.routing.tproxy {
+    if let Some(MarkedRoute { mark, table, priority, .. }) = ruleset.routing.marked {
         for family in ruleset.families() {
             let (flag, all) = match family {
                 Family::V4 => ("-4", "0.0.0.0/0"),
@@ -177,8 +177,8 @@ pub fn routing_text(ruleset: &Ruleset) -> String {
             writeln!(
                 text,
                 "# ip {flag} route add local {all} dev lo table {table}\n# ip {flag} rule add \
-                 priority {RULE_PRIORITY} fwmark {:#x}/0xffffffff lookup {table}",
-                mark.get()
+                 priority {priority} fwmark {:#x}/{:#x} lookup {table}",
+                mark.value, mark.mask
             )
             .expect("a String takes all");
         }

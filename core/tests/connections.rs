@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use millrace_core::iptables::Dump;
-use millrace_core::ruleset::{Home, Routing};
+use millrace_core::ruleset::{Home, MarkedRoute, Masked, Routing, TPROXY_PRIORITY};
 use millrace_core::sim::{
     Exit, Explanation, Fate, Identity, Interface, LOCAL_TABLE, MAIN_TABLE, Namespace, Outcome,
     Path, Program, Protocol, Question, Reply, RouteAction, RoutingRule, RuleAction, Selector,
@@ -307,7 +307,12 @@ fn localhost_does_not_leave() {
 #[test]
 fn what_a_mark_delivers_here_is_answered_by_few() {
     let routing = Routing {
-        tproxy: Some(("1337".parse().unwrap(), "133".parse().unwrap())),
+        marked: Some(MarkedRoute {
+            mark: Masked::exact(1337),
+            table: "133".parse().unwrap(),
+            priority: TPROXY_PRIORITY,
+            transparent: true,
+        }),
         passthrough_v6: Some(Home::Own),
         ..Routing::default()
     };

@@ -76,11 +76,11 @@ proptest! {
         let groups = millrace_core::facts::groups("java:x:202:\n");
         for dialect in common() {
             let rules = native(&config, dialect);
-            let ip_rules: Vec<IpRule> = rules.routing.tproxy.iter().map(|(mark, table)| IpRule {
+            let ip_rules: Vec<IpRule> = rules.routing.marked.iter().map(|route| IpRule {
                 family: Family::V4,
-                priority: 32_133,
-                fwmark: Some((mark.get(), u32::MAX)),
-                table: table.get(),
+                priority: route.priority,
+                fwmark: Some((route.mark.value, route.mark.mask)),
+                table: route.table.get(),
                 mark_only: true,
             }).collect();
             let tables = rules.native(&groups).unwrap();

@@ -139,6 +139,7 @@ static COMPACT: Layout = layout(Style {
     tcp: &[Role::StaysInPod],
     at_head: &[Role::ExcludedSource, Role::ExcludedInboundPort],
     sources_first: true,
+    empty_jumps: false,
     comment: Some(comment),
 });
 
@@ -223,13 +224,14 @@ static OTHER: Mesh = Mesh {
     tunnels: false,
     nobody: true,
     always_outbound: false,
+    marks: None,
     usual: "",
 };
 
 /// Verify that the settings of rules in another style are read back: those that give these rules again.
 #[test]
 fn rules_of_another_style_are_read_back() {
-    let footprint = Footprint { layout: &COMPACT, rival: None, unmarked: |_, _| {} };
+    let footprint = Footprint::of(&COMPACT);
     let dialect = Dialect { footprint, mesh: &OTHER, ..DIALECTS[0] };
     for flags in [
         "",

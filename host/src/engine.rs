@@ -299,7 +299,7 @@ impl Session {
             }
         };
         if let (Some(rules), false) = (request.rules, unseen || matches!(wanted, Wanted::Nothing))
-            && rules.iptables.routing.tproxy.is_some()
+            && rules.iptables.routing.marked.is_some_and(|route| route.transparent)
         {
             self.refuse_bridges(rules.iptables.v6.is_some())?;
         }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use millrace_core::dialect::NFT_TABLES;
+use millrace_core::dialect::{NFT_TABLES, ambient};
 use millrace_core::iptables::{Dump, DumpError};
 use millrace_core::observed::{Holding, Observed, Variant};
 use millrace_core::ruleset::Table;
@@ -108,7 +108,8 @@ pub fn observe(
     let mut running = Vec::new();
     let mut holdings = Vec::new();
     let Holds { mut held, seen, nf_tables, unseen } = holds(look != Look::Chains)?;
-    let nft::Look { generation, tables, native, iptables, dormant, foreign, netdev } = seen;
+    let nft::Look { generation, tables, mut native, iptables, dormant, foreign, netdev } = seen;
+    native.retain(|(name, table)| !ambient::is_of_node(name, table));
     let tables = tables.into_iter().map(|(family, name)| family.table(name)).collect();
     for (family, dump) in iptables {
         let variant = Variant::Nft;

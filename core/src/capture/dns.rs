@@ -14,12 +14,12 @@ use crate::source::{Source, Sourced};
 use crate::value::{Cidr, Family, Zone};
 
 /// The zone of what the proxy asks and of what it is answered.
-const UPSTREAM: Zone = Zone(1);
+pub(super) const UPSTREAM: Zone = Zone(1);
 /// The zone of what the application asks and of what the proxy answers.
 const DOWNSTREAM: Zone = Zone(2);
 
 /// Servers whose queries are captured, each with who named it; one `None` when all are.
-type Servers = Vec<(Option<Cidr>, Source)>;
+pub(super) type Servers = Vec<(Option<Cidr>, Source)>;
 
 /// Those that are asked for among the decisions about outbound connections; nothing when DNS is not captured.
 pub(super) fn capture(program: &mut Program, policy: &CapturePolicy) {
@@ -102,7 +102,7 @@ pub(super) fn ahead(program: &mut Program, policy: &CapturePolicy) {
     }
 }
 
-fn servers(policy: &CapturePolicy, dns: &DnsCapture) -> Servers {
+pub(super) fn servers(policy: &CapturePolicy, dns: &DnsCapture) -> Servers {
     match &dns.scope {
         DnsScope::All(source) => vec![(None, source.clone())],
         DnsScope::Servers(_) => families(policy)
@@ -118,7 +118,7 @@ fn whose(server: Option<&Cidr>) -> String {
 }
 
 /// What leads queries by a protocol to the proxy's DNS port, or to other servers.
-fn redirects(
+pub(super) fn redirects(
     program: &mut Program,
     dns: &DnsCapture,
     servers: &Servers,
@@ -190,7 +190,7 @@ fn application_zones(program: &mut Program, servers: &Servers, leaving: Path, ar
     }
 }
 
-fn zone(
+pub(super) fn zone(
     program: &mut Program,
     path: Path,
     when: impl Into<Vec<Condition>>,

@@ -4,6 +4,7 @@
 mod dns;
 mod inbound;
 mod lower;
+mod marked;
 mod outbound;
 mod program;
 pub(crate) mod purpose;
@@ -13,7 +14,7 @@ pub use lower::{to_iptables, to_nft};
 pub use program::{Addresses, Branch, Condition, Decision, Listener, Path, Program, Role, Verdict};
 
 use crate::policy::{CapturePolicy, InboundMode};
-use crate::ruleset::{Home, Routing};
+use crate::ruleset::{Home, MarkedRoute, Masked, Routing, TPROXY_PRIORITY};
 use crate::value::Family;
 
 /// The mark of a proxy's connection to its own pod that is to come in by the inbound port.
@@ -22,6 +23,10 @@ pub const SELF_CALL_MARK: u32 = 1338;
 /// The decisions that `policy` means. Nowhere else is an order decided.
 pub fn program(policy: &CapturePolicy) -> Program {
     let mut program = Program::new(policy);
+    if let Some(marks) = &policy.proxy.marks {
+        marked::capture(&mut program, policy, marks);
+        return program;
+    }
     inbound::interfaces(&mut program, policy);
     inbound::drop_invalid(&mut program, policy);
     inbound::listeners(&mut program, policy);
@@ -39,14 +44,25 @@ pub fn program(policy: &CapturePolicy) -> Program {
 
 /// The policy routing and addresses that `policy` needs, whatever the backend.
 pub fn routing(policy: &CapturePolicy, passthrough: Home) -> Routing {
-    let tproxy = match &policy.inbound.mode {
+    let answers = policy.proxy.marks.map(|marks| MarkedRoute {
+        mark: marks.connection,
+        table: marks.table,
+        priority: marks.priority,
+        transparent: false,
+    });
+    let marked = match &policy.inbound.mode {
         InboundMode::Tproxy { mark, table, .. } if policy.inbound.selection.captures() => {
-            Some((mark.value, table.value))
+            Some(MarkedRoute {
+                mark: Masked::exact(mark.value.get()),
+                table: table.value,
+                priority: TPROXY_PRIORITY,
+                transparent: true,
+            })
         }
-        _ => None,
+        _ => answers,
     };
     Routing {
-        tproxy,
+        marked,
         passthrough_v6: (policy.ipv6.value && policy.conventions.passthrough)
             .then_some(passthrough),
         localhost_everywhere: Vec::new(),

@@ -62,7 +62,7 @@ pub(super) fn enter(program: &mut Program, policy: &CapturePolicy) {
 }
 
 /// Ports, users and networks that are not captured, as far as they are asked for in `phase`.
-fn exclusions(program: &mut Program, policy: &CapturePolicy, phase: Phase) {
+pub(super) fn exclusions(program: &mut Program, policy: &CapturePolicy, phase: Phase) {
     let conventions = &policy.conventions;
     let mut pass = |role, when: Vec<Condition>, reason| match phase {
         Phase::Ahead => {
@@ -173,7 +173,7 @@ fn stays_in_pod(program: &mut Program, dns: bool, proxy: Option<&Owner>, source:
 }
 
 /// What the proxy sends is not captured again.
-fn leaves_from_proxy(program: &mut Program, owner: &Owner, source: &Source) {
+pub(super) fn leaves_from_proxy(program: &mut Program, owner: &Owner, source: &Source) {
     program.add(outbound(Role::Proxy), [of(owner)], Verdict::Pass, why(source, purpose::PROXY));
 }
 

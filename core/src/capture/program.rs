@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use crate::policy::{CapturePolicy, passthrough};
 pub use crate::ruleset::Role;
-use crate::ruleset::{ConnState, Owner, Placement, Protocol, Reason, Side, Table};
+use crate::ruleset::{ConnState, Masked, Owner, Placement, Protocol, Reason, Side, Table};
 use crate::source::Source;
 use crate::value::{Cidr, Family, InterfacePattern, ListenPort, Mark, Port, PortRange, Zone};
 
@@ -120,7 +120,12 @@ pub enum Condition {
     /// The interface that it arrived by.
     ArrivedBy(InterfacePattern),
     /// The interface that it leaves by.
-    LeavesBy(InterfacePattern),
+    LeavesBy {
+        /// Whether it is any other.
+        negated: bool,
+        /// The interface.
+        name: InterfacePattern,
+    },
     /// Whether it starts a connection of TCP, whatever tracking holds.
     Starts {
         /// Whether it does not.
@@ -128,15 +133,15 @@ pub enum Condition {
     },
     /// The state of its connection: one of these.
     State(Vec<ConnState>),
-    /// Its mark, all 32 bits of it.
+    /// Bits of its mark.
     Mark {
-        /// Whether it is any other.
+        /// Whether they are any other.
         negated: bool,
         /// The mark.
-        mark: u32,
+        mark: Masked,
     },
-    /// The mark of its connection.
-    ConnectionMark(u32),
+    /// Bits of the mark of its connection.
+    ConnectionMark(Masked),
 }
 
 /// Addresses. Which they are in a family is known when a backend spells them.
@@ -179,6 +184,8 @@ pub enum Verdict {
     },
     /// Gets a mark.
     SetMark(u32),
+    /// Its connection gets bits of a mark, and keeps the others.
+    MarkConnection(Masked),
     /// Its connection gets its mark.
     SaveMark,
     /// It gets its connection's mark.
@@ -310,7 +317,7 @@ pub(super) fn arrived_by(name: &InterfacePattern) -> Condition {
 }
 
 pub(super) fn leaves_by(name: &InterfacePattern) -> Condition {
-    Condition::LeavesBy(name.clone())
+    Condition::LeavesBy { negated: false, name: name.clone() }
 }
 
 pub(super) fn over_lo() -> Condition {
@@ -325,7 +332,7 @@ pub(super) fn not_of(owner: &Owner) -> Condition {
     Condition::Owner { negated: true, owner: owner.clone() }
 }
 
-pub(super) const fn marked(mark: u32) -> Condition {
+pub(super) const fn marked(mark: Masked) -> Condition {
     Condition::Mark { negated: false, mark }
 }
 

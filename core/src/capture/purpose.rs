@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use crate::ruleset::Masked;
+
 pub(crate) const PASSTHROUGH: &str = "what the proxy passes on to the application is left alone";
 pub(crate) const SELF_CALL: &str = "the proxy's calls to its own pod come in by the inbound port";
 pub(crate) const IN_POD: &str = "what the application sends to its own pod is left alone";
@@ -10,6 +12,11 @@ pub(crate) const NOT_GROUP: &str = "processes of this group are not captured";
 pub(crate) const ONLY_GROUPS: &str = "only processes of these groups are captured";
 pub(crate) const LOCALHOST: &str = "connections to localhost are left alone";
 pub(crate) const EVERY_OTHER: &str = "every other outbound connection is captured";
+
+/// A mark and the bits that count.
+pub(crate) fn mark(mark: Masked) -> String {
+    format!("{:#x}/{:#x}", mark.value, mark.mask)
+}
 
 /// Of an outbound port or network, or an inbound port.
 pub(crate) fn not_captured(what: &str, which: impl Display) -> String {

@@ -7,13 +7,13 @@ use super::program::{
     not_to_localhost, of, over_lo, owners, tcp, why,
 };
 use crate::policy::{CapturePolicy, InboundMode};
-use crate::ruleset::{Placement, Table};
+use crate::ruleset::{Masked, Placement, Table};
 use crate::value::InterfacePattern;
 
 /// All of it; nothing unless inbound is transparent.
 pub(super) fn bookkeeping(program: &mut Program, policy: &CapturePolicy) {
     let InboundMode::Tproxy { mark, source, .. } = &policy.inbound.mode else { return };
-    let mark = mark.value.get();
+    let mark = Masked::exact(mark.value.get());
     let arriving = (Table::Mangle, Path::Arriving, Role::Mark);
     let leaving = (Table::Mangle, Path::Leaving, Role::Mark);
 
@@ -41,7 +41,11 @@ pub(super) fn bookkeeping(program: &mut Program, policy: &CapturePolicy) {
             "what the proxy passes on to the application is left alone",
         ),
         (
-            vec![tcp(), by_lo(), Condition::Mark { negated: true, mark: SELF_CALL_MARK }],
+            vec![
+                tcp(),
+                by_lo(),
+                Condition::Mark { negated: true, mark: Masked::exact(SELF_CALL_MARK) },
+            ],
             "what stays in the pod is left alone, but for the proxy's calls to it",
         ),
     ];

@@ -1,6 +1,7 @@
 //! How the tools of the meshes are told what to capture. Only here has a mesh a name.
 
 pub mod alone;
+pub mod ambient;
 pub mod consul;
 mod error;
 pub mod flags;
@@ -25,7 +26,7 @@ pub use raw::Raw;
 use crate::iptables::Dump;
 use crate::nft::NftLayout;
 use crate::ownership::Footprint;
-use crate::policy::Conventions;
+use crate::policy::{Conventions, ProxyMarks};
 use crate::source::Source;
 
 /// A mesh, and what its rules mean that is not written in them.
@@ -41,6 +42,8 @@ pub struct Mesh {
     pub nobody: bool,
     /// Whether its tool captures connections from the pod whatever it is told.
     pub always_outbound: bool,
+    /// The marks by which its proxy is known, where it is no process of the pod.
+    pub marks: Option<ProxyMarks>,
     /// What captures a pod of it for which nobody has set anything, as a command line.
     pub usual: &'static str,
 }
@@ -95,6 +98,8 @@ pub static DIALECTS: &[Dialect] = &[
     kuma::DIALECT,
     consul::DIALECT,
     osm::DIALECT,
+    ambient::DIALECT,
+    ambient::CILIUM_DIALECT,
     native::DIALECT,
 ];
 
@@ -105,6 +110,8 @@ pub static FOOTPRINTS: &[Footprint] = &[
     kuma::DIALECT.footprint,
     consul::FOOTPRINT,
     osm::DIALECT.footprint,
+    ambient::DIALECT.footprint,
+    ambient::CILIUM_DIALECT.footprint,
     native::FOOTPRINT,
 ];
 
@@ -121,6 +128,10 @@ pub static NFT_TABLES: &[&str] = &[
     kuma::NFT_LAYOUT.nat,
     consul::NFT_LAYOUT.nat,
     osm::NFT_LAYOUT.nat,
+    ambient::NFT_LAYOUT.nat,
+    ambient::NFT_LAYOUT.mangle,
+    ambient::NFT_LAYOUT.raw,
+    ambient::CILIUM_NFT_LAYOUT.nat,
     native::NFT_LAYOUT.nat,
 ];
 

@@ -1,7 +1,7 @@
 //! Captures that Millrace does not make, and leaves alone: other meshes, and other modes of one whose
 //! sidecars it captures for.
 
-use crate::observed::Observed;
+use crate::observed::{Observed, TableId};
 use crate::ownership::known_tables;
 use crate::pod::{Container, PodFacts};
 
@@ -18,10 +18,11 @@ struct Other {
     proxies: &'static [&'static str],
 }
 
-const OTHERS: [Other; 7] = [
+const OTHERS: [Other; 6] = [
     Other {
+        // In a pod its rules are a dialect here. These are on a node, and its agent's.
         name: "Istio's ambient mode",
-        chains: &["ISTIO_PRERT", "ISTIO_POSTRT"],
+        chains: &["ISTIO_POSTRT"],
         tables: &["istio-ambient-"],
         containers: &[],
         proxies: &[],
@@ -63,13 +64,6 @@ const OTHERS: [Other; 7] = [
         containers: &["proxyinit"],
         proxies: &[],
     },
-    Other {
-        name: "Cilium's ztunnel",
-        chains: &["CILIUM_PREROUTING"],
-        tables: &[],
-        containers: &[],
-        proxies: &[],
-    },
 ];
 
 /// Each of them that is there, in a sentence that says by what it is known.
@@ -83,7 +77,11 @@ pub fn captures(observed: &Observed) -> Vec<String> {
                 Some(format!("chain {} of {} {table}", chain.name, holding.family))
             })
         });
-        let table = || observed.tables.iter().find(|table| begins(&table.name, other.tables));
+        let is_others = |table: &&TableId| {
+            begins(&table.name, other.tables)
+                && !observed.native.iter().any(|(name, _)| *name == table.name)
+        };
+        let table = || observed.tables.iter().find(is_others);
         let what = chain.or_else(|| table().map(ToString::to_string))?;
         Some(format!("rules of {} are here ({what}): they are left alone", other.name))
     };

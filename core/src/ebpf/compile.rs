@@ -70,7 +70,9 @@ fn unable(policy: &CapturePolicy) -> Vec<Refusal> {
     if let InboundMode::Tproxy { source, .. } = &policy.inbound.mode {
         refusals.push(Refusal::Tproxy(source.clone()));
     }
-    if policy.conventions != Conventions::OWN || policy.inbound.tunnel_port.is_none() {
+    if policy.proxy.marks.is_some() {
+        refusals.push(Refusal::Marks);
+    } else if policy.conventions != Conventions::OWN || policy.inbound.tunnel_port.is_none() {
         refusals.push(Refusal::Conventions);
     }
     if let Some(network) = policy.inbound.except_sources.first() {

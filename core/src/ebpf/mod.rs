@@ -65,7 +65,7 @@ fn localhost(ipv6: bool, dns: bool) -> Vec<Family> {
 fn rest(ipv6: bool, localhost_everywhere: Vec<Family>) -> Ruleset {
     let routing = Routing {
         // There is no TPROXY by eBPF.
-        tproxy: None,
+        marked: None,
         passthrough_v6: ipv6.then_some(Home::Own),
         localhost_everywhere,
     };

@@ -19,6 +19,8 @@ pub enum Refusal {
     ExcludedInterface(Source),
     /// An interface has virtual machines behind it.
     ReroutedInterface(Source),
+    /// The proxy is no process of the pod.
+    Marks,
     /// A mesh that takes other things for granted than Millrace's own settings.
     Conventions,
     /// A network from which nothing is captured.
@@ -62,6 +64,10 @@ impl fmt::Display for Refusal {
                 f,
                 "what comes from virtual machines behind an interface can't be captured \
                  ({source}): it belongs to no socket of the pod"
+            ),
+            Self::Marks => f.write_str(
+                "packets of the proxy are known by a mark, since it is no process of the pod: the \
+                 programs know who asks for a connection by user and group, and see no packets of it",
             ),
             Self::Conventions => f.write_str(
                 "this mesh leaves other connections inside of the pod alone, or asks for them at \

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Inferred;
 use crate::dialect::{ConfigErrors, Dialect, native};
 use crate::facts::HostFacts;
-use crate::policy::{CapturePolicy, Flow};
+use crate::policy::{CapturePolicy, Flow, Probe};
 use crate::source::{Source, Sourced};
 
 /// The policy of settings that were read back; every part says which flag of the dialect whose
@@ -38,7 +38,10 @@ pub fn policy(found: &Inferred, dialect: &Dialect) -> Result<CapturePolicy, Conf
     }
     let led = |address| Sourced::new(address, Source::Rules);
     policy.outbound.localhost_to = found.localhost_to.map(led);
+    let probed = |probe: &Probe| Sourced::new(*probe, Source::Rules);
+    policy.inbound.probes = found.probes.iter().map(probed).collect();
     if let Some(mesh) = found.mesh {
+        policy.proxy.marks = mesh.marks;
         if is_nobody {
             policy.proxy.uids.clear();
         }

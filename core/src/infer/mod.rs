@@ -3,6 +3,7 @@
 
 mod ahead;
 mod facts;
+mod marked;
 pub(crate) mod native;
 mod output;
 mod read;
@@ -23,7 +24,7 @@ use crate::nft::tables::NativeTables;
 use crate::nft::{self, NftRuleset};
 use crate::observed::IpRule;
 use crate::ownership::Footprint;
-use crate::policy::{CapturePolicy, DnsCapture, Flow, IdentityMatching, NetworkSelection};
+use crate::policy::{CapturePolicy, DnsCapture, Flow, IdentityMatching, NetworkSelection, Probe};
 use crate::ruleset::Layout;
 use crate::ruleset::{ConnState, Hook, Match, Owner, Protocol, Rule, Side, Table, Target};
 use crate::value::{Family, Groups, PortRange};
@@ -40,6 +41,8 @@ pub struct Inferred {
     pub dns_servers: Vec<IpAddr>,
     /// What users send to ports that is left alone.
     pub flows: Vec<Flow>,
+    /// From where the node probes the pod.
+    pub probes: Vec<Probe>,
     /// Whether DNS queries have zones of connection tracking, where rules tell of it.
     pub zones: Option<bool>,
     /// How several proxy identities go together, when that can be seen.
@@ -66,6 +69,10 @@ pub fn infer(
     let main = v4.as_ref().or(v6.as_ref())?;
     let layout = footprint.layout;
     let mut found = Inferred { ipv6: v6.is_some(), mesh: Some(mesh), ..Inferred::default() };
+    if mesh.marks.is_some() {
+        marked::settings([v4.as_ref(), v6.as_ref()], layout, &mut found);
+        return Some(found);
+    }
     ports(main, layout, mesh, &mut found);
     let table = inbound(main, (layout, mesh), ip_rules, &mut found);
     sources([v4.as_ref(), v6.as_ref()], table, layout, &mut found);

@@ -66,6 +66,10 @@ fn condition(test: &Test) -> Option<Vec<Expr>> {
             let (load, kind) = load(*field, *family)?;
             vec![load, Expr::Lookup { negated: *negated, set: values(kind, set) }]
         }
+        Test::Interface { way: Way::Out, negated: true, names } if names.len() == 1 => vec![
+            Expr::LoadMeta(MetaField::OutInterface),
+            Expr::Compare(Comparison::Ne, names.iter().flat_map(interface_name).collect()),
+        ],
         Test::Interface { way, negated: false, names } => {
             let field = match way {
                 Way::In => MetaField::InInterface,
@@ -84,13 +88,15 @@ fn condition(test: &Test) -> Option<Vec<Expr>> {
             };
             vec![Expr::LoadMeta(field), condition]
         }
-        Test::Mark { connection, negated, mark } if mark.mask == u32::MAX => {
+        Test::Mark { connection, negated, mark } => {
             let load = if *connection {
                 Expr::LoadCt(CtField::Mark)
             } else {
                 Expr::LoadMeta(MetaField::Mark)
             };
-            vec![load, Expr::Compare(compare(*negated), mark.value.to_ne_bytes().to_vec())]
+            let mask = (mark.mask != u32::MAX).then(|| mark.mask.to_ne_bytes().to_vec());
+            let compared = Expr::Compare(compare(*negated), mark.value.to_ne_bytes().to_vec());
+            [load].into_iter().chain(mask.map(Expr::Mask)).chain([compared]).collect()
         }
         Test::Syn { negated } => only_syn(*negated).to_vec(),
         Test::State { negated: false, states } => {
@@ -184,6 +190,11 @@ fn action(action: &Action) -> Option<Vec<Expr>> {
             let mark = Expr::Load(change.flip.to_ne_bytes().to_vec());
             Some(vec![mark, Expr::StoreMeta(MetaField::Mark)])
         }
+        Action::Connmark(MarkChange { keep, flip }) => Some(vec![
+            Expr::LoadCt(CtField::Mark),
+            Expr::Edit { keep: keep.to_ne_bytes().to_vec(), flip: flip.to_ne_bytes().to_vec() },
+            Expr::StoreCt(CtField::Mark),
+        ]),
         Action::Save { packet: u32::MAX, connection: u32::MAX } => {
             Some(vec![Expr::LoadMeta(MetaField::Mark), Expr::StoreCt(CtField::Mark)])
         }

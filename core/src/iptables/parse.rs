@@ -256,6 +256,13 @@ fn read_target(name: &str, words: &mut Words<'_>) -> Result<Target, UnknownRule>
         },
         "CONNMARK" => {
             let option = words.value(name)?;
+            if option == "--set-xmark" {
+                let mark = words.masked(option)?;
+                if mark.value & !mark.mask != 0 {
+                    return Err(UnknownRule(format!("{option} {mark:?}")));
+                }
+                return Ok(Target::SetConnmark(mark));
+            }
             full_masks(words)?;
             match option {
                 "--save-mark" => Target::SaveMark,

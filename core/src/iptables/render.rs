@@ -49,6 +49,7 @@ pub(crate) fn render_match(m: &Match) -> String {
         Match::InInterface { negated, name } => format!("{}-i {name}", not(*negated)),
         Match::OutInterface { negated, name } => format!("{}-o {name}", not(*negated)),
         Match::Protocol(protocol) => format!("-p {protocol}"),
+        Match::Module(protocol) => format!("-m {protocol}"),
         Match::Port { side, negated, ports } => {
             let option = match side {
                 Side::Source => "--sport",
@@ -133,6 +134,9 @@ pub(crate) fn render_target(target: &Target) -> String {
             format!("-j TPROXY --tproxy-mark {}/{:#x} --on-port {port}", mark.value, mark.mask)
         }
         Target::SetMark(mark) => format!("-j MARK --set-mark {}", render_masked(*mark)),
+        Target::SetConnmark(mark) => {
+            format!("-j CONNMARK --set-xmark {:#x}/{:#x}", mark.value, mark.mask)
+        }
         Target::SaveMark => "-j CONNMARK --save-mark".to_owned(),
         Target::RestoreMark => "-j CONNMARK --restore-mark".to_owned(),
         Target::Zone(zone) => format!("-j CT --zone {zone}"),

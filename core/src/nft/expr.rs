@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::Statement;
 use super::set::{Set, SetKind};
 use crate::iptables::Extension;
-use crate::ruleset::{ChainName, ConnState, Owner, Protocol, Side};
+use crate::ruleset::{ChainName, ConnState, Masked, Owner, Protocol, Side};
 use crate::value::{Cidr, Family, GroupName, Groups, InterfacePattern, ListenPort, PortRange};
 
 /// What `meta` knows of a packet.
@@ -100,6 +100,13 @@ pub enum Expr {
     LoadSecond(Vec<u8>),
     /// Keep the bits of this mask.
     Mask(Vec<u8>),
+    /// Keep the bits of a mask, and turn over those of another one.
+    Edit {
+        /// The bits that are kept.
+        keep: Vec<u8>,
+        /// The bits that are turned over then.
+        flip: Vec<u8>,
+    },
     /// Put the four bytes that were loaded into the order of the network, so that greater and less mean
     /// something.
     Swap,
@@ -193,6 +200,10 @@ impl Linear<'_> {
             Statement::Protocol(protocol) => self.settle_protocol(*protocol),
             Statement::InInterface(names) => self.interfaces(MetaField::InInterface, names),
             Statement::OutInterface(names) => self.interfaces(MetaField::OutInterface, names),
+            Statement::NotOutInterface(name) => {
+                self.exprs.push(Expr::LoadMeta(MetaField::OutInterface));
+                self.compare(true, interface_name(name));
+            }
             Statement::Address { side, negated, cidrs } => self.addresses(*side, *negated, cidrs),
             Statement::Ports { protocol, side, negated, ports } => {
                 self.ports(*protocol, *side, *negated, ports);
@@ -205,16 +216,24 @@ impl Linear<'_> {
             Statement::State(states) => self.state(states),
             Statement::Mark { negated, mark } => {
                 self.exprs.push(Expr::LoadMeta(MetaField::Mark));
-                self.compare(*negated, mark.to_ne_bytes().to_vec());
+                self.mark(*negated, *mark);
             }
             Statement::Connmark(mark) => {
                 self.exprs.push(Expr::LoadCt(CtField::Mark));
-                self.compare(false, mark.to_ne_bytes().to_vec());
+                self.mark(false, *mark);
             }
             Statement::Counter => self.exprs.push(Expr::Counter),
             Statement::SetMark(mark) => {
                 self.exprs.push(Expr::Load(mark.to_ne_bytes().to_vec()));
                 self.exprs.push(Expr::StoreMeta(MetaField::Mark));
+            }
+            Statement::SetConnmark(mark) => {
+                // Bits that are set need not be kept.
+                let keep = (!mark.mask & !mark.value).to_ne_bytes().to_vec();
+                let flip = mark.value.to_ne_bytes().to_vec();
+                self.exprs.push(Expr::LoadCt(CtField::Mark));
+                self.exprs.push(Expr::Edit { keep, flip });
+                self.exprs.push(Expr::StoreCt(CtField::Mark));
             }
             Statement::SaveMark => {
                 self.exprs.push(Expr::LoadMeta(MetaField::Mark));
@@ -259,6 +278,14 @@ impl Linear<'_> {
     fn compare(&mut self, negated: bool, data: Vec<u8>) {
         let how = if negated { Comparison::Ne } else { Comparison::Eq };
         self.exprs.push(Expr::Compare(how, data));
+    }
+
+    /// All of what was loaded, or bits of it.
+    fn mark(&mut self, negated: bool, mark: Masked) {
+        if mark.mask != u32::MAX {
+            self.exprs.push(Expr::Mask(mark.mask.to_ne_bytes().to_vec()));
+        }
+        self.compare(negated, mark.value.to_ne_bytes().to_vec());
     }
 
     fn is(&mut self, field: MetaField, data: Vec<u8>) {

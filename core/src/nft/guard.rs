@@ -5,7 +5,7 @@
 //! it has the proxy's mark, no socket, and the application's listener would take it.
 
 use super::{NftEmission, NftRuleset, Statement};
-use crate::ruleset::{Chain, ConnState, Hook, Protocol, Routing, Table};
+use crate::ruleset::{Chain, ConnState, Hook, Masked, Protocol, Routing, Table};
 use crate::value::{InterfacePattern, ListenPort};
 
 /// What becomes of a connection where there is no guard.
@@ -71,7 +71,9 @@ pub fn beside(ruleset: &NftRuleset) -> Option<NftRuleset> {
 fn again(handed: &[&NftEmission]) -> Vec<NftEmission> {
     let Some((first, mark)) = handed.iter().find_map(|hand| {
         let mark = |s: &Statement| match s {
-            Statement::SetMark(mark) => Some(Statement::Mark { negated: false, mark: *mark }),
+            Statement::SetMark(mark) => {
+                Some(Statement::Mark { negated: false, mark: Masked::exact(*mark) })
+            }
             _ => None,
         };
         Some((hand, hand.rule.iter().find_map(mark)?))

@@ -281,6 +281,9 @@ pub(crate) fn term(expr: &Expr, sets: &mut BTreeMap<String, ListedSet>) -> Term 
             mask: mask.clone(),
             flip: vec![0; mask.len()],
         },
+        Expr::Edit { keep, flip } => {
+            Term::Bits { from: REGISTER, to: REGISTER, mask: keep.clone(), flip: flip.clone() }
+        }
         Expr::Compare(how, bytes) => {
             let how = match how {
                 Comparison::Eq => Order::Eq,

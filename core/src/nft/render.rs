@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{NftEmission, NftLayout, NftRuleset, OwnerSpelling, Statement};
-use crate::ruleset::{Chain, Hook, Owner, Side, Table};
+use crate::ruleset::{Chain, Hook, Masked, Owner, Side, Table};
 use crate::value::{Family, InterfacePattern, PortRange};
 
 /// One transaction that makes the ruleset whatever was there of it: each table is made if it is
@@ -92,6 +92,7 @@ fn statement(statement: &Statement, called: &impl Fn(&Chain) -> String) -> Strin
         Statement::Family(Family::V6) => "meta nfproto ipv6".to_owned(),
         Statement::InInterface(names) => format!("iifname {}", set(names, interface)),
         Statement::OutInterface(names) => format!("oifname {}", set(names, interface)),
+        Statement::NotOutInterface(name) => format!("oifname != {}", interface(name)),
         Statement::Protocol(protocol) => format!("meta l4proto {protocol}"),
         Statement::Address { side, negated, cidrs } => {
             let field = match side {
@@ -135,10 +136,13 @@ fn statement(statement: &Statement, called: &impl Fn(&Chain) -> String) -> Strin
                 states.iter().map(|s| s.as_str().to_ascii_lowercase()).collect();
             format!("ct state {}", names.join(","))
         }
-        Statement::Mark { negated, mark } => format!("mark {}{mark}", not(*negated)),
-        Statement::Connmark(mark) => format!("ct mark {mark}"),
+        Statement::Mark { negated, mark } => format!("mark {}", marked(*negated, *mark)),
+        Statement::Connmark(mark) => format!("ct mark {}", marked(false, *mark)),
         Statement::Counter => "counter".to_owned(),
         Statement::SetMark(mark) => format!("meta mark set {mark}"),
+        Statement::SetConnmark(mark) => {
+            format!("ct mark set ct mark and {:#x} or {:#x}", !mark.mask, mark.value)
+        }
         Statement::SaveMark => "ct mark set mark".to_owned(),
         Statement::RestoreMark => "meta mark set ct mark".to_owned(),
         Statement::Zone(zone) => format!("ct zone set {zone}"),
@@ -155,6 +159,16 @@ fn statement(statement: &Statement, called: &impl Fn(&Chain) -> String) -> Strin
         Statement::Accept => "accept".to_owned(),
         Statement::Drop => "drop".to_owned(),
         Statement::Jump(chain) => format!("jump {}", called(&Chain::User(chain.clone()))),
+    }
+}
+
+/// All of a mark, or bits of it.
+fn marked(negated: bool, mark: Masked) -> String {
+    match (negated, mark) {
+        (false, Masked { value, mask: u32::MAX }) => value.to_string(),
+        (true, Masked { value, mask: u32::MAX }) => format!("!= {value}"),
+        (false, Masked { value, mask }) => format!("and {mask:#x} == {value:#x}"),
+        (true, Masked { value, mask }) => format!("and {mask:#x} != {value:#x}"),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::expr::{Comparison, Expr, MetaField, NoGroup, Verdict, expressions, nfproto};
 use super::{NftRuleset, base_chain, render_transaction};
-use crate::ruleset::{Chain, ChainName, Hook, Routing, Table};
+use crate::ruleset::{Chain, ChainName, Hook, Masked, Routing, Table};
 use crate::value::{Family, Groups};
 
 /// Where a base chain hangs.
@@ -83,7 +83,7 @@ pub fn families(tables: &NativeTables) -> Vec<Family> {
 }
 
 /// The marks that rules set or look for.
-pub fn marks(tables: &NativeTables) -> Vec<u32> {
+pub fn marks(tables: &NativeTables) -> Vec<Masked> {
     let rules = tables.iter().flat_map(|(_, chains)| chains).flat_map(|(_, chain)| &chain.rules);
     let mut marks = Vec::new();
     for pair in rules.flatten().flat_map(|rule| rule.windows(2)) {
@@ -92,7 +92,8 @@ pub fn marks(tables: &NativeTables) -> Vec<u32> {
         else {
             continue;
         };
-        marks.extend(bytes.as_slice().try_into().ok().map(u32::from_ne_bytes));
+        let value = bytes.as_slice().try_into().ok().map(u32::from_ne_bytes);
+        marks.extend(value.map(Masked::exact));
     }
     marks
 }

@@ -23,7 +23,7 @@ use crate::nft::tables::{Native, NativeTables};
 use crate::nft::{self, NftRuleset, render_transaction};
 use crate::observed::{Logger, Observed, TableId, Variant};
 use crate::ownership::Footprint;
-use crate::ruleset::{Routing, Ruleset, Table};
+use crate::ruleset::{Masked, Routing, Ruleset, Table};
 use crate::value::{Family, Groups};
 use routing::Known;
 use tables::Style;
@@ -176,7 +176,9 @@ pub fn plan(
             .map(|d| FamilyState::found(d, context.footprints, context.groups))
             .unwrap_or_default()
     };
-    let mut known = Known { marks: Vec::new(), pairs: context.marks.clone() };
+    let pairs = context.marks.iter().map(|(mark, table)| (Masked::exact(*mark), *table));
+    let fixed = context.footprints.iter().filter_map(|footprint| footprint.route);
+    let mut known = Known { marks: Vec::new(), pairs: pairs.chain(fixed).collect() };
     let mut residue = false;
     let mut unfinished = true;
     let mut interrupted = observed.interrupted;

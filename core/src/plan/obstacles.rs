@@ -1,8 +1,8 @@
 //! What keeps rules from working that are whole, and that no effect of ours puts right.
 
 use super::Wanted;
-use super::routing::RULE_PRIORITY;
 use crate::observed::{IpRule, Observed, Route};
+use crate::ruleset::{MarkedRoute, Masked};
 use crate::value::Family;
 
 /// Table `main` (`linux/rtnetlink.h`, `RT_TABLE_MAIN`).
@@ -19,16 +19,16 @@ pub(super) fn obstacles(observed: &Observed, wanted: Wanted<'_>) -> Vec<String> 
                 .to_owned(),
         );
     }
-    let tproxy = wanted.routing().and_then(|routing| routing.tproxy);
-    if let Some((mark, table)) = tproxy {
+    if let Some(marked) = wanted.routing().and_then(|routing| routing.marked) {
+        let what = if marked.transparent { "TPROXY" } else { "answers to the node's proxy" };
         for family in families {
-            let rule = detour(observed, family, mark.get(), table.get());
+            let rule = detour(observed, family, &marked);
             found.extend(rule.map(|rule| {
                 format!(
                     "the {family} policy routing rule with priority {} comes before the one for \
-                     TPROXY and leads elsewhere what that one should lead to lo: remove it, or \
-                     give it a priority above {RULE_PRIORITY}",
-                    rule.priority
+                     {what} and leads elsewhere what that one should lead to lo: remove it, or \
+                     give it a priority above {}",
+                    rule.priority, marked.priority
                 )
             }));
         }
@@ -46,13 +46,17 @@ fn lacks_loopback_v6(observed: &Observed) -> bool {
 }
 
 /// A rule that takes what is marked before ours does.
-fn detour(observed: &Observed, family: Family, mark: u32, table: u32) -> Option<&IpRule> {
+fn detour<'o>(observed: &'o Observed, family: Family, wanted: &MarkedRoute) -> Option<&'o IpRule> {
+    let Masked { value: mark, mask: bits } = wanted.mark;
+    let table = wanted.table.get();
+    // Of bits that the mark leaves open, some packet has those.
     let marked = |rule: &&IpRule| {
-        rule.mark_only && rule.fwmark.is_some_and(|(value, mask)| mark & mask == value & mask)
+        rule.mark_only
+            && rule.fwmark.is_some_and(|(value, mask)| mark & mask & bits == value & mask & bits)
     };
     let ours = observed.ip_rules.iter().filter(marked);
     let ours = ours.filter(|rule| rule.family == family && rule.table == table);
-    let priority = ours.map(|rule| rule.priority).min().unwrap_or(RULE_PRIORITY);
+    let priority = ours.map(|rule| rule.priority).min().unwrap_or(wanted.priority);
     let leads = |rule: &&IpRule| {
         let route = |r: &Route| r.family == family && r.table == rule.table;
         rule.table != table && (matches!(rule.table, 0 | MAIN) || observed.routes.iter().any(route))

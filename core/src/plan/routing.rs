@@ -5,12 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::effect::{Change, Effect};
 use crate::observed::{IpRule, Observed, Route, Way};
 use crate::policy::passthrough;
-use crate::ruleset::{Home, Routing};
+pub use crate::ruleset::TPROXY_PRIORITY as RULE_PRIORITY;
+use crate::ruleset::{Home, Masked, Routing};
 use crate::value::Family;
-
-/// The priority of Millrace's policy routing rule: fixed, so that it is never added twice, and
-/// its own, so that it is known again.
-pub const RULE_PRIORITY: u32 = 32_133;
 
 /// The interface that has [`PASSTHROUGH_V6`] where `lo` must not. It is one end of a pair of which the
 /// other end is never up: nothing arrives by it, and what is sent to its address goes by `lo`. Pairs
@@ -43,9 +40,9 @@ pub const fn localhost(family: Family) -> IpAddr {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     /// Marks that our rules set.
-    pub(super) marks: Vec<u32>,
-    /// Marks with their tables that a configuration names.
-    pub(super) pairs: Vec<(u32, u32)>,
+    pub(super) marks: Vec<Masked>,
+    /// Marks with their tables that a configuration names, or that a dialect has fixed.
+    pub(super) pairs: Vec<(Masked, u32)>,
 }
 
 /// Changes before and after the rules are written.
@@ -85,11 +82,12 @@ fn only_local(observed: &Observed, family: Family, table: u32) -> bool {
 }
 
 fn is_ours(observed: &Observed, known: &Known, rule: &IpRule) -> bool {
-    let Some((mark, u32::MAX)) = rule.fwmark else { return false };
+    let Some((value, mask)) = rule.fwmark else { return false };
+    let mark = Masked { value, mask };
     let used = known.marks.contains(&mark) || known.pairs.contains(&(mark, rule.table));
     let priority = rule.priority == RULE_PRIORITY;
     // An interrupted run may have removed the rules that told which mark was used.
-    let named = priority || used || observed.interrupted;
+    let named = used || mask == u32::MAX && (priority || observed.interrupted);
     // Whatever others do in the table that a rule of ours looks up, the rule is ours.
     let sure = (priority && used) || only_local(observed, rule.family, rule.table);
     rule.mark_only && named && sure
@@ -131,17 +129,17 @@ pub(super) fn changes(
     let mut changes = Changes::default();
     let old_rules = found(observed, known);
     let old_routes = found_routes(observed, known, &old_rules);
-    let tproxy = wanted.and_then(|w| w.tproxy);
+    let marked = wanted.and_then(|w| w.marked);
     let mut new_rules = Vec::new();
     let mut new_routes = Vec::new();
     for family in families {
-        let Some((mark, table)) = tproxy else { continue };
-        new_routes.push(Route::local_default(*family, table.get()));
+        let Some(marked) = marked else { continue };
+        new_routes.push(Route::local_default(*family, marked.table.get()));
         new_rules.push(IpRule {
             family: *family,
-            priority: RULE_PRIORITY,
-            fwmark: Some((mark.get(), u32::MAX)),
-            table: table.get(),
+            priority: marked.priority,
+            fwmark: Some((marked.mark.value, marked.mark.mask)),
+            table: marked.table.get(),
             mark_only: true,
         });
     }

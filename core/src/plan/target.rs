@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::iptables::{Counters, Dump, DumpRule, KernelRule, render_rule};
 use crate::ownership::{Footprint, Owned, known_tables};
-use crate::ruleset::{Chain, Match, Placement, Protocol, Rule, Ruleset, Table, Target};
+use crate::ruleset::{Chain, Masked, Match, Placement, Protocol, Rule, Ruleset, Table, Target};
 use crate::value::{Family, Groups};
 
 /// A rule as text, with what it means when that is known.
@@ -250,14 +250,15 @@ impl FamilyState {
         })
     }
 
-    /// The values that packets are marked with in any chain.
-    pub(super) fn marks(&self) -> Vec<u32> {
+    /// The marks that packets and connections get in any chain.
+    pub(super) fn marks(&self) -> Vec<Masked> {
         let bodies = self.tables.values().flat_map(|t| {
             t.chains.values().flatten().chain(t.guests.values().flatten().map(|g| &g.body))
         });
         bodies
             .filter_map(|b| match &b.meaning.as_ref()?.target {
-                Target::SetMark(m) | Target::Tproxy { mark: m, .. } => Some(m.value),
+                Target::SetMark(m) | Target::Tproxy { mark: m, .. } => Some(Masked::exact(m.value)),
+                Target::SetConnmark(m) => Some(*m),
                 _ => None,
             })
             .collect()

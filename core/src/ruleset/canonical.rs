@@ -55,7 +55,7 @@ fn canonical_match(m: &Match, groups: &BTreeMap<GroupName, Gid>) -> Option<Match
         Match::Connmark { negated, mark } => {
             Match::Connmark { negated: *negated, mark: masked(*mark) }
         }
-        Match::Comment(_) => return None,
+        Match::Module(_) | Match::Comment(_) => return None,
         Match::Ours
         | Match::InInterface { .. }
         | Match::OutInterface { .. }

@@ -55,6 +55,8 @@ pub struct Style {
     pub dns_chain: bool,
     /// Whether excluded source networks stand before excluded ports.
     pub sources_first: bool,
+    /// Whether jumps to chains without rules are written as well.
+    pub empty_jumps: bool,
     /// The comment of a rule in a chain; none where rules have none.
     pub comment: Option<fn(&Chain, &Rule) -> Option<Comment>>,
 }
@@ -65,7 +67,7 @@ impl PartialEq for Style {
         let functions = self.comment.is_some() == other.comment.is_some();
         let roles = |style: &Self| (style.any_protocol, style.tcp, style.at_head);
         let rest = |style: &Self| {
-            let alike = (style.dns_chain, style.sources_first);
+            let alike = (style.dns_chain, style.sources_first, style.empty_jumps);
             (style.inlined, style.multiport, style.tcp_jump, alike)
         };
         functions && roles(self) == roles(other) && rest(self) == rest(other)
@@ -85,6 +87,7 @@ impl Style {
         at_head: &[],
         dns_chain: false,
         sources_first: false,
+        empty_jumps: false,
         comment: None,
     };
 }

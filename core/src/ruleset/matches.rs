@@ -138,6 +138,9 @@ pub enum Match {
     },
     /// `-p`: the transport protocol.
     Protocol(Protocol),
+    /// `-m tcp` or `-m udp` without any option: every packet of the protocol matches. Only beside
+    /// [`Match::Protocol`].
+    Module(Protocol),
     /// `--sport` or `--dport`: a port or range. Only beside [`Match::Protocol`].
     Port {
         /// Source or destination.

@@ -16,7 +16,9 @@ pub use comment::{BadComment, Comment};
 pub use layout::{Layout, Style};
 pub use matches::{ConnState, Masked, Match, Owner, Protocol, Side};
 pub use role::Role;
-pub use state::{Emission, Home, Placement, Reason, Routing, Ruleset, TableChain};
+pub use state::{
+    Emission, Home, MarkedRoute, Placement, Reason, Routing, Ruleset, TPROXY_PRIORITY, TableChain,
+};
 pub use target::{RedirectSpelling, Target};
 
 /// A rule: when every match holds, the target is carried out. The order of the matches is the

@@ -4,7 +4,8 @@
 use std::net::IpAddr;
 
 use super::{
-    Chain, ChainName, ConnState, Hook, Layout, Owner, Protocol, Reason, Routing, Side, Table,
+    Chain, ChainName, ConnState, Hook, Layout, Masked, Owner, Protocol, Reason, Routing, Side,
+    Table,
 };
 use crate::value::{Cidr, Family, InterfacePattern, ListenPort, PortRange, Zone};
 
@@ -83,6 +84,8 @@ pub enum Statement {
     InInterface(Vec<InterfacePattern>),
     /// `oifname`: the interface the packet goes out by is one of these.
     OutInterface(Vec<InterfacePattern>),
+    /// `oifname !=`: the interface the packet goes out by is another one.
+    NotOutInterface(InterfacePattern),
     /// `meta l4proto`: the transport protocol.
     Protocol(Protocol),
     /// `ip saddr`, `ip6 daddr`: an address in one of these networks, all of one family.
@@ -127,14 +130,16 @@ pub enum Statement {
         /// `!=`
         negated: bool,
         /// The mark.
-        mark: u32,
+        mark: Masked,
     },
     /// `ct mark`: the connection's mark.
-    Connmark(u32),
+    Connmark(Masked),
     /// `counter`: count what came so far.
     Counter,
     /// `meta mark set`: set the packet's mark.
     SetMark(u32),
+    /// `ct mark set`: set bits of the connection's mark; the others stay.
+    SetConnmark(Masked),
     /// `ct mark set mark`: copy the packet's mark to its connection.
     SaveMark,
     /// `meta mark set ct mark`: copy the connection's mark to the packet.
@@ -211,7 +216,7 @@ impl NftRuleset {
         [Table::Nat, Table::Mangle, Table::Raw, Table::Filter].into_iter().filter(has)
     }
 
-    /// The chains with rules of a table: those that the kernel calls first.
+    /// The chains of a table that have rules or that rules lead to: those that the kernel calls first.
     pub fn chains(&self, table: Table) -> Vec<NftChain<'_>> {
         let mut chains: Vec<NftChain<'_>> = self
             .chain_order(table)
@@ -225,7 +230,14 @@ impl NftRuleset {
             let end = chain.rules.len();
             chain.rules.insert(emission.before.map_or(end, |index| index.min(end)), emission);
         }
-        chains.retain(|c| !c.rules.is_empty());
+        let is_led_to = |chain: &Chain| {
+            let leads = |e: &NftEmission| match e.rule.last() {
+                Some(Statement::Jump(to)) => matches!(chain, Chain::User(name) if name == to),
+                _ => false,
+            };
+            self.emissions.iter().any(|e| e.table == table && leads(e))
+        };
+        chains.retain(|c| !c.rules.is_empty() || is_led_to(&c.chain));
         chains
     }
 
@@ -239,8 +251,10 @@ impl NftRuleset {
                 &names.output,
                 &names.output_dns,
             ],
-            Table::Mangle => vec![&names.divert, &names.tproxy, &names.inbound, &names.drop],
-            Table::Raw => vec![&names.inbound, &names.output_dns],
+            Table::Mangle => {
+                vec![&names.divert, &names.tproxy, &names.inbound, &names.drop, &names.output]
+            }
+            Table::Raw => vec![&names.inbound, &names.output_dns, &names.output],
             Table::Filter => Vec::new(),
         };
         let hooks = [Hook::Prerouting, Hook::Output].map(Chain::Builtin);

@@ -19,6 +19,8 @@ pub enum Role {
     ExcludedInboundPort,
     /// A network from which nothing is captured.
     ExcludedSource,
+    /// Where the node probes the pod from.
+    Probe,
     /// An inbound port that is captured, or every one.
     Inbound,
     /// An outbound port that is not captured.

@@ -6,9 +6,9 @@ use std::fmt;
 use serde::Serialize;
 
 use super::native::NftRuleset;
-use super::{Chain, ChainName, Rule, Table};
+use super::{Chain, ChainName, Masked, Rule, Table};
 use crate::source::Source;
-use crate::value::{Family, Mark, RouteTable};
+use crate::value::{Family, RouteTable};
 
 /// Where in its chain a rule is put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,15 +55,32 @@ pub type TableChain = (Table, Chain);
 /// What capture needs besides rules (kernel `Documentation/networking/tproxy.rst`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routing {
-    /// Packets with this mark are looked up in this table, whose only route delivers everything
-    /// locally; for the families that are written.
-    pub tproxy: Option<(Mark, RouteTable)>,
+    /// Which packets are delivered locally, whatever their address, for the families that are written.
+    pub marked: Option<MarkedRoute>,
     /// Where the IPv6 address `::6` must be, the source of connections that a proxy passes on to its
     /// application; none without IPv6.
     pub passthrough_v6: Option<Home>,
     /// Families in which localhost is to be reached by each interface that is up, not by `lo` alone.
     pub localhost_everywhere: Vec<Family>,
 }
+
+/// Packets with a mark are looked up in a table whose only route delivers everything locally.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarkedRoute {
+    /// The mark.
+    pub mark: Masked,
+    /// The table.
+    pub table: RouteTable,
+    /// The priority of the rule that says so.
+    pub priority: u32,
+    /// Whether what arrives is marked, to be taken by a transparent socket; otherwise it is answers of
+    /// the pod.
+    pub transparent: bool,
+}
+
+/// The priority of Millrace's policy routing rule for TPROXY: fixed, so that it is never added twice, and
+/// its own, so that it is known again.
+pub const TPROXY_PRIORITY: u32 = 32_133;
 
 /// The interface that has an address of this pod alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -55,6 +55,8 @@ pub enum Target {
     },
     /// Set the packet's mark.
     SetMark(Masked),
+    /// Set bits of the connection's mark; the others stay.
+    SetConnmark(Masked),
     /// Copy the packet's mark to its connection.
     SaveMark,
     /// Copy the connection's mark to the packet.

@@ -303,8 +303,8 @@ impl Namespace {
             .map(|family| everything(*family))
             .map(|network| Path { network, interface: "eth0".to_owned() });
         let paths = paths.collect();
-        let marked = routing.tproxy.iter().flat_map(|(mark, _)| {
-            let mark = Masked::exact(mark.get());
+        let marked = routing.marked.iter().flat_map(|route| {
+            let mark = route.mark;
             Family::ALL.map(|family| MarkedLocal { family, mark })
         });
         let marked = marked.collect();

@@ -3,7 +3,7 @@
 use crate::nft::expr::{Comparison, Expr, Header, MetaField, expressions, interface_name};
 use crate::nft::tables::{Base, NativeChain, NativeTable};
 use crate::nft::{OwnerSpelling, Statement};
-use crate::ruleset::{Hook, Owner, Side};
+use crate::ruleset::{Hook, Masked, Owner, Side};
 use crate::sim::{Direction, Protocol};
 use crate::value::{Cidr, Family, Gid, Groups, InterfacePattern, PortRange, Uid};
 
@@ -145,7 +145,7 @@ impl Filter {
             self.interface.clone().map(|name| Statement::InInterface(vec![name])),
             self.uid.map(|uid| owner(Owner::Uid(uid))),
             self.gid.map(|gid| owner(Owner::Gid(gid))),
-            self.mark.map(|mark| Statement::Mark { negated: false, mark }),
+            self.mark.map(|mark| Statement::Mark { negated: false, mark: Masked::exact(mark) }),
             self.source.map(|cidr| address(Side::Source, cidr)),
             self.destination.map(|cidr| address(Side::Destination, cidr)),
         ];

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use millrace_core::facts;
-use millrace_core::ruleset::{Masked, Ruleset};
+use millrace_core::ruleset::Ruleset;
 use millrace_core::sim::{
     Direction, EPHEMERAL, Identity, Interface, Known, MarkedLocal, Namespace, Path, Protocol,
     Question,
@@ -105,8 +105,8 @@ pub(crate) fn wide_pod(ruleset: &Ruleset) -> Namespace {
     ];
     let everything = ["0.0.0.0/0", "::/0"]
         .map(|network| Path { network: network.parse().unwrap(), interface: "eth0".to_owned() });
-    let marked = ruleset.routing.tproxy.iter().flat_map(|(mark, _)| {
-        let mark = Masked::exact(mark.get());
+    let marked = ruleset.routing.marked.iter().flat_map(|route| {
+        let mark = route.mark;
         Family::ALL.map(|family| MarkedLocal { family, mark })
     });
     Namespace::new(interfaces, everything.to_vec(), marked.collect())

@@ -141,6 +141,13 @@ pub(super) fn encode(expr: &Expr, set_id: u32) -> Expressions {
             Bitwise::Mask(value(mask)),
             Bitwise::Xor(DataAttribute::Value(vec![0; mask.len()])),
         ]),
+        Expr::Edit { keep, flip } => Expressions::Bitwise(vec![
+            Bitwise::SourceRegister(REGISTER),
+            Bitwise::DestinationRegister(REGISTER),
+            Bitwise::Length(u32::try_from(keep.len()).unwrap_or(u32::MAX)),
+            Bitwise::Mask(value(keep)),
+            Bitwise::Xor(value(flip)),
+        ]),
         Expr::Compare(how, data) => Expressions::Cmp(vec![
             Cmp::SourceRegister(REGISTER),
             Cmp::Op(operator(*how)),

@@ -125,7 +125,11 @@ fn known(name: &str, a: Attributes<'_>, set: impl Fn(&str) -> Option<Set>) -> Op
             let same = is(BITWISE.0, REGISTER) && is(BITWISE.1, REGISTER);
             // NFT_BITWISE_BOOL, or kernels that know no other.
             let boolean = a.number(BITWISE.4).is_none_or(|operation| operation == 0);
-            (same && boolean && xor.iter().all(|byte| *byte == 0)).then_some(Expr::Mask(mask))
+            if !same || !boolean {
+                return None;
+            }
+            let keeps = xor.iter().all(|byte| *byte == 0);
+            Some(if keeps { Expr::Mask(mask) } else { Expr::Edit { keep: mask, flip: xor } })
         }
         "cmp" => {
             let asked = a.number(CMP.1)?;

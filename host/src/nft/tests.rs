@@ -52,6 +52,11 @@ fn exprs() -> impl Strategy<Value = Expr> {
         first,
         last,
     });
+    // One that turns nothing over is a mask.
+    let edit = (bytes(), bytes()).prop_filter_map("a mask", |(keep, mut flip)| {
+        flip.resize(keep.len(), 1);
+        flip.iter().any(|byte| *byte != 0).then_some(Expr::Edit { keep, flip })
+    });
     let extension = || {
         ("[a-zA-Z]{1,20}", any::<u8>(), bytes()).prop_map(|(name, revision, data)| Extension {
             name,
@@ -71,6 +76,7 @@ fn exprs() -> impl Strategy<Value = Expr> {
         payload,
         bytes().prop_map(Expr::Load),
         bytes().prop_map(Expr::Mask),
+        edit,
         compare,
         lookup,
         Just(Expr::Counter),

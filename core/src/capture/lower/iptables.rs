@@ -20,9 +20,8 @@ pub fn to_iptables(policy: &CapturePolicy, layout: &Layout) -> Ruleset {
     let decisions = styled(&program, layout);
     let family = |family| {
         let asked = asked(&program, &decisions, &[family]);
-        let written = decisions
-            .iter()
-            .filter(|decision| program.concerns(decision, family) && leads(decision, &asked));
+        let written =
+            decisions.iter().filter(|d| program.concerns(d, family) && leads(d, &asked, layout));
         let mut written: Vec<Emission> =
             written.map(|decision| emission(&program, decision, layout, family)).collect();
         without_gaps(&mut written);
@@ -116,13 +115,11 @@ fn spelled(program: &Program, condition: &Condition, family: Family) -> Option<M
         }
         Condition::Owner { negated, owner } => Match::Owner { negated, owner },
         Condition::ArrivedBy(name) => Match::InInterface { negated: false, name },
-        Condition::LeavesBy(name) => Match::OutInterface { negated: false, name },
+        Condition::LeavesBy { negated, name } => Match::OutInterface { negated, name },
         Condition::Starts { negated } => Match::Syn { negated },
         Condition::State(states) => Match::ConnState(states),
-        Condition::Mark { negated, mark } => Match::Mark { negated, mark: Masked::exact(mark) },
-        Condition::ConnectionMark(mark) => {
-            Match::Connmark { negated: false, mark: Masked::exact(mark) }
-        }
+        Condition::Mark { negated, mark } => Match::Mark { negated, mark },
+        Condition::ConnectionMark(mark) => Match::Connmark { negated: false, mark },
     })
 }
 
@@ -143,6 +140,7 @@ fn target(decision: &Decision, layout: &Layout) -> Target {
             Target::Tproxy { mark: Masked::exact(mark.get()), port }
         }
         Verdict::SetMark(mark) => Target::SetMark(Masked::exact(mark)),
+        Verdict::MarkConnection(mark) => Target::SetConnmark(mark),
         Verdict::SaveMark => Target::SaveMark,
         Verdict::RestoreMark => Target::RestoreMark,
         Verdict::Zone(zone) => Target::Zone(zone),

@@ -140,9 +140,10 @@ fn asked(
     decisions.iter().filter(any).map(|decision| (decision.table, decision.path)).collect()
 }
 
-/// Whether a decision leads to anything.
-fn leads(decision: &Decision, asked: &BTreeSet<(Table, Path)>) -> bool {
+/// Whether a decision leads to anything, or is written all the same.
+fn leads(decision: &Decision, asked: &BTreeSet<(Table, Path)>, layout: &Layout) -> bool {
     match decision.verdict {
+        Verdict::Ask(_) if layout.style.empty_jumps => true,
         Verdict::Ask(branch) => asked.contains(&(decision.table, branch.into())),
         _ => true,
     }

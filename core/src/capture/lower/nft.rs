@@ -16,7 +16,7 @@ pub fn to_nft(policy: &CapturePolicy, layout: &'static NftLayout, exempt_ipv6: b
     let mut rules = Rules { program: &program, layout, emissions: Vec::new() };
     let decisions = arranged(program.decisions.clone(), &layout.chains);
     let asked = asked(&program, &decisions, &program.families);
-    for decision in decisions.iter().filter(|decision| leads(decision, &asked)) {
+    for decision in decisions.iter().filter(|decision| leads(decision, &asked, &layout.chains)) {
         rules.write(decision);
     }
     if exempt_ipv6 && !policy.ipv6.value {
@@ -148,7 +148,10 @@ impl Rules<'_> {
                 },
             },
             Condition::ArrivedBy(name) => Statement::InInterface(vec![name.clone()]),
-            Condition::LeavesBy(name) => Statement::OutInterface(vec![name.clone()]),
+            Condition::LeavesBy { negated: false, name } => {
+                Statement::OutInterface(vec![name.clone()])
+            }
+            Condition::LeavesBy { negated: true, name } => Statement::NotOutInterface(name.clone()),
             Condition::Starts { negated } => Statement::Syn { negated: *negated },
             Condition::State(states) => Statement::State(states.clone()),
             Condition::Mark { negated, mark } => Statement::Mark { negated: *negated, mark: *mark },
@@ -171,6 +174,7 @@ impl Rules<'_> {
                 return taken.into_iter().chain([Statement::Counter, Statement::Accept]).collect();
             }
             Verdict::SetMark(mark) => Statement::SetMark(mark),
+            Verdict::MarkConnection(mark) => Statement::SetConnmark(mark),
             Verdict::SaveMark => Statement::SaveMark,
             Verdict::RestoreMark => Statement::RestoreMark,
             Verdict::Zone(zone) => Statement::Zone(zone),
@@ -203,7 +207,7 @@ impl Rules<'_> {
 /// Where in a rule a condition stands. It means nothing to the kernel.
 const fn rank(role: Role, statement: &Statement) -> u8 {
     match statement {
-        Statement::InInterface(_) | Statement::OutInterface(_) => 0,
+        Statement::InInterface(_) | Statement::OutInterface(_) | Statement::NotOutInterface(_) => 0,
         Statement::Protocol(_) => 1,
         // The reference asks for servers behind the port where it sets zones.
         Statement::Address { .. } if matches!(role, Role::Zone) => 5,

@@ -24,6 +24,7 @@ pub static MESH: Mesh = Mesh {
     tunnels: false,
     nobody: false,
     always_outbound: true,
+    marks: None,
     usual: "consul connect redirect-traffic -proxy-uid=5995 -proxy-inbound-port=20000 -exclude-uid=5996",
 };
 
@@ -38,8 +39,7 @@ pub const DIALECT: Dialect = Dialect {
 };
 
 /// How its rules are known: all of them are in its chains, or jump to them.
-pub const FOOTPRINT: Footprint =
-    Footprint { layout: &LAYOUT, rival: None, unmarked: |_dump, _owned| {} };
+pub const FOOTPRINT: Footprint = Footprint::of(&LAYOUT);
 
 /// Consul writes exclusions in front of all that its chains hold, and leaves it to what leads to them to ask for
 /// TCP.

@@ -167,6 +167,7 @@ impl Resolver<'_> {
                 uids: vec![uid?],
                 gids: Vec::new(),
                 matching: IdentityMatching::Any,
+                marks: None,
             },
             inbound: Inbound {
                 selection: InboundSelection::AllExcept { source: inbound.source.clone(), except },
@@ -174,6 +175,7 @@ impl Resolver<'_> {
                 tunnel_port: None,
                 mode: InboundMode::Redirect,
                 except_sources: Vec::new(),
+                probes: Vec::new(),
             },
             outbound: Outbound {
                 port: outbound,

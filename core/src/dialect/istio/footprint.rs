@@ -11,7 +11,7 @@ use crate::value::InterfacePattern;
 
 /// How rules of istio-iptables are known.
 pub const FOOTPRINT: Footprint =
-    Footprint { layout: &super::LAYOUT, rival: Some(AMBIENT), unmarked };
+    Footprint { rival: Some(AMBIENT), unmarked, ..Footprint::of(&super::LAYOUT) };
 
 /// Ambient mode's chains in a pod. Its rules of the chain for what the pod sends ask for its marks or for
 /// its probes' address, or accept.

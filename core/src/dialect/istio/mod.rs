@@ -36,6 +36,7 @@ pub static MESH: Mesh = Mesh {
     tunnels: true,
     nobody: false,
     always_outbound: false,
+    marks: None,
     usual: "istio-iptables -p 15001 -z 15006 -u 1337 -m REDIRECT -i * -b * -d 15090,15021,15020",
 };
 

@@ -223,7 +223,7 @@ impl Resolver<'_> {
                 uids[0].value
             ));
         }
-        ProxyIdentity { uids, gids, matching }
+        ProxyIdentity { uids, gids, matching, marks: None }
     }
 
     fn inbound(&mut self) -> Option<Inbound> {
@@ -257,6 +257,7 @@ impl Resolver<'_> {
             mode,
             selection,
             except_sources: Vec::new(),
+            probes: Vec::new(),
         })
     }
 

@@ -8,7 +8,7 @@ use crate::ruleset::{Chain, Hook, Match, Owner, Protocol, Rule, Side, Table, Tar
 use crate::value::{Cidr, ListenPort, Port, Uid, Zone};
 
 /// What kumactl left, with comments and without.
-pub(super) const FOOTPRINT: Footprint = Footprint { layout: &LAYOUT, rival: None, unmarked };
+pub(super) const FOOTPRINT: Footprint = Footprint { unmarked, ..Footprint::of(&LAYOUT) };
 
 /// Rules of builtin chains that lead to none of Kuma's.
 fn unmarked(dump: &Dump, owned: &mut Owned) {

@@ -34,6 +34,7 @@ pub static MESH: Mesh = Mesh {
     tunnels: false,
     nobody: false,
     always_outbound: true,
+    marks: None,
     usual: "kuma install transparent-proxy --kuma-dp-user 5678 --redirect-all-dns-traffic",
 };
 

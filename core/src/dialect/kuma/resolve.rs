@@ -226,7 +226,7 @@ impl Resolver<'_> {
     fn proxy(&mut self) -> Option<ProxyIdentity> {
         let uid = self.user()?;
         let matching = IdentityMatching::OneByOne;
-        Some(ProxyIdentity { uids: vec![uid], gids: Vec::new(), matching })
+        Some(ProxyIdentity { uids: vec![uid], gids: Vec::new(), matching, marks: None })
     }
 
     /// The proxy's user: its id, which needs not be one of the host's users, or its name.
@@ -270,6 +270,7 @@ impl Resolver<'_> {
             mode: InboundMode::Redirect,
             selection,
             except_sources: self.networks("exclude-inbound-ips"),
+            probes: Vec::new(),
         })
     }
 

@@ -29,6 +29,7 @@ pub static MESH: Mesh = Mesh {
     tunnels: false,
     nobody: true,
     always_outbound: true,
+    marks: None,
     usual: "linkerd -p 4143 -o 4140 -u 2102 --inbound-ports-to-ignore 4190,4191,4567,4568 \
             --outbound-ports-to-ignore 4567,4568",
 };
@@ -44,8 +45,7 @@ pub const DIALECT: Dialect = Dialect {
 };
 
 /// How its rules are known: all of them are in its chains, or jump to them.
-pub const FOOTPRINT: Footprint =
-    Footprint { layout: &LAYOUT, rival: None, unmarked: |_dump, _owned| {} };
+pub const FOOTPRINT: Footprint = Footprint::of(&LAYOUT);
 
 /// The chains that proxy-init makes: it writes what leads to the proxy's ports into the chains of the
 /// two directions, and knows no more roles than these.

@@ -146,6 +146,7 @@ impl Resolver<'_> {
                 mode: InboundMode::Redirect,
                 selection,
                 except_sources,
+                probes: Vec::new(),
             },
             outbound: Outbound {
                 port: outbound?,
@@ -187,7 +188,7 @@ impl Resolver<'_> {
                     .to_owned(),
             );
         }
-        ProxyIdentity { uids, gids, matching: IdentityMatching::Any }
+        ProxyIdentity { uids, gids, matching: IdentityMatching::Any, marks: None }
     }
 
     /// A user or group; none for -1.

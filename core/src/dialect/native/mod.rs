@@ -10,9 +10,8 @@ pub use resolve::{Raw, resolve};
 pub use schema::schema;
 
 use super::{Dialect, istio};
-use crate::iptables::Dump;
 use crate::nft::NftLayout;
-use crate::ownership::{Footprint, Owned};
+use crate::ownership::Footprint;
 use crate::ruleset::{ChainName, Home, Layout, Style};
 use crate::source::Source;
 
@@ -73,9 +72,7 @@ pub(super) const fn one_table(name: &'static str) -> NftLayout {
 }
 
 /// How rules of Millrace's own commands are known: by their chains and their comment alone.
-pub const FOOTPRINT: Footprint = Footprint { layout: &LAYOUT, rival: None, unmarked: nothing_more };
-
-fn nothing_more(_dump: &Dump, _owned: &mut Owned) {}
+pub const FOOTPRINT: Footprint = Footprint::of(&LAYOUT);
 
 /// The flag with its dashes.
 pub fn source_of(flag: &str) -> Source {

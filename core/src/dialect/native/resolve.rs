@@ -155,7 +155,7 @@ impl Resolver<'_> {
                             connections";
             self.reader.wrong(&text.source, &text.value, expected);
         }
-        ProxyIdentity { uids, gids, matching: IdentityMatching::Any }
+        ProxyIdentity { uids, gids, matching: IdentityMatching::Any, marks: None }
     }
 
     fn inbound(&mut self) -> Option<Inbound> {
@@ -181,6 +181,7 @@ impl Resolver<'_> {
             mode,
             selection,
             except_sources: self.reader.list(&raw.text("exclude-inbound-cidrs")),
+            probes: Vec::new(),
         })
     }
 

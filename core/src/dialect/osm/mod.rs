@@ -23,13 +23,14 @@ pub static MESH: Mesh = Mesh {
     tunnels: false,
     nobody: false,
     always_outbound: true,
+    marks: None,
     usual: "osm",
 };
 
 /// Its script's rules, and what Millrace adds in its place.
 pub const DIALECT: Dialect = Dialect {
     name: "Open Service Mesh",
-    footprint: Footprint { layout: &LAYOUT, rival: None, unmarked: written::localhost },
+    footprint: Footprint { unmarked: written::localhost, ..Footprint::of(&LAYOUT) },
     nft_layout: &NFT_LAYOUT,
     mesh: &MESH,
     source_of,

@@ -109,6 +109,7 @@ impl Resolver<'_> {
                 uids: vec![always(USER?)],
                 gids: Vec::new(),
                 matching: IdentityMatching::OneByOne,
+                marks: None,
             },
             inbound: Inbound {
                 port: always(INBOUND?),
@@ -116,6 +117,7 @@ impl Resolver<'_> {
                 mode: InboundMode::Redirect,
                 selection: InboundSelection::AllExcept { source: Source::Always, except },
                 except_sources: Vec::new(),
+                probes: Vec::new(),
             },
             outbound: Outbound {
                 port: always(OUTBOUND?),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use order::{localhost_first, tunnel_first};
 use values::{
-    address, interface, listening, networks, owners, ports, protocol, states, values, whole,
+    address, bits, interface, listening, networks, owners, ports, protocol, states, values, whole,
 };
 
 use crate::dialect::Mesh;
@@ -21,8 +21,8 @@ use crate::nft::tables::{Base, NativeChain, NativeTables, families, named, spare
 use crate::policy::Local;
 use crate::ruleset::Layout;
 use crate::ruleset::{
-    Chain, ChainName, Hook, Match, Owner, Protocol, RedirectSpelling, Role, Rule, Side, Table,
-    Target,
+    Chain, ChainName, Hook, Masked, Match, Owner, Protocol, RedirectSpelling, Role, Rule, Side,
+    Table, Target,
 };
 use crate::value::{Cidr, Family, Groups, Uid, UidRange, Zone};
 
@@ -44,15 +44,27 @@ pub(crate) fn dumps(
             .filter_map(|table| table_of(native, layout, names, table, family))
             .collect();
         let mut dump = Dump { tables };
-        if mesh.tunnels {
+        if mesh.marks.is_some() {
+            // By it alone they are known, and without a rule it is not made.
+            dump.tables.iter_mut().for_each(|table| make(table, names.inbound.as_str()));
+        }
+        if mesh.tunnels && mesh.marks.is_none() {
             tunnel_first(&mut dump, names);
         }
         let in_front = names.style.at_head.contains(&Role::ExcludedNetwork);
-        if mesh.conventions.local != Local::Lo && !in_front {
+        if mesh.conventions.local != Local::Lo && !in_front && mesh.marks.is_none() {
             localhost_first(&mut dump, names, family);
         }
         (captured.contains(&family) && !dump.tables.is_empty()).then_some(dump)
     })
+}
+
+/// Make a chain that is not there.
+fn make(table: &mut TableDump, name: &str) {
+    if table.chain(name).is_none() {
+        let (name, rules) = (name.to_owned(), Vec::new());
+        table.chains.push(ChainDump { name, policy: None, rules, handle: None });
+    }
 }
 
 /// Whether two rulesets treat every packet alike, rule by rule: the same expressions, or rules of
@@ -250,6 +262,14 @@ impl Reader<'_> {
             [Expr::LoadMeta(MetaField::Protocol), Expr::Compare(Comparison::Eq, data), ..] => {
                 one(2, Match::Protocol(protocol(data)?))
             }
+            [Expr::LoadMeta(MetaField::OutInterface), Expr::Compare(Comparison::Ne, name), ..] => {
+                match interface(MetaField::OutInterface, name)?.pop()? {
+                    Match::OutInterface { name, .. } => {
+                        one(2, Match::OutInterface { negated: true, name })
+                    }
+                    _ => None,
+                }
+            }
             [
                 Expr::LoadMeta(field @ (MetaField::InInterface | MetaField::OutInterface)),
                 condition,
@@ -272,6 +292,21 @@ impl Reader<'_> {
             [Expr::LoadMeta(field @ (MetaField::Uid | MetaField::Gid)), condition, ..] => {
                 Some((2, owners(*field, condition)?))
             }
+            [
+                Expr::LoadMeta(MetaField::Mark),
+                Expr::Mask(mask),
+                Expr::Compare(how @ (Comparison::Eq | Comparison::Ne), data),
+                ..,
+            ] => {
+                let negated = *how == Comparison::Ne;
+                one(3, Match::Mark { negated, mark: bits(data, mask)? })
+            }
+            [
+                Expr::LoadCt(CtField::Mark),
+                Expr::Mask(mask),
+                Expr::Compare(Comparison::Eq, data),
+                ..,
+            ] => one(3, Match::Connmark { negated: false, mark: bits(data, mask)? }),
             [Expr::LoadMeta(MetaField::Mark), Expr::Compare(how, data), ..] => {
                 let negated = *how == Comparison::Ne;
                 one(2, Match::Mark { negated, mark: whole(data)? })
@@ -376,6 +411,16 @@ impl Reader<'_> {
                 Expr::Verdict(Verdict::Accept),
             ] if *family == self.family => {
                 Target::Tproxy { mark: whole(mark)?, port: listening(port)? }
+            }
+            [
+                Expr::LoadCt(CtField::Mark),
+                Expr::Edit { keep, flip },
+                Expr::StoreCt(CtField::Mark),
+            ] => {
+                let (keep, value) = (whole(keep)?.value, whole(flip)?.value);
+                // Bits that are flipped and kept would be turned over.
+                let mark = Masked { value, mask: !keep };
+                (keep & value == 0).then_some(Target::SetConnmark(mark))?
             }
             [Expr::LoadMeta(MetaField::Mark), Expr::StoreCt(CtField::Mark)] => Target::SaveMark,
             [Expr::LoadCt(CtField::Mark), Expr::StoreMeta(MetaField::Mark)] => Target::RestoreMark,

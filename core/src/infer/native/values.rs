@@ -66,6 +66,11 @@ pub(super) fn whole(bytes: &[u8]) -> Option<Masked> {
     Some(Masked { value: u32::from_ne_bytes(bytes.try_into().ok()?), mask: u32::MAX })
 }
 
+/// Bits of a mark.
+pub(super) fn bits(value: &[u8], mask: &[u8]) -> Option<Masked> {
+    Some(Masked { value: whole(value)?.value, mask: whole(mask)?.value })
+}
+
 /// `NF_CT_STATE_INVALID_BIT`, `NF_CT_STATE_BIT()`
 pub(super) fn states(mask: &[u8]) -> Option<Vec<ConnState>> {
     let mask = u32::from_ne_bytes(mask.try_into().ok()?);

@@ -46,9 +46,9 @@ pub fn read(name: &str, revision: u8, data: &[u8]) -> Result<Vec<Match>, Unknown
                 _ => return Err(Unknown::feature("tcp with flags or options")),
             };
             let found = ports(data, inverted & !NOT_FLAGS)?;
-            asking(found.into_iter().chain(flags).collect())
+            Ok(asking(found.into_iter().chain(flags).collect(), Protocol::Tcp))
         }
-        ("udp", 0) => asking(ports(data, data.u8(8)?)?),
+        ("udp", 0) => Ok(asking(ports(data, data.u8(8)?)?, Protocol::Udp)),
         ("multiport", 1) => multiport(data).map(|m| vec![m]),
         ("owner", 1) => owner(data).map(|m| vec![m]),
         ("conntrack", 3) => conntrack(data).map(|m| vec![m]),
@@ -71,9 +71,9 @@ pub fn read(name: &str, revision: u8, data: &[u8]) -> Result<Vec<Match>, Unknown
     }
 }
 
-/// A match that asks nothing is not what Millrace writes, and could not be told from none at all.
-fn asking(found: Vec<Match>) -> Result<Vec<Match>, Unknown> {
-    if found.is_empty() { Err(Unknown::feature("tcp or udp without ports")) } else { Ok(found) }
+/// A match that asks nothing is there all the same.
+fn asking(found: Vec<Match>, protocol: Protocol) -> Vec<Match> {
+    if found.is_empty() { vec![Match::Module(protocol)] } else { found }
 }
 
 /// `struct xt_tcp` and `struct xt_udp` begin alike.
@@ -215,6 +215,7 @@ pub fn write(m: &Match) -> Result<Option<Extension>, TooManyPorts> {
             let mask = states.iter().map(bit).fold(0, |mask, bit| mask | bit);
             Writer::new(164).u16(146, STATE | alias).u16(150, mask).called("conntrack", 3)
         }
+        Match::Module(protocol) => write_ports(*protocol, None, None, None),
         Match::Mark { negated, mark } => write_mark("mark", *negated, *mark),
         Match::Connmark { negated, mark } => write_mark("connmark", *negated, *mark),
         Match::Ours => write_comment(COMMENT),
@@ -279,6 +280,8 @@ mod tests {
             Match::ConnState(vec![ConnState::Related, ConnState::Established]),
             Match::Mark { negated: false, mark },
             Match::OldState(vec![ConnState::Established]),
+            Match::Module(Protocol::Tcp),
+            Match::Module(Protocol::Udp),
             Match::Connmark { negated: true, mark },
             Match::Ours,
             Match::Comment("any/text of: others".parse().unwrap()),

@@ -11,7 +11,8 @@ const PORTS: u32 = 2;
 /// `NF_NAT_RANGE_MAP_IPS`
 const ADDRESSES: u32 = 1;
 const BOTH: u32 = ADDRESSES | PORTS;
-/// `XT_CONNMARK_SAVE`, `XT_CONNMARK_RESTORE`
+/// `XT_CONNMARK_SET`, `XT_CONNMARK_SAVE`, `XT_CONNMARK_RESTORE`
+const SET: u8 = 0;
 const SAVE: u8 = 1;
 const RESTORE: u8 = 2;
 
@@ -93,6 +94,11 @@ fn tproxy(data: Bytes<'_>) -> Result<Target, Unknown> {
 
 /// `struct xt_connmark_tginfo1`: ctmark, ctmask, nfmask.
 fn connmark(data: Bytes<'_>, mode: u8) -> Result<Target, Unknown> {
+    let mark = Masked { value: data.u32(0)?, mask: data.u32(4)? };
+    // Bits of the value outside the mask would be flipped.
+    if mode == SET && mark.value & !mark.mask == 0 {
+        return Ok(Target::SetConnmark(mark));
+    }
     let full = data.u32(4)? == u32::MAX && data.u32(8)? == u32::MAX;
     match mode {
         SAVE if full => Ok(Target::SaveMark),
@@ -145,6 +151,10 @@ pub fn write(family: Family, target: &Target) -> Option<Extension> {
         Target::SetMark(mark) => {
             Writer::new(8).u32(0, mark.value).u32(4, mark.mask | mark.value).called("MARK", 2)
         }
+        Target::SetConnmark(mark) => {
+            let data = Writer::new(15).u32(0, mark.value).u32(4, mark.mask).u32(8, u32::MAX);
+            data.u8(14, SET).called("CONNMARK", 2)
+        }
         Target::SaveMark => connmark_data(SAVE),
         Target::RestoreMark => connmark_data(RESTORE),
         Target::Reject(_) => Writer::new(4).u32(0, port_unreachable(family)).called("REJECT", 0),
@@ -179,6 +189,7 @@ mod tests {
                 Target::Dnat { address: localhost(family), port: Some(port) },
                 Target::Dnat { address: localhost(family), port: None },
                 Target::SetMark(Masked::exact(1337)),
+                Target::SetConnmark(Masked { value: 0x111, mask: 0xfff }),
                 Target::SaveMark,
                 Target::RestoreMark,
                 Target::Zone(Zone(1)),

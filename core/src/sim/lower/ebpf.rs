@@ -215,6 +215,7 @@ const fn class(role: Role) -> Class {
         | Role::Invalid
         | Role::Deliver
         | Role::ExcludedSource
+        | Role::Probe
         | Role::ExcludedUser
         | Role::ExcludedFlow
         | Role::OwnLocalhost
@@ -373,8 +374,8 @@ impl<'p> Pod<'p> {
             }
             Condition::Owner { negated, owner } => self.groups(&[owner], *negated),
             // To an address that the pod has: what goes there goes over `lo`.
-            Condition::LeavesBy(name) if *name == InterfacePattern::loopback() => {
-                Test::Local { side: Side::Destination, negated: false }
+            Condition::LeavesBy { negated, name } if *name == InterfacePattern::loopback() => {
+                Test::Local { side: Side::Destination, negated: *negated }
             }
             // Policies with these are refused (`ebpf::compile`).
             other => Test::Unknown(format!("{other:?} by eBPF")),

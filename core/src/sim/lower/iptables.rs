@@ -143,7 +143,8 @@ fn test(m: &Match, groups: &Groups) -> Option<Test> {
         Match::Connmark { negated, mark } => {
             Test::Mark { connection: true, negated: *negated, mark: *mark }
         }
-        Match::Ours | Match::Comment(_) => return None,
+        // Its protocol is asked for as well.
+        Match::Module(_) | Match::Ours | Match::Comment(_) => return None,
     })
 }
 
@@ -209,6 +210,7 @@ fn actions(target: &Target) -> Vec<Action> {
             Action::Accept,
         ],
         Target::SetMark(mark) => vec![Action::Mark(MarkChange::set(*mark))],
+        Target::SetConnmark(mark) => vec![Action::Connmark(MarkChange::exchange(*mark))],
         Target::SaveMark => vec![Action::Save { packet: u32::MAX, connection: u32::MAX }],
         Target::RestoreMark => vec![Action::Restore { packet: u32::MAX, connection: u32::MAX }],
         Target::Zone(zone) => vec![Action::Zone(zone.0)],

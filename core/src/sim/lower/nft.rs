@@ -70,6 +70,10 @@ fn steps(rule: &[Statement], layout: &NftLayout, table: Table, groups: &Groups) 
                 let names = names.clone();
                 steps.push(Test::Interface { way: Way::Out, negated: false, names }.into());
             }
+            Statement::NotOutInterface(name) => {
+                let names = vec![name.clone()];
+                steps.push(Test::Interface { way: Way::Out, negated: true, names }.into());
+            }
             Statement::Protocol(asked) => steps.push(protocol(number(*asked), false).into()),
             Statement::Address { side, negated, cidrs } => {
                 let family = cidrs.first().map_or(Family::V4, |cidr| cidr.family());
@@ -90,12 +94,12 @@ fn steps(rule: &[Statement], layout: &NftLayout, table: Table, groups: &Groups) 
                 steps.push(Test::State { negated: false, states: states(asked) }.into());
             }
             Statement::Mark { negated, mark } => {
-                let mark = Masked::exact(*mark);
-                steps.push(Test::Mark { connection: false, negated: *negated, mark }.into());
+                let (negated, mark) = (*negated, *mark);
+                steps.push(Test::Mark { connection: false, negated, mark }.into());
             }
             Statement::Connmark(mark) => {
-                let mark = Masked::exact(*mark);
-                steps.push(Test::Mark { connection: true, negated: false, mark }.into());
+                let (negated, mark) = (false, *mark);
+                steps.push(Test::Mark { connection: true, negated, mark }.into());
             }
             action => steps.push(self::action(action, layout, table).into()),
         }
@@ -130,6 +134,7 @@ fn owners(list: &[Owner], negated: bool, groups: &Groups) -> Test {
 fn action(statement: &Statement, layout: &NftLayout, table: Table) -> Action {
     match statement {
         Statement::SetMark(mark) => Action::Mark(MarkChange::set(Masked::exact(*mark))),
+        Statement::SetConnmark(mark) => Action::Connmark(MarkChange::exchange(*mark)),
         Statement::SaveMark => Action::Save { packet: u32::MAX, connection: u32::MAX },
         Statement::RestoreMark => Action::Restore { packet: u32::MAX, connection: u32::MAX },
         Statement::Zone(zone) => Action::Zone(zone.0),

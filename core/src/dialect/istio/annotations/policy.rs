@@ -142,6 +142,7 @@ impl Maker<'_> {
             mode: mode?,
             selection,
             except_sources: Vec::new(),
+            probes: Vec::new(),
         })
     }
 
@@ -184,7 +185,7 @@ impl Maker<'_> {
         let uid = self.id("runAsUser", |c| c.user, self.defaults.uid.as_ref(), Uid::new)?;
         let gid = self.id("runAsGroup", |c| c.group, self.defaults.gid.as_ref(), Gid::new)?;
         let matching = IdentityMatching::OneByOne;
-        Some(ProxyIdentity { uids: vec![uid], gids: vec![gid], matching })
+        Some(ProxyIdentity { uids: vec![uid], gids: vec![gid], matching, marks: None })
     }
 
     fn id<T: Copy>(
