@@ -88,7 +88,7 @@ pub(super) fn diff_args(command: Command) -> Command {
                 .help("Compare what two meshes make of a pod for which nobody sets anything")
                 .long_help(
                     "Compare what two meshes make of a pod for which nobody sets anything: their usual \
-                     command lines stand for A and B (consul, istio, kuma, linkerd, osm)",
+                     command lines stand for A and B (ambient, cilium, consul, istio, kuma, linkerd, osm)",
                 )
                 .conflicts_with_all(["before", "after"])
                 .value_parser(between),

@@ -51,6 +51,7 @@ const COMMANDS: &[(&str, Make)] = &[
     ("kuma", kuma),
     ("consul", consul),
     ("osm", osm),
+    ("ambient", ambient),
     ("schema", schema),
     ("dial", dial),
 ];
@@ -97,6 +98,13 @@ fn consul() -> Command {
 fn osm() -> Command {
     Command::new("osm")
         .about("Do what the init container of Open Service Mesh does, by settings of its MeshConfig and annotations")
+        .disable_help_flag(true)
+        .arg(words("words"))
+}
+
+fn ambient() -> Command {
+    Command::new("ambient")
+        .about("Write, check or remove the rules in a pod that a proxy of its node serves: Istio's ambient mode, Cilium's ztunnel")
         .disable_help_flag(true)
         .arg(words("words"))
 }

@@ -1,5 +1,6 @@
 //! Command lines. Types of the parser stay in here.
 
+pub(crate) mod ambient;
 mod args;
 pub(crate) mod ask;
 mod commands;

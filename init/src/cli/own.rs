@@ -49,6 +49,8 @@ pub(crate) enum Own {
     Consul(Vec<OsString>),
     /// `osm` with the words behind it.
     Osm(Vec<OsString>),
+    /// `ambient` with the words behind it.
+    Ambient(Vec<OsString>),
 }
 
 /// The namespace that a command works in.
@@ -285,6 +287,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
         "kuma" => Own::Kuma(behind(m)),
         "consul" => Own::Consul(behind(m)),
         "osm" => Own::Osm(behind(m)),
+        "ambient" => Own::Ambient(behind(m)),
         _ => Own::Istio(behind(m)),
     })
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::desired::Desired;
+use millrace_core::dialect::ambient::Ambient;
 use millrace_core::dialect::consul::Consul;
 use millrace_core::dialect::flags::Words as _;
 use millrace_core::dialect::osm::Osm;
@@ -57,6 +58,7 @@ pub(super) fn load(config: &Config, facts: &HostFacts, writes: bool) -> Result<L
         Some(Tool::Kuma(words)) => return load_kuma(words.clone(), facts),
         Some(Tool::Consul(words)) => return super::consul::load(words.clone()),
         Some(Tool::Osm(words)) => return super::osm::load(words.clone()),
+        Some(Tool::Ambient(words)) => return super::ambient::load(words.clone(), facts),
         None => {}
     }
     let values = match &config.file {
@@ -188,6 +190,7 @@ fn is_setting(variable: &str) -> bool {
         || kuma::Kuma::is_variable(variable)
         || Consul::is_variable(variable)
         || Osm::is_variable(variable)
+        || Ambient::is_variable(variable)
 }
 
 /// The environment, as far as it is text; settings have to be.

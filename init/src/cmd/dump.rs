@@ -71,8 +71,14 @@ fn from_config(dump: &Dump) -> Result<Exit> {
         let families: Vec<FamilyReport> =
             of_ruleset(&ruleset).into_iter().filter(|report| wants(dump, report.family)).collect();
         let routing = json!({
-            "tproxy": ruleset.routing.tproxy.map(|(mark, table)| {
-                json!({ "mark": mark.get(), "table": table.get() })
+            "tproxy": ruleset.routing.marked.filter(|route| route.transparent).map(|route| {
+                json!({ "mark": route.mark.value, "table": route.table.get() })
+            }),
+            "marked": ruleset.routing.marked.filter(|route| !route.transparent).map(|route| {
+                json!({
+                    "mark": route.mark.value, "mask": route.mark.mask, "table": route.table.get(),
+                    "priority": route.priority,
+                })
             }),
             "passthroughAddress": ruleset.routing.passthrough_v6.is_some(),
             "passthroughInterface": ruleset.routing.passthrough_v6.map(|home| match home {

@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod ambient;
 mod apply;
 mod cleanup;
 mod config;
@@ -29,6 +30,7 @@ mod trace;
 mod verify;
 mod wanted;
 
+pub(crate) use ambient::ambient;
 pub(crate) use apply::apply;
 pub(crate) use cleanup::cleanup;
 pub(crate) use consul::consul;

@@ -113,7 +113,7 @@ pub(super) fn treated(
     Some(told)
 }
 
-fn text(found: &millrace_core::status::Status) -> String {
+pub(super) fn text(found: &millrace_core::status::Status) -> String {
     let mut text = match found.state {
         State::Captured => "captured".to_owned(),
         State::NotCaptured => "not captured".to_owned(),

@@ -32,9 +32,11 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     namespace::as_owner(&verify.common.place)?;
     let addresses: Vec<_> = facts.usable_addresses().collect();
     // The proof has a link of its own, which is behind no bridge.
-    let bypass = match expected.routing.tproxy {
-        Some(_) => session.refuse_bridges(addresses.iter().any(IpAddr::is_ipv6)).err(),
-        None => None,
+    let bypass = match expected.routing.marked {
+        Some(route) if route.transparent => {
+            session.refuse_bridges(addresses.iter().any(IpAddr::is_ipv6)).err()
+        }
+        _ => None,
     };
     let bypass = bypass.map(|error| error.to_string());
     let prover = Prover::open(&addresses, verify.patience);
