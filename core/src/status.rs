@@ -377,10 +377,10 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
     }
 }
 
-/// Who uses the routing table that TPROXY needs.
+/// Who uses the routing table that marked packets need.
 fn taken(taken: Option<&TakenTable>) -> Option<String> {
-    let routes = taken?.routes();
-    Some(format!("the routing table of TPROXY holds routes of somebody else as well: {routes}"))
+    let (who, routes) = (taken?.needed_by(), taken?.routes());
+    Some(format!("the routing table that {who} holds routes of somebody else as well: {routes}"))
 }
 
 /// What a trace left that was killed.

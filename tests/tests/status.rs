@@ -190,25 +190,38 @@ const AMBIENT: &str = "*mangle\n:ISTIO_PRERT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n\
     -A ISTIO_OUTPUT ! -d 127.0.0.1/32 -p tcp -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15001\n\
     COMMIT\n";
 
-/// Verify that another mode's capture is named and left alone, whole.
+/// Verify that a pod which another mode captures is neither drifted nor half removed: it is named, with what
+/// it lacks, and goes as a whole.
 #[test]
-fn an_ambient_pod_is_left_alone() -> Result<()> {
+fn an_ambient_pod_is_named_and_whole() -> Result<()> {
     for variant in ["nft", "legacy"] {
         let pod = pod()?;
-        pod.feed(&format!("iptables-{variant}-restore"), &["--noflush"], AMBIENT)?;
+        let empty = Snapshot::take(&pod)?;
+        let whole = AMBIENT.replace(
+            "-A ISTIO_OUTPUT ! -d 127.0.0.1/32 -p tcp",
+            "-A ISTIO_OUTPUT -p tcp -m mark --mark 0x111/0xfff -j ACCEPT\n\
+             -A ISTIO_OUTPUT ! -d 127.0.0.1/32 -o lo -j ACCEPT\n\
+             -A ISTIO_OUTPUT ! -d 127.0.0.1/32 -p tcp",
+        );
+        pod.feed(&format!("iptables-{variant}-restore"), &["--noflush"], &whole)?;
         pod.ip("rule add fwmark 0x111/0xfff pref 32764 lookup 100\n\
             route add local 0.0.0.0/0 dev lo table 100")?;
-        let before = Snapshot::take(&pod)?;
-        is(&pod, 3, "note: rules of Istio's ambient mode are here")?;
+        let wanted = format!("captured: IPv4 by iptables-{variant}, rules of Istio's ambient mode");
+        is(&pod, 0, &wanted)?;
+        pod.ip("rule del fwmark 0x111/0xfff")?;
+        is(&pod, 5, "to be whole: add IPv4 rule priority 32764 fwmark 0x111/0xfff lookup 100")?;
         let (code, said) = said(&pod, &["cleanup"])?;
         ensure!(code == Some(0), "{said}");
-        assert_eq!(Snapshot::take(&pod)?, before);
+        let left = Snapshot::take(&pod)?;
+        ensure!(left.rules == empty.rules, "{}", empty.differences(&left));
+        let rules: Vec<_> = left.chains.values().flatten().collect();
+        ensure!(rules.is_empty(), "{rules:?}");
     }
     let pod = pod()?;
     let table = "table inet istio-ambient-nat {\n chain prerouting {\n\
         \n  type nat hook prerouting priority -100;\n }\n}\n";
     pod.feed("nft", &["-f", "-"], table)?;
-    is(&pod, 3, "note: rules of Istio's ambient mode are here (table inet istio-ambient-nat)")
+    is(&pod, 5, "rules of Istio's ambient mode")
 }
 
 /// Rules as istio-iptables 1.10 writes them.

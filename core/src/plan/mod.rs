@@ -223,7 +223,9 @@ pub fn plan(
     list.extend(native(observed, target, text, everything, edits));
     let families = wanted.families();
     let routing = routing::changes(observed, &known, wanted.routing(), &families);
-    let taken = (!routing.foreign.is_empty()).then_some(TakenTable(routing.foreign));
+    let transparent = wanted.routing().and_then(|r| r.marked).is_some_and(|r| r.transparent);
+    let foreign = routing.foreign;
+    let taken = (!foreign.is_empty()).then_some(TakenTable { routes: foreign, transparent });
     let mut effects = Vec::new();
     if observed.lo_down && !families.is_empty() {
         effects.push(Effect::Loopback { change: Change::Add });

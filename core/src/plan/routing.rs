@@ -54,21 +54,39 @@ pub(super) struct Changes {
     pub(super) foreign: Vec<Route>,
 }
 
-/// The routing table that TPROXY needs is used by somebody else: packets could go by their route, and
-/// what looks them up would go by ours.
+/// The routing table that marked packets need is used by somebody else: they could go by a route of
+/// somebody's, and what looks those up would go by ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the routing table that TPROXY needs holds routes of somebody else ({}); nothing was changed: \
-     give TPROXY another table (--tproxy-table, or -r where a mesh's own command line is given), or remove these routes",
-    self.routes()
+    "the routing table that {} holds routes of somebody else ({}); nothing was changed: {}",
+    self.needed_by(), self.routes(), self.remedy()
 )]
-pub struct TakenTable(pub Vec<Route>);
+pub struct TakenTable {
+    /// Their routes.
+    pub routes: Vec<Route>,
+    /// Whether it is for TPROXY; else it is for answers to a proxy of the node.
+    pub transparent: bool,
+}
 
 impl TakenTable {
+    /// Who needs the table, in words.
+    pub const fn needed_by(&self) -> &'static str {
+        if self.transparent { "TPROXY needs" } else { "answers to the node's proxy need" }
+    }
+
+    const fn remedy(&self) -> &'static str {
+        if self.transparent {
+            "give TPROXY another table (--tproxy-table, or -r where a mesh's own command line is \
+             given), or remove these routes"
+        } else {
+            "remove these routes, since the proxy has this one"
+        }
+    }
+
     /// The routes with their tables.
     pub fn routes(&self) -> String {
         let named = |r: &Route| format!("{} {} table {}", r.family, r.text, r.table);
-        self.0.iter().map(named).collect::<Vec<_>>().join("; ")
+        self.routes.iter().map(named).collect::<Vec<_>>().join("; ")
     }
 }
 

@@ -26,6 +26,8 @@ pub struct NftLayout {
     /// The chains that the kernel calls for what arrives and for what leaves; none where they are called as
     /// their hooks.
     pub bases: Option<[&'static str; 2]>,
+    /// Whether rules that jump count nothing.
+    pub bare_jumps: bool,
     /// Whether there is one table for everything, in which chains carry in front what they are for.
     pub one_table: bool,
     /// Whether packets that belong to no connection are looked for among those of TCP alone, as the

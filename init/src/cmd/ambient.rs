@@ -53,8 +53,7 @@ fn run(flags: Vec<(String, String)>, log: &mut Log) -> Result<Exit> {
         }
         Action::Check => check(session, &desired, wish),
         Action::Apply => {
-            let outcome =
-                by_rules(&mut session, &place, &desired, (wish, None), options.wait)?;
+            let outcome = by_rules(&mut session, &place, &desired, (wish, None), options.wait)?;
             Ok(told(&outcome, log))
         }
         Action::Remove => remove(session, &place, &options, log),
@@ -166,12 +165,7 @@ fn check(mut session: Session, desired: &Desired, wish: Wish) -> Result<Exit> {
 }
 
 /// Remove all of it, unless rules of another mesh stand among them: then that would be half of a capture.
-fn remove(
-    mut session: Session,
-    place: &Place,
-    options: &Options,
-    log: &mut Log,
-) -> Result<Exit> {
+fn remove(mut session: Session, place: &Place, options: &Options, log: &mut Log) -> Result<Exit> {
     let exec = exec::Options::default();
     let observed = session.observe(&exec, Look::Fast)?;
     if let Some(other) = another(&observed) {

@@ -104,7 +104,7 @@ impl Rules<'_> {
                 continue;
             }
             let spelled = self.condition(condition, protocol, decision.role, family);
-            ranked.extend(spelled.map(|statement| (rank(decision.role, &statement), statement)));
+            ranked.extend(spelled.map(|statement| (rank(decision, &statement), statement)));
         }
         // The reference drops TCP alone with nftables, and every protocol with iptables.
         if self.layout.invalid_of_tcp && decision.role == Role::Invalid && !ranked.is_empty() {
@@ -179,6 +179,9 @@ impl Rules<'_> {
             Verdict::RestoreMark => Statement::RestoreMark,
             Verdict::Zone(zone) => Statement::Zone(zone),
         };
+        if self.layout.bare_jumps && matches!(action, Statement::Jump(_)) {
+            return vec![action];
+        }
         vec![Statement::Counter, action]
     }
 
@@ -205,15 +208,18 @@ impl Rules<'_> {
 }
 
 /// Where in a rule a condition stands. It means nothing to the kernel.
-const fn rank(role: Role, statement: &Statement) -> u8 {
+fn rank(decision: &Decision, statement: &Statement) -> u8 {
+    let elsewhere = |c: &Condition| matches!(c, Condition::LeavesBy { negated: true, .. });
     match statement {
         Statement::InInterface(_) | Statement::OutInterface(_) | Statement::NotOutInterface(_) => 0,
         Statement::Protocol(_) => 1,
         // The reference asks for servers behind the port where it sets zones.
-        Statement::Address { .. } if matches!(role, Role::Zone) => 5,
+        Statement::Address { .. } if decision.role == Role::Zone => 5,
         Statement::Address { .. } => 2,
         Statement::Syn { .. } | Statement::State(_) => 3,
         Statement::Ports { .. } => 4,
+        // And so does what asks for queries to elsewhere.
+        Statement::Mark { .. } if decision.when.iter().any(elsewhere) => 3,
         _ => 6,
     }
 }
@@ -225,7 +231,9 @@ fn implies_protocol(decision: &Decision) -> bool {
     let mut address = false;
     for condition in &decision.when {
         match condition {
-            Condition::ToPorts { negated: true, .. } => return false,
+            Condition::ToPorts { negated: true, .. } => {
+                return decision.path == Branch::Inbound.into();
+            }
             Condition::ToPorts { .. } | Condition::FromPort(_) => port = true,
             Condition::Address { .. } => address = true,
             _ => {}

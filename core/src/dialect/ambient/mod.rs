@@ -131,6 +131,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
         style: STYLE,
     },
     bases: None,
+    bare_jumps: true,
     one_table: false,
     invalid_of_tcp: false,
 };

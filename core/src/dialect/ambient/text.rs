@@ -119,40 +119,18 @@ fn base(table: Table, hook: Hook) -> String {
     format!(" {{ type {kind} hook {} priority {priority} ; }}", hook.base_chain())
 }
 
-/// A rule in the agent's words: a port says the protocol, and its place among the conditions and the blanks
-/// are those of the agent.
+/// A rule in the agent's words.
 fn native(layout: &NftLayout, emission: &NftEmission) -> String {
     let rule = &emission.rule;
-    let has = |is: fn(&Statement) -> bool| rule.iter().any(is);
-    let (port, jumps) =
-        (has(|s| matches!(s, Statement::Ports { .. })), has(|s| matches!(s, Statement::Jump(_))));
-    let mark_first = has(|s| matches!(s, Statement::NotOutInterface(_)));
-    let zone = has(|s| matches!(s, Statement::Zone(_)));
-    let marks = has(|s| matches!(s, Statement::SetConnmark(_)));
-    let mut words: Vec<(u8, String)> = Vec::new();
-    for statement in rule {
-        let place = match statement {
-            Statement::Protocol(_) if port => continue,
-            Statement::Counter if jumps => continue,
-            Statement::Mark { .. } if mark_first => 1,
-            Statement::Ports { .. } => 2,
-            Statement::Mark { .. } => 3,
-            Statement::Counter => 4,
-            _ if matches!(words.last(), Some((4.., _))) => 5,
-            _ => 0,
-        };
-        let text = match statement {
-            Statement::Mark { negated, mark } => marked(*negated, *mark, (rule, zone, marks)),
-            Statement::Address { side, negated: false, cidrs } => address(*side, cidrs),
-            Statement::SetConnmark(mark) => {
-                format!("ct mark set ct mark & {:#x} |  {:#x}", !mark.mask, mark.value)
-            }
-            other => rule_text(layout, emission.table, std::slice::from_ref(other)),
-        };
-        words.push((place, text));
-    }
-    words.sort_by_key(|(place, _)| *place);
-    words.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(" ")
+    let spell = |statement: &Statement| match statement {
+        Statement::Mark { negated, mark } => marked(*negated, *mark, rule),
+        Statement::Address { side, negated: false, cidrs } => address(*side, cidrs),
+        Statement::SetConnmark(mark) => {
+            format!("ct mark set ct mark & {:#x} |  {:#x}", !mark.mask, mark.value)
+        }
+        other => rule_text(layout, emission.table, std::slice::from_ref(other)),
+    };
+    rule.iter().map(spell).collect::<Vec<_>>().join(" ")
 }
 
 /// One address stands without its length.
@@ -167,15 +145,16 @@ fn address(side: Side, cidrs: &[Cidr]) -> String {
     cidrs.iter().map(one).collect()
 }
 
-fn marked(negated: bool, mark: Masked, (rule, zone, marks): (&[Statement], bool, bool)) -> String {
-    let Masked { value, mask } = mark;
+/// A mark as the agent spells it in this rule.
+fn marked(negated: bool, Masked { value, mask }: Masked, rule: &[Statement]) -> String {
     let is = if negated { "!=" } else { "==" };
-    if marks {
+    if rule.iter().any(|s| matches!(s, Statement::SetConnmark(_))) {
         return format!("meta mark & {mask:#x} {is} {value:#x}");
     }
     let v4 = |s: &Statement| matches!(s, Statement::Address { negated: true, cidrs, .. } if cidrs.iter().all(|c| c.family() == Family::V4));
     let not_port = |s: &Statement| matches!(s, Statement::Ports { negated: true, .. });
     let gap = if rule.iter().any(v4) && rule.iter().any(not_port) { "  " } else { " " };
+    let zone = rule.iter().any(|s| matches!(s, Statement::Zone(_)));
     let meta = if zone { "meta " } else { "" };
     format!("{meta}mark and {mask:#x}{gap}{is} {value:#x}")
 }

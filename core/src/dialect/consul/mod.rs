@@ -92,6 +92,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
         style: STYLE,
     },
     bases: Some(["CONSUL_NAT_PREROUTING", "CONSUL_NAT_OUTPUT"]),
+    bare_jumps: false,
     one_table: false,
     invalid_of_tcp: false,
 };

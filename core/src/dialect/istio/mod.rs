@@ -80,6 +80,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
         style: Style::PLAIN,
     },
     bases: None,
+    bare_jumps: false,
     one_table: false,
     invalid_of_tcp: true,
 };

@@ -66,6 +66,7 @@ pub(super) const fn one_table(name: &'static str) -> NftLayout {
             style: Style::PLAIN,
         },
         bases: None,
+        bare_jumps: false,
         one_table: true,
         invalid_of_tcp: false,
     }
