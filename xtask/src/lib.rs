@@ -12,3 +12,4 @@ pub mod policy;
 pub mod repo;
 pub mod schema;
 pub mod truth;
+pub mod vm;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Command;
-use xtask::{bench, book, build_ebpf, dist, lint, repo, schema, truth};
+use xtask::{bench, book, build_ebpf, dist, lint, repo, schema, truth, vm};
 
 fn main() -> ExitCode {
     match run() {
@@ -28,6 +28,7 @@ fn run() -> anyhow::Result<ExitCode> {
             lint::command(),
             schema::command(),
             truth::command(),
+            vm::command(),
         ]);
     match cli.get_matches().subcommand() {
         Some(("bench", args)) => bench::run(args),
@@ -36,6 +37,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Some(("dist", args)) => dist::run(args).map(|()| ExitCode::SUCCESS),
         Some(("lint", _)) => lint::run().map(|()| ExitCode::SUCCESS),
         Some(("truth", args)) => truth::run(args).map(|()| ExitCode::SUCCESS),
+        Some(("vm", args)) => vm::run(args),
         Some(("schema", args)) => schema::run(args).map(|()| ExitCode::SUCCESS),
         other => anyhow::bail!("no such task: {other:?}"),
     }
