@@ -194,3 +194,8 @@ pub(crate) fn works(folder: &Path) -> Result<(), String> {
         Some(faults) => Err(format!("the node's programs are not whole: {faults}")),
     }
 }
+
+/// Which program of others decides before the node's, if one does.
+pub(crate) fn order(folder: &Path) -> Option<String> {
+    Node::open(folder).and_then(|node| node.order()).ok()?.told()
+}

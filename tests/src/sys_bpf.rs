@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::mem::size_of;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -20,6 +21,9 @@ const PROG_QUERY: libc::c_int = 16;
 const LINK_CREATE: libc::c_int = 28;
 const TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 const ATTACH_CONNECT4: u32 = 10;
+const ATTACH_CONNECT6: u32 = 11;
+const ATTACH_SENDMSG4: u32 = 14;
+const ATTACH_SENDMSG6: u32 = 15;
 
 /// `r0 = 1; exit`: the call goes on.
 const ALLOW: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
@@ -95,18 +99,73 @@ fn owned(fd: i32) -> OwnedFd {
 /// Attach a program of nobody's to the `connect()` of IPv4 in a cgroup, for as long as there is
 /// the value.
 pub fn attach(cgroup: &File) -> io::Result<OwnedFd> {
+    attach_as(cgroup, ATTACH_CONNECT4, &ALLOW, [0; 16], 0)
+}
+
+fn attach_as(
+    cgroup: &File,
+    kind: u32,
+    instructions: &[u64],
+    name: [u8; 16],
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let mut load = Load {
         kind: TYPE_CGROUP_SOCK_ADDR,
-        count: 2,
-        instructions: ALLOW.as_ptr() as u64,
+        count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        instructions: instructions.as_ptr() as u64,
         licence: c"Apache-2.0".as_ptr() as u64,
-        attach: ATTACH_CONNECT4,
+        attach: kind,
+        name,
         ..Load::default()
     };
     let program = owned(bpf(PROG_LOAD, &mut load)?);
     let program = program.as_raw_fd().cast_unsigned();
     let target = cgroup.as_raw_fd().cast_unsigned();
-    bpf(LINK_CREATE, &mut Link { program, target, kind: ATTACH_CONNECT4, flags: 0 }).map(owned)
+    bpf(LINK_CREATE, &mut Link { program, target, kind, flags }).map(owned)
+}
+
+/// `BPF_F_PREORDER` of linux/bpf.h: before the programs of cgroups below.
+pub const PREORDER: u32 = 1 << 6;
+
+/// Attach a socket load balancer to a cgroup, for as long as there is the value: programs that put one
+/// address in the place of another when somebody connects or sends, in both families. Of addresses of
+/// IPv6 only the first 32 bits are looked at and changed.
+pub fn balance(
+    cgroup: &File,
+    v4: &[(Ipv4Addr, Ipv4Addr)],
+    v6: &[(Ipv6Addr, Ipv6Addr)],
+    flags: u32,
+) -> io::Result<Vec<OwnedFd>> {
+    // `user_ip4` and `user_ip6` of `struct bpf_sock_addr`; numbers in them are in network order.
+    let word = |bytes: [u8; 4]| u32::from_ne_bytes(bytes);
+    let first = |ip: &Ipv6Addr| {
+        let [a, b, c, d, ..] = ip.octets();
+        word([a, b, c, d])
+    };
+    let v4: Vec<_> = v4.iter().map(|(from, to)| (word(from.octets()), word(to.octets()))).collect();
+    let v6: Vec<_> = v6.iter().map(|(from, to)| (first(from), first(to))).collect();
+    let hooks = [
+        (ATTACH_CONNECT4, 4, &v4, b"cil_sock4_conne\0"),
+        (ATTACH_CONNECT6, 8, &v6, b"cil_sock6_conne\0"),
+        (ATTACH_SENDMSG4, 4, &v4, b"cil_sock4_sendm\0"),
+        (ATTACH_SENDMSG6, 8, &v6, b"cil_sock6_sendm\0"),
+    ];
+    let attach = |(kind, offset, pairs, name): (u32, u64, &Vec<(u32, u32)>, &[u8; 16])| {
+        let mut instructions = Vec::new();
+        for (from, to) in pairs {
+            let immediate = |value: u32| u64::from(value) << 32;
+            instructions.extend([
+                // r2 = *(u32 *)(r1 + offset); if w2 != from goto +2; w2 = to; *(u32 *)(r1 + offset) = r2
+                0x1261 | offset << 16,
+                0x0256 | 2 << 16 | immediate(*from),
+                0x02b4 | immediate(*to),
+                0x2163 | offset << 16,
+            ]);
+        }
+        instructions.extend(ALLOW);
+        attach_as(cgroup, kind, &instructions, *name, flags)
+    };
+    hooks.into_iter().map(attach).collect()
 }
 
 /// The programs at the `connect()` of IPv4 in a cgroup, by id, in the order in which they run.

@@ -41,6 +41,12 @@ pub(super) fn status(job: &mut Job<'_>) -> Result<String, CniError> {
         let msg = format!("pods that may be in the mesh can't be told from others: {why}");
         return Err(CniError::new(Code::NotAvailable, msg));
     }
+    if matches!(job.config.backend, Backend::Ebpf | Backend::Auto)
+        && let Some(order) = capture::order(&job.config.bpffs)
+    {
+        // Pods are captured; what their proxies are told may be wrong.
+        job.log.warn(&order);
+    }
     job.log.done(Level::Debug, "available", Map::new());
     Ok(String::new())
 }

@@ -4,12 +4,14 @@
 mod compile;
 mod entry;
 mod judge;
+mod order;
 mod read;
 mod refusal;
 
 pub use compile::compile;
 pub use entry::{Addresses, Entry, IdError, IdMap};
 pub use judge::judge;
+pub use order::{Earlier, Order};
 pub use read::{NoPolicy, read};
 pub use refusal::{Refusal, Refusals};
 

@@ -193,6 +193,7 @@ pub fn features(folder: &Path) -> Vec<Finding> {
     findings.push(finding("the system call bpf(2)", true, "", NEEDED));
     findings.extend(kinds());
     findings.push(links());
+    findings.push(first());
     findings.extend(helpers());
     findings.extend(maps());
     findings.push(finding(
@@ -202,7 +203,15 @@ pub fn features(folder: &Path) -> Vec<Finding> {
         SPARED,
     ));
     findings.push(loaded(folder));
+    findings.extend(order(folder));
     findings
+}
+
+/// Whether somebody else's programs come first, where the node's are loaded.
+fn order(folder: &Path) -> Option<Finding> {
+    let order = Node::open(folder).and_then(|node| node.order()).ok()?.told();
+    let what = "connections before any other program has changed them";
+    Some(finding(what, order.is_none(), &order.unwrap_or_default(), SPARED))
 }
 
 /// What the kernel says that it lacks, in one line; what it can't be asked for is not said to be
@@ -297,6 +306,14 @@ fn other_processes() -> Finding {
 fn links() -> Finding {
     let what = "links of eBPF programs, which can be replaced".to_owned();
     Has::tried(sys_bpf::try_links()).finding(what, "it takes Linux 5.9", NEEDED)
+}
+
+/// Whether a socket load balancer at the same cgroup can be gone before.
+fn first() -> Finding {
+    let what = "eBPF programs that are called before those of others (BPF_F_PREORDER)".to_owned();
+    let remedy = "it takes Linux 6.15; until then `node-bpf load` goes below a program that is at the \
+                  root already";
+    Has::tried(sys_bpf::try_first()).finding(what, remedy, SPARED)
 }
 
 fn kinds() -> impl Iterator<Item = Finding> {

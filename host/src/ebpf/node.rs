@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use aya::EbpfLoader;
 use aya::programs::{Program, ProgramError, ProgramFd};
+use millrace_core::ebpf::Order;
 use millrace_ebpf_common::{Plain as _, Settings};
 use nix::fcntl::Flock;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, fstatfs};
@@ -17,6 +18,7 @@ use super::error::EbpfError;
 use super::features::unable;
 use super::folder::{self, lock};
 use super::maps::{Maps, NAMES};
+use super::order::attach;
 use super::program::{Lookup, sources};
 use super::spares::by_number;
 use super::sys_bpf::{self, Instruction};
@@ -89,6 +91,8 @@ pub struct Loaded {
     pub restored: Vec<String>,
     /// Pods whose programs were replaced.
     pub pods: usize,
+    /// When they are called, among programs of others.
+    pub order: Order,
 }
 
 /// Whether the node's programs are there.
@@ -201,19 +205,17 @@ impl Node {
         loader.map_max_entries("FLOWS", options.max_connections);
         let mut object = loader.load(options.object)?;
         let place = cgroup.metadata().map_err(|e| EbpfError::io(show(&options.cgroup), e))?.ino();
+        let mut accepted = Vec::new();
         for (name, kind, since) in PROGRAMS {
             let program = accept(name, object.program_mut(name))?;
+            accepted
+                .push(program.as_fd().try_clone_to_owned().map_err(|e| EbpfError::io(name, e))?);
             let pin = folder.join("links").join(name);
             if attached_at(&pin)? == Some(place) && replace(&pin, program.as_fd())? {
                 loaded.replaced.push(name.to_owned());
                 continue;
             }
-            let link = sys_bpf::link(program.as_fd(), cgroup.as_fd(), kind);
-            let link = link.map_err(|source| EbpfError::Kernel {
-                what: "links of programs to cgroups of this kind",
-                since,
-                source,
-            })?;
+            let link = attach(program.as_fd(), cgroup.as_fd(), kind, since)?;
             // One that is attached no more, or elsewhere.
             unpin(&pin)?;
             sys_bpf::pin(link.as_fd(), &pin).map_err(|e| EbpfError::io(show(&pin), e))?;
@@ -253,6 +255,7 @@ impl Node {
         node.renew_spares()?;
         node.keep_lookups_on()?;
         node.unpin_earlier_programs()?;
+        loaded.order = node.first(&accepted, cgroup)?;
         Ok((node, loaded))
     }
 
@@ -275,9 +278,8 @@ impl Node {
     fn keep_lookups_on(&self) -> Result<(), EbpfError> {
         let pin = self.folder.join("links").join(IDLE);
         let link = sys_bpf::pinned(&pin).map_err(|e| EbpfError::io(show(&pin), e))?;
-        let is_attached =
-            |link: OwnedFd| sys_bpf::link_info(link.as_fd()).is_ok_and(|i| i.place().is_some());
-        if link.is_some_and(is_attached) {
+        let info = link.and_then(|link| sys_bpf::link_info(link.as_fd()).ok());
+        if info.is_some_and(|info| info.place().is_some()) {
             return Ok(());
         }
         unpin(&pin)?;

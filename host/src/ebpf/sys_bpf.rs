@@ -32,6 +32,10 @@ const LINK_CGROUP: u32 = 3;
 const NOEXIST: u64 = 1;
 /// `BPF_PROG_TYPE_SK_LOOKUP`.
 const TYPE_SK_LOOKUP: u32 = 30;
+/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
+const TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+/// `BPF_CGROUP_INET4_CONNECT`.
+const ATTACH_CONNECT4: u32 = 10;
 /// `BPF_SK_LOOKUP`.
 const ATTACH_SK_LOOKUP: u32 = 36;
 /// `BPF_SK_MSG_VERDICT`.
@@ -76,6 +80,11 @@ struct LinkCreate {
     kind: u32,
     flags: u32,
 }
+
+/// `BPF_F_BEFORE`: before what is there (of cgroups since Linux 6.17).
+const BEFORE: u32 = 1 << 3;
+/// `BPF_F_PREORDER`: before what cgroups below have, and what does not ask for it (Linux 6.15).
+const PREORDER: u32 = 1 << 6;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -310,19 +319,50 @@ pub(super) fn link(
     bpf(LINK_CREATE, &mut LinkCreate { program, target, kind, flags: 0 }).map(owned)
 }
 
-/// Attach a pod's program to its network namespace.
-pub(super) fn link_netns(program: BorrowedFd<'_>, netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    link(program, netns, ATTACH_SK_LOOKUP)
+/// Attach a program to a cgroup, before all others as far as the kernel can do that.
+pub(super) fn link_first(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    kind: u32,
+) -> io::Result<OwnedFd> {
+    let (program, target) = (number(program), number(target));
+    let mut last = Err(io::Error::from_raw_os_error(libc::EINVAL));
+    for flags in [PREORDER | BEFORE, PREORDER, 0] {
+        last = bpf(LINK_CREATE, &mut LinkCreate { program, target, kind, flags }).map(owned);
+        // A flag that the kernel does not know.
+        if !last.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL)) {
+            break;
+        }
+    }
+    last
 }
 
-/// The numbers of the `sk_lookup` programs at a network namespace: the kernel allows 64
-/// (`netns_bpf_max_progs` of its `kernel/bpf/net_namespace.c`).
-pub(super) fn lookups_of(netns: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
-    let mut numbers = [0_u32; 64];
+/// Whether the kernel can call a program before all others: it is asked to attach one to no cgroup.
+pub(super) fn try_first() -> io::Result<()> {
+    let mut argument =
+        Load { kind: TYPE_CGROUP_SOCK_ADDR, attach: ATTACH_CONNECT4, ..load_argument(&YES) };
+    let program = bpf(PROG_LOAD, &mut argument).map(owned)?;
+    let program = number(program.as_fd());
+    let (target, kind) = (u32::MAX, ATTACH_CONNECT4);
+    match bpf(LINK_CREATE, &mut LinkCreate { program, target, kind, flags: PREORDER }) {
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => Ok(()),
+        other => other.map(owned).map(drop),
+    }
+}
+
+/// The numbers of the programs at a hook, in their order: those that are attached there, or all that
+/// the kernel calls for a cgroup's processes (`BPF_F_QUERY_EFFECTIVE`). Of each cgroup there can be 64
+/// (`BPF_CGROUP_MAX_PROGS` of its `kernel/bpf/cgroup.c`), and those above it.
+pub(super) fn programs_at(
+    target: BorrowedFd<'_>,
+    kind: u32,
+    effective: bool,
+) -> io::Result<Vec<u32>> {
+    let mut numbers = [0_u32; 1024];
     let mut argument = Query {
-        target: number(netns),
-        kind: ATTACH_SK_LOOKUP,
-        flags: 0,
+        target: number(target),
+        kind,
+        flags: u32::from(effective),
         attach_flags: 0,
         programs: numbers.as_mut_ptr() as u64,
         count: u32::try_from(numbers.len()).unwrap_or(0),
@@ -331,6 +371,17 @@ pub(super) fn lookups_of(netns: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     bpf(PROG_QUERY, &mut argument)?;
     let count = usize::try_from(argument.count).map_err(io::Error::other)?;
     Ok(numbers.into_iter().take(count).collect())
+}
+
+/// Attach a pod's program to its network namespace.
+pub(super) fn link_netns(program: BorrowedFd<'_>, netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    link(program, netns, ATTACH_SK_LOOKUP)
+}
+
+/// The numbers of the `sk_lookup` programs at a network namespace: the kernel allows 64
+/// (`netns_bpf_max_progs` of its `kernel/bpf/net_namespace.c`).
+pub(super) fn lookups_of(netns: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    programs_at(netns, ATTACH_SK_LOOKUP, false)
 }
 
 /// The name that a program was loaded with, as far as the kernel keeps it.
@@ -361,11 +412,12 @@ pub(super) fn attach_to_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io:
 /// One instruction (`struct bpf_insn`), as 8 bytes.
 pub(super) type Instruction = [u8; 8];
 
+/// `r0 = 1; exit`: yes to everything.
+const YES: [Instruction; 2] = [[0xb7, 0, 0, 0, 1, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+
 /// Whether the kernel takes a program of this type (`enum bpf_prog_type`) for this attach type: one
 /// that says yes to everything is loaded, and gone at once.
 pub(super) fn try_program(kind: u32, attach: u32) -> io::Result<()> {
-    // r0 = 1; exit
-    const YES: [Instruction; 2] = [[0xb7, 0, 0, 0, 1, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
     let mut argument = Load { kind, attach, ..load_argument(&YES) };
     bpf(PROG_LOAD, &mut argument).map(owned).map(drop)
 }

@@ -4,19 +4,19 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use millrace_host::ebpf::{EbpfError, Faults, Node, OBJECT, Options, default_cgroup, lacking};
+use millrace_host::ebpf::{EbpfError, Faults, Node, OBJECT, Options, lacking, usual_cgroup};
 use serde_json::{Value, json};
 
 use super::ebpf::{counters_text, pod_json};
 use super::handover::to_nftables;
-use super::output::{finish, print, print_json};
+use super::output::{finish, print, print_json, warn};
 use crate::cli::node::{NodeBpf, Task};
 use crate::exit::Exit;
 
 pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
     let (text, value, exit) = match &command.task {
         Task::Load { cgroup, accelerate, max_pods, max_networks, max_connections, spares } => {
-            let cgroup = cgroup.clone().or_else(default_cgroup);
+            let cgroup = cgroup.clone().or_else(usual_cgroup);
             let cgroup: PathBuf =
                 cgroup.context("no cgroup v2 is mounted; mount one, or name it with --cgroup")?;
             let options = Options {
@@ -50,11 +50,16 @@ pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
             if !loaded.restored.is_empty() {
                 text.push_str(&format!("put back: {}\n", loaded.restored.join(", ")));
             }
+            let order = loaded.order.told();
+            if let Some(order) = &order {
+                warn(order);
+            }
             let value = json!({
                 "attached": loaded.attached,
                 "replaced": loaded.replaced,
                 "restored": loaded.restored,
                 "pods": loaded.pods,
+                "order": order,
             });
             (text, value, Exit::Ok)
         }
@@ -104,6 +109,10 @@ fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
         text.push_str(&format!(", reporting one of {} decisions", state.sample));
     }
     text.push_str(&format!("\n{} pods, {} programs for more\n", pods.len(), state.spares));
+    let order = node.order()?.told();
+    if let Some(order) = &order {
+        text.push_str(&format!("note: {order}\n"));
+    }
     for pod in &pods {
         let netns = pod.netns.map_or("gone".to_owned(), |inode| format!("net:[{inode}]"));
         text.push_str(&format!("pod {} {netns}\n", pod.cookie));
@@ -122,6 +131,7 @@ fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
         "sample": state.sample,
         "connections": state.connections,
         "spares": state.spares,
+        "order": order,
         "pods": pods.iter().map(pod_json).collect::<Vec<_>>(),
     });
     let known = pods.iter().all(|pod| pod.netns.is_none() || pod.fault().is_none());

@@ -210,7 +210,8 @@ mod tests {
 
     #[test]
     fn dependencies_are_read() {
-        let all = dependencies("dracut | initramfs-tools (>= 0.120), linux-modules-7 (= 7-1), kmod");
+        let all =
+            dependencies("dracut | initramfs-tools (>= 0.120), linux-modules-7 (= 7-1), kmod");
         let names: Vec<&str> = all.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["dracut", "linux-modules-7", "kmod"]);
         assert_eq!(all[1].version.as_deref(), Some("7-1"));

@@ -66,11 +66,13 @@ exec 3>/dev/ttyS1
         let file = quote(&file.display().to_string());
         text.push_str(&format!(
             "printf '{MARK} begin {name}\\n' >&3\n\
-             {file}{args} >&3 2>&1\n\
+             {file} --color=never{args} >&3 2>&1\n\
              printf '\\n{MARK} end {name} %s\\n' $? >&3\n"
         ));
     }
-    text.push_str(&format!("printf '{MARK} done\\n' >&3\nsleep 0.5\necho o >/proc/sysrq-trigger\nsleep 60\n"));
+    text.push_str(&format!(
+        "printf '{MARK} done\\n' >&3\nsleep 0.5\necho o >/proc/sysrq-trigger\nsleep 60\n"
+    ));
     text
 }
 
@@ -104,7 +106,10 @@ mod tests {
             std::fs::write(&file, &text).unwrap();
             repo::output(std::process::Command::new("bash").arg("-n").arg(&file)).unwrap();
         }
-        assert!(run.contains("'/t/traffic-1' '--test-threads=1' 'it'\\''s' >&3"), "{run}");
+        assert!(
+            run.contains("'/t/traffic-1' --color=never '--test-threads=1' 'it'\\''s' >&3"),
+            "{run}"
+        );
         assert!(run.contains("install nft_tproxy /bin/false"), "{run}");
     }
 

@@ -70,7 +70,12 @@ impl Kernel {
     fn at(folder: &Path, version: &str) -> Self {
         let file = |name: &str| folder.join(name);
         let version = version.to_owned();
-        Self { version, image: file("vmlinuz"), initrd: file("initrd"), modules: file("modules.ext4") }
+        Self {
+            version,
+            image: file("vmlinuz"),
+            initrd: file("initrd"),
+            modules: file("modules.ext4"),
+        }
     }
 }
 
@@ -82,7 +87,12 @@ const PARTS: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
 const FIRST: [&str; 5] = ["virtio_pci", "virtio_blk", "crc32c_generic", "crc32c_cryptoapi", "ext4"];
 
 /// The kernel of a release, fetched and unpacked if it is not there already.
-pub(super) fn ready(place: &Path, apt: &mut Apt, release: Release, busybox: &Path) -> Result<Kernel> {
+pub(super) fn ready(
+    place: &Path,
+    apt: &mut Apt,
+    release: Release,
+    busybox: &Path,
+) -> Result<Kernel> {
     let what = || format!("the kernel of {}", release.name());
     let meta = apt.newest(PACKAGE, release.releases()).with_context(what)?;
     let packages = packages(apt, &meta).with_context(what)?;
@@ -90,7 +100,8 @@ pub(super) fn ready(place: &Path, apt: &mut Apt, release: Release, busybox: &Pat
     let version = first.name.trim_start_matches(PARTS[0]).to_owned();
     let folder = place.join(format!("kernel-{version}"));
     if !folder.exists() {
-        disk::make(&folder, |new| make(apt, &packages, &version, busybox, new)).with_context(what)?;
+        disk::make(&folder, |new| make(apt, &packages, &version, busybox, new))
+            .with_context(what)?;
     }
     Ok(Kernel::at(&folder, &version))
 }

@@ -94,7 +94,16 @@ pub(super) fn run(
     take: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<End> {
     let mut command = child("qemu-system-x86_64");
-    command.args(["-machine", "q35", "-nodefaults", "-no-reboot", "-display", "none", "-nic", "none"]);
+    command.args([
+        "-machine",
+        "q35",
+        "-nodefaults",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-nic",
+        "none",
+    ]);
     command.args(settings.accel.words());
     command.args(["-smp", &settings.cpus.to_string(), "-m", &settings.memory.to_string()]);
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&kernel.initrd);
@@ -105,11 +114,11 @@ pub(super) fn run(
         place.display(),
         settings.append
     ));
-    let disks = [("root", disks.root, "snapshot=on"), ("modules", disks.modules, "readonly=on"), (
-        "tests",
-        disks.tests,
-        "readonly=on",
-    )];
+    let disks = [
+        ("root", disks.root, "snapshot=on"),
+        ("modules", disks.modules, "readonly=on"),
+        ("tests", disks.tests, "readonly=on"),
+    ];
     for (name, file, how) in disks {
         let file = file.display();
         command.arg("-drive").arg(format!("file={file},format=raw,if=none,id={name},{how}"));

@@ -189,7 +189,8 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     }
     let own = disk::Own::new(&place)?;
     let built = tests::build(&wish.suites)?;
-    let tests = tests::image(own.path(), &built, &guest::script(&built, &wish.args, &wish.without))?;
+    let tests =
+        tests::image(own.path(), &built, &guest::script(&built, &wish.args, &wish.without))?;
     let reports = boot(&wish, &kernels, &root, &tests, own.path())?;
     repo::print(&report::table(&reports))?;
     let passed = reports.iter().all(Report::is_good);
@@ -249,8 +250,9 @@ fn needed() -> Result<()> {
         bail!("a root of Debian's is made with owners and devices: run this as root");
     }
     let path = std::env::var_os("PATH").context("PATH is not set")?;
-    let is_there =
-        |name: &&str| std::env::split_paths(&path).any(|folder: PathBuf| folder.join(name).is_file());
+    let is_there = |name: &&str| {
+        std::env::split_paths(&path).any(|folder: PathBuf| folder.join(name).is_file())
+    };
     let all = [
         "qemu-system-x86_64",
         "debootstrap",
