@@ -104,7 +104,10 @@ pub(super) fn node_bpf_command() -> Command {
             Arg::new("cgroup")
                 .long("cgroup")
                 .value_name("FOLDER")
-                .help("The cgroup v2 whose processes may be captured [default: the first mounted]")
+                .help(
+                    "The cgroup v2 whose processes may be captured [default: the first mounted; where \
+                     others' programs are there and can't be gone before, that of all pods below it]",
+                )
                 .value_parser(value_parser!(PathBuf)),
         )
         .arg(
