@@ -23,15 +23,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Cgroups one below the other: the upper one, the one whose processes Millrace's programs decide for,
 /// and one of its own below.
 struct Cgroups {
-    outer: Cgroup,
     upper: PathBuf,
+    /// Goes last.
+    _outer: Cgroup,
 }
 
 impl Cgroups {
     fn new() -> Result<Self> {
         let outer = Cgroup::enter()?;
         let upper = Cgroup::path()?.join("upper");
-        let cgroups = Self { outer, upper };
+        let cgroups = Self { upper, _outer: outer };
         fs::create_dir_all(cgroups.lower())?;
         Ok(cgroups)
     }
@@ -48,12 +49,12 @@ impl Cgroups {
 /// Let this process, with all its threads, go to a cgroup.
 fn go(cgroup: &Path) -> Result<()> {
     let processes = cgroup.join("cgroup.procs");
-    fs::write(&processes, std::process::id().to_string()).with_context(|| format!("{processes:?}"))
+    fs::write(&processes, std::process::id().to_string())
+        .with_context(|| processes.display().to_string())
 }
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        let _outer = &self.outer;
         if let Ok(outer) = Cgroup::path() {
             let _stays_otherwise = go(&outer);
         }
@@ -95,7 +96,7 @@ fn balanced(cgroup: &Path, flags: u32) -> Result<Vec<OwnedFd>> {
 }
 
 /// Whether the proxy is told the service's address, and a client of DNS is answered by whom it asked, in
-/// both families, with and without connect(). False where it is the backend's everywhere.
+/// both families, with and without `connect()`. False where it is the backend's everywhere.
 fn service_is_known(pod: &Namespace) -> Result<bool> {
     let mut known = Vec::new();
     for family in [Family::V4, Family::V6] {

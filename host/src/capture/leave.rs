@@ -16,6 +16,9 @@ use crate::netns::Netns;
 use crate::observe::Look;
 use crate::sandbox::Sandbox;
 
+/// Whether rules go, by what is seen of them and whether their namespace had an entry.
+type Chosen<'a> = &'a dyn Fn(&Observed, bool) -> bool;
+
 /// What is to be let go.
 #[derive(Clone)]
 pub struct Farewell<'a> {
@@ -23,8 +26,8 @@ pub struct Farewell<'a> {
     pub folder: Option<&'a Path>,
     /// The namespace, where the calling thread has entered it from outside: it may have users of its own.
     pub entered: Option<&'a Netns>,
-    /// Whether its rules go, by what is seen of them and whether it had an entry; none for those of all.
-    pub chosen: Option<&'a dyn Fn(&Observed, bool) -> bool>,
+    /// Which rules go; none for all.
+    pub chosen: Option<Chosen<'a>>,
     /// Marks with their routing tables that belong to what captures it.
     pub marks: Vec<(u32, u32)>,
     /// Group names and their numbers.

@@ -42,7 +42,7 @@ pub(super) fn script(built: &Built, args: &[&str], without: &[&str]) -> String {
     let place = quote(&place.display().to_string());
     let args: String = args.iter().map(|arg| format!(" {}", quote(arg))).collect();
     let mut text = format!(
-        r#"export PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
+        r"export PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
 export CI=true RUST_BACKTRACE=0
 exec </dev/null >/dev/ttyS0 2>&1
 mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /run
@@ -54,7 +54,7 @@ ip link set lo up
 echo vm >/proc/sys/kernel/hostname
 busybox stty raw -echo -onlcr </dev/ttyS1
 exec 3>/dev/ttyS1
-"#
+"
     );
     for module in without {
         // The kernel finds modules by alias, so that it is out of the way of those as well.
