@@ -45,8 +45,12 @@ fn root() -> PathBuf {
 fn documents() -> Result<Vec<(String, String)>> {
     let mut names = vec!["README.md".to_owned(), "ARCHITECTURE.md".to_owned()];
     for entry in fs::read_dir(root().join("docs"))? {
-        let name = entry?.file_name().into_string().map_err(|name| anyhow::anyhow!("{name:?}"))?;
-        names.extend(name.ends_with(".md").then(|| format!("docs/{name}")));
+        let name = entry?
+            .file_name()
+            .into_string()
+            .map_err(|name| anyhow::anyhow!("{} is no text", name.display()))?;
+        let is_text = Path::new(&name).extension().is_some_and(|extension| extension == "md");
+        names.extend(is_text.then(|| format!("docs/{name}")));
     }
     names.sort();
     names

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::ArgMatches;
 
 use crate::repo;
@@ -32,8 +32,8 @@ pub fn run(_args: &ArgMatches) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             bail!("mdbook is not installed: `cargo install --locked mdbook`")
         }
-        made if !made.context("mdbook")?.success() => bail!("mdbook failed"),
-        _ => repo::say(&format!("wrote {BOOK}/index.html")),
+        made => ensure!(made.context("mdbook")?.success(), "mdbook failed"),
     }
+    repo::say(&format!("wrote {BOOK}/index.html"));
     Ok(())
 }
