@@ -20,6 +20,14 @@ pub fn millrace_cni() -> Result<PathBuf> {
     }
 }
 
+/// The node agent: `MILLRACE_NODE_BIN` if it is set.
+pub fn millrace_node() -> Result<PathBuf> {
+    match std::env::var_os("MILLRACE_NODE_BIN") {
+        Some(path) => Ok(PathBuf::from(path)),
+        None => built("millrace-node-under-test"),
+    }
+}
+
 /// The probe program, which is of this package.
 pub fn probe() -> Result<PathBuf> {
     built("probe")

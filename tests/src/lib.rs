@@ -22,6 +22,7 @@ pub mod ebpf;
 pub mod fates;
 pub mod istio;
 pub mod netns;
+pub mod node;
 pub mod others;
 pub mod probe;
 pub mod process;

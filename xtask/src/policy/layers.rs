@@ -9,7 +9,7 @@ use super::{SourceFile, Violation};
 /// so there is no circle.
 type Layers = (&'static str, &'static [&'static [&'static str]]);
 
-const LAYERS: [Layers; 4] = [
+const LAYERS: [Layers; 5] = [
     (
         "core/src/",
         &[
@@ -54,6 +54,30 @@ const LAYERS: [Layers; 4] = [
             &["capture", "decide", "log"],
             &["lookup"],
             &["verb"],
+        ],
+    ),
+    (
+        "node-agent/src/",
+        &[
+            // Pure: what a configuration says, and what is to become of it.
+            &["list"],
+            &["settings"],
+            &["foreign"],
+            &["plan", "rivalry"],
+            // One kind of file each.
+            &["folder", "watch"],
+            &["binary", "kubeconfig"],
+            &["kept"],
+            &["observe"],
+            // One pass, and the way back.
+            &["install"],
+            &["uninstall"],
+            // The agent that runs.
+            &["metrics"],
+            &["state"],
+            &["health"],
+            &["run"],
+            &["cli"],
         ],
     ),
     ("init/src/", &[&["log"], &["cli", "exit"], &["complain"], &["cmd"]]),

@@ -10,12 +10,13 @@ const IMPURE: [&str; 8] =
     ["nix", "libc", "aya", "rtnetlink", "iptables", "tokio", "clap", "netlink-*"];
 
 /// Who may depend on whom inside the workspace; members not named may depend on any.
-const EDGES: [(&str, &[&str]); 5] = [
+const EDGES: [(&str, &[&str]); 6] = [
     ("millrace-ebpf-common", &[]),
     ("millrace-core", &["millrace-ebpf-common"]),
     ("millrace-host", &["millrace-core", "millrace-ebpf-common"]),
     ("millrace", &["millrace-core", "millrace-host"]),
     ("millrace-cni", &["millrace-core", "millrace-host"]),
+    ("millrace-node", &["millrace-core", "millrace-host", "millrace-cni"]),
 ];
 
 /// The core depends on nothing that does input or output.
@@ -134,6 +135,7 @@ mod tests {
             member("host", "millrace-host", host),
             member("init", "millrace", &[("millrace-core", None), ("clap", None)]),
             member("cni-plugin", "millrace-cni", &[("millrace-core", None)]),
+            member("node-agent", "millrace-node", &[("millrace-cni", None)]),
         ]})
     }
 

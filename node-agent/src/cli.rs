@@ -1,0 +1,416 @@
+//! The command line. Every flag has a variable, for a pod's manifest.
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use serde_json::json;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::foreign::Mesh;
+use crate::install::{Config, Installer, Report, status, until_installed};
+use crate::kubeconfig::{self, Account};
+use crate::observe::is_file_name;
+use crate::plan::{Mode, State, is_list, is_single};
+use crate::run;
+use crate::settings::Settings;
+use crate::uninstall::Way;
+
+/// Installs the CNI plugin of Millrace on a node, and keeps it installed.
+#[derive(Debug, Parser)]
+#[command(name = "millrace-node", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install the plugin and keep it installed, until a signal comes; all of it stays then
+    Run(Run),
+    /// Install the plugin once, also where it was uninstalled
+    Install(Once),
+    /// Take the plugin away: its entry first, then its binary
+    Uninstall(Uninstall),
+    /// Say what holds on this node; exit code 0 if the plugin is installed as it should be
+    Status(Status),
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    what: What,
+    /// How often everything is looked at where nothing tells of a change
+    #[arg(long, env = "MILLRACE_NODE_PERIOD", value_name = "DURATION", default_value = "10s",
+          value_parser = humantime::parse_duration)]
+    period: Duration,
+    /// Where /livez and /readyz answer; «none» for nowhere
+    #[arg(
+        long,
+        env = "MILLRACE_NODE_HEALTH_ADDRESS",
+        value_name = "ADDRESS",
+        default_value = "[::]:8000"
+    )]
+    health_address: Address,
+    /// Where /metrics answers; «none» for nowhere
+    #[arg(
+        long,
+        env = "MILLRACE_NODE_METRICS_ADDRESS",
+        value_name = "ADDRESS",
+        default_value = "[::]:15014"
+    )]
+    metrics_address: Address,
+    /// Install also where it was uninstalled, and not only keep what is installed
+    #[arg(long, env = "MILLRACE_NODE_INSTALL_AGAIN")]
+    install_again: bool,
+}
+
+#[derive(Debug, Args)]
+struct Once {
+    #[command(flatten)]
+    what: What,
+    /// How long a list of plugins is waited for
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    wait: Duration,
+}
+
+#[derive(Debug, Args)]
+struct Uninstall {
+    #[command(flatten)]
+    what: What,
+    /// Put back what was taken over: entries, files and binaries
+    #[arg(long)]
+    restore: bool,
+    /// Leave the binary where it is: CRI-O calls the plugin for the end of each pod that began with it
+    #[arg(long)]
+    keep_binary: bool,
+    /// How long runtimes have to read the list without the entry, before the binary goes
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    grace: Duration,
+}
+
+#[derive(Debug, Args)]
+struct Status {
+    #[command(flatten)]
+    what: What,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is installed, and where.
+#[derive(Debug, Args)]
+struct What {
+    /// Folder of the runtime's CNI plugins
+    #[arg(
+        long,
+        env = "MILLRACE_NODE_CNI_BIN_DIR",
+        value_name = "FOLDER",
+        default_value = "/opt/cni/bin"
+    )]
+    cni_bin_dir: PathBuf,
+    /// Folder of CNI configurations
+    #[arg(
+        long,
+        env = "MILLRACE_NODE_CNI_CONF_DIR",
+        value_name = "FOLDER",
+        default_value = "/etc/cni/net.d"
+    )]
+    cni_conf_dir: PathBuf,
+    /// The agent's folder for the plugin's kubeconfig and socket; it needs the same path on the host
+    #[arg(
+        long,
+        env = "MILLRACE_NODE_RUN_DIR",
+        value_name = "FOLDER",
+        default_value = "/run/millrace-node"
+    )]
+    run_dir: PathBuf,
+    /// The agent's folder for what it took over; it has to outlive the agent
+    #[arg(
+        long,
+        env = "MILLRACE_NODE_STATE_DIR",
+        value_name = "FOLDER",
+        default_value = "/var/lib/millrace-node"
+    )]
+    state_dir: PathBuf,
+    /// The plugin's binary that is installed [default: millrace-cni beside this program]
+    #[arg(long, env = "MILLRACE_NODE_PLUGIN", value_name = "FILE")]
+    plugin: Option<PathBuf>,
+    /// The name that the binary gets, which is the type of the plugin's entry
+    #[arg(
+        long,
+        env = "MILLRACE_NODE_PLUGIN_NAME",
+        value_name = "NAME",
+        default_value = "millrace-cni"
+    )]
+    plugin_name: String,
+    /// Where the plugin stands
+    #[arg(long, env = "MILLRACE_NODE_MODE", value_enum, default_value = "chained")]
+    mode: Mode,
+    /// The file: of the list that is used in place of the first one (chained), or of the agent's own
+    /// (the other modes)
+    #[arg(long, env = "MILLRACE_NODE_CONF_FILE", value_name = "NAME")]
+    conf_file: Option<String>,
+    /// Settings of the plugin: a JSON object of keys of its entry
+    #[arg(long, env = "MILLRACE_NODE_SETTINGS", value_name = "JSON", default_value = "{}")]
+    settings: String,
+    /// Namespaces whose pods are left alone, with commas between
+    #[arg(
+        long,
+        env = "MILLRACE_NODE_EXCLUDE_NAMESPACES",
+        value_name = "NAMES",
+        value_delimiter = ','
+    )]
+    exclude_namespaces: Option<Vec<String>>,
+    /// Where the plugin's kubeconfig comes from: service-account, none, or its absolute path
+    #[arg(
+        long,
+        env = "MILLRACE_NODE_KUBECONFIG",
+        value_name = "SOURCE",
+        default_value = "service-account"
+    )]
+    kubeconfig: kubeconfig::From,
+    /// Folder of the service account
+    #[arg(
+        long,
+        env = "MILLRACE_NODE_SERVICE_ACCOUNT",
+        value_name = "FOLDER",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount"
+    )]
+    service_account: PathBuf,
+    /// Host of the Kubernetes API
+    #[arg(long, env = "KUBERNETES_SERVICE_HOST", value_name = "HOST", default_value = "")]
+    kubernetes_host: String,
+    /// Port of the Kubernetes API
+    #[arg(long, env = "KUBERNETES_SERVICE_PORT", value_name = "PORT", default_value = "443")]
+    kubernetes_port: String,
+    /// Whose entries are replaced by this plugin's, with their settings: istio-cni, linkerd-cni, with
+    /// commas between; «none» for nobody's
+    #[arg(
+        long,
+        env = "MILLRACE_NODE_TAKE_OVER",
+        value_name = "PLUGINS",
+        default_value = "istio-cni"
+    )]
+    take_over: String,
+    /// The least severe messages that are logged: debug, info, warn or error
+    #[arg(long, env = "MILLRACE_NODE_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    log_level: LevelFilter,
+}
+
+/// An address, or none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Address(pub(crate) Option<SocketAddr>);
+
+impl std::str::FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let wrong =
+            |_| format!("{text:?} has to be an address with a port, such as [::]:8000, or none");
+        text.parse().map(|address| Self(Some(address))).map_err(wrong)
+    }
+}
+
+impl What {
+    fn config(self) -> Result<Config> {
+        let plugin = match self.plugin {
+            Some(plugin) => plugin,
+            None => std::env::current_exe()
+                .context("where this program is")?
+                .with_file_name("millrace-cni"),
+        };
+        if !is_file_name(&self.plugin_name) {
+            bail!("--plugin-name {:?} is no name of a file", self.plugin_name);
+        }
+        if let Some(file) = &self.conf_file {
+            file_of(self.mode, file)?;
+        }
+        let mut settings = Settings::parse(&self.settings).context("--settings")?;
+        if let Some(namespaces) = self.exclude_namespaces {
+            if settings.has("exclude_namespaces") {
+                bail!(
+                    "--settings has exclude_namespaces, and --exclude-namespaces is there as well"
+                );
+            }
+            let names: Vec<_> = namespaces.into_iter().filter(|name| !name.is_empty()).collect();
+            settings = settings.with("exclude_namespaces", json!(names));
+        }
+        for (flag, path) in [("--run-dir", &self.run_dir), ("--state-dir", &self.state_dir)] {
+            if !path.is_absolute() {
+                bail!("{flag} {} has to be an absolute path", path.display());
+            }
+        }
+        let meshes = self.take_over.split(',').filter(|text| !["", "none"].contains(text));
+        let take_over = meshes.map(|text| text.parse::<Mesh>().map_err(anyhow::Error::msg));
+        let take_over = take_over.collect::<Result<_>>().context("--take-over")?;
+        Ok(Config {
+            bin_dir: self.cni_bin_dir,
+            conf_dir: self.cni_conf_dir,
+            run_dir: self.run_dir,
+            state_dir: self.state_dir,
+            plugin,
+            kind: self.plugin_name,
+            mode: self.mode,
+            file: self.conf_file,
+            settings,
+            kubeconfig: self.kubeconfig,
+            account: Account {
+                folder: self.service_account,
+                host: self.kubernetes_host,
+                port: self.kubernetes_port,
+            },
+            serves: false,
+            take_over,
+        })
+    }
+}
+
+/// A name that runtimes read as the mode needs it.
+fn file_of(mode: Mode, file: &str) -> Result<()> {
+    let (good, wanted) = match mode {
+        Mode::Chained => (true, ""),
+        Mode::OwnFile => (is_list(file), ".conflist"),
+        Mode::DropIn | Mode::Standalone => (is_single(file), ".conf"),
+    };
+    if !is_file_name(file) {
+        bail!("--conf-file {file:?} is no name of a file");
+    }
+    if !good {
+        bail!("--conf-file {file:?} has to end in {wanted} in this mode");
+    }
+    Ok(())
+}
+
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let what = match &cli.command {
+        Task::Run(run) => &run.what,
+        Task::Install(once) => &once.what,
+        Task::Uninstall(uninstall) => &uninstall.what,
+        Task::Status(status) => &status.what,
+    };
+    let log = tracing_subscriber::fmt().json().flatten_event(true).with_max_level(what.log_level);
+    log.with_writer(io::stderr).init();
+    match carry_out(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Run(run) => {
+            let installer = Installer::new(run.what.config()?)?;
+            if run.install_again {
+                installer.install_again()?;
+            }
+            let places = run::Places {
+                period: run.period,
+                health: run.health_address.0,
+                metrics: run.metrics_address.0,
+            };
+            run::run(installer, places).map(|()| ExitCode::SUCCESS)
+        }
+        Task::Install(once) => {
+            let mut installer = Installer::new(once.what.config()?)?;
+            installer.install_again()?;
+            let report = until_installed(&mut installer, once.wait)?;
+            told(&report, false)
+        }
+        Task::Uninstall(own) => {
+            let way = Way { restore: own.restore, keep_binary: own.keep_binary, grace: own.grace };
+            Installer::new(own.what.config()?)?.uninstall(way)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Status(own) => told(&status(&own.what.config()?)?, own.json),
+    }
+}
+
+/// Print what holds.
+fn told(report: &Report, as_json: bool) -> Result<ExitCode> {
+    let (state, what) = match &report.state {
+        State::Installed { file } => ("installed", file),
+        State::Waiting(why) => ("waiting", why),
+        State::Blocked(why) => ("blocked", why),
+    };
+    let text = if as_json {
+        format!("{:#}\n", json!({ "state": state, "what": what, "words": report.words }))
+    } else {
+        let lines: Vec<String> = std::iter::once(format!("{state}: {what}"))
+            .chain(report.words.iter().map(|word| format!("  {word}")))
+            .collect();
+        millrace_core::visible::visible(&format!("{}\n", lines.join("\n"))).into_owned()
+    };
+    io::stdout().lock().write_all(text.as_bytes()).context("standard output")?;
+    let installed = matches!(report.state, State::Installed { .. });
+    Ok(if installed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_is_in_the_documentation() {
+        let text = include_str!("../../docs/node-agent.md");
+        for command in Cli::command().get_subcommands() {
+            assert!(text.contains(&format!("millrace-node {}", command.get_name())));
+            for arg in command.get_arguments().filter_map(|arg| arg.get_long()) {
+                if arg != "help" {
+                    assert!(text.contains(&format!("`--{arg}`")), "--{arg}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    fn config(words: &[&str]) -> Result<Config> {
+        let words = [&["millrace-node", "status"], words].concat();
+        match Cli::try_parse_from(words)?.command {
+            Task::Status(status) => status.what.config(),
+            _ => bail!("another command"),
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_by_the_name_of_its_flag() {
+        for (words, part) in [
+            (&["--settings", "{\"x\":1}"] as &[&str], "x"),
+            (
+                &["--settings", "{\"exclude_namespaces\":[]}", "--exclude-namespaces", "a"],
+                "--exclude",
+            ),
+            (&["--plugin-name", "a/b"], "--plugin-name"),
+            (&["--conf-file", "../x"], "--conf-file"),
+            (&["--mode", "own-file", "--conf-file", "x.conf"], ".conflist"),
+            (&["--mode", "drop-in", "--conf-file", "x.conflist"], ".conf"),
+            (&["--take-over", "kuma-cni"], "istio-cni or linkerd-cni"),
+            (&["--run-dir", "x"], "--run-dir"),
+            (&["--kubeconfig", "x"], "--kubeconfig"),
+        ] {
+            let error = format!("{:#}", config(words).unwrap_err());
+            assert!(error.contains(part), "{words:?}: {error}");
+        }
+        let good = config(&["--take-over", "none", "--exclude-namespaces", "a,b"]).unwrap();
+        assert!(good.take_over.is_empty());
+        assert_eq!(good.settings.members()["exclude_namespaces"], json!(["a", "b"]));
+        assert_eq!(config(&["--take-over", "istio-cni,linkerd-cni"]).unwrap().take_over.len(), 2);
+    }
+}

@@ -1,0 +1,463 @@
+//! Installing: the binary, then the kubeconfig, then the entry, so that no list ever names what
+//! isn't there. One pass looks and does what is left to do; it is repeated for ever.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::binary::{Binary, BinaryError};
+use crate::folder::{Folder, FolderError, Owner, Replaced};
+use crate::foreign::Mesh;
+use crate::kept::{Kept, KeptEntry, KeptError, KeptFile, Store};
+use crate::kubeconfig::{self, Account, KubeconfigError};
+use crate::observe::{Late, Look, is_file_name, look};
+use crate::plan::{Cause, Mode, Plan, State, Step, Wanted, default_file, plan};
+use crate::rivalry::Rivalry;
+use crate::settings::{BadSettings, Settings};
+
+/// How often a pass looks again after a change before it leaves the rest to the next one.
+const ROUNDS: usize = 8;
+/// The socket that the plugin asks, in the agent's folder for what does not outlive a reboot.
+pub const SOCKET: &str = "agent.sock";
+
+/// What is to be installed, and where.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The folder of the runtime's plugins.
+    pub bin_dir: PathBuf,
+    /// The folder of CNI configurations.
+    pub conf_dir: PathBuf,
+    /// The agent's folder for the kubeconfig and the socket, which has this path on the host too.
+    pub run_dir: PathBuf,
+    /// The agent's folder for what outlives a reboot.
+    pub state_dir: PathBuf,
+    /// The binary that is installed.
+    pub plugin: PathBuf,
+    /// The name that it gets.
+    pub kind: String,
+    /// Where the plugin stands.
+    pub mode: Mode,
+    /// The file, where the default is not wanted.
+    pub file: Option<String>,
+    /// What the operator says.
+    pub settings: Settings,
+    /// Where the plugin's kubeconfig comes from.
+    pub kubeconfig: kubeconfig::From,
+    /// The service account.
+    pub account: Account,
+    /// Whether the agent answers the plugin on its socket.
+    pub serves: bool,
+    /// Whose entries are taken over.
+    pub take_over: Vec<Mesh>,
+}
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The binary.
+    #[error("the plugin's binary can't be installed: {0}")]
+    Binary(#[from] BinaryError),
+    /// The kubeconfig.
+    #[error("the plugin's kubeconfig can't be written: {0}")]
+    Kubeconfig(#[from] KubeconfigError),
+    /// The configuration.
+    #[error("the CNI configuration can't be changed: {0}")]
+    Folder(#[from] FolderError),
+    /// What is kept.
+    #[error(transparent)]
+    Kept(#[from] KeptError),
+    /// The settings.
+    #[error("the settings that were taken over can't be used: {0}")]
+    Settings(#[from] BadSettings),
+    /// Nothing to restore.
+    #[error("there is nothing to restore: nothing was taken over on this node")]
+    NothingTaken,
+    /// What was taken over can't run.
+    #[error("{0} can't be restored: its binary is neither kept nor there")]
+    NoBinary(String),
+    /// Others write too fast.
+    #[error("the CNI configuration changes faster than it can be left: try again")]
+    Busy,
+}
+
+/// What a pass found and did.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// What holds.
+    pub state: State,
+    /// What the user should know.
+    pub words: Vec<String>,
+    /// Why files were written.
+    pub causes: Vec<Cause>,
+    /// Whether somebody else was writing, so that it has to be looked at again soon.
+    pub again: bool,
+}
+
+/// Installs.
+#[derive(Debug)]
+pub struct Installer {
+    pub(crate) config: Config,
+    pub(crate) store: Store,
+    binary: Binary,
+    late: Vec<Late>,
+    rivalry: Rivalry,
+}
+
+impl Installer {
+    /// With the binary that is to be installed.
+    ///
+    /// # Errors
+    /// When that can't be read, or the agent's folder not opened.
+    pub fn new(config: Config) -> Result<Self, InstallError> {
+        let binary = Binary::read(&config.plugin)?;
+        let store = Store::open(&config.state_dir)?;
+        let (late, rivalry) = (Vec::new(), Rivalry::default());
+        Ok(Self { config, store, binary, late, rivalry })
+    }
+
+    /// Have it be installed where it was uninstalled.
+    ///
+    /// # Errors
+    /// When that can't be written.
+    pub fn install_again(&self) -> Result<(), InstallError> {
+        Ok(self.store.set_uninstalled(false)?)
+    }
+
+    /// The folders in which a change means something.
+    pub fn watched(&self) -> Vec<PathBuf> {
+        let config = &self.config;
+        let mut folders = vec![config.bin_dir.clone(), config.conf_dir.clone()];
+        if config.kubeconfig == kubeconfig::From::ServiceAccount {
+            folders.extend([config.account.folder.clone(), config.run_dir.clone()]);
+        }
+        folders.push(config.state_dir.clone());
+        let networks = self.store.read().map(|kept| kept.drop_ins).unwrap_or_default();
+        folders.extend(networks.iter().map(|network| config.conf_dir.join(network)));
+        folders
+    }
+
+    /// Look, and do what is left to do.
+    ///
+    /// # Errors
+    /// When something can't be read or written. What was installed still is.
+    pub fn pass(&mut self) -> Result<Report, InstallError> {
+        let _held = self.store.hold()?;
+        if self.store.is_uninstalled()? {
+            let why = "it was uninstalled by `millrace-node uninstall`, and stays so until \
+                       `millrace-node install`";
+            let state = State::Blocked(why.to_owned());
+            return Ok(Report { state, words: Vec::new(), causes: Vec::new(), again: false });
+        }
+        let (bin, conf) = (Folder::open(&self.config.bin_dir)?, self.conf()?);
+        for folder in [&bin, &conf] {
+            folder.clean()?;
+        }
+        self.store.clean()?;
+        if self.binary.install(&bin, &self.config.kind)? {
+            tracing::info!("installed {}", self.config.bin_dir.join(&self.config.kind).display());
+        }
+        self.kubeconfig()?;
+        let mut report = self.settle(&conf)?;
+        if matches!(report.state, State::Installed { .. }) && !report.again {
+            report.again = self.take_binaries(&bin)?;
+        }
+        Ok(report)
+    }
+
+    pub(crate) fn conf(&self) -> Result<Folder, FolderError> {
+        Folder::open(&self.config.conf_dir)
+    }
+
+    fn kubeconfig(&self) -> Result<(), InstallError> {
+        let run = Folder::open_own(&self.config.run_dir)?;
+        run.clean()?;
+        if self.config.kubeconfig == kubeconfig::From::ServiceAccount
+            && self.config.account.write(&run)?
+        {
+            tracing::info!("wrote {}", self.config.run_dir.join(kubeconfig::NAME).display());
+        }
+        Ok(())
+    }
+
+    /// Change files until nothing is left to change.
+    fn settle(&mut self, conf: &Folder) -> Result<Report, InstallError> {
+        let mut causes = Vec::new();
+        for _ in 0..ROUNDS {
+            let (mut kept, look, plan) = self.plan(conf)?;
+            let done = plan.steps.is_empty();
+            let whole = self.carry_out(conf, &mut kept, &look, &plan, &mut causes)?;
+            if done || !whole {
+                return Ok(Report { state: plan.state, words: plan.words, causes, again: !whole });
+            }
+        }
+        let (_, _, plan) = self.plan(conf)?;
+        let again = !plan.steps.is_empty();
+        Ok(Report { state: plan.state, words: plan.words, causes, again })
+    }
+
+    fn plan(&mut self, conf: &Folder) -> Result<(Kept, Look, Plan), InstallError> {
+        let now = Instant::now();
+        self.late.retain(|late| now < late.until);
+        let kept = self.store.read()?;
+        let look = look(conf, &kept, &self.drop_in(), &self.late)?;
+        let there = |mesh: Mesh| {
+            let lists = look.seen.files.iter().filter_map(|file| file.list.as_ref().ok());
+            lists.flat_map(|list| &list.plugins).any(|entry| Mesh::of(entry.kind()) == Some(mesh))
+        };
+        self.rivalry.gone(|mesh| !there(mesh));
+        let left_alone = self.rivalry.left_alone(now);
+        let wanted = self.wanted(&kept, left_alone)?;
+        let plan = plan(&look.seen, &wanted);
+        Ok((kept, look, plan))
+    }
+
+    /// The name of the agent's file in drop-in directories.
+    pub(crate) fn drop_in(&self) -> String {
+        drop_in(&self.config)
+    }
+
+    pub(crate) fn wanted(&self, kept: &Kept, yield_to: Vec<Mesh>) -> Result<Wanted, InstallError> {
+        wanted(&self.config, kept, yield_to)
+    }
+
+    /// Carry steps out in their order, until somebody else turns out to be writing. Gives whether
+    /// all were.
+    fn carry_out(
+        &mut self,
+        conf: &Folder,
+        kept: &mut Kept,
+        look: &Look,
+        plan: &Plan,
+        causes: &mut Vec<Cause>,
+    ) -> Result<bool, InstallError> {
+        let now = Instant::now();
+        let mut taken: Vec<Mesh> = plan.steps.iter().filter_map(Step::mesh).collect();
+        taken.dedup();
+        for mesh in &taken {
+            if !self.rivalry.may_take(*mesh, now) {
+                tracing::warn!("the agent of {mesh} puts its entry back; it is left alone");
+                self.give_binaries_back(kept, *mesh)?;
+                return Ok(false);
+            }
+        }
+        for step in &plan.steps {
+            if !self.step(conf, kept, look, step)? {
+                return Ok(false);
+            }
+            if let Step::Write { cause, .. } | Step::WriteDropIn { cause, .. } = step {
+                causes.push(*cause);
+            }
+        }
+        for mesh in taken {
+            self.rivalry.took(mesh, now);
+        }
+        Ok(true)
+    }
+
+    /// Carry a step out. Gives false where somebody else changed the file since it was looked at.
+    pub(crate) fn step(
+        &mut self,
+        conf: &Folder,
+        kept: &mut Kept,
+        look: &Look,
+        step: &Step,
+    ) -> Result<bool, InstallError> {
+        match step {
+            Step::Keep { mesh, file, entry, settings } => {
+                tracing::info!("taking over the entry of {mesh} in {file}");
+                kept.keep_entry(KeptEntry {
+                    file: file.clone(),
+                    entry: entry.text().to_owned(),
+                    kind: entry.kind().to_owned(),
+                });
+                kept.keep_settings(settings);
+                self.store.write(kept)?;
+            }
+            Step::KeepFile { mesh, file, settings } => {
+                let Some(seen) = look.files.get(file) else { return Ok(false) };
+                tracing::info!("taking over the file {file} of {mesh}");
+                let Owner { uid, gid, mode } = seen.owner;
+                let text = String::from_utf8_lossy(&seen.bytes).into_owned();
+                kept.keep_file(KeptFile { name: file.clone(), text, uid, gid, mode });
+                kept.keep_settings(settings);
+                self.store.write(kept)?;
+            }
+            Step::Write { file, was: None, text, .. } => {
+                if Kept::note(&mut kept.own_files, file) {
+                    self.store.write(kept)?;
+                }
+                conf.put(file, text.as_bytes(), Owner::private().of_this_process())?;
+            }
+            Step::Write { file, text, cause, .. } => {
+                let Some(seen) = look.files.get(file) else { return Ok(false) };
+                match conf.replace(file, seen, text.as_bytes())? {
+                    Replaced::Changed => return Ok(false),
+                    Replaced::Done(old) => {
+                        tracing::info!("wrote {file}: {cause:?}");
+                        let late = Late::new(file, old, &seen.bytes, text.as_bytes());
+                        self.late.retain(|late| late.name != *file);
+                        self.late.push(late);
+                    }
+                }
+            }
+            Step::Remove { file } => {
+                conf.remove(file)?;
+            }
+            Step::WriteDropIn { network, text, .. } => {
+                if Kept::note(&mut kept.drop_ins, network) {
+                    self.store.write(kept)?;
+                }
+                let owner = Owner::private().of_this_process();
+                conf.inner(network)?.put(&self.drop_in(), text.as_bytes(), owner)?;
+                // Runtimes watch the folder itself, and not those in it.
+                conf.poke()?;
+            }
+            Step::RemoveDropIn { network } => {
+                if let Some(inner) = conf.inner_if_there(network)? {
+                    inner.remove(&self.drop_in())?;
+                    conf.poke()?;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Have the plugin stand under the names of those whose entries were taken over: a runtime that
+    /// still has such an entry, as CRI-O keeps it for pods that began with it, calls this one then.
+    fn take_binaries(&mut self, bin: &Folder) -> Result<bool, InstallError> {
+        let mut kept = self.store.read()?;
+        for kind in taken_kinds(&kept) {
+            if self.binary.is_at(bin, &kind) {
+                continue;
+            }
+            let Some(old) = bin.read_at_most(&kind, crate::binary::MOST)? else { continue };
+            let Some(mesh) = Mesh::of(&kind) else { continue };
+            if !self.rivalry.may_take(mesh, Instant::now()) {
+                self.give_binaries_back(&kept, mesh)?;
+                return Ok(true);
+            }
+            self.store.keep_binary(&kind, &old.bytes)?;
+            if Kept::note(&mut kept.binaries, &kind) {
+                self.store.write(&kept)?;
+            }
+            bin.put(&kind, self.binary.bytes(), old.owner)?;
+            self.rivalry.took(mesh, Instant::now());
+            tracing::info!("took over {}", bin.path().join(&kind).display());
+        }
+        Ok(false)
+    }
+
+    fn give_binaries_back(&self, kept: &Kept, mesh: Mesh) -> Result<(), InstallError> {
+        let bin = Folder::open(&self.config.bin_dir)?;
+        for kind in kept.binaries.iter().filter(|kind| Mesh::of(kind) == Some(mesh)) {
+            if let Some(bytes) = self.store.binary(kind)?.filter(|_| self.is_ours(&bin, kind)) {
+                bin.put(kind, &bytes, Owner::program().of_this_process())?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_ours(&self, bin: &Folder, name: &str) -> bool {
+        self.binary.is_at(bin, name)
+    }
+}
+
+/// The types of entries that were taken over, as names of files.
+pub(crate) fn taken_kinds(kept: &Kept) -> Vec<String> {
+    let entries = kept.entries.iter().map(|own| own.kind.clone());
+    let of_file = |file: &KeptFile| {
+        let list = crate::list::List::parse(&file.text).ok()?;
+        let mut kinds = list.plugins.iter().map(crate::list::Entry::kind);
+        kinds.rfind(|kind| Mesh::of(kind).is_some()).map(str::to_owned)
+    };
+    let mut kinds: Vec<String> = entries.chain(kept.files.iter().filter_map(of_file)).collect();
+    kinds.retain(|kind| is_file_name(kind));
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
+}
+
+fn drop_in(config: &Config) -> String {
+    let named = config.file.clone().filter(|_| config.mode == Mode::DropIn);
+    named.unwrap_or_else(|| default_file(Mode::DropIn).to_owned())
+}
+
+fn wanted(config: &Config, kept: &Kept, yield_to: Vec<Mesh>) -> Result<Wanted, InstallError> {
+    let mut own_files = kept.own_files.clone();
+    for mode in [Mode::OwnFile, Mode::Standalone] {
+        Kept::note(&mut own_files, default_file(mode));
+    }
+    if let Some(file) = &config.file
+        && [Mode::OwnFile, Mode::Standalone].contains(&config.mode)
+    {
+        Kept::note(&mut own_files, file);
+    }
+    let mut places = Settings::default();
+    let kubeconfig = match &config.kubeconfig {
+        kubeconfig::From::ServiceAccount => Some(config.run_dir.join(kubeconfig::NAME)),
+        kubeconfig::From::Path(path) => Some(path.clone()),
+        kubeconfig::From::None => None,
+    };
+    if let Some(path) = kubeconfig {
+        places = places.with("kubeconfig", path.to_string_lossy().into_owned().into());
+    }
+    if config.serves {
+        let socket = config.run_dir.join(SOCKET).to_string_lossy().into_owned();
+        places = places.with("agent_socket", socket.into());
+    }
+    Ok(Wanted {
+        kind: config.kind.clone(),
+        mode: config.mode,
+        file: config.file.clone(),
+        own_files,
+        settings: config.settings.clone(),
+        kept: Settings::new(kept.settings.clone())?,
+        places,
+        take_over: config.take_over.clone(),
+        yield_to,
+    })
+}
+
+/// What holds on the node, without a change.
+///
+/// # Errors
+/// When something can't be read.
+pub fn status(config: &Config) -> Result<Report, InstallError> {
+    let kept = if config.state_dir.exists() {
+        let store = Store::open(&config.state_dir)?;
+        if store.is_uninstalled()? {
+            let state = State::Blocked("it was uninstalled".to_owned());
+            return Ok(Report { state, words: Vec::new(), causes: Vec::new(), again: false });
+        }
+        store.read()?
+    } else {
+        Kept::default()
+    };
+    let conf = Folder::open(&config.conf_dir)?;
+    let look = look(&conf, &kept, &drop_in(config), &[])?;
+    let mut plan = plan(&look.seen, &wanted(config, &kept, Vec::new())?);
+    let binary = Binary::read(&config.plugin)?;
+    let path = config.bin_dir.join(&config.kind);
+    if !binary.is_at(&Folder::open(&config.bin_dir)?, &config.kind) {
+        plan.state = State::Waiting(format!("{} is not this agent's binary", path.display()));
+    } else if let (State::Installed { file }, Some(_)) = (&plan.state, plan.steps.first()) {
+        plan.state = State::Waiting(format!("{file} does not say yet what it has to"));
+    }
+    Ok(Report { state: plan.state, words: plan.words, causes: Vec::new(), again: false })
+}
+
+/// Passes until it is installed, or the time is over.
+///
+/// # Errors
+/// As [`Installer::pass`].
+pub fn until_installed(installer: &mut Installer, limit: Duration) -> Result<Report, InstallError> {
+    let until = Instant::now() + limit;
+    loop {
+        let report = installer.pass()?;
+        let installed = matches!(report.state, State::Installed { .. }) && !report.again;
+        if installed || (Instant::now() >= until && !report.again) {
+            return Ok(report);
+        }
+        thread::sleep(Duration::from_millis(if report.again { 10 } else { 200 }));
+    }
+}

@@ -1,0 +1,271 @@
+//! What the agent keeps on the node, in a folder of its own: what it took over from others, the
+//! names of its own files, and whether it was uninstalled. All of it is on the disk before anything
+//! depends on it.
+
+use std::io;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::folder::{Folder, FolderError, Owner};
+use crate::settings::Settings;
+
+const FILE: &str = "kept.json";
+const LOCK: &str = "lock";
+/// Its being there says that the agent was uninstalled.
+const UNINSTALLED: &str = "uninstalled";
+/// What the name of another plugin's binary begins with, in this folder.
+const BINARY: &str = "binary-";
+
+/// Something is wrong with what is kept.
+#[derive(Debug, thiserror::Error)]
+pub enum KeptError {
+    /// The folder or a file in it.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The file is no longer what was written.
+    #[error("{FILE} in the agent's folder can't be read: {0}; remove it to go on without it")]
+    Content(String),
+    /// The lock.
+    #[error("the lock of the agent's folder can't be taken: {0}")]
+    Lock(io::Error),
+}
+
+/// Another plugin's entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptEntry {
+    /// The list's file.
+    pub file: String,
+    /// Its text.
+    pub entry: String,
+    /// Its type.
+    pub kind: String,
+}
+
+/// Another agent's file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptFile {
+    /// Its name.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its mode.
+    pub mode: u32,
+}
+
+/// What was taken over.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Kept {
+    /// Entries.
+    pub entries: Vec<KeptEntry>,
+    /// Files.
+    pub files: Vec<KeptFile>,
+    /// Binaries, which lie beside this.
+    pub binaries: Vec<String>,
+    /// The settings that hold from then on.
+    pub settings: Map<String, Value>,
+    /// Files of the agent's own in the folder of configurations.
+    pub own_files: Vec<String>,
+    /// Files of the agent's own in drop-in directories.
+    pub drop_ins: Vec<String>,
+}
+
+/// The agent's folder, which one process at a time has.
+#[derive(Debug)]
+pub struct Store {
+    folder: Folder,
+}
+
+/// Held until it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    _file: std::os::fd::OwnedFd,
+}
+
+impl Kept {
+    /// Keep an entry in the place of an older one of the same file and type.
+    pub fn keep_entry(&mut self, entry: KeptEntry) {
+        self.entries.retain(|own| (&own.file, &own.kind) != (&entry.file, &entry.kind));
+        self.entries.push(entry);
+    }
+
+    /// Keep a file in the place of an older one.
+    pub fn keep_file(&mut self, file: KeptFile) {
+        self.files.retain(|own| own.name != file.name);
+        self.files.push(file);
+    }
+
+    /// Have settings hold.
+    pub fn keep_settings(&mut self, settings: &Settings) {
+        self.settings.extend(settings.members().clone());
+    }
+
+    /// Note a name once.
+    pub fn note(names: &mut Vec<String>, name: &str) -> bool {
+        let new = !names.iter().any(|own| own == name);
+        if new {
+            names.push(name.to_owned());
+        }
+        new
+    }
+
+    /// Whether there is anything to restore.
+    pub const fn is_anything_taken(&self) -> bool {
+        !self.entries.is_empty() || !self.files.is_empty()
+    }
+}
+
+impl Store {
+    /// Open it; it is made if it isn't there.
+    ///
+    /// # Errors
+    /// When it can't be.
+    pub fn open(path: &Path) -> Result<Self, KeptError> {
+        Ok(Self { folder: Folder::open_own(path)? })
+    }
+
+    /// Wait until nobody else has it.
+    ///
+    /// # Errors
+    /// When there can be no lock.
+    pub fn hold(&self) -> Result<Held, KeptError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let locked = openat(&self.folder, LOCK, flags, Mode::from_raw_mode(0o600))
+            .and_then(|file| flock(&file, FlockOperation::LockExclusive).map(|()| file));
+        let file = locked.map_err(|errno| KeptError::Lock(errno.into()))?;
+        Ok(Held { _file: file })
+    }
+
+    /// What is kept.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn read(&self) -> Result<Kept, KeptError> {
+        let Some(seen) = self.folder.read_at_most(FILE, 16 * crate::folder::MOST)? else {
+            return Ok(Kept::default());
+        };
+        serde_json::from_slice(&seen.bytes).map_err(|error| KeptError::Content(error.to_string()))
+    }
+
+    /// Keep this.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write(&self, kept: &Kept) -> Result<(), KeptError> {
+        let text = serde_json::to_string_pretty(kept);
+        let text = text.map_err(|error| KeptError::Content(error.to_string()))?;
+        Ok(self.folder.put(FILE, text.as_bytes(), Owner::private().of_this_process())?)
+    }
+
+    /// Whether the agent was uninstalled, and not installed again since.
+    ///
+    /// # Errors
+    /// When that can't be read.
+    pub fn is_uninstalled(&self) -> Result<bool, KeptError> {
+        Ok(self.folder.read(UNINSTALLED)?.is_some())
+    }
+
+    /// Have it be uninstalled, or not.
+    ///
+    /// # Errors
+    /// When that can't be written.
+    pub fn set_uninstalled(&self, is: bool) -> Result<(), KeptError> {
+        let owner = Owner::private().of_this_process();
+        if is {
+            self.folder.put(UNINSTALLED, b"", owner)?;
+        } else {
+            self.folder.remove(UNINSTALLED)?;
+        }
+        Ok(())
+    }
+
+    /// Keep another plugin's binary.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn keep_binary(&self, name: &str, bytes: &[u8]) -> Result<(), KeptError> {
+        let owner = Owner::private().of_this_process();
+        Ok(self.folder.put(&format!("{BINARY}{name}"), bytes, owner)?)
+    }
+
+    /// Another plugin's binary.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn binary(&self, name: &str) -> Result<Option<Vec<u8>>, KeptError> {
+        let most = crate::binary::MOST;
+        let seen = self.folder.read_at_most(&format!("{BINARY}{name}"), most)?;
+        Ok(seen.map(|seen| seen.bytes))
+    }
+
+    /// Forget what is kept.
+    ///
+    /// # Errors
+    /// When a file can't be removed.
+    pub fn forget(&self) -> Result<(), KeptError> {
+        for name in self.folder.names()? {
+            if name == FILE || name.starts_with(BINARY) {
+                self.folder.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Remove what a run that was killed left in the making.
+    ///
+    /// # Errors
+    /// When a file can't be removed.
+    pub fn clean(&self) -> Result<(), KeptError> {
+        Ok(self.folder.clean()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_there_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("a/b")).unwrap();
+        let _held = store.hold().unwrap();
+        assert_eq!(store.read().unwrap(), Kept::default());
+        assert!(!store.is_uninstalled().unwrap());
+        let mut kept = Kept::default();
+        for text in ["old", "new"] {
+            kept.keep_entry(KeptEntry {
+                file: "10-x.conflist".to_owned(),
+                entry: text.to_owned(),
+                kind: "istio-cni".to_owned(),
+            });
+        }
+        assert_eq!(kept.entries.len(), 1);
+        store.write(&kept).unwrap();
+        store.keep_binary("istio-cni", b"x").unwrap();
+        store.set_uninstalled(true).unwrap();
+        assert_eq!(store.read().unwrap().entries[0].entry, "new");
+        assert_eq!(store.binary("istio-cni").unwrap().as_deref(), Some(&b"x"[..]));
+        assert!(store.is_uninstalled().unwrap());
+        store.forget().unwrap();
+        assert_eq!(store.read().unwrap(), Kept::default());
+        assert_eq!(store.binary("istio-cni").unwrap(), None);
+        store.set_uninstalled(false).unwrap();
+        assert!(!store.is_uninstalled().unwrap());
+    }
+
+    #[test]
+    fn what_was_damaged_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        std::fs::write(folder.path().join(FILE), "{").unwrap();
+        let error = store.read().unwrap_err().to_string();
+        assert!(error.contains("kept.json"), "{error}");
+    }
+}

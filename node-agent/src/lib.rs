@@ -1,0 +1,33 @@
+//! The node agent of Millrace: it installs the CNI plugin on a node and keeps it installed, whatever
+//! others do with the same files.
+//!
+//! ```text
+//! folder ──► observe ──► plan (pure) ──► install, uninstall
+//!                          │ list, settings, foreign
+//! ```
+
+pub mod binary;
+pub mod cli;
+pub mod folder;
+pub mod foreign;
+pub mod health;
+pub mod install;
+pub mod kept;
+pub mod kubeconfig;
+pub mod list;
+pub mod metrics;
+pub mod observe;
+pub mod plan;
+pub mod rivalry;
+pub mod run;
+pub mod settings;
+pub mod state;
+pub mod uninstall;
+pub mod watch;
+
+use std::process::ExitCode;
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    cli::main()
+}

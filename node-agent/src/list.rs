@@ -1,0 +1,309 @@
+//! The text of a network's configuration: a list of plugins (CNI specification 1.1.0, section 1),
+//! changed in its `plugins` alone. All else keeps its order and its text: members that nobody knows,
+//! and numbers of any size.
+
+use millrace_cni::protocol::Object;
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+/// The plugins of a list.
+const PLUGINS: &str = "plugins";
+
+/// Why a text is no configuration that a runtime can use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadList {
+    /// It isn't JSON.
+    #[error("it is no JSON object: {0}")]
+    Json(String),
+    /// It has no name.
+    #[error("it has no name, which has to be a text that is not empty")]
+    Name,
+    /// It has no plugins.
+    #[error("it has no plugins, which have to be a list that is not empty")]
+    Plugins,
+    /// A plugin has no type.
+    #[error("its plugin number {0} is no object with a type")]
+    Plugin(usize),
+    /// A list of plugins has to have a name that ends so.
+    #[error("it is a list of plugins, which runtimes read from files that end in .conflist alone")]
+    Ending,
+}
+
+/// A plugin's entry, as it was written.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    raw: Box<RawValue>,
+    kind: String,
+}
+
+/// A list of plugins.
+#[derive(Clone, Debug)]
+pub struct List {
+    /// Every member; the text of `plugins` among them is the one that was read.
+    members: Object,
+    /// The name of the network.
+    pub name: String,
+    /// Its plugins, in the order in which they are called.
+    pub plugins: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Kind {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+impl Entry {
+    /// Read an entry.
+    ///
+    /// # Errors
+    /// When it is no object with a type.
+    pub fn parse(text: &str) -> Result<Self, BadList> {
+        let raw: Box<RawValue> =
+            serde_json::from_str(text).map_err(|error| BadList::Json(error.to_string()))?;
+        Self::new(raw, 1)
+    }
+
+    fn new(raw: Box<RawValue>, number: usize) -> Result<Self, BadList> {
+        let kind: Kind = serde_json::from_str(raw.get()).map_err(|_bad| BadList::Plugin(number))?;
+        if kind.kind.is_empty() {
+            return Err(BadList::Plugin(number));
+        }
+        Ok(Self { raw, kind: kind.kind })
+    }
+
+    /// The name of the program's file.
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    /// Its text.
+    pub fn text(&self) -> &str {
+        self.raw.get()
+    }
+
+    /// Whether both say the same, whatever the order of their members and the blanks between.
+    pub fn says(&self, other: &Self) -> bool {
+        let value = |entry: &Self| serde_json::from_str::<Value>(entry.text()).ok();
+        self.text() == other.text() || value(self).is_some_and(|own| Some(own) == value(other))
+    }
+}
+
+impl List {
+    /// Read a list of plugins.
+    ///
+    /// # Errors
+    /// When it is none that runtimes can use.
+    pub fn parse(text: &str) -> Result<Self, BadList> {
+        let members = object(text)?;
+        let name = name(&members)?;
+        let raw: Vec<Box<RawValue>> = member(&members, PLUGINS)
+            .and_then(|raw| serde_json::from_str(raw.get()).ok())
+            .filter(|plugins: &Vec<_>| !plugins.is_empty())
+            .ok_or(BadList::Plugins)?;
+        let plugins = (1..).zip(raw).map(|(number, raw)| Entry::new(raw, number));
+        Ok(Self { name, plugins: plugins.collect::<Result<_, _>>()?, members })
+    }
+
+    /// The list that a runtime makes of a file with a single plugin: its version and name, and the
+    /// plugin as it is.
+    ///
+    /// # Errors
+    /// When it is no plugin with a name and a type.
+    pub fn of_single(text: &str) -> Result<Self, BadList> {
+        let members = object(text)?;
+        if member(&members, "type").is_none() && member(&members, PLUGINS).is_some() {
+            return Err(BadList::Ending);
+        }
+        let name = name(&members)?;
+        let entry = Entry::parse(text)?;
+        let version = member(&members, "cniVersion").map(RawValue::get);
+        let version = version.map(|text| format!("\"cniVersion\":{text},")).unwrap_or_default();
+        let quoted = Value::String(name.clone());
+        let list = format!("{{{version}\"name\":{quoted},\"plugins\":[]}}");
+        Ok(Self { members: object(&list)?, name, plugins: vec![entry] })
+    }
+
+    /// Whether the runtime is told to look into no drop-in directory. The library of runtimes takes
+    /// texts for it as well.
+    pub fn refuses_drop_ins(&self) -> bool {
+        let said = member(&self.members, "loadOnlyInlinedPlugins").map(RawValue::get);
+        said.is_some_and(|text| ["true", "\"true\""].contains(&text))
+    }
+
+    /// The numbers of the plugins of these types.
+    pub fn places(&self, is: impl Fn(&str) -> bool) -> Vec<usize> {
+        let numbered = self.plugins.iter().enumerate();
+        numbered.filter(|(_, entry)| is(entry.kind())).map(|(number, _)| number).collect()
+    }
+
+    /// Take every plugin of these types away.
+    #[must_use]
+    pub fn without(mut self, is: impl Fn(&str) -> bool) -> Self {
+        self.plugins.retain(|entry| !is(entry.kind()));
+        self
+    }
+
+    /// Put one at the end.
+    #[must_use]
+    pub fn with(mut self, entry: Entry) -> Self {
+        self.plugins.push(entry);
+        self
+    }
+
+    /// Whether both lists call the same plugins in the same order with the same settings.
+    pub fn calls_as(&self, other: &Self) -> bool {
+        self.plugins.len() == other.plugins.len()
+            && self.plugins.iter().zip(&other.plugins).all(|(own, other)| own.says(other))
+    }
+
+    /// Whether both say the same, plugins and all else.
+    pub fn says(&self, other: &Self) -> bool {
+        let rest = |list: &Self| -> Vec<(String, String)> {
+            let members = list.members.members().filter(|(name, _)| *name != PLUGINS);
+            members.map(|(name, raw)| (name.to_owned(), raw.get().to_owned())).collect()
+        };
+        self.calls_as(other) && rest(self) == rest(other)
+    }
+
+    /// Its text: every member as it was, in its place; a line for each.
+    pub fn text(&self) -> String {
+        let plugins: Vec<&str> = self.plugins.iter().map(Entry::text).collect();
+        let plugins = format!("[\n    {}\n  ]", plugins.join(",\n    "));
+        let last = self.members.members().enumerate().filter(|(_, (name, _))| *name == PLUGINS);
+        let last = last.last().map(|(number, _)| number);
+        let members = self.members.members().enumerate().map(|(number, (name, raw))| {
+            let value = if Some(number) == last { &plugins } else { raw.get() };
+            format!("  {}: {value}", Value::String(name.to_owned()))
+        });
+        format!("{{\n{}\n}}\n", members.collect::<Vec<_>>().join(",\n"))
+    }
+}
+
+fn object(text: &str) -> Result<Object, BadList> {
+    serde_json::from_str(text).map_err(|error| BadList::Json(error.to_string()))
+}
+
+/// A member of exactly this name: runtimes read a list into a map (libcni, `ConfListFromBytes`), of
+/// whose equal names the last one counts.
+fn member<'o>(object: &'o Object, name: &str) -> Option<&'o RawValue> {
+    object.members().filter(|(own, _)| *own == name).last().map(|(_, raw)| raw)
+}
+
+fn name(object: &Object) -> Result<String, BadList> {
+    let name: Option<String> =
+        member(object, "name").and_then(|raw| serde_json::from_str(raw.get()).ok());
+    name.filter(|name| !name.is_empty()).ok_or(BadList::Name)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TEXT: &str = r#"{"zeta": 1500000000000000000001, "cniVersion": "0.3.1", "name": "k8s",
+ "unknown": {"b": 1e400, "a": [ 1 ]}, "plugins": [
+  {"type": "calico", "mtu": 123456789012345678901234567890, "a": {"z":1,"b":2}},
+  {"type": "portmap"} ], "disableCheck": true}"#;
+
+    fn ours() -> Entry {
+        Entry::parse(r#"{"type":"millrace-cni","deadline":"3s"}"#).unwrap()
+    }
+
+    #[test]
+    fn all_but_the_plugins_keeps_its_order_and_its_text() {
+        let list = List::parse(TEXT).unwrap();
+        let text = list.clone().with(ours()).text();
+        for part in [
+            "1500000000000000000001",
+            r#"{"b": 1e400, "a": [ 1 ]}"#,
+            r#"{"type": "calico", "mtu": 123456789012345678901234567890, "a": {"z":1,"b":2}}"#,
+            r#""cniVersion": "0.3.1""#,
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let order = ["zeta", "cniVersion", "name", "unknown", "plugins", "disableCheck"];
+        let places: Vec<usize> =
+            order.iter().map(|k| text.find(&format!("  \"{k}\"")).unwrap()).collect();
+        assert!(places.is_sorted(), "{text}");
+        let again = List::parse(&text).unwrap();
+        assert_eq!(again.plugins.last().unwrap().kind(), "millrace-cni");
+        assert!(again.clone().without(|kind| kind == "millrace-cni").says(&list));
+        assert_eq!(again.text(), text);
+    }
+
+    #[test]
+    fn what_runtimes_cannot_use_is_told() {
+        for (text, bad) in [
+            (r#"{"name":"a","plugins":[]}"#, BadList::Plugins),
+            (r#"{"name":"a"}"#, BadList::Plugins),
+            (r#"{"name":"a","Plugins":[{"type":"a"}]}"#, BadList::Plugins),
+            (r#"{"name":"","plugins":[{"type":"a"}]}"#, BadList::Name),
+            (r#"{"name":7,"plugins":[{"type":"a"}]}"#, BadList::Name),
+            (r#"{"name":"a","plugins":[{"type":"a"},{"type":""}]}"#, BadList::Plugin(2)),
+            (r#"{"name":"a","plugins":[7]}"#, BadList::Plugin(1)),
+        ] {
+            assert_eq!(List::parse(text).unwrap_err(), bad, "{text}");
+        }
+        for text in ["", "{", "[]", "null", "{}x"] {
+            assert!(matches!(List::parse(text), Err(BadList::Json(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_single_plugin_is_a_list_of_one() {
+        let text = r#"{"cniVersion":"0.4.0","name":"n\"et","type":"bridge","mtu":7}"#;
+        let list = List::of_single(text).unwrap();
+        let read = List::parse(&list.with(ours()).text()).unwrap();
+        assert_eq!(read.name, "n\"et");
+        assert_eq!(read.plugins[0].text(), text);
+        assert!(read.text().contains("\"cniVersion\": \"0.4.0\""));
+        assert_eq!(List::of_single(TEXT).unwrap_err(), BadList::Ending);
+        assert_eq!(List::of_single(r#"{"name":"a"}"#).unwrap_err(), BadList::Plugin(1));
+    }
+
+    #[test]
+    fn the_last_of_equal_names_counts() {
+        let text = r#"{"plugins":[{"type":"a"}],"name":"x","name":"y","plugins":[{"type":"b"}]}"#;
+        let list = List::parse(text).unwrap();
+        assert_eq!((list.name.as_str(), list.plugins[0].kind()), ("y", "b"));
+        let text = list.with(ours()).text();
+        let read: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(read["plugins"][1]["type"], "millrace-cni", "{text}");
+    }
+
+    #[test]
+    fn drop_ins_can_be_refused() {
+        let list = |said: &str| {
+            List::parse(&format!(r#"{{"name":"a","plugins":[{{"type":"a"}}]{said}}}"#)).unwrap()
+        };
+        assert!(!list("").refuses_drop_ins());
+        assert!(!list(r#","loadOnlyInlinedPlugins":false"#).refuses_drop_ins());
+        assert!(list(r#","loadOnlyInlinedPlugins":true"#).refuses_drop_ins());
+        assert!(list(r#","loadOnlyInlinedPlugins":"true""#).refuses_drop_ins());
+    }
+
+    proptest! {
+        #[test]
+        fn any_list_is_written_as_it_was_read(
+            kinds in prop::collection::vec("[a-z]{1,8}", 1..6),
+            members in prop::collection::btree_map("[a-zA-Z\"\\\\é]{1,6}", any::<i128>(), 0..5),
+        ) {
+            let plugins: Vec<String> =
+                kinds.iter().map(|kind| format!(r#"{{"type":"{kind}"}}"#)).collect();
+            let more: String = members
+                .iter()
+                .filter(|(name, _)| !["name", "plugins"].contains(&name.as_str()))
+                .map(|(name, number)| format!(",{}:{number}", Value::String(name.clone())))
+                .collect();
+            let text = format!(r#"{{"name":"n","plugins":[{}]{more}}}"#, plugins.join(","));
+            let list = List::parse(&text).unwrap();
+            let again = List::parse(&list.text()).unwrap();
+            prop_assert!(again.says(&list));
+            let read = again.plugins.iter().map(|entry| entry.kind().to_owned()).collect::<Vec<_>>();
+            prop_assert_eq!(read, kinds);
+        }
+    }
+}

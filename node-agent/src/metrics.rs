@@ -1,0 +1,147 @@
+//! What the agent counts, by the names that dashboards of istio-cni know and by its own.
+
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::install::{InstallError, Report};
+use crate::plan::{Cause, State};
+
+/// How an installation went, in istio-cni's words.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Result {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Written {
+    cause: Cause,
+}
+
+/// Everything that is counted.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Arc<Mutex<Registry>>,
+    ready: Gauge,
+    installs: Family<Result, Counter>,
+    written: Family<Written, Counter>,
+    passes: Counter,
+}
+
+impl EncodeLabelValue for Cause {
+    fn encode(
+        &self,
+        encoder: &mut LabelValueEncoder<'_>,
+    ) -> std::result::Result<(), std::fmt::Error> {
+        encoder.write_str(match self {
+            Self::Missing => "missing",
+            Self::Moved => "moved",
+            Self::Changed => "changed",
+            Self::TakenOver => "taken_over",
+            Self::Withdrawn => "withdrawn",
+            Self::Followed => "followed",
+        })
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        let (ready, installs) = (Gauge::default(), Family::default());
+        let (written, passes) = (Family::default(), Counter::default());
+        registry.register(
+            "istio_cni_install_ready",
+            "Whether the plugin is installed and called for each pod",
+            ready.clone(),
+        );
+        registry.register("istio_cni_installs", "Installations, by result", installs.clone());
+        registry.register(
+            "millrace_node_conf_writes",
+            "Writes of CNI configurations, by what made them necessary",
+            written.clone(),
+        );
+        registry.register(
+            "millrace_node_passes",
+            "How often everything that is installed was looked at",
+            passes.clone(),
+        );
+        Self { registry: Arc::new(Mutex::new(registry)), ready, installs, written, passes }
+    }
+}
+
+impl Metrics {
+    /// Count what a pass did.
+    pub fn passed(&self, result: &std::result::Result<Report, InstallError>) {
+        self.passes.inc();
+        let installed = match result {
+            Ok(report) => {
+                for cause in &report.causes {
+                    self.written.get_or_create(&Written { cause: *cause }).inc();
+                }
+                let installed = matches!(report.state, State::Installed { .. });
+                if installed && (!report.causes.is_empty() || self.ready.get() == 0) {
+                    self.installs.get_or_create(&Result { result: "SUCCESS" }).inc();
+                }
+                installed
+            }
+            Err(error) => {
+                let result = match error {
+                    InstallError::Binary(_) => "COPY_BINARIES_FAILURE",
+                    InstallError::Kubeconfig(_) => "CREATE_KUBECONFIG_FAILURE",
+                    _ => "CREATE_CNI_CONFIG_FAILURE",
+                };
+                self.installs.get_or_create(&Result { result }).inc();
+                false
+            }
+        };
+        self.ready.set(installed.into());
+    }
+
+    /// All of it, in the text format of `OpenMetrics` 1.0.0.
+    pub fn text(&self) -> String {
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut text = String::new();
+        // Writing into a text does not fail.
+        let _written = encode(&mut text, &registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dashboards_of_istio_cni_find_their_names() {
+        let metrics = Metrics::default();
+        let state = State::Installed { file: "x".to_owned() };
+        let causes = vec![Cause::Missing, Cause::TakenOver];
+        metrics.passed(&Ok(Report {
+            state: state.clone(),
+            words: Vec::new(),
+            causes,
+            again: false,
+        }));
+        metrics.passed(&Ok(Report { state, words: Vec::new(), causes: Vec::new(), again: false }));
+        let text = metrics.text();
+        for line in [
+            "istio_cni_install_ready 1\n",
+            "istio_cni_installs_total{result=\"SUCCESS\"} 1\n",
+            "millrace_node_conf_writes_total{cause=\"taken_over\"} 1\n",
+            "millrace_node_passes_total 2\n",
+            "# EOF\n",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        metrics.passed(&Err(InstallError::Busy));
+        let text = metrics.text();
+        assert!(text.contains("istio_cni_install_ready 0\n"), "{text}");
+        assert!(text.contains("{result=\"CREATE_CNI_CONFIG_FAILURE\"} 1\n"), "{text}");
+    }
+}

@@ -1,0 +1,110 @@
+//! One look at the folder of CNI configurations.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use crate::folder::{self, Folder, FolderError, MOST, Seen as SeenFile};
+use crate::kept::Kept;
+use crate::list::{BadList, Entry, List};
+use crate::plan::{BadConf, Candidate, DropIn, Seen, is_list, is_read};
+
+/// How long somebody who had a list open when it was replaced may still write to the old one.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What was seen, and the files themselves.
+#[derive(Debug)]
+pub struct Look {
+    /// What was seen.
+    pub seen: Seen,
+    /// The files, by name.
+    pub files: BTreeMap<String, SeenFile>,
+}
+
+/// A list that was replaced, and to which somebody may still write who opened it before.
+#[derive(Debug)]
+pub struct Late {
+    /// Its name.
+    pub name: String,
+    /// The old file.
+    pub file: File,
+    /// What it held.
+    pub old: Vec<u8>,
+    /// What was put in its place.
+    pub new: Vec<u8>,
+    /// When it is forgotten.
+    pub until: Instant,
+}
+
+impl Late {
+    /// Somebody may still write to this file.
+    pub fn new(name: &str, file: File, old: &[u8], new: &[u8]) -> Self {
+        let until = Instant::now() + PATIENCE;
+        Self { name: name.to_owned(), file, old: old.to_owned(), new: new.to_owned(), until }
+    }
+
+    /// What somebody wrote to it, if it is a configuration: nothing while it is being written.
+    fn written(&self) -> Option<String> {
+        let now = folder::content(&self.file, MOST).ok().filter(|now| *now != self.old)?;
+        let text = String::from_utf8(now).ok()?;
+        parse(&self.name, &text).is_ok().then_some(text)
+    }
+}
+
+/// Look. `drop_in` is the name of the agent's file in drop-in directories.
+///
+/// # Errors
+/// When the folder can't be read.
+pub fn look(
+    folder: &Folder,
+    kept: &Kept,
+    drop_in: &str,
+    late: &[Late],
+) -> Result<Look, FolderError> {
+    let (mut files, mut candidates) = (BTreeMap::new(), Vec::new());
+    for name in folder.names()?.into_iter().filter(|name| is_read(name)) {
+        let bad = |why: String| (String::new(), Err(BadConf::File(why)));
+        let (text, list) = match folder.read(&name) {
+            Ok(None) => continue,
+            Err(error) => bad(error.to_string()),
+            Ok(Some(seen)) => {
+                let written =
+                    late.iter().filter(|late| late.name == name && late.new == seen.bytes);
+                let written = written.filter_map(Late::written).next_back();
+                let text = written.or_else(|| seen.text().map(str::to_owned));
+                let read = text.map(|text| {
+                    let list = parse(&name, &text).map_err(BadConf::from);
+                    (text, list)
+                });
+                files.insert(name.clone(), seen);
+                read.unwrap_or_else(|| bad("it is no text in UTF-8".to_owned()))
+            }
+        };
+        candidates.push(Candidate { name, text, list });
+    }
+    let lists = candidates.iter().filter_map(|file| file.list.as_ref().ok());
+    let mut networks: Vec<String> = lists.map(|list| list.name.clone()).collect();
+    networks.extend(kept.drop_ins.iter().cloned());
+    networks.sort_unstable();
+    networks.dedup();
+    let mut drop_ins = Vec::new();
+    for network in networks.into_iter().filter(|name| is_file_name(name)) {
+        let Some(inner) = folder.inner_if_there(&network)? else { continue };
+        let seen = match inner.read(drop_in) {
+            Ok(None) => continue,
+            read => read.ok().flatten(),
+        };
+        let entry = seen.and_then(|seen| Entry::parse(seen.text()?).ok());
+        drop_ins.push(DropIn { network, entry });
+    }
+    Ok(Look { seen: Seen { files: candidates, drop_ins }, files })
+}
+
+/// Whether it is the name of a file in a folder, and no way out of it.
+pub fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['/', '\0']) && ![".", ".."].contains(&name)
+}
+
+fn parse(name: &str, text: &str) -> Result<List, BadList> {
+    if is_list(name) { List::parse(text) } else { List::of_single(text) }
+}

@@ -1,0 +1,250 @@
+//! What is to be done with the files in a folder of CNI configurations: decided from what was seen,
+//! without touching anything.
+
+mod planner;
+
+use std::path::Path;
+
+use crate::foreign::Mesh;
+use crate::list::{BadList, Entry, List};
+use crate::settings::Settings;
+
+pub use planner::plan;
+
+/// Where the plugin stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// Last in the list that the runtime uses.
+    Chained,
+    /// In a list of the agent's own, which sorts first: what the list that the runtime would use
+    /// without it has, and the plugin.
+    OwnFile,
+    /// In the list's drop-in directory (CNI 1.1; containerd from 2.2 on, CRI-O from 1.34 on).
+    DropIn,
+    /// In a file of its own with nothing else, for Multus.
+    Standalone,
+}
+
+/// A file that runtimes may read.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Its name.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+    /// What it says, or why it can't be used.
+    pub list: Result<List, BadConf>,
+}
+
+/// Why a file is of no use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadConf {
+    /// Its text is no configuration.
+    #[error(transparent)]
+    List(#[from] BadList),
+    /// It can't be read.
+    #[error("{0}")]
+    File(String),
+}
+
+/// A file in a drop-in directory.
+#[derive(Clone, Debug)]
+pub struct DropIn {
+    /// The directory, which has the name of the network.
+    pub network: String,
+    /// Its content, if it is one.
+    pub entry: Option<Entry>,
+}
+
+/// What was seen.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Files with the endings that runtimes read, in their order.
+    pub files: Vec<Candidate>,
+    /// The files of the agent's own in drop-in directories.
+    pub drop_ins: Vec<DropIn>,
+}
+
+/// What is wanted.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The name of the plugin's file.
+    pub kind: String,
+    /// Where it stands.
+    pub mode: Mode,
+    /// The file of the agent's own, or the one whose list is used in place of the first.
+    pub file: Option<String>,
+    /// Files that are or were the agent's own.
+    pub own_files: Vec<String>,
+    /// What the operator says.
+    pub settings: Settings,
+    /// What was taken over before.
+    pub kept: Settings,
+    /// What the agent gives: where its kubeconfig and its socket are.
+    pub places: Settings,
+    /// Whose entries are taken over.
+    pub take_over: Vec<Mesh>,
+    /// Whose plugin puts its entry back again and again, so that it is left alone for a while.
+    pub yield_to: Vec<Mesh>,
+}
+
+/// Why a file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// The entry is not there.
+    Missing,
+    /// It is not the last one, or there are several.
+    Moved,
+    /// It says something else.
+    Changed,
+    /// Another plugin's is replaced.
+    TakenOver,
+    /// It has to be gone.
+    Withdrawn,
+    /// The list that a file of its own is made from says something else.
+    Followed,
+}
+
+/// A change.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Keep what another plugin's entry said, before it is replaced.
+    Keep {
+        /// Whose.
+        mesh: Mesh,
+        /// The list's file.
+        file: String,
+        /// The entry.
+        entry: Entry,
+        /// What of it holds from now on.
+        settings: Settings,
+    },
+    /// Keep another plugin's whole file, before it is removed.
+    KeepFile {
+        /// Whose.
+        mesh: Mesh,
+        /// Its name.
+        file: String,
+        /// What of its entry holds from now on.
+        settings: Settings,
+    },
+    /// Have a file say this.
+    Write {
+        /// Its name.
+        file: String,
+        /// The text that it has now; none where it isn't there.
+        was: Option<String>,
+        /// The text.
+        text: String,
+        /// Why.
+        cause: Cause,
+    },
+    /// Remove a file.
+    Remove {
+        /// Its name.
+        file: String,
+    },
+    /// Have the drop-in directory of a network hold this.
+    WriteDropIn {
+        /// The network.
+        network: String,
+        /// The text.
+        text: String,
+        /// Why.
+        cause: Cause,
+    },
+    /// Remove the file from a drop-in directory.
+    RemoveDropIn {
+        /// The network.
+        network: String,
+    },
+}
+
+impl Step {
+    /// Whose entry it takes over.
+    pub const fn mesh(&self) -> Option<Mesh> {
+        match self {
+            Self::Keep { mesh, .. } | Self::KeepFile { mesh, .. } => Some(*mesh),
+            _ => None,
+        }
+    }
+}
+
+/// What holds when the steps are done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The plugin is called for each pod.
+    Installed {
+        /// The file that says so.
+        file: String,
+    },
+    /// There is nothing yet that it could be called from.
+    Waiting(String),
+    /// It is not called, for this reason.
+    Blocked(String),
+}
+
+/// What is to be done, and what holds then.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The changes, in the order in which at every moment each pod is captured once.
+    pub steps: Vec<Step>,
+    /// What holds then.
+    pub state: State,
+    /// What the user should know.
+    pub words: Vec<String>,
+}
+
+/// The file of the agent's own that a mode needs when nobody names one.
+pub const fn default_file(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Chained | Mode::OwnFile => "00-millrace.conflist",
+        Mode::DropIn => "90-millrace.conf",
+        Mode::Standalone => "millrace-cni.conf",
+    }
+}
+
+/// Whether runtimes read files of this name: containerd and CRI-O alike take these endings.
+pub fn is_read(name: &str) -> bool {
+    [".conf", ".conflist", ".json"].iter().any(|ending| name.ends_with(ending))
+}
+
+/// Whether it may hold a list of plugins.
+pub fn is_list(name: &str) -> bool {
+    name.ends_with(".conflist")
+}
+
+/// Whether it holds a single plugin.
+pub fn is_single(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|ending| ending == "conf")
+}
+
+/// Decide how it is gone.
+pub fn withdraw(seen: &Seen, kind: &str, own_files: &[String]) -> Vec<Step> {
+    let is_own = |file: &&Candidate| own_files.contains(&file.name);
+    let mut steps = Vec::new();
+    for file in seen.files.iter().filter(|file| !is_own(file)) {
+        steps.extend(withdrawn(file, kind));
+    }
+    // Where the list without the plugin is in front again, nothing is missing in between.
+    let own = seen.files.iter().filter(is_own);
+    steps.extend(own.map(|file| Step::Remove { file: file.name.clone() }));
+    let drop_ins = seen.drop_ins.iter();
+    steps.extend(drop_ins.map(|own| Step::RemoveDropIn { network: own.network.clone() }));
+    steps
+}
+
+/// A list without the plugin's entry; none where it has none.
+fn withdrawn(file: &Candidate, kind: &str) -> Option<Step> {
+    let list = file.list.as_ref().ok().filter(|_| is_list(&file.name))?;
+    if list.places(|own| own == kind).is_empty() {
+        return None;
+    }
+    let rest = list.clone().without(|own| own == kind);
+    if rest.plugins.is_empty() {
+        // Nobody else's: a list has to have plugins.
+        return Some(Step::Remove { file: file.name.clone() });
+    }
+    let (was, text) = (Some(file.text.clone()), rest.text());
+    Some(Step::Write { file: file.name.clone(), was, text, cause: Cause::Withdrawn })
+}

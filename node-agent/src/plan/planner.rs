@@ -1,0 +1,371 @@
+//! The decisions: which list is the one, what becomes of others' entries in it, and where the plugin
+//! stands.
+
+use super::{
+    Candidate, Cause, Mode, Plan, Seen, State, Step, Wanted, default_file, is_list, withdraw,
+};
+use crate::foreign::{Mesh, NotTaken};
+use crate::list::{Entry, List};
+use crate::settings::Settings;
+
+/// Decide.
+pub fn plan(seen: &Seen, wanted: &Wanted) -> Plan {
+    Planner { seen, wanted, steps: Vec::new(), words: Vec::new() }.plan()
+}
+
+struct Planner<'p> {
+    seen: &'p Seen,
+    wanted: &'p Wanted,
+    steps: Vec<Step>,
+    words: Vec<String>,
+}
+
+impl<'p> Planner<'p> {
+    fn plan(mut self) -> Plan {
+        let state = match self.wanted.mode {
+            Mode::Standalone => self.standalone(),
+            _ => self.chained(),
+        };
+        Plan { steps: self.steps, state: state.unwrap_or_else(|state| state), words: self.words }
+    }
+
+    fn chained(&mut self) -> Result<State, State> {
+        let (base, list) = self.base()?;
+        let taken = self.take(base, list)?;
+        let entry = self.entry(&taken)?;
+        let kept = list.clone().without(|kind| self.is_own_or(&taken, kind));
+        let whole = kept.clone().with(entry.clone());
+        let mode = match self.wanted.mode {
+            // A single plugin's file has no room for another one.
+            Mode::Chained | Mode::DropIn if !is_list(&base.name) => Mode::OwnFile,
+            // In one rename first: the drop-in directory is another file.
+            Mode::DropIn if !taken.is_empty() => Mode::Chained,
+            mode => mode,
+        };
+        let state = match mode {
+            Mode::OwnFile => self.own_file(base, list, &whole)?,
+            Mode::DropIn => self.drop_in(list, &entry)?,
+            _ => {
+                if !list.says(&whole) {
+                    let cause = self.cause(list, &entry, &taken);
+                    self.write(base, &whole, cause);
+                }
+                State::Installed { file: base.name.clone() }
+            }
+        };
+        // What is left of another mode, once the one that is wanted is there.
+        let own = self.own_name(mode);
+        if mode != Mode::Chained {
+            self.steps.extend(Self::after_taking(base, list, &kept, &taken));
+        }
+        let others = self.seen.files.iter().filter(|file| {
+            self.wanted.own_files.contains(&file.name)
+                && (mode != Mode::OwnFile || file.name != own)
+        });
+        self.steps.extend(others.map(|file| Step::Remove { file: file.name.clone() }));
+        let others = self
+            .seen
+            .drop_ins
+            .iter()
+            .filter(|there| mode != Mode::DropIn || there.network != list.name);
+        self.steps.extend(others.map(|own| Step::RemoveDropIn { network: own.network.clone() }));
+        self.copies(base, list, &taken);
+        Ok(state)
+    }
+
+    /// The base without the plugin, which stands elsewhere, and without what was taken over.
+    fn after_taking(
+        base: &Candidate,
+        list: &List,
+        kept: &List,
+        taken: &[(Mesh, Settings)],
+    ) -> Option<Step> {
+        if !is_list(&base.name) || list.says(kept) || kept.plugins.is_empty() {
+            return None;
+        }
+        let cause = if taken.is_empty() { Cause::Withdrawn } else { Cause::TakenOver };
+        let (was, text) = (Some(base.text.clone()), kept.text());
+        Some(Step::Write { file: base.name.clone(), was, text, cause })
+    }
+
+    /// The list that the runtime uses, or would use without the agent's own.
+    fn base(&mut self) -> Result<(&'p Candidate, &'p List), State> {
+        let seen = self.seen;
+        let others: Vec<&Candidate> =
+            seen.files.iter().filter(|file| !self.wanted.own_files.contains(&file.name)).collect();
+        let named = self.wanted.file.as_ref().filter(|_| self.wanted.mode == Mode::Chained);
+        if let Some(name) = named {
+            let found =
+                others.iter().find(|file| file.name == *name || file.name == format!("{name}list"));
+            let Some(file) = found else {
+                return Err(State::Waiting(format!("there is no {name} yet")));
+            };
+            if others.first().is_some_and(|first| first.name != file.name) {
+                self.words.push(format!(
+                    "{} is in front of {}: a runtime that reads one file reads that",
+                    others[0].name, file.name
+                ));
+            }
+            let list = file.list.as_ref();
+            return list
+                .map(|list| (*file, list))
+                .map_err(|why| State::Waiting(format!("{}: {why}", file.name)));
+        }
+        let mut bad = Vec::new();
+        for file in others.iter().copied() {
+            match &file.list {
+                // A copy that another agent made and put in front goes when the original has it all.
+                Ok(list) if self.is_copy(file, list, &others) => {}
+                Ok(list) => {
+                    // containerd stops at a bad file, CRI-O goes on to the next.
+                    self.words.extend(bad);
+                    return Ok((file, list));
+                }
+                Err(why) => bad.push(format!("{}: {why}", file.name)),
+            }
+        }
+        Err(State::Waiting(if bad.is_empty() {
+            "there is no list of plugins yet: the cluster's network plugin makes one".to_owned()
+        } else {
+            bad.join("; ")
+        }))
+    }
+
+    /// Whether a list is what an agent of another mesh made of a later one: named after its plugin,
+    /// with the same network and plugins.
+    fn is_copy(&self, file: &Candidate, list: &List, files: &[&Candidate]) -> bool {
+        let is_taken = |kind: &str| self.is_taken(kind);
+        let is_named = |kind: &str| {
+            Mesh::of(kind).is_some_and(|mesh| file.name.contains(mesh.plugin())) && is_taken(kind)
+        };
+        if !is_list(&file.name) || list.places(is_named).is_empty() {
+            return false;
+        }
+        let kinds = |list: &List| -> Vec<String> {
+            let kinds = list.plugins.iter().map(|entry| entry.kind().to_owned());
+            kinds.filter(|kind| !is_taken(kind) && *kind != self.wanted.kind).collect()
+        };
+        files.iter().any(|other| {
+            let later = other.name > file.name;
+            let same = |other: &List| other.name == list.name && kinds(other) == kinds(list);
+            later && other.list.as_ref().is_ok_and(same)
+        })
+    }
+
+    /// Keep and remove such copies: by then the original has the plugin.
+    fn copies(&mut self, base: &Candidate, list: &List, taken: &[(Mesh, Settings)]) {
+        let files: Vec<&Candidate> = self.seen.files.iter().collect();
+        for file in &files {
+            let Ok(copy) = &file.list else { continue };
+            let own = self.wanted.own_files.contains(&file.name) || file.name == base.name;
+            if own || copy.name != list.name || !self.is_copy(file, copy, &files) {
+                continue;
+            }
+            let meshes = copy.plugins.iter().filter_map(|entry| Mesh::of(entry.kind()));
+            for (mesh, settings) in meshes.filter_map(|mesh| taken.iter().find(|t| t.0 == mesh)) {
+                self.steps.push(Step::KeepFile {
+                    mesh: *mesh,
+                    file: file.name.clone(),
+                    settings: settings.clone(),
+                });
+            }
+            self.steps.push(Step::Remove { file: file.name.clone() });
+        }
+    }
+
+    fn is_taken(&self, kind: &str) -> bool {
+        let taken =
+            |mesh| self.wanted.take_over.contains(&mesh) && !self.wanted.yield_to.contains(&mesh);
+        Mesh::of(kind).is_some_and(taken)
+    }
+
+    fn is_own_or(&self, taken: &[(Mesh, Settings)], kind: &str) -> bool {
+        let is_taken = |mesh| taken.iter().any(|(own, _)| *own == mesh);
+        kind == self.wanted.kind || Mesh::of(kind).is_some_and(is_taken)
+    }
+
+    /// Entries of other meshes in the base, and in copies of it: their settings, where they are taken
+    /// over.
+    fn take(
+        &mut self,
+        base: &'p Candidate,
+        list: &'p List,
+    ) -> Result<Vec<(Mesh, Settings)>, State> {
+        let seen = self.seen;
+        let files: Vec<&Candidate> = seen.files.iter().collect();
+        let copies = seen.files.iter().filter_map(|file| {
+            let copy = file.list.as_ref().ok()?;
+            (file.name != base.name && self.is_copy(file, copy, &files)).then_some((file, copy))
+        });
+        let sources: Vec<(&Candidate, &List)> = copies.chain([(base, list)]).collect();
+        let mut taken: Vec<(Mesh, Settings)> = Vec::new();
+        for (file, list) in sources {
+            for entry in &list.plugins {
+                let Some(mesh) = Mesh::of(entry.kind()) else { continue };
+                if !self.is_taken(entry.kind()) {
+                    self.leave(mesh)?;
+                    continue;
+                }
+                let found = mesh.take(entry).map_err(|why| self.block(&why))?;
+                self.words.extend(found.words.iter().map(|word| format!("{mesh}: {word}")));
+                if file.name == base.name {
+                    self.steps.push(Step::Keep {
+                        mesh,
+                        file: file.name.clone(),
+                        entry: entry.clone(),
+                        settings: found.settings.clone(),
+                    });
+                }
+                if taken.iter().all(|(own, _)| *own != mesh) {
+                    taken.push((mesh, found.settings));
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Say of an entry that is left alone that it is there. Istio's captures the same pods as ours
+    /// does, and so does that of a mesh whose settings ours has: both would capture them.
+    fn leave(&mut self, mesh: Mesh) -> Result<(), State> {
+        let ours =
+            mesh.key().is_none_or(|key| self.wanted.settings.has(key) || self.wanted.kept.has(key));
+        if ours && self.wanted.yield_to.contains(&mesh) {
+            return Err(self.withdrawn(format!(
+                "the agent of {mesh} puts its entry back each time that it is taken over: \
+                 uninstall it, and this one goes on"
+            )));
+        }
+        if ours {
+            return Err(self.withdrawn(format!(
+                "{mesh} captures the pods of this node: have it taken over (--take-over {mesh}), or \
+                 uninstall it"
+            )));
+        }
+        self.words
+            .push(format!("{mesh} is left in the list: it captures the pods of its own mesh"));
+        Ok(())
+    }
+
+    fn block(&mut self, why: &NotTaken) -> State {
+        self.withdrawn(why.to_string())
+    }
+
+    /// Have the plugin called by nothing, for this reason.
+    fn withdrawn(&mut self, why: String) -> State {
+        self.steps = withdraw(self.seen, &self.wanted.kind, &self.wanted.own_files);
+        State::Blocked(why)
+    }
+
+    fn entry(&self, taken: &[(Mesh, Settings)]) -> Result<Entry, State> {
+        let blocked = |why: String| State::Blocked(why);
+        let mut settings = self.wanted.settings.clone();
+        for (_, of_mesh) in taken {
+            settings = settings.over(of_mesh);
+        }
+        let settings = settings.over(&self.wanted.kept).over(&self.wanted.places);
+        let whole = Settings::new(settings.members().clone());
+        let whole = whole.map_err(|error| blocked(format!("the settings: {error}")))?;
+        whole.entry(&self.wanted.kind).map_err(|error| blocked(error.to_string()))
+    }
+
+    fn own_name(&self, mode: Mode) -> String {
+        let named = self.wanted.file.clone().filter(|_| self.wanted.mode == mode);
+        named.unwrap_or_else(|| default_file(mode).to_owned())
+    }
+
+    fn own_file(&mut self, base: &Candidate, list: &List, whole: &List) -> Result<State, State> {
+        let name = self.own_name(Mode::OwnFile);
+        let front = self.seen.files.iter().find(|file| file.name != name && file.name < name);
+        if let Some(front) = front {
+            return Err(State::Blocked(format!(
+                "{} is in front of {name}: choose a file name that sorts before it",
+                front.name
+            )));
+        }
+        let there = self.seen.files.iter().find(|file| file.name == name);
+        let said = there.and_then(|file| file.list.as_ref().ok());
+        if !said.is_some_and(|said| said.says(whole)) {
+            let cause = match said {
+                None => Cause::Missing,
+                Some(said) => {
+                    let kind = &self.wanted.kind;
+                    let rest = said.clone().without(|own| own == kind);
+                    let follows = rest.says(&list.clone().without(|own| own == kind));
+                    if follows { Cause::Changed } else { Cause::Followed }
+                }
+            };
+            let was = there.map(|file| file.text.clone());
+            let text = whole.text();
+            self.steps.push(Step::Write { file: name.clone(), was, text, cause });
+        }
+        if !is_list(&base.name) {
+            self.words.push(format!("{} is a single plugin's: {name} has it in a list", base.name));
+        }
+        Ok(State::Installed { file: name })
+    }
+
+    fn drop_in(&mut self, list: &List, entry: &Entry) -> Result<State, State> {
+        if list.refuses_drop_ins() {
+            return Err(State::Blocked(format!(
+                "the list of {} has loadOnlyInlinedPlugins: its drop-in directory is not read",
+                list.name
+            )));
+        }
+        let name = self.own_name(Mode::DropIn);
+        let there = self.seen.drop_ins.iter().find(|own| own.network == list.name);
+        let said = there.and_then(|own| own.entry.as_ref());
+        if !said.is_some_and(|said| said.says(entry)) {
+            let cause = if there.is_some() { Cause::Changed } else { Cause::Missing };
+            let (network, text) = (list.name.clone(), format!("{}\n", entry.text()));
+            self.steps.push(Step::WriteDropIn { network, text, cause });
+        }
+        Ok(State::Installed { file: format!("{}/{name}", list.name) })
+    }
+
+    fn standalone(&mut self) -> Result<State, State> {
+        let name = self.own_name(Mode::Standalone);
+        let foreign = self.seen.files.iter().filter(|file| file.name != name).filter_map(|file| {
+            let list = file.list.as_ref().ok()?;
+            let mesh = list.plugins.iter().find_map(|entry| Mesh::of(entry.kind()))?;
+            Some(format!("{mesh} has {}, which is left alone", file.name))
+        });
+        self.words.extend(foreign);
+        let entry = self.entry(&[])?;
+        let stem = name.strip_suffix(".conf").unwrap_or(&name);
+        let quoted = serde_json::Value::String(stem.to_owned());
+        let rest = entry.text().strip_prefix('{').unwrap_or_default();
+        let text = format!("{{\"cniVersion\":\"1.0.0\",\"name\":{quoted},{rest}\n");
+        let there = self.seen.files.iter().find(|file| file.name == name);
+        if there.is_none_or(|file| file.text != text) {
+            let cause = if there.is_some() { Cause::Changed } else { Cause::Missing };
+            let was = there.map(|file| file.text.clone());
+            self.steps.push(Step::Write { file: name.clone(), was, text, cause });
+        }
+        // What is left of another mode.
+        let mut rest = withdraw(self.seen, &self.wanted.kind, &self.wanted.own_files);
+        rest.retain(|step| !matches!(step, Step::Remove { file } if *file == name));
+        self.steps.append(&mut rest);
+        Ok(State::Installed { file: name })
+    }
+
+    fn cause(&self, list: &List, entry: &Entry, taken: &[(Mesh, Settings)]) -> Cause {
+        let places = list.places(|kind| kind == self.wanted.kind);
+        let says = |number: &usize| list.plugins[*number].says(entry);
+        match places.as_slice() {
+            _ if list.plugins.iter().any(|entry| {
+                Mesh::of(entry.kind()).is_some_and(|mesh| taken.iter().any(|(own, _)| *own == mesh))
+            }) =>
+            {
+                Cause::TakenOver
+            }
+            [] => Cause::Missing,
+            [one] if !says(one) => Cause::Changed,
+            _ => Cause::Moved,
+        }
+    }
+
+    fn write(&mut self, file: &Candidate, list: &List, cause: Cause) {
+        let (was, text) = (Some(file.text.clone()), list.text());
+        self.steps.push(Step::Write { file: file.name.clone(), was, text, cause });
+    }
+}

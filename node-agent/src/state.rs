@@ -1,0 +1,105 @@
+//! What the agent's parts know of each other.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::install::{InstallError, Report};
+use crate::metrics::Metrics;
+use crate::plan::State;
+
+/// How much longer than its period a pass may take before it hangs.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// What all parts see.
+#[derive(Debug)]
+pub struct Shared {
+    /// What is counted.
+    pub metrics: Metrics,
+    period: Duration,
+    installation: Mutex<Installation>,
+}
+
+#[derive(Debug)]
+struct Installation {
+    last: Instant,
+    reasons: Vec<String>,
+}
+
+impl Shared {
+    /// Nothing is known yet.
+    pub fn new(period: Duration) -> Self {
+        let reasons = vec!["the first look at the node is not over".to_owned()];
+        let installation = Mutex::new(Installation { last: Instant::now(), reasons });
+        Self { metrics: Metrics::default(), period, installation }
+    }
+
+    fn installation(&self) -> MutexGuard<'_, Installation> {
+        self.installation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Note what a pass found, and log what is new.
+    pub fn passed(&self, result: &Result<Report, InstallError>) {
+        self.metrics.passed(result);
+        let reasons = match result {
+            Ok(Report { state: State::Installed { .. }, .. }) => Vec::new(),
+            Ok(Report { state: State::Waiting(why) | State::Blocked(why), .. }) => {
+                vec![why.clone()]
+            }
+            Err(error) => vec![error.to_string()],
+        };
+        let mut installation = self.installation();
+        if installation.reasons != reasons {
+            match reasons.first() {
+                None => tracing::info!("the plugin is installed"),
+                Some(why) => tracing::warn!("the plugin is not installed: {why}"),
+            }
+        }
+        *installation = Installation { last: Instant::now(), reasons };
+    }
+
+    /// Why it is not alive; nothing where it is.
+    pub fn dead(&self) -> Vec<String> {
+        let since = self.installation().last.elapsed();
+        let hangs = since > self.period.saturating_mul(3) + PATIENCE;
+        hangs
+            .then(|| format!("the installer hangs since {} s", since.as_secs()))
+            .into_iter()
+            .collect()
+    }
+
+    /// Why it is not ready; nothing where it is.
+    pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = self.dead();
+        reasons
+            .extend(self.installation().reasons.iter().map(|why| format!("installation: {why}")));
+        reasons
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_ready_when_it_is_installed_and_says_why_not() {
+        let shared = Shared::new(Duration::from_secs(1));
+        assert!(shared.not_ready()[0].contains("first look") && shared.dead().is_empty());
+        let report =
+            |state| Ok(Report { state, words: Vec::new(), causes: Vec::new(), again: false });
+        shared.passed(&report(State::Waiting("no list".to_owned())));
+        assert_eq!(shared.not_ready(), ["installation: no list"]);
+        shared.passed(&Err(InstallError::Busy));
+        assert!(shared.not_ready()[0].contains("faster"));
+        shared.passed(&report(State::Installed { file: "x".to_owned() }));
+        assert!(shared.not_ready().is_empty());
+    }
+
+    #[test]
+    fn a_pass_that_hangs_is_no_life() {
+        let shared = Shared::new(Duration::ZERO);
+        let long_ago = Instant::now().checked_sub(PATIENCE * 2).unwrap();
+        shared.installation().last = long_ago;
+        assert!(shared.dead()[0].contains("hangs"));
+        assert!(!shared.not_ready().is_empty());
+    }
+}

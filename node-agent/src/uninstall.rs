@@ -1,0 +1,205 @@
+//! Uninstalling: first no list names the plugin any more, then runtimes get the time to read that,
+//! then the binary goes. Or what was taken over comes back in its place, its binary first.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use crate::folder::{Folder, Owner};
+use crate::foreign::Mesh;
+use crate::install::{InstallError, Installer, SOCKET, taken_kinds};
+use crate::kept::Kept;
+use crate::kubeconfig;
+use crate::list::{Entry, List};
+use crate::observe::{Look, look};
+use crate::plan::{Candidate, Cause, Step, is_list, withdraw};
+
+/// How often others may be in the way.
+const TURNS: usize = 500;
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// How to uninstall.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    /// Put back what was taken over.
+    pub restore: bool,
+    /// Leave the binary: CRI-O calls the plugin for the end of each pod that began with it.
+    pub keep_binary: bool,
+    /// How long runtimes have to read the list without the plugin, before the binary goes.
+    pub grace: Duration,
+}
+
+impl Installer {
+    /// Uninstall. It can be interrupted at any moment and run again.
+    ///
+    /// # Errors
+    /// When something can't be read or written, or there is nothing to restore.
+    pub fn uninstall(&mut self, way: Way) -> Result<(), InstallError> {
+        let _held = self.store.hold()?;
+        let mut kept = self.store.read()?;
+        let (bin, conf) = (Folder::open(&self.config.bin_dir)?, self.conf()?);
+        if way.restore {
+            self.check_restorable(&kept, &bin)?;
+        }
+        self.store.set_uninstalled(true)?;
+        for folder in [&bin, &conf] {
+            folder.clean()?;
+        }
+        if way.restore {
+            self.restore(&mut kept, &bin, &conf)?;
+        }
+        self.leave(&mut kept, &conf)?;
+        thread::sleep(way.grace);
+        // Who wrote an old list meanwhile did so with the binary still there.
+        self.leave(&mut kept, &conf)?;
+        if !way.keep_binary {
+            self.remove_binaries(&kept, &bin, &conf)?;
+        }
+        for name in [kubeconfig::NAME, SOCKET] {
+            let gone = fs::remove_file(self.config.run_dir.join(name));
+            if let Err(error) = gone
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!("{name} can't be removed: {error}");
+            }
+        }
+        Ok(self.store.forget()?)
+    }
+
+    /// Have no list name the plugin.
+    fn leave(&mut self, kept: &mut Kept, conf: &Folder) -> Result<(), InstallError> {
+        self.change(kept, conf, |installer, kept, look| {
+            let wanted = installer.wanted(kept, Vec::new())?;
+            Ok(withdraw(&look.seen, &installer.config.kind, &wanted.own_files))
+        })
+    }
+
+    /// Carry out what a look asks for, until it asks for nothing.
+    fn change(
+        &mut self,
+        kept: &mut Kept,
+        conf: &Folder,
+        steps: impl Fn(&Self, &Kept, &Look) -> Result<Vec<Step>, InstallError>,
+    ) -> Result<(), InstallError> {
+        for _ in 0..TURNS {
+            let look = look(conf, kept, &self.drop_in(), &[])?;
+            let steps = steps(self, kept, &look)?;
+            if steps.is_empty() {
+                return Ok(());
+            }
+            for step in &steps {
+                if !self.step(conf, kept, &look, step)? {
+                    thread::sleep(PAUSE);
+                    break;
+                }
+            }
+        }
+        Err(InstallError::Busy)
+    }
+
+    fn check_restorable(&self, kept: &Kept, bin: &Folder) -> Result<(), InstallError> {
+        if !kept.is_anything_taken() {
+            return Err(InstallError::NothingTaken);
+        }
+        for kind in taken_kinds(kept) {
+            let there = bin.read_at_most(&kind, crate::binary::MOST)?.is_some();
+            let theirs = there && !self.is_ours(bin, &kind);
+            if !theirs && self.store.binary(&kind)?.is_none() {
+                return Err(InstallError::NoBinary(kind));
+            }
+        }
+        Ok(())
+    }
+
+    /// Binaries first, then the files that are in front, then the entries, each in the place of ours.
+    fn restore(
+        &mut self,
+        kept: &mut Kept,
+        bin: &Folder,
+        conf: &Folder,
+    ) -> Result<(), InstallError> {
+        for kind in &kept.binaries {
+            if let Some(bytes) = self.store.binary(kind)?.filter(|_| self.is_ours(bin, kind)) {
+                bin.put(kind, &bytes, Owner::program().of_this_process())?;
+            }
+        }
+        // A drop-in directory is another file: ours is called from the list itself first.
+        self.change(kept, conf, Self::inlined)?;
+        self.change(kept, conf, |installer, kept, look| Ok(installer.put_back(kept, look)))?;
+        for file in &kept.files {
+            if conf.read(&file.name)?.is_none() {
+                let owner = Owner { uid: file.uid, gid: file.gid, mode: file.mode };
+                conf.put(&file.name, file.text.as_bytes(), owner)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Steps after which the plugin is called by the list, and not from its drop-in directory.
+    fn inlined(&self, kept: &Kept, look: &Look) -> Result<Vec<Step>, InstallError> {
+        if look.seen.drop_ins.is_empty() || kept.entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut wanted = self.wanted(kept, Vec::new())?;
+        wanted.mode = crate::plan::Mode::Chained;
+        wanted.file = None;
+        Ok(crate::plan::plan(&look.seen, &wanted).steps)
+    }
+
+    /// Entries that were taken over, in their lists again.
+    fn put_back(&self, kept: &Kept, look: &Look) -> Vec<Step> {
+        let lists: Vec<(&Candidate, &List)> = look
+            .seen
+            .files
+            .iter()
+            .filter(|file| is_list(&file.name) && !kept.own_files.contains(&file.name))
+            .filter_map(|file| Some((file, file.list.as_ref().ok()?)))
+            .collect();
+        let mut back: Vec<(&Candidate, List)> = Vec::new();
+        for own in &kept.entries {
+            // The network's plugin may have another file by now.
+            let named = lists.iter().find(|(file, _)| file.name == own.file);
+            let Some((file, list)) = named.or(lists.first()) else { continue };
+            let Ok(entry) = Entry::parse(&own.entry) else { continue };
+            let mesh = Mesh::of(&own.kind);
+            if list.plugins.iter().any(|entry| Mesh::of(entry.kind()) == mesh) {
+                continue;
+            }
+            let at = back.iter().position(|(other, _)| other.name == file.name);
+            let begun = at.map(|at| back.remove(at).1);
+            let is_ours = |kind: &str| kind == self.config.kind;
+            let list = begun.unwrap_or_else(|| (*list).clone().without(is_ours));
+            back.push((file, list.with(entry)));
+        }
+        let write = |(file, list): (&Candidate, List)| Step::Write {
+            file: file.name.clone(),
+            was: Some(file.text.clone()),
+            text: list.text(),
+            cause: Cause::Withdrawn,
+        };
+        back.into_iter().map(write).collect()
+    }
+
+    fn remove_binaries(
+        &self,
+        kept: &Kept,
+        bin: &Folder,
+        conf: &Folder,
+    ) -> Result<(), InstallError> {
+        let look = look(conf, kept, &self.drop_in(), &[])?;
+        let is_named = |name: &str| {
+            let lists = look.seen.files.iter().filter_map(|file| file.list.as_ref().ok());
+            lists.flat_map(|list| &list.plugins).any(|entry| entry.kind() == name)
+        };
+        // Those under others' names are ours alone where they were not put back.
+        let taken = taken_kinds(kept).into_iter().filter(|kind| self.is_ours(bin, kind));
+        for name in taken.chain([self.config.kind.clone()]) {
+            if is_named(&name) {
+                tracing::warn!("{name} is left: a list names it");
+                continue;
+            }
+            bin.remove(&name)?;
+        }
+        Ok(())
+    }
+}
