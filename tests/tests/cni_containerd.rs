@@ -5,7 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::cni::{Containerd, Host, List, Sandbox, mesh};
+use millrace_tests::capture::{millrace, ran};
+use millrace_tests::cni::{Call, Containerd, Host, List, Sandbox, mesh};
+use millrace_tests::ebpf::{self, Cgroup, FOLDER, load};
 use millrace_tests::topology::ROOT;
 use millrace_tests::wire::Answer;
 use serde_json::{Value, json};
@@ -172,5 +174,85 @@ fn twenty_pods_at_once() -> Result<()> {
         containerd.remove_pod(&sandbox.pod.id)?;
     }
     ensure!(host.state_dir().read_dir()?.next().is_none(), "notes are left");
+    Ok(())
+}
+
+/// Verify that a pod with users of its own starts under containerd 2 by each backend, is captured by its
+/// own ids in both families and directions, passes CHECK, and that what is done to it by name is done
+/// among its users.
+#[test]
+fn pods_with_users_of_their_own() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    for (backend, subnet) in ["nftables", "iptables", "ebpf", "auto"].into_iter().zip(55..) {
+        users_of_their_own(backend, subnet).context(backend)?;
+    }
+    Ok(())
+}
+
+/// The first of the machine's users that are the pod's.
+const FIRST_USER: u32 = 300_000;
+
+fn users_of_their_own(backend: &str, subnet: u8) -> Result<()> {
+    let (host, mut list) = node(subnet)?;
+    load(&host.namespace)?;
+    let entry = list.plugins.last_mut().context("the plugin's entry")?;
+    entry["backend"] = json!(backend);
+    entry["bpffs"] = json!(FOLDER);
+    let containerd = Containerd::start_newer(&host, &list)?;
+    let _services: Vec<_> = SERVICES
+        .iter()
+        .map(|address| host.serve(None, "service", &at(address, 80)))
+        .collect::<Result<_>>()?;
+    let pod = containerd.run_pod_with_users("users", &mesh(&[]), FIRST_USER)?;
+    assert_eq!(pod.addresses.len(), 2);
+    let rules = host.rules(&pod.pod)?;
+    let enrolled = ebpf::node(&host.namespace, |node| Ok(node.pods()?.len()))?;
+    match backend {
+        "nftables" => ensure!(rules.contains("table inet millrace") && enrolled == 0, "{rules}"),
+        "iptables" => ensure!(rules.contains("chain MILLRACE_OUTPUT") && enrolled == 0, "{rules}"),
+        _ => ensure!(rules.is_empty() && enrolled == 1, "{enrolled} pods:\n{rules}"),
+    }
+    let _proxy = host.proxy(&pod.pod)?;
+    let app = containerd.run_container(&pod, "app", 1000)?;
+    let proxy = containerd.run_container(&pod, "proxy", 1337)?;
+    let map = containerd.exec(&app, &["cat", "/proc/self/uid_map"])?;
+    let words: Vec<&str> = map.split_whitespace().collect();
+    assert_eq!(words, ["0", &FIRST_USER.to_string(), "65536"]);
+    let is_captured = |by: &str| -> Result<()> {
+        for (address, own) in SERVICES.iter().zip(&pod.addresses) {
+            let out = dial(&containerd, &app, address, 80)?;
+            ensure!((out.name.as_str(), out.port) == ("proxy", 15001), "{by}: {out:?}");
+            ensure!(out.original == Some(at(address, 80).parse()?), "{by}: {out:?}");
+            let own_calls = dial(&containerd, &proxy, address, 80)?;
+            ensure!(own_calls.name == "service", "{by}: {own_calls:?}");
+            let inbound = host.dial(None, ROOT, &at(own, 8080))?.context("inbound")?;
+            ensure!((inbound.name.as_str(), inbound.port) == ("proxy", 15006), "{by}: {inbound:?}");
+            ensure!(inbound.original == Some(at(own, 8080).parse()?), "{by}: {inbound:?}");
+        }
+        Ok(())
+    };
+    is_captured("the plugin")?;
+    let check = Call::new(&host, "CHECK", &pod.pod, mesh(&[])).with_key("backend", json!(backend));
+    check.with_key("bpffs", json!(FOLDER)).run(&host)?.success()?;
+    let endpoint = format!("unix://{}", containerd.socket().display());
+    let by_hand = |words: &[&str]| -> Result<String> {
+        let place = ["--pod", "shop/users", "--runtime-endpoint", &endpoint, "--bpffs", FOLDER];
+        let words = [&words[..1], &place, &words[1..]].concat();
+        let (code, said) = ran(&host.namespace, &mut millrace(words)?)?;
+        ensure!(code == Some(0), "{said}");
+        Ok(said)
+    };
+    by_hand(&["status"])?;
+    for other in ["nftables", "iptables-nft"] {
+        by_hand(&["apply", "--backend", other])?;
+        by_hand(&["status"])?;
+        is_captured(other)?;
+    }
+    let said = by_hand(&["explain", "--from", "uid=1337", "--to", "198.51.100.7:80"])?;
+    ensure!(said.contains("leaves by eth0"), "{said}");
+    containerd.remove_pod(&pod.pod.id)?;
+    ensure!(containerd.pods()?.is_empty());
+    ensure!(host.state_dir().read_dir()?.next().is_none(), "notes are left");
+    ensure!(ebpf::node(&host.namespace, |node| Ok(node.pods()?.is_empty()))?, "an entry is left");
     Ok(())
 }

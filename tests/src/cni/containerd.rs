@@ -1,5 +1,6 @@
-//! containerd of Debian's package, driven through the Container Runtime Interface as a kubelet
-//! does. It runs on a [`Host`] with process ids of its own: everything ends with it.
+//! containerd of Debian's packages, driven through the Container Runtime Interface as a kubelet
+//! does: the machine's own, and one of 2.0 or later, which runs pods with users of their own. It runs
+//! on a [`Host`] with process ids of its own: everything ends with it.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,11 +15,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
-    Int64Value, LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, ListPodSandboxRequest, NamespaceOption, PodSandboxConfig,
-    PodSandboxMetadata, PodSandboxStatusRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StartContainerRequest, StopPodSandboxRequest,
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, IdMapping,
+    ImageSpec, Int64Value, LinuxContainerConfig, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListPodSandboxRequest, NamespaceOption,
+    PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StopPodSandboxRequest, UserNamespace,
 };
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
@@ -34,6 +35,46 @@ static NUMBER: AtomicUsize = AtomicUsize::new(0);
 /// Plugins that containerd calls, or a list does.
 const PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "ptp"];
 
+/// Where `scripts/setup` puts a newer containerd than the machine's own, with its runc and libraries.
+const NEWER: &str = "/usr/local/lib/millrace-tests/containerd-2";
+
+/// Which containerd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Release {
+    /// The machine's package.
+    Own,
+    /// 2.0 or later, in [`NEWER`].
+    Newer,
+}
+
+impl Release {
+    /// Who keeps the files of images and containers.
+    const fn snapshotter(self) -> &'static str {
+        match self {
+            Self::Own => "native",
+            // The files of a pod with users of its own have to be mounted with other owners.
+            Self::Newer => "overlayfs",
+        }
+    }
+
+    /// A shell's line that has its programs found, and their libraries, by itself and its children alone.
+    fn paths(self) -> Result<String> {
+        if self == Self::Own {
+            binary::system("containerd")?;
+            return Ok(String::new());
+        }
+        let programs = format!("{NEWER}/usr/bin:{NEWER}/usr/sbin");
+        let containerd = Path::new(NEWER).join("usr/bin/containerd");
+        ensure!(containerd.is_file(), "there is no {}: run scripts/setup", containerd.display());
+        let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+        // runc starts itself again by its own path, so it can't be started by another loader's.
+        Ok(format!(
+            "mount -t overlay -o lowerdir={NEWER}/{libraries}:/{libraries} overlay /{libraries} && \
+             export PATH={programs}:$PATH && "
+        ))
+    }
+}
+
 /// A running containerd.
 #[derive(Debug)]
 pub struct Containerd {
@@ -42,6 +83,7 @@ pub struct Containerd {
     cgroup: String,
     runtime: Runtime,
     client: RuntimeServiceClient<Channel>,
+    release: Release,
 }
 
 /// A pod that it runs.
@@ -55,8 +97,17 @@ pub struct Sandbox {
 }
 
 impl Containerd {
-    /// Start it on a host, with this list of plugins as its only network.
+    /// Start the machine's own on a host, with this list of plugins as its only network.
     pub fn start(host: &Host, list: &List) -> Result<Self> {
+        Self::start_release(host, list, Release::Own)
+    }
+
+    /// Start one of 2.0 or later, as [`Self::start`] does.
+    pub fn start_newer(host: &Host, list: &List) -> Result<Self> {
+        Self::start_release(host, list, Release::Newer)
+    }
+
+    fn start_release(host: &Host, list: &List, release: Release) -> Result<Self> {
         let folder = host.folder().join("containerd");
         for part in ["net.d", "bin", "images", "logs"] {
             fs::create_dir_all(folder.join(part)).context("containerd's folders")?;
@@ -69,16 +120,17 @@ impl Containerd {
         symlink(binary::millrace_cni()?, folder.join("bin/millrace-cni")).context("the plugin")?;
         write_list(&folder, list)?;
         let config = folder.join("config.toml");
-        fs::write(&config, settings(&folder)).context("containerd's configuration")?;
+        fs::write(&config, settings(&folder, release)).context("containerd's configuration")?;
         // Namespaces that it makes have to be seen from the host.
         host.namespace.run("mount", &["--make-shared", "/run"])?;
         let log = fs::File::create(folder.join("log")).context("containerd's log")?;
-        let shell = format!("ulimit -n 20000; containerd --config {} & wait $!", config.display());
+        let paths = release.paths()?;
+        let shell =
+            format!("ulimit -n 20000; {paths}containerd --config {} & wait $!", config.display());
         let mut command = Command::new("unshare");
         command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
         command.args(["--propagation", "unchanged", "sh", "-c", &shell]);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        binary::system("containerd")?;
         let child = host.namespace.enter(|| command.spawn())?.context("starting containerd")?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let socket = folder.join("containerd.sock");
@@ -94,9 +146,12 @@ impl Containerd {
             ))
         };
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let cgroup = format!("millrace-test-{}-{number}", std::process::id());
+        let own = format!("millrace-test-{}", std::process::id());
+        // Programs of the node that are attached where this process is see newer ones' pods as well.
+        let between = if release == Release::Own { "-" } else { "/" };
+        let cgroup = format!("{own}{between}{number}");
         let client = RuntimeServiceClient::new(channel);
-        let mut containerd = Self { child, folder, cgroup, runtime, client };
+        let mut containerd = Self { child, folder, cgroup, runtime, client, release };
         containerd.wait_until_ready()?;
         containerd.import(host)?;
         Ok(containerd)
@@ -123,7 +178,7 @@ impl Containerd {
         for archive in archives(&self.folder.join("images"))? {
             let archive = archive.to_str().context("a path")?;
             let args = ["--address", socket, "--namespace", "k8s.io", "images", "import"];
-            let rest = ["--snapshotter", "native", archive];
+            let rest = ["--snapshotter", self.release.snapshotter(), archive];
             host.namespace.run("ctr", &[&args[..], &rest].concat())?;
         }
         Ok(())
@@ -147,7 +202,19 @@ impl Containerd {
 
     /// Run a pod with these annotations.
     pub fn run_pod(&self, name: &str, annotations: &Value) -> Result<Sandbox> {
-        self.runtime.block_on(self.pod(name, annotations, None))
+        self.runtime.block_on(self.pod(name, annotations, None, None))
+    }
+
+    /// Run a pod with users of its own (`hostUsers: false`), whose first is this one of the machine's.
+    pub fn run_pod_with_users(
+        &self,
+        name: &str,
+        annotations: &Value,
+        first: u32,
+    ) -> Result<Sandbox> {
+        let mapping = vec![IdMapping { host_id: first, container_id: 0, length: 65_536 }];
+        let users = UserNamespace { mode: 0, uids: mapping.clone(), gids: mapping };
+        self.runtime.block_on(self.pod(name, annotations, None, Some(users)))
     }
 
     /// Run a pod that has to be up within a time.
@@ -157,12 +224,12 @@ impl Containerd {
         annotations: &Value,
         limit: Duration,
     ) -> Result<Sandbox> {
-        self.runtime.block_on(self.pod(name, annotations, Some(limit)))
+        self.runtime.block_on(self.pod(name, annotations, Some(limit), None))
     }
 
     /// Run pods, all at once.
     pub fn run_pods(&self, names: &[String], annotations: &Value) -> Result<Vec<Sandbox>> {
-        let pods = names.iter().map(|name| self.pod(name, annotations, None));
+        let pods = names.iter().map(|name| self.pod(name, annotations, None, None));
         self.runtime.block_on(futures_util::future::try_join_all(pods))
     }
 
@@ -171,6 +238,7 @@ impl Containerd {
         name: &str,
         annotations: &Value,
         limit: Option<Duration>,
+        users: Option<UserNamespace>,
     ) -> Result<Sandbox> {
         let annotations = annotations.as_object().into_iter().flatten();
         let annotations: HashMap<String, String> = annotations
@@ -190,7 +258,11 @@ impl Containerd {
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: format!("/{}/pod{uid}", self.cgroup),
                 security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: Some(NamespaceOption { pid: 1, ..Default::default() }),
+                    namespace_options: Some(NamespaceOption {
+                        pid: 1,
+                        userns_options: users,
+                        ..Default::default()
+                    }),
                     ..Default::default()
                 }),
                 sysctls: HashMap::from([(
@@ -230,6 +302,8 @@ impl Containerd {
     /// Run a container of busybox in a pod, that waits, as this user. Gives its id.
     pub fn run_container(&self, sandbox: &Sandbox, name: &str, user: u32) -> Result<String> {
         let id = |number: u32| Some(Int64Value { value: number.into() });
+        let of_pod = sandbox.config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+        let namespace_options = of_pod.and_then(|context| context.namespace_options.clone());
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
             image: Some(ImageSpec { image: BUSYBOX.to_owned(), ..Default::default() }),
@@ -239,7 +313,7 @@ impl Containerd {
                 security_context: Some(LinuxContainerSecurityContext {
                     run_as_user: id(user),
                     run_as_group: id(user),
-                    namespace_options: Some(NamespaceOption { pid: 1, ..Default::default() }),
+                    namespace_options,
                     ..Default::default()
                 }),
                 resources: Some(k8s_cri::v1::LinuxContainerResources {
@@ -306,7 +380,10 @@ impl Drop for Containerd {
         let _status = self.child.wait();
         let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else { return };
         for hierarchy in hierarchies.flatten() {
-            remove_cgroups(&hierarchy.path().join(&self.cgroup));
+            let own = hierarchy.path().join(&self.cgroup);
+            remove_cgroups(&own);
+            // Where it was made for that alone it is empty now.
+            let _not_ours = own.parent().filter(|p| *p != hierarchy.path()).map(fs::remove_dir);
         }
         remove_cgroups(&Path::new("/sys/fs/cgroup").join(&self.cgroup));
     }
@@ -337,9 +414,9 @@ fn write_list(folder: &Path, list: &List) -> Result<()> {
 
 /// Settings that do in a container or a virtual machine too: no `AppArmor`, no system manager, no
 /// control group or limit that may not be there.
-fn settings(folder: &Path) -> String {
+fn settings(folder: &Path, release: Release) -> String {
     let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
-    let folder = folder.display();
+    let (folder, snapshotter) = (folder.display(), release.snapshotter());
     format!(
         "version = 2\n\
          root = \"{folder}/data\"\n\
@@ -359,7 +436,7 @@ fn settings(folder: &Path) -> String {
          conf_dir = \"{folder}/net.d\"\n\
          max_conf_num = 1\n\
          [{cri}.containerd]\n\
-         snapshotter = \"native\"\n\
+         snapshotter = \"{snapshotter}\"\n\
          default_runtime_name = \"runc\"\n\
          [{cri}.containerd.runtimes.runc]\n\
          runtime_type = \"io.containerd.runc.v2\"\n\
