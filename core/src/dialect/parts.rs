@@ -129,7 +129,8 @@ fn owners(
 /// The address of a name server.
 pub(super) fn server(item: &str) -> Result<IpAddr, String> {
     let expected = "a name server is an IP address, such as 10.96.0.10 or fd00::a";
-    item.parse().ok().ok_or_else(|| expected.to_owned())
+    // Sockets of IPv6 ask a server of IPv4 by packets of IPv4, whichever way it is written.
+    item.parse().map(|ip: IpAddr| ip.to_canonical()).map_err(|_no| expected.to_owned())
 }
 
 /// The name servers of `/etc/resolv.conf`, which `asked_by` needs; an error when it can't be

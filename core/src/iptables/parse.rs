@@ -205,7 +205,7 @@ fn read_match(option: &str, negated: bool, words: &mut Words<'_>) -> Result<Matc
 
 /// `address/length`, `address/mask` or a bare address.
 fn parse_network(text: &str) -> Option<Cidr> {
-    if let Ok(cidr) = text.parse() {
+    if let Ok(cidr) = Cidr::in_rule(text) {
         return Some(cidr);
     }
     text.parse::<IpAddr>().ok().map(Cidr::host)

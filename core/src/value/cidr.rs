@@ -100,6 +100,36 @@ impl Cidr {
         Self { address, length: self.length }
     }
 
+    /// The same network; of IPv4 if all its addresses are those by which sockets of IPv6 name hosts of
+    /// IPv4 (`::ffff:0:0/96`, RFC 4291, 2.5.5.2): what is sent to these are packets of IPv4.
+    #[must_use]
+    pub const fn to_canonical(self) -> Self {
+        match (self.address.to_canonical(), self.length.checked_sub(96)) {
+            (address @ IpAddr::V4(_), Some(length)) if self.address.is_ipv6() => {
+                Self { address, length }
+            }
+            _ => self,
+        }
+    }
+
+    /// As it stands in the text of a rule: a rule of IPv6 asks about addresses of IPv6, whatever they
+    /// mean to sockets.
+    ///
+    /// # Errors
+    /// When it is no network.
+    pub fn in_rule(text: &str) -> Result<Self, ValueError> {
+        let bad =
+            || ValueError::new("a network is address/length, such as 10.0.0.0/8 or 2001:db8::/32");
+        let (address, length) = text.split_once('/').ok_or_else(bad)?;
+        let address: IpAddr = address.parse().map_err(|_e| bad())?;
+        let digits = length.bytes().all(|b| b.is_ascii_digit());
+        if length.is_empty() || !digits || (length.len() > 1 && length.starts_with('0')) {
+            return Err(bad());
+        }
+        let length: u8 = length.parse().map_err(|_e| bad())?;
+        Self::new(address, length).ok_or_else(bad)
+    }
+
     /// Whether `address` is in the network. An address of the other family never is.
     pub fn contains(self, address: IpAddr) -> bool {
         Self::new(address, self.length).is_some_and(|other| {
@@ -113,20 +143,12 @@ impl Cidr {
     }
 }
 
+/// As somebody writes it who says what is wanted; see [`Cidr::to_canonical`].
 impl FromStr for Cidr {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bad =
-            || ValueError::new("a network is address/length, such as 10.0.0.0/8 or 2001:db8::/32");
-        let (address, length) = text.split_once('/').ok_or_else(bad)?;
-        let address: IpAddr = address.parse().map_err(|_e| bad())?;
-        let digits = length.bytes().all(|b| b.is_ascii_digit());
-        if length.is_empty() || !digits || (length.len() > 1 && length.starts_with('0')) {
-            return Err(bad());
-        }
-        let length: u8 = length.parse().map_err(|_e| bad())?;
-        Self::new(address, length).ok_or_else(bad)
+        Self::in_rule(text).map(Self::to_canonical)
     }
 }
 
@@ -171,6 +193,25 @@ mod tests {
             "010.0.0.0/8",
         ] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad:?}");
+        }
+    }
+
+    /// Verify that what is sent to by IPv4 is asked about by rules of IPv4, and that rules of others stay
+    /// what they are.
+    #[test]
+    fn ipv4_networks_in_ipv6_are_the_former() {
+        for (text, means) in [
+            ("::ffff:10.1.2.3/104", "10.1.2.3/8"),
+            ("::ffff:a00:1/128", "10.0.0.1/32"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("::ffff:0:0/95", "::ffff:0.0.0.0/95"),
+            ("::/0", "::/0"),
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("::10.0.0.1/128", "::a00:1/128"),
+        ] {
+            assert_eq!(text.parse::<Cidr>().unwrap().to_string(), means, "{text}");
+            let exact = Cidr::in_rule(text).unwrap();
+            assert_eq!(exact.family() == Family::V6, text.contains(':'), "{text}");
         }
     }
 

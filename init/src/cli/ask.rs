@@ -221,7 +221,7 @@ pub(super) fn sources(m: &ArgMatches) -> Sources {
         rules: files.cloned().collect(),
         manifest: m.try_get_one::<PathBuf>("manifest").ok().flatten().cloned(),
         live: m.try_get_one::<bool>("live").ok().flatten().copied().unwrap_or(false),
-        addresses: addresses.copied().collect(),
+        addresses: addresses.map(IpAddr::to_canonical).collect(),
         endpoint: super::own::endpoint(m),
         bpffs: folder(m),
     }

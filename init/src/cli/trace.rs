@@ -152,7 +152,10 @@ fn bad(flag: &str, value: &str, what: &str) -> NotTyped {
 }
 
 fn network(text: &str) -> Option<Cidr> {
-    text.parse::<IpAddr>().map(Cidr::host).ok().or_else(|| text.parse().ok())
+    text.parse::<IpAddr>()
+        .map(|ip| Cidr::host(ip.to_canonical()))
+        .ok()
+        .or_else(|| text.parse().ok())
 }
 
 fn ports(text: &str) -> Option<PortRange> {

@@ -239,7 +239,8 @@ impl Resolver<'_> {
             let addresses = localhost.map(|address: IpAddr| port.with(address));
             return Some(capture(&addresses[..families], Some(port.value)));
         }
-        let expected = match (address.value.parse::<IpAddr>(), dual_stack) {
+        let ip = address.value.parse().map(|ip: IpAddr| ip.to_canonical());
+        let expected = match (ip, dual_stack) {
             (Ok(ip), dual_stack) if ip.is_ipv6() == dual_stack => {
                 return Some(capture(&[address.with(ip)], port.map(|port| port.value)));
             }
@@ -300,7 +301,7 @@ fn ports(text: &str) -> Option<PortRange> {
 /// A network, or an address alone.
 fn network(text: &str) -> Result<Cidr, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(Cidr::host(address));
+        return Ok(Cidr::host(address.to_canonical()));
     }
     text.parse::<Cidr>().map_err(|error| format!("{error}, or an address"))
 }

@@ -317,7 +317,7 @@ impl Resolver<'_> {
     fn networks(&mut self, flag: &'static str) -> Vec<Sourced<Cidr>> {
         let text = self.raw.text(flag);
         self.reader.each(&text, Most::Targets, &items(&text.value), |item| {
-            let address = item.parse::<IpAddr>().map(Cidr::host);
+            let address = item.parse::<IpAddr>().map(|ip| Cidr::host(ip.to_canonical()));
             address.or_else(|_e| item.parse()).map_err(|_e| {
                 "it is an address or a network, such as 10.0.0.1, 172.16.0.0/16 or fd00::/8"
                     .to_owned()

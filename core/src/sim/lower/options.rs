@@ -75,7 +75,7 @@ pub(super) fn id_range(text: &str) -> Option<Ranges> {
 
 /// `address`, `address/length` or `address/mask`.
 pub(super) fn network(text: &str) -> Option<Cidr> {
-    if let Ok(cidr) = text.parse() {
+    if let Ok(cidr) = Cidr::in_rule(text) {
         return Some(cidr);
     }
     let Some((address, mask)) = text.split_once('/') else {

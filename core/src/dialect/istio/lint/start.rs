@@ -96,7 +96,8 @@ fn init_containers(look: &mut Look<'_>) {
 /// DNS capture, and somebody in the pod who resolves names for others.
 fn names(look: &mut Look<'_>) {
     let Some(dns) = look.policy.as_ref().and_then(|policy| policy.dns.clone()) else { return };
-    let loopback = |text: &&String| text.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let loopback =
+        |text: &&String| text.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
     if let Some(server) = look.pod.nameservers.iter().find(loopback) {
         let what = format!("{server} is the pod itself, and DNS is captured ({})", dns.source);
         look.add(Severity::Error, "dns-loop", "dnsConfig.nameservers", &what, [
