@@ -37,6 +37,7 @@ fn unmarked(dump: &Dump, owned: &mut Owned) {
         bookkeeping(dump, owned);
         older::direct_dns(dump, owned);
         older::direct_drop(dump, owned);
+        notices(dump, owned);
         interface_returns(dump, Table::Nat, owned);
         interface_returns(dump, Table::Mangle, owned);
     } else {
@@ -99,6 +100,46 @@ fn leaves_by(dump: &Dump, table: Table, name: &InterfacePattern) -> bool {
     })
 }
 
+/// Rules that tell whoever traces of what comes by an excluded or rerouted interface, each in front of the
+/// rule that it tells of: older releases write them where they are asked to (`IPTABLES_TRACE_LOGGING`).
+/// What is told and the group are constants of theirs.
+fn notices(dump: &Dump, owned: &mut Owned) {
+    for (table, hook) in [Table::Nat, Table::Mangle]
+        .into_iter()
+        .flat_map(|table| [Hook::Prerouting, Hook::Output].map(|hook| (table, hook)))
+    {
+        let chain = dump.table(table.as_str()).and_then(|t| t.chain(hook.as_str()));
+        for (index, rule) in chain.into_iter().flat_map(|chain| chain.rules.iter().enumerate()) {
+            if is_notice(&rule.text) {
+                owned.add_rule(table, hook.as_str(), index);
+            }
+        }
+    }
+}
+
+fn is_notice(text: &str) -> bool {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let [
+        ..,
+        "-i" | "-o",
+        _,
+        "-j",
+        "NFLOG",
+        "--nflog-prefix",
+        what,
+        "--nflog-group",
+        "1337",
+        size,
+        "20",
+    ] = words.as_slice()
+    else {
+        return false;
+    };
+    let what = what.trim_matches(['"', '\\']);
+    matches!(*size, "--nflog-size" | "--nflog-range")
+        && matches!(what, "ExcludeInterfaceCommand" | "KubevirtCommand")
+}
+
 /// An excluded interface has a RETURN on the way in and one on the way out. A rerouted one has
 /// its RETURN at the head of the chain, with or without redirects in front.
 fn interface_returns(dump: &Dump, table: Table, owned: &mut Owned) {
@@ -132,10 +173,10 @@ fn interface_returns(dump: &Dump, table: Table, owned: &mut Owned) {
         let pair = outgoing.iter().any(|(_, n)| n == name) && with_ours(Hook::Prerouting, index);
         // In front of it are only redirects of interfaces, and others like it.
         let of_an_interface = |i: usize| {
-            let mut all = rules(dump, table, Hook::Prerouting);
-            all.any(|(at, r)| {
-                at == i && matches!(r.matches.first(), Some(Match::InInterface { .. }))
-            })
+            let chain = dump.table(table.as_str()).and_then(|t| t.chain(chain));
+            let Some(found) = chain.and_then(|chain| chain.rules.get(i)) else { return false };
+            let asks = |r: &Rule| matches!(r.matches.first(), Some(Match::InInterface { .. }));
+            found.rule.as_ref().map_or_else(|_| is_notice(&found.text), asks)
         };
         let at_head = || {
             !leaves_by(dump, table, name)
@@ -294,6 +335,34 @@ mod tests {
         assert!(o.has_rule(Table::Nat, "PREROUTING", 1) && o.has_rule(Table::Nat, "OUTPUT", 0));
         assert!(!o.has_rule(Table::Nat, "PREROUTING", 0));
         assert!(!o.has_rule(Table::Nat, "PREROUTING", 2) && !o.has_rule(Table::Nat, "OUTPUT", 1));
+    }
+
+    /// Verify that what older releases write for traces goes with the interface that it tells of, and that
+    /// somebody else's does not.
+    #[test]
+    fn notices_of_interfaces_come_with_them() {
+        let notice = |by: &str, what: &str| {
+            format!("{by} -j NFLOG --nflog-prefix {what} --nflog-group 1337 --nflog-size 20\n")
+        };
+        let text = format!(
+            "*nat\n:ISTIO_OUTPUT - [0:0]\n:ISTIO_REDIRECT - [0:0]\n\
+             -A PREROUTING {}-A PREROUTING -i net1 -j RETURN\n\
+             -A PREROUTING {}-A PREROUTING -i tun0 -j RETURN\n-A PREROUTING -p tcp -j ISTIO_OUTPUT\n\
+             -A OUTPUT {}-A OUTPUT -o tun0 -j RETURN\n-A OUTPUT -p tcp -j ISTIO_OUTPUT\n\
+             -A OUTPUT {}COMMIT\n",
+            notice("-i net1", "KubevirtCommand"),
+            notice("-i tun0", "ExcludeInterfaceCommand"),
+            notice("-o tun0", "\"\\\"ExcludeInterfaceCommand\\\"\""),
+            notice("-o tun1", "mine"),
+        );
+        let o = owned(&text);
+        for index in 0..5 {
+            assert!(o.has_rule(Table::Nat, "PREROUTING", index), "{index}");
+        }
+        for index in 0..3 {
+            assert!(o.has_rule(Table::Nat, "OUTPUT", index), "{index}");
+        }
+        assert!(!o.has_rule(Table::Nat, "OUTPUT", 3));
     }
 
     #[test]
