@@ -189,6 +189,9 @@ pub struct Observed {
     pub unread: Vec<(Family, String)>,
     /// Whether `lo`, to which all is redirected that the pod sends, is down.
     pub lo_down: bool,
+    /// The interfaces by which the kernel takes for forged, by IPv4, what comes from where a mark has a route
+    /// to this host (`src_valid_mark` without `accept_local`).
+    pub wary: Vec<String>,
     /// Whether a run that changes the namespace started here and did not end.
     pub interrupted: bool,
     /// Who logged before a trace that was killed.

@@ -179,6 +179,7 @@ pub fn observe(
         netdev,
         unread,
         lo_down: links.lo_down,
+        wary: wary(),
         interrupted: links.marked,
         loggers,
     };
@@ -224,6 +225,25 @@ fn holds(rules: bool) -> Result<Holds, ObserveError> {
         }
     }
     Ok(Holds { held, seen, nf_tables, unseen })
+}
+
+/// The interfaces by which a packet of IPv4 has no way in if its mark leads its source here as well, as
+/// TPROXY's does (`__fib_validate_source()` in `net/ipv4/fib_frontend.c`).
+fn wary() -> Vec<String> {
+    const SETTINGS: &str = "/proc/sys/net/ipv4/conf";
+    let on = |interface: &str, setting: &str| {
+        let path = format!("{SETTINGS}/{interface}/{setting}");
+        fs::read_to_string(path).is_ok_and(|text| text.trim() != "0")
+    };
+    let all = on("all", "src_valid_mark");
+    let folder = fs::read_dir(SETTINGS).into_iter().flatten().flatten();
+    let names = folder.filter_map(|entry| entry.file_name().into_string().ok());
+    let own = names.filter(|name| !["all", "default", "lo"].contains(&name.as_str()));
+    let marked = own.filter(|name| all || on(name, "src_valid_mark"));
+    let mut wary: Vec<String> =
+        marked.filter(|name| !on("all", "accept_local") && !on(name, "accept_local")).collect();
+    wary.sort_unstable();
+    wary
 }
 
 /// The tables that iptables-legacy has made. The files are missing where the kernel has no such

@@ -100,6 +100,10 @@ fn what_rules_need_is_looked_at() -> Result<()> {
     is(&pod, 5, "priority 100 comes before the one for TPROXY")?;
     pod.ip("rule del pref 100\nrule add pref 100 from 10.9.0.0/16 lookup 100")?;
     is(&pod, 0, "captured")?;
+    pod.run("sysctl", &["-qw", "net.ipv4.conf.all.src_valid_mark=1"])?;
+    is(&pod, 5, "the sysctl src_valid_mark holds for")?;
+    pod.run("sysctl", &["-qw", "net.ipv4.conf.all.src_valid_mark=0"])?;
+    is(&pod, 0, "captured")?;
     pod.run("sysctl", &["-qw", "net.ipv6.conf.lo.disable_ipv6=1"])?;
     is(&pod, 5, "IPv6 is switched off on lo")
 }

@@ -286,3 +286,25 @@ fn what_is_damaged_is_not_wanted() -> Result<()> {
     }
     Ok(())
 }
+
+/// Verify that a capture which settings of the kernel undo is a failure that names them: what TPROXY's mark
+/// leads to this host is taken for forged.
+#[test]
+fn what_settings_undo_is_found() -> Result<()> {
+    let settings = ["--mode", "tproxy"];
+    for backend in ["iptables-nft", "nftables"] {
+        let topology = unattended(backend, &settings)?;
+        let clean = verified(&topology, &settings, 0)?;
+        ensure!(clean["failed"] == 0, "{backend}: {clean:#}");
+        topology.pod.run("sysctl", &["-qw", "net.ipv4.conf.all.src_valid_mark=1"])?;
+        let found = verified(&topology, &settings, 126)?;
+        let failed = list(&found, "connections")?.iter().filter(|one| one["passed"] == false);
+        let named = |one: &Value| {
+            let why = one["expected"]["why"].as_str();
+            why.is_some_and(|why| why.contains("src_valid_mark is 1"))
+        };
+        let failed: Vec<&Value> = failed.collect();
+        ensure!(!failed.is_empty() && failed.into_iter().all(named), "{backend}: {found:#}");
+    }
+    Ok(())
+}

@@ -1,6 +1,7 @@
 //! What keeps rules from working that are whole, and that no effect of ours puts right.
 
 use super::Wanted;
+use super::routing::{PASSTHROUGH_LINK, PASSTHROUGH_PEER};
 use crate::observed::{IpRule, Observed, Route};
 use crate::ruleset::{MarkedRoute, Masked};
 use crate::value::Family;
@@ -21,6 +22,20 @@ pub(super) fn obstacles(observed: &Observed, wanted: Wanted<'_>) -> Vec<String> 
     }
     if let Some(marked) = wanted.routing().and_then(|routing| routing.marked) {
         let what = if marked.transparent { "TPROXY" } else { "answers to the node's proxy" };
+        // Nothing comes in by those.
+        let ours = [PASSTHROUGH_LINK, PASSTHROUGH_PEER];
+        let mut wary = observed.wary.iter().filter(|name| !ours.contains(&name.as_str()));
+        if marked.transparent
+            && families.contains(&Family::V4)
+            && let Some(name) = wary.next()
+        {
+            found.push(format!(
+                "the sysctl src_valid_mark holds for {name}: the kernel looks for the way back with \
+                 TPROXY's mark, which leads here, takes every captured connection for a forged one and \
+                 drops it: set net.ipv4.conf.all.src_valid_mark and \
+                 net.ipv4.conf.{name}.src_valid_mark to 0"
+            ));
+        }
         for family in families {
             let rule = detour(observed, family, &marked);
             found.extend(rule.map(|rule| {

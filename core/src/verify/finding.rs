@@ -105,7 +105,7 @@ impl Finding {
             | (Expected::Dropped { .. }, Seen::Failed { .. } | Seen::Unseen { blind: None }) => {
                 Some(true)
             }
-            (Expected::Arrives { .. }, Seen::Unseen { .. }) => Some(false),
+            (Expected::Arrives { .. } | Expected::Lost { .. }, Seen::Unseen { .. }) => Some(false),
             (_, Seen::NotTried { .. } | Seen::Unseen { blind: Some(_) }) => None,
             (Expected::Arrives { port, .. }, Seen::Led { to, taken: true })
                 if to.port() == *port =>

@@ -70,6 +70,11 @@ pub enum Expected {
         /// Why.
         why: String,
     },
+    /// At the proxy, but what is around the rules drops it because it is captured.
+    Lost {
+        /// Why.
+        why: String,
+    },
 }
 
 impl fmt::Display for Expected {
@@ -80,6 +85,7 @@ impl fmt::Display for Expected {
             }
             Self::Leaves => f.write_str("outside, untouched"),
             Self::Dropped { why } => write!(f, "nowhere: {why}"),
+            Self::Lost { why } => write!(f, "at the proxy, but it is lost: {why}"),
         }
     }
 }
@@ -300,6 +306,9 @@ impl Checks<'_> {
                 Expected::Arrives { port, original, how }
             }
             Fate::Passed { .. } => Expected::Leaves,
+            Fate::Dropped { rule: None, why } if self.begins_without(&question) => {
+                Expected::Lost { why }
+            }
             Fate::Dropped { why, .. } => Expected::Dropped { why },
             Fate::Refused { .. } => Expected::Dropped { why: "it is refused".to_owned() },
             // Nothing is promised, so nothing is to be proved.
@@ -321,6 +330,14 @@ impl Checks<'_> {
             expected,
             because,
         });
+    }
+
+    /// Whether there is such a connection where nothing is captured. What a pod can't begin, or what never
+    /// comes to it, can't be captured either.
+    fn begins_without(&self, question: &Question) -> bool {
+        let nothing = Program::new(Vec::new());
+        let fate = nothing.answer(self.asked.namespace, question).fate;
+        matches!(fate, Fate::Delivered { .. } | Fate::Passed { .. })
     }
 
     fn outbound(&mut self, family: Family) {
