@@ -45,9 +45,12 @@ pub fn namespace() -> Result<Namespace, SurroundingsError> {
         let links: Vec<_> = handle.link().get().execute().try_collect().await?;
         let names: BTreeMap<u32, String> =
             links.iter().filter_map(|link| Some((link.header.index, name(link)?))).collect();
-        let routes = routes::routes(&handle, &names).await?;
+        let (routes, localhost) = routes::routes(&handle, &names).await?;
         let rules = routes::rules(&handle).await?;
-        let interfaces = interfaces(&handle, &links).await?;
+        let mut interfaces = interfaces(&handle, &links).await?;
+        for interface in &mut interfaces {
+            interface.settings.localhost_v6 = localhost.contains(&interface.name);
+        }
         let neighbours = neighbours(&handle, &names).await?;
         task.abort();
         let mut namespace = Namespace::routed(interfaces, rules, routes);
@@ -106,6 +109,7 @@ fn settings(name: &str, up: bool, bridge_calls: [bool; 2]) -> Settings {
         route_localnet: either("route_localnet"),
         disable_ipv6: number("ipv6", name, "disable_ipv6") != 0,
         bridge_calls,
+        localhost_v6: false,
     }
 }
 

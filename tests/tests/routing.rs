@@ -226,12 +226,17 @@ fn what_comes_in_is_held_against_the_way_back() -> Result<()> {
         ("rp_filter=0", "route del default\n", "198.51.100.8"),
         ("", "", "10.4.0.2"),
         ("accept_local=1", "", "10.4.0.2"),
+        ("accept_local=1", "", "10.55.0.2"),
+        ("accept_local=1 net.ipv4.conf.eth0.rp_filter=1", "", "10.4.0.2"),
+        ("accept_local=1 net.ipv4.conf.eth0.rp_filter=1", "", "10.55.0.2"),
+        ("accept_local=1 net.ipv4.conf.eth0.rp_filter=2", "", "10.55.0.2"),
         ("", "route add unreachable 203.0.113.0/24\nrule add fwmark 1 lookup 100\n", "203.0.113.9"),
     ] {
         let what = format!("{settings} {lines}{source}");
         let namespace = pod(lines).with_context(|| what.clone())?;
         if !settings.is_empty() {
-            namespace.run("sysctl", &["-qw", &format!("net.ipv4.conf.eth0.{settings}")])?;
+            let words = format!("-qw net.ipv4.conf.eth0.{settings}");
+            namespace.run("sysctl", &words.split(' ').collect::<Vec<_>>())?;
         }
         let mut get = Command::new("ip");
         get.args(["route", "get", "10.4.0.2", "from", source, "iif", "eth0"]);
@@ -242,5 +247,32 @@ fn what_comes_in_is_held_against_the_way_back() -> Result<()> {
         let found: Value = serde_json::from_slice(&output.stdout)?;
         assert_eq!(found["fate"]["fate"] == "delivered", taken, "{what}: {found:#}");
     }
+    Ok(())
+}
+
+/// Verify that what rules of somebody lead to IPv6's localhost gets there by the interfaces alone that have
+/// a route to it, as eBPF capture makes them.
+#[test]
+fn localhost_is_behind_what_leads_there() -> Result<()> {
+    let route = "-6 route add local ::1 dev eth0 table local proto 109\n";
+    let mut ends = Vec::new();
+    for lines in ["", route] {
+        let namespace = pod(lines)?;
+        let rules = "table ip6 theirs {\n chain c { type nat hook prerouting priority -100\n \
+                     tcp dport 80 dnat to ::1\n }\n}\n";
+        namespace.feed("nft", &["-f", "-"], rules)?;
+        let mut get = Command::new("ip");
+        get.args(["-json", "-6", "route", "get", "::1", "from", "fd00:4::9", "iif", "eth0"]);
+        let output = namespace.output(&mut get)?;
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let arrives = output.status.success() && said[0]["type"] == "local";
+        let words = ["explain", "--live", "--output", "json", "--in", "--src", "fd00:4::9"];
+        let words = [&words[..], &["--iface", "eth0", "--to", "[fd00:4::2]:80/tcp"]].concat();
+        let output = namespace.output(&mut millrace(words)?)?;
+        let found: Value = serde_json::from_slice(&output.stdout)?;
+        assert_eq!(found["fate"]["fate"] == "delivered", arrives, "{lines}: {found:#}");
+        ends.push(arrives);
+    }
+    assert_eq!(ends, [false, true]);
     Ok(())
 }

@@ -72,6 +72,8 @@ pub struct Settings {
     /// Of IPv4 and of IPv6, whether it is a bridge that gives packets to rules before they come to the
     /// namespace itself (`bridge-nf-call-iptables`, `bridge-nf-call-ip6tables`).
     pub bridge_calls: [bool; 2],
+    /// Whether a route delivers by it what is for `::1`: Millrace's eBPF capture has such.
+    pub localhost_v6: bool,
 }
 
 impl Default for Settings {
@@ -87,6 +89,7 @@ impl Default for Settings {
             route_localnet: false,
             disable_ipv6: false,
             bridge_calls: [false; 2],
+            localhost_v6: false,
         }
     }
 }

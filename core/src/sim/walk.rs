@@ -356,7 +356,11 @@ impl<'a, W: Witness> Walk<'a, W> {
             self.validate_source(packet)?;
         }
         // `ip6_route_input_lookup()` asks for a route of the interface it came in by.
-        if family == Family::V6 && !by_loopback && self.is_in(packet.ends.destination, &loopback) {
+        if family == Family::V6
+            && !by_loopback
+            && !settings.localhost_v6
+            && self.is_in(packet.ends.destination, &loopback)
+        {
             return Err(martian());
         }
         let forwards = match family {

@@ -198,7 +198,17 @@ impl<'a, W: Witness> Walk<'a, W> {
         let filter = settings.rp_filter;
         match self.route(&back) {
             Route::Unclear(what) => Err(Halt::Unknown { rule: None, what: what.to_owned() }),
-            Route::Local if settings.accept_local => Ok(()),
+            Route::Local if settings.accept_local => {
+                // The route is by the interface that has the address, or by `lo`.
+                let namespace: &'a Namespace = self.namespace;
+                let own = namespace.interfaces().filter(|i| i.name == input);
+                let own = own.flat_map(|i| &i.addresses).filter(|a| a.family() == Family::V4);
+                let own: Ranges = own.map(|a| (number(a.address()), number(a.address()))).collect();
+                if filter != 1 || self.is_in(packet.ends.source, &own) {
+                    return Ok(());
+                }
+                drop(format!("rp_filter of {input} is 1, and the way back to its source is here"))
+            }
             Route::Local if self.is_in(packet.ends.source, own) => {
                 drop("it comes from outside with an address of this pod".to_owned())
             }
@@ -242,7 +252,9 @@ impl<'a, W: Witness> Walk<'a, W> {
             }
             // Its source would be the destination, which is not this host's.
             Route::Local if family == Family::V4 => {
-                return Err(none("the network is unreachable: no address here is its source"));
+                return Err(none(
+                    "the network is unreachable to a socket that is not transparent: no address here is its source",
+                ));
             }
             Route::Local => return self.source_v6(to, LOOPBACK).ok_or_else(unknown),
             Route::By(exit) => exit,

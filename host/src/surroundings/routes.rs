@@ -1,6 +1,6 @@
 //! Rules of policy routing and the routes of every table, in both families.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::stream::TryStreamExt as _;
@@ -100,23 +100,36 @@ fn rule(family: Family, message: &RuleMessage) -> RoutingRule {
     RoutingRule { family, priority, selector, action }
 }
 
+/// The routes, and the interfaces by which IPv6 delivers what is for localhost.
 pub(super) async fn routes(
     handle: &Handle,
     names: &BTreeMap<u32, String>,
-) -> Result<Vec<TableRoute>, rtnetlink::Error> {
+) -> Result<(Vec<TableRoute>, BTreeSet<String>), rtnetlink::Error> {
     let requests = [
         (Family::V4, RouteMessageBuilder::<Ipv4Addr>::new().build()),
         (Family::V6, RouteMessageBuilder::<Ipv6Addr>::new().build()),
     ];
-    let mut routes = Vec::new();
+    let (mut routes, mut localhost) = (Vec::new(), BTreeSet::new());
     for (family, mut request) in requests {
         // Every table, and routes of every kind.
         request.header.table = 0;
         let messages: Vec<RouteMessage> =
             handle.route().get(request).execute().try_collect().await?;
         routes.extend(messages.iter().filter_map(|message| route(family, message, names)));
+        localhost.extend(messages.iter().filter_map(|message| localhost_by(message, names)));
     }
-    Ok(routes)
+    Ok((routes, localhost))
+}
+
+/// The interface of a route of IPv6 to this host's localhost.
+fn localhost_by(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<String> {
+    let localhost = RouteAttribute::Destination(RouteAddress::Inet6(Ipv6Addr::LOCALHOST));
+    let is_local = message.header.kind == RouteType::Local;
+    message.attributes.iter().find(|attribute| is_local && **attribute == localhost)?;
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => names.get(index).cloned(),
+        _ => None,
+    })
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
