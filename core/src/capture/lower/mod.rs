@@ -43,12 +43,15 @@ fn name(layout: &Layout, branch: Branch) -> ChainName {
 fn styled(program: &Program, layout: &Layout) -> Vec<Decision> {
     let style = &layout.style;
     let is_inlined = |branch| style.inlined.contains(&name(layout, branch));
+    // Found once: as many as there are ports may lead to the same few.
+    let is_inside = |d: &&Decision| matches!(d.path, Path::On(branch) if is_inlined(branch));
+    let inside: Vec<&Decision> = program.decisions.iter().filter(is_inside).collect();
     let mut decisions = Vec::new();
     for decision in &program.decisions {
         match (decision.path, decision.verdict) {
             (Path::On(branch), _) if is_inlined(branch) => {}
             (_, Verdict::Ask(branch)) if is_inlined(branch) => {
-                let there = program.decisions.iter();
+                let there = inside.iter();
                 let there = there.filter(|d| d.table == decision.table && d.path == branch.into());
                 decisions.extend(there.map(|next| inlined(decision, next)));
             }
