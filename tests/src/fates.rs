@@ -184,6 +184,13 @@ impl Ground {
         };
         let mut proxy = tcp(&[15001, 15008, 15053], false)?;
         proxy.extend(tcp(&[15006], true)?);
+        proxy.extend(
+            ["0.0.0.0:15006", "[::]:15006"]
+                .into_iter()
+                .map(|any| any.parse())
+                .map(|addr| Ok(Listen { proto: Proto::Udp, addr: addr?, transparent: true }))
+                .collect::<Result<Vec<_>>>()?,
+        );
         proxy.extend(udp(&[Spot::Localhost], &[15053]));
         let mut app = tcp(&TCP_PORTS, false)?;
         app.extend(tcp(&[53], false)?);

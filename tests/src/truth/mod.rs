@@ -18,7 +18,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use millrace_core::sim::{
-    Direction, EPHEMERAL, Fate, Namespace as Surroundings, Outcome as Told, Program, Protocol,
+    Direction, EPHEMERAL, Fate, How, Namespace as Surroundings, Outcome as Told, Program, Protocol,
     Question, Reply, of_dump, of_listed,
 };
 use millrace_core::value::Groups;
@@ -336,8 +336,9 @@ fn told(
     if let Told::Unknown { what } = &told.answer.outcome {
         return Some(Err(plain(what)));
     }
-    if let Fate::Delivered { destination, .. } = told.answer.fate
+    if let Fate::Delivered { destination, how, .. } = told.answer.fate
         && question.protocol == Protocol::UDP
+        && how != How::Transparent
     {
         let own = [Spot::Pod, Spot::PodSide, Spot::Localhost, Spot::Localhost2];
         let mut heard = own.iter().flat_map(|s| [s.ip(Family::V4), s.ip(Family::V6)]).flatten();

@@ -182,7 +182,7 @@ impl Rule {
     ) -> Self {
         let tproxy = kind == Kind::Mangle && hook == Hook::Prerouting && dice.one_in(3) && !called;
         let proto = match dice.pick(&[0, 1, 1, 2]) {
-            _ if tproxy => Some("tcp"),
+            _ if tproxy => Some(dice.pick(&["tcp", "tcp", "udp"])),
             1 => Some("tcp"),
             2 => Some("udp"),
             _ => None,
