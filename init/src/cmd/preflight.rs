@@ -8,6 +8,7 @@ use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::{Backend, Use, Verdict, verdicts};
 use millrace_core::value::Groups;
 use millrace_host::ebpf::features;
+use millrace_host::facts::resolv_conf;
 use millrace_host::preflight::look;
 use serde_json::json;
 
@@ -70,10 +71,9 @@ const OTHERS: [(&str, (&str, &str)); 3] = [
 /// What a configuration takes, with another setting or as it is. It is asked for a pod with an address of
 /// each family; what the namespace has of them is no matter of what the kernel can.
 fn takes(setting: &'static str, config: &Config, other: Option<(&str, &str)>) -> Result<Use> {
-    let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").map_err(|e| e.to_string());
     let facts = HostFacts {
         addresses: vec!["192.0.2.1".parse()?, "2001:db8::1".parse()?],
-        resolv_conf: Some(resolv_conf),
+        resolv_conf: Some(resolv_conf()),
         ..HostFacts::default()
     };
     let mut config = config.clone();
