@@ -187,7 +187,7 @@ impl Ground {
         proxy.extend(
             ["0.0.0.0:15006", "[::]:15006"]
                 .into_iter()
-                .map(|any| any.parse())
+                .map(str::parse)
                 .map(|addr| Ok(Listen { proto: Proto::Udp, addr: addr?, transparent: true }))
                 .collect::<Result<Vec<_>>>()?,
         );
