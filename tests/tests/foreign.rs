@@ -12,7 +12,7 @@ use millrace_tests::fates::{Dice, Ground, Try, differs};
 const CONNECTIONS: usize = 40;
 
 /// Native rules by what they are about, and whether nft prints all of them as JSON that can be read.
-const NATIVE: [(&str, bool, &str); 9] = [
+const NATIVE: [(&str, bool, &str); 10] = [
     (
         "verdict maps by state",
         true,
@@ -57,6 +57,22 @@ table inet t {
         ct status dnat meta skuid 1 drop
         ct direction reply accept
         ct status dnat udp dport 53 drop
+    }
+}",
+    ),
+    (
+        "status of what has no connection",
+        false,
+        "
+table inet t {
+    chain r { type filter hook output priority -300; policy accept
+        th dport { 80, 8000 } notrack
+    }
+    chain o { type filter hook output priority 0; policy accept
+        ct status & dnat == 0 th dport { 80, 443 } drop
+    }
+    chain i { type filter hook input priority 0; policy accept
+        ct status & snat == 0 th dport { 8000, 9090 } drop
     }
 }",
     ),

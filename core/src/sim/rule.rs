@@ -144,6 +144,8 @@ impl States {
     pub const SNAT: Self = Self(32);
     /// The destination was translated.
     pub const DNAT: Self = Self(64);
+    /// Those of packets that have no connection.
+    pub const WITHOUT: Self = Self::INVALID.or(Self::UNTRACKED);
 
     const NAMES: [(Self, &'static str); 7] = [
         (Self::INVALID, "INVALID"),

@@ -253,7 +253,12 @@ impl Reader<'_> {
                 // A packet has one state: to be none of several is not to be any of them.
                 Test::State { negated, states }
             }
-            "status" => Test::State { negated, states: states(States::SNAT.or(States::DNAT))? },
+            "status" => {
+                let states = states(States::SNAT.or(States::DNAT))?;
+                // What belongs to no connection has no status, and no rule that asks for it is for it.
+                let none = if negated { States::WITHOUT } else { States(0) };
+                Test::State { negated, states: states.or(none) }
+            }
             "direction" => match right.as_str()? {
                 "original" => Test::Original { negated },
                 "reply" => Test::Original { negated: !negated },

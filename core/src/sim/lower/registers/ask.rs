@@ -69,7 +69,10 @@ impl Path {
                     return None;
                 }
                 let mask = host(mask)?;
-                let states = if *key == CT_STATE { states(mask)? } else { translated(mask)? };
+                // What belongs to no connection has no status, and no rule that asks for it is for it.
+                let none = if negated { States(0) } else { States::WITHOUT };
+                let states =
+                    if *key == CT_STATE { states(mask)? } else { translated(mask)?.or(none) };
                 // «Not none of them» is one of them.
                 Some(Test::State { negated: !negated, states })
             }
