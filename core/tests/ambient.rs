@@ -166,6 +166,8 @@ fn rules_of_the_agents() {
             let status = judge(&observed, wanted, &Groups::new());
             let captured = (State::Captured, Some(dialect.name));
             assert_eq!((status.state, status.dialect), captured, "{name}: {status:#?}");
+            let open = status.notes.iter().any(|note| note.contains("is the proxy's"));
+            assert!(!open, "{name}: {:?}", status.notes);
         }
         assert!(is_whole(&observed, Some(&set)), "{name}");
         apply(&mut observed, None);

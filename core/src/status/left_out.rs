@@ -14,7 +14,8 @@ pub(super) fn left_out(policy: &CapturePolicy) -> Vec<String> {
     if !policy.inbound.selection.captures() {
         told.push("no connection to the pod is captured: these rules ask for none".to_owned());
     }
-    if policy.proxy.uids.is_empty() && policy.proxy.gids.is_empty() {
+    let proxy = &policy.proxy;
+    if proxy.uids.is_empty() && proxy.gids.is_empty() && proxy.marks.is_none() {
         told.push(
             "no user and no group is the proxy's: its own connections are captured too, and come \
              back to it"
