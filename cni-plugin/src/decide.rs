@@ -15,10 +15,11 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use meshes::{Decision, Known};
+use millrace_core::dialect::ConfigErrors;
 use millrace_core::dialect::istio::annotations::{
     Defaults, Node, Passed, SCC, ids_are_ranged, policy,
 };
-use millrace_core::dialect::{ConfigErrors, linkerd};
+use millrace_core::dialect::sidecar::{self, ToldBy};
 use millrace_core::pod::PodFacts;
 use millrace_core::policy::CapturePolicy;
 use serde::Serialize;
@@ -87,8 +88,8 @@ pub(crate) struct Decided {
     pub(crate) origins: Vec<Origin>,
     /// What is to be done.
     pub(crate) verdict: Verdict,
-    /// Why it is not captured for Linkerd, where that is expected.
-    pub(crate) beside: Option<linkerd::annotations::Passed>,
+    /// Why it is not captured for any other mesh that is expected.
+    pub(crate) beside: Vec<sidecar::Passed>,
     /// What the user should know.
     pub(crate) warnings: Vec<String>,
 }
@@ -96,8 +97,8 @@ pub(crate) struct Decided {
 impl Decided {
     /// Why it is not captured, for each mesh that is expected.
     pub(crate) fn passed(&self, why: &Passed) -> String {
-        let beside = self.beside.map(|why| format!("; {why}"));
-        format!("{why}{}", beside.unwrap_or_default())
+        let beside = self.beside.iter().map(|why| format!("; {why}"));
+        format!("{why}{}", beside.collect::<String>())
     }
 }
 
@@ -130,7 +131,7 @@ pub(crate) fn resolve(
         pod,
         origins: vec![origin],
         verdict: Verdict::Pass(Passed::NoPod),
-        beside: None,
+        beside: Vec::new(),
         warnings: Vec::new(),
     };
     let known = Known {
@@ -138,20 +139,20 @@ pub(crate) fn resolve(
             excluded_namespaces: &config.exclude_namespaces,
             agent_namespace: config.agent_namespace.as_deref(),
         },
-        linkerd: config.linkerd.is_some(),
+        expected: config.expected.keys().copied().collect(),
     };
+    let nobody = Decision::Pass(Passed::NoPod, Vec::new());
     let mut decision = known.decide(&decided.pod);
-    if decision == Decision::Pass(Passed::NoPod, None) && !config.annotations.is_empty() {
+    if decision == nobody && !config.annotations.is_empty() {
         decided.pod.annotations = Some(config.annotations.clone());
         decided.origins = vec![Origin::Configuration];
-        // Annotations show a proxy of Istio's alone.
-        decision = Known { linkerd: false, ..known }.by_contents(&decided.pod);
+        decision = known.by_annotations().by_contents(&decided.pod);
         if let Decision::Ask(unknown) = decision {
             // Nobody knows a container that is no pod.
             let msg = format!("the plugin's configuration key annotations: {unknown}");
             return Err(CniError::new(Code::BadConfig, msg));
         }
-    } else if decision == Decision::Pass(Passed::NoPod, None) && decided.pod.annotations.is_some() {
+    } else if decision == nobody && decided.pod.annotations.is_some() {
         // Runtimes tell annotations of pods alone: one without a name may be in the mesh as well.
         match known.by_contents(&decided.pod) {
             Decision::Pass(..) => {}
@@ -159,14 +160,14 @@ pub(crate) fn resolve(
         }
     } else {
         if let Decision::Ask(unknown) = &decision {
-            let asked = asked(&mut decided, known, Need::Must, sources);
+            let asked = asked(&mut decided, &known, Need::Must, sources);
             asked.map_err(|failures| unanswered(unknown, &failures, config))?;
             decision = known.decide(&decided.pod);
         }
         // A note without containers is on a pod that was captured without them.
         let is_known = origin == Origin::Note || decided.pod.containers.is_some();
         if decision == Decision::Capture(Mesh::Istio) && !is_known {
-            identify(&mut decided, known, config, sources)?;
+            identify(&mut decided, &known, config, sources)?;
             decision = known.decide(&decided.pod);
         }
     }
@@ -181,7 +182,7 @@ pub(crate) fn resolve(
             Verdict::Capture(Box::new(Captured { mesh, policy }))
         }
         Decision::Ask(unknown) => return Err(unanswered(&unknown, &[], config)),
-        Decision::Both(why) => return Err(CniError::new(Code::TwoMeshes, why)),
+        Decision::Several(why) => return Err(CniError::new(Code::TwoMeshes, why)),
     };
     Ok(decided)
 }
@@ -200,9 +201,9 @@ fn made(
             format!("the pod can't be captured as it asks for: {list}; correct its annotations"),
         )
     };
-    // It is decided for Linkerd only where the entry has its settings.
-    if let (Mesh::Linkerd, Some(node)) = (mesh, &config.linkerd) {
-        let mut made = linkerd::annotations::policy(pod, node).map_err(wrong)?;
+    // It is decided for another mesh only where the entry has its settings.
+    if let (Some(sidecar), Some(settings)) = (mesh.sidecar(), config.expected.get(&mesh)) {
+        let mut made = (sidecar.policy)(pod, settings).map_err(wrong)?;
         warnings.append(&mut made.warnings);
         return Ok(made.policy);
     }
@@ -220,7 +221,7 @@ fn made(
 /// Find out about the proxy of a pod that is captured.
 fn identify(
     decided: &mut Decided,
-    known: Known<'_>,
+    known: &Known<'_>,
     config: &Config,
     sources: &mut dyn Sources,
 ) -> Result<(), CniError> {
@@ -257,7 +258,7 @@ fn identify(
 /// pod was made with.
 fn asked(
     decided: &mut Decided,
-    known: Known<'_>,
+    known: &Known<'_>,
     need: Need,
     sources: &mut dyn Sources,
 ) -> Result<(), Vec<String>> {
@@ -275,7 +276,7 @@ fn asked(
 
 fn answered(
     decided: &mut Decided,
-    known: Known<'_>,
+    known: &Known<'_>,
     origin: Origin,
     answer: Option<Result<PodFacts, String>>,
     failures: &mut Vec<String>,
@@ -305,18 +306,25 @@ fn answered(
 }
 
 /// What is to be set where nobody can be asked.
-pub(crate) const fn nobody(config: &Config) -> &'static str {
-    if config.linkerd.is_some() {
-        "nobody is configured who could be asked: set kubeconfig in the plugin's configuration, since \
-         with linkerd every pod has to be looked up"
-    } else {
-        "nobody is configured who could be asked: set kubeconfig in the plugin's configuration, \
-         or the capability io.kubernetes.cri.pod-annotations where the runtime has it"
+pub(crate) fn nobody(config: &Config) -> String {
+    let mut each = config
+        .expected
+        .keys()
+        .filter(|mesh| mesh.sidecar().is_some_and(|sidecar| sidecar.told_by == ToldBy::Containers));
+    match each.find_map(|mesh| mesh.key()) {
+        Some(key) => format!(
+            "nobody is configured who could be asked: set kubeconfig in the plugin's configuration, \
+             since with {key} every pod has to be looked up"
+        ),
+        None => "nobody is configured who could be asked: set kubeconfig in the plugin's \
+                 configuration, or the capability io.kubernetes.cri.pod-annotations where the runtime \
+                 has it"
+            .to_owned(),
     }
 }
 
 fn unanswered(what: &dyn Display, failures: &[String], config: &Config) -> CniError {
-    let asked = if failures.is_empty() { nobody(config).to_owned() } else { failures.join("; ") };
+    let asked = if failures.is_empty() { nobody(config) } else { failures.join("; ") };
     CniError::new(
         Code::TryAgain,
         format!(

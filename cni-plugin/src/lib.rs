@@ -207,10 +207,11 @@ mod tests {
         }
         let istio =
             millrace_core::dialect::istio::annotations::ANNOTATIONS.iter().map(|def| def.name);
-        let linkerd =
-            millrace_core::dialect::linkerd::annotations::ANNOTATIONS.iter().map(|def| def.name);
-        let members = config::LINKERD.iter().map(|key| key.name);
-        for name in istio.chain(linkerd).chain(members) {
+        let others = millrace_core::dialect::sidecar::SIDECARS;
+        let others = others.iter().flat_map(|of| of.annotations.iter().map(|def| def.name));
+        let members = [config::LINKERD, config::KUMA, config::CONSUL];
+        let members = members.into_iter().flatten().map(|key| key.name);
+        for name in istio.chain(others).chain(members) {
             assert!(text.contains(&format!("`{name}`")), "{name}");
         }
     }

@@ -71,8 +71,8 @@ impl Note {
     /// Add what was learned of the pod to what the runtime tells. Every captured pod has a proxy:
     /// containers without one are none.
     pub(crate) fn complete(self, pod: PodFacts) -> PodFacts {
-        let proxy = self.mesh.proxy_container();
-        let has_proxy = |list: &Vec<Container>| list.iter().any(|c| c.name == proxy);
+        let mesh = self.mesh;
+        let has_proxy = |list: &Vec<Container>| list.iter().any(|c| mesh.is_proxy(c));
         PodFacts {
             annotations: pod.annotations.or(self.annotations),
             labels: self.labels,
@@ -329,7 +329,7 @@ mod tests {
             let containers = Some(names.iter().map(named).collect());
             Note { containers, mesh, ..Note::default() }.complete(PodFacts::default()).containers
         };
-        for mesh in [Mesh::Istio, Mesh::Linkerd] {
+        for mesh in [Mesh::Istio, Mesh::Linkerd, Mesh::Kuma, Mesh::Consul] {
             let whole = noted(mesh, &["app", mesh.proxy_container()]);
             assert_eq!(whole.map(|list| list.len()), Some(2));
             assert_eq!((noted(mesh, &[]), noted(mesh, &["app"])), (None, None));

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use millrace_cni::config::{Config, object, schema};
-use millrace_core::dialect::linkerd::resolve;
+use millrace_core::dialect::linkerd::annotations;
+use millrace_core::pod::PodFacts;
 use millrace_core::policy::{CapturePolicy, InboundSelection};
 use millrace_core::source::{Source, Sourced};
 use millrace_core::value::PortRange;
@@ -56,7 +57,8 @@ fn entry(name: &str) -> Value {
 }
 
 fn policy(config: &Config) -> CapturePolicy {
-    let resolved = resolve(config.linkerd.as_ref().unwrap()).unwrap();
+    let settings = config.settings("linkerd").unwrap();
+    let resolved = annotations::policy(&PodFacts::default(), settings).unwrap();
     assert_eq!(resolved.warnings, Vec::<String>::new());
     resolved.policy
 }

@@ -134,6 +134,8 @@ fn values(shape: Shape) -> (Vec<Value>, Vec<Value>) {
             vec![json!("15"), json!(15), json!("s"), json!(""), json!("1 s"), json!("-1s")],
         ),
         Shape::Path => (vec![json!("/x"), json!("/")], vec![json!("x"), json!("./x"), json!(1)]),
+        // A name alone is one where another key has its folder.
+        Shape::PathOrName => (vec![json!("/x")], vec![json!("./x"), json!("a/b"), json!(1)]),
         Shape::Any => (vec![], vec![]),
     }
 }

@@ -427,9 +427,13 @@ fn differences(effects: Vec<Effect>, observed: &Observed) -> Vec<Effect> {
         })
         .collect();
     let twin = |rule: &IpRule| twins.iter().any(|r| like(r, rule));
-    // An earlier version had the address on `lo`, where it serves as well once the pod runs.
-    let moves = effects.contains(&Effect::Passthrough { change: Change::Add })
+    // An earlier version had the address on `lo`, where it serves as well once the pod runs, and meshes' own
+    // tools put it there; the CNI plugin has it on an interface of its own, where it serves as well.
+    let address = Effect::Address { change: Change::Add, address: plan::PASSTHROUGH_V6 };
+    let on_lo = effects.contains(&Effect::Passthrough { change: Change::Add })
         && plan::has_passthrough(observed);
+    let on_link = effects.contains(&address) && observed.passthrough_link == Some(true);
+    let moves = on_lo || on_link;
     effects
         .into_iter()
         .filter(|effect| match effect {

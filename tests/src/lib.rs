@@ -26,6 +26,7 @@ pub mod node;
 pub mod others;
 pub mod probe;
 pub mod process;
+pub mod recorded;
 pub mod scenario;
 pub mod snapshot;
 pub mod stage;

@@ -7,11 +7,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::binary;
 use millrace_tests::capture::millrace;
-use millrace_tests::cni::{Api, Call, Host, Pod, mesh};
+use millrace_tests::cni::{Api, Call, Host, Pod, manifest, mesh};
 use millrace_tests::process::Listeners;
 use millrace_tests::snapshot::Snapshot;
 use millrace_tests::topology::APP;
-use millrace_tests::wire::{Identity, Listen, Proto, Serve};
+use millrace_tests::wire::Identity;
 use serde_json::{Value, json};
 
 /// Linkerd's proxy, as its injector has it.
@@ -19,78 +19,10 @@ const PROXY: Identity = Identity { uid: 2102, gid: 2102 };
 /// What its injector writes.
 const INJECTED: &str = "linkerd.io/proxy-version";
 
-/// A pod with a link to the host, in both families.
-fn pod(host: &Host) -> Result<Pod> {
-    let pod = host.pod()?;
-    let link = format!(
-        "link add up0 type veth peer name eth0 netns {}\naddr add 10.1.0.1/24 dev up0\n\
-         addr add fd01::1/64 dev up0 nodad\nlink set up0 up",
-        pod.name
-    );
-    host.namespace.ip(&link)?;
-    host.inside(&pod, |inside| {
-        inside.ip("addr add 10.1.0.2/24 dev eth0\naddr add fd01::2/64 dev eth0 nodad\n\
-             link set eth0 up")
-    })?;
-    Ok(pod)
-}
-
-/// Take it away, so that another one can have its addresses.
-fn end(host: &Host, pod: &Pod) -> Result<()> {
-    host.namespace.ip("link delete up0")?;
-    host.remove(pod)
-}
-
-/// A manifest with these containers, of which those with a colon are init containers.
-fn manifest(containers: &[&str], annotations: &Value) -> Value {
-    let named = |init: bool| -> Vec<Value> {
-        let of = containers.iter().filter(|name| name.ends_with(':') == init);
-        of.map(|name| json!({ "name": name.trim_end_matches(':') })).collect()
-    };
-    json!({
-        "annotations": annotations,
-        "spec": { "initContainers": named(true), "containers": named(false) },
-    })
-}
-
 /// A call on a node that expects pods of Linkerd, with what the runtime tells of this one.
 fn call(host: &Host, api: &Api, pod: &Pod, annotations: Value) -> Result<Call> {
     let call = Call::new(host, "ADD", pod, annotations).with_key("linkerd", json!({}));
     Ok(call.with_key("kubeconfig", json!(api.kubeconfig("127.0.0.1")?)))
-}
-
-/// A proxy in a pod, on the ports of Linkerd's.
-fn proxy(host: &Host, pod: &Pod) -> Result<Listeners> {
-    let listen: Vec<Listen> = [4140, 4143]
-        .into_iter()
-        .flat_map(|port| [format!("0.0.0.0:{port}"), format!("[::]:{port}")])
-        .map(|text| Ok(Listen { proto: Proto::Tcp, addr: text.parse()?, transparent: false }))
-        .collect::<Result<_>>()?;
-    let serve = Serve { name: "proxy".to_owned(), identity: PROXY, listen };
-    host.inside(pod, |inside| Listeners::start(inside, &serve))
-}
-
-/// The last line of the log.
-fn last(call: &Call, host: &Host) -> Result<Value> {
-    let reply = call.run(host)?;
-    reply.success()?;
-    reply.lines()?.pop().context("a line")
-}
-
-/// Verify that who connects arrives at this one, on this port.
-fn arrives(
-    host: &Host,
-    from: Option<&Pod>,
-    who: Identity,
-    to: &str,
-    wanted: (&str, u16),
-) -> Result<()> {
-    let answer = host.dial(from, who, to)?.with_context(|| format!("nobody answers at {to}"))?;
-    ensure!((answer.name.as_str(), answer.port) == wanted, "{to}: {answer:?}, not {wanted:?}");
-    if wanted.0 == "proxy" {
-        ensure!(answer.original == Some(to.parse()?), "{to}: {answer:?}");
-    }
-    Ok(())
 }
 
 /// Verify that a pod that only the API knows is captured, by real connections each way and in both
@@ -114,16 +46,16 @@ fn a_pods_life() -> Result<()> {
         ("iptables", "PROXY_INIT_"),
         ("auto", "linkerd-proxy-init"),
     ] {
-        let pod = pod(&host)?;
+        let pod = host.linked_pod()?;
         let containers = ["linkerd-network-validator:", "linkerd-proxy", "app"];
         api.put_pod("shop", &pod.name, &pod.uid(), &manifest(&containers, &annotations));
         let add = call(&host, &api, &pod, annotations.clone())?.with_key("backend", json!(backend));
-        let line = last(&add, &host)?;
+        let line = add.logged(&host)?;
         ensure!(line["mesh"] == "linkerd" && line["changed"] == true, "{backend}: {line}");
         assert_eq!(line["knownFrom"], json!(["runtime", "api"]), "{backend}");
         ensure!(host.rules(&pod)?.contains(names), "{backend}: {}", host.rules(&pod)?);
-        ensure!(last(&add, &host)?["changed"] == false, "{backend}");
-        let _proxy = proxy(&host, &pod)?;
+        ensure!(add.logged(&host)?["changed"] == false, "{backend}");
+        let _proxy = host.proxy_of(&pod, PROXY, &[4140, 4143], &[])?;
         let _apps: Vec<Listeners> = ["0.0.0.0:8080", "0.0.0.0:8081", "0.0.0.0:4191"]
             .iter()
             .map(|addr| host.serve(Some(&pod), "app", addr))
@@ -139,7 +71,7 @@ fn a_pods_life() -> Result<()> {
             (None, APP, "10.1.0.2:8081", ("app", 8081)),
             (None, APP, "10.1.0.2:4191", ("app", 4191)),
         ] {
-            arrives(&host, from, who, to, wanted).with_context(|| backend.to_owned())?;
+            host.arrives(from, who, to, wanted).with_context(|| backend.to_owned())?;
         }
         let status = millrace(["status"])?.get_program().to_str().context("a path")?.to_owned();
         let status = host.inside(&pod, |inside| inside.run(&status, &["status"]))?;
@@ -154,12 +86,12 @@ fn a_pods_life() -> Result<()> {
         ensure!(said.contains("captured as a pod of Linkerd"), "{said}");
         host.inside(&pod, |inside| inside.run("nft", &["flush", "ruleset"]))?;
         check.run(&host)?.failure(101)?;
-        last(&add, &host)?;
+        add.logged(&host)?;
         check.run(&host)?.success()?;
-        ensure!(last(&add.clone().to("DEL"), &host)?["removed"] == true, "{backend}");
+        ensure!(add.clone().to("DEL").logged(&host)?["removed"] == true, "{backend}");
         ensure!(!host.rules(&pod)?.contains(names), "{backend}: {}", host.rules(&pod)?);
-        arrives(&host, Some(&pod), APP, "10.1.0.1:80", ("host", 80))?;
-        end(&host, &pod)?;
+        host.arrives(Some(&pod), APP, "10.1.0.1:80", ("host", 80))?;
+        host.unlink(&pod)?;
     }
     // It goes by what is noted, with nobody there.
     api.stop();
@@ -236,7 +168,7 @@ fn pods_of_others() -> Result<()> {
     let containers = ["linkerd-init:", "linkerd-proxy", "app"];
     api.put_pod("shop", &inside.name, &inside.uid(), &manifest(&containers, &injected));
     let add = call(&host, &api, &inside, injected.clone())?;
-    let line = last(&add, &host)?;
+    let line = add.logged(&host)?;
     ensure!(line["reason"].to_string().contains("linkerd-init captures it from inside"), "{line}");
     for command in ["CHECK", "DEL", "DEL"] {
         add.clone().to(command).run(&host)?.success()?;
@@ -245,13 +177,13 @@ fn pods_of_others() -> Result<()> {
     }
     let plain = host.pod()?;
     api.put_pod("shop", &plain.name, &plain.uid(), &manifest(&["app"], &json!({})));
-    let line = last(&call(&host, &api, &plain, json!({}))?, &host)?;
+    let line = call(&host, &api, &plain, json!({}))?.logged(&host)?;
     ensure!(line["reason"].to_string().contains("no container linkerd-proxy"), "{line}");
     let istio = host.pod()?;
     let sidecar = manifest(&["istio-proxy", "app"], &mesh(&[]));
     api.put_pod("shop", &istio.name, &istio.uid(), &sidecar);
     let add = call(&host, &api, &istio, mesh(&[]))?;
-    ensure!(last(&add, &host)?["mesh"] == "istio");
+    ensure!(add.logged(&host)?["mesh"] == "istio");
     ensure!(host.rules(&istio)?.contains("table inet millrace"));
     add.clone().to("CHECK").run(&host)?.success()?;
     add.to("DEL").run(&host)?.success()?;

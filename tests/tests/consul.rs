@@ -1,27 +1,27 @@
 //! Millrace in place of Consul's redirect-traffic and of Open Service Mesh's init container: the rules that their
 //! commands really make, and connections, really made, that end where they were recorded to end.
 
-#[expect(clippy::unwrap_used, reason = "a recording that can't be read should stop the test")]
-#[path = "../../core/tests/support/verdicts.rs"]
-mod verdicts;
-
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use millrace_tests::capture::{Variant, millrace, ran};
-use millrace_tests::process::{Listeners, dial};
+use millrace_tests::recorded::{Proxy, Recorded, Recording};
 use millrace_tests::snapshot::Snapshot;
-use millrace_tests::topology::{APP, Family, Layout, ROOT, Spot, Stack, Topology};
-use millrace_tests::wire::{Dial, Identity, Listen, Outcome, Proto, Serve};
+use millrace_tests::topology::{Family, Layout, Spot, Stack, Topology};
+use millrace_tests::wire::Identity;
 use millrace_tests::{binary, others};
-use verdicts::{Verdict, Who};
 
 /// Consul's proxy, as its injector has it.
-const PROXY: Identity = Identity { uid: 5995, gid: 5995 };
+const PROXY: Proxy = Proxy {
+    identity: Identity { uid: 5995, gid: 5995 },
+    ports: &[20000, 15001],
+    dns: 0,
+    passthrough_v6: false,
+};
 /// That of Open Service Mesh, which nobody chooses.
-const OSM_PROXY: Identity = Identity { uid: 1500, gid: 1500 };
+const OSM_PROXY: Proxy =
+    Proxy { identity: Identity { uid: 1500, gid: 1500 }, ports: &[15003, 15001], ..PROXY };
 /// A pod with both families, of which all that can be said is said.
 const ARGS: [&str; 11] = [
     "consul",
@@ -94,83 +94,6 @@ impl Way {
     }
 }
 
-/// A pod with a proxy, an application and neighbours on the ports of the recording.
-fn pod(stack: Stack, proxy: Identity, ports: &[u16]) -> Result<(Topology, [Listeners; 3])> {
-    let mut topology = Topology::new(stack, Layout::default())?;
-    topology.stop_listeners();
-    let everywhere = |ports: &[u16]| -> Vec<Listen> {
-        let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-        let all = ports.iter().flat_map(|port| any.map(|ip| SocketAddr::new(ip, *port)));
-        all.map(|addr| Listen { proto: Proto::Tcp, addr, transparent: false }).collect()
-    };
-    let datagrams = |spot: Spot, port: u16| -> Result<Vec<Listen>> {
-        let addrs: Result<Vec<SocketAddr>> =
-            stack.families().iter().map(|family| spot.at(*family, port)).collect();
-        let listen = |addr| Listen { proto: Proto::Udp, addr, transparent: false };
-        Ok(addrs?.into_iter().map(listen).collect())
-    };
-    let mut app = everywhere(&[8080, 4190, 15008, 15090]);
-    let mut peer = everywhere(&[9999, 53, 443]);
-    peer.extend(datagrams(Spot::Peer, 53)?);
-    app.extend(datagrams(Spot::Localhost, 53)?);
-    app.extend(datagrams(Spot::Localhost, 8600)?);
-    let start = |namespace, name: &str, identity, listen| {
-        Listeners::start(namespace, &Serve { name: name.to_owned(), identity, listen })
-    };
-    let listeners = [
-        start(&topology.pod, "pod", proxy, everywhere(ports))?,
-        start(&topology.pod, "pod", ROOT, app)?,
-        start(&topology.outside, "peer", ROOT, peer)?,
-    ];
-    Ok((topology, listeners))
-}
-
-/// Where a connection really ends, in the words of the recording. None where the family has no such
-/// address.
-fn measured(
-    topology: &Topology,
-    verdict: &Verdict,
-    family: Family,
-    proxy: Identity,
-) -> Result<Option<String>> {
-    let spot = match verdict.to.as_str() {
-        "pod" => Spot::Pod,
-        "peer" => Spot::Peer,
-        "127.0.0.1" => Spot::Localhost,
-        "127.0.0.2" => Spot::Localhost2,
-        other => bail!("{other} is nowhere here"),
-    };
-    // Consul knows no address that its proxy passes connections on from, so IPv6 has none.
-    let Some(to) = spot.ip(family).filter(|_| family == Family::V4 || verdict.from.is_none())
-    else {
-        return Ok(None);
-    };
-    let (namespace, identity) = match verdict.who {
-        Who::Peer => (&topology.outside, ROOT),
-        Who::App => (&topology.pod, APP),
-        Who::Proxy => (&topology.pod, proxy),
-    };
-    let request = Dial {
-        identity,
-        proto: if verdict.udp { Proto::Udp } else { Proto::Tcp },
-        from: verdict.from.as_ref().map(|from| from.parse()).transpose()?,
-        from_port: None,
-        transparent_mark: None,
-        to: SocketAddr::new(to, verdict.port),
-        timeout_ms: 5000,
-    };
-    let Outcome::Answered { answer, .. } = dial(namespace, &request)? else {
-        return Ok(Some("nobody".to_owned()));
-    };
-    let localhost = Spot::Localhost.ip(family) == Some(answer.local.ip());
-    let (name, port) = (answer.name, answer.port);
-    Ok(Some(match (verdict.udp, localhost) {
-        (true, _) => format!("{name}:udp{port}"),
-        (false, true) => format!("{name}:{port}@lo"),
-        (false, false) => format!("{name}:{port}@ip"),
-    }))
-}
-
 /// Verify that every recorded connection ends where it did under Consul, in both families, by whatever carries
 /// the rules out, and by the commands and the batch of Consul themselves.
 #[test]
@@ -180,21 +103,12 @@ fn connections_end_where_they_were_recorded_to_end() -> Result<()> {
         include_str!("../../core/tests/consul/verdicts-dns.txt"),
     ];
     for text in recorded {
-        let (words, verdicts) = verdicts::read(text);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let recording = Recording::read(text);
         for way in Way::ALL {
-            let (topology, _listeners) = pod(Stack::Dual, PROXY, &[20000, 15001])?;
-            way.apply(&topology, &[words.as_slice(), &["-dual-stack"]].concat())?;
-            let mut made = 0;
-            for family in [Family::V4, Family::V6] {
-                for verdict in &verdicts {
-                    if let Some(end) = measured(&topology, verdict, family, PROXY)? {
-                        made += 1;
-                        let line = &verdict.line;
-                        ensure!(end == verdict.end, "{way:?} {family:?}: {line}, but {end}");
-                    }
-                }
-            }
+            let pod = Recorded::new(Stack::Dual, PROXY)?;
+            way.apply(&pod.topology, &[recording.words().as_slice(), &["-dual-stack"]].concat())?;
+            let made = recording.verify(&pod, &[Family::V4, Family::V6]);
+            let made = made.with_context(|| format!("{way:?}"))?;
             ensure!(made == 17 + 15, "{way:?}: {made} connections were made");
         }
     }
@@ -310,10 +224,11 @@ fn connections_of_open_service_mesh() -> Result<()> {
         include_str!("../../core/tests/osm/verdicts-pod-ip.txt"),
     ];
     for text in recorded {
-        let (words, verdicts) = verdicts::read(text);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let recording = Recording::read(text);
+        let words = recording.words();
         for flags in [&["--dry-run"][..], &[], &["--native-nftables"]] {
-            let (topology, _listeners) = pod(Stack::V4, OSM_PROXY, &[15003, 15001])?;
+            let pod = Recorded::new(Stack::V4, OSM_PROXY)?;
+            let topology = &pod.topology;
             let address = Spot::Pod.ip(Family::V4).context("an address")?.to_string();
             let run = |args: &[&str]| -> Result<String> {
                 let mut command = millrace(args)?;
@@ -334,11 +249,9 @@ fn connections_of_open_service_mesh() -> Result<()> {
             }
             let status = run(&["status"])?;
             ensure!(status.contains("rules of Open Service Mesh"), "{flags:?}: {status}");
-            for verdict in &verdicts {
-                let end = measured(&topology, verdict, Family::V4, OSM_PROXY)?;
-                let line = &verdict.line;
-                ensure!(end.as_ref() == Some(&verdict.end), "{flags:?}: {line}, but {end:?}");
-            }
+            let made = recording.verify(&pod, &[Family::V4]);
+            let made = made.with_context(|| format!("{flags:?}"))?;
+            ensure!(made == 17, "{flags:?}: {made} connections were made");
             run(&["cleanup"])?;
             let (code, said) = ran(&topology.pod, &mut millrace(["status"])?)?;
             ensure!(code == Some(3), "{flags:?}: {said}");

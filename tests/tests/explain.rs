@@ -420,9 +420,18 @@ fn a_manifest_is_explained_by_what_captures_its_pods() -> Result<()> {
     says(&refused, &manifest, 0, &["this pod is not captured", leaves])?;
     let gone = plugin.replace("{name: istio-proxy}, ", "");
     says(&gone, &manifest, 0, &["this pod is not captured", leaves])?;
-    let mesh = |container| plugin.replace("istio-validation", container);
-    says(&mesh("kuma-init"), &manifest, 1, &["Kuma", "not known here"])?;
-    says(&mesh("linkerd-network-validator"), &manifest, 1, &["Linkerd", "not known here"])?;
+    says(
+        &plugin.replace("istio-validation", "proxyinit"),
+        &manifest,
+        1,
+        &["App Mesh", "not known here"],
+    )?;
+    let both = plugin.replace("istio-validation", "kuma-init");
+    says(&both, &manifest, 1, &["one of Istio and Kuma", "one mesh only"])?;
+    let mesh = |container: &str| {
+        let proxy = "{name: linkerd-proxy}";
+        plugin.replace("istio-validation", container).replace("{name: istio-proxy}", proxy)
+    };
 
     // Linkerd's init container is told by its arguments, and nothing else that it may run.
     says(&mesh("linkerd-init"), &manifest, 1, &["linkerd-init runs", "not linkerd2-proxy-init"])?;

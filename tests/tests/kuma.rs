@@ -1,27 +1,26 @@
 //! Millrace in place of Kuma's `kumactl install transparent-proxy`: connections, really made, that end
 //! where they were recorded to end, by whatever carries the rules out.
 
-#[expect(clippy::unwrap_used, reason = "a recording that can't be read should stop the test")]
-#[path = "../../core/tests/support/verdicts.rs"]
-mod verdicts;
-
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use millrace_tests::binary;
 use millrace_tests::capture::{Variant, millrace, ran};
 use millrace_tests::others;
-use millrace_tests::process::{Listeners, dial};
+use millrace_tests::recorded::{Proxy, Recorded, Recording};
 use millrace_tests::snapshot::Snapshot;
-use millrace_tests::topology::{APP, Family, Layout, ROOT, Spot, Stack, Topology};
-use millrace_tests::wire::{Dial, Identity, Listen, Outcome, Proto, Serve};
-use verdicts::{Verdict, Who};
+use millrace_tests::topology::{Family, Layout, Stack, Topology};
+use millrace_tests::wire::Identity;
 
 /// Kuma's proxy.
-const PROXY: Identity = Identity { uid: 5678, gid: 5678 };
+const PROXY: Proxy = Proxy {
+    identity: Identity { uid: 5678, gid: 5678 },
+    ports: &[15006, 15001],
+    dns: 12345,
+    passthrough_v6: true,
+};
 const INSTALL: [&str; 5] = ["kuma", "install", "transparent-proxy", "--kuma-dp-user", "5678"];
 const UNINSTALL: [&str; 3] = ["kuma", "uninstall", "transparent-proxy"];
 
@@ -82,75 +81,6 @@ fn load(topology: &Topology, text: &str, variant: Variant) -> Result<()> {
     Ok(())
 }
 
-/// A pod with Kuma's proxy, an application and neighbours on the ports of the recording.
-fn pod(stack: Stack) -> Result<(Topology, [Listeners; 3])> {
-    let mut topology = Topology::new(stack, Layout::default())?;
-    topology.stop_listeners();
-    let everywhere = |ports: &[u16]| -> Vec<Listen> {
-        let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-        let all = ports.iter().flat_map(|port| any.map(|ip| SocketAddr::new(ip, *port)));
-        all.map(|addr| Listen { proto: Proto::Tcp, addr, transparent: false }).collect()
-    };
-    let datagrams = |spot: Spot, port: u16| -> Result<Vec<Listen>> {
-        let addr = |family: &Family| spot.at(*family, port);
-        let addrs: Result<Vec<SocketAddr>> = stack.families().iter().map(addr).collect();
-        let listen = |addr| Listen { proto: Proto::Udp, addr, transparent: false };
-        Ok(addrs?.into_iter().map(listen).collect())
-    };
-    let mut proxy = everywhere(&[15006, 15001]);
-    proxy.extend(datagrams(Spot::Localhost, 12345)?);
-    let mut app = everywhere(&[8080, 4190, 15008, 15090]);
-    app.extend(datagrams(Spot::Localhost, 53)?);
-    let mut peer = everywhere(&[9999, 53, 443]);
-    peer.extend(datagrams(Spot::Peer, 53)?);
-    let start = |namespace, name: &str, identity, listen| {
-        Listeners::start(namespace, &Serve { name: name.to_owned(), identity, listen })
-    };
-    let listeners = [
-        start(&topology.pod, "pod", PROXY, proxy)?,
-        start(&topology.pod, "pod", ROOT, app)?,
-        start(&topology.outside, "peer", ROOT, peer)?,
-    ];
-    Ok((topology, listeners))
-}
-
-/// Where a connection really ends, in the words of the recording. None where the family has no such
-/// address.
-fn measured(topology: &Topology, verdict: &Verdict, family: Family) -> Result<Option<String>> {
-    let spot = match verdict.to.as_str() {
-        "pod" => Spot::Pod,
-        "peer" => Spot::Peer,
-        "127.0.0.1" => Spot::Localhost,
-        "127.0.0.2" => Spot::Localhost2,
-        other => bail!("{other} is nowhere here"),
-    };
-    let Some(to) = spot.ip(family) else { return Ok(None) };
-    let (namespace, identity) = match verdict.who {
-        Who::Peer => (&topology.outside, ROOT),
-        Who::App => (&topology.pod, APP),
-        Who::Proxy => (&topology.pod, PROXY),
-    };
-    let request = Dial {
-        identity,
-        proto: if verdict.udp { Proto::Udp } else { Proto::Tcp },
-        from: verdict.from.as_ref().and_then(|_| Spot::Passthrough.ip(family)),
-        from_port: None,
-        transparent_mark: None,
-        to: SocketAddr::new(to, verdict.port),
-        timeout_ms: 5000,
-    };
-    let Outcome::Answered { answer, .. } = dial(namespace, &request)? else {
-        return Ok(Some("nobody".to_owned()));
-    };
-    let localhost = Spot::Localhost.ip(family) == Some(answer.local.ip());
-    let (name, port) = (answer.name, answer.port);
-    Ok(Some(match (verdict.udp, localhost) {
-        (true, _) => format!("{name}:udp{port}"),
-        (false, true) => format!("{name}:{port}@lo"),
-        (false, false) => format!("{name}:{port}@ip"),
-    }))
-}
-
 /// Verify that every recorded connection ends where it did under kumactl, in both families, by whatever
 /// carries the rules out, and under the text of a dry run.
 #[test]
@@ -159,21 +89,13 @@ fn connections_end_where_they_were_recorded_to_end() -> Result<()> {
         include_str!("../../core/tests/kuma/verdicts.txt"),
         include_str!("../../core/tests/kuma/verdicts-dns.txt"),
     ] {
-        let (words, verdicts) = verdicts::read(text);
-        let words: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
+        let recording = Recording::read(text);
+        let words = [&["kuma"], &recording.words()[1..]].concat();
         for way in Way::ALL {
-            let (topology, _listeners) = pod(Stack::Dual)?;
-            way.apply(&topology, &[&["kuma"], words.as_slice()].concat())?;
-            let mut made = 0;
-            for family in [Family::V4, Family::V6] {
-                for verdict in &verdicts {
-                    if let Some(end) = measured(&topology, verdict, family)? {
-                        made += 1;
-                        let line = &verdict.line;
-                        ensure!(end == verdict.end, "{way:?} {family:?}: {line}, but {end}");
-                    }
-                }
-            }
+            let pod = Recorded::new(Stack::Dual, PROXY)?;
+            way.apply(&pod.topology, &words)?;
+            let made = recording.verify(&pod, &[Family::V4, Family::V6]);
+            let made = made.with_context(|| format!("{way:?}"))?;
             ensure!(made == 17 + 16, "{way:?}: {made} connections were made");
         }
     }

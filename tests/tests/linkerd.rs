@@ -1,29 +1,28 @@
 //! Millrace in place of Linkerd's proxy-init: its commands as they were recorded, the rules that these
 //! commands really make, and connections, really made, that end where they were recorded to end.
 
-#[expect(clippy::unwrap_used, reason = "a recording that can't be read should stop the test")]
-#[path = "../../core/tests/support/verdicts.rs"]
-mod verdicts;
-
 use std::fs::{self, Permissions};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use millrace_tests::capture::{millrace, ran};
 use millrace_tests::others;
-use millrace_tests::process::{Listeners, dial};
+use millrace_tests::recorded::{Proxy, Recorded, Recording};
 use millrace_tests::snapshot::Snapshot;
 use millrace_tests::stage::Stage;
-use millrace_tests::topology::{APP, Family, Layout, ROOT, Spot, Stack, Topology};
-use millrace_tests::wire::{Dial, Identity, Listen, Outcome, Proto, Serve};
+use millrace_tests::topology::{Family, Layout, Stack, Topology};
+use millrace_tests::wire::Identity;
 use millrace_tests::{binary, capture::Variant};
-use verdicts::{Verdict, Who};
 
 /// Linkerd's proxy, as its injector has it.
-const PROXY: Identity = Identity { uid: 2102, gid: 2102 };
+const PROXY: Proxy = Proxy {
+    identity: Identity { uid: 2102, gid: 2102 },
+    ports: &[4143, 4140],
+    dns: 0,
+    passthrough_v6: false,
+};
 /// A command line of its injector, in a pod with both families.
 const ARGS: [&str; 8] =
     ["linkerd", "-p", "4143", "-o", "4140", "-u", "2102", "--inbound-ports-to-ignore=4190,4191"];
@@ -127,97 +126,17 @@ impl Way {
     }
 }
 
-/// A pod with Linkerd's proxy, an application and neighbours on the ports of the recording.
-fn pod(stack: Stack) -> Result<(Topology, [Listeners; 3])> {
-    let mut topology = Topology::new(stack, Layout::default())?;
-    topology.stop_listeners();
-    let everywhere = |ports: &[u16]| -> Vec<Listen> {
-        let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-        let all = ports.iter().flat_map(|port| any.map(|ip| SocketAddr::new(ip, *port)));
-        all.map(|addr| Listen { proto: Proto::Tcp, addr, transparent: false }).collect()
-    };
-    let datagrams = |spot: Spot| -> Result<Vec<Listen>> {
-        let addr = |family: &Family| spot.at(*family, 53);
-        let addrs: Result<Vec<SocketAddr>> = stack.families().iter().map(addr).collect();
-        Ok(addrs?
-            .into_iter()
-            .map(|addr| Listen { proto: Proto::Udp, addr, transparent: false })
-            .collect())
-    };
-    let mut app = everywhere(&[8080, 4190, 15008, 15090]);
-    let mut peer = everywhere(&[9999, 53, 443]);
-    peer.extend(datagrams(Spot::Peer)?);
-    app.extend(datagrams(Spot::Localhost)?);
-    let start = |namespace, name: &str, identity, listen| {
-        Listeners::start(namespace, &Serve { name: name.to_owned(), identity, listen })
-    };
-    let listeners = [
-        start(&topology.pod, "pod", PROXY, everywhere(&[4143, 4140]))?,
-        start(&topology.pod, "pod", ROOT, app)?,
-        start(&topology.outside, "peer", ROOT, peer)?,
-    ];
-    Ok((topology, listeners))
-}
-
-/// Where a connection really ends, in the words of the recording. None where the family has no such
-/// address.
-fn measured(topology: &Topology, verdict: &Verdict, family: Family) -> Result<Option<String>> {
-    let spot = match verdict.to.as_str() {
-        "pod" => Spot::Pod,
-        "peer" => Spot::Peer,
-        "127.0.0.1" => Spot::Localhost,
-        "127.0.0.2" => Spot::Localhost2,
-        other => bail!("{other} is nowhere here"),
-    };
-    // Linkerd knows no address that its proxy passes connections on from, so IPv6 has none.
-    let Some(to) = spot.ip(family).filter(|_| family == Family::V4 || verdict.from.is_none())
-    else {
-        return Ok(None);
-    };
-    let (namespace, identity) = match verdict.who {
-        Who::Peer => (&topology.outside, ROOT),
-        Who::App => (&topology.pod, APP),
-        Who::Proxy => (&topology.pod, PROXY),
-    };
-    let request = Dial {
-        identity,
-        proto: if verdict.udp { Proto::Udp } else { Proto::Tcp },
-        from: verdict.from.as_ref().map(|from| from.parse()).transpose()?,
-        from_port: None,
-        transparent_mark: None,
-        to: SocketAddr::new(to, verdict.port),
-        timeout_ms: 5000,
-    };
-    let Outcome::Answered { answer, .. } = dial(namespace, &request)? else {
-        return Ok(Some("nobody".to_owned()));
-    };
-    let localhost = Spot::Localhost.ip(family) == Some(answer.local.ip());
-    let (name, port) = (answer.name, answer.port);
-    Ok(Some(match (verdict.udp, localhost) {
-        (true, _) => format!("{name}:udp{port}"),
-        (false, true) => format!("{name}:{port}@lo"),
-        (false, false) => format!("{name}:{port}@ip"),
-    }))
-}
-
 /// Verify that every recorded connection ends where it did under proxy-init, in both families, by
 /// whatever carries the rules out, and the commands of proxy-init themselves.
 #[test]
 fn connections_end_where_they_were_recorded_to_end() -> Result<()> {
-    let (words, verdicts) = verdicts::read(include_str!("../../core/tests/linkerd/verdicts.txt"));
-    let words: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
+    let recording = Recording::read(include_str!("../../core/tests/linkerd/verdicts.txt"));
+    let words = [&["linkerd"], &recording.words()[1..]].concat();
     for way in Way::ALL {
-        let (topology, _listeners) = pod(Stack::Dual)?;
-        way.apply(&topology, &[&["linkerd"], words.as_slice()].concat())?;
-        let mut made = 0;
-        for family in [Family::V4, Family::V6] {
-            for verdict in &verdicts {
-                if let Some(end) = measured(&topology, verdict, family)? {
-                    made += 1;
-                    ensure!(end == verdict.end, "{way:?} {family:?}: {}, but {end}", verdict.line);
-                }
-            }
-        }
+        let pod = Recorded::new(Stack::Dual, PROXY)?;
+        way.apply(&pod.topology, &words)?;
+        let made = recording.verify(&pod, &[Family::V4, Family::V6]);
+        let made = made.with_context(|| format!("{way:?}"))?;
         ensure!(made == 17 + 15, "{way:?}: {made} connections were made");
     }
     Ok(())

@@ -10,6 +10,8 @@ pub enum Owner {
     Istio,
     /// linkerd-cni's, likewise.
     Linkerd,
+    /// consul-cni's, likewise.
+    Consul,
     /// Millrace's own.
     Own,
 }
@@ -43,6 +45,8 @@ pub enum Shape {
     Duration,
     /// An absolute path.
     Path,
+    /// The same, or the name of a file in `cni_net_dir`.
+    PathOrName,
     /// Anything: it is the runtime's or another plugin's.
     Any,
 }
@@ -72,7 +76,7 @@ const fn key(
     Key { name, owner, shape, default, help }
 }
 
-use Owner::{Cni, Istio, Linkerd, Own};
+use Owner::{Cni, Consul, Istio, Linkerd, Own};
 
 /// How much is logged.
 const LEVELS: &[&str] = &["debug", "info", "warn", "error", "none"];
@@ -171,6 +175,40 @@ pub const KEYS: &[Key] = &[
          node, and captured",
     ),
     key(
+        "kuma",
+        Own,
+        Shape::Object(KUMA),
+        "",
+        "That it is there means that pods of Kuma are expected on this node, and captured; it is empty, \
+         since their settings are in annotations",
+    ),
+    key(
+        "consul",
+        Own,
+        Shape::Object(CONSUL),
+        "",
+        "That it is there means that pods of Consul are expected on this node, and captured; an entry of \
+         consul-cni expects them without it",
+    ),
+    key("cni_net_dir", Consul, Shape::Path, "", "Folder of a kubeconfig that is named without one"),
+    key("cni_bin_dir", Consul, Shape::Any, "", "Without effect: entries of consul-cni have it"),
+    key("cni_token_path", Consul, Shape::Any, "", "Without effect: the kubeconfig names the token"),
+    key(
+        "cni_host_token_path",
+        Consul,
+        Shape::Any,
+        "",
+        "Without effect: the kubeconfig names the token",
+    ),
+    key(
+        "autorotate_token",
+        Consul,
+        Shape::Any,
+        "",
+        "Without effect: a token is read anew for each question",
+    ),
+    key("multus", Consul, Shape::Any, "", "Without effect: entries of consul-cni have it"),
+    key(
         "backend",
         Own,
         Shape::Choice(&["auto", "nftables", "iptables", "ebpf"]),
@@ -188,10 +226,10 @@ pub const KEYS: &[Key] = &[
     key(
         "kubeconfig",
         Own,
-        Shape::Path,
+        Shape::PathOrName,
         "",
         "How to reach the Kubernetes API, for pods of which annotations don't tell enough, and for \
-         the ids and variables of proxies",
+         the ids and variables of proxies; a path, or the name of a file in cni_net_dir",
     ),
     key("agent_socket", Own, Shape::Path, "", "Unix socket of a node agent, asked before the API"),
     key(
@@ -327,6 +365,19 @@ pub const LINKERD: &[Key] = &[
     ),
     key("ipv6", Linkerd, Shape::Switch, "true", "Whether IPv6 is captured as well"),
 ];
+
+/// The keys of `kuma`: there are none.
+pub const KUMA: &[Key] = &[];
+
+/// The keys of `consul`.
+pub const CONSUL: &[Key] = &[key(
+    "dual-stack",
+    Own,
+    Shape::Switch,
+    "false",
+    "Whether IPv6 is captured in pods that have no annotation consul.hashicorp.com/dual-stack, which the \
+     injector of older releases does not write",
+)];
 
 /// The key of this name, whatever its case.
 pub(super) fn find(name: &str) -> Option<&'static Key> {

@@ -1,24 +1,25 @@
 //! The plugin's entry in the list of plugins, with what the runtime adds to it.
 
 mod keys;
-mod linkerd;
+mod meshes;
 mod read;
 mod schema;
 
-pub use keys::{KEYS, Key, LINKERD, Owner, Shape};
+pub use keys::{CONSUL, KEYS, KUMA, Key, LINKERD, Owner, Shape};
 pub use schema::schema;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use millrace_core::dialect::linkerd::Raw;
+use millrace_core::dialect::FileValues;
 use millrace_core::source::Sourced;
 use millrace_core::value::{Gid, Uid};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::level::Level;
+use crate::mesh::Mesh;
 use crate::protocol::{Attachment, CniError, Code, Object, Version};
 
 /// What rules are written with.
@@ -83,8 +84,8 @@ pub struct Config {
     pub proxy_gid: Option<Sourced<Gid>>,
     /// The proxy's variables, likewise.
     pub proxy_env: BTreeMap<String, Sourced<String>>,
-    /// How pods of Linkerd are captured, where they are expected.
-    pub linkerd: Option<Raw>,
+    /// The meshes whose pods are expected beside those of Istio, with the settings of each.
+    pub(crate) expected: BTreeMap<Mesh, FileValues>,
     /// Annotations of attachments that are no pods of Kubernetes.
     pub annotations: BTreeMap<String, String>,
     /// How long ADD may take, lookups and waiting for locks included.
@@ -171,5 +172,11 @@ impl Config {
     /// When the version is not spoken here (code 1), or values are wrong (code 7): all of them.
     pub fn parse(object: &Object) -> Result<Self, CniError> {
         read::read(object)
+    }
+
+    /// The settings of a mesh by its key, where its pods are expected.
+    pub fn settings(&self, key: &str) -> Option<&FileValues> {
+        let mut expected = self.expected.iter();
+        expected.find(|(mesh, _)| mesh.key() == Some(key)).map(|(_, settings)| settings)
     }
 }

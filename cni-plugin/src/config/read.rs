@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    Backend, Config, DEADLINE, LogConfig, Places, ProxyIdentity, STATE_DIR, keys, linkerd,
+    Backend, Config, DEADLINE, LogConfig, Places, ProxyIdentity, STATE_DIR, keys, meshes,
     version_text,
 };
 use crate::level::Level;
@@ -49,7 +49,7 @@ struct Older {
 /// Reads members of an object, and keeps what is wrong.
 pub(super) struct Reader<'o> {
     object: &'o Object,
-    /// What stands before the names of its members in messages.
+    /// The name of the member that the object is; empty for the entry itself.
     within: &'static str,
     pub(super) wrong: Vec<String>,
     pub(super) warnings: Vec<String>,
@@ -81,7 +81,7 @@ pub(super) fn read(object: &Object) -> Result<Config, CniError> {
     r.switch("enable_ambient_detection_retry");
     let run_dir = r.path("cni_agent_run_dir").map(|dir| dir.join(ISTIO_KUBECONFIG));
     let older = r.older();
-    let kubeconfig = r.path("kubeconfig").or(older.kubeconfig).or(run_dir);
+    let kubeconfig = r.kubeconfig().or(older.kubeconfig).or(run_dir);
     let namespaces: Option<Vec<String>> = r.value("exclude_namespaces", "a list of texts");
     let config = Config {
         version,
@@ -98,7 +98,7 @@ pub(super) fn read(object: &Object) -> Result<Config, CniError> {
         proxy_uid: r.id("proxy_uid", Uid::new),
         proxy_gid: r.id("proxy_gid", Gid::new),
         proxy_env: r.env(),
-        linkerd: linkerd::read(&mut r),
+        expected: meshes::read(&mut r),
         annotations: r.value("annotations", "an object of texts").unwrap_or_default(),
         deadline: r.deadline(),
         state_dir: r.path("state_dir").unwrap_or_else(|| PathBuf::from(STATE_DIR)),
@@ -117,6 +117,11 @@ pub(super) fn read(object: &Object) -> Result<Config, CniError> {
     }
     let msg = format!("the network configuration is wrong: {}", r.wrong.join("; "));
     Err(CniError::new(Code::BadConfig, msg))
+}
+
+/// Whether a text is the name of a file, with no folder.
+fn is_file_name(text: &str) -> bool {
+    !text.is_empty() && !text.contains('/') && ![".", ".."].contains(&text)
 }
 
 fn version(object: &Object) -> Result<Version, CniError> {
@@ -142,6 +147,11 @@ impl<'o> Reader<'o> {
         Self { object, within, wrong: Vec::new(), warnings: Vec::new() }
     }
 
+    /// A member's name as it is told.
+    fn full(&self, name: &str) -> String {
+        if self.within.is_empty() { name.to_owned() } else { format!("{}.{name}", self.within) }
+    }
+
     /// Warn of keys that nobody knows.
     fn unknown(&mut self) {
         let known = |name: &str| name.starts_with(RESERVED) || keys::find(name).is_some();
@@ -149,17 +159,18 @@ impl<'o> Reader<'o> {
     }
 
     pub(super) fn warn_of_others(&mut self, known: impl Fn(&str) -> bool) {
-        let within = self.within;
         let others = self.object.members().map(|(name, _)| name).filter(|name| !known(name));
-        let warn = |name| format!("configuration key \"{within}{name}\" is not known, and ignored");
-        self.warnings.extend(others.map(warn));
+        let warn =
+            |name| format!("configuration key \"{}\" is not known, and ignored", self.full(name));
+        let warnings: Vec<String> = others.map(warn).collect();
+        self.warnings.extend(warnings);
     }
 
     /// Where istio-cni's entry had some of its settings until its release 1.23.
     fn older(&mut self) -> Older {
         let name = "kubernetes";
         let Some(object) = self.value::<Object>(name, "an object") else { return Older::default() };
-        let mut inner = Reader::new(&object, "kubernetes.");
+        let mut inner = Reader::new(&object, "kubernetes");
         inner.warn_of_others(|name| OLDER.iter().any(|known| member_is(name, known)));
         let older = Older {
             kubeconfig: inner.path("kubeconfig"),
@@ -183,7 +194,7 @@ impl<'o> Reader<'o> {
 
     pub(super) fn wrong(&mut self, name: &str, found: &str, expected: &str) {
         let found: String = found.chars().take(200).collect();
-        self.wrong.push(format!("{}{name} is {found}; it has to be {expected}", self.within));
+        self.wrong.push(format!("{} is {found}; it has to be {expected}", self.full(name)));
     }
 
     pub(super) fn is_named(&self, name: &str) -> bool {
@@ -203,6 +214,17 @@ impl<'o> Reader<'o> {
             self.wrong(name, &format!("{text:?}"), "an absolute path");
         }
         Some(text.into())
+    }
+
+    /// consul-cni's entry has the name of a file in `cni_net_dir`.
+    fn kubeconfig(&mut self) -> Option<PathBuf> {
+        let name = "kubeconfig";
+        let folder = self.path("cni_net_dir");
+        let text: Option<String> = self.value(name, "an absolute path");
+        match (text, folder) {
+            (Some(text), Some(folder)) if is_file_name(&text) => Some(folder.join(text)),
+            _ => self.path(name),
+        }
     }
 
     fn backend(&mut self) -> Backend {
@@ -316,164 +338,4 @@ impl<'o> Reader<'o> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parsed(members: &str) -> Result<Config, CniError> {
-        let text =
-            format!(r#"{{"cniVersion":"1.0.0","name":"net","type":"millrace-cni"{members}}}"#);
-        read(&super::super::object(&text).unwrap())
-    }
-
-    #[test]
-    fn an_entry_without_settings_has_the_defaults() {
-        let config = parsed("").unwrap();
-        assert_eq!(config.backend, Backend::Auto);
-        assert_eq!(config.deadline, DEADLINE);
-        assert_eq!(config.state_dir, Path::new(STATE_DIR));
-        assert_eq!(config.log, LogConfig::default());
-        assert!(config.pod_annotations.is_none() && config.prev_result.is_none());
-        assert!(config.kubeconfig.is_none() && config.warnings.is_empty());
-    }
-
-    #[test]
-    fn istio_cnis_entry_is_taken_as_it_is() {
-        let config = parsed(
-            r#","ambient_enabled":true,"cni_agent_run_dir":"/var/run/istio-cni","dns":{},"ipam":{},
-               "enable_ambient_detection_retry":false,"exclude_namespaces":["kube-system"],
-               "enablement_selectors":[{"podSelector":{},"namespaceSelector":{}}],
-               "native_nftables":true,"plugin_log_level":"debug","pod_namespace":"istio-system""#,
-        )
-        .unwrap();
-        assert_eq!(config.warnings, Vec::<String>::new());
-        assert_eq!(config.backend, Backend::Nftables);
-        assert_eq!(config.kubeconfig, Some("/var/run/istio-cni/istio-cni-kubeconfig".into()));
-        assert_eq!(config.exclude_namespaces, ["kube-system"]);
-        assert_eq!(config.agent_namespace.as_deref(), Some("istio-system"));
-        assert_eq!(config.log.level, Level::Debug);
-        assert!(config.ambient);
-    }
-
-    /// The form of releases up to 1.22, and of `OpenShift` Service Mesh 2.
-    #[test]
-    fn istio_cnis_older_entry_is_taken_as_it_is() {
-        let older = |members: &str| {
-            parsed(&format!(
-                r#","log_level":"warn","log_uds_address":"/var/run/istio-cni/log.sock",
-                   "ambient_enabled":false,"cni_event_address":"/var/run/istio-cni/pluginevent.sock",
-                   "kubernetes":{{"kubeconfig":"/etc/cni/net.d/ZZZ-istio-cni-kubeconfig",
-                   "cni_bin_dir":"/opt/cni/bin","exclude_namespaces":["istio-system","kube-system"]
-                   {members}}}"#
-            ))
-        };
-        let config = older("").unwrap();
-        assert_eq!(config.warnings, Vec::<String>::new());
-        assert_eq!(config.exclude_namespaces, ["istio-system", "kube-system"]);
-        assert_eq!(config.kubeconfig, Some("/etc/cni/net.d/ZZZ-istio-cni-kubeconfig".into()));
-        assert_eq!(config.log.level, Level::Warn);
-        // What stands outside is newer.
-        let both = older(r#"},"kubeconfig":"/k","exclude_namespaces":[],"args":{"x":{}"#).unwrap();
-        assert_eq!(both.kubeconfig, Some("/k".into()));
-        assert_eq!(both.exclude_namespaces, Vec::<String>::new());
-        let typo = older(r#","exclude_namespace":["x"]"#).unwrap();
-        assert!(typo.warnings[0].contains("\"kubernetes.exclude_namespace\""), "{typo:?}");
-        let error = older(r#","Kubeconfig":"kubeconfig""#).unwrap_err();
-        assert!(error.msg.contains("kubernetes.kubeconfig is \"kubeconfig\""), "{}", error.msg);
-        assert_eq!(parsed(r#","kubernetes":7"#).unwrap_err().code, Code::BadConfig);
-    }
-
-    #[test]
-    fn own_keys_are_read() {
-        let config = parsed(
-            r#","backend":"iptables","kubeconfig":"/k","agent_socket":"/a","deadline":"1m30s",
-               "proxy_identity":"lookup","proxy_uid":7,"proxy_gid":8,"state_dir":"/s",
-               "proxy_env":{"INVALID_DROP":"true"},"annotations":{"a":"b"},"log_file":"/l",
-               "log_max_bytes":5000,"native_nftables":true"#,
-        )
-        .unwrap();
-        assert_eq!(config.backend, Backend::Iptables);
-        assert_eq!(config.deadline, Duration::from_secs(90));
-        assert_eq!(config.proxy_identity, ProxyIdentity::Lookup);
-        assert_eq!(config.proxy_uid.unwrap().value.get(), 7);
-        assert_eq!(config.proxy_env["INVALID_DROP"].value, "true");
-        assert_eq!(config.log.max_bytes, 5000);
-    }
-
-    #[test]
-    fn unknown_keys_warn() {
-        let config = parsed(r#","exclude_namespace":["x"],"cni.dev/new":1"#).unwrap();
-        assert_eq!(config.warnings.len(), 1);
-        assert!(config.warnings[0].contains("exclude_namespace"));
-    }
-
-    #[test]
-    fn everything_that_is_wrong_is_told_at_once() {
-        let error = parsed(
-            r#","backend":"ipvs","deadline":"0","proxy_uid":0,"kubeconfig":"here","log_max_bytes":1,
-               "exclude_namespaces":"x","annotations":{"a":1},
-               "runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"a":1}}"#,
-        )
-        .unwrap_err();
-        assert_eq!(error.code, Code::BadConfig);
-        for name in [
-            "backend",
-            "deadline",
-            "proxy_uid",
-            "kubeconfig",
-            "log_max_bytes",
-            "annotations",
-            "exclude_namespaces",
-            "pod-annotations",
-        ] {
-            assert!(error.msg.contains(name), "{name}: {}", error.msg);
-        }
-    }
-
-    #[test]
-    fn a_log_level_that_is_none_stops_nothing() {
-        let config = parsed(r#","plugin_log_level":"loud""#).unwrap();
-        assert_eq!(config.log.level, Level::Info);
-        assert_eq!(config.warnings.len(), 1);
-    }
-
-    #[test]
-    fn what_the_runtime_tells_is_read_whatever_its_case() {
-        for (text, known) in [
-            (r#","runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"a":"b"}}"#, true),
-            (r#","RuntimeConfig":{"IO.kubernetes.cri.Pod-Annotations":{"a":"b"}}"#, true),
-            (r#","runtimeConfig":{"io.kubernetes.cri.pod-annotations":null}"#, true),
-            (r#","runtimeConfig":{"portMappings":[]}"#, false),
-            (r#","runtimeConfig":null"#, false),
-        ] {
-            assert_eq!(parsed(text).unwrap().pod_annotations.is_some(), known, "{text}");
-        }
-    }
-
-    #[test]
-    fn valid_attachments_may_be_null() {
-        let valid = |text: &str| parsed(&format!(",{text}")).unwrap().valid_attachments;
-        assert_eq!(valid(r#""cni.dev/valid-attachments":null"#), Some(Vec::new()));
-        assert_eq!(valid(r#""args":{}"#), None);
-        let one = valid(r#""cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}]"#);
-        assert_eq!(one.unwrap()[0].container_id, "a");
-    }
-
-    #[test]
-    fn versions_before_chains_and_after_today_are_not_spoken() {
-        for text in [r#"{"name":"net"}"#, r#"{"cniVersion":"0.2.0"}"#, r#"{"cniVersion":"9.0.0"}"#]
-        {
-            let error = read(&super::super::object(text).unwrap()).unwrap_err();
-            assert_eq!(error.code, Code::IncompatibleVersion);
-            assert!(error.details.contains("1.1.0"), "{}", error.details);
-        }
-    }
-
-    #[test]
-    fn a_network_has_a_good_name() {
-        for name in ["", "../x", "a b", "-a"] {
-            let text = format!(r#"{{"cniVersion":"1.0.0","name":"{name}"}}"#);
-            let error = read(&super::super::object(&text).unwrap()).unwrap_err();
-            assert_eq!(error.code, Code::BadConfig, "{name}");
-        }
-    }
-}
+mod tests;

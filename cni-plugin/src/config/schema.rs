@@ -46,6 +46,7 @@ fn property(key: &Key) -> Value {
             json!({ "type": "string", "pattern": "^([0-9.]+(ns|us|\u{b5}s|ms|s|m|h))+$" })
         }
         Shape::Path => json!({ "type": "string", "pattern": "^/" }),
+        Shape::PathOrName => json!({ "type": "string", "pattern": "^(/|[^/]+$)" }),
         Shape::Any => json!({}),
     };
     if let Some(map) = property.as_object_mut() {
@@ -87,7 +88,7 @@ mod tests {
             }
         }
         let said = Config::parse(&object(&text.to_string()).unwrap()).unwrap();
-        assert!(said.linkerd.is_none() && bare.linkerd.is_none());
+        assert!(said.expected.is_empty() && bare.expected.is_empty());
         assert_eq!(said.log, bare.log);
         assert_eq!(said.backend, bare.backend);
         assert_eq!(said.deadline, bare.deadline);
@@ -100,9 +101,11 @@ mod tests {
     #[test]
     fn every_key_has_a_description() {
         let schema = schema();
-        for key in super::super::LINKERD {
-            let key = &schema["properties"]["linkerd"]["properties"][key.name];
-            assert!(key["description"].is_string(), "{key}");
+        for (of, keys) in [("linkerd", super::super::LINKERD), ("consul", super::super::CONSUL)] {
+            for key in keys {
+                let key = &schema["properties"][of]["properties"][key.name];
+                assert!(key["description"].is_string(), "{key}");
+            }
         }
         for key in KEYS {
             assert!(schema["properties"][key.name]["description"].is_string(), "{}", key.name);

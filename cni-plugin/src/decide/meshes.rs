@@ -3,7 +3,7 @@
 use std::fmt;
 
 use millrace_core::dialect::istio::annotations as istio;
-use millrace_core::dialect::linkerd::annotations as linkerd;
+use millrace_core::dialect::sidecar::{self, ToldBy};
 use millrace_core::pod::PodFacts;
 
 use crate::mesh::Mesh;
@@ -11,14 +11,14 @@ use crate::mesh::Mesh;
 /// What is to be done with a pod by what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// It is not captured, and this is why; also why not for Linkerd, where that is expected.
-    Pass(istio::Passed, Option<linkerd::Passed>),
+    /// It is not captured, and this is why; also why not for each other mesh that is expected.
+    Pass(istio::Passed, Vec<sidecar::Passed>),
     /// It is captured for this mesh.
     Capture(Mesh),
     /// It may have to be captured: somebody has to be asked.
     Ask(Unknown),
-    /// It has the proxies of two meshes.
-    Both(String),
+    /// It has the proxies of several meshes.
+    Several(String),
 }
 
 /// What has to be known before it can be decided.
@@ -26,65 +26,95 @@ pub(super) enum Decision {
 pub(super) enum Unknown {
     /// Something that tells whether it has a proxy of Istio's.
     Istio(istio::Unknown),
-    /// The containers, which alone tell whether it has a proxy of Linkerd's.
-    Linkerd,
+    /// Something that tells of another mesh, which is expected by this key of the entry.
+    Other(&'static str, sidecar::Unknown),
 }
 
 impl fmt::Display for Unknown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Istio(unknown) => unknown.fmt(f),
-            Self::Linkerd => write!(
-                f,
-                "the entry has linkerd, and whether it has a container {} no annotation tells",
-                linkerd::PROXY_CONTAINER
-            ),
+            Self::Other(key, unknown) => write!(f, "the entry has {key}, and {unknown}"),
         }
     }
 }
 
 /// What holds for every pod of the node.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Known<'a> {
     /// Who is left alone.
     pub(super) node: istio::Node<'a>,
-    /// Whether pods of Linkerd are expected.
-    pub(super) linkerd: bool,
+    /// Whose pods are expected beside those of Istio.
+    pub(super) expected: Vec<Mesh>,
 }
 
 impl Known<'_> {
+    /// The same where nobody knows the containers of what is no pod.
+    pub(super) fn by_annotations(&self) -> Self {
+        let mut known = self.clone();
+        known.expected.retain(|mesh| {
+            mesh.sidecar().is_some_and(|sidecar| sidecar.told_by == ToldBy::Annotations)
+        });
+        known
+    }
+
     /// Decide about a pod by what is known of it.
-    pub(super) fn decide(self, pod: &PodFacts) -> Decision {
+    pub(super) fn decide(&self, pod: &PodFacts) -> Decision {
         use istio::Passed::{Agent, Namespace, NoPod};
         match istio::decide(pod, self.node) {
             // Who it is comes before what is in it.
             istio::Decision::Pass(why @ (NoPod | Namespace(_) | Agent)) => {
-                Decision::Pass(why, None)
+                Decision::Pass(why, Vec::new())
             }
             decision => self.joined(pod, decision),
         }
     }
 
     /// Decide about a pod by what is in it alone, whatever it is called.
-    pub(super) fn by_contents(self, pod: &PodFacts) -> Decision {
+    pub(super) fn by_contents(&self, pod: &PodFacts) -> Decision {
         self.joined(pod, istio::decide_by_contents(pod))
     }
 
-    fn joined(self, pod: &PodFacts, istio: istio::Decision) -> Decision {
-        use istio::Decision as Istio;
-        use linkerd::Decision as Linkerd;
-        use linkerd::Passed::InitContainer;
-        match (istio, linkerd::decide(pod)) {
-            (Istio::Capture, Linkerd::Capture | Linkerd::Pass(InitContainer)) => both(),
-            (Istio::Pass(istio::Passed::InitContainer), Linkerd::Capture) if self.linkerd => both(),
-            (Istio::Ask(unknown), _) => Decision::Ask(Unknown::Istio(unknown)),
-            (_, Linkerd::Ask) if self.linkerd => Decision::Ask(Unknown::Linkerd),
-            (Istio::Capture, _) => Decision::Capture(Mesh::Istio),
-            (Istio::Pass(_), Linkerd::Capture) if self.linkerd => Decision::Capture(Mesh::Linkerd),
-            (Istio::Pass(why), Linkerd::Pass(beside)) if self.linkerd => {
-                Decision::Pass(why, Some(beside))
+    fn joined(&self, pod: &PodFacts, istio: istio::Decision) -> Decision {
+        use istio::{Decision as Istio, Passed};
+        use sidecar::{Decision as Other, Passed as OtherPassed};
+        let others: Vec<(Mesh, Other)> = Mesh::OTHERS
+            .into_iter()
+            .filter_map(|mesh| Some((mesh, (mesh.sidecar()?.decide)(pod))))
+            .collect();
+        let is_expected = |mesh: &Mesh| self.expected.contains(mesh);
+        // A mesh captures the pod, by this plugin, by another one or from inside.
+        let by_istio = matches!(istio, Istio::Capture | Istio::Pass(Passed::InitContainer));
+        let captures = |decision: &Other| {
+            matches!(decision, Other::Capture | Other::Pass(OtherPassed::InitContainer(_)))
+        };
+        let by_others = others.iter().filter(|(_, decision)| captures(decision));
+        let carried: Vec<Mesh> =
+            by_istio.then_some(Mesh::Istio).into_iter().chain(by_others.map(|(m, _)| *m)).collect();
+        let is_left =
+            |(mesh, decision): &&(Mesh, Other)| *decision == Other::Capture && is_expected(mesh);
+        let left = (istio == Istio::Capture).then_some(Mesh::Istio);
+        let left = left.or_else(|| others.iter().find(is_left).map(|(mesh, _)| *mesh));
+        if carried.len() > 1 && left.is_some() {
+            return several(&carried);
+        }
+        if let Istio::Ask(unknown) = istio {
+            return Decision::Ask(Unknown::Istio(unknown));
+        }
+        let mut passed = Vec::new();
+        for (mesh, decision) in others.iter().filter(|(mesh, _)| is_expected(mesh)) {
+            match decision {
+                Other::Ask(what) => {
+                    return Decision::Ask(Unknown::Other(mesh.key().unwrap_or_default(), *what));
+                }
+                Other::Pass(why) => passed.push(*why),
+                Other::Capture => {}
             }
-            (Istio::Pass(why), _) => Decision::Pass(why, None),
+        }
+        match (left, istio) {
+            (Some(mesh), _) => Decision::Capture(mesh),
+            (None, Istio::Pass(why)) => Decision::Pass(why, passed),
+            (None, _) => Decision::Capture(Mesh::Istio),
         }
     }
 
@@ -92,48 +122,66 @@ impl Known<'_> {
     /// the answer itself. What the pod was made with is proof; who says otherwise knows another pod, or
     /// lies, also where its own answer names the container that it lacks.
     pub(super) fn contradicts(
-        self,
+        &self,
         pod: &PodFacts,
         found: &PodFacts,
     ) -> Option<(&'static str, &'static str)> {
-        let named = |names: fn(&PodFacts) -> bool| names(pod) || names(found);
-        let lacks = |container| found.container(container).is_none();
-        if lacks(istio::PROXY_CONTAINER) && named(istio::names_proxy) {
-            return Some((istio::PROXY_CONTAINER, istio::STATUS));
-        }
-        let lacks = self.linkerd && lacks(linkerd::PROXY_CONTAINER);
-        (lacks && named(linkerd::names_proxy))
-            .then_some((linkerd::PROXY_CONTAINER, linkerd::INJECTED))
+        // Of a mesh whose annotations tell all, nothing of what was found is needed.
+        let counts = |mesh: &Mesh| {
+            mesh.sidecar().is_none_or(|sidecar| sidecar.told_by != ToldBy::Annotations)
+        };
+        let meshes = [Mesh::Istio].into_iter().chain(self.expected.iter().copied());
+        let torn = |mesh: &Mesh| {
+            let has_proxy = found.containers.iter().flatten().any(|c| mesh.is_proxy(c));
+            !has_proxy && (mesh.names_proxy(pod) || mesh.names_proxy(found))
+        };
+        let torn = meshes.filter(counts).find(torn)?;
+        Some((torn.proxy_container(), torn.injected()))
     }
 
-    /// What to say of a pod that passes though it has a proxy of Linkerd's, as far as can be told:
+    /// What to say of a pod that passes though it has a proxy of another mesh, as far as can be told:
     /// nobody expects one here.
-    pub(super) fn unseen(self, pod: &PodFacts, why: &istio::Passed) -> Option<String> {
+    pub(super) fn unseen(&self, pod: &PodFacts, why: &istio::Passed) -> Vec<String> {
         use istio::Passed::{Agent, Namespace, NoPod};
-        if self.linkerd || matches!(why, NoPod | Namespace(_) | Agent) {
-            return None;
+        if matches!(why, NoPod | Namespace(_) | Agent) {
+            return Vec::new();
         }
-        let (how, unless) = match linkerd::decide(pod) {
-            linkerd::Decision::Capture => (format!("container {}", linkerd::PROXY_CONTAINER), ""),
-            linkerd::Decision::Ask if linkerd::names_proxy(pod) => {
-                (format!("annotation {}", linkerd::INJECTED), "its init container linkerd-init or ")
-            }
-            _ => return None,
+        let told = |mesh: Mesh| {
+            let (sidecar, key) = (mesh.sidecar()?, mesh.key()?);
+            let (how, unless) = match (sidecar.decide)(pod) {
+                sidecar::Decision::Capture if sidecar.has_proxy(pod) => {
+                    (format!("container {}", sidecar.proxy), String::new())
+                }
+                sidecar::Decision::Capture => {
+                    (format!("annotation {}", sidecar.injected), String::new())
+                }
+                sidecar::Decision::Ask(_) if (sidecar.names_proxy)(pod) => {
+                    let inside = format!("its init container {} or ", sidecar.inside);
+                    (format!("annotation {}", sidecar.injected), inside)
+                }
+                _ => return None,
+            };
+            Some(format!(
+                "it has a proxy of {mesh}'s ({how}), and is not captured, since the entry has no key \
+                 {key}: unless {unless}another plugin captures it, its connections go past its proxy"
+            ))
         };
-        Some(format!(
-            "it has a proxy of Linkerd's ({how}), and is not captured, since the entry has no key \
-             linkerd: unless {unless}another plugin captures it, its connections go past its proxy"
-        ))
+        let others = Mesh::OTHERS.into_iter().filter(|mesh| !self.expected.contains(mesh));
+        others.filter_map(told).collect()
     }
 }
 
-fn both() -> Decision {
-    let (one, other) = (Mesh::Istio, Mesh::Linkerd);
-    let (first, second) = (one.proxy_container(), other.proxy_container());
-    Decision::Both(format!(
-        "it has the proxies of two meshes, container {first} of {one} and container {second} of \
-         {other}, and its connections can go through one only: have one of them not injected, by its \
-         label {}: \"false\" or its annotation linkerd.io/inject: disabled",
-        istio::INJECT
+fn several(meshes: &[Mesh]) -> Decision {
+    let each = |of: fn(Mesh) -> String, between: &str| {
+        meshes.iter().map(|mesh| of(*mesh)).collect::<Vec<_>>().join(between)
+    };
+    let count = if meshes.len() == 2 { "two" } else { "several" };
+    let (containers, ways) = (
+        each(|mesh| format!("container {} of {mesh}", mesh.proxy_container()), " and "),
+        each(|mesh| format!("its {}", mesh.leave()), " or "),
+    );
+    Decision::Several(format!(
+        "it has the proxies of {count} meshes, {containers}, and its connections can go through one \
+         only: have it injected by one alone, by {ways}"
     ))
 }

@@ -43,7 +43,7 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
         }
         Verdict::Capture(captured) => captured.as_ref().clone(),
     };
-    if captured.mesh == Mesh::Linkerd {
+    if captured.mesh != Mesh::Istio {
         job.log.debug("annotations of the pod count, those of its namespace are not asked for");
     }
     // The note comes first: what is in the namespace is never unknown to it.

@@ -68,7 +68,7 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
 fn is_other(noted: Mesh, wanted: Option<Mesh>, config: &Config) -> bool {
     match wanted {
         Some(wanted) => wanted != noted,
-        None => noted == Mesh::Linkerd && config.linkerd.is_none(),
+        None => noted != Mesh::Istio && !config.expected.contains_key(&noted),
     }
 }
 

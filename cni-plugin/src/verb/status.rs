@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use millrace_core::dialect::sidecar::ToldBy;
 use millrace_core::preflight::{self, Verdict};
 use millrace_host::preflight::look;
 use nix::sched::{CloneFlags, unshare};
@@ -14,6 +15,7 @@ use crate::config::{Backend, ProxyIdentity};
 use crate::decide::nobody;
 use crate::level::Level;
 use crate::lookup::{reach_agent, reach_api};
+use crate::mesh::Mesh;
 use crate::note::Notes;
 use crate::protocol::{CniError, Code};
 
@@ -88,7 +90,10 @@ fn sources(job: &mut Job<'_>) -> Result<(), String> {
             Err(why) => failures.push(format!("the node agent: {why}")),
         }
     }
-    let annotations_tell = config.tells_annotations != Some(false) && config.linkerd.is_none();
+    let tells =
+        |mesh: &Mesh| mesh.sidecar().is_none_or(|sidecar| sidecar.told_by == ToldBy::Annotations);
+    let annotations_tell =
+        config.tells_annotations != Some(false) && config.expected.keys().all(tells);
     if annotations_tell && config.proxy_identity != ProxyIdentity::Lookup {
         for why in failures {
             job.log.warn(&why);
@@ -102,7 +107,7 @@ fn sources(job: &mut Job<'_>) -> Result<(), String> {
         }
     }
     if failures.is_empty() {
-        failures.push(nobody(config).to_owned());
+        failures.push(nobody(config));
     }
     Err(failures.join("; "))
 }

@@ -1,6 +1,8 @@
 //! Captures that Millrace does not make, and leaves alone: other meshes, and other modes of one whose
 //! sidecars it captures for.
 
+use super::findings::{finding, of};
+use crate::finding::{Finding, Severity};
 use crate::observed::{Observed, TableId};
 use crate::ownership::known_tables;
 use crate::pod::{Container, PodFacts};
@@ -112,6 +114,22 @@ pub fn mesh_of(pod: &PodFacts) -> Option<(&'static str, &Container)> {
         let name = container.name.as_str();
         container.init && other.containers.contains(&name) || other.proxies.contains(&name)
     })
+}
+
+/// What `lint` says of a pod in a mesh of whose mistakes nothing is known.
+pub(super) fn unknown_mesh(pod: &PodFacts) -> Option<Finding> {
+    let (mesh, container) = mesh_of(pod)?;
+    let what = format!("the pod is in {mesh}, for whose pods there is no lint");
+    Some(finding(
+        Severity::Note,
+        "other-mesh",
+        &of(container),
+        &what,
+        [
+            "what is a mistake in another mesh may be right there: nothing was looked at",
+            "see what is captured where it runs: millrace explain --all --pod NAMESPACE/NAME",
+        ],
+    ))
 }
 
 #[cfg(test)]

@@ -62,8 +62,12 @@ impl<W: Words> Raw<W> {
 
     /// The texts of a list, of which several may say some.
     pub fn texts(&self, long: &'static str) -> Vec<Sourced<String>> {
-        let more = self.more.get(long).into_iter().flatten().cloned();
-        std::iter::once(self.text(long)).chain(more).collect()
+        std::iter::once(self.text(long)).chain(self.more(long).cloned()).collect()
+    }
+
+    /// The texts of a list that were taken beside whatever else says some.
+    pub(super) fn more(&self, long: &'static str) -> impl Iterator<Item = &Sourced<String>> {
+        self.more.get(long).into_iter().flatten()
     }
 
     /// The value of a flag: what the command line says, else the environment, else a configuration file,

@@ -31,6 +31,27 @@ pub struct Manifest {
     pub bad: Vec<BadObject>,
     /// Everything else, which makes no pods as far as is known.
     pub others: Vec<Name>,
+    /// Of these, namespaces.
+    pub namespaces: Vec<Namespace>,
+}
+
+impl Workload {
+    /// The namespace of its pods, where it is one of these.
+    pub fn namespace<'n>(&self, namespaces: &'n [Namespace]) -> Option<&'n Namespace> {
+        let own = self.name.namespace.as_ref()?;
+        namespaces.iter().find(|namespace| namespace.name == *own)
+    }
+}
+
+/// A namespace of Kubernetes, as far as it matters to the pods in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// How an object is called.
@@ -163,6 +184,13 @@ fn collect(object: &Value, document: usize, list: Inherited<'_>, manifest: &mut 
         Found::Maker(maker) => (maker.pod, maker.contents, None),
         Found::Stranger(pointer, why) => (pointer, Contents::Containers, Some(why)),
         Found::Nothing => {
+            if let ("Namespace", Some("v1") | None, Some(own)) = (kind, version, &name.name) {
+                manifest.namespaces.push(Namespace {
+                    name: own.clone(),
+                    annotations: texts(object, "/metadata/annotations"),
+                    labels: texts(object, "/metadata/labels"),
+                });
+            }
             manifest.others.push(name);
             return;
         }
@@ -174,11 +202,7 @@ fn collect(object: &Value, document: usize, list: Inherited<'_>, manifest: &mut 
             return;
         }
     };
-    let own = |field: &str| {
-        let map = object.pointer(field).filter(|_| !pointer.is_empty()).and_then(Value::as_object);
-        let texts = map.into_iter().flatten();
-        texts.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
-    };
+    let own = |field| if pointer.is_empty() { BTreeMap::new() } else { texts(object, field) };
     manifest.workloads.push(Workload {
         annotations: own("/metadata/annotations"),
         labels: own("/metadata/labels"),
@@ -188,6 +212,12 @@ fn collect(object: &Value, document: usize, list: Inherited<'_>, manifest: &mut 
         pod,
         name,
     });
+}
+
+/// The texts of a map in an object.
+fn texts(object: &Value, pointer: &str) -> BTreeMap<String, String> {
+    let map = object.pointer(pointer).and_then(Value::as_object).into_iter().flatten();
+    map.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
 
 /// The pod at a place of an object.

@@ -152,6 +152,20 @@ impl PodFacts {
         self.annotations.as_ref()?.get(name).map(String::as_str)
     }
 
+    /// Its `/etc/resolv.conf`, as far as its manifest tells it.
+    ///
+    /// # Errors
+    /// Why it is not told.
+    pub fn resolv_conf(&self) -> Result<String, String> {
+        if !self.own_nameservers {
+            let why = "it is the pod's own, with the cluster's servers, which no manifest tells: ask \
+                       the pod itself, with --pod";
+            return Err(why.to_owned());
+        }
+        let lines = self.nameservers.iter().flat_map(|server| ["nameserver ", server, "\n"]);
+        Ok(lines.collect())
+    }
+
     /// A container, if containers are known and this one is there.
     pub fn container(&self, name: &str) -> Option<&Container> {
         self.containers.as_ref()?.iter().find(|c| c.name == name)

@@ -1,9 +1,9 @@
 //! `millrace lint`
 
 use anyhow::{Context as _, Result, bail};
-use millrace_core::dialect::istio::lint;
+use millrace_core::dialect::lint;
 use millrace_core::finding::{Finding, Severity};
-use millrace_core::manifest::{self, BadObject, Name, Workload};
+use millrace_core::manifest::{self, BadObject, Name, Namespace, Workload};
 use serde_json::{Value, json};
 
 use super::output::{print, print_json};
@@ -23,11 +23,19 @@ struct Linted {
 
 pub(crate) fn lint(command: &Lint) -> Result<Exit> {
     let mut all = Linted::default();
+    let mut read = Vec::new();
     for path in &command.files {
         let what = || path.display().to_string();
         let found = manifest::read(&text(path).with_context(what)?).with_context(what)?;
+        read.push((what(), found));
+    }
+    // A namespace may be described in another file than its pods.
+    let namespaces: Vec<Namespace> =
+        read.iter().flat_map(|(_, found)| found.namespaces.clone()).collect();
+    for (file, found) in read {
+        let what = || file.clone();
         for workload in found.workloads {
-            let findings = lint::lint(&workload);
+            let findings = lint::lint(&workload, &namespaces);
             all.workloads.push((what(), workload, findings));
         }
         all.bad.extend(found.bad.into_iter().map(|bad| (what(), bad)));

@@ -1,15 +1,19 @@
 //! From a pod's manifest to what captures it: the command line of its init container, or what the CNI
 //! plugin makes of its annotations.
 
+mod others;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use millrace_core::dialect::injector::{Injector, meshes_of};
 use millrace_core::dialect::istio::annotations::{
     self, Decision, Defaults, INIT_CONTAINER, Passed,
 };
-use millrace_core::dialect::{istio, linkerd, native, others};
+use millrace_core::dialect::others::captures_pod;
+use millrace_core::dialect::{consul, istio, native};
 use millrace_core::facts::HostFacts;
-use millrace_core::manifest::{self, Selector, Workload};
+use millrace_core::manifest::{self, Namespace, Selector, Workload};
 use millrace_core::pod::PodFacts;
 use millrace_host::file;
 
@@ -96,18 +100,37 @@ fn described_text(word: &Word, text: &str, facts: &HostFacts, inside: bool) -> R
              --live"
         );
     }
-    if let Some(words) = linkerd::init_container(pod) {
-        let words = words?.into_iter().map(Into::into).collect();
-        let loaded = config::load_linkerd(words).context("init container linkerd-init");
-        return loaded.map(Described::Inside);
+    if let Some(injector) = mesh_of(workload, &manifest.namespaces)? {
+        return others::described(workload, injector, facts, inside);
     }
-    if let Some((mesh, container)) = others::captures_pod(pod) {
+    if let Some((mesh, container)) = captures_pod(pod) {
         bail!("its init container {container} is one of {mesh}, whose rules are not known here");
     }
     match istio::init_container(pod) {
         Some(init) => from_inside(pod, init?, facts, inside).map(Described::Inside),
         None => by_plugin(workload),
     }
+}
+
+/// The mesh that a pod is in, or is to be in; none for the one that is taken where nothing is said.
+fn mesh_of(workload: &Workload, namespaces: &[Namespace]) -> Result<Option<&'static Injector>> {
+    let pod = &workload.pod;
+    let by_default = istio::lint::is_in_mesh(pod);
+    let meshes: Vec<&Injector> = match consul::init_container(pod) {
+        Some(_) if !by_default => vec![&consul::INJECTOR],
+        _ => meshes_of(pod, workload.namespace(namespaces)),
+    };
+    let injected = meshes.iter().filter(|mesh| mesh.is_injected(pod) || !by_default);
+    let of_default = by_default.then_some(istio::MESH.name);
+    let names: Vec<&str> = of_default.into_iter().chain(injected.map(|i| i.mesh.name)).collect();
+    if names.len() > 1 {
+        bail!(
+            "it is one of {}: its connections can go through the proxy of one mesh only, and the CNI \
+             plugin refuses such a pod",
+            names.join(" and ")
+        );
+    }
+    Ok(meshes.first().copied().filter(|_| !by_default))
 }
 
 fn from_inside(
@@ -124,7 +147,7 @@ fn from_inside(
     }
     let mut facts = facts.clone();
     if !inside {
-        facts.resolv_conf = Some(resolv_conf(pod));
+        facts.resolv_conf = Some(pod.resolv_conf());
     }
     let mut loaded = config::of_istio(flags, init.env, &facts).with_context(who)?;
     match annotations::policy(pod, &Defaults::default()) {
@@ -146,19 +169,6 @@ fn from_inside(
         )),
     }
     Ok(loaded)
-}
-
-/// The pod's `/etc/resolv.conf`, as far as its manifest tells it.
-fn resolv_conf(pod: &PodFacts) -> Result<String, String> {
-    if !pod.own_nameservers {
-        return Err(
-            "it is the pod's own, with the cluster's servers, which no manifest tells: ask the pod \
-             itself, with --pod"
-                .to_owned(),
-        );
-    }
-    let lines = pod.nameservers.iter().flat_map(|server| ["nameserver ", server, "\n"]);
-    Ok(lines.collect())
 }
 
 fn by_plugin(workload: &Workload) -> Result<Described> {

@@ -14,6 +14,7 @@ mod containerd;
 mod host;
 mod image;
 mod list;
+mod meshed;
 mod podman;
 
 pub use api::{Api, Mood, NAME};
@@ -21,6 +22,10 @@ pub use call::{Call, Reply, end_within};
 pub use containerd::{Containerd, Sandbox};
 pub use host::{Host, Pod};
 pub use list::{Added, List};
+pub use meshed::{
+    CONSUL, CONSUL_CONFIG, DUAL_STACK, KUMA, KUMA_CONFIG, TRANSPARENT, consul_annotations,
+    expecting, expecting_all, in_pod, kuma_annotations, manifest,
+};
 pub use podman::Podman;
 
 use serde_json::{Value, json};

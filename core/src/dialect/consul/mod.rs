@@ -1,13 +1,17 @@
 //! Consul's `connect redirect-traffic`: its flags, its settings as JSON, its rules, the commands and the
-//! nftables batch that it runs.
+//! nftables batch that it runs; and whom its CNI plugin captures.
 
+pub mod annotations;
 mod commands;
 mod flags;
 mod json;
+mod manifest;
 mod resolve;
 
+pub use annotations::SIDECAR;
 pub use commands::{batch, commands};
 pub use flags::Consul;
+pub use manifest::{INJECTOR, InitContainer, init_container};
 pub use resolve::{Options, Raw, Resolved, reads_input, resolve, said};
 
 use crate::dialect::flags::{FlagDef, Words as _};

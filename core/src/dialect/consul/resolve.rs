@@ -258,8 +258,10 @@ impl Resolver<'_> {
         most: Most,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Vec<Sourced<T>> {
-        let text = self.text(flag);
-        self.reader.each(&text, most, &items(&text.value), parse)
+        let texts = std::iter::once(self.text(flag)).chain(self.raw.more(flag).cloned());
+        let texts: Vec<Sourced<String>> = texts.collect();
+        let of = |text: &Sourced<String>| self.reader.each(text, most, &items(&text.value), &parse);
+        texts.iter().flat_map(of).collect()
     }
 
     fn ports(&mut self, flag: &'static str) -> Vec<Sourced<PortRange>> {

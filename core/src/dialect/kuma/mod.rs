@@ -1,17 +1,22 @@
-//! Kuma's `kumactl install transparent-proxy`: its settings, its rules, the text of its dry run.
+//! Kuma's `kumactl install transparent-proxy`: its settings, its rules, the text of its dry run; and whom
+//! its CNI plugin captures.
 
+pub mod annotations;
 mod comment;
 mod file;
 mod flags;
 mod flows;
 mod footprint;
+mod manifest;
 mod options;
 mod resolve;
 mod text;
 
 pub use crate::dialect::raw::FileValues;
+pub use annotations::SIDECAR;
 pub use file::{FileError, read_file};
 pub use flags::{Kuma, Uninstall};
+pub use manifest::{INJECTOR, init_container};
 pub use options::{Options, Programs};
 pub use resolve::{Raw, Resolved, resolve, said};
 pub use text::dry_run;
@@ -20,6 +25,7 @@ use crate::capture::to_iptables;
 use crate::dialect::flags::{FlagDef, Words as _};
 use crate::dialect::{Dialect, Mesh, native};
 use crate::nft::NftLayout;
+use crate::ownership::Footprint;
 use crate::policy::CapturePolicy;
 use crate::ruleset::{
     Chain, ChainName, Emission, Home, Hook, Layout, Match, Placement, Role, Ruleset, Style, Table,
@@ -48,28 +54,41 @@ pub const DIALECT: Dialect = Dialect {
     modernize: |_| None,
 };
 
+/// The same rules, written from outside of a pod while it is made.
+pub static POD_DIALECT: Dialect =
+    Dialect { footprint: Footprint { layout: &POD_LAYOUT, ..footprint::FOOTPRINT }, ..DIALECT };
+
 /// The chains that kumactl makes, and the rules in them: those of DNS stand in builtin chains, and so does
 /// what drops packets.
-pub static LAYOUT: Layout = Layout {
-    inbound: ChainName::known("KUMA_MESH_INBOUND"),
-    redirect: ChainName::known("KUMA_MESH_OUTBOUND_REDIRECT"),
-    in_redirect: ChainName::known("KUMA_MESH_INBOUND_REDIRECT"),
-    output: ChainName::known("KUMA_MESH_OUTBOUND"),
-    output_dns: ChainName::known("KUMA_MESH_DNS"),
-    divert: ChainName::known("KUMA_MESH_DIVERT"),
-    tproxy: ChainName::known("KUMA_MESH_TPROXY"),
-    drop: ChainName::known("KUMA_MESH_DROP"),
-    tagged: false,
-    guard: None,
-    passthrough: Home::Loopback,
-    style: Style {
-        inlined: &[ChainName::known("KUMA_MESH_DROP")],
-        tcp: &[Role::StaysInPod],
-        sources_first: true,
-        comment: Some(comment::comment),
-        ..Style::PLAIN
-    },
-};
+pub static LAYOUT: Layout = layout(Home::Loopback);
+
+/// The same, but that nothing is put on the pod's loopback interface.
+static POD_LAYOUT: Layout = layout(Home::Own);
+
+const INLINED: &[ChainName] = &[ChainName::known("KUMA_MESH_DROP")];
+
+const fn layout(passthrough: Home) -> Layout {
+    Layout {
+        inbound: ChainName::known("KUMA_MESH_INBOUND"),
+        redirect: ChainName::known("KUMA_MESH_OUTBOUND_REDIRECT"),
+        in_redirect: ChainName::known("KUMA_MESH_INBOUND_REDIRECT"),
+        output: ChainName::known("KUMA_MESH_OUTBOUND"),
+        output_dns: ChainName::known("KUMA_MESH_DNS"),
+        divert: ChainName::known("KUMA_MESH_DIVERT"),
+        tproxy: ChainName::known("KUMA_MESH_TPROXY"),
+        drop: ChainName::known("KUMA_MESH_DROP"),
+        tagged: false,
+        guard: None,
+        passthrough,
+        style: Style {
+            inlined: INLINED,
+            tcp: &[Role::StaysInPod],
+            sources_first: true,
+            comment: Some(comment::comment),
+            ..Style::PLAIN
+        },
+    }
+}
 
 /// The one table of native nftables. kumactl has none: this is Millrace's own form.
 pub static NFT_LAYOUT: NftLayout = native::one_table("kuma-transparent-proxy");

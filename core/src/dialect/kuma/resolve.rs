@@ -302,15 +302,18 @@ impl Resolver<'_> {
         })
     }
 
-    /// Ports of a comma list, blanks around them aside.
+    /// Ports of comma lists, blanks around them aside.
     fn ports(&mut self, flag: &'static str) -> Vec<Sourced<PortRange>> {
-        let text = self.raw.text(flag);
-        let list: Vec<&str> = items(&text.value).into_iter().map(str::trim).collect();
-        self.reader.each(&text, Most::Targets, &list, |item| {
-            let port: Result<ListenPort, _> = item.parse();
-            port.map(|port| port.port().into())
-                .map_err(|_e| "a port is a number from 1 to 65535".to_owned())
-        })
+        let texts = self.raw.texts(flag);
+        let of = |text: &Sourced<String>| {
+            let list: Vec<&str> = items(&text.value).into_iter().map(str::trim).collect();
+            self.reader.each(text, Most::Targets, &list, |item| {
+                let port: Result<ListenPort, _> = item.parse();
+                port.map(|port| port.port().into())
+                    .map_err(|_e| "a port is a number from 1 to 65535".to_owned())
+            })
+        };
+        texts.iter().flat_map(of).collect()
     }
 
     /// Networks and addresses of a comma list.

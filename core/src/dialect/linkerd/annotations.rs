@@ -1,11 +1,13 @@
 //! A pod's containers and annotations, as linkerd-cni reads them: who is captured, and how. What is
 //! captured is resolved as what is typed for proxy-init.
 
-use std::fmt;
-
-use super::resolve::{Raw, Resolved, resolve};
+use super::resolve::{Raw, resolve};
+use super::{DIALECT, MESH};
 use crate::dialect::error::ConfigErrors;
 use crate::dialect::raw::FileValues;
+use crate::dialect::sidecar::{
+    AnnotationDef, Captured, Decision, Effect, Passed, Sidecar, ToldBy, Unknown, annotated, def,
+};
 use crate::pod::PodFacts;
 use crate::source::{Source, Sourced};
 
@@ -20,29 +22,22 @@ pub const COMPONENT: &str = "linkerd.io/control-plane-component";
 /// Where these reach the Kubernetes API, which has to be there before their proxies are.
 const API_PORTS: &str = "443,6443";
 
-/// What an annotation does to the node's setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// It is added.
-    Adds,
-    /// It takes its place.
-    Replaces,
-}
-
-/// An annotation that says how a pod is captured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AnnotationDef {
-    /// Its name.
-    pub name: &'static str,
-    /// The flag of proxy-init, and the node's setting, that it is about.
-    pub flag: &'static str,
-    /// What it does to that.
-    pub effect: Effect,
-}
-
-const fn def(name: &'static str, flag: &'static str, effect: Effect) -> AnnotationDef {
-    AnnotationDef { name, flag, effect }
-}
+/// Pods of Linkerd.
+pub static SIDECAR: Sidecar = Sidecar {
+    mesh: &MESH,
+    dialect: &DIALECT,
+    proxy: PROXY_CONTAINER,
+    has_several: false,
+    inside: INIT_CONTAINER,
+    told_by: ToldBy::Containers,
+    decide,
+    injected: INJECTED,
+    names_proxy: |pod| pod.annotation(INJECTED).is_some(),
+    policy,
+    check: |settings| resolve(&of_node(settings)).map(drop),
+    annotations: ANNOTATIONS,
+    leave: "annotation linkerd.io/inject: disabled",
+};
 
 /// Every annotation that says how a pod is captured.
 pub const ANNOTATIONS: &[AnnotationDef] = &[
@@ -61,91 +56,48 @@ pub const DEFAULTS: &[(&str, &str)] = &[
     ("inbound-ports-to-ignore", "4190,4191"),
 ];
 
-/// What is to be done with a pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// It is not captured, and this is why.
-    Pass(Passed),
-    /// It is captured.
-    Capture,
-    /// Its containers are not known: somebody has to be asked.
-    Ask,
-}
-
-/// Why a pod is not captured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passed {
-    /// A container captures it from inside.
-    InitContainer,
-    /// It has no proxy.
-    NoProxy,
-}
-
-impl fmt::Display for Passed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::InitContainer => {
-                write!(f, "its init container {INIT_CONTAINER} captures it from inside")
-            }
-            Self::NoProxy => write!(f, "it has no container {PROXY_CONTAINER}"),
-        }
-    }
-}
-
 /// Decide about a pod. Its containers alone tell: annotations are a wish, or can be copied.
 pub fn decide(pod: &PodFacts) -> Decision {
     if pod.containers.is_none() {
-        return Decision::Ask;
+        return Decision::Ask(Unknown::Proxy(PROXY_CONTAINER));
     }
     if pod.container(PROXY_CONTAINER).is_none() {
-        return Decision::Pass(Passed::NoProxy);
+        return Decision::Pass(Passed::NoProxy(PROXY_CONTAINER));
     }
     let mut containers = pod.containers.iter().flatten();
     if containers.any(|container| container.init && container.name == INIT_CONTAINER) {
-        return Decision::Pass(Passed::InitContainer);
+        return Decision::Pass(Passed::InitContainer(INIT_CONTAINER));
     }
     Decision::Capture
 }
 
-/// Whether the annotations say that a proxy was put in.
-pub fn names_proxy(pod: &PodFacts) -> bool {
-    pod.annotation(INJECTED).is_some()
-}
-
-/// A node's settings with nothing said: the defaults.
-pub fn node() -> Raw {
+/// The defaults, and these settings of a node.
+fn of_node(settings: &FileValues) -> Raw {
     let of = |(flag, value): &(&'static str, &str)| {
         (*flag, Sourced::new((*value).to_owned(), Source::Default((*flag).to_owned())))
     };
-    Raw::default().with_file(DEFAULTS.iter().map(of).collect())
+    let defaults = DEFAULTS.iter().map(of).collect();
+    Raw::default().with_file(defaults).with_file(settings.clone())
 }
 
 /// How a pod is captured on a node with these settings.
 ///
 /// # Errors
 /// All annotations that are wrong, at once.
-pub fn policy(pod: &PodFacts, node: &Raw) -> Result<Resolved, ConfigErrors> {
-    let (mut replaced, mut raw) = (FileValues::new(), node.clone());
-    for def in ANNOTATIONS {
-        let Some(text) = pod.annotation(def.name) else { continue };
-        let value = Sourced::new(text.to_owned(), Source::Annotation(def.name.to_owned()));
-        match def.effect {
-            Effect::Adds => raw = raw.with_more(def.flag, value),
-            Effect::Replaces => drop(replaced.insert(def.flag, value)),
-        }
-    }
-    raw = raw.with_file(replaced);
+pub fn policy(pod: &PodFacts, settings: &FileValues) -> Result<Captured, ConfigErrors> {
+    let mut raw = annotated(of_node(settings), pod, ANNOTATIONS);
     if pod.labels.as_ref().is_some_and(|labels| labels.contains_key(COMPONENT)) {
         let source = Source::Host(format!("label {COMPONENT}"));
         let ports = Sourced::new(API_PORTS.to_owned(), source);
         raw = raw.with_more("outbound-ports-to-ignore", ports);
     }
-    resolve(&raw)
+    resolve(&raw).map(|resolved| Captured { policy: resolved.policy, warnings: resolved.warnings })
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::fmt;
 
     use super::*;
     use crate::pod::Container;
@@ -167,12 +119,12 @@ mod tests {
         }
     }
 
-    /// The defaults, and these settings of a node.
-    fn of_node(settings: &[(&'static str, &str)]) -> Raw {
+    /// These settings of a node.
+    fn node(settings: &[(&'static str, &str)]) -> FileValues {
         let of = |(flag, value): &(&'static str, &str)| {
             (*flag, Sourced::new((*value).to_owned(), Source::File(format!("linkerd.{flag}"))))
         };
-        node().with_file(settings.iter().map(of).collect())
+        settings.iter().map(of).collect()
     }
 
     /// Each value with where it is from.
@@ -187,12 +139,18 @@ mod tests {
             (&["app", PROXY_CONTAINER][..], Decision::Capture),
             (&["linkerd-proxy:", "app"], Decision::Capture),
             (&["linkerd-network-validator:", PROXY_CONTAINER], Decision::Capture),
-            (&["linkerd-init:", PROXY_CONTAINER], Decision::Pass(Passed::InitContainer)),
-            (&["linkerd-init:", "linkerd-proxy:"], Decision::Pass(Passed::InitContainer)),
-            (&["linkerd-init:", "app"], Decision::Pass(Passed::NoProxy)),
+            (
+                &["linkerd-init:", PROXY_CONTAINER],
+                Decision::Pass(Passed::InitContainer(INIT_CONTAINER)),
+            ),
+            (
+                &["linkerd-init:", "linkerd-proxy:"],
+                Decision::Pass(Passed::InitContainer(INIT_CONTAINER)),
+            ),
+            (&["linkerd-init:", "app"], Decision::Pass(Passed::NoProxy(PROXY_CONTAINER))),
             // Beside the others it comes too late.
             (&[INIT_CONTAINER, PROXY_CONTAINER], Decision::Capture),
-            (&["app"], Decision::Pass(Passed::NoProxy)),
+            (&["app"], Decision::Pass(Passed::NoProxy(PROXY_CONTAINER))),
         ] {
             for annotations in [&[][..], &injected] {
                 assert_eq!(decide(&with(containers, annotations)), wanted, "{containers:?}");
@@ -200,14 +158,19 @@ mod tests {
         }
         for annotations in [&[][..], &injected, &[("linkerd.io/inject", "disabled")]] {
             let unknown = PodFacts { containers: None, ..with(&[], annotations) };
-            assert_eq!(decide(&unknown), Decision::Ask, "{annotations:?}");
+            assert_eq!(
+                decide(&unknown),
+                Decision::Ask(Unknown::Proxy(PROXY_CONTAINER)),
+                "{annotations:?}"
+            );
         }
-        assert!(names_proxy(&with(&[], &injected)) && !names_proxy(&with(&[], &injected[1..])));
+        let names = |list: &[(&str, &str)]| (SIDECAR.names_proxy)(&with(&[], list));
+        assert!(names(&injected) && !names(&injected[1..]));
     }
 
     #[test]
     fn without_a_word_it_is_as_the_installer_writes_it() {
-        let policy = policy(&with(&[PROXY_CONTAINER], &[]), &node()).unwrap().policy;
+        let policy = policy(&with(&[PROXY_CONTAINER], &[]), &node(&[])).unwrap().policy;
         assert_eq!(
             (policy.inbound.port.value.get(), policy.outbound.port.value.get()),
             (4143, 4140)
@@ -222,7 +185,7 @@ mod tests {
 
     #[test]
     fn inbound_ports_are_added_and_everything_else_is_replaced() {
-        let node = of_node(&[
+        let node = node(&[
             ("inbound-ports-to-ignore", "4190,25"),
             ("outbound-ports-to-ignore", "25"),
             ("subnets-to-ignore", "10.0.0.0/8"),
@@ -270,7 +233,7 @@ mod tests {
         let mut pod = with(&[PROXY_CONTAINER], &[("config.linkerd.io/skip-outbound-ports", "25")]);
         pod.labels.as_mut().unwrap().insert(COMPONENT.to_owned(), "destination".to_owned());
         assert_eq!(
-            told(&policy(&pod, &node()).unwrap().policy.outbound.except_ports),
+            told(&policy(&pod, &node(&[])).unwrap().policy.outbound.except_ports),
             [
                 "25 annotation config.linkerd.io/skip-outbound-ports",
                 "443 the pod's label linkerd.io/control-plane-component",
@@ -283,7 +246,7 @@ mod tests {
     #[test]
     fn a_bad_value_is_named_with_its_annotation() {
         for def in ANNOTATIONS {
-            let errors = policy(&with(&[], &[(def.name, "80;x")]), &node()).unwrap_err();
+            let errors = policy(&with(&[], &[(def.name, "80;x")]), &node(&[])).unwrap_err();
             let text = errors.to_string();
             assert!(text.contains(&format!("annotation {}: \"80;x\": ", def.name)), "{text}");
         }

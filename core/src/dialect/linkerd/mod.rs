@@ -4,11 +4,14 @@
 pub mod annotations;
 mod comment;
 mod flags;
+mod manifest;
 mod options;
 mod resolve;
 mod simulate;
 
+pub use annotations::SIDECAR;
 pub use flags::Linkerd;
+pub use manifest::INJECTOR;
 pub use options::{Mode, Options};
 pub use resolve::{Raw, Resolved, resolve, said};
 pub use simulate::commands;

@@ -1,11 +1,13 @@
 //! Open Service Mesh: what the script of its injector does, by settings of its configuration and annotations.
 
 mod flags;
+mod manifest;
 mod resolve;
 mod script;
 mod written;
 
 pub use flags::Osm;
+pub use manifest::{INJECTOR, init_script};
 pub use resolve::{Options, Raw, Resolved, resolve};
 pub use script::script;
 

@@ -1,5 +1,4 @@
-//! Common mistakes in pods that are, or are to be, in the mesh; of those in another one only that they
-//! are.
+//! Common mistakes in pods that are, or are to be, in the mesh.
 //!
 //! ```text
 //! Workload ──annotations::policy──► CapturePolicy, or what is wrong in annotations
@@ -17,7 +16,8 @@ mod tests;
 use std::collections::BTreeMap;
 
 use super::annotations::{Defaults, INIT_CONTAINER, PROXY_CONTAINER, policy};
-use crate::dialect::others;
+use crate::dialect::findings::{finding, of};
+use crate::dialect::others::unknown_mesh;
 use crate::finding::{Finding, Severity};
 use crate::manifest::Workload;
 use crate::pod::{Container, PodFacts};
@@ -29,7 +29,7 @@ const VALIDATION_CONTAINER: &str = "istio-validation";
 /// Everything that is wrong with a pod, or with what makes pods; the worst first.
 pub fn lint(workload: &Workload) -> Vec<Finding> {
     let pod = &workload.pod;
-    if let Some(finding) = of_another_mesh(pod) {
+    if let Some(finding) = unknown_mesh(pod).filter(|_| !is_in_mesh(pod)) {
         return vec![finding];
     }
     // Who the proxy is no annotation about capture says.
@@ -70,22 +70,9 @@ pub fn lint(workload: &Workload) -> Vec<Finding> {
     look.findings
 }
 
-/// What is said of a pod in another mesh, of whose mistakes nothing is known.
-fn of_another_mesh(pod: &PodFacts) -> Option<Finding> {
-    let (mesh, container) = others::mesh_of(pod)?;
-    if pod.containers.iter().flatten().any(Look::is_mesh) {
-        return None;
-    }
-    Some(Finding {
-        severity: Severity::Note,
-        code: "other-mesh",
-        at: of(container),
-        what: format!("the pod is in {mesh}, for whose pods there is no lint yet"),
-        why: "what is a mistake in Istio's mesh may be right there: nothing was looked at"
-            .to_owned(),
-        fix: "see what is captured where it runs: millrace explain --all --pod NAMESPACE/NAME"
-            .to_owned(),
-    })
+/// Whether a pod has what the injector puts in.
+pub fn is_in_mesh(pod: &PodFacts) -> bool {
+    pod.containers.iter().flatten().any(Look::is_mesh)
 }
 
 struct Look<'a> {
@@ -105,11 +92,9 @@ impl<'a> Look<'a> {
         code: &'static str,
         at: &str,
         what: &str,
-        [why, fix]: [&str; 2],
+        texts: [&str; 2],
     ) {
-        let own = str::to_owned;
-        let (at, what, why, fix) = (own(at), own(what), own(why), own(fix));
-        self.findings.push(Finding { severity, code, at, what, why, fix });
+        self.findings.push(finding(severity, code, at, what, texts));
     }
 
     /// The containers that are the mesh's own.
@@ -126,9 +111,4 @@ impl<'a> Look<'a> {
     fn running(&self) -> Vec<&'a Container> {
         self.containers().into_iter().filter(|c| !c.init || c.restarts).collect()
     }
-}
-
-fn of(container: &Container) -> String {
-    let kind = if container.init && !container.restarts { "init container" } else { "container" };
-    format!("{kind} {}", container.name)
 }

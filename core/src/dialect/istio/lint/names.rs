@@ -1,19 +1,16 @@
 //! Annotations and labels that are not what they are taken for.
 
-use std::collections::BTreeSet;
-
 use super::super::annotations::{
     ANNOTATIONS, EXCLUDE_INBOUND_PORTS, INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_NETWORKS,
     INCLUDE_OUTBOUND_PORTS, INJECT, KUBEVIRT_INTERFACES, REROUTE_INTERFACES,
 };
 use super::Look;
+use crate::dialect::findings;
 use crate::finding::Severity;
 use crate::policy::NetworkSelection;
 
 /// What the names of annotations about capture begin with.
 const PREFIX: &str = "traffic.sidecar.istio.io/";
-/// As many letters may differ for one name to be taken for another.
-const NEAR: usize = 4;
 
 pub(super) fn check(look: &mut Look<'_>) {
     unknown(look);
@@ -25,84 +22,26 @@ pub(super) fn check(look: &mut Look<'_>) {
 
 fn unknown(look: &mut Look<'_>) {
     for name in look.pod.annotations.iter().flatten().map(|(name, _)| name) {
-        if !name.starts_with(PREFIX) || ANNOTATIONS.iter().any(|known| known.name == name) {
-            continue;
+        if name.starts_with(PREFIX) && ANNOTATIONS.iter().all(|known| known.name != name) {
+            let near = findings::nearest(name, ANNOTATIONS.iter().map(|known| known.name));
+            look.findings.push(findings::unknown(name, near, Severity::Error));
         }
-        let near = ANNOTATIONS.iter().map(|known| (distance(known.name, name), known.name)).min();
-        let fix = match near.filter(|(distance, _)| *distance <= NEAR) {
-            Some((_, known)) => format!("did you mean {known}?"),
-            None => "take it away, or see the annotations that there are".to_owned(),
-        };
-        let at = format!("annotation {name}");
-        look.add(
-            Severity::Error,
-            "unknown-annotation",
-            &at,
-            "there is no such annotation",
-            ["nobody reads it, so what it says does not happen", &fix],
-        );
     }
 }
 
 /// Annotations of what makes pods, which pods don't get.
 fn misplaced(look: &mut Look<'_>) {
-    for name in look.workload.annotations.keys() {
-        let about_pods = ANNOTATIONS.iter().any(|known| known.name == name) || name == INJECT;
-        if !about_pods {
-            continue;
-        }
-        let at = format!("annotation {name}");
-        let what = format!("it is on the {}, not on its pods", look.workload.name.kind);
-        look.add(
-            Severity::Error,
-            "misplaced-annotation",
-            &at,
-            &what,
-            [
-                "pods get the annotations of the template alone, so what it says does not happen",
-                "move it to the template: spec.template.metadata.annotations",
-            ],
-        );
-    }
+    let about_pods =
+        |name: &str| ANNOTATIONS.iter().any(|known| known.name == name) || name == INJECT;
+    look.findings.append(&mut findings::misplaced(look.workload, about_pods));
 }
 
 /// Labels that are to be annotations, and the one label on what makes pods, which pods don't get.
 fn labels(look: &mut Look<'_>) {
-    let is_about_pods = |name: &&String| {
-        name.starts_with(PREFIX) || ANNOTATIONS.iter().any(|def| def.name == *name)
-    };
-    let of_pod = look.pod.labels.iter().flatten().map(|(name, _)| name);
-    let names: BTreeSet<&String> =
-        of_pod.chain(look.workload.labels.keys()).filter(is_about_pods).collect();
-    for name in names {
-        let at = format!("label {name}");
-        look.add(
-            Severity::Error,
-            "misplaced-label",
-            &at,
-            "it is a label",
-            [
-                "only an annotation of this name is read, so what it says does not happen",
-                "move it from the labels to the annotations of the pod, in a template those under \
-                 spec.template.metadata",
-            ],
-        );
-    }
-    let of_pod = look.pod.labels.as_ref().is_some_and(|labels| labels.contains_key(INJECT));
-    if look.workload.labels.contains_key(INJECT) && !of_pod {
-        let at = format!("label {INJECT}");
-        let what = format!("it is on the {}, not on its pods", look.workload.name.kind);
-        look.add(
-            Severity::Error,
-            "misplaced-label",
-            &at,
-            &what,
-            [
-                "webhooks select pods by their own labels, so what it says does not happen",
-                "move it to the template: spec.template.metadata.labels",
-            ],
-        );
-    }
+    let is_about_pods =
+        |name: &str| name.starts_with(PREFIX) || ANNOTATIONS.iter().any(|def| def.name == name);
+    look.findings.append(&mut findings::labels(look.workload, is_about_pods));
+    look.findings.extend(findings::misplaced_label(look.workload, INJECT));
 }
 
 /// Whether the pod is to have a proxy.
@@ -192,18 +131,4 @@ fn without_effect(look: &mut Look<'_>) {
             ],
         );
     }
-}
-
-/// How many letters have to be put in, taken out or changed to make one word the other.
-fn distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (at, a) in one.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
-        for (index, b) in other.bytes().enumerate() {
-            let change = diagonal + usize::from(!a.eq_ignore_ascii_case(&b));
-            diagonal = row[index + 1];
-            row[index + 1] = change.min(row[index] + 1).min(diagonal + 1);
-        }
-    }
-    row.last().copied().unwrap_or(0)
 }
