@@ -3,9 +3,10 @@
 
 use crate::address::Address;
 use crate::maps::{
-    NETWORK_DNS, NETWORK_EXCLUDED, NETWORK_INCLUDED, PORT_INBOUND, PORT_OUTBOUND_EXCLUDED,
-    PORT_OUTBOUND_INCLUDED, Pod, PodFlags,
+    NETWORK_DNS, NETWORK_EXCLUDED, NETWORK_INCLUDED, NETWORK_SOURCE, PORT_INBOUND,
+    PORT_OUTBOUND_EXCLUDED, PORT_OUTBOUND_INCLUDED, Pod, PodFlags,
 };
+use crate::more::{FLOW_TCP, FLOW_UDP, More, MoreFlags};
 use crate::verdict::{Class, Verdict};
 
 /// The port of DNS (RFC 1035, 4.2).
@@ -62,6 +63,12 @@ pub trait Sets {
     fn port(&self, pod: u32, port: u16) -> u32;
     /// Whether a group is named.
     fn names_group(&self, pod: u32, gid: u32) -> bool;
+    /// Whether a user is excluded.
+    fn excludes_user(&self, pod: u32, uid: u32) -> bool;
+    /// What only some policies say.
+    fn more(&self, pod: u32) -> Option<&More>;
+    /// `FLOW_` flags of a port, of one of the pod's flows.
+    fn flow(&self, pod: u32, flow: u32, port: u16) -> u32;
 }
 
 /// What becomes of a connection.
@@ -94,6 +101,11 @@ fn inbound<S: Sets>(pod: &Pod, sets: &S, connection: &Connection) -> Verdict {
     if connection.port == pod.tunnel_port {
         return Verdict::pass(Class::Tunnel);
     }
+    if pod.has(PodFlags::HAS_SOURCES)
+        && sets.network(pod.id, &connection.source) & NETWORK_SOURCE != 0
+    {
+        return Verdict::pass(Class::ExcludedSource);
+    }
     let named = ports(pod, sets, connection) & PORT_INBOUND != 0;
     if pod.has(PodFlags::INBOUND) && named == pod.has(PodFlags::INBOUND_ONLY) {
         Verdict::to(pod.inbound_port, Class::Inbound)
@@ -107,18 +119,26 @@ fn outbound<S: Sets>(pod: &Pod, sets: &S, connection: &Connection) -> Verdict {
     let ports = ports(pod, sets, connection);
     let destination = connection.destination.destination();
     let tcp = matches!(connection.protocol, Protocol::Tcp);
-    let dns = pod.has(PodFlags::DNS) && connection.port == DNS;
-    if ports & PORT_OUTBOUND_EXCLUDED != 0 {
-        return Verdict::pass(Class::ExcludedPort);
-    }
     let stays = destination.is_loopback() || connection.in_pod != 0;
+    let localhost = is_localhost(pod, &destination);
+    if pod.has(PodFlags::AHEAD) {
+        let loops = stays && localhost;
+        if let Some(verdict) = ahead(pod, sets, connection, &destination, ports, loops) {
+            return verdict;
+        }
+    }
+    if let Some(verdict) = excluded(pod, sets, connection, &destination, ports, Phase::First) {
+        return verdict;
+    }
     // What goes to an IPv6 address of the pod comes from the same one, unless it is bound.
     let from_there =
         connection.source.is_unspecified() && destination.equals(&Address::PASSTHROUGH6);
-    if stays && (from_there || connection.source.is_passthrough()) {
+    if stays
+        && !pod.has(PodFlags::NO_PASSTHROUGH)
+        && (from_there || connection.source.is_passthrough())
+    {
         return Verdict::pass(Class::Passthrough);
     }
-    let localhost = is_localhost(pod, &destination);
     if let Some(verdict) = identity(pod, connection, stays, localhost) {
         return verdict;
     }
@@ -128,15 +148,26 @@ fn outbound<S: Sets>(pod: &Pod, sets: &S, connection: &Connection) -> Verdict {
             return Verdict::pass(Class::Group);
         }
     }
-    let networks =
-        if pod.has(PodFlags::HAS_NETWORKS) { sets.network(pod.id, &destination) } else { 0 };
+    let networks = networks(pod, sets, &destination);
+    let dns = captures_dns(pod) && connection.port == DNS;
     if dns && (pod.has(PodFlags::DNS_ALL) || networks & NETWORK_DNS != 0) {
-        return Verdict::to(pod.dns_port, Class::Dns);
+        let port = if pod.has(PodFlags::DNS_LED) {
+            sets.more(pod.id).map_or(0, |more| more.dns(destination.is_v4()).1)
+        } else {
+            pod.dns_port
+        };
+        if port != 0 {
+            return Verdict::to(port, Class::Dns);
+        }
     }
-    if localhost {
+    if localhost && !pod.has(PodFlags::LO_ONLY) {
         return Verdict::pass(Class::Localhost);
     }
-    if networks & NETWORK_EXCLUDED != 0 {
+    if let Some(verdict) = excluded(pod, sets, connection, &destination, ports, Phase::Last) {
+        return verdict;
+    }
+    let late = !pod.has(PodFlags::NETWORKS_AHEAD | PodFlags::NETWORKS_FIRST);
+    if late && networks & NETWORK_EXCLUDED != 0 {
         return Verdict::pass(Class::ExcludedNetwork);
     }
     if !tcp {
@@ -151,15 +182,166 @@ fn outbound<S: Sets>(pod: &Pod, sets: &S, connection: &Connection) -> Verdict {
     Verdict::pass(Class::OtherNetwork)
 }
 
+/// What is said of the network of an address.
+#[inline(always)]
+fn networks<S: Sets>(pod: &Pod, sets: &S, address: &Address) -> u32 {
+    if pod.has(PodFlags::HAS_NETWORKS) { sets.network(pod.id, address) } else { 0 }
+}
+
+/// Whether DNS queries are captured where the proxy's own don't get to.
+#[inline(always)]
+fn captures_dns(pod: &Pod) -> bool {
+    pod.has(PodFlags::DNS) && !pod.has(PodFlags::DNS_AHEAD)
+}
+
+/// When exclusions are asked for.
+#[derive(Clone, Copy)]
+enum Phase {
+    /// Before all else.
+    Ahead,
+    /// Before the proxy's connections are.
+    First,
+    /// After what stays in the pod. Networks are asked for behind this.
+    Last,
+}
+
+/// What is not captured, as far as it is asked for now.
+#[inline(always)]
+fn excluded<S: Sets>(
+    pod: &Pod,
+    sets: &S,
+    connection: &Connection,
+    destination: &Address,
+    ports: u32,
+    phase: Phase,
+) -> Option<Verdict> {
+    let tcp = matches!(connection.protocol, Protocol::Tcp);
+    let (of_ports, of_users, of_networks) = match phase {
+        Phase::Ahead => (
+            pod.has(PodFlags::PORTS_AHEAD),
+            pod.has(PodFlags::USERS_AHEAD),
+            pod.has(PodFlags::NETWORKS_AHEAD),
+        ),
+        Phase::First => (
+            !pod.has(PodFlags::PORTS_AHEAD | PodFlags::PORTS_LAST),
+            !pod.has(PodFlags::USERS_AHEAD | PodFlags::USERS_LAST),
+            pod.has(PodFlags::NETWORKS_FIRST),
+        ),
+        Phase::Last => (pod.has(PodFlags::PORTS_LAST), pod.has(PodFlags::USERS_LAST) && tcp, false),
+    };
+    if ports & PORT_OUTBOUND_EXCLUDED != 0 && of_ports && (tcp || !pod.has(PodFlags::PORTS_OF_TCP))
+    {
+        return Some(Verdict::pass(Class::ExcludedPort));
+    }
+    if pod.has(PodFlags::HAS_USERS) && of_users && sets.excludes_user(pod.id, connection.uid) {
+        return Some(Verdict::pass(Class::ExcludedUser));
+    }
+    (of_networks && networks(pod, sets, destination) & NETWORK_EXCLUDED != 0)
+        .then_some(Verdict::pass(Class::ExcludedNetwork))
+}
+
+/// What is asked of connections of any protocol, before TCP alone is asked for more where DNS is among it.
+/// `loops` is whether it goes to localhost.
+#[inline(always)]
+fn ahead<S: Sets>(
+    pod: &Pod,
+    sets: &S,
+    connection: &Connection,
+    destination: &Address,
+    ports: u32,
+    loops: bool,
+) -> Option<Verdict> {
+    let tcp = matches!(connection.protocol, Protocol::Tcp);
+    let more = if pod.has(PodFlags::HAS_MORE) { sets.more(pod.id) } else { None };
+    if let Some(more) = more
+        && pod.has(PodFlags::HAS_FLOWS)
+        && is_of_a_flow(pod, sets, more, connection)
+    {
+        return Some(Verdict::pass(Class::ExcludedFlow));
+    }
+    if let Some(verdict) = excluded(pod, sets, connection, destination, ports, Phase::Ahead) {
+        return Some(verdict);
+    }
+    let is_query = connection.port == DNS && pod.has(PodFlags::DNS) && pod.has(PodFlags::DNS_AHEAD);
+    let is_led = loops && tcp && destination.is_v4() && pod.has(PodFlags::LOCALHOST_LED);
+    if is_query || is_led {
+        let of_proxy = is_among(&pod.uids, pod.uid_count, connection.uid)
+            || is_among(&pod.gids, pod.gid_count, connection.gid);
+        if is_led && of_proxy {
+            return Some(Verdict::to(connection.port, Class::OwnLocalhost));
+        }
+        if let Some(more) = more
+            && is_query
+            && let Some(verdict) = query(pod, sets, more, destination, tcp, of_proxy)
+        {
+            return Some(verdict);
+        }
+    }
+    (!tcp && pod.has(PodFlags::DNS_AHEAD)).then_some(Verdict::pass(Class::NotTcp))
+}
+
+/// What becomes of a DNS query, of the proxy's or not, where these are asked for ahead.
+#[inline(always)]
+fn query<S: Sets>(
+    pod: &Pod,
+    sets: &S,
+    more: &More,
+    destination: &Address,
+    tcp: bool,
+    of_proxy: bool,
+) -> Option<Verdict> {
+    let v4 = destination.is_v4();
+    if !more.has(if v4 { MoreFlags::DNS_V4 } else { MoreFlags::DNS_V6 }) {
+        return None;
+    }
+    if tcp && more.has(MoreFlags::DNS_TCP_ALONE) {
+        return (!of_proxy).then_some(Verdict::pass(Class::OtherDns));
+    }
+    if !tcp && of_proxy && more.has(MoreFlags::DNS_SPARES_PROXY) {
+        return Some(Verdict::pass(Class::OtherDns));
+    }
+    if !pod.has(PodFlags::DNS_ALL) && networks(pod, sets, destination) & NETWORK_DNS == 0 {
+        return None;
+    }
+    let port = if pod.has(PodFlags::DNS_LED) { more.dns(v4).1 } else { pod.dns_port };
+    (port != 0).then_some(Verdict::to(port, Class::Dns))
+}
+
+/// Whether it is left alone as what its user sends to its port.
+#[inline(always)]
+fn is_of_a_flow<S: Sets>(pod: &Pod, sets: &S, more: &More, connection: &Connection) -> bool {
+    let tcp = matches!(connection.protocol, Protocol::Tcp);
+    let of_protocol = if tcp { FLOW_TCP } else { FLOW_UDP };
+    for (at, [first, last]) in (0..).zip(&more.flows) {
+        if at >= more.flow_count {
+            break;
+        }
+        if connection.uid >= *first
+            && connection.uid <= *last
+            && (more.is_of_every_port(at, tcp)
+                || sets.flow(pod.id, at, connection.port) & of_protocol != 0)
+        {
+            return true;
+        }
+    }
+    false
+}
+
 /// What the proxy's identities say: its self-calls, what stays in the pod, and what it sends.
 #[inline(always)]
 fn identity(pod: &Pod, connection: &Connection, stays: bool, localhost: bool) -> Option<Verdict> {
     let tcp = matches!(connection.protocol, Protocol::Tcp);
-    let captures_dns = pod.has(PodFlags::DNS);
+    let captures_dns = captures_dns(pod);
     let dns = connection.port == DNS;
-    let self_call = stays && !localhost && tcp && connection.port != pod.tunnel_port;
+    let self_call = stays
+        && !localhost
+        && tcp
+        && connection.port != pod.tunnel_port
+        && !pod.has(PodFlags::SELF_CALLS_PASS);
     // With DNS capture, only TCP other than DNS is known to stay in the pod.
-    let in_pod = stays && !pod.has(PodFlags::NAMES_LOOPBACK) && !(captures_dns && (!tcp || dns));
+    let in_pod = stays
+        && !pod.has(PodFlags::NAMES_LOOPBACK | PodFlags::LOCALHOST_ONLY)
+        && !(captures_dns && (!tcp || dns));
     if pod.has(PodFlags::ANY_IDENTITY) {
         let (uid, gid) = (connection.uid, connection.gid);
         if is_among(&pod.uids, pod.uid_count, uid) || is_among(&pod.gids, pod.gid_count, gid) {

@@ -6,7 +6,7 @@
 //!                                v
 //! PODS[netns cookie] -> Pod -> decide() -> Verdict: a port of the proxy, or let past; and why
 //!                                ^
-//! NETWORKS, PORTS, GROUPS -> Sets
+//! NETWORKS, PORTS, GROUPS, MORE -> Sets
 //! ```
 #![no_std]
 #![expect(
@@ -18,17 +18,20 @@
 mod address;
 mod decide;
 mod maps;
+mod more;
 mod sys_plain;
 mod verdict;
 
 pub use address::Address;
 pub use decide::{Connection, Direction, Protocol, Sets, decide};
 pub use maps::{
-    CONNECTING, CONNECTING_TRIES, Client, Connecting, Event, Flow, FlowKey, GroupKey,
-    LISTENER_PLACES, Lately, ListenerKey, NETWORK_DNS, NETWORK_EXCLUDED, NETWORK_INCLUDED,
-    NetworkKey, Original, POD_ID_BITS, PORT_INBOUND, PORT_OUTBOUND_EXCLUDED,
-    PORT_OUTBOUND_INCLUDED, PORTS_IN_CHUNK, Pod, PodFlags, PortChunk, PortKey, Settings,
+    CONNECTING, CONNECTING_TRIES, Client, Connecting, Event, Flow, FlowKey, GROUP_NAMED,
+    GROUP_USER, GroupKey, LISTENER_PLACES, Lately, ListenerKey, NETWORK_DNS, NETWORK_EXCLUDED,
+    NETWORK_INCLUDED, NETWORK_SOURCE, NetworkKey, Original, POD_ID_BITS, PORT_INBOUND,
+    PORT_OUTBOUND_EXCLUDED, PORT_OUTBOUND_INCLUDED, PORTS_IN_CHUNK, Pod, PodFlags, PortChunk,
+    PortKey, Settings,
 };
+pub use more::{FLOW_TCP, FLOW_UDP, MAX_FLOWS, More, MoreFlags, flow_key};
 pub use sys_plain::Plain;
 pub use verdict::{Class, Verdict};
 

@@ -33,6 +33,51 @@ impl PodFlags {
     pub const INBOUND: u32 = 1 << 10;
     /// To the ports in PORTS only; else to all but those.
     pub const INBOUND_ONLY: u32 = 1 << 11;
+    /// What goes to localhost by another way than over `lo` is nothing special.
+    pub const LO_ONLY: u32 = 1 << 12;
+    /// What the application sends to another address of its pod than localhost is nothing special.
+    pub const LOCALHOST_ONLY: u32 = 1 << 13;
+    /// The proxy's connections to its own pod are left alone.
+    pub const SELF_CALLS_PASS: u32 = 1 << 14;
+    /// The proxy passes nothing on from an address of its own.
+    pub const NO_PASSTHROUGH: u32 = 1 << 15;
+    /// Excluded ports are asked for ahead of all else.
+    pub const PORTS_AHEAD: u32 = 1 << 16;
+    /// They are asked for last; else first.
+    pub const PORTS_LAST: u32 = 1 << 17;
+    /// They are those of TCP; else of UDP as well.
+    pub const PORTS_OF_TCP: u32 = 1 << 18;
+    /// Excluded networks are asked for ahead of all else.
+    pub const NETWORKS_AHEAD: u32 = 1 << 19;
+    /// They are asked for first; else last.
+    pub const NETWORKS_FIRST: u32 = 1 << 20;
+    /// Excluded users are asked for ahead of all else.
+    pub const USERS_AHEAD: u32 = 1 << 21;
+    /// They are asked for last, of TCP; else first.
+    pub const USERS_LAST: u32 = 1 << 22;
+    /// DNS is asked for ahead of all that is asked of TCP, which alone is asked for more; else among it.
+    pub const DNS_AHEAD: u32 = 1 << 23;
+    /// NETWORKS has some from which inbound connections are let past.
+    pub const HAS_SOURCES: u32 = 1 << 24;
+    /// GROUPS has users that are let past.
+    pub const HAS_USERS: u32 = 1 << 25;
+    /// There is something in MORE.
+    pub const HAS_MORE: u32 = 1 << 26;
+    /// Of it: users that are let past to some ports.
+    pub const HAS_FLOWS: u32 = 1 << 27;
+    /// Of it: where DNS queries go; else it is a port of the proxy.
+    pub const DNS_LED: u32 = 1 << 28;
+    /// Of it: where the proxy's connections to localhost go.
+    pub const LOCALHOST_LED: u32 = 1 << 29;
+    /// What programs don't know that were made before there was any of it.
+    pub const LATER: u32 = u32::MAX << 12;
+    /// What is asked for ahead of all else.
+    pub const AHEAD: u32 = Self::PORTS_AHEAD
+        | Self::NETWORKS_AHEAD
+        | Self::USERS_AHEAD
+        | Self::DNS_AHEAD
+        | Self::HAS_FLOWS
+        | Self::LOCALHOST_LED;
 }
 
 /// A pod's policy, found by its netns cookie.
@@ -50,7 +95,7 @@ pub struct Pod {
     pub inbound_port: u16,
     /// The proxy's port for DNS queries.
     pub dns_port: u16,
-    /// The proxy's port for tunnels.
+    /// The proxy's port for tunnels; 0 for none.
     pub tunnel_port: u16,
     /// The mask of the IPv4 network that means the pod itself, in network order.
     pub localhost_mask: u32,
@@ -93,7 +138,7 @@ impl Pod {
         self.id != 0
     }
 
-    /// Whether a flag is set.
+    /// Whether a flag is set, or any of several.
     #[inline(always)]
     #[must_use]
     pub const fn has(&self, flag: u32) -> bool {
@@ -139,6 +184,8 @@ pub const NETWORK_EXCLUDED: u32 = 1;
 pub const NETWORK_INCLUDED: u32 = 1 << 1;
 /// In NETWORKS: a DNS server whose queries are captured.
 pub const NETWORK_DNS: u32 = 1 << 2;
+/// In NETWORKS: inbound connections from there are let past.
+pub const NETWORK_SOURCE: u32 = 1 << 3;
 
 /// How many ports a [`PortChunk`] is for.
 pub const PORTS_IN_CHUNK: u16 = 512;
@@ -190,9 +237,14 @@ impl PortChunk {
 pub struct GroupKey {
     /// The pod's id.
     pub pod: u32,
-    /// The group, in the initial user namespace.
-    pub gid: u32,
+    /// The group or user, in the initial user namespace.
+    pub id: u32,
 }
+
+/// In GROUPS: a group that is named.
+pub const GROUP_NAMED: u32 = 1;
+/// In GROUPS: a user who is let past.
+pub const GROUP_USER: u32 = 1 << 1;
 
 /// A key of LISTENERS. A proxy may have several sockets on its port (`SO_REUSEPORT`), and one of
 /// them may end while the others go on, so that there are several places.

@@ -8,6 +8,7 @@ use crate::maps::{
     Client, Connecting, Event, Flow, FlowKey, GroupKey, Lately, ListenerKey, NetworkKey, Original,
     Pod, PortChunk, PortKey, Settings,
 };
+use crate::more::More;
 
 /// Values that are their bytes.
 ///
@@ -46,6 +47,7 @@ plain! {
     [u64; COUNTERS] = 256,
     Address = 16,
     Pod = 400,
+    More = 128,
     NetworkKey = 24,
     PortKey = 8,
     PortChunk = 192,

@@ -18,7 +18,7 @@ pub enum Class {
     InPod = 5,
     /// The process's group is not captured.
     Group = 6,
-    /// A DNS query: to the DNS port.
+    /// A DNS query: to the DNS port, or to the server that is named.
     Dns = 7,
     /// To localhost.
     Localhost = 8,
@@ -44,11 +44,21 @@ pub enum Class {
     NoMemory = 18,
     /// To be captured, but its socket is bound to a device, so it was refused.
     Device = 19,
+    /// The user's connections are not captured.
+    ExcludedUser = 20,
+    /// What the user sends to this port is not captured.
+    ExcludedFlow = 21,
+    /// A DNS query that is left alone.
+    OtherDns = 22,
+    /// The proxy's connection to localhost: to an address of the pod.
+    OwnLocalhost = 23,
+    /// Inbound: what comes from this network is not captured.
+    ExcludedSource = 24,
 }
 
 impl Class {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 25] = [
         Self::Ipv6Off,
         Self::ExcludedPort,
         Self::Passthrough,
@@ -69,6 +79,11 @@ impl Class {
         Self::Refused,
         Self::NoMemory,
         Self::Device,
+        Self::ExcludedUser,
+        Self::ExcludedFlow,
+        Self::OtherDns,
+        Self::OwnLocalhost,
+        Self::ExcludedSource,
     ];
 
     /// The name in reports.
@@ -95,6 +110,11 @@ impl Class {
             Self::Refused => "refused",
             Self::NoMemory => "no-memory",
             Self::Device => "device",
+            Self::ExcludedUser => "excluded-user",
+            Self::ExcludedFlow => "excluded-flow",
+            Self::OtherDns => "other-dns",
+            Self::OwnLocalhost => "own-localhost",
+            Self::ExcludedSource => "excluded-source",
         }
     }
 }
@@ -102,7 +122,8 @@ impl Class {
 /// What becomes of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// The port of the proxy that it goes to; 0 when it is let past.
+    /// The port that it goes to, of the proxy but for DNS and localhost that are led elsewhere; 0 when it
+    /// is let past.
     pub port: u16,
     /// Why.
     pub class: Class,

@@ -64,6 +64,10 @@ pub(crate) fn connect<F: Family>(call: &Call<'_, F>) -> i32 {
             ALLOW
         };
     }
+    let to = judgement.to(pod, &meant);
+    if !to.is_loopback() {
+        return lead(call, pod, tcp, &bound, (&to, judgement.port()));
+    }
     if call.is_on_a_device() && !call.leave_device() {
         sys_maps::count(call.netns(), Class::Device as u8);
         return REFUSE;
@@ -78,7 +82,7 @@ pub(crate) fn connect<F: Family>(call: &Call<'_, F>) -> i32 {
     if !tcp {
         // The kernel chooses where it comes from. Bound to localhost it would stay so when it connects to
         // elsewhere. Whatever device the socket names, the pod has a route to localhost by it.
-        call.rewrite(&meant.localhost(), judgement.port());
+        call.rewrite(&to, judgement.port());
         return ALLOW;
     }
     // What goes to localhost comes from localhost, and what goes to an address of the pod comes from
@@ -86,7 +90,40 @@ pub(crate) fn connect<F: Family>(call: &Call<'_, F>) -> i32 {
     if !meant.is_loopback() && !own && bound.is_unspecified() && call.bound_port() == 0 {
         call.bind_for_elsewhere(pod, meant.is_v4());
     }
-    call.rewrite(&meant.localhost(), judgement.port());
+    call.rewrite(&to, judgement.port());
+    ALLOW
+}
+
+/// To another address than localhost: a connection of TCP is from now on as if it had been meant for there;
+/// of a socket of UDP it is noted what its answers are to come from.
+#[inline(always)]
+fn lead<F: Family>(
+    call: &Call<'_, F>,
+    pod: &Pod,
+    tcp: bool,
+    bound: &Address,
+    (to, port): (&Address, u16),
+) -> i32 {
+    if tcp {
+        // An earlier attempt of the same socket may have left something.
+        if let Some(client) = call.client() {
+            client.peer = Original::NOTHING;
+        }
+        call.rewrite(to, port);
+        // What goes to an address of the pod comes from the same one, which is seen where it arrives.
+        return if pod.owns(to) && pod.has(PodFlags::INBOUND) {
+            stay(call, pod, bound)
+        } else {
+            ALLOW
+        };
+    }
+    let Some(client) = call.client_or_new() else {
+        sys_maps::count(call.netns(), Class::NoMemory as u8);
+        return REFUSE;
+    };
+    client.peer = call.original(port, pod.lookup);
+    client.asked.via = 0;
+    call.rewrite(to, port);
     ALLOW
 }
 
@@ -113,10 +150,11 @@ fn stay<F: Family>(call: &Call<'_, F>, pod: &Pod, bound: &Address) -> i32 {
 #[inline(always)]
 pub(crate) fn peer_name<F: Family>(call: &Call<'_, F>) -> i32 {
     let proxy = call.address();
-    if !proxy.is_loopback() {
+    let multipath = call.is_multipath();
+    let udp = matches!(call.protocol(), Some(Protocol::Udp));
+    if !proxy.is_loopback() && !udp {
         return ALLOW;
     }
-    let multipath = call.is_multipath();
     if multipath || matches!(call.protocol(), Some(Protocol::Tcp)) {
         let client = (call.bound(), call.bound_port() as u16);
         let key = FlowKey::new(call.netns(), client, (proxy, call.port()));

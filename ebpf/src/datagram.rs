@@ -1,6 +1,6 @@
 //! Datagrams of sockets that are not connected: DNS queries and their answers.
 
-use millrace_ebpf_common::{Address, Class};
+use millrace_ebpf_common::{Address, Class, Pod, PodFlags};
 
 use crate::connect::{ALLOW, REFUSE, judge};
 use crate::sys_addr::{Call, Family};
@@ -16,16 +16,17 @@ pub(crate) fn send<F: Family>(call: &Call<'_, F>) -> i32 {
     let meant = call.address().destination();
     let judgement = judge(call, pod, protocol, call.message_source(), pod.owns(&meant));
     if !judgement.is_captured() {
-        // What comes back from localhost is then from localhost.
-        if meant.is_loopback() {
+        // What comes back from there is then from there.
+        if meant.is_loopback() || is_led_to(pod, &meant) {
             if let Some(client) = call.client() {
                 client.asked.via = 0;
             }
         }
         return ALLOW;
     }
+    let to = judgement.to(pod, &meant);
     // Other datagrams of the socket may have to leave by the device.
-    if call.is_on_a_device() {
+    if to.is_loopback() && call.is_on_a_device() {
         sys_maps::count(call.netns(), Class::Device as u8);
         return REFUSE;
     }
@@ -34,6 +35,11 @@ pub(crate) fn send<F: Family>(call: &Call<'_, F>) -> i32 {
         return REFUSE;
     };
     client.asked = call.original(judgement.port(), 0);
+    if !to.is_loopback() {
+        // Where it comes from is the kernel's choice, by where it goes now.
+        call.rewrite(&to, judgement.port());
+        return ALLOW;
+    }
     let localhost = meant.localhost();
     let to = if call.bound().is_unspecified() {
         call.set_message_source(&localhost);
@@ -52,13 +58,24 @@ pub(crate) fn send<F: Family>(call: &Call<'_, F>) -> i32 {
     ALLOW
 }
 
+/// Whether it is there that the pod's queries are led.
+#[inline(always)]
+fn is_led_to(pod: &Pod, server: &Address) -> bool {
+    pod.has(PodFlags::DNS_LED)
+        && sys_maps::more(pod.id).is_some_and(|more| more.dns(server.is_v4()).0.equals(server))
+}
+
 /// An answer, which comes from whom the query was meant for.
 #[inline(always)]
 pub(crate) fn receive<F: Family>(call: &Call<'_, F>) -> i32 {
     let Some(client) = call.client() else { return ALLOW };
     let (from, port) = (call.address(), call.port());
     let original = if client.asked.via != 0 { client.asked } else { client.peer };
-    if original.via == port && from.equals(&original.address.localhost()) {
+    if original.via != port {
+        return ALLOW;
+    }
+    let of_proxy = from.equals(&original.address.localhost());
+    if of_proxy || sys_maps::pod(call.netns()).is_some_and(|pod| is_led_to(pod, &from)) {
         call.rewrite(&original.address, original.port);
     }
     ALLOW

@@ -1,7 +1,7 @@
 //! What `decide()` says of a connection, counted and reported. One function for all hooks: inlined
 //! into each it would be most of the object.
 
-use millrace_ebpf_common::{Class, Connection, Pod, decide};
+use millrace_ebpf_common::{Address, Class, Connection, Pod, PodFlags, decide};
 
 use crate::sys_maps::{self, Maps};
 use crate::{sys_outbound, sys_report};
@@ -31,6 +31,17 @@ impl Judgement {
     #[inline(always)]
     pub(crate) const fn is_of(self, class: Class) -> bool {
         self.class() == class as u8
+    }
+
+    /// The address that it goes to, where that is not the one that was meant.
+    #[inline(always)]
+    pub(crate) fn to(self, pod: &Pod, meant: &Address) -> Address {
+        let dns = pod.has(PodFlags::DNS_LED) && self.is_of(Class::Dns);
+        if !dns && !self.is_of(Class::OwnLocalhost) {
+            return meant.localhost();
+        }
+        let Some(more) = sys_maps::more(pod.id) else { return meant.localhost() };
+        if dns { *more.dns(meant.is_v4()).0 } else { more.own }
     }
 
     /// The same port, for another reason.

@@ -16,8 +16,9 @@ use aya_ebpf::maps::{
 use aya_ebpf::programs::SkLookupContext;
 use millrace_ebpf_common::{
     Address, CONNECTING as PLACES, CONNECTING_TRIES, COUNTERS as CLASSES, Client, Connecting,
-    Event, Flow, FlowKey, GroupKey, Lately, ListenerKey, NetworkKey, Original, POD_ID_BITS,
-    PORTS_IN_CHUNK, Pod, PortChunk, PortKey, Sets, Settings, most_places,
+    Event, Flow, FlowKey, GROUP_NAMED, GROUP_USER, GroupKey, Lately, ListenerKey, More, NetworkKey,
+    Original, POD_ID_BITS, PORTS_IN_CHUNK, Pod, PortChunk, PortKey, Sets, Settings, flow_key,
+    most_places,
 };
 
 #[map]
@@ -31,6 +32,8 @@ static NETWORKS: LpmTrie<(u32, Address), u32> =
 static PORTS: HashMap<PortKey, PortChunk> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
 #[map]
 static GROUPS: HashMap<GroupKey, u32> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+#[map]
+static MORE: HashMap<u32, More> = HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
 #[map]
 static COUNTERS: HashMap<u64, [u64; CLASSES]> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 #[map]
@@ -79,6 +82,13 @@ static ACCEPTED: SkStorage<Original> = SkStorage::new();
 pub(crate) fn pod(netns: u64) -> Option<&'static Pod> {
     // SAFETY: an entry that is taken out stays readable until the program ends (RCU).
     unsafe { PODS.get(&netns) }
+}
+
+/// What only some policies say, by the pod's id.
+#[inline(always)]
+pub(crate) fn more(id: u32) -> Option<&'static More> {
+    // SAFETY: as in `pod`.
+    unsafe { MORE.get(&id) }
 }
 
 /// The pod that a `sk_lookup` program is for.
@@ -132,7 +142,13 @@ pub(crate) fn accelerates() -> bool {
 #[inline(always)]
 pub(crate) fn count(netns: u64, class: u8) {
     if let Some(counters) = COUNTERS.get_ptr_mut(&netns) {
-        let at = class as usize & (CLASSES - 1);
+        let mut at = u64::from(class);
+        // The verifier has to see this, and not the compiler alone, which knows all classes.
+        // SAFETY: changes a register only.
+        unsafe {
+            core::arch::asm!("{0} &= {1}", inout(reg) at, const CLASSES - 1, options(pure, nomem));
+        }
+        let at = at as usize;
         // SAFETY: the place is within the counters.
         unsafe { add(counters.cast::<u64>().add(at), 1) }
     }
@@ -451,7 +467,29 @@ impl Sets for Maps {
 
     #[inline(always)]
     fn names_group(&self, pod: u32, gid: u32) -> bool {
-        // SAFETY: as in `pod`.
-        unsafe { GROUPS.get(&GroupKey { pod, gid }) }.is_some()
+        group(pod, gid) & GROUP_NAMED != 0
     }
+
+    #[inline(always)]
+    fn excludes_user(&self, pod: u32, uid: u32) -> bool {
+        group(pod, uid) & GROUP_USER != 0
+    }
+
+    #[inline(always)]
+    fn more(&self, pod: u32) -> Option<&More> {
+        more(pod)
+    }
+
+    #[inline(always)]
+    fn flow(&self, pod: u32, flow: u32, port: u16) -> u32 {
+        // SAFETY: as in `pod`.
+        unsafe { PORTS.get(&flow_key(pod, flow, port)) }.map_or(0, |chunk| chunk.flags(port))
+    }
+}
+
+/// What GROUPS says of a group or user.
+#[inline(always)]
+fn group(pod: u32, id: u32) -> u32 {
+    // SAFETY: as in `pod`.
+    unsafe { GROUPS.get(&GroupKey { pod, id }) }.copied().unwrap_or(0)
 }

@@ -13,6 +13,8 @@ use std::path::Path;
 use nix::libc;
 
 // `enum bpf_cmd`, `enum bpf_prog_type` and `enum bpf_attach_type` of linux/bpf.h.
+const MAP_LOOKUP: libc::c_int = 1;
+const MAP_UPDATE: libc::c_int = 2;
 const MAP_DELETE: libc::c_int = 3;
 const OBJ_GET: libc::c_int = 7;
 const LINK_DETACH: libc::c_int = 34;
@@ -68,6 +70,15 @@ struct Element {
 #[repr(C)]
 struct Detach {
     link: u32,
+}
+
+#[repr(C)]
+struct Value {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 #[repr(C)]
@@ -202,4 +213,20 @@ pub fn delete(pin: &Path, key: &[u8]) -> io::Result<()> {
     let fd = pinned(pin)?;
     let (map, key) = (fd.as_raw_fd().cast_unsigned(), key.as_ptr() as u64);
     bpf(MAP_DELETE, &mut Element { map, padding: 0, key }).map(drop)
+}
+
+/// Change what a pinned map has of a key, in a value of `N` bytes.
+pub fn change<const N: usize>(
+    pin: &Path,
+    key: &[u8],
+    change: impl FnOnce(&mut [u8; N]),
+) -> io::Result<()> {
+    let fd = pinned(pin)?;
+    let mut bytes = [0; N];
+    let (map, key) = (fd.as_raw_fd().cast_unsigned(), key.as_ptr() as u64);
+    let value = bytes.as_mut_ptr() as u64;
+    bpf(MAP_LOOKUP, &mut Value { map, padding: 0, key, value, flags: 0 })?;
+    change(&mut bytes);
+    let value = bytes.as_ptr() as u64;
+    bpf(MAP_UPDATE, &mut Value { map, padding: 0, key, value, flags: 0 }).map(drop)
 }

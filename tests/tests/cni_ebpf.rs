@@ -220,8 +220,7 @@ fn programs_that_are_missing_are_told_of() -> Result<()> {
     Ok(())
 }
 
-/// Verify that a pod of Linkerd, whose conventions the programs don't have, is captured by rules where
-/// the choice is free, with the reason, and refused with it where it is not.
+/// Verify that a pod of Linkerd is captured by eBPF, as Linkerd captures, and by nothing else.
 #[test]
 fn a_pod_of_linkerd() -> Result<()> {
     let _cgroup = Cgroup::enter()?;
@@ -232,21 +231,31 @@ fn a_pod_of_linkerd() -> Result<()> {
     let spec = json!({ "containers": [{ "name": "linkerd-proxy" }, { "name": "app" }] });
     api.put_pod("shop", &pod.name, &pod.uid(), &json!({ "spec": spec }));
     let call = |backend: &str| -> Result<Call> {
-        let call = Call::new(&host, "ADD", &pod, json!({})).with_key("linkerd", json!({}));
+        let settings = json!({
+            "incoming-proxy-port": 15006,
+            "outgoing-proxy-port": 15001,
+            "proxy-uid": PROXY.uid,
+            "subnets-to-ignore": ["192.0.2.0/24"],
+        });
+        let call = Call::new(&host, "ADD", &pod, json!({})).with_key("linkerd", settings);
         let call = call.with_key("kubeconfig", json!(api.kubeconfig("127.0.0.1")?));
         Ok(call.with_key("backend", json!(backend)).with_key("bpffs", json!(FOLDER)))
     };
-    let said = call("ebpf")?.run(&host)?.failure(100)?;
-    let reason = "this mesh leaves other connections inside of the pod alone";
-    ensure!(said.contains("it is not started") && said.contains(reason), "{said}");
-    ensure!(host.rules(&pod)?.is_empty() && pods(&host)? == 0);
-    let reply = call("auto")?.run(&host)?;
-    reply.success()?;
-    ensure!(reply.log.contains("rules are written, since eBPF can't be used"), "{reply:?}");
-    ensure!(reply.log.contains(reason), "{reply:?}");
-    ensure!(host.rules(&pod)?.contains("linkerd-proxy-init") && pods(&host)? == 0);
-    call("auto")?.to("CHECK").run(&host)?.success()?;
-    call("auto")?.to("DEL").run(&host)?.success()?;
-    ensure!(host.rules(&pod)?.is_empty(), "{}", host.rules(&pod)?);
+    for backend in ["ebpf", "auto"] {
+        call(backend)?.run(&host)?.success()?;
+        ensure!(host.rules(&pod)?.is_empty() && pods(&host)? == 1, "{backend}");
+        let proxy = host.proxy(&pod)?;
+        for to in ["10.1.0.9:80", "[fd01::9]:80"] {
+            let answer = host.dial(Some(&pod), APP, to)?.context("somebody answers")?;
+            ensure!((answer.name.as_str(), answer.port) == ("proxy", 15001), "{answer:?}");
+            ensure!(answer.original == Some(to.parse()?), "{answer:?}");
+        }
+        // The proxy's own call to its pod is left alone, and nobody else listens there.
+        ensure!(host.dial(Some(&pod), PROXY, "10.1.0.2:8080")?.is_none(), "{backend}");
+        drop(proxy);
+        call(backend)?.to("CHECK").run(&host)?.success()?;
+        call(backend)?.to("DEL").run(&host)?.success()?;
+        ensure!(pods(&host)? == 0, "{backend}");
+    }
     Ok(())
 }

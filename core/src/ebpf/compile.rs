@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_ebpf_common::{
-    MAX_IDENTITIES, NETWORK_DNS, NETWORK_EXCLUDED, NETWORK_INCLUDED, PORT_INBOUND,
-    PORT_OUTBOUND_EXCLUDED, PORT_OUTBOUND_INCLUDED, PORTS_IN_CHUNK, Pod, PodFlags, PortChunk,
+    MAX_IDENTITIES, More, NETWORK_DNS, NETWORK_EXCLUDED, NETWORK_INCLUDED, NETWORK_SOURCE,
+    PORT_INBOUND, PORT_OUTBOUND_EXCLUDED, PORT_OUTBOUND_INCLUDED, PORTS_IN_CHUNK, Pod, PodFlags,
+    PortChunk,
 };
 
 use super::entry::{Entry, address};
 use super::refusal::{Refusal, Refusals};
-use super::{MAX_GROUPS, MAX_NETWORKS};
+use super::{MAX_GROUPS, MAX_NETWORKS, more};
 use crate::policy::{
-    CapturePolicy, Conventions, DnsCapture, DnsScope, GroupSelection, IdentityMatching,
-    InboundMode, InboundSelection, NetworkSelection,
+    CapturePolicy, Conventions, DnsCapture, DnsScope, DnsTarget, GroupSelection, IdentityMatching,
+    InboundMode, InboundSelection, Local, NetworkSelection, Phase, SelfCall,
 };
 use crate::ruleset::Owner;
 use crate::source::Sourced;
@@ -28,6 +29,12 @@ pub fn compile(policy: &CapturePolicy, groups: &Groups) -> Result<Entry, Refusal
     let ports = ports(policy);
     let networks = networks(policy, &mut refusals);
     let groups = named_groups(policy, groups, &mut refusals);
+    let users: BTreeSet<u32> =
+        policy.outbound.except_users.iter().map(|user| user.value.get()).collect();
+    if users.len() > MAX_GROUPS {
+        refusals.push(Refusal::Users(users.len()));
+    }
+    let (more, flow_ports) = more::compile(policy, &mut refusals);
     if !ports.is_empty() {
         flags |= PodFlags::HAS_PORTS;
     }
@@ -36,6 +43,15 @@ pub fn compile(policy: &CapturePolicy, groups: &Groups) -> Result<Entry, Refusal
     }
     if !groups.is_empty() {
         flags |= PodFlags::HAS_GROUPS;
+    }
+    if networks.values().any(|flags| flags & NETWORK_SOURCE != 0) {
+        flags |= PodFlags::HAS_SOURCES;
+    }
+    if !users.is_empty() {
+        flags |= PodFlags::HAS_USERS;
+    }
+    if more != More::default() {
+        flags |= PodFlags::HAS_MORE;
     }
     let mut pod = Pod {
         flags,
@@ -54,7 +70,7 @@ pub fn compile(policy: &CapturePolicy, groups: &Groups) -> Result<Entry, Refusal
     pod.uid_count = fill(&mut pod.uids, uids);
     pod.gid_count = fill(&mut pod.gids, gids);
     if refusals.is_empty() {
-        Ok(Entry { pod, networks, ports, groups })
+        Ok(Entry { pod, more, networks, ports, flow_ports, groups, users })
     } else {
         Err(Refusals(refusals))
     }
@@ -70,24 +86,8 @@ fn unable(policy: &CapturePolicy) -> Vec<Refusal> {
     if let InboundMode::Tproxy { source, .. } = &policy.inbound.mode {
         refusals.push(Refusal::Tproxy(source.clone()));
     }
-    if policy.proxy.marks.is_some() {
+    if policy.proxy.marks.is_some() || !policy.inbound.probes.is_empty() {
         refusals.push(Refusal::Marks);
-    } else if policy.conventions != Conventions::OWN || policy.inbound.tunnel_port.is_none() {
-        refusals.push(Refusal::Conventions);
-    }
-    if let Some(network) = policy.inbound.except_sources.first() {
-        refusals.push(Refusal::ExcludedSource(network.source.clone()));
-    }
-    let users = policy.outbound.except_users.iter().map(|user| &user.source);
-    if let Some(address) = &policy.outbound.localhost_to {
-        refusals.push(Refusal::Translated(address.source.clone()));
-    }
-    if let Some(dns) = policy.dns.as_ref().filter(|dns| dns.listener().is_none()) {
-        refusals.push(Refusal::Translated(dns.source.clone()));
-    }
-    let flows = policy.outbound.except_flows.iter().map(|flow| &flow.source);
-    if let Some(source) = users.chain(flows).next() {
-        refusals.push(Refusal::ExcludedUser(source.clone()));
     }
     if let Some(source) = &policy.drop_invalid {
         refusals.push(Refusal::DropInvalid(source.clone()));
@@ -122,8 +122,36 @@ fn flags(policy: &CapturePolicy) -> u32 {
         ),
         (PodFlags::INBOUND, selection.captures()),
         (PodFlags::INBOUND_ONLY, matches!(selection, InboundSelection::Only { .. })),
+        (PodFlags::HAS_FLOWS, !policy.outbound.except_flows.is_empty()),
+        (
+            PodFlags::DNS_LED,
+            policy.dns.as_ref().is_some_and(|dns| matches!(dns.to, DnsTarget::Servers(_))),
+        ),
+        (PodFlags::LOCALHOST_LED, policy.outbound.localhost_to.is_some()),
     ];
-    switches.iter().filter(|(_, on)| *on).fold(0, |all, (flag, _)| all | flag)
+    let switches = switches.into_iter().chain(meant(&policy.conventions));
+    switches.filter(|(_, on)| *on).fold(0, |all, (flag, _)| all | flag)
+}
+
+/// The switches of what a mesh takes for granted; none of Millrace's own settings.
+pub(super) fn meant(conventions: &Conventions) -> [(u32, bool); 12] {
+    let Conventions { local, self_call, passthrough, except_ports, .. } = *conventions;
+    let (ports, networks, users) =
+        (except_ports.phase, conventions.except_networks, conventions.except_users);
+    [
+        (PodFlags::LO_ONLY, local == Local::Lo),
+        (PodFlags::LOCALHOST_ONLY, local == Local::Localhost),
+        (PodFlags::SELF_CALLS_PASS, self_call == SelfCall::Pass),
+        (PodFlags::NO_PASSTHROUGH, !passthrough),
+        (PodFlags::PORTS_AHEAD, ports == Phase::Ahead),
+        (PodFlags::PORTS_LAST, ports == Phase::Last),
+        (PodFlags::PORTS_OF_TCP, !except_ports.udp),
+        (PodFlags::NETWORKS_AHEAD, networks == Phase::Ahead),
+        (PodFlags::NETWORKS_FIRST, networks == Phase::First),
+        (PodFlags::USERS_AHEAD, users == Phase::Ahead),
+        (PodFlags::USERS_LAST, users == Phase::Last),
+        (PodFlags::DNS_AHEAD, conventions.dns.is_ahead()),
+    ]
 }
 
 fn ports(policy: &CapturePolicy) -> BTreeMap<u16, PortChunk> {
@@ -151,7 +179,7 @@ fn ports(policy: &CapturePolicy) -> BTreeMap<u16, PortChunk> {
     chunks
 }
 
-fn set(chunk: &mut PortChunk, port: u16, flag: u32) {
+pub(super) fn set(chunk: &mut PortChunk, port: u16, flag: u32) {
     let at = usize::from(port % PORTS_IN_CHUNK / 64);
     let words =
         chunk.words.iter_mut().zip([PORT_OUTBOUND_EXCLUDED, PORT_OUTBOUND_INCLUDED, PORT_INBOUND]);
@@ -210,6 +238,14 @@ fn networks(policy: &CapturePolicy, refusals: &mut Vec<Refusal>) -> BTreeMap<([u
         for network in networks {
             name(network.value, NETWORK_INCLUDED);
         }
+    }
+    let captures = match &policy.inbound.selection {
+        InboundSelection::Nothing => false,
+        InboundSelection::AllExcept { .. } => true,
+        InboundSelection::Only { ports, .. } => !ports.is_empty(),
+    };
+    for network in policy.inbound.except_sources.iter().filter(|_| captures) {
+        name(network.value, NETWORK_SOURCE);
     }
     if let Some(DnsScope::Servers(servers)) = policy.dns.as_ref().map(|dns| &dns.scope) {
         for server in servers {

@@ -4,20 +4,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use millrace_ebpf_common::{Address, MAX_ADDRESSES, Pod, PodFlags, PortChunk};
+use millrace_ebpf_common::{Address, MAX_ADDRESSES, More, Pod, PodFlags, PortChunk};
 
 /// Everything that is looked up of a pod. `pod.id` is the loader's to give.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The pod's own values.
     pub pod: Pod,
+    /// What only some policies say.
+    pub more: More,
     /// Networks by address and length (of 128), with what holds there: also what holds in the
     /// networks around it, since only the smallest one is found.
     pub networks: BTreeMap<([u8; 16], u8), u32>,
     /// Ports, by chunk.
     pub ports: BTreeMap<u16, PortChunk>,
+    /// Ports of `more.flows`, by the place of the flow and by chunk.
+    pub flow_ports: BTreeMap<(u32, u16), PortChunk>,
     /// Groups by number.
     pub groups: BTreeSet<u32>,
+    /// Users that are excluded, by number.
+    pub users: BTreeSet<u32>,
 }
 
 /// A pod's addresses, as they are when it is enrolled. What they are later, the kernel tells the
@@ -55,19 +61,32 @@ impl IdMap {
 
     /// What an id outside is inside; none if it is nobody there.
     pub fn inside(&self, id: u32) -> Option<u32> {
-        self.0.iter().find_map(|&(inside, outside, count)| {
-            let at = id.checked_sub(outside).filter(|at| *at < count)?;
-            inside.checked_add(at)
-        })
+        self.mapped([id; 2], Way::In).map(|[id, _]| id)
     }
 
     /// What an id inside is outside; none if it is nobody there.
     pub fn outside(&self, id: u32) -> Option<u32> {
+        self.mapped([id; 2], Way::Out).map(|[id, _]| id)
+    }
+
+    /// The same of ids from a first to a last one, if one line of the map has them all.
+    fn mapped(&self, [first, last]: [u32; 2], way: Way) -> Option<[u32; 2]> {
         self.0.iter().find_map(|&(inside, outside, count)| {
-            let at = id.checked_sub(inside).filter(|at| *at < count)?;
-            outside.checked_add(at)
+            let (from, to) = match way {
+                Way::In => (outside, inside),
+                Way::Out => (inside, outside),
+            };
+            let at = |id: u32| id.checked_sub(from).filter(|at| *at < count)?.checked_add(to);
+            Some([at(first)?, at(last)?])
         })
     }
+}
+
+/// Into a user namespace, or out of it.
+#[derive(Clone, Copy)]
+enum Way {
+    In,
+    Out,
 }
 
 impl fmt::Display for IdMap {
@@ -95,6 +114,17 @@ pub enum IdError {
         /// The id.
         id: u32,
     },
+    /// Users that are one range in the pod are several outside, or the other way round.
+    #[error(
+        "users {first}-{last} are not one range in another user namespace than the pod's: name each part \
+         of them that its map has in a line"
+    )]
+    Split {
+        /// The first of them.
+        first: u32,
+        /// The last one.
+        last: u32,
+    },
 }
 
 /// An address as the programs know it.
@@ -117,7 +147,7 @@ impl Entry {
         groups: &IdMap,
     ) -> Result<Self, IdError> {
         let mut own: Vec<Address> = Vec::new();
-        if self.pod.has(PodFlags::IPV6) {
+        if self.pod.has(PodFlags::IPV6) && !self.pod.has(PodFlags::NO_PASSTHROUGH) {
             // Capture puts it on `lo`.
             own.push(Address::PASSTHROUGH6);
         }
@@ -140,8 +170,7 @@ impl Entry {
                 IpAddr::V6(_) => self.pod.source6 = address(ip),
             }
         }
-        let outside = |map: &IdMap, kind, id| map.outside(id).ok_or(IdError::Unmapped { kind, id });
-        self.with_ids(|id| outside(users, "user", id), |id| outside(groups, "group", id))
+        self.with_ids(users, groups, Way::Out)
     }
 
     /// The same as the pod has it: with the ids of its own user namespace.
@@ -149,15 +178,16 @@ impl Entry {
     /// # Errors
     /// When an id is nobody's there.
     pub fn of_pod(self, users: &IdMap, groups: &IdMap) -> Result<Self, IdError> {
-        let inside = |map: &IdMap, kind, id| map.inside(id).ok_or(IdError::Unmapped { kind, id });
-        self.with_ids(|id| inside(users, "user", id), |id| inside(groups, "group", id))
+        self.with_ids(users, groups, Way::In)
     }
 
-    fn with_ids(
-        mut self,
-        user: impl Fn(u32) -> Result<u32, IdError>,
-        group: impl Fn(u32) -> Result<u32, IdError>,
-    ) -> Result<Self, IdError> {
+    fn with_ids(mut self, users: &IdMap, groups: &IdMap, way: Way) -> Result<Self, IdError> {
+        let one = |map: &IdMap, kind, id: u32| {
+            let found = map.mapped([id; 2], way);
+            found.map(|[id, _]| id).ok_or(IdError::Unmapped { kind, id })
+        };
+        let user = |id: u32| one(users, "user", id);
+        let group = |id: u32| one(groups, "group", id);
         let count = |count: u32| usize::try_from(count).unwrap_or(0);
         for uid in self.pod.uids.iter_mut().take(count(self.pod.uid_count)) {
             *uid = user(*uid)?;
@@ -166,6 +196,12 @@ impl Entry {
             *gid = group(*gid)?;
         }
         self.groups = self.groups.iter().map(|gid| group(*gid)).collect::<Result<_, _>>()?;
+        self.users = self.users.iter().map(|uid| user(*uid)).collect::<Result<_, _>>()?;
+        for flow in self.more.flows.iter_mut().take(count(self.more.flow_count)) {
+            let [first, last] = *flow;
+            user(first).and(user(last))?;
+            *flow = users.mapped(*flow, way).ok_or(IdError::Split { first, last })?;
+        }
         Ok(self)
     }
 }
@@ -182,6 +218,9 @@ mod tests {
         assert_eq!(map.outside(1000), None);
         assert_eq!(map.outside(1337), Some(5));
         assert_eq!(IdMap::identity().outside(4_294_967_294), Some(4_294_967_294));
+        assert_eq!(map.mapped([0, 999], Way::Out), Some([100_000, 100_999]));
+        assert_eq!(map.mapped([999, 1337], Way::Out), None);
+        assert_eq!(map.inside(5), Some(1337));
         assert_eq!(map.to_string(), "0-999, 1337-1337");
         assert_eq!(IdMap::parse("0 1\n"), None);
         assert_eq!(IdMap::parse("0 x 1\n"), None);

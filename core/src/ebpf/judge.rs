@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use millrace_ebpf_common::{
-    Address, Connection, Direction, PORTS_IN_CHUNK, Protocol, Sets, Verdict, decide,
+    Address, Connection, Direction, More, PORTS_IN_CHUNK, PodFlags, Protocol, Sets, Verdict, decide,
 };
 
 use super::entry::{Entry, address};
@@ -26,6 +26,19 @@ impl Sets for Entry {
 
     fn names_group(&self, _: u32, gid: u32) -> bool {
         self.groups.contains(&gid)
+    }
+
+    fn excludes_user(&self, _: u32, uid: u32) -> bool {
+        self.users.contains(&uid)
+    }
+
+    fn more(&self, _: u32) -> Option<&More> {
+        self.pod.has(PodFlags::HAS_MORE).then_some(&self.more)
+    }
+
+    fn flow(&self, _: u32, flow: u32, port: u16) -> u32 {
+        let ports = self.flow_ports.get(&(flow, port / PORTS_IN_CHUNK));
+        ports.map_or(0, |chunk| chunk.flags(port))
     }
 }
 

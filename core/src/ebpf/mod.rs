@@ -4,6 +4,7 @@
 mod compile;
 mod entry;
 mod judge;
+mod more;
 mod order;
 mod read;
 mod refusal;
@@ -33,13 +34,16 @@ use crate::value::Family;
 ///   device whose address the packet was for (`tcp_v6_send_response()`, `rt6_need_strict()`): a proxy
 ///   that closes last would wait for that answer until it gives up.
 pub fn beside(policy: &CapturePolicy) -> Ruleset {
-    rest(policy.ipv6.value, localhost(policy.ipv6.value, policy.dns.is_some()))
+    let ipv6 = policy.ipv6.value;
+    let passthrough = ipv6 && policy.conventions.passthrough;
+    rest(ipv6, passthrough, localhost(ipv6, policy.dns.is_some()))
 }
 
 /// The same of a pod's entry in the maps.
 pub fn beside_entry(pod: &Pod) -> Ruleset {
     let ipv6 = pod.has(PodFlags::IPV6);
-    rest(ipv6, localhost(ipv6, pod.has(PodFlags::DNS)))
+    let passthrough = ipv6 && !pod.has(PodFlags::NO_PASSTHROUGH);
+    rest(ipv6, passthrough, localhost(ipv6, pod.has(PodFlags::DNS)))
 }
 
 /// The addresses that the pod's connections to elsewhere came from when it was enrolled, and captured ones
@@ -54,8 +58,9 @@ pub fn sources(pod: &Pod) -> impl Iterator<Item = IpAddr> {
 /// As much of it as is here.
 pub fn beside_found(observed: &Observed) -> Ruleset {
     let has = |family: &Family| observed.localhost_ways.iter().any(|way| way.family == *family);
-    let ways = Family::ALL.into_iter().filter(has).collect();
-    rest(observed.passthrough_link.is_some(), ways)
+    let ways = Family::ALL.into_iter().filter(&has).collect();
+    let passthrough = observed.passthrough_link.is_some();
+    rest(passthrough || has(&Family::V6), passthrough, ways)
 }
 
 /// The families in which localhost is to be reached by each interface.
@@ -64,11 +69,11 @@ fn localhost(ipv6: bool, dns: bool) -> Vec<Family> {
     wanted.into_iter().filter_map(|(family, wanted)| wanted.then_some(family)).collect()
 }
 
-fn rest(ipv6: bool, localhost_everywhere: Vec<Family>) -> Ruleset {
+fn rest(ipv6: bool, passthrough: bool, localhost_everywhere: Vec<Family>) -> Ruleset {
     let routing = Routing {
         // There is no TPROXY by eBPF.
         marked: None,
-        passthrough_v6: ipv6.then_some(Home::Own),
+        passthrough_v6: passthrough.then_some(Home::Own),
         localhost_everywhere,
     };
     Ruleset { v4: Vec::new(), v6: ipv6.then(Vec::new), made: Vec::new(), routing, guard: None }
@@ -77,5 +82,5 @@ fn rest(ipv6: bool, localhost_everywhere: Vec<Family>) -> Ruleset {
 /// How many networks a pod's policy can name, of both families together.
 pub const MAX_NETWORKS: usize = 65_536;
 
-/// How many groups a pod's policy can name.
+/// How many groups a pod's policy can name, and how many excluded users.
 pub const MAX_GROUPS: usize = 256;

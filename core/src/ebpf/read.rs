@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use millrace_ebpf_common::{
-    NETWORK_DNS, NETWORK_EXCLUDED, NETWORK_INCLUDED, PORT_INBOUND, PORT_OUTBOUND_EXCLUDED,
-    PORT_OUTBOUND_INCLUDED, PORTS_IN_CHUNK, PodFlags,
+    NETWORK_DNS, NETWORK_EXCLUDED, NETWORK_INCLUDED, NETWORK_SOURCE, PORT_INBOUND,
+    PORT_OUTBOUND_EXCLUDED, PORT_OUTBOUND_INCLUDED, PodFlags,
 };
 
 use super::compile::is_v4;
 use super::entry::Entry;
+use super::more;
 use crate::dialect::{ConfigErrors, Dialect};
 use crate::infer::{Inferred, policy};
-use crate::policy::{CapturePolicy, IdentityMatching};
-use crate::value::Cidr;
+use crate::policy::{CapturePolicy, DnsCapture, DnsScope, DnsTarget, IdentityMatching};
+use crate::source::{Source, Sourced};
+use crate::value::{Cidr, PortRange};
 
 /// An entry that is no policy's.
 #[derive(Debug, thiserror::Error)]
@@ -34,13 +36,23 @@ pub fn read(entry: &Entry, dialect: &Dialect) -> Result<CapturePolicy, NoPolicy>
     let mut set = |flag, value: String| found.settings.insert(flag, value);
     set("outbound-port", pod.outbound_port.to_string());
     set("inbound-port", pod.inbound_port.to_string());
-    set("tunnel-port", pod.tunnel_port.to_string());
+    let tunnels = pod.tunnel_port != 0;
+    if tunnels {
+        set("tunnel-port", pod.tunnel_port.to_string());
+    }
     for (flag, ids, count) in
         [("proxy-uid", &pod.uids, pod.uid_count), ("proxy-gid", &pod.gids, pod.gid_count)]
     {
         let count = usize::try_from(count).unwrap_or(0);
         set(flag, list(ids.iter().take(count)));
     }
+    // Own settings are of a proxy that is somebody; others leave that open.
+    let is_nobody = pod.uid_count == 0 && pod.gid_count == 0;
+    if is_nobody {
+        set("proxy-uid", "0".to_owned());
+    }
+    set("exclude-users", list(&entry.users));
+    set("exclude-inbound-cidrs", list(networks(entry, NETWORK_SOURCE)));
     let inbound = list(ports(entry, PORT_INBOUND));
     let (only, except) = match (pod.has(PodFlags::INBOUND), pod.has(PodFlags::INBOUND_ONLY)) {
         (false, _) => (String::new(), String::new()),
@@ -76,17 +88,47 @@ pub fn read(entry: &Entry, dialect: &Dialect) -> Result<CapturePolicy, NoPolicy>
     }
     if pod.has(PodFlags::DNS) {
         let all = pod.has(PodFlags::DNS_ALL);
-        set("dns", if all { "all" } else { "servers" }.to_owned());
-        set("dns-port", pod.dns_port.to_string());
-        if !all {
-            let servers = named(entry, NETWORK_DNS).filter_map(|prefix| cidr(*prefix));
-            found.dns_servers = servers.map(Cidr::address).collect();
+        let servers = named(entry, NETWORK_DNS).filter_map(|prefix| cidr(*prefix));
+        let servers: Vec<IpAddr> = servers.map(Cidr::address).collect();
+        if pod.has(PodFlags::DNS_LED) {
+            let source = || Source::Flag("--dns".to_owned());
+            let server = |server| Sourced::new(server, source());
+            found.dns_translated = Some(DnsCapture {
+                to: DnsTarget::Servers(more::servers_of(entry, &source())),
+                source: source(),
+                scope: if all {
+                    DnsScope::All(source())
+                } else {
+                    DnsScope::Servers(servers.into_iter().map(server).collect())
+                },
+            });
+        } else {
+            set("dns", if all { "all" } else { "servers" }.to_owned());
+            set("dns-port", pod.dns_port.to_string());
+            if !all {
+                found.dns_servers = servers;
+            }
         }
     }
+    if pod.has(PodFlags::LOCALHOST_LED) {
+        found.localhost_to = match IpAddr::from(entry.more.own.octets()).to_canonical() {
+            IpAddr::V4(own) => Some(own),
+            IpAddr::V6(_) => None,
+        };
+    }
+    found.flows = more::flows_of(entry);
     let any = pod.has(PodFlags::ANY_IDENTITY);
     let matching = if any { IdentityMatching::Any } else { IdentityMatching::OneByOne };
     found.matching = Some(matching);
-    Ok(policy(&found, dialect)?)
+    let mut policy = policy(&found, dialect)?;
+    if is_nobody {
+        policy.proxy.uids.clear();
+    }
+    if !tunnels {
+        policy.inbound.tunnel_port = None;
+    }
+    policy.conventions = more::conventions_of(entry);
+    Ok(policy)
 }
 
 fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
@@ -94,24 +136,8 @@ fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
 }
 
 /// The ports of a kind, as ranges.
-fn ports(entry: &Entry, flag: u32) -> Vec<String> {
-    let mut ranges: Vec<(u16, u16)> = Vec::new();
-    for (chunk, ports) in &entry.ports {
-        let first = chunk.saturating_mul(PORTS_IN_CHUNK);
-        for port in (0..PORTS_IN_CHUNK).map(|at| first.saturating_add(at)) {
-            if ports.flags(port) & flag == 0 {
-                continue;
-            }
-            match ranges.last_mut().filter(|(_, last)| last.checked_add(1) == Some(port)) {
-                Some((_, last)) => *last = port,
-                None => ranges.push((port, port)),
-            }
-        }
-    }
-    let words = ranges.into_iter().map(|(first, last)| {
-        if first == last { first.to_string() } else { format!("{first}:{last}") }
-    });
-    words.collect()
+fn ports(entry: &Entry, flag: u32) -> impl Iterator<Item = PortRange> {
+    more::ranges(entry.ports.iter().map(|(chunk, ports)| (*chunk, *ports)), flag)
 }
 
 fn named(entry: &Entry, flag: u32) -> impl Iterator<Item = &Prefix> {

@@ -1,8 +1,9 @@
 //! What this backend can't do, and why.
 
 use std::fmt;
+use std::net::IpAddr;
 
-use millrace_ebpf_common::MAX_IDENTITIES;
+use millrace_ebpf_common::{MAX_FLOWS, MAX_IDENTITIES};
 
 use super::{MAX_GROUPS, MAX_NETWORKS};
 use crate::source::Source;
@@ -21,20 +22,18 @@ pub enum Refusal {
     ReroutedInterface(Source),
     /// The proxy is no process of the pod.
     Marks,
-    /// A mesh that takes other things for granted than Millrace's own settings.
-    Conventions,
-    /// A network from which nothing is captured.
-    ExcludedSource(Source),
-    /// A user who is left alone.
-    ExcludedUser(Source),
-    /// Connections are led to an address that is none of the proxy's listeners.
-    Translated(Source),
+    /// Connections are led to an address that means something else to who connects there.
+    Translated(IpAddr, Source),
     /// More proxies than a pod's entry has room for.
     Identities(Source),
     /// More networks than a pod may have.
     Networks(usize),
     /// More groups than a pod may have.
     Groups(usize),
+    /// More excluded users than a pod may have.
+    Users(usize),
+    /// More ranges of users than a pod may have of which something is left alone.
+    Flows(usize),
     /// A group has no number here.
     UnknownGroup(GroupName, Source),
     /// A user where a group must be.
@@ -69,24 +68,11 @@ impl fmt::Display for Refusal {
                 "packets of the proxy are known by a mark, since it is no process of the pod: the \
                  programs know who asks for a connection by user and group, and see no packets of it",
             ),
-            Self::Conventions => f.write_str(
-                "this mesh leaves other connections inside of the pod alone, or asks for them at \
-                 another time, than the programs do",
-            ),
-            Self::ExcludedSource(source) => write!(
+            Self::Translated(address, source) => write!(
                 f,
-                "networks from which nothing is captured ({source}): a pod's entry has no room for \
-                 them"
-            ),
-            Self::ExcludedUser(source) => write!(
-                f,
-                "users that are left alone ({source}): a pod's entry has room for those of the proxy \
-                 only"
-            ),
-            Self::Translated(source) => write!(
-                f,
-                "connections can't be led to another address ({source}): the programs lead to ports of \
-                 the proxy only"
+                "connections can't be led to {address} ({source}): sockets are connected there as to any \
+                 other address, and this one means another to the kernel; of localhost's, 127.0.0.1 and \
+                 ::1 can be"
             ),
             Self::Identities(source) => write!(
                 f,
@@ -99,6 +85,14 @@ impl fmt::Display for Refusal {
             Self::Groups(count) => {
                 write!(f, "{count} groups: a pod can have {MAX_GROUPS} with eBPF capture")
             }
+            Self::Users(count) => {
+                write!(f, "{count} excluded users: a pod can have {MAX_GROUPS} with eBPF capture")
+            }
+            Self::Flows(count) => write!(
+                f,
+                "ports that are left alone for {count} ranges of users: a pod can have {MAX_FLOWS} with \
+                 eBPF capture"
+            ),
             Self::UnknownGroup(name, source) => {
                 write!(f, "there is no group {} ({source}); give its number", name.as_str())
             }

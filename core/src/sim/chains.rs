@@ -316,11 +316,14 @@ impl<'a, W: Witness> Walk<'a, W> {
                 self.decide(id);
                 self.acted = true;
             }
-            Action::Connect(port) => {
+            Action::Connect { address, port } => {
                 packet.meant = Some((packet.ends.destination, packet.ends.port));
-                let localhost = self.namespace.first_address(LOOPBACK, packet.family).unwrap_or(1);
-                packet.ends.destination = Value::made(localhost);
-                packet.ends.port = Value::made((*port).into());
+                let localhost = || self.namespace.first_address(LOOPBACK, packet.family);
+                let to = address.map(number).or_else(localhost).unwrap_or(1);
+                packet.ends.destination = Value::made(to);
+                if let Some(port) = port {
+                    packet.ends.port = Value::made((*port).into());
+                }
                 self.decide(id);
                 self.acted = true;
                 return Ok(Flow::Done);

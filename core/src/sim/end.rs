@@ -23,6 +23,7 @@ impl<'a, W: Witness> Walk<'a, W> {
     /// Whether a rule has changed where a packet goes.
     pub(super) fn is_led(&self, packet: &Packet<'_>) -> bool {
         packet.connection.is_some_and(|(at, _)| self.connections[at].to.is_some())
+            || packet.meant.is_some()
     }
 
     /// It has left by an interface.
@@ -37,7 +38,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         let connection = packet.connection.map(|(at, _)| &self.connections[at]);
         let ends = &packet.ends;
         let made = |value: Value| value.origin.is_none();
-        let outcome = if connection.is_some_and(|c| c.to.is_some()) {
+        let outcome = if connection.is_some_and(|c| c.to.is_some()) || packet.meant.is_some() {
             Outcome::Led {
                 address: made(ends.destination).then(|| ends.to(family).ip()),
                 port: made(ends.port).then(|| ends.to(family).port()),

@@ -343,8 +343,13 @@ pub enum Action {
         /// (`tproxy_tg4()`), and not let on to the next rule (`nft_tproxy_eval_v4()`).
         drops: bool,
     },
-    /// Connect the socket to this port of localhost instead.
-    Connect(u16),
+    /// Connect the socket elsewhere instead.
+    Connect {
+        /// The address; none is localhost of the same family.
+        address: Option<IpAddr>,
+        /// The port; none leaves it.
+        port: Option<u16>,
+    },
     /// Give it to the socket that listens on this port.
     Hand(u16),
     /// Change the packet's mark.

@@ -38,8 +38,14 @@ impl<'a, W: Witness> Walk<'a, W> {
             return Ok(None);
         }
         self.connected = Some(packet.ends.to(packet.family));
+        let to = packet.ends.to(packet.family).ip();
         match q.protocol {
             _ if q.source.is_some() => {}
+            _ if !to.is_loopback() => {
+                let there = self.route(packet);
+                let source = self.chosen_source(packet, there);
+                packet.ends.source = source.unwrap_or(Value::made(0));
+            }
             // A datagram's source is that of its route, which leads to localhost now.
             Protocol::UDP => packet.ends.source = packet.ends.destination,
             _ if route == Route::Local => {}

@@ -6,7 +6,9 @@
 pub(crate) mod argv;
 pub(crate) mod connections;
 pub(crate) mod lines;
+pub(crate) mod policies;
 pub(crate) mod predicted;
+pub(crate) mod programs;
 pub(crate) mod state;
 pub(crate) mod verdicts;
 

@@ -271,6 +271,7 @@ fn enrol(session: &mut Session, order: &Order<'_>) -> Result<Applied, CaptureErr
     let node = Node::open(folder)?.until(order.deadline);
     let cookie = target.cookie();
     let enrolled = if order.dry_run {
+        node.knows(&entry)?;
         match (node.pod(cookie)?, node.holds(cookie, &entry)?) {
             (_, true) => Enrolled::Unchanged,
             (Some(_), false) => Enrolled::Changed,

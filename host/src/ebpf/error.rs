@@ -94,6 +94,12 @@ pub enum EbpfError {
         /// Where it is.
         folder: PathBuf,
     },
+    /// What is loaded may not know all that is wanted.
+    #[error(
+        "the programs in {0} are not those of this version, and may not know what these settings ask for: \
+         `millrace node-bpf load` puts this version's in their place, without a gap"
+    )]
+    OtherPrograms(PathBuf),
     /// Programs can't carry the policy out.
     #[error(transparent)]
     Refused(#[from] Refusals),

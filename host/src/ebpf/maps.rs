@@ -6,8 +6,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use millrace_ebpf_common::{
-    COUNTERS, Flow, FlowKey, GroupKey, KEPT, ListenerKey, NetworkKey, Plain, Pod, PortChunk,
-    PortKey, SHARES, Settings, most_places,
+    COUNTERS, Flow, FlowKey, GroupKey, KEPT, ListenerKey, More, NetworkKey, Plain, Pod, PodFlags,
+    PortChunk, PortKey, SHARES, Settings, most_places,
 };
 use nix::errno::Errno;
 
@@ -115,6 +115,8 @@ pub(super) struct Maps {
     pub(super) networks: Map<NetworkKey, u32>,
     pub(super) ports: Map<PortKey, PortChunk>,
     pub(super) groups: Map<GroupKey, u32>,
+    /// Programs of an earlier version have none.
+    more: Option<Map<u32, More>>,
     pub(super) flows: Map<FlowKey, Flow>,
     counters: Map<u64, Counters>,
     listeners: OwnedFd,
@@ -137,12 +139,13 @@ struct Shares {
 type Counters = [u64; COUNTERS];
 
 /// All maps of the object by name; what they hold is kept over an upgrade.
-pub(super) const NAMES: [&str; 21] = [
+pub(super) const NAMES: [&str; 22] = [
     "SETTINGS",
     "PODS",
     "NETWORKS",
     "PORTS",
     "GROUPS",
+    "MORE",
     "COUNTERS",
     "FLOWS",
     "LIMITS",
@@ -171,6 +174,10 @@ impl Maps {
             networks: Map::open(folder, "NETWORKS")?,
             ports: Map::open(folder, "PORTS")?,
             groups: Map::open(folder, "GROUPS")?,
+            more: match Map::open(folder, "MORE") {
+                Err(EbpfError::NotLoaded(_)) => None,
+                more => Some(more?),
+            },
             flows: Map::open(folder, "FLOWS")?,
             counters: Map::open(folder, "COUNTERS")?,
             listeners: open(folder, "LISTENERS")?,
@@ -217,6 +224,39 @@ impl Maps {
     /// A pod's policy, if it is enrolled.
     pub(super) fn policy(&self, netns: u64) -> Result<Option<Pod>, EbpfError> {
         Ok(self.pods.get(&netns)?.filter(Pod::is_policy))
+    }
+
+    /// What only some policies say, by the pod's id.
+    pub(super) fn more(&self, id: u32) -> Result<Option<More>, EbpfError> {
+        self.more.as_ref().map_or(Ok(None), |more| more.get(&id))
+    }
+
+    /// Note it. Without a map there is nothing that would ask for it: false.
+    pub(super) fn set_more(&self, id: u32, value: &More) -> Result<bool, EbpfError> {
+        self.more.as_ref().map_or(Ok(false), |more| more.set(&id, value).map(|()| true))
+    }
+
+    /// Forget it.
+    pub(super) fn drop_more(&self, id: u32) -> Result<(), EbpfError> {
+        self.more.as_ref().map_or(Ok(()), |more| more.remove(&id).map(drop))
+    }
+
+    /// The ids of policies that say more.
+    pub(super) fn saying_more(&self) -> Result<Vec<u32>, EbpfError> {
+        self.more.as_ref().map_or(Ok(Vec::new()), Map::keys)
+    }
+
+    /// Whether the map is gone in which pods have more.
+    pub(super) fn has_lost_more(&self) -> Result<bool, EbpfError> {
+        if self.more.is_some() {
+            return Ok(false);
+        }
+        for cookie in self.pods.keys()? {
+            if self.policy(cookie)?.is_some_and(|pod| pod.has(PodFlags::HAS_MORE)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// A pod's counters, in the order of the classes.

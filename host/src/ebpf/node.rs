@@ -201,6 +201,8 @@ impl Node {
         }
         // There may be some that nobody uses any more and nobody has taken away yet.
         loader.map_max_entries("LOOKUPS", options.max_pods.saturating_mul(2));
+        // A pod has two for a moment when its policy changes.
+        loader.map_max_entries("MORE", options.max_pods.saturating_mul(2));
         loader.map_max_entries("NETWORKS", options.max_networks);
         loader.map_max_entries("FLOWS", options.max_connections);
         let mut object = loader.load(options.object)?;
@@ -229,12 +231,8 @@ impl Node {
             attached.map_err(|e| EbpfError::io(ACCELERATOR, e))?;
         }
         let settings = node.maps.settings.get(&0)?.unwrap_or_default();
-        let settings = Settings {
-            accelerate: options.accelerate.into(),
-            spares: options.spares,
-            sources: sources(),
-            ..settings
-        };
+        let settings =
+            Settings { accelerate: options.accelerate.into(), spares: options.spares, ..settings };
         node.maps.settings.set(&0, &settings)?;
         node.maps.limit(&maps)?;
         let program = accept(INBOUND, object.program_mut(INBOUND))?;
@@ -242,6 +240,8 @@ impl Node {
         let programs = pinned(&maps.join("INBOUND"))?;
         let set = sys_bpf::update(programs.as_fd(), 0_u32.bytes(), number.bytes());
         set.map_err(|e| EbpfError::io(INBOUND, e))?;
+        // Not before all that decide are of this version.
+        node.maps.settings.set(&0, &Settings { sources: sources(), ..settings })?;
         for (cookie, pin) in node.pins()? {
             // One that is not enrolled gets another program when it is.
             let Some(pod) = node.maps.policy(cookie)? else { continue };

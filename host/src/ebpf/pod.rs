@@ -7,8 +7,8 @@ use std::os::fd::AsFd as _;
 
 use millrace_core::ebpf::Entry;
 use millrace_ebpf_common::{
-    Address, Class, GroupKey, LISTENER_PLACES, ListenerKey, NetworkKey, POD_ID_BITS,
-    PORTS_IN_CHUNK, Pod, PodFlags, PortKey, Settings,
+    Address, Class, GROUP_NAMED, GROUP_USER, GroupKey, LISTENER_PLACES, ListenerKey, More,
+    NetworkKey, POD_ID_BITS, PORTS_IN_CHUNK, Pod, PodFlags, PortKey, Settings, flow_key,
 };
 
 use super::error::EbpfError;
@@ -65,8 +65,10 @@ pub struct Sizes {
     pub networks: usize,
     /// Bitmaps of 512 ports.
     pub ports: usize,
-    /// Groups.
+    /// Groups and excluded users.
     pub groups: usize,
+    /// Policies that say more than most.
+    pub more: usize,
     /// Pods that are counted.
     pub counters: usize,
     /// `sk_lookup` programs that are a pod's.
@@ -95,6 +97,7 @@ impl Node {
     fn try_to_enrol(&self, target: &Target, entry: &Entry) -> Result<Enrolled, EbpfError> {
         let _lock = self.lock()?;
         self.is_whole()?;
+        self.knows(entry)?;
         let cookie = target.cookie;
         let before = self.maps.policy(cookie)?;
         let mut pod = Pod { digest: digest(entry), ..entry.pod };
@@ -214,6 +217,9 @@ impl Node {
         for key in self.maps.groups.keys()?.iter().filter(|key| !ids.contains(&key.pod)) {
             self.maps.groups.remove(key)?;
         }
+        for id in self.maps.saying_more()?.into_iter().filter(|id| !ids.contains(id)) {
+            self.maps.drop_more(id)?;
+        }
         drop(self.fill_spares(usize::MAX));
         Ok(gone)
     }
@@ -256,6 +262,7 @@ impl Node {
             networks: self.maps.networks.keys()?.len(),
             ports: self.maps.ports.keys()?.len(),
             groups: self.maps.groups.keys()?.len(),
+            more: self.maps.saying_more()?.len(),
             counters: self.maps.counted()?.len(),
             lookups: self.maps.lookups.keys()?.len(),
         })
@@ -286,8 +293,17 @@ impl Node {
         for (chunk, ports) in &entry.ports {
             self.maps.ports.set(&PortKey { pod: id, chunk: (*chunk).into() }, ports)?;
         }
-        for gid in &entry.groups {
-            self.maps.groups.set(&GroupKey { pod: id, gid: *gid }, &1)?;
+        for ((flow, chunk), ports) in &entry.flow_ports {
+            let key = flow_key(id, *flow, chunk.saturating_mul(PORTS_IN_CHUNK));
+            self.maps.ports.set(&key, ports)?;
+        }
+        for one in entry.groups.union(&entry.users) {
+            let named = if entry.groups.contains(one) { GROUP_NAMED } else { 0 };
+            let user = if entry.users.contains(one) { GROUP_USER } else { 0 };
+            self.maps.groups.set(&GroupKey { pod: id, id: *one }, &(named | user))?;
+        }
+        if pod.has(PodFlags::HAS_MORE) && !self.maps.set_more(id, &entry.more)? {
+            return Err(EbpfError::OtherPrograms(self.folder.clone()));
         }
         self.maps.start_counters(target.cookie)
     }
@@ -350,7 +366,16 @@ impl Node {
                 self.maps.ports.remove(&PortKey { pod: pod.id, chunk })?;
             }
         }
-        if pod.has(PodFlags::HAS_GROUPS) {
+        if pod.has(PodFlags::HAS_FLOWS) {
+            let ours = |key: &&PortKey| key.pod == pod.id;
+            for key in self.maps.ports.keys()?.iter().filter(ours) {
+                self.maps.ports.remove(key)?;
+            }
+        }
+        if pod.has(PodFlags::HAS_MORE) {
+            self.maps.drop_more(pod.id)?;
+        }
+        if pod.has(PodFlags::HAS_GROUPS | PodFlags::HAS_USERS) {
             for key in self.maps.groups.keys()?.iter().filter(|key| key.pod == pod.id) {
                 self.maps.groups.remove(key)?;
             }
@@ -412,5 +437,15 @@ fn digest(entry: &Entry) -> u64 {
         (chunk, ports.words).hash(&mut hasher);
     }
     entry.groups.hash(&mut hasher);
+    // Of a policy that says nothing of it, it is as an earlier version made it.
+    if !entry.users.is_empty() {
+        entry.users.hash(&mut hasher);
+    }
+    if entry.more != More::default() {
+        entry.more.hash(&mut hasher);
+        for (place, ports) in &entry.flow_ports {
+            (place, ports.words).hash(&mut hasher);
+        }
+    }
     hasher.finish()
 }

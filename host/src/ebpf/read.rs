@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_core::ebpf::Entry;
 use millrace_core::sim::Listening;
-use millrace_ebpf_common::{POD_ID_BITS, PORTS_IN_CHUNK, PodFlags, PortKey};
+use millrace_ebpf_common::{
+    GROUP_NAMED, GROUP_USER, More, POD_ID_BITS, PORTS_IN_CHUNK, PodFlags, PortKey, flow_key,
+};
 
 use super::error::EbpfError;
 use super::node::Node;
@@ -23,8 +25,26 @@ impl Node {
             pod,
             networks: BTreeMap::new(),
             ports: BTreeMap::new(),
+            more: More::default(),
+            flow_ports: BTreeMap::new(),
             groups: BTreeSet::new(),
+            users: BTreeSet::new(),
         };
+        if pod.has(PodFlags::HAS_MORE) {
+            let lost = || EbpfError::NotWhole {
+                folder: self.folder.clone(),
+                what: "what MORE has of this pod is lost".to_owned(),
+            };
+            entry.more = self.maps.more(pod.id)?.ok_or_else(lost)?;
+        }
+        for flow in 0..entry.more.flow_count {
+            for chunk in 0..=u16::MAX / PORTS_IN_CHUNK {
+                let key = flow_key(pod.id, flow, chunk.saturating_mul(PORTS_IN_CHUNK));
+                if let Some(ports) = self.maps.ports.get(&key)? {
+                    entry.flow_ports.insert((flow, chunk), ports);
+                }
+            }
+        }
         if pod.has(PodFlags::HAS_NETWORKS) {
             for key in self.networks_of(&pod)? {
                 let flags = self.maps.networks.get(&key)?;
@@ -42,9 +62,12 @@ impl Node {
                 }
             }
         }
-        if pod.has(PodFlags::HAS_GROUPS) {
-            let groups = self.maps.groups.keys()?;
-            entry.groups = groups.iter().filter(|k| k.pod == pod.id).map(|k| k.gid).collect();
+        if pod.has(PodFlags::HAS_GROUPS | PodFlags::HAS_USERS) {
+            for key in self.maps.groups.keys()?.iter().filter(|key| key.pod == pod.id) {
+                let flags = self.maps.groups.get(key)?.unwrap_or(0);
+                entry.groups.extend((flags & GROUP_NAMED != 0).then_some(key.id));
+                entry.users.extend((flags & GROUP_USER != 0).then_some(key.id));
+            }
         }
         let (users, groups) = target.ids()?;
         Ok(Some(entry.of_pod(&users, &groups)?))

@@ -9,11 +9,13 @@ use std::path::Path;
 
 use aya::maps::MapInfo;
 use aya::programs::{ProgramInfo, loaded_programs};
-use millrace_ebpf_common::Plain as _;
+use millrace_core::ebpf::Entry;
+use millrace_ebpf_common::{Plain as _, PodFlags};
 
 use super::error::EbpfError;
 use super::maps::NAMES;
 use super::node::{Node, PROGRAMS, pinned, show};
+use super::program::sources;
 use super::sys_bpf;
 
 /// The kernel keeps so much of a name (`BPF_OBJ_NAME_LEN`, without the zero at its end).
@@ -22,6 +24,10 @@ const KEPT: usize = 15;
 /// Maps that earlier versions have not, and in whose place loading may put new ones: it sets some,
 /// and the programs fill the others.
 const RENEWED: [&str; 3] = ["LIMITS", "ROOM", "LATELY"];
+
+/// The map that earlier versions have not either, and in whose place no new one may come once a pod has
+/// something in it.
+const MORE: &str = "MORE";
 
 /// What is wrong with the node's programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,7 +57,7 @@ impl Faults {
 pub(super) fn lost(folder: &Path) -> Vec<&'static str> {
     let is_there = |path: &Path| fs::symlink_metadata(path).is_ok();
     let gone = |name: &&str| !is_there(&folder.join("maps").join(name));
-    let wanted = || NAMES.into_iter().filter(|name| !RENEWED.contains(name));
+    let wanted = || NAMES.into_iter().filter(|name| !RENEWED.contains(name) && *name != MORE);
     let lost: Vec<&str> = wanted().filter(gone).collect();
     let attached = || PROGRAMS.iter().any(|(name, ..)| is_there(&folder.join("links").join(name)));
     if lost.len() == wanted().count() && !attached() { Vec::new() } else { lost }
@@ -60,6 +66,10 @@ pub(super) fn lost(folder: &Path) -> Vec<&'static str> {
 /// Pin what is lost again, as far as attached programs still have it. The names of those maps.
 pub(super) fn put_back(folder: &Path) -> Result<Vec<String>, EbpfError> {
     let mut lost = lost(folder);
+    let maps = folder.join("maps");
+    if fs::symlink_metadata(maps.join(MORE)).is_err() && fs::symlink_metadata(maps).is_ok() {
+        lost.push(MORE);
+    }
     if lost.is_empty() {
         return Ok(Vec::new());
     }
@@ -131,6 +141,9 @@ impl Node {
             }
         }
         faults.lost = lost(&self.folder).into_iter().map(str::to_owned).collect();
+        if self.maps.has_lost_more()? {
+            faults.lost.push(MORE.to_owned());
+        }
         if faults.lost.is_empty() {
             // The kernel empties it when the last pin of it goes.
             let map = pinned(&self.folder.join("maps").join("INBOUND"))?;
@@ -141,6 +154,19 @@ impl Node {
             }
         }
         Ok(faults)
+    }
+
+    /// Whether the programs know what an entry asks for: those of this version do, and those of another one
+    /// only what every version knows.
+    ///
+    /// # Errors
+    /// When they may not, or the settings can't be read.
+    pub fn knows(&self, entry: &Entry) -> Result<(), EbpfError> {
+        let settings = self.maps.settings.get(&0)?.unwrap_or_default();
+        if entry.pod.has(PodFlags::LATER) && settings.sources != sources() {
+            return Err(EbpfError::OtherPrograms(self.folder.clone()));
+        }
+        Ok(())
     }
 
     /// Refuse to go on with programs that are not whole.

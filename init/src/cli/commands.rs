@@ -135,7 +135,8 @@ fn apply() -> Command {
             "Capture a pod's traffic. Rules of an earlier run of Millrace or of a mesh's tool are \
              replaced, whatever its settings were; rules of others are not touched. If anything \
              fails, the previous rules are restored. A second run changes nothing. With eBPF, the \
-             pod gets an entry in the maps of the node's programs instead of rules.",
+             pod gets an entry in the maps of the node's programs instead of rules; behind --, that of \
+             a pod as a mesh's tool captures it (--backend ebpf).",
         )
         .after_help(
             "Examples:\n  millrace apply --netns pod-1 --config pod.yaml\n  millrace apply --pod \
@@ -144,7 +145,8 @@ fn apply() -> Command {
              line can't be read; 4 a lock was held for longer than --wait.",
         )
         .arg(dry_run());
-    super::node::with_ebpf(settings(in_namespace(command).arg(wait()).arg(iptables())))
+    let command = in_namespace(command).arg(wait()).arg(iptables());
+    super::node::with_ebpf(settings(command)).arg(behind_dashes())
 }
 
 fn dump() -> Command {

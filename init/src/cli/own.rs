@@ -227,7 +227,17 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
         return Err(NotTyped::Print(command().render_help().to_string()));
     };
     Ok(match name {
-        "apply" => Own::Apply(Apply { common: common(m)?, config: config(m)? }),
+        "apply" => {
+            let config = config(m)?;
+            if config.tool.is_some() && !config.by_ebpf() {
+                return Err(NotTyped::Bad(
+                    "behind -- it is said how eBPF captures (--backend ebpf): rules are written by the \
+                     tool's own command, such as millrace linkerd"
+                        .to_owned(),
+                ));
+            }
+            Own::Apply(Apply { common: common(m)?, config })
+        }
         "dump" => Own::Dump(Dump {
             common: common(m)?,
             config: config(m)?,

@@ -75,7 +75,7 @@ pub(super) fn load(words: Vec<OsString>, facts: &HostFacts) -> Result<Loaded> {
     let wish = wish(&options.backend, &policy)?;
     let Desired { policy, native, .. } = desired(policy, options.flavour, wish);
     let layout = dialect(options.flavour).footprint.layout;
-    Ok(Loaded { policy, layout, nft: native, warnings: Vec::new() })
+    Ok(Loaded { policy, layout, nft: native, warnings: Vec::new(), asks: Vec::new() })
 }
 
 /// What a pod is to have, with native nftables where these may carry it out.

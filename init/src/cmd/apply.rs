@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use millrace_host::capture::{self, Applied, By, Order, Pins};
 use millrace_host::engine::Drift;
 use millrace_host::exec;
@@ -22,6 +22,13 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     let (mut session, facts) = namespace::open(&common.place)?;
     let loaded = config::load(&apply.config, &facts, !common.dry_run)?;
     loaded.warnings.iter().for_each(|w| warn(w));
+    if !loaded.asks.is_empty() {
+        bail!(
+            "a tool's command line says here what is captured, and nothing else: apply's own flags name the \
+             namespace, a dry run and what captures; leave out: {}",
+            loaded.asks.join(", ")
+        );
+    }
     let ebpf = apply.config.ebpf.as_ref();
     let pins = ebpf.map(|Ebpf { folder, .. }| Pins { folder, expected: false });
     let by = match ebpf.map(|ebpf| ebpf.meant) {

@@ -36,6 +36,13 @@ pub(super) struct Loaded {
     /// Native nftables, where those may be what carries the rules out.
     pub(super) nft: Option<NftRuleset>,
     pub(super) warnings: Vec<String>,
+    /// What a tool's command line asks for besides what is captured.
+    pub(super) asks: Vec<&'static str>,
+}
+
+/// Those of flags that say something.
+pub(super) fn besides<const N: usize>(flags: [(&'static str, bool); N]) -> Vec<&'static str> {
+    flags.into_iter().filter_map(|(flag, says)| says.then_some(flag)).collect()
 }
 
 impl Loaded {
@@ -87,7 +94,7 @@ fn of_values(
     let policy = native::resolve(&raw, facts, writes)?;
     let native = matches!(config.wish, Wish::Auto | Wish::Backend(Backend::Nftables));
     let nft = native.then(|| rules_of(&policy, &native::NFT_LAYOUT));
-    Ok(Loaded { policy, layout: &native::LAYOUT, nft, warnings: Vec::new() })
+    Ok(Loaded { policy, layout: &native::LAYOUT, nft, warnings: Vec::new(), asks: Vec::new() })
 }
 
 /// A command line of istio-iptables, with its environment, for looking only.
@@ -101,7 +108,14 @@ pub(super) fn load_linkerd(words: Vec<std::ffi::OsString>) -> Result<Loaded> {
     let linkerd::Resolved { policy, options, warnings } =
         linkerd::resolve(&linkerd::Raw::new(flags, BTreeMap::new()))?;
     let nft = options.native.then(|| rules_of(&policy, &linkerd::NFT_LAYOUT));
-    Ok(Loaded { policy, layout: &linkerd::LAYOUT, nft, warnings })
+    let asks = besides([
+        ("--netns", options.netns.is_some()),
+        ("--simulate", options.simulate),
+        ("--timeout-close-wait-secs", options.close_wait.is_some()),
+        ("--native-nftables", options.native),
+        ("--iptables-mode or --firewall-bin-path", !options.mode_by_default),
+    ]);
+    Ok(Loaded { policy, layout: &linkerd::LAYOUT, nft, warnings, asks })
 }
 
 /// A command line of `kumactl install transparent-proxy`, for looking only.
@@ -114,7 +128,12 @@ fn load_kuma(words: Vec<std::ffi::OsString>, facts: &HostFacts) -> Result<Loaded
     let (raw, facts) = kuma_settings(flags, facts.clone())?;
     let kuma::Resolved { policy, options, warnings } = kuma::resolve(&raw, &facts)?;
     let nft = options.native.then(|| rules_of(&policy, &kuma::NFT_LAYOUT));
-    Ok(Loaded { policy, layout: &kuma::LAYOUT, nft, warnings })
+    let asks = besides([
+        ("--dry-run", options.dry_run),
+        ("--native-nftables", options.native),
+        ("--iptables-executables", options.programs != kuma::Programs::Any),
+    ]);
+    Ok(Loaded { policy, layout: &kuma::LAYOUT, nft, warnings, asks })
 }
 
 /// What a command line of `kumactl install transparent-proxy` says with its environment and files, and
@@ -161,12 +180,21 @@ pub(super) fn of_istio(
     env: BTreeMap<String, String>,
     facts: &HostFacts,
 ) -> Result<Loaded> {
+    let dry_run = flags.iter().any(|(flag, value)| flag == "dry-run" && value != "false");
     // Nothing is written here, so nothing has to exist.
     flags.push(("dry-run".to_owned(), "true".to_owned()));
     let istio::Resolved { policy, options, warnings } =
         istio::resolve(&istio::Raw::new(flags, env), facts)?;
     let nft = options.native.then(|| native_rules(&policy, &options));
-    Ok(Loaded { policy, layout: &istio::LAYOUT, nft, warnings })
+    let asks = besides([
+        ("--dry-run", dry_run),
+        ("--skip-rule-apply", options.skip_rule_apply),
+        ("--run-validation", options.run_validation),
+        ("--network-namespace", options.network_namespace.is_some()),
+        ("--cleanup-only", options.cleanup_only),
+        ("--native-nftables", options.native),
+    ]);
+    Ok(Loaded { policy, layout: &istio::LAYOUT, nft, warnings, asks })
 }
 
 /// The native nftables of a command line of istio-iptables, and what Millrace adds to them.

@@ -46,7 +46,12 @@ fn run(flags: Vec<(String, String)>, log: &mut Log) -> Result<Exit> {
 pub(super) fn load(words: Vec<OsString>) -> Result<Loaded> {
     let Resolved { policy, options, warnings } = resolve(config::flags(read(words))?)?;
     let nft = options.native.then(|| rules_of(&policy, &NFT_LAYOUT));
-    Ok(Loaded { policy, layout: &LAYOUT, nft, warnings })
+    let asks = config::besides([
+        ("the namespace", options.netns.is_some()),
+        ("a dry run", options.dry_run),
+        ("native nftables", options.native),
+    ]);
+    Ok(Loaded { policy, layout: &LAYOUT, nft, asks, warnings })
 }
 
 /// The settings of these flags, of the environment, and of standard input where they ask for it.

@@ -194,5 +194,6 @@ fn by_plugin(workload: &Workload) -> Result<Described> {
         policy: captured.policy,
         layout: &native::LAYOUT,
         warnings: captured.warnings,
+        asks: Vec::new(),
     }))
 }

@@ -180,7 +180,12 @@ fn end(action: &Action) -> Option<String> {
     };
     Some(match action {
         Action::Redirect(to) => port(*to),
-        Action::Connect(to) | Action::Hand(to) => port(Some((*to, *to))),
+        Action::Hand(to) => port(Some((*to, *to))),
+        Action::Connect { address, port: to } => {
+            let to = to.map(|to| port(Some((to, to))));
+            let whole = [address.map(|address| address.to_string()), to];
+            whole.into_iter().flatten().collect::<Vec<_>>().join(", ")
+        }
         Action::Tproxy { port: to, .. } => {
             format!("transparent socket, {}", port(to.map(|to| (to, to))))
         }

@@ -16,9 +16,9 @@ use crate::capture::{
     self, Addresses, Branch, Condition, Decision, Listener, Path, Role, Verdict, purpose,
 };
 use crate::policy::{CapturePolicy, InboundSelection, NetworkSelection};
-use crate::ruleset::{Hook, Owner, Protocol, Reason, Side, Table};
+use crate::ruleset::{Hook, Owner, Placement, Protocol, Reason, Side, Table};
 use crate::source::Source;
-use crate::value::{Cidr, Family, Groups, InterfacePattern, PortRange};
+use crate::value::{Cidr, Family, Groups, InterfacePattern, ListenPort, PortRange};
 
 /// The table's name, and what holds it.
 pub const EBPF: &str = "ebpf";
@@ -95,7 +95,7 @@ impl<'p> Values<'p> {
                 Condition::ToPorts { negated: false, ports },
             ) => self.ports.extend(ports),
             (
-                Role::ExcludedNetwork | Role::Network | Role::Dns,
+                Role::ExcludedNetwork | Role::Network | Role::Dns | Role::ExcludedSource,
                 Condition::Address { negated: false, of: Addresses::Network(network), .. },
             ) => self.networks.push(*network),
             (Role::Group, Condition::Owner { negated: false, owner }) => {
@@ -107,23 +107,26 @@ impl<'p> Values<'p> {
     }
 
     /// In words, instead of what one decision says of one value.
-    fn purpose(&self, role: Role, one: &str) -> String {
+    fn purpose(&self, Decision { role, verdict, reason, .. }: &Decision) -> String {
+        let one = &reason.purpose;
         let (ports, networks) = (listed(&self.ports), listed(&self.networks));
-        match role {
+        match *role {
             Role::ExcludedPort => purpose::not_captured("outbound port", ports),
             Role::IncludedPort => purpose::captured_everywhere(ports),
             Role::ExcludedInboundPort => purpose::not_captured("inbound port", ports),
             Role::Inbound if !self.ports.is_empty() => purpose::captured("inbound port", ports),
             Role::ExcludedNetwork => purpose::not_captured("outbound network", networks),
+            Role::ExcludedSource => purpose::not_captured("inbound network", networks),
             Role::Network if !self.networks.is_empty() => {
                 purpose::captured("outbound network", networks)
             }
+            Role::Dns if *verdict == Verdict::Pass => one.clone(),
             Role::Dns if self.networks.is_empty() => "every DNS query is captured".to_owned(),
             Role::Dns => {
                 let servers: Vec<_> = self.networks.iter().map(|s| s.address()).collect();
                 format!("DNS queries to {} are captured", listed(&servers))
             }
-            _ => one.to_owned(),
+            _ => one.clone(),
         }
     }
 }
@@ -192,7 +195,7 @@ fn listed<T: ToString>(items: &[T]) -> String {
 }
 
 /// The class that the programs count it as.
-const fn class(role: Role) -> Class {
+const fn class(Decision { role, verdict, .. }: &Decision) -> Class {
     match role {
         Role::ExcludedPort => Class::ExcludedPort,
         Role::Passthrough => Class::Passthrough,
@@ -200,7 +203,12 @@ const fn class(role: Role) -> Class {
         Role::StaysInPod => Class::InPod,
         Role::Proxy => Class::Proxy,
         Role::Group => Class::Group,
+        Role::Dns if matches!(verdict, Verdict::Pass) => Class::OtherDns,
         Role::Dns => Class::Dns,
+        Role::ExcludedUser => Class::ExcludedUser,
+        Role::ExcludedFlow => Class::ExcludedFlow,
+        Role::ExcludedSource => Class::ExcludedSource,
+        Role::OwnLocalhost => Class::OwnLocalhost,
         Role::Localhost => Class::Localhost,
         Role::ExcludedNetwork => Class::ExcludedNetwork,
         Role::IncludedPort => Class::IncludedPort,
@@ -214,11 +222,7 @@ const fn class(role: Role) -> Class {
         | Role::Rerouted
         | Role::Invalid
         | Role::Deliver
-        | Role::ExcludedSource
         | Role::Probe
-        | Role::ExcludedUser
-        | Role::ExcludedFlow
-        | Role::OwnLocalhost
         | Role::Zone
         | Role::Mark => Class::OtherInboundPort,
     }
@@ -255,6 +259,26 @@ impl<'p> Pod<'p> {
         placed.collect()
     }
 
+    /// The decisions about the first packet of a connection that leaves, up to what leads to those of
+    /// [`Branch::Outbound`], and whether only TCP gets to these.
+    fn leaving(&self) -> (Vec<&'p Decision>, bool) {
+        let asked = self.program.decisions.iter().filter(|decision| {
+            (decision.table, decision.path) == (Table::Nat, Path::Leaving)
+                && self.program.concerns(decision, self.family)
+        });
+        let mut asked: Vec<&Decision> = asked.collect();
+        asked.sort_by_key(|decision| match decision.placement {
+            Placement::Insert(position) => position,
+            Placement::Append => u32::MAX,
+        });
+        let enters = |d: &&Decision| d.verdict == Verdict::Ask(Branch::Outbound);
+        let enter = asked.iter().position(enters);
+        let only_tcp =
+            enter.and_then(|at| asked.get(at)).is_some_and(|enter| !enter.when.is_empty());
+        asked.truncate(enter.unwrap_or(asked.len()));
+        (asked, only_tcp)
+    }
+
     fn outbound(&mut self) {
         let both: Ranges = [question::Protocol::TCP, question::Protocol::UDP]
             .map(|p| (p.0.into(), p.0.into()))
@@ -263,13 +287,20 @@ impl<'p> Pod<'p> {
         let other = vec![is(Field::Protocol, true, both)];
         let purpose = "programs look at TCP and UDP only";
         self.add(Class::NotTcp, other, Action::Return, &Source::Always, purpose);
+        let (ahead, only_tcp) = self.leaving();
+        self.write(&ahead, false);
+        let nothing_else = "nothing but TCP and DNS is captured";
+        if only_tcp {
+            self.only_tcp(nothing_else);
+        }
         let decisions = self.decisions(Branch::Outbound);
         let captured = |d: &&Decision| d.verdict == Verdict::Ask(Branch::To(Listener::Outbound));
         let before = decisions.iter().position(captured).unwrap_or(decisions.len());
         let (before, captured) = decisions.split_at(before);
-        self.write(before, false);
-        let purpose = "nothing but TCP and DNS is captured";
-        self.only_tcp(purpose);
+        self.write(before, only_tcp);
+        if !only_tcp {
+            self.only_tcp(nothing_else);
+        }
         self.write(captured, true);
         if let NetworkSelection::Only(networks) = &self.policy.outbound.networks {
             let source = networks.first().map_or(&Source::Always, |network| &network.source);
@@ -284,7 +315,13 @@ impl<'p> Pod<'p> {
         let names = vec![InterfacePattern::loopback()];
         let by_lo = vec![Test::Interface { way: Way::In, negated: false, names }];
         self.add(Class::InPod, by_lo, Action::Return, &Source::Always, purpose);
-        let decisions = self.decisions(Branch::Inbound);
+        let mut decisions = self.decisions(Branch::Inbound);
+        // The programs ask for sources before ports; either lets past, so it comes to the same.
+        decisions.sort_by_key(|decision| match decision.role {
+            Role::Tunnel => 0,
+            Role::ExcludedSource => 1,
+            _ => 2,
+        });
         self.write(&decisions, true);
         let (source, purpose) = match &self.policy.inbound.selection {
             InboundSelection::AllExcept { .. } => return,
@@ -324,23 +361,29 @@ impl<'p> Pod<'p> {
             tests.push(is(Field::Port, false, Ranges::ports(&values.ports)));
         }
         if !values.networks.is_empty() {
-            tests.push(addresses(Side::Destination, false, &values.networks, self.family));
+            let inbound = decision.role == Role::ExcludedSource;
+            let side = if inbound { Side::Source } else { Side::Destination };
+            tests.push(addresses(side, false, &values.networks, self.family));
         }
         let source = &decision.reason.source;
-        let purpose = values.purpose(decision.role, &decision.reason.purpose);
+        let purpose = values.purpose(decision);
+        let connect = |port: ListenPort| Action::Connect { address: None, port: Some(port.get()) };
         let inbound = self.policy.inbound.port.value;
         let (class, action, purpose) = match decision.verdict {
             Verdict::Ask(Branch::To(Listener::Outbound)) => {
-                let port = self.policy.outbound.port.value;
-                (class(decision.role), Action::Connect(port.get()), purpose)
+                (class(decision), connect(self.policy.outbound.port.value), purpose)
             }
-            Verdict::Redirect(port) => (class(decision.role), Action::Connect(port.get()), purpose),
+            Verdict::Redirect(port) => (class(decision), connect(port), purpose),
+            Verdict::Translate { address, port } => {
+                let port = port.map(ListenPort::get);
+                (class(decision), Action::Connect { address: Some(address), port }, purpose)
+            }
             // Of the pod's own: it is sent to the listener as it connects.
             Verdict::Ask(Branch::To(Listener::Inbound)) if decision.role != Role::Inbound => {
-                (class(decision.role), Action::Connect(inbound.get()), purpose)
+                (class(decision), connect(inbound), purpose)
             }
             Verdict::Ask(Branch::To(Listener::Inbound)) if self.listens => {
-                (class(decision.role), Action::Hand(inbound.get()), purpose)
+                (class(decision), Action::Hand(inbound.get()), purpose)
             }
             Verdict::Ask(Branch::To(Listener::Inbound)) => {
                 let family = self.family;
@@ -348,10 +391,10 @@ impl<'p> Pod<'p> {
                     format!("{purpose}, and nobody listens on port {inbound} for {family}");
                 (Class::Refused, Action::Reject(Notice::Unheard), purpose)
             }
-            Verdict::Pass => (class(decision.role), Action::Return, purpose),
+            Verdict::Pass => (class(decision), Action::Return, purpose),
             other => {
                 let what = format!("{other:?} by eBPF");
-                (class(decision.role), Action::Unknown(what), purpose)
+                (class(decision), Action::Unknown(what), purpose)
             }
         };
         self.add(class, tests, action, source, purpose);
@@ -371,6 +414,10 @@ impl<'p> Pod<'p> {
             }
             Condition::Owner { negated, owner: Owner::Uid(uid) } => {
                 is(Field::Uid, *negated, Ranges::one(uid.get().into()))
+            }
+            Condition::Owner { negated, owner: Owner::Uids(uids) } => {
+                let ids = (uids.first().get().into(), uids.last().get().into());
+                is(Field::Uid, *negated, [ids].into_iter().collect())
             }
             Condition::Owner { negated, owner } => self.groups(&[owner], *negated),
             // To an address that the pod has: what goes there goes over `lo`.

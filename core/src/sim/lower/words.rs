@@ -84,7 +84,12 @@ fn action_words(action: &Action) -> Option<String> {
         }
         Action::Masquerade(to) => format!("masquerade{}", ports(to)),
         Action::Tproxy { port, .. } => format!("tproxy{}", ports(&port.map(|p| (p, p)))),
-        Action::Connect(port) => format!("connect to port {port}"),
+        Action::Connect { address: None, port } => {
+            format!("connect{}", ports(&port.map(|p| (p, p))))
+        }
+        Action::Connect { address: Some(address), port } => {
+            format!("connect to {address}{}", ports(&port.map(|p| (p, p))))
+        }
         Action::Hand(port) => format!("hand to port {port}"),
         Action::Mark(change) | Action::Connmark(change) => {
             let of = if matches!(action, Action::Mark(_)) { "mark" } else { "connection's mark" };

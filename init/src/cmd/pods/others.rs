@@ -44,6 +44,7 @@ pub(super) fn described(
         policy,
         layout: injector.layout,
         warnings,
+        asks: Vec::new(),
     }))
 }
 
@@ -119,7 +120,13 @@ fn from_inside(
             .native
             .then(|| config::rules_of(&resolved.policy, injector.nft_layout));
         let (policy, warnings) = (resolved.policy, resolved.warnings);
-        return Ok(Some(Loaded { policy, layout: injector.layout, nft, warnings }));
+        return Ok(Some(Loaded {
+            policy,
+            layout: injector.layout,
+            nft,
+            warnings,
+            asks: Vec::new(),
+        }));
     }
     if let Some(script) = osm::init_script(pod) {
         let captured = (injector.policy)(pod)?;
@@ -132,7 +139,7 @@ fn from_inside(
         }
         let policy = captured.policy;
         let (layout, nft, warnings) = (injector.layout, None, Vec::new());
-        return Ok(Some(Loaded { policy, layout, nft, warnings }));
+        return Ok(Some(Loaded { policy, layout, nft, warnings, asks: Vec::new() }));
     }
     Ok(None)
 }
@@ -167,7 +174,7 @@ fn of_kuma(
              put into annotation {}",
             kuma::annotations::CONFIG
         ));
-        return Ok(Loaded { policy, layout: &kuma::LAYOUT, nft: None, warnings });
+        return Ok(Loaded { policy, layout: &kuma::LAYOUT, nft: None, warnings, asks: Vec::new() });
     }
     let env: BTreeMap<String, String> =
         container.into_iter().flat_map(|container| container.env.clone()).collect();
@@ -185,7 +192,7 @@ fn of_kuma(
     let nft =
         resolved.options.native.then(|| config::rules_of(&resolved.policy, &kuma::NFT_LAYOUT));
     let (policy, warnings) = (resolved.policy, resolved.warnings);
-    Ok(Loaded { policy, layout: &kuma::LAYOUT, nft, warnings })
+    Ok(Loaded { policy, layout: &kuma::LAYOUT, nft, warnings, asks: Vec::new() })
 }
 
 /// Warn of annotations that say otherwise than what is written.
