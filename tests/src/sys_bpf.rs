@@ -73,11 +73,11 @@ struct Detach {
 }
 
 #[repr(C)]
-struct Value {
+struct Whole {
     map: u32,
     padding: u32,
     key: u64,
-    value: u64,
+    bytes: u64,
     flags: u64,
 }
 
@@ -224,9 +224,9 @@ pub fn change<const N: usize>(
     let fd = pinned(pin)?;
     let mut bytes = [0; N];
     let (map, key) = (fd.as_raw_fd().cast_unsigned(), key.as_ptr() as u64);
-    let value = bytes.as_mut_ptr() as u64;
-    bpf(MAP_LOOKUP, &mut Value { map, padding: 0, key, value, flags: 0 })?;
+    let place = bytes.as_mut_ptr() as u64;
+    bpf(MAP_LOOKUP, &mut Whole { map, padding: 0, key, bytes: place, flags: 0 })?;
     change(&mut bytes);
-    let value = bytes.as_ptr() as u64;
-    bpf(MAP_UPDATE, &mut Value { map, padding: 0, key, value, flags: 0 }).map(drop)
+    let place = bytes.as_ptr() as u64;
+    bpf(MAP_UPDATE, &mut Whole { map, padding: 0, key, bytes: place, flags: 0 }).map(drop)
 }
