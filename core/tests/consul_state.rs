@@ -11,7 +11,6 @@ use std::path::Path;
 
 use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::consul::{self, DIALECT, LAYOUT, NFT_LAYOUT, Raw, Resolved};
-use millrace_core::ebpf;
 use millrace_core::infer::{of_saved, read};
 use millrace_core::observed::{Observed, Variant};
 use millrace_core::policy::CapturePolicy;
@@ -104,13 +103,6 @@ proptest! {
     #[test]
     fn one_mesh_follows_on_the_other(policy in policies(), config in configs(), first in any::<bool>()) {
         follows_on_istio(&to_iptables(&policy, &LAYOUT), &config.policy(), first);
-    }
-
-    /// Verify that eBPF, whose programs know another way of staying in the pod, does not take it.
-    #[test]
-    fn ebpf_refuses(policy in policies()) {
-        let error = ebpf::compile(&policy, &Groups::new()).unwrap_err().to_string();
-        prop_assert!(error.contains("connections inside of the pod alone"), "{error}");
     }
 }
 

@@ -11,7 +11,6 @@ use std::path::Path;
 
 use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::kuma::{self, DIALECT, LAYOUT, NFT_LAYOUT, Raw, Resolved, rules};
-use millrace_core::ebpf;
 use millrace_core::facts::HostFacts;
 use millrace_core::infer::read;
 use millrace_core::iptables::Dump;
@@ -107,13 +106,6 @@ proptest! {
     #[test]
     fn one_mesh_follows_on_the_other(resolved in resolved(), config in configs(), first in any::<bool>()) {
         follows_on_istio(&rules(&resolved.policy, &resolved.options), &config.policy(), first);
-    }
-
-    /// Verify that eBPF does not take it.
-    #[test]
-    fn ebpf_refuses(resolved in resolved()) {
-        let refusal = ebpf::compile(&resolved.policy, &Groups::new());
-        prop_assert!(refusal.is_err(), "{refusal:?}");
     }
 }
 

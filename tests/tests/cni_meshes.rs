@@ -136,7 +136,7 @@ fn life(host: &Host, meshed: &Meshed, way: (&str, bool), sign: &str) -> Result<(
         add = add.with_key("kubeconfig", json!(api.kubeconfig("127.0.0.1")?));
     }
     let added = || -> Result<Value> {
-        let reply = run(host, &add, legacy, 4 + usize::from(looked_up))?;
+        let reply = run(host, &add, legacy, 3 + usize::from(looked_up))?;
         reply.success()?;
         reply.lines()?.pop().context("a line")
     };

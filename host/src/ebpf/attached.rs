@@ -43,7 +43,9 @@ impl Attached {
 
     /// Ask for programs that a folder does not have pinned for this namespace.
     pub fn beyond(folder: &Path) -> Self {
+        // Of most namespaces that is all there is to ask.
+        let found = Self::here();
         let pinned = |target: Target| pin_in(folder, target.cookie()).symlink_metadata().is_ok();
-        if Target::current().is_ok_and(pinned) { Self::No } else { Self::here() }
+        if found != Self::No && Target::current().is_ok_and(pinned) { Self::No } else { found }
     }
 }

@@ -80,7 +80,7 @@ const LAYERS: [Layers; 5] = [
             &["cli"],
         ],
     ),
-    ("init/src/", &[&["log"], &["cli", "exit"], &["complain"], &["cmd"]]),
+    ("init/src/", &[&["exit", "log"], &["cli"], &["complain"], &["cmd"]]),
 ];
 
 /// A module uses only modules of lower layers of its crate.

@@ -8,7 +8,8 @@ pub(super) const MARK: &str = "\u{1}vm";
 
 /// The first file system's `init`: loads modules, mounts the disks, and goes over to them.
 pub(super) fn init(modules: &[String]) -> String {
-    let load: String = modules.iter().map(|name| format!("insmod /m/{name}\n")).collect();
+    let load: Vec<String> = modules.iter().map(|name| format!("insmod /m/{name}\n")).collect();
+    let load = load.concat();
     format!(
         r#"#!/bin/busybox sh
 b=/bin/busybox
@@ -40,9 +41,9 @@ exec switch_root /new /bin/bash "$place/vm-run"
 pub(super) fn script(built: &Built, args: &[&str], without: &[&str]) -> String {
     let place = repo::root();
     let place = quote(&place.display().to_string());
-    let args: String = args.iter().map(|arg| format!(" {}", quote(arg))).collect();
-    let mut text = format!(
-        r"export PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
+    let args: Vec<String> = args.iter().map(|arg| format!(" {}", quote(arg))).collect();
+    let args = args.concat();
+    let mut text = r"export PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
 export CI=true RUST_BACKTRACE=0
 exec </dev/null >/dev/ttyS0 2>&1
 mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /run
@@ -55,7 +56,7 @@ echo vm >/proc/sys/kernel/hostname
 busybox stty raw -echo -onlcr </dev/ttyS1
 exec 3>/dev/ttyS1
 "
-    );
+    .to_owned();
     for module in without {
         // The kernel finds modules by alias, so that it is out of the way of those as well.
         let line = format!("install {module} /bin/false\nblacklist {module}\n");

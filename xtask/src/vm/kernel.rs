@@ -147,16 +147,16 @@ fn wanted(path: &Path) -> bool {
     let text = path.to_string_lossy();
     let mut parts = text.split('/');
     match (parts.next(), parts.next(), parts.next()) {
-        (Some("kernel"), Some("sound"), _) => false,
-        (Some("kernel"), Some("drivers"), None) => true,
-        (Some("kernel"), Some("drivers"), Some("virtio" | "block" | "char")) => true,
         // Of network drivers the ones that are a file of their own: veth, dummy, macvlan, tun …
         (Some("kernel"), Some("drivers"), Some("net")) => match parts.next() {
             None => true,
             Some(name) => name.contains(".ko") && parts.next().is_none(),
         },
-        (Some("kernel"), Some("drivers"), Some(_)) => false,
-        (Some("build" | "source" | "vmlinuz" | "vdso"), ..) => false,
+        (Some("kernel"), Some("drivers"), of) => {
+            of.is_none_or(|of| ["virtio", "block", "char"].contains(&of))
+        }
+        (Some("kernel"), Some("sound"), _)
+        | (Some("build" | "source" | "vmlinuz" | "vdso"), ..) => false,
         _ => true,
     }
 }

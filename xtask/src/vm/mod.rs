@@ -129,7 +129,7 @@ struct Wish<'a> {
 }
 
 impl<'a> Wish<'a> {
-    fn new(args: &'a ArgMatches) -> Result<Self> {
+    fn new(args: &'a ArgMatches) -> Self {
         let words = |name: &str| -> Vec<&'a str> {
             args.get_many::<String>(name).into_iter().flatten().map(String::as_str).collect()
         };
@@ -146,7 +146,7 @@ impl<'a> Wish<'a> {
             accel: machine::Accel::new(text("accel").unwrap_or("auto")),
             append: text("append").unwrap_or_default(),
         };
-        Ok(Self {
+        Self {
             suites,
             releases: Release::chosen(&words("kernel")),
             root: text("root"),
@@ -154,7 +154,7 @@ impl<'a> Wish<'a> {
             args: words("args"),
             without: words("without"),
             settings,
-        })
+        }
     }
 }
 
@@ -163,7 +163,7 @@ impl<'a> Wish<'a> {
 /// # Errors
 /// When the machines can't be made. Tests that fail are told by the exit code.
 pub fn run(args: &ArgMatches) -> Result<ExitCode> {
-    let wish = Wish::new(args)?;
+    let wish = Wish::new(args);
     needed()?;
     let place = repo::root().join("target/vm");
     fs::create_dir_all(&place).with_context(|| place.display().to_string())?;
