@@ -134,7 +134,8 @@ fn with_routing(mut observed: Observed) -> Observed {
 #[test]
 fn rules_of_the_agents() {
     let istio = |text: &str| {
-        let text: String = text.lines().skip(2).map(|line| format!("{line}\n")).collect();
+        let lines: Vec<&str> = text.lines().skip(2).collect();
+        let text = lines.join("\n") + "\n";
         let dump = |family, text: &str| {
             let mut dump = Dump::default();
             support::restore(&mut dump, text);

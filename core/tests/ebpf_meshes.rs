@@ -1,7 +1,5 @@
 //! Verify that eBPF programs decide what the rules of any mesh do, and that its policy is read back.
 
-#![expect(clippy::unwrap_used, reason = "a test that is built wrongly should stop")]
-
 mod support;
 
 use std::net::IpAddr;

@@ -1,8 +1,6 @@
 //! Verify what meshes differ in: whatever they take for granted, every backend and every style of rules
 //! has the same effect.
 
-#![expect(clippy::unwrap_used, reason = "a test that is built wrongly should stop")]
-
 mod support;
 
 use millrace_core::capture::{to_iptables, to_nft};

@@ -139,7 +139,7 @@ mod tests {
         running.wait().unwrap();
         for damage in
             [&|| fs::write(&path, "x").unwrap() as (), &|| fs::remove_file(&path).unwrap(), &|| {
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap()
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
             }] as [&dyn Fn(); 3]
         {
             damage();

@@ -293,11 +293,12 @@ mod tests {
         ) {
             let plugins: Vec<String> =
                 kinds.iter().map(|kind| format!(r#"{{"type":"{kind}"}}"#)).collect();
-            let more: String = members
+            let more: Vec<String> = members
                 .iter()
                 .filter(|(name, _)| !["name", "plugins"].contains(&name.as_str()))
                 .map(|(name, number)| format!(",{}:{number}", Value::String(name.clone())))
                 .collect();
+            let more = more.concat();
             let text = format!(r#"{{"name":"n","plugins":[{}]{more}}}"#, plugins.join(","));
             let list = List::parse(&text).unwrap();
             let again = List::parse(&list.text()).unwrap();

@@ -42,7 +42,8 @@ fn capture(topology: &Topology, way: &str, flags: &[&str]) -> Result<()> {
     if backend == "nftables" {
         topology.pod.feed("nft", &["-f", "-"], &said)?;
     } else {
-        let text: String = said.lines().skip(2).map(|line| format!("{line}\n")).collect();
+        let lines: Vec<&str> = said.lines().skip(2).collect();
+        let text = lines.join("\n") + "\n";
         let six = text.rfind("* mangle").unwrap_or(text.len());
         topology.pod.feed("iptables-nft-restore", &["--noflush"], &text[..six])?;
         topology.pod.feed("ip6tables-nft-restore", &["--noflush"], &text[six..])?;
@@ -180,7 +181,7 @@ fn answered(topology: &Topology, inward: bool) -> Result<u16> {
     };
     match dial(namespace, &request)? {
         Outcome::Answered { answer, .. } => Ok(answer.port),
-        other => bail!("{other:?}"),
+        failed @ Outcome::Failed(_) => bail!("{failed:?}"),
     }
 }
 

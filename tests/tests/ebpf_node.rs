@@ -130,7 +130,10 @@ fn decisions_are_counted() -> Result<()> {
     let said = millrace_in_pod(&topology, &["node-bpf", "status", "--bpffs", FOLDER], 0)?;
     // Programs of other tests are at the same cgroup, and may come first.
     let (loaded, pod) = said.split_once("\npod ").context(said.clone())?;
-    ensure!(loaded.starts_with("loaded: 10 programs attached\n1 pods, 0 programs for more"), "{said}");
+    ensure!(
+        loaded.starts_with("loaded: 10 programs attached\n1 pods, 0 programs for more"),
+        "{said}"
+    );
     ensure!(counted(pod, "  "), "{said}");
     let other = [&status[..], &["--exclude-outbound-ports", "1"]].concat();
     let said = millrace_in_pod(&topology, &other, 5)?;

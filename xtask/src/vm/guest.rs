@@ -1,6 +1,6 @@
 //! What runs in a machine: the shell scripts that mount its disks and run the suites.
 
-use super::tests::Built;
+use super::suites::Built;
 use crate::repo;
 
 /// What a line of the results begins with that is no suite's own.

@@ -199,7 +199,7 @@ mod tests {
     fn every_line_is_handed_on() {
         let mut child = started("printf 'one\\r\\ntwo\\nthree'");
         let mut said = Vec::new();
-        let end = follow(&mut child, Duration::from_secs(60), &mut |line| {
+        let end = follow(&mut child, Duration::from_mins(1), &mut |line| {
             said.push(line.to_owned());
             Ok(())
         });

@@ -19,7 +19,7 @@ mod kernel;
 mod machine;
 mod report;
 mod root;
-mod tests;
+mod suites;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -188,9 +188,9 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let own = disk::Own::new(&place)?;
-    let built = tests::build(&wish.suites)?;
+    let built = suites::build(&wish.suites)?;
     let tests =
-        tests::image(own.path(), &built, &guest::script(&built, &wish.args, &wish.without))?;
+        suites::image(own.path(), &built, &guest::script(&built, &wish.args, &wish.without))?;
     let reports = boot(&wish, &kernels, &root, &tests, own.path())?;
     repo::print(&report::table(&reports))?;
     let passed = reports.iter().all(Report::is_good);
