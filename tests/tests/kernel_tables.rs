@@ -92,7 +92,7 @@ fn what_is_not_understood_is_not_guessed() -> Result<()> {
         "-m comment --comment grüße -j ACCEPT",
         "-m limit --limit 1/sec -j ACCEPT",
         "-j MARK --xor-mark 1",
-        "-j CONNMARK --set-mark 5",
+        "-j CONNMARK --xor-mark 5",
         "-j CONNMARK --save-mark --nfmask 0xff --ctmask 0xff",
         "-p udp -j CT --notrack",
         "-j LOG",
