@@ -16,34 +16,13 @@ use millrace_host::{exec, surroundings};
 
 use crate::binary;
 use crate::capture::{millrace, ran};
+pub use crate::dice::Dice;
 use crate::dumps;
 use crate::ebpf::{self, APPLY};
 use crate::netns::Namespace;
 use crate::process::{self, Listeners};
 use crate::topology::{APP, Family, Layout, PROXY, ROOT, Spot, Stack, Topology};
 use crate::wire::{Dial, Failure, Identity, Listen, Outcome, Proto, Serve};
-
-/// Numbers that look random and follow from a seed (`SplitMix64`, Steele, Lea and Flood 2014).
-#[derive(Clone, Debug)]
-pub struct Dice(pub u64);
-
-impl Dice {
-    pub(crate) fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        let at = self.roll() % u64::try_from(of.len()).unwrap_or(1).max(1);
-        of[usize::try_from(at).unwrap_or(0)]
-    }
-
-    pub(crate) fn one_in(&mut self, n: u64) -> bool {
-        self.roll().is_multiple_of(n)
-    }
-}
 
 /// Ports that somebody listens on, both in the pod and outside.
 const TCP_PORTS: [u16; 8] = [22, 80, 443, 8000, 8005, 8080, 9090, 15021];

@@ -17,6 +17,7 @@ pub mod binary;
 pub mod capture;
 pub mod cases;
 pub mod cni;
+pub mod dice;
 pub mod dumps;
 pub mod ebpf;
 pub mod fates;

@@ -40,8 +40,12 @@ impl Snapshot {
         // The kernel checks a new address and makes its route a moment after it was added, also
         // that of `lo`, where there is nothing to check.
         let addresses = || namespace.run("ip", &["-6", "-oneline", "addr"]);
-        for _ in 0..2_000 {
-            if !addresses()?.contains("tentative") {
+        let routes = || namespace.run("ip", &["-4", "route"]);
+        for attempt in 0..2_000 {
+            // A link that has just got its other end has a carrier, and then an address, a little later;
+            // one whose other end is down has none.
+            let down = attempt < 100 && routes()?.contains("linkdown");
+            if !down && !addresses()?.contains("tentative") {
                 break;
             }
             thread::sleep(Duration::from_millis(5));
@@ -55,7 +59,9 @@ impl Snapshot {
         for family in ["-4", "-6"] {
             let lines = |args: &[&str]| -> Result<Vec<String>> {
                 let text = namespace.run("ip", &[&[family][..], args].concat())?;
-                Ok(text.lines().map(|line| format!("{family} {}", line.trim())).collect())
+                // A link that has just got its other end may have no carrier yet.
+                let told = |line: &str| line.trim().replace(" linkdown", "");
+                Ok(text.lines().map(|line| format!("{family} {}", told(line))).collect())
             };
             snapshot.rules.extend(lines(&["rule"])?);
             snapshot.routes.extend(lines(&["route", "show", "table", "all"])?);
