@@ -272,3 +272,29 @@ fn what_others_redirect_has_no_original_destination() {
     assert_eq!(original(rules.clone()), "9.9.9.9:9092");
     assert_eq!(original(programs.into_iter().chain(rules).collect()), "127.0.0.1:15001");
 }
+
+/// Verify that a captured connection comes from the address of the pod's enrolment, though routes have
+/// changed since, and that it is not guessed where that address is gone.
+#[test]
+fn captured_connections_come_from_the_address_of_the_enrolment() {
+    let policy = policy();
+    let programs = of_ebpf(&policy, &facts::groups(""), Listening::ALL);
+    let routing = beside(&policy).routing;
+    let who = Identity { uid: 1000, gid: 1000 };
+    let question = Question::out(who, sim::Protocol::TCP, "9.9.9.9:80".parse().unwrap());
+    let fate = |addresses: &[&str], enrolled: &str| {
+        let addresses: Vec<IpAddr> = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+        let mut pod = Namespace::pod(&addresses, &routing);
+        pod.enrolled = vec![enrolled.parse().unwrap()];
+        Program::new(programs.clone()).answer(&pod, &question).fate
+    };
+    let from = |fate| {
+        let sim::Fate::Delivered { source, .. } = fate else { panic!("{fate:?}") };
+        source.ip().to_string()
+    };
+    assert_eq!(from(fate(&["10.1.0.2", "10.2.0.2"], "10.1.0.2")), "10.1.0.2");
+    assert_eq!(from(fate(&["10.1.0.2", "10.2.0.2"], "10.2.0.2")), "10.2.0.2");
+    assert_eq!(from(fate(&["10.1.0.3"], "10.1.0.2")), "10.1.0.3");
+    let gone = fate(&["10.1.0.3", "10.2.0.2"], "10.1.0.2");
+    assert!(matches!(gone, sim::Fate::Unknown { .. }), "{gone:?}");
+}

@@ -1,13 +1,14 @@
 //! Capture by eBPF in the suites: the programs are pinned in a bpffs that only a namespace's mounts
 //! have, so they end with it, however the test ends.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use millrace_core::dialect::{istio, native};
-use millrace_core::ebpf::read;
+use millrace_core::ebpf::{read, sources};
 use millrace_core::sim::{SourceTable, of_ebpf};
 use millrace_core::value::Groups;
 use millrace_host::ebpf::{Enrolled, Loaded, Node, OBJECT, Options, Target, default_cgroup};
@@ -83,6 +84,33 @@ impl Drop for Cgroup {
     }
 }
 
+/// A cgroup that is in nobody's way and that nobody is in: what other tests of this process load is called
+/// neither before nor after what is attached there.
+#[derive(Debug)]
+pub struct Apart(PathBuf);
+
+impl Apart {
+    /// One for each name.
+    pub fn new(name: &str) -> Result<Self> {
+        let root = default_cgroup().context("no cgroup v2 is mounted")?;
+        let own = root.join(format!("millrace-test-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&own).with_context(|| own.display().to_string())?;
+        Ok(Self(own))
+    }
+
+    /// How the suites load the programs, but for the cgroup.
+    pub fn options(&self) -> Result<Options> {
+        Ok(Options { cgroup: self.0.clone(), ..options()? })
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        // An empty cgroup is in nobody's way, where it can't be removed.
+        let _stays = std::fs::remove_dir(&self.0);
+    }
+}
+
 /// How the suites load the programs.
 pub fn options() -> Result<Options> {
     Ok(Options {
@@ -146,15 +174,16 @@ pub fn node<T: Send>(
     namespace.enter(|| ask(&Node::open(Path::new(FOLDER))?))?
 }
 
-/// What the programs do in a pod that is captured, read back from their maps.
-pub fn tables(namespace: &Namespace) -> Result<Vec<SourceTable>> {
+/// What the programs do in a pod that is captured, and the addresses that they let its connections come
+/// from, read back from their maps.
+pub fn tables(namespace: &Namespace) -> Result<(Vec<SourceTable>, Vec<IpAddr>)> {
     namespace.enter(|| -> Result<_> {
         let node = Node::open(Path::new(FOLDER))?;
         let target = Target::current()?;
         let entry = node.entry(&target)?.context("the pod is enrolled")?;
         let policy = read(&entry, &native::DIALECT)?;
         let listening = node.listening(&target, entry.pod.inbound_port)?;
-        Ok(of_ebpf(&policy, &Groups::new(), listening))
+        Ok((of_ebpf(&policy, &Groups::new(), listening), sources(&entry.pod).collect()))
     })?
 }
 

@@ -278,8 +278,10 @@ impl Ground {
             ensure!(said.contains("eBPF can't carry this configuration out"), "{said}");
             return Ok(None);
         }
-        let tables = ebpf::tables(&self.topology.pod)?;
-        Ok(Some((Program::new(tables), self.around()?)))
+        let (tables, enrolled) = ebpf::tables(&self.topology.pod)?;
+        let mut around = self.around()?;
+        around.enrolled = enrolled;
+        Ok(Some((Program::new(tables), around)))
     }
 
     /// The same rules as the backend's own programs print them.

@@ -5,16 +5,18 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use millrace_tests::capture::{millrace, ran, wrapped};
-use millrace_tests::ebpf::{Cgroup, FOLDER, load, mount_bpffs};
+use millrace_tests::ebpf::{Apart, Cgroup, FOLDER, load, load_with, mount_bpffs};
 use millrace_tests::netns::Namespace;
 use serde_json::Value;
 
 /// Verify that a whole machine lets every backend work, and that looking changes nothing.
 #[test]
 fn every_backend_works_here() -> Result<()> {
-    let _cgroup = Cgroup::enter()?;
+    // The order of programs is looked at as well, and other tests load theirs.
+    let apart = Apart::new("preflight")?;
     let namespace = Namespace::new()?;
-    load(&namespace)?;
+    mount_bpffs(&namespace)?;
+    load_with(&namespace, &apart.options()?)?;
     namespace.run("nft", &["add", "table", "inet", "somebody-elses"])?;
     let before = namespace.run("nft", &["list", "ruleset"])?;
     for backend in [&[][..], &["--backend", "nftables"], &["--backend", "ebpf"]] {

@@ -173,6 +173,9 @@ pub struct Namespace {
     pub neighbours: Option<Vec<(String, Ipv6Addr)>>,
     /// Who listens on which port, as far as it is known: who an answer comes from.
     pub listeners: BTreeMap<u16, Identity>,
+    /// The addresses that eBPF lets captured connections to elsewhere come from, if it is known: those of
+    /// the time when the pod was enrolled, as long as the pod has them.
+    pub enrolled: Vec<IpAddr>,
 }
 
 pub(super) const fn index(family: Family) -> usize {
@@ -277,6 +280,7 @@ impl Namespace {
             forwarding_v6: false,
             neighbours: None,
             listeners: BTreeMap::new(),
+            enrolled: Vec::new(),
         }
     }
 

@@ -49,7 +49,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             // A datagram's source is that of its route, which leads to localhost now.
             Protocol::UDP => packet.ends.source = packet.ends.destination,
             _ if route == Route::Local => {}
-            _ => packet.ends.source = self.usual_source(packet.family),
+            _ => packet.ends.source = self.usual_source(packet.family)?,
         }
         Ok(Some(self.route(packet)))
     }
@@ -67,13 +67,27 @@ impl<'a, W: Witness> Walk<'a, W> {
         Ok(())
     }
 
-    /// The address that connections to elsewhere come from.
-    fn usual_source(&mut self, family: Family) -> Value {
+    /// The address that captured connections to elsewhere come from.
+    fn usual_source(&mut self, family: Family) -> Result<Value, Halt> {
+        let enrolled = self.namespace.enrolled.iter().find(|a| Family::of(**a) == family);
+        if let Some(enrolled) = enrolled.map(|address| number(*address)) {
+            if self.namespace.local(family).contains(enrolled) {
+                return Ok(Value::made(enrolled));
+            }
+            // It is the one that a connection has come from since, or gone to, which no entry tells.
+            let all = self.namespace.interfaces().flat_map(|interface| &interface.addresses);
+            // Whatever is only the link's own is not chosen.
+            let all = all.filter(|own| own.family() == family && own.scope == 0 && !own.elsewhere);
+            if all.take(2).count() > 1 {
+                let what = "from which address it comes, since the one of its enrolment is gone";
+                return Err(Halt::Unknown { rule: None, what: what.to_owned() });
+            }
+        }
         let by = self.towards(Value::made(somewhere(family)), family);
         let names = self.namespace.interfaces().map(|interface| interface.name.as_str());
         let mut all = by.into_iter().chain(names).chain([LOOPBACK]);
         let first = all.find_map(|name| self.namespace.first_address(name, family));
-        Value::made(first.unwrap_or(1))
+        Ok(Value::made(first.unwrap_or(1)))
     }
 
     fn choosers(&self, family: Family, hook: Hook) -> &'a [ChainId] {

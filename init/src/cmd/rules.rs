@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use millrace_core::ebpf::{beside, judge};
+use millrace_core::ebpf::{beside, judge, sources};
 use millrace_core::facts::HostFacts;
 use millrace_core::infer::of_saved;
 use millrace_core::iptables::{Dump, TableDump, is_listing};
@@ -422,7 +422,8 @@ fn read(mut session: Session, facts: &HostFacts, ebpf: Option<Held>) -> Result<R
         explain_native(&mut native, &found.ruleset);
     }
     tables.extend(native);
-    let namespace = surroundings::namespace()?;
+    let mut namespace = surroundings::namespace()?;
+    namespace.enrolled.extend(ebpf.iter().flat_map(|held| sources(&held.entry.pod)));
     Ok(Rules { program: Program::new(tables), namespace, live: true, ebpf })
 }
 

@@ -274,7 +274,8 @@ fn kind(outcome: &Outcome) -> String {
 
 /// What `explain --live` reads of a pod.
 fn live(ground: &Ground, ebpf: bool) -> Result<(Program, Surroundings)> {
-    let captured = if ebpf { ebpf::tables(&ground.topology.pod)? } else { Vec::new() };
+    let (captured, enrolled) =
+        if ebpf { ebpf::tables(&ground.topology.pod)? } else { Default::default() };
     ground.topology.pod.enter(|| {
         let mut session = Session::open()?;
         let options = exec::Options::default();
@@ -297,6 +298,7 @@ fn live(ground: &Ground, ebpf: bool) -> Result<(Program, Surroundings)> {
         tables.extend(of_listed(&native, &millrace_host::nft::interfaces()));
         let mut around = surroundings::namespace()?;
         listeners(&mut around);
+        around.enrolled = enrolled;
         anyhow::Ok((Program::new(tables), around))
     })?
 }

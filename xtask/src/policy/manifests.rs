@@ -119,7 +119,7 @@ mod tests {
 
     use super::*;
 
-    /// A workspace of five members, with these dependencies (name, kind) of core and host.
+    /// A workspace of six members, with these dependencies (name, kind) of core and host.
     fn mk_metadata(core: &[(&str, Option<&str>)], host: &[(&str, Option<&str>)]) -> Value {
         let member = |folder: &str, name: &str, dependencies: &[(&str, Option<&str>)]| {
             let dependencies: Vec<_> = dependencies
@@ -185,11 +185,12 @@ mod tests {
             mk_file("init", bad),
             mk_file("cni-plugin", good),
             mk_file("ebpf-common", good),
+            mk_file("node-agent", good),
         ];
         let metadata = mk_metadata(&[], &[]);
         let found = opted_in_lints(&metadata, &files);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].file, "init/Cargo.toml");
-        assert_eq!(opted_in_lints(&metadata, &[]).len(), 5);
+        assert_eq!(opted_in_lints(&metadata, &[]).len(), 6);
     }
 }
