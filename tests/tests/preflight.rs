@@ -158,11 +158,14 @@ fn a_load_that_fails_leaves_nothing() -> Result<()> {
     let _cgroup = Cgroup::enter()?;
     let namespace = Namespace::new()?;
     mount_bpffs(&namespace)?;
+    let cgroup = Cgroup::path()?.display().to_string();
+    let small = ["--cgroup", &cgroup, "--max-pods", "64", "--spares", "1"];
+    let args = [&["node-bpf", "load", "--bpffs", FOLDER][..], &small].concat();
     let mut failed = 0;
     for at in (20..400).step_by(19) {
         let inject = format!("inject=bpf:error=ENOMEM:when={at}");
         let strace = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=bpf", "-e", &inject];
-        let load = millrace(["node-bpf", "load", "--bpffs", FOLDER])?;
+        let load = millrace(&args)?;
         let (code, said) = ran(&namespace, &mut wrapped(&strace, &load))?;
         if code == Some(0) {
             ran(&namespace, &mut millrace(["node-bpf", "unload", "--bpffs", FOLDER])?)?;

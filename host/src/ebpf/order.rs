@@ -134,7 +134,13 @@ impl Node {
                     if earlier.iter().any(|known| known.id == id && known.hook == *hook) {
                         continue;
                     }
-                    let program = sys_bpf::program_name(id).unwrap_or_default();
+                    // As a trial's.
+                    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+                    let name = sys_bpf::program_name(id);
+                    if name.as_ref().is_err_and(gone) {
+                        continue;
+                    }
+                    let program = name.unwrap_or_default();
                     earlier.push(Earlier { id, program, hook, cgroup: show(&cgroup) });
                 }
             }
