@@ -296,6 +296,46 @@ fn addresses_that_come_later() -> Result<()> {
     Ok(())
 }
 
+/// Verify that datagrams know no difference between addresses of the time of the enrolment and later ones:
+/// queries from these, of sockets that are bound and connected and not, are the proxy's and answered as by
+/// the server, also once the pod has no other address, and other datagrams to them stay in the pod.
+#[test]
+fn datagrams_of_addresses_that_come_later() -> Result<()> {
+    let (_cgroup, topology) = captured(&["--dns", "all"])?;
+    topology.outside.ip("addr add 10.99.0.1/24 dev eth0\naddr add fd99::1/64 dev eth0 nodad\n")?;
+    topology.pod.ip("addr add 10.99.0.5/24 dev eth0\naddr add fd99::5/64 dev eth0 nodad\n")?;
+    let ask = || -> Result<()> {
+        for (family, later) in [(Family::V4, "10.99.0.5"), (Family::V6, "fd99::5")] {
+            let later: IpAddr = later.parse()?;
+            let any: IpAddr = match family {
+                Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+                Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            // The last is a server of the pod's own.
+            let servers = [Dns.at(family, 53)?, SocketAddr::new(later, 53)];
+            for (bound, to) in [any, later].into_iter().flat_map(|b| servers.map(|to| (b, to))) {
+                let what = || format!("from {bound} to {to}");
+                let socket = UdpSocket::bind((bound, 0))?;
+                let (answer, from) = query(&socket, Some(to)).with_context(what)?;
+                ensure!(answer.port == 15053 && from == to, "{}: {answer:?} {from}", what());
+                socket.connect(to)?;
+                let (answer, from) = query(&socket, None).with_context(what)?;
+                ensure!(answer.port == 15053 && from == to, "{}: {answer:?} {from}", what());
+            }
+            let (own, mut buffer) = (UdpSocket::bind((later, 9191))?, [0; 8]);
+            own.set_read_timeout(Some(PATIENCE))?;
+            UdpSocket::bind((any, 0))?.send_to(b"who", (later, 9191))?;
+            let (_, from) = own.recv_from(&mut buffer).context("nothing stayed in the pod")?;
+            ensure!(from.ip() == later, "from {from}");
+        }
+        Ok(())
+    };
+    topology.pod.enter(ask)?.context("beside the first addresses")?;
+    topology.pod.ip("addr del 10.70.0.2/24 dev eth0\naddr del fd70::2/64 dev eth0\n\
+         route replace default via 10.99.0.1\nroute replace default via fd99::1\n")?;
+    topology.pod.enter(ask)?.context("instead of the first addresses")
+}
+
 /// Verify that a socket that is bound to a device reaches the proxy as well, and that a query of
 /// such a socket, which may need its device for other datagrams, is refused.
 #[test]
