@@ -188,6 +188,10 @@ struct What {
     /// Port of the Kubernetes API
     #[arg(long, env = "KUBERNETES_SERVICE_PORT", value_name = "PORT", default_value = "443")]
     kubernetes_port: String,
+    /// Name of this node: its pods are followed, and the plugin is told of them over a socket; without
+    /// it, the plugin asks the API itself
+    #[arg(long, env = "MILLRACE_NODE_NAME", value_name = "NAME")]
+    node_name: Option<NodeName>,
     /// Whose entries are replaced by this plugin's, with their settings: istio-cni, linkerd-cni, with
     /// commas between; «none» for nobody's
     #[arg(
@@ -200,6 +204,24 @@ struct What {
     /// The least severe messages that are logged: debug, info, warn or error
     #[arg(long, env = "MILLRACE_NODE_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
+}
+
+/// A node's name: a DNS subdomain (Kubernetes, «Object Names and IDs»).
+#[derive(Clone, Debug)]
+struct NodeName(String);
+
+impl std::str::FromStr for NodeName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+        if text.is_empty() || text.len() > 253 || !text.bytes().all(plain) {
+            return Err(format!(
+                "{text:?} is no name of a node, which has lower case letters, digits, - and ."
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
 }
 
 /// An address, or none.
@@ -267,7 +289,7 @@ impl What {
                 host: self.kubernetes_host,
                 port: self.kubernetes_port,
             },
-            serves: false,
+            serves: self.node_name.is_some(),
             take_over,
         })
     }
@@ -311,6 +333,7 @@ pub(crate) fn main() -> ExitCode {
 fn carry_out(task: Task) -> Result<ExitCode> {
     match task {
         Task::Run(run) => {
+            let node = run.what.node_name.clone();
             let installer = Installer::new(run.what.config()?)?;
             if run.install_again {
                 installer.install_again()?;
@@ -319,6 +342,7 @@ fn carry_out(task: Task) -> Result<ExitCode> {
                 period: run.period,
                 health: run.health_address.0,
                 metrics: run.metrics_address.0,
+                node: node.map(|node| node.0),
             };
             run::run(installer, places).map(|()| ExitCode::SUCCESS)
         }
@@ -404,6 +428,7 @@ mod tests {
             (&["--take-over", "kuma-cni"], "istio-cni or linkerd-cni"),
             (&["--run-dir", "x"], "--run-dir"),
             (&["--kubeconfig", "x"], "--kubeconfig"),
+            (&["--node-name", "a,b=c"], "--node-name"),
         ] {
             let error = format!("{:#}", config(words).unwrap_err());
             assert!(error.contains(part), "{words:?}: {error}");

@@ -95,7 +95,7 @@ fn answer(request: &Request<Incoming>, what: What, shared: &Shared) -> Response<
         (What::Health, "/readyz") => verdict(shared.not_ready()),
         (What::Metrics, "/metrics") => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            reply(StatusCode::OK, kind, shared.metrics.text())
+            reply(StatusCode::OK, kind, shared.metrics())
         }
         _ => reply(StatusCode::NOT_FOUND, "text/plain", "not found\n".to_owned()),
     }

@@ -115,6 +115,11 @@ impl Installer {
         Ok(Self { config, store, binary, late, rivalry })
     }
 
+    /// What is to be installed, and where.
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// Have it be installed where it was uninstalled.
     ///
     /// # Errors

@@ -109,7 +109,11 @@ impl Account {
         Ok(format!("{text:#}\n"))
     }
 
-    fn server(&self) -> Result<String, KubeconfigError> {
+    /// The URL of the API server.
+    ///
+    /// # Errors
+    /// When the variables of Kubernetes name none.
+    pub fn server(&self) -> Result<String, KubeconfigError> {
         let wrong = || KubeconfigError::Server { host: self.host.clone(), port: self.port.clone() };
         let port: u16 = self.port.parse().map_err(|_not_a_port| wrong())?;
         let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-".contains(c);

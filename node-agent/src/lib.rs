@@ -4,8 +4,10 @@
 //! ```text
 //! folder ──► observe ──► plan (pure) ──► install, uninstall
 //!                          │ list, settings, foreign
+//! api ──► pods ──► server ◄── the plugin
 //! ```
 
+pub mod api;
 pub mod binary;
 pub mod cli;
 pub mod folder;
@@ -18,8 +20,10 @@ pub mod list;
 pub mod metrics;
 pub mod observe;
 pub mod plan;
+pub mod pods;
 pub mod rivalry;
 pub mod run;
+pub mod server;
 pub mod settings;
 pub mod state;
 pub mod uninstall;

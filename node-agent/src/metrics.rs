@@ -1,6 +1,7 @@
 //! What the agent counts, by the names that dashboards of istio-cni know and by its own.
 
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::encoding::text::encode;
@@ -24,6 +25,53 @@ struct Written {
     cause: Cause,
 }
 
+/// How a question of the plugin was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Answered {
+    /// With a pod that was known.
+    Known,
+    /// With a pod that the API was asked for.
+    Asked,
+    /// There is no such pod.
+    NoPod,
+    /// The API did not tell.
+    Failed,
+    /// It was no question.
+    Bad,
+    /// It was not root's.
+    Refused,
+    /// Nobody waited for the answer, or asked nothing in time.
+    Nothing,
+    /// It was given up for others that came after it.
+    GivenUp,
+}
+
+impl Answered {
+    /// Its name, and the status that istio-cni's agent, which speaks HTTP, would give.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Known => ("known", "200"),
+            Self::Asked => ("asked", "200"),
+            Self::NoPod => ("no_pod", "404"),
+            Self::Failed => ("failed", "500"),
+            Self::Bad => ("bad", "400"),
+            Self::Refused => ("refused", "403"),
+            Self::Nothing => ("nothing", "408"),
+            Self::GivenUp => ("given_up", "429"),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Code {
+    response_code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answer {
+    answer: &'static str,
+}
+
 /// Everything that is counted.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -32,6 +80,10 @@ pub struct Metrics {
     installs: Family<Result, Counter>,
     written: Family<Written, Counter>,
     passes: Counter,
+    codes: Family<Code, Counter>,
+    answers: Family<Answer, Counter>,
+    pods: Gauge,
+    failures: Counter,
 }
 
 impl EncodeLabelValue for Cause {
@@ -71,7 +123,26 @@ impl Default for Metrics {
             "How often everything that is installed was looked at",
             passes.clone(),
         );
-        Self { registry: Arc::new(Mutex::new(registry)), ready, installs, written, passes }
+        let (codes, answers) = (Family::default(), Family::default());
+        let (pods, failures) = (Gauge::default(), Counter::default());
+        registry.register(
+            "istio_cni_plugin_requests",
+            "Questions of the plugin, by the status of HTTP that the answer would have",
+            codes.clone(),
+        );
+        registry.register(
+            "millrace_node_plugin_questions",
+            "Questions of the plugin, by how they were answered",
+            answers.clone(),
+        );
+        registry.register("millrace_node_pods", "Pods of the node that are known", pods.clone());
+        registry.register(
+            "millrace_node_pods_failures",
+            "How often the pods of the node could not be listed or watched",
+            failures.clone(),
+        );
+        let registry = Arc::new(Mutex::new(registry));
+        Self { registry, ready, installs, written, passes, codes, answers, pods, failures }
     }
 }
 
@@ -101,6 +172,19 @@ impl Metrics {
             }
         };
         self.ready.set(installed.into());
+    }
+
+    /// Count a question of the plugin.
+    pub fn answered(&self, how: Answered) {
+        let (answer, response_code) = how.names();
+        self.codes.get_or_create(&Code { response_code }).inc();
+        self.answers.get_or_create(&Answer { answer }).inc();
+    }
+
+    /// Note how many pods are known, and how often they could not be followed.
+    pub fn follow(&self, pods: usize, failures: u64) {
+        self.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+        self.failures.inner().store(failures, Ordering::Relaxed);
     }
 
     /// All of it, in the text format of `OpenMetrics` 1.0.0.

@@ -3,6 +3,7 @@
 //! a pod to start uncaptured.
 
 use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -11,16 +12,23 @@ use anyhow::{Context as _, Result};
 use millrace_host::stop::Stop;
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::api::Clients;
+use crate::folder::Folder;
 use crate::health::{self, What, listen};
-use crate::install::Installer;
+use crate::install::{Config, Installer, SOCKET};
+use crate::pods::Pods;
+use crate::server::{self, Server};
 use crate::state::Shared;
 use crate::watch::Watch;
 
 /// How soon it is looked again after somebody else was in the way.
 const SOON: Duration = Duration::from_millis(20);
 
+/// How soon the socket and the clients are made again when they could not be.
+const AGAIN: Duration = Duration::from_secs(2);
+
 /// Where and how often.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Places {
     /// How often everything is looked at, where nothing tells of a change.
     pub period: Duration,
@@ -28,6 +36,8 @@ pub struct Places {
     pub health: Option<SocketAddr>,
     /// Where `/metrics` answers.
     pub metrics: Option<SocketAddr>,
+    /// The node whose pods the plugin is told of.
+    pub node: Option<String>,
 }
 
 /// Run until a signal comes.
@@ -35,7 +45,8 @@ pub struct Places {
 /// # Errors
 /// When an address can't be had, or there is no runtime.
 pub fn run(installer: Installer, places: Places) -> Result<()> {
-    let shared = Arc::new(Shared::new(places.period));
+    let pods = places.node.as_ref().map(|_| Arc::<Pods>::default());
+    let shared = Arc::new(Shared::new(places.period, pods.clone()));
     let mut listeners = Vec::new();
     for (what, address) in [(What::Health, places.health), (What::Metrics, places.metrics)] {
         let Some(address) = address else { continue };
@@ -47,6 +58,7 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
     let stop = Stop::watch().context("signals")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let seen = Arc::clone(&shared);
+    let (config, node) = (installer.config().clone(), places.node);
     // Both end with the process, wherever they are: that is what the installer is made for.
     let _installing = begin("installer", move || {
         install(installer, &watch, places.period, &seen);
@@ -56,7 +68,10 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
             for (what, listener) in listeners {
                 let _task = tokio::spawn(health::serve(listener, what, Arc::clone(&shared)));
             }
-            std::future::pending::<()>().await;
+            match node.zip(pods) {
+                Some((node, pods)) => answer_plugin(&config, &node, &pods, &shared).await,
+                None => std::future::pending().await,
+            }
         });
     })?;
     while !stop.is_asked() {
@@ -65,6 +80,38 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
     }
     tracing::info!("stopping; the plugin stays installed");
     Ok(())
+}
+
+/// Follow the pods of the node and tell the plugin of them, for ever. What is in the way is tried
+/// again.
+async fn answer_plugin(config: &Config, node: &str, pods: &Arc<Pods>, shared: &Shared) {
+    loop {
+        match start(config, pods, shared) {
+            Ok((server, listener, clients)) => {
+                tokio::select! {
+                    ended = server.serve(listener) => {
+                        pods.failed(&format!("the plugin is answered no more: {ended:?}"));
+                    }
+                    () = pods.follow(clients.patient, node) => {}
+                }
+            }
+            Err(why) => pods.failed(&format!("{why:#}")),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn start(
+    config: &Config,
+    pods: &Arc<Pods>,
+    shared: &Shared,
+) -> Result<(Server, UnixListener, Clients)> {
+    let clients = Clients::new(&config.account)?;
+    let path = config.run_dir.join(SOCKET);
+    Folder::open_own(&config.run_dir)?;
+    let listener = server::listen(&path).with_context(|| path.display().to_string())?;
+    let (pods, metrics) = (Arc::clone(pods), shared.metrics.clone());
+    Ok((Server { pods, client: clients.prompt.clone(), metrics }, listener, clients))
 }
 
 fn begin(name: &str, f: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

@@ -1,11 +1,12 @@
 //! What the agent's parts know of each other.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::install::{InstallError, Report};
 use crate::metrics::Metrics;
 use crate::plan::State;
+use crate::pods::Pods;
 
 /// How much longer than its period a pass may take before it hangs.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -15,6 +16,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 pub struct Shared {
     /// What is counted.
     pub metrics: Metrics,
+    /// The pods of the node, where they are followed.
+    pub pods: Option<Arc<Pods>>,
     period: Duration,
     installation: Mutex<Installation>,
 }
@@ -27,10 +30,10 @@ struct Installation {
 
 impl Shared {
     /// Nothing is known yet.
-    pub fn new(period: Duration) -> Self {
+    pub fn new(period: Duration, pods: Option<Arc<Pods>>) -> Self {
         let reasons = vec!["the first look at the node is not over".to_owned()];
         let installation = Mutex::new(Installation { last: Instant::now(), reasons });
-        Self { metrics: Metrics::default(), period, installation }
+        Self { metrics: Metrics::default(), pods, period, installation }
     }
 
     fn installation(&self) -> MutexGuard<'_, Installation> {
@@ -57,6 +60,14 @@ impl Shared {
         *installation = Installation { last: Instant::now(), reasons };
     }
 
+    /// Everything that is counted, as Prometheus reads it.
+    pub fn metrics(&self) -> String {
+        if let Some(pods) = &self.pods {
+            self.metrics.follow(pods.count(), pods.failures());
+        }
+        self.metrics.text()
+    }
+
     /// Why it is not alive; nothing where it is.
     pub fn dead(&self) -> Vec<String> {
         let since = self.installation().last.elapsed();
@@ -72,6 +83,8 @@ impl Shared {
         let mut reasons = self.dead();
         reasons
             .extend(self.installation().reasons.iter().map(|why| format!("installation: {why}")));
+        let trouble = self.pods.as_ref().and_then(|pods| pods.trouble());
+        reasons.extend(trouble.map(|why| format!("pods: {why}")));
         reasons
     }
 }
@@ -82,7 +95,7 @@ mod tests {
 
     #[test]
     fn it_is_ready_when_it_is_installed_and_says_why_not() {
-        let shared = Shared::new(Duration::from_secs(1));
+        let shared = Shared::new(Duration::from_secs(1), None);
         assert!(shared.not_ready()[0].contains("first look") && shared.dead().is_empty());
         let report =
             |state| Ok(Report { state, words: Vec::new(), causes: Vec::new(), again: false });
@@ -96,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_pass_that_hangs_is_no_life() {
-        let shared = Shared::new(Duration::ZERO);
+        let shared = Shared::new(Duration::ZERO, None);
         let long_ago = Instant::now().checked_sub(PATIENCE * 2).unwrap();
         shared.installation().last = long_ago;
         assert!(shared.dead()[0].contains("hangs"));

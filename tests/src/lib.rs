@@ -24,6 +24,7 @@ pub mod fates;
 pub mod istio;
 pub mod netns;
 pub mod node;
+pub mod node_stage;
 pub mod others;
 pub mod probe;
 pub mod process;

@@ -1,5 +1,6 @@
-//! A Kubernetes API, as far as it tells of pods and namespaces: get, list and watch over HTTPS,
-//! and the ways in which a real one fails.
+//! A Kubernetes API, as far as it tells of pods and namespaces, and the node agent changes something:
+//! get, list and watch, and Events, status and deletions, over HTTPS; and the ways in which a real one
+//! fails.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -13,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use http_body_util::{Either, Full};
+use http_body_util::{BodyExt as _, Collected, Either, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -29,6 +30,8 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
 use super::Host;
+use super::feed::{Changes, Feed, is_on};
+use super::merge::{is_same, merge};
 
 /// The name that its certificate has beside the address.
 pub const NAME: &str = "api.test";
@@ -50,6 +53,8 @@ pub enum Mood {
     Slow(Duration),
     /// With status 200 and this text.
     Saying(String),
+    /// As it should, but nobody may change anything.
+    ReadOnly,
     /// With blanks, for ever: as fast as they are read, or one after each such pause.
     Endless(Option<Duration>),
 }
@@ -59,6 +64,44 @@ struct State {
     mood: Mood,
     objects: BTreeMap<String, Value>,
     requests: Vec<String>,
+    written: Vec<(String, Value)>,
+    changes: Arc<Mutex<Changes>>,
+    /// The oldest version that can be watched from.
+    oldest: u64,
+}
+
+impl State {
+    /// The version of all that there is.
+    fn version(&self) -> u64 {
+        RESOURCE_VERSION + self.changes().count() as u64
+    }
+
+    fn changes(&self) -> MutexGuard<'_, Changes> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remove(&mut self, path: &str) -> Option<Value> {
+        let mut object = self.objects.remove(path)?;
+        object["metadata"]["resourceVersion"] = json!((self.version() + 1).to_string());
+        self.changes().tell("DELETED", &object);
+        Some(object)
+    }
+
+    /// Change an object as a merge patch says (RFC 7386), unless that names another id or version.
+    fn merge(&mut self, path: &str, patch: &Value) -> u16 {
+        let version = (self.version() + 1).to_string();
+        let Some(object) = self.objects.get_mut(path) else { return 404 };
+        if !is_same(object, &patch["metadata"]) {
+            return 409;
+        }
+        merge(object, patch);
+        object["metadata"]["resourceVersion"] = json!(version);
+        let object = object.clone();
+        if path.contains("/pods/") {
+            self.changes().tell("MODIFIED", &object);
+        }
+        200
+    }
 }
 
 /// A running server; it ends with the value.
@@ -83,6 +126,9 @@ impl Api {
             mood: Mood::Well,
             objects: BTreeMap::new(),
             requests: Vec::new(),
+            written: Vec::new(),
+            changes: Arc::default(),
+            oldest: RESOURCE_VERSION,
         }));
         let (stop, stopped) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -109,25 +155,65 @@ impl Api {
 
     /// Hold a pod.
     pub fn put_pod(&self, namespace: &str, name: &str, uid: &str, manifest: &Value) {
+        let version = (self.state().version() + 1).to_string();
         let mut pod = json!({
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {
                 "name": name, "namespace": namespace, "uid": uid,
-                "resourceVersion": RESOURCE_VERSION.to_string(),
+                "resourceVersion": version,
                 "labels": manifest["labels"], "annotations": manifest["annotations"],
+                "ownerReferences": manifest["ownerReferences"],
             },
             "spec": manifest["spec"],
+            "status": manifest["status"],
         });
         if pod["spec"].is_null() {
             pod["spec"] = json!({ "containers": [{ "name": "app" }] });
         }
-        self.state().objects.insert(format!("/api/v1/namespaces/{namespace}/pods/{name}"), pod);
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
+        {
+            let mut state = self.state();
+            let old = state.objects.insert(path, pod.clone());
+            let kind = if old.is_some() { "MODIFIED" } else { "ADDED" };
+            state.changes().tell(kind, &pod);
+        }
         let path = format!("/api/v1/namespaces/{namespace}");
         let version = RESOURCE_VERSION.to_string();
         let metadata = json!({ "name": namespace, "resourceVersion": version });
         let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": metadata });
         self.state().objects.insert(path, namespace);
+    }
+
+    /// Hold a pod no longer.
+    pub fn remove_pod(&self, namespace: &str, name: &str) {
+        let _gone = self.state().remove(&format!("/api/v1/namespaces/{namespace}/pods/{name}"));
+    }
+
+    /// Hold any object.
+    pub fn put(&self, path: &str, object: Value) {
+        self.state().objects.insert(path.to_owned(), object);
+    }
+
+    /// What it holds there.
+    pub fn held(&self, path: &str) -> Option<Value> {
+        self.state().objects.get(path).cloned()
+    }
+
+    /// What was created, changed or deleted: the request, and what came with it.
+    pub fn written(&self) -> Vec<(String, Value)> {
+        self.state().written.clone()
+    }
+
+    /// End all watches.
+    pub fn break_watches(&self) {
+        self.state().changes().break_watches();
+    }
+
+    /// Tell nobody of what was before now.
+    pub fn forget(&self) {
+        let mut state = self.state();
+        state.oldest = state.version();
     }
 
     /// What was asked since the last time that this was.
@@ -154,6 +240,11 @@ impl Api {
         );
         fs::write(&path, text).with_context(|| path.display().to_string())?;
         Ok(path)
+    }
+
+    /// Its port on the host's loopback.
+    pub const fn port(&self) -> u16 {
+        self.port
     }
 
     /// Where a kubeconfig's token is.
@@ -213,7 +304,7 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, state: Arc<Mutex<State>>
     }
 }
 
-type Answer = Response<Either<Full<Bytes>, Blanks>>;
+type Answer = Response<Either<Full<Bytes>, Either<Blanks, Feed>>>;
 
 /// A body without end.
 struct Blanks {
@@ -261,17 +352,50 @@ async fn answer(
         Mood::Slow(time) => sleep(time).await,
         Mood::Failing(code) | Mood::FailingFirst(code, _) => return Ok(status(code)),
         Mood::Saying(text) => return Ok(reply(200, text)),
-        Mood::Endless(pause) => return Ok(Response::new(Either::Right(Blanks::new(pause)))),
-        Mood::Well => {}
+        Mood::Endless(pause) => {
+            return Ok(Response::new(Either::Right(Either::Left(Blanks::new(pause)))));
+        }
+        Mood::ReadOnly if request.method() != Method::GET => return Ok(status(403)),
+        Mood::Well | Mood::ReadOnly => {}
     }
     let token = request.headers().get("authorization").and_then(|value| value.to_str().ok());
     if token != Some(&format!("Bearer {TOKEN}")) {
         return Ok(status(401));
     }
     if request.method() != Method::GET {
-        return Ok(status(403));
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.map(Collected::to_bytes).unwrap_or_default();
+        let body = serde_json::from_slice(&body).unwrap_or_default();
+        return Ok(changed(&parts.method, parts.uri.path(), body, &mut lock(&state)));
     }
     Ok(found(&request, &lock(&state)))
+}
+
+/// Create an Event, change a pod's status or a node, delete a pod: what the node agent does.
+fn changed(method: &Method, path: &str, body: Value, state: &mut State) -> Answer {
+    state.written.push((format!("{method} {path}"), body.clone()));
+    let (object, code) = match (method.as_str(), path.strip_suffix("/status")) {
+        ("POST", None) if path.ends_with("/events") => (Some(body), 201),
+        ("PATCH", None) if path.contains("/events/") => (Some(body), 200),
+        ("PATCH", Some(pod)) => {
+            let code = state.merge(pod, &body);
+            (state.objects.get(pod).cloned(), code)
+        }
+        ("PATCH", None) if path.contains("/nodes/") => {
+            let code = state.merge(path, &body);
+            (state.objects.get(path).cloned(), code)
+        }
+        ("DELETE", None) if path.contains("/pods/") => match state.objects.get(path) {
+            None => (None, 404),
+            Some(object) if !is_same(object, &body["preconditions"]) => (None, 409),
+            Some(_) => (state.remove(path), 200),
+        },
+        _ => (None, 403),
+    };
+    match object {
+        Some(object) if code < 400 => reply(code, object.to_string()),
+        _ => status(if code < 400 { 404 } else { code }),
+    }
 }
 
 fn found(request: &Request<Incoming>, state: &State) -> Answer {
@@ -292,11 +416,17 @@ fn found(request: &Request<Incoming>, state: &State) -> Answer {
         "/api/v1/pods" => key.contains("/pods/"),
         _ => key.starts_with(&format!("{path}/")),
     };
-    let items: Vec<&Value> =
-        state.objects.iter().filter(|(key, _)| belongs(key)).map(|(_, value)| value).collect();
     let query = request.uri().query().unwrap_or_default();
+    let selected = query.split('&').find_map(|pair| pair.strip_prefix("fieldSelector="));
+    let node = selected.and_then(|text| text.strip_prefix("spec.nodeName%3D"));
+    let items: Vec<&Value> = state
+        .objects
+        .iter()
+        .filter(|(key, value)| belongs(key) && is_on(value, node))
+        .map(|(_, value)| value)
+        .collect();
     if !query.split('&').any(|pair| matches!(pair, "watch=true" | "watch=1")) {
-        let metadata = json!({ "resourceVersion": RESOURCE_VERSION.to_string() });
+        let metadata = json!({ "resourceVersion": state.version().to_string() });
         let list = json!({
             "apiVersion": "v1", "kind": format!("{kind}List"), "metadata": metadata, "items": items,
         });
@@ -304,8 +434,16 @@ fn found(request: &Request<Incoming>, state: &State) -> Answer {
     }
     // A watch that is too old ends in an event, not in a status of HTTP.
     let since = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
-    let too_old = since.and_then(|v| v.parse().ok()).is_some_and(|v: u64| v < RESOURCE_VERSION);
-    let events: Vec<Value> = if too_old && since != Some("0") {
+    let since: Option<u64> = since.and_then(|version| version.parse().ok());
+    let too_old = since.is_some_and(|version| version != 0 && version < state.oldest);
+    if let Some(version) = since.filter(|version| !too_old && *version >= RESOURCE_VERSION) {
+        let at = usize::try_from(version - RESOURCE_VERSION).unwrap_or(usize::MAX);
+        let feed = Feed::new(&state.changes, at, node.map(str::to_owned));
+        let reply = Response::builder().status(200).header("content-type", "application/json");
+        let reply = reply.body(Either::Right(Either::Right(feed)));
+        return reply.expect("a status and a header that are good");
+    }
+    let events: Vec<Value> = if too_old {
         vec![json!({ "type": "ERROR", "object": status_object(410) })]
     } else {
         items.iter().map(|item| json!({ "type": "ADDED", "object": item })).collect()
@@ -319,6 +457,7 @@ fn status_object(code: u16) -> Value {
         401 => "Unauthorized",
         403 => "Forbidden",
         404 => "NotFound",
+        409 => "Conflict",
         410 => "Expired",
         429 => "TooManyRequests",
         _ => "InternalError",

@@ -11,9 +11,11 @@
 mod api;
 mod call;
 mod containerd;
+mod feed;
 mod host;
 mod image;
 mod list;
+mod merge;
 mod meshed;
 mod podman;
 

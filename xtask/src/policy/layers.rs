@@ -73,8 +73,9 @@ const LAYERS: [Layers; 5] = [
             &["install"],
             &["uninstall"],
             // The agent that runs.
-            &["metrics"],
-            &["state"],
+            &["api", "metrics"],
+            &["pods"],
+            &["server", "state"],
             &["health"],
             &["run"],
             &["cli"],

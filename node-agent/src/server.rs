@@ -1,0 +1,231 @@
+//! What the plugin asks (docs/cni.md, «The node agent»): a pod, in a line of JSON over a socket that
+//! root alone reaches.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+use millrace_core::pod::PodFacts;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::metrics::{Answered, Metrics};
+use crate::pods::{Pod, Pods, one};
+
+/// The longest question.
+const MOST: u64 = 16 * 1024;
+/// How long one may take with its answer: the plugin waits for two seconds.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// How many are answered at once. Of more, the oldest is given up: whoever comes new is answered,
+/// whatever the others do.
+const AT_ONCE: usize = 256;
+/// How soon it is tried again where no connection can be had.
+const PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Deserialize)]
+struct Question {
+    version: u32,
+    pod: Wanted,
+}
+
+#[derive(Debug, Deserialize)]
+struct Wanted {
+    namespace: Option<String>,
+    name: Option<String>,
+    uid: Option<String>,
+}
+
+/// Answers.
+#[derive(Clone)]
+pub struct Server {
+    /// The pods that are known.
+    pub pods: Arc<Pods>,
+    /// Who is asked about the others.
+    pub client: Client,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("pods", &self.pods.count()).finish_non_exhaustive()
+    }
+}
+
+/// Listen at this path, in the place of an agent that listened there before: it is there whole, with
+/// its mode, before it has the name.
+///
+/// # Errors
+/// When that can't be done.
+pub fn listen(path: &Path) -> io::Result<StdListener> {
+    let temp = path.with_extension("new");
+    match std::fs::remove_file(&temp) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = StdListener::bind(&temp)?;
+    std::fs::set_permissions(&temp, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&temp, path)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+impl Server {
+    /// Answer for ever.
+    ///
+    /// # Errors
+    /// When the runtime can't have the listener.
+    pub async fn serve(self, listener: StdListener) -> io::Result<()> {
+        let listener = UnixListener::from_std(listener)?;
+        let mut served: VecDeque<AbortHandle> = VecDeque::with_capacity(AT_ONCE);
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                // No file descriptor is left, or the client went away.
+                sleep(PAUSE).await;
+                continue;
+            };
+            if served.len() == AT_ONCE
+                && let Some(oldest) = served.pop_front()
+                && !oldest.is_finished()
+            {
+                oldest.abort();
+                self.metrics.answered(Answered::GivenUp);
+            }
+            let own = self.clone();
+            let task = tokio::spawn(async move {
+                let answered = timeout(PATIENCE, own.connection(stream)).await;
+                own.metrics.answered(answered.unwrap_or(Answered::Nothing));
+            });
+            served.push_back(task.abort_handle());
+        }
+    }
+
+    async fn connection(&self, stream: UnixStream) -> Answered {
+        let own = rustix::process::geteuid().as_raw();
+        if !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own) {
+            return Answered::Refused;
+        }
+        let mut stream = BufReader::new(stream.take(MOST));
+        let mut line = Vec::new();
+        let read = stream.read_until(b'\n', &mut line).await;
+        let mut stream = stream.into_inner().into_inner();
+        if !matches!(read, Ok(count) if count > 0) {
+            return Answered::Nothing;
+        }
+        let (answer, how) = self.answer(&line).await;
+        let sent = match answer {
+            // A manifest is long, and here once, however many wait for it.
+            Ok(pod) => send(&mut stream, &["{\"pod\":", &pod.manifest, "}\n"]).await,
+            Err(why) => {
+                let text = format!("{{\"error\":{}}}\n", Value::String(why));
+                send(&mut stream, &[&text]).await
+            }
+        };
+        if sent.is_ok() { how } else { Answered::Nothing }
+    }
+
+    async fn answer(&self, line: &[u8]) -> (Result<Pod, String>, Answered) {
+        let wanted = match question(line) {
+            Ok(wanted) => wanted,
+            Err(why) => return (Err(why), Answered::Bad),
+        };
+        if let Some(pod) = self.pods.find(&wanted) {
+            return (Ok(pod), Answered::Known);
+        }
+        // It may be newer than what was told of.
+        match one(self.client.clone(), &wanted).await {
+            Ok(Some(pod)) => match pod.about(&wanted) {
+                Ok(_) => (Ok(pod), Answered::Asked),
+                Err(why) => (Err(why.to_string()), Answered::NoPod),
+            },
+            Ok(None) => (Err("the Kubernetes API knows no such pod".to_owned()), Answered::NoPod),
+            Err(why) => (Err(why), Answered::Failed),
+        }
+    }
+}
+
+async fn send(stream: &mut UnixStream, parts: &[&str]) -> io::Result<()> {
+    for part in parts {
+        stream.write_all(part.as_bytes()).await?;
+    }
+    Ok(())
+}
+
+/// The pod that a line asks for.
+fn question(line: &[u8]) -> Result<PodFacts, String> {
+    if !line.ends_with(b"\n") {
+        return Err(format!("the question is no line of at most {MOST} bytes"));
+    }
+    let question: Question =
+        serde_json::from_slice(line).map_err(|error| format!("that is no question: {error}"))?;
+    if question.version != 1 {
+        return Err(format!("version {} is not spoken here, but 1 is", question.version));
+    }
+    let is_name = |text: &String| {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+        // A path to the API server is made of it.
+        !text.is_empty()
+            && text.len() <= 253
+            && ![".", ".."].contains(&text.as_str())
+            && text.chars().all(plain)
+    };
+    let Wanted { namespace, name, uid } = question.pod;
+    match (namespace.filter(is_name), name.filter(is_name)) {
+        (Some(namespace), Some(name)) => Ok(PodFacts {
+            namespace: Some(namespace),
+            name: Some(name),
+            uid,
+            ..PodFacts::default()
+        }),
+        _ => Err("it asks for no pod: that has a namespace and a name".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_are_read() {
+        let text = "{\"version\":1,\"pod\":{\"namespace\":\"a\",\"name\":\"b\",\"uid\":\"c\"}}\n";
+        let pod = question(text.as_bytes()).unwrap();
+        let parts = [pod.namespace, pod.name, pod.uid].map(Option::unwrap);
+        assert_eq!(parts, ["a", "b", "c"]);
+        assert!(question(text.trim_end().as_bytes()).unwrap_err().contains("no line"));
+        for bad in [
+            "",
+            "{}",
+            r#"{"version":2,"pod":{"namespace":"a","name":"b"}}"#,
+            r#"{"version":1,"pod":{"namespace":"a"}}"#,
+            r#"{"version":1,"pod":{"namespace":"a","name":"../b"}}"#,
+            r#"{"version":1,"pod":{"namespace":"a","name":".."}}"#,
+            r#"{"version":1,"pod":{"namespace":"a","name":"B?x"}}"#,
+        ] {
+            assert!(question(format!("{bad}\n").as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    /// Verify that the socket of an agent that was killed is no obstacle, and that nobody but its user
+    /// may connect.
+    #[test]
+    fn an_agent_takes_the_place_of_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.sock");
+        let first = listen(&path).unwrap();
+        let second = listen(&path).unwrap();
+        drop(first);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        assert!(second.accept().is_ok());
+        drop(client);
+    }
+}
