@@ -16,6 +16,7 @@
 pub mod binary;
 pub mod capture;
 pub mod cases;
+pub mod chart;
 pub mod cni;
 pub mod dice;
 pub mod dumps;

@@ -1,0 +1,100 @@
+{{/* Says all that can't be had at once, with what to do. */}}
+{{- define "millrace.refuse" -}}
+{{- $wrong := list }}
+{{- $v := .Values }}
+{{- if $v.ambient.enabled }}
+{{- $wrong = append $wrong "ambient.enabled: pods without a sidecar are not captured: stay with istio-cni on nodes of ambient pods" }}
+{{- end }}
+{{- if contains "ambient" $v.profile }}
+{{- $wrong = append $wrong (printf "profile %s: pods without a sidecar are not captured: stay with istio-cni on nodes of ambient pods" $v.profile) }}
+{{- else if not (or (eq $v.profile "openshift") (hasPrefix "platform-" $v.profile) (has $v.profile (list "" "default" "demo" "empty" "minimal" "preview" "remote" "stable"))) }}
+{{- $wrong = append $wrong (printf "profile %s is not known: leave it out, or name the platform" $v.profile) }}
+{{- end }}
+{{- $platform := include "millrace.platform" $v }}
+{{- if and $platform (not (.Files.Get (printf "files/platforms/%s.yaml" $platform))) }}
+{{- $wrong = append $wrong (printf "platform %s is not known: set cniBinDir and cniConfDir instead" $platform) }}
+{{- end }}
+{{- $repairs := list }}
+{{- range $name := list "enabled" "labelPods" "deletePods" "repairPods" }}
+{{- if get $v.repair $name }}
+{{- $repairs = append $repairs (printf "repair.%s" $name) }}
+{{- end }}
+{{- end }}
+{{- if $repairs }}
+{{- $wrong = append $wrong (printf "%s: pods that started before the plugin was there are not repaired by this release: set repair.enabled, repair.labelPods, repair.deletePods and repair.repairPods to false, and look after such pods yourself" (join ", " $repairs)) }}
+{{- end }}
+{{- if and $v.chained (eq $v.provider "multus") }}
+{{- $wrong = append $wrong "provider multus: Multus calls a plugin that has a file of its own: set chained to false" }}
+{{- end }}
+{{- if and (not $v.chained) (ne $v.provider "multus") }}
+{{- $wrong = append $wrong "chained false: a runtime would take the plugin's file for the network: set provider to multus" }}
+{{- end }}
+{{- if and (not $v.chained) (not (hasSuffix ".conf" $v.cniConfFileName)) }}
+{{- $wrong = append $wrong (printf "cniConfFileName %s: the plugin's own file has to end in .conf where chained is false" $v.cniConfFileName) }}
+{{- end }}
+{{- if and $v.istioOwnedCNIConfig (not $v.chained) }}
+{{- $wrong = append $wrong "istioOwnedCNIConfig: a list of the agent's own is chained: set chained to true, or istioOwnedCNIConfig to false" }}
+{{- end }}
+{{- if and $v.istioOwnedCNIConfig $v.cniConfFileName }}
+{{- $wrong = append $wrong (printf "cniConfFileName %s: the agent's own list follows the one that the runtime would use, whatever its name: leave it out with istioOwnedCNIConfig" $v.cniConfFileName) }}
+{{- end }}
+{{- if and $v.istioOwnedCNIConfigFileName (not $v.istioOwnedCNIConfig) }}
+{{- $wrong = append $wrong "istioOwnedCNIConfigFileName: set istioOwnedCNIConfig to true, or leave it out" }}
+{{- end }}
+{{- if and $v.istioOwnedCNIConfigFileName (not (hasSuffix ".conflist" $v.istioOwnedCNIConfigFileName)) }}
+{{- $wrong = append $wrong (printf "istioOwnedCNIConfigFileName %s has to end in .conflist" $v.istioOwnedCNIConfigFileName) }}
+{{- end }}
+{{- if contains "istio-cni" $v.istioOwnedCNIConfigFileName }}
+{{- $wrong = append $wrong (printf "istioOwnedCNIConfigFileName %s is the name of istio-cni's own file, which is to be taken over: leave it out (00-millrace.conflist)" $v.istioOwnedCNIConfigFileName) }}
+{{- end }}
+{{- if and $v.millrace.dropIn (or $v.istioOwnedCNIConfig (not $v.chained) $v.cniConfFileName) }}
+{{- $wrong = append $wrong "millrace.dropIn: the plugin stands in the folder of the runtime's list: leave out istioOwnedCNIConfig, chained and cniConfFileName" }}
+{{- end }}
+{{- if not $v.millrace.image }}
+{{- if contains "install-cni" $v.image }}
+{{- $wrong = append $wrong (printf "image %s is istio-cni's: leave it out, or set millrace.image" $v.image) }}
+{{- end }}
+{{- if has (trimSuffix "/" $v.hub) (list "docker.io/istio" "istio" "gcr.io/istio-release" "gcr.io/istio-testing" "registry.istio.io/release" "registry.istio.io/testing") }}
+{{- $wrong = append $wrong (printf "hub %s has images of Istio alone: set hub and tag, or millrace.image, to where you put this one" $v.hub) }}
+{{- end }}
+{{- end }}
+{{- if not (has $v.variant (list "" "distroless")) }}
+{{- $wrong = append $wrong (printf "variant %s: there is one image, which has no shell: leave it out" $v.variant) }}
+{{- end }}
+{{- if $v.psp_cluster_role }}
+{{- $wrong = append $wrong "psp_cluster_role: Kubernetes has no PodSecurityPolicies since 1.25: leave it out" }}
+{{- end }}
+{{- if hasKey $v.millrace.settings "exclude_namespaces" }}
+{{- $wrong = append $wrong "millrace.settings.exclude_namespaces: set excludeNamespaces" }}
+{{- end }}
+{{- if hasKey $v.millrace.settings "kubeconfig" }}
+{{- $wrong = append $wrong "millrace.settings.kubeconfig: set millrace.kubeconfig" }}
+{{- end }}
+{{- $backend := get $v.millrace.settings "backend" | default "nftables" }}
+{{- if and $v.global.nativeNftables (ne $backend "nftables") }}
+{{- $wrong = append $wrong (printf "global.nativeNftables: millrace.settings.backend is %s: leave one of them out" $backend) }}
+{{- end }}
+{{- $variables := include "millrace.variables" . | fromYaml }}
+{{- range $name := keys $v.env | sortAlpha }}
+{{- if or (hasKey $variables $name) (eq $name "MILLRACE_NODE_NAME") }}
+{{- $wrong = append $wrong (printf "env.%s: the chart sets it, by a value where there is one" $name) }}
+{{- else if not (or (hasPrefix "MILLRACE_NODE_" $name) (hasPrefix "KUBERNETES_SERVICE_" $name)) }}
+{{- $wrong = append $wrong (printf "env.%s: the agent has no such variable: leave it out" $name) }}
+{{- end }}
+{{- end }}
+{{- $labels := include "millrace.labels" . | fromYaml }}
+{{- range $name := concat (keys $v.podLabels) (keys $v.daemonSetLabels) | uniq | sortAlpha }}
+{{- if hasKey $labels $name }}
+{{- $wrong = append $wrong (printf "podLabels, daemonSetLabels: %s is the chart's own" $name) }}
+{{- end }}
+{{- end }}
+{{- if ne (toString (get $v.updateStrategy.rollingUpdate "maxSurge" | default "0")) "0" }}
+{{- $wrong = append $wrong "updateStrategy.rollingUpdate.maxSurge: two agents of a node would need the same ports: leave it out" }}
+{{- end }}
+{{- if and $v.millrace.uninstall.enabled $v.millrace.installAgain }}
+{{- $wrong = append $wrong "millrace.uninstall.enabled: millrace.installAgain would undo it: set one of them to false" }}
+{{- end }}
+{{- if $wrong }}
+{{- fail (printf "these values can't be carried out:\n  %s" (join "\n  " $wrong)) }}
+{{- end }}
+{{- end }}
