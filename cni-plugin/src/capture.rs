@@ -15,7 +15,7 @@ use millrace_core::status::dialect;
 use millrace_core::value::Groups;
 use millrace_host::capture::{self, Applied, By, CaptureError, Farewell, Left, Order, Pins, fit};
 use millrace_host::ebpf::Node;
-use millrace_host::engine::{Drift, EngineError, Session};
+use millrace_host::engine::{EngineError, Session};
 use millrace_host::netns::Netns;
 use millrace_host::sandbox::Sandbox;
 use millrace_host::{exec, facts};
@@ -91,20 +91,12 @@ impl Pod {
         let Want { policy, mesh, config, netns, deadline } = want;
         let desired = Desired::new(fit(&mut self.session, policy)?, mesh.dialect());
         let pins = Pins { folder: &config.bpffs, expected: config.expects_ebpf };
+        let within = deadline.saturating_duration_since(Instant::now());
         let order = Order {
-            desired: &desired,
-            by: by(config.backend),
-            instead: None,
             pins: Some(pins),
             entered: Some(netns),
-            groups: &self.groups,
-            drift: Drift::Replace,
-            everything: false,
-            dry_run: false,
-            text: false,
-            wait: deadline.saturating_duration_since(Instant::now()),
             deadline,
-            exec: exec::Options::default(),
+            ..Order::new(&desired, by(config.backend), &self.groups, within)
         };
         f(&mut self.session, order)
     }

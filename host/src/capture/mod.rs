@@ -97,7 +97,27 @@ pub struct Order<'a> {
     pub exec: exec::Options,
 }
 
-impl Order<'_> {
+impl<'a> Order<'a> {
+    /// That this captures the namespace which the calling thread is in, whatever is there, within a time: by
+    /// rules beside no programs, since none are known.
+    pub fn new(desired: &'a Desired, by: By, groups: &'a Groups, within: Duration) -> Self {
+        Self {
+            desired,
+            by,
+            instead: None,
+            pins: None,
+            entered: None,
+            groups,
+            drift: Drift::Replace,
+            everything: false,
+            dry_run: false,
+            text: false,
+            wait: within,
+            deadline: Instant::now() + within,
+            exec: exec::Options::default(),
+        }
+    }
+
     fn wait(&self) -> Duration {
         self.wait.min(self.deadline.saturating_duration_since(Instant::now()))
     }
@@ -372,11 +392,7 @@ fn elsewhere(order: &Order<'_>, warnings: &mut Vec<String>) -> Result<(), Captur
         Attached::No => Ok(()),
         Attached::Yes => Err(CaptureError::Twice(folder.map(Path::to_owned))),
         Attached::Unclear => {
-            warnings.push(
-                "eBPF may capture this pod as well: an sk_lookup program is attached to it, whose it is \
-                 can't be seen (CAP_SYS_ADMIN)"
-                    .to_owned(),
-            );
+            warnings.push(Attached::UNCLEAR.to_owned());
             Ok(())
         }
     }

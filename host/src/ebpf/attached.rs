@@ -26,6 +26,10 @@ pub enum Attached {
 }
 
 impl Attached {
+    /// What [`Self::Unclear`] is in words.
+    pub const UNCLEAR: &str = "eBPF may capture this pod: an sk_lookup program is attached to it, whose it \
+        is can't be seen (CAP_SYS_ADMIN)";
+
     /// Ask.
     pub fn here() -> Self {
         let Ok(netns) = File::open(NETNS) else { return Self::No };

@@ -4,8 +4,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use millrace_host::capture::{self, Applied, By, Order, Pins};
-use millrace_host::engine::Drift;
-use millrace_host::exec;
 
 use super::output::{print_outcome, warn};
 use super::{config, ebpf, namespace};
@@ -41,19 +39,12 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     let applied = capture::apply(
         &mut session,
         &Order {
-            desired: &desired,
-            by,
-            instead: None,
             pins,
             entered: entered.as_ref(),
-            groups: &facts.groups,
-            drift: Drift::Replace,
-            everything: false,
             dry_run: common.dry_run,
             text: common.dry_run || common.json,
-            wait: common.wait,
             deadline: Instant::now() + common.wait.max(LEAST),
-            exec: exec::Options::default(),
+            ..Order::new(&desired, by, &facts.groups, common.wait)
         },
     )?;
     match applied {

@@ -87,9 +87,9 @@ pub(super) fn elsewhere_is(attached: Attached, folder: &Path) -> Option<String> 
         Attached::No => None,
         Attached::Yes => Some(beyond(Some(folder))),
         Attached::Unclear => Some(format!(
-            "eBPF may capture this pod: an sk_lookup program is attached to it, whose it is can't be \
-             seen (CAP_SYS_ADMIN), and {shown} does not hold it; where it is Millrace's, name the \
-             folder of its pins with --bpffs"
+            "{}, and {shown} does not hold it; where it is Millrace's, name the folder of its pins with \
+             --bpffs",
+            Attached::UNCLEAR
         )),
     }
 }

@@ -2,7 +2,7 @@
 //! carried out.
 
 use std::ffi::OsString;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use millrace_core::desired::Desired;
@@ -11,8 +11,7 @@ use millrace_core::preflight::Backend;
 use millrace_core::source::Sourced;
 use millrace_core::value::Groups;
 use millrace_host::capture::{self, By, CaptureError, Order};
-use millrace_host::engine::{Drift, Outcome, Session};
-use millrace_host::exec;
+use millrace_host::engine::{Outcome, Session};
 
 use super::output::{log_outcome, print};
 use super::{exit_of, namespace, termination, told};
@@ -86,20 +85,11 @@ pub(super) fn by_rules(
     wait: Duration,
 ) -> Result<Outcome, CaptureError> {
     let entered = namespace::entered(place)?;
+    let groups = Groups::new();
     let order = Order {
-        desired,
-        by: By::Rules(wish),
         instead,
-        pins: None,
         entered: entered.as_ref(),
-        groups: &Groups::new(),
-        drift: Drift::Replace,
-        everything: false,
-        dry_run: false,
-        text: false,
-        wait,
-        deadline: Instant::now() + wait,
-        exec: exec::Options::default(),
+        ..Order::new(desired, By::Rules(wish), &groups, wait)
     };
     Ok(capture::apply(session, &order)?.outcome)
 }

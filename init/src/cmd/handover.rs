@@ -12,9 +12,9 @@ use millrace_core::plan::Wish;
 use millrace_core::preflight::Backend;
 use millrace_host::capture::{self, Applied, By, Order, Pins};
 use millrace_host::ebpf::{EbpfError, Found, Node, Target};
-use millrace_host::engine::{Drift, Session};
+use millrace_host::engine::Session;
+use millrace_host::facts;
 use millrace_host::netns::{NetnsRef, known};
-use millrace_host::{exec, facts};
 
 use super::output::warn;
 
@@ -56,22 +56,10 @@ fn hand_over(
     let mut session = Session::open()?;
     let groups = facts::gather(session.net())?.groups;
     let desired = Desired::new(policy, &native::DIALECT);
-    let order = Order {
-        desired: &desired,
-        // These are known by the pod's own ids from outside as well.
-        by: By::Rules(Wish::Backend(Backend::Nftables)),
-        instead: None,
-        pins: Some(Pins { folder, expected: false }),
-        entered: None,
-        groups: &groups,
-        drift: Drift::Replace,
-        everything: false,
-        dry_run: false,
-        text: false,
-        wait,
-        deadline: Instant::now() + wait,
-        exec: exec::Options::default(),
-    };
+    // These are known by the pod's own ids from outside as well.
+    let by = By::Rules(Wish::Backend(Backend::Nftables));
+    let pins = Some(Pins { folder, expected: false });
+    let order = Order { pins, ..Order::new(&desired, by, &groups, wait) };
     let Applied { outcome, .. } = capture::apply(&mut session, &order)?;
     outcome.warnings.iter().for_each(|warning| warn(warning));
     Ok(())

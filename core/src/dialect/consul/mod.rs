@@ -60,7 +60,7 @@ const STYLE: Style = Style {
 };
 
 /// The chains that Consul makes; the last three of these are met by nobody.
-pub static LAYOUT: Layout = Layout {
+const CHAINS: Layout = Layout {
     inbound: ChainName::known("CONSUL_PROXY_INBOUND"),
     redirect: ChainName::known("CONSUL_PROXY_REDIRECT"),
     in_redirect: ChainName::known("CONSUL_PROXY_IN_REDIRECT"),
@@ -75,26 +75,16 @@ pub static LAYOUT: Layout = Layout {
     style: STYLE,
 };
 
+/// The same for iptables.
+pub static LAYOUT: Layout = CHAINS;
+
 /// The one table of native nftables, as Consul's newer releases make it; the others are met by nobody.
 pub static NFT_LAYOUT: NftLayout = NftLayout {
     nat: "consul_tproxy",
     mangle: "consul_tproxy_marks",
     raw: "consul_tproxy_zones",
     guard: None,
-    chains: Layout {
-        inbound: ChainName::known("CONSUL_PROXY_INBOUND"),
-        redirect: ChainName::known("CONSUL_PROXY_REDIRECT"),
-        in_redirect: ChainName::known("CONSUL_PROXY_IN_REDIRECT"),
-        output: ChainName::known("CONSUL_PROXY_OUTPUT"),
-        output_dns: ChainName::known("CONSUL_DNS_REDIRECT"),
-        divert: ChainName::known("CONSUL_PROXY_DIVERT"),
-        tproxy: ChainName::known("CONSUL_PROXY_TPROXY"),
-        drop: ChainName::known("CONSUL_PROXY_DROP"),
-        tagged: false,
-        guard: None,
-        passthrough: Home::Own,
-        style: STYLE,
-    },
+    chains: CHAINS,
     bases: Some(["CONSUL_NAT_PREROUTING", "CONSUL_NAT_OUTPUT"]),
     bare_jumps: false,
     one_table: false,

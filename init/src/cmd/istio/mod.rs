@@ -4,7 +4,6 @@ mod validate;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use millrace_core::capture::to_iptables;
@@ -147,19 +146,12 @@ impl Run<'_> {
         // With native nftables the reference always writes everything.
         let replace = options.reconcile || options.force_apply || options.native;
         let order = Order {
-            desired: &desired,
-            by: By::Rules(wish),
-            instead: None,
-            pins: None,
             entered: entered.as_ref(),
-            groups: &self.groups,
             drift: if replace { Drift::Replace } else { Drift::Refuse },
             everything: options.force_apply,
-            dry_run: false,
             text: self.log.shows_debug(),
-            wait: options.wait,
-            deadline: Instant::now() + options.wait,
             exec,
+            ..Order::new(&desired, By::Rules(wish), &self.groups, options.wait)
         };
         let outcome = capture::apply(&mut self.session, &order)?.outcome;
         for warning in &outcome.warnings {
