@@ -7,6 +7,7 @@ pub mod book;
 pub mod build_ebpf;
 pub mod dist;
 pub mod elf;
+pub mod image;
 pub mod lint;
 pub mod policy;
 pub mod repo;

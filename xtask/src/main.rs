@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Command;
-use xtask::{bench, book, build_ebpf, dist, lint, repo, schema, truth, vm};
+use xtask::{bench, book, build_ebpf, dist, image, lint, repo, schema, truth, vm};
 
 fn main() -> ExitCode {
     match run() {
@@ -25,6 +25,7 @@ fn run() -> anyhow::Result<ExitCode> {
             book::command(),
             build_ebpf::command(),
             dist::command(),
+            image::command(),
             lint::command(),
             schema::command(),
             truth::command(),
@@ -35,6 +36,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Some(("book", args)) => book::run(args).map(|()| ExitCode::SUCCESS),
         Some(("build-ebpf", args)) => build_ebpf::run(args).map(|()| ExitCode::SUCCESS),
         Some(("dist", args)) => dist::run(args).map(|()| ExitCode::SUCCESS),
+        Some(("image", args)) => image::run(args).map(|()| ExitCode::SUCCESS),
         Some(("lint", _)) => lint::run().map(|()| ExitCode::SUCCESS),
         Some(("truth", args)) => truth::run(args).map(|()| ExitCode::SUCCESS),
         Some(("vm", args)) => vm::run(args),

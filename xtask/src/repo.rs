@@ -86,16 +86,23 @@ fn quote(word: &str) -> String {
 
 /// Builds the binary of a package of the same name and says where cargo put it.
 ///
-/// `args` choose profile and target; `rustflags` are added to those of the environment.
+/// `args` choose profile and target; `rustflags` are added to those of the environment, and
+/// `variables` to the environment.
 ///
 /// # Errors
 /// When the build fails or makes no binary of that name.
-pub fn build(name: &str, args: &[&str], rustflags: Option<&str>) -> Result<PathBuf> {
+pub fn build(
+    name: &str,
+    args: &[&str],
+    rustflags: Option<&str>,
+    variables: &[(String, String)],
+) -> Result<PathBuf> {
     let mut command = cargo();
     command
         .args(["build", "--locked", "--package", name, "--bin", name])
         .args(args)
         .arg("--message-format=json-render-diagnostics")
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .stderr(Stdio::inherit());
     if let Some(flags) = rustflags {
         let inherited = env::var("RUSTFLAGS").unwrap_or_default();
@@ -108,6 +115,22 @@ pub fn build(name: &str, args: &[&str], rustflags: Option<&str>) -> Result<PathB
     executable(&String::from_utf8_lossy(&messages)).with_context(|| {
         format!("cargo built no binary `{name}`; does its package still declare it?")
     })
+}
+
+/// The commit that is checked out; with `-dirty` behind it if a file of it is another here.
+///
+/// # Errors
+/// When git is not there, or this is no repository of it.
+pub fn revision() -> Result<String> {
+    let git = |args: &[&str]| -> Result<String> {
+        // The checkout may belong to another user.
+        let owner = ["-c", "safe.directory=*"];
+        let said = output(Command::new("git").args(owner).args(args).current_dir(root()))?;
+        Ok(String::from_utf8(said).context("git")?.trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "HEAD"])?;
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"])?;
+    Ok(if changed.is_empty() { commit } else { format!("{commit}-dirty") })
 }
 
 /// The last executable in cargo's JSON messages.

@@ -30,7 +30,8 @@ pub fn command() -> clap::Command {
 /// When a build fails, a binary prints no JSON object, or a file differs under `--check`.
 pub fn run(args: &ArgMatches) -> Result<()> {
     for (binary, file) in FILES {
-        let printed = repo::output(Command::new(repo::build(binary, &[], None)?).arg("schema"))?;
+        let printed =
+            repo::output(Command::new(repo::build(binary, &[], None, &[])?).arg("schema"))?;
         let wanted = normal(&printed).with_context(|| format!("`{binary} schema`"))?;
         let path = repo::root().join(file);
         if args.get_flag("check") {

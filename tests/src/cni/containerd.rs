@@ -40,7 +40,7 @@ const NEWER: &str = "/usr/local/lib/millrace-tests/containerd-2";
 
 /// Which containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Release {
+pub(super) enum Release {
     /// The machine's package.
     Own,
     /// 2.0 or later, in [`NEWER`].
@@ -49,7 +49,7 @@ enum Release {
 
 impl Release {
     /// Who keeps the files of images and containers.
-    const fn snapshotter(self) -> &'static str {
+    pub(super) const fn snapshotter(self) -> &'static str {
         match self {
             Self::Own => "native",
             // The files of a pod with users of its own have to be mounted with other owners.
@@ -81,9 +81,9 @@ pub struct Containerd {
     child: Child,
     folder: PathBuf,
     cgroup: String,
-    runtime: Runtime,
-    client: RuntimeServiceClient<Channel>,
-    release: Release,
+    pub(super) runtime: Runtime,
+    pub(super) client: RuntimeServiceClient<Channel>,
+    pub(super) release: Release,
 }
 
 /// A pod that it runs.
@@ -93,7 +93,7 @@ pub struct Sandbox {
     pub pod: Pod,
     /// Its addresses.
     pub addresses: Vec<String>,
-    config: PodSandboxConfig,
+    pub(super) config: PodSandboxConfig,
 }
 
 impl Containerd {
@@ -173,15 +173,8 @@ impl Containerd {
     }
 
     fn import(&self, host: &Host) -> Result<()> {
-        let socket = self.folder.join("containerd.sock");
-        let socket = socket.to_str().context("a path")?;
-        for archive in archives(&self.folder.join("images"))? {
-            let archive = archive.to_str().context("a path")?;
-            let args = ["--address", socket, "--namespace", "k8s.io", "images", "import"];
-            let rest = ["--snapshotter", self.release.snapshotter(), archive];
-            host.namespace.run("ctr", &[&args[..], &rest].concat())?;
-        }
-        Ok(())
+        let archives = archives(&self.folder.join("images"))?;
+        archives.iter().try_for_each(|archive| self.import_archive(host, archive))
     }
 
     /// Where it listens.

@@ -18,6 +18,7 @@ mod list;
 mod merge;
 mod meshed;
 mod podman;
+mod run;
 
 pub use api::{Api, Mood, NAME};
 pub use call::{Call, Reply, end_within};
@@ -29,6 +30,7 @@ pub use meshed::{
     expecting, expecting_all, in_pod, kuma_annotations, manifest,
 };
 pub use podman::Podman;
+pub use run::{Ended, Wanted};
 
 use serde_json::{Value, json};
 
