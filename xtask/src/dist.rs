@@ -28,20 +28,12 @@ const MILLRACE: Shipped =
     Shipped { name: "millrace", profile: "dist", limit: 8 * MIB, has_programs: true };
 
 /// It brings a client of the Kubernetes API along, and tells a runtime of a panic as of any error.
-const CNI: Shipped = Shipped {
-    name: "millrace-cni",
-    profile: "dist-unwind",
-    limit: 16 * MIB,
-    has_programs: true,
-};
+const CNI: Shipped =
+    Shipped { name: "millrace-cni", profile: "dist-unwind", limit: 16 * MIB, has_programs: true };
 
 /// It runs for months, and a panic of one request is not its end.
-const NODE: Shipped = Shipped {
-    name: "millrace-node",
-    profile: "dist-unwind",
-    limit: 16 * MIB,
-    has_programs: false,
-};
+const NODE: Shipped =
+    Shipped { name: "millrace-node", profile: "dist-unwind", limit: 16 * MIB, has_programs: false };
 
 const ALL: [Shipped; 3] = [MILLRACE, CNI, NODE];
 
