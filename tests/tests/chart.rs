@@ -163,11 +163,14 @@ fn the_packed_chart_renders_the_same() -> Result<()> {
     Ok(())
 }
 
+/// Variables of a process by their names.
+type Variables = BTreeMap<String, String>;
+
 /// The variables that a rendering gives to the agent, and its containers' arguments.
-fn given(files: &BTreeMap<String, String>) -> Result<(BTreeMap<String, String>, Vec<Vec<String>>)> {
+fn given(files: &BTreeMap<String, String>) -> Result<(Variables, Vec<Vec<String>>)> {
     let objects = objects(&text(files))?;
     let data = of_kind(&objects, "ConfigMap")?["data"].clone();
-    let mut variables: BTreeMap<String, String> = serde_json::from_value(data)?;
+    let mut variables: Variables = serde_json::from_value(data)?;
     let spec = &of_kind(&objects, "DaemonSet")?["spec"]["template"]["spec"];
     let mut args = Vec::new();
     for list in ["initContainers", "containers"] {
@@ -316,8 +319,8 @@ fn expressions(value: &Value) -> Vec<&str> {
     }
 }
 
-/// A rendering as kustomize has it: what Helm alone has is left out, and the settings' ConfigMap has the
-/// name that it gets without a hash.
+/// A rendering as kustomize has it: what Helm alone has is left out, and the settings' `ConfigMap` has
+/// the name that it gets without a hash.
 fn without_engine(text: &str) -> Result<BTreeMap<String, Value>> {
     let mut found = BTreeMap::new();
     for mut object in objects(text)? {
@@ -391,7 +394,8 @@ fn the_kustomization_is_the_chart() -> Result<()> {
     let overlays = fs::read_dir(repository("deploy/kustomize/overlays"))?;
     let mut cases = vec![("base".to_owned(), json!({}))];
     for overlay in overlays {
-        let name = overlay?.file_name().into_string().map_err(|_| anyhow::anyhow!("UTF-8"))?;
+        let name = overlay?.file_name().into_string();
+        let name = name.map_err(|name| anyhow::anyhow!("{} is no text", name.display()))?;
         cases.push((format!("overlays/{name}"), json!({ "platform": name })));
     }
     ensure!(cases.len() >= 3, "{cases:?}");

@@ -182,16 +182,15 @@ fn probe(name: &str) -> Option<(Value, Value)> {
         "istioOwnedCNIConfigFileName" => {
             Some((json!("01-own.conflist"), json!({ "istioOwnedCNIConfig": true })))
         }
-        "variant" | "global.variant" => alone(json!("debug")),
+        "variant" | "global.variant" | "logLevel" => alone(json!("debug")),
         "hub" | "global.hub" => alone(json!("registry.example/mesh")),
         "tag" | "global.tag" => alone(json!("9.9.9")),
         "pullPolicy" | "global.imagePullPolicy" => alone(json!("Never")),
         "logging.level" | "global.logging.level" => alone(json!("default:warn")),
-        "logLevel" => alone(json!("debug")),
         "excludeNamespaces" => alone(json!(["kube-system", "shop"])),
         "env" => alone(json!({ "MILLRACE_NODE_PLUGIN_NAME": "other-cni" })),
         "affinity" => alone(json!({ "podAntiAffinity": {} })),
-        "seccompProfile.type" => alone(json!("Unconfined")),
+        "seccompProfile.type" | "millrace.appArmorProfile.type" => alone(json!("Unconfined")),
         "seccompProfile.localhostProfile" => {
             Some((json!("own.json"), json!({ "seccompProfile": { "type": "Localhost" } })))
         }
@@ -220,7 +219,6 @@ fn probe(name: &str) -> Option<(Value, Value)> {
         "millrace.period" => alone(json!("1m")),
         "millrace.healthAddress" | "millrace.metricsAddress" => alone(json!("[::1]:9999")),
         "millrace.capabilities" => alone(json!(["CHOWN"])),
-        "millrace.appArmorProfile.type" => alone(json!("Unconfined")),
         "millrace.appArmorProfile.localhostProfile" => Some((
             json!("own"),
             json!({ "millrace": { "appArmorProfile": { "type": "Localhost" } } }),
@@ -237,7 +235,7 @@ fn probe(name: &str) -> Option<(Value, Value)> {
 
 /// The same by the shape that the schema gives to it.
 fn probe_by_shape(schema: &Value, path: &str) -> Result<Value> {
-    let pointer: String = path.split('.').map(|name| format!("/properties/{name}")).collect();
+    let pointer = format!("/properties/{}", path.replace('.', "/properties/"));
     let shape = schema.pointer(&pointer).with_context(|| path.to_owned())?;
     let is = |kind: &str| match &shape["type"] {
         Value::Array(kinds) => kinds.iter().any(|own| own == kind),

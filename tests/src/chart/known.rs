@@ -131,7 +131,7 @@ struct Words {
     description: String,
 }
 
-/// OpenShift's: what a pod may have.
+/// `OpenShift`'s: what a pod may have.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Constraints {

@@ -116,8 +116,11 @@ fn rendered(answer: Answer) -> Result<Rendered> {
 
 /// All of one rendering in a file, as `helm template` prints it; what is for a reader alone is left out.
 pub fn text(files: &BTreeMap<String, String>) -> String {
-    let objects = files.iter().filter(|(name, _)| !name.ends_with("NOTES.txt"));
-    objects.map(|(name, text)| format!("---\n# Source: {name}\n{}\n", text.trim())).collect()
+    let mut all = String::new();
+    for (name, text) in files.iter().filter(|(name, _)| !name.ends_with("NOTES.txt")) {
+        all.push_str(&format!("---\n# Source: {name}\n{}\n", text.trim()));
+    }
+    all
 }
 
 /// The objects of a YAML stream.
