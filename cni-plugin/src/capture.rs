@@ -13,7 +13,9 @@ use millrace_core::preflight;
 use millrace_core::report::{restore_text, routing_text};
 use millrace_core::status::dialect;
 use millrace_core::value::Groups;
-use millrace_host::capture::{self, Applied, By, CaptureError, Farewell, Left, Order, Pins, fit};
+use millrace_host::capture::{
+    self, Applied, By, CaptureError, Difference, Farewell, Left, Order, Pins, fit,
+};
 use millrace_host::ebpf::Node;
 use millrace_host::engine::{EngineError, Session};
 use millrace_host::netns::Netns;
@@ -75,11 +77,11 @@ impl Pod {
         Ok(applied)
     }
 
-    /// Hold what is there against what is wanted. What differs, in a line.
+    /// Hold what is there against what is wanted.
     ///
     /// # Errors
     /// When it can't be seen.
-    pub(crate) fn check(&mut self, want: Want<'_>) -> Result<Option<String>, CaptureError> {
+    pub(crate) fn check(&mut self, want: Want<'_>) -> Result<Option<Difference>, CaptureError> {
         self.ordered(want, |session, order| capture::check(session, &order))
     }
 

@@ -21,6 +21,7 @@ mod mesh;
 mod note;
 mod own_file;
 pub mod protocol;
+pub mod running;
 mod sys_alarm;
 mod target;
 mod verb;

@@ -10,6 +10,7 @@ use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, Client, ClientBuilder, ConfigExt as _};
+use tokio::time::timeout;
 use tower::limit::RateLimitLayer;
 use tower::timeout::TimeoutLayer;
 use tower::{BoxError, ServiceBuilder};
@@ -24,6 +25,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const SILENT: Duration = Duration::from_secs(30);
 /// How long the API may take to begin an answer.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long all of one may take.
+const LONGEST: Duration = Duration::from_secs(30);
 /// How many requests there are within this time at most, where nobody waits: who ends each watch at
 /// once is not asked for the next one as fast as that.
 const REQUESTS: u64 = 8;
@@ -97,6 +100,17 @@ fn client(config: &kube::Config, limit: Option<RateLimitLayer>) -> Result<Client
         .map_response(bounded)
         .service(legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https));
     Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
+}
+
+/// Wait for an answer that nobody else waits for.
+///
+/// # Errors
+/// When it is a refusal, or does not come in time.
+pub async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, String> {
+    match timeout(LONGEST, request).await {
+        Err(_late) => Err(format!("the Kubernetes API did not answer within {LONGEST:?}")),
+        Ok(answer) => answer.map_err(|error| story(&error)),
+    }
 }
 
 /// An error with its causes, each told once, and what to do about those that somebody can mend.

@@ -1,7 +1,6 @@
 //! The command line. Every flag has a variable, for a pod's manifest.
 
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::flags::{Address, NodeName, RepairFlags};
 use crate::foreign::Mesh;
 use crate::install::{Config, Installer, Report, status, until_installed};
 use crate::kubeconfig::{self, Account};
@@ -64,6 +64,8 @@ struct Run {
         default_value = "[::]:15014"
     )]
     metrics_address: Address,
+    #[command(flatten)]
+    repair: RepairFlags,
     /// Install also where it was uninstalled, and not only keep what is installed
     #[arg(long, env = "MILLRACE_NODE_INSTALL_AGAIN")]
     install_again: bool,
@@ -206,41 +208,6 @@ struct What {
     log_level: LevelFilter,
 }
 
-/// A node's name: a DNS subdomain (Kubernetes, «Object Names and IDs»).
-#[derive(Clone, Debug)]
-struct NodeName(String);
-
-impl std::str::FromStr for NodeName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
-        if text.is_empty() || text.len() > 253 || !text.bytes().all(plain) {
-            return Err(format!(
-                "{text:?} is no name of a node, which has lower case letters, digits, - and ."
-            ));
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-/// An address, or none.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Address(pub(crate) Option<SocketAddr>);
-
-impl std::str::FromStr for Address {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "none" {
-            return Ok(Self(None));
-        }
-        let wrong =
-            |_| format!("{text:?} has to be an address with a port, such as [::]:8000, or none");
-        text.parse().map(|address| Self(Some(address))).map_err(wrong)
-    }
-}
-
 impl What {
     fn config(self) -> Result<Config> {
         let plugin = match self.plugin {
@@ -342,7 +309,7 @@ fn carry_out(task: Task) -> Result<ExitCode> {
                 period: run.period,
                 health: run.health_address.0,
                 metrics: run.metrics_address.0,
-                node: node.map(|node| node.0),
+                repair: node.map(|node| run.repair.repair(&node.0)),
             };
             run::run(installer, places).map(|()| ExitCode::SUCCESS)
         }

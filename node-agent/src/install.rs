@@ -423,6 +423,20 @@ fn wanted(config: &Config, kept: &Kept, yield_to: Vec<Mesh>) -> Result<Wanted, I
     })
 }
 
+/// The settings that the plugin's entry has on this node.
+///
+/// # Errors
+/// When what was taken over can't be read.
+pub fn settings(config: &Config) -> Result<Settings, InstallError> {
+    let kept = if config.state_dir.exists() {
+        Store::open(&config.state_dir)?.read()?
+    } else {
+        Kept::default()
+    };
+    let wanted = wanted(config, &kept, Vec::new())?;
+    Ok(wanted.settings.over(&wanted.kept).over(&wanted.places))
+}
+
 /// What holds on the node, without a change.
 ///
 /// # Errors

@@ -5,11 +5,14 @@
 //! folder ──► observe ──► plan (pure) ──► install, uninstall
 //!                          │ list, settings, foreign
 //! api ──► pods ──► server ◄── the plugin
+//!          │ processes ──► audit ──► repair
 //! ```
 
 pub mod api;
+pub mod audit;
 pub mod binary;
 pub mod cli;
+pub mod flags;
 pub mod folder;
 pub mod foreign;
 pub mod health;
@@ -21,11 +24,14 @@ pub mod metrics;
 pub mod observe;
 pub mod plan;
 pub mod pods;
+pub mod processes;
+pub mod repair;
 pub mod rivalry;
 pub mod run;
 pub mod server;
 pub mod settings;
 pub mod state;
+pub mod taint;
 pub mod uninstall;
 pub mod watch;
 

@@ -11,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::audit::{Seen, State as Capture};
 use crate::install::{InstallError, Report};
 use crate::plan::{Cause, State};
 
@@ -72,6 +73,20 @@ struct Answer {
     answer: &'static str,
 }
 
+/// What was done about a pod, in istio-cni's words.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Repaired {
+    r#type: &'static str,
+    result: &'static str,
+}
+
+/// What holds of pods, and why, in a word.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Held {
+    state: &'static str,
+    reason: &'static str,
+}
+
 /// Everything that is counted.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -84,6 +99,9 @@ pub struct Metrics {
     answers: Family<Answer, Counter>,
     pods: Gauge,
     failures: Counter,
+    repaired: Family<Repaired, Counter>,
+    held: Family<Held, Gauge>,
+    looks: Counter,
 }
 
 impl EncodeLabelValue for Cause {
@@ -141,8 +159,47 @@ impl Default for Metrics {
             "How often the pods of the node could not be listed or watched",
             failures.clone(),
         );
+        let (repaired, held) = (Family::<Repaired, Counter>::default(), Family::default());
+        let looks = Counter::default();
+        // What never was is told as 0, so that the first time is seen as a change.
+        for r#type in ["repair", "delete", "label"] {
+            for result in ["success", "fail", "skip"] {
+                drop(repaired.get_or_create(&Repaired { r#type, result }));
+            }
+        }
+        for (state, reason) in Capture::NAMES {
+            drop(held.get_or_create(&Held { state, reason }));
+        }
+        registry.register(
+            "istio_cni_repair_pods_repaired",
+            "What was done about pods that were not captured as they should be",
+            repaired.clone(),
+        );
+        registry.register(
+            "millrace_node_pods_capture",
+            "Pods that run, by whether they are captured as they should be, and why",
+            held.clone(),
+        );
+        registry.register(
+            "millrace_node_repair_passes",
+            "How often all pods that run were looked at",
+            looks.clone(),
+        );
         let registry = Arc::new(Mutex::new(registry));
-        Self { registry, ready, installs, written, passes, codes, answers, pods, failures }
+        Self {
+            registry,
+            ready,
+            installs,
+            written,
+            passes,
+            codes,
+            answers,
+            pods,
+            failures,
+            repaired,
+            held,
+            looks,
+        }
     }
 }
 
@@ -185,6 +242,21 @@ impl Metrics {
     pub fn follow(&self, pods: usize, failures: u64) {
         self.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
         self.failures.inner().store(failures, Ordering::Relaxed);
+    }
+
+    /// Count what was done about a pod, and how that went.
+    pub fn repaired(&self, r#type: &'static str, result: &'static str) {
+        self.repaired.get_or_create(&Repaired { r#type, result }).inc();
+    }
+
+    /// Note what holds of all pods that run.
+    pub fn looked(&self, pods: &[&Seen]) {
+        for (state, reason) in Capture::NAMES {
+            let count = pods.iter().filter(|seen| seen.holds().names() == (state, reason)).count();
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.held.get_or_create(&Held { state, reason }).set(count);
+        }
+        self.looks.inc();
     }
 
     /// All of it, in the text format of `OpenMetrics` 1.0.0.

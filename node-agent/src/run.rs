@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use kube::Client;
 use millrace_host::stop::Stop;
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -17,8 +18,10 @@ use crate::folder::Folder;
 use crate::health::{self, What, listen};
 use crate::install::{Config, Installer, SOCKET};
 use crate::pods::Pods;
+use crate::repair::{Repair, Repairer};
 use crate::server::{self, Server};
 use crate::state::Shared;
+use crate::taint;
 use crate::watch::Watch;
 
 /// How soon it is looked again after somebody else was in the way.
@@ -36,8 +39,8 @@ pub struct Places {
     pub health: Option<SocketAddr>,
     /// Where `/metrics` answers.
     pub metrics: Option<SocketAddr>,
-    /// The node whose pods the plugin is told of.
-    pub node: Option<String>,
+    /// The node whose pods the plugin is told of, and how those that run are dealt with.
+    pub repair: Option<Repair>,
 }
 
 /// Run until a signal comes.
@@ -45,7 +48,7 @@ pub struct Places {
 /// # Errors
 /// When an address can't be had, or there is no runtime.
 pub fn run(installer: Installer, places: Places) -> Result<()> {
-    let pods = places.node.as_ref().map(|_| Arc::<Pods>::default());
+    let pods = places.repair.as_ref().map(|_| Arc::<Pods>::default());
     let shared = Arc::new(Shared::new(places.period, pods.clone()));
     let mut listeners = Vec::new();
     for (what, address) in [(What::Health, places.health), (What::Metrics, places.metrics)] {
@@ -58,7 +61,7 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
     let stop = Stop::watch().context("signals")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let seen = Arc::clone(&shared);
-    let (config, node) = (installer.config().clone(), places.node);
+    let (config, repair) = (installer.config().clone(), places.repair);
     // Both end with the process, wherever they are: that is what the installer is made for.
     let _installing = begin("installer", move || {
         install(installer, &watch, places.period, &seen);
@@ -68,8 +71,11 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
             for (what, listener) in listeners {
                 let _task = tokio::spawn(health::serve(listener, what, Arc::clone(&shared)));
             }
-            match node.zip(pods) {
-                Some((node, pods)) => answer_plugin(&config, &node, &pods, &shared).await,
+            match repair.zip(pods) {
+                Some((repair, pods)) => {
+                    // It has much to remember.
+                    Box::pin(follow(&config, &repair, &pods, &shared)).await;
+                }
                 None => std::future::pending().await,
             }
         });
@@ -82,23 +88,37 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
     Ok(())
 }
 
-/// Follow the pods of the node and tell the plugin of them, for ever. What is in the way is tried
-/// again.
-async fn answer_plugin(config: &Config, node: &str, pods: &Arc<Pods>, shared: &Shared) {
+/// Follow the pods of the node, tell the plugin of them and look at those that run, for ever. What is
+/// in the way is tried again.
+async fn follow(config: &Config, repair: &Repair, pods: &Arc<Pods>, shared: &Arc<Shared>) {
     loop {
         match start(config, pods, shared) {
             Ok((server, listener, clients)) => {
+                let (config, shared, client) =
+                    (config.clone(), Arc::clone(shared), clients.patient.clone());
+                let untaint = untaint(client.clone(), repair, Arc::clone(&shared));
+                let repairer = Repairer::new(repair.clone(), config, shared, client);
                 tokio::select! {
                     ended = server.serve(listener) => {
                         pods.failed(&format!("the plugin is answered no more: {ended:?}"));
                     }
-                    () = pods.follow(clients.patient, node) => {}
+                    () = pods.follow(clients.patient, &repair.node) => {}
+                    () = repairer.run() => {}
+                    () = untaint => {}
                 }
             }
             Err(why) => pods.failed(&format!("{why:#}")),
         }
         tokio::time::sleep(AGAIN).await;
     }
+}
+
+/// Take the taint off the node, where there is to be one; it is never over.
+async fn untaint(client: Client, repair: &Repair, shared: Arc<Shared>) {
+    if let Some(key) = &repair.untaint {
+        taint::remove(client, &repair.node, key, &shared).await;
+    }
+    std::future::pending::<()>().await;
 }
 
 fn start(

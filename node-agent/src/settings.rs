@@ -60,11 +60,16 @@ impl Settings {
 
     /// What the plugin makes of them.
     fn read(&self) -> Result<Config, String> {
+        let object = object(&self.request()).map_err(|error| error.msg)?;
+        Config::parse(&object).map_err(|error| visible(&error.msg).into_owned())
+    }
+
+    /// An entry with them as a runtime passes it, of some network.
+    pub fn request(&self) -> String {
         let mut members = self.0.clone();
         members.insert("cniVersion".to_owned(), json!("1.0.0"));
         members.insert("name".to_owned(), json!("any"));
-        let object = object(&Value::Object(members).to_string()).map_err(|error| error.msg)?;
-        Config::parse(&object).map_err(|error| visible(&error.msg).into_owned())
+        Value::Object(members).to_string()
     }
 
     /// These, and of those that are named here by none.

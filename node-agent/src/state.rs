@@ -68,6 +68,11 @@ impl Shared {
         self.metrics.text()
     }
 
+    /// Whether the plugin is installed.
+    pub fn is_installed(&self) -> bool {
+        self.installation().reasons.is_empty()
+    }
+
     /// Why it is not alive; nothing where it is.
     pub fn dead(&self) -> Vec<String> {
         let since = self.installation().last.elapsed();

@@ -60,7 +60,7 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
             job.log.done(Level::Debug, "captured, as wanted", Map::new());
             Ok(String::new())
         }
-        Some(difference) => Err(drifted(difference)),
+        Some(difference) => Err(drifted(difference.to_string())),
     }
 }
 

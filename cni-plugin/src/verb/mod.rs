@@ -203,13 +203,13 @@ fn no_namespace(error: &NetnsError) -> CniError {
 }
 
 /// Put the calling thread into a pod's namespace.
-fn enter(netns: &Netns, path: &Path) -> Result<Pod, CniError> {
+pub(crate) fn enter(netns: &Netns, path: &Path) -> Result<Pod, CniError> {
     netns.enter().map_err(|error| no_namespace(&error))?;
     Pod::open(path).map_err(|error| failed(&error.into()))
 }
 
 /// What the runtime is told of a run that failed.
-fn failed(error: &CaptureError) -> CniError {
+pub(crate) fn failed(error: &CaptureError) -> CniError {
     // What the verifier says has many lines.
     let why = error.to_string().replace('\n', " ");
     if let CaptureError::Netns(error) = error {

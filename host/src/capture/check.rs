@@ -1,5 +1,6 @@
 //! Whether a namespace is captured as it is to be.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use millrace_core::ebpf::{beside, sources};
@@ -12,12 +13,30 @@ use crate::ebpf::{Node, Target};
 use crate::engine::Session;
 use crate::observe::Look;
 
-/// Hold what is there against what is ordered. What is missing or differs, in a line; none when everything
-/// is as ordered.
+/// That a pod is not in the maps.
+const NO_ENTRY: &str = "the pod has no entry in the maps of the node's programs";
+
+/// What is missing or differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// Nothing of what is ordered is there. Why that is known, in a line.
+    Missing(String),
+    /// Something is there, and it is not as ordered. What differs, in a line.
+    Drifted(String),
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Missing(line) | Self::Drifted(line)) = self;
+        f.write_str(line)
+    }
+}
+
+/// Hold what is there against what is ordered. None when everything is as ordered.
 ///
 /// # Errors
 /// When it can't be seen.
-pub fn check(session: &mut Session, order: &Order<'_>) -> Result<Option<String>, CaptureError> {
+pub fn check(session: &mut Session, order: &Order<'_>) -> Result<Option<Difference>, CaptureError> {
     let by_rules = matches!(order.by, By::Rules(_));
     let node = match order.node() {
         // Rules are not less there where the programs can't be looked at.
@@ -29,18 +48,20 @@ pub fn check(session: &mut Session, order: &Order<'_>) -> Result<Option<String>,
         None => None,
     };
     let asked = order.by == By::Ebpf;
+    let (missing, drifted) = (
+        |line: &str| Ok(Some(Difference::Missing(line.to_owned()))),
+        |line: &str| Ok(Some(Difference::Drifted(line.to_owned()))),
+    );
     match (&node, found) {
-        (_, Some(_)) if by_rules => Ok(Some("eBPF captures it, and rules are to".to_owned())),
+        (_, Some(_)) if by_rules => drifted("eBPF captures it, and rules are to"),
         (Some(node), Some(_)) => entry(session, node, order),
-        (Some(_), None) if asked => {
-            Ok(Some("the pod has no entry in the maps of the node's programs".to_owned()))
-        }
-        (None, _) if asked => Ok(Some("the node's programs are not loaded".to_owned())),
+        (Some(_), None) if asked => missing(NO_ENTRY),
+        (None, _) if asked => missing("the node's programs are not loaded"),
         _ => rules(session, order),
     }
 }
 
-fn rules(session: &mut Session, order: &Order<'_>) -> Result<Option<String>, CaptureError> {
+fn rules(session: &mut Session, order: &Order<'_>) -> Result<Option<Difference>, CaptureError> {
     let (desired, groups) = (order.desired, order.groups);
     let observed = session.observe(&order.exec, Look::Fast)?;
     let may_be_native = match order.by.wish() {
@@ -60,39 +81,44 @@ fn entry(
     session: &mut Session,
     node: &Node,
     order: &Order<'_>,
-) -> Result<Option<String>, CaptureError> {
+) -> Result<Option<Difference>, CaptureError> {
+    let drifted = |line: String| Ok(Some(Difference::Drifted(line)));
     let policy = &order.desired.policy;
     let target = Target::current()?;
     let entry = target.entry(policy, order.groups)?;
     let Some(found) = node.pod(target.cookie())? else {
-        return Ok(Some("the pod has no entry in the maps of the node's programs".to_owned()));
+        return Ok(Some(Difference::Missing(NO_ENTRY.to_owned())));
     };
     if let Some(fault) = found.fault() {
-        return Ok(Some(fault.to_owned()));
+        return drifted(fault.to_owned());
     }
     if let Some(faults) = node.faults()?.told() {
-        return Ok(Some(format!("the node's programs are not whole: {faults}")));
+        return drifted(format!("the node's programs are not whole: {faults}"));
     }
     if !node.holds(target.cookie(), &entry)? {
-        return Ok(Some("its entry differs from what is wanted".to_owned()));
+        return drifted("its entry differs from what is wanted".to_owned());
     }
     let observed = session.observe(&order.exec, Look::Ways)?;
     let sources: Vec<IpAddr> = sources(&found.pod).collect();
     let found = judge_beside(&observed, &beside(policy), &sources, order.groups);
     let list: Vec<String> = found.differences.iter().map(told).chain(found.notes).collect();
     Ok((!found.whole).then(|| {
-        format!("what it needs beside its entry differs; to be whole: {}", list.join("; "))
+        let list = list.join("; ");
+        Difference::Drifted(format!("what it needs beside its entry differs; to be whole: {list}"))
     }))
 }
 
-fn difference(found: &Status) -> Option<String> {
+fn difference(found: &Status) -> Option<Difference> {
     match found.state {
         State::Captured => None,
-        State::NotCaptured => Some("no rules are there".to_owned()),
+        State::NotCaptured => Some(Difference::Missing("no rules are there".to_owned())),
         State::Drifted => {
             let mut list: Vec<String> = found.differences.iter().map(told).collect();
             list.extend(found.notes.iter().chain(&found.neighbours).cloned());
-            Some(format!("rules differ from what is wanted; to be whole: {}", list.join("; ")))
+            let list = list.join("; ");
+            Some(Difference::Drifted(format!(
+                "rules differ from what is wanted; to be whole: {list}"
+            )))
         }
     }
 }

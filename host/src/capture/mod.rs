@@ -5,7 +5,7 @@
 mod check;
 mod leave;
 
-pub use check::check;
+pub use check::{Difference, check};
 pub use leave::{Farewell, Left, leave};
 
 use std::path::{Path, PathBuf};

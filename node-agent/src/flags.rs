@@ -1,0 +1,146 @@
+//! Kinds of values on the command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::repair::{Mode, Repair};
+
+/// How pods that run are dealt with.
+#[derive(Debug, Args)]
+pub struct RepairFlags {
+    /// What is done about a pod that runs and is not captured as it should be; needs --node-name
+    #[arg(long, env = "MILLRACE_NODE_REPAIR", value_enum, default_value = "report")]
+    repair: Mode,
+    /// How often pods that run are looked at
+    #[arg(long, env = "MILLRACE_NODE_REPAIR_PERIOD", value_name = "DURATION", default_value = "5m",
+          value_parser = humantime::parse_duration)]
+    repair_period: Duration,
+    /// The label that a pod gets with --repair label
+    #[arg(
+        long,
+        env = "MILLRACE_NODE_REPAIR_LABEL",
+        value_name = "KEY=VALUE",
+        default_value = "cni.istio.io/uninitialized=true"
+    )]
+    repair_label: Label,
+    /// Key of a taint that is taken off this node once the agent is ready; needs --node-name
+    #[arg(long, env = "MILLRACE_NODE_UNTAINT", value_name = "KEY")]
+    untaint: Option<Key>,
+    /// The host's /proc, in which the processes of pods are found
+    #[arg(long, env = "MILLRACE_NODE_PROC_DIR", value_name = "FOLDER", default_value = "/proc")]
+    proc_dir: PathBuf,
+}
+
+impl RepairFlags {
+    /// What they say for a node.
+    pub fn repair(self, node: &str) -> Repair {
+        Repair {
+            mode: self.repair,
+            period: self.repair_period,
+            label: (self.repair_label.0, self.repair_label.1),
+            proc: self.proc_dir,
+            untaint: self.untaint.map(|key| key.0),
+            node: node.to_owned(),
+        }
+    }
+}
+
+/// The key of a label or a taint: a name, which may have a domain in front.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key(pub String);
+
+impl std::str::FromStr for Key {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (domain, name) = text.split_once('/').map_or((None, text), |(d, n)| (Some(d), n));
+        let is_domain = |domain: &str| domain.parse::<NodeName>().is_ok();
+        if name.is_empty() || !is_name(name) || !domain.is_none_or(is_domain) {
+            return Err(format!("{text:?} is no key of a label or a taint"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// A label's value, and a key without a domain: at most 63 bytes, letters and digits at both ends.
+fn is_name(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let alphanumeric = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"-_.".contains(b);
+    bytes.len() <= 63
+        && bytes.iter().all(plain)
+        && alphanumeric(bytes.first())
+        && alphanumeric(bytes.last())
+}
+
+/// A label's name and value (Kubernetes, «Labels and Selectors»).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label(pub String, pub String);
+
+impl std::str::FromStr for Label {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((key, value)) if key.parse::<Key>().is_ok() && is_name(value) => {
+                Ok(Self(key.to_owned(), value.to_owned()))
+            }
+            _ => {
+                Err(format!("{text:?} is no label: it has to be KEY=VALUE, as Kubernetes has them"))
+            }
+        }
+    }
+}
+
+/// A node's name: a DNS subdomain (Kubernetes, «Object Names and IDs»).
+#[derive(Clone, Debug)]
+pub struct NodeName(pub String);
+
+impl std::str::FromStr for NodeName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+        if text.is_empty() || text.len() > 253 || !text.bytes().all(plain) {
+            return Err(format!(
+                "{text:?} is no name of a node, which has lower case letters, digits, - and ."
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// An address, or none.
+#[derive(Clone, Copy, Debug)]
+pub struct Address(pub Option<SocketAddr>);
+
+impl std::str::FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let wrong =
+            |_| format!("{text:?} has to be an address with a port, such as [::]:8000, or none");
+        text.parse().map(|address| Self(Some(address))).map_err(wrong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_read() {
+        let good: Label = "a.example/b_c=d-1".parse().unwrap();
+        assert_eq!(good, Label("a.example/b_c".to_owned(), "d-1".to_owned()));
+        assert!("a=".parse::<Label>().is_ok());
+        for bad in ["", "a", "=b", "/a=b", "A/b=c", "a b=c", "a=b c", "-a=b", "a=b-", "x/y/z=b"] {
+            assert!(bad.parse::<Label>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! What is done about pods that run uncaptured, or captured otherwise than they should be: those that
+//! started before the plugin was there, or whose rules somebody changed.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube_runtime::events::{Event, EventType, Recorder, Reporter};
+use millrace_cni::running::Rules;
+use serde_json::json;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::api::within;
+use crate::audit::{Seen, State, Unknown, look};
+use crate::install::{Config, settings};
+use crate::pods::{Name, Pod, Record, resource};
+use crate::processes::of_pods;
+use crate::state::Shared;
+
+/// How soon it is looked again for the list of pods.
+const SOON: Duration = Duration::from_millis(100);
+/// How many pods one pass deletes at most: a wrong setting is seen before all of a node is gone.
+const DELETED_AT_ONCE: usize = 5;
+/// The longest note of an Event, in bytes (Kubernetes, events.k8s.io/v1).
+const NOTE: usize = 1024;
+/// Who says so in Events.
+const REPORTER: &str = "millrace-node";
+
+/// What is done about a pod that is not captured as it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Pods that run are not looked at
+    Off,
+    /// An Event on the pod, and a metric
+    Report,
+    /// The pod is captured where it is
+    InPlace,
+    /// The pod is deleted, so that whoever owns it makes it anew
+    Delete,
+    /// The pod gets a label
+    Label,
+}
+
+/// How pods that run are dealt with.
+#[derive(Clone, Debug)]
+pub struct Repair {
+    /// What is done.
+    pub mode: Mode,
+    /// How often.
+    pub period: Duration,
+    /// The label's name and value.
+    pub label: (String, String),
+    /// The host's `/proc`.
+    pub proc: PathBuf,
+    /// The node's name.
+    pub node: String,
+    /// The key of the taint that is taken off it.
+    pub untaint: Option<String>,
+}
+
+/// What is to be done about a pod beside looking at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deed {
+    Nothing,
+    Delete,
+    Label,
+    /// It would be, but this is in the way.
+    Skip(&'static str),
+}
+
+/// Decide what is done about a pod in this state.
+fn deed(mode: Mode, state: &State, pod: &Pod, is_installed: bool, deleted: usize) -> Deed {
+    if !state.is_bad() {
+        return Deed::Nothing;
+    }
+    match mode {
+        Mode::Off | Mode::Report | Mode::InPlace => Deed::Nothing,
+        Mode::Label => Deed::Label,
+        Mode::Delete if !pod.has_owner => {
+            Deed::Skip("it is not deleted: it has no owner that would make it anew")
+        }
+        Mode::Delete if !is_installed => Deed::Skip(
+            "it is not deleted: the plugin is not installed, so the next one would not be captured",
+        ),
+        Mode::Delete if deleted >= DELETED_AT_ONCE => {
+            Deed::Skip("it is not deleted yet: others are, in this pass")
+        }
+        Mode::Delete => Deed::Delete,
+    }
+}
+
+/// Looks at pods and does what is to be done, for ever.
+pub struct Repairer {
+    repair: Repair,
+    config: Config,
+    shared: Arc<Shared>,
+    client: Client,
+    recorder: Recorder,
+    /// What was last said of each pod, by its id.
+    told: HashMap<String, String>,
+    /// Of how many pods no process was seen.
+    lost: usize,
+}
+
+impl std::fmt::Debug for Repairer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Repairer").field("repair", &self.repair).finish_non_exhaustive()
+    }
+}
+
+impl Repairer {
+    /// With a client for what nobody waits for.
+    pub fn new(repair: Repair, config: Config, shared: Arc<Shared>, client: Client) -> Self {
+        let reporter =
+            Reporter { controller: REPORTER.to_owned(), instance: Some(repair.node.clone()) };
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { repair, config, shared, client, recorder, told: HashMap::new(), lost: 0 }
+    }
+
+    /// Do it for ever; at first as soon as the pods are known.
+    pub async fn run(mut self) {
+        if self.repair.mode == Mode::Off {
+            return std::future::pending().await;
+        }
+        while self.shared.pods.as_ref().is_none_or(|pods| pods.trouble().is_some()) {
+            sleep(SOON).await;
+        }
+        loop {
+            let next = Instant::now() + self.repair.period;
+            if let Err(why) = self.pass().await {
+                tracing::error!("pods that run can't be looked at: {why}");
+            }
+            sleep_until(next).await;
+        }
+    }
+
+    async fn pass(&mut self) -> Result<(), String> {
+        let pods = self.shared.pods.as_ref().map(|pods| pods.all()).unwrap_or_default();
+        let pods: Vec<(Name, Pod)> = pods.into_iter().filter(|(_, pod)| !pod.is_over).collect();
+        let ids: HashSet<&String> = pods.iter().map(|(_, pod)| &pod.uid).collect();
+        self.told.retain(|uid, _| ids.contains(uid));
+        let entry = settings(&self.config).map_err(|error| error.to_string())?.request();
+        // What the plugin reads of its environment is the runtime's, for which this one stands.
+        let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+        let env = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
+        let rules = Rules::new(&entry, env).map_err(|error| error.msg)?;
+        let (proc, repairs) = (self.repair.proc.clone(), self.repair.mode == Mode::InPlace);
+        let looked = tokio::task::spawn_blocking(move || {
+            let processes = of_pods(&proc).map_err(|why| format!("{}: {why}", proc.display()))?;
+            let seen = |(name, pod)| {
+                let seen = look(&rules, &pod, &processes, repairs);
+                (name, pod, seen)
+            };
+            Ok::<Vec<_>, String>(pods.into_iter().map(seen).collect())
+        });
+        let looked = looked.await.map_err(|error| error.to_string())??;
+        let seen: Vec<&Seen> = looked.iter().map(|(_, _, seen)| seen).collect();
+        self.shared.metrics.looked(&seen);
+        let is_lost = |seen: &&&Seen| matches!(seen.state, State::Unknown(Unknown::NoProcess, _));
+        let lost = seen.iter().filter(is_lost).count();
+        let before = std::mem::replace(&mut self.lost, lost);
+        if lost > before {
+            tracing::warn!(
+                "no process is seen of {lost} pods that run: the agent needs hostPID, or the host's \
+                 /proc by --proc-dir"
+            );
+        }
+        let mut deleted = 0;
+        for (name, pod, seen) in looked {
+            self.deal(&name, &pod, &seen, &mut deleted).await;
+        }
+        Ok(())
+    }
+
+    async fn deal(&mut self, name: &Name, pod: &Pod, seen: &Seen, deleted: &mut usize) {
+        let metrics = self.shared.metrics.clone();
+        let is_installed = self.shared.is_installed();
+        let state = &seen.state;
+        let called = format!("{}/{}", name.0, name.1);
+        let (kind, reason, note) = match (&seen.repaired, state) {
+            (Some(Ok(())), _) => {
+                metrics.repaired("repair", "success");
+                // It has to be said each time that it was necessary.
+                self.told.remove(&pod.uid);
+                let note = format!("it was captured where it runs, as {}", state.why());
+                (EventType::Normal, "CaptureRepaired", note)
+            }
+            (Some(Err(why)), _) => {
+                metrics.repaired("repair", "fail");
+                let note = format!("{}; it can't be captured where it runs: {why}", state.why());
+                (EventType::Warning, "CaptureRepairFailed", note)
+            }
+            (None, State::NotCaptured(why)) => {
+                (EventType::Warning, "NotCaptured", format!("its traffic is not captured: {why}"))
+            }
+            (None, State::Drifted(why)) => {
+                let note = format!("its traffic is not captured as it should be: {why}");
+                (EventType::Warning, "CaptureDrifted", note)
+            }
+            // That may be the agent's fault, and is said of all of them at once.
+            (
+                None,
+                State::Captured
+                | State::Left(_)
+                | State::Starting
+                | State::Unknown(Unknown::NoProcess, _),
+            ) => {
+                self.told.remove(&pod.uid);
+                return;
+            }
+            (None, State::Unknown(_, why)) => {
+                let note = format!("whether its traffic is captured can't be told: {why}");
+                (EventType::Warning, "CaptureUnknown", note)
+            }
+        };
+        let (mut note, mut reason) = (note, reason);
+        match deed(self.repair.mode, state, pod, is_installed, *deleted) {
+            Deed::Nothing => {}
+            Deed::Skip(why) => {
+                metrics.repaired("delete", "skip");
+                note = format!("{note}; {why}");
+            }
+            Deed::Delete => match self.delete(name, pod).await {
+                Ok(()) => {
+                    *deleted += 1;
+                    metrics.repaired("delete", "success");
+                    (note, reason) = (format!("it is deleted: {note}"), "DeletedUncaptured");
+                }
+                Err(why) => {
+                    metrics.repaired("delete", "fail");
+                    note = format!("it can't be deleted ({why}): {note}");
+                }
+            },
+            Deed::Label => match self.label(name, pod).await {
+                Ok(true) => {
+                    metrics.repaired("label", "success");
+                    let (key, value) = &self.repair.label;
+                    note = format!("it got the label {key}={value}: {note}");
+                    reason = "LabelledUncaptured";
+                }
+                // It has been said.
+                Ok(false) => {
+                    metrics.repaired("label", "skip");
+                    return;
+                }
+                Err(why) => {
+                    metrics.repaired("label", "fail");
+                    note = format!("it can't be labelled ({why}): {note}");
+                }
+            },
+        }
+        let said = format!("{reason} {note}");
+        if self.told.get(&pod.uid) == Some(&said) {
+            return;
+        }
+        match kind {
+            EventType::Normal => tracing::info!(pod = called, "{reason}: {note}"),
+            EventType::Warning => tracing::warn!(pod = called, "{reason}: {note}"),
+        }
+        // What the API did not hear is said again in the next pass.
+        match self.say(name, pod, kind, reason, note).await {
+            Ok(()) if seen.repaired != Some(Ok(())) => {
+                self.told.insert(pod.uid.clone(), said);
+            }
+            Ok(()) => {}
+            Err(why) => tracing::warn!(pod = called, "no Event can be written: {why}"),
+        }
+    }
+
+    async fn say(
+        &self,
+        name: &Name,
+        pod: &Pod,
+        type_: EventType,
+        reason: &str,
+        note: String,
+    ) -> Result<(), String> {
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(shortened(note)),
+            action: "Capture".to_owned(),
+            secondary: None,
+        };
+        let reference = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(name.0.clone()),
+            name: Some(name.1.clone()),
+            uid: Some(pod.uid.clone()),
+            ..ObjectReference::default()
+        };
+        within(self.recorder.publish(&event, &reference)).await
+    }
+
+    fn api(&self, name: &Name) -> Api<Record> {
+        Api::namespaced_with(self.client.clone(), &name.0, &resource())
+    }
+
+    /// Delete the pod that was looked at, and no other of its name.
+    async fn delete(&self, name: &Name, pod: &Pod) -> Result<(), String> {
+        let same = Preconditions {
+            uid: Some(pod.uid.clone()),
+            resource_version: Some(pod.version.clone()),
+        };
+        let params = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
+        within(self.api(name).delete(&name.1, &params)).await.map(drop)
+    }
+
+    /// Label it; false where it has the label.
+    async fn label(&self, name: &Name, pod: &Pod) -> Result<bool, String> {
+        let (key, value) = &self.repair.label;
+        let facts = pod.facts().map_err(|error| error.to_string())?;
+        if facts.labels.unwrap_or_default().get(key) == Some(value) {
+            return Ok(false);
+        }
+        // The id is a precondition. Labels go by the status as well, which is the smaller right.
+        let patch = json!({ "metadata": { "uid": pod.uid, "labels": { key.as_str(): value } } });
+        let (api, params) = (self.api(name), PatchParams::default());
+        within(api.patch_status(&name.1, &params, &Patch::Merge(&patch))).await.map(|_| true)
+    }
+}
+
+fn shortened(mut note: String) -> String {
+    if note.len() > NOTE {
+        note.truncate(note.floor_char_boundary(NOTE - '…'.len_utf8()));
+        note.push('…');
+    }
+    note
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(has_owner: bool) -> Pod {
+        Pod {
+            uid: "u".to_owned(),
+            version: "1".to_owned(),
+            manifest: "{}".into(),
+            addresses: Vec::new(),
+            is_over: false,
+            has_owner,
+        }
+    }
+
+    /// Verify that a pod is deleted only where another one takes its place and is captured, and that no
+    /// pod is touched that is as it should be, or of which nothing is known.
+    #[test]
+    fn a_pod_is_not_deleted_for_nothing() {
+        let bad = State::NotCaptured("x".to_owned());
+        let decide = |mode, state: &State, owner, installed, deleted| {
+            deed(mode, state, &pod(owner), installed, deleted)
+        };
+        assert_eq!(decide(Mode::Delete, &bad, true, true, 0), Deed::Delete);
+        for (owner, installed, deleted) in
+            [(false, true, 0), (true, false, 0), (true, true, DELETED_AT_ONCE)]
+        {
+            let decided = decide(Mode::Delete, &bad, owner, installed, deleted);
+            assert!(matches!(decided, Deed::Skip(_)), "{owner} {installed} {deleted}");
+        }
+        let drifted = State::Drifted("x".to_owned());
+        assert_eq!(decide(Mode::Label, &drifted, false, false, 9), Deed::Label);
+        for mode in [Mode::Off, Mode::Report, Mode::InPlace] {
+            assert_eq!(decide(mode, &bad, true, true, 0), Deed::Nothing);
+        }
+        let unknown = State::Unknown(Unknown::NoProcess, String::new());
+        for state in [State::Captured, State::Left(String::new()), State::Starting, unknown] {
+            for mode in [Mode::Delete, Mode::Label] {
+                assert_eq!(decide(mode, &state, true, true, 0), Deed::Nothing, "{state:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_note_is_short_enough() {
+        assert_eq!(shortened("x".to_owned()), "x");
+        let long = shortened("ä".repeat(NOTE));
+        assert!(long.len() <= NOTE && long.ends_with('…'));
+    }
+}
