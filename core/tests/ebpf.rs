@@ -298,3 +298,35 @@ fn captured_connections_come_from_the_address_of_the_enrolment() {
     let gone = fate(&["10.1.0.3", "10.2.0.2"], "10.1.0.2");
     assert!(matches!(gone, sim::Fate::Unknown { .. }), "{gone:?}");
 }
+
+/// Verify that a connection to an own address comes from that one, whatever source the routes prefer; and
+/// that programs don't know a connection again whose source a rule has changed on its way to the pod's
+/// own address: they take it for one from outside.
+#[test]
+fn what_stays_in_the_pod_comes_from_where_it_goes() {
+    let policy = policy();
+    let programs = of_ebpf(&policy, &facts::groups(""), Listening::ALL);
+    let own = "10.4.0.2";
+    let pod = Namespace::pod(&[own.parse().unwrap()], &beside(&policy).routing);
+    let mut question = Question::out(
+        Identity { uid: 1000, gid: 1000 },
+        sim::Protocol::TCP,
+        format!("{own}:8000").parse().unwrap(),
+    );
+    let text =
+        "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -j SNAT --to-source 10.77.0.9\nCOMMIT\n";
+    let dump = Dump::parse(text).unwrap();
+    let mut nobody = |_, _: &str, _: &_| None;
+    let rules = sim::of_dump(&dump, Family::V4, "iptables", &facts::groups(""), &mut nobody);
+    let alone = Program::new(programs.clone());
+    let translated = Program::new(programs.into_iter().chain(rules).collect());
+    let delivered = |program: &Program, question: &Question| {
+        let found = program.answer(&pod, question);
+        let sim::Fate::Delivered { port, source, .. } = found.fate else { panic!("{found:?}") };
+        (port, source.ip().to_string())
+    };
+    assert_eq!(delivered(&alone, &question), (8000, own.to_owned()));
+    assert_eq!(delivered(&translated, &question), (15006, "10.77.0.9".to_owned()));
+    question.destination = "127.0.0.1".parse().unwrap();
+    assert_eq!(delivered(&translated, &question), (8000, "10.77.0.9".to_owned()));
+}

@@ -334,6 +334,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 self.acted = true;
                 return Ok(Flow::Done);
             }
+            Action::Tos => packet.tos = true,
             Action::Mark(change) => packet.mark = changed(packet.mark, *change),
             Action::Unknown(what) => return Err(self.unknown(id, what)),
             Action::Zone(zone) => {

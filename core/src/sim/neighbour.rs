@@ -166,6 +166,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 output: None,
                 syn: false,
                 icmp: Some(kind),
+                tos: false,
                 zone: 0,
                 zoned: false,
                 state: States::UNTRACKED,

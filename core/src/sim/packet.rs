@@ -136,6 +136,8 @@ pub(super) struct Packet<'a> {
     pub(super) syn: bool,
     /// The type of a message of ICMP, where that is known.
     pub(super) icmp: Option<u8>,
+    /// Whether a rule has set its type of service, which is none where nobody does.
+    pub(super) tos: bool,
     /// The zone that it will be tracked in.
     pub(super) zone: u16,
     /// Whether a rule has said so: the first that does is heard.

@@ -375,6 +375,8 @@ pub enum Action {
     Zone(u16),
     /// Don't track.
     Notrack,
+    /// Change the type of service, which routing can ask for.
+    Tos,
     /// Nothing that the way of a packet depends on: a counter, a line in a log.
     Note,
     /// Something that is not known here, as it is written.

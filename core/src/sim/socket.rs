@@ -2,12 +2,12 @@
 //! before anything is routed (`BPF_CGROUP_RUN_PROG_INET4_CONNECT`), and where the socket of what
 //! arrives is looked up (`inet_lookup_run_sk_lookup()`).
 
-use super::namespace::{LOOPBACK, somewhere};
+use super::namespace::{LOOPBACK, Namespace, loopback, somewhere};
 use super::packet::{Packet, Value};
 use super::program::{ChainId, family_index};
 use super::question::{Direction, Known, Protocol};
-use super::ranges::number;
-use super::rule::Field;
+use super::ranges::{Ranges, number};
+use super::rule::{Field, States};
 use super::walk::{Halt, Walk};
 use super::way::Route;
 use super::witness::Witness;
@@ -33,21 +33,33 @@ impl<'a, W: Witness> Walk<'a, W> {
             None => self.chosen_source(packet, route).unwrap_or(Value::made(0)),
         };
         let call = if q.protocol == Protocol::UDP { "sendmsg()" } else { "connect()" };
+        let (to, family) = (packet.ends.destination, packet.family);
         self.choose(Hook::Output, call, packet)?;
+        // What goes to an own address comes from it: the programs ask the kernel whether it is one by
+        // binding the socket to it.
+        let stays = q.source.is_none()
+            && q.protocol == Protocol::TCP
+            && !self.is_in(to, &loopback(family))
+            && self.is_in(to, self.namespace.local(family));
         if packet.meant.is_none() {
-            return Ok(None);
+            if !stays {
+                return Ok(None);
+            }
+            packet.ends.source = to;
+            return Ok(Some(self.route(packet)));
         }
         self.connected = Some(packet.ends.to(packet.family));
-        let to = packet.ends.to(packet.family).ip();
+        let leads = packet.ends.to(family).ip();
         match q.protocol {
             _ if q.source.is_some() => {}
-            _ if !to.is_loopback() => {
+            _ if !leads.is_loopback() => {
                 let there = self.route(packet);
                 let source = self.chosen_source(packet, there);
                 packet.ends.source = source.unwrap_or(Value::made(0));
             }
             // A datagram's source is that of its route, which leads to localhost now.
             Protocol::UDP => packet.ends.source = packet.ends.destination,
+            _ if stays => packet.ends.source = to,
             _ if route == Route::Local => {}
             _ => packet.ends.source = self.usual_source(packet.family)?,
         }
@@ -62,9 +74,37 @@ impl<'a, W: Witness> Walk<'a, W> {
         }
         let deciding = self.deciding;
         self.deciding = self.question.direction == Direction::In && !self.acted;
+        let input = packet.input;
+        packet.input = self.arrived_by(packet);
         self.choose(Hook::Input, "lookup of the socket", packet)?;
+        packet.input = input;
         self.deciding = deciding;
         Ok(())
+    }
+
+    /// The interface by which something arrived, as far as programs know: of what comes by `lo` for an
+    /// address of another interface the kernel tells that one (`ip_route_output_key_hash_rcu()`,
+    /// `ip6_rcv_core()`), and that it began here they know by its addresses, if nobody has translated
+    /// them.
+    fn arrived_by(&mut self, packet: &Packet<'a>) -> Option<&'a str> {
+        let family = packet.family;
+        if packet.input != Some(LOOPBACK) || self.choosers(family, Hook::Input).is_empty() {
+            return packet.input;
+        }
+        self.asks_translation(packet);
+        if !self.states(packet).meets(States::SNAT.or(States::DNAT)) {
+            return packet.input;
+        }
+        let namespace: &'a Namespace = self.namespace;
+        for interface in namespace.interfaces() {
+            let own = interface.addresses.iter().filter(|own| own.family() == family);
+            let own: Ranges =
+                own.map(|own| (number(own.address()), number(own.address()))).collect();
+            if self.is_in(packet.ends.destination, &own) {
+                return Some(&interface.name);
+            }
+        }
+        packet.input
     }
 
     /// The address that captured connections to elsewhere come from.

@@ -125,7 +125,7 @@ impl<W: Witness> Walk<'_, W> {
         subject.number(self.asked_mark) & mark.mask == mark.value
     }
 
-    fn states(&self, packet: &Packet<'_>) -> States {
+    pub(super) fn states(&self, packet: &Packet<'_>) -> States {
         let translated = packet.connection.map_or(States(0), |(at, _)| {
             let connection = &self.connections[at];
             // What is led to where it goes anyway is not translated (`nf_nat_setup_info()`).
@@ -142,7 +142,7 @@ impl<W: Witness> Walk<'_, W> {
     }
 
     /// The way depends on whether the connection's translation changes anything.
-    fn asks_translation(&mut self, packet: &Packet<'_>) {
+    pub(super) fn asks_translation(&mut self, packet: &Packet<'_>) {
         let Some((at, _)) = packet.connection else { return };
         let connection = self.connections[at];
         let ends = connection.ends;

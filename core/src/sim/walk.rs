@@ -185,6 +185,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 && q.protocol == Protocol::TCP
                 && matches!(q.known, Known::New | Known::Related(_) | Known::Reused),
             icmp: None,
+            tos: false,
             zone: 0,
             zoned: false,
             state: States::INVALID,
@@ -265,9 +266,11 @@ impl<'a, W: Witness> Walk<'a, W> {
         self.take(packet, route)?;
         self.at(Hook::Output, packet);
         for call in self.calls(packet.family, Hook::Output) {
-            let before = (packet.mark.number(self.asked_mark), packet.ends.destination.number);
+            let before =
+                (packet.mark.number(self.asked_mark), packet.ends.destination.number, packet.tos);
             self.call(call, Hook::Output, packet)?;
-            let after = (packet.mark.number(self.asked_mark), packet.ends.destination.number);
+            let after =
+                (packet.mark.number(self.asked_mark), packet.ends.destination.number, packet.tos);
             let routes = match call {
                 Call::Chain { kind: Kind::Route, .. } => before != after,
                 Call::Translate(_) => before.1 != after.1,

@@ -125,6 +125,10 @@ impl<'a, W: Witness> Walk<'a, W> {
             };
         }
         match &selector.unmodelled {
+            // Such a rule asks for a type of service, which nothing has before a rule sets it.
+            _ if selector.never && packet.tos => {
+                Applies::Unknown("whether its type of service, which a rule has set, is asked for")
+            }
             Some(what) if all => Applies::Unknown(what),
             _ if all == selector.inverted => Applies::No,
             _ => Applies::Yes,

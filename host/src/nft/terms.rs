@@ -23,6 +23,8 @@ const CHANGES: u32 = 0x10 | 0x20 | 0x40;
 const ELEMENTS: u16 = 3;
 /// `NFTA_SET_ELEM_KEY`, `NFTA_SET_ELEM_DATA`, `NFTA_SET_ELEM_FLAGS`, `NFTA_SET_ELEM_KEY_END`
 const ELEMENT: (u16, u16, u16, u16) = (1, 2, 3, 10);
+/// `NFTA_SET_ELEM_EXPR`, `NFTA_SET_ELEM_EXPRESSIONS`
+const ELEMENT_EXPRESSIONS: (u16, u16) = (7, 11);
 /// `NFT_SET_ELEM_INTERVAL_END`, `NFT_SET_ELEM_CATCHALL`
 const END: u32 = 1;
 const CATCHALL: u32 = 2;
@@ -53,13 +55,17 @@ pub(super) fn sets(
             vec![SetElementList::Table(table.to_owned()), SetElementList::Set(name.to_owned())];
         let request = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
         let lists = ask(request, kind::ELEMENTS, "elements of sets")?;
-        let elements = lists.iter().flat_map(|list| list.attributes().list(ELEMENTS));
+        let elements = || lists.iter().flat_map(|list| list.attributes().list(ELEMENTS));
         let flags = set.number(SET.1).unwrap_or(0);
         let length = usize::try_from(set.number(SET.2).unwrap_or(0)).unwrap_or(0);
         let listed = ListedSet {
             length,
-            changes: flags & CHANGES != 0,
-            elements: ranges(elements.filter_map(element).collect(), flags & INTERVAL != 0, length),
+            changes: flags & CHANGES != 0 || elements().any(asks_more),
+            elements: ranges(
+                elements().filter_map(element).collect(),
+                flags & INTERVAL != 0,
+                length,
+            ),
         };
         sets.insert(name.to_owned(), listed);
     }
@@ -78,6 +84,15 @@ fn element(element: Attributes<'_>) -> Option<Raw> {
     });
     let key = if flags & CATCHALL != 0 { None } else { Some(value(ELEMENT.0)?) };
     Some((key, value(ELEMENT.3), flags & END != 0, mapped))
+}
+
+/// Whether an element does not only have a value: with a limit or a quota it matches some packets and
+/// others not (`nft_set_elem_update_expr()`).
+fn asks_more(element: Attributes<'_>) -> bool {
+    let (one, several) = ELEMENT_EXPRESSIONS;
+    let one = element.nested(one).into_iter();
+    let mut all = one.chain(element.list(several));
+    all.any(|expr| !matches!(named(expr), Some(("counter" | "last", _))))
 }
 
 /// Elements with both ends. What is no end begins a range, which goes on to the next begin or end; a
@@ -173,6 +188,10 @@ fn known(name: &str, a: Attributes<'_>) -> Option<Term> {
             (Some(to), key, _) => {
                 let what = format!("ct, key {key} of one way");
                 Term::Load(to, Source::Other(what))
+            }
+            // `ct original zone set`
+            (None, ..) if a.get(3).is_some() => {
+                return Some(Term::Does("ct of one way".to_owned()));
             }
             (None, key, Some(from)) => Term::StoreCt(key, from),
             _ => return None,

@@ -31,7 +31,9 @@ struct Reader<'w> {
 }
 
 /// Targets that the way of a packet does not depend on.
-const NOTES: [&str; 15] = [
+const NOTES: [&str; 14] = [
+    "IDLETIMER",
+    "LED",
     "LOG",
     "NFLOG",
     "ULOG",
@@ -41,12 +43,35 @@ const NOTES: [&str; 15] = [
     "TCPOPTSTRIP",
     "CLASSIFY",
     "CHECKSUM",
-    "DSCP",
-    "TOS",
-    "TTL",
-    "HL",
     "ECN",
-    "SET",
+    "RATEEST",
+    "TEE",
+];
+
+/// Modules that ask nothing without an option.
+const BARE: [&str; 11] = [
+    "tcp",
+    "udp",
+    "comment",
+    "icmp",
+    "icmp6",
+    "icmpv6",
+    "sctp",
+    "dccp",
+    "udplite",
+    "multiport",
+    "standard",
+];
+
+/// Options that belong to no module.
+const COMMON: [&str; 7] = [
+    "--source",
+    "--destination",
+    "--protocol",
+    "--in-interface",
+    "--out-interface",
+    "--jump",
+    "--goto",
 ];
 
 /// Whether a word that is no known option may say what becomes of the packet.
@@ -98,12 +123,16 @@ impl<'w> Reader<'w> {
 
     /// Whether the module has no options of its own.
     fn ends_module(&self) -> bool {
-        matches!(self.peek(), None | Some("-m" | "-j" | "-g"))
+        let mut words = self.words[self.at..].iter().map(String::as_str);
+        let next = words.find(|word| *word != "!");
+        next.is_none_or(|next| {
+            !next.starts_with("--") || COMMON.contains(&next) || next == "--match"
+        })
     }
 
     /// A module that says something without any option.
     fn bare_module(&mut self) {
-        if matches!(self.module, "tcp" | "udp" | "comment" | "icmp" | "icmp6" | "sctp") {
+        if BARE.contains(&self.module) {
             return;
         }
         self.unknown(format!("-m {}", self.module));
@@ -278,11 +307,25 @@ impl<'w> Reader<'w> {
                 self.at = self.words.len();
                 Action::Note
             }
-            // Names of targets are upper case words of the manual; chains may be called so too.
-            "QUEUE" | "NFQUEUE" | "TEE" | "NETMAP" | "SYNPROXY" | "CLUSTERIP" | "IDLETIMER"
-            | "RATEEST" | "LED" | "HMARK" | "SECMARK" | "CONNSECMARK" | "DNPT" | "SNPT" => {
-                return None;
+            "TTL" | "HL" => {
+                let (option, value) = (self.next()?, self.next()?);
+                let lasts = option.ends_with("-set") && int(value)? > 1 || option.ends_with("-inc");
+                // What has none left is passed on no more.
+                lasts.then_some(Action::Note)?
             }
+            "TOS" | "DSCP" => {
+                self.at = self.words.len();
+                Action::Tos
+            }
+            "SET" => {
+                // Elements of a map can carry a mark.
+                let maps = self.words[self.at..].iter().any(|word| word == "--map-set");
+                self.at = self.words.len();
+                (!maps).then_some(Action::Note)?
+            }
+            // Names of targets are upper case words of the manual; chains may be called so too.
+            "QUEUE" | "NFQUEUE" | "NETMAP" | "SYNPROXY" | "CLUSTERIP" | "HMARK" | "SECMARK"
+            | "CONNSECMARK" | "DNPT" | "SNPT" => return None,
             chain => Action::Jump(chain.to_owned()),
         };
         Some(vec![one])

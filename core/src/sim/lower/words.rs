@@ -100,6 +100,7 @@ fn action_words(action: &Action) -> Option<String> {
         Action::Restore { .. } => "restore mark".to_owned(),
         Action::Zone(zone) => format!("zone {zone}"),
         Action::Notrack => "notrack".to_owned(),
+        Action::Tos => "set type of service".to_owned(),
         Action::Note => return None,
         Action::Unknown(what) => what.clone(),
     })

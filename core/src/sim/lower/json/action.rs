@@ -28,7 +28,7 @@ pub(super) fn actions(name: &str, content: &Value) -> Vec<Action> {
         }
         "notrack" => Some(Action::Notrack),
         // What others are told, and what is counted, changes no packet.
-        "continue" | "log" => Some(Action::Note),
+        "continue" | "log" | "last" => Some(Action::Note),
         "jump" => chain().map(Action::Jump),
         "goto" => chain().map(Action::Goto),
         "redirect" => target(content).map(|to| Action::Redirect(to.ports)),
@@ -88,6 +88,10 @@ fn mangle(content: &Value) -> Option<Vec<Action>> {
     // An option of TCP, as the size of segments.
     if kind == "tcp option" {
         return Some(vec![Action::Note]);
+    }
+    // `ct original zone set`
+    if key.get("dir").is_some() {
+        return None;
     }
     let key = key.get("key")?.as_str()?;
     let new = content.get("value")?;

@@ -83,8 +83,12 @@ impl Reader<'_> {
     ) -> Option<Vec<Test>> {
         let (kind, content) = single(left)?;
         match kind {
+            // What is inside a tunnel is not the packet's own.
+            "payload" if content.get("tunnel").is_some() => None,
             "payload" => self.payload(content, operator, right, settled),
             "meta" => self.meta(content.get("key")?.as_str()?, operator, right, settled),
+            // `ct original`, `ct reply`
+            "ct" if content.get("dir").is_some() => None,
             "ct" => self.ct(content.get("key")?.as_str()?, operator, right),
             "fib" => {
                 let flags: Vec<&str> =
@@ -208,11 +212,14 @@ impl Reader<'_> {
             "skuid" => owner(Field::Uid)?,
             "skgid" => owner(Field::Gid)?,
             "l4proto" => self.number(operator, right, settled)?,
-            "nfproto" if !equality(operator)? => match right.as_str()? {
-                "ipv4" => return Some(settled.family(Family::V4).into_iter().collect()),
-                "ipv6" => return Some(settled.family(Family::V6).into_iter().collect()),
-                _ => return None,
-            },
+            "nfproto" | "protocol" if !equality(operator)? => {
+                let family = match right.as_str()? {
+                    "ipv4" | "ip" => Family::V4,
+                    "ipv6" | "ip6" => Family::V6,
+                    _ => return None,
+                };
+                return Some(settled.family(family).into_iter().collect());
+            }
             "iif" | "iifname" => self.interface(Way::In, operator, right)?,
             "oif" | "oifname" => self.interface(Way::Out, operator, right)?,
             "mark" => mark(false, operator, right, u32::MAX)?,
@@ -235,33 +242,29 @@ impl Reader<'_> {
     }
 
     fn ct(&self, key: &str, operator: &str, right: &Value) -> Option<Vec<Test>> {
-        let negated = equality(operator)?;
-        let names = match right {
-            Value::Array(names) => names.clone(),
-            Value::String(name) if !name.starts_with('@') => vec![right.clone()],
-            _ => value::elements(right, self.family, self.table, self.sets).unwrap_or_default(),
-        };
-        let states = |known: States| {
-            let mut names = names.iter().map(|name| States::from_name(name.as_str()?));
-            let found = names.try_fold(States(0), |all, one| Some(all.or(one?)))?;
-            (found.0 & !known.0 == 0 && found.0 != 0).then_some(found)
-        };
         let test = match key {
-            "state" => {
-                let known = [States::NEW, States::RELATED, States::ESTABLISHED, States::UNTRACKED];
-                let states = states(known.into_iter().fold(States::INVALID, States::or))?;
-                // A packet has one state: to be none of several is not to be any of them.
-                Test::State { negated, states }
-            }
-            "status" => {
-                let states = states(States::SNAT.or(States::DNAT))?;
-                // What belongs to no connection has no status, and no rule that asks for it is for it.
-                let none = if negated { States::WITHOUT } else { States(0) };
-                Test::State { negated, states: states.or(none) }
+            "state" | "status" => {
+                let names = match right {
+                    Value::Array(names) => names.clone(),
+                    Value::String(name) if !name.starts_with('@') => vec![right.clone()],
+                    _ => value::elements(right, self.family, self.table, self.sets)?,
+                };
+                let names: Option<Vec<&str>> = names.iter().map(Value::as_str).collect();
+                let states = states(key, &names?)?;
+                match operator {
+                    "in" => flagged(key, states, false),
+                    "!" => flagged(key, states, true),
+                    // These compare all bits, of which a state has one: to be none of several is not to
+                    // be any of them.
+                    _ if key == "state" && !right.is_array() => {
+                        Test::State { negated: equality(operator)?, states }
+                    }
+                    _ => return None,
+                }
             }
             "direction" => match right.as_str()? {
-                "original" => Test::Original { negated },
-                "reply" => Test::Original { negated: !negated },
+                "original" => Test::Original { negated: equality(operator)? },
+                "reply" => Test::Original { negated: !equality(operator)? },
                 _ => return None,
             },
             "mark" => mark(true, operator, right, u32::MAX)?,
@@ -269,6 +272,27 @@ impl Reader<'_> {
         };
         Some(vec![test])
     }
+}
+
+/// What a connection's state or status can be.
+fn states(key: &str, names: &[&str]) -> Option<States> {
+    let known = match key {
+        "state" => [States::NEW, States::RELATED, States::ESTABLISHED, States::UNTRACKED]
+            .into_iter()
+            .fold(States::INVALID, States::or),
+        "status" => States::SNAT.or(States::DNAT),
+        _ => return None,
+    };
+    let mut all = names.iter().map(|name| States::from_name(name));
+    let found = all.try_fold(States(0), |all, one| Some(all.or(one?)))?;
+    (found.0 & !known.0 == 0 && found.0 != 0).then_some(found)
+}
+
+/// Whether one of these bits of a state or status is set, or none of them.
+fn flagged(key: &str, states: States, negated: bool) -> Test {
+    // What belongs to no connection has no status, and no rule that asks for it is for it.
+    let none = if negated && key == "status" { States::WITHOUT } else { States(0) };
+    Test::State { negated, states: states.or(none) }
 }
 
 /// A comparison as nft writes it, as far as that can be told.
@@ -309,7 +333,7 @@ fn mark(connection: bool, operator: &str, right: &Value, mask: u32) -> Option<Te
     Some(Test::Mark { connection, negated: equality(operator)?, mark })
 }
 
-/// A comparison of bits: of a mark, or of the flags of TCP.
+/// A comparison of bits: of a mark, of a state or status, or of the flags of TCP.
 fn masked(
     content: &Value,
     operator: &str,
@@ -328,10 +352,20 @@ fn masked(
     }
     let connection = match kind {
         "meta" => false,
-        "ct" => true,
+        "ct" if of.get("dir").is_none() => true,
         _ => return None,
     };
-    let asked = of.get("key")? == "mark";
+    let key = of.get("key")?.as_str()?;
+    if connection && key != "mark" {
+        let names = flags(mask)?;
+        let states = states(key, &names)?;
+        // Of one bit it is the same whether all or any are set.
+        let (is_none, is_all) = (right == 0, names.len() == 1 && right.as_str() == Some(names[0]));
+        let holds = is_none || is_all;
+        let negated = equality(operator)? != is_none;
+        return holds.then(|| vec![flagged(key, states, negated)]);
+    }
+    let asked = key == "mark";
     let test = mark(connection, operator, right, value::mark(mask)?)?;
     asked.then(|| vec![test])
 }

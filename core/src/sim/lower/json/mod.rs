@@ -2,12 +2,14 @@
 //! unknown to the walk, by the name that nft has for it.
 
 mod action;
+mod branch;
 mod condition;
 mod value;
 
 use serde_json::Value;
 
 use self::action::actions;
+use self::branch::Branch;
 use self::condition::Settled;
 use self::value::Sets;
 use super::super::program::{Base, Policy, SourceChain, SourceRule, SourceTable};
@@ -50,6 +52,17 @@ pub fn of_nft_json(text: &str) -> Result<Listed, NotNft> {
     let mut sets = Sets::default();
     for set in of("set").chain(of("map")) {
         sets.insert(place(set, "name")?, set);
+    }
+    for rule in of("rule") {
+        let (family, table, _) = place(rule, "chain")?;
+        let exprs = rule.get("expr").and_then(Value::as_array);
+        // What packets fill is not what it was.
+        for expr in exprs.into_iter().flatten() {
+            let filled = expr.pointer("/set/set").or_else(|| expr.pointer("/map/map"));
+            if let Some(name) = filled.and_then(Value::as_str) {
+                sets.remove(&(family, table, name.trim_start_matches('@')));
+            }
+        }
     }
     let mut tables: Vec<Table<'_>> = Vec::new();
     for table in of("table") {
@@ -219,42 +232,40 @@ struct Reader<'v> {
 }
 
 impl Reader<'_> {
-    /// A rule; one with a verdict map is a rule for each of its values.
+    /// A rule; one that looks something up in a map, or several things in a set, is a rule for each of
+    /// the elements.
     fn rules(&self, exprs: &[Value]) -> Vec<SourceRule> {
-        let mut steps: Vec<Step> = Vec::new();
         let mut counters = None;
-        let mut settled = Settled::of_table(families(self.family));
-        let mut branches: Vec<Vec<Step>> = Vec::new();
+        let settled = Settled::of_table(families(self.family));
+        let mut branches = vec![Branch { steps: Vec::new(), settled }];
         for (at, expr) in exprs.iter().enumerate() {
             let Some((name, content)) = single(expr) else {
-                steps.push(Test::Unknown(expr.to_string()).into());
+                let unknown = Step::from(Test::Unknown(expr.to_string()));
+                for branch in &mut branches {
+                    branch.steps.push(unknown.clone());
+                }
                 continue;
             };
-            match name {
-                "counter" => {
-                    counters = counted(content).or(counters);
-                    steps.push(Action::Note.into());
+            if name == "counter" {
+                counters = counted(content).or(counters);
+            }
+            let last = at + 1 == exprs.len();
+            if let Some(longer) = self.looked_up(name, content, last, &branches) {
+                branches = longer;
+                continue;
+            }
+            for Branch { steps, settled } in &mut branches {
+                match name {
+                    "counter" => steps.push(Action::Note.into()),
+                    "vmap" => steps.push(Action::Unknown(format!("vmap {content}")).into()),
+                    _ => match self.condition(name, content, settled) {
+                        Some(found) => steps.extend(found.into_iter().map(Step::Test)),
+                        None => steps.extend(actions(name, content).into_iter().map(Step::Do)),
+                    },
                 }
-                "vmap" => {
-                    let plain =
-                        |step: &Step| matches!(step, Step::Test(_) | Step::Do(Action::Note));
-                    let last = at + 1 == exprs.len() && steps.iter().all(plain);
-                    match self.vmap(content, &mut settled).filter(|_| last) {
-                        Some(found) => branches = found,
-                        None => steps.push(Action::Unknown(format!("vmap {content}")).into()),
-                    }
-                }
-                _ => match self.condition(name, content, &mut settled) {
-                    Some(found) => steps.extend(found.into_iter().map(Step::Test)),
-                    None => steps.extend(actions(name, content).into_iter().map(Step::Do)),
-                },
             }
         }
-        if branches.is_empty() {
-            branches.push(Vec::new());
-        }
-        let rule = |branch: Vec<Step>| {
-            let steps = [steps.clone(), branch].concat();
+        let rule = |Branch { steps, .. }: Branch| {
             let mut text = words(&steps);
             if text.is_empty() {
                 let names: Vec<&str> = exprs.iter().filter_map(|e| Some(single(e)?.0)).collect();
@@ -263,34 +274,6 @@ impl Reader<'_> {
             SourceRule { text, reason: None, counters, steps }
         };
         branches.into_iter().map(rule).collect()
-    }
-
-    /// What a verdict map does with each of its values.
-    fn vmap(&self, content: &Value, settled: &mut Settled) -> Option<Vec<Vec<Step>>> {
-        let key = content.get("key")?;
-        let elements = value::elements(content.get("data")?, self.family, self.table, self.sets)?;
-        if elements.iter().any(|element| element.get(0).is_some_and(|key| key == "*")) {
-            return None;
-        }
-        // A chain that is jumped to can change a mark, and then another value would match too.
-        if elements.len() > 1
-            && ["/meta/key", "/ct/key"]
-                .iter()
-                .any(|at| key.pointer(at).is_some_and(|k| k == "mark"))
-        {
-            return None;
-        }
-        let mut branches = Vec::new();
-        let before = settled.clone();
-        for element in elements {
-            let [value, verdict] = element.as_array()?.as_slice() else { return None };
-            *settled = before.clone();
-            let (name, verdict) = single(verdict)?;
-            let tests = self.matched(key, "==", value, settled)?;
-            let actions = actions(name, verdict).into_iter().map(Step::Do);
-            branches.push(tests.into_iter().map(Step::Test).chain(actions).collect());
-        }
-        Some(branches)
     }
 }
 

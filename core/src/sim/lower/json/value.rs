@@ -12,7 +12,8 @@ use crate::value::{Cidr, InterfacePattern};
 /// Sets and maps by family, table and name.
 pub(super) type Sets<'v> = HashMap<(&'v str, &'v str, &'v str), &'v Value>;
 
-/// The elements of a set that stands in a rule, or that it names.
+/// The elements of a set that stands in a rule, or that it names; none where it is not there, or where
+/// they come and go by themselves or are more than values.
 pub(super) fn elements(
     set: &Value,
     family: &str,
@@ -22,19 +23,34 @@ pub(super) fn elements(
     let list = match set {
         Value::String(name) => {
             let set = sets.get(&(family, table, name.strip_prefix('@')?))?;
+            let has = |key: &str, asked: fn(&str) -> bool| match set.get(key) {
+                Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).any(asked),
+                Some(Value::String(one)) => asked(one),
+                _ => false,
+            };
+            let mut statements = set.get("stmt").and_then(Value::as_array).into_iter().flatten();
+            let changes = has("flags", |flag| matches!(flag, "timeout" | "dynamic"));
+            if changes || !statements.all(|one| one.get("counter").is_some()) {
+                return None;
+            }
             // An empty set has no list.
             set.get("elem").cloned().unwrap_or_else(|| Value::Array(Vec::new()))
         }
         Value::Object(members) => members.get("set")?.clone(),
         _ => return None,
     };
-    let Value::Array(list) = list else { return Some(vec![list]) };
-    // An element with a time-out, a counter or a comment has its value inside.
-    let bare = |element: Value| match element.pointer("/elem/val") {
-        Some(value) => value.clone(),
-        None => element,
-    };
-    Some(list.into_iter().map(bare).collect())
+    match list {
+        Value::Array(list) => list.into_iter().map(bare).collect(),
+        one => Some(vec![bare(one)?]),
+    }
+}
+
+/// The value of an element: one with a counter or a comment has it inside. None of one that is there for
+/// a time, or that asks for more, as a limit does.
+pub(super) fn bare(element: Value) -> Option<Value> {
+    let Some(Value::Object(inside)) = element.get("elem") else { return Some(element) };
+    let plain = inside.keys().all(|key| matches!(key.as_str(), "val" | "counter" | "comment"));
+    if plain { inside.get("val").cloned() } else { None }
 }
 
 /// Types of ICMP as nft names them (`nft describe icmp type`, `nft describe icmpv6 type`).

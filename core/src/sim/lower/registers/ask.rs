@@ -65,16 +65,17 @@ impl Path {
                 Some(Test::Mark { connection: *what == Source::Ct(CT_MARK), negated, mark })
             }
             Source::Ct(key @ (CT_STATE | CT_STATUS)) => {
-                if host(value)? != 0 {
+                let (mask, value) = (host(mask)?, host(value)?);
+                // Of one bit it is the same whether all or any are set.
+                if value != 0 && (value != mask || mask.count_ones() != 1) {
                     return None;
                 }
-                let mask = host(mask)?;
+                let set = (value == 0) == negated;
                 // What belongs to no connection has no status, and no rule that asks for it is for it.
-                let none = if negated { States(0) } else { States::WITHOUT };
+                let none = if set { States(0) } else { States::WITHOUT };
                 let states =
                     if *key == CT_STATE { states(mask)? } else { translated(mask)?.or(none) };
-                // «Not none of them» is one of them.
-                Some(Test::State { negated: !negated, states })
+                Some(Test::State { negated: !set, states })
             }
             // FIN, SYN, RST and ACK: only SYN.
             Source::Payload(TRANSPORT, 13, 1) => {

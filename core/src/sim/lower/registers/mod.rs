@@ -273,10 +273,13 @@ impl Path {
         }
         let what = whole.as_ref().map_or_else(|| "an empty register".to_owned(), Held::name);
         let unstable = |held: &Held| matches!(held.what, Source::Meta(MARK) | Source::Ct(CT_MARK));
-        // What is done for one element can change a mark, and then another element would match too.
+        // What is done for one element can change a mark, and then another element would match too. What
+        // is done in front of the map would be done once more for each.
+        let asks = |step: &Step| matches!(step, Step::Test(_) | Step::Do(Action::Note));
         let turns = set.elements.len() > 1
-            && whole.as_ref().is_some_and(unstable)
-            && !(to == Some(0) && set.elements.iter().all(stays));
+            && (!self.steps.iter().all(asks)
+                || whole.as_ref().is_some_and(unstable)
+                    && !(to == Some(0) && set.elements.iter().all(stays)));
         let paths = if negated || turns { None } else { self.branches(first, to, set, around) };
         paths.unwrap_or_else(|| {
             match to {
