@@ -21,7 +21,7 @@
 {{- end }}
 {{- end }}
 {{- if $repairs }}
-{{- $wrong = append $wrong (printf "%s: pods that started before the plugin was there are not repaired by this release: set repair.enabled, repair.labelPods, repair.deletePods and repair.repairPods to false, and look after such pods yourself" (join ", " $repairs)) }}
+{{- $wrong = append $wrong (printf "%s: pods that started before the plugin was there are not repaired by this chart yet: set repair.enabled, repair.labelPods, repair.deletePods and repair.repairPods to false, and look after such pods yourself" (join ", " $repairs)) }}
 {{- end }}
 {{- if and $v.chained (eq $v.provider "multus") }}
 {{- $wrong = append $wrong "provider multus: Multus calls a plugin that has a file of its own: set chained to false" }}
