@@ -146,7 +146,7 @@ fn the_init_image_captures_a_pod_as_the_injector_writes_it() -> Result<()> {
     Ok(())
 }
 
-/// Verify that NET_ADMIN alone does, from docker's archive, with the image's own user; that a second
+/// Verify that `NET_ADMIN` alone does, from docker's archive, with the image's own user; that a second
 /// run changes nothing; and that the program answers to the name of every mesh's tool that it has.
 #[test]
 fn the_init_image_needs_one_capability_and_answers_to_every_name() -> Result<()> {

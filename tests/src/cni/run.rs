@@ -119,8 +119,8 @@ impl Containerd {
         let log = Path::new(&sandbox.config.log_directory).join(log);
         let log = fs::read_to_string(&log).with_context(|| log.display().to_string())?;
         // The time is in front of each line.
-        let lines: Vec<_> = log.lines().filter_map(|line| line.split_once(' ')).collect();
-        let log = lines.iter().map(|(_, line)| format!("{line}\n")).collect();
+        let lines: Vec<_> = log.lines().filter_map(|line| Some(line.split_once(' ')?.1)).collect();
+        let log = lines.join("\n");
         Ok(Ended { code, log })
     }
 }

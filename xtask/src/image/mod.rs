@@ -216,14 +216,13 @@ fn binary(machine: Machine, folder: &Path, name: &str) -> Result<(Vec<u8>, Strin
 /// When a commit was made, or what `SOURCE_DATE_EPOCH` says
 /// (<https://reproducible-builds.org/specs/source-date-epoch/>), in seconds since 1970.
 fn time_of(revision: &str) -> Result<u64> {
-    let text = match std::env::var("SOURCE_DATE_EPOCH") {
-        Ok(text) => text,
-        Err(_) => {
-            let commit = revision.trim_end_matches("-dirty");
-            let show = ["-c", "safe.directory=*", "show", "--no-patch", "--format=%ct", commit];
-            let shown = repo::output(Command::new("git").args(show).current_dir(repo::root()))?;
-            String::from_utf8(shown).context("git")?
-        }
+    let text = if let Ok(text) = std::env::var("SOURCE_DATE_EPOCH") {
+        text
+    } else {
+        let commit = revision.trim_end_matches("-dirty");
+        let show = ["-c", "safe.directory=*", "show", "--no-patch", "--format=%ct", commit];
+        let shown = repo::output(Command::new("git").args(show).current_dir(repo::root()))?;
+        String::from_utf8(shown).context("git")?
     };
     text.trim().parse().with_context(|| format!("{text:?} is no time in seconds"))
 }
