@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount};
@@ -14,6 +15,9 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::geteuid;
 
 use crate::dumps;
+
+/// How long the kernel may take to route an address.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A network namespace without a name, together with a mount namespace that has its own `/run`
 /// (so its own xtables lock) and can have its own `/etc/resolv.conf`. Both end with the value, once
@@ -106,9 +110,33 @@ impl Namespace {
         accept(&format!("{program} {} with input\n{input}", args.join(" ")), &output)
     }
 
-    /// Run `ip` with one command in each line.
+    /// Run `ip` with one command in each line. Addresses of IPv6 that come without a look for others which
+    /// have them can be used afterwards.
     pub fn ip(&self, lines: &str) -> Result<()> {
-        self.feed("ip", &["-batch", "-"], lines).map(drop)
+        self.feed("ip", &["-batch", "-"], lines)?;
+        lines.lines().filter(|line| line.contains(" nodad")).for_each(|line| self.settle(line));
+        Ok(())
+    }
+
+    /// Wait until an address that was added is routed: the kernel does that a little later, in a work of its
+    /// own (`addrconf_dad_work()`), and not before the interface is up. Whoever needs one that never is will
+    /// say so.
+    fn settle(&self, line: &str) {
+        let after = |name: &str| line.split_whitespace().skip_while(|word| *word != name).nth(1);
+        let (Some(address), Some(device)) = (after("add"), after("dev")) else { return };
+        let address = address.split('/').next().unwrap_or(address);
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            let link = self.run("ip", &["-o", "link", "show", "dev", device]);
+            let routes = self.run("ip", &["-6", "route", "show", "table", "local", address]);
+            // It may have gone to another namespace.
+            if !link.is_ok_and(|link| link.contains("LOWER_UP"))
+                || !routes.is_ok_and(|routes| routes.is_empty())
+            {
+                return;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
