@@ -34,19 +34,30 @@ pub struct Snapshot {
     pub addresses: Vec<String>,
 }
 
+/// The addresses that `ip -6 -oneline addr` lists.
+fn own(listed: &str) -> impl Iterator<Item = &str> {
+    listed.lines().filter_map(|line| line.split_once("inet6 ")?.1.split(['/', ' ']).next())
+}
+
 impl Snapshot {
     /// Look at a namespace. Nothing is changed by it: the `-save` programs make no tables.
     pub fn take(namespace: &Namespace) -> Result<Self> {
         // The kernel checks a new address and makes its route a moment after it was added, also
         // that of `lo`, where there is nothing to check.
-        let addresses = || namespace.run("ip", &["-6", "-oneline", "addr"]);
+        let addresses = || namespace.run("ip", &["-6", "-oneline", "addr", "show", "up"]);
         let routes = || namespace.run("ip", &["-4", "route"]);
+        let local = || namespace.run("ip", &["-6", "route", "show", "table", "local"]);
         for attempt in 0..2_000 {
             // A link that has just got its other end has a carrier, and then an address, a little later;
             // one whose other end is down has none.
             let down = attempt < 100 && routes()?.contains("linkdown");
-            if !down && !addresses()?.contains("tentative") {
-                break;
+            let addresses = addresses()?;
+            if !down && !addresses.contains("tentative") {
+                let local = local()?;
+                let is_routed = |address: &str| local.contains(&format!("local {address} dev "));
+                if attempt >= 200 || own(&addresses).all(is_routed) {
+                    break;
+                }
             }
             thread::sleep(Duration::from_millis(5));
         }

@@ -92,28 +92,49 @@ fn pod() -> Result<Topology> {
     Topology::new(Stack::Dual, Layout { transparent: true, ..Layout::default() })
 }
 
+/// What is wanted of the run behind one that was killed.
+#[derive(Clone, Copy, Debug)]
+enum Behind {
+    /// Each of three goals.
+    All,
+    /// One of them, another one at each place.
+    InTurn,
+}
+
 impl Transition {
     /// Kill Millrace in front of, between and behind the tables that it writes, wherever there is
     /// such a place, and see that the pod is never worse off.
     pub fn killed_between_tables(&self) -> Result<()> {
-        let count = self.killed_at_every(Kill::Table, 0)?;
+        let count = self.killed_at_every(Kill::Table, 0, Behind::All)?;
         ensure!(count >= 4, "only {count} places to die at: that is not every table");
         Ok(())
     }
 
     /// Kill Millrace in front of its first message that could change anything, and of all messages
-    /// and all answers behind that.
+    /// and all answers behind that. What is wanted behind that are three goals in turn, or all three at each
+    /// place if `MILLRACE_KILLS` is `all`, which takes three times as long.
     pub fn killed_between_messages(&self) -> Result<()> {
         let (messages, answers) = self.before_the_first_change()?;
-        let count = self.killed_at_every(|place| Kill::Call("sendto", place), messages + 1)?;
+        let behind = match std::env::var("MILLRACE_KILLS").as_deref() {
+            Ok("all") => Behind::All,
+            _ => Behind::InTurn,
+        };
+        let message = |place| Kill::Call("sendto", place);
+        let count = self.killed_at_every(message, messages + 1, behind)?;
         ensure!(count >= 1, "no messages to die at");
-        let count = self.killed_at_every(|place| Kill::Call("recvfrom", place), answers + 1)?;
+        let answer = |place| Kill::Call("recvfrom", place);
+        let count = self.killed_at_every(answer, answers + 1, behind)?;
         ensure!(count >= 1, "no answers to die at");
         Ok(())
     }
 
     /// Gives how many places there were.
-    fn killed_at_every(&self, kill: impl Fn(usize) -> Kill, first: usize) -> Result<usize> {
+    fn killed_at_every(
+        &self,
+        kill: impl Fn(usize) -> Kill,
+        first: usize,
+        behind: Behind,
+    ) -> Result<usize> {
         let old = self.reached(self.old, self.from)?;
         let [new, third, nothing] =
             [self.new, self.third, NOTHING].map(|goal| self.reached(goal, self.way));
@@ -124,7 +145,11 @@ impl Transition {
         let topology = pod()?;
         for place in first.. {
             let then = [(self.new, &new), (self.third, &third), (NOTHING, &nothing)];
-            for (next, wanted) in then {
+            let (skipped, count) = match behind {
+                Behind::All => (0, then.len()),
+                Behind::InTurn => (place % then.len(), 1),
+            };
+            for (next, wanted) in then.into_iter().skip(skipped).take(count) {
                 self.run(&topology, self.old, self.from)?;
                 let at = kill(place);
                 let what = || format!("{self:?}, killed at {at:?}, then {next:?}");
