@@ -176,9 +176,9 @@ fn a_first_load_is_killed() -> Result<()> {
     let topology = bare()?;
     let places = changes(&topology.pod, &args)?;
     ensure!(places.len() > 2 * PROGRAMS, "{places:?}");
-    // Every third of them, and always the last. A loader asks about the programs of others, those of other
+    // Every sixth of them, and always the last. A loader asks about the programs of others, those of other
     // tests among them, so that it may make fewer calls than the one that was counted.
-    let (mut died, places) = (0, places.iter().rev().step_by(3));
+    let (mut died, places) = (0, places.iter().rev().step_by(6));
     let most = places.len() / 2;
     for at in places {
         let what = || format!("killed at {at}");
