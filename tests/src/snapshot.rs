@@ -55,7 +55,7 @@ impl Snapshot {
             if !down && !addresses.contains("tentative") {
                 let local = local()?;
                 let is_routed = |address: &str| local.contains(&format!("local {address} dev "));
-                if attempt >= 200 || own(&addresses).all(is_routed) {
+                if attempt >= 60 || own(&addresses).all(is_routed) {
                     break;
                 }
             }
