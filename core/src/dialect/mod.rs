@@ -2,6 +2,7 @@
 
 pub mod alone;
 pub mod ambient;
+pub mod balancers;
 pub mod consul;
 mod error;
 mod findings;

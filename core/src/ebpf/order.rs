@@ -1,6 +1,8 @@
 //! Programs of others that decide before Millrace's: one that puts a backend's address in the place of a
 //! service's lets the proxy know the backend alone, and the mesh loses the service.
 
+use crate::dialect::balancers::SocketBalancer;
+
 /// A program of somebody else's that is called before Millrace's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Earlier {
@@ -26,29 +28,14 @@ pub enum Order {
     Unknown(String),
 }
 
-/// Whose programs have such names, and how they are told to leave pods alone.
-const OWNERS: [(&[&str], &str, &str); 2] = [
-    (&["cil_sock", "sock4_", "sock6_"], "Cilium", "set socketLB.hostNamespaceOnly=true there"),
-    (
-        &["calico_"],
-        "Calico",
-        "set bpfConnectTimeLoadBalancing to Disabled in its FelixConfiguration",
-    ),
-];
-
 /// What helps where nobody is known by the name.
 const REMEDY: &str = "`millrace node-bpf load` goes before it from Linux 6.15; before that name a \
                       cgroup below its own with --cgroup";
 
 impl Earlier {
     /// Whose it looks to be, by its name.
-    pub fn owner(&self) -> Option<&'static str> {
-        self.known().map(|(_, owner, _)| *owner)
-    }
-
-    fn known(&self) -> Option<&'static (&'static [&'static str], &'static str, &'static str)> {
-        let has = |prefix: &&str| self.program.starts_with(*prefix);
-        OWNERS.iter().find(|(prefixes, ..)| prefixes.iter().any(has))
+    fn owner(&self) -> Option<&'static SocketBalancer> {
+        SocketBalancer::of(&self.program)
     }
 
     fn told(&self) -> String {
@@ -57,8 +44,9 @@ impl Earlier {
             "" => "a program without a name".to_owned(),
             name => format!("the program {name}"),
         };
-        let owner =
-            self.owner().map_or(String::new(), |who| format!(", which looks to be {who}'s,"));
+        let owner = self
+            .owner()
+            .map_or(String::new(), |who| format!(", which looks to be {}'s,", who.name));
         format!("{name} (id {id}){owner} comes first for {hook} in {cgroup}")
     }
 }
@@ -74,7 +62,7 @@ impl Order {
             Self::After(earlier) => {
                 let all: Vec<String> = earlier.iter().map(Earlier::told).collect();
                 let mut remedies: Vec<&str> = Vec::new();
-                let known = earlier.iter().filter_map(|one| one.known().map(|(.., how)| *how));
+                let known = earlier.iter().filter_map(|one| Some(one.owner()?.leave_pods));
                 for remedy in known.chain([REMEDY]) {
                     if !remedies.contains(&remedy) {
                         remedies.push(remedy);
