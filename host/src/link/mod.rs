@@ -303,18 +303,21 @@ impl Net {
     /// When the kernel refuses.
     pub fn address(&self, change: Change, address: IpAddr) -> Result<(), LinkError> {
         let prefix = Family::of(address).bits();
-        let result = self.runtime.block_on(async {
-            let add = self.handle.address().add(LO, address, prefix);
-            match change {
+        self.runtime.block_on(async {
+            let mut add = self.handle.address().add(LO, address, prefix);
+            let result = match change {
                 Change::Add => add.execute().await,
                 Change::Remove => {
-                    let mut add = add;
                     let message = add.message_mut().clone();
                     self.handle.address().del(message).execute().await
                 }
+            };
+            settle(result, change, || format!("address {address} of lo"))?;
+            match (change, address) {
+                (Change::Add, IpAddr::V6(address)) => self.routed(address).await,
+                _ => Ok(()),
             }
-        });
-        settle(result, change, || format!("address {address} of lo"))
+        })
     }
 }
 

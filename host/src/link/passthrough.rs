@@ -1,7 +1,7 @@
 //! The interface that has the address that the proxy passes connections on from.
 
 use std::fs;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use futures_util::stream::TryStreamExt as _;
 use millrace_core::plan::{
@@ -173,7 +173,11 @@ impl Net {
             }
             added = add().await;
         }
-        settle(added, Change::Add, || format!("address {PASSTHROUGH_V6} of {PASSTHROUGH_LINK}"))
+        settle(added, Change::Add, || format!("address {PASSTHROUGH_V6} of {PASSTHROUGH_LINK}"))?;
+        match PASSTHROUGH_V6 {
+            IpAddr::V6(address) => self.routed(address).await,
+            IpAddr::V4(_) => Ok(()),
+        }
     }
 }
 
