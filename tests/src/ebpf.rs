@@ -25,6 +25,8 @@ use crate::topology::{Layout, Stack, Topology};
 pub const MOUNT: &str = "/run/bpf";
 /// The folder of the pins.
 pub const FOLDER: &str = "/run/bpf/millrace";
+/// Where the mounts of a [`Shared`] have their bpffs, for those that are made of them.
+const SHARED: &str = "/sys/fs/bpf";
 /// How long another run may take.
 pub const WAIT: Duration = Duration::from_secs(30);
 /// A pod is captured, whatever was there.
@@ -187,7 +189,41 @@ pub fn tables(namespace: &Namespace) -> Result<(Vec<SourceTable>, Vec<IpAddr>)> 
     })?
 }
 
-/// Millrace's eBPF capture, also for configurations that come as istio-iptables' flags.
+/// Programs that are loaded once, for many pods: to load them is most of what a case costs.
+#[derive(Debug)]
+pub struct Shared {
+    node: Namespace,
+    _cgroup: Cgroup,
+}
+
+impl Shared {
+    /// Load them.
+    pub fn load(options: &Options) -> Result<Self> {
+        let cgroup = Cgroup::enter()?;
+        let node = Namespace::new()?;
+        node.enter(|| -> Result<()> {
+            mount(Some("bpf"), SHARED, Some("bpf"), MsFlags::empty(), None::<&str>)?;
+            see_shared()
+        })??;
+        load_with(&node, options)?;
+        Ok(Self { node, _cgroup: cgroup })
+    }
+
+    /// Run a closure that makes pods, which [`OnNode`] captures.
+    pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
+        self.node.enter(f)
+    }
+}
+
+/// Give the mounts of this thread what is shared.
+fn see_shared() -> Result<()> {
+    std::fs::create_dir_all(MOUNT)?;
+    mount(Some(SHARED), MOUNT, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    Ok(())
+}
+
+/// Millrace's eBPF capture by programs of the pod's own mounts, also for configurations that come as
+/// istio-iptables' flags.
 #[derive(Clone, Copy, Debug)]
 pub struct Ebpf;
 
@@ -198,32 +234,51 @@ impl Capture for Ebpf {
 
     fn apply(&self, topology: &Topology, config: &Config) -> Result<()> {
         load(&topology.pod)?;
-        let Config::Istio { flags, env } = config else {
-            return enrol(topology, config.flags()).map(drop);
-        };
-        let words = ["istio-iptables"].iter().chain(flags);
-        let words: Vec<String> = words.map(|word| (*word).to_owned()).collect();
-        let flags = crate::istio::pairs(&words)?;
-        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        let raw = istio::Raw::new(flags, env.collect());
-        topology.pod.enter(|| -> Result<()> {
-            let mut session = Session::open()?;
-            let facts = facts::gather(session.net())?;
-            let policy = istio::resolve(&raw, &facts)?.policy;
-            let target = Target::current()?;
-            let entry = target.entry(&policy, &facts.groups)?;
-            let node = Node::open(Path::new(FOLDER))?;
-            match node.enrol(&target, &entry)? {
-                Enrolled::Added => {}
-                other => bail!("the pod was new, but it was {other:?}"),
-            }
-            // As with every backend, what the proxy passes on comes from an address of the pod's own.
-            if policy.ipv6.value {
-                session.net().passthrough(millrace_core::plan::Change::Add)?;
-            }
-            Ok(())
-        })?
+        capture(topology, config)
     }
+}
+
+/// The same by programs that many pods share.
+#[derive(Clone, Copy, Debug)]
+pub struct OnNode;
+
+impl Capture for OnNode {
+    fn name(&self) -> String {
+        "millrace with eBPF of a node".to_owned()
+    }
+
+    fn apply(&self, topology: &Topology, config: &Config) -> Result<()> {
+        topology.pod.enter(see_shared)??;
+        capture(topology, config)
+    }
+}
+
+fn capture(topology: &Topology, config: &Config) -> Result<()> {
+    let Config::Istio { flags, env } = config else {
+        return enrol(topology, config.flags()).map(drop);
+    };
+    let words = ["istio-iptables"].iter().chain(flags);
+    let words: Vec<String> = words.map(|word| (*word).to_owned()).collect();
+    let flags = crate::istio::pairs(&words)?;
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let raw = istio::Raw::new(flags, env.collect());
+    topology.pod.enter(|| -> Result<()> {
+        let mut session = Session::open()?;
+        let facts = facts::gather(session.net())?;
+        let policy = istio::resolve(&raw, &facts)?.policy;
+        let target = Target::current()?;
+        let entry = target.entry(&policy, &facts.groups)?;
+        let node = Node::open(Path::new(FOLDER))?;
+        match node.enrol(&target, &entry)? {
+            Enrolled::Added => {}
+            other => bail!("the pod was new, but it was {other:?}"),
+        }
+        // As with every backend, what the proxy passes on comes from an address of the pod's own.
+        if policy.ipv6.value {
+            session.net().passthrough(millrace_core::plan::Change::Add)?;
+        }
+        Ok(())
+    })?
 }
 
 /// Whether an error is that the configuration is refused, here or by the program.

@@ -2,8 +2,9 @@
 //! of the rules; what this backend can't do it has to refuse.
 
 use anyhow::{Result, ensure};
+use millrace_host::ebpf::Options;
 use millrace_tests::cases;
-use millrace_tests::ebpf::{Cgroup, Ebpf, is_refusal};
+use millrace_tests::ebpf::{OnNode, Shared, is_refusal, options};
 use millrace_tests::scenario::play;
 use millrace_tests::topology::Stack;
 
@@ -27,11 +28,13 @@ const REFUSED: [&str; 15] = [
 ];
 
 fn every_case(stack: Stack) -> Result<()> {
-    let _cgroup = Cgroup::enter()?;
+    // Each case has a pod, and what a pod leaves in the programs goes when there is need.
+    let shared = Shared::load(&Options { max_pods: 256, ..options()? })?;
     let mut wrong = Vec::new();
     let mut refused = Vec::new();
-    for case in cases::all() {
-        match play(&case, &Ebpf, stack) {
+    let played = |case| shared.enter(|| play(case, &OnNode, stack))?;
+    for case in &cases::all() {
+        match played(case) {
             Ok(()) => {}
             Err(error) if is_refusal(&error) => refused.push(case.name),
             Err(error) => wrong.push(format!("{error:#}")),

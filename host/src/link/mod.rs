@@ -1,5 +1,6 @@
 //! Addresses, policy routing and the note of a change in progress, by netlink (`rtnetlink(7)`).
 
+mod arrival;
 pub(crate) mod bridge;
 mod passthrough;
 mod routing;
@@ -303,7 +304,7 @@ impl Net {
     /// When the kernel refuses.
     pub fn address(&self, change: Change, address: IpAddr) -> Result<(), LinkError> {
         let prefix = Family::of(address).bits();
-        self.runtime.block_on(async {
+        let result = async {
             let mut add = self.handle.address().add(LO, address, prefix);
             let result = match change {
                 Change::Add => add.execute().await,
@@ -312,10 +313,12 @@ impl Net {
                     self.handle.address().del(message).execute().await
                 }
             };
-            settle(result, change, || format!("address {address} of lo"))?;
-            match (change, address) {
-                (Change::Add, IpAddr::V6(address)) => self.routed(address).await,
-                _ => Ok(()),
+            settle(result, change, || format!("address {address} of lo"))
+        };
+        self.runtime.block_on(async {
+            match change {
+                Change::Add => self.add_routed(address, result).await,
+                Change::Remove => result.await,
             }
         })
     }

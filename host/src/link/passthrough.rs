@@ -1,7 +1,7 @@
 //! The interface that has the address that the proxy passes connections on from.
 
 use std::fs;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use futures_util::stream::TryStreamExt as _;
 use millrace_core::plan::{
@@ -131,7 +131,7 @@ impl Net {
         up.header.flags = LinkFlags::Up | LinkFlags::Noarp;
         up.header.change_mask = LinkFlags::Up | LinkFlags::Noarp | LinkFlags::Multicast;
         settle(set.set(up).execute().await, Change::Add, what)?;
-        self.add_passthrough(index).await?;
+        self.add_routed(PASSTHROUGH_V6, self.add_passthrough(index)).await?;
         // What is sent to a group without a word on the interface goes by the first one that takes it.
         let mut groups = RouteMessageBuilder::<Ipv6Addr>::new()
             .kind(RouteType::Multicast)
@@ -173,11 +173,7 @@ impl Net {
             }
             added = add().await;
         }
-        settle(added, Change::Add, || format!("address {PASSTHROUGH_V6} of {PASSTHROUGH_LINK}"))?;
-        match PASSTHROUGH_V6 {
-            IpAddr::V6(address) => self.routed(address).await,
-            IpAddr::V4(_) => Ok(()),
-        }
+        settle(added, Change::Add, || format!("address {PASSTHROUGH_V6} of {PASSTHROUGH_LINK}"))
     }
 }
 

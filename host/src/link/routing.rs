@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 
 use futures_util::stream::TryStreamExt as _;
 use millrace_core::observed::{IpRule, Route, Way};
@@ -23,10 +22,6 @@ use super::{LO, LinkError, Net, Refusal, errno, is_absent, request, settle};
 
 /// The kernel's own table (`RT_TABLE_LOCAL`).
 const LOCAL: u32 = 255;
-/// How often it is looked whether a new address is routed, and how long is waited in between: a moment, and
-/// longer only on a machine that is much too busy.
-const LOOKS: u32 = 5_000;
-const PAUSE: Duration = Duration::from_millis(1);
 /// Metrics of routes that come last, without the number of their interface.
 const LAST: u32 = 4096;
 
@@ -48,27 +43,6 @@ impl Net {
                 Err(request(format!("the {family} policy routing rules can't be listed"))(error))
             }
         }
-    }
-
-    /// Wait until the kernel gives packets to a new IPv6 address of the namespace to its sockets: that is
-    /// the work of a thread of its own (`addrconf_dad_work()` of its `net/ipv6/addrconf.c`), which may
-    /// come after the answer to who has added the address.
-    pub(super) async fn routed(&self, address: Ipv6Addr) -> Result<(), LinkError> {
-        let to = RouteAttribute::Destination(RouteAddress::Inet6(address));
-        let is = |route: &RouteMessage| {
-            route.header.kind == RouteType::Local && route.attributes.contains(&to)
-        };
-        for _ in 0..LOOKS {
-            if self.route_messages(Family::V6).await?.iter().any(is) {
-                return Ok(());
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-        let why = Refusal::Other(format!(
-            "the kernel has not done so for {} s; try again when it is less busy",
-            (PAUSE * LOOKS).as_secs()
-        ));
-        Err(LinkError::Request { what: format!("address {address} is added but not routed"), why })
     }
 
     async fn routes(&self, family: Family) -> Result<Vec<Route>, LinkError> {
