@@ -9,6 +9,7 @@
 //! namespace in common, and can't meet.
 
 use std::fmt;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +19,9 @@ use anyhow::{Context as _, Result, ensure};
 use crate::netns::Namespace;
 use crate::process::Listeners;
 use crate::wire::{Identity, Listen, Proto, Serve};
+
+/// How long a connection may take to end on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The application in the pod.
 pub const APP: Identity = Identity { uid: 1000, gid: 1000 };
@@ -191,6 +195,20 @@ impl Topology {
         Ok(self)
     }
 
+    /// Wait until every connection has ended on both sides: on a busy machine, what is sent again of one is
+    /// counted after its user has left it.
+    pub fn quiet(&self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        let around = [Some(&self.pod), Some(&self.outside), self.side.as_ref()];
+        for namespace in around.into_iter().flatten() {
+            while namespace.enter(has_connections)?? {
+                ensure!(Instant::now() < end, "connections have not ended");
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+        Ok(())
+    }
+
     /// The listeners' processes in the pod and around it.
     pub fn listeners(&self) -> &[Listeners] {
         &self.listeners
@@ -304,7 +322,7 @@ impl Topology {
 fn are_settled(devices: &[&str]) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
-        let routes = std::fs::read_to_string("/proc/thread-self/net/ipv6_route")?;
+        let routes = fs::read_to_string("/proc/thread-self/net/ipv6_route")?;
         let has = |device: &str| {
             routes.lines().any(|line| {
                 let whole = line.split_ascii_whitespace().nth(1) == Some("80");
@@ -362,4 +380,18 @@ fn resolv_conf(stack: Stack, layout: Layout) -> String {
         text.push_str(&format!("nameserver {ip}\n"));
     }
     text
+}
+
+/// Whether there is a TCP socket in this namespace that can still send anything by itself.
+fn has_connections() -> Result<bool> {
+    // `TCP_TIME_WAIT` and `TCP_LISTEN` of the kernel's `include/net/tcp_states.h`.
+    let at_rest = |line: &str| matches!(line.split_whitespace().nth(3), Some("06" | "0A"));
+    for name in ["tcp", "tcp6"] {
+        let path = format!("/proc/thread-self/net/{name}");
+        let sockets = fs::read_to_string(&path).with_context(|| path)?;
+        if sockets.lines().skip(1).any(|line| !at_rest(line)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

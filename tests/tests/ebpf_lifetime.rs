@@ -305,8 +305,8 @@ fn gone_without_a_word() -> Result<()> {
     }
     ensure!(node(&stays.pod, |node| Ok(node.collect()?))? == 0, "both are there");
     drop(goes);
-    // The kernel takes a namespace apart on its own time.
-    let end = Instant::now() + PATIENCE;
+    // The kernel takes namespaces apart one after the other, on its own time.
+    let end = Instant::now() + 6 * PATIENCE;
     let gone = || node(&stays.pod, |node| Ok(node.pods()?.iter().any(|pod| pod.netns.is_none())));
     while !gone()? {
         ensure!(Instant::now() < end, "the namespace is still there");

@@ -240,7 +240,7 @@ fn what_is_taken_back_is_what_was_there() -> Result<()> {
         Ok(std::env::join_paths(all.into_iter().chain(std::env::split_paths(&rest)))?)
     };
     for writer in [None].into_iter().chain(releases.iter().map(Some)) {
-        let topology = Topology::new(Stack::Dual, Layout::default())?;
+        let topology = Topology::new(Stack::Dual, Layout::default())?.settled()?;
         let case =
             cases::all().into_iter().find(|case| matches!(case.config, Config::Istio { .. }));
         let case = case.context("a case")?;
@@ -253,6 +253,7 @@ fn what_is_taken_back_is_what_was_there() -> Result<()> {
         pod.run("iptables-nft", &others)?;
         // Packets that count.
         millrace_tests::scenario::astray(&topology, case.ports, &case.probes)?;
+        topology.quiet()?;
         let before = bytes(pod)?;
         let other = [&FLAGS[..], &["--reconcile", "-b", "80,443", "-p", "15111"]].concat();
         let mut command = millrace(&other)?;
