@@ -2,20 +2,24 @@
 //! a work of its own (`addrconf_dad_work()` of its `net/ipv6/addrconf.c`). On a busy machine the first
 //! connections from such an address would fail.
 
+use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use millrace_core::value::Family;
-use netlink_packet_core::NetlinkPayload;
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
-use rtnetlink::MulticastGroup;
-
 use super::{LinkError, Net, Refusal};
 
-/// How long the kernel may take. Mostly it has done it by the time it is asked.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The routes of IPv6 of every table, a line each: the destination in hexadecimal and its prefix, the source
+/// likewise, the next hop, three numbers, flags, the interface (`rt6_info_route()` of the kernel's
+/// `net/ipv6/route.c` and `ipv6_route_native_seq_show()` of `net/ipv6/ip6_fib.c`). Reading it is no
+/// conversation, whose messages would be more or fewer each time.
+const ROUTES: &str = "/proc/thread-self/net/ipv6_route";
+
+/// A route to the machine's own sockets (`RTF_LOCAL` of the kernel's `include/uapi/linux/ipv6_route.h`).
+const LOCAL: u32 = 0x8000_0000;
+
+/// How often it is looked, and how long is waited in between: 5 s in all. Mostly the first look is enough.
+const LOOKS: u32 = 5_000;
+const PAUSE: Duration = Duration::from_millis(1);
 
 impl Net {
     /// Add an address, and wait until the kernel routes it. With IPv4 it does so at once.
@@ -24,39 +28,50 @@ impl Net {
         address: IpAddr,
         add: impl Future<Output = Result<(), LinkError>>,
     ) -> Result<(), LinkError> {
-        let IpAddr::V6(address) = address else { return add.await };
-        // What it says from now on is kept until somebody reads it. The connection ends with its handle.
-        let (connection, _handle, mut told) =
-            rtnetlink::new_multicast_connection(&[MulticastGroup::Ipv6Route])?;
-        self.runtime.spawn(connection);
         add.await?;
-        if self.route_messages(Family::V6).await?.iter().any(|route| leads_to(route, address)) {
-            return Ok(());
-        }
-        let routed = async {
-            while let Some((message, _)) = told.next().await {
-                if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) =
-                    message.payload
-                    && leads_to(&route, address)
-                {
-                    return true;
-                }
+        let IpAddr::V6(address) = address else { return Ok(()) };
+        for _ in 0..LOOKS {
+            match fs::read_to_string(ROUTES) {
+                Ok(routes) if !leads_to(&routes, address) => tokio::time::sleep(PAUSE).await,
+                // Where it can't be seen, it can't be waited for either.
+                Ok(_) | Err(_) => return Ok(()),
             }
-            false
-        };
-        if tokio::time::timeout(PATIENCE, routed).await == Ok(true) {
-            return Ok(());
         }
         let why = Refusal::Other(format!(
             "the kernel has not done that for {} s; try again when it is less busy",
-            PATIENCE.as_secs()
+            (PAUSE * LOOKS).as_secs()
         ));
         Err(LinkError::Request { what: format!("address {address} is added but not routed"), why })
     }
 }
 
-/// Whether a route is by which the kernel gives packets to an address to its own sockets.
-fn leads_to(route: &RouteMessage, address: Ipv6Addr) -> bool {
-    let to = RouteAttribute::Destination(RouteAddress::Inet6(address));
-    route.header.kind == RouteType::Local && route.attributes.contains(&to)
+/// Whether the kernel gives packets to an address to its own sockets.
+fn leads_to(routes: &str, address: Ipv6Addr) -> bool {
+    let to = format!("{:032x} 80 ", address.to_bits());
+    let is_local = |line: &str| {
+        let flags = line.split_whitespace().nth(8);
+        flags.and_then(|flags| u32::from_str_radix(flags, 16).ok()).is_some_and(|f| f & LOCAL != 0)
+    };
+    routes.lines().any(|line| line.starts_with(&to) && is_local(line))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_to_own_sockets_is_told_from_others() {
+        let line = |flags: &str| {
+            let to = "00000000000000000000000000000006 80 ";
+            let rest = "00000000000000000000000000000000 00 00000000000000000000000000000000 \
+                        00000000 00000001 00000000";
+            format!("{to}{rest} {flags} millrace0\n")
+        };
+        let address = |text: &str| text.parse().unwrap();
+        assert!(leads_to(&line("80200001"), address("::6")));
+        // To the interface alone, as with a prefix; and another's.
+        assert!(!leads_to(&line("00000001"), address("::6")));
+        assert!(!leads_to(&line("80200001"), address("::1")));
+        assert!(!leads_to("", address("::6")) && !leads_to("0 80\n", address("::6")));
+    }
 }
