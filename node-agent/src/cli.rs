@@ -12,7 +12,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::flags::{Address, NodeName, RepairFlags};
 use crate::foreign::Mesh;
-use crate::install::{Config, Installer, Report, status, until_installed};
+use crate::install::{Config, Installer, PLUGIN, Report, status, until_installed};
 use crate::kubeconfig::{self, Account};
 use crate::observe::is_file_name;
 use crate::plan::{Mode, State, is_list, is_single};
@@ -147,7 +147,7 @@ struct What {
         long,
         env = "MILLRACE_NODE_PLUGIN_NAME",
         value_name = "NAME",
-        default_value = "millrace-cni"
+        default_value = PLUGIN
     )]
     plugin_name: String,
     /// Where the plugin stands
@@ -218,6 +218,12 @@ impl What {
         };
         if !is_file_name(&self.plugin_name) {
             bail!("--plugin-name {:?} is no name of a file", self.plugin_name);
+        }
+        if let Some(mesh) = Mesh::of(&self.plugin_name) {
+            bail!(
+                "--plugin-name {:?} is a name of {mesh}, which is another plugin",
+                self.plugin_name
+            );
         }
         if let Some(file) = &self.conf_file {
             file_of(self.mode, file)?;
@@ -389,6 +395,7 @@ mod tests {
                 "--exclude",
             ),
             (&["--plugin-name", "a/b"], "--plugin-name"),
+            (&["--plugin-name", "istio-cni"], "another plugin"),
             (&["--conf-file", "../x"], "--conf-file"),
             (&["--mode", "own-file", "--conf-file", "x.conf"], ".conflist"),
             (&["--mode", "drop-in", "--conf-file", "x.conflist"], ".conf"),

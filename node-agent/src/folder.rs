@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{
     AtFlags, CWD, Dir, Gid, Mode, OFlags, RenameFlags, Stat, Uid, XattrFlags, fchmod, fchown,
-    fgetxattr, fsetxattr, fstat, fsync, mkdirat, openat, renameat, renameat_with, unlinkat,
+    fgetxattr, fsetxattr, fstat, fsync, linkat, mkdirat, openat, renameat, renameat_with, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -86,6 +86,11 @@ impl Seen {
     /// Its content as a text, if it is one.
     pub fn text(&self) -> Option<&str> {
         std::str::from_utf8(&self.bytes).ok()
+    }
+
+    /// The most that is read to see whether it is still this one: a binary is longer than a list.
+    fn most(&self) -> u64 {
+        MOST.max(self.bytes.len() as u64)
     }
 
     fn is_as(&self, identity: (u64, u64), bytes: &[u8]) -> bool {
@@ -180,7 +185,39 @@ impl Folder {
         self.sync()
     }
 
-    /// Put a file in the place of one that was read, if that is still as it was.
+    /// Put a file there, whole, where nothing has that name. Gives whether it did.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn create(&self, name: &str, bytes: &[u8], owner: Owner) -> Result<bool, FolderError> {
+        let temp = self.temp(bytes, owner, None)?;
+        // Unlike rename(2), link(2) replaces nothing; without links there is a last look.
+        let made = match linkat(&self.fd, &temp.name, &self.fd, name, AtFlags::empty()) {
+            Err(Errno::PERM | Errno::OPNOTSUPP) if self.read(name)?.is_none() => {
+                renameat(&self.fd, &temp.name, &self.fd, name)
+            }
+            made => made,
+        };
+        if made != Err(Errno::EXIST) {
+            self.or_without(&temp.name, made, name)?;
+        }
+        self.remove(&temp.name)?;
+        self.sync().map(|()| made.is_ok())
+    }
+
+    /// Take a file away that was read, if a last look finds it as it was. Gives false where it is not.
+    ///
+    /// # Errors
+    /// When it can't be read or removed.
+    pub fn take_away(&self, name: &str, was: &Seen) -> Result<bool, FolderError> {
+        match self.read_at_most(name, was.most())? {
+            Some(now) if now.bytes != was.bytes => Ok(false),
+            _ => self.remove(name).map(|_| true),
+        }
+    }
+
+    /// Put a file in the place of one that was read, if that is still as it was. It gets the mode and
+    /// the owner of that one.
     ///
     /// The new file and the old one change places in one step (renameat2(2), `RENAME_EXCHANGE`), and
     /// then the old one is looked at: if it isn't what was read, somebody else changed it meanwhile,
@@ -190,7 +227,21 @@ impl Folder {
     /// # Errors
     /// When it can't be written; what was there still is.
     pub fn replace(&self, name: &str, was: &Seen, bytes: &[u8]) -> Result<Replaced, FolderError> {
-        let temp = self.temp(bytes, was.owner, Some(&was.file))?;
+        self.replace_for(name, was, bytes, was.owner)
+    }
+
+    /// The same with a mode and an owner of its own.
+    ///
+    /// # Errors
+    /// As [`Folder::replace`].
+    pub fn replace_for(
+        &self,
+        name: &str,
+        was: &Seen,
+        bytes: &[u8],
+        owner: Owner,
+    ) -> Result<Replaced, FolderError> {
+        let temp = self.temp(bytes, owner, Some(&was.file))?;
         match self.exchange(&temp.name, name) {
             Ok(()) => {}
             Err(Errno::NOENT) => {
@@ -204,7 +255,7 @@ impl Folder {
         }
         self.sync()?;
         // What had the name has that of the temporary file now.
-        match self.read(&temp.name) {
+        match self.read_at_most(&temp.name, was.most()) {
             Ok(Some(old)) if old.bytes == was.bytes => {
                 self.remove(&temp.name)?;
                 Ok(Replaced::Done(old.file))
@@ -234,7 +285,8 @@ impl Folder {
                 Err(Errno::NOENT) => break,
                 exchanged => self.or_without(temp, exchanged, name)?,
             }
-            let back = self.read(temp).ok().flatten();
+            let most = put.as_ref().map_or(MOST, |(_, bytes)| MOST.max(bytes.len() as u64));
+            let back = self.read_at_most(temp, most).ok().flatten();
             let same = back.as_ref().zip(put.as_ref());
             if same.is_some_and(|(back, (identity, bytes))| back.is_as(*identity, bytes)) {
                 break;
@@ -246,7 +298,7 @@ impl Folder {
     }
 
     fn replace_plainly(&self, temp: &str, name: &str, was: &Seen) -> Result<Replaced, FolderError> {
-        let now = self.read(name);
+        let now = self.read_at_most(name, was.most());
         if !matches!(&now, Ok(Some(now)) if now.is_as(was.identity, &was.bytes)) {
             self.remove(temp)?;
             return Ok(Replaced::Changed);

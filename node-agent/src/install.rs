@@ -6,17 +6,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::binary::{Binary, BinaryError};
-use crate::folder::{Folder, FolderError, Owner, Replaced};
+use crate::folder::{Folder, FolderError};
 use crate::foreign::Mesh;
-use crate::kept::{Kept, KeptEntry, KeptError, KeptFile, Store};
+use crate::kept::{Kept, KeptError, Store};
 use crate::kubeconfig::{self, Account, KubeconfigError};
-use crate::observe::{Late, Look, is_file_name, look};
-use crate::plan::{Cause, Mode, Plan, State, Step, Wanted, default_file, plan};
+use crate::observe::{Late, Look, look};
+use crate::plan::{Cause, Mode, Own, Plan, State, Step, Wanted, default_file, plan};
 use crate::rivalry::Rivalry;
 use crate::settings::{BadSettings, Settings};
 
 /// How often a pass looks again after a change before it leaves the rest to the next one.
 const ROUNDS: usize = 8;
+/// The plugin's name where nobody gives it another one.
+pub const PLUGIN: &str = "millrace-cni";
 /// The socket that the plugin asks, in the agent's folder for what does not outlive a reboot.
 pub const SOCKET: &str = "agent.sock";
 
@@ -75,6 +77,17 @@ pub enum InstallError {
     /// What was taken over can't run.
     #[error("{0} can't be restored: its binary is neither kept nor there")]
     NoBinary(String),
+    /// Another program has the plugin's name.
+    #[error(
+        "{} is there already, and is not the plugin: choose another name (--plugin-name), or remove it",
+        .0.display()
+    )]
+    OtherPlugin(PathBuf),
+    /// Another plugin's entry has the plugin's name.
+    #[error(
+        "{0} calls a plugin {1:?} already, and it is not this one: choose another name (--plugin-name)"
+    )]
+    OtherEntry(String, String),
     /// Others write too fast.
     #[error("the CNI configuration changes faster than it can be left: try again")]
     Busy,
@@ -98,9 +111,9 @@ pub struct Report {
 pub struct Installer {
     pub(crate) config: Config,
     pub(crate) store: Store,
-    binary: Binary,
-    late: Vec<Late>,
-    rivalry: Rivalry,
+    pub(crate) binary: Binary,
+    pub(crate) late: Vec<Late>,
+    pub(crate) rivalry: Rivalry,
 }
 
 impl Installer {
@@ -158,6 +171,8 @@ impl Installer {
             folder.clean()?;
         }
         self.store.clean()?;
+        self.own_name(&bin, &conf)?;
+        self.renew_binaries(&bin)?;
         if self.binary.install(&bin, &self.config.kind)? {
             tracing::info!("installed {}", self.config.bin_dir.join(&self.config.kind).display());
         }
@@ -204,7 +219,7 @@ impl Installer {
         let now = Instant::now();
         self.late.retain(|late| now < late.until);
         let kept = self.store.read()?;
-        let look = look(conf, &kept, &self.drop_in(), &self.late)?;
+        let look = look(conf, &kept, &self.drop_in(), &self.config.kind, &self.late)?;
         let there = |mesh: Mesh| {
             let lists = look.seen.files.iter().filter_map(|file| file.list.as_ref().ok());
             lists.flat_map(|list| &list.plugins).any(|entry| Mesh::of(entry.kind()) == Some(mesh))
@@ -258,128 +273,6 @@ impl Installer {
         }
         Ok(true)
     }
-
-    /// Carry a step out. Gives false where somebody else changed the file since it was looked at.
-    pub(crate) fn step(
-        &mut self,
-        conf: &Folder,
-        kept: &mut Kept,
-        look: &Look,
-        step: &Step,
-    ) -> Result<bool, InstallError> {
-        match step {
-            Step::Keep { mesh, file, entry, settings } => {
-                tracing::info!("taking over the entry of {mesh} in {file}");
-                kept.keep_entry(KeptEntry {
-                    file: file.clone(),
-                    entry: entry.text().to_owned(),
-                    kind: entry.kind().to_owned(),
-                });
-                kept.keep_settings(settings);
-                self.store.write(kept)?;
-            }
-            Step::KeepFile { mesh, file, settings } => {
-                let Some(seen) = look.files.get(file) else { return Ok(false) };
-                tracing::info!("taking over the file {file} of {mesh}");
-                let Owner { uid, gid, mode } = seen.owner;
-                let text = String::from_utf8_lossy(&seen.bytes).into_owned();
-                kept.keep_file(KeptFile { name: file.clone(), text, uid, gid, mode });
-                kept.keep_settings(settings);
-                self.store.write(kept)?;
-            }
-            Step::Write { file, was: None, text, .. } => {
-                if Kept::note(&mut kept.own_files, file) {
-                    self.store.write(kept)?;
-                }
-                conf.put(file, text.as_bytes(), Owner::private().of_this_process())?;
-            }
-            Step::Write { file, text, cause, .. } => {
-                let Some(seen) = look.files.get(file) else { return Ok(false) };
-                match conf.replace(file, seen, text.as_bytes())? {
-                    Replaced::Changed => return Ok(false),
-                    Replaced::Done(old) => {
-                        tracing::info!("wrote {file}: {cause:?}");
-                        let late = Late::new(file, old, &seen.bytes, text.as_bytes());
-                        self.late.retain(|late| late.name != *file);
-                        self.late.push(late);
-                    }
-                }
-            }
-            Step::Remove { file } => {
-                conf.remove(file)?;
-            }
-            Step::WriteDropIn { network, text, .. } => {
-                if Kept::note(&mut kept.drop_ins, network) {
-                    self.store.write(kept)?;
-                }
-                let owner = Owner::private().of_this_process();
-                conf.inner(network)?.put(&self.drop_in(), text.as_bytes(), owner)?;
-                // Runtimes watch the folder itself, and not those in it.
-                conf.poke()?;
-            }
-            Step::RemoveDropIn { network } => {
-                if let Some(inner) = conf.inner_if_there(network)? {
-                    inner.remove(&self.drop_in())?;
-                    conf.poke()?;
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    /// Have the plugin stand under the names of those whose entries were taken over: a runtime that
-    /// still has such an entry, as CRI-O keeps it for pods that began with it, calls this one then.
-    fn take_binaries(&mut self, bin: &Folder) -> Result<bool, InstallError> {
-        let mut kept = self.store.read()?;
-        for kind in taken_kinds(&kept) {
-            if self.binary.is_at(bin, &kind) {
-                continue;
-            }
-            let Some(old) = bin.read_at_most(&kind, crate::binary::MOST)? else { continue };
-            let Some(mesh) = Mesh::of(&kind) else { continue };
-            if !self.rivalry.may_take(mesh, Instant::now()) {
-                self.give_binaries_back(&kept, mesh)?;
-                return Ok(true);
-            }
-            self.store.keep_binary(&kind, &old.bytes)?;
-            if Kept::note(&mut kept.binaries, &kind) {
-                self.store.write(&kept)?;
-            }
-            bin.put(&kind, self.binary.bytes(), old.owner)?;
-            self.rivalry.took(mesh, Instant::now());
-            tracing::info!("took over {}", bin.path().join(&kind).display());
-        }
-        Ok(false)
-    }
-
-    fn give_binaries_back(&self, kept: &Kept, mesh: Mesh) -> Result<(), InstallError> {
-        let bin = Folder::open(&self.config.bin_dir)?;
-        for kind in kept.binaries.iter().filter(|kind| Mesh::of(kind) == Some(mesh)) {
-            if let Some(bytes) = self.store.binary(kind)?.filter(|_| self.is_ours(&bin, kind)) {
-                bin.put(kind, &bytes, Owner::program().of_this_process())?;
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn is_ours(&self, bin: &Folder, name: &str) -> bool {
-        self.binary.is_at(bin, name)
-    }
-}
-
-/// The types of entries that were taken over, as names of files.
-pub(crate) fn taken_kinds(kept: &Kept) -> Vec<String> {
-    let entries = kept.entries.iter().map(|own| own.kind.clone());
-    let of_file = |file: &KeptFile| {
-        let list = crate::list::List::parse(&file.text).ok()?;
-        let mut kinds = list.plugins.iter().map(crate::list::Entry::kind);
-        kinds.rfind(|kind| Mesh::of(kind).is_some()).map(str::to_owned)
-    };
-    let mut kinds: Vec<String> = entries.chain(kept.files.iter().filter_map(of_file)).collect();
-    kinds.retain(|kind| is_file_name(kind));
-    kinds.sort_unstable();
-    kinds.dedup();
-    kinds
 }
 
 fn drop_in(config: &Config) -> String {
@@ -388,15 +281,9 @@ fn drop_in(config: &Config) -> String {
 }
 
 fn wanted(config: &Config, kept: &Kept, yield_to: Vec<Mesh>) -> Result<Wanted, InstallError> {
-    let mut own_files = kept.own_files.clone();
-    for mode in [Mode::OwnFile, Mode::Standalone] {
-        Kept::note(&mut own_files, default_file(mode));
-    }
-    if let Some(file) = &config.file
-        && [Mode::OwnFile, Mode::Standalone].contains(&config.mode)
-    {
-        Kept::note(&mut own_files, file);
-    }
+    let has_own = [Mode::OwnFile, Mode::Standalone].contains(&config.mode);
+    let own =
+        Own { written: kept.own_files.clone(), named: config.file.clone().filter(|_| has_own) };
     let mut places = Settings::default();
     let kubeconfig = match &config.kubeconfig {
         kubeconfig::From::ServiceAccount => Some(config.run_dir.join(kubeconfig::NAME)),
@@ -414,7 +301,7 @@ fn wanted(config: &Config, kept: &Kept, yield_to: Vec<Mesh>) -> Result<Wanted, I
         kind: config.kind.clone(),
         mode: config.mode,
         file: config.file.clone(),
-        own_files,
+        own,
         settings: config.settings.clone(),
         kept: Settings::new(kept.settings.clone())?,
         places,
@@ -453,7 +340,7 @@ pub fn status(config: &Config) -> Result<Report, InstallError> {
         Kept::default()
     };
     let conf = Folder::open(&config.conf_dir)?;
-    let look = look(&conf, &kept, &drop_in(config), &[])?;
+    let look = look(&conf, &kept, &drop_in(config), &config.kind, &[])?;
     let mut plan = plan(&look.seen, &wanted(config, &kept, Vec::new())?);
     let binary = Binary::read(&config.plugin)?;
     let path = config.bin_dir.join(&config.kind);

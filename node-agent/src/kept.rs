@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::folder::{Folder, FolderError, Owner};
+use crate::folder::{Folder, FolderError, Owner, Seen};
 use crate::settings::Settings;
 
 const FILE: &str = "kept.json";
@@ -73,8 +73,10 @@ pub struct Kept {
     pub settings: Map<String, Value>,
     /// Files of the agent's own in the folder of configurations.
     pub own_files: Vec<String>,
-    /// Files of the agent's own in drop-in directories.
+    /// Networks with files of the agent's own in their drop-in directories.
     pub drop_ins: Vec<String>,
+    /// Names that the plugin's binary has or had.
+    pub plugins: Vec<String>,
 }
 
 /// The agent's folder, which one process at a time has.
@@ -114,6 +116,11 @@ impl Kept {
             names.push(name.to_owned());
         }
         new
+    }
+
+    /// Whether the agent wrote into the drop-in directory of a network.
+    pub fn has_drop_in(&self, network: &str) -> bool {
+        self.drop_ins.iter().any(|own| own == network)
     }
 
     /// Whether there is anything to restore.
@@ -186,23 +193,21 @@ impl Store {
         Ok(())
     }
 
-    /// Keep another plugin's binary.
+    /// Keep another plugin's binary, with its mode and owner.
     ///
     /// # Errors
     /// When it can't be written.
-    pub fn keep_binary(&self, name: &str, bytes: &[u8]) -> Result<(), KeptError> {
-        let owner = Owner::private().of_this_process();
-        Ok(self.folder.put(&format!("{BINARY}{name}"), bytes, owner)?)
+    pub fn keep_binary(&self, name: &str, seen: &Seen) -> Result<(), KeptError> {
+        Ok(self.folder.put(&format!("{BINARY}{name}"), &seen.bytes, seen.owner)?)
     }
 
     /// Another plugin's binary.
     ///
     /// # Errors
     /// When it can't be read.
-    pub fn binary(&self, name: &str) -> Result<Option<Vec<u8>>, KeptError> {
+    pub fn binary(&self, name: &str) -> Result<Option<Seen>, KeptError> {
         let most = crate::binary::MOST;
-        let seen = self.folder.read_at_most(&format!("{BINARY}{name}"), most)?;
-        Ok(seen.map(|seen| seen.bytes))
+        Ok(self.folder.read_at_most(&format!("{BINARY}{name}"), most)?)
     }
 
     /// Forget what is kept.
@@ -248,14 +253,18 @@ mod tests {
         }
         assert_eq!(kept.entries.len(), 1);
         store.write(&kept).unwrap();
-        store.keep_binary("istio-cni", b"x").unwrap();
+        let bin = Folder::open(folder.path()).unwrap();
+        let owner = Owner { mode: 0o751, ..Owner::program().of_this_process() };
+        bin.put("istio-cni", b"x", owner).unwrap();
+        store.keep_binary("istio-cni", &bin.read("istio-cni").unwrap().unwrap()).unwrap();
         store.set_uninstalled(true).unwrap();
         assert_eq!(store.read().unwrap().entries[0].entry, "new");
-        assert_eq!(store.binary("istio-cni").unwrap().as_deref(), Some(&b"x"[..]));
+        let binary = store.binary("istio-cni").unwrap().unwrap();
+        assert_eq!((&binary.bytes[..], binary.owner), (&b"x"[..], owner));
         assert!(store.is_uninstalled().unwrap());
         store.forget().unwrap();
         assert_eq!(store.read().unwrap(), Kept::default());
-        assert_eq!(store.binary("istio-cni").unwrap(), None);
+        assert!(store.binary("istio-cni").unwrap().is_none());
         store.set_uninstalled(false).unwrap();
         assert!(!store.is_uninstalled().unwrap());
     }

@@ -10,6 +10,7 @@
 
 pub mod api;
 pub mod audit;
+mod binaries;
 pub mod binary;
 pub mod cli;
 pub mod flags;
@@ -31,6 +32,7 @@ pub mod run;
 pub mod server;
 pub mod settings;
 pub mod state;
+mod steps;
 pub mod taint;
 pub mod uninstall;
 pub mod watch;

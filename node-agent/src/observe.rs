@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::folder::{self, Folder, FolderError, MOST, Seen as SeenFile};
 use crate::kept::Kept;
 use crate::list::{BadList, Entry, List};
-use crate::plan::{BadConf, Candidate, DropIn, Seen, is_list, is_read};
+use crate::plan::{BadConf, Candidate, DropIn, Seen, is_list, is_read, is_single};
 
 /// How long somebody who had a list open when it was replaced may still write to the old one.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -51,7 +51,7 @@ impl Late {
     }
 }
 
-/// Look. `drop_in` is the name of the agent's file in drop-in directories.
+/// Look. `drop_in` is the name of the agent's file in drop-in directories, and `kind` the plugin's type.
 ///
 /// # Errors
 /// When the folder can't be read.
@@ -59,6 +59,7 @@ pub fn look(
     folder: &Folder,
     kept: &Kept,
     drop_in: &str,
+    kind: &str,
     late: &[Late],
 ) -> Result<Look, FolderError> {
     let (mut files, mut candidates) = (BTreeMap::new(), Vec::new());
@@ -90,14 +91,28 @@ pub fn look(
     let mut drop_ins = Vec::new();
     for network in networks.into_iter().filter(|name| is_file_name(name)) {
         let Some(inner) = folder.inner_if_there(&network)? else { continue };
-        let seen = match inner.read(drop_in) {
-            Ok(None) => continue,
-            read => read.ok().flatten(),
-        };
-        let entry = seen.and_then(|seen| Entry::parse(seen.text()?).ok());
-        drop_ins.push(DropIn { network, entry });
+        // Under the name that the agent's has now, and those that it had before.
+        for file in inner.names()?.into_iter().filter(|name| is_single(name)) {
+            let seen = match inner.read(&file) {
+                Ok(None) => continue,
+                read => read.ok().flatten(),
+            };
+            let entry = seen.and_then(|seen| Entry::parse(seen.text()?).ok());
+            let is_named = file == drop_in;
+            let is_own =
+                is_own_drop_in(entry.as_ref(), kind, is_named && kept.has_drop_in(&network));
+            if is_own || is_named {
+                drop_ins.push(DropIn { network: network.clone(), file, entry, is_own });
+            }
+        }
     }
     Ok(Look { seen: Seen { files: candidates, drop_ins }, files })
+}
+
+/// Whether a file in a drop-in directory is the agent's: it has the plugin, or it is none's any more and
+/// the agent `wrote` one of its name.
+pub fn is_own_drop_in(entry: Option<&Entry>, kind: &str, wrote: bool) -> bool {
+    entry.map_or(wrote, |entry| entry.kind() == kind)
 }
 
 /// Whether it is the name of a file in a folder, and no way out of it.
@@ -105,6 +120,10 @@ pub fn is_file_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['/', '\0']) && ![".", ".."].contains(&name)
 }
 
-fn parse(name: &str, text: &str) -> Result<List, BadList> {
+/// What a text says under this name.
+///
+/// # Errors
+/// When runtimes can't use it.
+pub fn parse(name: &str, text: &str) -> Result<List, BadList> {
     if is_list(name) { List::parse(text) } else { List::of_single(text) }
 }

@@ -5,10 +5,11 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use crate::folder::{Folder, Owner};
+use crate::binaries::taken_kinds;
+use crate::folder::{Folder, Owner, Replaced};
 use crate::foreign::Mesh;
-use crate::install::{InstallError, Installer, SOCKET, taken_kinds};
-use crate::kept::Kept;
+use crate::install::{InstallError, Installer, PLUGIN, SOCKET};
+use crate::kept::{Kept, KeptFile};
 use crate::kubeconfig;
 use crate::list::{Entry, List};
 use crate::observe::{Look, look};
@@ -38,6 +39,9 @@ impl Installer {
         let _held = self.store.hold()?;
         let mut kept = self.store.read()?;
         let (bin, conf) = (Folder::open(&self.config.bin_dir)?, self.conf()?);
+        if !kept.plugins.contains(&self.config.kind) {
+            self.is_free(&kept, &bin, &conf)?;
+        }
         if way.restore {
             self.check_restorable(&kept, &bin)?;
         }
@@ -70,7 +74,7 @@ impl Installer {
     fn leave(&mut self, kept: &mut Kept, conf: &Folder) -> Result<(), InstallError> {
         self.change(kept, conf, |installer, kept, look| {
             let wanted = installer.wanted(kept, Vec::new())?;
-            Ok(withdraw(&look.seen, &installer.config.kind, &wanted.own_files))
+            Ok(withdraw(&look.seen, &installer.config.kind, &wanted.own))
         })
     }
 
@@ -82,7 +86,7 @@ impl Installer {
         steps: impl Fn(&Self, &Kept, &Look) -> Result<Vec<Step>, InstallError>,
     ) -> Result<(), InstallError> {
         for _ in 0..TURNS {
-            let look = look(conf, kept, &self.drop_in(), &[])?;
+            let look = self.look(kept, conf)?;
             let steps = steps(self, kept, &look)?;
             if steps.is_empty() {
                 return Ok(());
@@ -103,7 +107,7 @@ impl Installer {
         }
         for kind in taken_kinds(kept) {
             let there = bin.read_at_most(&kind, crate::binary::MOST)?.is_some();
-            let theirs = there && !self.is_ours(bin, &kind);
+            let theirs = there && !self.is_ours(bin, &kind)?;
             if !theirs && self.store.binary(&kind)?.is_none() {
                 return Err(InstallError::NoBinary(kind));
             }
@@ -119,25 +123,60 @@ impl Installer {
         conf: &Folder,
     ) -> Result<(), InstallError> {
         for kind in &kept.binaries {
-            if let Some(bytes) = self.store.binary(kind)?.filter(|_| self.is_ours(bin, kind)) {
-                bin.put(kind, &bytes, Owner::program().of_this_process())?;
-            }
+            self.give_back(bin, kind)?;
         }
         // A drop-in directory is another file: ours is called from the list itself first.
         self.change(kept, conf, Self::inlined)?;
-        self.change(kept, conf, |installer, kept, look| Ok(installer.put_back(kept, look)))?;
-        for file in &kept.files {
-            if conf.read(&file.name)?.is_none() {
-                let owner = Owner { uid: file.uid, gid: file.gid, mode: file.mode };
-                conf.put(&file.name, file.text.as_bytes(), owner)?;
+        self.change(kept, conf, Self::put_back)?;
+        kept.files.iter().try_for_each(|file| self.put_file_back(kept, conf, file))
+    }
+
+    /// A file that was taken over, with its mode and owner: where it was removed, or in the place of
+    /// the agent's own, which has its name.
+    fn put_file_back(
+        &self,
+        kept: &Kept,
+        conf: &Folder,
+        file: &KeptFile,
+    ) -> Result<(), InstallError> {
+        let wanted = self.wanted(kept, Vec::new())?;
+        let owner = Owner { uid: file.uid, gid: file.gid, mode: file.mode };
+        let (name, bytes) = (file.name.as_str(), file.text.as_bytes());
+        for _ in 0..TURNS {
+            let look = self.look(kept, conf)?;
+            let there = look.seen.files.iter().find(|there| there.name == name);
+            let is_own = |there: &Candidate| wanted.own.has(there, &look.seen, &wanted.kind);
+            match (there, look.files.get(name)) {
+                (None, _) => {
+                    if conf.create(name, bytes, owner)? {
+                        return Ok(());
+                    }
+                }
+                (Some(_), Some(seen)) if seen.bytes == bytes => return Ok(()),
+                (Some(there), Some(seen)) if is_own(there) => {
+                    let replaced = conf.replace_for(name, seen, bytes, owner)?;
+                    if matches!(replaced, Replaced::Done(_)) {
+                        return Ok(());
+                    }
+                }
+                // Their agent wrote it anew meanwhile.
+                _ => {
+                    tracing::warn!("{name} is not put back: another one is there by now");
+                    return Ok(());
+                }
             }
+            thread::sleep(PAUSE);
         }
-        Ok(())
+        Err(InstallError::Busy)
+    }
+
+    fn look(&self, kept: &Kept, conf: &Folder) -> Result<Look, InstallError> {
+        Ok(look(conf, kept, &self.drop_in(), &self.config.kind, &[])?)
     }
 
     /// Steps after which the plugin is called by the list, and not from its drop-in directory.
     fn inlined(&self, kept: &Kept, look: &Look) -> Result<Vec<Step>, InstallError> {
-        if look.seen.drop_ins.is_empty() || kept.entries.is_empty() {
+        if !look.seen.drop_ins.iter().any(|there| there.is_own) || kept.entries.is_empty() {
             return Ok(Vec::new());
         }
         let mut wanted = self.wanted(kept, Vec::new())?;
@@ -147,12 +186,14 @@ impl Installer {
     }
 
     /// Entries that were taken over, in their lists again.
-    fn put_back(&self, kept: &Kept, look: &Look) -> Vec<Step> {
+    fn put_back(&self, kept: &Kept, look: &Look) -> Result<Vec<Step>, InstallError> {
+        let wanted = self.wanted(kept, Vec::new())?;
+        let is_own = |file: &Candidate| wanted.own.has(file, &look.seen, &wanted.kind);
         let lists: Vec<(&Candidate, &List)> = look
             .seen
             .files
             .iter()
-            .filter(|file| is_list(&file.name) && !kept.own_files.contains(&file.name))
+            .filter(|file| is_list(&file.name) && !is_own(file))
             .filter_map(|file| Some((file, file.list.as_ref().ok()?)))
             .collect();
         let mut back: Vec<(&Candidate, List)> = Vec::new();
@@ -177,7 +218,7 @@ impl Installer {
             text: list.text(),
             cause: Cause::Withdrawn,
         };
-        back.into_iter().map(write).collect()
+        Ok(back.into_iter().map(write).collect())
     }
 
     fn remove_binaries(
@@ -186,14 +227,23 @@ impl Installer {
         bin: &Folder,
         conf: &Folder,
     ) -> Result<(), InstallError> {
-        let look = look(conf, kept, &self.drop_in(), &[])?;
+        let look = self.look(kept, conf)?;
         let is_named = |name: &str| {
             let lists = look.seen.files.iter().filter_map(|file| file.list.as_ref().ok());
             lists.flat_map(|list| &list.plugins).any(|entry| entry.kind() == name)
         };
         // Those under others' names are ours alone where they were not put back.
-        let taken = taken_kinds(kept).into_iter().filter(|kind| self.is_ours(bin, kind));
-        for name in taken.chain([self.config.kind.clone()]) {
+        let mut names = Vec::new();
+        for kind in taken_kinds(kept) {
+            if self.is_ours(bin, &kind)? {
+                names.push(kind);
+            }
+        }
+        let kind = &self.config.kind;
+        if kind == PLUGIN || kept.plugins.contains(kind) || self.binary.is_at(bin, kind) {
+            names.push(kind.clone());
+        }
+        for name in names {
             if is_named(&name) {
                 tracing::warn!("{name} is left: a list names it");
                 continue;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -128,6 +129,120 @@ fn a_file_of_its_own_is_taken_over_and_comes_back() -> Result<()> {
         assert_eq!(node.names(node.conf())?, [OWNED, LIST], "{mode}");
         assert_eq!(node.names(node.bin())?, ["istio-cni"], "{mode}");
     }
+    Ok(())
+}
+
+/// Verify that a file of istio-cni's that has the name which the agent's own gets is kept before that is
+/// written, and comes back byte for byte with its mode and owner, its binary too; also after an agent
+/// with another plugin, and after istio-cni's agent wrote its file anew.
+#[test]
+fn a_file_in_the_way_is_taken_over_and_comes_back() -> Result<()> {
+    let single = |level: &str| {
+        let mut entry = istio();
+        entry["plugin_log_level"] = json!(level);
+        entry["cniVersion"] = json!("0.3.1");
+        format!("{entry:#}\n\n")
+    };
+    for (mode, file, texts) in [
+        ("own-file", OWNED, [list(&[istio()]), list(&[json!({ "type": "portmap" }), istio()])]),
+        ("standalone", "istio-cni.conf", [single("debug"), single("warn")]),
+    ] {
+        let node = Node::new()?;
+        program(&node, "istio-cni")?;
+        let binary = node.bin().join("istio-cni");
+        let program_text = fs::read(&binary)?;
+        std::os::unix::fs::chown(&binary, Some(0), Some(78))?;
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o750))?;
+        node.write(LIST, &list(&[]))?;
+        let path = node.conf().join(file);
+        let way = ["--mode", mode, "--conf-file", file];
+        let mut other = PathBuf::from(node.plugin());
+        for text in &texts {
+            node.write(file, text)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o640))?;
+            std::os::unix::fs::chown(&path, Some(0), Some(77))?;
+            let said = node.do_("install", &way)?;
+            ensure!(said.starts_with(&format!("installed: {file}\n")), "{mode}: {said}");
+            let now = fs::read_to_string(&path)?;
+            let value: Value = serde_json::from_str(&now)?;
+            let entry = value["plugins"].get(1).unwrap_or(&value);
+            assert_eq!(entry["type"], "millrace-cni", "{mode}: {now}");
+            ensure!(now.contains("legacy") && now.contains("nftables"), "{mode}: {now}");
+            ensure!(fs::read(&binary)? == fs::read(&other)?, "{mode}: the old binary is there");
+            node.do_("status", &way)?;
+            // An upgrade.
+            other = millrace_tests::binary::system("false")?;
+            let newer = [&way[..], &["--plugin", other.to_str().context("a path")?]].concat();
+            node.do_("install", &newer)?;
+            ensure!(fs::read(&binary)? == fs::read(&other)?, "{mode}: not the newer one");
+            other = PathBuf::from(node.plugin());
+        }
+        node.do_("uninstall", &[&way[..], &["--restore", "--grace", "0s"]].concat())?;
+        assert_eq!(fs::read_to_string(&path)?, texts[1], "{mode}");
+        let meta = fs::metadata(&path)?;
+        assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o640, 0, 77), "{mode}");
+        ensure!(fs::read(&binary)? == program_text, "{mode}: the binary is not back");
+        let meta = fs::metadata(&binary)?;
+        assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o750, 0, 78), "{mode}");
+        assert_eq!(fs::read_to_string(node.conf().join(LIST))?, list(&[]), "{mode}");
+        assert_eq!(node.names(node.bin())?, ["istio-cni"], "{mode}");
+    }
+    Ok(())
+}
+
+/// Verify that a file or a program of somebody else's that can't be kept is never written over nor
+/// removed: that is refused with its name, installing as well as uninstalling.
+#[test]
+fn what_is_somebody_elses_stays() -> Result<()> {
+    let portmap = r#"{"type":"portmap","snat":true}"#;
+    let single = r#"{"cniVersion":"0.4.0","name":"x","type":"macvlan"}"#;
+    let chained = ["--mode", "chained", "--plugin-name", "bridge"];
+    for (args, at, text) in [
+        (&["--mode", "own-file", "--conf-file", "05-x.conflist"], "net.d/05-x.conflist", list(&[])),
+        (&["--mode", "own-file", "--conf-file", LIST], "net.d/10-net.conflist", list(&[])),
+        (&["--mode", "standalone", "--conf-file", "x.conf"], "net.d/x.conf", single.to_owned()),
+        (
+            &["--mode", "drop-in", "--conf-file", "5-x.conf"],
+            "net.d/net/5-x.conf",
+            portmap.to_owned(),
+        ),
+        (&chained, "bin/bridge", "bridge".to_owned()),
+        (&chained, "net.d/10-net.conflist", list(&[])),
+    ] {
+        let node = Node::new()?;
+        node.write(LIST, &list(&[]))?;
+        let path = node.folder().join(at);
+        fs::create_dir_all(path.parent().context("a folder")?)?;
+        fs::write(&path, &text)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o751))?;
+        let output = node.once("install", args)?;
+        let said = format!("{output:?}");
+        let name = path.file_name().and_then(|name| name.to_str()).context("a name")?;
+        ensure!(!output.status.success(), "{args:?}: {said}");
+        ensure!(said.contains(name) && said.contains("choose another name"), "{args:?}: {said}");
+        for _ in 0..2 {
+            assert_eq!(fs::read_to_string(&path)?, text, "{args:?}");
+            assert_eq!(fs::metadata(&path)?.mode() & 0o7777, 0o751, "{args:?}");
+            assert_eq!(kinds(&node, LIST)?, ["bridge"], "{args:?}");
+            let gone = node.once("uninstall", &[&args[..], &["--grace", "0s"]].concat())?;
+            assert_eq!(gone.status.success(), *args != chained, "{args:?}: {gone:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Verify that another name of a drop-in leaves none of the old one, and that neither is there when the
+/// plugin is gone.
+#[test]
+fn a_drop_in_of_an_older_name_goes() -> Result<()> {
+    let node = Node::new()?;
+    node.write(LIST, &list(&[]))?;
+    for name in ["40-a.conf", "50-b.conf"] {
+        node.do_("install", &["--mode", "drop-in", "--conf-file", name])?;
+        assert_eq!(node.names(&node.conf().join("net"))?, [name]);
+    }
+    node.do_("uninstall", &["--grace", "0s"])?;
+    assert_eq!(node.names(&node.conf().join("net"))?, [""; 0]);
     Ok(())
 }
 

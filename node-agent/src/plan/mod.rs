@@ -1,7 +1,10 @@
 //! What is to be done with the files in a folder of CNI configurations: decided from what was seen,
 //! without touching anything.
 
+mod own;
 mod planner;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
@@ -9,6 +12,7 @@ use crate::foreign::Mesh;
 use crate::list::{BadList, Entry, List};
 use crate::settings::Settings;
 
+pub use own::Own;
 pub use planner::plan;
 
 /// Where the plugin stands.
@@ -52,8 +56,12 @@ pub enum BadConf {
 pub struct DropIn {
     /// The directory, which has the name of the network.
     pub network: String,
+    /// Its name.
+    pub file: String,
     /// Its content, if it is one.
     pub entry: Option<Entry>,
+    /// Whether it is the agent's.
+    pub is_own: bool,
 }
 
 /// What was seen.
@@ -61,7 +69,7 @@ pub struct DropIn {
 pub struct Seen {
     /// Files with the endings that runtimes read, in their order.
     pub files: Vec<Candidate>,
-    /// The files of the agent's own in drop-in directories.
+    /// The files in drop-in directories that are the agent's own, or have the name that it needs.
     pub drop_ins: Vec<DropIn>,
 }
 
@@ -74,8 +82,8 @@ pub struct Wanted {
     pub mode: Mode,
     /// The file of the agent's own, or the one whose list is used in place of the first.
     pub file: Option<String>,
-    /// Files that are or were the agent's own.
-    pub own_files: Vec<String>,
+    /// Which files are the agent's own.
+    pub own: Own,
     /// What the operator says.
     pub settings: Settings,
     /// What was taken over before.
@@ -119,7 +127,7 @@ pub enum Step {
         /// What of it holds from now on.
         settings: Settings,
     },
-    /// Keep another plugin's whole file, before it is removed.
+    /// Keep another plugin's whole file, before it is removed or the agent's own takes its name.
     KeepFile {
         /// Whose.
         mesh: Mesh,
@@ -127,6 +135,11 @@ pub enum Step {
         file: String,
         /// What of its entry holds from now on.
         settings: Settings,
+    },
+    /// Note that a file of this name is the agent's own, before it is written.
+    Own {
+        /// Its name.
+        file: String,
     },
     /// Have a file say this.
     Write {
@@ -153,10 +166,12 @@ pub enum Step {
         /// Why.
         cause: Cause,
     },
-    /// Remove the file from a drop-in directory.
+    /// Remove a file from a drop-in directory.
     RemoveDropIn {
         /// The network.
         network: String,
+        /// Its name.
+        file: String,
     },
 }
 
@@ -219,19 +234,30 @@ pub fn is_single(name: &str) -> bool {
     Path::new(name).extension().is_some_and(|ending| ending == "conf")
 }
 
-/// Decide how it is gone.
-pub fn withdraw(seen: &Seen, kind: &str, own_files: &[String]) -> Vec<Step> {
-    let is_own = |file: &&Candidate| own_files.contains(&file.name);
+/// Decide how it is gone. A file of somebody else's stays, whatever its name.
+pub fn withdraw(seen: &Seen, kind: &str, own: &Own) -> Vec<Step> {
+    let is_own = |file: &&Candidate| own.has(file, seen, kind);
     let mut steps = Vec::new();
     for file in seen.files.iter().filter(|file| !is_own(file)) {
         steps.extend(withdrawn(file, kind));
     }
     // Where the list without the plugin is in front again, nothing is missing in between.
-    let own = seen.files.iter().filter(is_own);
-    steps.extend(own.map(|file| Step::Remove { file: file.name.clone() }));
-    let drop_ins = seen.drop_ins.iter();
-    steps.extend(drop_ins.map(|own| Step::RemoveDropIn { network: own.network.clone() }));
+    steps.extend(seen.files.iter().filter(is_own).map(|file| {
+        // Another mesh's agent put its entry into the first list, which was this one.
+        let with_others =
+            file.list.as_ref().is_ok_and(|list| own::of_meshes(list).next().is_some());
+        let rest = withdrawn(file, kind).filter(|_| with_others);
+        rest.unwrap_or_else(|| Step::Remove { file: file.name.clone() })
+    }));
+    let drop_ins = seen.drop_ins.iter().filter(|there| there.is_own);
+    steps.extend(drop_ins.map(DropIn::removed));
     steps
+}
+
+impl DropIn {
+    fn removed(&self) -> Step {
+        Step::RemoveDropIn { network: self.network.clone(), file: self.file.clone() }
+    }
 }
 
 /// A list without the plugin's entry; none where it has none.

@@ -1,8 +1,10 @@
 //! The decisions: which list is the one, what becomes of others' entries in it, and where the plugin
 //! stands.
 
+use super::own::{is_default, of_meshes};
 use super::{
-    Candidate, Cause, Mode, Plan, Seen, State, Step, Wanted, default_file, is_list, withdraw,
+    Candidate, Cause, DropIn, Mode, Plan, Seen, State, Step, Wanted, default_file, is_list,
+    withdraw,
 };
 use crate::foreign::{Mesh, NotTaken};
 use crate::list::{Entry, List};
@@ -10,7 +12,8 @@ use crate::settings::Settings;
 
 /// Decide.
 pub fn plan(seen: &Seen, wanted: &Wanted) -> Plan {
-    Planner { seen, wanted, steps: Vec::new(), words: Vec::new() }.plan()
+    let (steps, words, carried) = (Vec::new(), Vec::new(), Vec::new());
+    Planner { seen, wanted, steps, words, carried }.plan()
 }
 
 struct Planner<'p> {
@@ -18,6 +21,8 @@ struct Planner<'p> {
     wanted: &'p Wanted,
     steps: Vec<Step>,
     words: Vec<String>,
+    /// Entries that others put into the agent's own file, and that stay.
+    carried: Vec<Entry>,
 }
 
 impl<'p> Planner<'p> {
@@ -34,16 +39,17 @@ impl<'p> Planner<'p> {
         let taken = self.take(base, list)?;
         let entry = self.entry(&taken)?;
         let kept = list.clone().without(|kind| self.is_own_or(&taken, kind));
-        let whole = kept.clone().with(entry.clone());
+        let carried = self.carried.iter().cloned();
+        let whole = carried.fold(kept.clone(), List::with).with(entry.clone());
         let mode = match self.wanted.mode {
             // A single plugin's file has no room for another one.
             Mode::Chained | Mode::DropIn if !is_list(&base.name) => Mode::OwnFile,
             // In one rename first: the drop-in directory is another file.
-            Mode::DropIn if !taken.is_empty() => Mode::Chained,
+            Mode::DropIn if !taken.is_empty() || !self.carried.is_empty() => Mode::Chained,
             mode => mode,
         };
         let state = match mode {
-            Mode::OwnFile => self.own_file(base, list, &whole)?,
+            Mode::OwnFile => self.own_file(base, list, &whole, &taken)?,
             Mode::DropIn => self.drop_in(list, &entry)?,
             _ => {
                 if !list.says(&whole) {
@@ -58,17 +64,24 @@ impl<'p> Planner<'p> {
         if mode != Mode::Chained {
             self.steps.extend(Self::after_taking(base, list, &kept, &taken));
         }
-        let others = self.seen.files.iter().filter(|file| {
-            self.wanted.own_files.contains(&file.name)
-                && (mode != Mode::OwnFile || file.name != own)
-        });
-        self.steps.extend(others.map(|file| Step::Remove { file: file.name.clone() }));
-        let others = self
+        let name = self.own_name(Mode::DropIn);
+        let files = self
+            .seen
+            .files
+            .iter()
+            .filter(|file| self.is_own(file) && (mode != Mode::OwnFile || file.name != own))
+            .map(|file| Step::Remove { file: file.name.clone() });
+        let drop_ins = self
             .seen
             .drop_ins
             .iter()
-            .filter(|there| mode != Mode::DropIn || there.network != list.name);
-        self.steps.extend(others.map(|own| Step::RemoveDropIn { network: own.network.clone() }));
+            .filter(|there| {
+                let wanted = there.network == list.name && there.file == name;
+                there.is_own && (mode != Mode::DropIn || !wanted)
+            })
+            .map(DropIn::removed);
+        let others: Vec<Step> = files.chain(drop_ins).collect();
+        self.steps.extend(others);
         self.copies(base, list, &taken);
         Ok(state)
     }
@@ -91,8 +104,7 @@ impl<'p> Planner<'p> {
     /// The list that the runtime uses, or would use without the agent's own.
     fn base(&mut self) -> Result<(&'p Candidate, &'p List), State> {
         let seen = self.seen;
-        let others: Vec<&Candidate> =
-            seen.files.iter().filter(|file| !self.wanted.own_files.contains(&file.name)).collect();
+        let others: Vec<&Candidate> = seen.files.iter().filter(|file| !self.is_own(file)).collect();
         let named = self.wanted.file.as_ref().filter(|_| self.wanted.mode == Mode::Chained);
         if let Some(name) = named {
             let found =
@@ -107,6 +119,7 @@ impl<'p> Planner<'p> {
                 ));
             }
             let list = file.list.as_ref();
+            self.is_free(file)?;
             return list
                 .map(|list| (*file, list))
                 .map_err(|why| State::Waiting(format!("{}: {why}", file.name)));
@@ -115,8 +128,9 @@ impl<'p> Planner<'p> {
         for file in others.iter().copied() {
             match &file.list {
                 // A copy that another agent made and put in front goes when the original has it all.
-                Ok(list) if self.is_copy(file, list, &others) => {}
+                Ok(list) if self.is_copy(file, list, &others) || self.is_target(file) => {}
                 Ok(list) => {
+                    self.is_free(file)?;
                     // containerd stops at a bad file, CRI-O goes on to the next.
                     self.words.extend(bad);
                     return Ok((file, list));
@@ -129,6 +143,34 @@ impl<'p> Planner<'p> {
         } else {
             bad.join("; ")
         }))
+    }
+
+    /// Whether a file that is not the agent's leaves it the name that its own has: the plugin in it
+    /// would make it the agent's own.
+    fn is_free(&mut self, file: &Candidate) -> Result<(), State> {
+        if !is_default(&file.name) {
+            return Ok(());
+        }
+        Err(self.refused(format!(
+            "{} has the name of the agent's own file, and is somebody else's: rename it",
+            file.name
+        )))
+    }
+
+    /// Whether the agent's own list is to have the name of this one, which is another mesh's and
+    /// taken over: it is made of the list behind it.
+    fn is_target(&self, file: &Candidate) -> bool {
+        self.wanted.mode == Mode::OwnFile
+            && file.name == self.own_name(Mode::OwnFile)
+            && !self.is_own(file)
+            && file
+                .list
+                .as_ref()
+                .is_ok_and(|list| of_meshes(list).any(|(_, entry)| self.is_taken(entry.kind())))
+    }
+
+    fn is_own(&self, file: &Candidate) -> bool {
+        self.wanted.own.has(file, self.seen, &self.wanted.kind)
     }
 
     /// Whether a list is what an agent of another mesh made of a later one: named after its plugin,
@@ -157,8 +199,8 @@ impl<'p> Planner<'p> {
         let files: Vec<&Candidate> = self.seen.files.iter().collect();
         for file in &files {
             let Ok(copy) = &file.list else { continue };
-            let own = self.wanted.own_files.contains(&file.name) || file.name == base.name;
-            if own || copy.name != list.name || !self.is_copy(file, copy, &files) {
+            let stays = self.is_own(file) || self.is_target(file) || file.name == base.name;
+            if stays || copy.name != list.name || !self.is_copy(file, copy, &files) {
                 continue;
             }
             let meshes = copy.plugins.iter().filter_map(|entry| Mesh::of(entry.kind()));
@@ -184,8 +226,9 @@ impl<'p> Planner<'p> {
         kind == self.wanted.kind || Mesh::of(kind).is_some_and(is_taken)
     }
 
-    /// Entries of other meshes in the base, and in copies of it: their settings, where they are taken
-    /// over.
+    /// Entries of other meshes in the base, in copies of it, in a file whose name the agent's own gets,
+    /// and in the agent's own, where another agent took that for the network's: their settings, where
+    /// they are taken over.
     fn take(
         &mut self,
         base: &'p Candidate,
@@ -193,22 +236,30 @@ impl<'p> Planner<'p> {
     ) -> Result<Vec<(Mesh, Settings)>, State> {
         let seen = self.seen;
         let files: Vec<&Candidate> = seen.files.iter().collect();
-        let copies = seen.files.iter().filter_map(|file| {
+        let more = seen.files.iter().filter_map(|file| {
             let copy = file.list.as_ref().ok()?;
-            (file.name != base.name && self.is_copy(file, copy, &files)).then_some((file, copy))
+            let counts =
+                self.is_own(file) || self.is_target(file) || self.is_copy(file, copy, &files);
+            (file.name != base.name && counts).then_some((file, copy))
         });
-        let sources: Vec<(&Candidate, &List)> = copies.chain([(base, list)]).collect();
+        let sources: Vec<(&Candidate, &List)> = more.chain([(base, list)]).collect();
         let mut taken: Vec<(Mesh, Settings)> = Vec::new();
-        for (file, list) in sources {
-            for entry in &list.plugins {
-                let Some(mesh) = Mesh::of(entry.kind()) else { continue };
+        for (file, from) in sources {
+            let is_own = self.is_own(file);
+            for (mesh, entry) in of_meshes(from) {
                 if !self.is_taken(entry.kind()) {
                     self.leave(mesh)?;
+                    let is_elsewhere = of_meshes(list).any(|(own, _)| own == mesh)
+                        || self.carried.iter().any(|own| Mesh::of(own.kind()) == Some(mesh));
+                    if (is_own || self.is_target(file)) && !is_elsewhere {
+                        self.carried.push(entry.clone());
+                    }
                     continue;
                 }
                 let found = mesh.take(entry).map_err(|why| self.block(&why))?;
                 self.words.extend(found.words.iter().map(|word| format!("{mesh}: {word}")));
-                if file.name == base.name {
+                // Of the others the whole file is kept.
+                if file.name == base.name || is_own {
                     self.steps.push(Step::Keep {
                         mesh,
                         file: file.name.clone(),
@@ -252,20 +303,53 @@ impl<'p> Planner<'p> {
 
     /// Have the plugin called by nothing, for this reason.
     fn withdrawn(&mut self, why: String) -> State {
-        self.steps = withdraw(self.seen, &self.wanted.kind, &self.wanted.own_files);
+        self.steps = withdraw(self.seen, &self.wanted.kind, &self.wanted.own);
         State::Blocked(why)
     }
 
-    fn entry(&self, taken: &[(Mesh, Settings)]) -> Result<Entry, State> {
-        let blocked = |why: String| State::Blocked(why);
+    /// Change nothing, for this reason.
+    fn refused(&mut self, why: String) -> State {
+        self.steps.clear();
+        State::Blocked(why)
+    }
+
+    /// Keep a file of others whose name the agent's own gets. It has to be of a mesh whose entries
+    /// are taken over: anything else may be what the node's pods are connected with.
+    fn keep_file(&mut self, file: &Candidate, taken: &[(Mesh, Settings)]) -> Result<(), State> {
+        let list = file.list.as_ref().ok();
+        let own = list.and_then(|list| {
+            of_meshes(list).find_map(|(mesh, _)| taken.iter().find(|(own, _)| *own == mesh))
+        });
+        let Some((mesh, settings)) = own else {
+            return Err(self.refused(format!(
+                "{} is there already, and is not the agent's: choose another name (--conf-file), or \
+                 remove it",
+                file.name
+            )));
+        };
+        let (mesh, settings) = (*mesh, settings.clone());
+        self.steps.push(Step::KeepFile { mesh, file: file.name.clone(), settings });
+        Ok(())
+    }
+
+    /// Write a file of the agent's own.
+    fn write_own(&mut self, name: &str, there: Option<&Candidate>, text: String, cause: Cause) {
+        if !self.wanted.own.written.iter().any(|own| own == name) {
+            self.steps.push(Step::Own { file: name.to_owned() });
+        }
+        let was = there.map(|file| file.text.clone());
+        self.steps.push(Step::Write { file: name.to_owned(), was, text, cause });
+    }
+
+    fn entry(&mut self, taken: &[(Mesh, Settings)]) -> Result<Entry, State> {
         let mut settings = self.wanted.settings.clone();
         for (_, of_mesh) in taken {
             settings = settings.over(of_mesh);
         }
         let settings = settings.over(&self.wanted.kept).over(&self.wanted.places);
         let whole = Settings::new(settings.members().clone());
-        let whole = whole.map_err(|error| blocked(format!("the settings: {error}")))?;
-        whole.entry(&self.wanted.kind).map_err(|error| blocked(error.to_string()))
+        let whole = whole.map_err(|error| self.refused(format!("the settings: {error}")))?;
+        whole.entry(&self.wanted.kind).map_err(|error| self.refused(error.to_string()))
     }
 
     fn own_name(&self, mode: Mode) -> String {
@@ -273,18 +357,33 @@ impl<'p> Planner<'p> {
         named.unwrap_or_else(|| default_file(mode).to_owned())
     }
 
-    fn own_file(&mut self, base: &Candidate, list: &List, whole: &List) -> Result<State, State> {
+    fn own_file(
+        &mut self,
+        base: &Candidate,
+        list: &List,
+        whole: &List,
+        taken: &[(Mesh, Settings)],
+    ) -> Result<State, State> {
         let name = self.own_name(Mode::OwnFile);
+        if base.name == name {
+            return Err(self.refused(format!(
+                "{name} is the list that the runtime uses, and not the agent's: choose another name \
+                 (--conf-file), which sorts before it"
+            )));
+        }
         let front = self.seen.files.iter().find(|file| file.name != name && file.name < name);
         if let Some(front) = front {
-            return Err(State::Blocked(format!(
+            return Err(self.refused(format!(
                 "{} is in front of {name}: choose a file name that sorts before it",
                 front.name
             )));
         }
         let there = self.seen.files.iter().find(|file| file.name == name);
         let said = there.and_then(|file| file.list.as_ref().ok());
-        if !said.is_some_and(|said| said.says(whole)) {
+        if let Some(foreign) = there.filter(|file| !self.is_own(file)) {
+            self.keep_file(foreign, taken)?;
+            self.write_own(&name, there, whole.text(), Cause::TakenOver);
+        } else if !said.is_some_and(|said| said.says(whole)) {
             let cause = match said {
                 None => Cause::Missing,
                 Some(said) => {
@@ -294,9 +393,7 @@ impl<'p> Planner<'p> {
                     if follows { Cause::Changed } else { Cause::Followed }
                 }
             };
-            let was = there.map(|file| file.text.clone());
-            let text = whole.text();
-            self.steps.push(Step::Write { file: name.clone(), was, text, cause });
+            self.write_own(&name, there, whole.text(), cause);
         }
         if !is_list(&base.name) {
             self.words.push(format!("{} is a single plugin's: {name} has it in a list", base.name));
@@ -306,13 +403,22 @@ impl<'p> Planner<'p> {
 
     fn drop_in(&mut self, list: &List, entry: &Entry) -> Result<State, State> {
         if list.refuses_drop_ins() {
-            return Err(State::Blocked(format!(
+            return Err(self.refused(format!(
                 "the list of {} has loadOnlyInlinedPlugins: its drop-in directory is not read",
                 list.name
             )));
         }
         let name = self.own_name(Mode::DropIn);
-        let there = self.seen.drop_ins.iter().find(|own| own.network == list.name);
+        let seen = self.seen;
+        let is_it = |there: &&DropIn| there.network == list.name && there.file == name;
+        let there = seen.drop_ins.iter().find(is_it);
+        if there.is_some_and(|there| !there.is_own) {
+            return Err(self.refused(format!(
+                "{}/{name} is there already, and is not the agent's: choose another name \
+                 (--conf-file), or remove it",
+                list.name
+            )));
+        }
         let said = there.and_then(|own| own.entry.as_ref());
         if !said.is_some_and(|said| said.says(entry)) {
             let cause = if there.is_some() { Cause::Changed } else { Cause::Missing };
@@ -324,25 +430,41 @@ impl<'p> Planner<'p> {
 
     fn standalone(&mut self) -> Result<State, State> {
         let name = self.own_name(Mode::Standalone);
-        let foreign = self.seen.files.iter().filter(|file| file.name != name).filter_map(|file| {
-            let list = file.list.as_ref().ok()?;
-            let mesh = list.plugins.iter().find_map(|entry| Mesh::of(entry.kind()))?;
+        let seen = self.seen;
+        let there = seen.files.iter().find(|file| file.name == name);
+        let is_own = there.is_some_and(|file| self.is_own(file));
+        let foreign = there.filter(|_| !is_own);
+        let mut taken = Vec::new();
+        for (mesh, entry) in
+            foreign.iter().filter_map(|file| file.list.as_ref().ok()).flat_map(of_meshes)
+        {
+            if !self.is_taken(entry.kind()) {
+                self.leave(mesh)?;
+                continue;
+            }
+            let found = mesh.take(entry).map_err(|why| self.block(&why))?;
+            self.words.extend(found.words.iter().map(|word| format!("{mesh}: {word}")));
+            taken.push((mesh, found.settings));
+        }
+        let others = seen.files.iter().filter(|file| file.name != name).filter_map(|file| {
+            let (mesh, _) = of_meshes(file.list.as_ref().ok()?).next()?;
             Some(format!("{mesh} has {}, which is left alone", file.name))
         });
-        self.words.extend(foreign);
-        let entry = self.entry(&[])?;
+        self.words.extend(others);
+        let entry = self.entry(&taken)?;
         let stem = name.strip_suffix(".conf").unwrap_or(&name);
         let quoted = serde_json::Value::String(stem.to_owned());
         let rest = entry.text().strip_prefix('{').unwrap_or_default();
         let text = format!("{{\"cniVersion\":\"1.0.0\",\"name\":{quoted},{rest}\n");
-        let there = self.seen.files.iter().find(|file| file.name == name);
-        if there.is_none_or(|file| file.text != text) {
+        if let Some(foreign) = foreign {
+            self.keep_file(foreign, &taken)?;
+            self.write_own(&name, there, text, Cause::TakenOver);
+        } else if there.is_none_or(|file| file.text != text) {
             let cause = if there.is_some() { Cause::Changed } else { Cause::Missing };
-            let was = there.map(|file| file.text.clone());
-            self.steps.push(Step::Write { file: name.clone(), was, text, cause });
+            self.write_own(&name, there, text, cause);
         }
         // What is left of another mode.
-        let mut rest = withdraw(self.seen, &self.wanted.kind, &self.wanted.own_files);
+        let mut rest = withdraw(seen, &self.wanted.kind, &self.wanted.own);
         rest.retain(|step| !matches!(step, Step::Remove { file } if *file == name));
         self.steps.append(&mut rest);
         Ok(State::Installed { file: name })

@@ -1,0 +1,97 @@
+//! Carrying out what was decided of the files in the folder of CNI configurations. A file of somebody
+//! else's is on the disk in the agent's folder before another one has its name.
+
+use crate::folder::{Folder, Owner, Replaced};
+use crate::install::{InstallError, Installer};
+use crate::kept::{Kept, KeptEntry, KeptFile};
+use crate::list::Entry;
+use crate::observe::{Late, Look, is_own_drop_in};
+use crate::plan::Step;
+
+impl Installer {
+    /// Carry a step out. Gives false where somebody else changed the file since it was looked at.
+    pub(crate) fn step(
+        &mut self,
+        conf: &Folder,
+        kept: &mut Kept,
+        look: &Look,
+        step: &Step,
+    ) -> Result<bool, InstallError> {
+        let owner = Owner::private().of_this_process();
+        match step {
+            Step::Keep { mesh, file, entry, settings } => {
+                tracing::info!("taking over the entry of {mesh} in {file}");
+                kept.keep_entry(KeptEntry {
+                    file: file.clone(),
+                    entry: entry.text().to_owned(),
+                    kind: entry.kind().to_owned(),
+                });
+                kept.keep_settings(settings);
+                self.store.write(kept)?;
+            }
+            Step::KeepFile { mesh, file, settings } => {
+                let Some(seen) = look.files.get(file) else { return Ok(false) };
+                // It was read as a list, so it is a text; or somebody writes to it by now.
+                let Some(text) = seen.text() else { return Ok(false) };
+                tracing::info!("taking over the file {file} of {mesh}");
+                let (Owner { uid, gid, mode }, text) = (seen.owner, text.to_owned());
+                kept.keep_file(KeptFile { name: file.clone(), text, uid, gid, mode });
+                kept.keep_settings(settings);
+                self.store.write(kept)?;
+            }
+            Step::Own { file } => {
+                if Kept::note(&mut kept.own_files, file) {
+                    self.store.write(kept)?;
+                }
+            }
+            Step::Write { file, was: None, text, .. } => {
+                return Ok(conf.create(file, text.as_bytes(), owner)?);
+            }
+            Step::Write { file, text, cause, .. } => {
+                let Some(seen) = look.files.get(file) else { return Ok(false) };
+                match conf.replace(file, seen, text.as_bytes())? {
+                    Replaced::Changed => return Ok(false),
+                    Replaced::Done(old) => {
+                        tracing::info!("wrote {file}: {cause:?}");
+                        let late = Late::new(file, old, &seen.bytes, text.as_bytes());
+                        self.late.retain(|late| late.name != *file);
+                        self.late.push(late);
+                    }
+                }
+            }
+            Step::Remove { file } => match look.files.get(file) {
+                Some(seen) => return Ok(conf.take_away(file, seen)?),
+                // It can't be read, and is the agent's by its name.
+                None => drop(conf.remove(file)?),
+            },
+            Step::WriteDropIn { network, text, .. } => {
+                let wrote = kept.has_drop_in(network);
+                if Kept::note(&mut kept.drop_ins, network) {
+                    self.store.write(kept)?;
+                }
+                let (inner, name) = (conf.inner(network)?, self.drop_in());
+                let written = match inner.read(&name)? {
+                    None => inner.create(&name, text.as_bytes(), owner)?,
+                    Some(seen) => {
+                        let entry = seen.text().and_then(|text| Entry::parse(text).ok());
+                        is_own_drop_in(entry.as_ref(), &self.config.kind, wrote)
+                            && matches!(
+                                inner.replace(&name, &seen, text.as_bytes())?,
+                                Replaced::Done(_)
+                            )
+                    }
+                };
+                // Runtimes watch the folder itself, and not those in it.
+                conf.poke()?;
+                return Ok(written);
+            }
+            Step::RemoveDropIn { network, file } => {
+                if let Some(inner) = conf.inner_if_there(network)? {
+                    inner.remove(file)?;
+                    conf.poke()?;
+                }
+            }
+        }
+        Ok(true)
+    }
+}
