@@ -46,6 +46,13 @@ pub enum Mode {
     Label,
 }
 
+impl Mode {
+    /// Whether a pod that it was done to depends on the plugin.
+    const fn needs_plugin(self) -> bool {
+        matches!(self, Self::InPlace | Self::Delete)
+    }
+}
+
 /// How pods that run are dealt with.
 #[derive(Clone, Debug)]
 pub struct Repair {
@@ -130,6 +137,14 @@ impl Repairer {
         while self.shared.pods.as_ref().is_none_or(|pods| pods.trouble().is_some()) {
             sleep(SOON).await;
         }
+        // Those that do something to pods do it where the plugin is installed alone.
+        let until = Instant::now() + self.repair.period;
+        while self.repair.mode.needs_plugin()
+            && !self.shared.is_installed()
+            && Instant::now() < until
+        {
+            sleep(SOON).await;
+        }
         loop {
             let next = Instant::now() + self.repair.period;
             if let Err(why) = self.pass().await {
@@ -149,7 +164,9 @@ impl Repairer {
         let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
         let env = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
         let rules = Rules::new(&entry, env).map_err(|error| error.msg)?;
-        let (proc, repairs) = (self.repair.proc.clone(), self.repair.mode == Mode::InPlace);
+        // Where it is not installed, another plugin may have captured them.
+        let repairs = self.repair.mode == Mode::InPlace && self.shared.is_installed();
+        let proc = self.repair.proc.clone();
         let looked = tokio::task::spawn_blocking(move || {
             let processes = of_pods(&proc).map_err(|why| format!("{}: {why}", proc.display()))?;
             let seen = |(name, pod)| {

@@ -147,6 +147,16 @@ impl Node {
         Ok(Agent { child: command.spawn().context("starting the agent")? })
     }
 
+    /// Start the agent as a container does, by these words: what they are put before is its command.
+    pub fn run_by(&self, words: &[&str], args: &[&str]) -> Result<Agent> {
+        let log = fs::File::options().create(true).append(true).open(self.log_file())?;
+        let own = self.command("run", args)?;
+        let mut command = Command::new(words.first().context("no words")?);
+        command.args(&words[1..]).arg(own.get_program()).args(own.get_args());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        Ok(Agent { child: command.spawn().context("starting the agent")? })
+    }
+
     /// Start the agent.
     pub fn run(&self, args: &[&str]) -> Result<Agent> {
         let nowhere = ["--health-address", "none", "--metrics-address", "none"];

@@ -44,6 +44,19 @@ impl Stage {
 
     /// Start the agent, with these flags as well.
     pub fn start(&self, args: &[&str]) -> Result<Agent> {
+        let args = self.flags(args)?;
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        self.host.namespace.enter(|| self.node.run(&args))?
+    }
+
+    /// The same as a container does, by these words: what they are put before is its command.
+    pub fn start_by(&self, words: &[&str], args: &[&str]) -> Result<Agent> {
+        let args = self.flags(args)?;
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        self.host.namespace.enter(|| self.node.run_by(words, &args))?
+    }
+
+    fn flags(&self, more: &[&str]) -> Result<Vec<String>> {
         let account = self.node.folder().join("account");
         let port = self.api.port().to_string();
         let own = [
@@ -62,8 +75,7 @@ impl Stage {
             "--metrics-address",
             Self::METRICS,
         ];
-        let args = [&own, args].concat();
-        self.host.namespace.enter(|| self.node.run(&args))?
+        Ok(own.iter().chain(more).map(|word| (*word).to_owned()).collect())
     }
 
     /// What is answered at an address: the status, and the body.

@@ -44,6 +44,20 @@ fn cases() -> Vec<(String, Value)> {
                 },
             }),
         ),
+        ("repair", repairing(json!({}))),
+        (
+            "repair-delete",
+            json!({
+                "platform": "openshift",
+                "repair": { "enabled": true, "deletePods": true },
+                "millrace": { "capabilities": [] },
+            }),
+        ),
+        (
+            "repair-label",
+            repairing(json!({ "labelPods": true, "brokenPodLabelKey": "mesh.example/broken",
+                              "brokenPodLabelValue": "yes" })),
+        ),
         (
             "uninstall",
             json!({ "millrace": { "uninstall": { "enabled": true, "restore": true } } }),
@@ -54,6 +68,12 @@ fn cases() -> Vec<(String, Value)> {
     .collect();
     cases.extend(platforms().into_iter().map(|name| (name.clone(), json!({ "platform": name }))));
     cases
+}
+
+/// Values with which pods that run are repaired, and the node's taint is taken off.
+fn repairing(mut way: Value) -> Value {
+    way["enabled"] = json!(true);
+    json!({ "repair": way, "millrace": { "untaint": "cni.istio.io/not-ready" } })
 }
 
 /// Every platform that has a file.
@@ -396,7 +416,11 @@ fn the_kustomization_is_the_chart() -> Result<()> {
     for overlay in overlays {
         let name = overlay?.file_name().into_string();
         let name = name.map_err(|name| anyhow::anyhow!("{} is no text", name.display()))?;
-        cases.push((format!("overlays/{name}"), json!({ "platform": name })));
+        let values = match name.as_str() {
+            "repair" => repairing(json!({})),
+            platform => json!({ "platform": platform }),
+        };
+        cases.push((format!("overlays/{name}"), values));
     }
     ensure!(cases.len() >= 3, "{cases:?}");
     let values: Vec<_> = cases.iter().map(|(_, values)| values.clone()).collect();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::chart::{at_path, merge, render, repository};
+use millrace_tests::chart::{at_path, merge, objects, of_kind, render, repository, text};
 use serde_json::{Value, json};
 
 /// Values of istio-cni's chart.
@@ -213,6 +213,14 @@ fn probe(name: &str) -> Option<(Value, Value)> {
         }
         "global.imagePullSecrets" => alone(json!(["pull"])),
         "global.resourceScope" => alone(json!("cluster")),
+        "repair.labelPods" | "repair.deletePods" => {
+            Some((json!(true), json!({ "repair": { "enabled": true } })))
+        }
+        "repair.repairPods" => Some((json!(false), json!({ "repair": { "enabled": true } }))),
+        "repair.brokenPodLabelKey" | "repair.brokenPodLabelValue" => {
+            Some((json!("probe"), json!({ "repair": { "enabled": true, "labelPods": true } })))
+        }
+        "millrace.untaint" => alone(json!("mesh.example/not-ready")),
         "millrace.takeOver" => alone(json!(["istio-cni", "linkerd-cni"])),
         "millrace.settings" => alone(json!({ "deadline": "3s" })),
         "millrace.kubeconfig" => alone(json!("none")),
@@ -285,7 +293,7 @@ fn every_value_does_what_is_said_of_it() -> Result<()> {
             kinds[2] += 1;
         }
     }
-    ensure!(kinds.iter().all(|count| *count >= 8), "{kinds:?}");
+    ensure!(kinds.iter().all(|count| *count >= 5), "{kinds:?}");
     Ok(())
 }
 
@@ -327,6 +335,19 @@ fn what_can_not_be_had_is_refused_by_name() -> Result<()> {
         (json!({ "env": { "EXCLUDE_NAMESPACES": "a" } }), "env.EXCLUDE_NAMESPACES"),
         (json!({ "env": { "MILLRACE_NODE_MODE": "drop-in" } }), "env.MILLRACE_NODE_MODE"),
         (json!({ "env": { "MILLRACE_NODE_NAME": "x" } }), "env.MILLRACE_NODE_NAME"),
+        (json!({ "env": { "MILLRACE_NODE_REPAIR": "delete" } }), "env.MILLRACE_NODE_REPAIR"),
+        (json!({ "env": { "MILLRACE_NODE_UNTAINT": "x" } }), "env.MILLRACE_NODE_UNTAINT"),
+        (json!({ "repair": { "repairPods": true } }), "repair.repairPods: repair.enabled is false"),
+        (
+            json!({ "repair": { "enabled": true, "repairPods": true, "deletePods": true } }),
+            "repair.deletePods, repair.repairPods: one",
+        ),
+        (
+            json!({ "repair": { "enabled": true }, "millrace": { "settings": { "backend": "ebpf" } } }),
+            "backend is ebpf",
+        ),
+        (json!({ "repair": { "enabled": true, "brokenPodLabelKey": "a b" } }), "brokenPodLabelKey"),
+        (json!({ "millrace": { "untaint": "a=b" } }), "untaint"),
         (json!({ "podLabels": { "k8s-app": "x" } }), "k8s-app"),
         (json!({ "global": { "logging": { "level": "loud" } } }), "loud"),
         (
@@ -362,6 +383,62 @@ fn what_can_not_be_had_is_refused_by_name() -> Result<()> {
     Ok(())
 }
 
+/// Verify that each of istio-cni's ways to repair is the agent's, and that rights are given for what is
+/// asked for alone.
+#[test]
+fn ways_to_repair_and_their_rights() -> Result<()> {
+    let capabilities = ["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"];
+    let in_api = ["events", "delete", "pods/status", "nodes"];
+    for (values, mode, allowed) in [
+        (json!({}), "off", &[][..]),
+        (json!({ "repair": { "enabled": true } }), "in-place", &["events"][..]),
+        (json!({ "repair": { "enabled": true, "repairPods": true } }), "in-place", &["events"]),
+        (json!({ "repair": { "enabled": true, "repairPods": false } }), "report", &["events"]),
+        (
+            json!({ "repair": { "enabled": true, "deletePods": true, "repairPods": false } }),
+            "delete",
+            &["events", "delete"],
+        ),
+        (
+            json!({ "repair": { "enabled": true, "labelPods": true } }),
+            "label",
+            &["events", "pods/status"],
+        ),
+        (json!({ "millrace": { "untaint": "a.example/b" } }), "off", &["nodes"]),
+        (
+            json!({ "repair": { "enabled": true }, "millrace": { "uninstall": { "enabled": true } } }),
+            "off",
+            &[],
+        ),
+    ] {
+        let files = render(std::slice::from_ref(&values))?.remove(0).map_err(anyhow::Error::msg)?;
+        let objects = objects(&text(&files))?;
+        let data = &of_kind(&objects, "ConfigMap")?["data"];
+        assert_eq!(data["MILLRACE_NODE_REPAIR"], mode, "{values}");
+        let label = data["MILLRACE_NODE_REPAIR_LABEL"].as_str();
+        let usual = (mode == "label").then_some("cni.istio.io/uninitialized=true");
+        assert_eq!(label, usual, "{values}");
+        let spec = &of_kind(&objects, "DaemonSet")?["spec"]["template"]["spec"];
+        assert_eq!(spec["hostPID"], Value::Null, "{values}");
+        let container = &spec["containers"][0];
+        let added = container["securityContext"]["capabilities"]["add"].as_array();
+        let added = added.context("capabilities")?;
+        for capability in capabilities {
+            assert_eq!(added.contains(&json!(capability)), mode != "off", "{values}: {capability}");
+        }
+        for (list, of) in [("volumes", spec), ("volumeMounts", container)] {
+            let named = of[list].as_array().context(list)?.iter().any(|own| own["name"] == "proc");
+            assert_eq!(named, mode != "off", "{values}: {list}");
+        }
+        let rules = of_kind(&objects, "ClusterRole")?["rules"].to_string();
+        for right in in_api {
+            let has = rules.contains(&format!("\"{right}\""));
+            assert_eq!(has, allowed.contains(&right), "{values}: {right}: {rules}");
+        }
+    }
+    Ok(())
+}
+
 /// Verify that values hold over the platform's, those under `cni` are taken, and a whole image lets those of
 /// istio-cni stay in the file.
 #[test]
@@ -379,7 +456,7 @@ fn values_of_istio_cni_are_taken() -> Result<()> {
     ]
     .map(|values| -> Result<String> {
         let files = render(&[values])?.remove(0).map_err(anyhow::Error::msg)?;
-        Ok(millrace_tests::chart::text(&files))
+        Ok(text(&files))
     });
     let (preset, set, older, image) = (preset?, set?, older?, image?);
     ensure!(preset.contains(r#"path: "/var/lib/rancher/k3s/data/cni""#), "{preset}");

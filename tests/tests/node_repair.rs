@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_host::ebpf::default_cgroup;
+use millrace_tests::chart::{objects, of_kind, repository};
 use millrace_tests::cni::{Call, Mood, Pod, SIDECAR, STATUS};
 use millrace_tests::node_stage::Stage;
 use millrace_tests::topology::APP;
@@ -126,6 +127,70 @@ fn a_pod_that_runs_uncaptured_is_captured() -> Result<()> {
     stage.host.inside(&own.pod, |inside| inside.run("nft", &["flush", "ruleset"]).map(drop))?;
     stage.node.until("it is captured anew", || stage.counts(&format!("{repaired} 2")))?;
     ensure!(own.reaches(&stage)? == "proxy");
+    agent.stop()
+}
+
+/// The capabilities that the chart adds, where pods that run are repaired.
+fn of_the_chart() -> Result<Vec<String>> {
+    let text = fs::read_to_string(repository("tests/golden/chart/repair.yaml"))?;
+    let objects = objects(&text)?;
+    let spec = &of_kind(&objects, "DaemonSet")?["spec"]["template"]["spec"];
+    let added = spec["containers"][0]["securityContext"]["capabilities"]["add"].clone();
+    Ok(serde_json::from_value(added)?)
+}
+
+/// Verify that with what the chart gives to the agent, and no more, a pod that runs is captured: in a
+/// namespace of processes of its own, with the host's processes elsewhere; and that of the capabilities
+/// for it none can be left out.
+#[test]
+fn the_chart_gives_what_it_takes() -> Result<()> {
+    const SCRIPT: &str = "set -e; caps=$1; folder=$2; shift 2; mkdir -p \"$folder\"; \
+                          mount --bind -o ro /proc \"$folder\"; mount -t proc proc /proc; \
+                          exec setpriv --no-new-privs --bounding-set=-all,$caps --inh-caps=-all \"$@\"";
+    let stage = Stage::new()?;
+    let own = Running::new(&stage, 5)?;
+    let _host = stage.host.serve(None, "host", "10.1.0.1:80")?;
+    let _proxy = stage.host.proxy(&own.pod)?;
+    let proc = stage.node.folder().join("proc");
+    let proc = proc.to_str().context("a path")?;
+    let args = [&SOON[..], &["--repair", "in-place", "--proc-dir", proc]].concat();
+    let all = of_the_chart()?;
+    for without in [Some("SYS_ADMIN"), Some("NET_ADMIN"), Some("SYS_PTRACE"), None] {
+        ensure!(without.is_none_or(|name| all.iter().any(|own| own == name)), "{all:?}");
+        let left = all.iter().filter(|own| Some(own.as_str()) != without);
+        let caps: Vec<String> = left.map(|own| format!("+{}", own.to_lowercase())).collect();
+        let unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"];
+        let caps = caps.join(",");
+        let words = [&unshare[..], &["sh", "-c", SCRIPT, "sh", &caps, proc]].concat();
+        let mut agent = stage.start_by(&words, &args)?;
+        let (state, who) = match without {
+            None => ("state=\"captured\",reason=\"as_wanted\"", "proxy"),
+            Some("SYS_PTRACE") => ("state=\"unknown\",reason=\"no_process\"", "host"),
+            Some(_) => ("state=\"unknown\",reason=\"failed\"", "host"),
+        };
+        let line = format!("millrace_node_pods_capture{{{state}}} 1");
+        stage.node.until(&format!("without {without:?}: {line}"), || stage.counts(&line))?;
+        ensure!(own.reaches(&stage)? == who, "without {without:?}");
+        agent.kill()?;
+        stage.node.until("it is gone", || stage.get(Stage::HEALTH, "/livez").is_err())?;
+    }
+    Ok(())
+}
+
+/// Verify that where the plugin is not installed, no pod that runs is captured, which another plugin may
+/// have done; and that it is as soon as it is installed.
+#[test]
+fn nothing_is_captured_where_the_plugin_is_not() -> Result<()> {
+    let stage = Stage::new()?;
+    let own = Running::new(&stage, 6)?;
+    let list = r#"{"name":"net","plugins":[{"type":"bridge"},{"type":"istio-cni"}]}"#;
+    stage.node.write("10-net.conflist", list)?;
+    let args = [&SOON[..], &["--repair", "in-place", "--take-over", "none"]].concat();
+    let mut agent = stage.start(&args)?;
+    stage.node.until("it is told of", || said(&stage, &own.uid, "NotCaptured"))?;
+    ensure!(!stage.host.rules(&own.pod)?.contains("millrace"));
+    stage.node.write("10-net.conflist", r#"{"name":"net","plugins":[{"type":"bridge"}]}"#)?;
+    stage.node.until("it is captured", || said(&stage, &own.uid, "CaptureRepaired"))?;
     agent.stop()
 }
 

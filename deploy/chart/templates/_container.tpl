@@ -25,9 +25,17 @@ securityContext:
   capabilities:
     drop:
       - ALL
-    {{- with .Values.millrace.capabilities }}
+    {{- $repairs := ne (include "millrace.repair" .) "off" }}
+    {{- if or $repairs .Values.millrace.capabilities }}
     add:
+      {{- with .Values.millrace.capabilities }}
       {{- toYaml . | nindent 6 }}
+      {{- end }}
+      {{- if $repairs }}
+      # For pods that run: to see and write rules, to enter their network namespaces, and to see which one a
+      # process is in.
+      {{- include "millrace.repairCapabilities" . | nindent 6 }}
+      {{- end }}
     {{- end }}
   privileged: false
   readOnlyRootFilesystem: true
@@ -52,6 +60,12 @@ volumeMounts:
     mountPath: {{ .Values.millrace.runDir | quote }}
   - name: state
     mountPath: {{ .Values.millrace.stateDir | quote }}
+  {{- if $repairs }}
+  # Among the host's processes are those of pods. Without hostPID the agent sees them, and signals none.
+  - name: proc
+    mountPath: /host/proc
+    readOnly: true
+  {{- end }}
 {{- end }}
 
 {{/* A request to the agent. An address that is the node's alone is asked by its name. */}}

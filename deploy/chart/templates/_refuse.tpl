@@ -15,13 +15,18 @@
 {{- $wrong = append $wrong (printf "platform %s is not known: set cniBinDir and cniConfDir instead" $platform) }}
 {{- end }}
 {{- $repairs := list }}
-{{- range $name := list "enabled" "labelPods" "deletePods" "repairPods" }}
+{{- range $name := list "labelPods" "deletePods" "repairPods" }}
 {{- if get $v.repair $name }}
 {{- $repairs = append $repairs (printf "repair.%s" $name) }}
 {{- end }}
 {{- end }}
-{{- if $repairs }}
-{{- $wrong = append $wrong (printf "%s: pods that started before the plugin was there are not repaired by this chart yet: set repair.enabled, repair.labelPods, repair.deletePods and repair.repairPods to false, and look after such pods yourself" (join ", " $repairs)) }}
+{{- if and $repairs (not $v.repair.enabled) }}
+{{- $wrong = append $wrong (printf "%s: repair.enabled is false: set it to true, or leave %s out" (join ", " $repairs) (gt (len $repairs) 1 | ternary "them" "it")) }}
+{{- else if gt (len $repairs) 1 }}
+{{- $wrong = append $wrong (printf "%s: one thing is done about a pod: set one of them to true" (join ", " $repairs)) }}
+{{- end }}
+{{- if and $v.repair.enabled (eq (toString (get $v.millrace.settings "backend")) "ebpf") }}
+{{- $wrong = append $wrong "repair.enabled: millrace.settings.backend is ebpf, and the agent of this chart has neither the BPF file system nor the capabilities for it: set repair.enabled to false" }}
 {{- end }}
 {{- if and $v.chained (eq $v.provider "multus") }}
 {{- $wrong = append $wrong "provider multus: Multus calls a plugin that has a file of its own: set chained to false" }}
@@ -76,7 +81,7 @@
 {{- end }}
 {{- $variables := include "millrace.variables" . | fromYaml }}
 {{- range $name := keys $v.env | sortAlpha }}
-{{- if or (hasKey $variables $name) (eq $name "MILLRACE_NODE_NAME") }}
+{{- if or (hasKey $variables $name) (has $name (list "MILLRACE_NODE_NAME" "MILLRACE_NODE_PROC_DIR" "MILLRACE_NODE_REPAIR_LABEL" "MILLRACE_NODE_UNTAINT")) }}
 {{- $wrong = append $wrong (printf "env.%s: the chart sets it, by a value where there is one" $name) }}
 {{- else if not (or (hasPrefix "MILLRACE_NODE_" $name) (hasPrefix "KUBERNETES_SERVICE_" $name)) }}
 {{- $wrong = append $wrong (printf "env.%s: the agent has no such variable: leave it out" $name) }}

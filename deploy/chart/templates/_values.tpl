@@ -65,6 +65,19 @@ the platform says where nothing else does; then what remains. All templates star
 {{- end }}
 {{- end }}
 
+{{/*
+What is done about pods that run uncaptured, as the agent calls it. Where the plugin is taken away, others
+capture them from then on.
+*/}}
+{{- define "millrace.repair" -}}
+{{- if or (not .Values.repair.enabled) .Values.millrace.uninstall.enabled }}off
+{{- else if .Values.repair.deletePods }}delete
+{{- else if .Values.repair.labelPods }}label
+{{- else if eq (toString .Values.repair.repairPods) "false" }}report
+{{- else }}in-place
+{{- end }}
+{{- end }}
+
 {{/* A level of one of istio-cni's forms, as the plugin calls it. */}}
 {{- define "millrace.level" -}}
 {{- $level := . | toString }}
@@ -131,15 +144,32 @@ MILLRACE_NODE_LOG_LEVEL: {{ include "millrace.agentLevel" . | replace "none" "of
 MILLRACE_NODE_METRICS_ADDRESS: {{ .Values.millrace.metricsAddress | quote }}
 MILLRACE_NODE_MODE: {{ include "millrace.mode" . }}
 MILLRACE_NODE_PERIOD: {{ .Values.millrace.period | quote }}
+{{- if ne (include "millrace.repair" .) "off" }}
+MILLRACE_NODE_PROC_DIR: /host/proc
+{{- end }}
+MILLRACE_NODE_REPAIR: {{ include "millrace.repair" . | quote }}
+{{- if eq (include "millrace.repair" .) "label" }}
+MILLRACE_NODE_REPAIR_LABEL: {{ printf "%s=%s" (.Values.repair.brokenPodLabelKey | default "cni.istio.io/uninitialized") (.Values.repair.brokenPodLabelValue | default "true") | quote }}
+{{- end }}
 MILLRACE_NODE_RUN_DIR: {{ .Values.millrace.runDir | quote }}
 MILLRACE_NODE_SETTINGS: {{ include "millrace.settings" . | quote }}
 MILLRACE_NODE_STATE_DIR: {{ .Values.millrace.stateDir | quote }}
 MILLRACE_NODE_TAKE_OVER: {{ join "," .Values.millrace.takeOver | default "none" | quote }}
+{{- with .Values.millrace.untaint }}
+MILLRACE_NODE_UNTAINT: {{ . | quote }}
+{{- end }}
 {{- end }}
 
 {{/* The port of an address, which the schema holds to a form. */}}
 {{- define "millrace.port" -}}
 {{- regexFind "[0-9]+$" . }}
+{{- end }}
+
+{{/* What the agent may do beyond files of the host, where pods that run are looked at. */}}
+{{- define "millrace.repairCapabilities" -}}
+- NET_ADMIN
+- SYS_ADMIN
+- SYS_PTRACE
 {{- end }}
 
 {{- define "millrace.selector" -}}
