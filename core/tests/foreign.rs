@@ -3,12 +3,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that is built wrongly should stop")]
 
+use std::collections::BTreeMap;
+
 use millrace_core::iptables::Dump;
+use millrace_core::nft::listed::{Ending, Layer, ListedChain, ListedRule, ListedTable, Term};
+use millrace_core::nft::tables::Base;
 use millrace_core::ruleset::Routing;
 use millrace_core::sim::compare::compare;
 use millrace_core::sim::{
     Change, Class, How, Identity, Namespace, Outcome, Program, Protocol, Question, Reply, of_dump,
-    of_nft_json,
+    of_listed, of_nft_json, partition,
 };
 use millrace_core::value::{Family, Groups};
 
@@ -198,6 +202,73 @@ fn rules_are_compared_in_their_order() {
     assert!(!compare((&strange, &pod), (&one, &pod)).traffic.is_empty());
 }
 
+/// Verify that what a rule asks before it does something is not taken for what it asks behind, and that
+/// rules of which a part is not read are like no others.
+#[test]
+fn rules_that_are_read_alike_are_not_the_same() {
+    let place = r#""family": "inet", "table": "t""#;
+    let program = |expr: &str| {
+        let text = format!(
+            r#"{{"nftables": [{{"table": {{"family": "inet", "name": "t"}}}},
+            {{"chain": {{{place}, "name": "c", "type": "filter", "hook": "output", "prio": 0, "policy": "accept"}}}},
+            {{"rule": {{{place}, "chain": "c", "expr": [{expr}]}}}}]}}"#
+        );
+        Program::new(of_nft_json(&text).unwrap().tables)
+    };
+    let marks = r#"{"mangle": {"key": {"meta": {"key": "mark"}}, "value": 1}}"#;
+    let asks = r#"{"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 0}}"#;
+    let drop = r#"{"drop": null}"#;
+    let (first, second) =
+        (program(&[marks, asks, drop].join(",")), program(&[asks, marks, drop].join(",")));
+    let pod = pod();
+    let found = compare((&first, &pod), (&second, &pod));
+    assert!(found.rules.len() == 2 && !found.traffic.is_empty(), "{found:?}");
+
+    let known = |key: &str, dir: &str| {
+        let asks = format!(
+            r#"{{"match": {{"op": "==", "left": {{"ct": {{"key": "{key}", "dir": "{dir}"}}}}, "right": 7}}}}"#
+        );
+        program(&format!("{asks}, {drop}"))
+    };
+    let found = compare((&known("mark", "original"), &pod), (&known("mark", "reply"), &pod));
+    assert!(found.rules.len() == 2 && !found.traffic.is_empty(), "{found:?}");
+    let same = compare((&known("mark", "original"), &pod), (&known("mark", "original"), &pod));
+    assert!(same.rules.is_empty() && same.traffic.is_empty(), "{same:?}");
+
+    // What nft does not print, and what it prints elsewhere.
+    for hidden in [
+        r#"{"xt": {"type": "match", "name": "set"}}"#,
+        r#"{"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "daddr"}}, "right": "@changes"}}"#,
+    ] {
+        let program = program(&format!("{hidden}, {drop}"));
+        let found = compare((&program, &pod), (&program, &pod));
+        assert!(!found.rules.is_empty() && !found.traffic.is_empty(), "{hidden}: {found:?}");
+    }
+    // What the kernel says of an expression that is not read is not read.
+    let listed = |part: &str| {
+        let base = Base { hook: 3, kind: "filter".to_owned(), priority: 0 };
+        let parts = vec![Term::Asks(part.to_owned()), Term::Verdict(Ending::Drop)];
+        let rules = vec![ListedRule { parts, counters: None }];
+        let chain = ListedChain {
+            name: "c".to_owned(),
+            base: Some(base),
+            devices: Vec::new(),
+            drops: false,
+            rules,
+        };
+        let table = ListedTable {
+            layer: Layer::Inet,
+            name: "t".to_owned(),
+            dormant: false,
+            sets: BTreeMap::new(),
+            chains: vec![chain],
+        };
+        Program::new(of_listed(&[table], &BTreeMap::new()))
+    };
+    let found = compare((&listed("limit"), &pod), (&listed("limit"), &pod));
+    assert!(found.rules.len() == 2 && !found.traffic.is_empty(), "{found:?}");
+}
+
 /// Verify every rule of a list that nft 1.0.6 printed: `nft.txt` has what is understood of it.
 #[test]
 fn lists_of_nft_are_read() {
@@ -238,4 +309,71 @@ fn what_lists_leave_out_is_named() {
     assert!(dropped(outcome("", "netdev", &egress(r#""eth0""#))));
     assert_eq!(outcome("", "netdev", &egress(r#"["lo", "eth1"]"#)), passed());
     assert!(unknown(outcome("", "netdev", r#""hook": "egress""#)));
+}
+
+/// Verify that two bytes of a header are ports only where the protocol has ports.
+#[test]
+fn bytes_are_ports_where_there_are_ports() {
+    let th = |field: &str, op: &str, right: &str| {
+        format!(
+            r#"{{"match": {{"op": "{op}", "left": {{"payload": {{"protocol": "th", "field": "{field}"}}}}, "right": {right}}}}}"#
+        )
+    };
+    let program = |chains: &[(&str, String)]| {
+        let place = r#""family": "inet", "table": "t""#;
+        let mut text = String::new();
+        for (hook, expr) in chains {
+            text = format!(
+                r#"{text}, {{"chain": {{{place}, "name": "{hook}", "type": "filter", "hook": "{hook}", "prio": 0, "policy": "accept"}}}},
+                {{"rule": {{{place}, "chain": "{hook}", "expr": [{expr}]}}}}"#
+            );
+        }
+        let text =
+            format!(r#"{{"nftables": [{{"table": {{"family": "inet", "name": "t"}}}}{text}]}}"#);
+        Program::new(of_nft_json(&text).unwrap().tables)
+    };
+    let drop = |expr: String| program(&[("output", format!(r#"{expr}, {{"drop": null}}"#))]);
+    let question = out(1000, "10.9.9.9:80");
+    let icmp = Question { protocol: Protocol::ICMP, port: 0, source_port: 0, ..question.clone() };
+    let of = |program: &Program, question: &Question| program.answer(&pod(), question).outcome;
+    let ported = r#"{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": {"set": ["tcp", "udp"]}}}"#;
+    for (expr, tcp, other) in [
+        (th("dport", "==", "80"), Some(true), Some(false)),
+        (th("dport", "==", "81"), Some(false), Some(false)),
+        (th("dport", "!=", "80"), Some(false), Some(true)),
+        (th("dport", "<=", "65535"), Some(true), Some(true)),
+        (th("dport", "<=", "1023"), Some(true), None),
+        (th("sport", "==", "2048"), Some(false), None),
+        (format!("{ported}, {}", th("dport", "==", "80")), Some(true), Some(false)),
+    ] {
+        let program = drop(expr.clone());
+        for (question, is) in [(&question, tcp), (&icmp, other)] {
+            let found = match of(&program, question) {
+                Outcome::Dropped { .. } => Some(true),
+                Outcome::Passed { .. } => Some(false),
+                Outcome::Unknown { .. } => None,
+                other => panic!("{expr}: {other:?}"),
+            };
+            assert_eq!(found, is, "{expr}, {question}");
+            let classes = partition(&program, &pod());
+            let class = classes.iter().find(|class| class.has(question)).unwrap();
+            assert_eq!(class.answer.outcome, of(&program, question), "{expr}, {question}");
+        }
+    }
+    // What tells a sender that it is refused has a type and a code there.
+    let tcp = r#"{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}}"#;
+    let own = Question { destination: "10.4.0.2".parse().unwrap(), ..question.clone() };
+    for (range, told) in [("[768, 1023]", false), ("[0, 767]", true), ("[771, 771]", true)] {
+        let expr = th("sport", "==", &format!(r#"{{"range": {range}}}"#));
+        let refuses =
+            format!(r#"{tcp}, {{"reject": {{"type": "icmpx", "expr": "port-unreachable"}}}}"#);
+        let both =
+            program(&[("input", refuses), ("output", format!(r#"{expr}, {{"drop": null}}"#))]);
+        match (of(&both, &own), told) {
+            (Outcome::Refused, true) | (Outcome::Dropped { .. }, false) => {}
+            // The code is not modelled.
+            (Outcome::Unknown { .. }, true) if range == "[771, 771]" => {}
+            other => panic!("{range}: {other:?}"),
+        }
+    }
 }

@@ -14,7 +14,23 @@ const CONNECTIONS: usize = 40;
 const AGAIN: usize = 3;
 
 /// Native rules by what they are about, and whether nft prints all of them as JSON that can be read.
-const NATIVE: [(&str, bool, &str); 10] = [
+const NATIVE: [(&str, bool, &str); 11] = [
+    (
+        "what stands where others have a port: a type and a code of ICMP, which tell who is refused",
+        true,
+        "
+table inet t {
+    chain i { type filter hook input priority 0; policy accept
+        tcp dport { 80, 8080 } reject with icmpx port-unreachable
+        udp dport 53 reject with icmpx port-unreachable
+    }
+    chain o { type filter hook output priority 0; policy accept
+        oifname \"lo\" th sport { 256-511, 768-1023 } drop
+        th dport 8005 drop
+        @th,16,16 9090 drop
+    }
+}",
+    ),
     (
         "verdict maps by state",
         true,

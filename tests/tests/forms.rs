@@ -4,8 +4,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use anyhow::{Result, ensure};
-use millrace_core::sim::{Direction, Namespace, Outcome as Told, Program, Protocol};
+use anyhow::{Context as _, Result, ensure};
+use millrace_core::sim::compare::{compare, difference_text};
+use millrace_core::sim::graph::{Format, Trail, picture};
+use millrace_core::sim::report::classes_text;
+use millrace_core::sim::{
+    Direction, Namespace, Outcome as Told, Program, Protocol, Question, partition,
+};
 use millrace_tests::fates::{Dice, Ground, Try, differs};
 
 /// What a form is for a new connection of TCP to port 80 outside.
@@ -84,6 +89,10 @@ const FORMS: &[(&str, &str, Is)] = &[
     (FILTER, "quota name \"q\" drop", Named),
     (FILTER, "limit name \"l\" drop", Named),
     (FILTER, "log prefix \"drop \"", Missed),
+    (FILTER, "log prefix \"drop \" group 5 snaplen 40 queue-threshold 2", Missed),
+    (FILTER, "log level audit", Missed),
+    (FILTER, "log level debug flags all drop", Met),
+    (FILTER, "meta length > 20 log group 7", Missed),
     // Headers.
     (FILTER, "tcp flags & (fin | syn | rst | ack) == syn drop", Met),
     (FILTER, "tcp flags syn drop", Named),
@@ -96,6 +105,14 @@ const FORMS: &[(&str, &str, Is)] = &[
     (FILTER, "ip protocol tcp drop", Met),
     (FILTER, "ip daddr & 0.0.0.1 == 0 drop", Named),
     (FILTER, "@nh,64,8 64 drop", Named),
+    // Whatever the protocol is.
+    (FILTER, "th dport 80 drop", Met),
+    (FILTER, "th dport != 80 drop", Missed),
+    (FILTER, "th sport < 5 drop", Missed),
+    (FILTER, "@th,16,16 80 drop", Met),
+    (FILTER, "@th,104,8 & 0x17 == 2 drop", Named),
+    (FILTER, "th dport vmap { 80 : drop, 443 : accept }", Met),
+    (FILTER, "th dport { 80, 443 } drop", Met),
     // Sets and maps.
     (FILTER, "ip daddr @plain drop", Met),
     (FILTER, "ip daddr != @plain drop", Missed),
@@ -159,6 +176,29 @@ fn connection(ground: &mut Ground, dice: &mut Dice, program: &Program, around: &
     }
 }
 
+/// What becomes of a connection. What can't be told, classes, a comparison and a picture have to name.
+fn everywhere(program: &Program, around: &Namespace, question: &Question) -> Result<Told> {
+    let told = program.explain(around, question);
+    let Told::Unknown { what } = &told.answer.outcome else { return Ok(told.answer.outcome) };
+    let classes = partition(program, around);
+    let class = classes.iter().find(|class| class.has(question)).context("no class")?;
+    ensure!(class.answer.outcome == told.answer.outcome, "--all: {:?}", class.answer.outcome);
+    let nothing = Program::new(Vec::new());
+    let compared = compare((program, around), (&nothing, around));
+    let change = compared.traffic.iter().find(|class| class.has(question));
+    let before = change.map(|change| &change.answer.before.outcome);
+    ensure!(before == Some(&told.answer.outcome), "diff: {before:?}");
+    let named = format!("can't be told: {what}");
+    for text in [
+        classes_text(program, &classes),
+        difference_text(program, &nothing, &compared),
+        picture(program, Format::Dot, None, Some(&Trail::of(&told))),
+    ] {
+        ensure!(text.replace("\\\"", "\"").contains(&named), "{named} is not in\n{text}");
+    }
+    Ok(told.answer.outcome)
+}
+
 /// Verify every form.
 #[test]
 fn every_form_is_what_the_kernel_does_or_named() -> Result<()> {
@@ -181,7 +221,7 @@ fn every_form_is_what_the_kernel_does_or_named() -> Result<()> {
         };
         let saved = ground.printed("nftables")?;
         let one = connection(&mut ground, &mut dice, &nothing, &around);
-        let live = program.answer(&around, &one.question).outcome;
+        let live = everywhere(&program, &around, &one.question)?;
         let printed = saved.answer(&around, &one.question).outcome;
         let kind = |told: &Told| match told {
             Told::Unknown { .. } => Named,

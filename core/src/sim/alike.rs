@@ -89,7 +89,7 @@ const fn is_told(test: &Test) -> bool {
         | Test::Local { .. }
         | Test::Original { .. }
         | Test::Syn { .. } => true,
-        Test::Socket { .. } | Test::Icmp { .. } | Test::Unknown(_) => false,
+        Test::AtPort { .. } | Test::Socket { .. } | Test::Icmp { .. } | Test::Unknown(_) => false,
     }
 }
 

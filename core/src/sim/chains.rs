@@ -166,6 +166,8 @@ impl<'a, W: Witness> Walk<'a, W> {
                     continue;
                 }
                 Bound::Do(Action::Note) => continue,
+                // What tracking has seen already it does nothing to, whether it matches or not.
+                Bound::Do(Action::Notrack) if packet.seen || packet.zoned => continue,
                 Bound::Do(action) => Some(action),
                 Bound::Jump { .. } => None,
             };

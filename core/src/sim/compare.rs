@@ -1,6 +1,6 @@
 //! Two sets of rules side by side: what changes for traffic, then which rules.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::hash::Hash;
 
 use serde_json::{Value, json};
@@ -9,8 +9,9 @@ use similar::{Algorithm, DiffTag, capture_diff_slices};
 use super::changes::{Change, changes};
 use super::namespace::Namespace;
 use super::partition::Class;
-use super::program::{Base, ChainInfo, Policy, Program, RuleId};
+use super::program::{Base, Bound, ChainInfo, Policy, Program, RuleId};
 use super::report::{class_words, rule_json, why};
+use super::rule::Action;
 use super::walk::Answer;
 use crate::value::Family;
 
@@ -89,10 +90,14 @@ fn rules(before: &Program, after: &Program) -> Vec<OneSided> {
 
 /// What makes one chain of another.
 fn between(before: (&Program, &[RuleId]), after: (&Program, &[RuleId]), found: &mut Vec<OneSided>) {
-    let meanings = |(program, rules): (&Program, &[RuleId])| -> Vec<String> {
-        rules.iter().map(|id| program.meaning(*id)).collect()
+    // What is not known as a whole is like nothing else.
+    let meanings = |(program, rules): (&Program, &[RuleId]), side: char| -> Vec<String> {
+        let one = |(at, id): (usize, &RuleId)| {
+            meaning(program, *id).unwrap_or_else(|| format!("{side} {at}"))
+        };
+        rules.iter().enumerate().map(one).collect()
     };
-    let (old, new) = (meanings(before), meanings(after));
+    let (old, new) = (meanings(before, '-'), meanings(after, '+'));
     let (mut removed, mut added) = (before.1.iter(), after.1.iter());
     // Up to each pair that is the same, what only one has comes first.
     let (mut from, mut to) = (0, 0);
@@ -103,6 +108,30 @@ fn between(before: (&Program, &[RuleId]), after: (&Program, &[RuleId]), found: &
         added.next();
         (from, to) = (at + 1, other + 1);
     }
+}
+
+/// What a rule means, whatever its language and the order in which it asks before it does something; none
+/// where there is more to it than that.
+fn meaning(program: &Program, id: RuleId) -> Option<String> {
+    if program.rule(id).vague {
+        return None;
+    }
+    let (mut meaning, mut tests) = (Vec::new(), BTreeSet::new());
+    for step in program.steps(id) {
+        let action = match step {
+            Bound::Test(test) => {
+                tests.insert(format!("{test:?}"));
+                continue;
+            }
+            Bound::Do(Action::Note) => continue,
+            Bound::Do(action) => format!("{action:?}"),
+            Bound::Jump { to, back } => format!("{back} {}", program.chain(*to).name),
+        };
+        meaning.extend(std::mem::take(&mut tests));
+        meaning.push(action);
+    }
+    meaning.extend(tests);
+    Some(meaning.join(" "))
 }
 
 /// The most pairs of rules that are tried one by one, where more of them are in common than not.

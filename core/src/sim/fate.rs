@@ -146,7 +146,7 @@ impl fmt::Display for Outcome {
             }
             Self::Dropped { why } => write!(f, "dropped: {why}"),
             Self::Refused => f.write_str("refused"),
-            Self::Unknown { what } => write!(f, "unknown: {what}"),
+            Self::Unknown { what } => write!(f, "can't be told: {what}"),
         }
     }
 }

@@ -57,10 +57,7 @@ pub(super) fn unclear(what: &str) -> Answer {
 /// Protocols that rules can tell apart by more than their number: TCP, UDP, others with ports, and
 /// the rest.
 fn protocols() -> [Ranges; 4] {
-    let with_ports: Ranges = (0..=u8::MAX)
-        .filter(|p| Protocol(*p).has_ports())
-        .map(|p| (u128::from(p), u128::from(p)))
-        .collect();
+    let with_ports = Protocol::with_ports();
     let [tcp, udp] = [Protocol::TCP, Protocol::UDP].map(|p| Ranges::one(p.0.into()));
     let others = with_ports.without(&tcp).without(&udp);
     let rest = Ranges::up_to(u8::MAX.into()).without(&with_ports);

@@ -67,6 +67,9 @@ pub struct SourceRule {
     pub counters: Option<Counters>,
     /// What it means.
     pub steps: Vec<Step>,
+    /// Whether there is more to it than what it means here says: two such rules can be alike here and
+    /// do different things.
+    pub vague: bool,
 }
 
 /// A chain of a source.
@@ -114,6 +117,8 @@ pub struct RuleInfo {
     pub reason: Option<Reason>,
     /// What it has seen.
     pub counters: Option<Counters>,
+    /// Whether there is more to it than its meaning says.
+    pub(super) vague: bool,
 }
 
 /// What there is to say about a chain.
@@ -284,6 +289,7 @@ impl Program {
                     text: rule.text,
                     reason: rule.reason,
                     counters: rule.counters,
+                    vague: rule.vague,
                 });
             }
             let policy = chain.base.as_ref().map_or(Policy::Accept, |base| base.policy);
@@ -399,25 +405,6 @@ impl Program {
     pub(super) fn steps(&self, id: RuleId) -> &[Bound] {
         let info = self.rule(id);
         &self.chains[info.chain.0].rules[info.number - 1].1
-    }
-
-    /// What a rule means, whatever its language and the order in which it asks.
-    pub(super) fn meaning(&self, id: RuleId) -> String {
-        let (mut tests, mut actions) = (Vec::new(), Vec::new());
-        for step in self.steps(id) {
-            match step {
-                Bound::Test(test) => tests.push(format!("{test:?}")),
-                Bound::Do(Action::Note) => {}
-                Bound::Do(action) => actions.push(format!("{action:?}")),
-                Bound::Jump { to, back } => {
-                    actions.push(format!("{back} {}", self.chain(*to).name));
-                }
-            }
-        }
-        tests.sort();
-        tests.dedup();
-        tests.append(&mut actions);
-        tests.join(" ")
     }
 
     /// The port of the transparent socket that a rule hands packets to.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Serialize, Serializer};
 
+use super::ranges::Ranges;
 use crate::value::Family;
 
 /// A protocol of the Internet Protocol, by its number (IANA, protocol numbers).
@@ -42,6 +43,19 @@ impl Protocol {
     /// Whether its packets have ports.
     pub const fn has_ports(self) -> bool {
         matches!(self.0, 6 | 17 | 33 | 132 | 136)
+    }
+
+    /// The numbers of both protocols of ICMP.
+    pub(super) fn icmp() -> Ranges {
+        [Self::ICMP, Self::ICMPV6].map(|p| (p.0.into(), p.0.into())).into_iter().collect()
+    }
+
+    /// The numbers of all protocols whose packets have ports.
+    pub(super) fn with_ports() -> Ranges {
+        (0..=u8::MAX)
+            .filter(|p| Self(*p).has_ports())
+            .map(|p| (u128::from(p), u128::from(p)))
+            .collect()
     }
 }
 

@@ -207,6 +207,16 @@ pub enum Test {
         /// The ports.
         set: Ranges,
     },
+    /// The two bytes of the transport header where TCP and UDP have a port, whatever the protocol is and
+    /// whatever it has there.
+    AtPort {
+        /// Where the source port is, or the destination port.
+        side: Side,
+        /// `!`
+        negated: bool,
+        /// The values.
+        set: Ranges,
+    },
     /// The family.
     Family(Family),
     /// The interface is one of these.
@@ -391,6 +401,13 @@ pub enum Step {
     Test(Test),
     /// Something that is done.
     Do(Action),
+}
+
+impl Step {
+    /// Whether it is not known here.
+    pub const fn is_unknown(&self) -> bool {
+        matches!(self, Self::Test(Test::Unknown(_)) | Self::Do(Action::Unknown(_)))
+    }
 }
 
 impl From<Test> for Step {

@@ -1,6 +1,7 @@
 //! Whether a condition holds for a packet, and if not, why.
 
 use super::packet::{Owner, Packet, Value};
+use super::question::Protocol;
 use super::ranges::Ranges;
 use super::rule::{Field, States, Test, Way, numbers};
 use super::walk::Walk;
@@ -40,6 +41,7 @@ impl<W: Witness> Walk<'_, W> {
                     .any(|field| self.is(field, set, false, false, packet) == Truth::Yes);
                 truth(either, *negated)
             }
+            Test::AtPort { side, negated, set } => self.at_port(*side, set, *negated, packet),
             Test::Family(family) => truth(*family == packet.family, false),
             Test::Interface { way, negated, names } => {
                 let name = interface(*way, packet).unwrap_or_default();
@@ -118,6 +120,45 @@ impl<W: Witness> Walk<'_, W> {
         truth(set.contains(value.number), negated)
     }
 
+    /// Whether what stands where others have a port is one of these.
+    fn at_port(
+        &mut self,
+        side: Side,
+        set: &Ranges,
+        negated: bool,
+        packet: &Packet<'_>,
+    ) -> Truth<'static> {
+        /// So few of the 65536 checksums that there are no message is taken to have.
+        const FEW: u128 = 16;
+        if packet.protocol.has_ports() {
+            return self.is(Field::port(side), set, negated, false, packet);
+        }
+        let icmp = Protocol::icmp();
+        if packet.protocol == self.question.protocol {
+            self.witness.asked(Field::Protocol, &icmp);
+        }
+        let is_icmp = icmp.contains(packet.protocol.0.into());
+        let all = Ranges::up_to(u16::MAX.into());
+        let (possible, few) = match (side, packet.icmp) {
+            // Its type and its code.
+            (Side::Source, Some(kind)) => {
+                let first = u128::from(kind) << 8;
+                (Ranges::range(first, first | u128::from(u8::MAX)), 0)
+            }
+            // Its checksum.
+            (Side::Destination, _) if is_icmp => (all, FEW),
+            _ => (all, 0),
+        };
+        let size = |set: &Ranges| set.iter().map(|(first, last)| last - first + 1).sum::<u128>();
+        if size(&possible.without(set)) <= few {
+            truth(true, negated)
+        } else if size(&possible.and(set)) <= few {
+            truth(false, negated)
+        } else {
+            Truth::Unknown(AT_PORT)
+        }
+    }
+
     pub(super) fn mark_is(&mut self, subject: super::packet::Mark, mark: Masked) -> bool {
         if let Some(condition) = subject.condition(mark) {
             self.witness.asked_mark(condition);
@@ -174,6 +215,17 @@ impl<W: Witness> Walk<'_, W> {
                 let ports = Field::Port.values(set, packet.family);
                 format!("neither port {} {ports}", not(*negated))
             }
+            Test::AtPort { side, negated, set } if packet.protocol.has_ports() => {
+                why_is_not(Field::port(*side), *negated, set, false, packet)
+            }
+            Test::AtPort { negated, set, .. } => {
+                let values = Field::Port.values(set, packet.family);
+                format!(
+                    "what {} has in place of a port {} {values}",
+                    packet.protocol,
+                    not(*negated)
+                )
+            }
             Test::Family(_) => format!("it is {}", packet.family),
             Test::Interface { way, negated, names } => {
                 let (what, by) = match way {
@@ -226,6 +278,7 @@ impl<W: Witness> Walk<'_, W> {
     }
 }
 
+const AT_PORT: &str = "what a protocol without ports has where others have a port";
 const RECEIVER: &str = "who the receiving socket belongs to";
 
 fn interface<'a>(way: Way, packet: &Packet<'a>) -> Option<&'a str> {

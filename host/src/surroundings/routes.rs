@@ -9,6 +9,7 @@ use millrace_core::sim::{
     Exit, Protocol, RouteAction, RoutingRule, RuleAction, Selector, TableRoute,
 };
 use millrace_core::value::{Cidr, Family};
+use netlink_packet_core::Nla as _;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteType,
 };
@@ -51,6 +52,13 @@ fn rule(family: Family, message: &RuleMessage) -> RoutingRule {
             RuleAttribute::L3MDev(true) => unmodelled("a VRF"),
             RuleAttribute::SuppressIfGroup(group) if *group != NO_LIMIT => {
                 unmodelled("interface groups");
+            }
+            RuleAttribute::Other(other) => {
+                let mut value = vec![0; other.value_len()];
+                other.emit_value(&mut value);
+                if let Some(what) = newer(other.kind(), &value) {
+                    unmodelled(what);
+                }
             }
             _ => {}
         }
@@ -98,6 +106,22 @@ fn rule(family: Family, message: &RuleMessage) -> RoutingRule {
         other => RuleAction::Unmodelled(format!("a rule of policy routing: {other:?}")),
     };
     RoutingRule { family, priority, selector, action }
+}
+
+/// What an attribute of a rule asks for that came with a later kernel (`linux/fib_rules.h` of Linux 6.18);
+/// none where it asks for nothing.
+fn newer(kind: u16, value: &[u8]) -> Option<&'static str> {
+    match kind {
+        // FRA_PAD
+        18 => None,
+        // FRA_DSCP, FRA_DSCP_MASK
+        25 | 30 => Some("a DSCP"),
+        // FRA_FLOWLABEL, FRA_FLOWLABEL_MASK
+        26 | 27 => Some("a flow label"),
+        // FRA_SPORT_MASK, FRA_DPORT_MASK
+        28 | 29 => value.iter().any(|byte| *byte != u8::MAX).then_some("bits of a port"),
+        _ => Some("what is newer than this program"),
+    }
 }
 
 /// The routes, and the interfaces by which IPv6 delivers what is for localhost.
@@ -228,4 +252,34 @@ fn exits(
         _ => None,
     });
     index.and_then(|index| exit(index, &message.attributes)).into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::DefaultNla;
+
+    use super::*;
+
+    /// What is not modelled of a rule with these attributes besides that it asks for.
+    fn unmodelled(attributes: &[(u16, &[u8])]) -> Option<String> {
+        let mut message = RuleMessage::default();
+        let others = attributes.iter().map(|(kind, value)| DefaultNla::new(*kind, value.to_vec()));
+        message.attributes.extend(others.map(RuleAttribute::Other));
+        rule(Family::V4, &message).selector.unmodelled
+    }
+
+    #[test]
+    fn rules_by_what_is_newer_are_named() {
+        assert_eq!(unmodelled(&[]), None);
+        assert_eq!(unmodelled(&[(18, &[]), (28, &[0xff, 0xff]), (29, &[0xff, 0xff])]), None);
+        for (kind, value, named) in [
+            (25, &[0x2e][..], "a DSCP"),
+            (26, &[0, 0, 0, 1], "a flow label"),
+            (29, &[0xff, 0], "bits of a port"),
+            (77, &[], "newer"),
+        ] {
+            let what = unmodelled(&[(kind, value)]).unwrap_or_default();
+            assert!(what.contains(named), "{kind}: {what}");
+        }
+    }
 }

@@ -1,22 +1,27 @@
 //! `millrace graph`
 
 use anyhow::Result;
+use millrace_core::sim::Outcome;
 use millrace_core::sim::graph::{Trail, picture};
 
-use super::output::print;
+use super::output::{print, warn};
 use super::rules;
 use crate::cli::own::Graph;
 use crate::exit::Exit;
 
 pub(crate) fn graph(graph: &Graph) -> Result<Exit> {
     let rules = rules::load(&graph.common, &graph.sources, &graph.config)?;
-    let trail = match &graph.asked {
+    let explained = match &graph.asked {
         None => None,
-        Some(typed) => {
-            let question = rules.question(typed)?;
-            Some(Trail::of(&rules.explain(&question)?))
-        }
+        Some(typed) => Some(rules.explain(&rules.question(typed)?)?),
     };
+    let trail = explained.as_ref().map(Trail::of);
     print(&picture(&rules.program, graph.format, graph.family, trail.as_ref()))?;
-    Ok(Exit::Ok)
+    let outcome = explained.map(|explained| explained.answer.outcome);
+    Ok(if let Some(outcome @ Outcome::Unknown { .. }) = outcome {
+        warn(&outcome.to_string());
+        Exit::Failed
+    } else {
+        Exit::Ok
+    })
 }

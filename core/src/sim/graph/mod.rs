@@ -7,6 +7,7 @@ mod svg;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Explanation;
+use super::fate::Fate;
 use super::program::{Bound, ChainId, Kind, Policy, Program, RuleId};
 use super::rule::Action;
 use super::witness::{Event, Met};
@@ -29,6 +30,8 @@ pub enum Format {
 pub struct Trail {
     matched: BTreeSet<RuleId>,
     met: BTreeSet<RuleId>,
+    /// The rule behind which its way can't be told, and why.
+    stopped: Option<(RuleId, String)>,
 }
 
 impl Trail {
@@ -41,6 +44,9 @@ impl Trail {
             if *met == Met::Matched {
                 trail.matched.insert(*rule);
             }
+        }
+        if let Fate::Unknown { rule: Some(rule), what } = &explanation.answer.fate {
+            trail.stopped = Some((*rule, what.clone()));
         }
         trail
     }
@@ -140,17 +146,24 @@ fn graph(program: &Program, family: Option<Family>, trail: Option<&Trail>) -> Gr
     let mut ends: BTreeMap<String, usize> = BTreeMap::new();
     for (chain, at) in &places {
         for (row, id) in program.chain(ChainId(*chain)).rules.iter().enumerate() {
+            let mut end_at = |graph: &mut Graph, title: String| {
+                *ends.entry(title.clone()).or_insert_with(|| graph.end(title))
+            };
+            let stopped = trail.and_then(|trail| trail.stopped.as_ref());
+            let stopped = stopped.filter(|(rule, _)| rule == id);
+            let stopped = stopped.map(|(_, what)| end_at(&mut graph, untold(what)));
+            let mut ways: Vec<usize> = stopped.into_iter().collect();
             for step in program.steps(*id) {
                 let to = match step {
                     Bound::Jump { to, .. } => places.get(&to.0).copied(),
-                    Bound::Do(action) => end(action).map(|title| {
-                        *ends.entry(title.clone()).or_insert_with(|| graph.end(title))
-                    }),
+                    Bound::Do(action) => end(action).map(|title| end_at(&mut graph, title)),
                     Bound::Test(_) => None,
                 };
-                let Some(to) = to else { continue };
+                ways.extend(to.filter(|to| Some(*to) != stopped));
+            }
+            for to in ways {
                 let Row { packets, matched, .. } = graph.nodes[*at].rows[row];
-                let taken = matched == Some(true);
+                let taken = matched == Some(true) || Some(to) == stopped;
                 graph.nodes[to].reached |= taken;
                 graph.edges.push(Edge { from: (*at, row), to, packets, taken });
             }
@@ -196,8 +209,13 @@ fn end(action: &Action) -> Option<String> {
         }
         Action::Drop => "dropped".to_owned(),
         Action::Reject(_) => "refused".to_owned(),
+        Action::Unknown(what) => untold(what),
         _ => return None,
     })
+}
+
+fn untold(what: &str) -> String {
+    format!("can't be told: {what}")
 }
 
 impl Graph {

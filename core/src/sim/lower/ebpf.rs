@@ -241,7 +241,7 @@ impl<'p> Pod<'p> {
         let steps: Vec<Step> = tests.chain([Step::from(action)]).collect();
         let text = format!("{}: {}", class.as_str(), words(&steps));
         let reason = Some(Reason { source: source.clone(), purpose: purpose.into() });
-        self.rules.push(SourceRule { text, reason, counters: None, steps });
+        self.rules.push(SourceRule { text, reason, counters: None, steps, vague: false });
     }
 
     /// The decisions of a branch about the first packet of a connection, for this family, with those

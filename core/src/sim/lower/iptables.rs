@@ -33,6 +33,7 @@ pub fn of_ruleset(ruleset: &Ruleset, groups: &Groups) -> Vec<SourceTable> {
                 text: render_rule(&e.rule),
                 reason: Some(e.reason.clone()),
                 counters: None,
+                vague: false,
                 steps: steps(&e.rule, groups),
             });
             let name = chain.as_str().to_owned();
@@ -68,6 +69,7 @@ pub fn of_dump(
                     text: rule.text.clone(),
                     reason: known.and_then(|(table, rule)| reason(table, &chain.name, rule)),
                     counters: rule.counters,
+                    vague: false,
                     steps: match &rule.rule {
                         Ok(rule) => steps(rule, groups),
                         Err(_) => text::steps(&rule.text, family, groups),

@@ -38,7 +38,7 @@ fn rule(rule: &Result<Vec<crate::nft::expr::Expr>, String>) -> SourceRule {
         }
         Err(what) => vec![Test::Unknown(what.clone()).into(), Action::Unknown(what.clone()).into()],
     };
-    SourceRule { text: words(&steps), reason: None, counters: None, steps }
+    SourceRule { text: words(&steps), reason: None, counters: None, vague: rule.is_err(), steps }
 }
 
 /// Tables of whoever. A part of a rule that is not understood is unknown to the walk. `interfaces` are
@@ -61,6 +61,8 @@ fn of_table(table: &ListedTable, interfaces: &BTreeMap<u32, String>) -> SourceTa
                 text: words(&steps),
                 reason: None,
                 counters,
+                // Names of what is not modelled leave out all that it has with it.
+                vague: steps.iter().any(Step::is_unknown),
                 steps,
             })
         };
@@ -129,7 +131,8 @@ pub(super) fn at_device(
         .map_or_else(unknown, |names| Test::Interface { way, negated: false, names });
     let rule = |action: Action| {
         let steps: Vec<Step> = vec![test.clone().into(), action.into()];
-        SourceRule { text: words(&steps), reason: None, counters: None, steps }
+        let vague = steps.iter().any(Step::is_unknown);
+        SourceRule { text: words(&steps), reason: None, counters: None, vague, steps }
     };
     let mut rules = vec![rule(Action::Jump(chain.to_owned()))];
     if policy == Policy::Drop {

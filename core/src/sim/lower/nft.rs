@@ -39,6 +39,7 @@ pub fn of_nft(ruleset: &NftRuleset, groups: &Groups) -> Vec<SourceTable> {
                 text: rule_text(ruleset.layout, table, &emission.rule),
                 reason: Some(emission.reason.clone()),
                 counters: None,
+                vague: false,
                 steps: steps(&emission.rule, ruleset.layout, table, groups),
             });
             let name = ruleset.layout.chain(table, &chain.chain);

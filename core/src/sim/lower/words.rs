@@ -31,6 +31,14 @@ fn test_words(test: &Test) -> String {
             let values = super::Field::Port.values(set, Family::V6);
             format!("either port {}{values}", not(*negated))
         }
+        Test::AtPort { side, negated, set } => {
+            let at = match side {
+                Side::Source => "bytes 0-1",
+                Side::Destination => "bytes 2-3",
+            };
+            let values = super::Field::Port.values(set, Family::V6);
+            format!("{at} of the transport header {}{values}", not(*negated))
+        }
         Test::Family(family) => family.to_string(),
         Test::Interface { way, negated, names } => {
             let way = match way {

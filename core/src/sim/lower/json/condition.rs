@@ -15,6 +15,8 @@ use crate::value::Family;
 pub(super) struct Settled {
     family: Option<Family>,
     protocol: Option<Protocol>,
+    /// Whether no other protocols are left but those with ports.
+    has_ports: bool,
 }
 
 impl Settled {
@@ -23,7 +25,7 @@ impl Settled {
             [family] => Some(family),
             _ => None,
         });
-        Self { family, protocol: None }
+        Self { family, protocol: None, has_ports: false }
     }
 
     fn family(&mut self, family: Family) -> Option<Test> {
@@ -33,6 +35,7 @@ impl Settled {
 
     fn protocol(&mut self, number: Protocol) -> Option<Test> {
         let known = self.protocol.replace(number) == Some(number);
+        self.has_ports |= number.has_ports();
         (!known).then(|| protocol(number, false))
     }
 }
@@ -136,8 +139,7 @@ impl Reader<'_> {
         right: &Value,
         settled: &mut Settled,
     ) -> Option<Vec<Test>> {
-        let header = content.get("protocol")?.as_str()?;
-        let field = content.get("field")?.as_str()?;
+        let (header, field) = header(content)?;
         let family = match header {
             "ip" => Some(Family::V4),
             "ip6" => Some(Family::V6),
@@ -183,7 +185,11 @@ impl Reader<'_> {
             _ => return None,
         };
         let (negated, set) = self.values(Field::port(side), operator, right, u16::MAX.into())?;
-        tests.push(ports(side, negated, set));
+        tests.push(if settled.has_ports {
+            ports(side, negated, set)
+        } else {
+            Test::AtPort { side, negated, set }
+        });
         Some(tests)
     }
 
@@ -193,6 +199,7 @@ impl Reader<'_> {
         if !negated {
             let number = set.single().and_then(|number| u8::try_from(number).ok());
             settled.protocol = number.map(Protocol);
+            settled.has_ports |= set.is_within(&Protocol::with_ports());
         }
         Some(is(Field::Protocol, negated, set))
     }
@@ -274,6 +281,17 @@ impl Reader<'_> {
     }
 }
 
+/// A header and what of it is asked for. Some nft print the bytes where ports are as such.
+fn header(content: &Value) -> Option<(&str, &str)> {
+    let text = |key: &str| content.get(key).and_then(Value::as_str);
+    let number = |key: &str| content.get(key).and_then(Value::as_u64);
+    match (text("base"), number("offset"), number("len")) {
+        (Some("th"), Some(0), Some(16)) => Some(("th", "sport")),
+        (Some("th"), Some(16), Some(16)) => Some(("th", "dport")),
+        _ => Some((text("protocol")?, text("field")?)),
+    }
+}
+
 /// What a connection's state or status can be.
 fn states(key: &str, names: &[&str]) -> Option<States> {
     let known = match key {
@@ -306,13 +324,15 @@ fn comparison(content: &Value) -> Option<String> {
 fn operand(value: &Value) -> Option<String> {
     let (kind, content) = single(value)?;
     let text = |key: &str| content.get(key).and_then(Value::as_str);
+    // What else there is would be missing from the name.
+    let is_all = |count: usize| content.as_object().is_some_and(|all| all.len() == count);
     match kind {
-        "payload" => Some(format!("{} {}", text("protocol")?, text("field")?)),
+        "payload" if is_all(2) => Some(format!("{} {}", text("protocol")?, text("field")?)),
         "concat" => {
             let parts = content.as_array()?.iter().map(operand).collect::<Option<Vec<_>>>()?;
             Some(parts.join(" . "))
         }
-        _ => Some(match text("key") {
+        _ => Some(match text("key").filter(|_| is_all(1)) {
             Some(key) => format!("{kind} {key}"),
             None => format!("{kind} {content}"),
         }),

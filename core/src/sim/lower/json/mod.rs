@@ -151,7 +151,7 @@ impl Table<'_> {
             let what =
                 format!("whether table {} is dormant, which this nft does not print", table.name);
             let steps: Vec<Step> = vec![Action::Unknown(what.clone()).into()];
-            let first = SourceRule { text: what, reason: None, counters: None, steps };
+            let first = SourceRule { text: what, reason: None, counters: None, steps, vague: true };
             for chain in table.chains.iter_mut().filter(|chain| chain.base.is_some()) {
                 chain.rules.insert(0, first.clone());
             }
@@ -265,13 +265,16 @@ impl Reader<'_> {
                 }
             }
         }
+        // What nft does not print, or not here.
+        let hidden = exprs.iter().any(|expr| expr.get("xt").is_some() || names_set(expr));
         let rule = |Branch { steps, .. }: Branch| {
             let mut text = words(&steps);
             if text.is_empty() {
                 let names: Vec<&str> = exprs.iter().filter_map(|e| Some(single(e)?.0)).collect();
                 text = names.join(" ");
             }
-            SourceRule { text, reason: None, counters, steps }
+            let vague = hidden && steps.iter().any(Step::is_unknown);
+            SourceRule { text, reason: None, counters, steps, vague }
         };
         branches.into_iter().map(rule).collect()
     }
@@ -286,6 +289,16 @@ fn single(object: &Value) -> Option<(&str, &Value)> {
     let mut members = object.as_object()?.iter();
     let (name, content) = members.next()?;
     members.next().is_none().then_some((name.as_str(), content))
+}
+
+/// Whether a set or map is named somewhere in it.
+fn names_set(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.starts_with('@'),
+        Value::Array(values) => values.iter().any(names_set),
+        Value::Object(members) => members.values().any(names_set),
+        _ => false,
+    }
 }
 
 fn counted(content: &Value) -> Option<Counters> {

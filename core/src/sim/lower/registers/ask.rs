@@ -77,8 +77,10 @@ impl Path {
                     if *key == CT_STATE { states(mask)? } else { translated(mask)?.or(none) };
                 Some(Test::State { negated: !set, states })
             }
-            // FIN, SYN, RST and ACK: only SYN.
-            Source::Payload(TRANSPORT, 13, 1) => {
+            // FIN, SYN, RST and ACK: only SYN. Other protocols have something else there.
+            Source::Payload(TRANSPORT, 13, 1)
+                if self.is_only(&Ranges::one(Protocol::TCP.0.into())) =>
+            {
                 (mask[..] == [0x17] && value == [2]).then_some(Test::Syn { negated })
             }
             Source::Payload(NETWORK, offset, length) => {
@@ -99,15 +101,11 @@ impl Path {
         }
     }
 
-    /// Whether a condition lets no protocol past but those of ICMP.
-    fn asked_icmp(&self) -> bool {
-        let icmp: Ranges = [Protocol::ICMP, Protocol::ICMPV6]
-            .map(|p| (p.0.into(), p.0.into()))
-            .into_iter()
-            .collect();
+    /// Whether a condition lets no protocol past but some of these.
+    fn is_only(&self, protocols: &Ranges) -> bool {
         self.steps.iter().any(|step| match step {
             Step::Test(Test::Is { field: Field::Protocol, negated: false, set, .. }) => {
-                set.without(&icmp).is_empty()
+                set.is_within(protocols)
             }
             _ => false,
         })
@@ -218,12 +216,17 @@ impl Path {
                 self.address(*offset, set, negated)?
             }
             // The first byte of a header is a type where the protocol is ICMP, as has been asked.
-            Source::Payload(TRANSPORT, 0, 1) if self.asked_icmp() => {
+            Source::Payload(TRANSPORT, 0, 1) if self.is_only(&Protocol::icmp()) => {
                 Test::Icmp { negated, types: numbers(true)? }
             }
             Source::Payload(TRANSPORT, offset @ (0 | 2), 2) => {
                 let side = if *offset == 0 { Side::Source } else { Side::Destination };
-                ports(side, negated, numbers(true)?)
+                let set = numbers(true)?;
+                if self.is_only(&Protocol::with_ports()) {
+                    ports(side, negated, set)
+                } else {
+                    Test::AtPort { side, negated, set }
+                }
             }
             _ => return None,
         };
