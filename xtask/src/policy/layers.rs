@@ -72,6 +72,7 @@ const LAYERS: [Layers; 5] = [
             &["observe"],
             // One pass, and the way back.
             &["install"],
+            &["binaries", "steps"],
             &["uninstall"],
             // The agent that runs.
             &["api", "processes"],
