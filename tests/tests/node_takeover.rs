@@ -40,10 +40,12 @@ fn older_istio() -> Value {
     })
 }
 
+/// A program, whole from the first moment, as agents install theirs.
 fn program(node: &Node, name: &str) -> Result<()> {
-    let path = node.bin().join(name);
-    fs::write(&path, format!("#!/bin/sh\n# {name}\n"))?;
-    Ok(fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?)
+    let temp = node.bin().join(format!("{name}.new"));
+    fs::write(&temp, format!("#!/bin/sh\n# {name}\n"))?;
+    fs::set_permissions(&temp, fs::Permissions::from_mode(0o755))?;
+    Ok(fs::rename(&temp, node.bin().join(name))?)
 }
 
 fn plugins(node: &Node, file: &str) -> Result<Vec<Value>> {
