@@ -1,6 +1,7 @@
 //! `explain`, `diff` and `graph` where eBPF captures: what is in the maps is what is told, in the same
 //! words as of rules.
 
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
@@ -8,6 +9,7 @@ use millrace_tests::binary;
 use millrace_tests::capture::{millrace, millrace_in_pod, ran, wrapped};
 use millrace_tests::ebpf::{FOLDER, captured, enrol, loaded};
 use millrace_tests::topology::{Stack, Topology};
+use millrace_tests::wire::Answer;
 use serde_json::Value;
 
 const SETTINGS: [&str; 10] = [
@@ -199,6 +201,32 @@ fn another_folder_knows_nothing() -> Result<()> {
         let said = millrace_in_pod(&topology, &asked, 1)?;
         ensure!(said.contains("=> can't be told: eBPF captures this pod"), "{said}");
         ensure!(said.contains("--bpffs"), "{said}");
+    }
+    Ok(())
+}
+
+/// Verify that where somebody else's rules translate what eBPF has led, no more is promised to the receiver
+/// than it sees: its own end of the connection.
+#[test]
+fn what_rules_translate_is_not_known_again() -> Result<()> {
+    let to: SocketAddr = "10.71.0.10:80".parse()?;
+    for (chain, rule, name) in [
+        ("output priority -100", "tcp dport 15001 redirect to :8080", "app"),
+        ("postrouting priority 100", "oif lo masquerade", "proxy"),
+        ("postrouting priority 100", "tcp dport 1 masquerade", "proxy"),
+    ] {
+        let (_cgroup, topology) = captured(&[])?;
+        let chain = format!("add chain ip other nat {{ type nat hook {chain}; }}");
+        let rules = format!("add table ip other; {chain}; add rule ip other nat {rule}");
+        topology.pod.run("nft", &[&rules])?;
+        let found = live(&topology, &["--to", "10.71.0.10:80/tcp"])?;
+        let answer = topology.pod.enter(|| Answer::read(TcpStream::connect(to)?))??;
+        let original = answer.original.context("an original destination")?;
+        ensure!(answer.name == name, "{rule}: {answer:?}");
+        // The last rule is about no such connection.
+        let untouched = rule.contains("dport 1 ");
+        ensure!((original == to) == untouched, "{rule}: {answer:?}");
+        ensure!(found["fate"]["original"] == original.to_string(), "{rule}: {answer:?}: {found:#}");
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use super::fate::{Fate, How, Outcome};
 use super::namespace::LOOPBACK;
 use super::packet::{Connection, Owner, Packet, Value, end};
 use super::question::Protocol;
+use super::rule::States;
 use super::walk::{End, Halt, Walk};
 use super::witness::Witness;
 use crate::ruleset::Hook;
@@ -59,6 +60,13 @@ impl<'a, W: Witness> Walk<'a, W> {
         self.look_up(packet)?;
         let family = packet.family;
         let destination = packet.ends.to(family);
+        let mut led = packet.meant;
+        if led.is_some() {
+            // The programs know a connection by the ends that they have led it to.
+            self.asks_translation(packet);
+            let changed = self.states(packet).meets(States::SNAT.or(States::DNAT));
+            led = led.filter(|_| !changed);
+        }
         let connection = packet.connection.filter(|(_, back)| !back);
         let connection = connection.map(|(at, _)| &self.connections[at]);
         // `getorigdst()` looks in no other zone; whoever gets a datagram has to look for it otherwise.
@@ -68,7 +76,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         };
         let original = connection.filter(asked);
         let original = original.map_or(destination, |c| c.ends.to(family));
-        let original = packet.meant.map_or(original, |(ip, port)| end(family, ip, port));
+        let original = led.map_or(original, |(ip, port)| end(family, ip, port));
         let translated = connection.is_some_and(|c| c.to.is_some()) || packet.meant.is_some();
         let (port, how) = match (packet.taken, packet.handed) {
             (Some(port), _) => (port, How::Transparent),
