@@ -262,13 +262,7 @@ fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) 
         );
     }
     let families = families(observed, variant);
-    let six = observed.addresses.iter().any(|a| {
-        let facts = crate::facts::HostFacts { addresses: vec![a.address], ..Default::default() };
-        facts.usable_addresses().any(|a| Family::of(a) == Family::V6)
-    });
-    if !families.is_empty() && !families.contains(&Family::V6) && six {
-        notes.push("IPv6 is not captured, and there is an IPv6 address".to_owned());
-    }
+    notes.extend(passes_in_v6(observed, &families));
     let state = match (first, whole) {
         (None, _) if !plan.interrupted && !rest => State::NotCaptured,
         (Some(f), true) if f.ruleset.is_some() || wanted.is_some() => State::Captured,
@@ -356,6 +350,8 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
             )
         }));
     }
+    let families = nft::tables::families(&observed.native);
+    notes.extend(passes_in_v6(observed, &families));
     notes.extend(killed_trace(observed));
     if observed.interrupted {
         notes.push("a run that changes the rules is in progress, or was interrupted".to_owned());
@@ -370,7 +366,7 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
         native: there,
         variant: None,
         dialect: observed.native.first().map(|(name, _)| dialect::dialect_of_table(name)),
-        families: nft::tables::families(&observed.native),
+        families,
         differences: if there { differences } else { Vec::new() },
         notes,
         neighbours,
@@ -381,6 +377,15 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
 fn taken(taken: Option<&TakenTable>) -> Option<String> {
     let (who, routes) = (taken?.needed_by(), taken?.routes());
     Some(format!("the routing table that {who} holds routes of somebody else as well: {routes}"))
+}
+
+/// That connections by IPv6 pass where only IPv4 is captured.
+fn passes_in_v6(observed: &Observed, families: &[Family]) -> Option<String> {
+    let addresses = observed.addresses.iter().map(|a| a.address).collect();
+    let facts = crate::facts::HostFacts { addresses, ..Default::default() };
+    let six = facts.usable_addresses().any(|a| Family::of(a) == Family::V6);
+    (!families.is_empty() && !families.contains(&Family::V6) && six)
+        .then(|| "IPv6 is not captured, and there is an IPv6 address".to_owned())
 }
 
 /// What a trace left that was killed.

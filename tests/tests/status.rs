@@ -417,3 +417,17 @@ fn what_undoes_capture_is_told() -> Result<()> {
     pod.feed("nft", &["-f", "-"], table)?;
     is(&pod, 0, "note: chain out of table inet theirs (type route, priority -300)")
 }
+
+/// Verify that an IPv6 address of a pod in which IPv4 alone is captured is told, whatever captures.
+#[test]
+fn ipv6_that_passes_is_told() -> Result<()> {
+    for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
+        let pod = pod()?;
+        apply(&pod, &["--backend", backend], "")?;
+        let (code, text) = said(&pod, &["status"])?;
+        ensure!(code == Some(0) && !text.contains("is not captured"), "{backend}: {text}");
+        apply(&pod, &["--backend", backend, "--ipv6", "off"], "")?;
+        is(&pod, 0, "note: IPv6 is not captured, and there is an IPv6 address")?;
+    }
+    Ok(())
+}
