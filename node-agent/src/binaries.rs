@@ -8,8 +8,8 @@ use crate::folder::{Folder, Replaced};
 use crate::foreign::Mesh;
 use crate::install::{InstallError, Installer, PLUGIN};
 use crate::kept::{Kept, KeptFile};
-use crate::list::Entry;
-use crate::observe::{is_file_name, look, parse};
+use crate::list::{Entry, is_file_name};
+use crate::observe::{look, parse};
 
 impl Installer {
     /// See to it that the plugin's name is no other plugin's, whose binary and entries would be taken

@@ -14,7 +14,7 @@ use crate::flags::{Address, NodeName, RepairFlags};
 use crate::foreign::Mesh;
 use crate::install::{Config, Installer, PLUGIN, Report, status, until_installed};
 use crate::kubeconfig::{self, Account};
-use crate::observe::is_file_name;
+use crate::list::is_file_name;
 use crate::plan::{Mode, State, is_list, is_single};
 use crate::run;
 use crate::settings::Settings;

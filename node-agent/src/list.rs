@@ -30,6 +30,11 @@ pub enum BadList {
     Ending,
 }
 
+/// Whether it is the name of a file in a folder, and no way out of it.
+pub fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['/', '\0']) && ![".", ".."].contains(&name)
+}
+
 /// A plugin's entry, as it was written.
 #[derive(Clone, Debug)]
 pub struct Entry {

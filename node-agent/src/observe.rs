@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::folder::{self, Folder, FolderError, MOST, Seen as SeenFile};
 use crate::kept::Kept;
-use crate::list::{BadList, Entry, List};
+use crate::list::{BadList, Entry, List, is_file_name};
 use crate::plan::{BadConf, Candidate, DropIn, Seen, is_list, is_read, is_single};
 
 /// How long somebody who had a list open when it was replaced may still write to the old one.
@@ -113,11 +113,6 @@ pub fn look(
 /// the agent `wrote` one of its name.
 pub fn is_own_drop_in(entry: Option<&Entry>, kind: &str, wrote: bool) -> bool {
     entry.map_or(wrote, |entry| entry.kind() == kind)
-}
-
-/// Whether it is the name of a file in a folder, and no way out of it.
-pub fn is_file_name(name: &str) -> bool {
-    !name.is_empty() && !name.contains(['/', '\0']) && ![".", ".."].contains(&name)
 }
 
 /// What a text says under this name.

@@ -59,11 +59,22 @@ impl Installer {
                     }
                 }
             }
-            Step::Remove { file } => match look.files.get(file) {
-                Some(seen) => return Ok(conf.take_away(file, seen)?),
-                // It can't be read, and is the agent's by its name.
-                None => drop(conf.remove(file)?),
-            },
+            Step::Remove { file } => {
+                let gone = match look.files.get(file) {
+                    Some(seen) => conf.take_away(file, seen)?,
+                    // It can't be read, and is the agent's by its name.
+                    None => {
+                        conf.remove(file)?;
+                        true
+                    }
+                };
+                // Whoever has the name from now on is somebody else.
+                if gone && kept.own_files.contains(file) {
+                    kept.own_files.retain(|own| own != file);
+                    self.store.write(kept)?;
+                }
+                return Ok(gone);
+            }
             Step::WriteDropIn { network, text, .. } => {
                 let wrote = kept.has_drop_in(network);
                 if Kept::note(&mut kept.drop_ins, network) {

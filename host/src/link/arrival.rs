@@ -5,7 +5,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{LinkError, Net, Refusal};
 
@@ -18,8 +18,8 @@ const ROUTES: &str = "/proc/thread-self/net/ipv6_route";
 /// A route to the machine's own sockets (`RTF_LOCAL` of the kernel's `include/uapi/linux/ipv6_route.h`).
 const LOCAL: u32 = 0x8000_0000;
 
-/// How often it is looked, and how long is waited in between: 5 s in all. Mostly the first look is enough.
-const LOOKS: u32 = 5_000;
+/// How long the kernel may take, and how long is waited between two looks. Mostly the first is enough.
+const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl Net {
@@ -31,7 +31,8 @@ impl Net {
     ) -> Result<(), LinkError> {
         add.await?;
         let IpAddr::V6(address) = address else { return Ok(()) };
-        for _ in 0..LOOKS {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
             match fs::read_to_string(ROUTES) {
                 // Nothing else goes on in this thread; and a timer would be more calls in some runs.
                 Ok(routes) if !leads_to(&routes, address) => thread::sleep(PAUSE),
@@ -40,8 +41,9 @@ impl Net {
             }
         }
         let why = Refusal::Other(format!(
-            "the kernel has not done that for {} s; try again when it is less busy",
-            (PAUSE * LOOKS).as_secs()
+            "the kernel has not done that for {} s: its interface may be gone or have IPv6 switched off \
+             by now, or the machine is too busy; try again",
+            PATIENCE.as_secs()
         ));
         Err(LinkError::Request { what: format!("address {address} is added but not routed"), why })
     }

@@ -27,7 +27,8 @@ pub(super) fn is_default(name: &str) -> bool {
 impl Own {
     /// Whether a file is the agent's. `kind` is the plugin's type.
     ///
-    /// What it wrote is its own until another mesh's agent put its own file there. Where nothing is
+    /// What it wrote is its own as long as it has the plugin, is of a list that is there, or can't be
+    /// read: not where another network's list or another mesh's has its name by now. Where nothing is
     /// known of that, as after the agent's folder was lost, it tells by the content: nothing but the
     /// plugin; or under the usual name, the plugin; or under the operator's, what the agent makes of
     /// a later list.
@@ -35,13 +36,6 @@ impl Own {
         let written = self.written.contains(&file.name);
         let Ok(list) = &file.list else { return written };
         let has_plugin = !list.places(|own| own == kind).is_empty();
-        if written {
-            return has_plugin || of_meshes(list).next().is_none();
-        }
-        let named = self.named.as_ref() == Some(&file.name);
-        if !has_plugin || !(named || is_default(&file.name)) {
-            return false;
-        }
         let others = |list: &List| -> Vec<String> {
             let kinds = list.plugins.iter().map(Entry::kind).filter(|own| *own != kind);
             kinds.map(str::to_owned).collect()
@@ -50,6 +44,15 @@ impl Own {
             let same = |other: &List| other.name == list.name && others(other) == others(list);
             other.name > file.name && other.list.as_ref().is_ok_and(same)
         };
-        is_default(&file.name) || others(list).is_empty() || seen.files.iter().any(is_source)
+        let has_source = || seen.files.iter().any(is_source);
+        if written {
+            let is_bare = || of_meshes(list).next().is_none() && has_source();
+            return has_plugin || is_bare();
+        }
+        let named = self.named.as_ref() == Some(&file.name);
+        if !has_plugin || !(named || is_default(&file.name)) {
+            return false;
+        }
+        is_default(&file.name) || others(list).is_empty() || has_source()
     }
 }

@@ -7,7 +7,7 @@ use super::{
     withdraw,
 };
 use crate::foreign::{Mesh, NotTaken};
-use crate::list::{Entry, List};
+use crate::list::{Entry, List, is_file_name};
 use crate::settings::Settings;
 
 /// Decide.
@@ -405,6 +405,13 @@ impl<'p> Planner<'p> {
         if list.refuses_drop_ins() {
             return Err(self.refused(format!(
                 "the list of {} has loadOnlyInlinedPlugins: its drop-in directory is not read",
+                list.name
+            )));
+        }
+        if !is_file_name(&list.name) {
+            return Err(self.refused(format!(
+                "the list's name {:?} is no name of a folder, so that it can have no drop-in directory: \
+                 choose another mode (--mode)",
                 list.name
             )));
         }

@@ -8,6 +8,7 @@ const OURS: &str =
     r#"{"type":"millrace-cni","capabilities":{"io.kubernetes.cri.pod-annotations":true}}"#;
 const ISTIO: &str = r#"{"type":"istio-cni","plugin_log_level":"debug"}"#;
 const LINKERD: &str = r#"{"type":"linkerd-cni"}"#;
+const OTHER: &str = r#"{"type":"cilium-cni"}"#;
 
 fn file(name: &str, plugins: &[&str]) -> Candidate {
     let text = if is_single(name) {
@@ -129,6 +130,7 @@ fn whose_a_file_is() {
         ("05-own.conflist", &[NET], false, false),
         ("05-own.conflist", &[NET], true, true),
         ("05-own.conflist", &[NET, ISTIO], true, false),
+        ("05-own.conflist", &[OTHER], true, false),
         ("05-own.conflist", &[NET, OURS, ISTIO], true, true),
         ("00-millrace.conflist", &[LINKERD, OURS], false, true),
         ("00-millrace.conflist", &[NET], false, false),
@@ -191,4 +193,20 @@ fn drop_ins_of_others_stay() {
     let drop_ins = vec![drop_in("50-x.conf", OURS, true), drop_in("40-old.conf", OURS, true)];
     let seen = Seen { drop_ins, ..seen };
     assert_eq!(told(&plan(&seen, &wanted)), ["remove net/40-old.conf"]);
+}
+
+/// Verify that a list has no drop-in directory where its name would lead out of the folder.
+#[test]
+fn a_name_that_leads_elsewhere_has_no_drop_in() {
+    for (name, is_folder) in
+        [("net", true), ("../net", false), ("..", false), (".", false), ("/x", false)]
+    {
+        let mut list = file("10-net.conflist", &[NET]);
+        list.text = list.text.replace("\"net\"", &format!("{name:?}"));
+        list.list = List::parse(&list.text).map_err(BadConf::from);
+        let plan = decide(&[list], &wanted(Mode::DropIn, None, &[]));
+        let writes = plan.steps.iter().any(|step| matches!(step, Step::WriteDropIn { .. }));
+        let installed = matches!(plan.state, State::Installed { .. });
+        assert_eq!((writes, installed), (is_folder, is_folder), "{name}: {plan:?}");
+    }
 }
