@@ -60,13 +60,12 @@ impl Installer {
                 }
             }
             Step::Remove { file } => {
-                let gone = match look.files.get(file) {
-                    Some(seen) => conf.take_away(file, seen)?,
+                let gone = if let Some(seen) = look.files.get(file) {
+                    conf.take_away(file, seen)?
+                } else {
                     // It can't be read, and is the agent's by its name.
-                    None => {
-                        conf.remove(file)?;
-                        true
-                    }
+                    conf.remove(file)?;
+                    true
                 };
                 // Whoever has the name from now on is somebody else.
                 if gone && kept.own_files.contains(file) {
