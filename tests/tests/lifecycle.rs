@@ -165,6 +165,16 @@ fn the_passthrough_address_moves_to_an_interface_of_its_own() -> Result<()> {
         topology.pod.ip("link del millrace0\n")?;
         let (code, said) = status_said(&topology)?;
         ensure!(code != Some(0) && said.contains("interface millrace0"), "{said}");
+        run(&topology, &apply, &[])?;
+        // Its address alone is not enough: what the kernel doesn't route is sent from by nobody.
+        let route = ["-6", "route", "del", "local", "::6", "dev", "millrace0", "table", "local"];
+        topology.pod.run("ip", &route)?;
+        ensure!(address("millrace0")?.contains("inet6 ::6/128"));
+        let (code, said) = status_said(&topology)?;
+        ensure!(code != Some(0) && said.contains("interface millrace0"), "{said}");
+        run(&topology, &apply, &[])?;
+        ensure!(status_said(&topology)?.0 == Some(0));
+        topology.pod.ip("link del millrace0\n")?;
         topology.pod.ip("addr add ::6/128 dev lo\n")?;
         let (code, said) = status_said(&topology)?;
         ensure!(code == Some(0), "{said}");

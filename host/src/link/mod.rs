@@ -180,7 +180,9 @@ impl Net {
                     let its = |(at, a): &(u32, InterfaceAddress)| {
                         *at == index && a.address == PASSTHROUGH_V6
                     };
-                    Some(ready && addresses.iter().any(its))
+                    // Where somebody took its route, nothing is sent from it.
+                    let is_routed = || arrival::is_routed_within(arrival::SETTLED, PASSTHROUGH_V6);
+                    Some(ready && addresses.iter().any(its) && is_routed())
                 }
                 Some(Found::Other) | None => None,
             };

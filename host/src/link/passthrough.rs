@@ -82,7 +82,7 @@ impl Net {
         }
     }
 
-    /// Make the interface with its address, as far as it is not there, or remove it.
+    /// Make the interface with its address, anew where something of it is there, or remove it.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -91,17 +91,26 @@ impl Net {
             match (change, self.find_passthrough().await?) {
                 (Change::Remove, None | Some(Found::Other)) => Ok(()),
                 (Change::Remove, Some(Found::Ours(index, _))) => {
-                    let removed = self.handle.link().del(index).execute().await;
-                    settle(removed, change, || format!("interface {PASSTHROUGH_LINK}"))
+                    self.remove_passthrough(index).await
                 }
                 (Change::Add, Some(Found::Other)) => Err(failed(Refusal::Other(format!(
                     "an interface of this name is here that is not one end of a pair with \
                      {PASSTHROUGH_PEER}: somebody else made it; rename or remove it, or capture \
                      without IPv6"
                 )))),
-                (Change::Add, _) => self.make_passthrough().await,
+                (Change::Add, Some(Found::Ours(index, _))) => {
+                    // An address whose route somebody took can't be added again.
+                    self.remove_passthrough(index).await?;
+                    self.make_passthrough().await
+                }
+                (Change::Add, None) => self.make_passthrough().await,
             }
         })
+    }
+
+    async fn remove_passthrough(&self, index: u32) -> Result<(), LinkError> {
+        let removed = self.handle.link().del(index).execute().await;
+        settle(removed, Change::Remove, || format!("interface {PASSTHROUGH_LINK}"))
     }
 
     async fn make_passthrough(&self) -> Result<(), LinkError> {
