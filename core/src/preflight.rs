@@ -49,6 +49,9 @@ pub struct Finding {
     pub remedy: String,
     /// The backends that can't do without it.
     pub needed_by: Vec<Backend>,
+    /// The backends that take it, too, but for which it can be had here: what to do says how.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub to_do_for: Vec<Backend>,
     /// What only some rules are made of, by the kernel's names; all of it is in rules that need this.
     /// Nothing where whatever is captured needs it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -99,6 +102,9 @@ pub struct Verdict {
     pub works: bool,
     /// What is missing.
     pub missing: Vec<String>,
+    /// What has to be done first, though nothing that it takes is missing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub first: Vec<String>,
     /// Settings that it can't carry out, though it can the rest.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<Without>,
@@ -115,7 +121,9 @@ pub fn verdicts(findings: &[Finding], asked: &Use, others: &[Use]) -> Vec<Verdic
             (!missing.is_empty()).then_some(Without { setting: other.setting, missing })
         };
         let without = others.iter().filter(|_| works).filter_map(without).collect();
-        Verdict { backend, works, missing, without }
+        let first = findings.iter().filter(|f| works && !f.there && f.to_do_for.contains(&backend));
+        let first = first.map(|f| format!("{}: {}", f.what, f.remedy)).collect();
+        Verdict { backend, works, missing, first, without }
     };
     Backend::ALL.into_iter().map(verdict).collect()
 }
@@ -131,17 +139,23 @@ mod tests {
             there,
             remedy: "get it".to_owned(),
             needed_by: needed_by.to_vec(),
+            to_do_for: Vec::new(),
             made_of: Vec::new(),
         };
         let findings = [
             finding("a", true, &Backend::ALL),
             finding("b", false, &[Backend::IptablesNft]),
             finding("c", false, &[]),
+            Finding { to_do_for: vec![Backend::Ebpf], ..finding("d", false, &[]) },
+            Finding { to_do_for: vec![Backend::Ebpf], ..finding("e", true, &[]) },
         ];
         let found = verdicts(&findings, &Use::default(), &[]);
         let works: Vec<bool> = found.iter().map(|v| v.works).collect();
         assert_eq!(works, [false, true, true, true]);
         assert_eq!(found[0].missing, ["b: get it"]);
+        let first: Vec<_> = found.iter().flat_map(|v| &v.first).collect();
+        assert_eq!(first, ["d: get it"]);
+        assert_eq!(found[3].first.len(), 1);
     }
 
     #[test]
@@ -151,6 +165,7 @@ mod tests {
             there: false,
             remedy: "load it".to_owned(),
             needed_by: vec![backend],
+            to_do_for: Vec::new(),
             made_of: vec!["common".to_owned(), made_of.to_owned()],
         };
         let made_of = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect();

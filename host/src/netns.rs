@@ -123,6 +123,17 @@ pub struct Netns {
     id: NetnsId,
 }
 
+/// Whether the calling thread's namespace is that of the machine itself: the one of the first process, seen
+/// from the processes that the machine began with (`PROC_PID_INIT_INO` of the kernel's
+/// `include/linux/proc_ns.h`, v6.18). In a container it isn't told, and so it is not.
+pub fn is_of_the_machine() -> bool {
+    const FIRST_PROCESSES: u64 = 0xEFFF_FFFC;
+    let id = |path| fs::metadata(path).map(|meta| NetnsId::of(&meta)).ok();
+    let first = fs::metadata("/proc/self/ns/pid").is_ok_and(|meta| meta.ino() == FIRST_PROCESSES);
+    let own = id(OWN);
+    first && own.is_some() && own == id("/proc/1/ns/net")
+}
+
 /// The network namespaces that can be entered, by their inodes: those that are mounted somewhere
 /// (`proc_pid_mountinfo(5)`), and those of processes.
 pub fn known() -> BTreeMap<u64, PathBuf> {

@@ -49,7 +49,7 @@ pub(crate) fn finding(
 ) -> Finding {
     let remedy = if there { String::new() } else { remedy.to_owned() };
     let (what, needed_by) = (what.into(), needed_by.to_vec());
-    Finding { what, there, remedy, needed_by, made_of: Vec::new() }
+    Finding { what, there, remedy, needed_by, to_do_for: Vec::new(), made_of: Vec::new() }
 }
 
 /// What to do where a capability is missing.

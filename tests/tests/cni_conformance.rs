@@ -275,7 +275,7 @@ fn check_must_see_that_rules_are_missing_and_pass_right_after_add() -> Result<()
             inside.run("nft", &["delete", "rule", family, name, &chain, "handle", &handle])
         })?;
         let said = check.run(&host)?.failure(101)?;
-        ensure!(said.contains("to be whole"), "{said}");
+        ensure!(said.contains("to repair"), "{said}");
         add.run(&host)?.success()?;
         check.run(&host)?.success()?;
         host.inside(&pod, |inside| inside.run("nft", &["flush", "ruleset"]))?;

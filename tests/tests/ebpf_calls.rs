@@ -143,7 +143,7 @@ fn takes_data(proxy: &TcpListener, application: &TcpStream, to: SocketAddr) -> R
     Ok(())
 }
 
-/// Verify that it is let past where it should be.
+/// Verify that it bypasses the proxy where it should be.
 #[test]
 fn fast_open_to_excluded_ports() -> Result<()> {
     let (_cgroup, topology, _listeners) = fast_pod(&["--exclude-outbound-ports", "8080"])?;

@@ -61,7 +61,7 @@ fn captured(namespace: &Namespace) -> Result<()> {
     Ok(())
 }
 
-/// Verify that no connection of ten thousand is lost or let past while programs are replaced all
+/// Verify that no connection of ten thousand is lost or uncaptured while programs are replaced all
 /// the time, that one that was there before goes on, and that it does so without programs as well.
 #[test]
 fn replaced_under_load() -> Result<()> {

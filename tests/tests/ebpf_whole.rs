@@ -187,15 +187,15 @@ fn what_stands_beside_the_entry() -> Result<()> {
     let apply = [&APPLY[..], &["--dns", "all"]].concat();
     let status = [&STATUS[..], &["--dns", "all"]].concat();
     for (step, told) in [
-        ("link del millrace0", "to be whole: add interface millrace0 with address ::6"),
-        ("link set lo down", "to be whole: set lo up"),
+        ("link del millrace0", "to repair: add interface millrace0 with address ::6"),
+        ("link set lo down", "to repair: set lo up"),
         (
             "route del local 127.0.0.1 dev eth0 table local",
-            "to be whole: add route local 127.0.0.1 dev eth0 table local",
+            "to repair: add route local 127.0.0.1 dev eth0 table local",
         ),
         (
             "route del local ::1 dev eth0 table local",
-            "to be whole: add route local ::1 dev eth0 table local",
+            "to repair: add route local ::1 dev eth0 table local",
         ),
     ] {
         topology.pod.ip(step)?;

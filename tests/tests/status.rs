@@ -213,7 +213,7 @@ fn an_ambient_pod_is_named_and_whole() -> Result<()> {
         let wanted = format!("captured: IPv4 by iptables-{variant}, rules of Istio's ambient mode");
         is(&pod, 0, &wanted)?;
         pod.ip("rule del fwmark 0x111/0xfff")?;
-        is(&pod, 5, "to be whole: add IPv4 rule priority 32764 fwmark 0x111/0xfff lookup 100")?;
+        is(&pod, 5, "to repair: add IPv4 rule priority 32764 fwmark 0x111/0xfff lookup 100")?;
         let (code, said) = said(&pod, &["cleanup"])?;
         ensure!(code == Some(0), "{said}");
         let left = Snapshot::take(&pod)?;
@@ -356,7 +356,7 @@ fn changed_rules_are_not_to_be_removed() -> Result<()> {
                 pod.run(&backend, &[&["-t", "nat"][..], &change].concat())?;
                 let (code, text) = said(&pod, &["status"])?;
                 let said_so = text.contains("note: no settings give just these rules");
-                let silent = !text.contains("to be whole");
+                let silent = !text.contains("to repair");
                 ensure!(
                     code == Some(5) && said_so && silent,
                     "{prefix} {change:?}: {code:?}: {text}"

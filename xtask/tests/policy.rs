@@ -78,3 +78,9 @@ fn no_path_of_one_machine_is_mentioned() {
 fn layers_point_one_way() {
     assert_kept(policy::layers);
 }
+
+/// Verify that the glossary has each term once, and names places that are there.
+#[test]
+fn the_glossary_is_whole() {
+    assert_none(&policy::glossary(&files()));
+}

@@ -20,7 +20,7 @@ pub fn untaken(port: ListenPort) -> String {
 
 /// The same ruleset with its guard, where its layout has a table for one: a chain right behind that
 /// of the marks, which lets past what that one lets past, and drops what it hands to the proxy. What
-/// the proxy took has its mark, and is let past like everything that has it, but for what starts a
+/// the proxy took has its mark, and is exempt like everything that has it, but for what starts a
 /// connection.
 #[must_use]
 pub fn guarded(ruleset: NftRuleset) -> NftRuleset {

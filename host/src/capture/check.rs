@@ -104,7 +104,7 @@ fn entry(
     let list: Vec<String> = found.differences.iter().map(told).chain(found.notes).collect();
     Ok((!found.whole).then(|| {
         let list = list.join("; ");
-        Difference::Drifted(format!("what it needs beside its entry differs; to be whole: {list}"))
+        Difference::Drifted(format!("what it needs beside its entry differs; to repair: {list}"))
     }))
 }
 
@@ -117,7 +117,7 @@ fn difference(found: &Status) -> Option<Difference> {
             list.extend(found.notes.iter().chain(&found.neighbours).cloned());
             let list = list.join("; ");
             Some(Difference::Drifted(format!(
-                "rules differ from what is wanted; to be whole: {list}"
+                "rules differ from what is wanted; to repair: {list}"
             )))
         }
     }

@@ -345,14 +345,15 @@ fn maps() -> impl Iterator<Item = Finding> {
     })
 }
 
-/// Whether the node's programs are there. That they are not yet is no obstacle.
+/// Whether the node's programs are there. That they are not yet is no obstacle, but has to be done first.
 fn loaded(folder: &Path) -> Finding {
     let what = format!("the node's programs in {}", folder.display());
     let state = match Node::open(folder).and_then(|node| node.state()) {
         Ok(state) => state,
         Err(EbpfError::NotLoaded(_)) => {
             let remedy = "`millrace node-bpf load`, before pods are enrolled";
-            return finding(what, false, remedy, SPARED);
+            let to_do_for = NEEDED.to_vec();
+            return Finding { to_do_for, ..finding(what, false, remedy, SPARED) };
         }
         Err(error) => return finding(what, false, &error.to_string(), NEEDED),
     };

@@ -346,7 +346,7 @@ impl Node {
     }
 
     /// Detach all programs, of pods first, and forget everything. Connections that are captured go
-    /// on; new ones are let past. Without `force` nothing is done where pods are captured. False if
+    /// on; new ones are not captured. Without `force` nothing is done where pods are captured. False if
     /// nothing was there.
     ///
     /// # Errors
@@ -426,7 +426,7 @@ pub(super) fn pin_in(folder: &Path, cookie: u64) -> PathBuf {
 }
 
 /// The network namespaces, by inode, of the pods that are captured: by their links, which programs
-/// of any version have. One without an entry in the maps, if those can be read, is let past.
+/// of any version have. One without an entry in the maps, if those can be read, is not captured.
 fn captured(folder: &Path) -> Result<Vec<u64>, EbpfError> {
     // A load that was killed may not have made it.
     let Ok(pins) = by_number::<u64>(&folder.join("pods")) else { return Ok(Vec::new()) };

@@ -68,7 +68,7 @@ impl Node {
     }
 
     /// Attach a program anew, before all others, and then detach what was there. A connection that is
-    /// made just between is decided twice: it may be refused by the proxy, and is not let past.
+    /// made just between is decided twice: it may be refused by the proxy, and does not bypass it.
     fn go_first(
         &self,
         name: &str,

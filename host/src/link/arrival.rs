@@ -101,6 +101,7 @@ mod tests {
         assert!(!leads_to(&line("80200001"), address("::1")));
         assert!(!leads_to("", address("::6")) && !leads_to("0 80\n", address("::6")));
     }
+
     #[test]
     fn the_wait_ends_with_the_route_or_with_the_time() {
         let mut looks = 0;

@@ -191,7 +191,7 @@ pub(super) fn question_args(command: Command) -> Command {
         .arg(
             Arg::new("in")
                 .long("in")
-                .help("A connection that arrives from outside")
+                .help("A connection that arrives from outside; --src has to say from where")
                 .action(ArgAction::SetTrue)
                 .conflicts_with("from"),
         )

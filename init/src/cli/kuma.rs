@@ -29,14 +29,23 @@ pub(crate) fn read(mut words: Vec<OsString>) -> Result<Asked, NotTyped> {
         ["uninstall", "transparent-proxy"] => {
             flags::<Uninstall>(uninstall(), rest).map(Asked::Uninstall)
         }
-        [] | ["-h" | "--help" | "help", ..] | [_, "-h" | "--help"] => Err(NotTyped::Help(format!(
-            "kumactl's commands here are {COMMANDS}; each has --help\n"
-        ))),
+        ["install", "-h" | "--help"] => Err(NotTyped::Help(help(install()))),
+        ["uninstall", "-h" | "--help"] => Err(NotTyped::Help(help(uninstall()))),
+        [] | ["-h" | "--help" | "help", ..] | [_, "-h" | "--help"] => {
+            let (install, uninstall) = (help(install()), help(uninstall()));
+            Err(NotTyped::Help(format!(
+                "kumactl's commands here are {COMMANDS}.\n\n{install}\n{uninstall}"
+            )))
+        }
         other => Err(NotTyped::Bad(format!(
             "kumactl {}: of kumactl's commands Millrace has {COMMANDS}",
             other.join(" ")
         ))),
     }
+}
+
+fn help(mut command: Command) -> String {
+    command.render_long_help().to_string()
 }
 
 fn flags<W: Words>(
@@ -66,7 +75,7 @@ fn install() -> Command {
 
 fn uninstall() -> Command {
     let command = Command::new("uninstall")
-        .about("Take back what kumactl install transparent-proxy did, whoever did it")
+        .about("Remove what kumactl install transparent-proxy set up, whoever ran it")
         .override_usage("kumactl uninstall transparent-proxy [FLAGS]")
         .after_help(EXIT_CODES);
     with_flags::<Uninstall>(command, "Flags of kumactl")
@@ -97,7 +106,14 @@ mod tests {
             let Err(NotTyped::Bad(text)) = asked(line) else { panic!("{line}") };
             assert!(text.contains("install transparent-proxy and uninstall"), "{text}");
         }
-        assert!(matches!(asked("--help"), Err(NotTyped::Help(_))));
+        for (line, has, lacks) in [
+            ("--help", &["--redirect-inbound-port", "--wait", "Remove what"][..], "\0"),
+            ("install --help", &["--redirect-inbound-port"], "Remove what"),
+            ("uninstall -h", &["Remove what", "--dry-run"], "--redirect-inbound-port"),
+        ] {
+            let Err(NotTyped::Help(text)) = asked(line) else { panic!("{line}") };
+            assert!(has.iter().all(|part| text.contains(part)) && !text.contains(lacks), "{text}");
+        }
         assert!(matches!(asked("install transparent-proxy --help"), Err(NotTyped::Help(_))));
         assert!(matches!(asked("install transparent-proxy --no"), Err(NotTyped::Bad(_))));
     }

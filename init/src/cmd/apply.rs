@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use millrace_host::capture::{self, Applied, By, Order, Pins};
+use millrace_host::netns::is_of_the_machine;
 
 use super::output::{print_outcome, warn};
 use super::{config, ebpf, namespace};
 use crate::cli::node::{Ebpf, Meant};
-use crate::cli::own::Apply;
+use crate::cli::own::{Apply, Place};
 use crate::exit::Exit;
 
 /// How long eBPF's programs are waited for, however short the wait for rules is: to see what a pod has
@@ -20,6 +21,12 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     let (mut session, facts) = namespace::open(&common.place)?;
     let loaded = config::load(&apply.config, &facts, !common.dry_run)?;
     loaded.warnings.iter().for_each(|w| warn(w));
+    if common.place == Place::Here && is_of_the_machine() {
+        warn(
+            "none of --netns, --pid and --pod is given: this is about the traffic of the machine itself, not \
+             of a pod",
+        );
+    }
     if !loaded.asks.is_empty() {
         bail!(
             "a tool's command line says here what is captured, and nothing else: apply's own flags name the \

@@ -105,14 +105,18 @@ fn refused(policy: &CapturePolicy, groups: &Groups) -> Vec<(Backend, String)> {
 
 fn told(verdict: &Verdict) -> String {
     let name = verdict.backend.as_str();
+    let works = if verdict.first.is_empty() { "works" } else { "will work" };
     let mut text = match (verdict.works, verdict.without.is_empty()) {
-        (true, true) => format!("{name} works\n"),
+        (true, true) => format!("{name} {works}\n"),
         (true, false) => {
             let settings: Vec<&str> = verdict.without.iter().map(|w| w.setting).collect();
-            format!("{name} works, but not with {}\n", settings.join(" or "))
+            format!("{name} {works}, but not with {}\n", settings.join(" or "))
         }
         (false, _) => format!("{name} does not work\n"),
     };
+    for first in &verdict.first {
+        text.push_str(&format!("    first, {first}\n"));
+    }
     for missing in &verdict.missing {
         text.push_str(&format!("    {missing}\n"));
     }

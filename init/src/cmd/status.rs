@@ -137,7 +137,7 @@ pub(super) fn text(found: &millrace_core::status::Status) -> String {
 pub(super) fn told(differences: &[Effect]) -> String {
     let mut text = String::new();
     for effect in differences {
-        text.push_str(&format!("to be whole: {effect}\n"));
+        text.push_str(&format!("to repair: {effect}\n"));
         if let Effect::Restore { input: lines, .. } | Effect::Native { text: lines, .. } = effect {
             for line in lines.lines() {
                 text.push_str(&format!("    {line}\n"));

@@ -1,6 +1,7 @@
 //! The rules of this repository that no compiler enforces. `cargo xtask lint` reports them and
 //! `xtask/tests/policy.rs` makes each a test.
 
+mod glossary;
 mod layers;
 mod manifests;
 mod sources;
@@ -14,6 +15,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+pub use glossary::glossary;
 pub use layers::layers;
 pub use manifests::{opted_in_lints, pure_core, workspace_edges};
 pub use sources::{documented_head, length, local_paths, neutral_core, unsafe_code};
@@ -112,6 +114,7 @@ pub fn check() -> Result<Vec<Violation>> {
     let mut found = pure_core(&metadata);
     found.extend(workspace_edges(&metadata));
     found.extend(opted_in_lints(&metadata, &files));
+    found.extend(glossary(&files));
     for rule in [documented_head, length, unsafe_code, neutral_core, local_paths, layers] {
         found.extend(files.iter().filter_map(rule));
     }

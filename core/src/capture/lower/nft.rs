@@ -10,7 +10,7 @@ use crate::value::Family;
 
 /// The rules of nftables that carry out `policy`, in tables and chains with the names of `layout`.
 /// Without IPv6 in the policy, rules that name no address still meet its packets, in tables that
-/// serve both families: with `exempt_ipv6` they are let past first.
+/// serve both families: with `exempt_ipv6` it is exempt first.
 pub fn to_nft(policy: &CapturePolicy, layout: &'static NftLayout, exempt_ipv6: bool) -> NftRuleset {
     let program = program(policy);
     let mut rules = Rules { program: &program, layout, emissions: Vec::new() };

@@ -92,7 +92,7 @@ enum Edit {
 /// DNS capture by UDP as it was found.
 #[derive(Default)]
 struct Dns {
-    /// Who is let past, in order, and whether somebody is behind a redirect.
+    /// Who is exempt, in order, and whether somebody is behind a redirect.
     past: Vec<Owner>,
     late: bool,
     redirects: Vec<Rule>,
@@ -240,7 +240,7 @@ impl Modern {
 
     /// DNS capture in a chain of its own; gives the chain of outbound connections with the jump there.
     fn dns(&mut self, dns: &Dns, mut rules: Vec<Rule>) -> Option<Vec<Rule>> {
-        // Queries of a proxy that is not let past come back to it.
+        // Queries of a proxy that is not exempt come back to it.
         let in_redirect = Target::Jump(self.layout.in_redirect.clone());
         let self_calls = rules.iter().filter(|rule| rule.target == in_redirect);
         let proxies: BTreeSet<Owner> = self_calls.filter_map(owner).collect();

@@ -129,7 +129,7 @@ fn dns(dump: &Dump, owned: &mut Owned, beside: Beside) {
     }
 }
 
-/// The identities that are let past in istio-iptables' chain for what the pod sends.
+/// The identities that are exempt in istio-iptables' chain for what the pod sends.
 fn proxies(dump: &Dump) -> BTreeSet<Owner> {
     let default = [PROXY.parse().map(Owner::Uid).ok(), PROXY.parse().map(Owner::Gid).ok()];
     let mut proxies: BTreeSet<Owner> = default.into_iter().flatten().collect();

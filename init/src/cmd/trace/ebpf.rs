@@ -123,7 +123,7 @@ fn line(event: &Event, when: &str) -> String {
         format!("{when} pod {pod}: {protocol} to {remote} by process {pid} (uid={uid},gid={gid})")
     };
     match event.to {
-        0 => format!("{what}: let past ({})\n", class(event)),
+        0 => format!("{what}: not captured ({})\n", class(event)),
         port => format!("{what}: to port {port} ({})\n", class(event)),
     }
 }
