@@ -19,6 +19,7 @@ pub mod log;
 mod lookup;
 mod mesh;
 mod note;
+pub mod outcome;
 mod own_file;
 pub mod protocol;
 pub mod running;
@@ -40,6 +41,7 @@ use crate::config::{DEADLINE, object, schema, version_text};
 use crate::level::Level;
 use crate::log::line;
 use crate::protocol::{CniError, Code, Command, Environment, Version};
+use crate::verb::Served;
 
 const USAGE: &str = "\
 The chained CNI plugin of Millrace: captures the traffic of mesh pods.
@@ -96,22 +98,28 @@ fn answer(env: &Environment, began: Instant) -> ExitCode {
     let result = guarded(|| {
         let stdin = stdin(Some(began + patience));
         let stdin = stdin.as_deref();
-        let named = stdin.ok().and_then(|stdin| version_text(&object(stdin).ok()?));
+        let config = stdin.ok().and_then(|stdin| object(stdin).ok());
+        outcome::prepare(env, config.as_ref(), began);
+        let named = config.as_ref().and_then(version_text);
         version = named.and_then(|text| Version::find(&text)).unwrap_or(version);
         verb::serve(env, stdin, began)
     });
     sys_alarm::answering();
-    match result {
-        Ok(text) => print(&text),
+    let (code, outcome) = match result {
+        Ok(Served { text, outcome }) => (print(&text), outcome),
         Err(error) => {
             print(&error.to_json(version.as_str()));
-            ExitCode::FAILURE
+            (ExitCode::FAILURE, Some(error.code.into()))
         }
+    };
+    if let Some(outcome) = outcome {
+        outcome::report(outcome);
     }
+    code
 }
 
 /// A panic is an error like any other to the runtime.
-fn guarded(f: impl FnOnce() -> Result<String, CniError>) -> Result<String, CniError> {
+fn guarded(f: impl FnOnce() -> Result<Served, CniError>) -> Result<Served, CniError> {
     panic::catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_panic| {
         let msg = "millrace-cni has a fault and stopped; its log, on standard error, says where";
         Err(CniError::new(Code::Internal, msg))

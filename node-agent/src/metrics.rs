@@ -3,13 +3,17 @@
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use millrace_cni::outcome::Outcome;
+use millrace_cni::protocol::Command;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
 
 use crate::audit::{Seen, State as Capture};
 use crate::install::{InstallError, Report};
@@ -73,6 +77,22 @@ struct Answer {
     answer: &'static str,
 }
 
+/// A command of the plugin, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Served {
+    command: &'static str,
+    outcome: &'static str,
+}
+
+/// Upper bounds of the durations of commands, in seconds: a pod that needs nobody takes some
+/// milliseconds, and the deadline is 15 s.
+const DURATIONS: [f64; 13] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+
+fn durations() -> Histogram {
+    Histogram::new(DURATIONS)
+}
+
 /// What was done about a pod, in istio-cni's words.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Repaired {
@@ -97,6 +117,7 @@ pub struct Metrics {
     passes: Counter,
     codes: Family<Code, Counter>,
     answers: Family<Answer, Counter>,
+    served: Family<Served, Histogram, fn() -> Histogram>,
     pods: Gauge,
     failures: Counter,
     repaired: Family<Repaired, Counter>,
@@ -153,6 +174,14 @@ impl Default for Metrics {
             "Questions of the plugin, by how they were answered",
             answers.clone(),
         );
+        let served: Family<Served, _, _> =
+            Family::new_with_constructor(durations as fn() -> Histogram);
+        registry.register_with_unit(
+            "millrace_node_plugin_duration",
+            "How long commands of the plugin took, by what became of them",
+            Unit::Seconds,
+            served.clone(),
+        );
         registry.register("millrace_node_pods", "Pods of the node that are known", pods.clone());
         registry.register(
             "millrace_node_pods_failures",
@@ -194,6 +223,7 @@ impl Default for Metrics {
             passes,
             codes,
             answers,
+            served,
             pods,
             failures,
             repaired,
@@ -236,6 +266,12 @@ impl Metrics {
         let (answer, response_code) = how.names();
         self.codes.get_or_create(&Code { response_code }).inc();
         self.answers.get_or_create(&Answer { answer }).inc();
+    }
+
+    /// Count a command of the plugin, which took so long.
+    pub fn served(&self, command: Command, outcome: Outcome, took: Duration) {
+        let labels = Served { command: command.as_str(), outcome: outcome.as_str() };
+        self.served.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
     /// Note how many pods are known, and how often they could not be followed.
@@ -294,6 +330,22 @@ mod tests {
             "# EOF\n",
         ] {
             assert!(text.contains(line), "{line}: {text}");
+        }
+        metrics.served(Command::Add, Outcome::Captured, Duration::from_micros(700));
+        metrics.served(Command::Add, Outcome::Captured, Duration::from_secs(15));
+        let text = metrics.text();
+        let name = "millrace_node_plugin_duration_seconds";
+        let labels = "command=\"ADD\",outcome=\"captured\"";
+        for line in [
+            format!("# TYPE {name} histogram\n"),
+            format!("{name}_count{{{labels}}} 2\n"),
+            format!("{name}_sum{{{labels}}} 15.0007\n"),
+            format!("{name}_bucket{{le=\"0.0005\",{labels}}} 0\n"),
+            format!("{name}_bucket{{le=\"0.001\",{labels}}} 1\n"),
+            format!("{name}_bucket{{le=\"5.0\",{labels}}} 1\n"),
+            format!("{name}_bucket{{le=\"+Inf\",{labels}}} 2\n"),
+        ] {
+            assert!(text.contains(&line), "{line}: {text}");
         }
         metrics.passed(&Err(InstallError::Busy));
         let text = metrics.text();

@@ -1,5 +1,5 @@
-//! What the plugin asks (docs/cni.md, «The node agent»): a pod, in a line of JSON over a socket that
-//! root alone reaches.
+//! What the plugin asks and reports (docs/cni.md, «The node agent»): a pod, or what became of a command,
+//! in a line of JSON over a socket that root alone reaches.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
+use millrace_cni::outcome::{Outcome, REPORTED};
+use millrace_cni::protocol::Command;
 use millrace_core::pod::PodFacts;
 use serde::Deserialize;
 use serde_json::Value;
@@ -32,9 +34,10 @@ const AT_ONCE: usize = 256;
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Deserialize)]
-struct Question {
+struct Line {
     version: u32,
-    pod: Wanted,
+    pod: Option<Wanted>,
+    done: Option<Done>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -42,6 +45,23 @@ struct Wanted {
     namespace: Option<String>,
     name: Option<String>,
     uid: Option<String>,
+}
+
+/// What became of a command: names of the plugin's, and microseconds.
+#[derive(Debug, Deserialize)]
+struct Done {
+    command: String,
+    outcome: String,
+    micros: u32,
+}
+
+/// What the plugin says.
+#[derive(Debug)]
+enum Said {
+    /// It asks for a pod.
+    Question(PodFacts),
+    /// It reports what became of a command, and waits for no answer.
+    Report(Command, Outcome, Duration),
 }
 
 /// Answers.
@@ -103,25 +123,35 @@ impl Server {
             let own = self.clone();
             let task = tokio::spawn(async move {
                 let answered = timeout(PATIENCE, own.connection(stream)).await;
-                own.metrics.answered(answered.unwrap_or(Answered::Nothing));
+                if let Some(how) = answered.unwrap_or(Some(Answered::Nothing)) {
+                    own.metrics.answered(how);
+                }
             });
             served.push_back(task.abort_handle());
         }
     }
 
-    async fn connection(&self, stream: UnixStream) -> Answered {
+    /// Gives how a question was answered; none where there was a report.
+    async fn connection(&self, stream: UnixStream) -> Option<Answered> {
         let own = rustix::process::geteuid().as_raw();
         if !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own) {
-            return Answered::Refused;
+            return Some(Answered::Refused);
         }
         let mut stream = BufReader::new(stream.take(MOST));
         let mut line = Vec::new();
         let read = stream.read_until(b'\n', &mut line).await;
         let mut stream = stream.into_inner().into_inner();
         if !matches!(read, Ok(count) if count > 0) {
-            return Answered::Nothing;
+            return Some(Answered::Nothing);
         }
-        let (answer, how) = self.answer(&line).await;
+        let (answer, how) = match said(&line) {
+            Ok(Said::Report(command, outcome, took)) => {
+                self.metrics.served(command, outcome, took);
+                return None;
+            }
+            Ok(Said::Question(wanted)) => self.answer(&wanted).await,
+            Err(why) => (Err(why), Answered::Bad),
+        };
         let sent = match answer {
             // A manifest is long, and here once, however many wait for it.
             Ok(pod) => send(&mut stream, &["{\"pod\":", &pod.manifest, "}\n"]).await,
@@ -130,20 +160,16 @@ impl Server {
                 send(&mut stream, &[&text]).await
             }
         };
-        if sent.is_ok() { how } else { Answered::Nothing }
+        Some(if sent.is_ok() { how } else { Answered::Nothing })
     }
 
-    async fn answer(&self, line: &[u8]) -> (Result<Pod, String>, Answered) {
-        let wanted = match question(line) {
-            Ok(wanted) => wanted,
-            Err(why) => return (Err(why), Answered::Bad),
-        };
-        if let Some(pod) = self.pods.find(&wanted) {
+    async fn answer(&self, wanted: &PodFacts) -> (Result<Pod, String>, Answered) {
+        if let Some(pod) = self.pods.find(wanted) {
             return (Ok(pod), Answered::Known);
         }
         // It may be newer than what was told of.
-        match one(self.client.clone(), &wanted).await {
-            Ok(Some(pod)) => match pod.about(&wanted) {
+        match one(self.client.clone(), wanted).await {
+            Ok(Some(pod)) => match pod.about(wanted) {
                 Ok(_) => (Ok(pod), Answered::Asked),
                 Err(why) => (Err(why.to_string()), Answered::NoPod),
             },
@@ -160,16 +186,36 @@ async fn send(stream: &mut UnixStream, parts: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// The pod that a line asks for.
-fn question(line: &[u8]) -> Result<PodFacts, String> {
+/// What a line says.
+fn said(line: &[u8]) -> Result<Said, String> {
     if !line.ends_with(b"\n") {
         return Err(format!("the question is no line of at most {MOST} bytes"));
     }
-    let question: Question =
+    let line: Line =
         serde_json::from_slice(line).map_err(|error| format!("that is no question: {error}"))?;
-    if question.version != 1 {
-        return Err(format!("version {} is not spoken here, but 1 is", question.version));
+    if line.version != 1 {
+        return Err(format!("version {} is not spoken here, but 1 is", line.version));
     }
+    match line {
+        Line { pod: Some(wanted), .. } => question(wanted).map(Said::Question),
+        Line { done: Some(done), .. } => report(&done),
+        Line { .. } => Err("it asks for no pod, and reports nothing".to_owned()),
+    }
+}
+
+/// What became of a command. Names that are not known would be labels without end.
+fn report(done: &Done) -> Result<Said, String> {
+    let command = REPORTED.into_iter().find(|command| command.as_str() == done.command);
+    match (command, Outcome::find(&done.outcome)) {
+        (Some(command), Some(outcome)) => {
+            Ok(Said::Report(command, outcome, Duration::from_micros(done.micros.into())))
+        }
+        _ => Err("it reports a command or an outcome that is not known here".to_owned()),
+    }
+}
+
+/// The pod that is asked for.
+fn question(wanted: Wanted) -> Result<PodFacts, String> {
     let is_name = |text: &String| {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
         // A path to the API server is made of it.
@@ -178,7 +224,7 @@ fn question(line: &[u8]) -> Result<PodFacts, String> {
             && ![".", ".."].contains(&text.as_str())
             && text.chars().all(plain)
     };
-    let Wanted { namespace, name, uid } = question.pod;
+    let Wanted { namespace, name, uid } = wanted;
     match (namespace.filter(is_name), name.filter(is_name)) {
         (Some(namespace), Some(name)) => Ok(PodFacts {
             namespace: Some(namespace),
@@ -197,10 +243,10 @@ mod tests {
     #[test]
     fn questions_are_read() {
         let text = "{\"version\":1,\"pod\":{\"namespace\":\"a\",\"name\":\"b\",\"uid\":\"c\"}}\n";
-        let pod = question(text.as_bytes()).unwrap();
+        let Said::Question(pod) = said(text.as_bytes()).unwrap() else { panic!("a question") };
         let parts = [pod.namespace, pod.name, pod.uid].map(Option::unwrap);
         assert_eq!(parts, ["a", "b", "c"]);
-        assert!(question(text.trim_end().as_bytes()).unwrap_err().contains("no line"));
+        assert!(said(text.trim_end().as_bytes()).unwrap_err().contains("no line"));
         for bad in [
             "",
             "{}",
@@ -210,7 +256,32 @@ mod tests {
             r#"{"version":1,"pod":{"namespace":"a","name":".."}}"#,
             r#"{"version":1,"pod":{"namespace":"a","name":"B?x"}}"#,
         ] {
-            assert!(question(format!("{bad}\n").as_bytes()).is_err(), "{bad}");
+            assert!(said(format!("{bad}\n").as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn reports_are_read() {
+        let text = |command: &str, outcome: &str, micros: &str| {
+            format!(
+                "{{\"version\":1,\"done\":{{\"command\":{command:?},\"outcome\":{outcome:?},\
+                 \"micros\":{micros}}}}}\n"
+            )
+        };
+        let good = said(text("DEL", "left_behind", "1500").as_bytes()).unwrap();
+        let Said::Report(command, outcome, took) = good else { panic!("{good:?}") };
+        assert_eq!((command, outcome), (Command::Del, Outcome::LeftBehind));
+        assert_eq!(took, Duration::from_micros(1500));
+        for (command, outcome, micros) in [
+            ("GC", "captured", "1"),
+            ("add", "captured", "1"),
+            ("ADD", "Captured", "1"),
+            ("ADD", "captured", "-1"),
+            ("ADD", "captured", "1e400"),
+            ("ADD", "captured", "4294967296"),
+        ] {
+            let text = text(command, outcome, micros);
+            assert!(said(text.as_bytes()).is_err(), "{text}");
         }
     }
 

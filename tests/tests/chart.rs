@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use millrace_cni::outcome::Outcome;
+use millrace_cni::protocol::Command as Verb;
 use millrace_node::install::Report;
 use millrace_node::metrics::{Answered, Metrics};
 use millrace_node::plan::{Cause, State};
@@ -294,11 +297,18 @@ fn alerts_and_dashboard_are_made_of_metrics_that_exist() -> Result<()> {
     // What counts by labels is there once it counted.
     metrics.passed(&Ok(Report { state, words, causes, again: false }));
     metrics.answered(Answered::Known);
+    metrics.served(Verb::Add, Outcome::Captured, Duration::from_millis(4));
     let exposed = metrics.text();
     let mut names = Vec::new();
     for line in exposed.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let (name, kind) = line.split_once(' ').context("a name and a kind")?;
-        names.push(if kind == "counter" { format!("{name}_total") } else { name.to_owned() });
+        match kind {
+            "counter" => names.push(format!("{name}_total")),
+            "histogram" => {
+                names.extend(["bucket", "count"].map(|part| format!("{name}_{part}")));
+            }
+            _ => names.push(name.to_owned()),
+        }
     }
     ensure!(names.len() >= 4, "{exposed}");
     for file in ["alerts.yaml", "dashboard.json"] {

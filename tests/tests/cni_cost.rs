@@ -46,6 +46,15 @@ fn no_process_and_no_connection() -> Result<()> {
                 assert_eq!(count("socket("), 0, "{what}");
             }
         }
+        // An agent is told in one connection what became of it.
+        let agent = add.clone().with_key("agent_socket", json!("/no/agent.sock"));
+        let agent = agent.with_key("proxy_identity", json!("annotations"));
+        for command in ["ADD", "CHECK", "DEL"] {
+            let trace = traced(&host, &agent.clone().to(command))?;
+            let told =
+                trace.lines().filter(|line| line.contains("connect(") && line.contains("AF_UNIX"));
+            assert_eq!(told.count(), 1, "{command} {annotations}:\n{trace}");
+        }
     }
     Ok(())
 }

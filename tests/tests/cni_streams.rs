@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{PipeReader, Write as _};
 use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -159,12 +160,26 @@ fn a_runtime_that_stops_talking() -> Result<()> {
         let child = started(&host, &call, zeros, Stdio::piped(), Stdio::piped())?;
         let reply = end_within(child, HANGS)?;
         assert_eq!(reply.code, Some(code), "{reply:?}");
-        // Nobody reads its log, or what it answers.
+        // Nobody reads its log, or what it answers. The agent hears how it ended all the same.
+        let socket = host.folder().join("agent.sock");
+        let agent = UnixListener::bind(&socket)?;
+        agent.set_nonblocking(true)?;
+        let told = call.clone().with_key("agent_socket", json!(socket));
+        let told = told.with_key("proxy_identity", json!("annotations"));
         let (_reader, full) = full_pipe()?;
         end_within(
-            started(&host, &call, input(&host, &call, command)?, Stdio::piped(), full)?,
+            started(&host, &told, input(&host, &told, command)?, Stdio::piped(), full)?,
             HANGS,
         )?;
+        let outcome = match command {
+            "ADD" => Some("try_again"),
+            "DEL" => Some("left_behind"),
+            _ => None,
+        };
+        if let Some(outcome) = outcome {
+            let text = std::io::read_to_string(agent.accept().context("a report")?.0)?;
+            ensure!(text.contains(&format!("\"outcome\":{outcome:?}")), "{text}");
+        }
         let (_reader, full) = full_pipe()?;
         end_within(
             started(&host, &call, input(&host, &call, command)?, full, Stdio::piped())?,

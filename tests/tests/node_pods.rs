@@ -10,8 +10,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::cni::{Call, Mood, SIDECAR, STATUS};
+use millrace_tests::cni::{Call, Mood, SIDECAR, STATUS, mesh};
 use millrace_tests::node_stage::Stage;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 const NODE: &str = Stage::NODE;
@@ -294,7 +296,9 @@ fn only_root_is_answered() -> Result<()> {
     agent.stop()
 }
 
-/// Verify that the plugin starts a pod by what the agent tells it, with no API of its own.
+/// Verify that the plugin starts a pod by what the agent tells it, with no API of its own, and that the
+/// agent counts what became of each command and how long it took; and that an agent that is frozen or
+/// gone is no reason to wait.
 #[test]
 fn the_plugin_asks_it() -> Result<()> {
     let stage = Stage::new()?;
@@ -313,5 +317,46 @@ fn the_plugin_asks_it() -> Result<()> {
         call.with_key("agent_socket", socket.clone()).run(&stage.host)?.success()?;
         assert_eq!(stage.host.rules(pod)?.contains("millrace"), captured, "{pod:?}");
     }
-    agent.stop()
+    let known = |command: &str, annotations: Value| {
+        let call = Call::new(&stage.host, command, &meshed, annotations);
+        call.with_key("agent_socket", socket.clone())
+            .with_key("proxy_identity", json!("annotations"))
+    };
+    known("CHECK", mesh(&[])).run(&stage.host)?.success()?;
+    let bad = mesh(&[("sidecar.istio.io/interceptionMode", "x")]);
+    known("ADD", bad).run(&stage.host)?.failure(102)?;
+    known("ADD", mesh(&[])).with_key("backend", json!("x")).run(&stage.host)?.failure(7)?;
+    known("DEL", mesh(&[])).run(&stage.host)?.success()?;
+    known("CHECK", mesh(&[])).run(&stage.host)?.failure(101)?;
+    for (labels, count) in [
+        ("command=\"ADD\",outcome=\"captured\"", 1),
+        ("command=\"ADD\",outcome=\"passed\"", 1),
+        ("command=\"CHECK\",outcome=\"captured\"", 1),
+        ("command=\"ADD\",outcome=\"refused\"", 1),
+        ("command=\"ADD\",outcome=\"bad_request\"", 1),
+        ("command=\"DEL\",outcome=\"deleted\"", 1),
+        ("command=\"CHECK\",outcome=\"drifted\"", 1),
+    ] {
+        let name = "millrace_node_plugin_duration_seconds";
+        let line = format!("{name}_count{{{labels}}} {count}");
+        stage.node.until(&line, || stage.counts(&line))?;
+        let most = format!("{name}_bucket{{le=\"+Inf\",{labels}}} {count}");
+        ensure!(stage.counts(&most), "{most}");
+        ensure!(!stage.counts(&format!("{name}_sum{{{labels}}} 0.0\n")));
+    }
+    // A report is no question.
+    ensure!(stage.counts("millrace_node_plugin_questions_total{answer=\"known\"} 2"));
+    ensure!(!stage.counts("millrace_node_plugin_questions_total{answer=\"bad\"}"));
+    let pid = Pid::from_raw(i32::try_from(agent.pid())?);
+    kill(pid, Signal::SIGSTOP)?;
+    for _ in 0..3 {
+        // Answers would be waited for two seconds each.
+        known("ADD", mesh(&[])).with_key("deadline", json!("30s")).run(&stage.host)?.success()?;
+    }
+    kill(pid, Signal::SIGCONT)?;
+    let line =
+        "millrace_node_plugin_duration_seconds_count{command=\"ADD\",outcome=\"captured\"} 4";
+    stage.node.until(line, || stage.counts(line))?;
+    agent.stop()?;
+    known("ADD", mesh(&[])).run(&stage.host)?.success().map(drop)
 }

@@ -7,17 +7,18 @@ use millrace_host::capture::Applied;
 use millrace_host::ebpf::Enrolled;
 use serde_json::{Map, json};
 
-use super::{Job, enter, failed};
+use super::{Job, Served, enter, failed};
 use crate::capture::Want;
 use crate::decide::{Origin, Verdict, resolve};
 use crate::level::Level;
 use crate::lookup::Configured;
 use crate::mesh::Mesh;
 use crate::note::{Note, Notes};
+use crate::outcome::Outcome;
 use crate::protocol::{CniError, Code, empty_result, pass_on};
 use crate::target;
 
-pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
+pub(super) fn add(job: &mut Job<'_>) -> Result<Served, CniError> {
     // Everything that can be refused is, before anything is changed.
     let version = job.config.version;
     let result = match &job.config.prev_result {
@@ -39,7 +40,7 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
         Verdict::Pass(why) => {
             let reason = Map::from_iter([("reason".to_owned(), json!(decided.passed(why)))]);
             job.log.done(Level::Info, "not captured", reason);
-            return Ok(result);
+            return Ok(Served::new(result, Outcome::Passed));
         }
         Verdict::Capture(captured) => captured.as_ref().clone(),
     };
@@ -79,7 +80,7 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<String, CniError> {
     ];
     let members = members.map(|(name, value)| (name.to_owned(), value));
     job.log.done(Level::Info, "captured", Map::from_iter(members));
-    Ok(result)
+    Ok(Served::new(result, Outcome::Captured))
 }
 
 /// The error with what it means for the pod.

@@ -2,7 +2,7 @@
 
 use serde_json::Map;
 
-use super::{Job, enter, failed};
+use super::{Job, Served, enter, failed};
 use crate::capture::Want;
 use crate::config::Config;
 use crate::decide::{Captured, Origin, Verdict, resolve};
@@ -10,10 +10,11 @@ use crate::level::Level;
 use crate::lookup::Configured;
 use crate::mesh::Mesh;
 use crate::note::Notes;
+use crate::outcome::Outcome;
 use crate::protocol::{CniError, Code};
 use crate::target;
 
-pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
+pub(super) fn check(job: &mut Job<'_>) -> Result<Served, CniError> {
     if job.config.prev_result.is_none() {
         let msg = "prevResult is missing, which CHECK comes with (CNI specification, section 2)";
         return Err(CniError::new(Code::BadConfig, msg));
@@ -48,7 +49,7 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
     }
     let Verdict::Capture(captured) = decided.verdict else {
         job.log.done(Level::Debug, "not captured, as wanted", Map::new());
-        return Ok(String::new());
+        return Ok(Served::new(String::new(), Outcome::Passed));
     };
     let path = job.request.netns.clone().unwrap_or_default();
     let (Captured { policy, mesh, .. }, deadline) = (*captured, job.deadline);
@@ -58,7 +59,7 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<String, CniError> {
     match difference {
         None => {
             job.log.done(Level::Debug, "captured, as wanted", Map::new());
-            Ok(String::new())
+            Ok(Served::new(String::new(), Outcome::Captured))
         }
         Some(difference) => Err(drifted(difference.to_string())),
     }

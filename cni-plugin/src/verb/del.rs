@@ -16,10 +16,11 @@ use crate::level::Level;
 use crate::log::Log;
 use crate::mesh::Mesh;
 use crate::note::{Claim, Notes};
+use crate::outcome::Outcome;
 use crate::protocol::{CniError, Code, Request};
 use crate::target;
 
-pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
+pub(super) fn del(request: &Request, stdin: &str, began: Instant) -> Outcome {
     let Places { network, state_dir, bpffs, log } = Places::read(&lenient(stdin));
     let pod = named(request);
     let mut log = Log::new(&log, context(request, &pod), began);
@@ -57,13 +58,14 @@ pub(super) fn del(request: &Request, stdin: &str, began: Instant) {
     // GC knows by the note what is to be taken away.
     if left {
         log.done(Level::Warn, "not deleted", Map::new());
-        return;
+        return Outcome::LeftBehind;
     }
     if let Err(error) = notes.remove(&network, &request.attachment) {
         log.warn(&format!("the note on the pod is left behind: {error}"));
     }
     let removed = Map::from_iter([("removed".to_owned(), json!(removed))]);
     log.done(Level::Info, "deleted", removed);
+    Outcome::Deleted
 }
 
 /// Forget pods that are gone, where eBPF captures.

@@ -23,6 +23,7 @@ use crate::config::{Config, Places, object, version_text};
 use crate::decide::{called, told};
 use crate::level::Level;
 use crate::log::{Log, line};
+use crate::outcome::Outcome;
 use crate::protocol::{
     CniError, Code, Command, Environment, Object, PodArgs, Request, Version, version_reply,
 };
@@ -45,12 +46,32 @@ struct Job<'e> {
     deadline: Instant,
 }
 
+/// What a command that succeeded gives.
+#[derive(Debug)]
+pub(crate) struct Served {
+    /// What it prints.
+    pub(crate) text: String,
+    /// What became of it, where that is reported.
+    pub(crate) outcome: Option<Outcome>,
+}
+
+impl Served {
+    const fn new(text: String, outcome: Outcome) -> Self {
+        Self { text, outcome: Some(outcome) }
+    }
+
+    const fn unreported(text: String) -> Self {
+        Self { text, outcome: None }
+    }
+}
+
 /// Bound the time of this process, whatever is slow.
 pub(crate) fn bound(is_del: bool, began: Instant, limit: Duration, version: Version) {
-    let (limit, meaning) = if is_del {
-        (LONGEST_DEL, "rules may be left behind in the pod's network namespace")
+    let (limit, meaning, outcome) = if is_del {
+        let meaning = "rules may be left behind in the pod's network namespace";
+        (LONGEST_DEL, meaning, Outcome::LeftBehind)
     } else {
-        (limit, "it is tried again")
+        (limit, "it is tried again", Outcome::TryAgain)
     };
     let msg = format!(
         "it is not done after {}, and ends: something that it waits for is too slow; {meaning}",
@@ -62,10 +83,10 @@ pub(crate) fn bound(is_del: bool, began: Instant, limit: Duration, version: Vers
     } else {
         (CniError::new(Code::TryAgain, msg).to_json(version.as_str()), 1)
     };
-    sys_alarm::end(began + limit, LastWords { answer, log, code });
+    sys_alarm::end(began + limit, LastWords { answer, log, code, outcome });
 }
 
-/// Serve a request, whose standard input may be unreadable. Gives what success prints.
+/// Serve a request, whose standard input may be unreadable.
 ///
 /// # Errors
 /// What the runtime is told.
@@ -73,7 +94,7 @@ pub(crate) fn serve(
     env: &Environment,
     stdin: Result<&str, &CniError>,
     began: Instant,
-) -> Result<String, CniError> {
+) -> Result<Served, CniError> {
     let readable = stdin.unwrap_or_default();
     let request = Request::parse(env).inspect_err(|error| refused(error, None, readable, began))?;
     if request.command == Command::Del {
@@ -89,7 +110,7 @@ pub(crate) fn serve(
     })?;
     if request.command == Command::Version {
         let asked = object(stdin).ok().as_ref().and_then(version_text);
-        return Ok(version_reply(asked.as_deref()));
+        return Ok(Served::unreported(version_reply(asked.as_deref())));
     }
     let mut job = Job::new(&request, stdin, env, began).map_err(|error| {
         let error = request.attributed(error, &named(&request));
@@ -101,8 +122,8 @@ pub(crate) fn serve(
     }
     let result = match job.request.command {
         Command::Check => check::check(&mut job),
-        Command::Gc => gc::gc(&mut job),
-        Command::Status => status::status(&mut job),
+        Command::Gc => gc::gc(&mut job).map(Served::unreported),
+        Command::Status => status::status(&mut job).map(Served::unreported),
         _ => add::add(&mut job),
     };
     result.map_err(|error| {
@@ -114,9 +135,9 @@ pub(crate) fn serve(
 
 /// Do this for DEL, which never fails: not even a fault of this program, which is logged as any,
 /// keeps a pod from being deleted.
-fn whatever_happens(f: impl FnOnce()) -> String {
-    let _caught = catch_unwind(AssertUnwindSafe(f));
-    String::new()
+fn whatever_happens(f: impl FnOnce() -> Outcome) -> Served {
+    let caught = catch_unwind(AssertUnwindSafe(f));
+    Served::new(String::new(), caught.unwrap_or(Outcome::Fault))
 }
 
 /// Log a request that can't be read, as far as is known where.
@@ -240,6 +261,7 @@ mod tests {
 
     #[test]
     fn a_fault_does_not_make_del_fail() {
-        assert_eq!(whatever_happens(|| panic!("a fault")), "");
+        let served = whatever_happens(|| panic!("a fault"));
+        assert_eq!((served.text.as_str(), served.outcome), ("", Some(Outcome::Fault)));
     }
 }

@@ -49,9 +49,9 @@ const LAYERS: [Layers; 5] = [
     (
         "cni-plugin/src/",
         &[
-            &["file", "level", "mesh", "own_file", "protocol", "sys_alarm"],
-            &["config", "note", "target"],
-            &["capture", "decide", "log"],
+            &["file", "level", "mesh", "own_file", "protocol"],
+            &["config", "note", "outcome", "target"],
+            &["capture", "decide", "log", "sys_alarm"],
             &["lookup"],
             &["verb"],
             &["running"],
