@@ -1,6 +1,5 @@
 //! Clients of the Kubernetes API, with the service account that the agent runs with.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use http::{Response, Uri};
@@ -15,6 +14,7 @@ use tower::limit::RateLimitLayer;
 use tower::timeout::TimeoutLayer;
 use tower::{BoxError, ServiceBuilder};
 
+use crate::causes::chain;
 use crate::kubeconfig::{Account, KubeconfigError};
 
 /// The longest answer, and the most that one watch tells before it is begun anew where it was: a pod
@@ -118,16 +118,7 @@ pub fn story(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
         return refusal(status.code, &status.message);
     }
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
+    chain(error)
 }
 
 /// What the API said that it does not do, by the status of HTTP.

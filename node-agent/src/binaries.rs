@@ -4,12 +4,13 @@
 use std::time::Instant;
 
 use crate::binary::MOST;
-use crate::folder::{Folder, Replaced};
+use crate::folder::{Folder, FolderError, Replaced, Seen};
 use crate::foreign::Mesh;
 use crate::install::{InstallError, Installer, PLUGIN};
 use crate::kept::{Kept, KeptFile};
 use crate::list::{Entry, is_file_name};
 use crate::observe::{look, parse};
+use crate::own_folder::special;
 
 impl Installer {
     /// See to it that the plugin's name is no other plugin's, whose binary and entries would be taken
@@ -52,7 +53,7 @@ impl Installer {
         if kept.binaries.is_empty() || self.binary.is_at(bin, &self.config.kind) {
             return Ok(());
         }
-        let Some(before) = bin.read_at_most(&self.config.kind, MOST)? else { return Ok(()) };
+        let Some(before) = self.installed(bin)? else { return Ok(()) };
         for name in &kept.binaries {
             let there = bin.read_at_most(name, MOST)?;
             if let Some(there) = there.filter(|there| there.bytes == before.bytes) {
@@ -95,17 +96,27 @@ impl Installer {
         kept.binaries
             .iter()
             .filter(|kind| Mesh::of(kind) == Some(mesh))
-            .try_for_each(|kind| self.give_back(&bin, kind))
+            .try_for_each(|kind| self.give_back(&bin, kind).map(drop))
     }
 
     /// Put a binary back that was taken over, with its mode and owner, in the place of ours alone.
-    pub(crate) fn give_back(&self, bin: &Folder, kind: &str) -> Result<(), InstallError> {
-        if let Some(old) = self.store.binary(kind)?
-            && self.is_ours(bin, kind)?
-        {
-            bin.put(kind, &old.bytes, old.owner)?;
+    /// Gives whether it was.
+    pub(crate) fn give_back(&self, bin: &Folder, kind: &str) -> Result<bool, InstallError> {
+        match self.store.binary(kind)? {
+            Some(old) if self.is_ours(bin, kind)? => {
+                bin.put(kind, &old.bytes, old.owner)?;
+                Ok(true)
+            }
+            _ => Ok(false),
         }
-        Ok(())
+    }
+
+    /// What has the plugin's name, if it can be the plugin.
+    fn installed(&self, bin: &Folder) -> Result<Option<Seen>, FolderError> {
+        match special(bin, &self.config.kind) {
+            Some(_) => Ok(None),
+            None => bin.read_at_most(&self.config.kind, MOST),
+        }
     }
 
     /// Whether the plugin, this version or the one that is installed, has this name.
@@ -113,7 +124,7 @@ impl Installer {
         if self.binary.is_at(bin, name) {
             return Ok(true);
         }
-        let own = bin.read_at_most(&self.config.kind, MOST)?;
+        let own = self.installed(bin)?;
         let there = bin.read_at_most(name, MOST)?;
         Ok(own.zip(there).is_some_and(|(own, there)| own.bytes == there.bytes))
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::folder::{Folder, FolderError, Owner};
+use crate::own_folder::special;
 
 /// The largest binary that is copied.
 pub const MOST: u64 = 512 * 1024 * 1024;
@@ -82,6 +83,11 @@ impl Binary {
         let there = self.is_at(folder, name);
         self.same = look.filter(|look| there && look.is_settled());
         if !there {
+            // rename(2) puts the new one in its place, and follows no link.
+            if let Some(what) = special(folder, name) {
+                let path = folder.path().join(name);
+                tracing::warn!("{} was {what}, and is replaced", path.display());
+            }
             folder.put(name, &self.bytes, Owner::program().of_this_process())?;
         }
         Ok(!there)

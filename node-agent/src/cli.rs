@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use millrace_core::visible::visible;
 use serde_json::json;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -18,7 +19,7 @@ use crate::list::is_file_name;
 use crate::plan::{Mode, State, is_list, is_single};
 use crate::run;
 use crate::settings::Settings;
-use crate::uninstall::Way;
+use crate::uninstall::{Done, Way};
 
 /// Installs the CNI plugin of Millrace on a node, and keeps it installed.
 #[derive(Debug, Parser)]
@@ -327,8 +328,8 @@ fn carry_out(task: Task) -> Result<ExitCode> {
         }
         Task::Uninstall(own) => {
             let way = Way { restore: own.restore, keep_binary: own.keep_binary, grace: own.grace };
-            Installer::new(own.what.config()?)?.uninstall(way)?;
-            Ok(ExitCode::SUCCESS)
+            let done = Installer::new(own.what.config()?)?.uninstall(way)?;
+            print(&visible(&uninstalled(&done))).map(|()| ExitCode::SUCCESS)
         }
         Task::Status(own) => told(&status(&own.what.config()?)?, own.json),
     }
@@ -347,11 +348,32 @@ fn told(report: &Report, as_json: bool) -> Result<ExitCode> {
         let lines: Vec<String> = std::iter::once(format!("{state}: {what}"))
             .chain(report.words.iter().map(|word| format!("  {word}")))
             .collect();
-        millrace_core::visible::visible(&format!("{}\n", lines.join("\n"))).into_owned()
+        visible(&format!("{}\n", lines.join("\n"))).into_owned()
     };
-    io::stdout().lock().write_all(text.as_bytes()).context("standard output")?;
+    print(&text)?;
     let installed = matches!(report.state, State::Installed { .. });
     Ok(if installed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What an uninstallation did, a line each.
+fn uninstalled(done: &Done) -> String {
+    let paths = |word: &str, paths: &[PathBuf]| -> Vec<String> {
+        paths.iter().map(|path| format!("  {word}: {}", path.display())).collect()
+    };
+    let restored = done.restored.iter().map(|what| format!("  restored: {what}"));
+    let mut lines = vec!["uninstalled".to_owned()];
+    lines.extend(restored);
+    lines.extend(paths("written", &done.written));
+    lines.extend(paths("removed", &done.removed));
+    if lines.len() == 1 {
+        lines.push("  nothing was there to change".to_owned());
+    }
+    lines.extend(done.words.iter().map(|word| format!("  {word}")));
+    format!("{}\n", lines.join("\n"))
+}
+
+fn print(text: &str) -> Result<()> {
+    io::stdout().lock().write_all(text.as_bytes()).context("standard output")
 }
 
 #[cfg(test)]

@@ -37,6 +37,11 @@ pub struct FolderError {
 }
 
 impl FolderError {
+    /// What is wrong at a path, and why.
+    pub fn new(path: &Path, what: &'static str, why: io::Error) -> Self {
+        Self { path: path.to_owned(), what, why }
+    }
+
     /// Whether the folder's file system is mounted so that nothing can be written.
     pub fn is_read_only(&self) -> bool {
         self.why.kind() == io::ErrorKind::ReadOnlyFilesystem
@@ -108,25 +113,6 @@ impl Folder {
         let fd = openat(CWD, path, flags, Mode::empty());
         let fd = fd.map_err(|errno| error(path, "it can't be opened as a folder", errno.into()))?;
         Ok(Self { path: path.to_owned(), fd })
-    }
-
-    /// Open a folder in which only its owner does anything; it is made if it isn't there, with those
-    /// above it.
-    ///
-    /// # Errors
-    /// When it can't be made.
-    pub fn open_own(path: &Path) -> Result<Self, FolderError> {
-        use std::os::unix::fs::DirBuilderExt as _;
-        let mut builder = std::fs::DirBuilder::new();
-        let made = builder.recursive(true).mode(0o700).create(path);
-        made.map_err(|why| error(path, "it can't be made", why))?;
-        let folder = Self::open(path)?;
-        let failed = |errno: Errno| error(path, "its mode can't be set", errno.into());
-        // Setting what is set already would be a change to whoever watches.
-        if fstat(&folder.fd).map_err(failed)?.st_mode & 0o7777 != 0o700 {
-            fchmod(&folder.fd, Mode::from_raw_mode(0o700)).map_err(failed)?;
-        }
-        Ok(folder)
     }
 
     /// Where it is.
@@ -490,7 +476,7 @@ pub fn content(file: &File, most: u64) -> io::Result<Vec<u8>> {
 }
 
 fn error(path: &Path, what: &'static str, why: io::Error) -> FolderError {
-    FolderError { path: path.to_owned(), what, why }
+    FolderError::new(path, what, why)
 }
 
 impl AsFd for Folder {

@@ -11,6 +11,7 @@ use crate::foreign::Mesh;
 use crate::kept::{Kept, KeptError, Store};
 use crate::kubeconfig::{self, Account, KubeconfigError};
 use crate::observe::{Late, Look, look};
+use crate::own_folder::open_own;
 use crate::plan::{Cause, Mode, Own, Plan, State, Step, Wanted, default_file, plan};
 use crate::rivalry::Rivalry;
 use crate::settings::{BadSettings, Settings};
@@ -57,22 +58,25 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// The binary.
-    #[error("the plugin's binary can't be installed: {0}")]
+    #[error("the plugin's binary can't be installed")]
     Binary(#[from] BinaryError),
     /// The kubeconfig.
-    #[error("the plugin's kubeconfig can't be written: {0}")]
+    #[error("the plugin's kubeconfig can't be written")]
     Kubeconfig(#[from] KubeconfigError),
     /// The configuration.
-    #[error("the CNI configuration can't be changed: {0}")]
+    #[error("the CNI configuration can't be changed")]
     Folder(#[from] FolderError),
     /// What is kept.
     #[error(transparent)]
     Kept(#[from] KeptError),
     /// The settings.
-    #[error("the settings that were taken over can't be used: {0}")]
+    #[error("the settings that were taken over can't be used")]
     Settings(#[from] BadSettings),
     /// Nothing to restore.
-    #[error("there is nothing to restore: nothing was taken over on this node")]
+    #[error(
+        "there is nothing to restore: nothing was taken over on this node; nothing is changed, and \
+         uninstalling goes without --restore"
+    )]
     NothingTaken,
     /// What was taken over can't run.
     #[error("{0} can't be restored: its binary is neither kept nor there")]
@@ -88,6 +92,12 @@ pub enum InstallError {
         "{0} calls a plugin {1:?} already, and it is not this one: choose another name (--plugin-name)"
     )]
     OtherEntry(String, String),
+    /// What has the name of a file of the agent's own can't be read.
+    #[error(
+        "{0} has the name of the agent's own file, and can't be replaced ({1}): remove it, or choose \
+         another name (--conf-file)"
+    )]
+    InTheWay(String, String),
     /// Others write too fast.
     #[error("the CNI configuration changes faster than it can be left: try again")]
     Busy,
@@ -189,7 +199,7 @@ impl Installer {
     }
 
     fn kubeconfig(&self) -> Result<(), InstallError> {
-        let run = Folder::open_own(&self.config.run_dir)?;
+        let run = open_own(&self.config.run_dir)?;
         run.clean()?;
         if self.config.kubeconfig == kubeconfig::From::ServiceAccount
             && self.config.account.write(&run)?

@@ -3,13 +3,14 @@
 //! depends on it.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::folder::{Folder, FolderError, Owner, Seen};
+use crate::own_folder::open_own;
 use crate::settings::Settings;
 
 const FILE: &str = "kept.json";
@@ -18,6 +19,10 @@ const LOCK: &str = "lock";
 const UNINSTALLED: &str = "uninstalled";
 /// What the name of another plugin's binary begins with, in this folder.
 const BINARY: &str = "binary-";
+/// What the name of a file begins with that was found in the place of one of the agent's own.
+const FOUND: &str = "found-";
+/// How many of those are kept of each name.
+const MOST_FOUND: usize = 8;
 
 /// Something is wrong with what is kept.
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +140,7 @@ impl Store {
     /// # Errors
     /// When it can't be.
     pub fn open(path: &Path) -> Result<Self, KeptError> {
-        Ok(Self { folder: Folder::open_own(path)? })
+        Ok(Self { folder: open_own(path)? })
     }
 
     /// Wait until nobody else has it.
@@ -210,7 +215,28 @@ impl Store {
         Ok(self.folder.read_at_most(&format!("{BINARY}{name}"), most)?)
     }
 
-    /// Forget what is kept.
+    /// Keep what was found under a name of the agent's own and is not what the agent writes. Of each
+    /// name so many are kept; a further one takes the place of the last. Gives where it is.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn keep_found(&self, name: &str, seen: &Seen) -> Result<PathBuf, KeptError> {
+        let name = name.replace('/', "-");
+        let mut kept = String::new();
+        for number in 1..=MOST_FOUND {
+            kept = format!("{FOUND}{name}.{number}");
+            match self.folder.read(&kept)? {
+                Some(same) if same.bytes == seen.bytes => return Ok(self.folder.path().join(kept)),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let owner = Owner::private().of_this_process();
+        self.folder.put(&kept, &seen.bytes, owner)?;
+        Ok(self.folder.path().join(kept))
+    }
+
+    /// Forget what is kept, but for what was found: that was nobody's to forget.
     ///
     /// # Errors
     /// When a file can't be removed.

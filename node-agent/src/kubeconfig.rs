@@ -31,7 +31,11 @@ pub enum From {
 #[derive(Debug, thiserror::Error)]
 pub enum KubeconfigError {
     /// A part of the service account.
-    #[error("{}, of the agent's service account, can't be read: {why}", path.display())]
+    #[error(
+        "{}, of the agent's service account, can't be read: {why}; outside a pod, \
+         --kubeconfig none goes without one, and a path names another",
+        path.display()
+    )]
     Account {
         /// Where it is.
         path: PathBuf,
@@ -41,8 +45,8 @@ pub enum KubeconfigError {
     /// The server.
     #[error(
         "KUBERNETES_SERVICE_HOST is {host:?} and KUBERNETES_SERVICE_PORT {port:?}: they have to \
-             name the API server, as Kubernetes sets them in each pod; --kubeconfig names a file in \
-             place of that"
+         name the API server, as Kubernetes sets them in each pod; outside a pod, \
+         --kubeconfig none goes without one, and a path names another"
     )]
     Server {
         /// The host.

@@ -1,6 +1,9 @@
 //! The text of a network's configuration: a list of plugins (CNI specification 1.1.0, section 1),
-//! changed in its `plugins` alone. All else keeps its order and its text: members that nobody knows,
-//! and numbers of any size.
+//! changed in its `plugins` alone. All else keeps its text byte for byte: members that nobody knows,
+//! numbers of any size, and the blanks between.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use millrace_cni::protocol::Object;
 use serde::Deserialize;
@@ -40,6 +43,8 @@ pub fn is_file_name(name: &str) -> bool {
 pub struct Entry {
     raw: Box<RawValue>,
     kind: String,
+    /// Its number among those in the source of the list that it was read with.
+    number: Option<usize>,
 }
 
 /// A list of plugins.
@@ -51,6 +56,18 @@ pub struct List {
     pub name: String,
     /// Its plugins, in the order in which they are called.
     pub plugins: Vec<Entry>,
+    /// Where it was read, if its places there are known.
+    source: Option<Source>,
+}
+
+/// The text of a list, and where its plugins stand in it.
+#[derive(Clone, Debug)]
+struct Source {
+    text: Arc<str>,
+    /// The place behind the bracket that opens the plugins, in bytes.
+    open: usize,
+    /// The plugins' own places; at least one.
+    plugins: Vec<Range<usize>>,
 }
 
 #[derive(Deserialize)]
@@ -75,7 +92,7 @@ impl Entry {
         if kind.kind.is_empty() {
             return Err(BadList::Plugin(number));
         }
-        Ok(Self { raw, kind: kind.kind })
+        Ok(Self { raw, kind: kind.kind, number: None })
     }
 
     /// The name of the program's file.
@@ -108,7 +125,12 @@ impl List {
             .filter(|plugins: &Vec<_>| !plugins.is_empty())
             .ok_or(BadList::Plugins)?;
         let plugins = (1..).zip(raw).map(|(number, raw)| Entry::new(raw, number));
-        Ok(Self { name, plugins: plugins.collect::<Result<_, _>>()?, members })
+        let mut plugins: Vec<Entry> = plugins.collect::<Result<_, _>>()?;
+        let source = Source::of(text).filter(|source| source.plugins.len() == plugins.len());
+        for (number, entry) in plugins.iter_mut().enumerate() {
+            entry.number = source.is_some().then_some(number);
+        }
+        Ok(Self { members, name, plugins, source })
     }
 
     /// The list that a runtime makes of a file with a single plugin: its version and name, and the
@@ -127,7 +149,7 @@ impl List {
         let version = version.map(|text| format!("\"cniVersion\":{text},")).unwrap_or_default();
         let quoted = Value::String(name.clone());
         let list = format!("{{{version}\"name\":{quoted},\"plugins\":[]}}");
-        Ok(Self { members: object(&list)?, name, plugins: vec![entry] })
+        Ok(Self { members: object(&list)?, name, plugins: vec![entry], source: None })
     }
 
     /// Whether the runtime is told to look into no drop-in directory. The library of runtimes takes
@@ -153,7 +175,7 @@ impl List {
     /// Put one at the end.
     #[must_use]
     pub fn with(mut self, entry: Entry) -> Self {
-        self.plugins.push(entry);
+        self.plugins.push(Entry { number: None, ..entry });
         self
     }
 
@@ -172,8 +194,16 @@ impl List {
         self.calls_as(other) && rest(self) == rest(other)
     }
 
-    /// Its text: every member as it was, in its place; a line for each.
+    /// Its text: what was read, byte for byte, but for the plugins that came or went, each with what
+    /// parts it from the one before. So one that was put at the end and is taken away again leaves no
+    /// trace.
     pub fn text(&self) -> String {
+        let edited = self.source.as_ref().map(|source| source.with(&self.plugins));
+        edited.unwrap_or_else(|| self.rebuilt())
+    }
+
+    /// Its text anew: every member as it was, in its place; a line for each.
+    fn rebuilt(&self) -> String {
         let plugins: Vec<&str> = self.plugins.iter().map(Entry::text).collect();
         let plugins = format!("[\n    {}\n  ]", plugins.join(",\n    "));
         let last = self.members.members().enumerate().filter(|(_, (name, _))| *name == PLUGINS);
@@ -183,6 +213,59 @@ impl List {
             format!("  {}: {value}", Value::String(name.to_owned()))
         });
         format!("{{\n{}\n}}\n", members.collect::<Vec<_>>().join(",\n"))
+    }
+}
+
+impl Source {
+    /// Where the plugins of a list stand in its text; none where it has several members of that name.
+    fn of(text: &str) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Members<'t> {
+            #[serde(borrow)]
+            plugins: &'t RawValue,
+        }
+        let members: Members<'_> = serde_json::from_str(text).ok()?;
+        let plugins: Vec<&RawValue> = serde_json::from_str(members.plugins.get()).ok()?;
+        let place = |raw: &RawValue| -> Option<Range<usize>> {
+            let start = raw.get().as_ptr().addr().checked_sub(text.as_ptr().addr())?;
+            let place = start..start.checked_add(raw.get().len())?;
+            (text.get(place.clone()) == Some(raw.get())).then_some(place)
+        };
+        let open = place(members.plugins)?.start + 1;
+        let plugins = plugins.into_iter().map(place).collect::<Option<Vec<_>>>()?;
+        (!plugins.is_empty()).then(|| Self { text: text.into(), open, plugins })
+    }
+
+    /// The text with these plugins in the place of those that were read.
+    fn with(&self, plugins: &[Entry]) -> String {
+        let (first, last) = match self.plugins.as_slice() {
+            [first, .., last] => (first, last),
+            [only] => (only, only),
+            [] => return self.text.to_string(),
+        };
+        let between =
+            |one: usize, other: usize| &self.text[self.plugins[one].end..self.plugins[other].start];
+        // A new one is parted from the one before as the last two are, or else the first from the
+        // bracket.
+        let usual = match self.plugins.len() {
+            1 => format!(",{}", &self.text[self.open..first.start]),
+            count => between(count - 2, count - 1).to_owned(),
+        };
+        let mut text = self.text[..first.start].to_owned();
+        let mut before: Option<&Entry> = None;
+        for entry in plugins {
+            match before.map(|before| (before.number, entry.number)) {
+                None => {}
+                Some((Some(one), Some(other))) if other == one + 1 => {
+                    text.push_str(between(one, other));
+                }
+                Some(_) => text.push_str(&usual),
+            }
+            text.push_str(entry.text());
+            before = Some(entry);
+        }
+        text.push_str(&self.text[last.end..]);
+        text
     }
 }
 
@@ -231,12 +314,42 @@ mod tests {
         }
         let order = ["zeta", "cniVersion", "name", "unknown", "plugins", "disableCheck"];
         let places: Vec<usize> =
-            order.iter().map(|k| text.find(&format!("  \"{k}\"")).unwrap()).collect();
+            order.iter().map(|k| text.find(&format!("\"{k}\":")).unwrap()).collect();
         assert!(places.is_sorted(), "{text}");
         let again = List::parse(&text).unwrap();
         assert_eq!(again.plugins.last().unwrap().kind(), "millrace-cni");
-        assert!(again.clone().without(|kind| kind == "millrace-cni").says(&list));
-        assert_eq!(again.text(), text);
+        let without = again.clone().without(|kind| kind == "millrace-cni");
+        assert!(without.says(&list));
+        assert_eq!((again.text(), without.text()), (text, TEXT.to_owned()));
+    }
+
+    /// Verify how a new plugin is parted from the one before, and that what takes the place of another
+    /// one and gives it back leaves the text as it was.
+    #[test]
+    fn a_plugin_is_written_as_those_before_it() {
+        let ours = ours();
+        for (text, between) in [
+            (r#"{"name":"n","plugins":[{"type":"a"}]}"#, ","),
+            ("{\n  \"name\": \"n\",\n  \"plugins\": [\n    {\"type\":\"a\"}\n  ]\n}\n", ",\n    "),
+            (
+                "{\"name\":\"n\",\"plugins\":[\r\n\t{\"type\":\"a\"} ,\r\n{\"type\":\"b\"}]}",
+                " ,\r\n",
+            ),
+            ("{\"plugins\":[{\"type\":\"a\"},\n {\"type\":\"b\"}] ,\"name\":\"n\"}", ",\n "),
+        ] {
+            let list = List::parse(text).unwrap();
+            let longer = list.clone().with(ours.clone()).text();
+            assert!(longer.contains(&format!("}}{between}{}", ours.text())), "{longer}");
+            // The last one is taken over, and comes back.
+            let last = list.plugins.last().unwrap().clone();
+            let taken = list.clone().without(|kind| kind == last.kind()).with(ours.clone()).text();
+            let back = List::parse(&taken).unwrap().without(|kind| kind == "millrace-cni");
+            assert_eq!(back.with(last).text(), text, "{taken}");
+            // So does one from the middle, but for its place.
+            let longer = List::parse(&longer).unwrap().with(ours.clone());
+            let shorter = longer.without(|kind| kind == "a");
+            assert!(List::parse(&shorter.text()).unwrap().says(&shorter), "{}", shorter.text());
+        }
     }
 
     #[test]
@@ -290,7 +403,34 @@ mod tests {
         assert!(list(r#","loadOnlyInlinedPlugins":"true""#).refuses_drop_ins());
     }
 
+    /// Blanks of JSON.
+    fn blanks() -> impl Strategy<Value = String> {
+        "[ \t\r\n]{0,3}"
+    }
+
     proptest! {
+        #[test]
+        fn a_plugin_that_comes_and_goes_leaves_no_trace(
+            kinds in prop::collection::vec(("[a-z]{1,8}", blanks(), blanks()), 1..5),
+            (before, after, colon) in (blanks(), blanks(), blanks()),
+            is_first in any::<bool>(),
+        ) {
+            let plugin = |(kind, before, after): &(String, String, String)| {
+                format!(r#"{before}{{"type":{after}"{kind}"}}{after}"#)
+            };
+            let plugins: Vec<String> = kinds.iter().map(plugin).collect();
+            let plugins = format!("\"plugins\":{colon}[{}]", plugins.join(","));
+            let name = r#""name":"n","unknown":{"plugins":[ 1e400 ]}"#;
+            let members = if is_first { [&plugins, name] } else { [name, plugins.as_str()] };
+            let text = format!("{before}{{{after}{}{before}}}{after}", members.join(","));
+            let list = List::parse(&text).unwrap();
+            let longer = list.clone().with(ours()).text();
+            let read = List::parse(&longer).unwrap();
+            prop_assert_eq!(read.plugins.len(), kinds.len() + 1);
+            let back = read.without(|kind| kind == "millrace-cni");
+            prop_assert_eq!(back.text(), text);
+        }
+
         #[test]
         fn any_list_is_written_as_it_was_read(
             kinds in prop::collection::vec("[a-z]{1,8}", 1..6),
@@ -306,8 +446,9 @@ mod tests {
             let more = more.concat();
             let text = format!(r#"{{"name":"n","plugins":[{}]{more}}}"#, plugins.join(","));
             let list = List::parse(&text).unwrap();
-            let again = List::parse(&list.text()).unwrap();
+            let again = List::parse(&list.rebuilt()).unwrap();
             prop_assert!(again.says(&list));
+            prop_assert_eq!(list.text(), text);
             let read = again.plugins.iter().map(|entry| entry.kind().to_owned()).collect::<Vec<_>>();
             prop_assert_eq!(read, kinds);
         }

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::api::within;
 use crate::audit::{Seen, State, Unknown, look};
+use crate::causes::chain;
 use crate::install::{Config, settings};
 use crate::pods::{Name, Pod, Record, resource};
 use crate::processes::of_pods;
@@ -159,7 +160,7 @@ impl Repairer {
         let pods: Vec<(Name, Pod)> = pods.into_iter().filter(|(_, pod)| !pod.is_over).collect();
         let ids: HashSet<&String> = pods.iter().map(|(_, pod)| &pod.uid).collect();
         self.told.retain(|uid, _| ids.contains(uid));
-        let entry = settings(&self.config).map_err(|error| error.to_string())?.request();
+        let entry = settings(&self.config).map_err(|error| chain(&error))?.request();
         // What the plugin reads of its environment is the runtime's, for which this one stands.
         let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
         let env = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();

@@ -14,9 +14,9 @@ use millrace_host::stop::Stop;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::api::Clients;
-use crate::folder::Folder;
 use crate::health::{self, What, listen};
 use crate::install::{Config, Installer, SOCKET};
+use crate::own_folder::open_own;
 use crate::pods::Pods;
 use crate::repair::{Repair, Repairer};
 use crate::server::{self, Server};
@@ -128,7 +128,7 @@ fn start(
 ) -> Result<(Server, UnixListener, Clients)> {
     let clients = Clients::new(&config.account)?;
     let path = config.run_dir.join(SOCKET);
-    Folder::open_own(&config.run_dir)?;
+    open_own(&config.run_dir)?;
     let listener = server::listen(&path).with_context(|| path.display().to_string())?;
     let (pods, metrics) = (Arc::clone(pods), shared.metrics.clone());
     Ok((Server { pods, client: clients.prompt.clone(), metrics }, listener, clients))

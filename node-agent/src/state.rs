@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::causes::chain;
 use crate::install::{InstallError, Report};
 use crate::metrics::Metrics;
 use crate::plan::State;
@@ -48,7 +49,7 @@ impl Shared {
             Ok(Report { state: State::Waiting(why) | State::Blocked(why), .. }) => {
                 vec![why.clone()]
             }
-            Err(error) => vec![error.to_string()],
+            Err(error) => vec![chain(error)],
         };
         let mut installation = self.installation();
         if installation.reasons != reasons {

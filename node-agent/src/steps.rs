@@ -1,11 +1,12 @@
 //! Carrying out what was decided of the files in the folder of CNI configurations. A file of somebody
 //! else's is on the disk in the agent's folder before another one has its name.
 
-use crate::folder::{Folder, Owner, Replaced};
+use crate::folder::{Folder, Owner, Replaced, Seen};
 use crate::install::{InstallError, Installer};
 use crate::kept::{Kept, KeptEntry, KeptFile};
 use crate::list::Entry;
 use crate::observe::{Late, Look, is_own_drop_in};
+use crate::own_folder::special;
 use crate::plan::Step;
 
 impl Installer {
@@ -48,7 +49,16 @@ impl Installer {
                 return Ok(conf.create(file, text.as_bytes(), owner)?);
             }
             Step::Write { file, text, cause, .. } => {
-                let Some(seen) = look.files.get(file) else { return Ok(false) };
+                let Some(seen) = look.files.get(file) else {
+                    // A link or a FIFO, say: who made it is not known.
+                    return match unreadable(look, file) {
+                        Some(why) => Err(InstallError::InTheWay(file.clone(), why)),
+                        None => Ok(false),
+                    };
+                };
+                if unreadable(look, file).is_some() {
+                    self.keep_found(file, seen)?;
+                }
                 match conf.replace(file, seen, text.as_bytes())? {
                     Replaced::Changed => return Ok(false),
                     Replaced::Done(old) => {
@@ -61,9 +71,15 @@ impl Installer {
             }
             Step::Remove { file } => {
                 let gone = if let Some(seen) = look.files.get(file) {
+                    if unreadable(look, file).is_some() {
+                        self.keep_found(file, seen)?;
+                    }
                     conf.take_away(file, seen)?
                 } else {
                     // It can't be read, and is the agent's by its name.
+                    let what = special(conf, file).map(|what| format!("it is {what}"));
+                    let why = what.or_else(|| unreadable(look, file)).unwrap_or_default();
+                    tracing::warn!("{file} can't be kept, and is removed: {why}");
                     conf.remove(file)?;
                     true
                 };
@@ -83,12 +99,13 @@ impl Installer {
                 let written = match inner.read(&name)? {
                     None => inner.create(&name, text.as_bytes(), owner)?,
                     Some(seen) => {
-                        let entry = seen.text().and_then(|text| Entry::parse(text).ok());
-                        is_own_drop_in(entry.as_ref(), &self.config.kind, wrote)
-                            && matches!(
-                                inner.replace(&name, &seen, text.as_bytes())?,
-                                Replaced::Done(_)
-                            )
+                        let entry = entry_of(&seen);
+                        let is_own = is_own_drop_in(entry.as_ref(), &self.config.kind, wrote);
+                        if is_own && entry.is_none() {
+                            self.keep_found(&format!("{network}/{name}"), &seen)?;
+                        }
+                        let replaced = || inner.replace(&name, &seen, text.as_bytes());
+                        is_own && matches!(replaced()?, Replaced::Done(_))
                     }
                 };
                 // Runtimes watch the folder itself, and not those in it.
@@ -97,6 +114,13 @@ impl Installer {
             }
             Step::RemoveDropIn { network, file } => {
                 if let Some(inner) = conf.inner_if_there(network)? {
+                    match inner.read(file) {
+                        Ok(Some(seen)) if entry_of(&seen).is_none() => {
+                            self.keep_found(&format!("{network}/{file}"), &seen)?;
+                        }
+                        Ok(_) => {}
+                        Err(error) => tracing::warn!("{network}/{file} is removed: {error}"),
+                    }
                     inner.remove(file)?;
                     conf.poke()?;
                 }
@@ -104,4 +128,25 @@ impl Installer {
         }
         Ok(true)
     }
+
+    /// Keep what stands under a name of the agent's own and is no configuration, so that somebody
+    /// else wrote it, or a disk lost it.
+    fn keep_found(&self, name: &str, seen: &Seen) -> Result<(), InstallError> {
+        if seen.bytes.trim_ascii().is_empty() {
+            return Ok(());
+        }
+        let path = self.store.keep_found(name, seen)?;
+        tracing::warn!("{name} held no configuration; what it held is in {}", path.display());
+        Ok(())
+    }
+}
+
+/// Why what has this name is of no use, if it is.
+fn unreadable(look: &Look, name: &str) -> Option<String> {
+    let file = look.seen.files.iter().find(|file| file.name == name)?;
+    file.list.as_ref().err().map(ToString::to_string)
+}
+
+fn entry_of(seen: &Seen) -> Option<Entry> {
+    Entry::parse(seen.text()?).ok()
 }

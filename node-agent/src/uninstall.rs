@@ -2,6 +2,8 @@
 //! then the binary goes. Or what was taken over comes back in its place, its binary first.
 
 use std::fs;
+use std::io;
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use crate::kept::{Kept, KeptFile};
 use crate::kubeconfig;
 use crate::list::{Entry, List};
 use crate::observe::{Look, look};
+use crate::own_folder::special;
 use crate::plan::{Candidate, Cause, Step, is_list, withdraw};
 
 /// How often others may be in the way.
@@ -30,19 +33,61 @@ pub struct Way {
     pub grace: Duration,
 }
 
+/// What an uninstallation did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// What was put back.
+    pub restored: Vec<String>,
+    /// Files that were written.
+    pub written: Vec<PathBuf>,
+    /// Files that were removed.
+    pub removed: Vec<PathBuf>,
+    /// What is not as one may expect, and why.
+    pub words: Vec<String>,
+}
+
+impl Done {
+    /// Note a change. What is written again and again is noted once.
+    fn step(&mut self, conf: &Folder, drop_in: &str, step: &Step) {
+        let (paths, path) = match step {
+            Step::Write { file, .. } => (&mut self.written, conf.path().join(file)),
+            Step::Remove { file } => (&mut self.removed, conf.path().join(file)),
+            Step::WriteDropIn { network, .. } => {
+                (&mut self.written, conf.path().join(network).join(drop_in))
+            }
+            Step::RemoveDropIn { network, file } => {
+                (&mut self.removed, conf.path().join(network).join(file))
+            }
+            Step::Keep { .. } | Step::KeepFile { .. } | Step::Own { .. } => return,
+        };
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+
+    fn word(&mut self, word: String) {
+        tracing::warn!("{word}");
+        self.words.push(word);
+    }
+}
+
 impl Installer {
-    /// Uninstall. It can be interrupted at any moment and run again.
+    /// Uninstall, and tell what was done. It can be interrupted at any moment and run again.
     ///
     /// # Errors
-    /// When something can't be read or written, or there is nothing to restore.
-    pub fn uninstall(&mut self, way: Way) -> Result<(), InstallError> {
+    /// When something can't be read or written, or there is nothing to restore on a node that was
+    /// not uninstalled yet.
+    pub fn uninstall(&mut self, way: Way) -> Result<Done, InstallError> {
+        let mut done = Done::default();
         let _held = self.store.hold()?;
         let mut kept = self.store.read()?;
         let (bin, conf) = (Folder::open(&self.config.bin_dir)?, self.conf()?);
         if !kept.plugins.contains(&self.config.kind) {
             self.is_free(&kept, &bin, &conf)?;
         }
-        if way.restore {
+        if way.restore && !kept.is_anything_taken() && self.store.is_uninstalled()? {
+            done.words.push("it was uninstalled before: nothing is left to restore".to_owned());
+        } else if way.restore {
             self.check_restorable(&kept, &bin)?;
         }
         self.store.set_uninstalled(true)?;
@@ -50,29 +95,35 @@ impl Installer {
             folder.clean()?;
         }
         if way.restore {
-            self.restore(&mut kept, &bin, &conf)?;
+            self.restore(&mut kept, &bin, &conf, &mut done)?;
         }
-        self.leave(&mut kept, &conf)?;
+        self.leave(&mut kept, &conf, &mut done)?;
         thread::sleep(way.grace);
         // Who wrote an old list meanwhile did so with the binary still there.
-        self.leave(&mut kept, &conf)?;
+        self.leave(&mut kept, &conf, &mut done)?;
         if !way.keep_binary {
-            self.remove_binaries(&kept, &bin, &conf)?;
+            self.remove_binaries(&kept, &bin, &conf, &mut done)?;
         }
         for name in [kubeconfig::NAME, SOCKET] {
-            let gone = fs::remove_file(self.config.run_dir.join(name));
-            if let Err(error) = gone
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                tracing::warn!("{name} can't be removed: {error}");
+            let path = self.config.run_dir.join(name);
+            match fs::remove_file(&path) {
+                Ok(()) => done.removed.push(path),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => done.word(format!("{} can't be removed: {error}", path.display())),
             }
         }
-        Ok(self.store.forget()?)
+        self.store.forget()?;
+        Ok(done)
     }
 
     /// Have no list name the plugin.
-    fn leave(&mut self, kept: &mut Kept, conf: &Folder) -> Result<(), InstallError> {
-        self.change(kept, conf, |installer, kept, look| {
+    fn leave(
+        &mut self,
+        kept: &mut Kept,
+        conf: &Folder,
+        done: &mut Done,
+    ) -> Result<(), InstallError> {
+        self.change(kept, conf, done, |installer, kept, look| {
             let wanted = installer.wanted(kept, Vec::new())?;
             Ok(withdraw(&look.seen, &installer.config.kind, &wanted.own))
         })
@@ -83,6 +134,7 @@ impl Installer {
         &mut self,
         kept: &mut Kept,
         conf: &Folder,
+        done: &mut Done,
         steps: impl Fn(&Self, &Kept, &Look) -> Result<Vec<Step>, InstallError>,
     ) -> Result<(), InstallError> {
         for _ in 0..TURNS {
@@ -96,6 +148,7 @@ impl Installer {
                     thread::sleep(PAUSE);
                     break;
                 }
+                done.step(conf, &self.drop_in(), step);
             }
         }
         Err(InstallError::Busy)
@@ -121,14 +174,31 @@ impl Installer {
         kept: &mut Kept,
         bin: &Folder,
         conf: &Folder,
+        done: &mut Done,
     ) -> Result<(), InstallError> {
         for kind in &kept.binaries {
-            self.give_back(bin, kind)?;
+            if self.give_back(bin, kind)? {
+                done.restored.push(format!("the binary {}", bin.path().join(kind).display()));
+            }
         }
         // A drop-in directory is another file: ours is called from the list itself first.
-        self.change(kept, conf, Self::inlined)?;
-        self.change(kept, conf, Self::put_back)?;
-        kept.files.iter().try_for_each(|file| self.put_file_back(kept, conf, file))
+        self.change(kept, conf, done, Self::inlined)?;
+        let before = self.look(kept, conf)?;
+        self.change(kept, conf, done, Self::put_back)?;
+        let now = self.look(kept, conf)?;
+        for own in &kept.entries {
+            let kind = &own.kind;
+            match (place(&before, kind), place(&now, kind)) {
+                (None, Some(file)) => done.restored.push(format!("the entry of {kind} in {file}")),
+                (Some(file), Some(_)) => {
+                    done.word(format!("{file} has an entry of {kind} already, which stays"));
+                }
+                (_, None) => {
+                    done.word(format!("the entry of {kind} is not put back: no list is there"));
+                }
+            }
+        }
+        kept.files.iter().try_for_each(|file| self.put_file_back(kept, conf, file, done))
     }
 
     /// A file that was taken over, with its mode and owner: where it was removed, or in the place of
@@ -138,6 +208,7 @@ impl Installer {
         kept: &Kept,
         conf: &Folder,
         file: &KeptFile,
+        done: &mut Done,
     ) -> Result<(), InstallError> {
         let wanted = self.wanted(kept, Vec::new())?;
         let owner = Owner { uid: file.uid, gid: file.gid, mode: file.mode };
@@ -149,19 +220,24 @@ impl Installer {
             match (there, look.files.get(name)) {
                 (None, _) => {
                     if conf.create(name, bytes, owner)? {
+                        done.restored.push(format!("the file {name}"));
                         return Ok(());
                     }
                 }
-                (Some(_), Some(seen)) if seen.bytes == bytes => return Ok(()),
+                (Some(_), Some(seen)) if seen.bytes == bytes => {
+                    done.words.push(format!("{name} is there already, as it was"));
+                    return Ok(());
+                }
                 (Some(there), Some(seen)) if is_own(there) => {
                     let replaced = conf.replace_for(name, seen, bytes, owner)?;
                     if matches!(replaced, Replaced::Done(_)) {
+                        done.restored.push(format!("the file {name}"));
                         return Ok(());
                     }
                 }
                 // Their agent wrote it anew meanwhile.
                 _ => {
-                    tracing::warn!("{name} is not put back: another one is there by now");
+                    done.word(format!("{name} is not put back: another one is there by now"));
                     return Ok(());
                 }
             }
@@ -226,6 +302,7 @@ impl Installer {
         kept: &Kept,
         bin: &Folder,
         conf: &Folder,
+        done: &mut Done,
     ) -> Result<(), InstallError> {
         let look = self.look(kept, conf)?;
         let is_named = |name: &str| {
@@ -245,11 +322,25 @@ impl Installer {
         }
         for name in names {
             if is_named(&name) {
-                tracing::warn!("{name} is left: a list names it");
+                done.word(format!("{name} is left: a list names it"));
                 continue;
             }
-            bin.remove(&name)?;
+            if let Some(what) = special(bin, &name) {
+                done.word(format!("{} was {what}", bin.path().join(&name).display()));
+            }
+            if bin.remove(&name)? {
+                done.removed.push(bin.path().join(&name));
+            }
         }
         Ok(())
     }
+}
+
+/// The list that has an entry of this type.
+fn place(look: &Look, kind: &str) -> Option<String> {
+    let has = |file: &&Candidate| {
+        let list = file.list.as_ref().ok().filter(|_| is_list(&file.name));
+        list.is_some_and(|list| !list.places(|own| own == kind).is_empty())
+    };
+    look.seen.files.iter().find(has).map(|file| file.name.clone())
 }

@@ -70,7 +70,8 @@ fn entries_are_taken_over_and_come_back() -> Result<()> {
         let node = Node::new()?;
         let kind = entry["type"].as_str().context("a type")?;
         program(&node, kind)?;
-        node.write(LIST, &list(std::slice::from_ref(&entry)))?;
+        let text = list(std::slice::from_ref(&entry));
+        node.write(LIST, &text)?;
         let said = node.do_("install", &["--settings", r#"{"deadline":"9s"}"#])?;
         ensure!(said.contains("installed: 10-net.conflist"), "{said}");
         let now = plugins(&node, LIST)?;
@@ -92,11 +93,18 @@ fn entries_are_taken_over_and_come_back() -> Result<()> {
         let now = plugins(&node, LIST)?;
         assert_eq!(now[1]["exclude_namespaces"], json!(["mine"]));
         assert_eq!(now[1]["plugin_log_level"], level);
-        node.do_("uninstall", &["--restore", "--grace", "0s"])?;
-        assert_eq!(
-            plugins(&node, LIST)?,
-            [json!({ "type": "bridge", "mtu": 1400 }), entry.clone()]
+        let said = node.do_("uninstall", &["--restore", "--grace", "0s"])?;
+        let (conf, bin) = (node.conf().display(), node.bin().display());
+        let told = format!(
+            "uninstalled\n  restored: the binary {bin}/{kind}\n  restored: the entry of {kind} in {LIST}\n  \
+             written: {conf}/{LIST}\n  removed: {bin}/millrace-cni\n"
         );
+        assert_eq!(said, told);
+        assert_eq!(fs::read_to_string(node.conf().join(LIST))?, text);
+        let said = node.do_("uninstall", &["--restore", "--grace", "0s"])?;
+        ensure!(said.starts_with("uninstalled\n  nothing was there to change\n"), "{said}");
+        ensure!(said.contains("nothing is left to restore"), "{said}");
+        assert_eq!(fs::read_to_string(node.conf().join(LIST))?, text);
         let old = fs::read_to_string(node.bin().join(kind))?;
         ensure!(old.starts_with("#!/bin/sh"), "the binary of {kind} is not back");
         assert_eq!(node.names(node.bin())?, [kind]);
@@ -123,8 +131,10 @@ fn a_file_of_its_own_is_taken_over_and_comes_back() -> Result<()> {
         assert_eq!(kinds(&node, own)?, ["bridge", "millrace-cni"], "{mode}");
         let entry = &plugins(&node, own)?[1];
         assert_eq!(entry["exclude_namespaces"], json!(["kube-system", "legacy"]), "{mode}");
-        node.do_("uninstall", &["--mode", mode, "--restore", "--grace", "0s"])?;
+        let said = node.do_("uninstall", &["--mode", mode, "--restore", "--grace", "0s"])?;
+        ensure!(said.contains(&format!("\n  restored: the file {OWNED}\n")), "{mode}: {said}");
         assert_eq!(fs::read_to_string(&path)?, text, "{mode}");
+        assert_eq!(fs::read_to_string(node.conf().join(LIST))?, list(&[]), "{mode}");
         let meta = fs::metadata(&path)?;
         assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o640, 0, 77), "{mode}");
         assert_eq!(kinds(&node, LIST)?, ["bridge"], "{mode}");

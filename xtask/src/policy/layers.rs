@@ -61,13 +61,14 @@ const LAYERS: [Layers; 5] = [
         "node-agent/src/",
         &[
             // Pure: what a configuration says, and what is to become of it.
-            &["list"],
+            &["causes", "list"],
             &["settings"],
             &["foreign"],
             &["plan", "rivalry"],
             // One kind of file each.
             &["folder", "watch"],
-            &["binary", "kubeconfig"],
+            &["kubeconfig", "own_folder"],
+            &["binary"],
             &["kept"],
             &["observe"],
             // One pass, and the way back.
