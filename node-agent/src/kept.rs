@@ -148,7 +148,9 @@ impl Store {
     /// # Errors
     /// When there can be no lock.
     pub fn hold(&self) -> Result<Held, KeptError> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Closing a file that was open for writing is a change to whoever watches the folder (inotify(7),
+        // IN_CLOSE_WRITE), as the agent does: each look would be the reason for the next one.
+        let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let locked = openat(&self.folder, LOCK, flags, Mode::from_raw_mode(0o600))
             .and_then(|file| flock(&file, FlockOperation::LockExclusive).map(|()| file));
         let file = locked.map_err(|errno| KeptError::Lock(errno.into()))?;

@@ -201,6 +201,14 @@ pub fn cni() -> Result<PathBuf> {
     build(&CNI, &here()?)
 }
 
+/// Builds `millrace-node` as it is shipped, for this machine.
+///
+/// # Errors
+/// When it can't be built.
+pub fn node() -> Result<PathBuf> {
+    build(&NODE, &here()?)
+}
+
 /// The target for this machine: glibc's where Rust's standard library for musl is not installed.
 fn here() -> Result<String> {
     let machine = Machine::here()?;

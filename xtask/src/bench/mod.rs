@@ -1,5 +1,6 @@
 //! `xtask bench`: how fast Millrace is beside the least that could be done.
 
+pub mod agent;
 pub mod answers;
 pub mod apply;
 pub mod case;
@@ -28,7 +29,7 @@ pub fn command() -> clap::Command {
         .about("Measure operations beside the least that could be done, and what they cost connections")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([answers::command(), apply::command(), cni::command(), ebpf::command(), many::command(), path::command()])
+        .subcommands([agent::command(), answers::command(), apply::command(), cni::command(), ebpf::command(), many::command(), path::command()])
 }
 
 /// `--output`: the form of the report, JSON or the one for people.
@@ -63,6 +64,7 @@ fn check_arg() -> Arg {
 /// When something could not be measured.
 pub fn run(args: &ArgMatches) -> Result<ExitCode> {
     match args.subcommand() {
+        Some(("agent", args)) => agent::run(args),
         Some(("answers", args)) => answers::run(args),
         Some(("apply", args)) => apply::run(args),
         Some(("cni", args)) => cni::run(args),
