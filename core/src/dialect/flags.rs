@@ -1,6 +1,8 @@
 //! Flags and variables of a mesh's tool, in tables: the command line, its help, the environment and the
 //! documentation are made from them.
 
+use crate::source::Source;
+
 /// What a flag's value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -48,6 +50,14 @@ impl FlagDef {
         match self.short {
             Some(short) => format!("-{short}/--{}", self.long),
             None => format!("--{}", self.long),
+        }
+    }
+
+    /// Where a value that was read back came from: nobody has to set what is the default.
+    pub fn source(&self, value: &str) -> Source {
+        match value {
+            value if value == self.default => Source::Default(self.display()),
+            _ => Source::Flag(self.display()),
         }
     }
 }

@@ -64,8 +64,9 @@ pub struct Dialect {
     pub nft_layout: &'static NftLayout,
     /// The mesh that its rules are for.
     pub mesh: &'static Mesh,
-    /// What in this dialect sets what a flag of Millrace's own commands sets.
-    pub source_of: fn(&str) -> Source,
+    /// What in this dialect sets what a flag of Millrace's own commands, without its dashes, sets to this
+    /// value; the default, where it is that.
+    pub source_of: fn(&str, &str) -> Source,
     /// Rules of older releases as the newest one writes them, with the forms in which they were; none
     /// where they are in no older form that is known.
     pub modernize: fn(&Dump) -> Option<Modernized>,

@@ -9,7 +9,7 @@ use crate::policy::{CapturePolicy, Flow, Probe};
 use crate::source::{Source, Sourced};
 
 /// The policy of settings that were read back; every part says which flag of the dialect whose
-/// rules these are would have set it.
+/// rules these are would have set it, or that it is the default, for which nobody has to set any.
 ///
 /// # Errors
 /// What was read back makes no policy: the rules are not whole.
@@ -26,6 +26,7 @@ pub fn policy(found: &Inferred, dialect: &Dialect) -> Result<CapturePolicy, Conf
     if is_nobody && found.mesh.is_some_and(|mesh| mesh.nobody) {
         flags.insert("proxy-uid", "0".to_owned());
     }
+    let values = flags.clone();
     let set: Vec<(String, String)> =
         flags.into_iter().map(|(flag, value)| (flag.to_owned(), value)).collect();
     let raw = native::Raw::new(BTreeMap::new(), set).read_back();
@@ -58,9 +59,15 @@ pub fn policy(found: &Inferred, dialect: &Dialect) -> Result<CapturePolicy, Conf
     };
     policy.outbound.except_flows = found.flows.iter().map(flow).collect();
     policy.each_source(&mut |source| {
-        if let Source::Flag(flag) = source {
-            *source = (dialect.source_of)(flag);
-        }
+        let (Source::Flag(name) | Source::Default(name)) = &source else { return };
+        let flag = name.trim_start_matches("--");
+        let own = || native::default_of(flag);
+        let value = values.get(flag).map_or_else(own, String::as_str);
+        *source = match flag {
+            // What the pod had, as likely as a flag.
+            "ipv6" => Source::Rules,
+            _ => (dialect.source_of)(flag, value),
+        };
     });
     Ok(policy)
 }

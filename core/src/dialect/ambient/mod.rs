@@ -9,7 +9,7 @@ pub use flags::Ambient;
 pub use resolve::{Action, Flavour, Options, Raw, Resolved, place, resolve};
 pub use text::{dry_run, transaction};
 
-use crate::dialect::flags::{FlagDef, Words as _};
+use crate::dialect::flags::Words as _;
 use crate::dialect::{Dialect, Mesh, native};
 use crate::nft::NftLayout;
 use crate::nft::tables::{NativeTable, named};
@@ -146,8 +146,7 @@ pub fn is_of_node(name: &str, table: &NativeTable) -> bool {
 }
 
 /// The flag that sets what a flag of Millrace's own commands sets.
-fn source_of(flag: &str) -> Source {
-    let flag = flag.trim_start_matches("--");
+fn source_of(flag: &str, value: &str) -> Source {
     let name = match flag {
         "dns" => "dns-capture",
         "include-inbound-ports" => "bypass-inbound-capture",
@@ -155,5 +154,5 @@ fn source_of(flag: &str) -> Source {
         same => same,
     };
     // Nobody chooses anything else.
-    Ambient::find(name).map_or(Source::Always, |flag| Source::Flag(FlagDef::display(flag)))
+    Ambient::find(name).map_or(Source::Always, |flag| flag.source(value))
 }

@@ -14,7 +14,7 @@ pub use flags::Consul;
 pub use manifest::{INJECTOR, InitContainer, init_container};
 pub use resolve::{Options, Raw, Resolved, reads_input, resolve, said};
 
-use crate::dialect::flags::{FlagDef, Words as _};
+use crate::dialect::flags::Words as _;
 use crate::dialect::{Dialect, Mesh};
 use crate::nft::NftLayout;
 use crate::ownership::Footprint;
@@ -92,8 +92,7 @@ pub static NFT_LAYOUT: NftLayout = NftLayout {
 };
 
 /// The flag that sets what a flag of Millrace's own commands sets.
-fn source_of(flag: &str) -> Source {
-    let flag = flag.trim_start_matches("--");
+fn source_of(flag: &str, value: &str) -> Source {
     let name = match flag {
         "inbound-port" => "proxy-inbound-port",
         "outbound-port" => "proxy-outbound-port",
@@ -104,6 +103,6 @@ fn source_of(flag: &str) -> Source {
         "ipv6" => "dual-stack",
         same => same,
     };
-    let own = || format!("--{name}");
-    Source::Flag(Consul::find(name).map_or_else(own, FlagDef::display))
+    let own = || Source::Flag(format!("--{name}"));
+    Consul::find(name).map_or_else(own, |flag| flag.source(value))
 }

@@ -91,9 +91,7 @@ pub(super) fn modernize(dump: &Dump) -> Option<Modernized> {
 }
 
 /// The flag or variable that sets what a flag of Millrace's own commands sets.
-pub fn source_of(flag: &str) -> Source {
-    let own = |name: &str| Source::Flag(format!("--{name}"));
-    let Some(flag) = flag.strip_prefix("--") else { return own(flag) };
+pub fn source_of(flag: &str, value: &str) -> Source {
     let long = match flag {
         "outbound-port" => "envoy-port",
         "inbound-port" => "inbound-capture-port",
@@ -113,9 +111,18 @@ pub fn source_of(flag: &str) -> Source {
         "ipv6" => "dual-stack",
         "include-groups" => return Source::Env("ISTIO_OUTBOUND_OWNER_GROUPS".to_owned()),
         "exclude-groups" => return Source::Env("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE".to_owned()),
-        "localhost-cidr" => return Source::Env("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR".to_owned()),
+        "localhost-cidr" => return loopback(value),
         "dns-servers" => return Source::Host("/etc/resolv.conf".to_owned()),
         same => same,
     };
-    Source::Flag(flags::find(long).map_or_else(|| format!("--{long}"), flags::FlagDef::display))
+    let own = || Source::Flag(format!("--{long}"));
+    flags::find(long).map_or_else(own, |flag| flag.source(value))
+}
+
+/// The variable of the network that is localhost.
+fn loopback(value: &str) -> Source {
+    const NAME: &str = "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR";
+    let default = |(name, default, _): &(&str, &str, &str)| *name == NAME && *default == value;
+    let name = NAME.to_owned();
+    if flags::VARIABLES.iter().any(default) { Source::Default(name) } else { Source::Env(name) }
 }

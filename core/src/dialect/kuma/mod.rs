@@ -22,7 +22,7 @@ pub use resolve::{Raw, Resolved, resolve, said};
 pub use text::dry_run;
 
 use crate::capture::to_iptables;
-use crate::dialect::flags::{FlagDef, Words as _};
+use crate::dialect::flags::Words as _;
 use crate::dialect::{Dialect, Mesh, native};
 use crate::nft::NftLayout;
 use crate::ownership::Footprint;
@@ -134,8 +134,7 @@ fn put_in_front(emissions: &mut [Emission], hook: Hook) {
 }
 
 /// The flag that sets what a flag of Millrace's own commands sets.
-fn source_of(flag: &str) -> Source {
-    let flag = flag.trim_start_matches("--");
+fn source_of(flag: &str, value: &str) -> Source {
     let name = match flag {
         "inbound-port" => "redirect-inbound-port",
         "outbound-port" => "redirect-outbound-port",
@@ -151,6 +150,6 @@ fn source_of(flag: &str) -> Source {
         "localhost-cidr" => return Source::Always,
         same => same,
     };
-    let own = || format!("--{name}");
-    Source::Flag(Kuma::find(name).map_or_else(own, FlagDef::display))
+    let own = || Source::Flag(format!("--{name}"));
+    Kuma::find(name).map_or_else(own, |flag| flag.source(value))
 }

@@ -89,8 +89,7 @@ pub fn init_container(pod: &PodFacts) -> Option<Result<Vec<String>, NotTold>> {
 }
 
 /// The flag that sets what a flag of Millrace's own commands sets.
-fn source_of(flag: &str) -> Source {
-    let flag = flag.trim_start_matches("--");
+fn source_of(flag: &str, value: &str) -> Source {
     let name = match flag {
         "inbound-port" => "incoming-proxy-port",
         "outbound-port" => "outgoing-proxy-port",
@@ -101,5 +100,5 @@ fn source_of(flag: &str) -> Source {
         same => same,
     };
     // What no flag of it sets is its own way.
-    Linkerd::find(name).map_or(Source::Always, |flag| Source::Flag(flag.display()))
+    Linkerd::find(name).map_or(Source::Always, |flag| flag.source(value))
 }

@@ -76,6 +76,17 @@ pub(super) const fn one_table(name: &'static str) -> NftLayout {
 pub const FOOTPRINT: Footprint = Footprint::of(&LAYOUT);
 
 /// The flag with its dashes.
-pub fn source_of(flag: &str) -> Source {
-    Source::Flag(flag.to_owned())
+pub fn source_of(flag: &str, value: &str) -> Source {
+    let name = format!("--{flag}");
+    match flag {
+        // They are of the resolver's configuration, unless somebody named them.
+        "dns-servers" => Source::Rules,
+        _ if value == default_of(flag) => Source::Default(name),
+        _ => Source::Flag(name),
+    }
+}
+
+/// The value of a setting that nobody sets.
+pub fn default_of(flag: &str) -> &'static str {
+    settings::find(flag).map_or("", |setting| setting.default)
 }

@@ -11,7 +11,7 @@ pub use manifest::{INJECTOR, init_script};
 pub use resolve::{Options, Raw, Resolved, resolve};
 pub use script::script;
 
-use crate::dialect::flags::{FlagDef, Words as _};
+use crate::dialect::flags::Words as _;
 use crate::dialect::{Dialect, Mesh, native};
 use crate::nft::NftLayout;
 use crate::ownership::Footprint;
@@ -59,8 +59,7 @@ pub static LAYOUT: Layout = Layout {
 pub static NFT_LAYOUT: NftLayout = native::one_table("osm-init");
 
 /// The flag that sets what a flag of Millrace's own commands sets.
-fn source_of(flag: &str) -> Source {
-    let flag = flag.trim_start_matches("--");
+fn source_of(flag: &str, value: &str) -> Source {
     let name = match flag {
         "exclude-inbound-ports" => "inbound-port-exclusion-list",
         "exclude-outbound-ports" => "outbound-port-exclusion-list",
@@ -70,6 +69,6 @@ fn source_of(flag: &str) -> Source {
         // Nobody chooses anything else.
         _ => return Source::Always,
     };
-    let own = || format!("--{name}");
-    Source::Flag(Osm::find(name).map_or_else(own, FlagDef::display))
+    let own = || Source::Flag(format!("--{name}"));
+    Osm::find(name).map_or_else(own, |flag| flag.source(value))
 }
