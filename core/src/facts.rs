@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::value::{Gid, GroupName, Uid};
+use crate::value::{Family, Gid, GroupName, Uid};
 
 /// What a pod is like.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,18 @@ impl HostFacts {
                     && a.octets() != PASSTHROUGH_V6
             }
         })
+    }
+
+    /// What to say of a pod whose IPv6 is not captured; none where it has no address of IPv6.
+    pub fn uncaptured_v6(&self) -> Option<&'static str> {
+        if self.usable_addresses().any(|a| Family::of(a) == Family::V6) {
+            return Some("IPv6 is not captured, and there is an IPv6 address");
+        }
+        let link_local = |a: &IpAddr| matches!(a, IpAddr::V6(a) if a.is_unicast_link_local());
+        self.addresses.iter().any(link_local).then_some(
+            "IPv6 is not captured, and all addresses of it are link-local: connections with \
+             neighbours that use them pass",
+        )
     }
 }
 
@@ -107,5 +119,16 @@ mod tests {
         };
         let usable: Vec<String> = facts.usable_addresses().map(|a| a.to_string()).collect();
         assert_eq!(usable, ["10.0.0.1", "fd00::1"]);
+    }
+
+    #[test]
+    fn ipv6_that_passes_is_told() {
+        let told = |addresses: &[&str]| {
+            let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
+            HostFacts { addresses, ..HostFacts::default() }.uncaptured_v6()
+        };
+        assert_eq!(told(&["127.0.0.1", "10.0.0.1", "::1", "::6"]), None);
+        assert!(told(&["::1", "fe80::1", "fd00::1"]).unwrap().ends_with("an IPv6 address"));
+        assert!(told(&["10.0.0.1", "fe80::1", "::6"]).unwrap().contains("link-local"));
     }
 }

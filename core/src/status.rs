@@ -383,9 +383,8 @@ fn taken(taken: Option<&TakenTable>) -> Option<String> {
 fn passes_in_v6(observed: &Observed, families: &[Family]) -> Option<String> {
     let addresses = observed.addresses.iter().map(|a| a.address).collect();
     let facts = crate::facts::HostFacts { addresses, ..Default::default() };
-    let six = facts.usable_addresses().any(|a| Family::of(a) == Family::V6);
-    (!families.is_empty() && !families.contains(&Family::V6) && six)
-        .then(|| "IPv6 is not captured, and there is an IPv6 address".to_owned())
+    let passes = !families.is_empty() && !families.contains(&Family::V6);
+    facts.uncaptured_v6().filter(|_| passes).map(str::to_owned)
 }
 
 /// What a trace left that was killed.

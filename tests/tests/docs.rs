@@ -99,7 +99,8 @@ fn prints_what_it_says(name: &str, text: &str, wrong: &mut String) -> Result<usi
         return Ok(0);
     }
     let namespace = Namespace::new()?;
-    namespace.ip("link set lo up\nlink add eth0 type veth peer name eth1\nlink set eth0 up\n\
+    namespace.ip("link set lo up\nlink add eth0 type veth peer name eth1\n\
+         link set eth0 addrgenmode none\nlink set eth1 addrgenmode none\nlink set eth0 up\n\
          link set eth1 up\naddr add 10.4.0.2/24 dev eth0\nroute add default via 10.4.0.1\n")?;
     let folder = tempfile::tempdir()?;
     let program = folder.path().join("millrace");

@@ -13,6 +13,14 @@ fn pod() -> Result<Namespace> {
     Ok(pod)
 }
 
+/// A pod whose only addresses of IPv6 are those that the kernel gives every interface.
+fn pod_of_ipv4() -> Result<Namespace> {
+    let pod = Namespace::new()?;
+    pod.ip("link set lo up\nlink add eth0 type veth peer name eth1\nlink set eth0 up\n\
+        link set eth1 up\naddr add 10.4.0.2/24 dev eth0\naddr add fe80::9/64 dev eth0 nodad")?;
+    Ok(pod)
+}
+
 /// What millrace says, with its exit status.
 fn said(pod: &Namespace, args: &[&str]) -> Result<(Option<i32>, String)> {
     let output = pod.output(&mut millrace(args)?)?;
@@ -426,8 +434,22 @@ fn ipv6_that_passes_is_told() -> Result<()> {
         apply(&pod, &["--backend", backend], "")?;
         let (code, text) = said(&pod, &["status"])?;
         ensure!(code == Some(0) && !text.contains("is not captured"), "{backend}: {text}");
-        apply(&pod, &["--backend", backend, "--ipv6", "off"], "")?;
-        is(&pod, 0, "note: IPv6 is not captured, and there is an IPv6 address")?;
+        let there = "IPv6 is not captured, and there is an IPv6 address";
+        apply(&pod, &["--backend", backend, "--ipv6", "off"], there)?;
+        is(&pod, 0, &format!("note: {there}"))?;
+        // One that has no other address is not captured, and so said.
+        let pod = pod_of_ipv4()?;
+        let linked = "IPv6 is not captured, and all addresses of it are link-local";
+        apply(&pod, &["--backend", backend], linked)?;
+        is(&pod, 0, &format!("note: {linked}"))?;
+        pod.ip("link set eth0 addrgenmode none\nlink set eth1 addrgenmode none\n\
+            addr flush dev eth0 scope link\naddr flush dev eth1 scope link")?;
+        let (code, text) = said(&pod, &["status"])?;
+        ensure!(!text.contains("IPv6 is not captured"), "{code:?}: {text}");
     }
+    let pod = pod_of_ipv4()?;
+    let (code, text) = said(&pod, &["istio-iptables", "-i", "*", "-b", "*"])?;
+    let linked = "IPv6 is not captured, and all addresses of it are link-local";
+    ensure!(code == Some(0) && text.contains(linked), "{text}");
     Ok(())
 }

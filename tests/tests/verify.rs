@@ -55,6 +55,21 @@ fn ebpf_is_proved() -> Result<()> {
     Ok(())
 }
 
+/// Verify that IPv6 is told that eBPF does not capture.
+#[test]
+fn ipv6_that_ebpf_leaves_is_told() -> Result<()> {
+    let passes = "IPv6 is not captured, and there is an IPv6 address";
+    for (settings, is_told) in [(&["--ipv6", "off"][..], true), (&[], false)] {
+        let (_cgroup, topology) = captured_by_ebpf(settings)?;
+        let found = verified(&topology, &["--bpffs", FOLDER], 0)?;
+        let told = found["notMet"].as_array().context("notMet")?;
+        ensure!(told.contains(&passes.into()) == is_told, "{found:#}");
+        let said = millrace_in_pod(&topology, &["status", "--bpffs", FOLDER], 0)?;
+        ensure!(said.contains(&format!("note: {passes}")) == is_told, "{said}");
+    }
+    Ok(())
+}
+
 /// A pod that eBPF captures with these settings; nobody listens in it.
 fn captured_by_ebpf(settings: &[&str]) -> Result<(Cgroup, Topology)> {
     let (cgroup, mut topology) = ebpf::captured(settings)?;

@@ -189,12 +189,16 @@ fn ipv6_that_is_not_captured_is_not_expected() -> Result<()> {
         for settings in [&["--ipv6", "off"][..], &[]] {
             let found = verified(&topology, settings, 0).context(backend)?;
             assert_eq!((&found["failed"], &found["skipped"]), (&0.into(), &0.into()), "{found:#}");
+            let passes = "IPv6 is not captured, and there is an IPv6 address";
+            ensure!(list(&found, "notMet")?.contains(&passes.into()), "{found:#}");
             let is = |c: &&Value| c["to"].as_str().is_some_and(|to| to.contains('['));
             let of_v6: Vec<_> =
                 list(&found, "connections")?.iter().filter(is).map(|c| &c["source"]).collect();
             ensure!(!of_v6.is_empty() && !of_v6.contains(&&"::6".into()), "{found:#}");
         }
         let other = unattended(backend, &[])?;
+        let found = verified(&other, &[], 0).context(backend)?;
+        ensure!(list(&found, "notMet")?.is_empty(), "{found:#}");
         verified(&other, &["--ipv6", "off"], 126).context(backend)?;
     }
     Ok(())

@@ -46,6 +46,11 @@ pub fn beside_entry(pod: &Pod) -> Ruleset {
     rest(ipv6, passthrough, localhost(ipv6, pod.has(PodFlags::DNS)))
 }
 
+/// Whether the pod's IPv6 is captured.
+pub fn captures_v6(pod: &Pod) -> bool {
+    pod.has(PodFlags::IPV6)
+}
+
 /// The addresses that the pod's connections to elsewhere came from when it was enrolled, and captured ones
 /// come from.
 pub fn sources(pod: &Pod) -> impl Iterator<Item = IpAddr> {

@@ -13,7 +13,7 @@ const EXIT_CODES: [(Exit, &str, &str); 11] = [
         "all but diff",
         "bad configuration, or it failed and the previous rules were restored",
     ),
-    (Exit::Differs, "diff", "traffic or rules differ"),
+    (Exit::Differs, "diff", "connections are treated differently, or that can't be told"),
     (Exit::Usage, "all", "the command line can't be read"),
     (Exit::Trouble, "diff", "it failed"),
     (Exit::NotCaptured, "status", "not captured"),

@@ -11,6 +11,7 @@ use super::{config, ebpf, namespace};
 use crate::cli::node::{Ebpf, Meant};
 use crate::cli::own::{Apply, Place};
 use crate::exit::Exit;
+use crate::log::Log;
 
 /// How long eBPF's programs are waited for, however short the wait for rules is: to see what a pod has
 /// takes a moment.
@@ -41,6 +42,9 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
         Some(Meant::Perhaps) => By::Any,
         Some(Meant::No) | None => By::Rules(apply.config.wish),
     };
+    if let Some(passes) = facts.uncaptured_v6().filter(|_| !loaded.policy.ipv6.value) {
+        Log::own().info(passes);
+    }
     let desired = loaded.desired();
     let entered = namespace::entered(&common.place)?;
     let applied = capture::apply(

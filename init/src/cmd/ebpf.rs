@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use millrace_core::ebpf::{beside, beside_entry, sources};
+use millrace_core::ebpf::{beside, beside_entry, captures_v6, sources};
 use millrace_core::facts::HostFacts;
 use millrace_core::status::judge_beside;
 use millrace_host::capture::beyond;
@@ -151,6 +151,8 @@ pub(super) fn status(
         || here().and_then(rules::of_here),
     );
     rest.notes.extend(treated.unwrap_or_default());
+    let passes = facts.uncaptured_v6().filter(|_| !captures_v6(&found.pod));
+    rest.notes.extend(passes.map(str::to_owned));
     if common.json {
         let mut value = pod_json(&found);
         if let Some(object) = value.as_object_mut() {

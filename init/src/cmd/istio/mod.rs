@@ -79,6 +79,10 @@ fn run(raw: &Raw, log: &mut Log) -> Result<Exit> {
     for warning in &warnings {
         log.warn(warning);
     }
+    let writes = !options.cleanup_only && !options.skip_rule_apply;
+    if let Some(passes) = facts.uncaptured_v6().filter(|_| writes && !policy.ipv6.value) {
+        log.info(passes);
+    }
     let ruleset = to_iptables(&policy, &LAYOUT);
     let place = match netns.value.as_str() {
         name if !dry_run && !name.is_empty() => Place::Netns(name.to_owned()),
