@@ -128,7 +128,8 @@ impl<W: Witness> Walk<'_, W> {
         negated: bool,
         packet: &Packet<'_>,
     ) -> Truth<'static> {
-        /// So few of the 65536 checksums that there are no message is taken to have.
+        /// So few of the 65536 checksums that there are no message about a packet of another
+        /// protocol is taken to have.
         const FEW: u128 = 16;
         if packet.protocol.has_ports() {
             return self.is(Field::port(side), set, negated, false, packet);
@@ -145,8 +146,10 @@ impl<W: Witness> Walk<'_, W> {
                 let first = u128::from(kind) << 8;
                 (Ranges::range(first, first | u128::from(u8::MAX)), 0)
             }
-            // Its checksum.
-            (Side::Destination, _) if is_icmp => (all, FEW),
+            // The checksum of a message about what was asked.
+            (Side::Destination, _) if is_icmp && packet.protocol != self.question.protocol => {
+                (all, FEW)
+            }
             _ => (all, 0),
         };
         let size = |set: &Ranges| set.iter().map(|(first, last)| last - first + 1).sum::<u128>();
