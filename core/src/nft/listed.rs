@@ -93,6 +93,28 @@ pub struct ListedSet {
     pub elements: Vec<Element>,
 }
 
+/// Where packets are logged, and how (`enum nft_log_attributes`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogTo {
+    /// What stands in front.
+    pub prefix: String,
+    /// The group of `nfnetlink_log`; none where the kernel's log has them.
+    pub group: Option<u32>,
+    /// How much of a packet is copied, in bytes; 0 for all.
+    pub snaplen: u32,
+    /// How many packets wait for each other; 0 for one.
+    pub threshold: u32,
+    /// The level of the kernel's log; none for [`Self::WARN`].
+    pub level: Option<u32>,
+    /// What of a packet is told (`NF_LOG_*`).
+    pub flags: u32,
+}
+
+impl LogTo {
+    /// `LOG_WARNING`, the level of who names none.
+    pub const WARN: u32 = 4;
+}
+
 /// A part of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Term {
@@ -172,6 +194,8 @@ pub enum Term {
     },
     /// Don't track.
     Notrack,
+    /// Log it.
+    Log(LogTo),
     /// Nothing that the way of a packet depends on.
     Note,
     /// A condition that is not known, by its name.

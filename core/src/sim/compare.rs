@@ -37,13 +37,18 @@ pub enum OneSided {
 /// same name, in the same order.
 pub fn compare(before: (&Program, &Namespace), after: (&Program, &Namespace)) -> Difference {
     let rules = rules(before.0, after.0);
-    // What the same rules do is the same, even where it is not known.
-    let traffic = if rules.is_empty() && bases(before.0) == bases(after.0) && before.1 == after.1 {
-        Vec::new()
-    } else {
-        changes(before, after)
-    };
+    let alike = rules.is_empty() && bases(before.0) == bases(after.0) && before.1 == after.1;
+    // What the same rules do is the same, even where it is not known; but not what they ask about
+    // that is held elsewhere.
+    let traffic =
+        if alike && !asks_elsewhere(before.0) { Vec::new() } else { changes(before, after) };
     Difference { traffic, rules }
+}
+
+/// Whether rules ask about what is held in none: two sets of the same name can have other members.
+fn asks_elsewhere(program: &Program) -> bool {
+    let mut rules = program.chains().flat_map(|(_, chain)| &chain.rules);
+    rules.any(|id| program.rule(*id).beside.elsewhere)
 }
 
 /// What tells a chain from others.
@@ -131,6 +136,7 @@ fn meaning(program: &Program, id: RuleId) -> Option<String> {
         meaning.push(action);
     }
     meaning.extend(tests);
+    meaning.push(program.rule(id).beside.noted.clone());
     Some(meaning.join(" "))
 }
 

@@ -52,8 +52,8 @@ pub use lower::{
 pub use namespace::{Exit, Interface, MarkedLocal, Namespace, OwnAddress, Path, Settings};
 pub use partition::{Class, Origin, partition};
 pub use program::{
-    Base, ChainId, ChainInfo, Kind, Policy, Program, RuleId, RuleInfo, SourceChain, SourceRule,
-    SourceTable,
+    Base, Beside, ChainId, ChainInfo, Kind, Policy, Program, RuleId, RuleInfo, SourceChain,
+    SourceRule, SourceTable,
 };
 pub use question::{Direction, EPHEMERAL, Identity, Known, Protocol, Question};
 pub use ranges::Ranges;

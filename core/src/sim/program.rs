@@ -70,6 +70,17 @@ pub struct SourceRule {
     /// Whether there is more to it than what it means here says: two such rules can be alike here and
     /// do different things.
     pub vague: bool,
+    /// What it has beside that.
+    pub beside: Beside,
+}
+
+/// What a rule has beside all that it does to connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// What makes no difference to a connection, in words that are the same for the same.
+    pub noted: String,
+    /// Whether it asks about what is held elsewhere, and in no rule: sets of ipset.
+    pub elsewhere: bool,
 }
 
 /// A chain of a source.
@@ -119,6 +130,8 @@ pub struct RuleInfo {
     pub counters: Option<Counters>,
     /// Whether there is more to it than its meaning says.
     pub(super) vague: bool,
+    /// What it has beside that.
+    pub(super) beside: Beside,
 }
 
 /// What there is to say about a chain.
@@ -290,6 +303,7 @@ impl Program {
                     reason: rule.reason,
                     counters: rule.counters,
                     vague: rule.vague,
+                    beside: rule.beside,
                 });
             }
             let policy = chain.base.as_ref().map_or(Policy::Accept, |base| base.policy);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use millrace_core::nft::listed::{Element, Ending, ListedSet, Mapped, Order, Source, Term};
+use millrace_core::nft::listed::{Element, Ending, ListedSet, LogTo, Mapped, Order, Source, Term};
 use millrace_core::nft::set::predecessor;
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
@@ -172,6 +172,11 @@ pub(super) fn term(element: Attributes<'_>) -> Term {
     if ASKING.contains(&name) { Term::Asks(what) } else { Term::Does(what) }
 }
 
+/// A number of two bytes in network byte order.
+fn short(a: Attributes<'_>, kind: u16) -> Option<u32> {
+    Some(u16::from_be_bytes(a.get(kind)?.try_into().ok()?).into())
+}
+
 fn known(name: &str, a: Attributes<'_>) -> Option<Term> {
     let data = |kind| Some(a.nested(kind)?.get(DATA.0)?.to_vec());
     let n = |kind| a.number(kind);
@@ -250,7 +255,16 @@ fn known(name: &str, a: Attributes<'_>) -> Option<Term> {
         // NFTA_REJECT_TYPE, NFT_REJECT_TCP_RST
         "reject" => Term::Reject { resets: n(1)? == 1 },
         "notrack" => Term::Notrack,
-        "counter" | "log" | "last" => Term::Note,
+        // NFTA_LOG_GROUP, _PREFIX, _SNAPLEN, _QTHRESHOLD, _LEVEL, _FLAGS
+        "log" => Term::Log(LogTo {
+            prefix: a.text(2).unwrap_or_default().to_owned(),
+            group: short(a, 1),
+            snaplen: n(3).unwrap_or(0),
+            threshold: short(a, 4).unwrap_or(0),
+            level: n(5).filter(|level| *level != LogTo::WARN),
+            flags: n(6).unwrap_or(0),
+        }),
+        "counter" | "last" => Term::Note,
         // NFTA_OBJREF_IMM_TYPE, NFT_OBJECT_COUNTER
         "objref" if n(1) == Some(1) => Term::Note,
         // NFTA_EXTHDR_OP with NFT_EXTHDR_OP_TCPOPT, NFTA_EXTHDR_SREG: an option of TCP is set.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_ebpf_common::Class;
 
-use super::super::program::{Base, Kind, Policy, SourceChain, SourceRule, SourceTable};
+use super::super::program::{Base, Beside, Kind, Policy, SourceChain, SourceRule, SourceTable};
 use super::super::question;
 use super::super::ranges::Ranges;
 use super::super::rule::{Action, Field, Notice, Step, Test, Way};
@@ -241,7 +241,8 @@ impl<'p> Pod<'p> {
         let steps: Vec<Step> = tests.chain([Step::from(action)]).collect();
         let text = format!("{}: {}", class.as_str(), words(&steps));
         let reason = Some(Reason { source: source.clone(), purpose: purpose.into() });
-        self.rules.push(SourceRule { text, reason, counters: None, steps, vague: false });
+        let (vague, beside) = (false, Beside::default());
+        self.rules.push(SourceRule { text, reason, counters: None, steps, vague, beside });
     }
 
     /// The decisions of a branch about the first packet of a connection, for this family, with those

@@ -1,11 +1,11 @@
 //! iptables: Millrace's typed rules, and dumps of whoever's.
 
-use super::super::program::{Base, Kind, Policy, SourceChain, SourceRule, SourceTable};
+use super::super::program::{Base, Beside, Kind, Policy, SourceChain, SourceRule, SourceTable};
 use super::super::question::Protocol;
 use super::super::ranges::Ranges;
 use super::super::rule::{Action, Field, MarkChange, Notice, States, Step, Test, Translation, Way};
-use super::text;
 use super::{addresses, is, ports, protocol};
+use super::{beside, text};
 use crate::iptables::{Dump, render_rule};
 use crate::ruleset::{
     self, Chain, ConnState, Hook, Match, Owner, Reason, Rule, Ruleset, Table, Target,
@@ -34,6 +34,7 @@ pub fn of_ruleset(ruleset: &Ruleset, groups: &Groups) -> Vec<SourceTable> {
                 reason: Some(e.reason.clone()),
                 counters: None,
                 vague: false,
+                beside: Beside::default(),
                 steps: steps(&e.rule, groups),
             });
             let name = chain.as_str().to_owned();
@@ -70,6 +71,10 @@ pub fn of_dump(
                     reason: known.and_then(|(table, rule)| reason(table, &chain.name, rule)),
                     counters: rule.counters,
                     vague: false,
+                    beside: match &rule.rule {
+                        Ok(_) => Beside::default(),
+                        Err(_) => beside::of_text(&rule.text),
+                    },
                     steps: match &rule.rule {
                         Ok(rule) => steps(rule, groups),
                         Err(_) => text::steps(&rule.text, family, groups),

@@ -1,5 +1,6 @@
 //! From rules in their own language to steps of a walk.
 
+mod beside;
 mod ebpf;
 mod iptables;
 mod json;

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::super::program::{Base, Policy, SourceChain, SourceRule, SourceTable};
+use super::super::program::{Base, Beside, Policy, SourceChain, SourceRule, SourceTable};
 use super::super::rule::{Action, Step, Test, Way};
-use super::registers;
 use super::words::words;
+use super::{beside, registers};
 use crate::nft::listed::{Layer, ListedRule, ListedTable, Term, term};
 use crate::nft::tables::NativeTables;
 use crate::ruleset::Hook;
@@ -38,7 +38,8 @@ fn rule(rule: &Result<Vec<crate::nft::expr::Expr>, String>) -> SourceRule {
         }
         Err(what) => vec![Test::Unknown(what.clone()).into(), Action::Unknown(what.clone()).into()],
     };
-    SourceRule { text: words(&steps), reason: None, counters: None, vague: rule.is_err(), steps }
+    let (vague, beside) = (rule.is_err(), Beside::default());
+    SourceRule { text: words(&steps), reason: None, counters: None, vague, beside, steps }
 }
 
 /// Tables of whoever. A part of a rule that is not understood is unknown to the walk. `interfaces` are
@@ -56,13 +57,14 @@ fn of_table(table: &ListedTable, interfaces: &BTreeMap<u32, String>) -> SourceTa
     for chain in &table.chains {
         let lowered = |rule: &ListedRule| {
             let paths = registers::steps(&rule.parts, &table.sets, family, interfaces);
-            let counters = rule.counters;
+            let (counters, beside) = (rule.counters, beside::of_terms(&rule.parts));
             paths.into_iter().map(move |steps| SourceRule {
                 text: words(&steps),
                 reason: None,
                 counters,
                 // Names of what is not modelled leave out all that it has with it.
                 vague: steps.iter().any(Step::is_unknown),
+                beside: beside.clone(),
                 steps,
             })
         };
@@ -132,7 +134,8 @@ pub(super) fn at_device(
     let rule = |action: Action| {
         let steps: Vec<Step> = vec![test.clone().into(), action.into()];
         let vague = steps.iter().any(Step::is_unknown);
-        SourceRule { text: words(&steps), reason: None, counters: None, vague, steps }
+        let (text, beside) = (words(&steps), Beside::default());
+        SourceRule { text, reason: None, counters: None, vague, beside, steps }
     };
     let mut rules = vec![rule(Action::Jump(chain.to_owned()))];
     if policy == Policy::Drop {

@@ -1,6 +1,6 @@
 //! Millrace's typed rules of native nftables.
 
-use super::super::program::{Base, Kind, Policy, SourceChain, SourceRule, SourceTable};
+use super::super::program::{Base, Beside, Kind, Policy, SourceChain, SourceRule, SourceTable};
 use super::super::question::Protocol;
 use super::super::ranges::Ranges;
 use super::super::rule::{Action, Field, MarkChange, Step, Test, Translation, Way};
@@ -40,6 +40,7 @@ pub fn of_nft(ruleset: &NftRuleset, groups: &Groups) -> Vec<SourceTable> {
                 reason: Some(emission.reason.clone()),
                 counters: None,
                 vague: false,
+                beside: Beside::default(),
                 steps: steps(&emission.rule, ruleset.layout, table, groups),
             });
             let name = ruleset.layout.chain(table, &chain.chain);

@@ -31,7 +31,7 @@ struct Reader<'w> {
 }
 
 /// Targets that the way of a packet does not depend on.
-const NOTES: [&str; 14] = [
+pub(super) const NOTES: [&str; 14] = [
     "IDLETIMER",
     "LED",
     "LOG",

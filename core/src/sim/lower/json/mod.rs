@@ -12,8 +12,9 @@ use self::action::actions;
 use self::branch::Branch;
 use self::condition::Settled;
 use self::value::Sets;
-use super::super::program::{Base, Policy, SourceChain, SourceRule, SourceTable};
+use super::super::program::{Base, Beside, Policy, SourceChain, SourceRule, SourceTable};
 use super::super::rule::{Action, Step, Test, Way};
+use super::beside;
 use super::words::words;
 use crate::iptables::Counters;
 use crate::ruleset::Hook;
@@ -151,7 +152,9 @@ impl Table<'_> {
             let what =
                 format!("whether table {} is dormant, which this nft does not print", table.name);
             let steps: Vec<Step> = vec![Action::Unknown(what.clone()).into()];
-            let first = SourceRule { text: what, reason: None, counters: None, steps, vague: true };
+            let beside = Beside::default();
+            let (reason, counters) = (None, None);
+            let first = SourceRule { text: what, reason, counters, steps, vague: true, beside };
             for chain in table.chains.iter_mut().filter(|chain| chain.base.is_some()) {
                 chain.rules.insert(0, first.clone());
             }
@@ -267,6 +270,7 @@ impl Reader<'_> {
         }
         // What nft does not print, or not here.
         let hidden = exprs.iter().any(|expr| expr.get("xt").is_some() || names_set(expr));
+        let beside = beside::of_json(exprs);
         let rule = |Branch { steps, .. }: Branch| {
             let mut text = words(&steps);
             if text.is_empty() {
@@ -274,7 +278,7 @@ impl Reader<'_> {
                 text = names.join(" ");
             }
             let vague = hidden && steps.iter().any(Step::is_unknown);
-            SourceRule { text, reason: None, counters, steps, vague }
+            SourceRule { text, reason: None, counters, steps, vague, beside: beside.clone() }
         };
         branches.into_iter().map(rule).collect()
     }

@@ -198,7 +198,7 @@ impl Path {
                 self.push(Action::Reject(notice));
             }
             Term::Notrack => self.push(Action::Notrack),
-            Term::Note => self.push(Action::Note),
+            Term::Log(_) | Term::Note => self.push(Action::Note),
             Term::Asks(what) => self.asks(what.clone()),
             Term::Does(what) => self.does(what.clone()),
         }
