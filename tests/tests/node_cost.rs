@@ -113,10 +113,11 @@ fn two_hundred_and_fifty_pods() -> Result<()> {
     thread::sleep(Duration::from_secs(seconds));
     let took = processor(agent.pid())?.saturating_sub(before);
     let at_rest = took.as_secs_f64() / began.elapsed().as_secs_f64();
-    // Nothing that the agent does itself is a reason for it to look again before its time.
+    // Nothing that the agent does itself is a reason for it to look again before its time; the last of what
+    // it did at its start may be.
     let looks = self::passes(&stage)? - passes;
     ensure!(
-        looks <= began.elapsed().as_secs() / PERIOD + 1,
+        looks <= began.elapsed().as_secs() / PERIOD + 5,
         "{looks} looks in {:?}",
         began.elapsed()
     );
@@ -149,7 +150,7 @@ fn two_hundred_and_fifty_pods() -> Result<()> {
     );
     // All of them were answered with what was known.
     let line = format!("millrace_node_plugin_questions_total{{answer=\"known\"}} {}", runs + 5);
-    ensure!(stage.counts(&line), "{line}");
+    stage.node.until(&line, || stage.counts(&line))?;
     let is_shipped = env::var_os("MILLRACE_NODE_BIN").is_some();
     let most = if is_shipped { MOST_MEMORY.0 } else { MOST_MEMORY.1 };
     ensure!(memory < most, "{memory} KiB");

@@ -342,7 +342,10 @@ fn the_plugin_asks_it() -> Result<()> {
         stage.node.until(&line, || stage.counts(&line))?;
         let most = format!("{name}_bucket{{le=\"+Inf\",{labels}}} {count}");
         ensure!(stage.counts(&most), "{most}");
-        ensure!(!stage.counts(&format!("{name}_sum{{{labels}}} 0.0\n")));
+        let sum = format!("{name}_sum{{{labels}}} ");
+        let (_, metrics) = stage.get(Stage::METRICS, "/metrics")?;
+        let seconds = metrics.lines().find_map(|line| line.strip_prefix(&sum)).context(sum)?;
+        ensure!(seconds.parse::<f64>()? > 0.0, "{labels}: {seconds}");
     }
     // A report is no question.
     ensure!(stage.counts("millrace_node_plugin_questions_total{answer=\"known\"} 2"));
