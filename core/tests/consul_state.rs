@@ -172,10 +172,15 @@ fn what_is_read_back_names_consuls_flags() {
     let again = read(dump, None, &[], &DIALECT).unwrap();
     let reasons: Vec<String> =
         to_iptables(&again, &LAYOUT).v4.iter().map(|rule| rule.reason.to_string()).collect();
-    for told in ["--proxy-outbound-port", "--proxy-uid", "--exclude-uid", "--exclude-outbound-cidr"]
-    {
-        let told = format!("flag {told}");
-        assert!(reasons.iter().any(|reason| reason.contains(&told)), "{told}: {reasons:#?}");
+    for told in [
+        // What it is without.
+        "default of --proxy-outbound-port",
+        "flag --proxy-inbound-port",
+        "flag --proxy-uid",
+        "flag --exclude-uid",
+        "flag --exclude-outbound-cidr",
+    ] {
+        assert!(reasons.iter().any(|reason| reason.contains(told)), "{told}: {reasons:#?}");
     }
 }
 

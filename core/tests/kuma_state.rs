@@ -263,7 +263,8 @@ fn what_is_read_back_names_kumactls_flags() {
     let reasons: Vec<String> =
         to_iptables(&again, &LAYOUT).v4.iter().map(|rule| rule.reason.to_string()).collect();
     for told in [
-        "flag --redirect-outbound-port",
+        // What it is without.
+        "default of --redirect-outbound-port",
         "flag --kuma-dp-user",
         "flag --exclude-inbound-ips",
         "flag --exclude-outbound-ips",

@@ -6,7 +6,8 @@
 use millrace_core::iptables::Dump;
 use millrace_core::ruleset::Routing;
 use millrace_core::sim::{
-    How, Identity, Namespace, Outcome, Program, Protocol, Question, of_dump, of_nft_json, partition,
+    How, Identity, Namespace, Outcome, Program, Protocol, Question, compare, of_dump, of_nft_json,
+    partition,
 };
 use millrace_core::value::{Family, Groups};
 use serde_json::{Value, json};
@@ -85,6 +86,25 @@ fn the_last_chain_of_a_table_is_called_first() {
     assert_eq!(outcome(&listed(&[first, last]), "9.9.9.9:80"), passed());
     let found = outcome(&listed(&[last, first]), "9.9.9.9:80");
     assert!(matches!(found, Outcome::Dropped { .. }), "{found:?}");
+}
+
+/// Verify that the same chains in another order are not taken for the same, where that matters: between
+/// tables it can't be told.
+#[test]
+fn the_order_of_chains_is_compared() {
+    let differs = |one: &[Chain<'_>], other: &[Chain<'_>]| {
+        let (one, other) = (listed(one), listed(other));
+        !compare((&one, &pod()), (&other, &pod())).traffic.is_empty()
+    };
+    let rules = [[json!([redirect(1)])], [json!([redirect(2)])]];
+    for table in ["a", "b"] {
+        let one = ("a", "one", "nat", -100, &rules[0][..]);
+        let two = (table, "two", "nat", -100, &rules[1][..]);
+        assert!(differs(&[one, two], &[two, one]), "{table}");
+        assert!(!differs(&[one, two], &[one, two]), "{table}");
+        let later = (table, "two", "nat", -99, &rules[1][..]);
+        assert!(!differs(&[one, later], &[later, one]), "{table}");
+    }
 }
 
 /// Verify that between tables the order is not known, and that it is said only where it matters; for

@@ -307,8 +307,15 @@ fn the_order_of_those_who_are_asked() -> Result<()> {
         }});
         let answers = [knows, json!({ "error": "no such pod" }), json!({ "error": "no such pod" })];
         for answer in &answers {
-            let (stream, _) = listener.accept()?;
-            BufReader::new(&stream).read_line(&mut String::new())?;
+            // What became of a command is reported between, and not answered.
+            let stream = loop {
+                let (stream, _) = listener.accept()?;
+                let mut line = String::new();
+                BufReader::new(&stream).read_line(&mut line)?;
+                if line.contains("\"pod\"") {
+                    break stream;
+                }
+            };
             (&stream).write_all(format!("{answer}\n").as_bytes())?;
         }
         Ok(answers.len())

@@ -205,7 +205,7 @@ fn a_pod_is_captured_without_any_program() -> Result<()> {
     let said = run(&topology, &["status"], 0)?;
     assert!(said.starts_with("captured: IPv4 and IPv6 by nftables"), "{said}");
     let said = run(&topology, &["dump"], 0)?;
-    let wanted = "# tunnels to port 15008 reach the proxy as they are (flag -e/--inbound-tunnel-port)\n\
+    let wanted = "# tunnels to port 15008 reach the proxy as they are (default of -e/--inbound-tunnel-port)\n\
                   add rule inet istio-proxy-nat istio-inbound meta l4proto tcp tcp dport 15008 ";
     assert!(said.contains(wanted), "{said}");
     let wanted = [&["status", "--"][..], &SIDECAR].concat();

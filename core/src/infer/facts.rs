@@ -8,6 +8,9 @@ use crate::facts::HostFacts;
 use crate::policy::{CapturePolicy, Flow, Probe};
 use crate::source::{Source, Sourced};
 
+/// What stands for a value that was read back in a way of its own, and is no default.
+const ELSEWHERE: &str = "?";
+
 /// The policy of settings that were read back; every part says which flag of the dialect whose
 /// rules these are would have set it, or that it is the default, for which nobody has to set any.
 ///
@@ -61,8 +64,11 @@ pub fn policy(found: &Inferred, dialect: &Dialect) -> Result<CapturePolicy, Conf
     policy.each_source(&mut |source| {
         let (Source::Flag(name) | Source::Default(name)) = &source else { return };
         let flag = name.trim_start_matches("--");
-        let own = || native::default_of(flag);
-        let value = values.get(flag).map_or_else(own, String::as_str);
+        let value = match (values.get(flag), &source) {
+            (Some(value), _) => value,
+            (None, Source::Flag(_)) => ELSEWHERE,
+            (None, _) => native::default_of(flag),
+        };
         *source = match flag {
             // What the pod had, as likely as a flag.
             "ipv6" => Source::Rules,

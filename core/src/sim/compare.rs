@@ -58,12 +58,13 @@ fn place(chain: &ChainInfo) -> Place<'_> {
     (&chain.families, &chain.table, &chain.name)
 }
 
-/// Where the kernel calls chains from that do anything.
+/// Where the kernel calls chains from that do anything, those of one hook and priority as they are listed:
+/// it calls the one before the other.
 fn bases(program: &Program) -> Vec<(Place<'_>, &Base)> {
     let based = |(_, chain)| Some((place(chain), chain.base.as_ref()?, chain.rules.is_empty()));
     let mut bases: Vec<_> = program.chains().filter_map(based).collect();
     bases.retain(|(_, base, empty)| base.policy != Policy::Accept || !empty);
-    bases.sort_by_key(|(place, ..)| *place);
+    bases.sort_by_key(|(_, base, _)| (base.hook, base.priority));
     bases.into_iter().map(|(place, base, _)| (place, base)).collect()
 }
 

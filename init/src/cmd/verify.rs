@@ -24,7 +24,6 @@ use super::{config, namespace, rules};
 use crate::cli::node::Meant;
 use crate::cli::own::Verify;
 use crate::exit::Exit;
-use crate::log::Log;
 
 pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     let (mut session, facts) = namespace::open(&verify.common.place)?;
@@ -50,12 +49,8 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     // Its own link is gone: what is compared is the pod as it is.
     let read = real(verify, &expected);
     let mut around: Vec<String> = bypass.iter().cloned().collect();
-    match facts.uncaptured_v6().filter(|_| !expected.policy.ipv6.value) {
-        Some(passes) if addresses.iter().any(IpAddr::is_ipv6) => around.push(passes.to_owned()),
-        // So is nearly every pod of a cluster without IPv6.
-        Some(passes) => Log::own().info(passes),
-        None => {}
-    }
+    let passes = facts.uncaptured_v6().filter(|_| !expected.policy.ipv6.value);
+    around.extend(passes.map(str::to_owned));
     let mut compared = Compared::default();
     match &read {
         Ok(real) => {
