@@ -5,9 +5,9 @@
 
 use millrace_core::iptables::Dump;
 use millrace_core::ruleset::Routing;
+use millrace_core::sim::compare::compare;
 use millrace_core::sim::{
-    How, Identity, Namespace, Outcome, Program, Protocol, Question, compare, of_dump, of_nft_json,
-    partition,
+    How, Identity, Namespace, Outcome, Program, Protocol, Question, of_dump, of_nft_json, partition,
 };
 use millrace_core::value::{Family, Groups};
 use serde_json::{Value, json};
