@@ -11,6 +11,7 @@
 //! ```
 
 mod capture;
+pub mod causes;
 pub mod config;
 mod decide;
 mod file;

@@ -14,8 +14,8 @@ use tower::limit::RateLimitLayer;
 use tower::timeout::TimeoutLayer;
 use tower::{BoxError, ServiceBuilder};
 
-use crate::causes::chain;
 use crate::kubeconfig::{Account, KubeconfigError};
+use millrace_cni::causes::chain;
 
 /// The longest answer, and the most that one watch tells before it is begun anew where it was: a pod
 /// has at most 1.5 MiB (the limit of etcd).

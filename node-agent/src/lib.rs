@@ -12,7 +12,6 @@ pub mod api;
 pub mod audit;
 mod binaries;
 pub mod binary;
-pub mod causes;
 pub mod cli;
 pub mod flags;
 pub mod folder;

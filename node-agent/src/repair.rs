@@ -17,11 +17,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::api::within;
 use crate::audit::{Seen, State, Unknown, look};
-use crate::causes::chain;
 use crate::install::{Config, settings};
 use crate::pods::{Name, Pod, Record, resource};
 use crate::processes::of_pods;
 use crate::state::Shared;
+use millrace_cni::causes::chain;
 
 /// How soon it is looked again for the list of pods.
 const SOON: Duration = Duration::from_millis(100);

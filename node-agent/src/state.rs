@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::causes::chain;
 use crate::install::{InstallError, Report};
 use crate::metrics::Metrics;
 use crate::plan::State;
 use crate::pods::Pods;
+use millrace_cni::causes::chain;
 
 /// How much longer than its period a pass may take before it hangs.
 const PATIENCE: Duration = Duration::from_mins(1);

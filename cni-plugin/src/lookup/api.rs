@@ -20,7 +20,8 @@ use tokio::time::{sleep, timeout};
 use tower::{BoxError, ServiceBuilder};
 
 use super::resolver::Resolver;
-use super::{MAX_ANSWER, kubeconfig, left, story};
+use super::{MAX_ANSWER, kubeconfig, left};
+use crate::causes::chain;
 
 /// How long one answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -106,7 +107,7 @@ impl Asker {
         let failed = |why: String| format!("kubeconfig {}: {why}", kubeconfig.display());
         let config = kubeconfig::load(kubeconfig, deadline);
         let config = config.await.map_err(|error| failed(error.to_string()))?;
-        let bad = |error: kube::Error| failed(story(&error));
+        let bad = |error: kube::Error| failed(chain(&error));
         // As `Client::try_from` does it, but for names of hosts, which a static program has to look
         // up by itself, and for the length of answers.
         let resolver = Resolver::default();
@@ -149,7 +150,7 @@ fn failure(error: &kube::Error) -> Failure {
     }
     let kube::Error::Api(status) = error else {
         // Whoever answers with something else may do better the next time.
-        return Failure { why: story(error), passing: true };
+        return Failure { why: chain(error), passing: true };
     };
     let remedy = match StatusCode::from_u16(status.code) {
         Ok(StatusCode::UNAUTHORIZED) => {

@@ -13,7 +13,7 @@ use millrace_host::exec::{self, ExecError};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::story;
+use crate::causes::chain;
 use crate::file::{self, FileError};
 
 /// The most that a program prints that gives credentials.
@@ -24,7 +24,7 @@ const MAX_PRINTED: usize = 1024 * 1024;
 pub(super) enum BadKubeconfig {
     #[error("{0}")]
     File(#[from] FileError),
-    #[error("{}", story(.0))]
+    #[error("{}", chain(.0))]
     Content(#[from] KubeconfigError),
     #[error(
         "its cluster has proxy-url, which is not supported: name a server that is reached without \

@@ -49,7 +49,7 @@ const LAYERS: [Layers; 5] = [
     (
         "cni-plugin/src/",
         &[
-            &["file", "level", "mesh", "own_file", "protocol"],
+            &["causes", "file", "level", "mesh", "own_file", "protocol"],
             &["config", "note", "outcome", "target"],
             &["capture", "decide", "log", "sys_alarm"],
             &["lookup"],
@@ -61,7 +61,7 @@ const LAYERS: [Layers; 5] = [
         "node-agent/src/",
         &[
             // Pure: what a configuration says, and what is to become of it.
-            &["causes", "list"],
+            &["list"],
             &["settings"],
             &["foreign"],
             &["plan", "rivalry"],
