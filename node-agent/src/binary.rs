@@ -84,11 +84,12 @@ impl Binary {
         self.same = look.filter(|look| there && look.is_settled());
         if !there {
             // rename(2) puts the new one in its place, and follows no link.
-            if let Some(what) = special(folder, name) {
+            let what = special(folder, name);
+            folder.put(name, &self.bytes, Owner::program().of_this_process())?;
+            if let Some(what) = what {
                 let path = folder.path().join(name);
                 tracing::warn!("{} was {what}, and is replaced", path.display());
             }
-            folder.put(name, &self.bytes, Owner::program().of_this_process())?;
         }
         Ok(!there)
     }

@@ -394,7 +394,11 @@ impl Folder {
     ) -> Result<(), FolderError> {
         tried.or_else(|errno| {
             self.remove(temp)?;
-            Err(error(&self.path.join(name), "it can't be replaced", errno.into()))
+            let what = match errno {
+                Errno::ISDIR => "it can't be replaced; remove that folder",
+                _ => "it can't be replaced",
+            };
+            Err(error(&self.path.join(name), what, errno.into()))
         })
     }
 

@@ -96,6 +96,21 @@ fn what_is_found_in_its_place_is_kept() -> Result<()> {
     Ok(())
 }
 
+/// Verify that a folder in the place of the binary, which nothing can take the place of, is an error that says
+/// what to do, and is not told as replaced.
+#[test]
+fn a_folder_has_the_name_of_the_binary() -> Result<()> {
+    let node = Node::new()?;
+    node.write(LIST, TEXT)?;
+    let binary = node.bin().join("millrace-cni");
+    fs::create_dir(&binary)?;
+    let output = node.once("install", &[])?;
+    let told = said(&output);
+    ensure!(!output.status.success() && told.contains("remove that folder"), "{told}");
+    ensure!(!told.contains("is replaced") && fs::metadata(&binary)?.is_dir(), "{told}");
+    Ok(())
+}
+
 /// Verify that what is no regular file in the place of the binary is named and replaced, and in the
 /// place of a configuration named and left; and that no link is followed and no FIFO waited for.
 #[test]
