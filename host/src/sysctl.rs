@@ -17,6 +17,21 @@ pub fn lo_has_no_ipv6() -> bool {
     off.map_or(true, |text| text.trim() == "1")
 }
 
+/// Switch IPv6 on, on an interface that Millrace made: new ones may have it switched off where the pod's own
+/// has it.
+///
+/// # Errors
+/// When that can't be written, with what to do.
+pub(crate) fn switch_ipv6_on(interface: &str) -> Result<(), String> {
+    let switch = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    fs::write(&switch, "0").map_err(|error| {
+        format!(
+            "IPv6 is switched off on new interfaces, and {switch} can't be set: {error}; set the sysctl \
+             net.ipv6.conf.default.disable_ipv6 to 0, or switch IPv6 off in the whole pod"
+        )
+    })
+}
+
 /// A setting can't be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error(

@@ -55,6 +55,18 @@ fn ebpf_is_proved() -> Result<()> {
     Ok(())
 }
 
+/// Verify that somebody outside connects where new interfaces have IPv6 switched off, and the pod's own not.
+#[test]
+fn new_interfaces_without_ipv6() -> Result<()> {
+    let (_cgroup, topology) = captured_by_ebpf(&[])?;
+    let count = |found: &Value| found["connections"].as_array().map(Vec::len);
+    let before = verified(&topology, &["--bpffs", FOLDER], 0)?;
+    topology.pod.run("sysctl", &["-qw", "net.ipv6.conf.default.disable_ipv6=1"])?;
+    let after = verified(&topology, &["--bpffs", FOLDER], 0)?;
+    ensure!(after["nobodyOutside"].is_null() && count(&before) == count(&after), "{after:#}");
+    Ok(())
+}
+
 /// Verify that IPv6 is told that eBPF does not capture.
 #[test]
 fn ipv6_that_ebpf_leaves_is_told() -> Result<()> {

@@ -1,6 +1,5 @@
 //! The interface that has the address that the proxy passes connections on from.
 
-use std::fs;
 use std::net::Ipv6Addr;
 
 use futures_util::stream::TryStreamExt as _;
@@ -18,6 +17,7 @@ use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{LinkError, Net, Refusal, errno, request, settle};
+use crate::sysctl::switch_ipv6_on;
 
 /// The kernel's own routes, among them those of multicast (`RT_TABLE_LOCAL`).
 const LOCAL: u32 = 255;
@@ -170,16 +170,8 @@ impl Net {
             add.execute().await
         };
         let mut added = add().await;
-        // New interfaces may have IPv6 switched off where the pod's own has it.
         if added.as_ref().is_err_and(|error| errno(error) == Some(Errno::EACCES)) {
-            let switch = format!("/proc/sys/net/ipv6/conf/{PASSTHROUGH_LINK}/disable_ipv6");
-            if let Err(error) = fs::write(&switch, "0") {
-                return Err(failed(Refusal::Other(format!(
-                    "IPv6 is switched off on new interfaces, and {switch} can't be set: {error}; \
-                     set the sysctl net.ipv6.conf.default.disable_ipv6 to 0, or switch IPv6 off in \
-                     the whole pod"
-                ))));
-            }
+            switch_ipv6_on(PASSTHROUGH_LINK).map_err(|why| failed(Refusal::Other(why)))?;
             added = add().await;
         }
         settle(added, Change::Add, || format!("address {PASSTHROUGH_V6} of {PASSTHROUGH_LINK}"))

@@ -22,6 +22,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::listen::new_socket;
 use crate::netlink::runtime;
+use crate::sysctl::switch_ipv6_on;
 
 /// The link's name in the pod.
 pub(super) const LINK: &str = "millrace-verify";
@@ -226,11 +227,21 @@ async fn settle(
     up.header.change_mask = LinkFlags::Up;
     handle.link().set(up).execute().await.map_err(|error| error.to_string())?;
     for end in ENDS.iter().filter(|(pod, ..)| families.contains(&Family::of(*pod))) {
-        let mut add = handle.address().add(index, own(end), end.2);
-        let message = add.message_mut();
-        message.header.flags |= AddressHeaderFlags::Nodad;
-        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-        add.execute().await.map_err(|error| format!("address {}: {error}", own(end)))?;
+        let add = || async {
+            let mut add = handle.address().add(index, own(end), end.2);
+            let message = add.message_mut();
+            message.header.flags |= AddressHeaderFlags::Nodad;
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            add.execute().await
+        };
+        let mut added = add().await;
+        if let Err(rtnetlink::Error::NetlinkError(error)) = &added
+            && error.raw_code() == -libc::EACCES
+        {
+            switch_ipv6_on(name)?;
+            added = add().await;
+        }
+        added.map_err(|error| format!("address {}: {error}", own(end)))?;
         let neighbour = handle.neighbours().add(index, other(end)).link_layer_address(others_mac);
         let added = neighbour.execute().await;
         added.map_err(|error| format!("neighbour {}: {error}", other(end)))?;

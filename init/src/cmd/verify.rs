@@ -105,6 +105,9 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
         if unclear > 0 {
             text.push_str(&format!(", {unclear} can't be told"));
         }
+        if nobody.is_some() {
+            text.push_str(", nothing from outside");
+        }
         match (compared.count, compared.wrong.len()) {
             (0, _) => {}
             (1, _) => text.push_str("; rules treat other connections otherwise"),
