@@ -182,6 +182,10 @@ fn what_is_read_back_names_consuls_flags() {
     ] {
         assert!(reasons.iter().any(|reason| reason.contains(told)), "{told}: {reasons:#?}");
     }
+    // Flags that there are not.
+    for told in ["--include-inbound-ports", "--include-outbound-cidrs", "--localhost-cidr"] {
+        assert!(!reasons.iter().any(|reason| reason.contains(told)), "{told}: {reasons:#?}");
+    }
 }
 
 /// Verify that the simulator tells of every recorded connection what became of it under Consul's rules, by

@@ -263,16 +263,25 @@ fn what_is_read_back_names_kumactls_flags() {
     let reasons: Vec<String> =
         to_iptables(&again, &LAYOUT).v4.iter().map(|rule| rule.reason.to_string()).collect();
     for told in [
-        // What it is without.
         "default of --redirect-outbound-port",
         "flag --kuma-dp-user",
         "flag --exclude-inbound-ips",
         "flag --exclude-outbound-ips",
         "flag --exclude-outbound-ports-for-uids",
-        "flag --redirect-dns",
-        "flag --redirect-inbound",
+        "flag --redirect-all-dns-traffic",
+        "default of --redirect-inbound)",
+        "default of --redirect-outbound)",
     ] {
         assert!(reasons.iter().any(|reason| reason.contains(told)), "{told}: {reasons:#?}");
+    }
+    // Nobody gave these.
+    for told in [
+        "flag --redirect-inbound)",
+        "flag --redirect-outbound)",
+        "flag --include",
+        "flag --localhost",
+    ] {
+        assert!(!reasons.iter().any(|reason| reason.contains(told)), "{told}: {reasons:#?}");
     }
 }
 

@@ -18,7 +18,8 @@ fn said(words: &[&str]) -> Result<(Option<i32>, String)> {
 fn pod() -> Result<Namespace> {
     let namespace = Namespace::new()?;
     namespace.ip("link set lo up\nlink add eth0 type veth peer name eth1\nlink set eth0 up\n\
-         link set eth1 up\naddr add 10.4.0.2/24 dev eth0\nroute add default via 10.4.0.1\n")?;
+         link set eth1 up\naddr add 10.4.0.2/24 dev eth0\nroute add default via 10.4.0.1\n\
+         addr add fe80::8/64 dev eth0 nodad\n")?;
     Ok(namespace)
 }
 
@@ -48,6 +49,31 @@ fn defaults_are_told_as_such() -> Result<()> {
         let (code, text) = said(&["explain", "--netns", &path, "--to", "[fe80::9]:80/tcp"])?;
         ensure!(code == Some(0) && !text.contains("(flag --ipv6)"), "{backend}: {text}");
         ensure!(text.contains("=> leaves by "), "{backend}: {text}");
+    }
+    // Nor of a mesh's tool, in whose tables other values stand for the same.
+    let kuma = ["kuma", "install", "transparent-proxy", "--kuma-dp-user", "5678"];
+    for (tool, flags, default) in [
+        (&["istio-iptables", "-i", "*", "-b", "*"][..], &["-i/", "-b/"][..], "-u/--proxy-uid"),
+        (
+            &["linkerd", "-p", "4143", "-o", "4140", "-u", "2102"],
+            &["-p/", "-o/", "-u/"],
+            "-r/--ports-to-redirect",
+        ),
+        (&kuma, &["--kuma-dp-user"], "--redirect-outbound"),
+    ] {
+        let pod = pod()?;
+        let path = pod.path().to_str().context("UTF-8")?.to_owned();
+        pod.run(millrace, tool)?;
+        let mut all = String::new();
+        let inward = ["--in", "--src", "10.4.0.1", "--to-port", "81"];
+        for way in [&["--to", "10.9.9.9:80/tcp"][..], &inward] {
+            let (code, text) = said(&[&["explain", "--netns", &path], way].concat())?;
+            ensure!(code == Some(0), "{tool:?}: {text}");
+            all.push_str(&text);
+        }
+        let given = |word: &str| flags.iter().any(|flag| word.starts_with(flag));
+        ensure!(all.split("(flag ").skip(1).all(given), "{tool:?}: {all}");
+        ensure!(all.contains(&format!("(default of {default})")), "{tool:?}: {all}");
     }
     Ok(())
 }

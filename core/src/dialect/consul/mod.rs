@@ -103,6 +103,6 @@ fn source_of(flag: &str, value: &str) -> Source {
         "ipv6" => "dual-stack",
         same => same,
     };
-    let own = || Source::Flag(format!("--{name}"));
-    Consul::find(name).map_or_else(own, |flag| flag.source(value))
+    // Nobody chooses anything else.
+    Consul::find(name).map_or(Source::Always, |flag| flag.source(value))
 }

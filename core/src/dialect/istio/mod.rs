@@ -92,6 +92,11 @@ pub(super) fn modernize(dump: &Dump) -> Option<Modernized> {
 
 /// The flag or variable that sets what a flag of Millrace's own commands sets.
 pub fn source_of(flag: &str, value: &str) -> Source {
+    let value = match (flag, value) {
+        // Who is meant where nobody is named.
+        ("proxy-uid" | "proxy-gid", older::PROXY) => "",
+        (_, value) => value,
+    };
     let long = match flag {
         "outbound-port" => "envoy-port",
         "inbound-port" => "inbound-capture-port",

@@ -14,7 +14,7 @@ use crate::value::{Cidr, Family, InterfacePattern, PortRange, Zone};
 pub(super) const DNS: u16 = 53;
 const ANSWERS: u16 = 15053;
 /// The user and group of the proxy when nobody says otherwise.
-const PROXY: &str = "1337";
+pub(super) const PROXY: &str = "1337";
 
 /// What a rule for DNS over UDP asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -135,7 +135,16 @@ fn put_in_front(emissions: &mut [Emission], hook: Hook) {
 
 /// The flag that sets what a flag of Millrace's own commands sets.
 fn source_of(flag: &str, value: &str) -> Source {
-    let name = match flag {
+    let (mut name, mut value) = (flag, value);
+    match flag {
+        // A switch, which captures everything or nothing.
+        "include-inbound-ports" if value == "*" => (name, value) = ("redirect-inbound", "true"),
+        "include-outbound-cidrs" if value == "*" => (name, value) = ("redirect-outbound", "true"),
+        "dns" if value == "all" => (name, value) = ("redirect-all-dns-traffic", "true"),
+        "dns" if value == "none" => value = "false",
+        _ => {}
+    }
+    let name = match name {
         "inbound-port" => "redirect-inbound-port",
         "outbound-port" => "redirect-outbound-port",
         "proxy-uid" => "kuma-dp-user",
@@ -147,9 +156,8 @@ fn source_of(flag: &str, value: &str) -> Source {
         "drop-invalid" => "drop-invalid-packets",
         "include-inbound-ports" => "redirect-inbound",
         "include-outbound-cidrs" => "redirect-outbound",
-        "localhost-cidr" => return Source::Always,
         same => same,
     };
-    let own = || Source::Flag(format!("--{name}"));
-    Kuma::find(name).map_or_else(own, |flag| flag.source(value))
+    // Nobody chooses anything else.
+    Kuma::find(name).map_or(Source::Always, |flag| flag.source(value))
 }

@@ -90,6 +90,11 @@ pub fn init_container(pod: &PodFacts) -> Option<Result<Vec<String>, NotTold>> {
 
 /// The flag that sets what a flag of Millrace's own commands sets.
 fn source_of(flag: &str, value: &str) -> Source {
+    let value = match (flag, value) {
+        // All are captured when none is given.
+        ("include-inbound-ports", "*") => "",
+        (_, value) => value,
+    };
     let name = match flag {
         "inbound-port" => "incoming-proxy-port",
         "outbound-port" => "outgoing-proxy-port",
