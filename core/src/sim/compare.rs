@@ -177,11 +177,14 @@ fn equal<T: Hash + Ord>(by: Algorithm, old: &[T], new: &[T]) -> Vec<(usize, usiz
 /// A difference as text.
 pub fn difference_text(before: &Program, after: &Program, found: &Difference) -> String {
     let mut text = String::new();
-    if found.traffic.is_empty() {
-        text.push_str("traffic: no connection is treated otherwise\n");
-    } else {
-        text.push_str("traffic:\n");
-    }
+    text.push_str(match (found.traffic.is_empty(), found.rules.is_empty()) {
+        (true, true) => "traffic: no connection is treated otherwise\n",
+        (true, false) => {
+            "traffic: the first packet of no connection is treated otherwise; not compared: what rules do with \
+             replies alone, conntrack zones, the address that SNAT gives, multicast and broadcast\n"
+        }
+        (false, _) => "traffic:\n",
+    });
     for class in &found.traffic {
         let words = class_words(class);
         let Change { before: first, after: second } = &class.answer;
