@@ -5,7 +5,7 @@
 //! `MILLRACE_HOSTILE_SECONDS` says for how long; a minute is a thorough run.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -63,6 +63,21 @@ fn disturb(node: &Node, random: &mut Random, generation: u64) -> Result<bool> {
     Ok(false)
 }
 
+/// The text of a file from its beginning, what is no text of it aside.
+fn read_again(file: &mut File) -> Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Whether the neighbour wrote over a file of the agent's while it was read, so that the text is of both:
+/// there is nothing of the agent left in it then.
+fn is_overwritten(file: &mut File, text: &str) -> Result<bool> {
+    let now = read_again(file)?;
+    Ok(now != text && !now.contains("millrace-cni"))
+}
+
 /// Whether the list holds this generation, and the plugin at its end.
 fn has_both(node: &Node, generation: u64) -> bool {
     let text = fs::read_to_string(node.conf().join(LIST)).unwrap_or_default();
@@ -100,13 +115,18 @@ fn a_hostile_neighbour() -> Result<()> {
     thread::scope(|scope| {
         let watching = scope.spawn(|| -> Result<()> {
             while !over.load(Ordering::Relaxed) {
-                let Ok(text) = fs::read_to_string(node.conf().join(LIST)) else { continue };
+                let Ok(mut file) = File::open(node.conf().join(LIST)) else { continue };
+                let text = read_again(&mut file)?;
                 // The neighbour never writes that.
                 if !text.contains("millrace-cni") {
                     continue;
                 }
                 looks.fetch_add(1, Ordering::Relaxed);
-                serde_json::from_str::<Value>(&text).with_context(|| format!("half: {text:?}"))?;
+                let whole = serde_json::from_str::<Value>(&text);
+                if whole.is_err() && is_overwritten(&mut file, &text)? {
+                    continue;
+                }
+                whole.with_context(|| format!("half: {text:?}"))?;
                 let binary = fs::metadata(node.bin().join("millrace-cni"))?;
                 ensure!(binary.mode() & 0o111 != 0 && binary.len() > 0, "{binary:?}");
             }
