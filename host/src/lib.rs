@@ -21,6 +21,7 @@ pub mod observe;
 pub mod preflight;
 mod privilege;
 pub mod probe;
+pub mod progress;
 pub mod sandbox;
 pub mod stop;
 pub mod surroundings;

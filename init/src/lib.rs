@@ -6,6 +6,7 @@ mod cli;
 mod cmd;
 mod exit;
 mod log;
+mod paint;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -14,6 +15,11 @@ use std::process::ExitCode;
 
 use cli::own::{self, NotTyped, Own};
 pub use exit::Exit;
+
+/// The command line of `millrace`, for whoever makes pages or completions of it.
+pub fn command() -> clap::Command {
+    cli::command()
+}
 
 /// The whole program.
 pub fn main() -> ExitCode {

@@ -162,7 +162,7 @@ fn what_makes_no_difference_to_connections_is_compared() -> Result<()> {
     ] {
         let (code, text) = compared(table, one, other)?;
         ensure!(
-            code == Some(1) && text.starts_with("traffic:\n"),
+            code == Some(1) && text.starts_with("traffic: "),
             "{one}, {other}: {code:?}: {text}"
         );
     }

@@ -9,6 +9,7 @@ pub mod dist;
 pub mod elf;
 pub mod image;
 pub mod lint;
+pub mod man;
 pub mod policy;
 pub mod repo;
 pub mod schema;

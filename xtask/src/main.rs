@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Command;
-use xtask::{bench, book, build_ebpf, dist, image, lint, repo, schema, truth, vm};
+use xtask::{bench, book, build_ebpf, dist, image, lint, man, repo, schema, truth, vm};
 
 fn main() -> ExitCode {
     match run() {
@@ -27,6 +27,7 @@ fn run() -> anyhow::Result<ExitCode> {
             dist::command(),
             image::command(),
             lint::command(),
+            man::command(),
             schema::command(),
             truth::command(),
             vm::command(),
@@ -37,6 +38,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Some(("build-ebpf", args)) => build_ebpf::run(args).map(|()| ExitCode::SUCCESS),
         Some(("dist", args)) => dist::run(args).map(|()| ExitCode::SUCCESS),
         Some(("image", args)) => image::run(args).map(|()| ExitCode::SUCCESS),
+        Some(("man", args)) => man::run(args).map(|()| ExitCode::SUCCESS),
         Some(("lint", _)) => lint::run().map(|()| ExitCode::SUCCESS),
         Some(("truth", args)) => truth::run(args).map(|()| ExitCode::SUCCESS),
         Some(("vm", args)) => vm::run(args),

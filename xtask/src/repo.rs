@@ -19,7 +19,8 @@ pub fn root() -> PathBuf {
 /// Writes one line for the person at the terminal, to standard error. A closed terminal is no
 /// reason to stop a task, so a failed write is passed over.
 pub fn say(line: &str) {
-    drop(writeln!(io::stderr(), "{line}"));
+    let end = millrace_host::progress::line_end();
+    drop(write!(io::stderr(), "{line}{end}"));
 }
 
 /// Writes text to standard output.

@@ -176,6 +176,10 @@ fn equal<T: Hash + Ord>(by: Algorithm, old: &[T], new: &[T]) -> Vec<(usize, usiz
 
 /// A difference as text.
 pub fn difference_text(before: &Program, after: &Program, found: &Difference) -> String {
+    let kinds = match found.traffic.len() {
+        1 => "traffic: 1 kind of connections is treated otherwise\n".to_owned(),
+        count => format!("traffic: {count} kinds of connections are treated otherwise\n"),
+    };
     let mut text = String::new();
     text.push_str(match (found.traffic.is_empty(), found.rules.is_empty()) {
         (true, true) => "traffic: no connection is treated otherwise\n",
@@ -183,7 +187,7 @@ pub fn difference_text(before: &Program, after: &Program, found: &Difference) ->
             "traffic: the first packet of no connection is treated otherwise; not compared: what rules do with \
              replies alone, conntrack zones, the address that SNAT gives, multicast and broadcast\n"
         }
-        (false, _) => "traffic:\n",
+        (false, _) => &kinds,
     });
     for class in &found.traffic {
         let words = class_words(class);

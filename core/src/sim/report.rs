@@ -19,7 +19,13 @@ use crate::value::Family;
 
 /// An explanation as text.
 pub fn explanation_text(program: &Program, question: &Question, found: &Explanation) -> String {
-    let mut text = format!("{question}\n");
+    let mut text = format!("{question}: {}", found.answer.outcome);
+    text.push_str(match &found.reply {
+        None | Some(Reply::Arrives) => "\n",
+        Some(Reply::Lost { .. }) => ", and the answer does not arrive\n",
+        Some(Reply::Broken { .. }) => ", but the connection does not come about\n",
+        Some(Reply::Unknown { .. }) => ", and whether the answer arrives is not known\n",
+    });
     events_text(&mut text, program, &found.there);
     text.push_str(&format!("=> {}\n", fate_text(&found.answer.fate)));
     if let Some(id) = found.answer.decided.last() {
@@ -255,6 +261,27 @@ fn narrowed<A>(class: &Class<A>, field: Field, all: &Ranges) -> Option<String> {
     };
     let (not, shown) = if size(&rest) < size(set) { ("not ", &rest) } else { ("", set) };
     Some(format!("{} {not}{}", field.name(), field.values(shown, family)))
+}
+
+/// How many classes there are, and of how many becomes what.
+pub fn classes_summary(classes: &[Class]) -> String {
+    type Kind = (&'static str, fn(&Outcome) -> bool);
+    let kinds: [Kind; 7] = [
+        ("captured", |outcome| matches!(outcome, Outcome::Captured { .. })),
+        ("led elsewhere", |outcome| matches!(outcome, Outcome::Led { .. })),
+        ("delivered as they are", |outcome| matches!(outcome, Outcome::Delivered)),
+        ("leaving", |outcome| matches!(outcome, Outcome::Passed { .. })),
+        ("dropped", |outcome| matches!(outcome, Outcome::Dropped { .. })),
+        ("refused", |outcome| matches!(outcome, Outcome::Refused)),
+        ("can't be told", |outcome| matches!(outcome, Outcome::Unknown { .. })),
+    ];
+    let counted = kinds.iter().filter_map(|(name, is)| {
+        let count = classes.iter().filter(|class| is(&class.answer.outcome)).count();
+        (count > 0).then(|| format!("{count} {name}"))
+    });
+    let counted: Vec<String> = counted.collect();
+    let plural = if classes.len() == 1 { "" } else { "s" };
+    format!("# {} kind{plural} of connections: {}\n", classes.len(), counted.join(", "))
 }
 
 /// All classes as a table, family by family.

@@ -119,18 +119,24 @@ impl Finding {
 }
 
 impl fmt::Display for Finding {
+    /// One line, and more for the reasons of a failure. A width (`{:40}`) is that of the connection: what was
+    /// seen of it starts in one column.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { check, result, passed } = self;
-        match passed {
-            Some(true) => write!(f, "ok      {check}: {result}"),
-            None if matches!(result, Seen::NotTried { .. }) => {
-                write!(f, "skipped {check}: {result}")
-            }
-            None => write!(f, "unclear {check}: {result}"),
-            Some(false) => {
-                write!(f, "FAILED  {check}: {result}; expected {}", check.expected)?;
-                check.because.iter().try_for_each(|why| write!(f, "\n        because {why}"))
-            }
+        let kind = match passed {
+            Some(true) => "ok",
+            None if matches!(result, Seen::NotTried { .. }) => "skipped",
+            None => "unclear",
+            Some(false) => "FAILED",
+        };
+        let connection = format!("{check}:");
+        // The colon is behind the connection.
+        let width = f.width().map_or(0, |width| width + 1);
+        write!(f, "{kind:<7} {connection:<width$} {result}")?;
+        if *passed == Some(false) {
+            write!(f, "; expected {}", check.expected)?;
+            check.because.iter().try_for_each(|why| write!(f, "\n        because {why}"))?;
         }
+        Ok(())
     }
 }

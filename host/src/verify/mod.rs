@@ -57,8 +57,8 @@ impl Prover {
         self.outside.as_ref().err().map(String::as_str)
     }
 
-    /// Make the connections, one after the other.
-    pub fn run(&self, checks: Vec<Check>) -> Vec<Finding> {
+    /// Make the connections, one after the other; `made` is called behind each.
+    pub fn run(&self, checks: Vec<Check>, made: impl Fn()) -> Vec<Finding> {
         let mut listeners = Vec::new();
         let mut taken = Vec::new();
         for spot in spots(&checks) {
@@ -74,6 +74,7 @@ impl Prover {
                 Some(port) => run.without(port, &check)?,
                 None => run.check(&check),
             };
+            made();
             Some(Finding::new(check, seen))
         };
         checks.into_iter().filter_map(finding).collect()

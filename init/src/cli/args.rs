@@ -7,6 +7,8 @@ use clap::{Arg, ArgAction, Command};
 use millrace_core::dialect::native::settings::{SETTINGS, Setting, Shape};
 use millrace_host::cri::CONTAINERD;
 
+use crate::paint::Color;
+
 pub(super) fn family() -> Arg {
     Arg::new("family")
         .long("family")
@@ -64,6 +66,16 @@ pub(super) fn output() -> Arg {
         .help("How to print the result")
         .value_parser(["text", "json"])
         .default_value("text")
+}
+
+/// For commands whose text is in colour.
+pub(super) fn color() -> Arg {
+    Arg::new("color")
+        .long("color")
+        .value_name("WHEN")
+        .help("When to print in colour; auto: on a terminal, unless NO_COLOR is set")
+        .value_parser(Color::NAMES)
+        .default_value("auto")
 }
 
 pub(super) fn dry_run() -> Arg {

@@ -107,6 +107,7 @@ pub(super) fn diff_args(command: Command) -> Command {
                 .value_parser(["text", "json"])
                 .default_value("text"),
         )
+        .arg(super::args::color())
 }
 
 /// The usual command lines of two meshes.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, Command};
 
 use super::args::{
-    behind_dashes, capture, dry_run, family, in_namespace, iptables, output, place_args, settings,
-    wait,
+    behind_dashes, capture, color, dry_run, family, in_namespace, iptables, output, place_args,
+    settings, wait,
 };
 use super::ask::{diff_args, manifest_arg, question_args, questions_args, source_args};
 use super::trace;
@@ -208,7 +208,7 @@ fn status() -> Command {
              can't be read; 3 not captured; 5 drifted: rules are there, but not complete, or not \
              those of the configuration.",
         );
-    super::node::with_ebpf(settings(in_namespace(command))).arg(behind_dashes())
+    super::node::with_ebpf(settings(in_namespace(command).arg(color()))).arg(behind_dashes())
 }
 
 fn preflight() -> Command {
@@ -255,7 +255,7 @@ fn explain() -> Command {
              explain --all --rules saved.rules\n\nExit codes: 0 explained; 1 something failed, or \
              it can't be told; 2 the command line can't be read.",
         );
-    let command = settings(source_args(questions_args(in_namespace(command))));
+    let command = settings(source_args(questions_args(in_namespace(command).arg(color()))));
     super::node::with_ebpf(command).arg(behind_dashes())
 }
 
@@ -311,7 +311,7 @@ fn verify() -> Command {
                 .help("How long one connection may take to arrive")
                 .default_value("1s"),
         );
-    let command = super::node::with_ebpf(settings(in_namespace(command)));
+    let command = super::node::with_ebpf(settings(in_namespace(command).arg(color())));
     command.arg(manifest_arg()).arg(behind_dashes())
 }
 

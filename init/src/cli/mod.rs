@@ -16,3 +16,5 @@ pub(crate) mod own;
 mod pflag;
 pub(crate) mod tool;
 pub(crate) mod trace;
+
+pub(crate) use commands::command;

@@ -20,6 +20,7 @@ use super::help;
 use super::node::{Ebpf, Meant, NodeBpf, ebpf, folder, node_bpf};
 use super::tool::Tool;
 use super::trace::{self, Trace};
+use crate::paint::Color;
 
 /// A command with everything that was typed.
 #[derive(Debug)]
@@ -76,6 +77,7 @@ pub(crate) enum Place {
 pub(crate) struct Common {
     pub(crate) place: Place,
     pub(crate) json: bool,
+    pub(crate) color: Color,
     pub(crate) wait: Duration,
     pub(crate) dry_run: bool,
 }
@@ -183,6 +185,7 @@ pub(crate) struct Explain {
 #[derive(Debug)]
 pub(crate) struct Diff {
     pub(crate) json: bool,
+    pub(crate) color: Color,
     pub(crate) sources: Sources,
     pub(crate) before: String,
     pub(crate) after: String,
@@ -277,8 +280,8 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
                 || ["before", "after"].map(|name| texts(m, name).join(" ")),
                 |usual| usual.map(str::to_owned),
             );
-            let json = common(m)?.json;
-            Own::Diff(Diff { json, sources: ask::sources(m), before, after })
+            let Common { json, color, .. } = common(m)?;
+            Own::Diff(Diff { json, color, sources: ask::sources(m), before, after })
         }
         "verify" => Own::Verify(Verify {
             common: common(m)?,
@@ -339,6 +342,7 @@ fn common(m: &ArgMatches) -> Result<Common, NotTyped> {
     Ok(Common {
         place: place(m),
         json: text("output").is_some_and(|o| o == "json"),
+        color: text("color").map_or(Color::Auto, |when| Color::named(when)),
         wait,
         dry_run: m.try_get_one::<bool>("dry-run").ok().flatten().copied().unwrap_or(false),
     })

@@ -3,11 +3,13 @@
 use anyhow::Result;
 use millrace_core::sim::compare::{compare, difference_json, difference_text};
 use millrace_core::value::Family;
+use millrace_host::progress::Progress;
 
-use super::output::{print, print_json, warn};
+use super::output::{print_json, print_painted, warn};
 use super::rules;
 use crate::cli::own::Diff;
 use crate::exit::Exit;
+use crate::paint;
 
 pub(crate) fn diff(diff: &Diff) -> Result<Exit> {
     let before = rules::of_word(&diff.before, &diff.sources)?;
@@ -19,7 +21,9 @@ pub(crate) fn diff(diff: &Diff) -> Result<Exit> {
         }
         _ => (before.namespace.clone(), before.namespace.with_marks_of(&after.namespace)),
     };
+    let progress = Progress::start("diff", None);
     let mut found = compare((&before.program, &first), (&after.program, &second));
+    drop(progress);
     // Where one side alone has rules of a family, what differs can't be told.
     let neither = |family: &Family| after.program.untold().contains(family);
     let untold: Vec<Family> = before.program.untold().iter().copied().filter(neither).collect();
@@ -28,7 +32,8 @@ pub(crate) fn diff(diff: &Diff) -> Result<Exit> {
     if diff.json {
         print_json(&difference_json(&before.program, &after.program, &found))?;
     } else {
-        print(&difference_text(&before.program, &after.program, &found))?;
+        let text = difference_text(&before.program, &after.program, &found);
+        print_painted(&text, diff.color, paint::diff)?;
     }
     Ok(if found.traffic.is_empty() { Exit::Ok } else { Exit::Differs })
 }

@@ -14,13 +14,14 @@ use millrace_host::observe::Look;
 use serde_json::{Value, json};
 
 use super::held::Held;
-use super::output::{finish, outcome_json, outcome_text, print, print_json, warn};
+use super::output::{finish, outcome_json, outcome_text, print, print_json, print_painted, warn};
 use super::status::{told, treated};
 use super::wanted::Wanted;
 use super::{config, rules};
 use crate::cli::node::{Ebpf, Meant};
 use crate::cli::own::{Common, Config};
 use crate::exit::Exit;
+use crate::paint;
 
 /// Say that eBPF captures the pod, and what became of the rest.
 pub(super) fn print_enrolled(
@@ -118,7 +119,7 @@ pub(super) fn status(
         if common.json {
             print_json(&json!({ "state": "not-captured", "loaded": node.is_some() }))?;
         } else {
-            print("not captured\n")?;
+            print_painted("not captured\n", common.color, paint::status)?;
         }
         return Ok(Exit::NotCaptured);
     };
@@ -178,7 +179,7 @@ pub(super) fn status(
         rest.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));
         text.push_str(&told(&rest.differences));
         text.push_str(&counters_text(&found, ""));
-        print(&text)?;
+        print_painted(&text, common.color, paint::status)?;
     }
     Ok(if whole { Exit::Ok } else { Exit::Drifted })
 }

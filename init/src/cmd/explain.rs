@@ -1,14 +1,18 @@
 //! `millrace explain`
 
 use anyhow::Result;
-use millrace_core::sim::report::{classes_json, classes_text, explanation_json, explanation_text};
+use millrace_core::sim::report::{
+    classes_json, classes_summary, classes_text, explanation_json, explanation_text,
+};
 use millrace_core::sim::{Outcome, partition};
+use millrace_host::progress::Progress;
 
-use super::output::{print, print_json, warn};
+use super::output::{print_json, print_painted, warn};
 use super::rules;
 use crate::cli::ask::Asked;
 use crate::cli::own::Explain;
 use crate::exit::Exit;
+use crate::paint;
 
 pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
     let rules = rules::load(&explain.common, &explain.sources, &explain.config)?;
@@ -16,7 +20,9 @@ pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
     let json = explain.common.json;
     let unknown = match &explain.asked {
         Asked::All => {
+            let progress = Progress::start("explain", None);
             let mut classes = partition(program, namespace);
+            drop(progress);
             classes.retain(|class| !program.untold().contains(&class.example.family()));
             let untold = rules::untold(program.untold());
             if json {
@@ -24,8 +30,9 @@ pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
                 print_json(&classes_json(program, &classes))?;
             } else {
                 let untold = untold.map(|text| format!("# {text}\n"));
-                let text = [classes_text(program, &classes)].into_iter().chain(untold);
-                print(&text.collect::<String>())?;
+                let text = [classes_summary(&classes), classes_text(program, &classes)];
+                let text: String = text.into_iter().chain(untold).collect();
+                print_painted(&text, explain.common.color, paint::classes)?;
             }
             classes.iter().any(|c| matches!(c.answer.outcome, Outcome::Unknown { .. }))
         }
@@ -41,7 +48,8 @@ pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
             if json {
                 print_json(&explanation_json(program, &question, &found))?;
             } else {
-                print(&explanation_text(program, &question, &found))?;
+                let text = explanation_text(program, &question, &found);
+                print_painted(&text, explain.common.color, paint::explain)?;
             }
             matches!(found.answer.outcome, Outcome::Unknown { .. })
         }

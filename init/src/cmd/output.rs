@@ -10,10 +10,16 @@ use serde_json::{Value, json};
 
 use crate::cli::own::Common;
 use crate::log::Log;
+use crate::paint::{Color, Painter, painted};
 
 /// Print text for people to standard output: what others have written in it does nothing there.
 pub(super) fn print(text: &str) -> Result<()> {
     print_exactly(&visible(text))
+}
+
+/// Print text for people in colour, where that is wanted.
+pub(super) fn print_painted(text: &str, color: Color, painter: Painter) -> Result<()> {
+    if color.is_on() { print_exactly(&painted(&visible(text), painter)) } else { print(text) }
 }
 
 /// Print text that programs read, as it is; for people where it is a terminal.

@@ -8,13 +8,14 @@ use millrace_host::exec;
 use millrace_host::observe::Look;
 
 use super::config::Loaded;
-use super::output::{print, print_json, warn};
+use super::output::{print_json, print_painted, warn};
 use super::rules::Rules;
 use super::wanted::Wanted;
 use super::{config, namespace, rules};
 use crate::cli::node::Meant;
 use crate::cli::own::Status;
 use crate::exit::Exit;
+use crate::paint;
 
 pub(crate) fn status(status: &Status) -> Result<Exit> {
     let common = &status.common;
@@ -71,7 +72,7 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
     if common.json {
         print_json(&serde_json::to_value(&found)?)?;
     } else {
-        print(&text(&found))?;
+        print_painted(&text(&found), common.color, paint::status)?;
     }
     Ok(match found.state {
         State::Captured => Exit::Ok,

@@ -10,13 +10,14 @@ use millrace_core::sim::{Identity, Namespace};
 use millrace_core::verify::{Asked, Compared, Finding, Seen, checks, detours};
 use millrace_host::engine::Session;
 use millrace_host::observe::Look;
+use millrace_host::progress::Progress;
 use millrace_host::verify::{Prover, free_port};
 use millrace_host::{exec, surroundings};
 use nix::unistd::{getegid, geteuid};
 use serde_json::json;
 
 use super::held::Held;
-use super::output::{print, print_json, warn};
+use super::output::{print_json, print_painted, warn};
 use super::pods::{self, Described};
 use super::rules::Rules;
 use super::wanted::Wanted;
@@ -24,6 +25,7 @@ use super::{config, namespace, rules};
 use crate::cli::node::Meant;
 use crate::cli::own::Verify;
 use crate::exit::Exit;
+use crate::paint;
 
 pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     let (mut session, facts) = namespace::open(&verify.common.place)?;
@@ -91,17 +93,11 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
             "connections": serde_json::to_value(&findings)?,
         }))?;
     } else {
-        let mut text = String::new();
-        for finding in &findings {
-            text.push_str(&format!("{finding}\n"));
-        }
-        for one in &compared.wrong {
-            text.push_str(&format!("DIFFERS {one}\n"));
-        }
         let tried = |f: &&Finding| !matches!(f.result, Seen::NotTried { .. });
         let unclear = findings.iter().filter(|f| f.passed.is_none()).filter(tried).count();
         let skipped = skipped - unclear;
-        text.push_str(&format!("{good} as expected, {bad} not, {skipped} not tried"));
+        let proved = if is_proved { "verified" } else { "not verified" };
+        let mut text = format!("{proved}: {good} as expected, {bad} not, {skipped} not tried");
         if unclear > 0 {
             text.push_str(&format!(", {unclear} can't be told"));
         }
@@ -119,7 +115,14 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
             )),
         }
         text.push('\n');
-        print(&text)?;
+        let width = findings.iter().map(|finding| finding.check.to_string().chars().count()).max();
+        for finding in &findings {
+            text.push_str(&format!("{finding:0$}\n", width.unwrap_or_default()));
+        }
+        for one in &compared.wrong {
+            text.push_str(&format!("DIFFERS {one}\n"));
+        }
+        print_painted(&text, verify.common.color, paint::verify)?;
     }
     Ok(if is_proved { Exit::Ok } else { Exit::NotValid })
 }
@@ -218,5 +221,6 @@ fn prove(
         port,
         user,
     });
-    Ok((prover.run(checks), namespace))
+    let progress = Progress::start("verify", Some((checks.len(), "connections")));
+    Ok((prover.run(checks, || progress.step()), namespace))
 }

@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use millrace_host::progress::Progress;
 
 /// The command line of `xtask bench`.
 pub fn command() -> clap::Command {
@@ -63,6 +64,8 @@ fn check_arg() -> Arg {
 /// # Errors
 /// When something could not be measured.
 pub fn run(args: &ArgMatches) -> Result<ExitCode> {
+    let name = args.subcommand_name().unwrap_or_default();
+    let _progress = Progress::start(&format!("bench {name}"), None);
     match args.subcommand() {
         Some(("agent", args)) => agent::run(args),
         Some(("answers", args)) => answers::run(args),

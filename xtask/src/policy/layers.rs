@@ -31,7 +31,7 @@ const LAYERS: [Layers; 5] = [
         "host/src/",
         &[
             // One kind of system call or message each.
-            &["conntrack", "file", "netlink", "privilege", "probe", "stop", "sysctl"],
+            &["conntrack", "file", "netlink", "privilege", "probe", "progress", "stop", "sysctl"],
             &["sys_netns", "sys_sandbox", "sys_xtables"],
             &["cri", "link", "netns", "nft", "sandbox", "xtables"],
             &["exec", "facts", "nflog", "surroundings"],
@@ -86,7 +86,7 @@ const LAYERS: [Layers; 5] = [
             &["cli"],
         ],
     ),
-    ("init/src/", &[&["exit", "log"], &["cli"], &["complain"], &["cmd"]]),
+    ("init/src/", &[&["exit", "log", "paint"], &["cli"], &["complain"], &["cmd"]]),
 ];
 
 /// A module uses only modules of lower layers of its crate.
