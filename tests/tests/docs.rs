@@ -20,8 +20,8 @@ const WITH_COMMANDS: [&str; 4] =
     ["README.md", "docs/commands.md", "docs/explain.md", "docs/troubleshooting.md"];
 /// What every command's help is printed into.
 const REFERENCE: &str = "docs/reference.md";
-/// Millrace's own commands, of which each has its flags in the reference.
-const COMMANDS: [&str; 13] = [
+/// Every command of `millrace`, and whose help is that of all of it.
+const COMMANDS: [&str; 22] = [
     "apply",
     "dump",
     "cleanup",
@@ -35,7 +35,18 @@ const COMMANDS: [&str; 13] = [
     "lint",
     "node-bpf load",
     "node-bpf unload",
+    "node-bpf status",
+    "node-bpf gc",
+    "istio-iptables",
+    "linkerd",
+    "kuma install transparent-proxy",
+    "kuma uninstall transparent-proxy",
+    "consul connect redirect-traffic",
+    "osm",
+    "ambient rules",
 ];
+/// Those of the node agent.
+const NODE_COMMANDS: [&str; 4] = ["run", "install", "uninstall", "status"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -118,6 +129,7 @@ fn prints_what_it_says(name: &str, text: &str, wrong: &mut String) -> Result<usi
         }
         let real = command
             .replace("--netns pod-1", &format!("--netns {net}"))
+            .replace("netns:pod-1", &format!("netns:{net}"))
             .replace("ip netns exec pod-1", &format!("nsenter --net={net}"));
         let output = Command::new("timeout")
             .args(["60", "sh", "-c", &format!("{real} 2>&1")])
@@ -199,8 +211,11 @@ fn anchors(text: &str) -> BTreeSet<String> {
 #[test]
 fn the_reference_is_every_help() -> Result<()> {
     let mut text = "# Reference\n\nWhat each command says of itself with `--help`.\n".to_owned();
-    for command in COMMANDS {
-        let output = Command::new(binary::millrace()?)
+    let own = COMMANDS.map(|command| (binary::millrace(), command, command.to_owned()));
+    let node = NODE_COMMANDS
+        .map(|command| (binary::millrace_node(), command, format!("millrace-node {command}")));
+    for (program, command, title) in own.into_iter().chain(node) {
+        let output = Command::new(program?)
             .args(command.split(' '))
             .arg("--help")
             .env("COLUMNS", "100")
@@ -208,10 +223,7 @@ fn the_reference_is_every_help() -> Result<()> {
         ensure!(output.status.success(), "{command}: {output:?}");
         let help = String::from_utf8(output.stdout)?;
         let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
-        text.push_str(&format!(
-            "\n## {command}\n\n```text\n{}\n```\n",
-            lines.join("\n").trim_end()
-        ));
+        text.push_str(&format!("\n## {title}\n\n```text\n{}\n```\n", lines.join("\n").trim_end()));
     }
     let path = root().join(REFERENCE);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
@@ -221,5 +233,47 @@ fn the_reference_is_every_help() -> Result<()> {
         fs::read_to_string(&path)? == text,
         "{REFERENCE} is not what --help prints: write it with UPDATE_GOLDEN=1, and read the change"
     );
+    Ok(())
+}
+
+/// Verify that the reference leaves no command out.
+#[test]
+fn the_reference_has_every_command() -> Result<()> {
+    for (program, parent) in [
+        (binary::millrace()?, None),
+        (binary::millrace()?, Some("node-bpf")),
+        (binary::millrace_node()?, None),
+    ] {
+        let output = Command::new(&program).args(parent).arg("--help").output()?;
+        let help = String::from_utf8(output.stdout)?;
+        let (_, listed) = help.split_once("Commands:\n").context("a list of commands")?;
+        // Two blanks in front of a name, and more in front of what goes on with its meaning.
+        let lines = listed.lines().take_while(|line| !line.is_empty());
+        let names =
+            lines.filter_map(|line| line.strip_prefix("  ").filter(|l| !l.starts_with(' ')));
+        let names: Vec<&str> = names.filter_map(|line| line.split(' ').next()).collect();
+        ensure!(names.len() > 3, "{help}");
+        let known = |name: &&str| {
+            let name =
+                parent.map_or_else(|| (*name).to_owned(), |parent| format!("{parent} {name}"));
+            let is = |command: &str| command == name || command.starts_with(&format!("{name} "));
+            // They have no flags.
+            ["schema", "help"].contains(&name.as_str())
+                || COMMANDS.iter().chain(&NODE_COMMANDS).any(|command| is(command))
+        };
+        let missing: Vec<_> = names.into_iter().filter(|name| !known(name)).collect();
+        ensure!(missing.is_empty(), "{}: {missing:?}", program.display());
+    }
+    Ok(())
+}
+
+/// Verify that every block of a session is one that is tried: it begins with a command.
+#[test]
+fn every_session_begins_with_a_command() -> Result<()> {
+    for (name, text) in documents()? {
+        let blocks = text.split("```console").skip(1);
+        let wrong = blocks.filter(|block| !block.starts_with("\n$ ")).count();
+        ensure!(wrong == 0, "{name}: {wrong} console blocks begin with no command");
+    }
     Ok(())
 }
