@@ -7,7 +7,7 @@ use millrace_core::desired::Desired;
 use millrace_core::dialect::MARKS;
 use millrace_core::nft::render_transaction;
 use millrace_core::observed::Observed;
-use millrace_core::plan::{PASSTHROUGH_LINK, Wish};
+use millrace_core::plan::{PASSTHROUGH_LINK, Preference};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight;
 use millrace_core::report::{restore_text, routing_text};
@@ -160,8 +160,8 @@ const fn by(backend: Backend) -> By {
     match backend {
         Backend::Auto => By::Any,
         Backend::Ebpf => By::Ebpf,
-        Backend::Nftables => By::Rules(Wish::Backend(preflight::Backend::Nftables)),
-        Backend::Iptables => By::Rules(Wish::Iptables),
+        Backend::Nftables => By::Rules(Preference::Backend(preflight::Backend::Nftables)),
+        Backend::Iptables => By::Rules(Preference::Iptables),
     }
 }
 
@@ -183,7 +183,7 @@ pub(crate) fn transaction(desired: &Desired) -> String {
 /// Why not.
 pub(crate) fn works(folder: &Path) -> Result<(), String> {
     let node = Node::open(folder).map_err(|error| error.to_string())?;
-    match node.faults().map_err(|error| error.to_string())?.told() {
+    match node.faults().map_err(|error| error.to_string())?.reported() {
         None => Ok(()),
         Some(faults) => Err(format!("the node's programs are not whole: {faults}")),
     }
@@ -191,5 +191,5 @@ pub(crate) fn works(folder: &Path) -> Result<(), String> {
 
 /// Which program of others decides before the node's, if one does.
 pub(crate) fn order(folder: &Path) -> Option<String> {
-    Node::open(folder).and_then(|node| node.order()).ok()?.told()
+    Node::open(folder).and_then(|node| node.order()).ok()?.reported()
 }

@@ -19,7 +19,7 @@ use millrace_core::dialect::ConfigErrors;
 use millrace_core::dialect::istio::annotations::{
     Defaults, Node, Passed, SCC, ids_are_ranged, policy,
 };
-use millrace_core::dialect::sidecar::{self, ToldBy};
+use millrace_core::dialect::sidecar::{self, ReportedBy};
 use millrace_core::pod::PodFacts;
 use millrace_core::policy::CapturePolicy;
 use serde::Serialize;
@@ -72,7 +72,7 @@ pub(crate) struct Captured {
 
 /// What is to be done with a pod.
 #[derive(Debug)]
-pub(crate) enum Verdict {
+pub(crate) enum Disposition {
     /// It is left alone.
     Pass(Passed),
     /// It is captured so.
@@ -87,7 +87,7 @@ pub(crate) struct Decided {
     /// Who told.
     pub(crate) origins: Vec<Origin>,
     /// What is to be done.
-    pub(crate) verdict: Verdict,
+    pub(crate) verdict: Disposition,
     /// Why it is not captured for any other mesh that is expected.
     pub(crate) beside: Vec<sidecar::Passed>,
     /// What the user should know.
@@ -103,7 +103,7 @@ impl Decided {
 }
 
 /// What the runtime tells of the pod.
-pub(crate) fn told(args: PodArgs, config: &Config) -> PodFacts {
+pub(crate) fn reported(args: PodArgs, config: &Config) -> PodFacts {
     PodFacts { annotations: config.pod_annotations.clone(), ..args.into() }
 }
 
@@ -130,7 +130,7 @@ pub(crate) fn resolve(
     let mut decided = Decided {
         pod,
         origins: vec![origin],
-        verdict: Verdict::Pass(Passed::NoPod),
+        verdict: Disposition::Pass(Passed::NoPod),
         beside: Vec::new(),
         warnings: Vec::new(),
     };
@@ -175,11 +175,11 @@ pub(crate) fn resolve(
         Decision::Pass(why, beside) => {
             decided.beside = beside;
             decided.warnings.extend(known.unseen(&decided.pod, &why));
-            Verdict::Pass(why)
+            Disposition::Pass(why)
         }
         Decision::Capture(mesh) => {
             let policy = made(mesh, &decided.pod, config, env, &mut decided.warnings)?;
-            Verdict::Capture(Box::new(Captured { mesh, policy }))
+            Disposition::Capture(Box::new(Captured { mesh, policy }))
         }
         Decision::Ask(unknown) => return Err(unanswered(&unknown, &[], config)),
         Decision::Several(why) => return Err(CniError::new(Code::TwoMeshes, why)),
@@ -307,10 +307,9 @@ fn answered(
 
 /// What is to be set where nobody can be asked.
 pub(crate) fn nobody(config: &Config) -> String {
-    let mut each = config
-        .expected
-        .keys()
-        .filter(|mesh| mesh.sidecar().is_some_and(|sidecar| sidecar.told_by == ToldBy::Containers));
+    let mut each = config.expected.keys().filter(|mesh| {
+        mesh.sidecar().is_some_and(|sidecar| sidecar.reported_by == ReportedBy::Containers)
+    });
     match each.find_map(|mesh| mesh.key()) {
         Some(key) => format!(
             "nobody is configured who could be asked: set kubeconfig in the plugin's configuration, \

@@ -44,7 +44,7 @@ impl Note {
     pub(crate) fn new(
         pod: &PodFacts,
         mesh: Mesh,
-        told: bool,
+        reported: bool,
         netns: &Path,
         netns_id: String,
     ) -> Self {
@@ -53,7 +53,7 @@ impl Note {
             name: pod.name,
             namespace: pod.namespace,
             uid: pod.uid,
-            annotations: pod.annotations.filter(|_| !told),
+            annotations: pod.annotations.filter(|_| !reported),
             labels: pod.labels,
             containers: pod.containers,
             mesh,

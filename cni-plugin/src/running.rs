@@ -12,7 +12,7 @@ use nix::ifaddrs::getifaddrs;
 
 use crate::capture::Want;
 use crate::config::{Config, object};
-use crate::decide::{Captured, Need, Origin, Sources, Verdict, resolve};
+use crate::decide::{Captured, Disposition, Need, Origin, Sources, resolve};
 use crate::protocol::{CniError, Code, Environment};
 use crate::verb::{enter, failed};
 
@@ -25,7 +25,7 @@ pub struct Rules {
 
 /// What ADD would do with a pod.
 #[derive(Clone, Debug)]
-pub enum Wanted {
+pub enum AddOutcome {
     /// Leave it alone, and why.
     Left(String),
     /// Capture it.
@@ -65,12 +65,12 @@ impl Rules {
     ///
     /// # Errors
     /// When it would be refused.
-    pub fn wanted(&self, pod: PodFacts) -> Result<Wanted, CniError> {
+    pub fn outcome(&self, pod: PodFacts) -> Result<AddOutcome, CniError> {
         let config = &self.config;
         let decided = resolve(pod, Origin::Api, config, self.env.clone(), &mut Nobody)?;
         Ok(match &decided.verdict {
-            Verdict::Pass(why) => Wanted::Left(decided.passed(why)),
-            Verdict::Capture(captured) => Wanted::Captured(Box::new(Capture {
+            Disposition::Pass(why) => AddOutcome::Left(decided.passed(why)),
+            Disposition::Capture(captured) => AddOutcome::Captured(Box::new(Capture {
                 captured: captured.as_ref().clone(),
                 config: config.clone(),
             })),
@@ -148,12 +148,12 @@ mod tests {
         let rules = Rules::new(entry, Environment::new()).unwrap();
         let (app, proxy) = (r#"{"name":"app"}"#, r#"{"name":"istio-proxy"}"#);
         let status = r#""sidecar.istio.io/status":"{}""#;
-        let wanted = |pod| rules.wanted(pod);
-        assert!(matches!(wanted(pod(app, "")), Ok(Wanted::Left(_))));
+        let wanted = |pod| rules.outcome(pod);
+        assert!(matches!(wanted(pod(app, "")), Ok(AddOutcome::Left(_))));
         let meshed = pod(&format!("{app},{proxy}"), status);
-        assert!(matches!(wanted(meshed.clone()), Ok(Wanted::Captured(_))));
+        assert!(matches!(wanted(meshed.clone()), Ok(AddOutcome::Captured(_))));
         let excluded = PodFacts { namespace: Some("x".to_owned()), ..meshed };
-        assert!(matches!(wanted(excluded), Ok(Wanted::Left(why)) if why.contains('x')));
+        assert!(matches!(wanted(excluded), Ok(AddOutcome::Left(why)) if why.contains('x')));
         let wrong = format!("{status},\"sidecar.istio.io/interceptionMode\":\"SOME\"");
         assert!(wanted(pod(&format!("{app},{proxy}"), &wrong)).is_err());
         assert!(Rules::new("{}", Environment::new()).is_err());

@@ -117,13 +117,13 @@ mod tests {
 
     #[test]
     fn ipv6_that_passes_is_told() {
-        let told = |addresses: &[&str]| {
+        let reported = |addresses: &[&str]| {
             let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
             HostFacts { addresses, ..HostFacts::default() }.uncaptured_v6()
         };
-        assert_eq!(told(&["127.0.0.1", "10.0.0.1", "::1", "::6"]), None);
-        assert!(told(&["::1", "fe80::1", "fd00::1"]).unwrap().ends_with("an IPv6 address"));
+        assert_eq!(reported(&["127.0.0.1", "10.0.0.1", "::1", "::6"]), None);
+        assert!(reported(&["::1", "fe80::1", "fd00::1"]).unwrap().ends_with("an IPv6 address"));
         // Every interface has one, also where a cluster has no IPv6.
-        assert_eq!(told(&["10.0.0.1", "fe80::1", "::6"]), None);
+        assert_eq!(reported(&["10.0.0.1", "fe80::1", "::6"]), None);
     }
 }

@@ -39,7 +39,7 @@ pub struct Finding {
     pub what: String,
     /// Why that is wrong.
     pub why: String,
-    /// What to do.
+    /// A sentence that says what to change, and where.
     pub fix: String,
 }
 

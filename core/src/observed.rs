@@ -44,7 +44,7 @@ impl std::fmt::Display for Variant {
 pub struct Holding {
     /// Which implementation holds them.
     pub variant: Variant,
-    /// The family.
+    /// IPv4 or IPv6: the two have binaries and tables of their own.
     pub family: Family,
     /// The tables, chains and rules.
     pub dump: Dump,
@@ -53,7 +53,7 @@ pub struct Holding {
 /// A policy routing rule (`ip-rule(8)`), as far as Millrace tells rules apart.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct IpRule {
-    /// The family.
+    /// IPv4 or IPv6: policy rules of the two are kept apart (`ip -6 rule`).
     pub family: Family,
     /// The priority, low first.
     pub priority: u32,
@@ -68,9 +68,9 @@ pub struct IpRule {
 /// A route of a table that is neither `main` nor `local` nor `default`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Route {
-    /// The family.
+    /// IPv4 or IPv6: routes of the two are kept apart (`ip -6 route`).
     pub family: Family,
-    /// The table.
+    /// Number of the routing table, 254 being `main` (rtnetlink(7), `RTA_TABLE`).
     pub table: u32,
     /// Whether it is `local default dev lo`, which is all that TPROXY needs.
     pub local_default: bool,
@@ -90,7 +90,7 @@ impl Route {
 pub struct InterfaceAddress {
     /// Whether it is on `lo`.
     pub loopback: bool,
-    /// The address.
+    /// Without its prefix length, as a packet has it.
     pub address: IpAddr,
     /// The prefix length.
     pub prefix: u8,
@@ -100,7 +100,7 @@ pub struct InterfaceAddress {
 /// are traced in the kernel's own tables of iptables.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Logger {
-    /// The family.
+    /// The family whose packets it logs: the kernel has one logger for each.
     pub family: Family,
     /// The kernel's name of it; `NONE` for nobody.
     pub name: String,
@@ -111,7 +111,7 @@ pub struct Logger {
 pub struct TableId {
     /// The family; none for `inet`.
     pub family: Option<Family>,
-    /// The name.
+    /// Unique within its family, as the kernel has it.
     pub name: String,
 }
 
@@ -141,9 +141,9 @@ impl std::fmt::Display for TableId {
 /// A chain of somebody else's table of `nf_tables` that the kernel calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignChain {
-    /// The table.
+    /// Where the chain is.
     pub table: TableId,
-    /// The chain.
+    /// Unique within its table.
     pub name: String,
     /// Where it hangs.
     pub base: Base,
@@ -201,7 +201,7 @@ pub struct Observed {
 /// An interface that is not `lo`, and a family.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Way {
-    /// The family.
+    /// IPv4 or IPv6: localhost is `127.0.0.1` or `::1`.
     pub family: Family,
     /// The interface's name.
     pub interface: String,

@@ -46,13 +46,13 @@ pub struct Rival {
 }
 
 /// Where a rule stands: table, chain, index counted from 0.
-pub type Place = (Table, String, usize);
+pub type RulePosition = (Table, String, usize);
 
 /// What in a dump is ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owned {
     chains: BTreeSet<(Table, String)>,
-    rules: BTreeSet<Place>,
+    rules: BTreeSet<RulePosition>,
 }
 
 impl Owned {

@@ -147,7 +147,7 @@ pub enum DnsTcp {
     /// They are captured as those by UDP are.
     Captured,
     /// Those of others than the proxy are left alone.
-    LeftAlone,
+    Bypassed,
 }
 
 /// When exclusions are asked for.
@@ -215,7 +215,7 @@ pub enum Probe {
 }
 
 impl Probe {
-    /// The address.
+    /// Connections from here are let through to the application.
     pub const fn address(self) -> IpAddr {
         match self {
             Self::Translated(address) | Self::Node(address) => address,

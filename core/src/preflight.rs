@@ -26,7 +26,7 @@ impl Backend {
     /// Those that carry rules out.
     pub const OF_RULES: [Self; 3] = [Self::IptablesNft, Self::IptablesLegacy, Self::Nftables];
 
-    /// The name.
+    /// As `--backend` and JSON have it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::IptablesNft => "iptables-nft",
@@ -95,7 +95,7 @@ pub struct Without {
 
 /// Whether a backend can work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Verdict {
+pub struct Support {
     /// The backend.
     pub backend: Backend,
     /// Whether it can.
@@ -112,7 +112,7 @@ pub struct Verdict {
 
 /// What the findings mean for each backend: whether it can carry out what is asked about, and which of
 /// other settings not.
-pub fn verdicts(findings: &[Finding], asked: &Use, others: &[Use]) -> Vec<Verdict> {
+pub fn verdicts(findings: &[Finding], asked: &Use, others: &[Use]) -> Vec<Support> {
     let verdict = |backend: Backend| {
         let missing = asked.lacks(findings, backend);
         let works = missing.is_empty();
@@ -123,7 +123,7 @@ pub fn verdicts(findings: &[Finding], asked: &Use, others: &[Use]) -> Vec<Verdic
         let without = others.iter().filter(|_| works).filter_map(without).collect();
         let first = findings.iter().filter(|f| works && !f.there && f.to_do_for.contains(&backend));
         let first = first.map(|f| format!("{}: {}", f.what, f.remedy)).collect();
-        Verdict { backend, works, missing, first, without }
+        Support { backend, works, missing, first, without }
     };
     Backend::ALL.into_iter().map(verdict).collect()
 }

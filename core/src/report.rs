@@ -25,18 +25,18 @@ pub struct RuleReport {
 /// A chain with its rules of ours, in the order in which a packet meets them.
 #[derive(Clone, Debug, Serialize)]
 pub struct ChainReport {
-    /// The table.
+    /// As `iptables -t` and nftables have it.
     pub table: String,
-    /// The chain.
+    /// Its name; built-in chains have that of their hook, in capitals.
     pub chain: String,
-    /// The rules.
+    /// In the order in which the kernel asks them.
     pub rules: Vec<RuleReport>,
 }
 
 /// One family.
 #[derive(Clone, Debug, Serialize)]
 pub struct FamilyReport {
-    /// The family.
+    /// IPv4 or IPv6: a report has one part for each.
     pub family: Family,
     /// Which iptables holds it, when it is in a namespace.
     #[serde(skip_serializing_if = "Option::is_none")]

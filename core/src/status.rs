@@ -22,7 +22,7 @@ use crate::nft::tables::Native;
 use crate::nft::{self, NftRuleset};
 use crate::observed::{Holding, IpRule, Observed, Variant};
 use crate::ownership;
-use crate::plan::{self, Change, Clash, Context, Effect, FamilyState, TakenTable, Wanted};
+use crate::plan::{self, Change, Clash, Context, DesiredState, Effect, FamilyState, TakenTable};
 use crate::policy::CapturePolicy;
 use crate::ruleset::{Rule, Ruleset, TableChain};
 use crate::value::{Family, Groups};
@@ -83,8 +83,8 @@ impl ReadBack {
         self.ruleset.as_ref().is_some_and(|ruleset| {
             Family::ALL.into_iter().all(|family| {
                 observed.holding(self.variant, family).is_none_or(|dump| {
-                    let found = FamilyState::found(dump, FOOTPRINTS, groups);
-                    found.is_within(&FamilyState::wanted(ruleset, family, groups))
+                    let found = FamilyState::observed(dump, FOOTPRINTS, groups);
+                    found.is_within(&FamilyState::desired(ruleset, family, groups))
                 })
             })
         })
@@ -94,7 +94,7 @@ impl ReadBack {
     fn shared(&self, observed: &Observed, groups: &Groups) -> Vec<String> {
         let of = |family: Family| {
             let dump = observed.holding(self.variant, family);
-            let found = dump.map(|dump| FamilyState::found(dump, FOOTPRINTS, groups));
+            let found = dump.map(|dump| FamilyState::observed(dump, FOOTPRINTS, groups));
             let found = found.unwrap_or_default();
             let named = |(table, chain)| {
                 let variant = self.variant;
@@ -212,7 +212,8 @@ fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) 
     let unguarded = ruleset.filter(|ruleset| ruleset.guard.is_some() && !guard::can_be(observed));
     let bare = unguarded.map(|ruleset| Ruleset { guard: None, ..ruleset.clone() });
     let ruleset = bare.as_ref().or(ruleset);
-    let wanted_rules = ruleset.map_or(Wanted::Nothing, |r| Wanted::Iptables(r, variant));
+    let wanted_rules =
+        ruleset.map_or(DesiredState::Nothing, |r| DesiredState::Iptables(r, variant));
     let plan = plan::plan(observed, wanted_rules, false, &context);
     let mut differences = differences(plan.effects, observed);
     let mut notes = plan.obstacles;
@@ -283,7 +284,7 @@ fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) 
 /// Whether a table of iptables holds rules of ours.
 fn holds_rest(observed: &Observed) -> bool {
     let groups = Groups::new();
-    let found = |holding: &Holding| FamilyState::found(&holding.dump, FOOTPRINTS, &groups);
+    let found = |holding: &Holding| FamilyState::observed(&holding.dump, FOOTPRINTS, &groups);
     observed.holdings.iter().any(|holding| !found(holding).is_empty())
 }
 
@@ -324,7 +325,7 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
             native.tables.clone_from(&observed.native);
             notes.extend(guard::complete(&mut native, found));
         }
-        let plan = plan::plan(observed, Wanted::Native(&native), false, &context);
+        let plan = plan::plan(observed, DesiredState::Native(&native), false, &context);
         notes.extend(taken(plan.taken.as_ref()));
         let sound = plan.taken.is_none() && plan.obstacles.is_empty();
         notes.extend(plan.obstacles);
@@ -405,7 +406,7 @@ fn families(observed: &Observed, variant: Variant) -> Vec<Family> {
     let has = |family: &Family| {
         observed
             .holding(variant, *family)
-            .is_some_and(|d| FamilyState::found(d, FOOTPRINTS, &groups).has_chains())
+            .is_some_and(|d| FamilyState::observed(d, FOOTPRINTS, &groups).has_chains())
     };
     Family::ALL.into_iter().filter(has).collect()
 }

@@ -16,7 +16,7 @@ use millrace_core::ruleset::Ruleset;
 use millrace_core::status::{State, judge};
 use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
-use support::{carry_out, changed_by_nf_tables, configs, restore, want};
+use support::{apply_effect, changed_by_nf_tables, configs, restore, want};
 
 fn groups() -> Groups {
     facts::groups("java:x:202:\n")
@@ -48,7 +48,7 @@ fn run(observed: &mut Observed, wanted: Option<&Ruleset>, netlink: bool) -> Vec<
     let groups = groups();
     let plan = plan::plan(observed, want(wanted), false, &context(&groups, netlink));
     for effect in &plan.effects {
-        carry_out(observed, effect);
+        apply_effect(observed, effect);
     }
     plan.effects
 }
@@ -203,11 +203,11 @@ proptest! {
         let commits = commits(&plan.effects);
         let mut stopped = before.clone();
         for effect in commits.iter().take(cut.index(commits.len() + 1)) {
-            carry_out(&mut stopped, effect);
+            apply_effect(&mut stopped, effect);
         }
         let mut back = stopped.clone();
         for effect in plan::rollback(&before, &stopped, &context(&groups, netlink)) {
-            carry_out(&mut back, &effect);
+            apply_effect(&mut back, &effect);
         }
         prop_assert_eq!(sorted_chains(&back), sorted_chains(&before));
         prop_assert!(!back.interrupted);
@@ -237,7 +237,7 @@ proptest! {
             .collect();
         let plan = plan::plan(&now, want(Some(&new)), false, &context(&groups, netlink));
         for commit in commits(&plan.effects) {
-            carry_out(&mut now, &commit);
+            apply_effect(&mut now, &commit);
             for family in &kept {
                 prop_assert!(captures_inbound(&now, *family), "{family} after {commit}");
             }
@@ -309,7 +309,7 @@ fn what_keeps_rules_from_working_is_mended() {
         let groups = groups();
         let back = plan::rollback(&broken, &observed, &context(&groups, true));
         for effect in &back {
-            carry_out(&mut observed, effect);
+            apply_effect(&mut observed, effect);
         }
         assert_eq!(observed, broken);
     }

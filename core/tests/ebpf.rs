@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use millrace_core::capture::to_iptables as rules;
 use millrace_core::dialect::{istio, native};
 use millrace_core::ebpf::{
-    Addresses, Entry, IdMap, MAX_NETWORKS, Refusal, beside, beside_entry, compile, judge, read,
+    Addresses, Entry, IdMap, MAX_NETWORKS, Unsupported, beside, beside_entry, compile, judge, read,
 };
 use millrace_core::facts;
 use millrace_core::ids::mapped;
@@ -107,7 +107,7 @@ proptest! {
     }
 }
 
-fn refused(change: impl FnOnce(&mut CapturePolicy)) -> Vec<Refusal> {
+fn refused(change: impl FnOnce(&mut CapturePolicy)) -> Vec<Unsupported> {
     let mut policy = policy();
     change(&mut policy);
     compile(&policy, &facts::groups("")).map(|_| ()).unwrap_err().0
@@ -127,22 +127,22 @@ fn what_can_not_be_done_is_refused_with_its_source() {
     let source = Source::Flag("--x".to_owned());
     assert_eq!(
         refused(|policy| policy.drop_invalid = Some(source.clone())),
-        [Refusal::DropInvalid(source.clone())]
+        [Unsupported::DropInvalid(source.clone())]
     );
     let nic = Sourced::new("eth1".parse().unwrap(), source.clone());
     assert_eq!(
         refused(|policy| policy.interfaces.excluded.push(nic.clone())),
-        [Refusal::ExcludedInterface(source.clone())]
+        [Unsupported::ExcludedInterface(source.clone())]
     );
     assert_eq!(
         refused(|policy| policy.interfaces.rerouted.push(nic.clone())),
-        [Refusal::ReroutedInterface(source.clone())]
+        [Unsupported::ReroutedInterface(source.clone())]
     );
     let uids =
         (1..=9).map(|uid: u32| Sourced::new(uid.to_string().parse().unwrap(), source.clone()));
     assert_eq!(
         refused(|policy| policy.proxy.uids = uids.collect()),
-        [Refusal::Identities(source.clone())]
+        [Unsupported::Identities(source.clone())]
     );
     let tproxy = refused(|policy| {
         policy.inbound.mode = InboundMode::Tproxy {
@@ -151,7 +151,7 @@ fn what_can_not_be_done_is_refused_with_its_source() {
             source: source.clone(),
         };
     });
-    assert_eq!(tproxy, [Refusal::Tproxy(source.clone())]);
+    assert_eq!(tproxy, [Unsupported::Tproxy(source.clone())]);
     assert!(tproxy[0].to_string().contains("(flag --x)"), "{}", tproxy[0]);
 }
 
@@ -169,7 +169,7 @@ fn networks_are_limited() {
     let too_many = refused(|policy| {
         policy.outbound.except_networks = (0..=MAX_NETWORKS).map(host).collect();
     });
-    assert_eq!(too_many, [Refusal::Networks(MAX_NETWORKS + 1)]);
+    assert_eq!(too_many, [Unsupported::Networks(MAX_NETWORKS + 1)]);
 }
 
 /// Verify what the smallest network around an address says of those around it.

@@ -13,7 +13,7 @@ use millrace_core::ruleset::Ruleset;
 use millrace_core::status::judge;
 use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
-use support::{RandomConfig, carry_out, configs, want};
+use support::{RandomConfig, apply_effect, configs, want};
 
 fn context(groups: &Groups) -> Context<'_> {
     Context { footprints: dialect::FOOTPRINTS, groups, marks: vec![], netlink: false }
@@ -23,7 +23,7 @@ fn applied(set: &Ruleset, groups: &Groups) -> Observed {
     let mut observed = Observed::default();
     let plan = plan::plan(&observed, want(Some(set)), false, &context(groups));
     for effect in &plan.effects {
-        carry_out(&mut observed, effect);
+        apply_effect(&mut observed, effect);
     }
     observed
 }

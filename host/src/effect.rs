@@ -89,7 +89,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 ///
 /// # Errors
 /// When it did not happen; a restore of several tables may have committed some of them.
-pub fn carry_out(
+pub fn apply(
     effect: &Effect,
     net: &mut Net,
     tools: &mut Tools,

@@ -14,17 +14,17 @@ use millrace_core::nft::UNGUARDED;
 use millrace_core::nft::tables::Native;
 use millrace_core::observed::{Observed, Variant};
 use millrace_core::ownership::Footprint;
-use millrace_core::plan::{self, Choice, Context, Effect, Means, Plan, Wanted, Wish};
+use millrace_core::plan::{self, Choice, Context, DesiredState, Effect, Method, Plan, Preference};
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Ruleset;
 use millrace_core::value::Groups;
 
-use crate::effect::{self, carry_out};
+use crate::effect;
 use crate::exec;
 use crate::link::Net;
 use crate::lock::RunLock;
 use crate::nft;
-use crate::observe::{Look, observe};
+use crate::observe::{Depth, observe};
 use crate::tools::Tools;
 
 /// How long to wait before another look when somebody else was faster: twice as long each time.
@@ -55,7 +55,7 @@ pub struct Request<'a> {
     /// The rules that are to be there; none for a cleanup.
     pub rules: Option<Rules<'a>>,
     /// Which backend is asked for.
-    pub wish: Wish,
+    pub preference: Preference,
     /// What to do about differing rules.
     pub drift: Drift,
     /// Write everything, even what is there already.
@@ -99,7 +99,7 @@ pub struct Session {
     /// Whether rules of iptables-legacy can't be seen.
     unseen: bool,
     /// How the last attempt was to write rules.
-    means: Option<Means>,
+    method: Option<Method>,
     /// Whether the last attempt was to write a guard, and whether the kernel has refused one.
     guards: (bool, bool),
     /// The number of the last change of `nf_tables` before the last look.
@@ -122,7 +122,7 @@ impl Session {
             tools,
             nf_tables: None,
             unseen: false,
-            means: None,
+            method: None,
             guards: (false, false),
             generation: None,
             only: None,
@@ -154,7 +154,7 @@ impl Session {
     ///
     /// # Errors
     /// When something can't be seen.
-    pub fn observe(&mut self, exec: &exec::Options, look: Look) -> Result<Observed, EngineError> {
+    pub fn observe(&mut self, exec: &exec::Options, look: Depth) -> Result<Observed, EngineError> {
         let seen = observe(&mut self.tools, &mut self.net, exec, look)?;
         self.nf_tables = Some(seen.observed.nf_tables);
         self.generation = seen.generation;
@@ -183,13 +183,13 @@ impl Session {
     }
 
     /// Whether the host can work with some means.
-    fn has(&mut self, means: Means) -> bool {
-        match means {
-            Means::NFTABLES | Means::IPTABLES_NFT => self.has_nf_tables(),
-            Means::NFT_PROGRAMS => self.has_nf_tables() && self.tools.has(Variant::Nft),
+    fn has(&mut self, method: Method) -> bool {
+        match method {
+            Method::NFTABLES | Method::IPTABLES_NFT => self.has_nf_tables(),
+            Method::NFT_PROGRAMS => self.has_nf_tables() && self.tools.has(Variant::Nft),
             // Where they can't be seen they can't be written either.
-            Means::LEGACY_PROGRAMS => !self.unseen && self.tools.has(Variant::Legacy),
-            Means { .. } => false,
+            Method::LEGACY_PROGRAMS => !self.unseen && self.tools.has(Variant::Legacy),
+            Method { .. } => false,
         }
     }
 
@@ -215,13 +215,14 @@ impl Session {
                 }
                 // The kernel has nf_tables, but not all that these rules need: another way may do.
                 Err(EngineError::TakenBack { failed, why })
-                    if why.is_unsupported() || is_last_resort(self.means, request.wish, &why) =>
+                    if why.is_unsupported()
+                        || is_last_resort(self.method, request.preference, &why) =>
                 {
                     let error = EngineError::TakenBack { failed, why };
-                    match self.means {
+                    match self.method {
                         // The guard may be what the kernel has nothing for.
                         _ if self.guards.0 => self.guards.1 = true,
-                        Some(means) if !avoid.contains(&means) => avoid.push(means),
+                        Some(method) if !avoid.contains(&method) => avoid.push(method),
                         _ => return Err(error),
                     }
                     // What the kernel says is nearer to the cause than what a program says.
@@ -258,14 +259,14 @@ impl Session {
     fn attempt(
         &mut self,
         request: &Request<'_>,
-        avoid: &[Means],
+        avoid: &[Method],
         deadline: Instant,
     ) -> Result<Outcome, EngineError> {
-        let programs =
-            request.wish == Wish::Programs(Variant::Nft) || avoid.contains(&Means::IPTABLES_NFT);
+        let programs = request.preference == Preference::Binaries(Variant::Nft)
+            || avoid.contains(&Method::IPTABLES_NFT);
         let ways =
             request.rules.is_some_and(|r| !r.iptables.routing.localhost_everywhere.is_empty());
-        let look = if ways { Look::Ways } else { Look::Fast };
+        let look = if ways { Depth::Ways } else { Depth::Fast };
         let (before, unseen) = match self.observe(&request.exec, look) {
             Ok(before) => (before, false),
             // A dry run needs no privilege: it says what it can.
@@ -276,7 +277,7 @@ impl Session {
             Err(error) => return Err(error),
         };
         let choice = self.choose(&before, request, avoid)?;
-        self.means = choice.map(|choice| choice.means);
+        self.method = choice.map(|choice| choice.method);
         let context = Context {
             footprints: self.footprints(),
             groups: request.groups,
@@ -285,20 +286,21 @@ impl Session {
         };
         let bare = self.without_guard(request, choice);
         let iptables = request.rules.map(|rules| bare.as_ref().unwrap_or(rules.iptables));
-        let wanted = match (request.rules, choice.map(|choice| choice.means.backend)) {
+        let wanted = match (request.rules, choice.map(|choice| choice.method.backend)) {
             // What eBPF captures needs no rules.
-            (None, _) | (_, None | Some(Backend::Ebpf)) => Wanted::Nothing,
-            (Some(_), Some(Backend::IptablesNft)) => {
-                iptables.map_or(Wanted::Nothing, |rules| Wanted::Iptables(rules, Variant::Nft))
-            }
-            (Some(_), Some(Backend::IptablesLegacy)) => {
-                iptables.map_or(Wanted::Nothing, |rules| Wanted::Iptables(rules, Variant::Legacy))
-            }
+            (None, _) | (_, None | Some(Backend::Ebpf)) => DesiredState::Nothing,
+            (Some(_), Some(Backend::IptablesNft)) => iptables
+                .map_or(DesiredState::Nothing, |rules| DesiredState::Iptables(rules, Variant::Nft)),
+            (Some(_), Some(Backend::IptablesLegacy)) => iptables
+                .map_or(DesiredState::Nothing, |rules| {
+                    DesiredState::Iptables(rules, Variant::Legacy)
+                }),
             (Some(rules), Some(Backend::Nftables)) => {
-                rules.native.map_or(Wanted::Nothing, Wanted::Native)
+                rules.native.map_or(DesiredState::Nothing, DesiredState::Native)
             }
         };
-        if let (Some(rules), false) = (request.rules, unseen || matches!(wanted, Wanted::Nothing))
+        if let (Some(rules), false) =
+            (request.rules, unseen || matches!(wanted, DesiredState::Nothing))
             && rules.iptables.routing.marked.is_some_and(|route| route.transparent)
         {
             self.refuse_bridges(rules.iptables.v6.is_some())?;
@@ -322,7 +324,7 @@ impl Session {
             }
         }
         if !request.dry_run {
-            self.carry_out(&plan, &before, deadline, request, &context)?;
+            self.apply(&plan, &before, deadline, request, &context)?;
             if plan.effects.iter().any(|effect| matches!(effect, Effect::Restore { .. })) {
                 self.believe(wanted, &before, look, request, &context)?;
             }
@@ -341,7 +343,7 @@ impl Session {
     /// one.
     fn without_guard(&mut self, request: &Request<'_>, choice: Option<Choice>) -> Option<Ruleset> {
         let iptables = choice.is_some_and(|choice| {
-            matches!(choice.means.backend, Backend::IptablesNft | Backend::IptablesLegacy)
+            matches!(choice.method.backend, Backend::IptablesNft | Backend::IptablesLegacy)
         });
         let rules = request.rules.filter(|_| iptables)?.iptables;
         let name = rules.guard.as_ref()?.layout.guard?;
@@ -366,24 +368,24 @@ impl Session {
         &mut self,
         before: &Observed,
         request: &Request<'_>,
-        avoid: &[Means],
+        avoid: &[Method],
     ) -> Result<Option<Choice>, EngineError> {
         let Some(rules) = request.rules else { return Ok(None) };
         let mut avoid = avoid.to_vec();
         if rules.native.is_none() {
-            avoid.push(Means::NFTABLES);
+            avoid.push(Method::NFTABLES);
         }
         let footprints = self.footprints();
         Ok(Some(plan::choose(
             before,
-            request.wish,
-            &mut |means| self.has(means),
+            request.preference,
+            &mut |method| self.has(method),
             footprints,
             &avoid,
         )?))
     }
 
-    fn carry_out(
+    fn apply(
         &mut self,
         plan: &Plan,
         before: &Observed,
@@ -405,7 +407,7 @@ impl Session {
                 Err(why) => {
                     let why = Box::new(why);
                     let failed = Box::new(done.clone());
-                    return Err(match self.take_back(before, request, context) {
+                    return Err(match self.roll_back(before, request, context) {
                         Ok(()) => EngineError::TakenBack { failed, why },
                         Err(second) => EngineError::Stuck { failed, why, second },
                     });
@@ -418,9 +420,9 @@ impl Session {
     /// Look whether what programs of iptables wrote is there: they may say so and not have done it.
     fn believe(
         &mut self,
-        wanted: Wanted<'_>,
+        wanted: DesiredState<'_>,
         before: &Observed,
-        look: Look,
+        look: Depth,
         request: &Request<'_>,
         context: &Context<'_>,
     ) -> Result<(), EngineError> {
@@ -429,7 +431,7 @@ impl Session {
         if !left.iter().any(|effect| matches!(effect, Effect::Restore { .. })) {
             return Ok(());
         }
-        let back = self.take_back(before, request, context).err();
+        let back = self.roll_back(before, request, context).err();
         let back = back.map(|why| format!("putting back what was there before failed too: {why}"));
         Err(EngineError::NotThere { effects: left, back })
     }
@@ -443,17 +445,17 @@ impl Session {
     ) -> Result<Vec<String>, effect::EffectError> {
         let (net, tools) = (&mut self.net, &mut self.tools);
         let (options, groups) = (&request.exec, request.groups);
-        carry_out(effect, net, tools, deadline, options, groups, generation)
+        effect::apply(effect, net, tools, deadline, options, groups, generation)
     }
 
     /// Put back what was there before. Every part is tried, whatever fails.
-    fn take_back(
+    fn roll_back(
         &mut self,
         before: &Observed,
         request: &Request<'_>,
         context: &Context<'_>,
     ) -> Result<(), String> {
-        let now = self.observe(&request.exec, Look::Fast).map_err(|e| e.to_string())?;
+        let now = self.observe(&request.exec, Depth::Fast).map_err(|e| e.to_string())?;
         let deadline = Instant::now() + request.wait;
         let mut failures = Vec::new();
         for effect in plan::rollback(before, &now, context) {
@@ -468,9 +470,13 @@ impl Session {
 
 /// Whether programs of iptables-nft failed that nobody asked for: netlink had been refused, for reasons
 /// that may be theirs as well, and iptables-legacy is left.
-fn is_last_resort(means: Option<Means>, wish: Wish, why: &effect::EffectError) -> bool {
-    means == Some(Means::NFT_PROGRAMS)
-        && wish != Wish::Programs(Variant::Nft)
+fn is_last_resort(
+    method: Option<Method>,
+    preference: Preference,
+    why: &effect::EffectError,
+) -> bool {
+    method == Some(Method::NFT_PROGRAMS)
+        && preference != Preference::Binaries(Variant::Nft)
         && why.is_of_program()
 }
 

@@ -65,7 +65,7 @@ struct Kind {
 pub struct Process {
     /// Its id, as seen from here.
     pub pid: u32,
-    /// Its name.
+    /// `/proc/PID/comm`: up to 15 bytes, and whatever the process says of itself.
     pub name: String,
 }
 

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use millrace_core::observed::Logger;
 use millrace_core::plan::Change;
 use millrace_core::ruleset::Hook;
-use millrace_core::trace::{Head, Heard, Place, Said, Tables, Verdict};
+use millrace_core::trace::{Head, Heard, RuleRef, Said, Tables, TraceVerdict};
 use millrace_core::value::Family;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::nflog::{ConfigCmd, ConfigMode, ConfigNla, config_request};
@@ -255,7 +255,7 @@ fn read(family: u8, a: Attributes<'_>) -> Option<Heard> {
         tables: Tables::Legacy(family),
         table,
         chain,
-        said: Said::Rule(Place::Number(place), Verdict::On),
+        said: Said::Rule(RuleRef::Number(place), TraceVerdict::On),
         id: None,
         hook: Hook::ALL.into_iter().find(|known| known.number() == hook),
         head: Some(head),

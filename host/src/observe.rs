@@ -63,14 +63,14 @@ pub enum ObserveError {
 
 /// How rules are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum Depth {
     /// As fast as it goes: the kernel is asked, and a program only where that is not enough.
     Fast,
     /// As that, and the interfaces by each of which localhost has to be reached ([`Observed::ways`]).
     Ways,
-    /// As [`Look::Fast`], but of `nf_tables` the tables and chains alone, without rules and sets.
+    /// As [`Depth::Fast`], but of `nf_tables` the tables and chains alone, without rules and sets.
     Chains,
-    /// As [`Look::Fast`], and what is not understood by the programs as well, so that every rule has the
+    /// As [`Depth::Fast`], and what is not understood by the programs as well, so that every rule has the
     /// text that people know.
     Verbatim,
 }
@@ -102,25 +102,25 @@ pub fn observe(
     tools: &mut Tools,
     net: &mut Net,
     options: &Options,
-    look: Look,
+    look: Depth,
 ) -> Result<Seen, ObserveError> {
     let deadline = Instant::now() + PATIENCE;
     let mut running = Vec::new();
     let mut holdings = Vec::new();
-    let Holds { mut held, seen, nf_tables, unseen } = holds(look != Look::Chains)?;
-    let nft::Look { generation, tables, mut native, iptables, dormant, foreign, netdev } = seen;
+    let Holds { mut held, seen, nf_tables, unseen } = holds(look != Depth::Chains)?;
+    let nft::Listing { generation, tables, mut native, iptables, dormant, foreign, netdev } = seen;
     native.retain(|(name, table)| !ambient::is_of_node(name, table));
     let tables = tables.into_iter().map(|(family, name)| family.table(name)).collect();
     for (family, dump) in iptables {
         let variant = Variant::Nft;
-        if look == Look::Verbatim && dump.is_unclear() {
+        if look == Depth::Verbatim && dump.is_unclear() {
             held.push(Held { variant, family, tables: Vec::new() });
         }
         holdings.push(Holding { variant, family, dump });
     }
     let mut unread = Vec::new();
     for Held { variant, family, tables } in held {
-        if variant == Variant::Legacy && look != Look::Verbatim {
+        if variant == Variant::Legacy && look != Depth::Verbatim {
             let names = tables.iter().map(String::as_str);
             let (ours, others): (Vec<_>, Vec<_>) =
                 names.partition(|name| Table::from_name(name).is_some());
@@ -142,7 +142,7 @@ pub fn observe(
         // All of them are started before the first is waited for.
         running.push((variant, family, exec::start(&program, &["-c"], None, options)?));
     }
-    let links = net.observe(look == Look::Ways)?;
+    let links = net.observe(look == Depth::Ways)?;
     for (variant, family, save) in running {
         let text = save.finish(deadline)?;
         let mut dump =
@@ -198,7 +198,7 @@ struct Holds {
     /// Tables of iptables that were not read yet.
     held: Vec<Held>,
     /// What `nf_tables` holds.
-    seen: nft::Look,
+    seen: nft::Listing,
     /// Whether the kernel has `nf_tables`.
     nf_tables: bool,
     /// Why it can't be seen whether iptables-legacy holds anything.
@@ -207,7 +207,7 @@ struct Holds {
 
 fn holds(rules: bool) -> Result<Holds, ObserveError> {
     let mut held = Vec::new();
-    let seen = nft::look(nft::Wanted { native: NFT_TABLES, iptables: true, rules })?;
+    let seen = nft::look(nft::ReadScope { native: NFT_TABLES, iptables: true, rules })?;
     let nf_tables = seen.is_some();
     let seen = seen.unwrap_or_default();
     let mut unseen = None;

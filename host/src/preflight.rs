@@ -78,7 +78,7 @@ fn capabilities() -> Vec<Finding> {
 fn nf_tables() -> Finding {
     let what = "nf_tables in the kernel";
     let needed_by = [IptablesNft, Nftables];
-    match nft::look(nft::Wanted { native: &[], iptables: false, rules: false }) {
+    match nft::look(nft::ReadScope { native: &[], iptables: false, rules: false }) {
         Ok(Some(_)) => finding(what, true, "", &needed_by),
         Ok(None) => finding(what, false, "load nf_tables (CONFIG_NF_TABLES)", &needed_by),
         Err(error) => finding(what, false, &format!("it can't be asked: {error}"), &needed_by),

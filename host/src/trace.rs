@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::nflog::{Log, LogError};
-use crate::nft::{Listener, NftError, OwnedTable, Told};
+use crate::nft::{NftError, OwnedTable, TraceBatch, TraceSocket};
 use crate::stop::Stop;
 
 /// Packets can't be followed.
@@ -31,7 +31,7 @@ pub enum TraceError {
 
 /// Makes the kernel tell of packets. Nothing of it is left once this is gone, however that happens.
 pub struct Tracer {
-    listener: Listener,
+    listener: TraceSocket,
     log: Option<Log>,
     table: OwnedTable,
 }
@@ -55,7 +55,7 @@ impl Tracer {
     /// When the kernel refuses.
     pub fn begin(filter: &Filter, legacy: &[Family]) -> Result<Self, TraceError> {
         let content = filter.table()?;
-        let listener = Listener::open()?;
+        let listener = TraceSocket::open()?;
         let log = if legacy.is_empty() { None } else { Some(Log::open(legacy)?) };
         let table = OwnedTable::make(TABLE_PREFIX, &content)?;
         Ok(Self { listener, log, table })
@@ -81,7 +81,7 @@ impl Tracer {
             Err(error) => return Err(error.into()),
         }
         // The log comes last: whatever was told of a packet whose end is told now is in it.
-        let Told { mut heard, mut lost } = self.listener.hear()?;
+        let TraceBatch { mut heard, mut lost } = self.listener.hear()?;
         if let Some(log) = &self.log {
             lost |= log.hear(&mut heard)?;
         }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 pub enum Exit {
     /// Done, or nothing to do; `status`: captured.
     Ok,
-    /// A bad configuration, or something failed; what was there before is there again.
+    /// A bad configuration, or something failed and the previous rules were restored.
     Failed,
     /// Own commands: the command line can't be read.
     Usage,

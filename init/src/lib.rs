@@ -101,7 +101,7 @@ fn complain(text: &str) {
 /// Say what went wrong, with its causes.
 fn done(result: anyhow::Result<Exit>) -> Exit {
     result.unwrap_or_else(|error| {
-        complain(&cmd::told(&error));
+        complain(&cmd::reported(&error));
         cmd::exit_of(&error)
     })
 }

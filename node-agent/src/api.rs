@@ -116,13 +116,13 @@ pub async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) ->
 /// An error with its causes, each told once, and what to do about those that somebody can mend.
 pub fn story(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
-        return refusal(status.code, &status.message);
+        return error_body(status.code, &status.message);
     }
     chain(error)
 }
 
 /// What the API said that it does not do, by the status of HTTP.
-pub fn refusal(code: u16, message: &str) -> String {
+pub fn error_body(code: u16, message: &str) -> String {
     let remedy = match code {
         401 => "; the token of the service account is not, or no longer, accepted",
         403 => "; the service account lacks a verb: see docs/node-agent.md, «What the agent needs»",

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use millrace_cni::protocol::CniError;
-use millrace_cni::running::{Capture, Rules, Wanted, has_one_of};
+use millrace_cni::running::{AddOutcome, Capture, Rules, has_one_of};
 use millrace_core::pod::PodFacts;
 use millrace_host::capture::Difference;
 use millrace_host::netns::Netns;
@@ -148,7 +148,7 @@ pub fn look(
         });
         match seen {
             Some(Ok(seen)) => return seen,
-            Some(Err(error)) => failure = Some(told(&error)),
+            Some(Err(error)) => failure = Some(reported(&error)),
             None => {}
         }
     }
@@ -160,10 +160,10 @@ pub fn look(
 }
 
 fn wanted(rules: &Rules, facts: PodFacts) -> Result<Box<Capture>, State> {
-    match rules.wanted(facts) {
-        Ok(Wanted::Captured(capture)) => Ok(capture),
-        Ok(Wanted::Left(why)) => Err(State::Left(why)),
-        Err(error) => Err(State::Unknown(Unknown::Refused, told(&error))),
+    match rules.outcome(facts) {
+        Ok(AddOutcome::Captured(capture)) => Ok(capture),
+        Ok(AddOutcome::Left(why)) => Err(State::Left(why)),
+        Err(error) => Err(State::Unknown(Unknown::Refused, reported(&error))),
     }
 }
 
@@ -174,7 +174,7 @@ fn held(capture: &Capture, netns: &Netns, path: &Path, repairs: bool) -> Seen {
         Ok(None) => State::Captured,
         Ok(Some(Difference::Missing(why))) => State::NotCaptured(why),
         Ok(Some(Difference::Drifted(why))) => State::Drifted(why),
-        Err(error) => State::Unknown(Unknown::Failed, told(&error)),
+        Err(error) => State::Unknown(Unknown::Failed, reported(&error)),
     };
     if !repairs || !state.is_bad() {
         return state.into();
@@ -184,12 +184,12 @@ fn held(capture: &Capture, netns: &Netns, path: &Path, repairs: bool) -> Seen {
     let repaired = match applied.and_then(|()| check()) {
         Ok(None) => Ok(()),
         Ok(Some(difference)) => Err(format!("it was captured anew, and still: {difference}")),
-        Err(error) => Err(told(&error)),
+        Err(error) => Err(reported(&error)),
     };
     Seen { state, repaired: Some(repaired) }
 }
 
-fn told(error: &CniError) -> String {
+fn reported(error: &CniError) -> String {
     match error.details.as_str() {
         "" => error.msg.clone(),
         details => format!("{}: {details}", error.msg),

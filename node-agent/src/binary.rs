@@ -34,12 +34,12 @@ pub enum BinaryError {
 pub struct Binary {
     bytes: Vec<u8>,
     /// What the installed one looked like when it was last compared.
-    same: Option<Look>,
+    same: Option<FileStamp>,
 }
 
 /// What changes with the content of a file (stat(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Look {
+struct FileStamp {
     dev: u64,
     ino: u64,
     size: u64,
@@ -101,7 +101,7 @@ impl Binary {
     }
 }
 
-impl Look {
+impl FileStamp {
     /// Whether a change from now on is seen by the time of the last change, which the kernel takes
     /// from a clock that ticks some hundred times a second.
     fn is_settled(&self) -> bool {
@@ -111,9 +111,9 @@ impl Look {
     }
 }
 
-fn look(path: &Path) -> io::Result<Look> {
+fn look(path: &Path) -> io::Result<FileStamp> {
     let meta = fs::symlink_metadata(path)?;
-    Ok(Look {
+    Ok(FileStamp {
         dev: meta.dev(),
         ino: meta.ino(),
         size: meta.size(),

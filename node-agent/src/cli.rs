@@ -295,7 +295,7 @@ pub(crate) fn main() -> ExitCode {
     };
     let log = tracing_subscriber::fmt().json().flatten_event(true).with_max_level(what.log_level);
     log.with_writer(io::stderr).init();
-    match carry_out(cli.command) {
+    match execute(cli.command) {
         Ok(code) => code,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -304,7 +304,7 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn carry_out(task: Task) -> Result<ExitCode> {
+fn execute(task: Task) -> Result<ExitCode> {
     match task {
         Task::Run(run) => {
             let node = run.what.node_name.clone();
@@ -324,19 +324,19 @@ fn carry_out(task: Task) -> Result<ExitCode> {
             let mut installer = Installer::new(once.what.config()?)?;
             installer.install_again()?;
             let report = until_installed(&mut installer, once.wait)?;
-            told(&report, false)
+            reported(&report, false)
         }
         Task::Uninstall(own) => {
             let way = Way { restore: own.restore, keep_binary: own.keep_binary, grace: own.grace };
             let done = Installer::new(own.what.config()?)?.uninstall(way)?;
             print(&visible(&uninstalled(&done))).map(|()| ExitCode::SUCCESS)
         }
-        Task::Status(own) => told(&status(&own.what.config()?)?, own.json),
+        Task::Status(own) => reported(&status(&own.what.config()?)?, own.json),
     }
 }
 
 /// Print what holds.
-fn told(report: &Report, as_json: bool) -> Result<ExitCode> {
+fn reported(report: &Report, as_json: bool) -> Result<ExitCode> {
     let (state, what) = match &report.state {
         State::Installed { file } => ("installed", file),
         State::Waiting(why) => ("waiting", why),

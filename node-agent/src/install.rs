@@ -10,9 +10,9 @@ use crate::folder::{Folder, FolderError};
 use crate::foreign::Mesh;
 use crate::kept::{Kept, KeptError, Store};
 use crate::kubeconfig::{self, Account, KubeconfigError};
-use crate::observe::{Late, Look, look};
+use crate::observe::{Late, Snapshot, look};
 use crate::own_folder::open_own;
-use crate::plan::{Cause, Mode, Own, Plan, State, Step, Wanted, default_file, plan};
+use crate::plan::{Cause, Desired, Mode, Own, Plan, State, Step, default_file, plan};
 use crate::rivalry::Rivalry;
 use crate::settings::{BadSettings, Settings};
 
@@ -215,7 +215,7 @@ impl Installer {
         for _ in 0..ROUNDS {
             let (mut kept, look, plan) = self.plan(conf)?;
             let done = plan.steps.is_empty();
-            let whole = self.carry_out(conf, &mut kept, &look, &plan, &mut causes)?;
+            let whole = self.apply(conf, &mut kept, &look, &plan, &mut causes)?;
             if done || !whole {
                 return Ok(Report { state: plan.state, words: plan.words, causes, again: !whole });
             }
@@ -225,7 +225,7 @@ impl Installer {
         Ok(Report { state: plan.state, words: plan.words, causes, again })
     }
 
-    fn plan(&mut self, conf: &Folder) -> Result<(Kept, Look, Plan), InstallError> {
+    fn plan(&mut self, conf: &Folder) -> Result<(Kept, Snapshot, Plan), InstallError> {
         let now = Instant::now();
         self.late.retain(|late| now < late.until);
         let kept = self.store.read()?;
@@ -235,8 +235,8 @@ impl Installer {
             lists.flat_map(|list| &list.plugins).any(|entry| Mesh::of(entry.kind()) == Some(mesh))
         };
         self.rivalry.gone(|mesh| !there(mesh));
-        let left_alone = self.rivalry.left_alone(now);
-        let wanted = self.wanted(&kept, left_alone)?;
+        let yielded = self.rivalry.yielded(now);
+        let wanted = self.desired(&kept, yielded)?;
         let plan = plan(&look.seen, &wanted);
         Ok((kept, look, plan))
     }
@@ -246,17 +246,21 @@ impl Installer {
         drop_in(&self.config)
     }
 
-    pub(crate) fn wanted(&self, kept: &Kept, yield_to: Vec<Mesh>) -> Result<Wanted, InstallError> {
-        wanted(&self.config, kept, yield_to)
+    pub(crate) fn desired(
+        &self,
+        kept: &Kept,
+        yield_to: Vec<Mesh>,
+    ) -> Result<Desired, InstallError> {
+        desired(&self.config, kept, yield_to)
     }
 
     /// Carry steps out in their order, until somebody else turns out to be writing. Gives whether
     /// all were.
-    fn carry_out(
+    fn apply(
         &mut self,
         conf: &Folder,
         kept: &mut Kept,
-        look: &Look,
+        look: &Snapshot,
         plan: &Plan,
         causes: &mut Vec<Cause>,
     ) -> Result<bool, InstallError> {
@@ -290,7 +294,7 @@ fn drop_in(config: &Config) -> String {
     named.unwrap_or_else(|| default_file(Mode::DropIn).to_owned())
 }
 
-fn wanted(config: &Config, kept: &Kept, yield_to: Vec<Mesh>) -> Result<Wanted, InstallError> {
+fn desired(config: &Config, kept: &Kept, yield_to: Vec<Mesh>) -> Result<Desired, InstallError> {
     let has_own = [Mode::OwnFile, Mode::Standalone].contains(&config.mode);
     let own =
         Own { written: kept.own_files.clone(), named: config.file.clone().filter(|_| has_own) };
@@ -307,7 +311,7 @@ fn wanted(config: &Config, kept: &Kept, yield_to: Vec<Mesh>) -> Result<Wanted, I
         let socket = config.run_dir.join(SOCKET).to_string_lossy().into_owned();
         places = places.with("agent_socket", socket.into());
     }
-    Ok(Wanted {
+    Ok(Desired {
         kind: config.kind.clone(),
         mode: config.mode,
         file: config.file.clone(),
@@ -330,7 +334,7 @@ pub fn settings(config: &Config) -> Result<Settings, InstallError> {
     } else {
         Kept::default()
     };
-    let wanted = wanted(config, &kept, Vec::new())?;
+    let wanted = desired(config, &kept, Vec::new())?;
     Ok(wanted.settings.over(&wanted.kept).over(&wanted.places))
 }
 
@@ -351,7 +355,7 @@ pub fn status(config: &Config) -> Result<Report, InstallError> {
     };
     let conf = Folder::open(&config.conf_dir)?;
     let look = look(&conf, &kept, &drop_in(config), &config.kind, &[])?;
-    let mut plan = plan(&look.seen, &wanted(config, &kept, Vec::new())?);
+    let mut plan = plan(&look.seen, &desired(config, &kept, Vec::new())?);
     let binary = Binary::read(&config.plugin)?;
     let path = config.bin_dir.join(&config.kind);
     if !binary.is_at(&Folder::open(&config.bin_dir)?, &config.kind) {

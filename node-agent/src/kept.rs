@@ -54,7 +54,7 @@ pub struct KeptEntry {
 pub struct KeptFile {
     /// Its name.
     pub name: String,
-    /// Its text.
+    /// As it was before the agent changed the file, byte for byte.
     pub text: String,
     /// Its user.
     pub uid: u32,
@@ -222,7 +222,7 @@ impl Store {
     ///
     /// # Errors
     /// When it can't be written.
-    pub fn keep_found(&self, name: &str, seen: &Seen) -> Result<PathBuf, KeptError> {
+    pub fn keep_observed(&self, name: &str, seen: &Seen) -> Result<PathBuf, KeptError> {
         let name = name.replace('/', "-");
         let mut kept = String::new();
         for number in 1..=MOST_FOUND {

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was seen, and the files themselves.
 #[derive(Debug)]
-pub struct Look {
+pub struct Snapshot {
     /// What was seen.
     pub seen: Seen,
     /// The files, by name.
@@ -61,7 +61,7 @@ pub fn look(
     drop_in: &str,
     kind: &str,
     late: &[Late],
-) -> Result<Look, FolderError> {
+) -> Result<Snapshot, FolderError> {
     let (mut files, mut candidates) = (BTreeMap::new(), Vec::new());
     for name in folder.names()?.into_iter().filter(|name| is_read(name)) {
         let bad = |why: String| (String::new(), Err(BadConf::File(why)));
@@ -106,7 +106,7 @@ pub fn look(
             }
         }
     }
-    Ok(Look { seen: Seen { files: candidates, drop_ins }, files })
+    Ok(Snapshot { seen: Seen { files: candidates, drop_ins }, files })
 }
 
 /// Whether a file in a drop-in directory is the agent's: it has the plugin, or it is none's any more and

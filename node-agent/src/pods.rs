@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
-use crate::api::{refusal, story};
+use crate::api::{error_body, story};
 
 /// The kind of object that is asked for.
 const KIND: &str = "Pod";
@@ -253,11 +253,11 @@ fn read(record: Record) -> Option<(Name, Pod)> {
     let ObjectMeta { name, namespace, uid, resource_version, deletion_timestamp, .. } = metadata;
     let (name, namespace, uid) = (name?, namespace?, uid?);
     let status = status.unwrap_or_default();
-    let told = json!({
+    let reported = json!({
         "name": name, "namespace": namespace, "uid": uid,
         "labels": metadata.labels, "annotations": metadata.annotations,
     });
-    let manifest = json!({ "metadata": told, "spec": spec }).to_string();
+    let manifest = json!({ "metadata": reported, "spec": spec }).to_string();
     let addresses = status.pod_ips.unwrap_or_default().into_iter().map(|ip| ip.ip);
     let mut addresses: Vec<IpAddr> =
         addresses.chain(status.pod_ip).filter_map(|ip| ip.parse().ok()).collect();
@@ -291,7 +291,7 @@ fn why(error: &watcher::Error) -> String {
             format!("they can't be watched: {}", story(error))
         }
         WatchError(status) => {
-            format!("they can't be watched: {}", refusal(status.code, &status.message))
+            format!("they can't be watched: {}", error_body(status.code, &status.message))
         }
         NoResourceVersion => error.to_string(),
     }

@@ -110,7 +110,7 @@ pub struct Repairer {
     client: Client,
     recorder: Recorder,
     /// What was last said of each pod, by its id.
-    told: HashMap<String, String>,
+    reported: HashMap<String, String>,
     /// Of how many pods no process was seen.
     lost: usize,
 }
@@ -127,7 +127,7 @@ impl Repairer {
         let reporter =
             Reporter { controller: REPORTER.to_owned(), instance: Some(repair.node.clone()) };
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { repair, config, shared, client, recorder, told: HashMap::new(), lost: 0 }
+        Self { repair, config, shared, client, recorder, reported: HashMap::new(), lost: 0 }
     }
 
     /// Do it for ever; at first as soon as the pods are known.
@@ -159,7 +159,7 @@ impl Repairer {
         let pods = self.shared.pods.as_ref().map(|pods| pods.all()).unwrap_or_default();
         let pods: Vec<(Name, Pod)> = pods.into_iter().filter(|(_, pod)| !pod.is_over).collect();
         let ids: HashSet<&String> = pods.iter().map(|(_, pod)| &pod.uid).collect();
-        self.told.retain(|uid, _| ids.contains(uid));
+        self.reported.retain(|uid, _| ids.contains(uid));
         let entry = settings(&self.config).map_err(|error| chain(&error))?.request();
         // What the plugin reads of its environment is the runtime's, for which this one stands.
         let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
@@ -204,7 +204,7 @@ impl Repairer {
             (Some(Ok(())), _) => {
                 metrics.repaired("repair", "success");
                 // It has to be said each time that it was necessary.
-                self.told.remove(&pod.uid);
+                self.reported.remove(&pod.uid);
                 let note = format!("it was captured where it runs, as {}", state.why());
                 (EventType::Normal, "CaptureRepaired", note)
             }
@@ -228,7 +228,7 @@ impl Repairer {
                 | State::Starting
                 | State::Unknown(Unknown::NoProcess, _),
             ) => {
-                self.told.remove(&pod.uid);
+                self.reported.remove(&pod.uid);
                 return;
             }
             (None, State::Unknown(_, why)) => {
@@ -273,7 +273,7 @@ impl Repairer {
             },
         }
         let said = format!("{reason} {note}");
-        if self.told.get(&pod.uid) == Some(&said) {
+        if self.reported.get(&pod.uid) == Some(&said) {
             return;
         }
         match kind {
@@ -283,7 +283,7 @@ impl Repairer {
         // What the API did not hear is said again in the next pass.
         match self.say(name, pod, kind, reason, note).await {
             Ok(()) if seen.repaired != Some(Ok(())) => {
-                self.told.insert(pod.uid.clone(), said);
+                self.reported.insert(pod.uid.clone(), said);
             }
             Ok(()) => {}
             Err(why) => tracing::warn!(pod = called, "no Event can be written: {why}"),

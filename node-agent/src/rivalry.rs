@@ -16,7 +16,7 @@ const LONGEST_PAUSE: Duration = Duration::from_hours(4);
 #[derive(Debug, Default)]
 pub struct Rivalry {
     taken: Vec<(Mesh, Instant)>,
-    left_alone: Vec<(Mesh, Instant)>,
+    yielded: Vec<(Mesh, Instant)>,
     pauses: u32,
 }
 
@@ -30,7 +30,7 @@ impl Rivalry {
         let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(self.pauses));
         self.pauses = self.pauses.saturating_add(1);
         self.taken.retain(|(own, _)| *own != mesh);
-        self.left_alone.push((mesh, now + pause.min(LONGEST_PAUSE)));
+        self.yielded.push((mesh, now + pause.min(LONGEST_PAUSE)));
         false
     }
 
@@ -40,14 +40,14 @@ impl Rivalry {
     }
 
     /// Whose entries are left alone now.
-    pub fn left_alone(&mut self, now: Instant) -> Vec<Mesh> {
-        self.left_alone.retain(|(_, until)| now < *until);
-        self.left_alone.iter().map(|(mesh, _)| *mesh).collect()
+    pub fn yielded(&mut self, now: Instant) -> Vec<Mesh> {
+        self.yielded.retain(|(_, until)| now < *until);
+        self.yielded.iter().map(|(mesh, _)| *mesh).collect()
     }
 
     /// Note that no entry of these meshes is there any more.
     pub fn gone(&mut self, meshes: impl Fn(Mesh) -> bool) {
-        self.left_alone.retain(|(mesh, _)| !meshes(*mesh));
+        self.yielded.retain(|(mesh, _)| !meshes(*mesh));
     }
 }
 
@@ -73,11 +73,11 @@ mod tests {
             }
             assert!(take(&mut rivalry, Mesh::Linkerd, now));
             assert!(!take(&mut rivalry, Mesh::Istio, now));
-            assert_eq!(rivalry.left_alone(now), [Mesh::Istio]);
+            assert_eq!(rivalry.yielded(now), [Mesh::Istio]);
             now += pause.saturating_sub(Duration::from_secs(1));
-            assert_eq!(rivalry.left_alone(now), [Mesh::Istio]);
+            assert_eq!(rivalry.yielded(now), [Mesh::Istio]);
             now += Duration::from_secs(1);
-            assert_eq!(rivalry.left_alone(now), []);
+            assert_eq!(rivalry.yielded(now), []);
         }
     }
 
@@ -86,9 +86,9 @@ mod tests {
         let mut rivalry = Rivalry::default();
         let now = Instant::now();
         while take(&mut rivalry, Mesh::Istio, now) {}
-        assert_eq!(rivalry.left_alone(now), [Mesh::Istio]);
+        assert_eq!(rivalry.yielded(now), [Mesh::Istio]);
         rivalry.gone(|mesh| mesh == Mesh::Istio);
-        assert_eq!(rivalry.left_alone(now), []);
+        assert_eq!(rivalry.yielded(now), []);
     }
 
     #[test]

@@ -36,12 +36,12 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Deserialize)]
 struct Line {
     version: u32,
-    pod: Option<Wanted>,
+    pod: Option<PodQuery>,
     done: Option<Done>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Wanted {
+struct PodQuery {
     namespace: Option<String>,
     name: Option<String>,
     uid: Option<String>,
@@ -215,7 +215,7 @@ fn report(done: &Done) -> Result<Said, String> {
 }
 
 /// The pod that is asked for.
-fn question(wanted: Wanted) -> Result<PodFacts, String> {
+fn question(wanted: PodQuery) -> Result<PodFacts, String> {
     let is_name = |text: &String| {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
         // A path to the API server is made of it.
@@ -224,7 +224,7 @@ fn question(wanted: Wanted) -> Result<PodFacts, String> {
             && ![".", ".."].contains(&text.as_str())
             && text.chars().all(plain)
     };
-    let Wanted { namespace, name, uid } = wanted;
+    let PodQuery { namespace, name, uid } = wanted;
     match (namespace.filter(is_name), name.filter(is_name)) {
         (Some(namespace), Some(name)) => Ok(PodFacts {
             namespace: Some(namespace),

@@ -5,7 +5,7 @@ use crate::folder::{Folder, Owner, Replaced, Seen};
 use crate::install::{InstallError, Installer};
 use crate::kept::{Kept, KeptEntry, KeptFile};
 use crate::list::Entry;
-use crate::observe::{Late, Look, is_own_drop_in};
+use crate::observe::{Late, Snapshot, is_own_drop_in};
 use crate::own_folder::special;
 use crate::plan::Step;
 
@@ -15,7 +15,7 @@ impl Installer {
         &mut self,
         conf: &Folder,
         kept: &mut Kept,
-        look: &Look,
+        look: &Snapshot,
         step: &Step,
     ) -> Result<bool, InstallError> {
         let owner = Owner::private().of_this_process();
@@ -57,7 +57,7 @@ impl Installer {
                     };
                 };
                 if unreadable(look, file).is_some() {
-                    self.keep_found(file, seen)?;
+                    self.keep_observed(file, seen)?;
                 }
                 match conf.replace(file, seen, text.as_bytes())? {
                     Replaced::Changed => return Ok(false),
@@ -72,7 +72,7 @@ impl Installer {
             Step::Remove { file } => {
                 let gone = if let Some(seen) = look.files.get(file) {
                     if unreadable(look, file).is_some() {
-                        self.keep_found(file, seen)?;
+                        self.keep_observed(file, seen)?;
                     }
                     conf.take_away(file, seen)?
                 } else {
@@ -102,7 +102,7 @@ impl Installer {
                         let entry = entry_of(&seen);
                         let is_own = is_own_drop_in(entry.as_ref(), &self.config.kind, wrote);
                         if is_own && entry.is_none() {
-                            self.keep_found(&format!("{network}/{name}"), &seen)?;
+                            self.keep_observed(&format!("{network}/{name}"), &seen)?;
                         }
                         let replaced = || inner.replace(&name, &seen, text.as_bytes());
                         is_own && matches!(replaced()?, Replaced::Done(_))
@@ -116,7 +116,7 @@ impl Installer {
                 if let Some(inner) = conf.inner_if_there(network)? {
                     match inner.read(file) {
                         Ok(Some(seen)) if entry_of(&seen).is_none() => {
-                            self.keep_found(&format!("{network}/{file}"), &seen)?;
+                            self.keep_observed(&format!("{network}/{file}"), &seen)?;
                         }
                         Ok(_) => {}
                         Err(error) => tracing::warn!("{network}/{file} is removed: {error}"),
@@ -131,18 +131,18 @@ impl Installer {
 
     /// Keep what stands under a name of the agent's own and is no configuration, so that somebody
     /// else wrote it, or a disk lost it.
-    fn keep_found(&self, name: &str, seen: &Seen) -> Result<(), InstallError> {
+    fn keep_observed(&self, name: &str, seen: &Seen) -> Result<(), InstallError> {
         if seen.bytes.trim_ascii().is_empty() {
             return Ok(());
         }
-        let path = self.store.keep_found(name, seen)?;
+        let path = self.store.keep_observed(name, seen)?;
         tracing::warn!("{name} held no configuration; what it held is in {}", path.display());
         Ok(())
     }
 }
 
 /// Why what has this name is of no use, if it is.
-fn unreadable(look: &Look, name: &str) -> Option<String> {
+fn unreadable(look: &Snapshot, name: &str) -> Option<String> {
     let file = look.seen.files.iter().find(|file| file.name == name)?;
     file.list.as_ref().err().map(ToString::to_string)
 }

@@ -14,7 +14,7 @@ use crate::install::{InstallError, Installer, PLUGIN, SOCKET};
 use crate::kept::{Kept, KeptFile};
 use crate::kubeconfig;
 use crate::list::{Entry, List};
-use crate::observe::{Look, look};
+use crate::observe::{Snapshot, look};
 use crate::own_folder::special;
 use crate::plan::{Candidate, Cause, Step, is_list, withdraw};
 
@@ -124,7 +124,7 @@ impl Installer {
         done: &mut Done,
     ) -> Result<(), InstallError> {
         self.change(kept, conf, done, |installer, kept, look| {
-            let wanted = installer.wanted(kept, Vec::new())?;
+            let wanted = installer.desired(kept, Vec::new())?;
             Ok(withdraw(&look.seen, &installer.config.kind, &wanted.own))
         })
     }
@@ -135,7 +135,7 @@ impl Installer {
         kept: &mut Kept,
         conf: &Folder,
         done: &mut Done,
-        steps: impl Fn(&Self, &Kept, &Look) -> Result<Vec<Step>, InstallError>,
+        steps: impl Fn(&Self, &Kept, &Snapshot) -> Result<Vec<Step>, InstallError>,
     ) -> Result<(), InstallError> {
         for _ in 0..TURNS {
             let look = self.look(kept, conf)?;
@@ -210,7 +210,7 @@ impl Installer {
         file: &KeptFile,
         done: &mut Done,
     ) -> Result<(), InstallError> {
-        let wanted = self.wanted(kept, Vec::new())?;
+        let wanted = self.desired(kept, Vec::new())?;
         let owner = Owner { uid: file.uid, gid: file.gid, mode: file.mode };
         let (name, bytes) = (file.name.as_str(), file.text.as_bytes());
         for _ in 0..TURNS {
@@ -246,24 +246,24 @@ impl Installer {
         Err(InstallError::Busy)
     }
 
-    fn look(&self, kept: &Kept, conf: &Folder) -> Result<Look, InstallError> {
+    fn look(&self, kept: &Kept, conf: &Folder) -> Result<Snapshot, InstallError> {
         Ok(look(conf, kept, &self.drop_in(), &self.config.kind, &[])?)
     }
 
     /// Steps after which the plugin is called by the list, and not from its drop-in directory.
-    fn inlined(&self, kept: &Kept, look: &Look) -> Result<Vec<Step>, InstallError> {
+    fn inlined(&self, kept: &Kept, look: &Snapshot) -> Result<Vec<Step>, InstallError> {
         if !look.seen.drop_ins.iter().any(|there| there.is_own) || kept.entries.is_empty() {
             return Ok(Vec::new());
         }
-        let mut wanted = self.wanted(kept, Vec::new())?;
+        let mut wanted = self.desired(kept, Vec::new())?;
         wanted.mode = crate::plan::Mode::Chained;
         wanted.file = None;
         Ok(crate::plan::plan(&look.seen, &wanted).steps)
     }
 
     /// Entries that were taken over, in their lists again.
-    fn put_back(&self, kept: &Kept, look: &Look) -> Result<Vec<Step>, InstallError> {
-        let wanted = self.wanted(kept, Vec::new())?;
+    fn put_back(&self, kept: &Kept, look: &Snapshot) -> Result<Vec<Step>, InstallError> {
+        let wanted = self.desired(kept, Vec::new())?;
         let is_own = |file: &Candidate| wanted.own.has(file, &look.seen, &wanted.kind);
         let lists: Vec<(&Candidate, &List)> = look
             .seen
@@ -337,7 +337,7 @@ impl Installer {
 }
 
 /// The list that has an entry of this type.
-fn place(look: &Look, kind: &str) -> Option<String> {
+fn place(look: &Snapshot, kind: &str) -> Option<String> {
     let has = |file: &&Candidate| {
         let list = file.list.as_ref().ok().filter(|_| is_list(&file.name));
         list.is_some_and(|list| !list.places(|own| own == kind).is_empty())

@@ -9,7 +9,7 @@ use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::{istio, native};
 use millrace_core::nft;
 pub use millrace_core::observed::Variant;
-use millrace_core::plan::Wish;
+use millrace_core::plan::Preference;
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Ruleset;
 use millrace_core::value::Groups;
@@ -128,7 +128,7 @@ impl Capture for OwnNftables {
                     iptables: &to_iptables(&policy, &native::LAYOUT),
                     native: Some(&rules.ready(&facts.groups)?),
                 }),
-                wish: Wish::Backend(Backend::Nftables),
+                preference: Preference::Backend(Backend::Nftables),
                 drift: Drift::Replace,
                 everything: false,
                 dry_run: false,
@@ -221,11 +221,16 @@ pub fn verified(topology: &Topology, settings: &[&str], code: i32) -> Result<Val
 ///
 /// # Errors
 /// When they can't be written.
-pub fn write(ns: &Namespace, ruleset: &Ruleset, wish: Wish, groups: &Groups) -> Result<usize> {
+pub fn write(
+    ns: &Namespace,
+    ruleset: &Ruleset,
+    preference: Preference,
+    groups: &Groups,
+) -> Result<usize> {
     let outcome = ns.enter(|| {
         Session::open()?.run(&Request {
             rules: Some(Rules { iptables: ruleset, native: None }),
-            wish,
+            preference,
             drift: Drift::Replace,
             everything: false,
             dry_run: false,

@@ -11,7 +11,7 @@ use millrace_core::sim::{
 };
 use millrace_core::status::read_back;
 use millrace_host::engine::Session;
-use millrace_host::observe::Look;
+use millrace_host::observe::Depth;
 use millrace_host::{exec, surroundings};
 
 use crate::binary;
@@ -208,7 +208,7 @@ impl Ground {
     pub fn rules(&self) -> Result<(Program, Surroundings)> {
         self.topology.pod.enter(|| {
             let mut session = Session::open()?;
-            let observed = session.observe(&exec::Options::default(), Look::Fast)?;
+            let observed = session.observe(&exec::Options::default(), Depth::Fast)?;
             let mut nobody = |_, _: &str, _: &_| None;
             let groups = millrace_core::value::Groups::new();
             let mut tables = Vec::new();

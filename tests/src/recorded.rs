@@ -7,7 +7,7 @@ mod verdicts;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use verdicts::{Verdict, Who};
+use verdicts::{RecordedVerdict, Who};
 
 use crate::process::{Listeners, dial};
 use crate::topology::{APP, Family, Layout, ROOT, Spot, Stack, Topology};
@@ -17,7 +17,7 @@ use crate::wire::{Dial, Identity, Listen, Outcome, Proto, Serve};
 #[derive(Debug)]
 pub struct Recording {
     words: Vec<String>,
-    verdicts: Vec<Verdict>,
+    verdicts: Vec<RecordedVerdict>,
 }
 
 /// A mesh's proxy.
@@ -107,7 +107,7 @@ impl Recorded {
 
     /// Where a connection really ends, in the words of the recording. None where the family has no such
     /// address.
-    fn measured(&self, verdict: &Verdict, family: Family) -> Result<Option<String>> {
+    fn measured(&self, verdict: &RecordedVerdict, family: Family) -> Result<Option<String>> {
         let spot = match verdict.to.as_str() {
             "pod" => Spot::Pod,
             "peer" => Spot::Peer,

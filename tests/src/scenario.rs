@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::capture::{Capture, IptablesByNetlink, Millrace, NativeNftables, OwnNftables, Variant};
-use crate::cases::{Attempt, Case, Config, Fate, Kind, Place, Ports, Probe};
+use crate::cases::{Attempt, Case, Config, Fate, Kind, Ports, Probe, Site};
 use crate::netns::Namespace;
 use crate::process::{dial, stray};
 use crate::snapshot;
@@ -132,9 +132,9 @@ fn line_up(attempt: &Attempt, family: Family) -> Option<Line> {
 fn send(topology: &Topology, line: &Line, timeout_ms: u32) -> Result<Outcome> {
     let client = line.attempt.client;
     let namespace: &Namespace = match client.place {
-        Place::Pod => &topology.pod,
-        Place::Outside => &topology.outside,
-        Place::Side => topology.side.as_ref().context("the case's layout has no side")?,
+        Site::Pod => &topology.pod,
+        Site::Outside => &topology.outside,
+        Site::Side => topology.side.as_ref().context("the case's layout has no side")?,
     };
     let proto = match line.attempt.kind {
         Kind::Tcp => Proto::Tcp,

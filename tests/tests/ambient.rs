@@ -14,7 +14,7 @@ use millrace_tests::process::{Listeners, dial};
 use millrace_tests::snapshot::Snapshot;
 use millrace_tests::topology::{APP, Family, Layout, ROOT, Spot, Stack, Topology};
 use millrace_tests::wire::{Dial, Listen, Outcome, Proto, Serve};
-use verdicts::{Verdict, Who};
+use verdicts::{RecordedVerdict, Who};
 
 /// The proxy's mark.
 const ZTUNNEL: u32 = 0x539;
@@ -94,7 +94,11 @@ fn pod() -> Result<(Topology, [Listeners; 3])> {
 
 /// Where a connection really ends, in the words of the recording. None where the family has no such
 /// address.
-fn measured(topology: &Topology, verdict: &Verdict, family: Family) -> Result<Option<String>> {
+fn measured(
+    topology: &Topology,
+    verdict: &RecordedVerdict,
+    family: Family,
+) -> Result<Option<String>> {
     let spot = match verdict.to.as_str() {
         "pod" => Spot::Pod,
         "peer" => Spot::Peer,

@@ -16,7 +16,7 @@ use millrace_tests::sys_bpf::change;
 use millrace_tests::topology::{APP, Family, ROOT, Spot, Stack, Topology};
 use millrace_tests::wire::{Dial, Identity, Listen, Outcome, Proto, Serve};
 use serde_json::Value;
-use verdicts::{Verdict, Who};
+use verdicts::{RecordedVerdict, Who};
 
 /// A mesh whose connections were recorded.
 struct Mesh {
@@ -143,7 +143,7 @@ fn capture(topology: &Topology, mesh: &Mesh, recorded: &[String]) -> Result<Stri
 /// address.
 fn measured(
     topology: &Topology,
-    verdict: &Verdict,
+    verdict: &RecordedVerdict,
     family: Family,
     mesh: &Mesh,
 ) -> Result<Option<String>> {

@@ -159,7 +159,7 @@ fn is_told(topology: &Topology, order: &Order) -> Result<()> {
     let said = millrace_in_pod(topology, &status, 0)?;
     let preflight = millrace_in_pod(topology, &["preflight", "--bpffs", FOLDER], 0)?;
     ensure!(preflight.ends_with("\nebpf works\n"), "they are loaded: {preflight}");
-    let Some(told) = order.told() else {
+    let Some(told) = order.reported() else {
         ensure!(!said.contains("note: "), "{said}");
         ensure!(preflight.contains("yes connections before any other program"), "{preflight}");
         return Ok(());

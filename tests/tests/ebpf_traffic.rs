@@ -8,7 +8,7 @@ use millrace_tests::ebpf::{OnNode, Shared, is_refusal, options};
 use millrace_tests::scenario::play;
 use millrace_tests::topology::Stack;
 
-/// Cases that are refused. The reasons are those of `core/src/ebpf/refusal.rs`.
+/// Cases that are refused. The reasons are those of `core/src/ebpf/unsupported.rs`.
 const REFUSED: [&str; 15] = [
     "packets of no connection dropped",
     "an excluded interface",

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use millrace_tests::binary;
-use millrace_tests::cni::{Containerd, Ended, Host, List, Sandbox, Wanted};
+use millrace_tests::cni::{Containerd, Ended, Expected, Host, List, Sandbox};
 use millrace_tests::topology::ROOT;
 use serde_json::{Value, json};
 use xtask::dist::Machine;
@@ -41,8 +41,8 @@ const ARGUMENTS: [&str; 16] = [
     "--log_output_level=default:info",
 ];
 
-fn init() -> Wanted<'static> {
-    Wanted {
+fn init() -> Expected<'static> {
+    Expected {
         name: "istio-init",
         image: INIT_IMAGE,
         arguments: &ARGUMENTS,
@@ -55,7 +55,7 @@ fn init() -> Wanted<'static> {
 /// And its validation, with no capability and the proxy's user.
 fn validation(containerd: &Containerd, pod: &Sandbox, name: &str) -> Result<Ended> {
     let arguments = [&ARGUMENTS[..], &["--run-validation", "--skip-rule-apply"]].concat();
-    let wanted = Wanted {
+    let wanted = Expected {
         name,
         image: INIT_IMAGE,
         arguments: &arguments,
@@ -130,7 +130,7 @@ fn the_init_image_captures_a_pod_as_the_injector_writes_it() -> Result<()> {
     let before = validation(&containerd, &pod, "before")?;
     ensure!(before.code == 126, "nothing is captured yet: {before:?}");
     let without =
-        containerd.run_to_end(&pod, &Wanted { name: "without", capabilities: &[], ..init() })?;
+        containerd.run_to_end(&pod, &Expected { name: "without", capabilities: &[], ..init() })?;
     ensure!(without.code != 0 && without.log.contains("NET_ADMIN"), "{without:?}");
 
     let applied = containerd.run_to_end(&pod, &init())?;
@@ -154,7 +154,7 @@ fn the_init_image_needs_one_capability_and_answers_to_every_name() -> Result<()>
     load(&host, &containerd, "init.docker.tar", &image(&INIT)?.docker_archive(INIT_IMAGE)?)?;
     let pod = containerd.run_pod("meshed", &json!({ "a": "b" }))?;
     for name in ["first", "second"] {
-        let wanted = Wanted { name, user: None, capabilities: &["NET_ADMIN"], ..init() };
+        let wanted = Expected { name, user: None, capabilities: &["NET_ADMIN"], ..init() };
         let ended = containerd.run_to_end(&pod, &wanted)?;
         ensure!(ended.code == 0, "{name}: {ended:?}");
     }
@@ -170,7 +170,7 @@ fn the_init_image_needs_one_capability_and_answers_to_every_name() -> Result<()>
             Some("consul") => (&["connect", "redirect-traffic", "--help"], "-proxy-inbound-port"),
             _ => bail!("what does {command} answer?"),
         };
-        let wanted = Wanted {
+        let wanted = Expected {
             name: &name,
             image: INIT_IMAGE,
             command: &[&command],
@@ -182,7 +182,7 @@ fn the_init_image_needs_one_capability_and_answers_to_every_name() -> Result<()>
     }
     // There is no shell.
     let shell =
-        Wanted { name: "shell", image: INIT_IMAGE, command: &["/bin/sh"], ..Default::default() };
+        Expected { name: "shell", image: INIT_IMAGE, command: &["/bin/sh"], ..Default::default() };
     let error = containerd.run_to_end(&pod, &shell).err().context("a shell was started")?;
     ensure!(format!("{error:#}").contains("/bin/sh"), "{error:#}");
     Ok(())
@@ -213,7 +213,7 @@ fn the_node_image_installs_the_plugin() -> Result<()> {
         (state.as_path(), "/var/lib/millrace-node"),
     ];
     for verb in ["install", "status"] {
-        let wanted = Wanted {
+        let wanted = Expected {
             name: verb,
             image: NODE_IMAGE,
             arguments: &[verb, "--kubeconfig", "none"],

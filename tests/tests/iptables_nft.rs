@@ -1,7 +1,7 @@
 //! Tables of iptables-nft by netlink: what is there is what iptables-nft-restore would have left.
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_core::plan::Wish;
+use millrace_core::plan::Preference;
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::{Match, Owner, Ruleset};
 use millrace_core::value::Groups;
@@ -67,7 +67,8 @@ fn numbered(ruleset: &Ruleset, groups: &Groups) -> Ruleset {
 #[test]
 fn golden_rules_are_those_of_iptables_nft_restore() -> Result<()> {
     let (files, groups) = golden();
-    let (netlink, programs) = (Wish::Backend(Backend::IptablesNft), Wish::Programs(Variant::Nft));
+    let (netlink, programs) =
+        (Preference::Backend(Backend::IptablesNft), Preference::Binaries(Variant::Nft));
     let [after_others, after_others_too] = [pod()?, pod()?];
     for (path, ruleset) in files {
         let what = || path.display().to_string();

@@ -10,14 +10,14 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use millrace_core::iptables::Dump;
 use millrace_core::observed::{Observed, Variant};
-use millrace_core::plan::Wish;
+use millrace_core::plan::Preference;
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::{Rule, Ruleset};
 use millrace_core::value::Family;
 use millrace_core::value::Groups;
 use millrace_host::engine::Session;
 use millrace_host::exec;
-use millrace_host::observe::Look;
+use millrace_host::observe::Depth;
 use millrace_tests::capture::{Capture as _, IptablesByNetlink, millrace, ran, write};
 use millrace_tests::cases::{self, Config};
 use millrace_tests::istio::golden;
@@ -100,7 +100,7 @@ fn wanted(ruleset: &Ruleset, family: Family, groups: &Groups) -> Rules {
 }
 
 fn seen(namespace: &Namespace) -> Result<Observed> {
-    namespace.enter(|| Ok(Session::open()?.observe(&exec::Options::default(), Look::Fast)?))?
+    namespace.enter(|| Ok(Session::open()?.observe(&exec::Options::default(), Depth::Fast)?))?
 }
 
 fn pod() -> Result<Namespace> {
@@ -117,7 +117,7 @@ fn what_is_written_by_netlink_is_read_by_every_version() -> Result<()> {
     let (files, groups) = golden();
     for (path, ruleset) in files {
         let pod = pod()?;
-        write(&pod, &ruleset, Wish::Backend(Backend::IptablesNft), &groups)?;
+        write(&pod, &ruleset, Preference::Backend(Backend::IptablesNft), &groups)?;
         for release in &releases {
             let what = || format!("{} by {}", path.display(), release.name);
             for family in ruleset.families() {

@@ -12,13 +12,15 @@ use millrace_core::dialect::istio::{self, NFT_LAYOUT, Raw};
 use millrace_core::dialect::native;
 use millrace_core::facts::HostFacts;
 use millrace_core::iptables::Extension;
-use millrace_core::nft::expr::{Expr, Verdict};
+use millrace_core::nft::expr::{Expr, NftVerdict};
 use millrace_core::nft::tables::{Base, NativeChain, NativeTables};
 use millrace_core::nft::xtables::XtRule;
 use millrace_core::nft::{NftRuleset, Statement, guarded, merge, render_transaction};
 use millrace_core::ruleset::{Chain, ChainName};
 use millrace_core::value::Family;
-use millrace_host::nft::{Changes, Look, NftError, TableFamily, Wanted, change, look, rehearse};
+use millrace_host::nft::{
+    Changes, Listing, NftError, ReadScope, TableFamily, change, look, rehearse,
+};
 use millrace_tests::capture::{millrace, ran};
 use millrace_tests::cases::{self, Config, app, outside};
 use millrace_tests::istio as istio_words;
@@ -33,8 +35,8 @@ const NAMES: [&str; 5] =
     ["istio-proxy-nat", "istio-proxy-mangle", "istio-proxy-raw", "istio-proxy-guard", "millrace"];
 
 /// What the calling thread's namespace holds.
-fn seen() -> Result<Look> {
-    let wanted = Wanted { native: &NAMES, iptables: false, rules: true };
+fn seen() -> Result<Listing> {
+    let wanted = ReadScope { native: &NAMES, iptables: false, rules: true };
     look(wanted)?.context("the kernel has no nf_tables")
 }
 
@@ -171,7 +173,7 @@ fn a_transaction_that_fails_leaves_no_trace() -> Result<()> {
         let listed_before = listed(&namespace)?;
         let mut bad = good.clone();
         let (_, chains) = bad.first_mut().context("the table")?;
-        let nowhere = Expr::Verdict(Verdict::Jump("nowhere".to_owned()));
+        let nowhere = Expr::Verdict(NftVerdict::Jump("nowhere".to_owned()));
         let rules = vec![Ok(vec![nowhere])];
         chains.push(("last".to_owned(), NativeChain { rules, ..NativeChain::default() }));
         let error = namespace.enter(|| replace(&NAMES, &bad, None))?.unwrap_err().to_string();

@@ -84,3 +84,9 @@ fn layers_point_one_way() {
 fn the_glossary_is_whole() {
     assert_none(&policy::glossary(&files()));
 }
+
+/// Verify that public names keep to the glossary.
+#[test]
+fn public_names_are_those_of_the_glossary() {
+    assert_kept(policy::public_names);
+}

@@ -54,7 +54,7 @@ pub enum Shape {
 /// A key.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    /// Its name.
+    /// As the entry in a network list has it.
     pub name: &'static str,
     /// Whose it is.
     pub owner: Owner,

@@ -7,7 +7,7 @@ use millrace_core::dialect::FileValues;
 use millrace_core::source::{Source, Sourced};
 
 use super::keys::{self, Key, Shape};
-use super::read::Reader;
+use super::read::OptionReader;
 use crate::mesh::Mesh;
 use crate::protocol::{Object, member_is};
 
@@ -16,7 +16,7 @@ const OF_CONSUL: [&str; 4] =
     ["autorotate_token", "cni_host_token_path", "cni_token_path", "multus"];
 
 /// The meshes that are expected, with the settings of each; what is wrong with these is left in `outer`.
-pub(super) fn read(outer: &mut Reader<'_>) -> BTreeMap<Mesh, FileValues> {
+pub(super) fn read(outer: &mut OptionReader<'_>) -> BTreeMap<Mesh, FileValues> {
     let mut expected = BTreeMap::new();
     for mesh in Mesh::OTHERS {
         let Some(key) = mesh.key() else { continue };
@@ -31,7 +31,7 @@ pub(super) fn read(outer: &mut Reader<'_>) -> BTreeMap<Mesh, FileValues> {
 }
 
 fn settings(
-    outer: &mut Reader<'_>,
+    outer: &mut OptionReader<'_>,
     mesh: Mesh,
     within: &'static str,
     object: &Object,
@@ -40,7 +40,7 @@ fn settings(
         Some(Shape::Object(keys)) => keys,
         _ => &[],
     };
-    let mut reader = Reader::new(object, within);
+    let mut reader = OptionReader::new(object, within);
     reader.warn_of_others(|name| keys.iter().any(|key| member_is(name, key.name)));
     let mut found = FileValues::new();
     for key in keys {
@@ -65,7 +65,7 @@ fn settings(
 }
 
 /// What a member says, as the flag of its name would have it.
-fn text(reader: &mut Reader<'_>, key: &Key) -> Option<String> {
+fn text(reader: &mut OptionReader<'_>, key: &Key) -> Option<String> {
     const PORT: &str = "a port from 1 to 65535";
     const PORTS: &str = "a list of ports from 1 to 65535";
     match key.shape {

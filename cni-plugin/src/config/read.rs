@@ -47,7 +47,7 @@ struct Older {
 }
 
 /// Reads members of an object, and keeps what is wrong.
-pub(super) struct Reader<'o> {
+pub(super) struct OptionReader<'o> {
     object: &'o Object,
     /// The name of the member that the object is; empty for the entry itself.
     within: &'static str,
@@ -56,7 +56,7 @@ pub(super) struct Reader<'o> {
 }
 
 pub(super) fn places(object: &Object) -> Places {
-    let mut r = Reader::new(object, "");
+    let mut r = OptionReader::new(object, "");
     Places {
         network: r.value("name", "a text").unwrap_or_default(),
         state_dir: r.path("state_dir").unwrap_or_else(|| PathBuf::from(STATE_DIR)),
@@ -67,7 +67,7 @@ pub(super) fn places(object: &Object) -> Places {
 
 pub(super) fn read(object: &Object) -> Result<Config, CniError> {
     let version = version(object)?;
-    let mut r = Reader::new(object, "");
+    let mut r = OptionReader::new(object, "");
     r.unknown();
     let network: Option<String> = r.value("name", "a text");
     if !network.as_deref().is_some_and(is_identifier) {
@@ -142,7 +142,7 @@ fn version(object: &Object) -> Result<Version, CniError> {
     })
 }
 
-impl<'o> Reader<'o> {
+impl<'o> OptionReader<'o> {
     pub(super) const fn new(object: &'o Object, within: &'static str) -> Self {
         Self { object, within, wrong: Vec::new(), warnings: Vec::new() }
     }
@@ -170,7 +170,7 @@ impl<'o> Reader<'o> {
     fn older(&mut self) -> Older {
         let name = "kubernetes";
         let Some(object) = self.value::<Object>(name, "an object") else { return Older::default() };
-        let mut inner = Reader::new(&object, "kubernetes");
+        let mut inner = OptionReader::new(&object, "kubernetes");
         inner.warn_of_others(|name| OLDER.iter().any(|known| member_is(name, known)));
         let older = Older {
             kubeconfig: inner.path("kubeconfig"),

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use millrace_core::dialect::istio::annotations as istio;
-use millrace_core::dialect::sidecar::{self, ToldBy};
+use millrace_core::dialect::sidecar::{self, ReportedBy};
 use millrace_core::pod::PodFacts;
 
 use crate::mesh::Mesh;
@@ -53,7 +53,7 @@ impl Known<'_> {
     pub(super) fn by_annotations(&self) -> Self {
         let mut known = self.clone();
         known.expected.retain(|mesh| {
-            mesh.sidecar().is_some_and(|sidecar| sidecar.told_by == ToldBy::Annotations)
+            mesh.sidecar().is_some_and(|sidecar| sidecar.reported_by == ReportedBy::Annotations)
         });
         known
     }
@@ -128,7 +128,7 @@ impl Known<'_> {
     ) -> Option<(&'static str, &'static str)> {
         // Of a mesh whose annotations tell all, nothing of what was found is needed.
         let counts = |mesh: &Mesh| {
-            mesh.sidecar().is_none_or(|sidecar| sidecar.told_by != ToldBy::Annotations)
+            mesh.sidecar().is_none_or(|sidecar| sidecar.reported_by != ReportedBy::Annotations)
         };
         let meshes = [Mesh::Istio].into_iter().chain(self.expected.iter().copied());
         let torn = |mesh: &Mesh| {
@@ -146,7 +146,7 @@ impl Known<'_> {
         if matches!(why, NoPod | Namespace(_) | Agent) {
             return Vec::new();
         }
-        let told = |mesh: Mesh| {
+        let reported = |mesh: Mesh| {
             let (sidecar, key) = (mesh.sidecar()?, mesh.key()?);
             let (how, unless) = match (sidecar.decide)(pod) {
                 sidecar::Decision::Capture if sidecar.has_proxy(pod) => {
@@ -167,7 +167,7 @@ impl Known<'_> {
             ))
         };
         let others = Mesh::OTHERS.into_iter().filter(|mesh| !self.expected.contains(mesh));
-        others.filter_map(told).collect()
+        others.filter_map(reported).collect()
     }
 }
 

@@ -60,7 +60,7 @@ fn resolved(pod: PodFacts, config: &Config, fake: &mut Fake) -> Result<Decided, 
 }
 
 fn uid(decided: &Decided) -> u32 {
-    let Verdict::Capture(captured) = &decided.verdict else { panic!("{decided:?}") };
+    let Disposition::Capture(captured) = &decided.verdict else { panic!("{decided:?}") };
     captured.policy.proxy.uids[0].value.get()
 }
 
@@ -69,7 +69,7 @@ fn pods_that_annotations_show_to_be_outside_ask_nobody() {
     for annotations in [&[][..], &[("x", "y")][..]] {
         let mut fake = Fake { api: Some(Ok(full(7))), ..Fake::default() };
         let decided = resolved(pod(Some(annotations)), &config(""), &mut fake).unwrap();
-        assert!(matches!(decided.verdict, Verdict::Pass(_)));
+        assert!(matches!(decided.verdict, Disposition::Pass(_)));
         assert_eq!(fake.asked, []);
     }
 }
@@ -79,7 +79,7 @@ fn an_excluded_namespace_passes_when_nothing_is_known_and_nobody_answers() {
     let config = config(r#","exclude_namespaces":["b"]"#);
     let mut fake = Fake::default();
     let decided = resolved(pod(None), &config, &mut fake).unwrap();
-    assert!(matches!(decided.verdict, Verdict::Pass(Passed::Namespace(_))));
+    assert!(matches!(decided.verdict, Disposition::Pass(Passed::Namespace(_))));
     assert_eq!(fake.asked, []);
 }
 
@@ -146,8 +146,8 @@ fn a_proxy_whose_ids_are_of_a_range_is_never_taken_for_the_defaults() {
     let error = resolved(ranged(), &config(""), &mut down()).unwrap_err();
     assert_eq!(error.code, Code::TryAgain);
     assert!(error.msg.contains(SCC) && error.msg.contains("down"), "{}", error.msg);
-    let told = config(r#","proxy_uid":9"#);
-    assert_eq!(uid(&resolved(ranged(), &told, &mut down()).unwrap()), 9);
+    let reported = config(r#","proxy_uid":9"#);
+    assert_eq!(uid(&resolved(ranged(), &reported, &mut down()).unwrap()), 9);
     let any = pod(Some(&[(STATUS, SIDECAR), (SCC, "anyuid")]));
     assert_eq!(uid(&resolved(any, &config(""), &mut down()).unwrap()), 1337);
 }
@@ -178,7 +178,7 @@ fn what_annotations_prove_is_not_unproved_by_who_knows_no_proxy() {
     // Where annotations don't name it, the containers tell.
     let unclear = pod(Some(&[(STATUS, "true")]));
     let decided = resolved(unclear, &config(""), &mut both()).unwrap();
-    assert!(matches!(decided.verdict, Verdict::Pass(Passed::NoProxy)));
+    assert!(matches!(decided.verdict, Disposition::Pass(Passed::NoProxy)));
 }
 
 #[test]
@@ -186,10 +186,10 @@ fn a_container_outside_kubernetes_is_captured_by_the_configuration_alone() {
     let nobody = || PodFacts { name: Some("c1".to_owned()), ..PodFacts::default() };
     let mut fake = Fake::default();
     let decided = resolved(nobody(), &config(""), &mut fake).unwrap();
-    assert!(matches!(decided.verdict, Verdict::Pass(Passed::NoPod)));
+    assert!(matches!(decided.verdict, Disposition::Pass(Passed::NoPod)));
     let text = format!(r#","annotations":{{"{STATUS}":{}}}"#, serde_json::json!(SIDECAR));
     let decided = resolved(nobody(), &config(&text), &mut fake).unwrap();
-    assert!(matches!(decided.verdict, Verdict::Capture(_)));
+    assert!(matches!(decided.verdict, Disposition::Capture(_)));
     assert_eq!(decided.origins, [Origin::Configuration]);
     let unclear = config(&format!(r#","annotations":{{"{STATUS}":"true"}}"#));
     let error = resolved(nobody(), &unclear, &mut fake).unwrap_err();
@@ -202,11 +202,11 @@ fn a_pod_whose_name_is_not_told_is_decided_by_its_annotations() {
     let nameless = |annotations| PodFacts { name: None, namespace: None, ..pod(annotations) };
     let mut fake = Fake::default();
     let mut of = |annotations| resolved(nameless(annotations), &config(""), &mut fake);
-    assert!(matches!(of(Some(&[(STATUS, SIDECAR)])).unwrap().verdict, Verdict::Capture(_)));
+    assert!(matches!(of(Some(&[(STATUS, SIDECAR)])).unwrap().verdict, Disposition::Capture(_)));
     let plain = of(Some(&[])).unwrap();
-    assert!(matches!(plain.verdict, Verdict::Pass(Passed::NoPod)));
+    assert!(matches!(plain.verdict, Disposition::Pass(Passed::NoPod)));
     assert_eq!(of(Some(&[(STATUS, "true")])).unwrap_err().code, Code::TryAgain);
-    assert!(matches!(of(None).unwrap().verdict, Verdict::Pass(Passed::NoPod)));
+    assert!(matches!(of(None).unwrap().verdict, Disposition::Pass(Passed::NoPod)));
 }
 
 #[test]

@@ -59,12 +59,12 @@ fn soon(deadline: Instant) -> Instant {
 
 /// Say this, and hear a line, all of it before the deadline.
 fn talk(mut stream: UnixStream, request: &str, deadline: Instant) -> Result<Vec<u8>, String> {
-    let told = |error: io::Error| match error.kind() {
+    let reported = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock => "no answer in time".to_owned(),
         _ => error.to_string(),
     };
     // It is shorter than any socket's buffer, which the peer would have to have filled.
-    stream.write_all(request.as_bytes()).map_err(told)?;
+    stream.write_all(request.as_bytes()).map_err(reported)?;
     let mut line = Vec::new();
     let mut part = [0; 16 * 1024];
     loop {
@@ -72,10 +72,10 @@ fn talk(mut stream: UnixStream, request: &str, deadline: Instant) -> Result<Vec<
         if left.is_zero() {
             return Err("no answer in time".to_owned());
         }
-        stream.set_read_timeout(Some(left)).map_err(told)?;
+        stream.set_read_timeout(Some(left)).map_err(reported)?;
         let count = match stream.read(&mut part) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            read => read.map_err(told)?,
+            read => read.map_err(reported)?,
         };
         let end = part[..count].iter().position(|byte| *byte == b'\n');
         line.extend_from_slice(&part[..end.unwrap_or(count)]);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     /// What is made of what an agent says.
-    fn told(say: impl FnOnce(&UnixStream) + Send + 'static) -> Result<PodFacts, String> {
+    fn reported(say: impl FnOnce(&UnixStream) + Send + 'static) -> Result<PodFacts, String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -146,7 +146,7 @@ mod tests {
     }
 
     fn answered(answer: &'static str) -> Result<PodFacts, String> {
-        told(move |mut stream| stream.write_all(answer.as_bytes()).unwrap())
+        reported(move |mut stream| stream.write_all(answer.as_bytes()).unwrap())
     }
 
     #[test]
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn the_time_is_for_all_of_an_answer_and_not_for_each_byte() {
         let began = Instant::now();
-        let error = told(move |mut stream| {
+        let error = reported(move |mut stream| {
             while stream.write_all(b" ").is_ok() && began.elapsed() < Duration::from_secs(30) {
                 thread::sleep(Duration::from_millis(20));
             }
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn an_answer_without_end_is_given_up() {
-        let error = told(|mut stream| while stream.write_all(&[b' '; 4096]).is_ok() {});
+        let error = reported(|mut stream| while stream.write_all(&[b' '; 4096]).is_ok() {});
         let error = error.unwrap_err();
         // A machine that is slow enough sees the deadline first.
         assert!(error.contains("longer than") || error.contains("in time"), "{error}");

@@ -9,7 +9,7 @@ use serde_json::{Map, json};
 
 use super::{Job, Served, enter, failed};
 use crate::capture::Want;
-use crate::decide::{Origin, Verdict, resolve};
+use crate::decide::{Disposition, Origin, resolve};
 use crate::level::Level;
 use crate::lookup::Configured;
 use crate::mesh::Mesh;
@@ -37,12 +37,12 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<Served, CniError> {
     }
     job.log.know("knownFrom", json!(decided.origins));
     let captured = match &decided.verdict {
-        Verdict::Pass(why) => {
+        Disposition::Pass(why) => {
             let reason = Map::from_iter([("reason".to_owned(), json!(decided.passed(why)))]);
             job.log.done(Level::Info, "not captured", reason);
             return Ok(Served::new(result, Outcome::Passed));
         }
-        Verdict::Capture(captured) => captured.as_ref().clone(),
+        Disposition::Capture(captured) => captured.as_ref().clone(),
     };
     if captured.mesh != Mesh::Istio {
         job.log.debug("annotations of the pod count, those of its namespace are not asked for");
@@ -96,8 +96,8 @@ fn not_started(error: CniError) -> CniError {
 
 /// A note that can't be written costs CHECK a lookup, and GC a pod that it does not know.
 fn note(job: &mut Job<'_>, netns: &Path, id: &str, pod: &PodFacts, mesh: Mesh) {
-    let told = job.config.pod_annotations.is_some();
-    let note = Note::new(pod, mesh, told, netns, id.to_owned());
+    let reported = job.config.pod_annotations.is_some();
+    let note = Note::new(pod, mesh, reported, netns, id.to_owned());
     let notes = Notes::new(&job.config.state_dir);
     if let Err(error) = notes.write(&job.config.network, &job.request.attachment, &note) {
         let folder = job.config.state_dir.display();

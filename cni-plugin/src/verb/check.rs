@@ -5,7 +5,7 @@ use serde_json::Map;
 use super::{Job, Served, enter, failed};
 use crate::capture::Want;
 use crate::config::Config;
-use crate::decide::{Captured, Origin, Verdict, resolve};
+use crate::decide::{Captured, Disposition, Origin, resolve};
 use crate::level::Level;
 use crate::lookup::Configured;
 use crate::mesh::Mesh;
@@ -34,8 +34,8 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<Served, CniError> {
     let mut sources = Configured { config: &job.config, deadline: job.deadline };
     let decided = resolve(pod, origin, &job.config, job.env.clone(), &mut sources)?;
     let wanted = match &decided.verdict {
-        Verdict::Capture(captured) => Some(captured.mesh),
-        Verdict::Pass(_) => None,
+        Disposition::Capture(captured) => Some(captured.mesh),
+        Disposition::Pass(_) => None,
     };
     if let Some(of) = noted.filter(|of| is_other(*of, wanted, &job.config)) {
         let now = wanted.map_or_else(
@@ -47,7 +47,7 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<Served, CniError> {
     for warning in &decided.warnings {
         job.log.debug(warning);
     }
-    let Verdict::Capture(captured) = decided.verdict else {
+    let Disposition::Capture(captured) = decided.verdict else {
         job.log.done(Level::Debug, "not captured, as wanted", Map::new());
         return Ok(Served::new(String::new(), Outcome::Passed));
     };

@@ -100,11 +100,11 @@ fn release(
         let msg = format!("there is no note on the pod, and it may be on another network: {other}");
         return Err(CniError::new(Code::TryAgain, msg));
     }
-    take_back(&mut pod, bpffs, noted, until)
+    roll_back(&mut pod, bpffs, noted, until)
 }
 
 /// Take the rules out of the calling thread's namespace, and its entry.
-pub(super) fn take_back(
+pub(super) fn roll_back(
     pod: &mut Pod,
     bpffs: &Path,
     noted: Option<Mesh>,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::capture::{explained, transaction};
 use crate::config::{Config, object};
-use crate::decide::{Captured, Decided, Origin, Verdict, called, resolve, told};
+use crate::decide::{Captured, Decided, Disposition, Origin, called, reported, resolve};
 use crate::lookup::Configured;
 use crate::protocol::{CniError, Code, Environment, Object, PodArgs};
 
@@ -53,7 +53,7 @@ fn decided(env: &Environment, stdin: &str, began: Instant) -> Result<(Config, De
     let args = PodArgs::parse(args)
         .map_err(|error| CniError::new(Code::BadEnvironment, error.to_string()))?;
     let mut sources = Configured { config: &config, deadline: began + config.deadline };
-    let pod = told(args, &config);
+    let pod = reported(args, &config);
     let whom = called(&pod);
     let decided = resolve(pod, Origin::Runtime, &config, env.clone(), &mut sources);
     let decided = decided.map_err(|error| {
@@ -107,8 +107,8 @@ fn entry(object: Object) -> Result<(Object, Option<String>), CniError> {
 
 fn to_json(config: &Config, decided: &Decided) -> Value {
     let (outcome, mesh, reason, rules) = match &decided.verdict {
-        Verdict::Pass(why) => ("pass", None, decided.passed(why), None),
-        Verdict::Capture(captured) => {
+        Disposition::Pass(why) => ("pass", None, decided.passed(why), None),
+        Disposition::Capture(captured) => {
             let mesh = captured.mesh;
             let rules = transaction(&desired(captured));
             ("capture", Some(mesh), mesh.why().to_owned(), Some(rules))
@@ -146,10 +146,10 @@ fn to_text(config: &Config, decided: &Decided) -> String {
         .collect();
     text.push_str(&format!("known from: {}\n", origins.join(", ")));
     match &decided.verdict {
-        Verdict::Pass(why) => {
+        Disposition::Pass(why) => {
             text.push_str(&format!("{whom} is not captured: {}\n", decided.passed(why)));
         }
-        Verdict::Capture(captured) => {
+        Disposition::Capture(captured) => {
             let rules = explained(&desired(captured));
             text.push_str(&format!("{whom} is captured: {}\n{rules}", captured.mesh.why()));
         }
@@ -174,13 +174,13 @@ mod tests {
 
     #[test]
     fn a_whole_list_is_explained_by_its_entry() {
-        let told = |plugins: &Value| {
+        let reported = |plugins: &Value| {
             let list = json!({ "cniVersion": "1.0.0", "name": "net", "plugins": plugins });
             explain(&Environment::new(), &list.to_string(), false)
         };
         let ours = json!({ "type": "millrace-cni", "exclude_namespaces": ["default"] });
         let other = json!({ "type": "bridge" });
-        let (good, text) = told(&json!([other, ours]));
+        let (good, text) = reported(&json!([other, ours]));
         assert!(good && text.contains("entry 2 of type millrace-cni was taken"), "{text}");
         assert!(text.contains("namespace default is excluded"), "{text}");
         for (plugins, part) in [
@@ -189,7 +189,7 @@ mod tests {
             (json!([{}]), "((no type)), and none"),
             (json!(7), "can't be read"),
         ] {
-            let (good, text) = told(&plugins);
+            let (good, text) = reported(&plugins);
             assert!(!good && text.contains("code 7") && text.contains(part), "{text}");
         }
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use millrace_host::netns::NetnsRef;
 use serde_json::{Map, json};
 
-use super::del::{collect, take_back};
+use super::del::{collect, roll_back};
 use super::{Job, MOMENT, enter};
 use crate::level::Level;
 use crate::note::{Note, Notes};
@@ -88,15 +88,15 @@ fn release(
     if kept.as_ref().map_err(Clone::clone)?.contains(&note.netns_id) {
         return Ok(());
     }
-    let told = |CniError { msg, details, .. }| format!("{msg} {details}");
-    let netns = target::open(Some(&note.netns)).map_err(told)?;
+    let reported = |CniError { msg, details, .. }| format!("{msg} {details}");
+    let netns = target::open(Some(&note.netns)).map_err(reported)?;
     let until = job.deadline.min(Instant::now() + MOMENT);
     // On a thread of its own, since this one has to see the host's namespace again.
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let mut pod = enter(&netns, &note.netns)?;
-            take_back(&mut pod, &job.config.bpffs, Some(note.mesh), until)
+            roll_back(&mut pod, &job.config.bpffs, Some(note.mesh), until)
         });
-        thread.join().unwrap_or_else(|panic| resume_unwind(panic)).map(drop).map_err(told)
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic)).map(drop).map_err(reported)
     })
 }

@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 
 use crate::capture::Pod;
 use crate::config::{Config, Places, object, version_text};
-use crate::decide::{called, told};
+use crate::decide::{called, reported};
 use crate::level::Level;
 use crate::log::{Log, line};
 use crate::outcome::Outcome;
@@ -193,7 +193,7 @@ impl<'e> Job<'e> {
         }
         let args = PodArgs::parse(&request.args)
             .map_err(|error| CniError::new(Code::BadEnvironment, error.to_string()))?;
-        let pod = told(args, &config);
+        let pod = reported(args, &config);
         let log = Log::new(&config.log, context(request, &pod), began);
         bound(false, began, config.deadline, config.version);
         let deadline = began + config.deadline;

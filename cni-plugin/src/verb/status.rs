@@ -3,8 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millrace_core::dialect::sidecar::ToldBy;
-use millrace_core::preflight::{self, Verdict};
+use millrace_core::dialect::sidecar::ReportedBy;
+use millrace_core::preflight::{self, Support};
 use millrace_host::preflight::look;
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Map;
@@ -63,7 +63,7 @@ fn backend(wanted: Backend) -> Result<(), String> {
             format!("namespaces can't be entered ({errno}): the capability SYS_ADMIN is missing")
         })?;
     let verdicts = preflight::verdicts(&findings, &preflight::Use::default(), &[]);
-    let fits = |v: &&Verdict| match (wanted, v.backend) {
+    let fits = |v: &&Support| match (wanted, v.backend) {
         // `auto` has to work where the node's programs are not loaded as well.
         (_, preflight::Backend::Ebpf) => false,
         (Backend::Auto | Backend::Ebpf, _) => true,
@@ -74,7 +74,7 @@ fn backend(wanted: Backend) -> Result<(), String> {
     if fitting.clone().any(|v| v.works) {
         return Ok(());
     }
-    let lacks = |v: &Verdict| format!("{} lacks {}", v.backend.as_str(), v.missing.join(", "));
+    let lacks = |v: &Support| format!("{} lacks {}", v.backend.as_str(), v.missing.join(", "));
     Err(fitting.by_ref().map(lacks).collect::<Vec<_>>().join("; "))
 }
 
@@ -90,8 +90,9 @@ fn sources(job: &mut Job<'_>) -> Result<(), String> {
             Err(why) => failures.push(format!("the node agent: {why}")),
         }
     }
-    let tells =
-        |mesh: &Mesh| mesh.sidecar().is_none_or(|sidecar| sidecar.told_by == ToldBy::Annotations);
+    let tells = |mesh: &Mesh| {
+        mesh.sidecar().is_none_or(|sidecar| sidecar.reported_by == ReportedBy::Annotations)
+    };
     let annotations_tell =
         config.tells_annotations != Some(false) && config.expected.keys().all(tells);
     if annotations_tell && config.proxy_identity != ProxyIdentity::Lookup {

@@ -80,7 +80,7 @@ pub(super) fn ahead(program: &mut Program, policy: &CapturePolicy) {
             put(program, Table::Nat, when, Verdict::Pass, reason);
         }
     }
-    if by_tcp == DnsTcp::LeftAlone {
+    if by_tcp == DnsTcp::Bypassed {
         let mut when = vec![tcp(), to_port(DNS)];
         when.extend(owners(policy).map(|(owner, _)| not_of(&owner)));
         let reason = why(&dns.source, "DNS queries by TCP are left alone");

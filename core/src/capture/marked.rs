@@ -34,7 +34,7 @@ pub(super) fn capture(program: &mut Program, policy: &CapturePolicy, marks: &Pro
     restore_marks(program, marks);
     outbound::exclusions(program, policy, Phase::First);
     queries(program, policy, marks.proxy);
-    left_alone(program, policy, marks);
+    bypassed(program, policy, marks);
     outbound::exclusions(program, policy, Phase::Last);
     captured_outbound(program, policy, marks.proxy);
 }
@@ -224,7 +224,7 @@ fn queries(program: &mut Program, policy: &CapturePolicy, proxy: Masked) {
 }
 
 /// Answers to the proxy, and what stays in the pod.
-fn left_alone(program: &mut Program, policy: &CapturePolicy, marks: &ProxyMarks) {
+fn bypassed(program: &mut Program, policy: &CapturePolicy, marks: &ProxyMarks) {
     let reason = why(&Source::Always, "what belongs to a connection of the proxy is left alone");
     let place = begins(Branch::Outbound, Role::Proxy);
     program.add(place, [tcp(), marked(marks.connection)], Verdict::Accept, reason);

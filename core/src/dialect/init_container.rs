@@ -4,7 +4,7 @@ use crate::pod::{Container, Elsewhere, expand};
 
 /// What an init container does can't be told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotTold {
+pub enum NotStated {
     /// A value that matters is not in the manifest.
     #[error("init container {container}: {source}")]
     Elsewhere {
@@ -34,12 +34,12 @@ pub(super) fn words(
     container: &Container,
     tools: &[&'static str],
     before: usize,
-) -> Result<Vec<String>, NotTold> {
+) -> Result<Vec<String>, NotStated> {
     let words = container.command.iter().chain(&container.args);
     let words: Vec<String> = words
         .map(|word| expand(word, container))
         .collect::<Result<_, _>>()
-        .map_err(|source| NotTold::Elsewhere { container: container.name.clone(), source })?;
+        .map_err(|source| NotStated::Elsewhere { container: container.name.clone(), source })?;
     let is_tool = |word: &String| tools.iter().any(|tool| word.rsplit('/').next() == Some(*tool));
     match words.iter().take(before).position(is_tool) {
         Some(at) => Ok(words[at + 1..].to_vec()),
@@ -49,7 +49,7 @@ pub(super) fn words(
         {
             Ok(words)
         }
-        None => Err(NotTold::Program {
+        None => Err(NotStated::Program {
             container: container.name.clone(),
             program: words.into_iter().take(before).collect::<Vec<_>>().join(" "),
             tool: tools.first().copied().unwrap_or_default(),

@@ -17,11 +17,11 @@ use crate::source::{Source, Sourced};
 
 /// Whether a manifest asks for a proxy of a mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum ProxyRequest {
     /// It says nothing of it.
     Unsaid,
     /// It is to have one.
-    Wanted,
+    Requested,
     /// It is to have none.
     Refused,
     /// What it says is no answer.
@@ -133,7 +133,7 @@ impl Injector {
     }
 
     /// What the manifest asks for, in the field that the injector reads.
-    pub fn wish(&self, pod: &PodFacts) -> Wish {
+    pub fn request(&self, pod: &PodFacts) -> ProxyRequest {
         let fields = match self.asked.field {
             Field::Annotation => pod.annotations.as_ref(),
             Field::Label => pod.labels.as_ref(),
@@ -142,19 +142,19 @@ impl Injector {
     }
 
     /// What a namespace asks for, for pods that say nothing.
-    pub fn wish_of(&self, namespace: &Namespace) -> Wish {
+    pub fn request_of(&self, namespace: &Namespace) -> ProxyRequest {
         self.wished(Some(match self.asked.field {
             Field::Annotation => &namespace.annotations,
             Field::Label => &namespace.labels,
         }))
     }
 
-    fn wished(&self, fields: Option<&BTreeMap<String, String>>) -> Wish {
+    fn wished(&self, fields: Option<&BTreeMap<String, String>>) -> ProxyRequest {
         match fields.and_then(|fields| fields.get(self.asked.name)).map(String::as_str) {
-            None => Wish::Unsaid,
-            Some(text) if self.asked.yes.contains(&text) => Wish::Wanted,
-            Some(text) if self.asked.no.contains(&text) => Wish::Refused,
-            Some(_) => Wish::Unclear,
+            None => ProxyRequest::Unsaid,
+            Some(text) if self.asked.yes.contains(&text) => ProxyRequest::Requested,
+            Some(text) if self.asked.no.contains(&text) => ProxyRequest::Refused,
+            Some(_) => ProxyRequest::Unclear,
         }
     }
 
@@ -178,7 +178,8 @@ pub fn meshes_of(pod: &PodFacts, namespace: Option<&Namespace>) -> Vec<&'static 
     if !injected.is_empty() {
         return injected;
     }
-    let wanted: Vec<_> = all().filter(|injector| injector.wish(pod) == Wish::Wanted).collect();
+    let wanted: Vec<_> =
+        all().filter(|injector| injector.request(pod) == ProxyRequest::Requested).collect();
     if !wanted.is_empty() {
         return wanted;
     }
@@ -192,8 +193,9 @@ pub fn meshes_of(pod: &PodFacts, namespace: Option<&Namespace>) -> Vec<&'static 
         return spoken;
     }
     let asks = |injector: &&Injector| {
-        let of_namespace = namespace.map(|namespace| injector.wish_of(namespace));
-        of_namespace == Some(Wish::Wanted) && injector.wish(pod) == Wish::Unsaid
+        let of_namespace = namespace.map(|namespace| injector.request_of(namespace));
+        of_namespace == Some(ProxyRequest::Requested)
+            && injector.request(pod) == ProxyRequest::Unsaid
     };
     all().filter(asks).collect()
 }

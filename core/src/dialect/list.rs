@@ -37,12 +37,12 @@ const MOST_WRONG: usize = 100;
 
 /// Reads values and collects what is wrong with them.
 #[derive(Debug, Default)]
-pub struct Reader {
+pub struct ValueReader {
     errors: ConfigErrors,
     noted: HashSet<ConfigError>,
 }
 
-impl Reader {
+impl ValueReader {
     /// Note that a value is wrong.
     pub fn wrong(&mut self, source: &Source, value: &str, expected: impl Into<String>) {
         self.note(source, value, expected.into(), false);
@@ -168,7 +168,7 @@ mod tests {
     /// Verify that a list is read up to its bound, and that the error names the bound.
     #[test]
     fn a_list_has_a_bound_that_is_named() {
-        let mut reader = Reader::default();
+        let mut reader = ValueReader::default();
         assert_eq!(reader.list::<PortRange>(&text(65_536, "80")).len(), 65_536);
         assert_eq!(reader.names::<Uid>(&text(1024, "1")).len(), 1024);
         assert!(!reader.failed());
@@ -183,7 +183,7 @@ mod tests {
     /// Verify that of very many wrong items the first are told, and how many there are.
     #[test]
     fn very_many_wrong_items_are_counted() {
-        let mut reader = Reader::default();
+        let mut reader = ValueReader::default();
         let wrong: Vec<String> = (70_000..70_300).map(|port| port.to_string()).collect();
         let list = Sourced::new(wrong.join(","), Source::Flag("--ports".to_owned()));
         assert!(reader.list::<PortRange>(&list).is_empty());

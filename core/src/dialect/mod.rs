@@ -24,8 +24,8 @@ mod resolv_conf;
 pub mod sidecar;
 
 pub use error::{ConfigError, ConfigErrors};
-pub use init_container::NotTold;
-pub use list::Reader;
+pub use init_container::NotStated;
+pub use list::ValueReader;
 pub use raw::{FileValues, Raw};
 
 use crate::iptables::Dump;
@@ -37,7 +37,7 @@ use crate::source::Source;
 /// A mesh, and what its rules mean that is not written in them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mesh {
-    /// Its name.
+    /// As it is printed; that of the project, not of a tool.
     pub name: &'static str,
     /// What it takes for granted.
     pub conventions: Conventions,

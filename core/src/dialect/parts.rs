@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::list::{Most, Reader, items};
+use super::list::{Most, ValueReader, items};
 use super::resolv_conf;
 use crate::capture::SELF_CALL_MARK;
 use crate::facts::HostFacts;
@@ -16,7 +16,7 @@ use crate::value::{Cidr, Gid, GroupName, Mark, PortRange};
 const MAX_GROUPS: usize = 64;
 
 /// The IPv4 network that counts as localhost.
-pub(super) fn localhost(reader: &mut Reader, text: &Sourced<String>) -> Option<Sourced<Cidr>> {
+pub(super) fn localhost(reader: &mut ValueReader, text: &Sourced<String>) -> Option<Sourced<Cidr>> {
     let cidr = text
         .value
         .parse::<Cidr>()
@@ -30,7 +30,7 @@ pub(super) fn localhost(reader: &mut Reader, text: &Sourced<String>) -> Option<S
 }
 
 /// The mark for TPROXY, which must not be the one for the proxy's calls to its own pod.
-pub(super) fn mark(reader: &mut Reader, text: &Sourced<String>) -> Option<Sourced<Mark>> {
+pub(super) fn mark(reader: &mut ValueReader, text: &Sourced<String>) -> Option<Sourced<Mark>> {
     let mark: Sourced<Mark> = reader.one(text)?;
     if mark.value.get() == SELF_CALL_MARK {
         let expected = "mark 1338 is used for the proxy's calls to its own pod: take another";
@@ -53,7 +53,7 @@ pub(super) enum Beside {
 
 /// `*`, ports, or nothing.
 pub(super) fn inbound(
-    reader: &mut Reader,
+    reader: &mut ValueReader,
     ports: Sourced<String>,
     except: &Sourced<String>,
     beside: Beside,
@@ -81,7 +81,7 @@ pub(super) fn inbound(
 }
 
 /// `*`, networks, or nothing.
-pub(super) fn networks(reader: &mut Reader, text: Sourced<String>) -> NetworkSelection {
+pub(super) fn networks(reader: &mut ValueReader, text: Sourced<String>) -> NetworkSelection {
     match text.value.as_str() {
         "*" => NetworkSelection::All(text.source),
         _ => NetworkSelection::Only(reader.list(&text)),
@@ -91,7 +91,7 @@ pub(super) fn networks(reader: &mut Reader, text: Sourced<String>) -> NetworkSel
 /// `*` with exceptions, or groups only. Where `known` groups are given a name must be one of
 /// them: iptables would fail on it half-way.
 pub(super) fn groups(
-    reader: &mut Reader,
+    reader: &mut ValueReader,
     include: Sourced<String>,
     exclude: &Sourced<String>,
     known: Option<&BTreeMap<GroupName, Gid>>,
@@ -108,7 +108,7 @@ pub(super) fn groups(
 }
 
 fn owners(
-    reader: &mut Reader,
+    reader: &mut ValueReader,
     text: &Sourced<String>,
     known: Option<&BTreeMap<GroupName, Gid>>,
 ) -> Vec<Sourced<Owner>> {
@@ -136,7 +136,7 @@ pub(super) fn server(item: &str) -> Result<IpAddr, String> {
 /// The name servers of `/etc/resolv.conf`, which `asked_by` needs; an error when it can't be
 /// read.
 pub(super) fn resolvers(
-    reader: &mut Reader,
+    reader: &mut ValueReader,
     facts: &HostFacts,
     asked_by: &Source,
 ) -> Option<Vec<Sourced<IpAddr>>> {

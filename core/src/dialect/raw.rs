@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use super::flags::{BETWEEN, Kind, Words};
-use super::{Reader, go};
+use super::{ValueReader, go};
 use crate::source::{Source, Sourced};
 
 /// Flags and variables as they were typed for a tool.
@@ -103,7 +103,7 @@ impl<W: Words> Raw<W> {
     }
 
     /// A switch. A malformed one is false here, and an error in `reader`.
-    pub fn switch(&self, reader: &mut Reader, long: &'static str) -> Sourced<bool> {
+    pub fn switch(&self, reader: &mut ValueReader, long: &'static str) -> Sourced<bool> {
         let text = self.text(long);
         let value = go::parse_bool(&text.value).unwrap_or_else(|error| {
             unreadable(reader, &text, error.to_string());
@@ -113,7 +113,7 @@ impl<W: Words> Raw<W> {
     }
 
     /// A duration, as [`Raw::switch`].
-    pub fn duration(&self, reader: &mut Reader, long: &'static str) -> std::time::Duration {
+    pub fn duration(&self, reader: &mut ValueReader, long: &'static str) -> std::time::Duration {
         let text = self.text(long);
         go::parse_duration(&text.value).unwrap_or_else(|error| {
             unreadable(reader, &text, error.to_string());
@@ -124,7 +124,7 @@ impl<W: Words> Raw<W> {
 
 /// A value that the reference's own command line parser would have refused is a usage error on
 /// the command line, and an error like any other in the environment.
-pub(super) fn unreadable(reader: &mut Reader, text: &Sourced<String>, expected: String) {
+pub(super) fn unreadable(reader: &mut ValueReader, text: &Sourced<String>, expected: String) {
     match text.source {
         Source::Flag(_) => reader.unusable(&text.source, &text.value, expected),
         _ => reader.wrong(&text.source, &text.value, expected),
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn the_second_variable_overrides_the_first() {
         let r = raw(&[], &[("REDIRECT_DNS", "true"), ("ISTIO_META_DNS_CAPTURE", "false")]);
-        let mut reader = Reader::default();
+        let mut reader = ValueReader::default();
         assert!(!r.switch(&mut reader, "redirect-dns").value);
         assert!(!reader.failed());
     }
@@ -172,21 +172,21 @@ mod tests {
     fn an_empty_variable_is_a_text_and_no_switch() {
         let r = raw(&[], &[("ISTIO_INBOUND_PORTS", ""), ("DRY_RUN", "")]);
         assert!(matches!(r.text("istio-inbound-ports").source, Source::Env(_)));
-        let mut reader = Reader::default();
+        let mut reader = ValueReader::default();
         assert!(!r.switch(&mut reader, "dry-run").value);
         assert!(!reader.failed());
     }
 
     #[test]
     fn a_malformed_switch_is_an_error_and_on_the_command_line_a_usage_error() {
-        let mut reader = Reader::default();
+        let mut reader = ValueReader::default();
         raw(&[], &[("REDIRECT_DNS", "yes")]).switch(&mut reader, "redirect-dns");
         let errors = reader.finish(Some(())).unwrap_err();
         assert!(!errors.usage());
         assert!(
             errors.to_string().starts_with("environment variable REDIRECT_DNS: \"yes\": a switch")
         );
-        let mut reader = Reader::default();
+        let mut reader = ValueReader::default();
         raw(&[("redirect-dns", "yes")], &[]).switch(&mut reader, "redirect-dns");
         assert!(reader.finish(Some(())).unwrap_err().usage());
     }

@@ -127,7 +127,7 @@ pub struct Captured {
 
 /// Who tells whether a pod is in a mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ToldBy {
+pub enum ReportedBy {
     /// Its annotations tell everything.
     Annotations,
     /// Its annotations tell that it has a proxy, and its containers whether one of them captures it.
@@ -150,7 +150,7 @@ pub struct Sidecar {
     /// The init container that captures a pod from inside.
     pub inside: &'static str,
     /// Who tells whether a pod is in the mesh.
-    pub told_by: ToldBy,
+    pub reported_by: ReportedBy,
     /// Decide about a pod by what is known of it.
     pub decide: fn(&PodFacts) -> Decision,
     /// The annotation by which the injector says that it put a proxy in.

@@ -9,7 +9,7 @@ use millrace_ebpf_common::{
 };
 
 use super::entry::{Entry, address};
-use super::refusal::{Refusal, Refusals};
+use super::unsupported::{Unsupported, UnsupportedParts};
 use super::{MAX_GROUPS, MAX_NETWORKS, more};
 use crate::policy::{
     CapturePolicy, Conventions, DnsCapture, DnsScope, DnsTarget, GroupSelection, IdentityMatching,
@@ -23,7 +23,7 @@ use crate::value::{Cidr, Family, Groups, ListenPort, PortRange};
 ///
 /// # Errors
 /// Everything that this backend can't do.
-pub fn compile(policy: &CapturePolicy, groups: &Groups) -> Result<Entry, Refusals> {
+pub fn compile(policy: &CapturePolicy, groups: &Groups) -> Result<Entry, UnsupportedParts> {
     let mut refusals = unable(policy);
     let mut flags = flags(policy);
     let ports = ports(policy);
@@ -32,7 +32,7 @@ pub fn compile(policy: &CapturePolicy, groups: &Groups) -> Result<Entry, Refusal
     let users: BTreeSet<u32> =
         policy.outbound.except_users.iter().map(|user| user.value.get()).collect();
     if users.len() > MAX_GROUPS {
-        refusals.push(Refusal::Users(users.len()));
+        refusals.push(Unsupported::Users(users.len()));
     }
     let (more, flow_ports) = more::compile(policy, &mut refusals);
     if !ports.is_empty() {
@@ -72,7 +72,7 @@ pub fn compile(policy: &CapturePolicy, groups: &Groups) -> Result<Entry, Refusal
     if refusals.is_empty() {
         Ok(Entry { pod, more, networks, ports, flow_ports, groups, users })
     } else {
-        Err(Refusals(refusals))
+        Err(UnsupportedParts(refusals))
     }
 }
 
@@ -81,27 +81,27 @@ fn fill(places: &mut [u32], ids: impl Iterator<Item = u32>) -> u32 {
 }
 
 /// What of the policy's kind this backend has no means for.
-fn unable(policy: &CapturePolicy) -> Vec<Refusal> {
+fn unable(policy: &CapturePolicy) -> Vec<Unsupported> {
     let mut refusals = Vec::new();
     if let InboundMode::Tproxy { source, .. } = &policy.inbound.mode {
-        refusals.push(Refusal::Tproxy(source.clone()));
+        refusals.push(Unsupported::Tproxy(source.clone()));
     }
     if policy.proxy.marks.is_some() || !policy.inbound.probes.is_empty() {
-        refusals.push(Refusal::Marks);
+        refusals.push(Unsupported::Marks);
     }
     if let Some(source) = &policy.drop_invalid {
-        refusals.push(Refusal::DropInvalid(source.clone()));
+        refusals.push(Unsupported::DropInvalid(source.clone()));
     }
     if let Some(nic) = policy.interfaces.excluded.first() {
-        refusals.push(Refusal::ExcludedInterface(nic.source.clone()));
+        refusals.push(Unsupported::ExcludedInterface(nic.source.clone()));
     }
     if let Some(nic) = policy.interfaces.rerouted.first() {
-        refusals.push(Refusal::ReroutedInterface(nic.source.clone()));
+        refusals.push(Unsupported::ReroutedInterface(nic.source.clone()));
     }
     let uid = policy.proxy.uids.get(MAX_IDENTITIES).map(|uid| &uid.source);
     let gid = policy.proxy.gids.get(MAX_IDENTITIES).map(|gid| &gid.source);
     if let Some(source) = uid.or(gid) {
-        refusals.push(Refusal::Identities(source.clone()));
+        refusals.push(Unsupported::Identities(source.clone()));
     }
     refusals
 }
@@ -223,7 +223,10 @@ fn cut(bytes: [u8; 16], length: u8) -> [u8; 16] {
     (u128::from_be_bytes(bytes) & mask).to_be_bytes()
 }
 
-fn networks(policy: &CapturePolicy, refusals: &mut Vec<Refusal>) -> BTreeMap<([u8; 16], u8), u32> {
+fn networks(
+    policy: &CapturePolicy,
+    refusals: &mut Vec<Unsupported>,
+) -> BTreeMap<([u8; 16], u8), u32> {
     let mut named: BTreeMap<([u8; 16], u8), u32> = BTreeMap::new();
     let captured = |cidr: Cidr| cidr.family() == Family::V4 || policy.ipv6.value;
     let mut name = |cidr: Cidr, flag: u32| {
@@ -253,7 +256,7 @@ fn networks(policy: &CapturePolicy, refusals: &mut Vec<Refusal>) -> BTreeMap<([u
         }
     }
     if named.len() > MAX_NETWORKS {
-        refusals.push(Refusal::Networks(named.len()));
+        refusals.push(Unsupported::Networks(named.len()));
     }
     // A network of IPv6 says nothing of IPv4, also when it is so large that it has IPv4 in it.
     let around =
@@ -277,7 +280,7 @@ fn networks(policy: &CapturePolicy, refusals: &mut Vec<Refusal>) -> BTreeMap<([u
 fn named_groups(
     policy: &CapturePolicy,
     numbers: &Groups,
-    refusals: &mut Vec<Refusal>,
+    refusals: &mut Vec<Unsupported>,
 ) -> BTreeSet<u32> {
     let (GroupSelection::AllExcept(groups) | GroupSelection::Only { groups, .. }) =
         &policy.outbound.groups;
@@ -292,16 +295,16 @@ fn named_groups(
                     named.insert(gid.get());
                 }
                 None => {
-                    refusals.push(Refusal::UnknownGroup(name.clone(), group.source.clone()));
+                    refusals.push(Unsupported::UnknownGroup(name.clone(), group.source.clone()));
                 }
             },
             Owner::Uid(_) | Owner::Uids(_) => {
-                refusals.push(Refusal::UserForGroup(group.source.clone()));
+                refusals.push(Unsupported::UserForGroup(group.source.clone()));
             }
         }
     }
     if named.len() > MAX_GROUPS {
-        refusals.push(Refusal::Groups(named.len()));
+        refusals.push(Unsupported::Groups(named.len()));
     }
     named
 }

@@ -7,14 +7,14 @@ mod judge;
 mod more;
 mod order;
 mod read;
-mod refusal;
+mod unsupported;
 
 pub use compile::compile;
 pub use entry::{Addresses, Entry, IdError, IdMap};
 pub use judge::judge;
 pub use order::{Earlier, Order};
 pub use read::{NoPolicy, read};
-pub use refusal::{Refusal, Refusals};
+pub use unsupported::{Unsupported, UnsupportedParts};
 
 use std::net::IpAddr;
 
@@ -61,7 +61,7 @@ pub fn sources(pod: &Pod) -> impl Iterator<Item = IpAddr> {
 }
 
 /// As much of it as is here.
-pub fn beside_found(observed: &Observed) -> Ruleset {
+pub fn beside_observed(observed: &Observed) -> Ruleset {
     let has = |family: &Family| observed.localhost_ways.iter().any(|way| way.family == *family);
     let ways = Family::ALL.into_iter().filter(&has).collect();
     let passthrough = observed.passthrough_link.is_some();

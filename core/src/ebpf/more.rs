@@ -10,7 +10,7 @@ use millrace_ebpf_common::{
 
 use super::compile::set;
 use super::entry::{Entry, address};
-use super::refusal::Refusal;
+use super::unsupported::Unsupported;
 use crate::policy::{
     CapturePolicy, DnsConvention, DnsScope, DnsServer, DnsTarget, DnsTcp, ExceptPorts, Flow, Phase,
 };
@@ -27,7 +27,10 @@ const DNS: u16 = 53;
 type FlowPorts = BTreeMap<(u32, u16), PortChunk>;
 
 /// What the programs look up beside a pod's own values.
-pub(super) fn compile(policy: &CapturePolicy, refusals: &mut Vec<Refusal>) -> (More, FlowPorts) {
+pub(super) fn compile(
+    policy: &CapturePolicy,
+    refusals: &mut Vec<Unsupported>,
+) -> (More, FlowPorts) {
     let mut more = More { flags: flags(policy), ..More::default() };
     let ports = flows(policy, &mut more, refusals);
     if let Some(DnsTarget::Servers(servers)) = policy.dns.as_ref().map(|dns| &dns.to) {
@@ -42,7 +45,7 @@ pub(super) fn compile(policy: &CapturePolicy, refusals: &mut Vec<Refusal>) -> (M
             let localhost = to == IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)
                 || to == IpAddr::V6(std::net::Ipv6Addr::LOCALHOST);
             if !localhost && !is_elsewhere(to) {
-                refusals.push(Refusal::Translated(to, server.source.clone()));
+                refusals.push(Unsupported::Translated(to, server.source.clone()));
             }
         }
     }
@@ -50,7 +53,7 @@ pub(super) fn compile(policy: &CapturePolicy, refusals: &mut Vec<Refusal>) -> (M
         let to = IpAddr::V4(own.value);
         more.own = address(to);
         if !is_elsewhere(to) {
-            refusals.push(Refusal::Translated(to, own.source.clone()));
+            refusals.push(Unsupported::Translated(to, own.source.clone()));
         }
     }
     (more, ports)
@@ -80,7 +83,7 @@ fn flags(policy: &CapturePolicy) -> u32 {
                 (MoreFlags::NO_ZONES, !zones),
                 (MoreFlags::DNS_V4, asked(Family::V4)),
                 (MoreFlags::DNS_V6, policy.ipv6.value && asked(Family::V6)),
-                (MoreFlags::DNS_TCP_ALONE, tcp == DnsTcp::LeftAlone),
+                (MoreFlags::DNS_TCP_ALONE, tcp == DnsTcp::Bypassed),
                 (MoreFlags::DNS_SPARES_PROXY, spares_proxy),
                 (MoreFlags::DNS_IN_FRONT, in_front),
             ]);
@@ -90,7 +93,7 @@ fn flags(policy: &CapturePolicy) -> u32 {
 }
 
 /// By ranges of users, the ports of TCP and of UDP that are left alone.
-fn flows(policy: &CapturePolicy, more: &mut More, refusals: &mut Vec<Refusal>) -> FlowPorts {
+fn flows(policy: &CapturePolicy, more: &mut More, refusals: &mut Vec<Unsupported>) -> FlowPorts {
     let mut by_users: BTreeMap<UidRange, [BTreeSet<u16>; 2]> = BTreeMap::new();
     for flow in &policy.outbound.except_flows {
         let Flow { protocols, ports, users } = &flow.value;
@@ -101,7 +104,7 @@ fn flows(policy: &CapturePolicy, more: &mut More, refusals: &mut Vec<Refusal>) -
         }
     }
     if by_users.len() > MAX_FLOWS {
-        refusals.push(Refusal::Flows(by_users.len()));
+        refusals.push(Unsupported::Flows(by_users.len()));
     }
     let mut chunks = FlowPorts::new();
     for ((at, (users, named)), place) in (0_u32..).zip(by_users).zip(&mut more.flows) {
@@ -209,7 +212,7 @@ pub(super) fn conventions_of(entry: &Entry) -> Conventions {
         dns: if pod.has(PodFlags::DNS_AHEAD) {
             let alone = more.has(MoreFlags::DNS_TCP_ALONE);
             DnsConvention::Ahead {
-                tcp: if alone { DnsTcp::LeftAlone } else { DnsTcp::Captured },
+                tcp: if alone { DnsTcp::Bypassed } else { DnsTcp::Captured },
                 spares_proxy: more.has(MoreFlags::DNS_SPARES_PROXY),
                 in_front: more.has(MoreFlags::DNS_IN_FRONT),
                 zones,

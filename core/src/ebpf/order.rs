@@ -38,7 +38,7 @@ impl Earlier {
         SocketBalancer::of(&self.program)
     }
 
-    fn told(&self) -> String {
+    fn reported(&self) -> String {
         let Self { id, program, hook, cgroup } = self;
         let name = match program.as_str() {
             "" => "a program without a name".to_owned(),
@@ -53,14 +53,14 @@ impl Earlier {
 
 impl Order {
     /// What is wrong with it, and what to do; none where nothing is.
-    pub fn told(&self) -> Option<String> {
+    pub fn reported(&self) -> Option<String> {
         match self {
             Self::First => None,
             Self::Unknown(why) => {
                 Some(format!("whether another program comes first can't be told: {why}"))
             }
             Self::After(earlier) => {
-                let all: Vec<String> = earlier.iter().map(Earlier::told).collect();
+                let all: Vec<String> = earlier.iter().map(Earlier::reported).collect();
                 let mut remedies: Vec<&str> = Vec::new();
                 let known = earlier.iter().filter_map(|one| Some(one.owner()?.leave_pods));
                 for remedy in known.chain([REMEDY]) {
@@ -90,24 +90,24 @@ mod tests {
 
     #[test]
     fn who_comes_first_is_named_with_what_helps() {
-        let told = |names: &[&str]| {
-            Order::After(names.iter().map(|name| earlier(name)).collect()).told().unwrap()
+        let reported = |names: &[&str]| {
+            Order::After(names.iter().map(|name| earlier(name)).collect()).reported().unwrap()
         };
-        let cilium = told(&["cil_sock4_conne", "cil_sock4_conne"]);
+        let cilium = reported(&["cil_sock4_conne", "cil_sock4_conne"]);
         let first = "the program cil_sock4_conne (id 7), which looks to be Cilium's, comes first for \
                      connect() of IPv4 in /sys/fs/cgroup";
         assert!(cilium.starts_with(first), "{cilium}");
         assert_eq!(cilium.matches("socketLB.hostNamespaceOnly=true").count(), 1, "{cilium}");
-        let calico = told(&["calico_connect_"]);
+        let calico = reported(&["calico_connect_"]);
         assert!(calico.contains("Calico's") && calico.contains("bpfConnectTimeLoad"), "{calico}");
-        let nobody = told(&[""]);
+        let nobody = reported(&[""]);
         assert!(nobody.starts_with("a program without a name (id 7) comes first"), "{nobody}");
         assert!(nobody.ends_with(REMEDY), "{nobody}");
     }
 
     #[test]
     fn an_order_that_is_right_is_no_news() {
-        assert_eq!(Order::First.told(), None);
-        assert!(Order::Unknown("why".to_owned()).told().unwrap().ends_with("told: why"));
+        assert_eq!(Order::First.reported(), None);
+        assert!(Order::Unknown("why".to_owned()).reported().unwrap().ends_with("told: why"));
     }
 }

@@ -115,7 +115,7 @@ fn read(chains: &Chains, layout: &Layout, mesh: &Mesh, six: bool) -> Said {
     }
     rules = match conventions.self_call {
         SelfCall::Inbound => identity(rules, layout, &mut said),
-        SelfCall::Pass => left_alone(rules, &mut said),
+        SelfCall::Pass => bypassed(rules, &mut said),
     };
     rules = groups(rules, &mut said);
     if rules.first().is_some_and(|r| r.target == Target::Jump(layout.output_dns.clone())) {
@@ -166,7 +166,7 @@ fn except_network(rule: &Rule, said: &mut Said) -> bool {
 
 /// The rules that leave the proxy's connections alone, and those inside of the pod, where the proxy's
 /// calls to its pod are nothing of their own.
-fn left_alone<'r>(mut rules: &'r [Rule], said: &mut Said) -> &'r [Rule] {
+fn bypassed<'r>(mut rules: &'r [Rule], said: &mut Said) -> &'r [Rule] {
     while let [rule, rest @ ..] = rules {
         match (rule.matches.as_slice(), &rule.target) {
             ([Match::Owner { negated: false, owner }], Target::Return) => {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::dialect::NFT_TABLES;
 use crate::nft::expr::{
-    Comparison, CtField, Expr, Header, MetaField, Verdict, interface_name, nfproto, only_syn,
+    Comparison, CtField, Expr, Header, MetaField, NftVerdict, interface_name, nfproto, only_syn,
 };
 use crate::nft::set::{Set, SetKind};
 use crate::nft::tables::{Base, NativeChain, NativeTables};
@@ -159,10 +159,10 @@ fn action(action: &Action) -> Option<Vec<Expr>> {
     let verdict = |verdict| Some(vec![Expr::Verdict(verdict)]);
     let port = |port: u16| Expr::Load(port.to_be_bytes().to_vec());
     match action {
-        Action::Accept => verdict(Verdict::Accept),
-        Action::Drop => verdict(Verdict::Drop),
-        Action::Return => verdict(Verdict::Return),
-        Action::Jump(chain) => verdict(Verdict::Jump(chain.clone())),
+        Action::Accept => verdict(NftVerdict::Accept),
+        Action::Drop => verdict(NftVerdict::Drop),
+        Action::Return => verdict(NftVerdict::Return),
+        Action::Jump(chain) => verdict(NftVerdict::Jump(chain.clone())),
         Action::Note => Some(vec![Expr::Counter]),
         Action::Redirect(Some((first, last))) if first == last => {
             Some(vec![port(*first), Expr::Redirect])

@@ -51,11 +51,11 @@ impl DumpRule {
 /// A chain of a dump with its rules in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainDump {
-    /// The chain's name.
+    /// Unique in its table; built-in ones in capitals.
     pub name: String,
     /// The policy of a builtin chain (`ACCEPT`, `DROP`); none for others.
     pub policy: Option<String>,
-    /// The rules.
+    /// In the order of the dump, which is the kernel's.
     pub rules: Vec<DumpRule>,
     /// The kernel's number of it, when it was asked by netlink: what was made later has a higher one.
     pub handle: Option<u64>,
@@ -93,7 +93,7 @@ type Lines<'t> = (Option<Family>, Vec<(usize, &'t str)>);
 pub struct DumpError {
     /// The line, counted from 1.
     pub line: usize,
-    /// Its text.
+    /// The line as it was read, for the message.
     pub text: String,
 }
 

@@ -238,8 +238,8 @@ fn read_target(name: &str, words: &mut Words<'_>) -> Result<Target, UnknownRule>
                 "--reject-with" => words.value("--reject-with")?,
                 other => return Err(UnknownRule(format!("REJECT {other}"))),
             };
-            let told = |family: &Family| port_unreachable(*family) == value;
-            let family = Family::ALL.into_iter().find(told);
+            let reported = |family: &Family| port_unreachable(*family) == value;
+            let family = Family::ALL.into_iter().find(reported);
             Target::Reject(family.ok_or_else(|| UnknownRule(format!("--reject-with {value}")))?)
         }
         "MARK" => match words.value(name)? {

@@ -69,7 +69,7 @@ const MAKERS: [Maker; 18] = [
 ];
 
 /// What an object is.
-pub(super) enum Found {
+pub(super) enum Detected {
     /// It makes pods.
     Maker(&'static Maker),
     /// It has something like a pod in it, at this place, but this is its kind.
@@ -79,7 +79,7 @@ pub(super) enum Found {
 }
 
 /// What an object of this kind and version is.
-pub(super) fn find(object: &Value, kind: &str, version: Option<&str>) -> Found {
+pub(super) fn find(object: &Value, kind: &str, version: Option<&str>) -> Detected {
     // `v1`, or `group/v1`.
     let group = version.map(|text| match text.split_once('/') {
         Some((group, _)) => group,
@@ -94,7 +94,7 @@ pub(super) fn find(object: &Value, kind: &str, version: Option<&str>) -> Found {
             }
     };
     if let Some(maker) = MAKERS.iter().find(is) {
-        return Found::Maker(maker);
+        return Detected::Maker(maker);
     }
     let version = version.map_or_else(|| "no apiVersion".to_owned(), |text| format!("{text:?}"));
     let mut named = MAKERS.iter().filter(|maker| maker.kind == kind);
@@ -118,8 +118,8 @@ pub(super) fn find(object: &Value, kind: &str, version: Option<&str>) -> Found {
     };
     let place = ["/spec/template", "/spec/jobTemplate/spec/template", "/template"];
     match place.into_iter().find(|pointer| like(pointer)) {
-        Some(pointer) => Found::Stranger(pointer, why),
-        None if kind == "Pod" => Found::Stranger("", why),
-        None => Found::Nothing,
+        Some(pointer) => Detected::Stranger(pointer, why),
+        None if kind == "Pod" => Detected::Stranger("", why),
+        None => Detected::Nothing,
     }
 }

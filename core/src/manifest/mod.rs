@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::pod::PodFacts;
 
 pub use choose::{BadSelector, NotChosen, Selector};
-use kinds::{Contents, Found};
+use kinds::{Contents, Detected};
 
 /// What a file holds.
 #[derive(Clone, Debug, Default)]
@@ -46,7 +46,7 @@ impl Workload {
 /// A namespace of Kubernetes, as far as it matters to the pods in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespace {
-    /// Its name.
+    /// `metadata.name`, which pods' `metadata.namespace` refers to.
     pub name: String,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
@@ -61,7 +61,7 @@ pub struct Name {
     pub kind: String,
     /// Its namespace, where it says one.
     pub namespace: Option<String>,
-    /// Its name.
+    /// `metadata.name`, or `metadata.generateName` where there is none.
     pub name: Option<String>,
 }
 
@@ -181,9 +181,9 @@ fn collect(object: &Value, document: usize, list: Inherited<'_>, manifest: &mut 
         return;
     }
     let (pointer, contents, stranger) = match kinds::find(object, kind, version) {
-        Found::Maker(maker) => (maker.pod, maker.contents, None),
-        Found::Stranger(pointer, why) => (pointer, Contents::Containers, Some(why)),
-        Found::Nothing => {
+        Detected::Maker(maker) => (maker.pod, maker.contents, None),
+        Detected::Stranger(pointer, why) => (pointer, Contents::Containers, Some(why)),
+        Detected::Nothing => {
             if let ("Namespace", Some("v1") | None, Some(own)) = (kind, version, &name.name) {
                 manifest.namespaces.push(Namespace {
                     name: own.clone(),

@@ -65,7 +65,7 @@ pub enum Comparison {
 
 /// What becomes of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum NftVerdict {
     /// Go on with the next hook.
     Accept,
     /// Discard.
@@ -147,7 +147,7 @@ pub enum Expr {
     /// Hand to a transparent socket on the port that was loaded.
     Tproxy(Family),
     /// Decide.
-    Verdict(Verdict),
+    Verdict(NftVerdict),
     /// Go on only if a match of iptables holds (`nft_compat`).
     Match(Extension),
     /// Carry out a target of iptables (`nft_compat`).
@@ -265,11 +265,11 @@ impl Linear<'_> {
                 self.exprs.push(Expr::Load(port.get().to_be_bytes().to_vec()));
                 self.exprs.push(Expr::Tproxy(*family));
             }
-            Statement::Return => self.exprs.push(Expr::Verdict(Verdict::Return)),
-            Statement::Accept => self.exprs.push(Expr::Verdict(Verdict::Accept)),
-            Statement::Drop => self.exprs.push(Expr::Verdict(Verdict::Drop)),
+            Statement::Return => self.exprs.push(Expr::Verdict(NftVerdict::Return)),
+            Statement::Accept => self.exprs.push(Expr::Verdict(NftVerdict::Accept)),
+            Statement::Drop => self.exprs.push(Expr::Verdict(NftVerdict::Drop)),
             Statement::Jump(chain) => {
-                self.exprs.push(Expr::Verdict(Verdict::Jump((self.chain_name)(chain))));
+                self.exprs.push(Expr::Verdict(NftVerdict::Jump((self.chain_name)(chain))));
             }
         }
         Ok(())

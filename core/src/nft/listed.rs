@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::expr::{Comparison, CtField, Expr, Header, MetaField, Verdict, nfproto};
+use super::expr::{Comparison, CtField, Expr, Header, MetaField, NftVerdict, nfproto};
 use super::tables::Base;
 use crate::iptables::Counters;
 use crate::value::Family;
@@ -216,7 +216,7 @@ pub struct ListedRule {
 /// A chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedChain {
-    /// Its name.
+    /// Unique in its table.
     pub name: String,
     /// Where it hangs; none for one that is only jumped to.
     pub base: Option<Base>,
@@ -224,7 +224,7 @@ pub struct ListedChain {
     pub devices: Vec<String>,
     /// Whether packets that no rule decides about are dropped.
     pub drops: bool,
-    /// Its rules.
+    /// In the order in which the kernel asks them.
     pub rules: Vec<ListedRule>,
 }
 
@@ -244,7 +244,7 @@ pub enum Layer {
 pub struct ListedTable {
     /// Whose packets it has.
     pub layer: Layer,
-    /// Its name.
+    /// Unique in its family.
     pub name: String,
     /// Whether the kernel calls none of its chains.
     pub dormant: bool,
@@ -348,10 +348,10 @@ pub(crate) fn term(expr: &Expr, sets: &mut BTreeMap<String, ListedSet>) -> Term 
             Term::Tproxy { family: nfproto(*family).into(), address: None, port: Some(REGISTER) }
         }
         Expr::Verdict(verdict) => Term::Verdict(match verdict {
-            Verdict::Accept => Ending::Accept,
-            Verdict::Drop => Ending::Drop,
-            Verdict::Return => Ending::Return,
-            Verdict::Jump(chain) => Ending::Jump(chain.clone()),
+            NftVerdict::Accept => Ending::Accept,
+            NftVerdict::Drop => Ending::Drop,
+            NftVerdict::Return => Ending::Return,
+            NftVerdict::Jump(chain) => Ending::Jump(chain.clone()),
         }),
         Expr::Match(extension) => Term::Asks(format!("-m {}", extension.name)),
         Expr::Target(extension) => Term::Does(format!("-j {}", extension.name)),

@@ -37,14 +37,14 @@ fn in_few(rules: Vec<NftEmission>) -> Vec<NftEmission> {
     for rule in rules {
         let same = run.first().is_some_and(|group| action(&group.rule.rule) == action(&rule.rule));
         if !same {
-            done.extend(run.drain(..).map(Group::told));
+            done.extend(run.drain(..).map(Group::reported));
         }
         match run.iter_mut().find_map(|group| group.place(&rule.rule).map(|at| (group, at))) {
             Some((group, at)) => group.take(at, &rule),
             None => run.push(Group { rule, place: None, others: 0, other: None }),
         }
     }
-    done.extend(run.into_iter().map(Group::told));
+    done.extend(run.into_iter().map(Group::reported));
     done
 }
 
@@ -90,7 +90,7 @@ impl Group {
     }
 
     /// The one rule. Its reason is that of each: which of the values a packet had is not told by it.
-    fn told(self) -> NftEmission {
+    fn reported(self) -> NftEmission {
         let Self { mut rule, others, other, .. } = self;
         if let Some(Reason { source, purpose }) = other {
             let like = match others {

@@ -1,7 +1,7 @@
 //! What `nf_tables` holds, or is to hold, in the kernel's own terms: the form in which the wanted
 //! rules and those that are there can be compared.
 
-use super::expr::{Comparison, Expr, MetaField, NoGroup, Verdict, expressions, nfproto};
+use super::expr::{Comparison, Expr, MetaField, NftVerdict, NoGroup, expressions, nfproto};
 use super::{NftRuleset, base_chain, render_transaction};
 use crate::ruleset::{Chain, ChainName, Hook, Masked, Routing, Table};
 use crate::value::{Family, Groups};
@@ -63,12 +63,12 @@ pub struct Native {
 }
 
 /// Whether a rule lets IPv6 past.
-pub(crate) fn spares_v6(rule: &[Expr]) -> bool {
+pub(crate) fn exempts_v6(rule: &[Expr]) -> bool {
     let counted: Vec<&Expr> = rule.iter().filter(|expr| **expr != Expr::Counter).collect();
     matches!(counted.as_slice(), [
         Expr::LoadMeta(MetaField::Family),
         Expr::Compare(Comparison::Eq, family),
-        Expr::Verdict(Verdict::Return),
+        Expr::Verdict(NftVerdict::Return),
     ] if *family == [nfproto(Family::V6)])
 }
 
@@ -76,7 +76,7 @@ pub(crate) fn spares_v6(rule: &[Expr]) -> bool {
 pub fn families(tables: &NativeTables) -> Vec<Family> {
     let chains = tables.iter().flat_map(|(_, chains)| chains);
     let mut first = chains.filter(|(_, c)| c.base.is_some()).filter_map(|(_, c)| c.rules.first());
-    if first.any(|rule| rule.as_ref().is_ok_and(|rule| spares_v6(rule))) {
+    if first.any(|rule| rule.as_ref().is_ok_and(|rule| exempts_v6(rule))) {
         return vec![Family::V4];
     }
     if tables.is_empty() { Vec::new() } else { Family::ALL.to_vec() }

@@ -9,7 +9,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::expr::{
-    Comparison, Expr, FLAGS, Header, MetaField, NoGroup, SYN, Verdict, interface_name, is_flags,
+    Comparison, Expr, FLAGS, Header, MetaField, NftVerdict, NoGroup, SYN, interface_name, is_flags,
     mask, range,
 };
 use crate::iptables::{
@@ -125,10 +125,10 @@ pub fn encode(rule: &Rule, family: Family, groups: &Groups) -> Result<XtRule, Un
     }
     exprs.push(Expr::Counter);
     let verdict = match &rule.target {
-        Target::Return => Some(Expr::Verdict(Verdict::Return)),
-        Target::Accept => Some(Expr::Verdict(Verdict::Accept)),
-        Target::Drop => Some(Expr::Verdict(Verdict::Drop)),
-        Target::Jump(chain) => Some(Expr::Verdict(Verdict::Jump(chain.as_str().to_owned()))),
+        Target::Return => Some(Expr::Verdict(NftVerdict::Return)),
+        Target::Accept => Some(Expr::Verdict(NftVerdict::Accept)),
+        Target::Drop => Some(Expr::Verdict(NftVerdict::Drop)),
+        Target::Jump(chain) => Some(Expr::Verdict(NftVerdict::Jump(chain.as_str().to_owned()))),
         other => write_target(family, other).map(Expr::Target),
     };
     exprs.extend(verdict);
@@ -209,7 +209,7 @@ fn of_header(protocol: Protocol, matches: &[Match]) -> impl Iterator<Item = Exte
 /// What a rule's expressions mean.
 pub fn decode(exprs: &[Result<Expr, String>], family: Family) -> XtRead {
     let jump = exprs.iter().find_map(|expr| match expr {
-        Ok(Expr::Verdict(Verdict::Jump(chain))) => Some(chain.clone()),
+        Ok(Expr::Verdict(NftVerdict::Jump(chain))) => Some(chain.clone()),
         _ => None,
     });
     let newer = exprs.iter().any(|expr| match expr {
@@ -226,7 +226,8 @@ pub fn decode(exprs: &[Result<Expr, String>], family: Family) -> XtRead {
     });
     let known: Result<Vec<&Expr>, UnknownRule> =
         exprs.iter().map(|expr| expr.as_ref().map_err(|text| UnknownRule(text.clone()))).collect();
-    let rule = known.and_then(|exprs| Reader { rest: &exprs, family, matches: Vec::new() }.rule());
+    let rule =
+        known.and_then(|exprs| ExprReader { rest: &exprs, family, matches: Vec::new() }.rule());
     XtRead { rule, jump, protocol, newer }
 }
 
@@ -240,13 +241,13 @@ fn loads_protocol(expr: &Expr, family: Family) -> bool {
     }
 }
 
-struct Reader<'e> {
+struct ExprReader<'e> {
     rest: &'e [&'e Expr],
     family: Family,
     matches: Vec<Match>,
 }
 
-impl Reader<'_> {
+impl ExprReader<'_> {
     fn rule(mut self) -> Result<Rule, UnknownRule> {
         let mut target = None;
         while let Some((expr, rest)) = self.rest.split_first() {
@@ -276,12 +277,12 @@ impl Reader<'_> {
         Ok(Rule { matches: self.matches, target })
     }
 
-    fn verdict(verdict: &Verdict) -> Result<Target, UnknownRule> {
+    fn verdict(verdict: &NftVerdict) -> Result<Target, UnknownRule> {
         Ok(match verdict {
-            Verdict::Accept => Target::Accept,
-            Verdict::Drop => Target::Drop,
-            Verdict::Return => Target::Return,
-            Verdict::Jump(chain) => {
+            NftVerdict::Accept => Target::Accept,
+            NftVerdict::Drop => Target::Drop,
+            NftVerdict::Return => Target::Return,
+            NftVerdict::Jump(chain) => {
                 let name: ChainName =
                     chain.parse().map_err(|_e| UnknownRule(format!("-j {chain}")))?;
                 Target::Jump(name)

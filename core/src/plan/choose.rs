@@ -12,14 +12,14 @@ use crate::value::{Family, Groups};
 
 /// A backend, and whether its rules are written by programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Means {
+pub struct Method {
     /// The backend.
     pub backend: Backend,
     /// Whether rules are written by the programs of iptables; else they are by netlink.
     pub programs: bool,
 }
 
-impl Means {
+impl Method {
     /// Native nftables.
     pub const NFTABLES: Self = Self { backend: Backend::Nftables, programs: false };
     /// iptables-nft, whose tables are written by netlink.
@@ -32,13 +32,13 @@ impl Means {
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum Preference {
     /// Whatever fits, native nftables before iptables.
     Auto,
     /// Either iptables.
     Iptables,
     /// The programs of this iptables.
-    Programs(Variant),
+    Binaries(Variant),
     /// This backend, by whatever means.
     Backend(Backend),
 }
@@ -47,15 +47,15 @@ pub enum Wish {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// The means.
-    pub means: Means,
-    /// Why.
+    pub method: Method,
+    /// Why it was chosen, as it is printed behind the name: "asked for".
     pub why: &'static str,
 }
 
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.means.backend.as_str())?;
-        if self.means == Means::NFT_PROGRAMS {
+        write!(f, "{}", self.method.backend.as_str())?;
+        if self.method == Method::NFT_PROGRAMS {
             f.write_str(" by its programs")?;
         }
         write!(f, ": {}", self.why)
@@ -95,17 +95,17 @@ pub enum NoBackend {
 /// When none can be used, what to install or load.
 pub fn choose(
     observed: &Observed,
-    wish: Wish,
-    has: &mut dyn FnMut(Means) -> bool,
+    preference: Preference,
+    has: &mut dyn FnMut(Method) -> bool,
     footprints: &[Footprint],
-    avoid: &[Means],
+    avoid: &[Method],
 ) -> Result<Choice, NoBackend> {
     let groups = Groups::new();
     let holds = |variant| {
         Family::ALL.iter().any(|family| {
             observed
                 .holding(variant, *family)
-                .is_some_and(|d| !FamilyState::found(d, footprints, &groups).is_empty())
+                .is_some_and(|d| !FamilyState::observed(d, footprints, &groups).is_empty())
         })
     };
     let has_rules = |variant| {
@@ -116,49 +116,54 @@ pub fn choose(
             .any(|h| h.dump.tables.iter().flat_map(|t| &t.chains).any(|c| !c.rules.is_empty()))
     };
     let native = observed.captures_natively();
-    let (auto, iptables) = (wish == Wish::Auto, matches!(wish, Wish::Auto | Wish::Iptables));
-    let only = |backend| wish == Wish::Backend(backend);
+    let (auto, iptables) = (
+        preference == Preference::Auto,
+        matches!(preference, Preference::Auto | Preference::Iptables),
+    );
+    let only = |backend| preference == Preference::Backend(backend);
     let (nft, legacy) = (only(Backend::IptablesNft), only(Backend::IptablesLegacy));
-    let programs = |variant| wish == Wish::Programs(variant);
+    let programs = |variant| preference == Preference::Binaries(variant);
     let asked = "asked for";
     let ours = "it holds rules of an earlier run";
     let kernel = "the kernel has nf_tables";
-    let order: [(Means, bool, &'static str); 13] = [
-        (Means::NFTABLES, only(Backend::Nftables), asked),
-        (Means::NFT_PROGRAMS, programs(Variant::Nft), asked),
-        (Means::LEGACY_PROGRAMS, legacy || programs(Variant::Legacy), asked),
-        (Means::IPTABLES_NFT, nft, asked),
-        (Means::NFT_PROGRAMS, nft, "asked for, and the kernel lacks what netlink needs"),
-        (Means::NFTABLES, auto && native, ours),
-        (Means::IPTABLES_NFT, iptables && holds(Variant::Nft), ours),
-        (Means::NFT_PROGRAMS, iptables && holds(Variant::Nft), ours),
-        (Means::LEGACY_PROGRAMS, iptables && holds(Variant::Legacy), ours),
+    let order: [(Method, bool, &'static str); 13] = [
+        (Method::NFTABLES, only(Backend::Nftables), asked),
+        (Method::NFT_PROGRAMS, programs(Variant::Nft), asked),
+        (Method::LEGACY_PROGRAMS, legacy || programs(Variant::Legacy), asked),
+        (Method::IPTABLES_NFT, nft, asked),
+        (Method::NFT_PROGRAMS, nft, "asked for, and the kernel lacks what netlink needs"),
+        (Method::NFTABLES, auto && native, ours),
+        (Method::IPTABLES_NFT, iptables && holds(Variant::Nft), ours),
+        (Method::NFT_PROGRAMS, iptables && holds(Variant::Nft), ours),
+        (Method::LEGACY_PROGRAMS, iptables && holds(Variant::Legacy), ours),
         (
-            Means::LEGACY_PROGRAMS,
-            wish == Wish::Iptables && has_rules(Variant::Legacy),
+            Method::LEGACY_PROGRAMS,
+            preference == Preference::Iptables && has_rules(Variant::Legacy),
             "it holds rules of others",
         ),
-        (if auto { Means::NFTABLES } else { Means::IPTABLES_NFT }, iptables, kernel),
-        (Means::IPTABLES_NFT, auto, "the kernel lacks what native nftables needs"),
-        (Means::NFT_PROGRAMS, iptables, "the kernel lacks what netlink needs"),
+        (if auto { Method::NFTABLES } else { Method::IPTABLES_NFT }, iptables, kernel),
+        (Method::IPTABLES_NFT, auto, "the kernel lacks what native nftables needs"),
+        (Method::NFT_PROGRAMS, iptables, "the kernel lacks what netlink needs"),
     ];
-    let last = (Means::LEGACY_PROGRAMS, iptables, "nf_tables can't be used here");
+    let last = (Method::LEGACY_PROGRAMS, iptables, "nf_tables can't be used here");
     order
         .into_iter()
         .chain([last])
-        .find(|(means, applies, _)| *applies && !avoid.contains(means) && has(*means))
-        .map(|(means, _, why)| Choice { means, why })
-        .ok_or(match wish {
-            Wish::Backend(backend @ (Backend::Nftables | Backend::IptablesNft)) => {
+        .find(|(method, applies, _)| *applies && !avoid.contains(method) && has(*method))
+        .map(|(method, _, why)| Choice { method, why })
+        .ok_or(match preference {
+            Preference::Backend(backend @ (Backend::Nftables | Backend::IptablesNft)) => {
                 NoBackend::NoNfTables(backend)
             }
-            Wish::Programs(Variant::Nft) if !has(Means::IPTABLES_NFT) => {
+            Preference::Binaries(Variant::Nft) if !has(Method::IPTABLES_NFT) => {
                 NoBackend::NoNfTables(Backend::IptablesNft)
             }
-            Wish::Programs(variant) => NoBackend::Forced(variant),
-            Wish::Backend(Backend::IptablesLegacy) => NoBackend::Forced(Variant::Legacy),
+            Preference::Binaries(variant) => NoBackend::Forced(variant),
+            Preference::Backend(Backend::IptablesLegacy) => NoBackend::Forced(Variant::Legacy),
             // eBPF carries no rules out; who asks for it does not come here.
-            Wish::Auto | Wish::Iptables | Wish::Backend(Backend::Ebpf) => NoBackend::Nothing,
+            Preference::Auto | Preference::Iptables | Preference::Backend(Backend::Ebpf) => {
+                NoBackend::Nothing
+            }
         })
 }
 
@@ -171,8 +176,8 @@ mod tests {
 
     const OURS: &str = "*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n";
     const OTHERS: &str = "*nat\n-A OUTPUT -d 10.9.9.9/32 -j ACCEPT\nCOMMIT\n";
-    const EVERYTHING: [Means; 4] =
-        [Means::NFTABLES, Means::IPTABLES_NFT, Means::NFT_PROGRAMS, Means::LEGACY_PROGRAMS];
+    const EVERYTHING: [Method; 4] =
+        [Method::NFTABLES, Method::IPTABLES_NFT, Method::NFT_PROGRAMS, Method::LEGACY_PROGRAMS];
 
     fn holding(variant: Variant, text: &str) -> Observed {
         let dump = Dump::parse(text).unwrap();
@@ -185,77 +190,82 @@ mod tests {
         Observed { native, ..Observed::default() }
     }
 
-    fn chosen(observed: &Observed, wish: Wish, has: &[Means]) -> Result<Means, NoBackend> {
-        let choice = choose(observed, wish, &mut |means| has.contains(&means), FOOTPRINTS, &[]);
-        choice.map(|choice| choice.means)
+    fn chosen(
+        observed: &Observed,
+        preference: Preference,
+        has: &[Method],
+    ) -> Result<Method, NoBackend> {
+        let choice =
+            choose(observed, preference, &mut |method| has.contains(&method), FOOTPRINTS, &[]);
+        choice.map(|choice| choice.method)
     }
 
     #[test]
     fn an_empty_namespace_gets_nf_tables_if_the_kernel_has_it() {
         let empty = Observed::default();
-        assert_eq!(chosen(&empty, Wish::Auto, &EVERYTHING), Ok(Means::NFTABLES));
-        assert_eq!(chosen(&empty, Wish::Iptables, &EVERYTHING), Ok(Means::IPTABLES_NFT));
-        let legacy = [Means::LEGACY_PROGRAMS];
-        assert_eq!(chosen(&empty, Wish::Auto, &legacy), Ok(Means::LEGACY_PROGRAMS));
-        assert_eq!(chosen(&empty, Wish::Iptables, &legacy), Ok(Means::LEGACY_PROGRAMS));
-        assert_eq!(chosen(&empty, Wish::Auto, &[]), Err(NoBackend::Nothing));
+        assert_eq!(chosen(&empty, Preference::Auto, &EVERYTHING), Ok(Method::NFTABLES));
+        assert_eq!(chosen(&empty, Preference::Iptables, &EVERYTHING), Ok(Method::IPTABLES_NFT));
+        let legacy = [Method::LEGACY_PROGRAMS];
+        assert_eq!(chosen(&empty, Preference::Auto, &legacy), Ok(Method::LEGACY_PROGRAMS));
+        assert_eq!(chosen(&empty, Preference::Iptables, &legacy), Ok(Method::LEGACY_PROGRAMS));
+        assert_eq!(chosen(&empty, Preference::Auto, &[]), Err(NoBackend::Nothing));
     }
 
     #[test]
     fn a_later_run_never_changes_sides() {
-        for wish in [Wish::Auto, Wish::Iptables] {
-            let nft = chosen(&holding(Variant::Nft, OURS), wish, &EVERYTHING);
-            assert_eq!(nft, Ok(Means::IPTABLES_NFT));
-            let legacy = chosen(&holding(Variant::Legacy, OURS), wish, &EVERYTHING);
-            assert_eq!(legacy, Ok(Means::LEGACY_PROGRAMS));
+        for preference in [Preference::Auto, Preference::Iptables] {
+            let nft = chosen(&holding(Variant::Nft, OURS), preference, &EVERYTHING);
+            assert_eq!(nft, Ok(Method::IPTABLES_NFT));
+            let legacy = chosen(&holding(Variant::Legacy, OURS), preference, &EVERYTHING);
+            assert_eq!(legacy, Ok(Method::LEGACY_PROGRAMS));
         }
-        assert_eq!(chosen(&native(), Wish::Auto, &EVERYTHING), Ok(Means::NFTABLES));
-        assert_eq!(chosen(&native(), Wish::Iptables, &EVERYTHING), Ok(Means::IPTABLES_NFT));
+        assert_eq!(chosen(&native(), Preference::Auto, &EVERYTHING), Ok(Method::NFTABLES));
+        assert_eq!(chosen(&native(), Preference::Iptables, &EVERYTHING), Ok(Method::IPTABLES_NFT));
     }
 
     #[test]
     fn legacy_rules_of_others_keep_iptables_there_but_not_native_rules() {
         let others = holding(Variant::Legacy, OTHERS);
-        assert_eq!(chosen(&others, Wish::Iptables, &EVERYTHING), Ok(Means::LEGACY_PROGRAMS));
-        assert_eq!(chosen(&others, Wish::Auto, &EVERYTHING), Ok(Means::NFTABLES));
+        assert_eq!(chosen(&others, Preference::Iptables, &EVERYTHING), Ok(Method::LEGACY_PROGRAMS));
+        assert_eq!(chosen(&others, Preference::Auto, &EVERYTHING), Ok(Method::NFTABLES));
     }
 
     #[test]
     fn what_is_asked_for_is_used_or_refused() {
         let there = holding(Variant::Legacy, OURS);
-        for (wish, means) in [
-            (Wish::Backend(Backend::Nftables), Means::NFTABLES),
-            (Wish::Backend(Backend::IptablesNft), Means::IPTABLES_NFT),
-            (Wish::Backend(Backend::IptablesLegacy), Means::LEGACY_PROGRAMS),
-            (Wish::Programs(Variant::Nft), Means::NFT_PROGRAMS),
-            (Wish::Programs(Variant::Legacy), Means::LEGACY_PROGRAMS),
+        for (preference, method) in [
+            (Preference::Backend(Backend::Nftables), Method::NFTABLES),
+            (Preference::Backend(Backend::IptablesNft), Method::IPTABLES_NFT),
+            (Preference::Backend(Backend::IptablesLegacy), Method::LEGACY_PROGRAMS),
+            (Preference::Binaries(Variant::Nft), Method::NFT_PROGRAMS),
+            (Preference::Binaries(Variant::Legacy), Method::LEGACY_PROGRAMS),
         ] {
-            assert_eq!(chosen(&there, wish, &EVERYTHING), Ok(means));
-            assert!(chosen(&there, wish, &[]).is_err());
+            assert_eq!(chosen(&there, preference, &EVERYTHING), Ok(method));
+            assert!(chosen(&there, preference, &[]).is_err());
         }
-        let no_programs = [Means::NFTABLES, Means::IPTABLES_NFT];
-        let forced = chosen(&there, Wish::Programs(Variant::Nft), &no_programs);
+        let no_programs = [Method::NFTABLES, Method::IPTABLES_NFT];
+        let forced = chosen(&there, Preference::Binaries(Variant::Nft), &no_programs);
         assert_eq!(forced, Err(NoBackend::Forced(Variant::Nft)));
-        let absent = chosen(&there, Wish::Programs(Variant::Nft), &[]);
+        let absent = chosen(&there, Preference::Binaries(Variant::Nft), &[]);
         assert_eq!(absent, Err(NoBackend::NoNfTables(Backend::IptablesNft)));
     }
 
     #[test]
     fn what_was_tried_in_vain_is_not_tried_again() {
         let empty = Observed::default();
-        let next = |wish, avoid: &[Means]| {
-            choose(&empty, wish, &mut |_| true, FOOTPRINTS, avoid).unwrap().means
+        let next = |preference, avoid: &[Method]| {
+            choose(&empty, preference, &mut |_| true, FOOTPRINTS, avoid).unwrap().method
         };
-        assert_eq!(next(Wish::Auto, &[Means::NFTABLES]), Means::IPTABLES_NFT);
-        assert_eq!(next(Wish::Iptables, &[Means::IPTABLES_NFT]), Means::NFT_PROGRAMS);
-        let of_nft = [Means::NFTABLES, Means::IPTABLES_NFT, Means::NFT_PROGRAMS];
-        assert_eq!(next(Wish::Auto, &of_nft), Means::LEGACY_PROGRAMS);
+        assert_eq!(next(Preference::Auto, &[Method::NFTABLES]), Method::IPTABLES_NFT);
+        assert_eq!(next(Preference::Iptables, &[Method::IPTABLES_NFT]), Method::NFT_PROGRAMS);
+        let of_nft = [Method::NFTABLES, Method::IPTABLES_NFT, Method::NFT_PROGRAMS];
+        assert_eq!(next(Preference::Auto, &of_nft), Method::LEGACY_PROGRAMS);
         let error = choose(
             &empty,
-            Wish::Backend(Backend::Nftables),
+            Preference::Backend(Backend::Nftables),
             &mut |_| true,
             FOOTPRINTS,
-            &[Means::NFTABLES],
+            &[Method::NFTABLES],
         );
         assert!(error.is_err());
     }

@@ -57,7 +57,7 @@ pub enum Effect {
         change: Change,
         /// The family.
         family: Family,
-        /// The table.
+        /// Number of the routing table (rtnetlink(7), `RTA_TABLE`).
         table: u32,
     },
     /// A policy routing rule that asks only for a mark.
@@ -76,7 +76,7 @@ pub enum Effect {
     Dormant {
         /// Set or clear.
         change: Change,
-        /// The table.
+        /// Number of the routing table (rtnetlink(7), `RTA_TABLE`).
         table: TableId,
     },
     /// Input for `iptables-restore --noflush`.

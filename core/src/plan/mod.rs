@@ -9,7 +9,7 @@ mod routing;
 mod tables;
 mod target;
 
-pub use choose::{Choice, Means, NoBackend, Wish, choose};
+pub use choose::{Choice, Method, NoBackend, Preference, choose};
 pub use effect::{Change, Effect};
 pub use rollback::rollback;
 pub use routing::{
@@ -82,7 +82,7 @@ impl Plan {
 
 /// What a namespace is to hold of ours.
 #[derive(Clone, Copy, Debug)]
-pub enum Wanted<'a> {
+pub enum DesiredState<'a> {
     /// Nothing.
     Nothing,
     /// Rules of iptables, in this variant.
@@ -91,7 +91,7 @@ pub enum Wanted<'a> {
     Native(&'a Native),
 }
 
-impl<'a> Wanted<'a> {
+impl<'a> DesiredState<'a> {
     /// What iptables of this variant is to hold.
     fn iptables(self, variant: Variant) -> Option<&'a Ruleset> {
         match self {
@@ -148,7 +148,7 @@ impl<'a> Wanted<'a> {
         match self {
             Self::Iptables(ruleset, Variant::Nft) => {
                 let tables = |family: Family| {
-                    let state = FamilyState::wanted(ruleset, family, groups);
+                    let state = FamilyState::desired(ruleset, family, groups);
                     let tables: Vec<Table> = state.tables().collect();
                     tables.into_iter().map(move |t| TableId::ip(family, t.to_string()))
                 };
@@ -166,14 +166,14 @@ impl<'a> Wanted<'a> {
 /// else.
 pub fn plan(
     observed: &Observed,
-    wanted: Wanted<'_>,
+    wanted: DesiredState<'_>,
     everything: bool,
     context: &Context<'_>,
 ) -> Plan {
     let found = |variant, family| {
         observed
             .holding(variant, family)
-            .map(|d| FamilyState::found(d, context.footprints, context.groups))
+            .map(|d| FamilyState::observed(d, context.footprints, context.groups))
             .unwrap_or_default()
     };
     let pairs = context.marks.iter().map(|(mark, table)| (Masked::exact(*mark), *table));
@@ -194,7 +194,7 @@ pub fn plan(
             interrupted |= found.drops_everything();
             let target = wanted
                 .iptables(any)
-                .map(|w| FamilyState::wanted(w, family, context.groups))
+                .map(|w| FamilyState::desired(w, family, context.groups))
                 .unwrap_or_default();
             unfinished &= found.is_part_of(&target);
             let at = |(table, chain)| format!("chain {chain} of {family} {table} ({any})");
@@ -216,7 +216,7 @@ pub fn plan(
     unfinished &= observed.native.is_empty() || observed.native == target;
     // The guard of legacy rules comes behind them: what it takes the place of may still capture.
     let comes = match wanted {
-        Wanted::Native(native) => !native.tables.is_empty(),
+        DesiredState::Native(native) => !native.tables.is_empty(),
         _ => wanted.iptables(Variant::Nft).is_some(),
     };
     let list = if comes { &mut replace } else { &mut remove };
@@ -239,7 +239,7 @@ pub fn plan(
     let dormant = dormant.filter(|table| observed.dormant.contains(table));
     effects.extend(dormant.map(|table| Effect::Dormant { change: Change::Remove, table }));
     // Nothing of ours is to be left; beside other changes, a trace is none of their business.
-    if matches!(wanted, Wanted::Nothing) {
+    if matches!(wanted, DesiredState::Nothing) {
         let logger = |logger: &Logger| Effect::Logger { logger: logger.clone() };
         effects.extend(observed.loggers.iter().map(logger));
     }

@@ -1,6 +1,6 @@
 //! What keeps rules from working that are whole, and that no effect of ours puts right.
 
-use super::Wanted;
+use super::DesiredState;
 use super::routing::{PASSTHROUGH_LINK, PASSTHROUGH_PEER};
 use crate::observed::{IpRule, Observed, Route};
 use crate::ruleset::{MarkedRoute, Masked};
@@ -10,7 +10,7 @@ use crate::value::Family;
 const MAIN: u32 = 254;
 
 /// Each in a sentence, with what to do.
-pub(super) fn obstacles(observed: &Observed, wanted: Wanted<'_>) -> Vec<String> {
+pub(super) fn obstacles(observed: &Observed, wanted: DesiredState<'_>) -> Vec<String> {
     let families = wanted.families();
     let mut found = Vec::new();
     if families.contains(&Family::V6) && lacks_loopback_v6(observed) {

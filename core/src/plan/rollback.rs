@@ -46,7 +46,7 @@ pub fn rollback(before: &Observed, now: &Observed, context: &Context<'_>) -> Vec
         for family in Family::ALL {
             let state = |o: &Observed| {
                 o.holding(variant, family)
-                    .map(|d| FamilyState::found(d, context.footprints, context.groups))
+                    .map(|d| FamilyState::observed(d, context.footprints, context.groups))
                     .unwrap_or_default()
             };
             let changes = super::table_edits(family, &state(now), &state(before), false);

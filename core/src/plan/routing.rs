@@ -112,7 +112,7 @@ fn is_ours(observed: &Observed, known: &Known, rule: &IpRule) -> bool {
 }
 
 /// The rules that are ours.
-pub(super) fn found<'o>(observed: &'o Observed, known: &Known) -> Vec<&'o IpRule> {
+pub(super) fn observed_rules<'o>(observed: &'o Observed, known: &Known) -> Vec<&'o IpRule> {
     observed.ip_rules.iter().filter(|r| is_ours(observed, known, r)).collect()
 }
 
@@ -145,7 +145,7 @@ pub(super) fn changes(
     families: &[Family],
 ) -> Changes {
     let mut changes = Changes::default();
-    let old_rules = found(observed, known);
+    let old_rules = observed_rules(observed, known);
     let old_routes = found_routes(observed, known, &old_rules);
     let marked = wanted.and_then(|w| w.marked);
     let mut new_rules = Vec::new();

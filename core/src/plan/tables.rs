@@ -11,9 +11,10 @@ use crate::value::Family;
 /// Whether anything of ours has to change.
 pub(super) fn differs(found: &TableState, wanted: &TableState) -> bool {
     let chains: BTreeSet<&String> = found.chains.keys().chain(wanted.chains.keys()).collect();
-    let guests: BTreeSet<&String> = found.guests.keys().chain(wanted.guests.keys()).collect();
+    let hooked_rules: BTreeSet<&String> =
+        found.hooked_rules.keys().chain(wanted.hooked_rules.keys()).collect();
     chains.into_iter().any(|c| chain_differs(found, wanted, c))
-        || guests.into_iter().any(|c| guests_differ(found, wanted, c))
+        || hooked_rules.into_iter().any(|c| hooked_rules_differ(found, wanted, c))
 }
 
 fn chain_differs(found: &TableState, wanted: &TableState, chain: &str) -> bool {
@@ -24,9 +25,9 @@ fn chain_differs(found: &TableState, wanted: &TableState, chain: &str) -> bool {
     }
 }
 
-fn guests_differ(found: &TableState, wanted: &TableState, chain: &str) -> bool {
+fn hooked_rules_differ(found: &TableState, wanted: &TableState, chain: &str) -> bool {
     let list = |state: &TableState| -> Vec<Body> {
-        state.guests.get(chain).into_iter().flatten().map(|g| g.body.clone()).collect()
+        state.hooked_rules.get(chain).into_iter().flatten().map(|g| g.body.clone()).collect()
     };
     !same_rules(list(found).iter(), list(wanted).iter())
 }
@@ -43,19 +44,19 @@ pub(super) struct Style {
 pub enum TableStep {
     /// Make a chain of ours, or empty it when it is there.
     Declare {
-        /// The chain.
+        /// By name, as iptables-restore has it.
         chain: String,
     },
     /// Write a rule at the end of a chain.
     Append {
-        /// The chain.
+        /// By name, as iptables-restore has it.
         chain: String,
         /// The rule.
         rule: Body,
     },
     /// Write a rule in front of others.
     Insert {
-        /// The chain.
+        /// By name, as iptables-restore has it.
         chain: String,
         /// Its position, counted from 1.
         position: usize,
@@ -67,7 +68,7 @@ pub enum TableStep {
     },
     /// Take a rule of ours out of a chain of others.
     Delete {
-        /// The chain.
+        /// By name, as iptables-restore has it.
         chain: String,
         /// Its position when the steps before this one are done, counted from 1.
         position: usize,
@@ -76,7 +77,7 @@ pub enum TableStep {
     },
     /// Remove a chain of ours, which is empty and which nothing jumps to.
     Remove {
-        /// The chain.
+        /// By name, as iptables-restore has it.
         chain: String,
     },
 }
@@ -85,9 +86,9 @@ pub enum TableStep {
 /// happens as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableEdit {
-    /// The family.
+    /// Decides which of `iptables-restore` and `ip6tables-restore` takes it.
     pub family: Family,
-    /// The table.
+    /// Its changes are committed together.
     pub table: Table,
     /// The steps, in order.
     pub steps: Vec<TableStep>,
@@ -147,9 +148,10 @@ pub(super) fn edit(
             |rule: &Body| TableStep::Append { chain: (*chain).clone(), rule: rule.clone() };
         steps.extend(wanted.chains[*chain].iter().map(append));
     }
-    let hosts: BTreeSet<&String> = found.guests.keys().chain(wanted.guests.keys()).collect();
+    let hosts: BTreeSet<&String> =
+        found.hooked_rules.keys().chain(wanted.hooked_rules.keys()).collect();
     for chain in hosts {
-        if style.everything || guests_differ(found, wanted, chain) {
+        if style.everything || hooked_rules_differ(found, wanted, chain) {
             replace_guests(&mut steps, chain, found, wanted);
         }
     }
@@ -166,16 +168,16 @@ fn replace_guests(
     wanted: &TableState,
 ) {
     let none = Vec::new();
-    for guest in found.guests.get(chain).unwrap_or(&none) {
-        let (chain, rule) = (chain.clone(), guest.body.clone());
+    for hooked in found.hooked_rules.get(chain).unwrap_or(&none) {
+        let (chain, rule) = (chain.clone(), hooked.body.clone());
         // The guests before it are gone by then.
-        let position = guest.behind.unwrap_or(0) + 1;
+        let position = hooked.behind.unwrap_or(0) + 1;
         steps.push(TableStep::Delete { chain, position, rule });
     }
     let others = found.others.get(chain);
-    for (before, guest) in wanted.guests.get(chain).unwrap_or(&none).iter().enumerate() {
-        let (chain, rule) = (chain.clone(), guest.body.clone());
-        steps.push(match guest.behind {
+    for (before, hooked) in wanted.hooked_rules.get(chain).unwrap_or(&none).iter().enumerate() {
+        let (chain, rule) = (chain.clone(), hooked.body.clone());
+        steps.push(match hooked.behind {
             Some(behind) => TableStep::Insert {
                 chain,
                 position: behind + before + 1,

@@ -68,7 +68,7 @@ fn is_subsequence<'a>(
 
 /// A rule of ours in a chain of others.
 #[derive(Clone, Debug)]
-pub(super) struct Guest {
+pub(super) struct HookedRule {
     pub(super) body: Body,
     /// How many rules of others are in front of it; `None` for all of them.
     pub(super) behind: Option<usize>,
@@ -80,14 +80,14 @@ pub(super) struct TableState {
     /// Chains of ours.
     pub(super) chains: BTreeMap<String, Vec<Body>>,
     /// Rules of ours in other chains.
-    pub(super) guests: BTreeMap<String, Vec<Guest>>,
+    pub(super) hooked_rules: BTreeMap<String, Vec<HookedRule>>,
     /// The kernel's numbers of the rules of others in chains of others, when it was asked by netlink.
     pub(super) others: BTreeMap<String, Vec<Option<u64>>>,
 }
 
 impl TableState {
     pub(super) fn is_empty(&self) -> bool {
-        self.chains.is_empty() && self.guests.values().all(Vec::is_empty)
+        self.chains.is_empty() && self.hooked_rules.values().all(Vec::is_empty)
     }
 }
 
@@ -99,7 +99,7 @@ pub struct FamilyState {
 
 impl FamilyState {
     /// What the rules of a family are to leave.
-    pub fn wanted(ruleset: &Ruleset, family: Family, groups: &Groups) -> Self {
+    pub fn desired(ruleset: &Ruleset, family: Family, groups: &Groups) -> Self {
         let mut state = Self::default();
         for ((table, chain), rules) in ruleset.chains(family) {
             let table = state.tables.entry(table).or_default();
@@ -116,14 +116,14 @@ impl FamilyState {
                     table.chains.insert(name.as_str().to_owned(), bodies);
                 }
                 Chain::Builtin(hook) => {
-                    let guests = rules
+                    let hooked_rules = rules
                         .iter()
-                        .map(|e| Guest {
+                        .map(|e| HookedRule {
                             body: body(&e.rule),
                             behind: matches!(e.placement, Placement::Insert(_)).then_some(0),
                         })
                         .collect();
-                    table.guests.insert(hook.as_str().to_owned(), guests);
+                    table.hooked_rules.insert(hook.as_str().to_owned(), hooked_rules);
                 }
             }
         }
@@ -131,7 +131,7 @@ impl FamilyState {
     }
 
     /// What a dump holds of ours.
-    pub fn found(dump: &Dump, footprints: &[Footprint], groups: &Groups) -> Self {
+    pub fn observed(dump: &Dump, footprints: &[Footprint], groups: &Groups) -> Self {
         let owned = Owned::find(dump, footprints);
         let mut state = Self::default();
         for (table, content) in known_tables(dump) {
@@ -143,18 +143,18 @@ impl FamilyState {
                     found.chains.insert(chain.name.clone(), bodies);
                     continue;
                 }
-                let guests: Vec<Guest> = chain
+                let hooked_rules: Vec<HookedRule> = chain
                     .rules
                     .iter()
                     .enumerate()
                     .filter(|(i, _)| ours(i))
-                    .map(|(i, rule)| Guest {
+                    .map(|(i, rule)| HookedRule {
                         body: Body::of_dump(rule, groups),
                         behind: Some((0..i).filter(|j| !ours(j)).count()),
                     })
                     .collect();
-                if !guests.is_empty() {
-                    found.guests.insert(chain.name.clone(), guests);
+                if !hooked_rules.is_empty() {
+                    found.hooked_rules.insert(chain.name.clone(), hooked_rules);
                 }
                 let others = chain.rules.iter().enumerate().filter(|(i, _)| !ours(i));
                 let handle = |(_, rule): (usize, &DumpRule)| rule.kernel.as_ref().map(|k| k.handle);
@@ -181,7 +181,8 @@ impl FamilyState {
     /// Chains of others, none of them builtin, that hold rules of ours, each with its table.
     pub fn shared(&self) -> impl Iterator<Item = (Table, &str)> {
         let names = self.tables.iter().flat_map(|(table, state)| {
-            let held = state.guests.iter().filter(|(_, guests)| !guests.is_empty());
+            let held =
+                state.hooked_rules.iter().filter(|(_, hooked_rules)| !hooked_rules.is_empty());
             held.map(move |(name, _)| (*table, name.as_str()))
         });
         names.filter(|(_, name)| matches!(name.parse(), Ok(Chain::User(_))))
@@ -204,9 +205,10 @@ impl FamilyState {
 
     /// Whether rules of ours drop what goes through, as istio-iptables has it while it works.
     pub(super) fn drops_everything(&self) -> bool {
-        let guests = self.tables.get(&Table::Filter).into_iter().flat_map(|t| t.guests.values());
-        let drops = |g: &Guest| g.body.rule.as_ref().is_some_and(|r| r.target == Target::Drop);
-        guests.flatten().any(drops)
+        let hooked_rules =
+            self.tables.get(&Table::Filter).into_iter().flat_map(|t| t.hooked_rules.values());
+        let drops = |g: &HookedRule| g.body.rule.as_ref().is_some_and(|r| r.target == Target::Drop);
+        hooked_rules.flatten().any(drops)
     }
 
     /// Whether every table is either as wanted or has nothing of ours: what a first run leaves
@@ -227,12 +229,12 @@ impl FamilyState {
         tables.all(|(table, found)| {
             let wanted = wanted.tables.get(table).unwrap_or(&empty);
             let mut chains = found.chains.iter();
-            let mut guests = found.guests.iter();
+            let mut hooked_rules = found.hooked_rules.iter();
             chains.all(|(name, rules)| {
                 wanted.chains.get(name).is_some_and(|all| is_subsequence(rules.iter(), all.iter()))
-            }) && guests.all(|(name, guests)| {
-                let all = wanted.guests.get(name).into_iter().flatten();
-                is_subsequence(guests.iter().map(|g| &g.body), all.map(|g| &g.body))
+            }) && hooked_rules.all(|(name, hooked_rules)| {
+                let all = wanted.hooked_rules.get(name).into_iter().flatten();
+                is_subsequence(hooked_rules.iter().map(|g| &g.body), all.map(|g| &g.body))
             })
         })
     }
@@ -240,20 +242,22 @@ impl FamilyState {
     /// Whether inbound connections are captured in a table: PREROUTING sends TCP to a chain of
     /// ours. What goes there only in some state of its connection is not captured but dropped.
     pub(super) fn captures_inbound(&self, table: Table) -> bool {
-        self.tables.get(&table).and_then(|t| t.guests.get("PREROUTING")).is_some_and(|guests| {
-            guests.iter().any(|g| {
-                g.body.meaning.as_ref().is_some_and(|r| {
-                    matches!(&r.target, Target::Jump(_))
-                        && r.matches == [Match::Protocol(Protocol::Tcp)]
+        self.tables.get(&table).and_then(|t| t.hooked_rules.get("PREROUTING")).is_some_and(
+            |hooked_rules| {
+                hooked_rules.iter().any(|g| {
+                    g.body.meaning.as_ref().is_some_and(|r| {
+                        matches!(&r.target, Target::Jump(_))
+                            && r.matches == [Match::Protocol(Protocol::Tcp)]
+                    })
                 })
-            })
-        })
+            },
+        )
     }
 
     /// The marks that packets and connections get in any chain.
     pub(super) fn marks(&self) -> Vec<Masked> {
         let bodies = self.tables.values().flat_map(|t| {
-            t.chains.values().flatten().chain(t.guests.values().flatten().map(|g| &g.body))
+            t.chains.values().flatten().chain(t.hooked_rules.values().flatten().map(|g| &g.body))
         });
         bodies
             .filter_map(|b| match &b.meaning.as_ref()?.target {

@@ -39,7 +39,7 @@ pub struct PodFacts {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Container {
-    /// Its name.
+    /// Unique in the pod (Kubernetes, `Container.name`).
     pub name: String,
     /// Whether it is an init container.
     pub init: bool,
@@ -69,9 +69,9 @@ pub struct Container {
 /// A port that a container names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerPort {
-    /// Its name.
+    /// Up to 15 characters, unique in the pod; probes and services may refer to it.
     pub name: Option<String>,
-    /// Its number.
+    /// From 1 to 65535, as `containerPort` in a manifest.
     pub number: u16,
     /// `TCP`, `UDP` or `SCTP`.
     pub protocol: String,
@@ -131,9 +131,9 @@ impl Handler {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum PortRef {
-    /// Its number.
+    /// From 1 to 65535.
     Number(u16),
-    /// Its name.
+    /// Of a port of the same container.
     Name(String),
 }
 

@@ -126,7 +126,7 @@ impl ChainName {
         Self(Cow::Borrowed(name))
     }
 
-    /// The name.
+    /// Checked when it was made: up to 28 bytes, nothing that iptables-restore would read otherwise.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -166,7 +166,7 @@ pub enum Chain {
 }
 
 impl Chain {
-    /// The chain's name.
+    /// As iptables has it: a built-in chain's is its hook, in capitals.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Builtin(hook) => hook.as_str(),

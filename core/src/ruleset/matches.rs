@@ -62,7 +62,7 @@ impl Owner {
 /// A value compared after masking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Masked {
-    /// The value.
+    /// What the masked bits are compared with, or set to.
     pub value: u32,
     /// The bits that count; all ones is not written.
     pub mask: u32,

@@ -37,15 +37,15 @@ impl fmt::Display for Reason {
 /// One rule being written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Emission {
-    /// The table.
+    /// iptables' table that the rule goes into.
     pub table: Table,
-    /// The chain.
+    /// Rules of one chain stand in the order of their emissions.
     pub chain: Chain,
     /// The position.
     pub placement: Placement,
     /// The rule.
     pub rule: Rule,
-    /// Why.
+    /// What `dump` prints above the rule, and `explain` behind it.
     pub reason: Reason,
 }
 
@@ -67,9 +67,9 @@ pub struct Routing {
 /// Packets with a mark are looked up in a table whose only route delivers everything locally.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MarkedRoute {
-    /// The mark.
+    /// Packets that have it are routed by the table (`ip rule fwmark`).
     pub mark: Masked,
-    /// The table.
+    /// Holds one route, which delivers everything locally.
     pub table: RouteTable,
     /// The priority of the rule that says so.
     pub priority: u32,

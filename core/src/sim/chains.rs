@@ -3,7 +3,7 @@
 use super::index::{Run, is_looked_up};
 use super::lower::NATIVE;
 use super::namespace::{Exit, LOOPBACK, index};
-use super::notice::Refusal;
+use super::notice::Rejection;
 use super::packet::{Mark, Packet, Value};
 use super::program::{Bound, Chain, ChainId, RuleId};
 use super::question::Protocol;
@@ -144,7 +144,7 @@ impl<'a, W: Witness> Walk<'a, W> {
     ) -> Result<Flow, Halt> {
         self.asked += 1;
         let mut unclear: Option<&str> = None;
-        let mut told = false;
+        let mut reported = false;
         for step in steps {
             if known.is_some_and(|field| is_looked_up(step, field)) {
                 known = None;
@@ -155,7 +155,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                     match self.holds(test, packet) {
                         Truth::Yes => {}
                         Truth::No => {
-                            if W::LISTENS && !told {
+                            if W::LISTENS && !reported {
                                 let why = self.why_not(test, packet);
                                 self.met(id, Met::Failed(why));
                             }
@@ -174,9 +174,9 @@ impl<'a, W: Witness> Walk<'a, W> {
             if let Some(what) = unclear {
                 return Err(self.unknown(id, what));
             }
-            if !told {
+            if !reported {
                 self.met(id, Met::Matched);
-                told = true;
+                reported = true;
             }
             let flow = match (step, action) {
                 (Bound::Jump { to, back }, _) => {
@@ -199,7 +199,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 return Ok(flow);
             }
         }
-        if W::LISTENS && !told {
+        if W::LISTENS && !reported {
             let met = unclear.map_or(Met::Matched, |what| Met::Unclear(what.to_owned()));
             self.met(id, met);
         }
@@ -245,7 +245,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             }
             Action::Reject(notice) => {
                 self.decide(id);
-                self.refusal = Some(Refusal { packet: *packet, notice: *notice });
+                self.refusal = Some(Rejection { packet: *packet, notice: *notice });
                 return Err(Halt::Refused(id));
             }
             Action::Redirect(ports) => {

@@ -52,11 +52,11 @@ pub fn changes(before: Side<'_>, after: Side<'_>) -> Vec<Class<Change>> {
         let end = *ends.entry((&answer.0.outcome, &answer.1.outcome)).or_insert(next);
         parts.push(Part { class: Class { shape, example, answer }, end });
     }
-    let told = |Class { shape, example, answer: (was, is) }: Class<(&Answer, &Answer)>| {
+    let reported = |Class { shape, example, answer: (was, is) }: Class<(&Answer, &Answer)>| {
         let answer = Change { before: of(before, &example, was), after: of(after, &example, is) };
         Class { shape, example, answer }
     };
-    merge(parts, &mut Pool::default()).into_iter().map(told).collect()
+    merge(parts, &mut Pool::default()).into_iter().map(reported).collect()
 }
 
 /// The answer about an example of a class of which it is known what becomes; of what was not looked

@@ -52,29 +52,29 @@ fn asks_elsewhere(program: &Program) -> bool {
 }
 
 /// What tells a chain from others.
-type Place<'p> = (&'p [Family], &'p str, &'p str);
+type ChainKey<'p> = (&'p [Family], &'p str, &'p str);
 
-fn place(chain: &ChainInfo) -> Place<'_> {
+fn chain_key(chain: &ChainInfo) -> ChainKey<'_> {
     (&chain.families, &chain.table, &chain.name)
 }
 
 /// Where the kernel calls chains from that do anything, those of one hook and priority as they are listed:
 /// it calls the one before the other.
-fn bases(program: &Program) -> Vec<(Place<'_>, &Base)> {
-    let based = |(_, chain)| Some((place(chain), chain.base.as_ref()?, chain.rules.is_empty()));
+fn bases(program: &Program) -> Vec<(ChainKey<'_>, &Base)> {
+    let based = |(_, chain)| Some((chain_key(chain), chain.base.as_ref()?, chain.rules.is_empty()));
     let mut bases: Vec<_> = program.chains().filter_map(based).collect();
     bases.retain(|(_, base, empty)| base.policy != Policy::Accept || !empty);
     bases.sort_by_key(|(_, base, _)| (base.hook, base.priority));
-    bases.into_iter().map(|(place, base, _)| (place, base)).collect()
+    bases.into_iter().map(|(chain_key, base, _)| (chain_key, base)).collect()
 }
 
 /// Rules by place. Where both iptables have the same chain, it is one place.
-fn places(program: &Program) -> Vec<(Place<'_>, Vec<RuleId>)> {
-    let mut places: Vec<(Place<'_>, Vec<RuleId>)> = Vec::new();
+fn places(program: &Program) -> Vec<(ChainKey<'_>, Vec<RuleId>)> {
+    let mut places: Vec<(ChainKey<'_>, Vec<RuleId>)> = Vec::new();
     for (_, chain) in program.chains() {
-        match places.iter_mut().find(|(known, _)| *known == place(chain)) {
+        match places.iter_mut().find(|(known, _)| *known == chain_key(chain)) {
             Some((_, rules)) => rules.extend(&chain.rules),
-            None => places.push((place(chain), chain.rules.clone())),
+            None => places.push((chain_key(chain), chain.rules.clone())),
         }
     }
     places
@@ -83,8 +83,8 @@ fn places(program: &Program) -> Vec<(Place<'_>, Vec<RuleId>)> {
 fn rules(before: &Program, after: &Program) -> Vec<OneSided> {
     let mut later = places(after);
     let mut found = Vec::new();
-    for (place, rules) in places(before) {
-        let at = later.iter().position(|(other, _)| *other == place);
+    for (chain_key, rules) in places(before) {
+        let at = later.iter().position(|(other, _)| *other == chain_key);
         let others = at.map_or_else(Vec::new, |at| later.remove(at).1);
         between((before, &rules), (after, &others), &mut found);
     }

@@ -98,9 +98,9 @@ impl Default for Settings {
 /// that a REDIRECT on the way in leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
-    /// Its name.
+    /// Up to 15 bytes (`IFNAMSIZ`), as rules match it.
     pub name: String,
-    /// Its addresses.
+    /// Those of both families, with what the kernel knows of each.
     pub addresses: Vec<OwnAddress>,
     /// Its settings.
     pub settings: Settings,
@@ -148,9 +148,9 @@ impl Exit {
 /// table whose only route is `local default`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MarkedLocal {
-    /// The family.
+    /// IPv4 or IPv6: policy rules of the two are kept apart.
     pub family: Family,
-    /// The mark.
+    /// Packets that have it are delivered locally, whatever their destination.
     pub mark: Masked,
 }
 

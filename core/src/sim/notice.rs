@@ -13,7 +13,7 @@ use crate::value::Family;
 
 /// What a rule has refused.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Refusal<'a> {
+pub(super) struct Rejection<'a> {
     /// The packet, as it was there.
     pub(super) packet: Packet<'a>,
     /// How its sender is told.
@@ -31,12 +31,12 @@ impl<'a, W: Witness> Walk<'a, W> {
         if W::LISTENS {
             self.witness.note("it is refused; the sender is told:".to_owned());
         }
-        let told = match refusal.notice {
+        let reported = match refusal.notice {
             Notice::Unheard => Ok(()),
             _ => self.tell(&refusal),
         };
         (self.decided, self.deciding) = (decided, deciding);
-        match told {
+        match reported {
             Ok(()) => found,
             Err(Halt::Dropped { why, .. }) => {
                 let why = format!("it is refused, and the sender is not told: {why}");
@@ -50,7 +50,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         }
     }
 
-    fn tell(&mut self, refusal: &Refusal<'a>) -> Result<(), Halt> {
+    fn tell(&mut self, refusal: &Rejection<'a>) -> Result<(), Halt> {
         let lost = |why: &str| Err(Halt::Dropped { rule: None, why: why.to_owned() });
         let refused = &refusal.packet;
         let family = refused.family;

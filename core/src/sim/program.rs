@@ -86,11 +86,11 @@ pub struct Beside {
 /// A chain of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceChain {
-    /// Its name.
+    /// Unique in its table.
     pub name: String,
     /// Where it is called from, if the kernel calls it.
     pub base: Option<Base>,
-    /// Its rules.
+    /// In the order in which the kernel asks them.
     pub rules: Vec<SourceRule>,
 }
 
@@ -99,7 +99,7 @@ pub struct SourceChain {
 pub struct SourceTable {
     /// What holds it: `iptables`, `nftables`.
     pub holder: String,
-    /// Its name.
+    /// Unique among those of one holder and family.
     pub name: String,
     /// The families whose packets come here.
     pub families: Vec<Family>,
@@ -122,7 +122,7 @@ pub struct RuleInfo {
     pub chain: ChainId,
     /// Its place in the chain, counted from 1.
     pub number: usize,
-    /// Its text.
+    /// As whoever wrote it would read it: a line of iptables-save or of `nft list`.
     pub text: String,
     /// Why it is there.
     pub reason: Option<Reason>,
@@ -141,13 +141,13 @@ pub struct ChainInfo {
     pub holder: String,
     /// Its table.
     pub table: String,
-    /// Its name.
+    /// Unique in its table.
     pub name: String,
     /// The families whose packets come here.
     pub families: Vec<Family>,
     /// Where it is called from.
     pub base: Option<Base>,
-    /// Its rules.
+    /// In the order in which the kernel asks them.
     pub rules: Vec<RuleId>,
 }
 

@@ -136,7 +136,7 @@ pub struct Question {
     /// Who owns the socket it comes from; the kernel's own have no owner, nor has what arrives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<Identity>,
-    /// Its mark.
+    /// `SO_MARK` of its socket, 32 bits; 0 without.
     pub mark: u32,
     /// The interface it arrives by; none is the one that its source is behind. Of no meaning on
     /// the way out, where the destination decides.

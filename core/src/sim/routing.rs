@@ -21,7 +21,7 @@ pub const DEFAULT_TABLE: u32 = 253;
 /// A route of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableRoute {
-    /// The table.
+    /// Number of the routing table, 254 being `main` (rtnetlink(7), `RTA_TABLE`).
     pub table: u32,
     /// Where it leads to.
     pub network: Cidr,
@@ -51,7 +51,7 @@ pub enum RouteAction {
 /// A rule of policy routing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoutingRule {
-    /// The family.
+    /// IPv4 or IPv6: policy rules of the two are kept apart.
     pub family: Family,
     /// Its priority, low first.
     pub priority: u32,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::fate::{Fate, Outcome, Reply};
 use super::namespace::{Exit, LOOPBACK, Namespace, loopback};
-use super::notice::Refusal;
+use super::notice::Rejection;
 use super::packet::{Connection, Ends, Mark, Owner, Packet, Value};
 use super::program::{Call, ChainId, Kind, Policy, Program, RuleId, family_index, hook_index};
 use super::question::{Direction, Known, Protocol, Question};
@@ -103,7 +103,7 @@ pub(super) struct Walk<'a, W> {
     /// The interface that it came in by.
     pub(super) came_by: Option<&'a str>,
     /// What a rule has refused.
-    pub(super) refusal: Option<Refusal<'a>>,
+    pub(super) refusal: Option<Rejection<'a>>,
     /// Which packet of the connection it is.
     pub(super) turn: Turn,
     /// The sockets that the connection has here.

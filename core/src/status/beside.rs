@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::{differences, holds_rest, read_back};
 use crate::dialect::{self, FOOTPRINTS};
 use crate::observed::{Observed, Variant, Way};
-use crate::plan::{self, Change, Context, Effect, Wanted};
+use crate::plan::{self, Change, Context, DesiredState, Effect};
 use crate::ruleset::Ruleset;
 use crate::value::Groups;
 
@@ -30,7 +30,7 @@ pub fn judge_beside(
     groups: &Groups,
 ) -> Beside {
     let context = Context { footprints: FOOTPRINTS, groups, marks: Vec::new(), netlink: true };
-    let plan = plan::plan(observed, Wanted::Iptables(rest, Variant::Nft), false, &context);
+    let plan = plan::plan(observed, DesiredState::Iptables(rest, Variant::Nft), false, &context);
     let matters = |effect: &Effect| match effect {
         Effect::Localhost { change: Change::Add, way } => {
             observed.ways.get(way).is_some_and(|its| its.iter().any(|ip| sources.contains(ip)))

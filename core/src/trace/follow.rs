@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::filter::{AWAY, HERE, IN, OUT};
-use super::{Head, Heard, Said, TABLE_PREFIX, Tables, Verdict};
+use super::{Head, Heard, Said, TABLE_PREFIX, Tables, TraceVerdict};
 use crate::ruleset::Hook;
 use crate::sim::{Direction, Protocol};
 
@@ -121,7 +121,10 @@ impl Follower {
         let Some(open) = self.find(&heard) else { return };
         open.last = now;
         open.take(&heard);
-        if matches!(heard.said, Said::Rule(_, Verdict::Drop) | Said::Policy(Verdict::Drop)) {
+        if matches!(
+            heard.said,
+            Said::Rule(_, TraceVerdict::Drop) | Said::Policy(TraceVerdict::Drop)
+        ) {
             open.ended = true;
             open.journey.end = End::Dropped;
         }

@@ -26,7 +26,7 @@ pub struct Head {
     pub input: Option<String>,
     /// The interface it goes out by.
     pub output: Option<String>,
-    /// Its mark.
+    /// `skb->mark` where the kernel saw it, 32 bits.
     pub mark: u32,
     /// Who made its socket, where that is told.
     pub uid: Option<u32>,

@@ -42,7 +42,7 @@ pub enum Tables {
 
 /// Where a rule is in its chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Place {
+pub enum RuleRef {
     /// By the kernel's number of it.
     Handle(u64),
     /// Counted from 1. Behind the last one is what the chain ends with.
@@ -51,7 +51,7 @@ pub enum Place {
 
 /// What a rule did with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum TraceVerdict {
     /// The packet went on, here or elsewhere.
     On,
     /// It was discarded.
@@ -62,11 +62,11 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Said {
     /// A rule matched.
-    Rule(Place, Verdict),
+    Rule(RuleRef, TraceVerdict),
     /// A chain had no more rules.
     Return,
     /// What becomes of a packet that no rule of a chain decided about which the kernel calls.
-    Policy(Verdict),
+    Policy(TraceVerdict),
 }
 
 /// One thing that the kernel told.
@@ -74,9 +74,9 @@ pub enum Said {
 pub struct Heard {
     /// The kind of the table.
     pub tables: Tables,
-    /// The table.
+    /// That of the rule, by name.
     pub table: String,
-    /// The chain.
+    /// That of the rule, by name.
     pub chain: String,
     /// What.
     pub said: Said,

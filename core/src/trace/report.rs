@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{End, Heard, Journey, Place, Said, Step, Tables, Verdict};
+use super::{End, Heard, Journey, RuleRef, Said, Step, Tables, TraceVerdict};
 use crate::observed::Variant;
 use crate::ruleset::Hook;
 use crate::sim::report::{events_json, events_text, fate_text};
@@ -50,8 +50,8 @@ impl Rulebook {
     fn rule(&self, heard: &Heard) -> Option<RuleId> {
         let Said::Rule(place, _) = heard.said else { return None };
         let at = match place {
-            Place::Number(number) => number.checked_sub(1)?,
-            Place::Handle(handle) => {
+            RuleRef::Number(number) => number.checked_sub(1)?,
+            RuleRef::Handle(handle) => {
                 let key = (heard.tables, heard.table.clone(), heard.chain.clone());
                 self.handles.get(&key)?.iter().position(|known| *known == handle)?
             }
@@ -61,7 +61,7 @@ impl Rulebook {
 }
 
 /// What happened, and the end.
-struct Told {
+struct Report {
     events: Vec<Event>,
     fate: Fate,
 }
@@ -100,9 +100,11 @@ fn placed<'j>(book: &Rulebook, journey: &'j Journey) -> Vec<Placed<'j>> {
                 hook = Some(base.hook);
                 order = (stage(base.hook, journey.direction), base.priority);
                 jumps.clear();
-            } else if let Some(told) = step.heard.hook.filter(|told| Some(*told) != hook) {
-                hook = Some(told);
-                order = (stage(told, journey.direction), i32::MIN);
+            } else if let Some(reported) =
+                step.heard.hook.filter(|reported| Some(*reported) != hook)
+            {
+                hook = Some(reported);
+                order = (stage(reported, journey.direction), i32::MIN);
             }
             let chain = step.heard.chain.as_str();
             match jumps.iter().position(|known| *known == chain) {
@@ -116,7 +118,7 @@ fn placed<'j>(book: &Rulebook, journey: &'j Journey) -> Vec<Placed<'j>> {
     all
 }
 
-fn told(book: &Rulebook, journey: &Journey) -> Told {
+fn reported(book: &Rulebook, journey: &Journey) -> Report {
     let mut events = Vec::new();
     let mut last = None;
     let mut at = |events: &mut Vec<Event>, hook: Option<Hook>, packet: String| {
@@ -138,31 +140,31 @@ fn told(book: &Rulebook, journey: &Journey) -> Told {
             (Said::Rule(_, verdict), Some(rule)) => {
                 events.push(Event::Rule { rule, depth, met: Met::Matched });
                 transparent = book.program.transparent(rule).or(transparent);
-                if verdict == Verdict::Drop || book.program.discards(rule) {
+                if verdict == TraceVerdict::Drop || book.program.discards(rule) {
                     dropped_by = Some((Some(rule), book.program.line(rule)));
                 }
             }
             // What tells by numbers counts what a chain ends with too.
-            (Said::Rule(Place::Number(_), _), None) => {
+            (Said::Rule(RuleRef::Number(_), _), None) => {
                 let base = book.chain(heard).and_then(|info| info.base.as_ref());
                 if base.is_some_and(|base| base.policy == crate::sim::Policy::Drop) {
                     dropped_by = Some((None, format!("policy of {} {}", heard.table, heard.chain)));
                 }
             }
-            (Said::Rule(Place::Handle(handle), verdict), None) => {
+            (Said::Rule(RuleRef::Handle(handle), verdict), None) => {
                 let what = format!(
                     "{} {}: the rule with handle {handle}, which is not read here",
                     heard.table, heard.chain
                 );
-                if verdict == Verdict::Drop {
+                if verdict == TraceVerdict::Drop {
                     dropped_by = Some((None, what.clone()));
                 }
                 events.push(Event::Note { what });
             }
-            (Said::Policy(Verdict::Drop), _) => {
+            (Said::Policy(TraceVerdict::Drop), _) => {
                 dropped_by = Some((None, format!("policy of {} {}", heard.table, heard.chain)));
             }
-            (Said::Return | Said::Policy(Verdict::On), _) => {}
+            (Said::Return | Said::Policy(TraceVerdict::On), _) => {}
         }
     }
     let original = journey.first.destination;
@@ -191,12 +193,12 @@ fn told(book: &Rulebook, journey: &Journey) -> Told {
             Fate::Unknown { rule: None, what }
         }
     };
-    Told { events, fate }
+    Report { events, fate }
 }
 
 /// A packet's way as text: `when` it began, how, each rule that it met, and the end.
 pub fn journey_text(book: &Rulebook, journey: &Journey, when: &str) -> String {
-    let Told { events, fate } = told(book, journey);
+    let Report { events, fate } = reported(book, journey);
     let from = match journey.direction {
         Direction::Out => "from a process",
         Direction::In => "from outside",
@@ -209,7 +211,7 @@ pub fn journey_text(book: &Rulebook, journey: &Journey, when: &str) -> String {
 
 /// A packet's way as JSON.
 pub fn journey_json(book: &Rulebook, journey: &Journey, when: &str) -> Value {
-    let Told { events, fate } = told(book, journey);
+    let Report { events, fate } = reported(book, journey);
     json!({
         "time": when,
         "direction": journey.direction,

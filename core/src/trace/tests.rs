@@ -46,10 +46,10 @@ fn own(chain: &str, id: u32, head: Option<Head>) -> [Heard; 2] {
         head,
     };
     let first = match chain {
-        filter::OUT | filter::IN => Said::Rule(Place::Handle(1), Verdict::On),
+        filter::OUT | filter::IN => Said::Rule(RuleRef::Handle(1), TraceVerdict::On),
         _ => Said::Return,
     };
-    [heard(first, head), heard(Said::Policy(Verdict::On), None)]
+    [heard(first, head), heard(Said::Policy(TraceVerdict::On), None)]
 }
 
 fn rule(chain: &str, number: usize, packet: &[u8], hook: Hook) -> Heard {
@@ -57,7 +57,7 @@ fn rule(chain: &str, number: usize, packet: &[u8], hook: Hook) -> Heard {
         tables: Tables::Legacy(Family::V4),
         table: "nat".to_owned(),
         chain: chain.to_owned(),
-        said: Said::Rule(Place::Number(number), Verdict::On),
+        said: Said::Rule(RuleRef::Number(number), TraceVerdict::On),
         id: None,
         hook: Some(hook),
         head: head(packet, [None, Some("eth0")]),
@@ -165,13 +165,13 @@ fn of_udp_the_first_packet_of_each_connection_is_told() {
     };
     for (every, expected) in [(false, [1, 0, 0, 1]), (true, [1, 1, 1, 1])] {
         let mut follower = Follower::new(OWN.to_owned(), every);
-        let told = [
+        let reported = [
             send(&mut follower, filter::OUT, &there, NOW),
             send(&mut follower, filter::IN, &back, NOW),
             send(&mut follower, filter::OUT, &there, NOW + Duration::from_secs(20)),
             send(&mut follower, filter::OUT, &there, NOW + Duration::from_mins(1)),
         ];
-        assert_eq!(told, expected);
+        assert_eq!(reported, expected);
     }
 }
 

@@ -103,7 +103,7 @@ owner_id! {
 pub struct GroupName(String);
 
 impl GroupName {
-    /// The name.
+    /// As in `/etc/group`, where its number has to be looked up.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -15,7 +15,7 @@ impl Port {
         Self(number)
     }
 
-    /// The port's number.
+    /// From 0 to 65535: rules may name 0, nothing listens there.
     pub const fn get(self) -> u16 {
         self.0
     }
@@ -52,7 +52,7 @@ impl ListenPort {
         self.0
     }
 
-    /// The port's number.
+    /// From 1 to 65535.
     pub const fn get(self) -> u16 {
         self.0.get()
     }

@@ -18,7 +18,7 @@ pub fn unanswered(
         // Rules may ask whose socket answers.
         (program, namespace.clone().with_proxy(policy))
     });
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     let mut more = 0;
     for class in partition(wanted.0, &wanted.1) {
         if !matches!(class.answer.outcome, Outcome::Captured { .. }) {
@@ -31,7 +31,7 @@ pub fn unanswered(
         if silence(&wanted.0.explain(&wanted.1, question)).is_some() {
             continue;
         }
-        if told.len() == TOLD {
+        if reported.len() == TOLD {
             more += 1;
             continue;
         }
@@ -41,15 +41,15 @@ pub fn unanswered(
             _ => None,
         });
         let by = matched.unwrap_or_else(|| "no rule".to_owned());
-        told.push(format!(
+        reported.push(format!(
             "{} {who}, to {to}: {}, and the answer does not come back as it should: {why}; the last rule \
              that it met: {by}; for example {question}",
             class.family(),
             class.answer.outcome
         ));
     }
-    told.extend((more > 0).then(|| format!("and so with {more} more kinds of connections")));
-    told
+    reported.extend((more > 0).then(|| format!("and so with {more} more kinds of connections")));
+    reported
 }
 
 /// Why no connection comes about, if that is so.

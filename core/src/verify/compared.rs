@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::left_alone::LeftAlone;
+use super::bypassed::Bypassed;
 use crate::policy::{CapturePolicy, DnsCapture};
 use crate::sim::report::{Words, class_words};
 use crate::sim::{Change, Class, Namespace, Outcome, Program, Question, changes};
@@ -74,9 +74,9 @@ pub fn compared(
     let mut found = Compared::default();
     let (mut wrong, mut others, mut unclear) = (Vec::new(), Vec::new(), Vec::new());
     let mut of_family = [0; Family::ALL.len()];
-    let left_alone = LeftAlone::by(policy);
+    let bypassed = Bypassed::by(policy);
     for class in changes(wanted, real) {
-        let weight = weight(policy, &left_alone, &class);
+        let weight = weight(policy, &bypassed, &class);
         let one = otherwise(real.0, class);
         match weight {
             Weight::Capture => {
@@ -94,7 +94,7 @@ pub fn compared(
     wrong.sort_by_key(|(place, one)| (is_void(one), *place, one.family));
     found.wrong = wrong.into_iter().take(TOLD).map(|(_, one)| one).collect();
     unclear.sort_by_key(|one| !matches!(one.expected, Outcome::Captured { .. }));
-    let told = |what: &str, list: &[Otherwise]| {
+    let reported = |what: &str, list: &[Otherwise]| {
         let first = list.first()?;
         let more = match list.len() - 1 {
             0 => String::new(),
@@ -102,8 +102,8 @@ pub fn compared(
         };
         Some(format!("{what}: {first}{more}"))
     };
-    found.beside = told("rules do more than the configuration's", &others);
-    found.unclear = told("whether rules treat these as expected can't be told", &unclear);
+    found.beside = reported("rules do more than the configuration's", &others);
+    found.unclear = reported("whether rules treat these as expected can't be told", &unclear);
     found
 }
 
@@ -119,7 +119,7 @@ enum Weight {
 /// What a difference is to the capture. Rules of others that translate or drop what the
 /// configuration does not speak of, as those of services and firewalls do, are no fault of it; nor
 /// are those that drop what it excludes. But what it excludes gets where it was sent, or nowhere.
-fn weight(policy: &CapturePolicy, left_alone: &LeftAlone<'_>, class: &Class<Change>) -> Weight {
+fn weight(policy: &CapturePolicy, bypassed: &Bypassed<'_>, class: &Class<Change>) -> Weight {
     let Change { before, after } = &class.answer;
     match (&before.outcome, &after.outcome) {
         (Outcome::Unknown { .. }, _) | (_, Outcome::Unknown { .. }) => Weight::Unclear,
@@ -129,7 +129,7 @@ fn weight(policy: &CapturePolicy, left_alone: &LeftAlone<'_>, class: &Class<Chan
         }
         (Outcome::Captured { .. }, _) => Weight::Capture,
         (_, Outcome::Captured { port, .. }) if is_of(policy, *port) => Weight::Capture,
-        (_, Outcome::Captured { .. } | Outcome::Led { .. }) if left_alone.has(class) => {
+        (_, Outcome::Captured { .. } | Outcome::Led { .. }) if bypassed.has(class) => {
             Weight::Capture
         }
         // A rule of the configuration says so.

@@ -4,10 +4,10 @@
 //! to be tried is compared there.
 
 mod answered;
+mod bypassed;
 mod compared;
 mod detour;
 mod finding;
-mod left_alone;
 mod sample;
 
 pub use answered::unanswered;

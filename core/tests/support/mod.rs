@@ -21,15 +21,15 @@ use millrace_core::facts::HostFacts;
 use millrace_core::iptables::{ChainDump, Dump, DumpRule, TableDump};
 use millrace_core::nft::xtables::{decode, encode};
 use millrace_core::observed::{Holding, InterfaceAddress, Observed, Route, Variant};
-use millrace_core::plan::{Change, Effect, Wanted};
+use millrace_core::plan::{Change, DesiredState, Effect};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Rule, Ruleset};
 use millrace_core::value::{Family, Groups};
 use proptest::prelude::*;
 
 /// What is wanted of iptables-nft.
-pub(crate) fn want(ruleset: Option<&Ruleset>) -> Wanted<'_> {
-    ruleset.map_or(Wanted::Nothing, |ruleset| Wanted::Iptables(ruleset, Variant::Nft))
+pub(crate) fn want(ruleset: Option<&Ruleset>) -> DesiredState<'_> {
+    ruleset.map_or(DesiredState::Nothing, |ruleset| DesiredState::Iptables(ruleset, Variant::Nft))
 }
 
 /// The rules that are not the same when they have been through the kernel's `nf_tables`.
@@ -49,7 +49,7 @@ pub(crate) fn changed_by_nf_tables(ruleset: &Ruleset, groups: &Groups) -> Vec<Ru
 }
 
 /// Carry out an effect on what was observed, as the kernel would.
-pub(crate) fn carry_out(observed: &mut Observed, effect: &Effect) {
+pub(crate) fn apply_effect(observed: &mut Observed, effect: &Effect) {
     match effect {
         Effect::Marker { change } => observed.interrupted = *change == Change::Add,
         Effect::Address { change, address } => {

@@ -19,7 +19,7 @@ pub(crate) fn policies() -> impl Strategy<Value = CapturePolicy> {
     let dns = prop_oneof![
         any::<bool>().prop_map(|zones| DnsConvention::AmongOutbound { zones }),
         any::<[bool; 4]>().prop_map(|[tcp, spares_proxy, in_front, zones]| DnsConvention::Ahead {
-            tcp: if tcp { DnsTcp::Captured } else { DnsTcp::LeftAlone },
+            tcp: if tcp { DnsTcp::Captured } else { DnsTcp::Bypassed },
             spares_proxy,
             in_front,
             zones,

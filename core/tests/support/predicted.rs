@@ -4,10 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use millrace_core::sim::{Fate, Identity, Protocol, Question};
 
-use super::verdicts::{Verdict, Who};
+use super::verdicts::{RecordedVerdict, Who};
 
 /// A recorded connection in a pod with the address 10.4.0.2, whose proxy is this user.
-pub(crate) fn question(verdict: &Verdict, proxy: u32) -> Question {
+pub(crate) fn question(verdict: &RecordedVerdict, proxy: u32) -> Question {
     let to = match verdict.to.as_str() {
         "pod" => "10.4.0.2",
         "peer" => "10.9.9.9",
@@ -25,7 +25,7 @@ pub(crate) fn question(verdict: &Verdict, proxy: u32) -> Question {
 }
 
 /// Where it ends, in the words of the recording.
-pub(crate) fn end(verdict: &Verdict, fate: &Fate) -> String {
+pub(crate) fn end(verdict: &RecordedVerdict, fate: &Fate) -> String {
     let (who, port, at) = match fate {
         Fate::Delivered { port, destination, .. } => ("pod", *port, destination.ip()),
         Fate::Passed { destination, .. } => ("peer", destination.port(), destination.ip()),

@@ -12,7 +12,7 @@ use millrace_core::ruleset::Ruleset;
 use millrace_core::status::{State, judge};
 use millrace_core::value::{Family, Groups};
 
-use super::{carry_out, changed_by_nf_tables, want};
+use super::{apply_effect, changed_by_nf_tables, want};
 
 fn context(groups: &Groups) -> Context<'_> {
     Context { footprints: FOOTPRINTS, groups, marks: vec![], netlink: false }
@@ -22,7 +22,7 @@ fn context(groups: &Groups) -> Context<'_> {
 pub(crate) fn apply(observed: &mut Observed, set: Option<&Ruleset>) {
     let groups = Groups::new();
     for effect in &plan::plan(observed, want(set), false, &context(&groups)).effects {
-        carry_out(observed, effect);
+        apply_effect(observed, effect);
     }
 }
 

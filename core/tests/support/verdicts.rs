@@ -13,7 +13,7 @@ pub(crate) enum Who {
 
 /// A connection and its end.
 #[derive(Clone, Debug)]
-pub(crate) struct Verdict {
+pub(crate) struct RecordedVerdict {
     /// The whole line, for messages.
     pub(crate) line: String,
     /// Who connects.
@@ -31,13 +31,13 @@ pub(crate) struct Verdict {
 }
 
 /// The command line of a recording, and its connections.
-pub(crate) fn read(text: &str) -> (Vec<String>, Vec<Verdict>) {
+pub(crate) fn read(text: &str) -> (Vec<String>, Vec<RecordedVerdict>) {
     let (line, rest) = text.split_once("\n# exit 0\n").unwrap();
     let words = line.strip_prefix("$ ").unwrap().split(' ').map(str::to_owned).collect();
     (words, rest.lines().map(verdict).collect())
 }
 
-fn verdict(line: &str) -> Verdict {
+fn verdict(line: &str) -> RecordedVerdict {
     let (connection, end) = line.split_once(" = ").unwrap();
     let (who, to) = connection.split_once(" -> ").unwrap();
     let (to, udp) = match to.split_once('/') {
@@ -46,7 +46,7 @@ fn verdict(line: &str) -> Verdict {
     };
     let (to, port) = to.rsplit_once(':').unwrap();
     let from = who.split_once("(src ").map(|(_, from)| from.trim_end_matches(')').to_owned());
-    Verdict {
+    RecordedVerdict {
         line: line.to_owned(),
         who: match who.split('(').next().unwrap() {
             "peer" => Who::Peer,

@@ -4,14 +4,14 @@ use std::fmt;
 use std::net::IpAddr;
 
 use millrace_core::ebpf::{beside, sources};
-use millrace_core::plan::{Effect, Wish};
+use millrace_core::plan::{Effect, Preference};
 use millrace_core::preflight::Backend;
 use millrace_core::status::{State, Status, judge, judge_beside, judge_native};
 
 use super::{By, CaptureError, Order};
 use crate::ebpf::{Node, Target};
 use crate::engine::Session;
-use crate::observe::Look;
+use crate::observe::Depth;
 
 /// That a pod is not in the maps.
 const NO_ENTRY: &str = "the pod has no entry in the maps of the node's programs";
@@ -63,10 +63,10 @@ pub fn check(session: &mut Session, order: &Order<'_>) -> Result<Option<Differen
 
 fn rules(session: &mut Session, order: &Order<'_>) -> Result<Option<Difference>, CaptureError> {
     let (desired, groups) = (order.desired, order.groups);
-    let observed = session.observe(&order.exec, Look::Fast)?;
-    let may_be_native = match order.by.wish() {
-        Wish::Auto | Wish::Backend(Backend::Nftables) => true,
-        Wish::Iptables | Wish::Programs(_) | Wish::Backend(_) => false,
+    let observed = session.observe(&order.exec, Depth::Fast)?;
+    let may_be_native = match order.by.preference() {
+        Preference::Auto | Preference::Backend(Backend::Nftables) => true,
+        Preference::Iptables | Preference::Binaries(_) | Preference::Backend(_) => false,
     };
     let native = desired.native.as_ref().filter(|_| may_be_native && observed.captures_natively());
     let found = match native {
@@ -92,16 +92,16 @@ fn entry(
     if let Some(fault) = found.fault() {
         return drifted(fault.to_owned());
     }
-    if let Some(faults) = node.faults()?.told() {
+    if let Some(faults) = node.faults()?.reported() {
         return drifted(format!("the node's programs are not whole: {faults}"));
     }
     if !node.holds(target.cookie(), &entry)? {
         return drifted("its entry differs from what is wanted".to_owned());
     }
-    let observed = session.observe(&order.exec, Look::Ways)?;
+    let observed = session.observe(&order.exec, Depth::Ways)?;
     let sources: Vec<IpAddr> = sources(&found.pod).collect();
     let found = judge_beside(&observed, &beside(policy), &sources, order.groups);
-    let list: Vec<String> = found.differences.iter().map(told).chain(found.notes).collect();
+    let list: Vec<String> = found.differences.iter().map(reported).chain(found.notes).collect();
     Ok((!found.whole).then(|| {
         let list = list.join("; ");
         Difference::Drifted(format!("what it needs beside its entry differs; to repair: {list}"))
@@ -113,7 +113,7 @@ fn difference(found: &Status) -> Option<Difference> {
         State::Captured => None,
         State::NotCaptured => Some(Difference::Missing("no rules are there".to_owned())),
         State::Drifted => {
-            let mut list: Vec<String> = found.differences.iter().map(told).collect();
+            let mut list: Vec<String> = found.differences.iter().map(reported).collect();
             list.extend(found.notes.iter().chain(&found.neighbours).cloned());
             let list = list.join("; ");
             Some(Difference::Drifted(format!(
@@ -124,7 +124,7 @@ fn difference(found: &Status) -> Option<Difference> {
 }
 
 /// An effect with the lines it would write.
-fn told(effect: &Effect) -> String {
+fn reported(effect: &Effect) -> String {
     match effect {
         Effect::Restore { input: text, .. } => {
             let lines: Vec<&str> = text.lines().collect();

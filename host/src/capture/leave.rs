@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use millrace_core::ebpf::beside_found;
+use millrace_core::ebpf::beside_observed;
 use millrace_core::observed::Observed;
-use millrace_core::plan::Wish;
+use millrace_core::plan::Preference;
 use millrace_core::value::Groups;
 
 use super::CaptureError;
@@ -13,7 +13,7 @@ use crate::ebpf::{Attached, EbpfError, Node, Target};
 use crate::engine::{Drift, EngineError, Outcome, Request, Rules, Session};
 use crate::exec;
 use crate::netns::Netns;
-use crate::observe::Look;
+use crate::observe::Depth;
 use crate::sandbox::Sandbox;
 
 /// Whether rules go, by what is seen of them and whether their namespace had an entry.
@@ -78,11 +78,11 @@ pub fn leave(session: &mut Session, farewell: &Farewell<'_>) -> Result<Left, Cap
     };
     let kept = match beyond {
         Attached::No => None,
-        Attached::Yes | Attached::Unclear => Some(beside_found(&see(session, &exec)?)),
+        Attached::Yes | Attached::Unclear => Some(beside_observed(&see(session, &exec)?)),
     };
     let outcome = session.run(&Request {
         rules: kept.as_ref().map(|kept| Rules { iptables: kept, native: None }),
-        wish: Wish::Auto,
+        preference: Preference::Auto,
         drift: Drift::Replace,
         everything: false,
         dry_run: farewell.dry_run,
@@ -96,7 +96,7 @@ pub fn leave(session: &mut Session, farewell: &Farewell<'_>) -> Result<Left, Cap
 
 /// Whose chains they are tells enough: rules are read once, by the run.
 fn see(session: &mut Session, exec: &exec::Options) -> Result<Observed, EngineError> {
-    session.observe(exec, Look::Chains)
+    session.observe(exec, Depth::Chains)
 }
 
 /// Whether there was an eBPF capture to leave.

@@ -15,7 +15,7 @@ use millrace_core::desired::Desired;
 use millrace_core::ebpf::{beside, compile};
 use millrace_core::ids::{Unmapped, mapped};
 use millrace_core::nft::expr::NoGroup;
-use millrace_core::plan::{NoBackend, Wish};
+use millrace_core::plan::{NoBackend, Preference};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
 use millrace_core::source::{Source, Sourced};
@@ -28,7 +28,7 @@ use crate::ebpf::{
 use crate::engine::{Drift, EngineError, Outcome, Request, Rules, Session};
 use crate::exec;
 use crate::netns::{Netns, NetnsError, own_ids};
-use crate::observe::Look;
+use crate::observe::Depth;
 use crate::sandbox::Sandbox;
 use crate::sysctl::lo_has_no_ipv6;
 use crate::tracked::Tracked;
@@ -40,7 +40,7 @@ const OWN: &str = "/proc/self/ns/net";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     /// Rules, written with what is preferred here. A pod that eBPF captures leaves it once they are there.
-    Rules(Wish),
+    Rules(Preference),
     /// eBPF, and nothing else.
     Ebpf,
     /// What captures already; else eBPF where the node's programs are loaded and can do it; else rules.
@@ -49,10 +49,10 @@ pub enum By {
 
 impl By {
     /// How rules are written where it comes to these.
-    const fn wish(self) -> Wish {
+    const fn preference(self) -> Preference {
         match self {
-            Self::Rules(wish) => wish,
-            Self::Ebpf | Self::Any => Wish::Auto,
+            Self::Rules(preference) => preference,
+            Self::Ebpf | Self::Any => Preference::Auto,
         }
     }
 }
@@ -74,7 +74,7 @@ pub struct Order<'a> {
     /// By what.
     pub by: By,
     /// What is preferred where programs of iptables were asked for that are not installed.
-    pub instead: Option<Wish>,
+    pub instead: Option<Preference>,
     /// Where the programs are; none for who knows nothing of any, and writes rules.
     pub pins: Option<Pins<'a>>,
     /// The namespace, where the calling thread has entered it from outside: it may have users of its own.
@@ -270,7 +270,7 @@ fn perhaps(
     if let Some(why) = unprivileged() {
         return unable(&why);
     }
-    if holds_rules(&session.observe(&order.exec, Look::Fast)?, order.groups) {
+    if holds_rules(&session.observe(&order.exec, Depth::Fast)?, order.groups) {
         return Ok(None);
     }
     if let Err(refusals) = compile(&order.desired.policy, order.groups) {
@@ -302,7 +302,7 @@ fn enrol(session: &mut Session, order: &Order<'_>) -> Result<Applied, CaptureErr
     };
     let rest = beside(policy);
     let rules = Rules { iptables: &rest, native: None };
-    let outcome = run(session, order, Some(rules), Wish::Auto, order.exec.clone());
+    let outcome = run(session, order, Some(rules), Preference::Auto, order.exec.clone());
     let outcome = outcome.map_err(CaptureError::Rest)?;
     Ok(Applied { enrolled: Some((enrolled, cookie)), outcome, left: false })
 }
@@ -346,7 +346,7 @@ fn by_rules(
                 }
                 netns.enter_owner()?;
                 exec.sandbox = Some(Sandbox { netns: Some(OWN.into()) });
-            } else if order.by != By::Rules(Wish::Backend(Backend::Nftables)) {
+            } else if order.by != By::Rules(Preference::Backend(Backend::Nftables)) {
                 return Err(CaptureError::OwnUsers);
             }
         }
@@ -354,18 +354,20 @@ fn by_rules(
     // What eBPF has captured is not seen by rules as it begins, and goes on as it was.
     let tracked = (enrolled && !order.dry_run).then(Tracked::begin);
     let _tracked = tracked.map(|tracked| {
-        let told =
+        let reported =
             |error| warnings.push(format!("{error}: those that eBPF has captured may break"));
-        tracked.map_err(told)
+        tracked.map_err(reported)
     });
     let rules = Rules { iptables: &desired.iptables, native: native.as_ref() };
-    let outcome =
-        match (run(session, order, Some(rules), order.by.wish(), exec.clone()), order.instead) {
-            (Err(EngineError::NoBackend(NoBackend::Forced(_))), Some(wish)) => {
-                run(session, order, Some(rules), wish, exec)
-            }
-            (outcome, _) => outcome,
-        }?;
+    let outcome = match (
+        run(session, order, Some(rules), order.by.preference(), exec.clone()),
+        order.instead,
+    ) {
+        (Err(EngineError::NoBackend(NoBackend::Forced(_))), Some(preference)) => {
+            run(session, order, Some(rules), preference, exec)
+        }
+        (outcome, _) => outcome,
+    }?;
     // The rules capture the pod now.
     let left = match node {
         Ok(None) => false,
@@ -402,12 +404,12 @@ fn run(
     session: &mut Session,
     order: &Order<'_>,
     rules: Option<Rules<'_>>,
-    wish: Wish,
+    preference: Preference,
     exec: exec::Options,
 ) -> Result<Outcome, EngineError> {
     session.run(&Request {
         rules,
-        wish,
+        preference,
         drift: order.drift,
         everything: order.everything,
         dry_run: order.dry_run,

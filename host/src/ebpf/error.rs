@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use millrace_core::ebpf::{IdError, Refusals};
+use millrace_core::ebpf::{IdError, UnsupportedParts};
 use millrace_core::ids::Unmapped;
 use nix::errno::Errno;
 
@@ -102,7 +102,7 @@ pub enum EbpfError {
     OtherPrograms(PathBuf),
     /// Programs can't carry the policy out.
     #[error(transparent)]
-    Refused(#[from] Refusals),
+    Refused(#[from] UnsupportedParts),
     /// A privilege is missing.
     #[error(
         "{what}: {source}; eBPF capture needs the capabilities BPF, NET_ADMIN and PERFMON, or \

@@ -209,7 +209,7 @@ pub fn features(folder: &Path) -> Vec<Finding> {
 
 /// Whether somebody else's programs come first, where the node's are loaded.
 fn order(folder: &Path) -> Option<Finding> {
-    let order = Node::open(folder).and_then(|node| node.order()).ok()?.told();
+    let order = Node::open(folder).and_then(|node| node.order()).ok()?.reported();
     let what = "connections before any other program has changed them";
     Some(finding(what, order.is_none(), &order.unwrap_or_default(), SPARED))
 }
@@ -357,7 +357,7 @@ fn loaded(folder: &Path) -> Finding {
         }
         Err(error) => return finding(what, false, &error.to_string(), NEEDED),
     };
-    if let Some(faults) = state.faults.told() {
+    if let Some(faults) = state.faults.reported() {
         let remedy = format!("`millrace node-bpf load` puts them back: {faults}");
         return finding(what, false, &remedy, NEEDED);
     }

@@ -19,8 +19,8 @@ use super::features::unable;
 use super::folder::{self, lock};
 use super::maps::{Maps, NAMES};
 use super::order::attach;
+use super::preloaded::by_number;
 use super::program::{Lookup, sources};
-use super::spares::by_number;
 use super::sys_bpf::{self, Instruction};
 use super::target::Target;
 use super::whole::{Faults, attached_at, lost, put_back};
@@ -252,7 +252,7 @@ impl Node {
                 loaded.pods += 1;
             }
         }
-        node.renew_spares()?;
+        node.renew_preloaded()?;
         node.keep_lookups_on()?;
         node.unpin_earlier_programs()?;
         loaded.order = node.first(&accepted, cgroup)?;
@@ -279,7 +279,7 @@ impl Node {
         let pin = self.folder.join("links").join(IDLE);
         let link = sys_bpf::pinned(&pin).map_err(|e| EbpfError::io(show(&pin), e))?;
         let info = link.and_then(|link| sys_bpf::link_info(link.as_fd()).ok());
-        if info.is_some_and(|info| info.place().is_some()) {
+        if info.is_some_and(|info| info.attached_to().is_some()) {
             return Ok(());
         }
         unpin(&pin)?;
@@ -301,7 +301,7 @@ impl Node {
             EbpfError::NotLoaded(_) if !lost(folder).is_empty() => {
                 let lost = lost(folder).into_iter().map(str::to_owned).collect();
                 let faults = Faults { lost, ..Faults::default() };
-                let what = faults.told().unwrap_or_default();
+                let what = faults.reported().unwrap_or_default();
                 EbpfError::NotWhole { folder: folder.to_owned(), what }
             }
             error => error,
@@ -359,11 +359,11 @@ impl Node {
         let captured = if force { Vec::new() } else { captured(folder)? };
         if !captured.is_empty() {
             let known = known();
-            let told = |inode: u64| match known.get(&inode) {
+            let reported = |inode: u64| match known.get(&inode) {
                 Some(path) => format!("{} (net:[{inode}])", path.display()),
                 None => format!("net:[{inode}]"),
             };
-            return Err(EbpfError::Captures(captured.into_iter().map(told).collect()));
+            return Err(EbpfError::Captures(captured.into_iter().map(reported).collect()));
         }
         let mut any = false;
         for part in ["pods", "spares", "links", "maps"] {
@@ -392,7 +392,7 @@ impl Node {
             sample: settings.sample,
             faults: self.faults()?,
             connections: self.maps.flows.keys()?.iter().filter(|key| key.is_captured()).count(),
-            spares: self.count_spares()?,
+            spares: self.count_preloaded()?,
             ..State::default()
         };
         let names = PROGRAMS.iter().map(|(name, ..)| (*name).to_owned());

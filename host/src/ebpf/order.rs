@@ -99,7 +99,7 @@ impl Node {
             let failed = |error| EbpfError::io(show(&pin), error);
             let Some(link) = sys_bpf::pinned(&pin).map_err(failed)? else { continue };
             let info = sys_bpf::link_info(link.as_fd()).map_err(failed)?;
-            place = place.or(info.place());
+            place = place.or(info.attached_to());
             ours.push((kind, hook, info.program));
         }
         let Some(place) = place else {

@@ -13,7 +13,7 @@ use millrace_ebpf_common::{
 
 use super::error::EbpfError;
 use super::node::{Node, show, unpin};
-use super::spares::after;
+use super::preloaded::after;
 use super::target::Target;
 use super::{listener, sys_bpf};
 
@@ -30,7 +30,7 @@ pub enum Enrolled {
 
 /// An enrolled pod.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct EnrolledPod {
     /// Its netns cookie.
     pub cookie: u64,
     /// Its entry.
@@ -45,7 +45,7 @@ pub struct Found {
     pub connections: (u64, u64),
 }
 
-impl Found {
+impl EnrolledPod {
     /// What lets inbound connections past.
     pub const fn fault(&self) -> Option<&'static str> {
         match (self.netns, self.known) {
@@ -160,7 +160,7 @@ impl Node {
         let _lock = self.lock()?;
         let left = self.leave_locked(cookie)?;
         // One for the next pod. Without it that one takes longer, and nothing else is wrong.
-        drop(self.fill_spares(1));
+        drop(self.fill_preloaded(1));
         Ok(left)
     }
 
@@ -220,7 +220,7 @@ impl Node {
         for id in self.maps.saying_more()?.into_iter().filter(|id| !ids.contains(id)) {
             self.maps.drop_more(id)?;
         }
-        drop(self.fill_spares(usize::MAX));
+        drop(self.fill_preloaded(usize::MAX));
         Ok(gone)
     }
 
@@ -228,12 +228,12 @@ impl Node {
     ///
     /// # Errors
     /// When the maps can't be read.
-    pub fn pod(&self, cookie: u64) -> Result<Option<Found>, EbpfError> {
+    pub fn pod(&self, cookie: u64) -> Result<Option<EnrolledPod>, EbpfError> {
         let Some(pod) = self.maps.policy(cookie)? else { return Ok(None) };
         let counts = self.maps.counters(cookie)?.unwrap_or_default();
         let [.., connections] = counts;
         let counters = Class::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0);
-        Ok(Some(Found {
+        Ok(Some(EnrolledPod {
             cookie,
             pod,
             netns: self.netns_of(cookie),
@@ -247,7 +247,7 @@ impl Node {
     ///
     /// # Errors
     /// When the maps can't be read.
-    pub fn pods(&self) -> Result<Vec<Found>, EbpfError> {
+    pub fn pods(&self) -> Result<Vec<EnrolledPod>, EbpfError> {
         let cookies = self.maps.pods.keys()?;
         cookies.into_iter().filter_map(|cookie| self.pod(cookie).transpose()).collect()
     }

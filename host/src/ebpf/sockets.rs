@@ -20,7 +20,7 @@ const CLOSE_WAIT: u8 = 8;
 
 /// A socket that listens.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Listener {
+pub(super) struct ProxySocket {
     /// 4 or 6.
     pub(super) family: u16,
     pub(super) inode: u64,
@@ -32,7 +32,7 @@ pub(super) struct Listener {
 ///
 /// # Errors
 /// When the kernel can't be asked: `sock_diag` for TCP may be a module that is missing.
-pub(super) fn listeners(port: u16) -> io::Result<Vec<Listener>> {
+pub(super) fn listeners(port: u16) -> io::Result<Vec<ProxySocket>> {
     let kernel = Kernel::open(NETLINK_SOCK_DIAG)?;
     let mut found = Vec::new();
     for (name, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
@@ -40,7 +40,7 @@ pub(super) fn listeners(port: u16) -> io::Result<Vec<Listener>> {
         let id = SocketId { source_port: port, ..id };
         let family = if name == AF_INET { 4 } else { 6 };
         let listening = list(&kernel, name, StateFlags::LISTEN, id)?;
-        found.extend(listening.iter().map(|response| Listener {
+        found.extend(listening.iter().map(|response| ProxySocket {
             family,
             inode: response.header.inode.into(),
             v6_only: response.nlas.contains(&Nla::SkV6Only(true)),

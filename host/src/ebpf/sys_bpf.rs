@@ -268,7 +268,7 @@ pub(super) struct LinkInfo {
 
 impl LinkInfo {
     /// Where it is attached; none if it is no more.
-    pub(super) fn place(&self) -> Option<u64> {
+    pub(super) fn attached_to(&self) -> Option<u64> {
         let upper = if self.kind == LINK_CGROUP { u64::from(self.rest) << 32 } else { 0 };
         Some(upper | u64::from(self.netns)).filter(|place| *place != 0)
     }

@@ -40,7 +40,7 @@ pub struct Faults {
 
 impl Faults {
     /// In words; none where everything is there.
-    pub fn told(&self) -> Option<String> {
+    pub fn reported(&self) -> Option<String> {
         let part = |what: &str, names: &[String]| {
             (!names.is_empty()).then(|| format!("{what}: {}", names.join(", ")))
         };
@@ -125,7 +125,7 @@ fn programs(folder: &Path) -> Result<BTreeSet<u32>, EbpfError> {
 pub(super) fn attached_at(pin: &Path) -> Result<Option<u64>, EbpfError> {
     let failed = |e| EbpfError::io(show(pin), e);
     let Some(link) = sys_bpf::pinned(pin).map_err(failed)? else { return Ok(None) };
-    Ok(sys_bpf::link_info(link.as_fd()).map_err(failed)?.place())
+    Ok(sys_bpf::link_info(link.as_fd()).map_err(failed)?.attached_to())
 }
 
 impl Node {
@@ -173,7 +173,7 @@ impl Node {
     pub(super) fn is_whole(&self) -> Result<(), EbpfError> {
         let folder = || self.folder.clone();
         self.faults()?
-            .told()
+            .reported()
             .map_or(Ok(()), |what| Err(EbpfError::NotWhole { folder: folder(), what }))
     }
 }

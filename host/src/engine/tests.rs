@@ -20,11 +20,15 @@ fn legacy_is_tried_after_programs_that_nobody_asked_for() {
         lacks: "a chain".to_owned(),
     };
     for why in [failed().into(), lacking] {
-        assert!(is_last_resort(Some(Means::NFT_PROGRAMS), Wish::Auto, &why));
-        assert!(is_last_resort(Some(Means::NFT_PROGRAMS), Wish::Iptables, &why));
-        assert!(!is_last_resort(Some(Means::NFT_PROGRAMS), Wish::Programs(Variant::Nft), &why));
-        assert!(!is_last_resort(Some(Means::LEGACY_PROGRAMS), Wish::Auto, &why));
+        assert!(is_last_resort(Some(Method::NFT_PROGRAMS), Preference::Auto, &why));
+        assert!(is_last_resort(Some(Method::NFT_PROGRAMS), Preference::Iptables, &why));
+        assert!(!is_last_resort(
+            Some(Method::NFT_PROGRAMS),
+            Preference::Binaries(Variant::Nft),
+            &why
+        ));
+        assert!(!is_last_resort(Some(Method::LEGACY_PROGRAMS), Preference::Auto, &why));
     }
     let late = ExecError::TooMuch { command: String::new(), most: 1 };
-    assert!(!is_last_resort(Some(Means::NFT_PROGRAMS), Wish::Auto, &late.into()));
+    assert!(!is_last_resort(Some(Method::NFT_PROGRAMS), Preference::Auto, &late.into()));
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{LinkError, Net, Refusal};
+use super::{KernelError, LinkError, Net};
 
 /// The routes of IPv6 of every table, a line each: the destination in hexadecimal and its prefix, the source
 /// likewise, the next hop, three numbers, flags, the interface (`rt6_info_route()` of the kernel's
@@ -38,7 +38,7 @@ impl Net {
         if is_routed_within(PATIENCE, address) {
             return Ok(());
         }
-        let why = Refusal::Other(format!(
+        let why = KernelError::Other(format!(
             "the kernel has not done that for {} s: its interface may be gone or have IPv6 switched off \
              by now, or the machine is too busy; try again",
             PATIENCE.as_secs()

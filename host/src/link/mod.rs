@@ -19,7 +19,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, Prop}
 use nix::errno::Errno;
 use rtnetlink::{Handle, LinkUnspec};
 
-use self::passthrough::Found;
+use self::passthrough::Occupant;
 use crate::netlink::{own_address, runtime};
 use crate::privilege::Hint;
 
@@ -45,13 +45,13 @@ pub enum LinkError {
         /// What was asked.
         what: String,
         /// Why it failed.
-        why: Refusal,
+        why: KernelError,
     },
 }
 
 /// What the kernel says when it refuses.
 #[derive(Debug)]
-pub enum Refusal {
+pub enum KernelError {
     /// With an error number.
     Errno(Errno),
     /// Otherwise.
@@ -63,7 +63,7 @@ pub(crate) fn has_ipv6() -> bool {
     Path::new("/proc/thread-self/net/if_inet6").exists()
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for KernelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Errno(errno @ Errno::EPERM) => write!(
@@ -91,7 +91,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl From<rtnetlink::Error> for Refusal {
+impl From<rtnetlink::Error> for KernelError {
     fn from(error: rtnetlink::Error) -> Self {
         match error {
             rtnetlink::Error::NetlinkError(message) => match message.code {
@@ -176,7 +176,7 @@ impl Net {
             let marked = names.iter().any(|name| name == MARKER);
             let loggers = names.iter().filter_map(|name| logger_of(name)).collect();
             let passthrough_link = match self.find_passthrough().await? {
-                Some(Found::Ours(index, ready)) => {
+                Some(Occupant::Ours(index, ready)) => {
                     let its = |(at, a): &(u32, InterfaceAddress)| {
                         *at == index && a.address == PASSTHROUGH_V6
                     };
@@ -184,7 +184,7 @@ impl Net {
                     let is_routed = || arrival::is_routed_within(arrival::SETTLED, PASSTHROUGH_V6);
                     Some(ready && addresses.iter().any(its) && is_routed())
                 }
-                Some(Found::Other) | None => None,
+                Some(Occupant::Other) | None => None,
             };
             let addresses = addresses.into_iter().map(|(_, address)| address).collect();
             let mut links =

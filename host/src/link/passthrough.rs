@@ -16,14 +16,14 @@ use netlink_packet_route::route::{RouteProtocol, RouteScope, RouteType};
 use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
 
-use super::{LinkError, Net, Refusal, errno, request, settle};
+use super::{KernelError, LinkError, Net, errno, request, settle};
 use crate::sysctl::switch_ipv6_on;
 
 /// The kernel's own routes, among them those of multicast (`RT_TABLE_LOCAL`).
 const LOCAL: u32 = 255;
 
 /// What has the name of the interface.
-pub(super) enum Found {
+pub(super) enum Occupant {
     /// The interface: its index, and whether it was made to the end.
     Ours(u32, bool),
     /// One of somebody else.
@@ -33,7 +33,7 @@ pub(super) enum Found {
 impl Net {
     /// What is there by the name of the interface: ours is one end of a pair whose other end has its name
     /// here too.
-    pub(super) async fn find_passthrough(&self) -> Result<Option<Found>, LinkError> {
+    pub(super) async fn find_passthrough(&self) -> Result<Option<Occupant>, LinkError> {
         let Some(link) = self.named(PASSTHROUGH_LINK).await? else { return Ok(None) };
         let peer = self.named(PASSTHROUGH_PEER).await?;
         let is_pair = |link: &LinkMessage| {
@@ -50,10 +50,10 @@ impl Net {
                 && !link.attributes.iter().any(elsewhere)
         };
         if !is_pair(&link) || !peer.is_some_and(|peer| leads_to(&link, &peer)) {
-            return Ok(Some(Found::Other));
+            return Ok(Some(Occupant::Other));
         }
         let ready = LinkAttribute::IfAlias(PASSTHROUGH_READY.to_owned());
-        Ok(Some(Found::Ours(link.header.index, link.attributes.contains(&ready))))
+        Ok(Some(Occupant::Ours(link.header.index, link.attributes.contains(&ready))))
     }
 
     async fn named(&self, name: &str) -> Result<Option<LinkMessage>, LinkError> {
@@ -89,16 +89,16 @@ impl Net {
     pub fn passthrough(&self, change: Change) -> Result<(), LinkError> {
         self.runtime.block_on(async {
             match (change, self.find_passthrough().await?) {
-                (Change::Remove, None | Some(Found::Other)) => Ok(()),
-                (Change::Remove, Some(Found::Ours(index, _))) => {
+                (Change::Remove, None | Some(Occupant::Other)) => Ok(()),
+                (Change::Remove, Some(Occupant::Ours(index, _))) => {
                     self.remove_passthrough(index).await
                 }
-                (Change::Add, Some(Found::Other)) => Err(failed(Refusal::Other(format!(
+                (Change::Add, Some(Occupant::Other)) => Err(failed(KernelError::Other(format!(
                     "an interface of this name is here that is not one end of a pair with \
                      {PASSTHROUGH_PEER}: somebody else made it; rename or remove it, or capture \
                      without IPv6"
                 )))),
-                (Change::Add, Some(Found::Ours(index, _))) => {
+                (Change::Add, Some(Occupant::Ours(index, _))) => {
                     // An address whose route somebody took can't be added again.
                     self.remove_passthrough(index).await?;
                     self.make_passthrough().await
@@ -119,7 +119,7 @@ impl Net {
         if let Err(error) = &made
             && errno(error) == Some(Errno::EOPNOTSUPP)
         {
-            return Err(failed(Refusal::Other(
+            return Err(failed(KernelError::Other(
                 "the kernel has no interfaces of kind veth: load the module veth (CONFIG_VETH), or \
                  capture without IPv6"
                     .to_owned(),
@@ -127,8 +127,8 @@ impl Net {
         }
         let what = || format!("interface {PASSTHROUGH_LINK}");
         settle(made, Change::Add, what)?;
-        let Some(Found::Ours(index, _)) = self.find_passthrough().await? else {
-            return Err(failed(Refusal::Errno(Errno::ENODEV)));
+        let Some(Occupant::Ours(index, _)) = self.find_passthrough().await? else {
+            return Err(failed(KernelError::Errno(Errno::ENODEV)));
         };
         let set = self.handle.link();
         // No address of its own, and nothing that asks for neighbours or groups.
@@ -171,14 +171,14 @@ impl Net {
         };
         let mut added = add().await;
         if added.as_ref().is_err_and(|error| errno(error) == Some(Errno::EACCES)) {
-            switch_ipv6_on(PASSTHROUGH_LINK).map_err(|why| failed(Refusal::Other(why)))?;
+            switch_ipv6_on(PASSTHROUGH_LINK).map_err(|why| failed(KernelError::Other(why)))?;
             added = add().await;
         }
         settle(added, Change::Add, || format!("address {PASSTHROUGH_V6} of {PASSTHROUGH_LINK}"))
     }
 }
 
-fn failed(why: Refusal) -> LinkError {
+fn failed(why: KernelError) -> LinkError {
     let what = format!(
         "interface {PASSTHROUGH_LINK}, from whose address {PASSTHROUGH_V6} the proxy passes \
          connections on, can't be added"

@@ -18,7 +18,7 @@ use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::SockaddrStorage;
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
-use super::{LO, LinkError, Net, Refusal, errno, is_absent, request, settle};
+use super::{KernelError, LO, LinkError, Net, errno, is_absent, request, settle};
 
 /// The kernel's own table (`RT_TABLE_LOCAL`).
 const LOCAL: u32 = 255;
@@ -73,7 +73,7 @@ impl Net {
             // It went with the interface.
             Err(Errno::ENODEV) => return Ok(()),
             Err(errno) => {
-                let why = Refusal::Errno(errno);
+                let why = KernelError::Errno(errno);
                 return Err(LinkError::Request { what: what(), why });
             }
         };
@@ -125,7 +125,7 @@ impl Net {
         if change == Change::Add
             && result.as_ref().is_err_and(|error| errno(error) == Some(Errno::EEXIST))
         {
-            let why = Refusal::Other("the table has another default route".to_owned());
+            let why = KernelError::Other("the table has another default route".to_owned());
             let what = format!("{family} route local default dev lo table {table} can't be added");
             return Err(LinkError::Request { what, why });
         }

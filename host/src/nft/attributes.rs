@@ -3,7 +3,7 @@
 
 use millrace_core::iptables::Extension;
 use millrace_core::nft::expr::{
-    Comparison, CtField, Expr, Header, MetaField, Verdict as CoreVerdict, nfproto,
+    Comparison, CtField, Expr, Header, MetaField, NftVerdict as CoreVerdict, nfproto,
 };
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::nftables::{

@@ -2,7 +2,7 @@
 //! `linux/netfilter/nf_tables_compat.h`).
 
 use millrace_core::iptables::{Counters, Extension};
-use millrace_core::nft::expr::{Comparison, CtField, Expr, Header, MetaField, Verdict, nfproto};
+use millrace_core::nft::expr::{Comparison, CtField, Expr, Header, MetaField, NftVerdict, nfproto};
 use millrace_core::nft::set::Set;
 use millrace_core::value::Family;
 
@@ -200,13 +200,13 @@ fn known(name: &str, a: Attributes<'_>, set: impl Fn(&str) -> Option<Set>) -> Op
     }
 }
 
-fn verdict(a: Attributes<'_>) -> Option<Verdict> {
+fn verdict(a: Attributes<'_>) -> Option<NftVerdict> {
     // `NF_DROP`, `NF_ACCEPT`, `NFT_JUMP`, `NFT_RETURN`
     match a.number(VERDICT.0)?.cast_signed() {
-        0 => Some(Verdict::Drop),
-        1 => Some(Verdict::Accept),
-        -3 => Some(Verdict::Jump(a.text(VERDICT.1)?.to_owned())),
-        -5 => Some(Verdict::Return),
+        0 => Some(NftVerdict::Drop),
+        1 => Some(NftVerdict::Accept),
+        -3 => Some(NftVerdict::Jump(a.text(VERDICT.1)?.to_owned())),
+        -5 => Some(NftVerdict::Return),
         _ => None,
     }
 }

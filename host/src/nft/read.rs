@@ -76,7 +76,7 @@ impl TableFamily {
 
 /// What a namespace's `nf_tables` holds.
 #[derive(Clone, Debug, Default)]
-pub struct Look {
+pub struct Listing {
     /// The number of the last change of anything.
     pub generation: Option<u32>,
     /// All tables, by name.
@@ -95,7 +95,7 @@ pub struct Look {
 
 /// Which rules are read.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub struct ReadScope<'a> {
     /// Native tables of family `inet` with these names.
     pub native: &'a [&'a str],
     /// Whether those of iptables-nft are.
@@ -111,7 +111,7 @@ const TRIES: usize = 20;
 ///
 /// # Errors
 /// When the kernel can't be asked, or others never stop making changes.
-pub fn look(wanted: Wanted<'_>) -> Result<Option<Look>, NftError> {
+pub fn look(wanted: ReadScope<'_>) -> Result<Option<Listing>, NftError> {
     let Some(connection) = Connection::open()? else { return Ok(None) };
     for _ in 0..TRIES {
         match look_once(&connection, wanted) {
@@ -122,14 +122,14 @@ pub fn look(wanted: Wanted<'_>) -> Result<Option<Look>, NftError> {
     Err(NftError::Changed)
 }
 
-fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>, NftError> {
+fn look_once(connection: &Connection, wanted: ReadScope<'_>) -> Result<Option<Listing>, NftError> {
     let generation = connection.generation()?;
     let request = NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() });
     let Some(answers) = connection.dump(NetfilterProtoFamily::Unspec, request, "tables")? else {
         return Ok(None);
     };
     let tables: Vec<(TableFamily, String)> = answers.iter().filter_map(table).collect();
-    let mut found = Look { generation, ..Look::default() };
+    let mut found = Listing { generation, ..Listing::default() };
     let named = |(family, name): &(TableFamily, String)| match family {
         TableFamily::Inet => wanted.native.contains(&name.as_str()),
         TableFamily::Ip(_) => xtables::known(name),
@@ -189,7 +189,7 @@ fn look_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Option<Look>
         sets.push((table.clone(), read_sets(NetfilterProtoFamily::Inet, table, connection)?));
     }
     let is_foreign =
-        |found: &Look, table: &TableId| found.foreign.iter().any(|f| f.table == *table);
+        |found: &Listing, table: &TableId| found.foreign.iter().any(|f| f.table == *table);
     for chain in read {
         let attributes = chain.attributes();
         let named_chain = attributes.text(CHAIN.0).zip(attributes.text(CHAIN.1));
@@ -232,7 +232,7 @@ pub fn unchanged_since(generation: Option<u32>) -> Result<(), NftError> {
 
 /// Whether the kernel has `nf_tables`. Where it can't be asked, nothing says that it has not.
 pub fn is_supported() -> bool {
-    !matches!(look(Wanted { native: &[], iptables: false, rules: false }), Ok(None))
+    !matches!(look(ReadScope { native: &[], iptables: false, rules: false }), Ok(None))
 }
 
 pub(super) fn family_of(answer: &Answer) -> Option<TableFamily> {
@@ -262,7 +262,7 @@ fn foreign(family: TableFamily, chain: Attributes<'_>) -> Option<ForeignChain> {
 
 /// Note which tables have a rule that decides about packets.
 fn note_decision(foreign: &mut [ForeignChain], family: TableFamily, rule: Attributes<'_>) {
-    let Some((table, _)) = place(rule) else { return };
+    let Some((table, _)) = chain_of(rule) else { return };
     let of_table =
         |f: &&mut ForeignChain| f.table.name == table && f.table == family.table(table.to_owned());
     let mut chains = foreign.iter_mut().filter(of_table).peekable();
@@ -308,7 +308,7 @@ fn add_iptables_rule(
     called: bool,
 ) {
     let dump = found.iter_mut().find(|(f, _)| *f == family).map(|(_, dump)| dump);
-    let (Some(dump), Some((table, chain))) = (dump, place(rule)) else { return };
+    let (Some(dump), Some((table, chain))) = (dump, chain_of(rule)) else { return };
     let table = dump.tables.iter_mut().find(|t| t.name == *table);
     let chain = table.and_then(|t| t.chains.iter_mut().find(|c| c.name == *chain));
     if let Some(chain) = chain {
@@ -332,13 +332,13 @@ pub(super) fn rules_of(
     // Kernels before 4.10 answer with all rules of all tables.
     answers.retain(|answer| {
         (answer.kind, answer.family) == (kind::RULE, family)
-            && place(answer.attributes()) == Some((table, chain))
+            && chain_of(answer.attributes()) == Some((table, chain))
     });
     Ok(answers)
 }
 
 /// A rule's table and chain.
-pub(super) fn place(rule: Attributes<'_>) -> Option<(&str, &str)> {
+pub(super) fn chain_of(rule: Attributes<'_>) -> Option<(&str, &str)> {
     rule.text(RULE.0).zip(rule.text(RULE.1))
 }
 
@@ -435,7 +435,7 @@ fn add_chain(found: &mut NativeTables, chain: Attributes<'_>) {
 }
 
 fn add_rule(found: &mut NativeTables, rule: Attributes<'_>, sets: &[(String, Sets)]) {
-    let Some((table, chain)) = place(rule) else { return };
+    let Some((table, chain)) = chain_of(rule) else { return };
     let sets = named(sets, table);
     let expressions = rule.list(RULE_EXPRESSIONS);
     let rule = expressions.map(|e| decode(e, |name| sets?.get(name).cloned())).collect();

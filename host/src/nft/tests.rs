@@ -1,7 +1,7 @@
 //! The codec: what is written is read back, and no bytes at all make it panic or go on for ever.
 
 use millrace_core::iptables::Extension;
-use millrace_core::nft::expr::{Comparison, CtField, Expr, Header, MetaField, Verdict};
+use millrace_core::nft::expr::{Comparison, CtField, Expr, Header, MetaField, NftVerdict};
 use millrace_core::nft::set::{Set, SetKind};
 use millrace_core::nft::xtables;
 use millrace_core::value::Family;
@@ -44,8 +44,8 @@ fn exprs() -> impl Strategy<Value = Expr> {
         Expr::Lookup { negated, set }
     });
     let verdict = prop_oneof![
-        prop::sample::select(vec![Verdict::Accept, Verdict::Drop, Verdict::Return]),
-        "[a-z-]{1,20}".prop_map(Verdict::Jump),
+        prop::sample::select(vec![NftVerdict::Accept, NftVerdict::Drop, NftVerdict::Return]),
+        "[a-z-]{1,20}".prop_map(NftVerdict::Jump),
     ];
     let range = (any::<bool>(), bytes(), bytes()).prop_map(|(negated, first, last)| Expr::Range {
         negated,

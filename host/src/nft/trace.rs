@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use millrace_core::nft::tables::NativeTable;
 use millrace_core::trace::report::Handles;
-use millrace_core::trace::{Head, Heard, Place, Said, TABLE_PREFIX, Tables, Verdict};
+use millrace_core::trace::{Head, Heard, RuleRef, Said, TABLE_PREFIX, Tables, TraceVerdict};
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
@@ -19,7 +19,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::batch::{Batch, table};
 use super::raw::{Answer, Attributes, kind};
-use super::read::{RULE_HANDLE, TableFamily, family_of, place};
+use super::read::{RULE_HANDLE, TableFamily, chain_of, family_of};
 use super::socket::{Connection, NftError};
 use crate::netlink::messages;
 
@@ -101,11 +101,11 @@ fn ownerless(error: NftError, name: &str) -> NftError {
 }
 
 /// Hears what the kernel tells of every packet that somebody traces in the namespace.
-pub(crate) struct Listener {
+pub(crate) struct TraceSocket {
     socket: Socket,
 }
 
-impl AsFd for Listener {
+impl AsFd for TraceSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -113,13 +113,13 @@ impl AsFd for Listener {
 
 /// What was told since the last time.
 #[derive(Debug, Default)]
-pub(crate) struct Told {
+pub(crate) struct TraceBatch {
     pub(crate) heard: Vec<Heard>,
     /// Whether there was more than there was room for.
     pub(crate) lost: bool,
 }
 
-impl Listener {
+impl TraceSocket {
     pub(crate) fn open() -> Result<Self, NftError> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         // More room than others may have is a privilege; without it, less has to do.
@@ -134,8 +134,8 @@ impl Listener {
     }
 
     /// Everything that has been told.
-    pub(crate) fn hear(&self) -> Result<Told, NftError> {
-        let mut all = Told::default();
+    pub(crate) fn hear(&self) -> Result<TraceBatch, NftError> {
+        let mut all = TraceBatch::default();
         drain(&self.socket, &mut all.lost, |bytes| {
             for message in messages::<Answer>(bytes)? {
                 if let NetlinkPayload::InnerMessage(answer) = message.payload {
@@ -179,7 +179,8 @@ fn heard(answer: &Answer) -> Option<Heard> {
     };
     let a = answer.attributes();
     let code = || a.nested(TRACE.4)?.number(VERDICT_CODE);
-    let dropped = |code: Option<u32>| if code == Some(DROP) { Verdict::Drop } else { Verdict::On };
+    let dropped =
+        |code: Option<u32>| if code == Some(DROP) { TraceVerdict::Drop } else { TraceVerdict::On };
     let kind = a.number(TRACE.3)?;
     let said = match kind {
         _ if kind == TYPE.0 => Said::Policy(dropped(a.number(REST.3))),
@@ -187,7 +188,7 @@ fn heard(answer: &Answer) -> Option<Heard> {
         // Without a rule it is the end of the chain's rules.
         _ if kind == TYPE.2 => a
             .long(TRACE.2)
-            .map_or(Said::Return, |handle| Said::Rule(Place::Handle(handle), dropped(code()))),
+            .map_or(Said::Return, |handle| Said::Rule(RuleRef::Handle(handle), dropped(code()))),
         _ => return None,
     };
     Some(Heard {
@@ -239,7 +240,7 @@ pub fn handles() -> Result<Handles, NftError> {
             None => continue,
         };
         let rule = answer.attributes();
-        let (Some((table, chain)), Some(handle)) = (place(rule), rule.long(RULE_HANDLE)) else {
+        let (Some((table, chain)), Some(handle)) = (chain_of(rule), rule.long(RULE_HANDLE)) else {
             continue;
         };
         let key = (tables, table.to_owned(), chain.to_owned());

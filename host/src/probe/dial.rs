@@ -14,7 +14,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt, socket, sockopt,
 };
 
-use super::listen::Listener;
+use super::listen::ProbeSocket;
 
 /// Who makes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub(super) fn dial(
     from: Option<IpAddr>,
     to: SocketAddr,
     patience: Duration,
-    listener: &Listener,
+    listener: &ProbeSocket,
 ) -> Result<Option<SocketAddr>, DialError> {
     let failed = |e: io::Error| DialError::Failed(e.to_string());
     let held = match user {

@@ -16,11 +16,11 @@ use nix::sys::socket::{
 
 /// A listener on loopback at a port of the proxy.
 #[derive(Debug)]
-pub(super) struct Listener {
+pub(super) struct ProbeSocket {
     listener: TcpListener,
 }
 
-impl Listener {
+impl ProbeSocket {
     /// Listen.
     pub(super) fn open(family: Family, port: u16) -> io::Result<Self> {
         let domain = match family {

@@ -17,7 +17,7 @@ use nix::unistd::{getegid, geteuid};
 
 pub use dial::dial_main;
 use dial::{As, dial};
-use listen::Listener;
+use listen::ProbeSocket;
 pub(crate) use listen::original;
 
 /// What is to be proved.
@@ -174,7 +174,7 @@ fn check(
         port: port.port(),
         ending: Ending::NotPossible(String::new()),
     };
-    let listener = match Listener::open(family, port.get()) {
+    let listener = match ProbeSocket::open(family, port.get()) {
         Ok(listener) => listener,
         Err(error) => {
             let why = format!("the proxy's port {port} can't be listened on: {error}");
@@ -195,7 +195,7 @@ fn check(
 
 fn attempt(
     config: &ProbeConfig<'_>,
-    listener: &Listener,
+    listener: &ProbeSocket,
     direction: Direction,
     user: &As,
     check: &Check,

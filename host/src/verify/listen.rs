@@ -40,7 +40,7 @@ pub(super) struct Spot {
 
 /// A listener at every address of a port.
 #[derive(Debug)]
-pub(super) struct Listener {
+pub(super) struct ListeningSocket {
     pub(super) spot: Spot,
     socket: Listening,
 }
@@ -61,7 +61,7 @@ pub(super) struct Arrival {
     _stream: Option<TcpStream>,
 }
 
-impl Listener {
+impl ListeningSocket {
     /// Listen. `EADDRINUSE` when somebody else does, `EPERM` for a transparent one without
     /// `NET_ADMIN`.
     pub(super) fn open(spot: Spot) -> Result<Self, Errno> {
@@ -111,7 +111,7 @@ impl Listener {
     }
 }
 
-impl AsFd for Listener {
+impl AsFd for ListeningSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.socket {
             Listening::Tcp(socket) => socket.as_fd(),

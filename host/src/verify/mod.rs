@@ -21,7 +21,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use crate::conntrack::{Conntrack, Flow};
 use crate::ebpf;
 use dial::{Dialled, bound, dial, owned};
-use listen::{Listener, Spot};
+use listen::{ListeningSocket, Spot};
 use outside::Outside;
 use wire::{Leaving, Wire, is_own};
 
@@ -62,7 +62,7 @@ impl Prover {
         let mut listeners = Vec::new();
         let mut taken = Vec::new();
         for spot in spots(&checks) {
-            match Listener::open(spot) {
+            match ListeningSocket::open(spot) {
                 Ok(listener) => listeners.push(listener),
                 Err(errno) => taken.push((spot, errno)),
             }
@@ -94,7 +94,7 @@ pub fn free_port() -> Option<u16> {
     (61_000..61_100).find(|port| {
         let free = |family, protocol| {
             let spot = Spot { family, protocol, port: *port, transparent: false };
-            !matches!(Listener::open(spot), Err(Errno::EADDRINUSE))
+            !matches!(ListeningSocket::open(spot), Err(Errno::EADDRINUSE))
         };
         Family::ALL.iter().all(|f| free(*f, Protocol::TCP) && free(*f, Protocol::UDP))
     })
@@ -122,7 +122,7 @@ fn spots(checks: &[Check]) -> Vec<Spot> {
 
 struct Run<'a> {
     prover: &'a Prover,
-    listeners: Vec<Listener>,
+    listeners: Vec<ListeningSocket>,
     taken: Vec<(Spot, Errno)>,
     conntrack: Option<Conntrack>,
     wire: Result<Wire, Errno>,
@@ -135,9 +135,9 @@ impl Run<'_> {
         let is =
             |spot: &Spot| (spot.family, spot.protocol, spot.port) == (family, check.protocol, port);
         let at = self.listeners.iter().position(|listener| is(&listener.spot))?;
-        let Listener { spot, .. } = self.listeners.swap_remove(at);
+        let ListeningSocket { spot, .. } = self.listeners.swap_remove(at);
         let seen = self.check(check);
-        match Listener::open(spot) {
+        match ListeningSocket::open(spot) {
             Ok(listener) => self.listeners.push(listener),
             Err(errno) => self.taken.push((spot, errno)),
         }

@@ -43,10 +43,11 @@ fn rules() -> Command {
         .about("Write, check or remove the rules of ambient mode in a pod")
         .override_usage("millrace ambient rules [FLAGS]")
         .after_help(
-            "What is there of an earlier run, of an agent or of a sidecar is replaced as a whole. The \
+            "Examples:\n  millrace ambient rules --pod shop/web-0 --dry-run\n  millrace ambient rules --pod \
+             shop/web-0 --check\n\nWhat is there of an earlier run, of an agent or of a sidecar is replaced as a whole. The \
              proxy itself is not told of the pod: that is an agent's work.\n\nExit codes: 0 done, \
              nothing to do, or with --check captured; 1 the command line can't be read, a bad \
-             configuration, or something failed and what was there before is there again; 3 with \
+             configuration, or something failed and the previous rules were restored; 3 with \
              --check, not captured; 4 a lock was held for longer than --wait; 5 with --check, rules \
              are there and are not these.",
         );

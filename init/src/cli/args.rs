@@ -19,7 +19,7 @@ pub(super) fn family() -> Arg {
 
 /// The namespace, and how the result is printed.
 pub(super) fn in_namespace(command: Command) -> Command {
-    place_args(command).arg(output())
+    netns_args(command).arg(output())
 }
 
 pub(super) fn runtime_endpoint() -> Arg {
@@ -29,7 +29,7 @@ pub(super) fn runtime_endpoint() -> Arg {
         .default_value(CONTAINERD)
 }
 
-pub(super) fn place_args(command: Command) -> Command {
+pub(super) fn netns_args(command: Command) -> Command {
     command
         .arg(
             Arg::new("netns")
@@ -121,7 +121,7 @@ pub(super) fn settings(command: Command) -> Command {
                 Arg::new("backend")
                     .long("backend")
                     .value_name("BACKEND")
-                    .help("What carries the rules out; auto: what holds rules of an earlier run, else nftables if the kernel has it, else iptables. Only iptables-legacy needs programs")
+                    .help("Capture backend. auto: keep the one in use, otherwise nftables if the kernel has it, otherwise iptables. Only iptables-legacy needs binaries")
                     .value_parser(["auto", "nftables", "iptables", "iptables-nft", "iptables-legacy"])
                     .default_value("auto"),
             ))

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, Command};
 
 use super::args::{
-    behind_dashes, capture, color, dry_run, family, in_namespace, iptables, output, place_args,
+    behind_dashes, capture, color, dry_run, family, in_namespace, iptables, netns_args, output,
     settings, wait,
 };
 use super::ask::{diff_args, manifest_arg, question_args, questions_args, source_args};
@@ -110,7 +110,10 @@ fn ambient() -> Command {
 }
 
 fn schema() -> Command {
-    Command::new("schema").about("Print the JSON schema of --config").display_order(100)
+    Command::new("schema")
+        .about("Print the JSON schema of --config")
+        .after_help("Example:\n  millrace schema > config.schema.json")
+        .display_order(100)
 }
 
 fn dial() -> Command {
@@ -386,6 +389,6 @@ fn graph() -> Command {
                 .default_value("mermaid"),
         )
         .arg(family());
-    let command = settings(source_args(question_args(place_args(command))));
+    let command = settings(source_args(question_args(netns_args(command))));
     super::node::with_ebpf(command).arg(behind_dashes())
 }

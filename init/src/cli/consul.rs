@@ -35,8 +35,9 @@ fn help() -> String {
             .to_owned();
     help.push_str(&goflag::help::<Consul>("Flags of Consul"));
     help.push_str(
-        "\nExit codes: 0 done or nothing to do; 1 the command line can't be read, a bad \
-         configuration, or something failed and what was there before is there again; 4 a lock was \
+        "\nExample:\n  millrace consul connect redirect-traffic -proxy-uid 5995 -proxy-inbound-port \
+         20000\n\nExit codes: 0 done or nothing to do; 1 the command line can't be read, a bad \
+         configuration, or something failed and the previous rules were restored; 4 a lock was \
          held for longer than -wait.\n",
     );
     help

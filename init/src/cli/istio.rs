@@ -61,13 +61,14 @@ pub(crate) fn command() -> Command {
 }
 
 fn after_help() -> String {
-    let mut text = "Environment without a flag:\n".to_owned();
+    let mut text = "Example:\n  millrace istio-iptables -p 15001 -z 15006 -u 1337 -m REDIRECT -i '*' -b '*' -d \
+                    15090,15021,15020\n\nEnvironment without a flag:\n"
+        .to_owned();
     for (name, default, help) in VARIABLES {
         text.push_str(&format!("  {name} [default: {default:?}]: {help}\n"));
     }
     text.push_str(
-        "\nExit codes: 0 done or nothing to do; 1 a bad configuration, or something failed and what \
-         was there before is there again; 4 a lock was held for longer than --wait; 126 \
+        "\nExit codes: 0 done or nothing to do; 1 a bad configuration, or something failed and the previous rules were restored; 4 a lock was held for longer than --wait; 126 \
          --run-validation found that connections are not captured; 255 the command line can't be \
          read.",
     );

@@ -69,7 +69,10 @@ fn install() -> Command {
     let command = Command::new("install")
         .about("Set up the rules that divert traffic into Kuma's proxy, as kumactl does")
         .override_usage("kumactl install transparent-proxy [FLAGS]")
-        .after_help(EXIT_CODES);
+        .after_help(format!(
+            "Example:\n  millrace kuma install transparent-proxy --kuma-dp-user kuma-dp \
+             --redirect-dns\n\n{EXIT_CODES}"
+        ));
     with_flags::<Kuma>(command, "Flags of kumactl")
 }
 
@@ -77,7 +80,9 @@ fn uninstall() -> Command {
     let command = Command::new("uninstall")
         .about("Remove what kumactl install transparent-proxy set up, whoever ran it")
         .override_usage("kumactl uninstall transparent-proxy [FLAGS]")
-        .after_help(EXIT_CODES);
+        .after_help(format!(
+            "Example:\n  millrace kuma uninstall transparent-proxy --dry-run\n\n{EXIT_CODES}"
+        ));
     with_flags::<Uninstall>(command, "Flags of kumactl")
 }
 

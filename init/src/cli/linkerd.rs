@@ -25,8 +25,9 @@ fn command() -> Command {
         .about("Set up the rules that divert a pod's traffic into its proxy, as Linkerd's proxy-init does")
         .override_usage("linkerd2-proxy-init [FLAGS]")
         .after_help(
-            "Exit codes: 0 done or nothing to do; 1 the command line can't be read, a bad \
-             configuration, or something failed and what was there before is there again; 4 a lock \
+            "Example:\n  millrace linkerd --incoming-proxy-port 4143 --outgoing-proxy-port 4140 \
+             --proxy-uid 2102\n\nExit codes: 0 done or nothing to do; 1 the command line can't be read, a bad \
+             configuration, or something failed and the previous rules were restored; 4 a lock \
              was held for longer than --wait.",
         );
     with_flags::<Linkerd>(command, "Flags of proxy-init")

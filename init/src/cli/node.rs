@@ -143,7 +143,10 @@ pub(super) fn node_bpf_command() -> Command {
                 .action(ArgAction::SetTrue)
                 .conflicts_with("to"),
         );
-    let with_bpffs = |command: Command| command.arg(bpffs()).arg(output()).arg(wait());
+    let with_bpffs = |command: Command, example: &str| {
+        let example = format!("Example:\n  millrace node-bpf {example}");
+        command.arg(bpffs()).arg(output()).arg(wait()).after_help(example)
+    };
     Command::new("node-bpf")
         .about("Load the programs of eBPF capture on a node, or unload them")
         .long_about(
@@ -151,13 +154,16 @@ pub(super) fn node_bpf_command() -> Command {
              root of cgroup v2, pinned in a bpffs so that they stay. They let everything past \
              until a pod is enrolled with `millrace apply --backend ebpf`.",
         )
-        .after_help("Exit codes: 0 done; 1 something failed; 2 the command line can't be read; 4 a lock was held for longer than --wait; status: 3 not loaded, 5 not whole.")
+        .after_help("Examples:\n  millrace node-bpf load\n  millrace node-bpf unload --to nftables\n\nExit codes: 0 done; 1 something failed; 2 the command line can't be read; 4 a lock was held for longer than --wait; status: 3 not loaded, 5 not whole.")
         .subcommand_required(true)
         .subcommands([
-            with_bpffs(load),
-            with_bpffs(unload),
-            with_bpffs(Command::new("status").about("Programs, pods, and their counters")),
-            with_bpffs(Command::new("gc").about("Take away what is left of pods that are gone")),
+            with_bpffs(load, "load --max-pods 512"),
+            with_bpffs(unload, "unload --to nftables"),
+            with_bpffs(
+                Command::new("status").about("Report programs, pods, and their counters"),
+                "status --output json",
+            ),
+            with_bpffs(Command::new("gc").about("Remove what is left of pods that are gone"), "gc"),
         ])
 }
 

@@ -25,9 +25,9 @@ fn command() -> Command {
         .about("Set up the rules that divert a pod's traffic into its proxy, as the init container of Open Service Mesh does")
         .override_usage("millrace osm [FLAGS]")
         .after_help(
-            "Environment without a flag:\n  POD_IP: the pod's IPv4 address, for --local-proxy-mode \
+            "Example:\n  millrace osm --inbound-port-exclusion-list 15090\n\nEnvironment without a flag:\n  POD_IP: the pod's IPv4 address, for --local-proxy-mode \
              PodIP\n\nExit codes: 0 done or nothing to do; 1 the command line can't be read, a bad \
-             configuration, or something failed and what was there before is there again; 4 a lock \
+             configuration, or something failed and the previous rules were restored; 4 a lock \
              was held for longer than --wait.",
         );
     with_flags::<Osm>(command, "Settings of Open Service Mesh")

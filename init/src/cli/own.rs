@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 use millrace_core::dialect::istio::parse_duration;
 use millrace_core::dialect::native::settings::SETTINGS;
 use millrace_core::observed::Variant;
-use millrace_core::plan::Wish;
+use millrace_core::plan::Preference;
 use millrace_core::preflight::Backend;
 use millrace_core::sim::graph::Format;
 use millrace_core::value::Family;
@@ -56,7 +56,7 @@ pub(crate) enum Own {
 
 /// The namespace that a command works in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum NetnsTarget {
     /// The one that the program was started in.
     Here,
     /// By path, process id or name.
@@ -75,7 +75,7 @@ pub(crate) enum Place {
 /// Options of every command that looks at a namespace.
 #[derive(Clone, Debug)]
 pub(crate) struct Common {
-    pub(crate) place: Place,
+    pub(crate) place: NetnsTarget,
     pub(crate) json: bool,
     pub(crate) color: Color,
     pub(crate) wait: Duration,
@@ -90,21 +90,21 @@ pub(crate) struct Config {
     /// A command line of a mesh's tool instead.
     pub(crate) tool: Option<Tool>,
     /// What carries the rules out.
-    pub(crate) wish: Wish,
+    pub(crate) preference: Preference,
     /// Whether eBPF does, with a command that can do it.
     pub(crate) ebpf: Option<Ebpf>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { file: None, flags: Vec::new(), tool: None, wish: Wish::Auto, ebpf: None }
+        Self { file: None, flags: Vec::new(), tool: None, preference: Preference::Auto, ebpf: None }
     }
 }
 
 impl Config {
     /// Whether the backend is left open.
     pub(crate) fn is_open(&self) -> bool {
-        self.wish == Wish::Auto && self.tool.is_none()
+        self.preference == Preference::Auto && self.tool.is_none()
     }
 
     /// Whether eBPF is to carry it out.
@@ -117,7 +117,7 @@ impl Config {
         self.file.is_some()
             || !self.flags.is_empty()
             || self.tool.is_some()
-            || !matches!(self.wish, Wish::Auto)
+            || !matches!(self.preference, Preference::Auto)
     }
 
     /// Whether settings were given, and not only a backend.
@@ -255,7 +255,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
             backend: m.get_one::<String>("backend").cloned(),
             bpffs: folder(m),
             // Which backend has to work is no choice of one.
-            config: configured(m, Wish::Auto)?,
+            config: configured(m, Preference::Auto)?,
         }),
         "explain" => Own::Explain(Explain {
             common: common(m)?,
@@ -340,7 +340,7 @@ fn common(m: &ArgMatches) -> Result<Common, NotTyped> {
     let text = |name: &str| m.try_get_one::<String>(name).ok().flatten();
     let wait = duration(m, "wait", "30s")?;
     Ok(Common {
-        place: place(m),
+        place: netns_target(m),
         json: text("output").is_some_and(|o| o == "json"),
         color: text("color").map_or(Color::Auto, |when| Color::named(when)),
         wait,
@@ -360,13 +360,16 @@ pub(super) fn endpoint(m: &ArgMatches) -> PathBuf {
     typed.strip_prefix("unix://").unwrap_or(typed).into()
 }
 
-fn place(m: &ArgMatches) -> Place {
+fn netns_target(m: &ArgMatches) -> NetnsTarget {
     let text = |name: &str| m.try_get_one::<String>(name).ok().flatten().cloned();
     if let Some(name) = text("pod") {
-        return Place::Pod { name, endpoint: endpoint(m) };
+        return NetnsTarget::Pod { name, endpoint: endpoint(m) };
     }
     let process = m.try_get_one::<u32>("pid").ok().flatten().copied();
-    process.map(Place::Process).or_else(|| text("netns").map(Place::Netns)).unwrap_or(Place::Here)
+    process
+        .map(NetnsTarget::Process)
+        .or_else(|| text("netns").map(NetnsTarget::Netns))
+        .unwrap_or(NetnsTarget::Here)
 }
 
 fn flags(m: &ArgMatches) -> Vec<(String, String)> {
@@ -380,11 +383,11 @@ fn file(m: &ArgMatches) -> Option<PathBuf> {
 }
 
 fn config(m: &ArgMatches) -> Result<Config, NotTyped> {
-    Ok(Config { ebpf: ebpf(m), ..configured(m, wish(m)?)? })
+    Ok(Config { ebpf: ebpf(m), ..configured(m, preference(m)?)? })
 }
 
 /// What is to be captured.
-fn configured(m: &ArgMatches, wish: Wish) -> Result<Config, NotTyped> {
+fn configured(m: &ArgMatches, preference: Preference) -> Result<Config, NotTyped> {
     let (flags, file) = (flags(m), file(m));
     let words = m.try_get_many::<OsString>("tool").ok().flatten();
     let words: Option<Vec<OsString>> = words.map(|words| words.cloned().collect());
@@ -404,17 +407,17 @@ fn configured(m: &ArgMatches, wish: Wish) -> Result<Config, NotTyped> {
                  {name} behind --, not from both"
             )));
         }
-        if wish != Wish::Auto {
+        if preference != Preference::Auto {
             return Err(NotTyped::Bad(format!(
-                "a command line of {name} says itself what carries the rules out: {chooses}"
+                "a command line of {name} says itself which backend is used: {chooses}"
             )));
         }
     }
-    Ok(Config { file, flags, tool, wish, ebpf: None })
+    Ok(Config { file, flags, tool, preference, ebpf: None })
 }
 
 /// What carries the rules out.
-fn wish(m: &ArgMatches) -> Result<Wish, NotTyped> {
+fn preference(m: &ArgMatches) -> Result<Preference, NotTyped> {
     let word = |name: &str| m.try_get_one::<String>(name).ok().flatten().map(String::as_str);
     let backend = word("backend").unwrap_or("auto");
     let programs = match word("iptables") {
@@ -425,17 +428,17 @@ fn wish(m: &ArgMatches) -> Result<Wish, NotTyped> {
     Ok(match (backend, programs) {
         ("auto" | "iptables", Some(variant))
         | ("iptables-nft", Some(variant @ Variant::Nft))
-        | ("iptables-legacy", Some(variant @ Variant::Legacy)) => Wish::Programs(variant),
+        | ("iptables-legacy", Some(variant @ Variant::Legacy)) => Preference::Binaries(variant),
         (_, Some(variant)) => {
             return Err(NotTyped::Bad(format!(
                 "--iptables {} goes with --backend iptables or iptables-{0}, not with {backend}",
                 variant.as_str()
             )));
         }
-        ("iptables", None) => Wish::Iptables,
+        ("iptables", None) => Preference::Iptables,
         (name, None) => {
             let rules = Backend::OF_RULES.into_iter().find(|backend| backend.as_str() == name);
-            rules.map_or(Wish::Auto, Wish::Backend)
+            rules.map_or(Preference::Auto, Preference::Backend)
         }
     })
 }

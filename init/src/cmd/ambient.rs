@@ -13,7 +13,7 @@ use millrace_core::facts::HostFacts;
 use millrace_core::nft::render_transaction;
 use millrace_core::observed::Observed;
 use millrace_core::ownership::has_chains;
-use millrace_core::plan::Wish;
+use millrace_core::plan::Preference;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
 use millrace_core::source::Sourced;
@@ -23,14 +23,14 @@ use millrace_host::capture::{Farewell, leave};
 use millrace_host::cri::CONTAINERD;
 use millrace_host::engine::{Outcome, Session};
 use millrace_host::exec;
-use millrace_host::observe::Look;
+use millrace_host::observe::Depth;
 
 use super::config::{self, Loaded};
 use super::enact::{by_rules, command};
 use super::output::{log_outcome, print, print_for_programs};
 use super::{namespace, status};
 use crate::cli::ambient::read;
-use crate::cli::own::Place;
+use crate::cli::own::NetnsTarget;
 use crate::exit::Exit;
 use crate::log::Log;
 
@@ -41,26 +41,27 @@ pub(crate) fn ambient(words: Vec<OsString>) -> Exit {
 
 fn run(flags: Vec<(String, String)>, log: &mut Log) -> Result<Exit> {
     let raw = Raw::new(flags, config::environment()?);
-    let place = place(&raw)?;
+    let place = netns_target(&raw)?;
     let (mut session, facts) = namespace::open(&place)?;
     let Resolved { policy, options } = ambient::resolve(&raw, &facts)?;
-    let wish = wish(&options.backend, &policy)?;
-    let desired = desired(policy, options.flavour, wish);
+    let preference = preference(&options.backend, &policy)?;
+    let desired = desired(policy, options.flavour, preference);
     match options.action {
         Action::Print => {
-            print_for_programs(&text(&desired, wish))?;
+            print_for_programs(&text(&desired, preference))?;
             Ok(Exit::Ok)
         }
-        Action::Check => check(session, &desired, wish),
+        Action::Check => check(session, &desired, preference),
         Action::Apply => {
-            let outcome = by_rules(&mut session, &place, &desired, (wish, None), options.wait)?;
-            Ok(told(&outcome, log))
+            let outcome =
+                by_rules(&mut session, &place, &desired, (preference, None), options.wait)?;
+            Ok(reported(&outcome, log))
         }
         Action::Remove => remove(session, &place, &options, log),
     }
 }
 
-fn told(outcome: &Outcome, log: &mut Log) -> Exit {
+fn reported(outcome: &Outcome, log: &mut Log) -> Exit {
     for warning in &outcome.warnings {
         log.warn(warning);
     }
@@ -72,27 +73,29 @@ fn told(outcome: &Outcome, log: &mut Log) -> Exit {
 pub(super) fn load(words: Vec<OsString>, facts: &HostFacts) -> Result<Loaded> {
     let raw = Raw::new(config::flags(read(words))?, config::environment()?);
     let Resolved { policy, options } = ambient::resolve(&raw, facts)?;
-    let wish = wish(&options.backend, &policy)?;
-    let Desired { policy, native, .. } = desired(policy, options.flavour, wish);
+    let preference = preference(&options.backend, &policy)?;
+    let Desired { policy, native, .. } = desired(policy, options.flavour, preference);
     let layout = dialect(options.flavour).footprint.layout;
     Ok(Loaded { policy, layout, nft: native, warnings: Vec::new(), asks: Vec::new() })
 }
 
 /// What a pod is to have, with native nftables where these may carry it out.
-fn desired(policy: CapturePolicy, flavour: Flavour, wish: Wish) -> Desired {
+fn desired(policy: CapturePolicy, flavour: Flavour, preference: Preference) -> Desired {
     let mut desired = Desired::new(policy, dialect(flavour));
-    if !matches!(wish, Wish::Auto | Wish::Backend(Backend::Nftables)) {
+    if !matches!(preference, Preference::Auto | Preference::Backend(Backend::Nftables)) {
         desired.native = None;
     }
     desired
 }
 
 /// The rules as an agent would write them.
-fn text(desired: &Desired, wish: Wish) -> String {
+fn text(desired: &Desired, preference: Preference) -> String {
     match &desired.native {
         // Where an agent has none, it is Millrace's own form.
-        Some(native) if wish != Wish::Auto && native.layout.one_table => render_transaction(native),
-        Some(native) if wish != Wish::Auto => ambient::transaction(native),
+        Some(native) if preference != Preference::Auto && native.layout.one_table => {
+            render_transaction(native)
+        }
+        Some(native) if preference != Preference::Auto => ambient::transaction(native),
         _ => ambient::dry_run(&desired.iptables),
     }
 }
@@ -105,31 +108,31 @@ const fn dialect(flavour: Flavour) -> &'static Dialect {
 }
 
 /// The namespace to work in.
-fn place(raw: &Raw) -> Result<Place> {
-    let Some((flag, text)) = ambient::place(raw)? else { return Ok(Place::Here) };
+fn netns_target(raw: &Raw) -> Result<NetnsTarget> {
+    let Some((flag, text)) = ambient::netns_target(raw)? else { return Ok(NetnsTarget::Here) };
     let name = text.value.clone();
     Ok(match flag {
         "pid" => {
             let pid = name.parse().ok().filter(|pid| *pid > 0);
-            Place::Process(
+            NetnsTarget::Process(
                 pid.ok_or_else(|| anyhow!("{}: {name:?} is no process id", text.source))?,
             )
         }
         "pod" => {
             let endpoint = raw.text("runtime-endpoint").value;
             let endpoint = if endpoint.is_empty() { CONTAINERD.to_owned() } else { endpoint };
-            Place::Pod { name, endpoint: endpoint.into() }
+            NetnsTarget::Pod { name, endpoint: endpoint.into() }
         }
-        _ => Place::Netns(name),
+        _ => NetnsTarget::Netns(name),
     })
 }
 
 /// What carries the rules out.
-fn wish(backend: &Sourced<String>, policy: &CapturePolicy) -> Result<Wish> {
+fn preference(backend: &Sourced<String>, policy: &CapturePolicy) -> Result<Preference> {
     let known = Backend::OF_RULES.into_iter().find(|known| known.as_str() == backend.value);
     Ok(match backend.value.as_str() {
-        "auto" => Wish::Auto,
-        "iptables" => Wish::Iptables,
+        "auto" => Preference::Auto,
+        "iptables" => Preference::Iptables,
         "ebpf" => match compile(policy, &Groups::new()) {
             Ok(_) => bail!("{}: eBPF captures for sidecars alone", backend.source),
             Err(refusals) => {
@@ -137,7 +140,7 @@ fn wish(backend: &Sourced<String>, policy: &CapturePolicy) -> Result<Wish> {
             }
         },
         other => match known {
-            Some(backend) => Wish::Backend(backend),
+            Some(backend) => Preference::Backend(backend),
             None => bail!(
                 "{}: {other:?}: it is one of auto, nftables, iptables, iptables-nft, \
                  iptables-legacy",
@@ -147,11 +150,11 @@ fn wish(backend: &Sourced<String>, policy: &CapturePolicy) -> Result<Wish> {
     })
 }
 
-fn check(mut session: Session, desired: &Desired, wish: Wish) -> Result<Exit> {
+fn check(mut session: Session, desired: &Desired, preference: Preference) -> Result<Exit> {
     let groups = Groups::new();
-    let observed = session.observe(&exec::Options::default(), Look::Fast)?;
+    let observed = session.observe(&exec::Options::default(), Depth::Fast)?;
     // Where either is meant, it is the one that is there.
-    let either = wish == Wish::Auto && !observed.captures_natively();
+    let either = preference == Preference::Auto && !observed.captures_natively();
     let found = match desired.native.as_ref().filter(|_| !either) {
         Some(native) => judge_native(&observed, Some(&native.ready_with_text(&groups)?), &groups),
         None => judge(&observed, Some(&desired.iptables), &groups),
@@ -165,9 +168,14 @@ fn check(mut session: Session, desired: &Desired, wish: Wish) -> Result<Exit> {
 }
 
 /// Remove all of it, unless rules of another mesh stand among them: then that would be half of a capture.
-fn remove(mut session: Session, place: &Place, options: &Options, log: &mut Log) -> Result<Exit> {
+fn remove(
+    mut session: Session,
+    place: &NetnsTarget,
+    options: &Options,
+    log: &mut Log,
+) -> Result<Exit> {
     let exec = exec::Options::default();
-    let observed = session.observe(&exec, Look::Fast)?;
+    let observed = session.observe(&exec, Depth::Fast)?;
     if let Some(other) = another(&observed) {
         bail!(
             "rules of {other} are here as well: `millrace cleanup` removes both; nothing was changed"
@@ -188,7 +196,7 @@ fn remove(mut session: Session, place: &Place, options: &Options, log: &mut Log)
         },
     )?;
     match left.outcome {
-        Some(outcome) if !outcome.effects.is_empty() => Ok(told(&outcome, log)),
+        Some(outcome) if !outcome.effects.is_empty() => Ok(reported(&outcome, log)),
         _ => {
             log.info("nothing to do: no rules of ambient mode are here");
             Ok(Exit::Ok)

@@ -9,7 +9,7 @@ use millrace_host::netns::is_of_the_machine;
 use super::output::{print_outcome, warn};
 use super::{config, ebpf, namespace};
 use crate::cli::node::{Ebpf, Meant};
-use crate::cli::own::{Apply, Place};
+use crate::cli::own::{Apply, NetnsTarget};
 use crate::exit::Exit;
 use crate::log::Log;
 
@@ -22,7 +22,7 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     let (mut session, facts) = namespace::open(&common.place)?;
     let loaded = config::load(&apply.config, &facts, !common.dry_run)?;
     loaded.warnings.iter().for_each(|w| warn(w));
-    if common.place == Place::Here && is_of_the_machine() {
+    if common.place == NetnsTarget::Here && is_of_the_machine() {
         warn(
             "none of --netns, --pid and --pod is given: this is about the traffic of the machine itself, not \
              of a pod",
@@ -40,7 +40,7 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     let by = match ebpf.map(|ebpf| ebpf.meant) {
         Some(Meant::Yes) => By::Ebpf,
         Some(Meant::Perhaps) => By::Any,
-        Some(Meant::No) | None => By::Rules(apply.config.wish),
+        Some(Meant::No) | None => By::Rules(apply.config.preference),
     };
     if let Some(passes) = facts.uncaptured_v6().filter(|_| !loaded.policy.ipv6.value) {
         Log::own().info(passes);

@@ -12,7 +12,7 @@ use millrace_core::dialect::osm::Osm;
 use millrace_core::dialect::{istio, kuma, linkerd, native};
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::{NftLayout, NftRuleset, finished};
-use millrace_core::plan::Wish;
+use millrace_core::plan::Preference;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Layout;
@@ -92,7 +92,8 @@ fn of_values(
 ) -> Result<Loaded> {
     let raw = native::Raw::new(values, config.flags.iter().cloned());
     let policy = native::resolve(&raw, facts, writes)?;
-    let native = matches!(config.wish, Wish::Auto | Wish::Backend(Backend::Nftables));
+    let native =
+        matches!(config.preference, Preference::Auto | Preference::Backend(Backend::Nftables));
     let nft = native.then(|| rules_of(&policy, &native::NFT_LAYOUT));
     Ok(Loaded { policy, layout: &native::LAYOUT, nft, warnings: Vec::new(), asks: Vec::new() })
 }

@@ -14,7 +14,7 @@ use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::Family;
 use millrace_host::exec;
 use millrace_host::facts::resolv_conf;
-use millrace_host::observe::Look;
+use millrace_host::observe::Depth;
 use serde_json::{Value, json};
 
 use super::output::{print_for_programs, print_json, warn};
@@ -31,10 +31,10 @@ pub(crate) fn dump(dump: &Dump) -> Result<Exit> {
     }
     let (mut session, facts) = namespace::open(&dump.common.place)?;
     let options = exec::Options::default();
-    let mut observed = session.observe(&options, Look::Fast)?;
+    let mut observed = session.observe(&options, Depth::Fast)?;
     // A rule that somebody else wrote has a text that iptables' own program may know.
     if observed.holdings.iter().any(|holding| holding.dump.is_unclear()) {
-        observed = session.observe(&options, Look::Verbatim).unwrap_or(observed);
+        observed = session.observe(&options, Depth::Verbatim).unwrap_or(observed);
     }
     session.take_warnings().iter().for_each(|w| warn(w));
     observed.asleep().for_each(|text| warn(&text));

@@ -7,16 +7,16 @@ use millrace_core::ebpf::{beside, beside_entry, captures_v6, sources};
 use millrace_core::facts::HostFacts;
 use millrace_core::status::judge_beside;
 use millrace_host::capture::beyond;
-use millrace_host::ebpf::{Attached, EbpfError, Enrolled, Faults, Found, Node, Target};
+use millrace_host::ebpf::{Attached, EbpfError, Enrolled, EnrolledPod, Faults, Node, Target};
 use millrace_host::engine::{Outcome, Session};
 use millrace_host::exec;
-use millrace_host::observe::Look;
+use millrace_host::observe::Depth;
 use serde_json::{Value, json};
 
+use super::expected::ExpectedCapture;
 use super::held::Held;
 use super::output::{finish, outcome_json, outcome_text, print, print_json, print_painted, warn};
-use super::status::{told, treated};
-use super::wanted::Wanted;
+use super::status::{reported, treated};
 use super::{config, rules};
 use crate::cli::node::{Ebpf, Meant};
 use crate::cli::own::{Common, Config};
@@ -132,7 +132,7 @@ pub(super) fn status(
         }
         None => (true, beside_entry(&found.pod)),
     };
-    let observed = session.observe(&exec::Options::default(), Look::Ways)?;
+    let observed = session.observe(&exec::Options::default(), Depth::Ways)?;
     session.take_warnings().iter().for_each(|text| warn(text));
     let sources: Vec<_> = sources(&found.pod).collect();
     let mut rest = judge_beside(&observed, &rest, &sources, &facts.groups);
@@ -148,7 +148,7 @@ pub(super) fn status(
     let treated = treated(
         &observed,
         whole,
-        || expected().map(Wanted::of_ebpf),
+        || expected().map(ExpectedCapture::of_ebpf),
         || here().and_then(rules::of_here),
     );
     rest.notes.extend(treated.unwrap_or_default());
@@ -173,11 +173,11 @@ pub(super) fn status(
         if let Some(fault) = found.fault() {
             text.push_str(&format!("note: {fault}\n"));
         }
-        if let Some(faults) = faults.told() {
+        if let Some(faults) = faults.reported() {
             text.push_str(&format!("note: {faults}\n"));
         }
         rest.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));
-        text.push_str(&told(&rest.differences));
+        text.push_str(&reported(&rest.differences));
         text.push_str(&counters_text(&found, ""));
         print_painted(&text, common.color, paint::status)?;
     }
@@ -185,7 +185,7 @@ pub(super) fn status(
 }
 
 /// A pod and its counters.
-pub(super) fn pod_json(found: &Found) -> Value {
+pub(super) fn pod_json(found: &EnrolledPod) -> Value {
     let counters = found.counters.iter().map(|(c, n)| (c.as_str().to_owned(), json!(n)));
     let (connections, most) = found.connections;
     json!({
@@ -199,7 +199,7 @@ pub(super) fn pod_json(found: &Found) -> Value {
 }
 
 /// How much room the pod takes, and how often each verdict was given, one in each line.
-pub(super) fn counters_text(found: &Found, indent: &str) -> String {
+pub(super) fn counters_text(found: &EnrolledPod, indent: &str) -> String {
     let (connections, most) = found.connections;
     let mut text = format!("{indent}connections {connections} of {most}\n");
     for (class, count) in &found.counters {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use millrace_core::desired::Desired;
-use millrace_core::plan::Wish;
+use millrace_core::plan::Preference;
 use millrace_core::preflight::Backend;
 use millrace_core::source::Sourced;
 use millrace_core::value::Groups;
@@ -14,9 +14,9 @@ use millrace_host::capture::{self, By, CaptureError, Order};
 use millrace_host::engine::{Outcome, Session};
 
 use super::output::{log_outcome, print};
-use super::{exit_of, namespace, termination, told};
+use super::{exit_of, namespace, reported, termination};
 use crate::cli::istio::NotTyped;
-use crate::cli::own::Place;
+use crate::cli::own::NetnsTarget;
 use crate::exit::Exit;
 use crate::log::Log;
 
@@ -44,7 +44,7 @@ pub(super) fn command(
         }
     };
     run(flags, &mut Log::own()).unwrap_or_else(|error| {
-        failed(&told(&error));
+        failed(&reported(&error));
         exit_of(&error)
     })
 }
@@ -59,16 +59,17 @@ pub(super) struct Enacted<'a> {
 
 /// Carry it out, and say what was done.
 pub(super) fn enact(wanted: &Enacted<'_>, log: &mut Log) -> Result<Exit> {
-    let place = wanted.netns.map_or(Place::Here, |netns| Place::Netns(netns.value.clone()));
+    let place =
+        wanted.netns.map_or(NetnsTarget::Here, |netns| NetnsTarget::Netns(netns.value.clone()));
     if let Some(netns) = wanted.netns {
         namespace::enter_as(&format!("{}: {:?}", netns.source, netns.value), &netns.value)?;
     }
-    let wish = match wanted.desired.native {
-        Some(_) => Wish::Backend(Backend::Nftables),
-        None => Wish::Iptables,
+    let preference = match wanted.desired.native {
+        Some(_) => Preference::Backend(Backend::Nftables),
+        None => Preference::Iptables,
     };
     let mut session = Session::open()?;
-    let outcome = by_rules(&mut session, &place, &wanted.desired, (wish, None), wanted.wait)?;
+    let outcome = by_rules(&mut session, &place, &wanted.desired, (preference, None), wanted.wait)?;
     for warning in &outcome.warnings {
         log.warn(warning);
     }
@@ -79,9 +80,9 @@ pub(super) fn enact(wanted: &Enacted<'_>, log: &mut Log) -> Result<Exit> {
 /// Have rules capture the namespace that was entered, as a tool does that knows nothing of eBPF.
 pub(super) fn by_rules(
     session: &mut Session,
-    place: &Place,
+    place: &NetnsTarget,
     desired: &Desired,
-    (wish, instead): (Wish, Option<Wish>),
+    (preference, instead): (Preference, Option<Preference>),
     wait: Duration,
 ) -> Result<Outcome, CaptureError> {
     let entered = namespace::entered(place)?;
@@ -89,7 +90,7 @@ pub(super) fn by_rules(
     let order = Order {
         instead,
         entered: entered.as_ref(),
-        ..Order::new(desired, By::Rules(wish), &groups, wait)
+        ..Order::new(desired, By::Rules(preference), &groups, wait)
     };
     Ok(capture::apply(session, &order)?.outcome)
 }

@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result, ensure};
 use millrace_core::desired::Desired;
 use millrace_core::dialect::native;
 use millrace_core::ebpf::read;
-use millrace_core::plan::Wish;
+use millrace_core::plan::Preference;
 use millrace_core::preflight::Backend;
 use millrace_host::capture::{self, Applied, By, Order, Pins};
-use millrace_host::ebpf::{EbpfError, Found, Node, Target};
+use millrace_host::ebpf::{EbpfError, EnrolledPod, Node, Target};
 use millrace_host::engine::Session;
 use millrace_host::facts;
 use millrace_host::netns::{NetnsRef, known};
@@ -27,7 +27,7 @@ pub(super) fn to_nftables(folder: &Path, wait: Duration) -> Result<usize> {
     let places = known();
     let home = NetnsRef::at("/proc/thread-self/ns/net".into()).open()?;
     let pods = node.pods()?;
-    let there: Vec<&Found> = pods.iter().filter(|pod| pod.netns.is_some()).collect();
+    let there: Vec<&EnrolledPod> = pods.iter().filter(|pod| pod.netns.is_some()).collect();
     for pod in &there {
         hand_over(&node, folder, pod, &places, wait)
             .with_context(|| format!("pod {} stays captured by eBPF", pod.cookie))?;
@@ -40,7 +40,7 @@ pub(super) fn to_nftables(folder: &Path, wait: Duration) -> Result<usize> {
 fn hand_over(
     node: &Node,
     folder: &Path,
-    pod: &Found,
+    pod: &EnrolledPod,
     places: &BTreeMap<u64, PathBuf>,
     wait: Duration,
 ) -> Result<()> {
@@ -57,7 +57,7 @@ fn hand_over(
     let groups = facts::gather(session.net())?.groups;
     let desired = Desired::new(policy, &native::DIALECT);
     // These are known by the pod's own ids from outside as well.
-    let by = By::Rules(Wish::Backend(Backend::Nftables));
+    let by = By::Rules(Preference::Backend(Backend::Nftables));
     let pins = Some(Pins { folder, expected: false });
     let order = Order { pins, ..Order::new(&desired, by, &groups, wait) };
     let Applied { outcome, .. } = capture::apply(&mut session, &order)?;

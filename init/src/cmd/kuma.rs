@@ -9,25 +9,25 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use millrace_core::desired::Desired;
 use millrace_core::dialect::kuma::{self, DIALECT, NFT_LAYOUT, Options, Programs, Resolved};
-use millrace_core::dialect::{ConfigErrors, Raw, Reader};
+use millrace_core::dialect::{ConfigErrors, Raw, ValueReader};
 use millrace_core::nft::render_transaction;
 use millrace_core::observed::{Observed, Variant};
 use millrace_core::ownership::Owned;
-use millrace_core::plan::{Effect, Wish, has_passthrough};
+use millrace_core::plan::{Effect, Preference, has_passthrough};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
 use millrace_core::value::Groups;
 use millrace_host::capture::CaptureError;
 use millrace_host::engine::{Drift, Outcome, Request, Session};
-use millrace_host::observe::Look;
+use millrace_host::observe::Depth;
 use millrace_host::{exec, facts};
 
 use super::enact::by_rules;
 use super::output::{log_outcome, print, print_for_programs};
-use super::{config, exit_of, termination, told};
+use super::{config, exit_of, reported, termination};
 use crate::cli::istio::NotTyped;
 use crate::cli::kuma::{Asked, read};
-use crate::cli::own::Place;
+use crate::cli::own::NetnsTarget;
 use crate::exit::Exit;
 use crate::log::Log;
 
@@ -47,7 +47,7 @@ pub(crate) fn kuma(words: Vec<OsString>) -> Exit {
     let Err(error) = done else { return Exit::Ok };
     failed(&match error.downcast_ref::<ConfigErrors>() {
         Some(errors) => refused(errors),
-        None => told(&error),
+        None => reported(&error),
     });
     exit_of(&error)
 }
@@ -93,18 +93,18 @@ fn apply(
     let native = options.native.then(|| config::rules_of(policy, &NFT_LAYOUT));
     let iptables = kuma::rules(policy, options);
     let desired = Desired { policy: policy.clone(), iptables, native };
-    let wish = match options.programs {
-        _ if options.native => Wish::Backend(Backend::Nftables),
-        Programs::Any => Wish::Iptables,
-        Programs::Nft => Wish::Backend(Backend::IptablesNft),
-        Programs::Legacy => Wish::Programs(Variant::Legacy),
+    let preference = match options.programs {
+        _ if options.native => Preference::Backend(Backend::Nftables),
+        Programs::Any => Preference::Iptables,
+        Programs::Nft => Preference::Backend(Backend::IptablesNft),
+        Programs::Legacy => Preference::Binaries(Variant::Legacy),
     };
-    by_rules(session, &Place::Here, &desired, (wish, None), options.wait)
+    by_rules(session, &NetnsTarget::Here, &desired, (preference, None), options.wait)
 }
 
 fn uninstall(flags: Vec<(String, String)>) -> Result<()> {
     let raw: Raw<kuma::Uninstall> = Raw::new(flags, config::environment()?);
-    let mut reader = Reader::default();
+    let mut reader = ValueReader::default();
     let dry_run = raw.switch(&mut reader, "dry-run").value;
     raw.switch(&mut reader, "verbose");
     let seconds = raw.text("wait");
@@ -117,7 +117,7 @@ fn uninstall(flags: Vec<(String, String)>) -> Result<()> {
     let mut session = Session::open()?;
     session.only(&DIALECT);
     let exec = exec::Options::default();
-    if !is_here(&session.observe(&exec, Look::Fast)?) {
+    if !is_here(&session.observe(&exec, Depth::Fast)?) {
         log.info("nothing to do: no rules of Kuma are here");
         return Ok(());
     }
@@ -129,7 +129,7 @@ fn uninstall(flags: Vec<(String, String)>) -> Result<()> {
     }
     let outcome = session.run(&Request {
         rules: None,
-        wish: Wish::Auto,
+        preference: Preference::Auto,
         drift: Drift::Replace,
         everything: false,
         dry_run,

@@ -9,7 +9,7 @@ use millrace_core::dialect::ConfigErrors;
 use millrace_core::dialect::linkerd::{self, LAYOUT, Mode, NFT_LAYOUT, Options, Raw, Resolved};
 use millrace_core::nft::render_transaction;
 use millrace_core::observed::Variant;
-use millrace_core::plan::{Choice, Means, Wish};
+use millrace_core::plan::{Choice, Method, Preference};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
 use millrace_host::capture::CaptureError;
@@ -18,10 +18,10 @@ use millrace_host::sysctl::Setting;
 
 use super::enact::by_rules;
 use super::output::{log_outcome, print};
-use super::{config, exit_of, namespace, termination, told};
+use super::{config, exit_of, namespace, reported, termination};
 use crate::cli::istio::NotTyped;
 use crate::cli::linkerd::read;
-use crate::cli::own::Place;
+use crate::cli::own::NetnsTarget;
 use crate::exit::Exit;
 use crate::log::Log;
 
@@ -41,7 +41,7 @@ pub(crate) fn linkerd(words: Vec<OsString>) -> Exit {
     };
     let raw = match config::environment() {
         Ok(environment) => Raw::new(flags, environment),
-        Err(error) => return failed(&told(&error)),
+        Err(error) => return failed(&reported(&error)),
     };
     let mut log = match Log::linkerd(&raw.text("log-format").value, &raw.text("log-level")) {
         Ok(log) => log,
@@ -49,7 +49,7 @@ pub(crate) fn linkerd(words: Vec<OsString>) -> Exit {
     };
     match linkerd::resolve(&raw) {
         Ok(resolved) => run(&resolved, &mut log).unwrap_or_else(|error| {
-            let text = told(&error);
+            let text = reported(&error);
             log.error(&text);
             failed(&text);
             exit_of(&error)
@@ -72,7 +72,7 @@ fn run(resolved: &Resolved, log: &mut Log) -> Result<Exit> {
         simulate(policy, options, log);
         return Ok(Exit::Ok);
     }
-    let place = options.netns.clone().map_or(Place::Here, Place::Netns);
+    let place = options.netns.clone().map_or(NetnsTarget::Here, NetnsTarget::Netns);
     if let Some(netns) = &options.netns {
         namespace::enter_as(&format!("flag --netns: {netns:?}"), netns)?;
     }
@@ -109,24 +109,24 @@ fn simulate(policy: &CapturePolicy, options: &Options, log: &mut Log) {
 
 fn apply(
     mut session: Session,
-    place: &Place,
+    place: &NetnsTarget,
     policy: &CapturePolicy,
     options: &Options,
 ) -> Result<Outcome, CaptureError> {
     let native = options.native.then(|| config::rules_of(policy, &NFT_LAYOUT));
     let iptables = to_iptables(policy, &LAYOUT);
     let desired = Desired { policy: policy.clone(), iptables, native };
-    let wish = match options.mode {
-        _ if options.native => Wish::Backend(Backend::Nftables),
-        Mode::Legacy => Wish::Programs(Variant::Legacy),
-        Mode::Nft => Wish::Backend(Backend::IptablesNft),
-        Mode::Plain => Wish::Iptables,
+    let preference = match options.mode {
+        _ if options.native => Preference::Backend(Backend::Nftables),
+        Mode::Legacy => Preference::Binaries(Variant::Legacy),
+        Mode::Nft => Preference::Backend(Backend::IptablesNft),
+        Mode::Plain => Preference::Iptables,
     };
     // proxy-init takes another iptables as well where the one that is meant is not installed.
-    let wish = (wish, Some(Wish::Iptables));
-    let mut outcome = by_rules(&mut session, place, &desired, wish, options.wait)?;
+    let preference = (preference, Some(Preference::Iptables));
+    let mut outcome = by_rules(&mut session, place, &desired, preference, options.wait)?;
     let by_default = options.mode_by_default && !options.native;
-    let legacy = |choice: &&mut Choice| by_default && choice.means == Means::LEGACY_PROGRAMS;
+    let legacy = |choice: &&mut Choice| by_default && choice.method == Method::LEGACY_PROGRAMS;
     if let Some(choice) = outcome.choice.as_mut().filter(legacy)
         && choice.why == "asked for"
     {

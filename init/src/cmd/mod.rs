@@ -9,6 +9,7 @@ mod diff;
 mod dump;
 mod ebpf;
 mod enact;
+mod expected;
 mod explain;
 mod graph;
 mod handover;
@@ -28,7 +29,6 @@ mod status;
 mod termination;
 mod trace;
 mod verify;
-mod wanted;
 
 pub(crate) use ambient::ambient;
 pub(crate) use apply::apply;
@@ -55,7 +55,7 @@ use millrace_host::ebpf::EbpfError;
 use millrace_host::engine::EngineError;
 
 /// An error with its causes, each told once: a message may hold its cause's already.
-pub(crate) fn told(error: &anyhow::Error) -> String {
+pub(crate) fn reported(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if text.is_empty() {
@@ -79,11 +79,11 @@ pub(crate) fn exit_of(error: &anyhow::Error) -> Exit {
 mod tests {
     use anyhow::{Context as _, anyhow};
 
-    use super::told;
+    use super::reported;
 
     #[test]
     fn every_cause_is_told_once() {
         let error = Err::<(), _>(anyhow!("no such file")).context("a: no such file").context("b");
-        assert_eq!(told(&error.unwrap_err()), "b: a: no such file");
+        assert_eq!(reported(&error.unwrap_err()), "b: a: no such file");
     }
 }

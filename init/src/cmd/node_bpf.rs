@@ -50,7 +50,7 @@ pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
             if !loaded.restored.is_empty() {
                 text.push_str(&format!("put back: {}\n", loaded.restored.join(", ")));
             }
-            let order = loaded.order.told();
+            let order = loaded.order.reported();
             if let Some(order) = &order {
                 warn(order);
             }
@@ -96,7 +96,7 @@ fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
     let state = node.state()?;
     let pods = node.pods()?;
     let mut text = format!("loaded: {} programs attached", state.attached.len());
-    if let Some(faults) = state.faults.told() {
+    if let Some(faults) = state.faults.reported() {
         text.push_str(&format!(", {faults}"));
     }
     if !state.current {
@@ -109,7 +109,7 @@ fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
         text.push_str(&format!(", reporting one of {} decisions", state.sample));
     }
     text.push_str(&format!("\n{} pods, {} programs for more\n", pods.len(), state.spares));
-    let order = node.order()?.told();
+    let order = node.order()?.reported();
     if let Some(order) = &order {
         text.push_str(&format!("note: {order}\n"));
     }

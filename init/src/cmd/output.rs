@@ -54,7 +54,7 @@ pub(super) fn outcome_json(outcome: &Outcome, maps: bool, dry_run: bool) -> Resu
     Ok(json!({
         "changed": (maps || !outcome.effects.is_empty()) && !dry_run,
         "dryRun": dry_run,
-        "backend": outcome.choice.map(|c| c.means.backend),
+        "backend": outcome.choice.map(|c| c.method.backend),
         "why": outcome.choice.map(|c| c.why),
         "interrupted": outcome.interrupted,
         "unseen": outcome.unseen,

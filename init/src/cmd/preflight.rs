@@ -5,7 +5,7 @@ use millrace_core::dialect::native;
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::needs;
 use millrace_core::policy::CapturePolicy;
-use millrace_core::preflight::{Backend, Use, Verdict, verdicts};
+use millrace_core::preflight::{Backend, Support, Use, verdicts};
 use millrace_core::value::Groups;
 use millrace_host::ebpf::features;
 use millrace_host::facts::resolv_conf;
@@ -47,7 +47,7 @@ pub(crate) fn preflight(preflight: &Preflight) -> Result<Exit> {
             text.push('\n');
         }
         for verdict in &verdicts {
-            text.push_str(&told(verdict));
+            text.push_str(&reported(verdict));
         }
         print(&text)?;
     }
@@ -103,7 +103,7 @@ fn refused(policy: &CapturePolicy, groups: &Groups) -> Vec<(Backend, String)> {
         .collect()
 }
 
-fn told(verdict: &Verdict) -> String {
+fn reported(verdict: &Support) -> String {
     let name = verdict.backend.as_str();
     let works = if verdict.first.is_empty() { "works" } else { "will work" };
     let mut text = match (verdict.works, verdict.without.is_empty()) {

@@ -25,7 +25,7 @@ use millrace_host::ebpf::Class;
 use millrace_host::engine::Session;
 use millrace_host::facts::resolv_conf;
 use millrace_host::netns::NetnsRef;
-use millrace_host::observe::Look;
+use millrace_host::observe::Depth;
 use millrace_host::{exec, file, surroundings};
 
 use super::config::{self, Loaded};
@@ -34,7 +34,7 @@ use super::namespace;
 use super::output::warn;
 use super::pods::{self, Described};
 use crate::cli::ask::{Sources, Typed};
-use crate::cli::own::{self, Common, Config, Place};
+use crate::cli::own::{self, Common, Config, NetnsTarget};
 
 /// Rules that can be walked, and where.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ const ADDRESSES: [&str; 2] = ["10.4.0.2", "fd00:4::2"];
 
 /// Read rules from wherever they are to come from.
 pub(super) fn load(common: &Common, sources: &Sources, config: &Config) -> Result<Rules> {
-    let live = sources.live || common.place != Place::Here;
+    let live = sources.live || common.place != NetnsTarget::Here;
     let files = !sources.rules.is_empty();
     let manifest = sources.manifest.is_some();
     // Which backend a plugin uses is not in a manifest.
@@ -147,12 +147,12 @@ fn addresses(sources: &Sources) -> Result<Vec<IpAddr>> {
 /// `istio-iptables ...`), or files with commas between them, whose content says what they are.
 pub(super) fn of_word(word: &str, sources: &Sources) -> Result<Rules> {
     let place = match word.split_once(':') {
-        _ if word == "live" => Some(Place::Here),
-        Some(("netns", name)) => Some(Place::Netns(name.to_owned())),
-        Some(("pid", pid)) => Some(Place::Process(pid.parse().context("pid:N")?)),
+        _ if word == "live" => Some(NetnsTarget::Here),
+        Some(("netns", name)) => Some(NetnsTarget::Netns(name.to_owned())),
+        Some(("pid", pid)) => Some(NetnsTarget::Process(pid.parse().context("pid:N")?)),
         Some(("pod", name)) => {
             let endpoint = sources.endpoint.clone();
-            Some(Place::Pod { name: name.to_owned(), endpoint })
+            Some(NetnsTarget::Pod { name: name.to_owned(), endpoint })
         }
         _ => None,
     };
@@ -366,10 +366,10 @@ fn family_of(dump: &Dump, what: &str) -> Result<Family> {
     }
 }
 
-fn of_namespace(place: &Place, bpffs: &Path) -> Result<Rules> {
+fn of_namespace(place: &NetnsTarget, bpffs: &Path) -> Result<Rules> {
     // Who asks for two namespaces names both from where the program was started.
     let home = match place {
-        Place::Here => None,
+        NetnsTarget::Here => None,
         _ => Some(NetnsRef::at("/proc/self/ns/net".into()).open()?),
     };
     let rules = held(place, bpffs)?;
@@ -377,7 +377,7 @@ fn of_namespace(place: &Place, bpffs: &Path) -> Result<Rules> {
     Ok(rules)
 }
 
-fn held(place: &Place, bpffs: &Path) -> Result<Rules> {
+fn held(place: &NetnsTarget, bpffs: &Path) -> Result<Rules> {
     let (session, facts) = namespace::open(place)?;
     let ebpf = Held::here(bpffs)?;
     let unknown = if ebpf.is_none() { unknown(bpffs) } else { None };
@@ -390,17 +390,17 @@ fn held(place: &Place, bpffs: &Path) -> Result<Rules> {
 
 /// The rules of the namespace that this program is in, and what eBPF does there.
 pub(super) fn of_here(ebpf: Option<Held>) -> Result<Rules> {
-    let (session, facts) = namespace::open(&Place::Here)?;
+    let (session, facts) = namespace::open(&NetnsTarget::Here)?;
     read(session, &facts, ebpf)
 }
 
 fn read(mut session: Session, facts: &HostFacts, ebpf: Option<Held>) -> Result<Rules> {
     let options = exec::Options::default();
-    let mut observed = session.observe(&options, Look::Fast)?;
+    let mut observed = session.observe(&options, Depth::Fast)?;
     // A rule that somebody else wrote has a text that iptables' own program may know.
     let unclear = observed.holdings.iter().any(|holding| holding.dump.is_unclear());
     if unclear || !observed.unread.is_empty() {
-        observed = session.observe(&options, Look::Verbatim)?;
+        observed = session.observe(&options, Depth::Verbatim)?;
     }
     session.take_warnings().iter().for_each(|w| warn(w));
     observed.asleep().for_each(|text| warn(&text));

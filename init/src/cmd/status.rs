@@ -5,12 +5,12 @@ use millrace_core::observed::Observed;
 use millrace_core::plan::Effect;
 use millrace_core::status::{State, has_neighbours, judge, judge_native};
 use millrace_host::exec;
-use millrace_host::observe::Look;
+use millrace_host::observe::Depth;
 
 use super::config::Loaded;
+use super::expected::ExpectedCapture;
 use super::output::{print_json, print_painted, warn};
 use super::rules::Rules;
-use super::wanted::Wanted;
 use super::{config, namespace, rules};
 use crate::cli::node::Meant;
 use crate::cli::own::Status;
@@ -32,7 +32,7 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
     } else {
         None
     };
-    let observed = session.observe(&exec::Options::default(), Look::Fast)?;
+    let observed = session.observe(&exec::Options::default(), Depth::Fast)?;
     session.take_warnings().iter().for_each(|w| warn(w));
     let groups = &facts.groups;
     // Where either is meant, it is the one that is there.
@@ -57,18 +57,19 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
     let real = || rules::of_here(None);
     let wanted = || match &loaded {
         Some(loaded) => {
-            let wanted = Wanted::of_rules(loaded.policy.clone(), &loaded.ruleset(), groups);
+            let wanted =
+                ExpectedCapture::of_rules(loaded.policy.clone(), &loaded.ruleset(), groups);
             Some(wanted.or_older(&observed, groups))
         }
-        None => Wanted::read_off(&observed, groups),
+        None => ExpectedCapture::read_off(&observed, groups),
     };
-    let told = treated(&observed, whole, wanted, real);
+    let reported = treated(&observed, whole, wanted, real);
     // What rules do together counts, where it can be told, and not what one of them may do.
     let suspected = std::mem::take(&mut found.neighbours);
-    if !told.as_ref().is_some_and(Vec::is_empty) {
+    if !reported.as_ref().is_some_and(Vec::is_empty) {
         found.notes.extend(suspected);
     }
-    found.notes.extend(told.unwrap_or_default());
+    found.notes.extend(reported.unwrap_or_default());
     if common.json {
         print_json(&serde_json::to_value(&found)?)?;
     } else {
@@ -87,7 +88,7 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
 pub(super) fn treated(
     observed: &Observed,
     whole: bool,
-    wanted: impl FnOnce() -> Option<Wanted>,
+    wanted: impl FnOnce() -> Option<ExpectedCapture>,
     real: impl FnOnce() -> Result<Rules>,
 ) -> Option<Vec<String>> {
     if !whole || !has_neighbours(observed) {
@@ -104,14 +105,15 @@ pub(super) fn treated(
     };
     let found = wanted.compared(&real);
     let one = |one| format!("rules of others treat connections otherwise than wanted: {one}");
-    let mut told: Vec<String> = found.wrong.iter().map(one).collect();
+    let mut reported: Vec<String> = found.wrong.iter().map(one).collect();
     let more = found.untold();
     if more > 0 {
-        told.push(format!("and so with {more} more kinds of connections, which verify counts"));
+        reported.push(format!("and so with {more} more kinds of connections, which verify counts"));
     }
-    told.extend(found.unclear);
-    told.extend(wanted.unanswered(&real).into_iter().map(|one| format!("rules of others: {one}")));
-    Some(told)
+    reported.extend(found.unclear);
+    reported
+        .extend(wanted.unanswered(&real).into_iter().map(|one| format!("rules of others: {one}")));
+    Some(reported)
 }
 
 pub(super) fn text(found: &millrace_core::status::Status) -> String {
@@ -130,12 +132,12 @@ pub(super) fn text(found: &millrace_core::status::Status) -> String {
     for note in &found.notes {
         text.push_str(&format!("note: {note}\n"));
     }
-    text.push_str(&told(&found.differences));
+    text.push_str(&reported(&found.differences));
     text
 }
 
 /// What would have to be done, with the rules that it would write.
-pub(super) fn told(differences: &[Effect]) -> String {
+pub(super) fn reported(differences: &[Effect]) -> String {
     let mut text = String::new();
     for effect in differences {
         text.push_str(&format!("to repair: {effect}\n"));

@@ -9,18 +9,18 @@ use millrace_core::ruleset::Ruleset;
 use millrace_core::sim::{Identity, Namespace};
 use millrace_core::verify::{Asked, Compared, Finding, Seen, checks, detours};
 use millrace_host::engine::Session;
-use millrace_host::observe::Look;
+use millrace_host::observe::Depth;
 use millrace_host::progress::Progress;
 use millrace_host::verify::{Prover, free_port};
 use millrace_host::{exec, surroundings};
 use nix::unistd::{getegid, geteuid};
 use serde_json::json;
 
+use super::expected::ExpectedCapture;
 use super::held::Held;
 use super::output::{print_json, print_painted, warn};
 use super::pods::{self, Described};
 use super::rules::Rules;
-use super::wanted::Wanted;
 use super::{config, namespace, rules};
 use crate::cli::node::Meant;
 use crate::cli::own::Verify;
@@ -107,11 +107,11 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
         match (compared.count, compared.wrong.len()) {
             (0, _) => {}
             (1, _) => text.push_str("; rules treat other connections otherwise"),
-            (all, told) if all == told => {
+            (all, reported) if all == reported => {
                 text.push_str(&format!("; rules treat {all} kinds of connections otherwise"));
             }
-            (all, told) => text.push_str(&format!(
-                "; rules treat {all} kinds of connections otherwise, of which {told} are told"
+            (all, reported) => text.push_str(&format!(
+                "; rules treat {all} kinds of connections otherwise, of which {reported} are told"
             )),
         }
         text.push('\n');
@@ -128,16 +128,18 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
 }
 
 /// What is expected: by the configuration, or else by the settings of what is there.
-fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result<Wanted> {
+fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result<ExpectedCapture> {
     let groups = &facts.groups;
     match (held(verify)?, given(verify, facts)?) {
-        (Some(held), None) => Ok(Wanted::of_ebpf(held.listening())),
-        (Some(_), Some((policy, _))) => Ok(Wanted::of_ebpf(Held::of_policy(policy, groups)?)),
-        (None, Some((policy, ruleset))) => Ok(Wanted::of_rules(policy, &ruleset, groups)),
+        (Some(held), None) => Ok(ExpectedCapture::of_ebpf(held.listening())),
+        (Some(_), Some((policy, _))) => {
+            Ok(ExpectedCapture::of_ebpf(Held::of_policy(policy, groups)?))
+        }
+        (None, Some((policy, ruleset))) => Ok(ExpectedCapture::of_rules(policy, &ruleset, groups)),
         (None, None) => {
             let what = "what is expected can't be read off the rules; give the configuration";
-            let observed = session.observe(&exec::Options::default(), Look::Fast).context(what)?;
-            Wanted::read_off(&observed, groups).context(
+            let observed = session.observe(&exec::Options::default(), Depth::Fast).context(what)?;
+            ExpectedCapture::read_off(&observed, groups).context(
                 "what is expected can't be read off the rules that are here; give the \
                  configuration: --config, --manifest, flags, or a command line of a mesh's tool \
                  behind --",
@@ -191,7 +193,7 @@ fn given(verify: &Verify, facts: &HostFacts) -> Result<Option<(CapturePolicy, Ru
 }
 
 /// The rules that are there, as they are while the proxy listens.
-fn real(verify: &Verify, expected: &Wanted) -> Result<Rules> {
+fn real(verify: &Verify, expected: &ExpectedCapture) -> Result<Rules> {
     let held = match &verify.config.ebpf {
         Some(ebpf) if expected.ebpf => Held::here(&ebpf.folder)?,
         _ => None,
@@ -201,7 +203,7 @@ fn real(verify: &Verify, expected: &Wanted) -> Result<Rules> {
 
 fn prove(
     prover: &Prover,
-    wanted: &Wanted,
+    wanted: &ExpectedCapture,
     facts: &HostFacts,
     addresses: &[IpAddr],
 ) -> Result<(Vec<Finding>, Namespace)> {

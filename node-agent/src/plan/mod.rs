@@ -32,7 +32,7 @@ pub enum Mode {
 /// A file that runtimes may read.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// Its name.
+    /// A file name in the folder of network configurations; the runtime takes the first in order.
     pub name: String,
     /// Its text.
     pub text: String,
@@ -75,7 +75,7 @@ pub struct Seen {
 
 /// What is wanted.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct Desired {
     /// The name of the plugin's file.
     pub kind: String,
     /// Where it stands.

@@ -3,7 +3,7 @@
 
 use super::own::{is_default, of_meshes};
 use super::{
-    Candidate, Cause, DropIn, Mode, Plan, Seen, State, Step, Wanted, default_file, is_list,
+    Candidate, Cause, Desired, DropIn, Mode, Plan, Seen, State, Step, default_file, is_list,
     withdraw,
 };
 use crate::foreign::{Mesh, NotTaken};
@@ -11,14 +11,14 @@ use crate::list::{Entry, List, is_file_name};
 use crate::settings::Settings;
 
 /// Decide.
-pub fn plan(seen: &Seen, wanted: &Wanted) -> Plan {
+pub fn plan(seen: &Seen, wanted: &Desired) -> Plan {
     let (steps, words, carried) = (Vec::new(), Vec::new(), Vec::new());
     Planner { seen, wanted, steps, words, carried }.plan()
 }
 
 struct Planner<'p> {
     seen: &'p Seen,
-    wanted: &'p Wanted,
+    wanted: &'p Desired,
     steps: Vec<Step>,
     words: Vec<String>,
     /// Entries that others put into the agent's own file, and that stay.

@@ -21,8 +21,8 @@ fn file(name: &str, plugins: &[&str]) -> Candidate {
     Candidate { name: name.to_owned(), text, list: list.map_err(BadConf::from) }
 }
 
-fn wanted(mode: Mode, named: Option<&str>, written: &[&str]) -> Wanted {
-    Wanted {
+fn wanted(mode: Mode, named: Option<&str>, written: &[&str]) -> Desired {
+    Desired {
         kind: "millrace-cni".to_owned(),
         mode,
         file: named.map(str::to_owned),
@@ -38,12 +38,12 @@ fn wanted(mode: Mode, named: Option<&str>, written: &[&str]) -> Wanted {
     }
 }
 
-fn decide(files: &[Candidate], wanted: &Wanted) -> Plan {
+fn decide(files: &[Candidate], wanted: &Desired) -> Plan {
     plan(&Seen { files: files.to_vec(), drop_ins: Vec::new() }, wanted)
 }
 
 /// The steps in words: what is done, and with which file.
-fn told(plan: &Plan) -> Vec<String> {
+fn reported(plan: &Plan) -> Vec<String> {
     let word = |step: &Step| match step {
         Step::Keep { file, .. } => format!("keep the entry in {file}"),
         Step::KeepFile { file, .. } => format!("keep {file}"),
@@ -70,7 +70,7 @@ fn a_file_in_the_way_is_kept_first() {
         let files = [file(name, &[NET, ISTIO]), file("10-net.conflist", behind)];
         let plan = decide(&files, &wanted(Mode::OwnFile, Some(name), &[]));
         let steps = [format!("keep {name}"), format!("own {name}"), format!("write {name}")];
-        assert_eq!(told(&plan), steps);
+        assert_eq!(reported(&plan), steps);
         let Step::Write { text, cause: Cause::TakenOver, .. } = &plan.steps[2] else {
             panic!("{plan:?}");
         };
@@ -80,12 +80,12 @@ fn a_file_in_the_way_is_kept_first() {
     let name = "istio-cni.conf";
     let plan = decide(&[file(name, &[ISTIO])], &wanted(Mode::Standalone, Some(name), &[]));
     assert_eq!(
-        told(&plan),
+        reported(&plan),
         [format!("keep {name}"), format!("own {name}"), format!("write {name}")]
     );
     // Its agent wrote it again over the agent's own.
     let plan = decide(&[file(name, &[ISTIO])], &wanted(Mode::Standalone, Some(name), &[name]));
-    assert_eq!(told(&plan), [format!("keep {name}"), format!("write {name}")]);
+    assert_eq!(reported(&plan), [format!("keep {name}"), format!("write {name}")]);
 }
 
 /// Verify that a file that can't be kept, or is the network's own, is refused and nothing changed.
@@ -157,7 +157,7 @@ fn entries_in_the_agents_own_list() {
     let behind = file("10-net.conflist", &[NET]);
     let files = [file(name, &[NET, OURS, ISTIO]), behind.clone()];
     let plan = decide(&files, &wanted(Mode::OwnFile, None, &[name]));
-    assert_eq!(told(&plan), [format!("keep the entry in {name}"), format!("write {name}")]);
+    assert_eq!(reported(&plan), [format!("keep the entry in {name}"), format!("write {name}")]);
     for mode in [Mode::OwnFile, Mode::Chained, Mode::DropIn] {
         let files = [file(name, &[NET, OURS, LINKERD]), behind.clone()];
         let plan = decide(&files, &wanted(mode, None, &[name]));
@@ -165,14 +165,14 @@ fn entries_in_the_agents_own_list() {
             Mode::OwnFile => (name, &[][..]),
             _ => ("10-net.conflist", &[format!("remove {name}")][..]),
         };
-        assert_eq!(told(&plan), [&[format!("write {to}")][..], more].concat(), "{mode:?}");
+        assert_eq!(reported(&plan), [&[format!("write {to}")][..], more].concat(), "{mode:?}");
         let Step::Write { text, .. } = &plan.steps[0] else { panic!("{plan:?}") };
         let places = ["bridge", "linkerd-cni", "millrace-cni"].map(|kind| text.find(kind));
         assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{text}");
     }
     // At rest: nothing is left to do.
     let files = [file(name, &[NET, LINKERD, OURS]), behind];
-    assert_eq!(told(&decide(&files, &wanted(Mode::OwnFile, None, &[name]))), [""; 0]);
+    assert_eq!(reported(&decide(&files, &wanted(Mode::OwnFile, None, &[name]))), [""; 0]);
 }
 
 /// Verify that another plugin's file in a drop-in directory stays, and that one of the agent's with an
@@ -192,7 +192,7 @@ fn drop_ins_of_others_stay() {
     assert!(withdraw(&seen, "millrace-cni", &wanted.own).is_empty());
     let drop_ins = vec![drop_in("50-x.conf", OURS, true), drop_in("40-old.conf", OURS, true)];
     let seen = Seen { drop_ins, ..seen };
-    assert_eq!(told(&plan(&seen, &wanted)), ["remove net/40-old.conf"]);
+    assert_eq!(reported(&plan(&seen, &wanted)), ["remove net/40-old.conf"]);
 }
 
 /// Verify that a list has no drop-in directory where its name would lead out of the folder.

@@ -51,7 +51,7 @@ impl Config {
 
 /// Where a client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Site {
     /// In the pod.
     Pod,
     /// Behind the pod's eth0.
@@ -64,7 +64,7 @@ pub enum Place {
 #[derive(Clone, Copy, Debug)]
 pub struct Client {
     /// The namespace.
-    pub place: Place,
+    pub place: Site,
     /// The user and group.
     pub identity: Identity,
     /// The source address, if not the kernel's choice.
@@ -75,33 +75,33 @@ pub struct Client {
     pub transparent_mark: Option<u32>,
 }
 
-const fn client(place: Place, identity: Identity) -> Client {
+const fn client(place: Site, identity: Identity) -> Client {
     Client { place, identity, from: None, from_port: None, transparent_mark: None }
 }
 
 /// The application.
 pub const fn app() -> Client {
-    client(Place::Pod, APP)
+    client(Site::Pod, APP)
 }
 
 /// The proxy.
 pub const fn proxy() -> Client {
-    client(Place::Pod, PROXY)
+    client(Site::Pod, PROXY)
 }
 
 /// Somebody in the pod.
 pub const fn user(uid: u32, gid: u32) -> Client {
-    client(Place::Pod, Identity { uid, gid })
+    client(Site::Pod, Identity { uid, gid })
 }
 
 /// Somebody behind eth0.
 pub const fn outside() -> Client {
-    client(Place::Outside, ROOT)
+    client(Site::Outside, ROOT)
 }
 
 /// Somebody behind eth1.
 pub const fn side() -> Client {
-    client(Place::Side, ROOT)
+    client(Site::Side, ROOT)
 }
 
 impl Client {

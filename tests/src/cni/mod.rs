@@ -30,7 +30,7 @@ pub use meshed::{
     expecting, expecting_all, in_pod, kuma_annotations, manifest,
 };
 pub use podman::Podman;
-pub use run::{Ended, Wanted};
+pub use run::{Ended, Expected};
 
 use serde_json::{Value, json};
 

@@ -16,7 +16,7 @@ use super::containerd::{Containerd, Sandbox};
 
 /// What a manifest says of a container.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted<'a> {
+pub struct Expected<'a> {
     /// Its name.
     pub name: &'a str,
     /// The image.
@@ -53,7 +53,7 @@ impl Containerd {
     }
 
     /// Run a container to its end, with a root that it can't write to and no way to more privileges.
-    pub fn run_to_end(&self, sandbox: &Sandbox, wanted: &Wanted<'_>) -> Result<Ended> {
+    pub fn run_to_end(&self, sandbox: &Sandbox, wanted: &Expected<'_>) -> Result<Ended> {
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         let id = |number: i64| Int64Value { value: number };
         let of_pod = sandbox.config.linux.as_ref().and_then(|l| l.security_context.as_ref());

@@ -23,7 +23,7 @@ use millrace_core::sim::{
 };
 use millrace_core::value::Groups;
 use millrace_host::engine::Session;
-use millrace_host::observe::Look;
+use millrace_host::observe::Depth;
 use millrace_host::{exec, surroundings};
 use serde_json::Value;
 
@@ -279,9 +279,9 @@ fn live(ground: &Ground, ebpf: bool) -> Result<(Program, Surroundings)> {
     ground.topology.pod.enter(|| {
         let mut session = Session::open()?;
         let options = exec::Options::default();
-        let mut observed = session.observe(&options, Look::Fast)?;
+        let mut observed = session.observe(&options, Depth::Fast)?;
         if observed.holdings.iter().any(|holding| holding.dump.is_unclear()) {
-            observed = session.observe(&options, Look::Verbatim)?;
+            observed = session.observe(&options, Depth::Verbatim)?;
         }
         let groups = Groups::new();
         let mut tables = captured;

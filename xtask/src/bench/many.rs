@@ -14,7 +14,7 @@ use millrace_core::dialect::native;
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::tables::NativeTables;
 use millrace_core::nft::{self, NftRuleset};
-use millrace_core::plan::Wish;
+use millrace_core::plan::Preference;
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Ruleset;
 use millrace_host::engine::{Drift, Request, Rules, Session};
@@ -125,7 +125,7 @@ impl Rulesets {
                 iptables: &self.iptables,
                 native: Some(&self.native.ready(&self.facts.groups)?),
             }),
-            wish: Wish::Backend(backend),
+            preference: Preference::Backend(backend),
             drift: Drift::Replace,
             everything: false,
             dry_run: false,

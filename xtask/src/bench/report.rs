@@ -33,14 +33,14 @@ pub struct Report {
 
 /// A goal and what was measured for it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Verdict {
+pub struct GoalResult {
     /// The goal in words.
     pub goal: &'static str,
     /// Per case: the figure, and whether it reaches the goal.
     pub measured: Vec<(Case, f64, bool)>,
 }
 
-impl Verdict {
+impl GoalResult {
     /// It is reached in each case, and there is at least one.
     pub fn is_reached(&self) -> bool {
         !self.measured.is_empty() && self.measured.iter().all(|(_, _, reached)| *reached)
@@ -55,18 +55,18 @@ impl Report {
 
     /// Are all goals reached in all measured cases?
     pub fn goals_reached(&self) -> bool {
-        self.verdicts().iter().all(Verdict::is_reached)
+        self.verdicts().iter().all(GoalResult::is_reached)
     }
 
     /// Each goal of the project against the figures; not those that concern nothing that was
     /// measured.
-    pub fn verdicts(&self) -> Vec<Verdict> {
+    pub fn verdicts(&self) -> Vec<GoalResult> {
         let mut all = self.all_verdicts();
         all.retain(|verdict| self.rows.is_empty() || !verdict.measured.is_empty());
         all
     }
 
-    fn all_verdicts(&self) -> Vec<Verdict> {
+    fn all_verdicts(&self) -> Vec<GoalResult> {
         let first = |row: &Row| row.case.operation == Operation::FirstApply;
         let both = |row: &Row| first(row) && row.case.families == Families::Dual;
         let no_op = |row: &Row| row.case.operation == Operation::NoOp;
@@ -117,12 +117,12 @@ impl Report {
         concerns: impl Fn(&Row) -> bool,
         figure: impl Fn(&Row) -> Option<f64>,
         reaches: impl Fn(f64) -> bool,
-    ) -> Verdict {
+    ) -> GoalResult {
         let rows = self.rows.iter().filter(|row| row.contender == MILLRACE && concerns(row));
         let measured = rows
             .filter_map(|row| figure(row).map(|figure| (row.case, figure, reaches(figure))))
             .collect();
-        Verdict { goal, measured }
+        GoalResult { goal, measured }
     }
 
     /// The row's median wall time in floors of the same case.
@@ -194,7 +194,7 @@ impl Report {
     }
 }
 
-fn verdict_to_json(verdict: &Verdict) -> Value {
+fn verdict_to_json(verdict: &GoalResult) -> Value {
     let measured: Vec<_> = verdict
         .measured
         .iter()
@@ -255,7 +255,7 @@ mod tests {
     }
 
     fn reached(report: &Report) -> Vec<bool> {
-        report.verdicts().iter().map(Verdict::is_reached).collect()
+        report.verdicts().iter().map(GoalResult::is_reached).collect()
     }
 
     #[test]

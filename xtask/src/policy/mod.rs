@@ -4,6 +4,7 @@
 mod glossary;
 mod layers;
 mod manifests;
+mod names;
 mod sources;
 mod text;
 
@@ -18,6 +19,7 @@ use serde_json::Value;
 pub use glossary::glossary;
 pub use layers::layers;
 pub use manifests::{opted_in_lints, pure_core, workspace_edges};
+pub use names::public_names;
 pub use sources::{documented_head, length, local_paths, neutral_core, unsafe_code};
 
 use crate::repo;
@@ -115,7 +117,9 @@ pub fn check() -> Result<Vec<Violation>> {
     found.extend(workspace_edges(&metadata));
     found.extend(opted_in_lints(&metadata, &files));
     found.extend(glossary(&files));
-    for rule in [documented_head, length, unsafe_code, neutral_core, local_paths, layers] {
+    let rules =
+        [documented_head, length, unsafe_code, neutral_core, local_paths, layers, public_names];
+    for rule in rules {
         found.extend(files.iter().filter_map(rule));
     }
     Ok(found)

@@ -118,7 +118,7 @@ pub fn command() -> clap::Command {
 }
 
 /// What is asked for.
-struct Wish<'a> {
+struct Request<'a> {
     suites: Vec<&'a str>,
     releases: Vec<Release>,
     root: Option<&'a str>,
@@ -128,7 +128,7 @@ struct Wish<'a> {
     settings: machine::Settings<'a>,
 }
 
-impl<'a> Wish<'a> {
+impl<'a> Request<'a> {
     fn new(args: &'a ArgMatches) -> Self {
         let words = |name: &str| -> Vec<&'a str> {
             args.get_many::<String>(name).into_iter().flatten().map(String::as_str).collect()
@@ -163,7 +163,7 @@ impl<'a> Wish<'a> {
 /// # Errors
 /// When the machines can't be made. Tests that fail are told by the exit code.
 pub fn run(args: &ArgMatches) -> Result<ExitCode> {
-    let wish = Wish::new(args);
+    let request = Request::new(args);
     needed()?;
     let place = repo::root().join("target/vm");
     fs::create_dir_all(&place).with_context(|| place.display().to_string())?;
@@ -173,9 +173,9 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
         lock.lock().context("the lock of target/vm")?;
         disk::sweep(&place)?;
         let mut apt = apt::Apt::new(&place)?;
-        let root = root::ready(&place, &apt, wish.root)?;
+        let root = root::ready(&place, &apt, request.root)?;
         let mut kernels = Vec::new();
-        for release in &wish.releases {
+        for release in &request.releases {
             let kernel = kernel::ready(&place, &mut apt, *release, &root.busybox)?;
             // Two releases can have the same one.
             if !kernels.iter().any(|known: &Kernel| known.version == kernel.version) {
@@ -188,10 +188,10 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let own = disk::Own::new(&place)?;
-    let built = suites::build(&wish.suites)?;
+    let built = suites::build(&request.suites)?;
     let tests =
-        suites::image(own.path(), &built, &guest::script(&built, &wish.args, &wish.without))?;
-    let reports = boot(&wish, &kernels, &root, &tests, own.path())?;
+        suites::image(own.path(), &built, &guest::script(&built, &request.args, &request.without))?;
+    let reports = boot(&request, &kernels, &root, &tests, own.path())?;
     repo::print(&report::table(&reports))?;
     let passed = reports.iter().all(Report::is_good);
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -199,7 +199,7 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
 
 /// Boots every kernel, so many at once.
 fn boot(
-    wish: &Wish<'_>,
+    request: &Request<'_>,
     kernels: &[Kernel],
     root: &root::Root,
     tests: &Path,
@@ -212,9 +212,9 @@ fn boot(
             let next = waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
             let Some(kernel) = next else { return Ok(()) };
             let disks = machine::Disks { root: &root.image, modules: &kernel.modules, tests };
-            let mut report = Report::new(&kernel.version, &wish.suites);
+            let mut report = Report::new(&kernel.version, &request.suites);
             let console = own.join(format!("{}.console", kernel.version));
-            let end = machine::run(&wish.settings, kernel, &disks, &console, &mut |line| {
+            let end = machine::run(&request.settings, kernel, &disks, &console, &mut |line| {
                 if let Some(name) = report::begins(line) {
                     repo::say(&format!("vm: {}: {name} begins", kernel.version));
                 }
@@ -229,7 +229,7 @@ fn boot(
         }
     };
     thread::scope(|scope| {
-        let threads: Vec<_> = (0..wish.machines).map(|_| scope.spawn(one)).collect();
+        let threads: Vec<_> = (0..request.machines).map(|_| scope.spawn(one)).collect();
         for thread in threads {
             match thread.join() {
                 Ok(result) => result?,

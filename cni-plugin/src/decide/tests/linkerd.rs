@@ -31,8 +31,8 @@ fn known(found: PodFacts, config: &Config) -> Result<Decided, CniError> {
 
 fn mesh(decided: &Decided) -> Option<Mesh> {
     match &decided.verdict {
-        Verdict::Capture(captured) => Some(captured.mesh),
-        Verdict::Pass(_) => None,
+        Disposition::Capture(captured) => Some(captured.mesh),
+        Disposition::Pass(_) => None,
     }
 }
 
@@ -60,7 +60,7 @@ fn containers_choose_the_mesh() {
 fn a_pod_that_passes_says_why_for_each_mesh() {
     let reason = |containers: &[&str], members| {
         let decided = known(holding(containers, &[]), &config(members)).unwrap();
-        let Verdict::Pass(why) = &decided.verdict else { panic!("{decided:?}") };
+        let Disposition::Pass(why) = &decided.verdict else { panic!("{decided:?}") };
         decided.passed(why)
     };
     let inside = reason(&["linkerd-init:", "linkerd-proxy"], EXPECTED);
@@ -94,13 +94,13 @@ fn no_annotation_tells_enough_where_linkerd_is_expected() {
     }
     // Nor does it where nobody is to be asked for a proxy's ids.
     let config_of = config(&format!(r#"{EXPECTED},"proxy_identity":"annotations""#));
-    let told = pod(Some(&[]));
+    let reported = pod(Some(&[]));
     let mut fake = api(holding(&["linkerd-proxy"], &[]));
-    assert_eq!(mesh(&resolved(told, &config_of, &mut fake).unwrap()), Some(Mesh::Linkerd));
+    assert_eq!(mesh(&resolved(reported, &config_of, &mut fake).unwrap()), Some(Mesh::Linkerd));
     // An excluded namespace is not asked about.
     let excluded = config(&format!(r#"{EXPECTED},"exclude_namespaces":["b"]"#));
     let decided = resolved(pod(None), &excluded, &mut Fake::default()).unwrap();
-    assert!(matches!(decided.verdict, Verdict::Pass(Passed::Namespace(_))));
+    assert!(matches!(decided.verdict, Disposition::Pass(Passed::Namespace(_))));
 }
 
 #[test]
@@ -127,9 +127,9 @@ fn a_pod_of_two_meshes_is_an_error_that_names_both() {
 #[test]
 fn what_the_injector_wrote_is_not_unproved_by_who_knows_no_proxy() {
     let injected = [(INJECTED, "stable")];
-    let told = || pod(Some(&injected));
+    let reported = || pod(Some(&injected));
     for found in [holding(&["app"], &[]), holding(&["app"], &injected)] {
-        let error = resolved(told(), &config(EXPECTED), &mut api(found)).unwrap_err();
+        let error = resolved(reported(), &config(EXPECTED), &mut api(found)).unwrap_err();
         assert_eq!(error.code, Code::TryAgain);
         for part in ["knows no container linkerd-proxy", INJECTED] {
             assert!(error.msg.contains(part), "{}", error.msg);
@@ -141,15 +141,15 @@ fn what_the_injector_wrote_is_not_unproved_by_who_knows_no_proxy() {
     // The next one is asked.
     let mut fake =
         Fake { agent: Some(Ok(holding(&["app"], &[]))), ..api(holding(&["linkerd-proxy"], &[])) };
-    let decided = resolved(told(), &config(EXPECTED), &mut fake).unwrap();
+    let decided = resolved(reported(), &config(EXPECTED), &mut fake).unwrap();
     assert_eq!(
         (mesh(&decided), fake.asked),
         (Some(Mesh::Linkerd), vec![Origin::Agent, Origin::Api])
     );
     // What the runtime tells counts, whatever the answer has.
-    let told = pod(Some(&[("config.linkerd.io/proxy-uid", "7")]));
+    let reported = pod(Some(&[("config.linkerd.io/proxy-uid", "7")]));
     let other = holding(&["linkerd-proxy"], &[("config.linkerd.io/proxy-uid", "8")]);
-    assert_eq!(uid(&resolved(told, &config(EXPECTED), &mut api(other)).unwrap()), 7);
+    assert_eq!(uid(&resolved(reported, &config(EXPECTED), &mut api(other)).unwrap()), 7);
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn the_policy_is_the_nodes_with_the_pods_annotations_on_top() {
     let mut found = holding(&["linkerd-proxy"], &annotations);
     found.labels = Some(BTreeMap::from([(COMPONENT.to_owned(), "proxy-injector".to_owned())]));
     let decided = known(found, &node).unwrap();
-    let Verdict::Capture(captured) = &decided.verdict else { panic!("{decided:?}") };
+    let Disposition::Capture(captured) = &decided.verdict else { panic!("{decided:?}") };
     let policy = &captured.policy;
     assert_eq!((policy.inbound.port.value.get(), policy.outbound.port.value.get()), (5143, 5140));
     assert_eq!(uid(&decided), 12102);
@@ -203,7 +203,7 @@ fn a_container_outside_kubernetes_is_never_linkerds() {
     let nobody = |annotations| PodFacts { name: None, namespace: None, ..pod(annotations) };
     let mut fake = Fake::default();
     let decided = resolved(nobody(None), &config(EXPECTED), &mut fake).unwrap();
-    assert!(matches!(decided.verdict, Verdict::Pass(Passed::NoPod)));
+    assert!(matches!(decided.verdict, Disposition::Pass(Passed::NoPod)));
     let text = format!(r#"{EXPECTED},"annotations":{{"{STATUS}":{}}}"#, serde_json::json!(SIDECAR));
     let decided = resolved(nobody(None), &config(&text), &mut fake).unwrap();
     assert_eq!(mesh(&decided), Some(Mesh::Istio));

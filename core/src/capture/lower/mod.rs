@@ -127,8 +127,8 @@ fn is_open(decision: &Decision, layout: &Layout) -> bool {
 fn inlined(from: &Decision, next: &Decision) -> Decision {
     let mut when = from.when.clone();
     when.extend(next.when.iter().filter(|condition| !from.when.contains(condition)).cloned());
-    let told = if next.role == Role::Deliver { from } else { next };
-    let (role, reason) = (told.role, told.reason.clone());
+    let reported = if next.role == Role::Deliver { from } else { next };
+    let (role, reason) = (reported.role, reported.reason.clone());
     Decision { when, verdict: next.verdict, role, reason, ..from.clone() }
 }
 

@@ -6,7 +6,7 @@ mod resolve;
 mod text;
 
 pub use flags::Ambient;
-pub use resolve::{Action, Flavour, Options, Raw, Resolved, place, resolve};
+pub use resolve::{Action, Flavour, Options, Raw, Resolved, netns_target, resolve};
 pub use text::{dry_run, transaction};
 
 use crate::dialect::flags::Words as _;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::MARKS;
 use super::flags::Ambient;
 use crate::dialect::error::ConfigErrors;
-use crate::dialect::list::{Most, Reader, items};
+use crate::dialect::list::{Most, ValueReader, items};
 use crate::dialect::{go, raw};
 use crate::facts::HostFacts;
 use crate::policy::{
@@ -53,7 +53,7 @@ pub enum Flavour {
     Cilium,
 }
 
-/// What to do.
+/// What is done with the rules of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Write the rules.
@@ -94,8 +94,8 @@ pub struct Resolved {
 ///
 /// # Errors
 /// Several are given.
-pub fn place(raw: &Raw) -> Result<Option<(&'static str, Sourced<String>)>, ConfigErrors> {
-    let mut reader = Reader::default();
+pub fn netns_target(raw: &Raw) -> Result<Option<(&'static str, Sourced<String>)>, ConfigErrors> {
+    let mut reader = ValueReader::default();
     let given = ["netns", "pid", "pod"].map(|flag| (flag, raw.text(flag)));
     let mut given = given.into_iter().filter(|(_, text)| !text.value.is_empty());
     let first = given.next();
@@ -111,8 +111,8 @@ pub fn place(raw: &Raw) -> Result<Option<(&'static str, Sourced<String>)>, Confi
 /// # Errors
 /// All that is wrong, at once.
 pub fn resolve(raw: &Raw, facts: &HostFacts) -> Result<Resolved, ConfigErrors> {
-    let place = place(raw)?;
-    let mut resolver = Resolver { raw, facts, reader: Reader::default() };
+    let place = netns_target(raw)?;
+    let mut resolver = Resolver { raw, facts, reader: ValueReader::default() };
     let flavour = resolver.flavour();
     let policy = resolver.policy(flavour.unwrap_or(Flavour::Istio));
     let action = resolver.action();
@@ -126,7 +126,7 @@ pub fn resolve(raw: &Raw, facts: &HostFacts) -> Result<Resolved, ConfigErrors> {
 struct Resolver<'a> {
     raw: &'a Raw,
     facts: &'a HostFacts,
-    reader: Reader,
+    reader: ValueReader,
 }
 
 impl Resolver<'_> {

@@ -7,7 +7,7 @@ use super::{DIALECT, MESH};
 use crate::dialect::error::{ConfigError, ConfigErrors};
 use crate::dialect::raw::FileValues;
 use crate::dialect::sidecar::{
-    AnnotationDef, Captured, Decision, Effect, Passed, Sidecar, ToldBy, Unknown, annotated, def,
+    AnnotationDef, Captured, Decision, Effect, Passed, ReportedBy, Sidecar, Unknown, annotated, def,
 };
 use crate::pod::{Container, PodFacts};
 use crate::source::Source;
@@ -36,7 +36,7 @@ pub static SIDECAR: Sidecar = Sidecar {
     proxy: PROXY_CONTAINER,
     has_several: true,
     inside: INIT_CONTAINER,
-    told_by: ToldBy::Annotations,
+    reported_by: ReportedBy::Annotations,
     decide,
     injected: INJECTED,
     names_proxy: is_injected,

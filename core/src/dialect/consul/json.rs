@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::flags::{KEYS, Key, Shape};
-use crate::dialect::Reader;
+use crate::dialect::ValueReader;
 use crate::source::{Source, Sourced};
 
 /// Settings by their flags, each with the key that it came from. Lists are comma lists.
 pub(super) type Settings = BTreeMap<&'static str, Sourced<String>>;
 
 /// Read settings; what is wrong is noted. A value that is empty sets nothing, as in Go.
-pub(super) fn read(reader: &mut Reader, text: &Sourced<String>) -> Settings {
+pub(super) fn read(reader: &mut ValueReader, text: &Sourced<String>) -> Settings {
     let mut settings = Settings::new();
     if text.value.trim().is_empty() {
         return settings;

@@ -11,7 +11,7 @@ use super::{LAYOUT, MESH, NFT_LAYOUT, annotations};
 use crate::dialect::error::{ConfigError, ConfigErrors};
 use crate::dialect::flags::Words as _;
 use crate::dialect::go::parse_bool;
-use crate::dialect::init_container::{NotTold, words};
+use crate::dialect::init_container::{NotStated, words};
 use crate::dialect::injector::{Asked, Doubt, Field, Injector, assumed};
 use crate::dialect::raw::FileValues;
 use crate::dialect::sidecar::{AnnotationDef, Captured, Effect, def};
@@ -254,7 +254,7 @@ pub struct InitContainer {
 ///
 /// # Errors
 /// When the manifest does not tell it.
-pub fn init_container(pod: &PodFacts) -> Option<Result<InitContainer, NotTold>> {
+pub fn init_container(pod: &PodFacts) -> Option<Result<InitContainer, NotStated>> {
     let containers = || pod.containers.iter().flatten().filter(|container| container.init);
     let has_settings = |container: &&Container| {
         let is_there = |name: &String| name.ends_with('*') || name.as_str() == INIT_VARIABLE;
@@ -272,7 +272,7 @@ pub fn init_container(pod: &PodFacts) -> Option<Result<InitContainer, NotTold>> 
     let matters = |name: &&String| name.ends_with('*') || Consul::is_variable(name);
     if let Some(name) = container.env_elsewhere.iter().find(matters) {
         let (container, source) = (container.name.clone(), Elsewhere(name.clone()));
-        return Some(Err(NotTold::Elsewhere { container, source }));
+        return Some(Err(NotStated::Elsewhere { container, source }));
     }
     let settings = container.env.iter().filter(|(name, _)| Consul::is_variable(name));
     let env = settings.map(|(name, value)| (name.clone(), value.clone())).collect();
@@ -332,7 +332,7 @@ mod tests {
         };
         let wanted = annotations::policy(&written, &FileValues::new()).unwrap().policy;
         // Where a value is from differs.
-        let told = |policy: &crate::policy::CapturePolicy| {
+        let reported = |policy: &crate::policy::CapturePolicy| {
             let ruleset = crate::capture::to_iptables(policy, &LAYOUT);
             crate::report::restore_text(&ruleset, crate::value::Family::V4)
                 .lines()
@@ -340,7 +340,7 @@ mod tests {
                 .map(str::to_owned)
                 .collect::<std::collections::BTreeSet<_>>()
         };
-        assert_eq!(told(&found.policy), told(&wanted), "{annotations}");
+        assert_eq!(reported(&found.policy), reported(&wanted), "{annotations}");
     }
 
     /// As the injector's own tests have it, of which the recording tells.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::flags::{CONFIG, Consul};
 use super::json::{self, Settings};
 use crate::dialect::error::{ConfigError, ConfigErrors};
-use crate::dialect::list::{Most, Reader, items};
+use crate::dialect::list::{Most, ValueReader, items};
 use crate::dialect::raw;
 use crate::policy::{
     CapturePolicy, Conventions, DnsCapture, DnsConvention, DnsScope, DnsServer, DnsTarget, DnsTcp,
@@ -72,7 +72,7 @@ pub fn reads_input(raw: &Raw) -> bool {
 /// # Errors
 /// All that is wrong, at once.
 pub fn resolve(raw: &Raw, input: Option<&str>) -> Result<Resolved, ConfigErrors> {
-    let mut reader = Reader::default();
+    let mut reader = ValueReader::default();
     let mut config = raw.text(CONFIG);
     if let Some(input) = input {
         input.clone_into(&mut config.value);
@@ -118,7 +118,7 @@ const NO_V4: &str = "without -dual-stack the address for DNS queries is one of I
 struct Resolver<'a> {
     raw: &'a Raw,
     settings: Settings,
-    reader: Reader,
+    reader: ValueReader,
 }
 
 impl Resolver<'_> {

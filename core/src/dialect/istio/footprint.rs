@@ -43,7 +43,7 @@ fn unmarked(dump: &Dump, owned: &mut Owned) {
     } else {
         older::orphan_dns(dump, owned);
     }
-    older::refusal_v6(dump, owned);
+    older::rejection_v6(dump, owned);
     guardrails(dump, present, owned);
 }
 

@@ -11,8 +11,8 @@ use super::annotations::{
     REROUTE_INTERFACES,
 };
 use super::flags::is_variable;
-use crate::dialect::Reader;
-use crate::dialect::init_container::{NotTold, words};
+use crate::dialect::ValueReader;
+use crate::dialect::init_container::{NotStated, words};
 use crate::pod::{Container, Elsewhere, PodFacts};
 use crate::policy::{CapturePolicy, InboundMode, InboundSelection, NetworkSelection};
 use crate::source::Sourced;
@@ -38,14 +38,14 @@ pub struct InitContainer {
 ///
 /// # Errors
 /// When the manifest does not tell it.
-pub fn init_container(pod: &PodFacts) -> Option<Result<InitContainer, NotTold>> {
+pub fn init_container(pod: &PodFacts) -> Option<Result<InitContainer, NotStated>> {
     let container = pod.container(INIT_CONTAINER)?;
     Some(read(container))
 }
 
-fn read(container: &Container) -> Result<InitContainer, NotTold> {
+fn read(container: &Container) -> Result<InitContainer, NotStated> {
     let words = words(container, &[PROGRAM], BEFORE)?;
-    let elsewhere = |name: &String| NotTold::Elsewhere {
+    let elsewhere = |name: &String| NotStated::Elsewhere {
         container: container.name.clone(),
         source: Elsewhere(name.clone()),
     };
@@ -66,7 +66,7 @@ fn read(container: &Container) -> Result<InitContainer, NotTold> {
 
 /// Which switch has a run write no rules, or take them away.
 pub fn writes_nothing(raw: &Raw) -> Option<&'static str> {
-    let mut reader = Reader::default();
+    let mut reader = ValueReader::default();
     WRITES_NOTHING.into_iter().find(|name| raw.switch(&mut reader, name).value)
 }
 
@@ -163,7 +163,7 @@ mod tests {
             (&["own"], &["-p"]),
         ] {
             let error = read(&container(command, args)).unwrap_err();
-            assert!(matches!(error, NotTold::Program { .. }), "{command:?} {args:?}");
+            assert!(matches!(error, NotStated::Program { .. }), "{command:?} {args:?}");
         }
         assert_eq!(init_container(&pod(&[])), None);
     }
@@ -184,7 +184,7 @@ mod tests {
             assert!(error.contains(name) && error.contains(INIT_CONTAINER), "{error}");
         }
         init.env.insert("ISTIO_META_DNS_CAPTURE".to_owned(), "$(POD_NAME)".to_owned());
-        assert!(matches!(read(&init), Err(NotTold::Elsewhere { .. })));
+        assert!(matches!(read(&init), Err(NotStated::Elsewhere { .. })));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::older::{Asked, DNS, asked, find_refusal};
+use super::older::{Asked, DNS, asked, find_rejection};
 use super::{FOOTPRINT, LAYOUT};
 use crate::dialect::{Modernized, OldForm};
 use crate::iptables::{ChainDump, Dump, DumpRule, TableDump, render_rule};
@@ -56,7 +56,7 @@ pub(super) fn modernize(dump: &Dump) -> Option<Modernized> {
 
 /// The dump without the rules that refuse IPv6; none where there are none.
 fn without_refusal(dump: &Dump) -> Option<Dump> {
-    let first = find_refusal(dump)?;
+    let first = find_rejection(dump)?;
     let mut open = dump.clone();
     let chain = chain_mut(&mut open, Table::Filter, Hook::Input.as_str())?;
     chain.rules.drain(first..first + 3);

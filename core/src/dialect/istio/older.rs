@@ -145,8 +145,8 @@ fn proxies(dump: &Dump) -> BTreeSet<Owner> {
 
 /// How the shell script up to 1.6 refused IPv6 where it captured none of it: three rules in a row, in the
 /// words of its time.
-pub(super) fn refusal_v6(dump: &Dump, owned: &mut Owned) {
-    if let Some(first) = find_refusal(dump) {
+pub(super) fn rejection_v6(dump: &Dump, owned: &mut Owned) {
+    if let Some(first) = find_rejection(dump) {
         for index in first..first + 3 {
             owned.add_rule(Table::Filter, Hook::Input.as_str(), index);
         }
@@ -154,7 +154,7 @@ pub(super) fn refusal_v6(dump: &Dump, owned: &mut Owned) {
 }
 
 /// The first of them.
-pub(super) fn find_refusal(dump: &Dump) -> Option<usize> {
+pub(super) fn find_rejection(dump: &Dump) -> Option<usize> {
     let chain = dump.table(Table::Filter.as_str())?.chain(Hook::Input.as_str())?;
     let known = |rule: &DumpRule| rule.rule.as_ref().ok().cloned();
     let rules: Vec<Option<Rule>> = chain.rules.iter().map(known).collect();

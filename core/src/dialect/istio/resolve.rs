@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Raw;
 use crate::dialect::error::ConfigErrors;
-use crate::dialect::list::{Reader, items};
+use crate::dialect::list::{ValueReader, items};
 use crate::dialect::parts::{self, Beside};
 use crate::dialect::raw::unreadable;
 use crate::facts::HostFacts;
@@ -75,7 +75,7 @@ pub struct Resolved {
 /// # Errors
 /// All that is wrong, at once.
 pub fn resolve(raw: &Raw, facts: &HostFacts) -> Result<Resolved, ConfigErrors> {
-    let mut r = Resolver { raw, facts, reader: Reader::default(), warnings: Vec::new() };
+    let mut r = Resolver { raw, facts, reader: ValueReader::default(), warnings: Vec::new() };
     let options = r.options();
     let policy = r.policy(options.as_ref());
     let Resolver { reader, warnings, .. } = r;
@@ -86,7 +86,7 @@ pub fn resolve(raw: &Raw, facts: &HostFacts) -> Result<Resolved, ConfigErrors> {
 struct Resolver<'a> {
     raw: &'a Raw,
     facts: &'a HostFacts,
-    reader: Reader,
+    reader: ValueReader,
     warnings: Vec<String>,
 }
 

@@ -9,7 +9,7 @@ use super::{MESH, POD_DIALECT, read_file};
 use crate::dialect::error::{ConfigError, ConfigErrors};
 use crate::dialect::raw::FileValues;
 use crate::dialect::sidecar::{
-    AnnotationDef, Captured, Decision, Effect, Passed, Sidecar, ToldBy, Unknown, def,
+    AnnotationDef, Captured, Decision, Effect, Passed, ReportedBy, Sidecar, Unknown, def,
 };
 use crate::facts::HostFacts;
 use crate::pod::PodFacts;
@@ -39,7 +39,7 @@ pub static SIDECAR: Sidecar = Sidecar {
     proxy: PROXY_CONTAINER,
     has_several: false,
     inside: INIT_CONTAINER,
-    told_by: ToldBy::Both,
+    reported_by: ReportedBy::Both,
     decide,
     injected: INJECTED,
     names_proxy: is_injected,

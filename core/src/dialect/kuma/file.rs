@@ -30,7 +30,7 @@ pub fn read_file(text: &str) -> Result<FileValues, FileError> {
     let options = serde_saphyr::options! { strict_booleans: true };
     let value: Value = serde_saphyr::from_str_with_options(text, options)
         .map_err(|e| FileError::Syntax(e.to_string()))?;
-    let mut reader = Reader::default();
+    let mut reader = FileReader::default();
     match &value {
         Value::Null => {}
         Value::Object(_) => reader.walk("", &value),
@@ -40,12 +40,12 @@ pub fn read_file(text: &str) -> Result<FileValues, FileError> {
 }
 
 #[derive(Default)]
-struct Reader {
+struct FileReader {
     values: FileValues,
     wrong: Vec<String>,
 }
 
-impl Reader {
+impl FileReader {
     fn walk(&mut self, path: &str, value: &Value) {
         if let (Value::Object(programs), EXECUTABLES) = (value, path) {
             return self.executables(programs);

@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_told_by_the_part() {
-        for (text, told) in [
+        for (text, reported) in [
             ("a:b:c:d", "more than three parts"),
             ("80:*", "* is no user"),
             ("80:1,2", "\"1,2\" is more than one user"),
@@ -175,7 +175,7 @@ mod tests {
             ("sctp:80:1", "\"sctp\" is no protocol"),
         ] {
             let error = flow(text).unwrap_err().to_string();
-            assert!(error.contains(told), "{text}: {error}");
+            assert!(error.contains(reported), "{text}: {error}");
         }
     }
 }

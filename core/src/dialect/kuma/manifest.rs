@@ -5,7 +5,7 @@ use super::annotations::{
 };
 use super::{LAYOUT, MESH, NFT_LAYOUT, Raw};
 use crate::dialect::error::ConfigErrors;
-use crate::dialect::init_container::{NotTold, words};
+use crate::dialect::init_container::{NotStated, words};
 use crate::dialect::injector::{Asked, Doubt, Field, Injector, assumed};
 use crate::dialect::sidecar::Captured;
 use crate::pod::PodFacts;
@@ -119,7 +119,7 @@ fn policy(pod: &PodFacts) -> Result<Captured, ConfigErrors> {
 ///
 /// # Errors
 /// When the manifest does not tell them.
-pub fn init_container(pod: &PodFacts) -> Option<Result<Vec<String>, NotTold>> {
+pub fn init_container(pod: &PodFacts) -> Option<Result<Vec<String>, NotStated>> {
     let container = pod.container(INIT_CONTAINER).filter(|container| container.init)?;
     Some(words(container, &["kumactl"], 1))
 }

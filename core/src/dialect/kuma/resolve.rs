@@ -8,7 +8,7 @@ use super::flows;
 use super::options::{Options, Programs};
 use crate::dialect::error::{ConfigError, ConfigErrors};
 use crate::dialect::flags::BETWEEN;
-use crate::dialect::list::{Most, Reader, items};
+use crate::dialect::list::{Most, ValueReader, items};
 use crate::dialect::parts;
 use crate::dialect::raw::{self, unreadable};
 use crate::facts::HostFacts;
@@ -34,7 +34,7 @@ pub(super) const CONVENTIONS: Conventions = Conventions {
     except_users: Phase::Last,
     interfaces_last: false,
     dns: DnsConvention::Ahead {
-        tcp: DnsTcp::LeftAlone,
+        tcp: DnsTcp::Bypassed,
         spares_proxy: true,
         in_front: true,
         zones: true,
@@ -82,7 +82,8 @@ pub struct Resolved {
 /// # Errors
 /// All that is wrong, at once.
 pub fn resolve(raw: &Raw, facts: &HostFacts) -> Result<Resolved, ConfigErrors> {
-    let mut resolver = Resolver { raw, facts, reader: Reader::default(), warnings: Vec::new() };
+    let mut resolver =
+        Resolver { raw, facts, reader: ValueReader::default(), warnings: Vec::new() };
     resolver.refuse();
     let policy = resolver.policy();
     let options = resolver.options();
@@ -109,7 +110,7 @@ pub fn said(errors: &ConfigErrors) -> Option<String> {
 struct Resolver<'a> {
     raw: &'a Raw,
     facts: &'a HostFacts,
-    reader: Reader,
+    reader: ValueReader,
     warnings: Vec<String>,
 }
 

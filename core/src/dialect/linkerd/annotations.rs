@@ -6,7 +6,7 @@ use super::{DIALECT, MESH};
 use crate::dialect::error::ConfigErrors;
 use crate::dialect::raw::FileValues;
 use crate::dialect::sidecar::{
-    AnnotationDef, Captured, Decision, Effect, Passed, Sidecar, ToldBy, Unknown, annotated, def,
+    AnnotationDef, Captured, Decision, Effect, Passed, ReportedBy, Sidecar, Unknown, annotated, def,
 };
 use crate::pod::PodFacts;
 use crate::source::{Source, Sourced};
@@ -29,7 +29,7 @@ pub static SIDECAR: Sidecar = Sidecar {
     proxy: PROXY_CONTAINER,
     has_several: false,
     inside: INIT_CONTAINER,
-    told_by: ToldBy::Containers,
+    reported_by: ReportedBy::Containers,
     decide,
     injected: INJECTED,
     names_proxy: |pod| pod.annotation(INJECTED).is_some(),
@@ -128,7 +128,7 @@ mod tests {
     }
 
     /// Each value with where it is from.
-    fn told<T: fmt::Display>(list: &[Sourced<T>]) -> Vec<String> {
+    fn reported<T: fmt::Display>(list: &[Sourced<T>]) -> Vec<String> {
         list.iter().map(|item| format!("{} {}", item.value, item.source)).collect()
     }
 
@@ -175,7 +175,7 @@ mod tests {
             (policy.inbound.port.value.get(), policy.outbound.port.value.get()),
             (4143, 4140)
         );
-        assert_eq!(told(&policy.proxy.uids), ["2102 default of proxy-uid"]);
+        assert_eq!(reported(&policy.proxy.uids), ["2102 default of proxy-uid"]);
         assert!(policy.ipv6.value && policy.proxy.gids.is_empty());
         let InboundSelection::AllExcept { except, .. } = &policy.inbound.selection else {
             panic!("{policy:?}");
@@ -206,7 +206,7 @@ mod tests {
             panic!("{policy:?}");
         };
         assert_eq!(
-            told(except),
+            reported(except),
             [
                 "4190 configuration key linkerd.inbound-ports-to-ignore",
                 "25 configuration key linkerd.inbound-ports-to-ignore",
@@ -215,15 +215,15 @@ mod tests {
             ]
         );
         assert_eq!(
-            told(&policy.outbound.except_ports),
+            reported(&policy.outbound.except_ports),
             ["3306 annotation config.linkerd.io/skip-outbound-ports"]
         );
         assert_eq!(
-            told(&policy.inbound.except_sources),
+            reported(&policy.inbound.except_sources),
             ["fd00::/8 annotation config.linkerd.io/skip-subnets"]
         );
-        assert_eq!(told(&policy.proxy.uids), ["5 annotation config.linkerd.io/proxy-uid"]);
-        assert_eq!(told(&policy.proxy.gids), ["6 annotation config.linkerd.io/proxy-gid"]);
+        assert_eq!(reported(&policy.proxy.uids), ["5 annotation config.linkerd.io/proxy-uid"]);
+        assert_eq!(reported(&policy.proxy.gids), ["6 annotation config.linkerd.io/proxy-gid"]);
         let nothing = with(&[], &[("config.linkerd.io/skip-outbound-ports", "")]);
         assert!(super::policy(&nothing, &node).unwrap().policy.outbound.except_ports.is_empty());
     }
@@ -233,7 +233,7 @@ mod tests {
         let mut pod = with(&[PROXY_CONTAINER], &[("config.linkerd.io/skip-outbound-ports", "25")]);
         pod.labels.as_mut().unwrap().insert(COMPONENT.to_owned(), "destination".to_owned());
         assert_eq!(
-            told(&policy(&pod, &node(&[])).unwrap().policy.outbound.except_ports),
+            reported(&policy(&pod, &node(&[])).unwrap().policy.outbound.except_ports),
             [
                 "25 annotation config.linkerd.io/skip-outbound-ports",
                 "443 the pod's label linkerd.io/control-plane-component",

@@ -17,7 +17,7 @@ pub use resolve::{Raw, Resolved, resolve, said};
 pub use simulate::commands;
 
 use crate::dialect::flags::Words as _;
-use crate::dialect::init_container::{NotTold, words};
+use crate::dialect::init_container::{NotStated, words};
 use crate::dialect::{Dialect, Mesh, native};
 use crate::nft::NftLayout;
 use crate::ownership::Footprint;
@@ -83,7 +83,7 @@ pub static NFT_LAYOUT: NftLayout = native::one_table("linkerd-proxy-init");
 ///
 /// # Errors
 /// When the manifest does not tell them.
-pub fn init_container(pod: &PodFacts) -> Option<Result<Vec<String>, NotTold>> {
+pub fn init_container(pod: &PodFacts) -> Option<Result<Vec<String>, NotStated>> {
     let container = pod.container("linkerd-init").filter(|container| container.init)?;
     Some(words(container, &["linkerd2-proxy-init", "proxy-init"], 1))
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use super::flags::Linkerd;
 use super::options::{Mode, Options};
 use crate::dialect::error::{ConfigError, ConfigErrors};
-use crate::dialect::list::{Most, Reader, items};
+use crate::dialect::list::{Most, ValueReader, items};
 use crate::dialect::raw::{self, unreadable};
 use crate::policy::{
     CapturePolicy, Conventions, DnsConvention, ExceptPorts, GroupSelection, IdentityMatching,
@@ -46,7 +46,7 @@ pub struct Resolved {
 /// # Errors
 /// All that is wrong, at once.
 pub fn resolve(raw: &Raw) -> Result<Resolved, ConfigErrors> {
-    let mut resolver = Resolver { raw, reader: Reader::default(), warnings: Vec::new() };
+    let mut resolver = Resolver { raw, reader: ValueReader::default(), warnings: Vec::new() };
     let mode = resolver.mode();
     let policy = resolver.policy();
     let options = resolver.options(mode);
@@ -80,7 +80,7 @@ pub fn said(errors: &ConfigErrors) -> Option<String> {
 
 struct Resolver<'a> {
     raw: &'a Raw,
-    reader: Reader,
+    reader: ValueReader,
     warnings: Vec<String>,
 }
 

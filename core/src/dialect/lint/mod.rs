@@ -54,13 +54,13 @@ pub fn lint(workload: &Workload, namespaces: &[Namespace]) -> Vec<Finding> {
         return istio::lint::lint(workload);
     }
     for injector in meshes {
-        let mut look = Look::new(workload, injector);
-        names::check(&mut look);
-        names::in_namespace(&mut look, namespaces);
-        identity::check(&mut look);
-        ports::check(&mut look);
-        look.doubts();
-        findings.append(&mut look.findings);
+        let mut inspection = Inspection::new(workload, injector);
+        names::check(&mut inspection);
+        names::in_namespace(&mut inspection, namespaces);
+        identity::check(&mut inspection);
+        ports::check(&mut inspection);
+        inspection.doubts();
+        findings.append(&mut inspection.findings);
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
@@ -84,7 +84,7 @@ fn meant(workload: &Workload) -> Vec<&'static Injector> {
 }
 
 /// What is looked at, and what was found.
-struct Look<'a> {
+struct Inspection<'a> {
     workload: &'a Workload,
     pod: &'a PodFacts,
     injector: &'static Injector,
@@ -93,26 +93,26 @@ struct Look<'a> {
     findings: Vec<Finding>,
 }
 
-impl<'a> Look<'a> {
+impl<'a> Inspection<'a> {
     fn new(workload: &'a Workload, injector: &'static Injector) -> Self {
         let pod = &workload.pod;
-        let mut look = Self { workload, pod, injector, policy: None, findings: Vec::new() };
+        let mut inspection = Self { workload, pod, injector, policy: None, findings: Vec::new() };
         match (injector.policy)(pod) {
-            Ok(captured) => look.policy = Some(captured.policy),
+            Ok(captured) => inspection.policy = Some(captured.policy),
             Err(errors) => {
                 for error in errors.0 {
                     let at = error.source_name.to_string();
-                    look.add(Severity::Error, "bad-value", &at, &format!("{:?}", error.value), [
+                    inspection.add(Severity::Error, "bad-value", &at, &format!("{:?}", error.value), [
                         "the pod's traffic can't be captured with this value: the pod does not start, or is \
                          not captured as it asks for",
                         &error.expected,
                     ]);
                 }
                 let bare = PodFacts { annotations: Some(BTreeMap::new()), ..pod.clone() };
-                look.policy = (injector.policy)(&bare).ok().map(|captured| captured.policy);
+                inspection.policy = (injector.policy)(&bare).ok().map(|captured| captured.policy);
             }
         }
-        look
+        inspection
     }
 
     fn add(

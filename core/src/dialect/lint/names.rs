@@ -1,32 +1,32 @@
 //! Annotations and labels that are not what they are taken for.
 
-use super::Look;
+use super::Inspection;
 use crate::dialect::findings::{self, finding};
-use crate::dialect::injector::{Field, Wish};
+use crate::dialect::injector::{Field, ProxyRequest};
 use crate::finding::Severity;
 use crate::manifest::Namespace;
 
-pub(super) fn check(look: &mut Look<'_>) {
-    unknown(look);
-    let injector = look.injector;
+pub(super) fn check(inspection: &mut Inspection<'_>) {
+    unknown(inspection);
+    let injector = inspection.injector;
     let about_capture = |name: &str| injector.annotations.iter().any(|def| def.name == name);
     let begins = |name: &str| injector.own.iter().any(|prefix| name.starts_with(prefix));
     let is_asked =
         |name: &str| name == injector.asked.name && injector.asked.field == Field::Annotation;
     let on_template = |name: &str| about_capture(name) || begins(name) || is_asked(name);
-    look.findings.append(&mut findings::misplaced(look.workload, on_template));
+    inspection.findings.append(&mut findings::misplaced(inspection.workload, on_template));
     let is_annotation = |name: &str| about_capture(name) || begins(name) || is_asked(name);
-    look.findings.append(&mut findings::labels(look.workload, is_annotation));
+    inspection.findings.append(&mut findings::labels(inspection.workload, is_annotation));
     if injector.asked.field == Field::Label {
-        let misplaced = findings::misplaced_label(look.workload, injector.asked.name);
-        look.findings.extend(misplaced);
+        let misplaced = findings::misplaced_label(inspection.workload, injector.asked.name);
+        inspection.findings.extend(misplaced);
     }
-    wish(look);
+    request(inspection);
 }
 
-fn unknown(look: &mut Look<'_>) {
-    let injector = look.injector;
-    for name in look.pod.annotations.iter().flatten().map(|(name, _)| name) {
+fn unknown(inspection: &mut Inspection<'_>) {
+    let injector = inspection.injector;
+    for name in inspection.pod.annotations.iter().flatten().map(|(name, _)| name) {
         let about_capture = || injector.annotations.iter().map(|def| def.name);
         let mut known = about_capture().chain(injector.known.iter().copied());
         let is_asked = name == injector.asked.name;
@@ -38,19 +38,19 @@ fn unknown(look: &mut Look<'_>) {
         let is_own = injector.own.iter().any(|prefix| name.starts_with(prefix));
         // A name of which nothing is known may be of a newer release.
         let severity = if near.is_some() || is_own { Severity::Error } else { Severity::Warning };
-        look.findings.push(findings::unknown(name, near, severity));
+        inspection.findings.push(findings::unknown(name, near, severity));
     }
 }
 
 /// Whether the pod is to have a proxy.
-fn wish(look: &mut Look<'_>) {
-    let asked = look.injector.asked;
+fn request(inspection: &mut Inspection<'_>) {
+    let asked = inspection.injector.asked;
     let (yes, no) = (asked.yes.first().copied(), asked.no.first().copied());
     let (yes, no) = (yes.unwrap_or_default(), no.unwrap_or_default());
     let at = format!("{} {}", asked.field.as_str(), asked.name);
-    if look.injector.wish(look.pod) == Wish::Unclear {
+    if inspection.injector.request(inspection.pod) == ProxyRequest::Unclear {
         let fix = format!("write \"{yes}\" or \"{no}\", in quotes");
-        look.add(
+        inspection.add(
             Severity::Error,
             "unclear-inject",
             &at,
@@ -62,11 +62,11 @@ fn wish(look: &mut Look<'_>) {
         );
     }
     // Where it is not read.
-    let other = look.pod.annotation(asked.name).filter(|_| asked.field == Field::Label);
+    let other = inspection.pod.annotation(asked.name).filter(|_| asked.field == Field::Label);
     if let Some(value) = other {
         let at = format!("annotation {}", asked.name);
         let what = format!("it says {value:?}, and is an annotation");
-        look.add(
+        inspection.add(
             Severity::Error,
             "old-inject",
             &at,
@@ -77,16 +77,16 @@ fn wish(look: &mut Look<'_>) {
             ],
         );
     }
-    let refused = look.injector.wish(look.pod) == Wish::Refused;
-    let names: Vec<String> = look
+    let refused = inspection.injector.request(inspection.pod) == ProxyRequest::Refused;
+    let names: Vec<String> = inspection
         .pod
         .annotations
         .iter()
         .flatten()
         .map(|(name, _)| name.clone())
-        .filter(|name| look.injector.annotations.iter().any(|def| def.name == name))
+        .filter(|name| inspection.injector.annotations.iter().any(|def| def.name == name))
         .collect();
-    if refused && !look.injector.is_injected(look.pod) {
+    if refused && !inspection.injector.is_injected(inspection.pod) {
         for name in names {
             let at = format!("annotation {name}");
             let what = format!(
@@ -94,7 +94,7 @@ fn wish(look: &mut Look<'_>) {
                 asked.field.as_str(),
                 asked.name
             );
-            look.add(
+            inspection.add(
                 Severity::Warning,
                 "no-effect",
                 &at,
@@ -106,10 +106,10 @@ fn wish(look: &mut Look<'_>) {
 }
 
 /// What a pod's namespace says otherwise.
-pub(super) fn in_namespace(look: &mut Look<'_>, namespaces: &[Namespace]) {
-    let Some(namespace) = look.workload.namespace(namespaces) else { return };
+pub(super) fn in_namespace(inspection: &mut Inspection<'_>, namespaces: &[Namespace]) {
+    let Some(namespace) = inspection.workload.namespace(namespaces) else { return };
     let own = &namespace.name;
-    let asked = look.injector.asked;
+    let asked = inspection.injector.asked;
     let (field, right, wrong) = match asked.field {
         Field::Label => ("label", &namespace.labels, &namespace.annotations),
         Field::Annotation => ("annotation", &namespace.annotations, &namespace.labels),
@@ -119,12 +119,19 @@ pub(super) fn in_namespace(look: &mut Look<'_>, namespaces: &[Namespace]) {
         let what = format!("it is no {field} there");
         let why = format!("the injector reads it as a {field}, so what it says does not happen");
         let fix = format!("make it a {field} of the namespace");
-        look.findings.push(finding(Severity::Error, "misplaced-label", &at, &what, [&why, &fix]));
+        inspection.findings.push(finding(
+            Severity::Error,
+            "misplaced-label",
+            &at,
+            &what,
+            [&why, &fix],
+        ));
     }
-    let of_namespace = look.injector.wish_of(namespace);
-    match (of_namespace, look.injector.wish(look.pod)) {
-        (Wish::Refused, Wish::Wanted) | (Wish::Wanted, Wish::Refused) => {
-            look.add(
+    let of_namespace = inspection.injector.request_of(namespace);
+    match (of_namespace, inspection.injector.request(inspection.pod)) {
+        (ProxyRequest::Refused, ProxyRequest::Requested)
+        | (ProxyRequest::Requested, ProxyRequest::Refused) => {
+            inspection.add(
                 Severity::Note,
                 "contradicting-inject",
                 &at,
@@ -132,8 +139,8 @@ pub(super) fn in_namespace(look: &mut Look<'_>, namespaces: &[Namespace]) {
                 ["the pod's own word counts", "leave the pod's out if the namespace's is meant"],
             );
         }
-        (Wish::Refused, Wish::Unsaid) => {
-            look.add(
+        (ProxyRequest::Refused, ProxyRequest::Unsaid) => {
+            inspection.add(
                 Severity::Warning,
                 "contradicting-inject",
                 &at,
@@ -146,12 +153,12 @@ pub(super) fn in_namespace(look: &mut Look<'_>, namespaces: &[Namespace]) {
         }
         _ => {}
     }
-    settings(look, namespace);
+    settings(inspection, namespace);
 }
 
 /// Settings of a namespace.
-fn settings(look: &mut Look<'_>, namespace: &Namespace) {
-    let injector = look.injector;
+fn settings(inspection: &mut Inspection<'_>, namespace: &Namespace) {
+    let injector = inspection.injector;
     for (name, value) in &namespace.annotations {
         let is_own = injector.own.iter().any(|prefix| name.starts_with(prefix));
         if !is_own && injector.annotations.iter().all(|def| def.name != name) {
@@ -159,7 +166,7 @@ fn settings(look: &mut Look<'_>, namespace: &Namespace) {
         }
         if !injector.reads_namespaces {
             let at = format!("namespace {}, annotation {name}", namespace.name);
-            look.add(
+            inspection.add(
                 Severity::Error,
                 "misplaced-annotation",
                 &at,
@@ -171,10 +178,10 @@ fn settings(look: &mut Look<'_>, namespace: &Namespace) {
             );
             continue;
         }
-        if let Some(own) = look.pod.annotation(name).filter(|own| own != value) {
+        if let Some(own) = inspection.pod.annotation(name).filter(|own| own != value) {
             let at = format!("annotation {name}");
             let what = format!("it says {own:?}, and its namespace's {value:?}");
-            look.add(
+            inspection.add(
                 Severity::Note,
                 "contradiction",
                 &at,

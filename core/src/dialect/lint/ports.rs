@@ -1,17 +1,17 @@
 //! Ports: what the containers listen on, and what is captured of it.
 
-use super::Look;
+use super::Inspection;
 use crate::dialect::findings::{finding, of};
 use crate::finding::Severity;
 use crate::policy::InboundSelection;
 use crate::source::Source;
 use crate::value::Port;
 
-pub(super) fn check(look: &mut Look<'_>) {
+pub(super) fn check(inspection: &mut Inspection<'_>) {
     let mut findings = Vec::new();
-    for container in look.running() {
+    for container in inspection.running() {
         for port in &container.ports {
-            let taken = look.injector.ports.iter().find(|(number, _)| *number == port.number);
+            let taken = inspection.injector.ports.iter().find(|(number, _)| *number == port.number);
             if let Some((number, what)) = taken {
                 let why = format!(
                     "the proxy listens on {number} for {what}, and containers of a pod share ports"
@@ -25,7 +25,7 @@ pub(super) fn check(look: &mut Look<'_>) {
                 ));
                 continue;
             }
-            let selection = look.policy.as_ref().map(|policy| &policy.inbound.selection);
+            let selection = inspection.policy.as_ref().map(|policy| &policy.inbound.selection);
             let Some(InboundSelection::AllExcept { except, .. }) = selection else { continue };
             let number = Port::new(port.number);
             let excluded = except.iter().find(|range| range.value.contains(number));
@@ -48,8 +48,8 @@ pub(super) fn check(look: &mut Look<'_>) {
             }
         }
     }
-    look.findings.append(&mut findings);
-    let everything: Vec<_> = look
+    inspection.findings.append(&mut findings);
+    let everything: Vec<_> = inspection
         .policy
         .iter()
         .flat_map(|policy| &policy.outbound.except_networks)
@@ -58,7 +58,7 @@ pub(super) fn check(look: &mut Look<'_>) {
         .collect();
     for (at, family) in everything {
         let what = format!("it excludes all of {family}");
-        look.add(
+        inspection.add(
             Severity::Warning,
             "contradiction",
             &at,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::settings::{self, Setting};
 use crate::dialect::error::ConfigErrors;
-use crate::dialect::list::{Most, Reader, items};
+use crate::dialect::list::{Most, ValueReader, items};
 use crate::dialect::parts::{self, Beside};
 use crate::facts::HostFacts;
 use crate::policy::{
@@ -74,7 +74,7 @@ impl Raw {
 /// # Errors
 /// All that is wrong, at once.
 pub fn resolve(raw: &Raw, facts: &HostFacts, writes: bool) -> Result<CapturePolicy, ConfigErrors> {
-    let mut r = Resolver { raw, facts, writes, reader: Reader::default() };
+    let mut r = Resolver { raw, facts, writes, reader: ValueReader::default() };
     let policy = r.policy();
     r.reader.finish(policy)
 }
@@ -83,7 +83,7 @@ struct Resolver<'a> {
     raw: &'a Raw,
     facts: &'a HostFacts,
     writes: bool,
-    reader: Reader,
+    reader: ValueReader,
 }
 
 impl Resolver<'_> {

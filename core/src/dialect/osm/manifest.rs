@@ -3,7 +3,7 @@
 use super::resolve::{Raw, resolve};
 use super::{LAYOUT, MESH, NFT_LAYOUT};
 use crate::dialect::error::ConfigErrors;
-use crate::dialect::init_container::NotTold;
+use crate::dialect::init_container::NotStated;
 use crate::dialect::injector::{Asked, Doubt, Field, Injector};
 use crate::dialect::raw::FileValues;
 use crate::dialect::sidecar::{AnnotationDef, Captured, Effect, annotated, def};
@@ -86,12 +86,12 @@ fn policy(pod: &PodFacts) -> Result<Captured, ConfigErrors> {
 ///
 /// # Errors
 /// When the manifest does not tell it.
-pub fn init_script(pod: &PodFacts) -> Option<Result<String, NotTold>> {
+pub fn init_script(pod: &PodFacts) -> Option<Result<String, NotStated>> {
     let container = pod.container(INIT_CONTAINER).filter(|container| container.init)?;
     let words: Vec<&String> = container.command.iter().chain(&container.args).collect();
     Some(match words.as_slice() {
         [shell, flag, script] if shell.ends_with("sh") && *flag == "-c" => Ok((*script).clone()),
-        _ => Err(NotTold::Program {
+        _ => Err(NotStated::Program {
             container: container.name.clone(),
             program: words.into_iter().take(2).cloned().collect::<Vec<_>>().join(" "),
             tool: "sh -c with a script",

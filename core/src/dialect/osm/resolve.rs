@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::flags::{Osm, POD_IP};
 use crate::dialect::error::ConfigErrors;
-use crate::dialect::list::{Most, Reader, items};
+use crate::dialect::list::{Most, ValueReader, items};
 use crate::dialect::raw;
 use crate::policy::{
     CapturePolicy, Conventions, DnsConvention, DnsTcp, ExceptPorts, GroupSelection,
@@ -68,7 +68,7 @@ pub struct Resolved {
 /// # Errors
 /// All that is wrong, at once.
 pub fn resolve(raw: &Raw) -> Result<Resolved, ConfigErrors> {
-    let mut resolver = Resolver { raw, reader: Reader::default() };
+    let mut resolver = Resolver { raw, reader: ValueReader::default() };
     let policy = resolver.policy();
     let options = resolver.options();
     let policy = resolver.reader.finish(policy)?;
@@ -77,7 +77,7 @@ pub fn resolve(raw: &Raw) -> Result<Resolved, ConfigErrors> {
 
 struct Resolver<'a> {
     raw: &'a Raw,
-    reader: Reader,
+    reader: ValueReader,
 }
 
 impl Resolver<'_> {

@@ -15,9 +15,9 @@ use crate::dialect::Mesh;
 use crate::iptables::{ChainDump, Dump, DumpRule, TableDump};
 use crate::nft::NftLayout;
 use crate::nft::expr::{
-    Comparison, CtField, Expr, FLAGS, Header, MetaField, SYN, Verdict, is_flags, nfproto,
+    Comparison, CtField, Expr, FLAGS, Header, MetaField, NftVerdict, SYN, is_flags, nfproto,
 };
-use crate::nft::tables::{Base, NativeChain, NativeTables, families, named, spares_v6};
+use crate::nft::tables::{Base, NativeChain, NativeTables, exempts_v6, families, named};
 use crate::policy::Local;
 use crate::ruleset::Layout;
 use crate::ruleset::{
@@ -82,7 +82,7 @@ pub(crate) fn same(
         let chains = tables.iter().flat_map(|(_, chains)| chains);
         chains.flat_map(|(_, chain)| &chain.rules).all(|rule| {
             rule.as_ref().is_ok_and(|exprs| {
-                Family::ALL.iter().any(|family| is_clear(exprs, *family)) || spares_v6(exprs)
+                Family::ALL.iter().any(|family| is_clear(exprs, *family)) || exempts_v6(exprs)
             })
         })
     };
@@ -118,7 +118,7 @@ pub(crate) fn same(
     let guard = |tables: &NativeTables| -> Vec<[Vec<Rule>; 2]> {
         let chains = layout.guard.and_then(|name| named(tables, name)).into_iter().flatten();
         let in_family = |chain: &NativeChain, family| -> Vec<Rule> {
-            let rules = rules_of(chain, &Reader { family, names: &[] });
+            let rules = rules_of(chain, &RuleReader { family, names: &[] });
             rules.iter().map(|rule| rule.canonical(&groups)).collect()
         };
         chains.map(|(_, chain)| Family::ALL.map(|family| in_family(chain, family))).collect()
@@ -130,11 +130,11 @@ pub(crate) fn same(
 /// Whether a rule has a form in iptables, whatever chain it jumps to.
 fn is_clear(exprs: &[Expr], family: Family) -> bool {
     let jump = |expr: &Expr| match expr {
-        Expr::Verdict(Verdict::Jump(_)) => Expr::Verdict(Verdict::Return),
+        Expr::Verdict(NftVerdict::Jump(_)) => Expr::Verdict(NftVerdict::Return),
         other => other.clone(),
     };
     let exprs: Vec<Expr> = exprs.iter().map(jump).collect();
-    Reader { family, names: &[] }.rules(&exprs).is_some()
+    RuleReader { family, names: &[] }.rules(&exprs).is_some()
 }
 
 fn table_of(
@@ -150,7 +150,7 @@ fn table_of(
     let jumps = known_names(&known);
     let chains = content.iter().filter_map(|(name, chain)| {
         let (_, known) = known.iter().find(|(native, _)| native == name)?;
-        let mut rules = rules_of(chain, &Reader { family, names: &jumps });
+        let mut rules = rules_of(chain, &RuleReader { family, names: &jumps });
         // All that hangs in tables of ours is ours, as iptables' rules say with a comment.
         if chain.base.is_some() {
             for rule in &mut rules {
@@ -192,7 +192,7 @@ fn known_names(chains: &[(String, Chain)]) -> Vec<(String, ChainName)> {
     chains.iter().filter_map(user).collect()
 }
 
-fn rules_of(chain: &NativeChain, reader: &Reader<'_>) -> Vec<Rule> {
+fn rules_of(chain: &NativeChain, reader: &RuleReader<'_>) -> Vec<Rule> {
     let mut all: Vec<Vec<Rule>> = Vec::new();
     for exprs in &chain.rules {
         let Some(rules) = exprs.as_ref().ok().and_then(|exprs| reader.rules(exprs)) else {
@@ -220,13 +220,13 @@ fn is_pair(tcp: &Rule, udp: &Rule) -> bool {
     tcp.matches != udp.matches && as_udp.eq(udp.matches.iter().cloned()) && tcp.target == udp.target
 }
 
-struct Reader<'n> {
+struct RuleReader<'n> {
     family: Family,
     /// The chains that rules may jump to.
     names: &'n [(String, ChainName)],
 }
 
-impl Reader<'_> {
+impl RuleReader<'_> {
     /// The rules of one rule: one for each value of a set. None for a rule of the other family.
     fn rules(&self, exprs: &[Expr]) -> Option<Vec<Rule>> {
         let mut all: Vec<Vec<Match>> = vec![Vec::new()];
@@ -383,10 +383,10 @@ impl Reader<'_> {
         let rest: Vec<&Expr> = exprs.iter().filter(|e| **e != Expr::Counter).collect();
         Some(match rest.as_slice() {
             [Expr::Verdict(verdict)] => match verdict {
-                Verdict::Accept => Target::Accept,
-                Verdict::Drop => Target::Drop,
-                Verdict::Return => Target::Return,
-                Verdict::Jump(name) => {
+                NftVerdict::Accept => Target::Accept,
+                NftVerdict::Drop => Target::Drop,
+                NftVerdict::Return => Target::Return,
+                NftVerdict::Jump(name) => {
                     let known = self.names.iter().find(|(native, _)| native == name);
                     Target::Jump(known?.1.clone())
                 }
@@ -408,7 +408,7 @@ impl Reader<'_> {
                 Expr::Tproxy(family),
                 Expr::Load(mark),
                 Expr::StoreMeta(MetaField::Mark),
-                Expr::Verdict(Verdict::Accept),
+                Expr::Verdict(NftVerdict::Accept),
             ] if *family == self.family => {
                 Target::Tproxy { mark: whole(mark)?, port: listening(port)? }
             }

@@ -62,17 +62,17 @@ pub(super) fn localhost_first(dump: &mut Dump, names: &Layout, family: Family) {
             Family::V6 => Ipv6Addr::LOCALHOST.into(),
         })
     });
-    let left_alone = |rule: &DumpRule| match rule.rule.as_ref() {
+    let bypassed = |rule: &DumpRule| match rule.rule.as_ref() {
         Ok(Rule { matches, target: Target::Return }) => match matches.as_slice() {
             [Match::Address { side: Side::Destination, negated: false, cidr }] => Some(*cidr),
             _ => None,
         },
         _ => None,
     };
-    let Some(place) = chain.rules.iter().position(|rule| left_alone(rule).is_some()) else {
+    let Some(place) = chain.rules.iter().position(|rule| bypassed(rule).is_some()) else {
         return;
     };
-    let Some(first) = left_alone(&chain.rules[place]) else { return };
+    let Some(first) = bypassed(&chain.rules[place]) else { return };
     if first != localhost && first.contains(localhost.address()) {
         let mut rule = chain.rules[place].clone();
         let m = Match::Address { side: Side::Destination, negated: false, cidr: localhost };

@@ -18,12 +18,12 @@ pub(super) struct Entry<'b> {
     /// What it asks.
     pub(super) matches: Vec<Match>,
     /// What it does.
-    pub(super) verdict: Verdict<'b>,
+    pub(super) verdict: EntryTarget<'b>,
 }
 
 /// The target of an entry.
 #[derive(Clone, Debug)]
-pub(super) enum Verdict<'b> {
+pub(super) enum EntryTarget<'b> {
     /// A target that is whole in itself.
     Rule(Target),
     /// The chain whose first rule is at this offset.
@@ -121,22 +121,22 @@ fn entry(family: Family, offset: u32, bytes: Bytes<'_>) -> Result<Entry<'_>, Unk
     let data = target.from(HEADER)?;
     let verdict = match name {
         "" => standard(data)?,
-        "ERROR" => Verdict::Head(data.text(0, 30)?),
-        _ => Verdict::Rule(targets::read(family, name, revision, data.0)?),
+        "ERROR" => EntryTarget::Head(data.text(0, 30)?),
+        _ => EntryTarget::Rule(targets::read(family, name, revision, data.0)?),
     };
     Ok(Entry { offset, counters, matches: found, verdict })
 }
 
 /// The verdict of a standard target: an offset, or one less than the negative of the verdict of
 /// `linux/netfilter.h`.
-fn standard(data: Bytes<'_>) -> Result<Verdict<'static>, Unknown> {
+fn standard(data: Bytes<'_>) -> Result<EntryTarget<'static>, Unknown> {
     let verdict = data.u32(0)?.cast_signed();
     Ok(match verdict {
-        -1 => Verdict::Rule(Target::Drop),
-        -2 => Verdict::Rule(Target::Accept),
+        -1 => EntryTarget::Rule(Target::Drop),
+        -2 => EntryTarget::Rule(Target::Accept),
         // XT_RETURN
-        -5 => Verdict::Rule(Target::Return),
-        _ => Verdict::Jump(
+        -5 => EntryTarget::Rule(Target::Return),
+        _ => EntryTarget::Jump(
             u32::try_from(verdict).map_err(|_e| Unknown::feature(format!("verdict {verdict}")))?,
         ),
     })

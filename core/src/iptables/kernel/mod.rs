@@ -19,7 +19,7 @@ pub use targets::{read as read_target, write as write_target};
 use std::collections::BTreeMap;
 
 use self::bytes::{Bytes, Writer};
-use self::entry::{Entry, Verdict};
+use self::entry::{Entry, EntryTarget};
 use super::{ChainDump, DumpRule, TableDump, render_rule};
 use crate::ruleset::{Hook, Rule, Target};
 use crate::value::Family;
@@ -85,7 +85,7 @@ pub fn read_table(table: &KernelTable<'_>) -> Result<TableDump, Unknown> {
     let mut chains: Vec<ChainDump> = Vec::new();
     let mut rest = entries.iter().peekable();
     while let Some(entry) = rest.next() {
-        if let Verdict::Head(name) = entry.verdict {
+        if let EntryTarget::Head(name) = entry.verdict {
             // The last entry of every table is a head without a chain.
             if rest.peek().is_some() {
                 chains.push(chain(name));
@@ -98,7 +98,7 @@ pub fn read_table(table: &KernelTable<'_>) -> Result<TableDump, Unknown> {
         let current = chains.last_mut().ok_or(Unknown::Chains)?;
         if hook_at(&table.underflow, entry.offset).is_some() {
             current.policy = Some(policy(&entry.verdict)?.to_owned());
-        } else if matches!(rest.peek(), Some(Entry { verdict: Verdict::Head(_), .. })) {
+        } else if matches!(rest.peek(), Some(Entry { verdict: EntryTarget::Head(_), .. })) {
             // The end of every chain that is not builtin is a RETURN that nobody wrote.
         } else {
             current.rules.push(rule(entry, &names)?);
@@ -116,10 +116,10 @@ fn hook_at(offsets: &[Option<u32>; 5], offset: u32) -> Option<Hook> {
     Hook::ALL.get(index).copied()
 }
 
-fn policy(verdict: &Verdict<'_>) -> Result<&'static str, Unknown> {
+fn policy(verdict: &EntryTarget<'_>) -> Result<&'static str, Unknown> {
     match verdict {
-        Verdict::Rule(Target::Accept) => Ok("ACCEPT"),
-        Verdict::Rule(Target::Drop) => Ok("DROP"),
+        EntryTarget::Rule(Target::Accept) => Ok("ACCEPT"),
+        EntryTarget::Rule(Target::Drop) => Ok("DROP"),
         _ => Err(Unknown::Chains),
     }
 }
@@ -132,7 +132,7 @@ fn chain_names<'b>(
     let mut names = BTreeMap::new();
     for pair in entries.windows(2) {
         let [head, first] = pair else { return Err(Unknown::Chains) };
-        if let Verdict::Head(name) = head.verdict {
+        if let EntryTarget::Head(name) = head.verdict {
             names.insert(first.offset, name);
         }
     }
@@ -145,12 +145,12 @@ fn chain_names<'b>(
 
 fn rule(entry: &Entry<'_>, names: &BTreeMap<u32, &str>) -> Result<DumpRule, Unknown> {
     let target = match &entry.verdict {
-        Verdict::Rule(target) => target.clone(),
-        Verdict::Jump(offset) => {
+        EntryTarget::Rule(target) => target.clone(),
+        EntryTarget::Jump(offset) => {
             let name = names.get(offset).ok_or(Unknown::Chains)?;
             Target::Jump(name.parse().map_err(|_e| Unknown::feature(format!("-j {name}")))?)
         }
-        Verdict::Head(_) => return Err(Unknown::Chains),
+        EntryTarget::Head(_) => return Err(Unknown::Chains),
     };
     let rule = Rule { matches: entry.matches.clone(), target };
     let text = render_rule(&rule);

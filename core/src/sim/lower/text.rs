@@ -15,12 +15,13 @@ use crate::value::{Family, GroupName, Groups};
 /// The steps of a rule of a family, from its text without `-A CHAIN`.
 pub(super) fn steps(text: &str, family: Family, groups: &Groups) -> Vec<Step> {
     let words = words(text);
-    let mut reader = Reader { words: &words, at: 0, module: "", steps: Vec::new(), family, groups };
+    let mut reader =
+        WordReader { words: &words, at: 0, module: "", steps: Vec::new(), family, groups };
     reader.read();
     reader.steps
 }
 
-struct Reader<'w> {
+struct WordReader<'w> {
     words: &'w [String],
     at: usize,
     /// The module that options belong to.
@@ -79,7 +80,7 @@ fn may_be_target(word: &str) -> bool {
     !word.starts_with('-') || ["-j", "-g", "--j", "--g"].iter().any(|start| word.starts_with(start))
 }
 
-impl<'w> Reader<'w> {
+impl<'w> WordReader<'w> {
     fn next(&mut self) -> Option<&'w str> {
         let word = self.words.get(self.at)?;
         self.at += 1;

@@ -15,7 +15,7 @@ fn the_commands_are_sound() {
 fn settings_and_options_are_read() {
     let words = ["apply", "--netns", "pod", "--proxy-uid", "1", "--proxy-uid", "2", "--wait", "5s"];
     let Own::Apply(apply) = typed(&words).unwrap() else { panic!("not apply") };
-    assert_eq!(apply.common.place, Place::Netns("pod".to_owned()));
+    assert_eq!(apply.common.place, NetnsTarget::Netns("pod".to_owned()));
     assert_eq!(apply.common.wait, Duration::from_secs(5));
     assert_eq!(apply.config.flags.len(), 2);
 }
@@ -26,9 +26,9 @@ fn a_namespace_is_named_in_one_way() {
         Own::Status(status) => status.common.place,
         other => panic!("{other:?}"),
     };
-    assert_eq!(place(&["status"]), Place::Here);
-    assert_eq!(place(&["status", "--pid", "7"]), Place::Process(7));
-    let endpoint = |path: &str| Place::Pod { name: "a/b".to_owned(), endpoint: path.into() };
+    assert_eq!(place(&["status"]), NetnsTarget::Here);
+    assert_eq!(place(&["status", "--pid", "7"]), NetnsTarget::Process(7));
+    let endpoint = |path: &str| NetnsTarget::Pod { name: "a/b".to_owned(), endpoint: path.into() };
     assert_eq!(place(&["status", "--pod", "a/b"]), endpoint("/run/containerd/containerd.sock"));
     let words = ["status", "--pod", "a/b", "--runtime-endpoint", "unix:///run/crio/crio.sock"];
     assert_eq!(place(&words), endpoint("/run/crio/crio.sock"));

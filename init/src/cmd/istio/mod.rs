@@ -11,7 +11,7 @@ use millrace_core::desired::Desired;
 use millrace_core::dialect::istio::{self, LAYOUT, Options, Raw, Resolved, dry_run_log};
 use millrace_core::iptables::render_restore;
 use millrace_core::nft::render_transaction;
-use millrace_core::plan::{Effect, Wish};
+use millrace_core::plan::{Effect, Preference};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
 use millrace_core::ruleset::Ruleset;
@@ -24,9 +24,9 @@ use millrace_host::{exec, facts};
 
 use super::output::{log_effects, log_outcome, print};
 use super::termination;
-use super::{config, exit_of, namespace, told};
+use super::{config, exit_of, namespace, reported};
 use crate::cli::istio::{NotTyped, read};
-use crate::cli::own::Place;
+use crate::cli::own::NetnsTarget;
 use crate::exit::Exit;
 use crate::log::Log;
 
@@ -49,7 +49,7 @@ pub(crate) fn istio(words: Vec<OsString>) -> Exit {
     let mut log = typed.log;
     let raw = config::environment().map(|env| Raw::new(typed.flags, env));
     let exit = raw.and_then(|raw| run(&raw, &mut log)).unwrap_or_else(|error| {
-        for line in told(&error).lines() {
+        for line in reported(&error).lines() {
             log.error(line);
         }
         match error.downcast_ref::<millrace_core::dialect::ConfigErrors>() {
@@ -68,7 +68,7 @@ pub(crate) fn istio(words: Vec<OsString>) -> Exit {
 
 fn run(raw: &Raw, log: &mut Log) -> Result<Exit> {
     // A dry run looks at the host, but enters nothing.
-    let dry_run = raw.switch(&mut millrace_core::dialect::Reader::default(), "dry-run").value;
+    let dry_run = raw.switch(&mut millrace_core::dialect::ValueReader::default(), "dry-run").value;
     let netns = raw.text("network-namespace");
     if !dry_run && !netns.value.is_empty() {
         namespace::enter_as(&format!("{}: {:?}", netns.source, netns.value), &netns.value)?;
@@ -85,11 +85,11 @@ fn run(raw: &Raw, log: &mut Log) -> Result<Exit> {
     }
     let ruleset = to_iptables(&policy, &LAYOUT);
     let place = match netns.value.as_str() {
-        name if !dry_run && !name.is_empty() => Place::Netns(name.to_owned()),
-        _ => Place::Here,
+        name if !dry_run && !name.is_empty() => NetnsTarget::Netns(name.to_owned()),
+        _ => NetnsTarget::Here,
     };
     let mut run = Run { session, groups: facts.groups, policy, options, ruleset, place, log };
-    run.carry_out()
+    run.execute()
 }
 
 struct Run<'l> {
@@ -98,12 +98,12 @@ struct Run<'l> {
     policy: CapturePolicy,
     options: Options,
     ruleset: Ruleset,
-    place: Place,
+    place: NetnsTarget,
     log: &'l mut Log,
 }
 
 impl Run<'_> {
-    fn carry_out(&mut self) -> Result<Exit> {
+    fn execute(&mut self) -> Result<Exit> {
         if self.options.cleanup_only {
             self.cleanup()?;
         } else if self.options.skip_rule_apply {
@@ -142,10 +142,10 @@ impl Run<'_> {
         let (exec, desired) = (self.exec(), self.desired());
         let entered = namespace::entered(&self.place)?;
         let options = &self.options;
-        let wish = match options.variant {
-            _ if options.native => Wish::Backend(Backend::Nftables),
-            Some(variant) => Wish::Programs(variant),
-            None => Wish::Iptables,
+        let preference = match options.variant {
+            _ if options.native => Preference::Backend(Backend::Nftables),
+            Some(variant) => Preference::Binaries(variant),
+            None => Preference::Iptables,
         };
         // With native nftables the reference always writes everything.
         let replace = options.reconcile || options.force_apply || options.native;
@@ -155,7 +155,7 @@ impl Run<'_> {
             everything: options.force_apply,
             text: self.log.shows_debug(),
             exec,
-            ..Order::new(&desired, By::Rules(wish), &self.groups, options.wait)
+            ..Order::new(&desired, By::Rules(preference), &self.groups, options.wait)
         };
         let outcome = capture::apply(&mut self.session, &order)?.outcome;
         for warning in &outcome.warnings {

@@ -7,7 +7,7 @@ use millrace_core::ruleset::{Rule, TableChain};
 use millrace_core::status::{State, judge, missing, read_back, unguarded};
 use millrace_core::value::Family;
 use millrace_host::engine::EngineError;
-use millrace_host::observe::Look;
+use millrace_host::observe::Depth;
 use millrace_host::probe::{self, Ending, ProbeConfig, ProbeReport};
 
 use super::Run;
@@ -30,7 +30,7 @@ impl Run<'_> {
         let families: Vec<Family> = self.ruleset.families().collect();
         let arrivals: Vec<_> = families.iter().map(|f| (*f, probe::arrival(&config, *f))).collect();
         let exec = millrace_host::exec::Options::default();
-        let observed = self.session.observe(&exec, Look::Fast);
+        let observed = self.session.observe(&exec, Depth::Fast);
         // Who writes no rules validates those of somebody else, in whatever form: the CNI plugin's,
         // unless istio-iptables' own are there.
         let by_plugin = self.options.skip_rule_apply && !is_of_istio(&observed);

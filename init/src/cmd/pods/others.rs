@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::dialect::flags::Words as _;
-use millrace_core::dialect::injector::{Injector, Wish, contradictions};
+use millrace_core::dialect::injector::{Injector, ProxyRequest, contradictions};
 use millrace_core::dialect::sidecar::{Captured, Decision, SIDECARS, Sidecar};
 use millrace_core::dialect::{FileValues, consul, kuma, linkerd, osm};
 use millrace_core::facts::HostFacts;
@@ -70,8 +70,8 @@ fn by_plugin(pod: &PodFacts, sidecar: &Sidecar) -> Result<Option<Captured>> {
 /// What holds once the pod is injected.
 fn to_be_injected(workload: &Workload, injector: &Injector) -> Result<Option<Captured>> {
     let (pod, asked) = (&workload.pod, &injector.asked);
-    let why = match injector.wish(pod) {
-        Wish::Refused => format!("its {} {} says so", asked.field.as_str(), asked.name),
+    let why = match injector.request(pod) {
+        ProxyRequest::Refused => format!("its {} {} says so", asked.field.as_str(), asked.name),
         _ if workload.made => format!("it has no container {}", injector.proxy),
         _ => {
             warn(&format!(

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::super::namespace;
 use super::super::output::warn;
 use super::{Count, now, tell};
-use crate::cli::own::Place;
+use crate::cli::own::NetnsTarget;
 use crate::cli::trace::{Sampled, Trace};
 use crate::exit::Exit;
 use crate::log::Log;
@@ -30,7 +30,7 @@ pub(super) fn follow(trace: &Trace, sampled: &Sampled) -> Result<Exit> {
     let together = "whether others trace can't be told";
     let traces = File::open(sampled.folder.join("maps")).context(together)?;
     let only = match &trace.common.place {
-        Place::Here => None,
+        NetnsTarget::Here => None,
         place => {
             namespace::enter(place)?;
             Some(Target::current()?.cookie())
@@ -63,12 +63,12 @@ fn print_all(trace: &Trace, only: Option<u64>, reports: &mut Reports, stop: &Sto
             .filter(|event| passes(&trace.filter, event));
         for event in wanted {
             let when = now();
-            let told = if trace.common.json {
+            let reported = if trace.common.json {
                 tell("", Some(&value(event, &when)))?
             } else {
                 tell(&line(event, &when), None)?
             };
-            if !told || !count.next() {
+            if !reported || !count.next() {
                 return Ok(());
             }
         }

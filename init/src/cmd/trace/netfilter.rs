@@ -29,9 +29,9 @@ pub(super) fn follow(trace: &Trace) -> Result<Exit> {
     let stop = Stop::watch().context("signals can't be waited for")?;
     let tracer = Tracer::begin(&trace.filter, &legacy)?;
     Log::own().info("following connections; Ctrl-C ends it");
-    let told = tell_all(trace, &mut book, &stop, &tracer);
+    let reported = tell_all(trace, &mut book, &stop, &tracer);
     tracer.end()?;
-    told.map(|()| Exit::Ok)
+    reported.map(|()| Exit::Ok)
 }
 
 fn tell_all(trace: &Trace, book: &mut Book, stop: &Stop, tracer: &Tracer) -> Result<()> {
@@ -51,7 +51,7 @@ fn tell_all(trace: &Trace, book: &mut Book, stop: &Stop, tracer: &Tracer) -> Res
         let over = word.stop || left.is_some_and(|left| left.is_zero());
         let ended = if over { follower.rest() } else { follower.ended(began.elapsed()) };
         for journey in ended {
-            if !told(trace, &book.rules, &journey)? || !count.next() {
+            if !reported(trace, &book.rules, &journey)? || !count.next() {
                 return Ok(());
             }
         }
@@ -86,7 +86,7 @@ impl Book {
     }
 }
 
-fn told(trace: &Trace, book: &Rulebook, journey: &Journey) -> Result<bool> {
+fn reported(trace: &Trace, book: &Rulebook, journey: &Journey) -> Result<bool> {
     let when = now();
     if trace.common.json {
         tell("", Some(&journey_json(book, journey, &when)))

@@ -98,7 +98,7 @@ impl BenchPod {
         let flags = flags(exclusions);
         pair.in_pod(|| match by {
             By::Nothing | By::Loaded => Ok(()),
-            By::Ebpf => enrol(node, &Wanted::here(&flags)?.entry),
+            By::Ebpf => enrol(node, &DesiredEntry::here(&flags)?.entry),
             By::Nftables => Rulesets::here(&flags)?.capture(Backend::Nftables),
             By::Iptables => Rulesets::here(&flags)?.capture(Backend::IptablesNft),
         })?;
@@ -156,12 +156,12 @@ pub fn flags(exclusions: u32) -> Vec<(String, String)> {
 
 /// What flags mean in the calling thread's namespace, for eBPF.
 #[derive(Debug)]
-pub struct Wanted {
+pub struct DesiredEntry {
     /// Without what only the pod can tell.
     pub entry: Entry,
 }
 
-impl Wanted {
+impl DesiredEntry {
     /// Look at the namespace.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use millrace_core::preflight::Backend;
 use millrace_host::ebpf::Target;
 use nix::sched::{CloneFlags, setns};
 
-use super::by::{By, Wanted, enrol};
+use super::by::{By, DesiredEntry, enrol};
 use super::node::BenchNode;
 use crate::bench::many::{Rulesets, pod};
 use crate::bench::pair::on_a_thread;
@@ -28,7 +28,7 @@ pub fn capture(by: By, count: usize, node: &BenchNode) -> Result<Vec<Duration>> 
             each.push(match by {
                 By::Ebpf => {
                     cookies.push(Target::current()?.cookie());
-                    let wanted = Wanted::here(&[])?;
+                    let wanted = DesiredEntry::here(&[])?;
                     timed(|| enrol(node, &wanted.entry))?
                 }
                 By::Nftables => {

@@ -3,7 +3,7 @@
 use std::str::FromStr as _;
 
 use super::AnnotationDef;
-use crate::dialect::list::{Most, Reader};
+use crate::dialect::list::{Most, ValueReader};
 use crate::pod::PodFacts;
 use crate::source::{Source, Sourced};
 use crate::value::{Cidr, InterfacePattern, Port, PortRange, ValueError};
@@ -17,19 +17,19 @@ pub(super) fn text(pod: &PodFacts, def: &AnnotationDef) -> Sourced<String> {
 }
 
 /// Ports, each a number; blanks around one don't matter.
-pub(super) fn ports(reader: &mut Reader, text: &Sourced<String>) -> Vec<Sourced<PortRange>> {
+pub(super) fn ports(reader: &mut ValueReader, text: &Sourced<String>) -> Vec<Sourced<PortRange>> {
     let port = |item: &str| item.trim().parse::<Port>().map(PortRange::from);
     each(reader, text, Most::Targets, text.value.trim(), port)
 }
 
 /// Networks; a blank is an error, as in the reference.
-pub(super) fn networks(reader: &mut Reader, text: &Sourced<String>) -> Vec<Sourced<Cidr>> {
+pub(super) fn networks(reader: &mut ValueReader, text: &Sourced<String>) -> Vec<Sourced<Cidr>> {
     each(reader, text, Most::Targets, &text.value, Cidr::from_str)
 }
 
 /// Interface names; the reference allows fewer characters than the kernel.
 pub(super) fn interfaces(
-    reader: &mut Reader,
+    reader: &mut ValueReader,
     text: &Sourced<String>,
 ) -> Vec<Sourced<InterfacePattern>> {
     let interface = |item: &str| {
@@ -50,7 +50,7 @@ pub(super) fn interfaces(
 
 /// Every item of a comma list. An empty text is an empty list; an empty item is an error.
 fn each<T>(
-    reader: &mut Reader,
+    reader: &mut ValueReader,
     text: &Sourced<String>,
     most: Most,
     list: &str,

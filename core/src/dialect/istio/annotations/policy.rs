@@ -12,7 +12,7 @@ use super::{
 use crate::dialect::error::ConfigErrors;
 use crate::dialect::istio::resolve::{DNS_PORT, PROXY_ID};
 use crate::dialect::istio::{Raw, TPROXY_DEFAULTS, parse_bool};
-use crate::dialect::{Reader, parts};
+use crate::dialect::{ValueReader, parts};
 use crate::pod::{Container, PodFacts};
 use crate::policy::{
     CapturePolicy, Conventions, DnsCapture, DnsScope, DnsTarget, IdentityMatching, Inbound,
@@ -57,7 +57,7 @@ pub struct Captured {
 pub fn policy(pod: &PodFacts, defaults: &Defaults) -> Result<Captured, ConfigErrors> {
     let container = pod.container(PROXY_CONTAINER);
     let mut maker =
-        Maker { pod, container, defaults, reader: Reader::default(), warnings: Vec::new() };
+        Maker { pod, container, defaults, reader: ValueReader::default(), warnings: Vec::new() };
     let policy = maker.policy();
     let Maker { reader, warnings, .. } = maker;
     let policy = reader.finish(policy)?;
@@ -68,7 +68,7 @@ struct Maker<'a> {
     pod: &'a PodFacts,
     container: Option<&'a Container>,
     defaults: &'a Defaults,
-    reader: Reader,
+    reader: ValueReader,
     warnings: Vec<String>,
 }
 

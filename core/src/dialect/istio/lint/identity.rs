@@ -1,14 +1,14 @@
 //! Who runs what: the proxy is known by its user and group.
 
 use super::super::annotations::INJECT;
-use super::Look;
+use super::Inspection;
 use crate::dialect::findings;
 
-pub(super) fn check(look: &mut Look<'_>) {
-    let Some(proxy) = &look.proxy else { return };
-    let mut findings = findings::identity(&look.running(), proxy);
-    if look.pod.host_network {
+pub(super) fn check(inspection: &mut Inspection<'_>) {
+    let Some(proxy) = &inspection.proxy else { return };
+    let mut findings = findings::identity(&inspection.running(), proxy);
+    if inspection.pod.host_network {
         findings.push(findings::host_network(&format!("label {INJECT}: \"false\"")));
     }
-    look.findings.append(&mut findings);
+    inspection.findings.append(&mut findings);
 }

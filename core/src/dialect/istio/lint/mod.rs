@@ -35,11 +35,11 @@ pub fn lint(workload: &Workload) -> Vec<Finding> {
     // Who the proxy is no annotation about capture says.
     let bare = PodFacts { annotations: Some(BTreeMap::new()), ..pod.clone() };
     let proxy = policy(&bare, &Defaults::default()).ok().map(|captured| captured.policy.proxy);
-    let mut look = Look { workload, pod, proxy, policy: None, findings: Vec::new() };
+    let mut inspection = Inspection { workload, pod, proxy, policy: None, findings: Vec::new() };
     match policy(pod, &Defaults::default()) {
         Ok(captured) => {
             for warning in captured.warnings {
-                look.add(
+                inspection.add(
                     Severity::Warning,
                     "odd-setting",
                     "the pod",
@@ -50,32 +50,32 @@ pub fn lint(workload: &Workload) -> Vec<Finding> {
                     ],
                 );
             }
-            look.policy = Some(captured.policy);
+            inspection.policy = Some(captured.policy);
         }
         Err(errors) => {
             for error in errors.0 {
                 let at = error.source_name.to_string();
-                look.add(Severity::Error, "bad-value", &at, &format!("{:?}", error.value), [
+                inspection.add(Severity::Error, "bad-value", &at, &format!("{:?}", error.value), [
                     "the pod's traffic can't be captured with this value: the pod does not start",
                     &error.expected,
                 ]);
             }
         }
     }
-    names::check(&mut look);
-    identity::check(&mut look);
-    ports::check(&mut look);
-    start::check(&mut look);
-    look.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-    look.findings
+    names::check(&mut inspection);
+    identity::check(&mut inspection);
+    ports::check(&mut inspection);
+    start::check(&mut inspection);
+    inspection.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    inspection.findings
 }
 
 /// Whether a pod has what the injector puts in.
 pub fn is_in_mesh(pod: &PodFacts) -> bool {
-    pod.containers.iter().flatten().any(Look::is_mesh)
+    pod.containers.iter().flatten().any(Inspection::is_mesh)
 }
 
-struct Look<'a> {
+struct Inspection<'a> {
     workload: &'a Workload,
     pod: &'a PodFacts,
     /// Who its proxy is; none if it can't be anybody.
@@ -85,7 +85,7 @@ struct Look<'a> {
     findings: Vec<Finding>,
 }
 
-impl<'a> Look<'a> {
+impl<'a> Inspection<'a> {
     fn add(
         &mut self,
         severity: Severity,

@@ -6,7 +6,7 @@ use super::super::annotations::{
     EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_NETWORKS, EXCLUDE_OUTBOUND_PORTS,
     INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_NETWORKS, INCLUDE_OUTBOUND_PORTS, PROXY_CONTAINER,
 };
-use super::{Look, of};
+use super::{Inspection, of};
 use crate::finding::Severity;
 use crate::pod::{Container, Handler, PodFacts, PortRef, RawProbe};
 use crate::policy::{InboundSelection, NetworkSelection};
@@ -35,22 +35,22 @@ const APP_PROBERS: &str = "ISTIO_KUBE_APP_PROBERS";
 /// Whether the injector leads probes through the agent.
 const REWRITE_PROBES: &str = "sidecar.istio.io/rewriteAppHTTPProbers";
 
-pub(super) fn check(look: &mut Look<'_>) {
-    for container in look.running() {
-        taken(look, container);
-        left_alone(look, container);
-        probes(look, container);
+pub(super) fn check(inspection: &mut Inspection<'_>) {
+    for container in inspection.running() {
+        taken(inspection, container);
+        bypassed(inspection, container);
+        probes(inspection, container);
     }
-    contradictions(look);
+    contradictions(inspection);
 }
 
 /// Ports that the proxy has already.
-fn taken(look: &mut Look<'_>, container: &Container) {
+fn taken(inspection: &mut Inspection<'_>, container: &Container) {
     for port in &container.ports {
         let Some((number, what)) = PROXY_PORTS.iter().find(|(n, _)| *n == port.number) else {
             continue;
         };
-        look.add(
+        inspection.add(
             Severity::Error,
             "proxy-port",
             &of(container),
@@ -66,8 +66,8 @@ fn taken(look: &mut Look<'_>, container: &Container) {
 }
 
 /// Ports whose connections get past the proxy.
-fn left_alone(look: &mut Look<'_>, container: &Container) {
-    let Some(policy) = &look.policy else { return };
+fn bypassed(inspection: &mut Inspection<'_>, container: &Container) {
+    let Some(policy) = &inspection.policy else { return };
     let selection = policy.inbound.selection.clone();
     for port in &container.ports {
         let number = Port::new(port.number);
@@ -81,7 +81,7 @@ fn left_alone(look: &mut Look<'_>, container: &Container) {
             {
                 let at = format!("annotation {}", INCLUDE_INBOUND_PORTS.name);
                 let what = format!("port {number} of {} is {}", of(container), port.protocol);
-                look.add(
+                inspection.add(
                     Severity::Warning,
                     "not-tcp",
                     &at,
@@ -99,7 +99,7 @@ fn left_alone(look: &mut Look<'_>, container: &Container) {
                     continue;
                 }
                 let what = format!("it excludes port {number}, which {} listens on", of(container));
-                look.add(Severity::Warning, "excluded-port", &source.to_string(), &what, [
+                inspection.add(Severity::Warning, "excluded-port", &source.to_string(), &what, [
                     "connections to this port reach the application past the proxy: no mTLS, no \
                      authorization policy, no telemetry; where mTLS is strict, clients of the mesh \
                      don't get through",
@@ -110,7 +110,7 @@ fn left_alone(look: &mut Look<'_>, container: &Container) {
             InboundSelection::Only { ports: list, .. } if in_list(list).is_none() => {
                 let at = format!("annotation {}", INCLUDE_INBOUND_PORTS.name);
                 let what = format!("it lacks port {number}, which {} listens on", of(container));
-                look.add(Severity::Warning, "excluded-port", &at, &what, [
+                inspection.add(Severity::Warning, "excluded-port", &at, &what, [
                     "connections to ports that are not listed reach the application past the proxy",
                     "add the port, or leave the annotation out: then every port is captured",
                 ]);
@@ -120,11 +120,11 @@ fn left_alone(look: &mut Look<'_>, container: &Container) {
     }
 }
 
-fn probes(look: &mut Look<'_>, container: &Container) {
-    let rewritten = look.pod.annotation(REWRITE_PROBES) != Some("false");
+fn probes(inspection: &mut Inspection<'_>, container: &Container) {
+    let rewritten = inspection.pod.annotation(REWRITE_PROBES) != Some("false");
     for probe in &container.probes {
         let at = format!("{}, {}", of(container), probe.kind);
-        let asked = match led_through_agent(look.pod, &probe.handler) {
+        let asked = match led_through_agent(inspection.pod, &probe.handler) {
             Led::No => probe.handler.clone(),
             Led::To(handler) => handler,
             // What the agent asks is told to it alone.
@@ -139,7 +139,7 @@ fn probes(look: &mut Look<'_>, container: &Container) {
             PortRef::Name(name) => named(name),
         };
         let Some(number) = number else {
-            look.add(
+            inspection.add(
                 Severity::Error,
                 "probe-port",
                 &at,
@@ -152,7 +152,7 @@ fn probes(look: &mut Look<'_>, container: &Container) {
             continue;
         };
         if PROXY_PORTS.iter().any(|(known, _)| *known == number) {
-            look.add(
+            inspection.add(
                 Severity::Warning,
                 "probe-port",
                 &at,
@@ -164,7 +164,7 @@ fn probes(look: &mut Look<'_>, container: &Container) {
             );
         } else if !container.ports.is_empty() && container.ports.iter().all(|p| p.number != number)
         {
-            look.add(Severity::Note, "probe-port", &at, &format!("it asks port {number}"), [
+            inspection.add(Severity::Note, "probe-port", &at, &format!("it asks port {number}"), [
                 "the container does not name this port among its own; a probe of a port that nobody \
                  listens on always fails",
                 "name the port, or correct the number",
@@ -173,7 +173,7 @@ fn probes(look: &mut Look<'_>, container: &Container) {
         if let Handler::Http { host: Some(host), .. } | Handler::Tcp { host: Some(host), .. } =
             &asked
         {
-            look.add(
+            inspection.add(
                 Severity::Error,
                 "probe-host",
                 &at,
@@ -184,10 +184,10 @@ fn probes(look: &mut Look<'_>, container: &Container) {
                 ],
             );
         }
-        if !rewritten && captured(look, number) {
+        if !rewritten && captured(inspection, number) {
             let what =
                 format!("a {protocol} probe of port {number}, with {REWRITE_PROBES}: \"false\"");
-            look.add(Severity::Warning, "probe-captured", &at, &what, [
+            inspection.add(Severity::Warning, "probe-captured", &at, &what, [
                 "the kubelet is not in the mesh: where mTLS is strict the proxy refuses it, and \
                  without an own answer of the application a TCP probe succeeds by the proxy alone",
                 "leave the annotation out, or exclude the port from capture",
@@ -215,17 +215,18 @@ fn led_through_agent(pod: &PodFacts, handler: &Handler) -> Led {
     if !path.starts_with(APP_HEALTH) {
         return Led::No;
     }
-    let told = pod.container(PROXY_CONTAINER).and_then(|proxy| proxy.env.get(APP_PROBERS));
-    let told = told.and_then(|text| serde_json::from_str::<BTreeMap<String, RawProbe>>(text).ok());
-    match told.and_then(|mut probes| probes.remove(path)) {
+    let reported = pod.container(PROXY_CONTAINER).and_then(|proxy| proxy.env.get(APP_PROBERS));
+    let reported =
+        reported.and_then(|text| serde_json::from_str::<BTreeMap<String, RawProbe>>(text).ok());
+    match reported.and_then(|mut probes| probes.remove(path)) {
         Some(probe) => Led::To(probe.into()),
         None => Led::Somewhere,
     }
 }
 
-fn captured(look: &Look<'_>, port: u16) -> bool {
+fn captured(inspection: &Inspection<'_>, port: u16) -> bool {
     let port = Port::new(port);
-    let Some(policy) = &look.policy else { return true };
+    let Some(policy) = &inspection.policy else { return true };
     match &policy.inbound.selection {
         InboundSelection::Nothing => false,
         InboundSelection::AllExcept { except, .. } => {
@@ -236,8 +237,8 @@ fn captured(look: &Look<'_>, port: u16) -> bool {
 }
 
 /// Lists that say both yes and no.
-fn contradictions(look: &mut Look<'_>) {
-    let Some(policy) = &look.policy else { return };
+fn contradictions(inspection: &mut Inspection<'_>) {
+    let Some(policy) = &inspection.policy else { return };
     let (outbound, selection) = (policy.outbound.clone(), policy.inbound.selection.clone());
     for port in &outbound.ports {
         if !outbound.except_ports.iter().any(|other| other.value == port.value) {
@@ -245,7 +246,7 @@ fn contradictions(look: &mut Look<'_>) {
         }
         let what = format!("port {} is in {} too", port.value, EXCLUDE_OUTBOUND_PORTS.name);
         let at = format!("annotation {}", INCLUDE_OUTBOUND_PORTS.name);
-        look.add(
+        inspection.add(
             Severity::Error,
             "contradiction",
             &at,
@@ -257,14 +258,14 @@ fn contradictions(look: &mut Look<'_>) {
         );
     }
     if let InboundSelection::Only { ports: list, .. } = selection {
-        let excluded = look.pod.annotation(EXCLUDE_INBOUND_PORTS.name).unwrap_or_default();
+        let excluded = inspection.pod.annotation(EXCLUDE_INBOUND_PORTS.name).unwrap_or_default();
         let excluded: Vec<u16> =
             excluded.split(',').filter_map(|item| item.trim().parse().ok()).collect();
         for port in list.iter().filter(|p| excluded.iter().any(|e| p.value.contains(Port::new(*e))))
         {
             let what = format!("port {} is in {} too", port.value, EXCLUDE_INBOUND_PORTS.name);
             let at = format!("annotation {}", INCLUDE_INBOUND_PORTS.name);
-            look.add(Severity::Error, "contradiction", &at, &what, [
+            inspection.add(Severity::Error, "contradiction", &at, &what, [
                 "ports are excluded only where all are captured, so connections to it are captured",
                 "take the port off one of the lists",
             ]);
@@ -274,7 +275,7 @@ fn contradictions(look: &mut Look<'_>) {
     for network in &outbound.except_networks {
         if network.value.is_everything() {
             let what = format!("it excludes all of {}", network.value.family());
-            look.add(
+            inspection.add(
                 Severity::Warning,
                 "contradiction",
                 &at,
@@ -289,7 +290,7 @@ fn contradictions(look: &mut Look<'_>) {
             && list.iter().any(|included| included.value == network.value)
         {
             let what = format!("{} is in {} too", network.value, INCLUDE_OUTBOUND_NETWORKS.name);
-            look.add(
+            inspection.add(
                 Severity::Error,
                 "contradiction",
                 &at,

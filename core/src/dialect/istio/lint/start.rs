@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use super::super::annotations::{INIT_CONTAINER, PROXY_CONTAINER};
-use super::{Look, of};
+use super::{Inspection, of};
 use crate::finding::Severity;
 use crate::pod::{Container, PodFacts};
 use crate::policy::NetworkSelection;
@@ -34,10 +34,10 @@ const NETWORK: [&str; 21] = [
     "wget",
 ];
 
-pub(super) fn check(look: &mut Look<'_>) {
-    init_containers(look);
-    names(look);
-    never_ends(look);
+pub(super) fn check(inspection: &mut Inspection<'_>) {
+    init_containers(inspection);
+    names(inspection);
+    never_ends(inspection);
 }
 
 /// Whether the proxy runs before a container, as an init container that stays.
@@ -52,16 +52,19 @@ fn captured_later(pod: &PodFacts, container: &Container) -> bool {
     behind.any(|c| c.name == INIT_CONTAINER)
 }
 
-fn init_containers(look: &mut Look<'_>) {
-    let Some(policy) = look.policy.clone() else { return };
+fn init_containers(inspection: &mut Inspection<'_>) {
+    let Some(policy) = inspection.policy.clone() else { return };
     let nothing = matches!(&policy.outbound.networks, NetworkSelection::Only(list) if list.is_empty())
         && policy.outbound.ports.is_empty();
     if nothing {
         return;
     }
-    for container in look.containers().into_iter().filter(|c| c.init && !c.restarts) {
+    for container in inspection.containers().into_iter().filter(|c| c.init && !c.restarts) {
         let as_proxy = policy.proxy.uids.iter().any(|uid| Some(uid.value.get()) == container.user);
-        if as_proxy || proxy_is_before(look.pod, container) || captured_later(look.pod, container) {
+        if as_proxy
+            || proxy_is_before(inspection.pod, container)
+            || captured_later(inspection.pod, container)
+        {
             continue;
         }
         let words = container.command.iter().chain(&container.args);
@@ -85,31 +88,33 @@ fn init_containers(look: &mut Look<'_>) {
                    istio-init those behind it)";
         if let Some(word) = needs {
             let what = format!("it needs the network ({word}) before the proxy runs");
-            look.add(Severity::Warning, "early-network", &of(container), &what, [why, fix]);
+            inspection.add(Severity::Warning, "early-network", &of(container), &what, [why, fix]);
         } else {
             let what = "if it needs the network, it gets none before the proxy runs";
-            look.add(Severity::Note, "early-network", &of(container), what, [why, fix]);
+            inspection.add(Severity::Note, "early-network", &of(container), what, [why, fix]);
         }
     }
 }
 
 /// DNS capture, and somebody in the pod who resolves names for others.
-fn names(look: &mut Look<'_>) {
-    let Some(dns) = look.policy.as_ref().and_then(|policy| policy.dns.clone()) else { return };
+fn names(inspection: &mut Inspection<'_>) {
+    let Some(dns) = inspection.policy.as_ref().and_then(|policy| policy.dns.clone()) else {
+        return;
+    };
     let loopback =
         |text: &&String| text.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
-    if let Some(server) = look.pod.nameservers.iter().find(loopback) {
+    if let Some(server) = inspection.pod.nameservers.iter().find(loopback) {
         let what = format!("{server} is the pod itself, and DNS is captured ({})", dns.source);
-        look.add(Severity::Error, "dns-loop", "dnsConfig.nameservers", &what, [
+        inspection.add(Severity::Error, "dns-loop", "dnsConfig.nameservers", &what, [
             "the proxy asks the pod's servers what it does not know itself: queries of the local \
              server are captured like all others and come back to the proxy, in a circle",
             "take ISTIO_META_DNS_CAPTURE away, or name servers outside of the pod",
         ]);
     }
-    for container in look.running() {
+    for container in inspection.running() {
         if container.ports.iter().any(|port| port.number == 53) {
             let what = format!("it listens on port 53, and DNS is captured ({})", dns.source);
-            look.add(Severity::Warning, "dns-loop", &of(container), &what, [
+            inspection.add(Severity::Warning, "dns-loop", &of(container), &what, [
                 "queries that processes of the pod send to it, and those that it sends on, are led to \
                  the proxy",
                 "take ISTIO_META_DNS_CAPTURE away, or let this container run in a pod of its own",
@@ -119,16 +124,16 @@ fn names(look: &mut Look<'_>) {
 }
 
 /// A job is done when all its containers are.
-fn never_ends(look: &mut Look<'_>) {
-    let proxy = look.pod.container(PROXY_CONTAINER);
-    if !look.workload.ends || proxy.is_some_and(|proxy| proxy.restarts) {
+fn never_ends(inspection: &mut Inspection<'_>) {
+    let proxy = inspection.pod.container(PROXY_CONTAINER);
+    if !inspection.workload.ends || proxy.is_some_and(|proxy| proxy.restarts) {
         return;
     }
     let (severity, what) = match proxy {
         Some(_) => (Severity::Warning, "its proxy is a container like the others"),
         None => (Severity::Note, "whether its proxy is a native sidecar is not known"),
     };
-    look.add(severity, "never-ends", &format!("the {}", look.workload.name.kind), what, [
+    inspection.add(severity, "never-ends", &format!("the {}", inspection.workload.name.kind), what, [
         "a proxy that is a common container goes on when the work is done, so the job never completes",
         "let the proxy be a native sidecar (ENABLE_NATIVE_SIDECARS, Kubernetes 1.29), or let the \
          application end it: POST to http://127.0.0.1:15020/quitquitquit",

@@ -226,12 +226,14 @@ fn probes_that_the_agent_passes_on_are_the_applications() {
              livenessProbe: {{httpGet: {{port: 15020, path: {path}}}}}\n"
         )
     };
-    let told = |probe: &str| {
+    let reported = |probe: &str| {
         format!("{{name: ISTIO_KUBE_APP_PROBERS, value: '{{\"/app-health/app/livez\":{probe}}}'}}")
     };
-    let http = |port| told(&format!("{{\"httpGet\":{{\"path\":\"/\",\"port\":{port}}}}}"));
+    let http = |port| reported(&format!("{{\"httpGet\":{{\"path\":\"/\",\"port\":{port}}}}}"));
     let livez = "/app-health/app/livez";
-    for env in [String::new(), told("{\"tcpSocket\":{\"port\":8080}}"), http("8080"), told("7")] {
+    for env in
+        [String::new(), reported("{\"tcpSocket\":{\"port\":8080}}"), http("8080"), reported("7")]
+    {
         assert_eq!(found(&pod("", &spec(&env, livez))), [], "{env}");
     }
     // What it asks for the node is looked at as if the node asked.

@@ -7,7 +7,7 @@ use super::super::super::rule::{Action, Field, Step, Test};
 use super::super::is;
 use super::action::actions;
 use super::condition::Settled;
-use super::{Reader, single, value};
+use super::{JsonReader, single, value};
 
 /// The most rules that one can be.
 const MOST: usize = 100_000;
@@ -34,7 +34,7 @@ enum Leads {
     Statement(Value),
 }
 
-impl Reader<'_> {
+impl JsonReader<'_> {
     /// The branches of a rule behind a statement that looks something up; none where it does not, or
     /// where that is not known.
     pub(super) fn looked_up(

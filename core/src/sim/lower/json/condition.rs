@@ -6,7 +6,7 @@ use super::super::super::question::Protocol;
 use super::super::super::ranges::Ranges;
 use super::super::super::rule::{Field, States, Test, Way};
 use super::super::{is, ports, protocol};
-use super::{Reader, single, value};
+use super::{JsonReader, single, value};
 use crate::ruleset::{Masked, Side};
 use crate::value::Family;
 
@@ -40,7 +40,7 @@ impl Settled {
     }
 }
 
-impl Reader<'_> {
+impl JsonReader<'_> {
     /// What a statement asks; none if it is one that does something.
     pub(super) fn condition(
         &self,

@@ -101,7 +101,7 @@ pub fn of_nft_json(text: &str) -> Result<Listed, NotNft> {
         };
         let exprs = rule.get("expr").and_then(Value::as_array);
         let exprs = exprs.ok_or(NotNft::Other("a rule has no expressions"))?;
-        let reader = Reader { sets: &sets, family, table };
+        let reader = JsonReader { sets: &sets, family, table };
         chain.rules.extend(reader.rules(exprs));
     }
     for (family, table, caller) in callers {
@@ -228,13 +228,13 @@ fn policy(chain: &Value) -> Policy {
 }
 
 /// Reads the rules of a table.
-struct Reader<'v> {
+struct JsonReader<'v> {
     sets: &'v Sets<'v>,
     family: &'v str,
     table: &'v str,
 }
 
-impl Reader<'_> {
+impl JsonReader<'_> {
     /// A rule; one that looks something up in a map, or several things in a set, is a rule for each of
     /// the elements.
     fn rules(&self, exprs: &[Value]) -> Vec<SourceRule> {

@@ -7,7 +7,7 @@ use crate::value::{Family, InterfacePattern, PortRange};
 
 /// Ports, networks and interfaces that are excluded by name.
 #[derive(Debug)]
-pub(super) struct LeftAlone<'p> {
+pub(super) struct Bypassed<'p> {
     outbound: Ranges,
     networks: [Ranges; 2],
     inbound: Ranges,
@@ -16,7 +16,7 @@ pub(super) struct LeftAlone<'p> {
     proxy: [Ranges; 2],
 }
 
-impl<'p> LeftAlone<'p> {
+impl<'p> Bypassed<'p> {
     pub(super) fn by(policy: &'p CapturePolicy) -> Self {
         let ports = |list: &[Sourced<PortRange>]| Ranges::ports(list.iter().map(|one| &one.value));
         let inbound = match &policy.inbound.selection {

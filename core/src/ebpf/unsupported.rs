@@ -11,7 +11,7 @@ use crate::value::GroupName;
 
 /// A part of a policy that eBPF can't carry out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum Unsupported {
     /// Inbound connections to a transparent socket.
     Tproxy(Source),
     /// Packets of no connection are to be dropped.
@@ -40,7 +40,7 @@ pub enum Refusal {
     UserForGroup(Source),
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tproxy(source) => write!(
@@ -103,16 +103,16 @@ impl fmt::Display for Refusal {
 
 /// Everything about a policy that this backend can't do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusals(pub Vec<Refusal>);
+pub struct UnsupportedParts(pub Vec<Unsupported>);
 
-impl fmt::Display for Refusals {
+impl fmt::Display for UnsupportedParts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("eBPF can't carry this configuration out; nftables and iptables can")?;
-        for refusal in &self.0 {
-            write!(f, "\n  {refusal}")?;
+        for unsupported in &self.0 {
+            write!(f, "\n  {unsupported}")?;
         }
         Ok(())
     }
 }
 
-impl std::error::Error for Refusals {}
+impl std::error::Error for UnsupportedParts {}

@@ -14,7 +14,7 @@ use super::held::Held;
 use super::rules::Rules;
 
 /// What is expected.
-pub(super) struct Wanted {
+pub(super) struct ExpectedCapture {
     pub(super) policy: CapturePolicy,
     pub(super) program: Program,
     pub(super) routing: Routing,
@@ -22,7 +22,7 @@ pub(super) struct Wanted {
     pub(super) ebpf: bool,
 }
 
-impl Wanted {
+impl ExpectedCapture {
     pub(super) fn of_rules(policy: CapturePolicy, ruleset: &Ruleset, groups: &Groups) -> Self {
         let program = Program::new(of_ruleset(ruleset, groups));
         Self { policy, program, routing: ruleset.routing.clone(), ebpf: false }

@@ -28,7 +28,7 @@ impl Node {
         cookie: u64,
         settings: &mut Settings,
     ) -> Result<(u32, OwnedFd), EbpfError> {
-        let expected = self.spare(settings.next_spare);
+        let expected = self.preloaded(settings.next_spare);
         let pinned = sys_bpf::pinned(&expected).map_err(|e| EbpfError::io(show(&expected), e))?;
         let taken = match pinned {
             Some(program) => Some((settings.next_spare, expected, program)),
@@ -47,15 +47,15 @@ impl Node {
     }
 
     /// How many there are.
-    pub(super) fn count_spares(&self) -> Result<usize, EbpfError> {
+    pub(super) fn count_preloaded(&self) -> Result<usize, EbpfError> {
         Ok(self.spares()?.len())
     }
 
     /// Load spares until there are as many as wanted, but at most so many of them.
-    pub(super) fn fill_spares(&self, at_most: usize) -> Result<(), EbpfError> {
+    pub(super) fn fill_preloaded(&self, at_most: usize) -> Result<(), EbpfError> {
         let mut settings = self.maps.settings.get(&0)?.unwrap_or_default();
         let wanted = usize::try_from(settings.spares).unwrap_or(usize::MAX);
-        let there = self.count_spares()?;
+        let there = self.count_preloaded()?;
         if there == 0 {
             settings.next_spare = after(settings.last_lookup);
         }
@@ -65,7 +65,7 @@ impl Node {
             // A number is not given again, whatever becomes of the program.
             self.maps.settings.set(&0, &settings)?;
             let program = self.lookup()?.load(settings.last_lookup)?;
-            let pin = self.spare(settings.last_lookup);
+            let pin = self.preloaded(settings.last_lookup);
             let pinned = sys_bpf::pin(program.as_fd(), &pin);
             pinned.map_err(|e| EbpfError::io(show(&pin), e))?;
         }
@@ -73,11 +73,11 @@ impl Node {
     }
 
     /// Load all of them anew, of the programs that are loaded now.
-    pub(super) fn renew_spares(&self) -> Result<(), EbpfError> {
+    pub(super) fn renew_preloaded(&self) -> Result<(), EbpfError> {
         for (_, pin) in self.spares()? {
             fs::remove_file(&pin).map_err(|e| EbpfError::io(show(&pin), e))?;
         }
-        self.fill_spares(usize::MAX)
+        self.fill_preloaded(usize::MAX)
     }
 
     fn first_spare(&self) -> Result<Option<(u32, PathBuf, OwnedFd)>, EbpfError> {
@@ -90,7 +90,7 @@ impl Node {
         by_number(&self.folder.join("spares"))
     }
 
-    fn spare(&self, number: u32) -> PathBuf {
+    fn preloaded(&self, number: u32) -> PathBuf {
         self.folder.join("spares").join(number.to_string())
     }
 }
