@@ -178,7 +178,9 @@ fn every_page_is_in_the_book() -> Result<()> {
         for link in links.filter(|link| !link.contains("://")) {
             let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
             let target = if file.is_empty() { root().join(name) } else { folder.join(file) };
-            if !target.exists() {
+            if page.is_some() && link.starts_with("../") {
+                wrong.push(format!("{name}: {link} is not in the book"));
+            } else if !target.exists() {
                 wrong.push(format!("{name}: {link} is not there"));
             } else if !anchor.is_empty() && !anchors(&fs::read_to_string(&target)?).contains(anchor)
             {
