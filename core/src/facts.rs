@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::source::{Source, Sourced};
 use crate::value::{Family, Gid, GroupName, Uid};
 
 /// What a pod is like.
@@ -32,6 +33,24 @@ impl HostFacts {
                     && a.segments()[0] & 0xff0f != 0xff02
                     && a.octets() != PASSTHROUGH_V6
             }
+        })
+    }
+
+    /// What to say where somebody asks for IPv6 to be captured and no interface has it; none elsewhere.
+    pub fn absent_v6(&self, wanted: &Sourced<bool>) -> Option<String> {
+        let source = &wanted.source;
+        let asked = matches!(
+            source,
+            Source::Flag(_) | Source::Env(_) | Source::Annotation(_) | Source::File(_)
+        );
+        let v6 =
+            |address: &IpAddr| matches!(address, IpAddr::V6(a) if a.octets() != PASSTHROUGH_V6);
+        (wanted.value && asked && !self.addresses.iter().any(v6)).then(|| {
+            format!(
+                "IPv6 is to be captured ({source}), and no interface has an IPv6 address: where it is \
+                 switched off, set the sysctl net.ipv6.conf.all.disable_ipv6 to 0; until there is one, \
+                 rules for IPv6 have nothing to capture"
+            )
         })
     }
 
@@ -82,6 +101,21 @@ pub fn groups(group: &str) -> BTreeMap<GroupName, Gid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ipv6_that_is_asked_for_and_not_there_is_told() {
+        let told = |list: &[&str], value, source: Source| {
+            let addresses = list.iter().filter_map(|text| text.parse().ok()).collect();
+            let facts = HostFacts { addresses, ..HostFacts::default() };
+            facts.absent_v6(&Sourced::new(value, source)).is_some()
+        };
+        let flag = || Source::Flag("--ipv6".to_owned());
+        assert!(told(&["127.0.0.1", "10.0.0.1", "::6"], true, flag()));
+        assert!(!told(&["127.0.0.1", "10.0.0.1", "::1"], true, flag()));
+        assert!(!told(&["127.0.0.1", "10.0.0.1"], false, flag()));
+        // As a mesh's tool does where nobody says anything.
+        assert!(!told(&["127.0.0.1"], true, Source::Default("--ipv6".to_owned())));
+    }
 
     #[test]
     fn finds_users_and_groups_between_bad_lines() {

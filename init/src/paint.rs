@@ -140,7 +140,7 @@ pub(crate) fn classes(_at: usize, line: &str) -> Option<(Range<usize>, Style)> {
 
 /// `millrace diff`
 pub(crate) fn diff(_at: usize, line: &str) -> Option<(Range<usize>, Style)> {
-    if line.starts_with("traffic:") || line.starts_with("rules:") {
+    if ["traffic:", "packets:", "rules:"].iter().any(|head| line.starts_with(head)) {
         return Some(whole(line, HEAD));
     }
     let style = match line.trim_start().get(..2)? {

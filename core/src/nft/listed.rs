@@ -173,11 +173,13 @@ pub enum Term {
         address: Ends,
         /// The port.
         ports: Ends,
+        /// How one of several is chosen (`NF_NAT_RANGE_*`).
+        flags: u32,
     },
-    /// Translate to the address of the interface it goes out by.
-    Masquerade(Ends),
-    /// Translate to this host.
-    Redirect(Ends),
+    /// Translate to the address of the interface it goes out by, with `NF_NAT_RANGE_*`.
+    Masquerade(Ends, u32),
+    /// Translate to this host, with `NF_NAT_RANGE_*`.
+    Redirect(Ends, u32),
     /// Hand to a transparent socket.
     Tproxy {
         /// The family (`NFPROTO_*`).
@@ -189,8 +191,19 @@ pub enum Term {
     },
     /// Discard and tell the sender.
     Reject {
-        /// Whether by resetting a TCP connection, and not by ICMP.
-        resets: bool,
+        /// How (`enum nft_reject_types`).
+        kind: u32,
+        /// The code of a message of ICMP.
+        code: u8,
+    },
+    /// Set an option of TCP from a register.
+    StoreOption {
+        /// The option's number.
+        option: u32,
+        /// The first byte of it that is set.
+        offset: u32,
+        /// The register.
+        from: u32,
     },
     /// Don't track.
     Notrack,
@@ -337,12 +350,13 @@ pub(crate) fn term(expr: &Expr, sets: &mut BTreeMap<String, ListedSet>) -> Term 
         Expr::StoreMeta(field) => Term::StoreMeta(meta(*field), REGISTER),
         Expr::StoreCt(field) => Term::StoreCt(ct(*field), REGISTER),
         Expr::Counter => Term::Note,
-        Expr::Redirect => Term::Redirect((Some(REGISTER), None)),
+        Expr::Redirect => Term::Redirect((Some(REGISTER), None), 0),
         Expr::Dnat { family, port } => Term::Nat {
             source: false,
             family: nfproto(*family).into(),
             address: (Some(REGISTER), None),
             ports: (port.then_some(SECOND), None),
+            flags: 0,
         },
         Expr::Tproxy(family) => {
             Term::Tproxy { family: nfproto(*family).into(), address: None, port: Some(REGISTER) }

@@ -1,7 +1,9 @@
 //! What keeps rules from working that are whole, and that no effect of ours puts right.
 
+use std::net::IpAddr;
+
 use super::DesiredState;
-use super::routing::{PASSTHROUGH_LINK, PASSTHROUGH_PEER};
+use super::routing::{PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_V6};
 use crate::observed::{IpRule, Observed, Route};
 use crate::ruleset::{MarkedRoute, Masked};
 use crate::value::Family;
@@ -54,7 +56,9 @@ pub(super) fn obstacles(observed: &Observed, wanted: DesiredState<'_>) -> Vec<St
 /// Whether `lo` is up without `::1`, while there is IPv6 elsewhere.
 fn lacks_loopback_v6(observed: &Observed) -> bool {
     let six = |loopback: bool| {
-        let mut six = observed.addresses.iter().filter(move |a| a.address.is_ipv6());
+        // Where IPv6 is switched off, the address of the passthrough alone is there.
+        let six = |address: &IpAddr| address.is_ipv6() && *address != PASSTHROUGH_V6;
+        let mut six = observed.addresses.iter().filter(move |a| six(&a.address));
         six.any(|a| a.loopback == loopback && (!loopback || a.address.is_loopback()))
     };
     !observed.lo_down && six(false) && !six(true)

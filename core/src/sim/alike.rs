@@ -60,21 +60,33 @@ impl Grouped {
 
 /// What a rule does to what it matches, where that is the end of the chain or of the packet's way, and
 /// where it can be told of every packet whether it matches.
-fn does(steps: &[Bound]) -> Option<&Action> {
-    let mut steps = steps.iter().filter(|step| !matches!(step, Bound::Do(Action::Note)));
-    let act = steps.find_map(|step| match step {
-        Bound::Test(test) if is_told(test) => None,
+fn does(steps: &[Bound]) -> Option<(Option<&Action>, &Action)> {
+    let mut steps = steps.iter().filter(|step| !matches!(step, Bound::Do(Action::Note))).peekable();
+    while let Some(Bound::Test(test)) = steps.peek() {
+        if !is_told(test) {
+            return None;
+        }
+        steps.next();
+    }
+    let effect = match steps.peek() {
+        Some(Bound::Do(effect @ Action::Effect(_))) => {
+            steps.next();
+            Some(effect)
+        }
+        _ => None,
+    };
+    let act = match steps.next()? {
         Bound::Do(
             action @ (Action::Accept
             | Action::Drop
             | Action::Reject(_)
             | Action::Return
             | Action::Redirect(_)),
-        ) => Some(Some(action)),
-        _ => Some(None),
-    })?;
+        ) => (effect, action),
+        _ => return None,
+    };
     // Nothing is behind it.
-    act.filter(|_| steps.next().is_none())
+    steps.next().is_none().then_some(act)
 }
 
 const fn is_told(test: &Test) -> bool {

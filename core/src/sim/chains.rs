@@ -166,6 +166,13 @@ impl<'a, W: Witness> Walk<'a, W> {
                     continue;
                 }
                 Bound::Do(Action::Note) => continue,
+                Bound::Do(Action::Effect(what)) => {
+                    self.did.push(match unclear {
+                        Some(unclear) => format!("{what}, if {unclear}"),
+                        None => what.clone(),
+                    });
+                    continue;
+                }
                 // What tracking has seen already it does nothing to, whether it matches or not.
                 Bound::Do(Action::Notrack) if packet.seen || packet.zoned => continue,
                 Bound::Do(action) => Some(action),
@@ -362,7 +369,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             Action::Connmark(_) | Action::Save { .. } | Action::Restore { .. } => {
                 self.connmark(action, packet);
             }
-            Action::Note | Action::Jump(_) | Action::Goto(_) => {}
+            Action::Note | Action::Effect(_) | Action::Jump(_) | Action::Goto(_) => {}
         }
         Ok(Flow::Next)
     }

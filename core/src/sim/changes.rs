@@ -35,13 +35,30 @@ fn is_change(before: &Outcome, after: &Outcome) -> bool {
 /// The connections of which something else becomes under other rules: those that there are in the
 /// first namespace.
 pub fn changes(before: Side<'_>, after: Side<'_>) -> Vec<Class<Change>> {
-    let [first, second] = [before, after].map(|side| outcomes(side, before.1));
+    all(before, after, false)
+}
+
+/// The same with those to which something else is done, though they end alike.
+pub(super) fn all_changes(before: Side<'_>, after: Side<'_>) -> Vec<Class<Change>> {
+    all(before, after, true)
+}
+
+fn all(before: Side<'_>, after: Side<'_>, effects: bool) -> Vec<Class<Change>> {
+    let [first, second] = [before, after].map(|side| outcomes(side, before.1, effects));
     let neither = unclear(MARKS);
-    let mut ends: HashMap<(&Outcome, &Outcome), usize> = HashMap::new();
+    let mut ends: HashMap<_, usize> = HashMap::new();
     let mut parts = Vec::new();
     let pairs = first.iter().flat_map(|was| second.iter().map(move |is| (was, is)));
-    for (was, is) in pairs.filter(|(was, is)| is_change(&was.answer.outcome, &is.answer.outcome)) {
+    for (was, is) in pairs {
+        let ends_alike = !is_change(&was.answer.outcome, &is.answer.outcome);
+        if ends_alike && (!effects || was.answer.effects == is.answer.effects) {
+            continue;
+        }
         let Some(shape) = was.shape.and(&is.shape) else { continue };
+        let [one, other] = [was, is].map(|of| of.answer.effects.clone().knowing(&shape.marks));
+        if ends_alike && one == other {
+            continue;
+        }
         let (example, answer) = match shape.example() {
             Ok(example) => (Some(example), (&was.answer, &is.answer)),
             Err(NoExample::Empty) => continue,
@@ -49,7 +66,8 @@ pub fn changes(before: Side<'_>, after: Side<'_>) -> Vec<Class<Change>> {
         };
         let Some(example) = example else { continue };
         let next = ends.len();
-        let end = *ends.entry((&answer.0.outcome, &answer.1.outcome)).or_insert(next);
+        let key = ((&answer.0.outcome, &answer.1.outcome), ends_alike.then_some((one, other)));
+        let end = *ends.entry(key).or_insert(next);
         parts.push(Part { class: Class { shape, example, answer }, end });
     }
     let reported = |Class { shape, example, answer: (was, is) }: Class<(&Answer, &Answer)>| {

@@ -6,10 +6,11 @@ use std::hash::Hash;
 use serde_json::{Value, json};
 use similar::{Algorithm, DiffTag, capture_diff_slices};
 
-use super::changes::{Change, changes};
+use super::changes::{Change, all_changes};
 use super::namespace::Namespace;
+use super::packets::{Otherwise, otherwise, packet_words, packets_text};
 use super::partition::Class;
-use super::program::{Base, Bound, ChainInfo, Policy, Program, RuleId};
+use super::program::{Base, Bound, ChainId, ChainInfo, Policy, Program, RuleId};
 use super::report::{class_words, rule_json, why};
 use super::rule::Action;
 use super::walk::Answer;
@@ -20,8 +21,17 @@ use crate::value::Family;
 pub struct Difference {
     /// Connections of which something else becomes.
     pub traffic: Vec<Class<Change>>,
+    /// Packets that start no such connection, with which something else is done where rules meet them.
+    pub packets: Vec<Otherwise>,
     /// Rules that only one of them has, chain by chain in their order.
     pub rules: Vec<OneSided>,
+}
+
+impl Difference {
+    /// Whether nothing is known to be treated otherwise, nor that it can't be told.
+    pub fn is_none(&self) -> bool {
+        self.traffic.is_empty() && self.packets.is_empty()
+    }
 }
 
 /// A rule that only one side has, or has in another place.
@@ -40,9 +50,62 @@ pub fn compare(before: (&Program, &Namespace), after: (&Program, &Namespace)) ->
     let alike = rules.is_empty() && bases(before.0) == bases(after.0) && before.1 == after.1;
     // What the same rules do is the same, even where it is not known; but not what they ask about
     // that is held elsewhere.
-    let traffic =
-        if alike && !asks_elsewhere(before.0) { Vec::new() } else { changes(before, after) };
-    Difference { traffic, rules }
+    if alike && !asks_elsewhere(before.0) {
+        return Difference { traffic: Vec::new(), packets: Vec::new(), rules };
+    }
+    let packets = otherwise(before, after, &ChangedChains::of((before.0, after.0), &rules));
+    Difference { traffic: all_changes(before, after), packets, rules }
+}
+
+/// The places of chains whose rules are not the same.
+pub(super) struct ChangedChains<'p>(HashSet<ChainKey<'p>>);
+
+impl<'p> ChangedChains<'p> {
+    fn of((before, after): (&'p Program, &'p Program), rules: &[OneSided]) -> Self {
+        let places = rules.iter().map(|one| {
+            let (program, id) = match one {
+                OneSided::Removed(id) => (before, id),
+                OneSided::Added(id) => (after, id),
+            };
+            chain_key(program.chain(program.rule(*id).chain))
+        });
+        Self(places.collect())
+    }
+
+    /// Whether chains that the kernel calls are the same on both sides, with all that they jump to, and ask
+    /// for nothing that is held elsewhere.
+    pub(super) fn same(&self, sides: [(&Program, &[ChainId]); 2]) -> bool {
+        let [one, other] = sides.map(|(program, chains)| {
+            let infos = chains.iter().map(|chain| program.chain(*chain));
+            let words = |info: &ChainInfo| {
+                (info.families.clone(), info.table.clone(), info.name.clone(), info.base.clone())
+            };
+            infos.map(words).collect::<Vec<_>>()
+        });
+        one == other && sides.iter().all(|(program, chains)| self.untouched(program, chains))
+    }
+
+    fn untouched(&self, program: &Program, chains: &[ChainId]) -> bool {
+        let mut left = chains.to_vec();
+        let mut seen = HashSet::new();
+        while let Some(chain) = left.pop() {
+            if !seen.insert(chain) {
+                continue;
+            }
+            let info = program.chain(chain);
+            let elsewhere = info.rules.iter().any(|id| program.rule(*id).beside.elsewhere);
+            if elsewhere || self.0.contains(&chain_key(info)) {
+                return false;
+            }
+            for id in &info.rules {
+                left.extend(program.steps(*id).iter().filter_map(|step| match step {
+                    Bound::Jump { to, .. } => Some(*to),
+                    _ => None,
+                }));
+            }
+        }
+        true
+    }
 }
 
 /// Whether rules ask about what is held in none: two sets of the same name can have other members.
@@ -181,30 +244,32 @@ pub fn difference_text(before: &Program, after: &Program, found: &Difference) ->
         count => format!("traffic: {count} kinds of connections are treated otherwise\n"),
     };
     let mut text = String::new();
-    text.push_str(match (found.traffic.is_empty(), found.rules.is_empty()) {
-        (true, true) => "traffic: no connection is treated otherwise\n",
-        (true, false) => {
-            "traffic: the first packet of no connection is treated otherwise; not compared: what rules do with \
-             replies alone, conntrack zones, the address that SNAT gives, multicast and broadcast\n"
-        }
-        (false, _) => &kinds,
+    text.push_str(if found.traffic.is_empty() {
+        "traffic: no connection is treated otherwise\n"
+    } else {
+        &kinds
     });
     for class in &found.traffic {
         let words = class_words(class);
         let Change { before: first, after: second } = &class.answer;
-        text.push_str(&format!(
-            "  {} {}, to {}\n    {} -> {}\n    for example {}\n",
-            class.family(),
-            words.who,
-            words.to,
-            first.outcome,
-            second.outcome,
-            class.example
-        ));
+        text.push_str(&format!("  {} {}, to {}\n", class.family(), words.who, words.to));
+        if first.outcome == second.outcome {
+            text.push_str(&format!("    {} either way, but not alike\n", first.outcome));
+            for (one, other) in first.effects.differences(&second.effects) {
+                text.push_str(&format!("    {one} -> {other}\n"));
+            }
+        } else {
+            text.push_str(&format!("    {} -> {}\n", first.outcome, second.outcome));
+        }
+        text.push_str(&format!("    for example {}\n", class.example));
+        if first.outcome == second.outcome {
+            continue;
+        }
         for (sign, program, answer) in [('-', before, first), ('+', after, second)] {
             text.push_str(&format!("    {sign} {}\n", decided(program, answer)));
         }
     }
+    text.push_str(&packets_text(&found.packets));
     if found.rules.is_empty() {
         text.push_str("rules: the same\n");
         return text;
@@ -244,6 +309,20 @@ pub fn difference_json(before: &Program, after: &Program, found: &Difference) ->
             "example": class.example,
             "before": side(before, &class.answer.before),
             "after": side(after, &class.answer.after),
+            "differences": class.answer.before.effects.differences(&class.answer.after.effects),
+        })
+    });
+    let packets = found.packets.iter().map(|packets| {
+        json!({
+            "family": packets.class.family(),
+            "hook": packets.hook.as_str(),
+            "which": packets.which,
+            "input": packets.input,
+            "output": packets.output,
+            "packets": packet_words(&packets.class),
+            "before": packets.class.answer.0.end.to_string(),
+            "after": packets.class.answer.1.end.to_string(),
+            "differences": packets.class.answer.0.effects.differences(&packets.class.answer.1.effects),
         })
     });
     let rules = found.rules.iter().map(|one| match one {
@@ -252,6 +331,7 @@ pub fn difference_json(before: &Program, after: &Program, found: &Difference) ->
     });
     json!({
         "traffic": traffic.collect::<Vec<_>>(),
+        "packets": packets.collect::<Vec<_>>(),
         "rules": rules.collect::<Vec<_>>(),
     })
 }

@@ -30,6 +30,7 @@ impl<'a, W: Witness> Walk<'a, W> {
     /// It has left by an interface.
     pub(super) fn leave(&mut self, packet: &Packet<'a>, interface: &'a str) -> Result<End, Halt> {
         self.finds_next_hop(packet, interface)?;
+        self.last = Some(*packet);
         let family = packet.family;
         let fate = Fate::Passed {
             interface: interface.to_owned(),
@@ -58,6 +59,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         }
         self.hook(Hook::Input, packet)?;
         self.look_up(packet)?;
+        self.last = Some(*packet);
         let family = packet.family;
         let destination = packet.ends.to(family);
         let mut led = packet.meant;

@@ -44,13 +44,14 @@ impl<'a, W: Witness> Walk<'a, W> {
             let mut walk = Walk::new(self.program, self.namespace, self.question, &mut nobody);
             walk.connections.clone_from(&self.connections);
             walk.unheard = self.unheard;
+            walk.preset = self.preset;
             walk.alike(calls, hook, packet, side)
         } else {
             let before = (self.connections.clone(), self.decided.clone(), self.acted);
-            let stack = self.stack.clone();
+            let (stack, did) = (self.stack.clone(), self.did.clone());
             let alike = self.alike(calls, hook, packet, side);
             (self.connections, self.decided, self.acted) = before;
-            self.stack = stack;
+            (self.stack, self.did) = (stack, did);
             alike
         };
         if alike {

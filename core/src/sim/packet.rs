@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use super::question::Protocol;
 use super::ranges::address;
 use super::rule::{Field, NOBODY, States};
+use super::walk::Walk;
+use super::witness::Witness;
 use crate::ruleset::Masked;
 use crate::value::Family;
 
@@ -153,6 +155,37 @@ pub(super) struct Packet<'a> {
     pub(super) handed: Option<Value>,
     /// Where it was meant to go, when its socket was connected elsewhere.
     pub(super) meant: Option<(Value, Value)>,
+}
+
+impl<W: Witness> Walk<'_, W> {
+    /// The packet in one line.
+    pub(super) fn text(&self, packet: &Packet<'_>) -> String {
+        let ends = &packet.ends;
+        let (from, to) = (ends.from(packet.family), ends.to(packet.family));
+        let (from, to) = if packet.protocol.has_ports() {
+            (from.to_string(), to.to_string())
+        } else {
+            (from.ip().to_string(), to.ip().to_string())
+        };
+        let mut text = format!("{} {from} -> {to}", packet.protocol);
+        if let Some(name) = packet.input {
+            text.push_str(&format!(" in by {name}"));
+        }
+        if let Some(name) = packet.output {
+            text.push_str(&format!(" out by {name}"));
+        }
+        match packet.owner {
+            Owner::Known { uid, gid } => {
+                text.push_str(&format!(" uid {} gid {}", uid.number, gid.number));
+            }
+            Owner::Nobody | Owner::Unknown => {}
+        }
+        match packet.mark.number(self.asked_mark) {
+            0 => {}
+            mark => text.push_str(&format!(" mark {mark:#x}")),
+        }
+        text
+    }
 }
 
 /// A connection.

@@ -6,7 +6,9 @@
 //! ends alike, by the same rules, is put together again.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
+use super::effects::Effects;
 use super::fate::{Fate, Outcome};
 use super::join::{Part, Pool, by_field, by_mark, merge};
 use super::namespace::{Namespace, unicast};
@@ -39,9 +41,6 @@ pub struct Class<A = Answer> {
     pub answer: A,
 }
 
-/// What classes must have in common to be one: what becomes of them, and the rules that decided.
-type End = (Outcome, Vec<RuleId>);
-
 /// What can't be told where marks are asked for in so many ways that none is found that fits.
 pub(super) const MARKS: &str = "which marks are left: rules ask for too many";
 
@@ -51,6 +50,7 @@ pub(super) fn unclear(what: &str) -> Answer {
         fate: Fate::Unknown { rule: None, what: what.to_owned() },
         outcome: Outcome::Unknown { what: what.to_owned() },
         decided: Vec::new(),
+        effects: Effects::default(),
     }
 }
 
@@ -66,7 +66,7 @@ fn protocols() -> [Ranges; 4] {
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug)]
-struct Limits {
+pub(super) struct Limits {
     /// Rules asked, for all classes together.
     asked: u64,
     /// Cuts of a class, one in the other.
@@ -75,7 +75,7 @@ struct Limits {
     marks: usize,
 }
 
-const LIMITS: Limits = Limits { asked: 20_000_000, cuts: 1000, marks: 64 };
+pub(super) const LIMITS: Limits = Limits { asked: 20_000_000, cuts: 1000, marks: 64 };
 
 impl Limits {
     /// What can't be told, if one of them is exceeded.
@@ -111,7 +111,7 @@ pub fn partition(program: &Program, namespace: &Namespace) -> Vec<Class> {
 fn within(limits: Limits, program: &Program, namespace: &Namespace) -> Vec<Class> {
     let mut found = classes((program, namespace), namespace, limits, |program, answer| {
         let decided = answer.decided.iter().map(|id| program.first_alike(*id)).collect();
-        (answer.outcome.clone(), decided)
+        (answer.outcome.clone(), decided, Effects::default())
     });
     // Which of rules that do the same the example meets first.
     for class in &mut found {
@@ -126,9 +126,14 @@ fn within(limits: Limits, program: &Program, namespace: &Namespace) -> Vec<Class
 }
 
 /// The same for the connections that there are in another namespace, where no matter which rules
-/// decided.
-pub(super) fn outcomes((program, namespace): Side<'_>, of: &Namespace) -> Vec<Class> {
-    classes((program, namespace), of, LIMITS, |_, answer| (answer.outcome.clone(), Vec::new()))
+/// decided; with `all`, what else is done to them is the same as well.
+pub(super) fn outcomes((program, namespace): Side<'_>, of: &Namespace, all: bool) -> Vec<Class> {
+    let end: EndOf = if all {
+        |_, answer| (answer.outcome.clone(), Vec::new(), answer.effects.clone())
+    } else {
+        |_, answer| (answer.outcome.clone(), Vec::new(), Effects::default())
+    };
+    classes((program, namespace), of, LIMITS, end)
 }
 
 /// Rules in their namespace.
@@ -136,26 +141,58 @@ pub(super) type Side<'a> = (&'a Program, &'a Namespace);
 
 /// What walks have found and cost.
 #[derive(Debug, Default)]
-struct Seen {
+pub(super) struct Seen {
     memory: Memory,
     /// Rules asked.
     asked: u64,
 }
 
-impl Seen {
-    /// What becomes of an example, or what tells the connections of its shape apart on its way.
-    fn walk(
-        &mut self,
-        program: &Program,
-        namespace: &Namespace,
-        example: &Question,
-        shape: &Shape,
-    ) -> Result<Answer, Split> {
-        let mut splitter = Splitter { shape, memory: &mut self.memory, first: None };
-        let mut walk = Walk::new(program, namespace, example, &mut splitter);
-        let answer = walk.first();
-        self.asked += walk.asked;
-        splitter.first.map_or(Ok(answer), Err)
+/// What is looked for in classes.
+pub(super) trait Examine {
+    /// What is found of an example.
+    type Found;
+    /// What classes must have in common to be one.
+    type End: Eq + Hash;
+
+    /// What becomes of an example, and how many rules were asked.
+    fn walk(&self, example: &Question, splitter: &mut Splitter<'_>) -> (Self::Found, u64);
+
+    /// What is found of what is not looked at.
+    fn unclear(&self, what: &str) -> Self::Found;
+
+    /// How what was found ends.
+    fn end(&self, found: &Self::Found) -> Self::End;
+}
+
+/// What becomes of connections, the rules that decided, and what else is done to them.
+type End = (Outcome, Vec<RuleId>, Effects);
+type EndOf = fn(&Program, &Answer) -> End;
+
+/// Where the first packets of connections end.
+struct Firsts<'a> {
+    program: &'a Program,
+    namespace: &'a Namespace,
+    end: EndOf,
+}
+
+impl Examine for Firsts<'_> {
+    type Found = Answer;
+    type End = End;
+
+    fn walk(&self, example: &Question, splitter: &mut Splitter<'_>) -> (Answer, u64) {
+        let marks = &splitter.shape.marks;
+        let mut walk = Walk::new(self.program, self.namespace, example, splitter);
+        let mut answer = walk.first();
+        answer.effects = answer.effects.knowing(marks);
+        (answer, walk.asked)
+    }
+
+    fn unclear(&self, what: &str) -> Answer {
+        unclear(what)
+    }
+
+    fn end(&self, found: &Answer) -> End {
+        (self.end)(self.program, found)
     }
 }
 
@@ -163,39 +200,48 @@ fn classes(
     (program, namespace): Side<'_>,
     of: &Namespace,
     limits: Limits,
-    end: fn(&Program, &Answer) -> End,
+    end: EndOf,
 ) -> Vec<Class> {
-    let seen = Seen::default();
-    let (ends, pool) = (HashMap::new(), Pool::default());
-    let mut search = Search { program, namespace, end, limits, seen, ends, pool };
     let shapes = Family::ALL.into_iter().flat_map(|family| all(of, family));
+    search(Firsts { program, namespace, end }, shapes, limits, &mut Seen::default())
+}
+
+/// The classes of shapes.
+pub(super) fn search<L: Examine>(
+    look: L,
+    shapes: impl Iterator<Item = Shape>,
+    limits: Limits,
+    seen: &mut Seen,
+) -> Vec<Class<L::Found>> {
+    let mut search = Search { look, limits, seen, ends: HashMap::new(), pool: Pool::default() };
     let parts = shapes.flat_map(|shape| search.parts(shape)).collect();
     merge(parts, &mut search.pool)
 }
 
+/// The parts of a shape, and what tells them apart.
+type Parts = (Vec<Shape>, Split);
+
 /// A search for classes.
-struct Search<'a> {
-    program: &'a Program,
-    namespace: &'a Namespace,
-    end: fn(&Program, &Answer) -> End,
+struct Search<'s, L: Examine> {
+    look: L,
     limits: Limits,
-    seen: Seen,
+    seen: &'s mut Seen,
     /// The ends that were found, numbered.
-    ends: HashMap<End, usize>,
+    ends: HashMap<L::End, usize>,
     pool: Pool,
 }
 
 /// A shape that was cut: what is left of it to look at, and what was found.
-struct Cut {
+struct Cut<A> {
     by: Split,
     left: std::vec::IntoIter<Shape>,
-    found: Vec<Part<Answer>>,
+    found: Vec<Part<A>>,
 }
 
-impl Cut {
+impl<A> Cut<A> {
     /// The classes that were found. What ends alike is put together at once, so that there are
     /// never many more of them than in the end.
-    fn joined(self, pool: &mut Pool) -> Vec<Part<Answer>> {
+    fn joined(self, pool: &mut Pool) -> Vec<Part<A>> {
         match self.by {
             Split::Field(field, _) | Split::Rules(field, _) => by_field(self.found, field, pool),
             Split::Mark(mark) => by_mark(self.found, mark),
@@ -203,10 +249,10 @@ impl Cut {
     }
 }
 
-impl Search<'_> {
+impl<L: Examine> Search<'_, L> {
     /// The classes of a shape.
-    fn parts(&mut self, shape: Shape) -> Vec<Part<Answer>> {
-        let mut cuts: Vec<Cut> = Vec::new();
+    fn parts(&mut self, shape: Shape) -> Vec<Part<L::Found>> {
+        let mut cuts: Vec<Cut<L::Found>> = Vec::new();
         let mut next = Some(shape);
         loop {
             let found = match next.map(|shape| self.part_or_cut(shape, cuts.len())) {
@@ -227,26 +273,28 @@ impl Search<'_> {
 
     /// The class that a shape is, after so many cuts, if it is one; otherwise its parts and what
     /// tells them apart.
-    fn part_or_cut(
-        &mut self,
-        shape: Shape,
-        cuts: usize,
-    ) -> Result<Option<Part<Answer>>, (Vec<Shape>, Split)> {
+    fn part_or_cut(&mut self, shape: Shape, cuts: usize) -> Result<Option<Part<L::Found>>, Parts> {
         let example = match shape.example() {
             Ok(example) => example,
             // A mark may be asked for in so many ways that nothing is left.
             Err(NoExample::Empty) => return Ok(None),
             Err(NoExample::Unclear) => {
                 let example = shape.example_with(0);
-                return Ok(example.map(|example| self.part(shape, example, unclear(MARKS))));
+                let unclear = self.look.unclear(MARKS);
+                return Ok(example.map(|example| self.part(shape, example, unclear)));
             }
         };
-        if let Some(what) = self.limits.exceeded(&self.seen, &shape, cuts) {
-            return Ok(Some(self.part(shape, example, unclear(&what))));
+        if let Some(what) = self.limits.exceeded(self.seen, &shape, cuts) {
+            let unclear = self.look.unclear(&what);
+            return Ok(Some(self.part(shape, example, unclear)));
         }
-        match self.seen.walk(self.program, self.namespace, &example, &shape) {
-            Ok(answer) => Ok(Some(self.part(shape, example, answer))),
-            Err(split) => {
+        let mut splitter = Splitter { shape: &shape, memory: &mut self.seen.memory, first: None };
+        let (found, asked) = self.look.walk(&example, &mut splitter);
+        let split = splitter.first;
+        self.seen.asked += asked;
+        match split {
+            None => Ok(Some(self.part(shape, example, found))),
+            Some(split) => {
                 let mut shapes = shape.cut(&split);
                 if let Split::Field(field, _) | Split::Rules(field, _) = split {
                     for values in shapes.iter_mut().filter_map(|shape| shape.values_mut(field)) {
@@ -258,9 +306,9 @@ impl Search<'_> {
         }
     }
 
-    fn part(&mut self, shape: Shape, example: Question, answer: Answer) -> Part<Answer> {
+    fn part(&mut self, shape: Shape, example: Question, answer: L::Found) -> Part<L::Found> {
         let next = self.ends.len();
-        let end = *self.ends.entry((self.end)(self.program, &answer)).or_insert(next);
+        let end = *self.ends.entry(self.look.end(&answer)).or_insert(next);
         Part { class: Class { shape, example, answer }, end }
     }
 }

@@ -228,7 +228,7 @@ fn from_words<A>(class: &Class<A>) -> Option<String> {
     }
 }
 
-fn protocol_words<A>(class: &Class<A>) -> String {
+pub(super) fn protocol_words<A>(class: &Class<A>) -> String {
     let Some(set) = class.values(Field::Protocol) else { return String::new() };
     let named = |p: Protocol| set.contains(p.0.into());
     if *set == Ranges::up_to(u8::MAX.into()) {
@@ -248,7 +248,7 @@ fn protocol_words<A>(class: &Class<A>) -> String {
 
 /// A field's values in words, where not every value is among them; the others, where those are
 /// fewer.
-fn narrowed<A>(class: &Class<A>, field: Field, all: &Ranges) -> Option<String> {
+pub(super) fn narrowed<A>(class: &Class<A>, field: Field, all: &Ranges) -> Option<String> {
     let set = class.values(field)?;
     let rest = all.without(set);
     if rest.is_empty() {

@@ -167,6 +167,12 @@ impl RoutingTables {
         Self { rules, tables, longer, sources, groups }
     }
 
+    /// Addresses of a family that are of more than one host, as routes say.
+    pub(super) fn groups(&self, family: Family) -> Ranges {
+        let of_family = self.groups.iter().filter(|(of, _)| *of == family);
+        of_family.flat_map(|(_, group)| group.iter()).collect()
+    }
+
     /// Whether an address is of more than one host.
     pub(super) fn is_group(&self, family: Family, number: u128) -> bool {
         self.groups.iter().any(|(of, group)| *of == family && group.contains(number))

@@ -389,6 +389,9 @@ pub enum Action {
     Tos,
     /// Nothing that the way of a packet depends on: a counter, a line in a log.
     Note,
+    /// Something that is done to a packet or because of it, and that its way does not depend on, in
+    /// words that are the same for the same.
+    Effect(String),
     /// Something that is not known here, as it is written.
     Unknown(String),
 }

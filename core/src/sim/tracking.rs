@@ -10,7 +10,38 @@ use super::walk::{Halt, Turn, Walk};
 use super::witness::Witness;
 use crate::ruleset::Hook;
 
+/// What tracking finds of a packet that does not start its connection here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tracked {
+    pub(super) state: States,
+    /// Whether it goes back in its connection; none where it has none.
+    pub(super) back: Option<bool>,
+    /// The mark of its connection.
+    pub(super) mark: Mark,
+    /// Whether rules of translation are still asked.
+    pub(super) asks: bool,
+}
+
 impl<'a, W: Witness> Walk<'a, W> {
+    /// Tracking finds this.
+    pub(super) fn found(&mut self, tracked: Tracked, packet: &mut Packet<'a>) {
+        packet.seen = true;
+        packet.state = tracked.state;
+        let Some(back) = tracked.back else { return };
+        packet.connection = Some((self.connections.len(), back));
+        self.connections.push(Connection {
+            zone: packet.zone,
+            protocol: packet.protocol,
+            ends: if back { packet.ends.swapped() } else { packet.ends },
+            mark: tracked.mark,
+            to: None,
+            from: None,
+            settled: [!tracked.asks; 2],
+            state: tracked.state,
+            answered: !tracked.asks,
+        });
+    }
+
     /// Find or begin the packet's connection.
     pub(super) fn track(&mut self, packet: &mut Packet<'a>) {
         // What comes back over loopback was seen on its way out.
@@ -18,6 +49,10 @@ impl<'a, W: Witness> Walk<'a, W> {
             return;
         }
         packet.seen = true;
+        if let Some(tracked) = self.preset {
+            self.found(tracked, packet);
+            return;
+        }
         let same = |c: &Connection| c.zone == packet.zone && c.protocol == packet.protocol;
         let known = self.connections.iter().enumerate().find_map(|(at, c)| {
             let there = same(c) && c.ends.is(packet.ends);

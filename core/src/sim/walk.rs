@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use super::effects::Effects;
 use super::fate::{Fate, Outcome, Reply};
 use super::namespace::{Exit, LOOPBACK, Namespace, loopback};
 use super::notice::Rejection;
@@ -12,6 +13,7 @@ use super::question::{Direction, Known, Protocol, Question};
 use super::ranges::{Ranges, number};
 use super::reply::Own;
 use super::rule::{Field, States};
+use super::tracking::Tracked;
 use super::way::Route;
 use super::witness::Witness;
 use crate::ruleset::Hook;
@@ -59,6 +61,8 @@ pub struct Answer {
     pub outcome: Outcome,
     /// The rules that decided, in the order in which one led to the other; none if no rule did.
     pub decided: Vec<RuleId>,
+    /// What else is done to it.
+    pub(super) effects: Effects,
 }
 
 /// Whose turn it is in a connection.
@@ -108,6 +112,12 @@ pub(super) struct Walk<'a, W> {
     pub(super) turn: Turn,
     /// The sockets that the connection has here.
     pub(super) own: Vec<Own>,
+    /// What rules have done that the way does not depend on.
+    pub(super) did: Vec<String>,
+    /// The packet as it is at the end of its way.
+    pub(super) last: Option<Packet<'a>>,
+    /// What tracking finds, where that does not follow from what was asked.
+    pub(super) preset: Option<Tracked>,
 }
 
 impl<'a, W: Witness> Walk<'a, W> {
@@ -138,6 +148,9 @@ impl<'a, W: Witness> Walk<'a, W> {
             refusal: None,
             turn: Turn::First,
             own: Vec::new(),
+            did: Vec::new(),
+            last: None,
+            preset: None,
         }
     }
 
@@ -154,7 +167,14 @@ impl<'a, W: Witness> Walk<'a, W> {
         if matches!(fate, Fate::Dropped { rule: None, .. }) {
             decided.clear();
         }
-        Answer { fate, outcome, decided }
+        let effects = match outcome {
+            // Nothing is left of it.
+            Outcome::Dropped { .. } | Outcome::Refused | Outcome::Unknown { .. } => {
+                Effects::of(std::mem::take(&mut self.did))
+            }
+            _ => self.effects(),
+        };
+        Answer { fate, outcome, decided, effects }
     }
 
     /// The way of a packet of the question's sender.
@@ -459,35 +479,6 @@ impl<'a, W: Witness> Walk<'a, W> {
             return Err(Halt::Dropped { rule: None, why });
         }
         Ok(())
-    }
-
-    /// The packet in one line.
-    pub(super) fn text(&self, packet: &Packet<'_>) -> String {
-        let ends = &packet.ends;
-        let (from, to) = (ends.from(packet.family), ends.to(packet.family));
-        let (from, to) = if packet.protocol.has_ports() {
-            (from.to_string(), to.to_string())
-        } else {
-            (from.ip().to_string(), to.ip().to_string())
-        };
-        let mut text = format!("{} {from} -> {to}", packet.protocol);
-        if let Some(name) = packet.input {
-            text.push_str(&format!(" in by {name}"));
-        }
-        if let Some(name) = packet.output {
-            text.push_str(&format!(" out by {name}"));
-        }
-        match packet.owner {
-            Owner::Known { uid, gid } => {
-                text.push_str(&format!(" uid {} gid {}", uid.number, gid.number));
-            }
-            Owner::Nobody | Owner::Unknown => {}
-        }
-        match packet.mark.number(self.asked_mark) {
-            0 => {}
-            mark => text.push_str(&format!(" mark {mark:#x}")),
-        }
-        text
     }
 }
 

@@ -245,15 +245,19 @@ fn known(name: &str, a: Attributes<'_>) -> Option<Term> {
             family: n(2)?,
             address: (n(3), n(4)),
             ports: (n(5), n(6)),
+            flags: n(7).unwrap_or(0),
         },
-        // NFTA_MASQ_REG_PROTO_MIN, _MAX
-        "masq" => Term::Masquerade((n(2), n(3))),
-        // NFTA_REDIR_REG_PROTO_MIN, _MAX
-        "redir" => Term::Redirect((n(1), n(2))),
+        // NFTA_MASQ_FLAGS, _REG_PROTO_MIN, _MAX
+        "masq" => Term::Masquerade((n(2), n(3)), n(1).unwrap_or(0)),
+        // NFTA_REDIR_REG_PROTO_MIN, _MAX, _FLAGS
+        "redir" => Term::Redirect((n(1), n(2)), n(3).unwrap_or(0)),
         // NFTA_TPROXY_FAMILY, _REG_ADDR, _REG_PORT
         "tproxy" => Term::Tproxy { family: n(1)?, address: n(2), port: n(3) },
-        // NFTA_REJECT_TYPE, NFT_REJECT_TCP_RST
-        "reject" => Term::Reject { resets: n(1)? == 1 },
+        // NFTA_REJECT_TYPE, NFTA_REJECT_ICMP_CODE
+        "reject" => {
+            let code = a.get(2).and_then(|code| code.first()).copied();
+            Term::Reject { kind: n(1)?, code: code.unwrap_or(0) }
+        }
         "notrack" => Term::Notrack,
         // NFTA_LOG_GROUP, _PREFIX, _SNAPLEN, _QTHRESHOLD, _LEVEL, _FLAGS
         "log" => Term::Log(LogTo {
@@ -268,7 +272,11 @@ fn known(name: &str, a: Attributes<'_>) -> Option<Term> {
         // NFTA_OBJREF_IMM_TYPE, NFT_OBJECT_COUNTER
         "objref" if n(1) == Some(1) => Term::Note,
         // NFTA_EXTHDR_OP with NFT_EXTHDR_OP_TCPOPT, NFTA_EXTHDR_SREG: an option of TCP is set.
-        "exthdr" if n(6) == Some(1) && a.get(7).is_some() => Term::Note,
+        // NFTA_EXTHDR_TYPE, _OFFSET
+        "exthdr" if n(6) == Some(1) && a.get(7).is_some() => {
+            let option = a.get(2).and_then(|option| option.first()).copied()?;
+            Term::StoreOption { option: option.into(), offset: n(3)?, from: n(7)? }
+        }
         _ => return None,
     })
 }

@@ -20,6 +20,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use crate::conntrack::{Conntrack, Flow};
 use crate::ebpf;
+use crate::sysctl::lo_has_no_ipv6;
 use dial::{Dialled, bound, dial, owned};
 use listen::{ListeningSocket, Spot};
 use outside::Outside;
@@ -172,7 +173,10 @@ impl Run<'_> {
         let from = match dial(&socket, check.owner, check.protocol, source, check.to) {
             Dialled::From(from) => from,
             Dialled::Refused(errno @ (Errno::ENETUNREACH | Errno::EHOSTUNREACH)) => {
-                return not_tried(format!("{errno}: there is no route to that address from here"));
+                let why = without_v6(check.to.ip());
+                let why =
+                    why.unwrap_or_else(|| "there is no route to that address from here".into());
+                return not_tried(format!("{errno}: {why}"));
             }
             Dialled::Refused(errno @ Errno::EADDRNOTAVAIL) => {
                 return Seen::Failed { why: format!("{errno}: the source address is not there") };
@@ -254,7 +258,10 @@ impl Run<'_> {
             if left.is_zero() {
                 return match self.answerer(flow) {
                     Some(to) if to != flow.to => Seen::Led { to, taken: self.is_taken(&to) },
-                    _ => Seen::Unseen { blind: self.blind(next_hop) },
+                    _ => {
+                        let off = check.owner.and_then(|_| without_v6(check.to.ip()));
+                        Seen::Unseen { blind: off.or_else(|| self.blind(next_hop)) }
+                    }
                 };
             }
             self.wait(socket, left.min(STEP));
@@ -349,4 +356,12 @@ fn is_answered(socket: &OwnedFd) -> bool {
     let mut byte = [0];
     nix::sys::socket::recv(socket.as_raw_fd(), &mut byte, nix::sys::socket::MsgFlags::MSG_PEEK)
         .is_ok()
+}
+
+/// Why nothing comes to an address of this host's own, where IPv6 is switched off on `lo`, by which it goes.
+fn without_v6(to: IpAddr) -> Option<String> {
+    let off = to.is_ipv6() && is_own(to) && lo_has_no_ipv6();
+    off.then(|| {
+        "IPv6 is switched off on lo: set the sysctl net.ipv6.conf.lo.disable_ipv6 to 0".to_owned()
+    })
 }

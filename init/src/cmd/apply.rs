@@ -45,6 +45,9 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     if let Some(passes) = facts.uncaptured_v6().filter(|_| !loaded.policy.ipv6.value) {
         Log::own().info(passes);
     }
+    if let Some(absent) = facts.absent_v6(&loaded.policy.ipv6) {
+        warn(&absent);
+    }
     let desired = loaded.desired();
     let entered = namespace::entered(&common.place)?;
     let applied = capture::apply(

@@ -28,6 +28,7 @@ pub(crate) fn diff(diff: &Diff) -> Result<Exit> {
     let neither = |family: &Family| after.program.untold().contains(family);
     let untold: Vec<Family> = before.program.untold().iter().copied().filter(neither).collect();
     found.traffic.retain(|class| !untold.contains(&class.example.family()));
+    found.packets.retain(|packets| !untold.contains(&packets.class.family()));
     rules::untold(&untold).for_each(|text| warn(&text));
     if diff.json {
         print_json(&difference_json(&before.program, &after.program, &found))?;
@@ -35,5 +36,5 @@ pub(crate) fn diff(diff: &Diff) -> Result<Exit> {
         let text = difference_text(&before.program, &after.program, &found);
         print_painted(&text, diff.color, paint::diff)?;
     }
-    Ok(if found.traffic.is_empty() { Exit::Ok } else { Exit::Differs })
+    Ok(if found.is_none() { Exit::Ok } else { Exit::Differs })
 }

@@ -1,50 +1,111 @@
-//! What a rule has beside all that its steps say: two rules that treat connections alike can log them in
-//! other words, and one rule can ask about what no rule holds.
+//! What a rule has beside all that its steps say, and what its steps do that the way of a packet does not
+//! depend on: in words that are the same for the same, whatever language the rule is in.
 
 use serde_json::Value;
 
 use super::super::program::Beside;
-use super::options::words;
-use super::text::NOTES;
+use super::super::rule::Action;
 use crate::nft::listed::{LogTo, Term};
+use crate::value::Family;
 
-/// Targets with options that the way of a packet does not depend on, beside those of [`NOTES`].
-const HALF_READ: [&str; 6] = ["TOS", "DSCP", "SET", "TTL", "HL", "REJECT"];
-/// How addresses and ports are chosen from those that there are.
-const CHOSEN: [&str; 3] = ["--random", "--random-fully", "--persistent"];
-/// What REJECT says when it is not told what to.
-const USUAL: [&str; 2] = ["icmp-port-unreachable", "icmp6-port-unreachable"];
+/// Messages of ICMP that say that a packet is refused, by their codes (`linux/icmp.h`, `linux/icmpv6.h`;
+/// `nft_reject_icmpx_code` in `linux/netfilter/nf_tables.h` for both).
+const REFUSALS: [(&str, &[(&str, u8)]); 3] = [
+    (
+        "icmp",
+        &[
+            ("net-unreachable", 0),
+            ("host-unreachable", 1),
+            ("proto-unreachable", 2),
+            ("prot-unreachable", 2),
+            ("port-unreachable", 3),
+            ("net-prohibited", 9),
+            ("host-prohibited", 10),
+            ("admin-prohibited", 13),
+        ],
+    ),
+    (
+        "icmpv6",
+        &[
+            ("no-route", 0),
+            ("admin-prohibited", 1),
+            ("adm-prohibited", 1),
+            ("addr-unreachable", 3),
+            ("port-unreachable", 4),
+            ("policy-fail", 5),
+            ("reject-route", 6),
+        ],
+    ),
+    (
+        "icmpx",
+        &[
+            ("no-route", 0),
+            ("port-unreachable", 1),
+            ("host-unreachable", 2),
+            ("admin-prohibited", 3),
+        ],
+    ),
+];
 
-/// The same of a rule of iptables, from its text without `-A CHAIN`.
-pub(super) fn of_text(text: &str) -> Beside {
-    let words = words(text);
-    let after = |option: &str, long: &str| {
-        let at = words.iter().position(|word| word == option || word == long)?;
-        words.get(at + 1..)
-    };
-    let has = |name: &str| words.iter().any(|word| word == name);
-    let module = |name: &str| words.windows(2).any(|pair| pair[0] == "-m" && pair[1] == name);
-    let noted = match after("-j", "--jump") {
-        Some([name, options @ ..]) if NOTES.contains(&name.as_str()) => {
-            [std::slice::from_ref(name), options].concat()
-        }
-        Some([_, with, usual]) if with == "--reject-with" && USUAL.contains(&usual.as_str()) => {
-            Vec::new()
-        }
-        Some([name, options @ ..]) if HALF_READ.contains(&name.as_str()) => options.to_vec(),
-        Some([_, options @ ..]) => {
-            let chosen = options.iter().filter(|option| CHOSEN.contains(&option.as_str()));
-            chosen.cloned().collect()
-        }
-        _ => Vec::new(),
-    };
-    // Sets of ipset, lists of recent addresses, and programs in a file system.
-    let elsewhere =
-        ["set", "recent"].into_iter().any(module) || has("--map-set") || has("--object-pinned");
-    Beside { noted: noted.join(" "), elsewhere }
+/// What is said to who is refused, where it is not what is said when nobody asks for anything else: that
+/// nobody listens on the port.
+pub(super) fn refused(kind: &str, code: u8) -> Option<Action> {
+    let usual = matches!((kind, code), ("icmp", 3) | ("icmpv6", 4) | ("icmpx", 1));
+    let known = REFUSALS.iter().find(|(name, _)| *name == kind);
+    let known = known.and_then(|(_, codes)| codes.iter().find(|(_, known)| *known == code));
+    let name = known.map_or_else(|| code.to_string(), |(name, _)| (*name).to_owned());
+    (!usual).then(|| Action::Effect(format!("reject with {kind} {name}")))
 }
 
-/// The same of a rule that was read from the kernel.
+/// The same of what nft's JSON names.
+pub(super) fn refused_as(kind: &str, name: &str) -> Option<Action> {
+    let codes = REFUSALS.iter().find(|(known, _)| *known == kind);
+    let code = codes.and_then(|(_, codes)| codes.iter().find(|(known, _)| *known == name));
+    match code.map(|(_, code)| *code).or_else(|| name.parse().ok()) {
+        Some(code) => refused(kind, code),
+        None => Some(Action::Effect(format!("reject with {kind} {name}"))),
+    }
+}
+
+/// The same of what iptables is asked for with `--reject-with`.
+pub(super) fn rejection(with: &str, family: Family) -> Option<Action> {
+    /// Names of `ip6tables` and `iptables` that are short for one.
+    const SHORT: [(&str, &str); 7] = [
+        ("net-unreach", "net-unreachable"),
+        ("host-unreach", "host-unreachable"),
+        ("proto-unreach", "proto-unreachable"),
+        ("port-unreach", "port-unreachable"),
+        ("net-prohib", "net-prohibited"),
+        ("host-prohib", "host-prohibited"),
+        ("admin-prohib", "admin-prohibited"),
+    ];
+    let (kind, starts) = match family {
+        Family::V4 => ("icmp", "icmp-"),
+        Family::V6 => ("icmpv6", "icmp6-"),
+    };
+    let name = with.strip_prefix(starts).unwrap_or(with);
+    let name = SHORT.iter().find(|(short, _)| *short == name).map_or(name, |(_, long)| *long);
+    refused_as(kind, name)
+}
+
+/// How an address and a port are chosen of those that there are; none where nobody asks for any way.
+pub(super) fn choice(ways: &[&str]) -> Option<Action> {
+    // iptables has another name for it.
+    let mut ways: Vec<&str> =
+        ways.iter().map(|way| if *way == "random-fully" { "fully-random" } else { way }).collect();
+    ways.sort_unstable();
+    ways.dedup();
+    (!ways.is_empty()).then(|| Action::Effect(format!("chosen {}", ways.join(" "))))
+}
+
+/// The same, of flags (`NF_NAT_RANGE_*` in `linux/netfilter/nf_nat.h`).
+pub(super) fn choice_of(flags: u32) -> Option<Action> {
+    const FLAGS: [(u32, &str); 3] = [(4, "random"), (8, "persistent"), (16, "fully-random")];
+    let set = FLAGS.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name);
+    choice(&set.collect::<Vec<_>>())
+}
+
+/// What a rule logs that was read from the kernel.
 pub(super) fn of_terms(terms: &[Term]) -> Beside {
     let logs = terms.iter().filter_map(|term| match term {
         Term::Log(to) => Some(format!("{to:?}")),
@@ -99,19 +160,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_out_is_kept() {
-        let noted = |text: &str| of_text(text).noted;
-        assert_eq!(noted("-p tcp -j LOG --log-prefix \"a b\""), "LOG --log-prefix a b");
-        assert_eq!(noted("-p tcp -j NFLOG --nflog-group 2"), "NFLOG --nflog-group 2");
-        assert_eq!(noted("-j REDIRECT --to-ports 15001 --random"), "--random");
-        assert_eq!(noted("-j REJECT --reject-with icmp-port-unreachable"), "");
+    fn refusals_have_one_name_in_all_languages() {
+        let said = |with, family| rejection(with, family);
+        assert_eq!(said("icmp-port-unreachable", Family::V4), None);
+        assert_eq!(said("icmp6-port-unreachable", Family::V6), None);
+        assert_eq!(said("icmp-host-prohibited", Family::V4), refused("icmp", 10));
         assert_eq!(
-            noted("-j REJECT --reject-with icmp-host-prohibited"),
-            "--reject-with icmp-host-prohibited"
+            said("icmp6-adm-prohibited", Family::V6),
+            refused_as("icmpv6", "admin-prohibited")
         );
-        assert_eq!(noted("-p tcp -j DNAT --to-destination 10.0.0.1:53"), "");
-        assert_eq!(noted("-m comment --comment LOG"), "");
-        assert!(of_text("-p tcp -m set --match-set bad dst -j DROP").elsewhere);
-        assert!(!of_text("-p tcp -m comment --comment set -j DROP").elsewhere);
+        assert_ne!(refused("icmp", 10), refused("icmp", 9));
+        assert_eq!(refused_as("icmpx", "port-unreachable"), None);
+    }
+
+    #[test]
+    fn choices_have_one_name_in_all_languages() {
+        assert_eq!(choice(&["random", "persistent"]), choice_of(12));
+        assert_eq!(choice(&["random-fully"]), choice_of(16));
+        assert_eq!(choice(&[]), None);
+        assert_eq!(choice_of(3), None);
     }
 }

@@ -4,8 +4,7 @@ use super::super::program::{Base, Beside, Kind, Policy, SourceChain, SourceRule,
 use super::super::question::Protocol;
 use super::super::ranges::Ranges;
 use super::super::rule::{Action, Field, MarkChange, Notice, States, Step, Test, Translation, Way};
-use super::{addresses, is, ports, protocol};
-use super::{beside, text};
+use super::{addresses, is, ports, protocol, text};
 use crate::iptables::{Dump, render_rule};
 use crate::ruleset::{
     self, Chain, ConnState, Hook, Match, Owner, Reason, Rule, Ruleset, Table, Target,
@@ -66,19 +65,17 @@ pub fn of_dump(
             let hook = Hook::from_name(&chain.name);
             let rules = chain.rules.iter().map(|rule| {
                 let known = Table::from_name(&content.name).zip(rule.rule.as_ref().ok());
+                let (steps, beside) = match &rule.rule {
+                    Ok(rule) => (steps(rule, groups), Beside::default()),
+                    Err(_) => text::read(&rule.text, family, groups),
+                };
                 SourceRule {
                     text: rule.text.clone(),
                     reason: known.and_then(|(table, rule)| reason(table, &chain.name, rule)),
                     counters: rule.counters,
                     vague: false,
-                    beside: match &rule.rule {
-                        Ok(_) => Beside::default(),
-                        Err(_) => beside::of_text(&rule.text),
-                    },
-                    steps: match &rule.rule {
-                        Ok(rule) => steps(rule, groups),
-                        Err(_) => text::steps(&rule.text, family, groups),
-                    },
+                    beside,
+                    steps,
                 }
             });
             table.chains.push(SourceChain {

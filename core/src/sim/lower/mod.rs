@@ -42,6 +42,11 @@ fn addresses(side: Side, negated: bool, cidrs: &[Cidr], family: Family) -> Test 
     Test::Is { field: Field::address(side), negated, set, family: Some(family), socket: false }
 }
 
+/// An option of TCP that is set, by its number and the first of its bytes that is meant.
+fn option_words(option: u32, offset: u32, value: &str) -> String {
+    format!("tcp option {option} at {offset} {value}")
+}
+
 const fn is(field: Field, negated: bool, set: Ranges) -> Test {
     Test::Is { field, negated, set, family: None, socket: false }
 }

@@ -7,21 +7,36 @@ use super::super::rule::Translation;
 use crate::ruleset::Masked;
 use crate::value::Cidr;
 
+/// A word of a rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Word {
+    pub(super) text: String,
+    /// Whether it stands in quotes, as no option does.
+    pub(super) quoted: bool,
+}
+
+impl Word {
+    /// Whether it may begin what is said of something else.
+    pub(super) fn is_option(&self) -> bool {
+        !self.quoted && (self.text.starts_with('-') || self.text == "!")
+    }
+}
+
 /// Words; what stands in double quotes is one, with `\"` and `\\` in it.
-pub(super) fn words(text: &str) -> Vec<String> {
+pub(super) fn words(text: &str) -> Vec<Word> {
     let mut words = Vec::new();
-    let mut word: Option<String> = None;
+    let mut word: Option<Word> = None;
     let mut quoted = false;
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
         match c {
-            '\\' if quoted => word.get_or_insert_default().extend(chars.next()),
+            '\\' if quoted => word.get_or_insert_default().text.extend(chars.next()),
             '"' => {
                 quoted = !quoted;
-                word.get_or_insert_default();
+                word.get_or_insert_default().quoted = true;
             }
             c if c.is_ascii_whitespace() && !quoted => words.extend(word.take()),
-            c => word.get_or_insert_default().push(c),
+            c => word.get_or_insert_default().text.push(c),
         }
     }
     words.extend(word);
@@ -131,11 +146,14 @@ mod tests {
 
     #[test]
     fn quotes_hold_words_together() {
+        let texts = |text| words(text).into_iter().map(|word| word.text).collect::<Vec<_>>();
         assert_eq!(
-            words(r#"-m comment --comment "a \"b\" c" -j X"#),
+            texts(r#"-m comment --comment "a \"b\" c" -j X"#),
             ["-m", "comment", "--comment", r#"a "b" c"#, "-j", "X"]
         );
-        assert_eq!(words(r#"a "" b"#), ["a", "", "b"]);
+        assert_eq!(texts(r#"a "" b"#), ["a", "", "b"]);
+        let options = words(r#"-j "-j" ! "!""#).iter().map(Word::is_option).collect::<Vec<_>>();
+        assert_eq!(options, [true, false, true, false]);
     }
 
     #[test]

@@ -1,53 +1,45 @@
 //! The text of a rule that Millrace did not write: what of iptables' extensions says something
 //! about the way of a packet is understood, and everything else is named.
 
+use super::super::program::Beside;
 use super::super::question::Protocol;
 use super::super::ranges::Ranges;
 use super::super::rule::{Action, Field, MarkChange, Notice, States, Step, Test, Translation, Way};
 use super::options::{
-    address_range, icmp_type, id_range, int, masked, network, port_list, port_range, to_ports,
-    translation, words,
+    Word, address_range, icmp_type, id_range, int, masked, network, port_list, port_range,
+    to_ports, translation, words,
 };
-use super::{addresses, is, ports, protocol};
+use super::{addresses, beside, is, ports, protocol};
 use crate::ruleset::{Masked, Side};
 use crate::value::{Family, GroupName, Groups};
 
-/// The steps of a rule of a family, from its text without `-A CHAIN`.
-pub(super) fn steps(text: &str, family: Family, groups: &Groups) -> Vec<Step> {
+/// The steps of a rule of a family, and what it has beside them, from its text without `-A CHAIN`.
+pub(super) fn read(text: &str, family: Family, groups: &Groups) -> (Vec<Step>, Beside) {
     let words = words(text);
-    let mut reader =
-        WordReader { words: &words, at: 0, module: "", steps: Vec::new(), family, groups };
+    let (steps, beside) = (Vec::new(), Beside::default());
+    let mut reader = WordReader { words: &words, at: 0, module: "", steps, beside, family, groups };
     reader.read();
-    reader.steps
+    (reader.steps, reader.beside)
 }
 
 struct WordReader<'w> {
-    words: &'w [String],
+    words: &'w [Word],
     at: usize,
     /// The module that options belong to.
     module: &'w str,
     steps: Vec<Step>,
+    beside: Beside,
     family: Family,
     groups: &'w Groups,
 }
 
-/// Targets that the way of a packet does not depend on.
-pub(super) const NOTES: [&str; 14] = [
-    "IDLETIMER",
-    "LED",
-    "LOG",
-    "NFLOG",
-    "ULOG",
-    "TRACE",
-    "AUDIT",
-    "TCPMSS",
-    "TCPOPTSTRIP",
-    "CLASSIFY",
-    "CHECKSUM",
-    "ECN",
-    "RATEEST",
-    "TEE",
-];
+/// Targets that tell somebody of a packet, and leave the packet as it is.
+const NOTES: [&str; 8] = ["IDLETIMER", "LED", "LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "RATEEST"];
+/// Targets that do something with a packet that its way does not depend on.
+const EFFECTS: [&str; 6] = ["TCPMSS", "TCPOPTSTRIP", "CLASSIFY", "CHECKSUM", "ECN", "TEE"];
+
+/// Modules whose rules ask what is held elsewhere: sets of ipset, lists of addresses seen.
+const ELSEWHERE: [&str; 2] = ["set", "recent"];
 
 /// Modules that ask nothing without an option.
 const BARE: [&str; 11] = [
@@ -84,18 +76,31 @@ impl<'w> WordReader<'w> {
     fn next(&mut self) -> Option<&'w str> {
         let word = self.words.get(self.at)?;
         self.at += 1;
-        Some(word)
+        Some(&word.text)
     }
 
     fn peek(&self) -> Option<&'w str> {
-        self.words.get(self.at).map(String::as_str)
+        self.words.get(self.at).map(|word| word.text.as_str())
+    }
+
+    /// All words that are left.
+    fn rest(&mut self) -> Vec<&'w str> {
+        let rest = self.words.get(self.at..).unwrap_or_default();
+        self.at = self.words.len();
+        rest.iter().map(|word| word.text.as_str()).collect()
     }
 
     fn read(&mut self) {
         // What could have been a target is one that is not known.
         let mut hidden: Option<String> = None;
-        while let Some(word) = self.next() {
-            let (negated, option) = match word {
+        while let Some(word) = self.words.get(self.at) {
+            self.at += 1;
+            if word.quoted {
+                self.unknown(format!("\"{}\"", word.text));
+                hidden.get_or_insert_with(|| word.text.clone());
+                continue;
+            }
+            let (negated, option) = match word.text.as_str() {
                 "!" => (true, self.next().unwrap_or_default()),
                 option => (false, option),
             };
@@ -124,7 +129,7 @@ impl<'w> WordReader<'w> {
 
     /// Whether the module has no options of its own.
     fn ends_module(&self) -> bool {
-        let mut words = self.words[self.at..].iter().map(String::as_str);
+        let mut words = self.words[self.at..].iter().map(|word| word.text.as_str());
         let next = words.find(|word| *word != "!");
         next.is_none_or(|next| {
             !next.starts_with("--") || COMMON.contains(&next) || next == "--match"
@@ -146,6 +151,7 @@ impl<'w> WordReader<'w> {
     /// Read an option; whether it is known.
     fn option(&mut self, option: &'w str, negated: bool) -> bool {
         let start = self.at;
+        self.beside.elsewhere |= ELSEWHERE.contains(&self.module) || option == "--object-pinned";
         if let Some(tests) = self.tests(option, negated) {
             self.steps.extend(tests.into_iter().map(Step::Test));
             return true;
@@ -156,8 +162,8 @@ impl<'w> WordReader<'w> {
         if !self.module.is_empty() {
             text = format!("-m {} {text}", self.module);
         }
-        while let Some(word) = self.peek().filter(|w| !w.starts_with('-') && *w != "!") {
-            text = format!("{text} {word}");
+        while let Some(word) = self.words.get(self.at).filter(|word| !word.is_option()) {
+            text = format!("{text} {}", word.text);
             self.at += 1;
         }
         let not = if negated { "! " } else { "" };
@@ -269,13 +275,15 @@ impl<'w> WordReader<'w> {
         let start = self.at;
         let actions = self.actions(name).filter(|_| self.at == self.words.len());
         let actions = actions.unwrap_or_else(|| {
-            let mut text = format!("-j {name}");
-            for word in &self.words[start..] {
-                text = format!("{text} {word}");
-            }
-            vec![Action::Unknown(text)]
+            self.at = start;
+            vec![Action::Unknown(format!("-j {}", self.written(name)))]
         });
         self.steps.extend(actions.into_iter().map(Step::Do));
+    }
+
+    /// A target with the options that are left.
+    fn written(&mut self, name: &str) -> String {
+        [&[name], &self.rest()[..]].concat().join(" ")
     }
 
     /// What a target does; none if it, or an option of it, is not known.
@@ -285,17 +293,22 @@ impl<'w> WordReader<'w> {
             "DROP" => Action::Drop,
             "RETURN" => Action::Return,
             "REJECT" => {
-                let resets = self.words[self.at..]
-                    .iter()
-                    .any(|w| w.ends_with("tcp-reset") || w == "tcp-rst");
-                self.at = self.words.len();
-                Action::Reject(if resets { Notice::Reset } else { Notice::Icmp })
+                let with = match self.rest()[..] {
+                    [] => None,
+                    ["--reject-with", with] => Some(with),
+                    _ => return None,
+                };
+                if matches!(with, Some("tcp-reset" | "tcp-rst")) {
+                    return Some(vec![Action::Reject(Notice::Reset)]);
+                }
+                let said = with.and_then(|with| beside::rejection(with, self.family));
+                return Some(said.into_iter().chain([Action::Reject(Notice::Icmp)]).collect());
             }
             "NOTRACK" => Action::Notrack,
-            "REDIRECT" => Action::Redirect(self.optional_ports()?.ports),
-            "MASQUERADE" => Action::Masquerade(self.optional_ports()?.ports),
-            "DNAT" => Action::Dnat(self.translated("--to-destination")?),
-            "SNAT" => Action::Snat(self.translated("--to-source")?),
+            "REDIRECT" => return self.chosen(|to| Action::Redirect(to.ports), None),
+            "MASQUERADE" => return self.chosen(|to| Action::Masquerade(to.ports), None),
+            "DNAT" => return self.chosen(Action::Dnat, Some("--to-destination")),
+            "SNAT" => return self.chosen(Action::Snat, Some("--to-source")),
             "TPROXY" => return self.tproxy(),
             "MARK" => Action::Mark(self.mark_change()?),
             "CONNMARK" => return self.connmark().map(|action| vec![action]),
@@ -305,24 +318,23 @@ impl<'w> WordReader<'w> {
                 _ => return None,
             },
             note if NOTES.contains(&note) => {
-                self.at = self.words.len();
+                self.beside.noted = self.written(note);
                 Action::Note
             }
+            effect if EFFECTS.contains(&effect) => Action::Effect(self.written(effect)),
             "TTL" | "HL" => {
                 let (option, value) = (self.next()?, self.next()?);
                 let lasts = option.ends_with("-set") && int(value)? > 1 || option.ends_with("-inc");
                 // What has none left is passed on no more.
-                lasts.then_some(Action::Note)?
+                lasts.then(|| Action::Effect(format!("{name} {option} {value}")))?
             }
-            "TOS" | "DSCP" => {
-                self.at = self.words.len();
-                Action::Tos
-            }
+            "TOS" | "DSCP" => return Some(vec![Action::Tos, Action::Effect(self.written(name))]),
             "SET" => {
                 // Elements of a map can carry a mark.
-                let maps = self.words[self.at..].iter().any(|word| word == "--map-set");
-                self.at = self.words.len();
-                (!maps).then_some(Action::Note)?
+                let maps = self.words[self.at..].iter().any(|word| word.text == "--map-set");
+                self.beside.elsewhere |= maps;
+                let written = self.written(name);
+                (!maps).then_some(Action::Effect(written))?
             }
             // Names of targets are upper case words of the manual; chains may be called so too.
             "QUEUE" | "NFQUEUE" | "NETMAP" | "SYNPROXY" | "CLUSTERIP" | "HMARK" | "SECMARK"
@@ -332,29 +344,29 @@ impl<'w> WordReader<'w> {
         Some(vec![one])
     }
 
-    /// An optional range of ports, and options that say how one of a range is chosen.
-    fn optional_ports(&mut self) -> Option<Translation> {
-        let mut to = Translation::default();
+    /// A translation, behind how one of several addresses and ports is chosen. `option` is the one that
+    /// says what to; where there is none, ports may be given.
+    fn chosen(
+        &mut self,
+        action: fn(Translation) -> Action,
+        option: Option<&str>,
+    ) -> Option<Vec<Action>> {
+        let mut to = option.is_none().then(Translation::default);
+        let mut how = Vec::new();
         while let Some(word) = self.next() {
             match word {
-                "--random" | "--random-fully" | "--persistent" => {}
-                "--to-ports" | "--to-port" => to.ports = Some(to_ports(self.next()?)?),
+                "--random" | "--random-fully" | "--persistent" => {
+                    how.push(word.trim_start_matches("--"));
+                }
+                "--to-ports" | "--to-port" if option.is_none() => {
+                    to = Some(Translation { address: None, ports: Some(to_ports(self.next()?)?) });
+                }
+                word if Some(word) == option => to = Some(translation(self.next()?)?),
                 _ => return None,
             }
         }
-        Some(to)
-    }
-
-    fn translated(&mut self, option: &str) -> Option<Translation> {
-        let mut to = None;
-        while let Some(word) = self.next() {
-            match word {
-                "--random" | "--random-fully" | "--persistent" => {}
-                word if word == option => to = Some(translation(self.next()?)?),
-                _ => return None,
-            }
-        }
-        to
+        let how = beside::choice(&how);
+        Some(how.into_iter().chain([action(to?)]).collect())
     }
 
     fn tproxy(&mut self) -> Option<Vec<Action>> {

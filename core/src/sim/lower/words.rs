@@ -110,6 +110,6 @@ fn action_words(action: &Action) -> Option<String> {
         Action::Notrack => "notrack".to_owned(),
         Action::Tos => "set type of service".to_owned(),
         Action::Note => return None,
-        Action::Unknown(what) => what.clone(),
+        Action::Effect(what) | Action::Unknown(what) => what.clone(),
     })
 }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::super::super::rule::{Action, MarkChange, Notice, Translation};
+use super::super::{beside, option_words};
 use super::{single, value};
 use crate::ruleset::Masked;
 use crate::value::Family;
@@ -22,10 +23,7 @@ pub(super) fn actions(name: &str, content: &Value) -> Vec<Action> {
         "accept" => Some(Action::Accept),
         "drop" => Some(Action::Drop),
         "return" => Some(Action::Return),
-        "reject" => {
-            let resets = content.get("type").and_then(Value::as_str) == Some("tcp reset");
-            Some(Action::Reject(if resets { Notice::Reset } else { Notice::Icmp }))
-        }
+        "reject" => return refused(content),
         "notrack" => Some(Action::Notrack),
         // What others are told, and what is counted, changes no packet.
         "continue" | "log" | "last" => Some(Action::Note),
@@ -39,7 +37,28 @@ pub(super) fn actions(name: &str, content: &Value) -> Vec<Action> {
         "mangle" => return mangle(content).unwrap_or_else(|| vec![Action::Unknown(what())]),
         _ => None,
     };
-    vec![known.unwrap_or_else(|| Action::Unknown(what()))]
+    let known = known.unwrap_or_else(|| Action::Unknown(what()));
+    choice(name, content).into_iter().chain([known]).collect()
+}
+
+/// How one of several addresses and ports is chosen.
+fn choice(name: &str, content: &Value) -> Option<Action> {
+    let translates = matches!(name, "redirect" | "masquerade" | "dnat" | "snat");
+    let flags = content.get("flags").filter(|_| translates)?;
+    let list = flags.as_array().map_or_else(|| std::slice::from_ref(flags), Vec::as_slice);
+    beside::choice(&list.iter().filter_map(Value::as_str).collect::<Vec<_>>())
+}
+
+fn refused(content: &Value) -> Vec<Action> {
+    let text = |key: &str| content.get(key).and_then(Value::as_str);
+    let kind = text("type");
+    if kind == Some("tcp reset") {
+        return vec![Action::Reject(Notice::Reset)];
+    }
+    let number = content.get("expr").and_then(Value::as_u64).map(|code| code.to_string());
+    let code = text("expr").map(str::to_owned).or(number);
+    let said = kind.zip(code).and_then(|(kind, code)| beside::refused_as(kind, &code));
+    said.into_iter().chain([Action::Reject(Notice::Icmp)]).collect()
 }
 
 /// Where a translation leads; none if it follows from the packet by a map.
@@ -87,7 +106,7 @@ fn mangle(content: &Value) -> Option<Vec<Action>> {
     let (kind, key) = single(content.get("key")?)?;
     // An option of TCP, as the size of segments.
     if kind == "tcp option" {
-        return Some(vec![Action::Note]);
+        return Some(vec![Action::Effect(option(key, content.get("value")?))]);
     }
     // `ct original zone set`
     if key.get("dir").is_some() {
@@ -98,8 +117,45 @@ fn mangle(content: &Value) -> Option<Vec<Action>> {
     match (kind, key) {
         ("meta" | "ct", "mark") => marked(kind == "ct", new),
         ("ct", "zone") => Some(vec![Action::Zone(u16::try_from(new.as_u64()?).ok()?)]),
-        ("meta", "nftrace" | "priority") => Some(vec![Action::Note]),
+        ("meta", "nftrace") => Some(vec![Action::Note]),
+        ("meta", "priority") => {
+            let value = priority(new).map_or_else(|| new.to_string(), |n| format!("{n:#x}"));
+            Some(vec![Action::Effect(format!("meta priority {value}"))])
+        }
         _ => None,
+    }
+}
+
+/// An option of TCP that is set.
+fn option(key: &Value, new: &Value) -> String {
+    let value = match new.as_u64() {
+        Some(number) => number.to_string(),
+        None if new.get("rt").is_some_and(|rt| rt.get("key").is_some_and(|k| k == "mtu")) => {
+            "rt".to_owned()
+        }
+        None => new.to_string(),
+    };
+    // `TCPOPT_MSS`, and where its size is.
+    if key.get("name").is_some_and(|name| name == "maxseg") {
+        return option_words(2, 2, &value);
+    }
+    format!("tcp option {key} {value}")
+}
+
+/// The handle of a class of traffic, as nft prints it: `none`, `root`, or two numbers in hexadecimal.
+fn priority(new: &Value) -> Option<u32> {
+    if let Some(number) = new.as_u64() {
+        return u32::try_from(number).ok();
+    }
+    match new.as_str()? {
+        "none" => Some(0),
+        "root" => Some(u32::MAX),
+        text => {
+            let (major, minor) = text.split_once(':')?;
+            let part =
+                |text: &str| u16::from_str_radix(if text.is_empty() { "0" } else { text }, 16).ok();
+            Some(u32::from(part(major)?) << 16 | u32::from(part(minor)?))
+        }
     }
 }
 

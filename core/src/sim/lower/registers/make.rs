@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::super::super::rule::{Action, MarkChange, Translation};
+use super::super::super::rule::{Action, MarkChange, Notice, Step, Translation};
+use super::super::beside;
 use super::{CT_MARK, CT_ZONE, Held, MARK, Path, host, slot};
 use crate::nft::listed::{Ends, Source};
 use crate::ruleset::Masked;
@@ -14,12 +15,23 @@ const INET: u32 = 1;
 impl Path {
     /// What a register's value does where it is stored.
     pub(super) fn stored(&self, connection: bool, key: u32, from: u32) -> Option<Vec<Action>> {
-        // Priority and tracing; labels and events of a connection.
-        let note = if connection { matches!(key, 18 | 19) } else { matches!(key, 2 | 14) };
-        if note {
+        // Tracing.
+        if !connection && key == 14 {
             return Some(vec![Action::Note]);
         }
         let held = self.held.get(&slot(from))?;
+        // Priority; labels and events of a connection.
+        let effect = match (connection, key) {
+            (false, 2) => Some("meta priority"),
+            (true, 18) => Some("ct label"),
+            (true, 19) => Some("ct event"),
+            _ => None,
+        };
+        if let Some(what) = effect {
+            let (Source::Constant(value), None) = (&held.what, &held.bits) else { return None };
+            let value = host(value).map_or_else(|| format!("{value:?}"), |n| format!("{n:#x}"));
+            return Some(vec![Action::Effect(format!("{what} {value}"))]);
+        }
         let Held { what, bits, swapped: false } = held else { return None };
         if connection && key == CT_ZONE {
             let Source::Constant(bytes) = what else { return None };
@@ -52,6 +64,33 @@ impl Path {
             _ => return None,
         };
         Some(actions)
+    }
+
+    /// It is discarded, and the sender is told (`enum nft_reject_types`).
+    pub(super) fn refuse(&mut self, kind: u32, code: u8) {
+        let kind = match kind {
+            1 => return self.push(Action::Reject(Notice::Reset)),
+            2 => "icmpx",
+            _ if self.family == Some(Family::V6) => "icmpv6",
+            _ => "icmp",
+        };
+        self.steps.extend(beside::refused(kind, code).map(Step::Do));
+        self.push(Action::Reject(Notice::Icmp));
+    }
+
+    /// An option of TCP is set.
+    pub(super) fn option_set(&self, option: u32, offset: u32, from: u32) -> Action {
+        let value = match self.held.get(&slot(from)) {
+            Some(Held { what: Source::Constant(bytes), bits: None, .. }) => {
+                let number = <[u8; 2]>::try_from(bytes.as_slice()).map(u16::from_be_bytes);
+                number.map_or_else(|_| format!("{bytes:?}"), |number| number.to_string())
+            }
+            Some(Held { what: Source::Other(name), .. }) => {
+                name.trim_start_matches("expression ").to_owned()
+            }
+            _ => "what follows".to_owned(),
+        };
+        Action::Effect(super::super::option_words(option, offset, &value))
     }
 
     fn constant(&self, register: u32) -> Option<&[u8]> {

@@ -7,8 +7,8 @@ mod make;
 use std::collections::BTreeMap;
 
 use super::super::ranges::Ranges;
-use super::super::rule::{Action, Field, Notice, Step, Test};
-use super::is;
+use super::super::rule::{Action, Field, Step, Test};
+use super::{beside, is};
 use crate::nft::listed::{Element, Ending, ListedSet, Mapped, Source, Term};
 use crate::value::Family;
 
@@ -176,16 +176,19 @@ impl Path {
                 self.done(actions, format!("ct, key {key} set"));
             }
             Term::Verdict(ending) => self.push(action(ending)),
-            Term::Nat { source, family, address, ports } => {
+            Term::Nat { source, family, address, ports, flags } => {
+                self.steps.extend(beside::choice_of(*flags).map(Step::Do));
                 let action = self.nat(*source, *family, *address, *ports);
                 let word = if *source { "snat" } else { "dnat" };
                 self.done(action.map(|action| vec![action]), format!("{word} to what follows"));
             }
-            Term::Masquerade(ends) => {
+            Term::Masquerade(ends, flags) => {
+                self.steps.extend(beside::choice_of(*flags).map(Step::Do));
                 let action = self.ports(*ends).map(|to| vec![Action::Masquerade(to.ports)]);
                 self.done(action, "masquerade to ports that follow".to_owned());
             }
-            Term::Redirect(ends) => {
+            Term::Redirect(ends, flags) => {
+                self.steps.extend(beside::choice_of(*flags).map(Step::Do));
                 let action = self.ports(*ends).map(|to| vec![Action::Redirect(to.ports)]);
                 self.done(action, "redirect to ports that follow".to_owned());
             }
@@ -193,9 +196,10 @@ impl Path {
                 let action = self.tproxy(*family, *address, *port);
                 self.done(action.map(|action| vec![action]), "tproxy to what follows".to_owned());
             }
-            Term::Reject { resets } => {
-                let notice = if *resets { Notice::Reset } else { Notice::Icmp };
-                self.push(Action::Reject(notice));
+            Term::Reject { kind, code } => self.refuse(*kind, *code),
+            Term::StoreOption { option, offset, from } => {
+                let action = self.option_set(*option, *offset, *from);
+                self.push(action);
             }
             Term::Notrack => self.push(Action::Notrack),
             Term::Log(_) | Term::Note => self.push(Action::Note),

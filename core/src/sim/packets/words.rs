@@ -1,0 +1,102 @@
+//! Packets that are treated otherwise, in words.
+
+use std::fmt;
+
+use super::super::partition::Class;
+use super::super::ranges::Ranges;
+use super::super::report::{narrowed, protocol_words};
+use super::super::rule::Field;
+use super::super::test::masked;
+use super::{End, Handed, Otherwise, Treatment};
+
+/// So many are told.
+const TOLD: usize = 16;
+
+/// Packets that are treated otherwise, as text; nothing where there are none.
+pub(in super::super) fn packets_text(packets: &[Otherwise]) -> String {
+    // What is told of them, and by which interfaces they go.
+    let mut told: Vec<(String, Vec<String>, Vec<String>)> = Vec::new();
+    for one in packets {
+        let (first, second) = &one.class.answer;
+        let (family, words) = (one.class.family(), packet_words(&one.class));
+        let what = format!("{family} {}: packets {}: {words}", one.hook.as_str(), one.which);
+        let (changes, way) = (changes(first, second), one.way());
+        match told.iter_mut().find(|(known, _, same)| *known == what && *same == changes) {
+            Some((_, ways, _)) if ways.contains(&way) => {}
+            Some((_, ways, _)) => ways.push(way),
+            None => told.push((what, vec![way], changes)),
+        }
+    }
+    if told.is_empty() {
+        return String::new();
+    }
+    let mut text =
+        "packets: rules treat these otherwise, at the hooks where they meet them\n".to_owned();
+    for (what, ways, changes) in told.iter().take(TOLD) {
+        let changes = changes.join("\n    ");
+        text.push_str(&format!("  {what}, {}\n    {changes}\n", ways.join(" or ")));
+    }
+    if let Some(more) = told.len().checked_sub(TOLD).filter(|more| *more > 0) {
+        text.push_str(&format!("  and {more} more kinds of packets\n"));
+    }
+    text
+}
+
+impl Otherwise {
+    /// The interfaces by which they go.
+    fn way(&self) -> String {
+        let by = [("in", &self.input), ("out", &self.output)].into_iter();
+        let by = by.filter_map(|(way, name)| Some(format!("{way} by {}", name.as_ref()?)));
+        by.collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// What becomes of packets on one side and on the other.
+fn changes(first: &Treatment, second: &Treatment) -> Vec<String> {
+    let ends = (first.end.to_string(), second.end.to_string());
+    let differences = first.effects.differences(&second.effects);
+    match (&first.end, &second.end) {
+        (End::Unknown(_), _) | (_, End::Unknown(_)) if ends.0 == ends.1 => vec![ends.0],
+        _ if ends.0 != ends.1 || differences.is_empty() => {
+            vec![format!("{} -> {}", ends.0, ends.1)]
+        }
+        _ => differences.into_iter().map(|(one, other)| format!("{one} -> {other}")).collect(),
+    }
+}
+
+/// Packets in words.
+pub(in super::super) fn packet_words<A>(class: &Class<A>) -> String {
+    let bits = u32::from(class.family().bits());
+    let all = Ranges::up_to(u128::MAX >> (128 - bits));
+    let (ports, ids) = (Ranges::up_to(u16::MAX.into()), Ranges::up_to(u128::from(u32::MAX - 1)));
+    let mut words = vec![protocol_words(class)];
+    for (field, whole) in [
+        (Field::Uid, &ids),
+        (Field::Gid, &ids),
+        (Field::Source, &all),
+        (Field::SourcePort, &ports),
+        (Field::Destination, &all),
+        (Field::Port, &ports),
+    ] {
+        words.extend(narrowed(class, field, whole));
+    }
+    for (mark, holds) in class.marks() {
+        words.push(format!("{}mark {}", if holds { "" } else { "not " }, masked(mark)));
+    }
+    words.join(" ")
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Past { handed: Some(Handed::To(port)), .. } => write!(f, "handed to port {port}"),
+            Self::Past { handed: Some(Handed::Own), .. } => f.write_str("handed to its own port"),
+            Self::Past { to: (None, None), .. } => f.write_str("goes on"),
+            Self::Past { to: (_, Some(port)), .. } => write!(f, "redirected to port {port}"),
+            Self::Past { .. } => f.write_str("led elsewhere"),
+            Self::Dropped => f.write_str("dropped"),
+            Self::Refused => f.write_str("refused"),
+            Self::Unknown(what) => write!(f, "can't be told: {what}"),
+        }
+    }
+}
