@@ -69,6 +69,42 @@ pub trait Sets {
     fn more(&self, pod: u32) -> Option<&More>;
     /// `FLOW_` flags of a port, of one of the pod's flows.
     fn flow(&self, pod: u32, flow: u32, port: u16) -> u32;
+    /// The same word, of which a verifier knows no bit from here on: it walks on once, and not once for each
+    /// way in which the bits could come about.
+    #[inline(always)]
+    fn forget(&self, word: u32) -> u32 {
+        word
+    }
+}
+
+/// What is asked of a connection more than once, as one word.
+#[derive(Clone, Copy)]
+struct Facts(u32);
+
+impl Facts {
+    /// It is of TCP.
+    const TCP: u32 = 1;
+    /// It stays in the pod.
+    const STAYS: u32 = 1 << 1;
+    /// It goes to localhost.
+    const LOCALHOST: u32 = 1 << 2;
+    /// It goes to IPv4.
+    const V4: u32 = 1 << 3;
+    /// It goes to the port of DNS.
+    const DNS: u32 = 1 << 4;
+    /// It has, or will have, the address that a proxy speaks to the application from.
+    const PASSTHROUGH: u32 = 1 << 5;
+
+    #[inline(always)]
+    fn of<S: Sets>(sets: &S, facts: &[(bool, u32)]) -> Self {
+        let word = facts.iter().fold(0, |word, (is, bit)| word | if *is { *bit } else { 0 });
+        Self(sets.forget(word))
+    }
+
+    #[inline(always)]
+    const fn has(self, bit: u32) -> bool {
+        self.0 & bit != 0
+    }
 }
 
 /// What becomes of a connection.
@@ -116,30 +152,38 @@ fn inbound<S: Sets>(pod: &Pod, sets: &S, connection: &Connection) -> Verdict {
 
 #[inline(always)]
 fn outbound<S: Sets>(pod: &Pod, sets: &S, connection: &Connection) -> Verdict {
-    let ports = ports(pod, sets, connection);
+    let ports = sets.forget(ports(pod, sets, connection));
     let destination = connection.destination.destination();
-    let tcp = matches!(connection.protocol, Protocol::Tcp);
-    let stays = destination.is_loopback() || connection.in_pod != 0;
-    let localhost = is_localhost(pod, &destination);
-    if pod.has(PodFlags::AHEAD) {
-        let loops = stays && localhost;
-        if let Some(verdict) = ahead(pod, sets, connection, &destination, ports, loops) {
-            return verdict;
-        }
-    }
-    if let Some(verdict) = excluded(pod, sets, connection, &destination, ports, Phase::First) {
-        return verdict;
-    }
     // What goes to an IPv6 address of the pod comes from the same one, unless it is bound.
     let from_there =
         connection.source.is_unspecified() && destination.equals(&Address::PASSTHROUGH6);
-    if stays
+    let facts = Facts::of(
+        sets,
+        &[
+            (matches!(connection.protocol, Protocol::Tcp), Facts::TCP),
+            (destination.is_loopback() || connection.in_pod != 0, Facts::STAYS),
+            (is_localhost(pod, &destination), Facts::LOCALHOST),
+            (destination.is_v4(), Facts::V4),
+            (connection.port == DNS, Facts::DNS),
+            (from_there || connection.source.is_passthrough(), Facts::PASSTHROUGH),
+        ],
+    );
+    if pod.has(PodFlags::AHEAD) {
+        if let Some(verdict) = ahead(pod, sets, connection, &destination, ports, facts) {
+            return verdict;
+        }
+    }
+    if let Some(verdict) = excluded(pod, sets, connection, &destination, ports, facts, Phase::First)
+    {
+        return verdict;
+    }
+    if facts.has(Facts::STAYS)
         && !pod.has(PodFlags::NO_PASSTHROUGH)
-        && (from_there || connection.source.is_passthrough())
+        && facts.has(Facts::PASSTHROUGH)
     {
         return Verdict::pass(Class::Passthrough);
     }
-    if let Some(verdict) = identity(pod, connection, stays, localhost) {
+    if let Some(verdict) = identity(pod, connection, facts) {
         return verdict;
     }
     if pod.has(PodFlags::HAS_GROUPS) || pod.has(PodFlags::GROUPS_ONLY) {
@@ -148,11 +192,11 @@ fn outbound<S: Sets>(pod: &Pod, sets: &S, connection: &Connection) -> Verdict {
             return Verdict::pass(Class::Group);
         }
     }
-    let networks = networks(pod, sets, &destination);
-    let dns = captures_dns(pod) && connection.port == DNS;
+    let networks = sets.forget(networks(pod, sets, &destination));
+    let dns = captures_dns(pod) && facts.has(Facts::DNS);
     if dns && (pod.has(PodFlags::DNS_ALL) || networks & NETWORK_DNS != 0) {
         let port = if pod.has(PodFlags::DNS_LED) {
-            sets.more(pod.id).map_or(0, |more| more.dns(destination.is_v4()).1)
+            sets.more(pod.id).map_or(0, |more| more.dns(facts.has(Facts::V4)).1)
         } else {
             pod.dns_port
         };
@@ -160,17 +204,18 @@ fn outbound<S: Sets>(pod: &Pod, sets: &S, connection: &Connection) -> Verdict {
             return Verdict::to(port, Class::Dns);
         }
     }
-    if localhost && !pod.has(PodFlags::LO_ONLY) {
+    if facts.has(Facts::LOCALHOST) && !pod.has(PodFlags::LO_ONLY) {
         return Verdict::pass(Class::Localhost);
     }
-    if let Some(verdict) = excluded(pod, sets, connection, &destination, ports, Phase::Last) {
+    if let Some(verdict) = excluded(pod, sets, connection, &destination, ports, facts, Phase::Last)
+    {
         return verdict;
     }
     let late = !pod.has(PodFlags::NETWORKS_AHEAD | PodFlags::NETWORKS_FIRST);
     if late && networks & NETWORK_EXCLUDED != 0 {
         return Verdict::pass(Class::ExcludedNetwork);
     }
-    if !tcp {
+    if !facts.has(Facts::TCP) {
         return Verdict::pass(Class::NotTcp);
     }
     if ports & PORT_OUTBOUND_INCLUDED != 0 {
@@ -213,9 +258,10 @@ fn excluded<S: Sets>(
     connection: &Connection,
     destination: &Address,
     ports: u32,
+    facts: Facts,
     phase: Phase,
 ) -> Option<Verdict> {
-    let tcp = matches!(connection.protocol, Protocol::Tcp);
+    let tcp = facts.has(Facts::TCP);
     let (of_ports, of_users, of_networks) = match phase {
         Phase::Ahead => (
             pod.has(PodFlags::PORTS_AHEAD),
@@ -241,7 +287,6 @@ fn excluded<S: Sets>(
 }
 
 /// What is asked of connections of any protocol, before TCP alone is asked for more where DNS is among it.
-/// `loops` is whether it goes to localhost.
 #[inline(always)]
 fn ahead<S: Sets>(
     pod: &Pod,
@@ -249,9 +294,9 @@ fn ahead<S: Sets>(
     connection: &Connection,
     destination: &Address,
     ports: u32,
-    loops: bool,
+    facts: Facts,
 ) -> Option<Verdict> {
-    let tcp = matches!(connection.protocol, Protocol::Tcp);
+    let tcp = facts.has(Facts::TCP);
     let more = if pod.has(PodFlags::HAS_MORE) { sets.more(pod.id) } else { None };
     if let Some(more) = more
         && pod.has(PodFlags::HAS_FLOWS)
@@ -259,11 +304,16 @@ fn ahead<S: Sets>(
     {
         return Some(Verdict::pass(Class::ExcludedFlow));
     }
-    if let Some(verdict) = excluded(pod, sets, connection, destination, ports, Phase::Ahead) {
+    if let Some(verdict) = excluded(pod, sets, connection, destination, ports, facts, Phase::Ahead)
+    {
         return Some(verdict);
     }
-    let is_query = connection.port == DNS && pod.has(PodFlags::DNS) && pod.has(PodFlags::DNS_AHEAD);
-    let is_led = loops && tcp && destination.is_v4() && pod.has(PodFlags::LOCALHOST_LED);
+    let is_query = facts.has(Facts::DNS) && pod.has(PodFlags::DNS) && pod.has(PodFlags::DNS_AHEAD);
+    let is_led = facts.has(Facts::STAYS)
+        && facts.has(Facts::LOCALHOST)
+        && tcp
+        && facts.has(Facts::V4)
+        && pod.has(PodFlags::LOCALHOST_LED);
     if is_query || is_led {
         let of_proxy = is_among(&pod.uids, pod.uid_count, connection.uid)
             || is_among(&pod.gids, pod.gid_count, connection.gid);
@@ -272,7 +322,7 @@ fn ahead<S: Sets>(
         }
         if let Some(more) = more
             && is_query
-            && let Some(verdict) = query(pod, sets, more, destination, tcp, of_proxy)
+            && let Some(verdict) = query(pod, sets, more, destination, facts, of_proxy)
         {
             return Some(verdict);
         }
@@ -287,10 +337,10 @@ fn query<S: Sets>(
     sets: &S,
     more: &More,
     destination: &Address,
-    tcp: bool,
+    facts: Facts,
     of_proxy: bool,
 ) -> Option<Verdict> {
-    let v4 = destination.is_v4();
+    let (tcp, v4) = (facts.has(Facts::TCP), facts.has(Facts::V4));
     if !more.has(if v4 { MoreFlags::DNS_V4 } else { MoreFlags::DNS_V6 }) {
         return None;
     }
@@ -329,12 +379,11 @@ fn is_of_a_flow<S: Sets>(pod: &Pod, sets: &S, more: &More, connection: &Connecti
 
 /// What the proxy's identities say: its self-calls, what stays in the pod, and what it sends.
 #[inline(always)]
-fn identity(pod: &Pod, connection: &Connection, stays: bool, localhost: bool) -> Option<Verdict> {
-    let tcp = matches!(connection.protocol, Protocol::Tcp);
-    let captures_dns = captures_dns(pod);
-    let dns = connection.port == DNS;
+fn identity(pod: &Pod, connection: &Connection, facts: Facts) -> Option<Verdict> {
+    let (tcp, dns) = (facts.has(Facts::TCP), facts.has(Facts::DNS));
+    let (stays, captures_dns) = (facts.has(Facts::STAYS), captures_dns(pod));
     let self_call = stays
-        && !localhost
+        && !facts.has(Facts::LOCALHOST)
         && tcp
         && connection.port != pod.tunnel_port
         && !pod.has(PodFlags::SELF_CALLS_PASS);
