@@ -63,7 +63,7 @@ fn disturb(node: &Node, random: &mut Random, generation: u64) -> Result<bool> {
     Ok(false)
 }
 
-/// The text of a file from its beginning, what is no text of it aside.
+/// All of a file, from its beginning.
 fn read_again(file: &mut File) -> Result<String> {
     let mut bytes = Vec::new();
     file.rewind()?;
