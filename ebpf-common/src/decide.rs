@@ -168,10 +168,10 @@ fn outbound<S: Sets>(pod: &Pod, sets: &S, connection: &Connection) -> Verdict {
             (from_there || connection.source.is_passthrough(), Facts::PASSTHROUGH),
         ],
     );
-    if pod.has(PodFlags::AHEAD) {
-        if let Some(verdict) = ahead(pod, sets, connection, &destination, ports, facts) {
-            return verdict;
-        }
+    if pod.has(PodFlags::AHEAD)
+        && let Some(verdict) = ahead(pod, sets, connection, &destination, ports, facts)
+    {
+        return verdict;
     }
     if let Some(verdict) = excluded(pod, sets, connection, &destination, ports, facts, Phase::First)
     {

@@ -19,6 +19,7 @@ mod connect;
 mod datagram;
 mod judge;
 mod sys_addr;
+mod sys_forget;
 mod sys_lookup;
 mod sys_maps;
 mod sys_msg;

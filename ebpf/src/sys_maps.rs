@@ -488,17 +488,8 @@ impl Sets for Maps {
 
     #[inline(always)]
     fn forget(&self, word: u32) -> u32 {
-        mr_forget(word)
+        crate::sys_forget::mr_forget(word)
     }
-}
-
-/// The same word. Of what a function gives that is visible, a verifier takes nothing to be known.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn mr_forget(mut word: u32) -> u32 {
-    // SAFETY: does nothing. The compiler can't see that, and would leave out the call.
-    unsafe { core::arch::asm!("{0} &= -1", inout(reg) word, options(pure, nomem, nostack)) }
-    word
 }
 
 /// What GROUPS says of a group or user.
