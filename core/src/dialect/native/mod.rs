@@ -75,17 +75,14 @@ pub(super) const fn one_table(name: &'static str) -> NftLayout {
 /// How rules of Millrace's own commands are known: by their chains and their comment alone.
 pub const FOOTPRINT: Footprint = Footprint::of(&LAYOUT);
 
-/// What a value in rules that are there was set by: a flag or a key of a file, which they can't tell.
+/// The flag that sets a value of rules that are there, with its dashes; by a file it may have been set as well.
 pub fn source_of(flag: &str, value: &str) -> Source {
     let name = format!("--{flag}");
     match flag {
         // They are of the resolver's configuration, unless somebody named them.
         "dns-servers" => Source::Rules,
         _ if value == default_of(flag) => Source::Default(name),
-        _ => match settings::find(flag) {
-            Some(setting) => Source::Flag(format!("{name} or configuration key {}", setting.key)),
-            None => Source::Flag(name),
-        },
+        _ => Source::Flag(name),
     }
 }
 
