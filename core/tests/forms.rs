@@ -437,3 +437,28 @@ fn what_is_done_before_a_map_is_done_once() {
     let marks = r#"{"mangle": {"key": {"meta": {"key": "mark"}}, "value": {"^": [{"meta": {"key": "mark"}}, 1]}}},"#;
     assert!(matches!(answer(marks), Outcome::Unknown { .. }));
 }
+
+/// Verify that a refusal by a message of ICMP is for its family alone, which nft does not print; and that
+/// rules of a table that is not listed are refused, as nobody knows whether they are called.
+#[test]
+fn what_nft_does_not_print_is_known_or_refused() {
+    let place = r#""family": "inet", "table": "t""#;
+    let table = r#"{"table": {"family": "inet", "name": "t"}},"#;
+    let list = |table: &str, kind: &str| {
+        let text = format!(
+            r#"{{"nftables": [{table}
+            {{"chain": {{{place}, "name": "c", "type": "filter", "hook": "output", "prio": 0, "policy": "accept"}}}},
+            {{"rule": {{{place}, "chain": "c", "expr": [
+                {{"match": {{"op": "==", "left": {{"meta": {{"key": "l4proto"}}}}, "right": "tcp"}}}},
+                {{"reject": {{"type": "{kind}", "expr": "host-unreachable"}}}}]}}}}]}}"#
+        );
+        of_nft_json(&text)
+    };
+    let answer = |kind: &str| outcome(&Program::new(list(table, kind).unwrap().tables));
+    // Of an IPv4 packet.
+    assert_eq!(answer("icmp"), Outcome::Refused);
+    assert_eq!(answer("icmpx"), Outcome::Refused);
+    assert!(matches!(answer("icmpv6"), Outcome::Passed { .. }));
+    let error = list("", "icmp").unwrap_err().to_string();
+    assert!(error.contains("a table that is not there"), "{error}");
+}

@@ -154,6 +154,20 @@ fn what_the_way_of_first_packets_does_not_show_is_compared() -> Result<()> {
             "-A INPUT -m conntrack --ctstate NEW -j DROP",
             "of an established connection: icmp",
         ),
+        (
+            "filter",
+            "-A INPUT -p tcp -m conntrack --ctstate ESTABLISHED -j REJECT --reject-with tcp-reset",
+            "-A INPUT -p tcp -m conntrack --ctstate ESTABLISHED -j REJECT",
+            "tcp reset -> nothing else",
+        ),
+        // What comes over lo is known to tracking before it is asked.
+        (
+            "raw",
+            "-A PREROUTING -i lo -m conntrack --ctstate ESTABLISHED -j DROP",
+            "",
+            "established connection",
+        ),
+        ("raw", "-A PREROUTING -m conntrack --ctdir REPLY -j DROP", "", "that answer in"),
         // To many hosts, and from none.
         ("filter", "-d 224.0.0.251/32 -p udp -j DROP", "", "224.0.0.251"),
         ("filter", "-d 255.255.255.255/32 -j DROP", "", "255.255.255.255"),
@@ -161,6 +175,8 @@ fn what_the_way_of_first_packets_does_not_show_is_compared() -> Result<()> {
         // Of hosts and interfaces of which a file says nothing.
         ("filter", "-A FORWARD -p tcp -j DROP", "", "FORWARD"),
         ("filter", "-A INPUT -i eth7 -p tcp -m conntrack --ctstate NEW -j DROP", "", "in by eth7"),
+        ("filter", "-A INPUT -i eth+ -j DROP", "-A INPUT -i eth0 -j DROP", "in by eth+"),
+        ("filter", "! -o lo -j DROP", "-o eth0 -j DROP", "out by another"),
         ("nat", "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE", "", "172.17.0.0/16"),
         // Zones, and what is not tracked.
         ("raw", "-p udp -j CT --zone 3", "-p udp -j CT --zone 4", "zone 3 -> zone 4"),
@@ -204,6 +220,13 @@ fn what_the_way_of_first_packets_does_not_show_is_compared() -> Result<()> {
             "-A PREROUTING -j CONNMARK --restore-mark;-A PREROUTING -m mark --mark 7 -j DROP",
             "-A PREROUTING -j CONNMARK --restore-mark",
             "dropped -> goes on",
+        ),
+        // The transparent socket that a packet is handed to.
+        (
+            "mangle",
+            "-A PREROUTING -p tcp -j TPROXY --on-port 7020 --on-ip 0.0.0.0 --tproxy-mark 1/1",
+            "-A PREROUTING -p tcp -j TPROXY --on-port 7020 --on-ip 127.0.0.1 --tproxy-mark 1/1",
+            "for a transparent socket at 127.0.0.1",
         ),
         // What is done to packets.
         ("mangle", "-p tcp -j TOS --set-tos 0x10/0x3f", "", "TOS --set-tos 0x10/0x3f"),

@@ -9,7 +9,7 @@ use super::program::{Bound, Chain, ChainId, RuleId};
 use super::question::Protocol;
 use super::ranges::{address, number};
 use super::reply::Transparent;
-use super::rule::{Action, Field, MarkChange, States, Test};
+use super::rule::{Action, Field, MarkChange, Notice, States, Test};
 use super::test::Truth;
 use super::walk::{Halt, Walk};
 use super::witness::{Met, Witness};
@@ -252,6 +252,9 @@ impl<'a, W: Witness> Walk<'a, W> {
             }
             Action::Reject(notice) => {
                 self.decide(id);
+                if *notice == Notice::Reset {
+                    self.did.push("tcp reset".to_owned());
+                }
                 self.refusal = Some(Rejection { packet: *packet, notice: *notice });
                 return Err(Halt::Refused(id));
             }
@@ -286,7 +289,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 };
                 return self.hide(id, own.number, *ports, packet);
             }
-            Action::Tproxy { port, family, drops, .. } => {
+            Action::Tproxy { port, address: at, family, drops } => {
                 let fits = matches!(packet.protocol, Protocol::TCP | Protocol::UDP)
                     && family.is_none_or(|family| family == packet.family);
                 if !fits {
@@ -320,6 +323,10 @@ impl<'a, W: Witness> Walk<'a, W> {
                     self.note(BRIDGED);
                     self.decide(id);
                     return Ok(Flow::Next);
+                }
+                // Without one, or with the one that means none, the kernel takes the interface's.
+                if let Some(at) = at.filter(|at| !at.is_unspecified()) {
+                    self.did.push(format!("for a transparent socket at {at}"));
                 }
                 packet.taken = Some(port.map_or(packet.ends.port, |p| Value::made(p.into())));
                 self.decide(id);

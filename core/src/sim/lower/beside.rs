@@ -117,7 +117,25 @@ pub(super) fn of_terms(terms: &[Term]) -> Beside {
 /// The same of a rule of nft's JSON.
 pub(super) fn of_json(exprs: &[Value]) -> Beside {
     let logs = exprs.iter().filter_map(|expr| expr.get("log")).map(|log| format!("{:?}", to(log)));
-    Beside { noted: logs.collect::<Vec<_>>().join(" "), elsewhere: false }
+    let elsewhere = exprs.iter().any(is_by_name);
+    Beside { noted: logs.collect::<Vec<_>>().join(" "), elsewhere }
+}
+
+/// Whether a statement names an object of the table that says what is done (`libnftables-json(5)`): of two
+/// that are called alike it isn't known whether they are the same.
+fn is_by_name(expr: &Value) -> bool {
+    const KINDS: [&str; 8] = [
+        "limit",
+        "quota",
+        "ct helper",
+        "ct timeout",
+        "ct expectation",
+        "secmark",
+        "synproxy",
+        "tunnel",
+    ];
+    let named = |content: &Value| !content.is_object() || content.get("map").is_some();
+    KINDS.iter().filter_map(|kind| expr.get(kind)).any(named)
 }
 
 /// Where a `log` of nft's JSON goes.
@@ -171,6 +189,14 @@ mod tests {
         );
         assert_ne!(refused("icmp", 10), refused("icmp", 9));
         assert_eq!(refused_as("icmpx", "port-unreachable"), None);
+    }
+
+    #[test]
+    fn objects_that_are_named_are_elsewhere() {
+        let of = |text: &str| of_json(&[serde_json::from_str(text).unwrap()]).elsewhere;
+        assert!(of(r#"{"limit": "l"}"#) && of(r#"{"ct helper": "l"}"#));
+        assert!(of(r#"{"quota": {"map": {"key": 1, "data": "@m"}}}"#));
+        assert!(!of(r#"{"limit": {"rate": 5, "per": "second"}}"#) && !of(r#"{"counter": "c"}"#));
     }
 
     #[test]

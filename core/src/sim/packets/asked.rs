@@ -99,9 +99,11 @@ impl Asked {
         }
     }
 
-    /// Names of interfaces that rules ask for, of many that begin alike one.
+    /// Names of interfaces that rules ask for, and one that no rule asks for. Of many that begin alike it is
+    /// the pattern, which no interface has for its name.
     pub(super) fn named(&self, way: Way) -> impl Iterator<Item = String> + '_ {
-        self.patterns(way).iter().map(|name| name.as_str().replace('+', "0"))
+        let names = self.patterns(way).iter().map(|name| name.as_str().to_owned());
+        names.chain(["another".to_owned()])
     }
 
     /// Which of the names that rules ask for an interface has.

@@ -106,10 +106,19 @@ impl Kind {
     }
 }
 
-/// The kinds that rules tell apart at a stage. With `unsaid`, those that start a connection are among them.
-pub(super) fn kinds(asked: &Asked, stage: Stage, unsaid: bool) -> Vec<Kind> {
+/// The kinds that rules tell apart at a stage. With `unsaid`, those that start a connection are among them;
+/// with `looped` they were tracked on their way out, and are known as that in front of tracking as well
+/// (`loopback_xmit()` of the kernel's `drivers/net/loopback.c`, which leaves a packet its connection).
+pub(super) fn kinds(asked: &Asked, stage: Stage, unsaid: bool, looped: bool) -> Vec<Kind> {
     let mut kinds = match stage {
-        Stage::Untracked => vec![Kind::new("of any kind", States::INVALID, None)],
+        Stage::Untracked => {
+            let mut kinds = vec![Kind::new("of any kind", States::INVALID, None)];
+            if looped {
+                let known = |kind: &Kind| kind.back.is_some() && kind.between == Between::All;
+                kinds.extend(tracked(asked, false).into_iter().filter(known));
+            }
+            kinds
+        }
         _ => tracked(asked, unsaid),
     };
     if stage == Stage::Translation {

@@ -186,7 +186,8 @@ struct Spot {
 impl Compared<'_> {
     fn look(&self, seen: &mut Seen, found: &mut Vec<Otherwise>) {
         for spot in self.spots() {
-            for kind in kinds(self.asked, self.stage, spot.unsaid) {
+            let looped = spot.input.as_deref() == Some(LOOPBACK);
+            for kind in kinds(self.asked, self.stage, spot.unsaid, looped) {
                 for (mark, of_connection) in self.asked.marks(kind.back.is_some()) {
                     let classes = self.classes(&spot, &kind, (mark, of_connection), seen);
                     found.extend(classes.into_iter().map(|class| Otherwise {
@@ -399,7 +400,7 @@ impl Examine for At<'_> {
         let mut packet = walk.packet(Value::asked(source, Field::Source), owner);
         (packet.mark, packet.syn, packet.icmp) = (self.marks.0, self.kind.syn, self.kind.icmp);
         (packet.input, packet.output) = (self.spot.input.as_deref(), self.spot.output.as_deref());
-        if self.stage != Stage::Untracked {
+        if self.stage != Stage::Untracked || back.is_some() {
             walk.found(tracked, &mut packet);
         }
         let ended = self.calls.iter().try_for_each(|call| walk.call(call, self.hook, &mut packet));

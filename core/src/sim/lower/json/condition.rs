@@ -33,6 +33,16 @@ impl Settled {
         (!known).then_some(Test::Family(family))
     }
 
+    /// The family that a refusal by a message of ICMP is for, and no other: nft does not print that the rule
+    /// asks for it.
+    pub(super) fn refused(&mut self, content: &Value) -> Option<Test> {
+        match content.get("type").and_then(Value::as_str)? {
+            "icmp" => self.family(Family::V4),
+            "icmpv6" => self.family(Family::V6),
+            _ => None,
+        }
+    }
+
     fn protocol(&mut self, number: Protocol) -> Option<Test> {
         let known = self.protocol.replace(number) == Some(number);
         self.has_ports |= number.has_ports();

@@ -66,22 +66,25 @@ pub fn of_nft_json(text: &str) -> Result<Listed, NotNft> {
         }
     }
     let mut tables: Vec<Table<'_>> = Vec::new();
+    let mut others: Vec<(&str, &str)> = Vec::new();
     for table in of("table") {
         let (family, name, _) = place(table, "name")?;
-        match families(family) {
-            Some(families) => {
-                let holder = super::nft::HOLDER.to_owned();
-                let content =
-                    SourceTable { holder, name: name.to_owned(), families, chains: Vec::new() };
-                tables.push(Table { family, content, calls: called(table.get("flags")) });
-            }
-            None => left_out.push(format!("table {family} {name}")),
-        }
+        let Some(families) = families(family) else {
+            left_out.push(format!("table {family} {name}"));
+            others.push((family, name));
+            continue;
+        };
+        let holder = super::nft::HOLDER.to_owned();
+        let content = SourceTable { holder, name: name.to_owned(), families, chains: Vec::new() };
+        tables.push(Table { family, content, calls: called(table.get("flags")) });
     }
     let mut callers: Vec<(&str, &str, SourceChain)> = Vec::new();
     for chain in of("chain") {
         let (family, table, name) = place(chain, "name")?;
-        let Some(into) = find(&mut tables, family, table) else { continue };
+        let Some(into) = find(&mut tables, family, table) else {
+            absent(&others, family, table)?;
+            continue;
+        };
         let hooked = chain.get("hook").is_some() && into.calls != Calls::None;
         let base = base(chain).filter(|_| hooked);
         match below(chain, name).filter(|_| hooked) {
@@ -95,7 +98,10 @@ pub fn of_nft_json(text: &str) -> Result<Listed, NotNft> {
     }
     for rule in of("rule") {
         let (family, table, name) = place(rule, "chain")?;
-        let Some(into) = find(&mut tables, family, table) else { continue };
+        let Some(into) = find(&mut tables, family, table) else {
+            absent(&others, family, table)?;
+            continue;
+        };
         let Some(chain) = into.content.chains.iter_mut().find(|chain| chain.name == name) else {
             return Err(NotNft::Other("a rule is in a chain that is not there"));
         };
@@ -207,6 +213,15 @@ fn find<'t, 'v>(
     tables.iter_mut().find(|table| table.family == family && table.content.name == name)
 }
 
+/// Refuse what is in a table that is not listed, as of one chain alone: whether the kernel calls it isn't
+/// known.
+fn absent(others: &[(&str, &str)], family: &str, name: &str) -> Result<(), NotNft> {
+    if others.contains(&(family, name)) {
+        return Ok(());
+    }
+    Err(NotNft::Other("a chain or rule is in a table that is not there; save all of them"))
+}
+
 /// Where the kernel calls a chain from; none for layers that are not walked.
 fn base(chain: &Value) -> Option<Base> {
     let text = |key: &str| chain.get(key).and_then(Value::as_str);
@@ -261,6 +276,10 @@ impl JsonReader<'_> {
                 match name {
                     "counter" => steps.push(Action::Note.into()),
                     "vmap" => steps.push(Action::Unknown(format!("vmap {content}")).into()),
+                    "reject" => {
+                        steps.extend(settled.refused(content).map(Step::Test));
+                        steps.extend(actions(name, content).into_iter().map(Step::Do));
+                    }
                     _ => match self.condition(name, content, settled) {
                         Some(found) => steps.extend(found.into_iter().map(Step::Test)),
                         None => steps.extend(actions(name, content).into_iter().map(Step::Do)),
