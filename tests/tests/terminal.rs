@@ -47,7 +47,7 @@ fn colour_is_for_terminals() -> Result<()> {
     let topology = unattended("nftables", &[])?;
     for words in [
         "status",
-        "verify --timeout 300ms",
+        "verify --timeout 10s",
         "explain --live --from uid=1000 --to 198.51.100.7:80",
         "explain --all --live",
         "diff 'apply --ipv6 off' 'apply --ipv6 off --exclude-outbound-ports 9092'",
@@ -84,7 +84,7 @@ fn the_summary_comes_first() -> Result<()> {
     let topology = unattended("nftables", &[])?;
     for (words, start) in [
         ("status", "captured: "),
-        ("verify --timeout 300ms", "verified: "),
+        ("verify --timeout 10s", "verified: "),
         (
             "explain --live --from uid=1000 --to 198.51.100.7:80",
             "from uid=1000,gid=1000 to 198.51.100.7:80/tcp: redirected to port 15001",
