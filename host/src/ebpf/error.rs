@@ -140,6 +140,12 @@ pub enum EbpfError {
         /// What the verifier says.
         log: String,
     },
+    /// Signals interrupted the verifier again and again.
+    #[error(
+        "signals interrupted the kernel's verifier for 10 s, the last time at the program {0}: is this \
+         process traced, stopped or frozen again and again? Try again"
+    )]
+    Interrupted(String),
     /// The object can't be loaded.
     #[error("the eBPF object can't be loaded")]
     Object(#[from] aya::EbpfError),
@@ -169,6 +175,15 @@ impl EbpfError {
     /// Whether another run was in the way until the time was up.
     pub const fn is_busy(&self) -> bool {
         matches!(self, Self::Busy { .. })
+    }
+
+    /// Why a program can't be loaded.
+    pub(super) fn of_verifier(name: &str, source: io::Error, log: String) -> Self {
+        let name = name.to_owned();
+        if source.raw_os_error() == Some(Errno::EAGAIN as i32) {
+            return Self::Interrupted(name);
+        }
+        Self::Program { name, source, log }
     }
 
     /// An error of a call, with the remedy where privilege is missing.

@@ -16,8 +16,8 @@ use nix::errno::Errno;
 use super::error::EbpfError;
 use super::folder::is_in_bpffs;
 use super::node::{Node, default_cgroup};
-use super::sys_bpf;
 use super::target::Target;
+use super::{sys_bpf, sys_sockets};
 use crate::preflight::{GRANT, finding, has_capability};
 use crate::privilege::NET_ADMIN;
 
@@ -294,8 +294,9 @@ fn cookies() -> Finding {
 
 /// Whether sockets of other processes can be had, tried with a file of this one.
 fn other_processes() -> Finding {
-    let answer = File::open("/proc/self/stat")
-        .and_then(|file| sys_bpf::descriptor_of(std::process::id(), file.as_raw_fd()).map(drop));
+    let answer = File::open("/proc/self/stat").and_then(|file| {
+        sys_sockets::descriptor_of(std::process::id(), file.as_raw_fd()).map(drop)
+    });
     Has::tried(answer).finding(
         "pidfd_getfd(2), which a proxy takes that listens before its pod is enrolled".to_owned(),
         "it takes Linux 5.6, and no seccomp filter that refuses it",

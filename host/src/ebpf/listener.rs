@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use super::error::EbpfError;
 use super::maps::Maps;
 use super::sockets::listeners;
-use super::sys_bpf;
+use super::sys_sockets;
 
 /// Give the pod that the calling thread is in its listeners on `port`; how many were found.
 ///
@@ -107,7 +107,7 @@ fn holder(inode: u64) -> Option<OwnedFd> {
             if !target.is_ok_and(|target| target.as_os_str() == wanted.as_str()) {
                 continue;
             }
-            if let Some(socket) = number.and_then(|n| sys_bpf::descriptor_of(pid, n).ok()) {
+            if let Some(socket) = number.and_then(|n| sys_sockets::descriptor_of(pid, n).ok()) {
                 return Some(socket);
             }
         }

@@ -17,6 +17,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, fstatfs};
 use super::error::EbpfError;
 use super::features::unable;
 use super::folder::{self, lock};
+use super::interrupted::until_not_interrupted;
 use super::maps::{Maps, NAMES};
 use super::order::attach;
 use super::preloaded::by_number;
@@ -284,7 +285,7 @@ impl Node {
         }
         unpin(&pin)?;
         let program = sys_bpf::load_lookup(&LET_PAST, IDLE)
-            .map_err(|(source, log)| EbpfError::Program { name: IDLE.to_owned(), source, log })?;
+            .map_err(|(source, log)| EbpfError::of_verifier(IDLE, source, log))?;
         let target = Target::current()?;
         let failed = |e| EbpfError::io(show(&pin), e);
         let link = sys_bpf::link_netns(program.as_fd(), target.netns.as_fd()).map_err(failed)?;
@@ -477,20 +478,23 @@ fn replace(pin: &Path, program: BorrowedFd<'_>) -> Result<bool, EbpfError> {
 fn accept<'o>(name: &str, program: Option<&'o mut Program>) -> Result<&'o ProgramFd, EbpfError> {
     let missing = || EbpfError::Parse(format!("it has no program {name}"));
     let program = program.ok_or_else(missing)?;
-    let loaded = match program {
-        Program::CgroupSockAddr(p) => p.load().and_then(|()| p.fd()),
-        Program::CgroupSockopt(p) => p.load().and_then(|()| p.fd()),
-        Program::SockOps(p) => p.load().and_then(|()| p.fd()),
-        Program::SkMsg(p) => p.load().and_then(|()| p.fd()),
-        Program::SkLookup(p) => p.load().and_then(|()| p.fd()),
-        _ => return Err(missing()),
-    };
-    loaded.map_err(|error| match error {
-        ProgramError::LoadError { io_error, verifier_log } => EbpfError::Program {
-            name: name.to_owned(),
-            source: io_error,
-            log: verifier_log.to_string(),
-        },
+    let failed = |error| match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            EbpfError::of_verifier(name, io_error, verifier_log.to_string())
+        }
         other => EbpfError::Parse(format!("{name}: {other}")),
-    })
+    };
+    let errno = |error: &ProgramError| match error {
+        ProgramError::LoadError { io_error, .. } => io_error.raw_os_error(),
+        _ => None,
+    };
+    let load = || match program {
+        Program::CgroupSockAddr(p) => p.load(),
+        Program::CgroupSockopt(p) => p.load(),
+        Program::SockOps(p) => p.load(),
+        Program::SkMsg(p) => p.load(),
+        Program::SkLookup(p) => p.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    until_not_interrupted(load, errno).and_then(|()| program.fd()).map_err(failed)
 }

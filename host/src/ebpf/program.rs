@@ -1,11 +1,13 @@
 //! The object, and the programs of single pods that are made of it.
 
 use std::collections::HashSet;
+use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use aya_obj::Object;
 use millrace_ebpf_common::{NUMBER_MARK, TELLS_INTERFACE};
+use nix::libc;
 
 use super::error::EbpfError;
 use super::maps::NAMES;
@@ -64,19 +66,27 @@ impl Lookup {
     /// Load it with a number.
     pub(super) fn load(&self, number: u32) -> Result<OwnedFd, EbpfError> {
         let number = u64::from(number);
-        // Before Linux 5.17 the verifier knows no interface, and refuses who asks for it.
-        self.try_to_load(number | TELLS_INTERFACE).or_else(|_| self.try_to_load(number))
+        match self.try_to_load(number | TELLS_INTERFACE) {
+            // Before Linux 5.17 the verifier knows no interface, and refuses who asks for it.
+            Err(EbpfError::Program { source, .. }) if is_refusal(&source) => {
+                self.try_to_load(number)
+            }
+            other => other,
+        }
     }
 
     fn try_to_load(&self, number: u64) -> Result<OwnedFd, EbpfError> {
         let instructions = with_number(&self.instructions, number)
             .ok_or_else(|| EbpfError::Parse(format!("{LOOKUP} has no place for a number")))?;
-        sys_bpf::load_lookup(&instructions, LOOKUP).map_err(|(source, log)| EbpfError::Program {
-            name: LOOKUP.to_owned(),
-            source,
-            log,
-        })
+        sys_bpf::load_lookup(&instructions, LOOKUP)
+            .map_err(|(source, log)| EbpfError::of_verifier(LOOKUP, source, log))
     }
+}
+
+/// Whether the verifier did not accept what a program does: anything else that keeps it from being loaded
+/// (no memory, say) is no reason for one that decides by less.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EACCES | libc::EINVAL))
 }
 
 /// An instruction's 8 bytes (`struct bpf_insn`).

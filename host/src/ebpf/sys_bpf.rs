@@ -1,14 +1,16 @@
 //! The calls of `bpf(2)` that aya keeps to itself: maps by bytes, links of every kind, programs of
-//! single pods. And what goes with them: netns cookies and other processes' sockets.
+//! single pods.
 
 use std::ffi::CString;
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use nix::libc;
+
+use super::interrupted::until_not_interrupted;
 
 // `enum bpf_cmd` of linux/bpf.h.
 const MAP_LOOKUP: libc::c_int = 1;
@@ -40,8 +42,6 @@ const ATTACH_CONNECT4: u32 = 10;
 const ATTACH_SK_LOOKUP: u32 = 36;
 /// `BPF_SK_MSG_VERDICT`.
 const ATTACH_SK_MSG: u32 = 7;
-/// asm-generic/socket.h.
-const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// Arguments of `bpf(2)`, as linux/bpf.h lays them out for each command; what is behind them counts
 /// as zero.
@@ -174,7 +174,7 @@ fn bpf<T>(command: libc::c_int, argument: &mut T) -> io::Result<RawFd> {
     RawFd::try_from(result).map_err(io::Error::other)
 }
 
-fn owned(fd: RawFd) -> OwnedFd {
+pub(super) fn owned(fd: RawFd) -> OwnedFd {
     // SAFETY: the kernel has just made it for us.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
@@ -341,7 +341,7 @@ pub(super) fn link_first(
 pub(super) fn try_first() -> io::Result<()> {
     let mut argument =
         Load { kind: TYPE_CGROUP_SOCK_ADDR, attach: ATTACH_CONNECT4, ..load_argument(&YES) };
-    let program = bpf(PROG_LOAD, &mut argument).map(owned)?;
+    let program = load(&mut argument)?;
     let program = number(program.as_fd());
     let (target, kind) = (u32::MAX, ATTACH_CONNECT4);
     match bpf(LINK_CREATE, &mut LinkCreate { program, target, kind, flags: PREORDER }) {
@@ -415,11 +415,16 @@ pub(super) type Instruction = [u8; 8];
 /// `r0 = 1; exit`: yes to everything.
 const YES: [Instruction; 2] = [[0xb7, 0, 0, 0, 1, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
 
+/// Load a program, however many signals there are meanwhile.
+fn load(argument: &mut Load) -> io::Result<OwnedFd> {
+    until_not_interrupted(|| bpf(PROG_LOAD, argument), io::Error::raw_os_error).map(owned)
+}
+
 /// Whether the kernel takes a program of this type (`enum bpf_prog_type`) for this attach type: one
 /// that says yes to everything is loaded, and gone at once.
 pub(super) fn try_program(kind: u32, attach: u32) -> io::Result<()> {
     let mut argument = Load { kind, attach, ..load_argument(&YES) };
-    bpf(PROG_LOAD, &mut argument).map(owned).map(drop)
+    load(&mut argument).map(drop)
 }
 
 /// Whether the kernel knows how to detach a link, the latest of the commands for them: it is asked
@@ -458,7 +463,7 @@ pub(super) fn load_lookup(
         *place = byte;
     }
     let mut argument = Load { name: short, ..load_argument(instructions) };
-    bpf(PROG_LOAD, &mut argument).map(owned).map_err(|error| {
+    load(&mut argument).map_err(|error| {
         // Once more, for the reason.
         let mut log = vec![0_u8; 1 << 20];
         argument.log_level = 1;
@@ -468,33 +473,4 @@ pub(super) fn load_lookup(
         let said = log.split(|byte| *byte == 0).next().unwrap_or_default();
         (error, String::from_utf8_lossy(said).into_owned())
     })
-}
-
-/// The cookie of the network namespace that a socket is in.
-pub(super) fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
-    let mut cookie = 0_u64;
-    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
-    // SAFETY: the option's value is 8 bytes, which is what is told.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            std::ptr::from_mut(&mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
-}
-
-/// A descriptor of another process.
-pub(super) fn descriptor_of(process: u32, descriptor: RawFd) -> io::Result<OwnedFd> {
-    let call = |number: libc::c_long, a: libc::c_long, b: libc::c_long| {
-        // SAFETY: both calls take three integers and make a descriptor.
-        let result = unsafe { libc::syscall(number, a, b, libc::c_long::from(0_i8)) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-    };
-    let fd = |result: libc::c_long| RawFd::try_from(result).map(owned).map_err(io::Error::other);
-    let handle = fd(call(libc::SYS_pidfd_open, process.into(), 0)?)?;
-    fd(call(libc::SYS_pidfd_getfd, handle.as_raw_fd().into(), descriptor.into())?)
 }

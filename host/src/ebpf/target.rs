@@ -12,7 +12,7 @@ use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 
 use super::error::EbpfError;
-use super::sys_bpf;
+use super::{sys_bpf, sys_sockets};
 use crate::netns::ids_of;
 
 /// Addresses that no pod has (RFC 5737, RFC 3849): which of the pod's own would they be reached
@@ -35,7 +35,7 @@ impl Target {
         let path = "/proc/thread-self/ns/net";
         let netns = File::open(path).map_err(|e| EbpfError::io(path, e))?;
         let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-        let cookie = sys_bpf::netns_cookie(&any).map_err(|source| EbpfError::Kernel {
+        let cookie = sys_sockets::netns_cookie(&any).map_err(|source| EbpfError::Kernel {
             what: "cookies of network namespaces (SO_NETNS_COOKIE)",
             since: "5.14",
             source,
