@@ -200,10 +200,10 @@ fn modernized(observed: &Observed) -> Option<(Observed, String, String)> {
 }
 
 fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> Status {
-    if !observed.native.is_empty() && read_back(observed).is_empty() {
+    let found = read_back(observed);
+    if wanted.is_none() && found.is_empty() && !observed.native.is_empty() {
         return judge_native(observed, None, groups);
     }
-    let found = read_back(observed);
     let first = found.first();
     let context = Context { footprints: FOOTPRINTS, groups, marks: Vec::new(), netlink: true };
     let variant = first.map_or(Variant::Nft, |f| f.variant);
@@ -239,7 +239,13 @@ fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) 
     notes.extend(observed.asleep());
     notes.extend(dialect::others::captures(observed));
     if observed.captures_natively() {
-        notes.push("native nftables rules are there as well".to_owned());
+        notes.push(match &observed.native[..] {
+            [(table, _), ..] if first.is_none() => format!(
+                "it is captured by native nftables instead, rules of {}",
+                dialect::dialect_of_table(table)
+            ),
+            _ => "native nftables rules are there as well".to_owned(),
+        });
     }
     notes.extend(killed_trace(observed));
     if observed.interrupted {

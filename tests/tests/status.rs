@@ -267,7 +267,7 @@ fn rules_of_an_older_release_are_compared_in_its_form() -> Result<()> {
     ensure!(!text.contains("note: rules of others"), "{text}");
     let drop = ["-t", "filter", "-A", "INPUT", "-p", "tcp", "--dport", "15006", "-j", "DROP"];
     pod.run("iptables-nft", &drop)?;
-    is(&pod, 0, "note: rules of others treat connections otherwise than wanted")?;
+    is(&pod, 0, "note: rules of others treat connections differently than desired")?;
     pod.run("iptables-nft", &["-t", "nat", "-D", "ISTIO_OUTPUT", "3"])?;
     is(&pod, 5, "up to 1.17 wrote them, and not whole in that form either")?;
     Ok(())
@@ -442,6 +442,41 @@ fn ipv6_that_passes_is_told() -> Result<()> {
         apply(&pod, &["--backend", backend], "")?;
         let (code, text) = said(&pod, &["status"])?;
         ensure!(code == Some(0) && !text.contains("IPv6 is not captured"), "{code:?}: {text}");
+    }
+    Ok(())
+}
+
+/// Verify that a tool's command line is compared with what is there, also where it says nothing of native
+/// nftables and these are there: the same settings are whole, others are not, and where iptables was asked
+/// for it is said what there is instead.
+#[test]
+fn settings_of_a_tool_are_those_of_native_rules() -> Result<()> {
+    let native = "--native-nftables";
+    for (tool, other) in [
+        (&["istio-iptables", "-u", "1337", "-i", "*"][..], &["-o", "77"][..]),
+        (
+            &["linkerd", "-p", "4143", "-o", "4140", "-u", "2102"],
+            &["--inbound-ports-to-ignore", "77"],
+        ),
+        (
+            &["kuma", "install", "transparent-proxy", "--kuma-dp-user", "5678"],
+            &["--exclude-inbound-ports", "77"],
+        ),
+        (
+            &["consul", "connect", "redirect-traffic", "-proxy-uid=5995", "-proxy-inbound-port=2"],
+            &["-exclude-inbound-port=77"],
+        ),
+    ] {
+        let pod = pod()?;
+        let (code, text) = said(&pod, &[tool, &[native]].concat())?;
+        ensure!(code == Some(0), "{tool:?}: {code:?}: {text}");
+        for (more, wanted) in [(&[][..], 0), (&[native], 0), (other, 5)] {
+            let (code, text) = said(&pod, &[&["status", "--"], tool, more].concat())?;
+            ensure!(code == Some(wanted) && text.contains(" by nftables"), "{tool:?}: {text}");
+        }
+        let (code, text) = said(&pod, &["status", "--backend", "iptables-nft"])?;
+        let instead = "captured by native nftables instead, rules of ";
+        ensure!(code == Some(3) && text.contains(instead), "{code:?}: {text}");
     }
     Ok(())
 }

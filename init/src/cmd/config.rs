@@ -9,7 +9,7 @@ use millrace_core::dialect::ambient::Ambient;
 use millrace_core::dialect::consul::Consul;
 use millrace_core::dialect::flags::Words as _;
 use millrace_core::dialect::osm::Osm;
-use millrace_core::dialect::{istio, kuma, linkerd, native};
+use millrace_core::dialect::{DIALECTS, Dialect, istio, kuma, linkerd, native};
 use millrace_core::facts::HostFacts;
 use millrace_core::nft::{NftLayout, NftRuleset, finished};
 use millrace_core::plan::Preference;
@@ -48,6 +48,13 @@ pub(super) fn besides<const N: usize>(flags: [(&'static str, bool); N]) -> Vec<&
 impl Loaded {
     pub(super) fn ruleset(&self) -> Ruleset {
         to_iptables(&self.policy, self.layout)
+    }
+
+    /// The same policy as native nftables, in the names that its tool has for them.
+    pub(super) fn in_nftables(&self) -> Option<NftRuleset> {
+        let is_own = |dialect: &&Dialect| dialect.footprint.layout == self.layout;
+        let dialect = DIALECTS.iter().find(is_own)?;
+        Some(rules_of(&self.policy, dialect.nft_layout))
     }
 
     /// The same, for whoever carries it out.

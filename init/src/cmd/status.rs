@@ -1,9 +1,10 @@
 //! `millrace status`
 
 use anyhow::{Result, bail};
+use millrace_core::nft::NftRuleset;
 use millrace_core::observed::Observed;
 use millrace_core::plan::Effect;
-use millrace_core::status::{State, has_neighbours, judge, judge_native};
+use millrace_core::status::{State, has_neighbours, judge, judge_native, read_back};
 use millrace_host::exec;
 use millrace_host::observe::Depth;
 
@@ -13,7 +14,8 @@ use super::output::{print_json, print_painted, warn};
 use super::rules::Rules;
 use super::{config, namespace, rules};
 use crate::cli::node::Meant;
-use crate::cli::own::Status;
+use crate::cli::own::{Config, Status};
+use crate::cli::tool::Tool;
 use crate::exit::Exit;
 use crate::paint;
 
@@ -35,10 +37,8 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
     let observed = session.observe(&exec::Options::default(), Depth::Fast)?;
     session.take_warnings().iter().for_each(|w| warn(w));
     let groups = &facts.groups;
-    // Where either is meant, it is the one that is there.
-    let native = !status.config.is_open() || observed.captures_natively();
-    let nft = loaded.as_ref().and_then(|loaded| loaded.nft.as_ref()).filter(|_| native);
-    let mut found = if let Some(nft) = nft {
+    let nft = loaded.as_ref().and_then(|loaded| natively(loaded, &status.config, &observed));
+    let mut found = if let Some(nft) = &nft {
         judge_native(&observed, Some(&nft.ready_with_text(groups)?), groups)
     } else {
         judge(&observed, loaded.as_ref().map(Loaded::ruleset).as_ref(), groups)
@@ -82,6 +82,22 @@ pub(crate) fn status(status: &Status) -> Result<Exit> {
     })
 }
 
+/// The native nftables that a configuration is compared as; none where it is iptables.
+fn natively(loaded: &Loaded, config: &Config, observed: &Observed) -> Option<NftRuleset> {
+    let there = observed.captures_natively();
+    // Where either is meant, it is the one that is there.
+    if let Some(nft) = loaded.nft.clone().filter(|_| !config.is_open() || there) {
+        return Some(nft);
+    }
+    // The others have no flag for how: what they say is what is captured, and rules of a backend that was
+    // chosen for them hold it as well.
+    let says_how = matches!(&config.tool, None | Some(Tool::Ambient(_)));
+    if says_how || !there || !read_back(observed).is_empty() {
+        return None;
+    }
+    loaded.in_nftables()
+}
+
 /// What becomes of connections that is not as wanted, a sentence each, where rules of others are beside
 /// those of a `whole` capture; none where that is not asked, as no rule of others is there, or nothing
 /// says what is wanted.
@@ -104,7 +120,7 @@ pub(super) fn treated(
         }
     };
     let found = wanted.compared(&real);
-    let one = |one| format!("rules of others treat connections otherwise than wanted: {one}");
+    let one = |one| format!("rules of others treat connections differently than desired: {one}");
     let mut reported: Vec<String> = found.wrong.iter().map(one).collect();
     let more = found.untold();
     if more > 0 {
