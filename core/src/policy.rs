@@ -30,7 +30,7 @@ pub struct CapturePolicy {
     pub inbound: Inbound,
     /// Connections from the pod.
     pub outbound: Outbound,
-    /// Interfaces that are treated otherwise.
+    /// Interfaces that are treated differently.
     pub interfaces: Interfaces,
     /// The IPv4 addresses that mean «this pod itself» (127.0.0.1/32 to 127.0.0.0/8).
     pub localhost: Sourced<Cidr>,
@@ -374,7 +374,7 @@ pub enum GroupSelection {
     },
 }
 
-/// Interfaces that are treated otherwise.
+/// Interfaces that are treated differently.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interfaces {
     /// Never captured in either direction.

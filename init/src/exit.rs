@@ -11,7 +11,7 @@ pub enum Exit {
     Failed,
     /// Own commands: the command line can't be read.
     Usage,
-    /// `diff`: traffic is treated otherwise.
+    /// `diff`: traffic is treated differently.
     Differs,
     /// `diff`: something failed.
     Trouble,

@@ -290,7 +290,10 @@ fn the_same_in_other_words_is_no_difference() -> Result<()> {
     ] {
         let (code, text) = compared(table, one, other)?;
         ensure!(code == Some(0), "{one}, {other}: {code:?}: {text}");
-        ensure!(text.starts_with("traffic: no connection is treated otherwise\nrules:"), "{text}");
+        ensure!(
+            text.starts_with("traffic: no connection is treated differently\nrules:"),
+            "{text}"
+        );
     }
     // One configuration by two backends, and what each says of itself.
     let modes = ["--mode redirect", "--mode tproxy", "--dns all", "--dns all --mode tproxy"];

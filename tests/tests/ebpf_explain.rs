@@ -132,7 +132,7 @@ fn classes_differences_and_pictures() -> Result<()> {
     };
     let same = format!("apply --backend ebpf --ipv6 on {}", SETTINGS.join(" "));
     let said = diff(same.clone(), 0)?;
-    ensure!(said == "traffic: no connection is treated otherwise\nrules: the same\n", "{said}");
+    ensure!(said == "traffic: no connection is treated differently\nrules: the same\n", "{said}");
     let said = diff(same.replace("9092,", ""), 1)?;
     ensure!(said.contains("to tcp not") && said.contains("port 9092\n"), "{said}");
     ensure!(said.contains("leaves by eth0 -> redirected to port 15001"), "{said}");

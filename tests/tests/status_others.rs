@@ -8,7 +8,7 @@ use millrace_tests::ebpf::{self, FOLDER};
 use millrace_tests::topology::Topology;
 
 /// What is told where rules of others undo capture.
-const TOLD: &str = "note: rules of others treat connections otherwise than wanted: ";
+const TOLD: &str = "note: rules of others treat connections differently than desired: ";
 
 /// Rules of others, each a script, with words of what is to be told of them.
 const UNDOING: [(&str, &str); 8] = [

@@ -92,9 +92,9 @@ fn the_summary_comes_first() -> Result<()> {
         ("explain --all --live", "# "),
         (
             "diff 'apply --ipv6 off' 'apply --ipv6 off --exclude-outbound-ports 9092'",
-            "traffic: 2 kinds of connections are treated otherwise",
+            "traffic: 2 kinds of connections are treated differently",
         ),
-        ("diff 'apply' 'apply'", "traffic: no connection is treated otherwise"),
+        ("diff 'apply' 'apply'", "traffic: no connection is treated differently"),
     ] {
         let said = piped(&topology.pod, &format!("$M {words} 2>/dev/null"))?;
         ensure!(said.starts_with(start), "{words}: {said}");

@@ -100,11 +100,11 @@ fn release(
         let msg = format!("there is no note on the pod, and it may be on another network: {other}");
         return Err(CniError::new(Code::TryAgain, msg));
     }
-    roll_back(&mut pod, bpffs, noted, until)
+    remove_capture(&mut pod, bpffs, noted, until)
 }
 
 /// Take the rules out of the calling thread's namespace, and its entry.
-pub(super) fn roll_back(
+pub(super) fn remove_capture(
     pod: &mut Pod,
     bpffs: &Path,
     noted: Option<Mesh>,

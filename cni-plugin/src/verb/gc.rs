@@ -8,7 +8,7 @@ use std::time::Instant;
 use millrace_host::netns::NetnsRef;
 use serde_json::{Map, json};
 
-use super::del::{collect, roll_back};
+use super::del::{collect, remove_capture};
 use super::{Job, MOMENT, enter};
 use crate::level::Level;
 use crate::note::{Note, Notes};
@@ -95,7 +95,7 @@ fn release(
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let mut pod = enter(&netns, &note.netns)?;
-            roll_back(&mut pod, &job.config.bpffs, Some(note.mesh), until)
+            remove_capture(&mut pod, &job.config.bpffs, Some(note.mesh), until)
         });
         thread.join().unwrap_or_else(|panic| resume_unwind(panic)).map(drop).map_err(reported)
     })

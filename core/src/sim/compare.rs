@@ -28,7 +28,7 @@ pub struct Difference {
 }
 
 impl Difference {
-    /// Whether nothing is known to be treated otherwise, nor that it can't be told.
+    /// Whether nothing is known to be treated differently, nor that it can't be told.
     pub fn is_none(&self) -> bool {
         self.traffic.is_empty() && self.packets.is_empty()
     }
@@ -240,12 +240,12 @@ fn equal<T: Hash + Ord>(by: Algorithm, old: &[T], new: &[T]) -> Vec<(usize, usiz
 /// A difference as text.
 pub fn difference_text(before: &Program, after: &Program, found: &Difference) -> String {
     let kinds = match found.traffic.len() {
-        1 => "traffic: 1 kind of connections is treated otherwise\n".to_owned(),
-        count => format!("traffic: {count} kinds of connections are treated otherwise\n"),
+        1 => "traffic: 1 kind of connections is treated differently\n".to_owned(),
+        count => format!("traffic: {count} kinds of connections are treated differently\n"),
     };
     let mut text = String::new();
     text.push_str(if found.traffic.is_empty() {
-        "traffic: no connection is treated otherwise\n"
+        "traffic: no connection is treated differently\n"
     } else {
         &kinds
     });

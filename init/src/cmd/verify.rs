@@ -65,7 +65,7 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
             around.extend(compared.unclear.take());
         }
         Err(error) => around.push(format!(
-            "whether rules treat other connections otherwise is not known: {error:#}"
+            "whether rules treat other connections differently is not known: {error:#}"
         )),
     }
     for text in &around {
@@ -106,12 +106,12 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
         }
         match (compared.count, compared.wrong.len()) {
             (0, _) => {}
-            (1, _) => text.push_str("; rules treat other connections otherwise"),
+            (1, _) => text.push_str("; rules treat other connections differently"),
             (all, reported) if all == reported => {
-                text.push_str(&format!("; rules treat {all} kinds of connections otherwise"));
+                text.push_str(&format!("; rules treat {all} kinds of connections differently"));
             }
             (all, reported) => text.push_str(&format!(
-                "; rules treat {all} kinds of connections otherwise, of which {reported} are told"
+                "; rules treat {all} kinds of connections differently, of which {reported} are told"
             )),
         }
         text.push('\n');

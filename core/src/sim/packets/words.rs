@@ -1,4 +1,4 @@
-//! Packets that are treated otherwise, in words.
+//! Packets that are treated differently, in words.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use super::{End, Handed, Otherwise, Treatment};
 /// So many are told.
 const TOLD: usize = 16;
 
-/// Packets that are treated otherwise, as text; nothing where there are none.
+/// Packets that are treated differently, as text; nothing where there are none.
 pub(in super::super) fn packets_text(packets: &[Otherwise]) -> String {
     // What is told of them, and by which interfaces they go.
     let mut told: Vec<(String, Vec<String>, Vec<String>)> = Vec::new();
@@ -31,7 +31,7 @@ pub(in super::super) fn packets_text(packets: &[Otherwise]) -> String {
         return String::new();
     }
     let mut text =
-        "packets: rules treat these otherwise, at the hooks where they meet them\n".to_owned();
+        "packets: rules treat these differently, at the hooks where they meet them\n".to_owned();
     for (what, ways, changes) in told.iter().take(TOLD) {
         let changes = changes.join("\n    ");
         text.push_str(&format!("  {what}, {}\n    {changes}\n", ways.join(" or ")));
