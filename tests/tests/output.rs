@@ -109,7 +109,9 @@ fn what_others_have_written() -> Result<()> {
     ensure!(said.contains("red \\u{1b}[31m"), "{said}");
     let json = millrace_in_pod(&topology, &[&live[..], &["--output", "json"]].concat(), 0)?;
     let found: Value = serde_json::from_str(&json)?;
-    ensure!(found.to_string().contains("red \\u001b[31m"), "{json}");
+    ensure!(found.to_string().contains("red \\u001b[31m\u{9b}2J gone \u{202e}"), "{json}");
+    let acts = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+    ensure!(!json.contains(acts), "{json:?}");
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, Result};
 use millrace_core::plan::Effect;
-use millrace_core::visible::visible;
+use millrace_core::visible::{visible, visible_json};
 use millrace_host::engine::Outcome;
 use serde_json::{Value, json};
 
@@ -34,7 +34,17 @@ fn print_exactly(text: &str) -> Result<()> {
 
 /// Print a value as JSON.
 pub(super) fn print_json(value: &Value) -> Result<()> {
-    print_exactly(&format!("{value:#}\n"))
+    print_exactly(&visible_json(&format!("{value:#}\n")))
+}
+
+/// Print a value as JSON in a line of its own.
+pub(super) fn print_json_line(value: &Value) -> Result<()> {
+    print_exactly(&visible_json(&format!("{value}\n")))
+}
+
+/// So many of something, whose plural has an s.
+pub(super) fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Say what was done. It is done, whether or not that can be printed: a full disk, or a reader that has

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use anyhow::Result;
 use serde_json::Value;
 
-use super::output::print;
+use super::output::{print, print_json_line};
 use crate::cli::trace::Trace;
 use crate::exit::Exit;
 
@@ -41,7 +41,7 @@ fn now() -> String {
 /// somebody who reads it.
 fn tell(text: &str, value: Option<&Value>) -> Result<bool> {
     let printed = match value {
-        Some(value) => print(&format!("{value}\n")),
+        Some(value) => print_json_line(value),
         None => print(text),
     };
     match printed {
