@@ -311,6 +311,7 @@ fn what_a_mark_delivers_here_is_answered_by_few() {
             mark: Masked::exact(1337),
             table: "133".parse().unwrap(),
             priority: TPROXY_PRIORITY,
+            ipv6: true,
             transparent: true,
         }),
         passthrough_v6: Some(Home::Own),

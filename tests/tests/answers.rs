@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::binary;
+use millrace_tests::capture::millrace;
 use millrace_tests::netns::Namespace;
 
 /// What `millrace` prints, and its exit status.
@@ -302,6 +303,42 @@ fn the_same_in_other_words_is_no_difference() -> Result<()> {
         let (code, text) = said(&["diff", &by("nftables"), &by("iptables-legacy")])?;
         ensure!(code == Some(0) && text.contains("no connection is"), "{mode}: {code:?}: {text}");
     }
+    Ok(())
+}
+
+/// Verify that a pod has the rules of the settings that it was captured with, each of them, and is treated as
+/// these say.
+#[test]
+fn a_pod_is_as_its_settings_say() -> Result<()> {
+    for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
+        for flags in [
+            "--dns all --exclude-outbound-cidrs 10.0.0.0/8",
+            "--mode tproxy",
+            "--mode tproxy --ipv6 off",
+            "--ipv6 off --dns all",
+        ] {
+            let pod = pod()?;
+            pod.ip("addr add fd00:4::2/64 dev eth0 nodad\nroute add default via fd00:4::1\n")?;
+            let words = format!("apply --backend {backend} {flags}");
+            pod.output(&mut millrace(words.split(' '))?)?;
+            let output = pod.output(&mut millrace(["diff", "live", &words])?)?;
+            let text = String::from_utf8(output.stdout)?;
+            let alike = "traffic: no connection is treated differently\nrules: the same\n";
+            ensure!(output.status.success() && text == alike, "{words}: {text}");
+        }
+    }
+    Ok(())
+}
+
+/// Verify that of packets of no socket it is said that they have none, where rules of owners treat them
+/// differently: one of iptables that asks for another owner holds for them, one of nftables does not.
+#[test]
+fn packets_of_no_socket_are_told() -> Result<()> {
+    let by = |backend: &str| format!("apply --include-groups 77 --dns all --backend {backend}");
+    let (code, text) = said(&["diff", &by("nftables"), &by("iptables-nft")])?;
+    let packets: Vec<&str> = text.lines().filter(|line| line.contains(" OUTPUT: ")).collect();
+    ensure!(code == Some(1) && !packets.is_empty(), "{code:?}: {text}");
+    ensure!(packets.iter().all(|line| line.contains(" of no socket")), "{text}");
     Ok(())
 }
 

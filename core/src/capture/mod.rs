@@ -48,6 +48,7 @@ pub fn routing(policy: &CapturePolicy, passthrough: Home) -> Routing {
         mark: marks.connection,
         table: marks.table,
         priority: marks.priority,
+        ipv6: policy.ipv6.value,
         transparent: false,
     });
     let marked = match &policy.inbound.mode {
@@ -56,6 +57,7 @@ pub fn routing(policy: &CapturePolicy, passthrough: Home) -> Routing {
                 mark: Masked::exact(mark.value.get()),
                 table: table.value,
                 priority: TPROXY_PRIORITY,
+                ipv6: policy.ipv6.value,
                 transparent: true,
             })
         }

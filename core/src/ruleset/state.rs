@@ -73,6 +73,8 @@ pub struct MarkedRoute {
     pub table: RouteTable,
     /// The priority of the rule that says so.
     pub priority: u32,
+    /// Whether it is so for IPv6 as well.
+    pub ipv6: bool,
     /// Whether what arrives is marked, to be taken by a transparent socket; otherwise it is answers of
     /// the pod.
     pub transparent: bool,

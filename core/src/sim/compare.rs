@@ -8,11 +8,11 @@ use similar::{Algorithm, DiffTag, capture_diff_slices};
 
 use super::changes::{Change, all_changes};
 use super::namespace::Namespace;
-use super::packets::{Otherwise, otherwise, packet_words, packets_text};
+use super::packets::{Otherwise, otherwise, packets_text};
 use super::partition::Class;
 use super::program::{Base, Bound, ChainId, ChainInfo, Policy, Program, RuleId};
 use super::report::{class_words, rule_json, why};
-use super::rule::Action;
+use super::rule::{Action, Test};
 use super::walk::Answer;
 use crate::value::Family;
 
@@ -185,23 +185,34 @@ fn meaning(program: &Program, id: RuleId) -> Option<String> {
     if program.rule(id).vague {
         return None;
     }
-    let (mut meaning, mut tests) = (Vec::new(), BTreeSet::new());
+    let (mut meaning, mut tests) = (Vec::new(), Vec::new());
     for step in program.steps(id) {
         let action = match step {
             Bound::Test(test) => {
-                tests.insert(format!("{test:?}"));
+                tests.push(test);
                 continue;
             }
             Bound::Do(Action::Note) => continue,
             Bound::Do(action) => format!("{action:?}"),
             Bound::Jump { to, back } => format!("{back} {}", program.chain(*to).name),
         };
-        meaning.extend(std::mem::take(&mut tests));
+        meaning.extend(asked(&std::mem::take(&mut tests)));
         meaning.push(action);
     }
-    meaning.extend(tests);
+    meaning.extend(asked(&tests));
     meaning.push(program.rule(id).beside.noted.clone());
     Some(meaning.join(" "))
+}
+
+/// What tests ask together, whatever their order. Who asks for an address asks for its family as well,
+/// whether or not a test of its own does so.
+fn asked(tests: &[&Test]) -> BTreeSet<String> {
+    let is_implied = |family: Family| {
+        let by = |test: &&Test| matches!(test, Test::Is { family: Some(of), .. } if *of == family);
+        tests.iter().any(by)
+    };
+    let adds = |test: &&&Test| !matches!(test, Test::Family(family) if is_implied(*family));
+    tests.iter().filter(adds).map(|test| format!("{test:?}")).collect()
 }
 
 /// The most pairs of rules that are tried one by one, where more of them are in common than not.
@@ -319,7 +330,7 @@ pub fn difference_json(before: &Program, after: &Program, found: &Difference) ->
             "which": packets.which,
             "input": packets.input,
             "output": packets.output,
-            "packets": packet_words(&packets.class),
+            "packets": packets.words(),
             "before": packets.class.answer.0.end.to_string(),
             "after": packets.class.answer.1.end.to_string(),
             "differences": packets.class.answer.0.effects.differences(&packets.class.answer.1.effects),

@@ -312,7 +312,8 @@ impl Namespace {
         let paths = paths.collect();
         let marked = routing.marked.iter().flat_map(|route| {
             let mark = route.mark;
-            Family::ALL.map(|family| MarkedLocal { family, mark })
+            let families = Family::ALL.into_iter().filter(|f| *f == Family::V4 || route.ipv6);
+            families.map(move |family| MarkedLocal { family, mark })
         });
         let marked = marked.collect();
         Self { supposed: true, ..Self::new(interfaces, paths, marked) }

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 
 use self::asked::Asked;
 use self::kinds::{Kind, kinds};
-pub(super) use self::words::{packet_words, packets_text};
+pub(super) use self::words::packets_text;
 use super::compare::ChangedChains;
 use super::effects::Effects;
 use super::join::{Part, Pool, merge};

@@ -2,12 +2,13 @@
 
 use std::fmt;
 
-use super::super::partition::Class;
+use super::super::partition::{Class, Origin};
 use super::super::ranges::Ranges;
 use super::super::report::{narrowed, protocol_words};
 use super::super::rule::Field;
 use super::super::test::masked;
 use super::{End, Handed, Otherwise, Treatment};
+use crate::ruleset::Hook;
 
 /// So many are told.
 const TOLD: usize = 16;
@@ -18,7 +19,7 @@ pub(in super::super) fn packets_text(packets: &[Otherwise]) -> String {
     let mut told: Vec<(String, Vec<String>, Vec<String>)> = Vec::new();
     for one in packets {
         let (first, second) = &one.class.answer;
-        let (family, words) = (one.class.family(), packet_words(&one.class));
+        let (family, words) = (one.class.family(), one.words());
         let what = format!("{family} {}: packets {}: {words}", one.hook.as_str(), one.which);
         let (changes, way) = (changes(first, second), one.way());
         match told.iter_mut().find(|(known, _, same)| *known == what && *same == changes) {
@@ -43,6 +44,15 @@ pub(in super::super) fn packets_text(packets: &[Otherwise]) -> String {
 }
 
 impl Otherwise {
+    /// The packets in words.
+    pub(in super::super) fn words(&self) -> String {
+        let words = packet_words(&self.class);
+        let leaves = matches!(self.hook, Hook::Output | Hook::Postrouting);
+        // Those of the kernel's own are looked at where rules ask whose socket it is.
+        let of_kernel = leaves && self.input.is_none() && *self.class.origin() != Origin::Process;
+        if of_kernel { format!("{words} of no socket") } else { words }
+    }
+
     /// The interfaces by which they go.
     fn way(&self) -> String {
         let by = [("in", &self.input), ("out", &self.output)].into_iter();
@@ -65,7 +75,7 @@ fn changes(first: &Treatment, second: &Treatment) -> Vec<String> {
 }
 
 /// Packets in words.
-pub(in super::super) fn packet_words<A>(class: &Class<A>) -> String {
+fn packet_words<A>(class: &Class<A>) -> String {
     let bits = u32::from(class.family().bits());
     let all = Ranges::up_to(u128::MAX >> (128 - bits));
     let (ports, ids) = (Ranges::up_to(u16::MAX.into()), Ranges::up_to(u128::from(u32::MAX - 1)));
