@@ -108,8 +108,12 @@ pub(crate) fn verify(at: usize, line: &str) -> Option<(Range<usize>, Style)> {
         ("because ", DIM),
     ];
     if at == 0 {
-        let proved = line.starts_with("verified");
-        return Some(whole(line, if proved { GOOD.bold() } else { BAD.bold() }));
+        let style = match line {
+            _ if line.starts_with("verified in part") => DOUBTFUL,
+            _ if line.starts_with("verified") => GOOD,
+            _ => BAD,
+        };
+        return Some(whole(line, style.bold()));
     }
     first(line, &kinds)
 }

@@ -313,7 +313,7 @@ fn gone_without_a_word() -> Result<()> {
         std::thread::yield_now();
     }
     let said = millrace_in_pod(&stays, &["node-bpf", "gc", "--bpffs", FOLDER], 0)?;
-    ensure!(said == "1 pods were gone\n", "{said}");
+    ensure!(said == "entries of pods that are gone, removed: 1\n", "{said}");
     let sizes = node(&stays.pod, |node| Ok(node.sizes()?))?;
     ensure!((sizes.pods, sizes.networks, sizes.counters) == (1, 0, 1), "{sizes:?}");
     captured(&stays.pod)

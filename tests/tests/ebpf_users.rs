@@ -166,7 +166,7 @@ fn handed_over_to_rules() -> Result<()> {
     ensure!(code == Some(1) && said.contains("--backend nftables first"), "{said}");
     let unload = ["node-bpf", "unload", "--to", "nftables", "--bpffs", FOLDER];
     let (code, said) = ran(&host, &mut millrace(unload)?)?;
-    ensure!(code == Some(0) && said.starts_with("nftables captures 1 pods\n"), "{said}");
+    ensure!(code == Some(0) && said.starts_with("nftables captures 1 pod\n"), "{said}");
     let listen =
         vec![Listen { proto: Proto::Tcp, addr: "0.0.0.0:15001".parse()?, transparent: false }];
     let serve = Serve { name: "proxy".to_owned(), identity: ROOT, listen };

@@ -181,7 +181,7 @@ fn ebpf() -> Result<()> {
     millrace_in_pod(&topology, &APPLY, 0)?;
     ensure!(is_captured(&topology)?, "an enrolled pod is not captured");
     let said = millrace_in_pod(&topology, &load, 0)?;
-    ensure!(said.contains("0 programs attached, 10 replaced; 1 pods"), "{said}");
+    ensure!(said.contains("0 programs attached, 10 replaced; 1 pod"), "{said}");
     ensure!(is_captured(&topology)?, "a pod is not captured with the programs of an upgrade");
     let status = ["status", "--backend", "ebpf", "--bpffs", FOLDER];
     let said = millrace_in_pod(&topology, &status, 0)?;

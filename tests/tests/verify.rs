@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::capture::{millrace, millrace_in_pod, ran, unattended, verified};
+use millrace_tests::capture::{millrace, millrace_in_pod, ran, unattended, verified, wrapped};
 use millrace_tests::ebpf::{self, Cgroup, FOLDER};
 use millrace_tests::process::Listeners;
 use millrace_tests::snapshot::Snapshot;
@@ -79,6 +79,24 @@ fn ipv6_that_ebpf_leaves_is_told() -> Result<()> {
         let said = millrace_in_pod(&topology, &["status", "--bpffs", FOLDER], 0)?;
         ensure!(said.contains(&format!("note: {passes}")) == is_told, "{said}");
     }
+    Ok(())
+}
+
+/// Verify that a namespace without rules is said to be not captured, and that who may not try everything is
+/// not told that all of it is proved.
+#[test]
+fn what_is_not_there_and_what_is_not_tried() -> Result<()> {
+    let topology = unattended("nftables", &[])?;
+    let said = millrace_in_pod(&topology, &["verify"], 0)?;
+    ensure!(said.starts_with("verified: "), "{said}");
+    let nobody = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all"];
+    let mut verify = wrapped(&nobody, &millrace(["verify", "--backend", "nftables"])?);
+    let (code, said) = ran(&topology.pod, &mut verify)?;
+    ensure!(code == Some(0) && said.contains("verified in part: "), "{code:?}: {said}");
+    ensure!(!said.contains(", 0 not tried"), "{said}");
+    millrace_in_pod(&topology, &["cleanup"], 0)?;
+    let said = millrace_in_pod(&topology, &["verify"], 1)?;
+    ensure!(said.contains("not captured: nothing of Millrace or a mesh's tool is here"), "{said}");
     Ok(())
 }
 

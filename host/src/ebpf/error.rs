@@ -58,9 +58,8 @@ pub enum EbpfError {
     },
     /// Pods are captured by what was to be taken away.
     #[error(
-        "{} pods are captured by these programs, and would no longer be: {}; nothing was changed: \
-         let rules capture them first (--to nftables), or say --force",
-        .0.len(),
+        "these programs capture pods that nothing would capture then: {}; nothing was changed: let rules \
+         capture them first (--to nftables), or say --force",
         .0.join(", ")
     )]
     Captures(Vec<String>),

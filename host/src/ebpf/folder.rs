@@ -41,18 +41,26 @@ pub fn is_hidden(folder: &Path) -> bool {
     !is_in_bpffs(folder) && is_in_bpffs(&outside) && outside.is_dir()
 }
 
-/// What to say where there are no programs.
-pub(super) fn nothing_in(folder: &Path) -> String {
+/// What is known of programs where none are seen.
+pub fn no_programs(folder: &Path) -> String {
     let shown = folder.display();
     if is_in_bpffs(folder) {
-        return format!(
-            "{shown} holds no programs of Millrace: run `millrace node-bpf load` on the node first"
-        );
+        format!("{shown} holds no programs of Millrace")
+    } else {
+        format!("{shown} is on no bpffs here, so programs that the node may have can't be seen")
+    }
+}
+
+/// The same with what to do.
+pub(super) fn nothing_in(folder: &Path) -> String {
+    let known = no_programs(folder);
+    if is_in_bpffs(folder) {
+        return format!("{known}: run `millrace node-bpf load` on the node first");
     }
     format!(
-        "{shown} is on no bpffs here, so programs that the node may have can't be seen: enter the pod \
-         without another /sys (`nsenter --net`; `ip netns exec` mounts one), mount the node's bpffs, or name \
-         its folder with --bpffs; where none are loaded, run `millrace node-bpf load` on the node first"
+        "{known}: enter the pod without another /sys (`nsenter --net`; `ip netns exec` mounts one), mount \
+         the node's bpffs, or name its folder with --bpffs; where none are loaded, run `millrace node-bpf \
+         load` on the node first"
     )
 }
 

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use millrace_host::ebpf::{EbpfError, Faults, Node, OBJECT, Options, lacking, usual_cgroup};
+use millrace_host::ebpf::{
+    EbpfError, Faults, Node, OBJECT, Options, lacking, no_programs, usual_cgroup,
+};
 use serde_json::{Value, json};
 
 use super::ebpf::{counters_text, pod_json};
 use super::handover::to_nftables;
-use super::output::{finish, print, print_json, warn};
+use super::output::{counted, finish, print, print_json, warn};
 use crate::cli::node::{NodeBpf, Task};
 use crate::exit::Exit;
 
@@ -42,10 +44,10 @@ pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
                 }
             })?;
             let mut text = format!(
-                "{} programs attached, {} replaced; {} pods\n",
-                loaded.attached.len(),
+                "{} attached, {} replaced; {}\n",
+                counted(loaded.attached.len(), "program"),
                 loaded.replaced.len(),
-                loaded.pods
+                counted(loaded.pods, "pod")
             );
             if !loaded.restored.is_empty() {
                 text.push_str(&format!("put back: {}\n", loaded.restored.join(", ")));
@@ -66,17 +68,25 @@ pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
         Task::Unload { to_nftables: to_rules, force } => {
             let moved = if *to_rules { to_nftables(&command.folder, command.wait)? } else { 0 };
             let there = Node::unload(&command.folder, command.wait, *force)?;
-            let text = if there { "unloaded\n" } else { "nothing to do: nothing is loaded\n" };
+            let text = if there {
+                "unloaded\n".to_owned()
+            } else {
+                format!("nothing to do: {}\n", no_programs(&command.folder))
+            };
             let text = match moved {
-                0 => text.to_owned(),
-                _ => format!("nftables captures {moved} pods\n{text}"),
+                0 => text,
+                _ => format!("nftables captures {}\n{text}", counted(moved, "pod")),
             };
             (text, json!({ "changed": there, "moved": moved }), Exit::Ok)
         }
         Task::Collect => {
             let node = Node::open(&command.folder)?.until(Instant::now() + command.wait);
             let gone = node.collect()?;
-            (format!("{gone} pods were gone\n"), json!({ "gone": gone }), Exit::Ok)
+            (
+                format!("entries of pods that are gone, removed: {gone}\n"),
+                json!({ "gone": gone }),
+                Exit::Ok,
+            )
         }
         Task::Status => status(command)?,
     };
@@ -88,14 +98,15 @@ pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
 fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
     let node = match Node::open(&command.folder) {
         Err(EbpfError::NotLoaded(_)) => {
-            let value = json!({ "loaded": false });
-            return Ok(("not loaded\n".to_owned(), value, Exit::NotCaptured));
+            let why = no_programs(&command.folder);
+            let text = format!("not loaded: {why}\n");
+            return Ok((text, json!({ "loaded": false, "why": why }), Exit::NotCaptured));
         }
         opened => opened?,
     };
     let state = node.state()?;
     let pods = node.pods()?;
-    let mut text = format!("loaded: {} programs attached", state.attached.len());
+    let mut text = format!("loaded: {} attached", counted(state.attached.len(), "program"));
     if let Some(faults) = state.faults.reported() {
         text.push_str(&format!(", {faults}"));
     }
@@ -108,7 +119,8 @@ fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
     if state.sample > 0 {
         text.push_str(&format!(", reporting one of {} decisions", state.sample));
     }
-    text.push_str(&format!("\n{} pods, {} programs for more\n", pods.len(), state.spares));
+    let spares = counted(state.spares, "program");
+    text.push_str(&format!("\n{}, {spares} for more\n", counted(pods.len(), "pod")));
     let order = node.order()?.reported();
     if let Some(order) = &order {
         text.push_str(&format!("note: {order}\n"));

@@ -7,6 +7,7 @@ use millrace_core::facts::HostFacts;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::Ruleset;
 use millrace_core::sim::{Identity, Namespace};
+use millrace_core::status::holds_rules;
 use millrace_core::verify::{Asked, Compared, Finding, Seen, checks, detours};
 use millrace_host::engine::Session;
 use millrace_host::observe::Depth;
@@ -96,7 +97,11 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
         let tried = |f: &&Finding| !matches!(f.result, Seen::NotTried { .. });
         let unclear = findings.iter().filter(|f| f.passed.is_none()).filter(tried).count();
         let skipped = skipped - unclear;
-        let proved = if is_proved { "verified" } else { "not verified" };
+        let proved = match is_proved {
+            true if skipped > 0 || nobody.is_some() => "verified in part",
+            true => "verified",
+            false => "not verified",
+        };
         let mut text = format!("{proved}: {good} as expected, {bad} not, {skipped} not tried");
         if unclear > 0 {
             text.push_str(&format!(", {unclear} can't be told"));
@@ -139,11 +144,18 @@ fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result
         (None, None) => {
             let what = "what is expected can't be read off the rules; give the configuration";
             let observed = session.observe(&exec::Options::default(), Depth::Fast).context(what)?;
-            ExpectedCapture::read_off(&observed, groups).context(
-                "what is expected can't be read off the rules that are here; give the \
-                 configuration: --config, --manifest, flags, or a command line of a mesh's tool \
-                 behind --",
-            )
+            let give = "give the configuration: --config, --manifest, flags, or a command line of a \
+                 mesh's tool behind --";
+            ExpectedCapture::read_off(&observed, groups).with_context(|| {
+                if holds_rules(&observed, groups) {
+                    format!("what is expected can't be read off the rules that are here; {give}")
+                } else {
+                    format!(
+                        "not captured: nothing of Millrace or a mesh's tool is here. To be told which \
+                         connections pass, {give}"
+                    )
+                }
+            })
         }
     }
 }
