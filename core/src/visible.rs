@@ -3,11 +3,32 @@
 
 use std::borrow::Cow;
 
-/// Whether a character does something and shows nothing: control characters, and those that change the
-/// direction of what is behind them (Unicode Standard Annex 9).
+/// Whether a character does something or nothing, and shows nothing: control characters, ends of lines and
+/// paragraphs, and what Unicode has for formatting (the general categories Cc, Cf, Zl and Zp of version 16,
+/// `DerivedGeneralCategory.txt`), such as what changes the direction of the text behind it.
 fn acts(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(c,
+            '\u{ad}'
+            | '\u{600}'..='\u{605}'
+            | '\u{61c}'
+            | '\u{6dd}'
+            | '\u{70f}'
+            | '\u{890}'..='\u{891}'
+            | '\u{8e2}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{110bd}'
+            | '\u{110cd}'
+            | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0001}'
+            | '\u{e0020}'..='\u{e007f}')
 }
 
 fn escaped(
@@ -69,6 +90,10 @@ mod tests {
             "a\\u{1b}[2Jb\\r\\u{9b}c\\u{7f}\\u{202e}\n"
         );
         assert_eq!(in_a_line("a\nb\tc"), "a\\nb\\tc");
+        assert_eq!(
+            visible("\u{61c}\u{2028}\u{feff}\u{e0041}"),
+            "\\u{61c}\\u{2028}\\u{feff}\\u{e0041}"
+        );
         let value = serde_json::json!({ "a": "\u{1b}\u{9b}\u{7f}\u{202e}\u{e9}\n" });
         let text = format!("{value:#}\n");
         let shown = visible_json(&text);
