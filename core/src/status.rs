@@ -269,7 +269,9 @@ fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) 
         );
     }
     let families = families(observed, variant);
-    notes.extend(passes_in_v6(observed, &families));
+    let there = observed.captures_natively();
+    let natively = if there { nft::tables::families(&observed.native) } else { Vec::new() };
+    notes.extend(passes_in_v6(observed, &[&families[..], &natively].concat()));
     let state = match (first, whole) {
         (None, _) if !plan.interrupted && !rest => State::NotCaptured,
         (Some(f), true) if f.ruleset.is_some() || wanted.is_some() => State::Captured,
@@ -351,8 +353,7 @@ pub fn judge_native(observed: &Observed, wanted: Option<&Native>, groups: &Group
     } else {
         notes.extend(read_back(observed).into_iter().map(|found| {
             format!(
-                "it is captured by {} instead, rules of {}: without --backend nftables it is told \
-                 whether they are whole",
+                "it is captured by {} instead, rules of {}, which are not compared with native nftables",
                 found.variant, found.dialect.name
             )
         }));

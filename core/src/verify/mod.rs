@@ -120,6 +120,13 @@ pub struct Check {
     pub because: Vec<String>,
 }
 
+impl Check {
+    /// Whether somebody else than whom it was meant for has to get it: it proves that there is a capture.
+    pub const fn is_captured(&self) -> bool {
+        matches!(self.expected, Expected::Arrives { port, .. } if port != self.to.port())
+    }
+}
+
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ", self.maker)?;

@@ -28,7 +28,7 @@ const PRIVATE: u32 = 0o700;
 const WRITABLE: u32 = 0o022;
 
 /// Whether a path is, or would be, in a bpffs.
-pub(super) fn is_in_bpffs(path: &Path) -> bool {
+pub fn is_in_bpffs(path: &Path) -> bool {
     let there = path.ancestors().find_map(|path| statfs(path).ok());
     there.is_some_and(|fs| fs.filesystem_type() == BPF_FS)
 }
@@ -41,26 +41,18 @@ pub fn is_hidden(folder: &Path) -> bool {
     !is_in_bpffs(folder) && is_in_bpffs(&outside) && outside.is_dir()
 }
 
-/// What is known of programs where none are seen.
-pub fn no_programs(folder: &Path) -> String {
+/// What to say where there are no programs.
+pub(super) fn nothing_in(folder: &Path) -> String {
     let shown = folder.display();
     if is_in_bpffs(folder) {
-        format!("{shown} holds no programs of Millrace")
-    } else {
-        format!("{shown} is on no bpffs here, so programs that the node may have can't be seen")
-    }
-}
-
-/// The same with what to do.
-pub(super) fn nothing_in(folder: &Path) -> String {
-    let known = no_programs(folder);
-    if is_in_bpffs(folder) {
-        return format!("{known}: run `millrace node-bpf load` on the node first");
+        return format!(
+            "{shown} holds no programs of Millrace: run `millrace node-bpf load` on the node first"
+        );
     }
     format!(
-        "{known}: enter the pod without another /sys (`nsenter --net`; `ip netns exec` mounts one), mount \
-         the node's bpffs, or name its folder with --bpffs; where none are loaded, run `millrace node-bpf \
-         load` on the node first"
+        "{shown} is on no bpffs here, so programs that the node may have can't be seen: enter the pod \
+         without another /sys (`nsenter --net`; `ip netns exec` mounts one), mount the node's bpffs, or name \
+         its folder with --bpffs; where none are loaded, run `millrace node-bpf load` on the node first"
     )
 }
 

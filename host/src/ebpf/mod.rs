@@ -38,7 +38,7 @@ mod whole;
 pub use attached::Attached;
 pub use error::EbpfError;
 pub use features::{features, lacking, unprivileged};
-pub use folder::{is_hidden, no_programs};
+pub use folder::{is_hidden, is_in_bpffs};
 pub use millrace_ebpf_common::{Address, Class, Event};
 pub use node::{Loaded, Node, Options, State, default_cgroup};
 pub use order::usual_cgroup;

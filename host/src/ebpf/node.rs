@@ -354,7 +354,9 @@ impl Node {
     /// When pods are captured, or something can't be removed.
     pub fn unload(folder: &Path, wait: Duration, force: bool) -> Result<bool, EbpfError> {
         if fs::symlink_metadata(folder).is_err() {
-            return Ok(false);
+            // What can't be seen may be there.
+            let seen = folder::is_in_bpffs(folder);
+            return if seen { Ok(false) } else { Err(EbpfError::NotLoaded(folder.to_owned())) };
         }
         let _lock = lock(folder, Instant::now() + wait)?;
         let captured = if force { Vec::new() } else { captured(folder)? };

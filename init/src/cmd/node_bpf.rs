@@ -71,7 +71,7 @@ pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
             let text = if there {
                 "unloaded\n".to_owned()
             } else {
-                format!("nothing to do: {}\n", no_programs(&command.folder))
+                format!("nothing to do: {}\n", no_programs(command))
             };
             let text = match moved {
                 0 => text,
@@ -95,10 +95,14 @@ pub(crate) fn node_bpf(command: &NodeBpf) -> Result<Exit> {
     Ok(exit)
 }
 
+fn no_programs(command: &NodeBpf) -> String {
+    format!("{} holds no programs of Millrace", command.folder.display())
+}
+
 fn status(command: &NodeBpf) -> Result<(String, Value, Exit)> {
     let node = match Node::open(&command.folder) {
-        Err(EbpfError::NotLoaded(_)) => {
-            let why = no_programs(&command.folder);
+        Err(EbpfError::NotLoaded(_)) if is_in_bpffs(&command.folder) => {
+            let why = no_programs(command);
             let text = format!("not loaded: {why}\n");
             return Ok((text, json!({ "loaded": false, "why": why }), Exit::NotCaptured));
         }

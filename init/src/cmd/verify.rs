@@ -80,10 +80,19 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     }
     let count = |passed| findings.iter().filter(|f| f.passed == passed).count();
     let (good, bad, skipped) = (count(Some(true)), count(Some(false)), count(None));
-    let is_proved = bad == 0 && good > 0 && bypass.is_none() && compared.wrong.is_empty();
+    // What is as it would be without any capture proves none.
+    let captured = |finding: &&Finding| finding.check.is_captured();
+    let proves = |finding: &Finding| finding.passed == Some(true);
+    let is_captured = match findings.iter().any(|finding| finding.check.is_captured()) {
+        true => findings.iter().filter(captured).any(proves),
+        false => good > 0,
+    };
+    let is_proved = bad == 0 && is_captured && bypass.is_none() && compared.wrong.is_empty();
+    let in_part = skipped > 0 || nobody.is_some();
     if verify.common.json {
         print_json(&json!({
             "verified": is_proved,
+            "inPart": in_part,
             "passed": good,
             "failed": bad,
             "skipped": skipped,
@@ -98,7 +107,7 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
         let unclear = findings.iter().filter(|f| f.passed.is_none()).filter(tried).count();
         let skipped = skipped - unclear;
         let proved = match is_proved {
-            true if skipped > 0 || nobody.is_some() => "verified in part",
+            true if in_part => "verified in part",
             true => "verified",
             false => "not verified",
         };
@@ -146,9 +155,12 @@ fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result
             let observed = session.observe(&exec::Options::default(), Depth::Fast).context(what)?;
             let give = "give the configuration: --config, --manifest, flags, or a command line of a \
                  mesh's tool behind --";
+            let elsewhere = || super::ebpf::elsewhere(&verify.config.ebpf.as_ref()?.folder);
             ExpectedCapture::read_off(&observed, groups).with_context(|| {
                 if holds_rules(&observed, groups) {
                     format!("what is expected can't be read off the rules that are here; {give}")
+                } else if let Some(why) = elsewhere() {
+                    format!("{why}; or {give}")
                 } else {
                     format!(
                         "not captured: nothing of Millrace or a mesh's tool is here. To be told which \
