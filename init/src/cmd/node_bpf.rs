@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use millrace_host::ebpf::{
-    EbpfError, Faults, Node, OBJECT, Options, lacking, no_programs, usual_cgroup,
+    EbpfError, Faults, Node, OBJECT, Options, is_in_bpffs, lacking, usual_cgroup,
 };
 use serde_json::{Value, json};
 
