@@ -8,7 +8,6 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use aya::EbpfLoader;
-use aya::programs::{Program, ProgramError, ProgramFd};
 use millrace_core::ebpf::Order;
 use millrace_ebpf_common::{Plain as _, Settings};
 use nix::fcntl::Flock;
@@ -17,11 +16,10 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, fstatfs};
 use super::error::EbpfError;
 use super::features::unable;
 use super::folder::{self, lock};
-use super::interrupted::until_not_interrupted;
 use super::maps::{Maps, NAMES};
 use super::order::attach;
 use super::preloaded::by_number;
-use super::program::{Lookup, sources};
+use super::program::{Lookup, accept, sources};
 use super::sys_bpf::{self, Instruction};
 use super::target::Target;
 use super::whole::{Faults, attached_at, lost, put_back};
@@ -474,29 +472,4 @@ fn replace(pin: &Path, program: BorrowedFd<'_>) -> Result<bool, EbpfError> {
     let Some(link) = sys_bpf::pinned(pin).map_err(failed)? else { return Ok(false) };
     sys_bpf::update_link(link.as_fd(), program).map_err(failed)?;
     Ok(true)
-}
-
-/// Let the verifier look at a program.
-fn accept<'o>(name: &str, program: Option<&'o mut Program>) -> Result<&'o ProgramFd, EbpfError> {
-    let missing = || EbpfError::Parse(format!("it has no program {name}"));
-    let program = program.ok_or_else(missing)?;
-    let failed = |error| match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
-            EbpfError::of_verifier(name, io_error, verifier_log.to_string())
-        }
-        other => EbpfError::Parse(format!("{name}: {other}")),
-    };
-    let errno = |error: &ProgramError| match error {
-        ProgramError::LoadError { io_error, .. } => io_error.raw_os_error(),
-        _ => None,
-    };
-    let load = || match program {
-        Program::CgroupSockAddr(p) => p.load(),
-        Program::CgroupSockopt(p) => p.load(),
-        Program::SockOps(p) => p.load(),
-        Program::SkMsg(p) => p.load(),
-        Program::SkLookup(p) => p.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    };
-    until_not_interrupted(load, errno).and_then(|()| program.fd()).map_err(failed)
 }

@@ -5,11 +5,13 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
+use aya::programs::{Program, ProgramError, ProgramFd};
 use aya_obj::Object;
 use millrace_ebpf_common::{NUMBER_MARK, TELLS_INTERFACE};
 use nix::libc;
 
 use super::error::EbpfError;
+use super::interrupted::until_not_interrupted;
 use super::maps::NAMES;
 use super::sys_bpf::{self, Instruction};
 
@@ -81,6 +83,34 @@ impl Lookup {
         sys_bpf::load_lookup(&instructions, LOOKUP)
             .map_err(|(source, log)| EbpfError::of_verifier(LOOKUP, source, log))
     }
+}
+
+/// Let the verifier look at a program.
+pub(super) fn accept<'o>(
+    name: &str,
+    program: Option<&'o mut Program>,
+) -> Result<&'o ProgramFd, EbpfError> {
+    let missing = || EbpfError::Parse(format!("it has no program {name}"));
+    let program = program.ok_or_else(missing)?;
+    let failed = |error| match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            EbpfError::of_verifier(name, io_error, verifier_log.to_string())
+        }
+        other => EbpfError::Parse(format!("{name}: {other}")),
+    };
+    let errno = |error: &ProgramError| match error {
+        ProgramError::LoadError { io_error, .. } => io_error.raw_os_error(),
+        _ => None,
+    };
+    let load = || match program {
+        Program::CgroupSockAddr(p) => p.load(),
+        Program::CgroupSockopt(p) => p.load(),
+        Program::SockOps(p) => p.load(),
+        Program::SkMsg(p) => p.load(),
+        Program::SkLookup(p) => p.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    until_not_interrupted(load, errno).and_then(|()| program.fd()).map_err(failed)
 }
 
 /// Whether the verifier did not accept what a program does: anything else that keeps it from being loaded

@@ -81,12 +81,9 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     let count = |passed| findings.iter().filter(|f| f.passed == passed).count();
     let (good, bad, skipped) = (count(Some(true)), count(Some(false)), count(None));
     // What is as it would be without any capture proves none.
-    let captured = |finding: &&Finding| finding.check.is_captured();
-    let proves = |finding: &Finding| finding.passed == Some(true);
-    let is_captured = match findings.iter().any(|finding| finding.check.is_captured()) {
-        true => findings.iter().filter(captured).any(proves),
-        false => good > 0,
-    };
+    let (captured, others): (Vec<_>, Vec<_>) = findings.iter().partition(|f| f.check.is_captured());
+    let telling = if captured.is_empty() { others } else { captured };
+    let is_captured = telling.iter().any(|finding| finding.passed == Some(true));
     let is_proved = bad == 0 && is_captured && bypass.is_none() && compared.wrong.is_empty();
     let in_part = skipped > 0 || nobody.is_some();
     if verify.common.json {
