@@ -1,8 +1,9 @@
-//! What is installed: programs that are missing, how many of them are run, and Millrace's names.
+//! What is installed: programs that are missing, how many of them are run, Millrace's names, and its Debian
+//! package.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,6 +11,9 @@ use millrace_tests::binary;
 use millrace_tests::capture::{Variant, millrace, millrace_in_pod, ran, wrapped};
 use millrace_tests::snapshot::Snapshot;
 use millrace_tests::topology::{Layout, Stack, Topology};
+use xtask::deb;
+use xtask::dist::Machine;
+use xtask::image::Source;
 
 const NFT: [&str; 4] =
     ["iptables-nft-save", "iptables-nft-restore", "ip6tables-nft-save", "ip6tables-nft-restore"];
@@ -216,5 +220,78 @@ fn other_names() -> Result<()> {
     let (code, said) = ran(&topology.pod, proxy.args(["proxy", "sidecar"]))?;
     assert_eq!(code, Some(2), "{said}");
     ensure!(said.contains("only the sub-command istio-iptables"), "{said}");
+    Ok(())
+}
+
+/// A program's standard output, if it succeeds.
+fn output(program: &str, args: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(args).output().context(program.to_owned())?;
+    ensure!(output.status.success(), "{program} {args:?}: {output:?}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Verify that dpkg installs the Debian package and removes it without a trace, that everything is where
+/// Debian looks for it, and that its bytes follow from its contents.
+#[test]
+fn the_debian_package() -> Result<()> {
+    let folder = tempfile::tempdir().context("a folder")?;
+    let at = |name: &str| folder.path().join(name);
+    for (place, text) in [
+        ("man/millrace.8", ".TH millrace 8\n"),
+        ("completions/millrace.bash", "complete\n"),
+        ("completions/_millrace", "#compdef millrace\n"),
+        ("completions/millrace.fish", "complete -c millrace\n"),
+    ] {
+        fs::create_dir_all(at(place).parent().context("a folder")?)?;
+        fs::write(at(place), text)?;
+    }
+    let further = deb::documentation(folder.path())?;
+    // What is in them is nothing to the package: these are small.
+    let binaries = ["true", "false", "true"].map(|name| fs::read(binary::system(name).ok()?).ok());
+    let binaries: Vec<Vec<u8>> =
+        binaries.into_iter().collect::<Option<_>>().context("coreutils")?;
+    let make = |time| {
+        let source = Source { revision: "test".to_owned(), time };
+        deb::package(Machine::here()?, &binaries, &further, &source, deb::MAINTAINER)
+    };
+    let package = make(1_700_000_000)?;
+    ensure!(package == make(1_700_000_000)?, "the same makes another package");
+    ensure!(package != make(1_700_000_001)?, "files do not have the time of the commit");
+    let file = at(&deb::file_name(Machine::here()?));
+    fs::write(&file, package)?;
+    let file = file.to_str().context("a path")?;
+
+    let fields = output("dpkg-deb", &["--field", file])?;
+    let architecture = output("dpkg", &["--print-architecture"])?;
+    for field in ["Package: millrace\n", "Version: ", &format!("Architecture: {architecture}")] {
+        ensure!(fields.contains(field), "{field:?} is not in {fields}");
+    }
+    let root = at("root");
+    for folder in ["updates", "info"] {
+        fs::create_dir_all(root.join("var/lib/dpkg").join(folder))?;
+    }
+    fs::write(root.join("var/lib/dpkg/status"), "")?;
+    let of_root = format!("--root={}", root.display());
+    output("dpkg", &[&of_root, "--install", file])?;
+    let listed = output("dpkg", &[&of_root, "--listfiles", "millrace"])?;
+    let wanted = [
+        ("usr/sbin/millrace", 0o755),
+        ("usr/sbin/millrace-cni", 0o755),
+        ("usr/sbin/millrace-node", 0o755),
+        ("usr/share/bash-completion/completions/millrace", 0o644),
+        ("usr/share/fish/vendor_completions.d/millrace.fish", 0o644),
+        ("usr/share/man/man8/millrace.8.gz", 0o644),
+        ("usr/share/zsh/vendor-completions/_millrace", 0o644),
+    ];
+    for (path, mode) in wanted {
+        ensure!(listed.lines().any(|line| line == format!("/{path}")), "{path}: {listed}");
+        let meta = fs::metadata(root.join(path)).context(path)?;
+        assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (mode, 0, 0), "{path}");
+    }
+    ensure!(fs::read(root.join("usr/sbin/millrace-cni"))? == binaries[1], "another binary");
+    output("dpkg", &[&of_root, "--remove", "millrace"])?;
+    for (path, _) in wanted {
+        ensure!(fs::symlink_metadata(root.join(path)).is_err(), "{path} is left");
+    }
     Ok(())
 }

@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod book;
 pub mod build_ebpf;
+pub mod deb;
 pub mod dist;
 pub mod elf;
 pub mod image;

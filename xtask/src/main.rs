@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Command;
-use xtask::{bench, book, build_ebpf, dist, image, lint, man, repo, schema, truth, vm};
+use xtask::{bench, book, build_ebpf, deb, dist, image, lint, man, repo, schema, truth, vm};
 
 fn main() -> ExitCode {
     match run() {
@@ -24,6 +24,7 @@ fn run() -> anyhow::Result<ExitCode> {
             bench::command(),
             book::command(),
             build_ebpf::command(),
+            deb::command(),
             dist::command(),
             image::command(),
             lint::command(),
@@ -36,6 +37,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Some(("bench", args)) => bench::run(args),
         Some(("book", args)) => book::run(args).map(|()| ExitCode::SUCCESS),
         Some(("build-ebpf", args)) => build_ebpf::run(args).map(|()| ExitCode::SUCCESS),
+        Some(("deb", args)) => deb::run(args).map(|()| ExitCode::SUCCESS),
         Some(("dist", args)) => dist::run(args).map(|()| ExitCode::SUCCESS),
         Some(("image", args)) => image::run(args).map(|()| ExitCode::SUCCESS),
         Some(("man", args)) => man::run(args).map(|()| ExitCode::SUCCESS),

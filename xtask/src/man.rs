@@ -6,7 +6,7 @@ use clap::ArgMatches;
 use crate::repo;
 
 /// What is made, from the root of the repository.
-const FOLDER: &str = "dist";
+pub const FOLDER: &str = "dist";
 
 /// The command line of `xtask man`.
 pub fn command() -> clap::Command {
@@ -20,6 +20,14 @@ pub fn command() -> clap::Command {
 /// # Errors
 /// When one can't be made or written.
 pub fn run(_args: &ArgMatches) -> Result<()> {
+    write()
+}
+
+/// The same.
+///
+/// # Errors
+/// When one can't be made or written.
+pub fn write() -> Result<()> {
     let folder = repo::root().join(FOLDER);
     let make = ["run", "--quiet", "--locked", "--package", "millrace", "--example", "man", "--"];
     repo::run(repo::cargo().args(make).arg(folder))?;

@@ -36,6 +36,15 @@ impl Entry {
         Self { path: path.to_owned(), content: Content::Program(bytes.into()) }
     }
 
+    /// How many bytes it holds.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        match &self.content {
+            Content::File(bytes) | Content::Program(bytes) => bytes.len(),
+            Content::Link(_) => 0,
+        }
+    }
+
     /// A symbolic link.
     pub fn link(path: &str, target: &str) -> Self {
         Self { path: path.to_owned(), content: Content::Link(target.to_owned()) }
@@ -47,7 +56,7 @@ impl Entry {
 ///
 /// # Errors
 /// When a path is there twice, is not relative, or is too long for the format.
-pub(super) fn pack(entries: &[Entry], time: u64) -> Result<Vec<u8>> {
+pub(crate) fn pack(entries: &[Entry], time: u64) -> Result<Vec<u8>> {
     let mut sorted: Vec<&Entry> = entries.iter().collect();
     sorted.sort_by(|one, other| one.path.cmp(&other.path));
     let mut builder = Builder::new(Vec::new());

@@ -153,7 +153,7 @@ pub fn oci_archive(images: &[Image], reference: &str) -> Result<Vec<u8>> {
 }
 
 /// A gzip file (RFC 1952) without a name and a time.
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     // Method 8 is deflate; of an unknown system.
     let mut file = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
     file.extend(compress_to_vec(bytes, 6));

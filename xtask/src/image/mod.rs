@@ -11,6 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Arg, ArgMatches};
 
 pub use archive::Entry;
+pub(crate) use archive::pack;
+pub(crate) use layout::gzip;
 pub use layout::{Image, Settings, oci_archive};
 
 use crate::dist::{MACHINES, Machine};
@@ -18,6 +20,8 @@ use crate::repo;
 
 /// The largest that a node fetches of an image, in bytes.
 pub const LIMIT: usize = 15 * 1024 * 1024;
+/// What stands in front of an image's name where nobody says it.
+pub const PREFIX: &str = "localhost";
 /// Where the binaries are in an image.
 const FOLDER: &str = "usr/local/bin";
 const FOLDERS: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -75,6 +79,12 @@ pub struct Source {
 }
 
 impl Recipe {
+    /// The image's name in a registry, or on a node that it was imported on.
+    #[must_use]
+    pub fn reference(&self, prefix: &str) -> String {
+        format!("{prefix}/{}:{}", self.name, env!("CARGO_PKG_VERSION"))
+    }
+
     /// The image for a machine, of binaries with these contents in the order of
     /// [`Self::binaries`], and further files.
     ///
@@ -127,7 +137,7 @@ pub fn command() -> clap::Command {
             Arg::new("repository")
                 .long("repository")
                 .value_name("PREFIX")
-                .default_value("localhost")
+                .default_value(PREFIX)
                 .help("What stands in front of an image's name"),
         )
         .arg(
@@ -145,14 +155,14 @@ pub fn command() -> clap::Command {
 /// # Errors
 /// When a binary is missing, was built of another source than the others, or an image is too large.
 pub fn run(args: &ArgMatches) -> Result<()> {
-    let prefix = args.get_one::<String>("repository").map_or("localhost", String::as_str);
+    let prefix = args.get_one::<String>("repository").map_or(PREFIX, String::as_str);
     let names: Vec<&String> = args.get_many("name").into_iter().flatten().collect();
     let wanted = |recipe: &&Recipe| names.is_empty() || names.iter().any(|n| *n == recipe.name);
     let folder = repo::root().join("dist/images");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     for recipe in RECIPES.iter().filter(wanted) {
         let images = of_dist(recipe).with_context(|| recipe.name.to_owned())?;
-        let reference = format!("{prefix}/{}:{}", recipe.name, env!("CARGO_PKG_VERSION"));
+        let reference = recipe.reference(prefix);
         write(&folder, &format!("{}.oci.tar", recipe.name), &oci_archive(&images, &reference)?)?;
         for image in &images {
             let (machine, size) = (image.architecture(), image.size());
@@ -169,25 +179,12 @@ fn of_dist(recipe: &Recipe) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     let mut first: Option<String> = None;
     for machine in MACHINES {
-        let folder = machine.folder()?;
-        let there = |name: &&&str| folder.join(name).is_file();
-        if recipe.binaries.iter().filter(there).count() == 0 {
+        let Some((binaries, source)) = of_dist_for(machine, recipe.binaries)? else {
             repo::say(&format!("image: {} is not made for {}", recipe.name, machine.image));
             continue;
-        }
-        let mut binaries = Vec::new();
-        for name in recipe.binaries {
-            let (bytes, revision) = binary(machine, &folder, name)?;
-            let first = first.get_or_insert_with(|| revision.clone());
-            ensure!(
-                *first == revision,
-                "{} is of {revision}, others are of {first}: build all of one commit",
-                folder.join(name).display()
-            );
-            binaries.push(bytes);
-        }
-        let revision = first.clone().unwrap_or_default();
-        let source = Source { time: time_of(&revision)?, revision };
+        };
+        let first = first.get_or_insert_with(|| source.revision.clone());
+        same_commit(first, &source.revision, &machine.folder()?)?;
         let image = recipe.image(machine.image, &binaries, &[], &source)?;
         let size = image.size();
         ensure!(
@@ -200,6 +197,39 @@ fn of_dist(recipe: &Recipe) -> Result<Vec<Image>> {
     }
     ensure!(!images.is_empty(), "dist/ has no binaries: `cargo xtask dist`");
     Ok(images)
+}
+
+/// The binaries of these names for a machine that `xtask dist` left, and of which source they are; none where
+/// none is there.
+///
+/// # Errors
+/// When some are missing, or are of different commits.
+pub(crate) fn of_dist_for(
+    machine: Machine,
+    names: &[&str],
+) -> Result<Option<(Vec<Vec<u8>>, Source)>> {
+    let folder = machine.folder()?;
+    if !names.iter().any(|name| folder.join(name).is_file()) {
+        return Ok(None);
+    }
+    let mut binaries = Vec::new();
+    let mut first: Option<String> = None;
+    for name in names {
+        let (bytes, revision) = binary(machine, &folder, name)?;
+        same_commit(first.get_or_insert_with(|| revision.clone()), &revision, &folder.join(name))?;
+        binaries.push(bytes);
+    }
+    let revision = first.unwrap_or_default();
+    Ok(Some((binaries, Source { time: time_of(&revision)?, revision })))
+}
+
+fn same_commit(first: &str, revision: &str, path: &Path) -> Result<()> {
+    ensure!(
+        first == revision,
+        "{} is of {revision}, others are of {first}: build all of one commit",
+        path.display()
+    );
+    Ok(())
 }
 
 /// A binary that `xtask dist` left, and the revision that it was built of.
@@ -227,7 +257,8 @@ fn time_of(revision: &str) -> Result<u64> {
     text.trim().parse().with_context(|| format!("{text:?} is no time in seconds"))
 }
 
-fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+/// Write a file, and its sha256 sum beside it.
+pub(crate) fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let path = folder.join(name);
     fs::write(&path, bytes).with_context(|| path.display().to_string())?;
     let sum = repo::output(Command::new("sha256sum").arg(name).current_dir(folder))?;
