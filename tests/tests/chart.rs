@@ -17,6 +17,7 @@ use millrace_tests::chart::{
     known, kustomize, lint, objects, of_kind, render, render_packed, repository, text,
 };
 use serde_json::{Value, json};
+use xtask::image::{INIT, NODE};
 
 /// Names of golden files, and their values.
 fn cases() -> Vec<(String, Value)> {
@@ -37,7 +38,7 @@ fn cases() -> Vec<(String, Value)> {
                 },
                 "resourceQuotas": { "enabled": true },
                 "millrace": {
-                    "image": "registry.example/millrace-node:0.1.0",
+                    "image": "registry.example/mesh/millrace-node:0.1.0",
                     "appArmorProfile": { "type": "RuntimeDefault" },
                     "securityContextConstraints": true,
                     "monitoring": {
@@ -147,6 +148,39 @@ fn every_platform_gets_what_is_kept() -> Result<()> {
         }
         golden(&format!("tests/golden/chart/{name}.yaml"), &text)?;
     }
+    Ok(())
+}
+
+/// Verify that the agent's image has the name that `cargo xtask image` gives it, with the same prefix and
+/// without one, and that no page has another one.
+#[test]
+fn the_image_is_the_one_that_is_made() -> Result<()> {
+    const MESH: &str = "registry.example/mesh";
+    let [usual, named] = [xtask::image::PREFIX, MESH].map(|prefix| NODE.reference(prefix));
+    let rendered =
+        render(&[json!({}), json!({ "hub": MESH }), json!({ "global": { "hub": MESH } })])?;
+    for (rendered, wanted) in rendered.into_iter().zip([&usual, &named, &named]) {
+        let set = objects(&text(&rendered.map_err(anyhow::Error::msg)?))?;
+        let set = of_kind(&set, "DaemonSet")?;
+        let image = &set["spec"]["template"]["spec"]["containers"][0]["image"];
+        assert_eq!(image, &json!(wanted));
+    }
+    let base = kustomize("deploy/kustomize/base")?;
+    ensure!(base.contains(&format!("image: {usual}")), "{base}");
+    let mut seen = 0;
+    for page in ["docs/install.md", "docs/chart.md", "docs/meshes.md", "deploy/chart/values.yaml"] {
+        let text = fs::read_to_string(repository(page))?;
+        let words = text.split(|c: char| c.is_whitespace() || "`=\"'()".contains(c));
+        let words = words.map(|word| word.trim_end_matches([',', '.']));
+        for word in words.filter(|word| word.contains("/millrace-") && word.contains(':')) {
+            let named = [&INIT, &NODE].iter().any(|recipe| {
+                [xtask::image::PREFIX, MESH].iter().any(|prefix| recipe.reference(prefix) == word)
+            });
+            ensure!(named || word == "REGISTRY/millrace-init:TAG", "{page}: {word}");
+            seen += 1;
+        }
+    }
+    ensure!(seen > 3, "{seen} images");
     Ok(())
 }
 
@@ -278,7 +312,10 @@ fn the_agent_installs_with_what_is_rendered() -> Result<()> {
             _ => "10-net.conflist",
         };
         ensure!(output.status.success(), "{name}: {output:?}");
-        ensure!(said.starts_with(&format!("installed: {file}\n")), "{name}: {said}");
+        ensure!(
+            said.starts_with("installed: ") && said.contains(&format!("/{file} has")),
+            "{name}: {said}"
+        );
         let written = fs::read_to_string(folder("net.d").join(file))?;
         for part in [r#""type":"millrace-cni""#, r#""exclude_namespaces":["kube-system"]"#] {
             ensure!(written.contains(part), "{name}: {written}");

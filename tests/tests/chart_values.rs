@@ -451,7 +451,7 @@ fn values_of_istio_cni_are_taken() -> Result<()> {
         json!({
             "global": { "hub": "docker.io/istio", "tag": "1.27.0", "meshID": "mesh" },
             "image": "install-cni",
-            "millrace": { "image": "registry.example/millrace-node:0.1.0" },
+            "millrace": { "image": "registry.example/mesh/millrace-node:0.1.0" },
         }),
     ]
     .map(|values| -> Result<String> {
@@ -468,6 +468,6 @@ fn values_of_istio_cni_are_taken() -> Result<()> {
         older.contains(r#"path: "/opt/other""#) && older.contains(r#"NAMESPACES: "a,b""#),
         "{older}"
     );
-    ensure!(image.contains(r#"image: "registry.example/millrace-node:0.1.0""#), "{image}");
+    ensure!(image.contains(r#"image: "registry.example/mesh/millrace-node:0.1.0""#), "{image}");
     Ok(())
 }

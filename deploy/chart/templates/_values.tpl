@@ -105,8 +105,11 @@ capture them from then on.
 {{- .Values.millrace.image }}
 {{- else if .Values.hub }}
 {{- printf "%s/%s:%s" (trimSuffix "/" .Values.hub) .Values.image .Values.tag }}
-{{- else }}
+{{- else if contains "/" .Values.image }}
 {{- printf "%s:%s" .Values.image .Values.tag }}
+{{- else }}
+{{- /* As `cargo xtask image` names it: a name without a registry would be looked up in a public one. */}}
+{{- printf "localhost/%s:%s" .Values.image .Values.tag }}
 {{- end }}
 {{- end }}
 
