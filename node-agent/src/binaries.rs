@@ -7,21 +7,26 @@ use crate::binary::MOST;
 use crate::folder::{Folder, FolderError, Replaced, Seen};
 use crate::foreign::Mesh;
 use crate::install::{InstallError, Installer, PLUGIN};
-use crate::kept::{Kept, KeptFile};
-use crate::list::{Entry, is_file_name};
-use crate::observe::{look, parse};
+use crate::kept::Kept;
+use crate::observe::look;
 use crate::own_folder::special;
+use crate::taken::{earlier_name, taken_kinds};
 
 impl Installer {
     /// See to it that the plugin's name is no other plugin's, whose binary and entries would be taken
     /// for the plugin's, and note that it is the plugin's. The usual name is nobody else's.
     pub(crate) fn own_name(&self, bin: &Folder, conf: &Folder) -> Result<(), InstallError> {
         let mut kept = self.store.read()?;
-        if !Kept::note(&mut kept.plugins, &self.config.kind) {
-            return Ok(());
+        let is_new = Kept::note(&mut kept.plugins, &self.config.kind);
+        if kept.plugins.len() > 1 {
+            let look = look(conf, &kept, &self.drop_in(), &self.config.kind, &[])?;
+            earlier_name(&look.seen, &kept, &self.config.kind)?;
         }
-        self.is_free(&kept, bin, conf)?;
-        Ok(self.store.write(&kept)?)
+        if is_new {
+            self.is_free(&kept, bin, conf)?;
+            self.store.write(&kept)?;
+        }
+        Ok(())
     }
 
     /// Say where another plugin has the plugin's name.
@@ -35,7 +40,7 @@ impl Installer {
         if kind == PLUGIN || self.binary.is_at(bin, kind) {
             return Ok(());
         }
-        if bin.read_at_most(kind, MOST)?.is_some() {
+        if special(bin, kind).is_some() || bin.read_at_most(kind, MOST)?.is_some() {
             return Err(InstallError::OtherPlugin(bin.path().join(kind)));
         }
         let look = look(conf, kept, &self.drop_in(), kind, &[])?;
@@ -54,7 +59,7 @@ impl Installer {
             return Ok(());
         }
         let Some(before) = self.installed(bin)? else { return Ok(()) };
-        for name in &kept.binaries {
+        for name in kept.binaries.iter().filter(|name| special(bin, name).is_none()) {
             let there = bin.read_at_most(name, MOST)?;
             if let Some(there) = there.filter(|there| there.bytes == before.bytes) {
                 // Who changed it meanwhile put a newer one there.
@@ -69,7 +74,9 @@ impl Installer {
     pub(crate) fn take_binaries(&mut self, bin: &Folder) -> Result<bool, InstallError> {
         let mut kept = self.store.read()?;
         for kind in taken_kinds(&kept) {
-            if self.binary.is_at(bin, &kind) {
+            // A link, say, is nothing that can be kept and put back as it was: it stays, and is told
+            // of by the report. Ours is written to none.
+            if self.binary.is_at(bin, &kind) || special(bin, &kind).is_some() {
                 continue;
             }
             let Some(old) = bin.read_at_most(&kind, MOST)? else { continue };
@@ -86,7 +93,11 @@ impl Installer {
                 return Ok(true);
             }
             self.rivalry.took(mesh, Instant::now());
-            tracing::info!("took over {}", bin.path().join(&kind).display());
+            tracing::info!(
+                "{} is this plugin from now on; `millrace-node uninstall --restore` puts the binary of \
+                 {mesh} back",
+                bin.path().join(&kind).display()
+            );
         }
         Ok(false)
     }
@@ -119,28 +130,17 @@ impl Installer {
         }
     }
 
-    /// Whether the plugin, this version or the one that is installed, has this name.
+    /// Whether the plugin, this version or the one that is installed, has this name. What is no regular
+    /// file is not the agent's.
     pub(crate) fn is_ours(&self, bin: &Folder, name: &str) -> Result<bool, InstallError> {
         if self.binary.is_at(bin, name) {
             return Ok(true);
+        }
+        if special(bin, name).is_some() {
+            return Ok(false);
         }
         let own = self.installed(bin)?;
         let there = bin.read_at_most(name, MOST)?;
         Ok(own.zip(there).is_some_and(|(own, there)| own.bytes == there.bytes))
     }
-}
-
-/// The types of entries that were taken over, as names of files.
-pub(crate) fn taken_kinds(kept: &Kept) -> Vec<String> {
-    let entries = kept.entries.iter().map(|own| own.kind.clone());
-    let of_file = |file: &KeptFile| {
-        let list = parse(&file.name, &file.text).ok()?;
-        let mut kinds = list.plugins.iter().map(Entry::kind);
-        kinds.rfind(|kind| Mesh::of(kind).is_some()).map(str::to_owned)
-    };
-    let mut kinds: Vec<String> = entries.chain(kept.files.iter().filter_map(of_file)).collect();
-    kinds.retain(|kind| is_file_name(kind));
-    kinds.sort_unstable();
-    kinds.dedup();
-    kinds
 }

@@ -88,7 +88,7 @@ impl Binary {
             folder.put(name, &self.bytes, Owner::program().of_this_process())?;
             if let Some(what) = what {
                 let path = folder.path().join(name);
-                tracing::warn!("{} was {what}, and is replaced", path.display());
+                tracing::warn!("{} was {what}, and is replaced by the plugin", path.display());
             }
         }
         Ok(!there)

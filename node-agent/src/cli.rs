@@ -1,5 +1,6 @@
 //! The command line. Every flag has a variable, for a pod's manifest.
 
+use std::fmt;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,21 +10,37 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use millrace_core::visible::visible;
 use serde_json::json;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::flags::{Address, NodeName, RepairFlags};
 use crate::foreign::Mesh;
-use crate::install::{Config, Installer, PLUGIN, Report, status, until_installed};
+use crate::install::{Config, Installer, PLUGIN, Report, until_installed};
 use crate::kubeconfig::{self, Account};
 use crate::list::is_file_name;
 use crate::plan::{Mode, State, is_list, is_single};
 use crate::run;
 use crate::settings::Settings;
+use crate::status::status;
 use crate::uninstall::{Done, Way};
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done; for install and status: the plugin is installed as the flags and variables ask for
+  1  it is not, or something went wrong: why is printed
+  2  the command line is wrong";
 
 /// Installs the CNI plugin of Millrace on a node, and keeps it installed.
 #[derive(Debug, Parser)]
-#[command(name = "millrace-node", version, max_term_width = 100)]
+#[command(
+    name = "millrace-node",
+    bin_name = "millrace-node",
+    version,
+    max_term_width = 100,
+    after_help = EXIT_CODES
+)]
 struct Cli {
     #[command(subcommand)]
     command: Task,
@@ -32,12 +49,16 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Install the plugin and keep it installed, until a signal comes; all of it stays then
+    #[command(after_help = EXIT_CODES)]
     Run(Run),
     /// Install the plugin once, also where it was uninstalled
+    #[command(after_help = EXIT_CODES)]
     Install(Once),
-    /// Take the plugin away: its entry first, then its binary
+    /// Remove the plugin: its entry first, then its binary
+    #[command(after_help = EXIT_CODES)]
     Uninstall(Uninstall),
-    /// Say what holds on this node; exit code 0 if the plugin is installed as it should be
+    /// Report whether the plugin is installed on this node as the flags ask for, and change nothing
+    #[command(after_help = EXIT_CODES)]
     Status(Status),
 }
 
@@ -293,8 +314,12 @@ pub(crate) fn main() -> ExitCode {
         Task::Uninstall(uninstall) => &uninstall.what,
         Task::Status(status) => &status.what,
     };
-    let log = tracing_subscriber::fmt().json().flatten_event(true).with_max_level(what.log_level);
-    log.with_writer(io::stderr).init();
+    let log = tracing_subscriber::fmt().with_max_level(what.log_level).with_writer(io::stderr);
+    match cli.command {
+        Task::Run(_) => log.json().flatten_event(true).init(),
+        // Somebody reads along.
+        _ => log.event_format(Plain).init(),
+    }
     match execute(cli.command) {
         Ok(code) => code,
         Err(error) => {
@@ -321,33 +346,40 @@ fn execute(task: Task) -> Result<ExitCode> {
             run::run(installer, places).map(|()| ExitCode::SUCCESS)
         }
         Task::Install(once) => {
-            let mut installer = Installer::new(once.what.config()?)?;
+            let config = once.what.config()?;
+            let mut installer = Installer::new(config.clone())?;
             installer.install_again()?;
             let report = until_installed(&mut installer, once.wait)?;
-            reported(&report, false)
+            reported(&config, &report, false)
         }
         Task::Uninstall(own) => {
             let way = Way { restore: own.restore, keep_binary: own.keep_binary, grace: own.grace };
             let done = Installer::new(own.what.config()?)?.uninstall(way)?;
             print(&visible(&uninstalled(&done))).map(|()| ExitCode::SUCCESS)
         }
-        Task::Status(own) => reported(&status(&own.what.config()?)?, own.json),
+        Task::Status(own) => {
+            let config = own.what.config()?;
+            reported(&config, &status(&config)?, own.json)
+        }
     }
 }
 
 /// Print what holds.
-fn reported(report: &Report, as_json: bool) -> Result<ExitCode> {
-    let (state, what) = match &report.state {
-        State::Installed { file } => ("installed", file),
-        State::Waiting(why) => ("waiting", why),
-        State::Blocked(why) => ("blocked", why),
+fn reported(config: &Config, report: &Report, as_json: bool) -> Result<ExitCode> {
+    let (state, what, first) = match &report.state {
+        State::Installed { file } => {
+            let (list, binary) = (config.conf_dir.join(file), config.bin_dir.join(&config.kind));
+            let (list, binary) = (list.display(), binary.display());
+            ("installed", file, format!("installed: {list} has the entry, which calls {binary}"))
+        }
+        State::Waiting(why) => ("waiting", why, format!("not installed yet: {why}")),
+        State::Blocked(why) => ("blocked", why, format!("not installed: {why}")),
     };
     let text = if as_json {
-        format!("{:#}\n", json!({ "state": state, "what": what, "words": report.words }))
+        format!("{:#}\n", json!({ "state": state, "what": what, "notes": report.words }))
     } else {
-        let lines: Vec<String> = std::iter::once(format!("{state}: {what}"))
-            .chain(report.words.iter().map(|word| format!("  {word}")))
-            .collect();
+        let notes = report.words.iter().map(|word| format!("  {word}"));
+        let lines: Vec<String> = std::iter::once(first).chain(notes).collect();
         visible(&format!("{}\n", lines.join("\n"))).into_owned()
     };
     print(&text)?;
@@ -370,6 +402,32 @@ fn uninstalled(done: &Done) -> String {
     }
     lines.extend(done.words.iter().map(|word| format!("  {word}")));
     format!("{}\n", lines.join("\n"))
+}
+
+/// Messages for who called the program: a line each, and the severity of those that are not for
+/// information alone.
+struct Plain;
+
+impl<S, N> FormatEvent<S, N> for Plain
+where
+    S: Subscriber + for<'l> LookupSpan<'l>,
+    N: for<'w> FormatFields<'w> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        match *event.metadata().level() {
+            Level::ERROR => writer.write_str("error: ")?,
+            Level::WARN => writer.write_str("warning: ")?,
+            _ => {}
+        }
+        let mut line = String::new();
+        context.field_format().format_fields(Writer::new(&mut line), event)?;
+        writeln!(writer, "{}", visible(&line))
+    }
 }
 
 fn print(text: &str) -> Result<()> {

@@ -112,7 +112,12 @@ impl Folder {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let fd = openat(CWD, path, flags, Mode::empty());
         let fd = fd.map_err(|errno| error(path, "it can't be opened as a folder", errno.into()))?;
-        Ok(Self { path: path.to_owned(), fd })
+        Ok(Self::of(path, fd))
+    }
+
+    /// One that was opened at this path.
+    pub fn of(path: &Path, fd: OwnedFd) -> Self {
+        Self { path: path.to_owned(), fd }
     }
 
     /// Where it is.

@@ -2,6 +2,7 @@
 //! counted.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -28,6 +29,15 @@ pub enum What {
     Health,
     /// `/metrics`.
     Metrics,
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Health => "health (/livez, /readyz)",
+            Self::Metrics => "metrics (/metrics)",
+        })
+    }
 }
 
 /// Listen; where the kernel has no IPv6, any address of it means any of IPv4.

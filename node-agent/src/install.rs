@@ -15,13 +15,19 @@ use crate::own_folder::open_own;
 use crate::plan::{Cause, Desired, Mode, Own, Plan, State, Step, default_file, plan};
 use crate::rivalry::Rivalry;
 use crate::settings::{BadSettings, Settings};
+use crate::taken::{EarlierName, not_replaced};
 
+/// Why nothing is installed where it was uninstalled.
+pub(crate) const UNINSTALLED: &str = "it was uninstalled by `millrace-node uninstall`, and stays so until \
+                                      `millrace-node install`";
 /// How often a pass looks again after a change before it leaves the rest to the next one.
 const ROUNDS: usize = 8;
 /// The plugin's name where nobody gives it another one.
 pub const PLUGIN: &str = "millrace-cni";
 /// The socket that the plugin asks, in the agent's folder for what does not outlive a reboot.
 pub const SOCKET: &str = "agent.sock";
+/// Its name until it is there whole.
+pub const SOCKET_BEING_MADE: &str = "agent.new";
 
 /// What is to be installed, and where.
 #[derive(Clone, Debug)]
@@ -64,7 +70,7 @@ pub enum InstallError {
     #[error("the plugin's kubeconfig can't be written")]
     Kubeconfig(#[from] KubeconfigError),
     /// The configuration.
-    #[error("the CNI configuration can't be changed")]
+    #[error(transparent)]
     Folder(#[from] FolderError),
     /// What is kept.
     #[error(transparent)]
@@ -92,6 +98,9 @@ pub enum InstallError {
         "{0} calls a plugin {1:?} already, and it is not this one: choose another name (--plugin-name)"
     )]
     OtherEntry(String, String),
+    /// The plugin has another name than before.
+    #[error(transparent)]
+    EarlierName(#[from] EarlierName),
     /// What has the name of a file of the agent's own can't be read.
     #[error(
         "{0} has the name of the agent's own file, and can't be replaced ({1}): remove it, or choose \
@@ -171,12 +180,11 @@ impl Installer {
     pub fn pass(&mut self) -> Result<Report, InstallError> {
         let _held = self.store.hold()?;
         if self.store.is_uninstalled()? {
-            let why = "it was uninstalled by `millrace-node uninstall`, and stays so until \
-                       `millrace-node install`";
-            let state = State::Blocked(why.to_owned());
+            let state = State::Blocked(UNINSTALLED.to_owned());
             return Ok(Report { state, words: Vec::new(), causes: Vec::new(), again: false });
         }
-        let (bin, conf) = (Folder::open(&self.config.bin_dir)?, self.conf()?);
+        let bin = Folder::open(&self.config.bin_dir).map_err(BinaryError::from)?;
+        let conf = self.conf()?;
         for folder in [&bin, &conf] {
             folder.clean()?;
         }
@@ -190,6 +198,7 @@ impl Installer {
         let mut report = self.settle(&conf)?;
         if matches!(report.state, State::Installed { .. }) && !report.again {
             report.again = self.take_binaries(&bin)?;
+            report.words.extend(not_replaced(&self.store.read()?, &bin));
         }
         Ok(report)
     }
@@ -211,18 +220,20 @@ impl Installer {
 
     /// Change files until nothing is left to change.
     fn settle(&mut self, conf: &Folder) -> Result<Report, InstallError> {
-        let mut causes = Vec::new();
-        for _ in 0..ROUNDS {
+        let (mut causes, mut lost) = (Vec::new(), Vec::new());
+        let mut rounds = 0;
+        loop {
             let (mut kept, look, plan) = self.plan(conf)?;
+            for word in &plan.lost {
+                Kept::note(&mut lost, word);
+            }
+            rounds += 1;
             let done = plan.steps.is_empty();
-            let whole = self.apply(conf, &mut kept, &look, &plan, &mut causes)?;
-            if done || !whole {
-                return Ok(Report { state: plan.state, words: plan.words, causes, again: !whole });
+            if done || rounds > ROUNDS || !self.apply(conf, &mut kept, &look, &plan, &mut causes)? {
+                let words = plan.words.into_iter().chain(lost).collect();
+                return Ok(Report { state: plan.state, words, causes, again: !done });
             }
         }
-        let (_, _, plan) = self.plan(conf)?;
-        let again = !plan.steps.is_empty();
-        Ok(Report { state: plan.state, words: plan.words, causes, again })
     }
 
     fn plan(&mut self, conf: &Folder) -> Result<(Kept, Snapshot, Plan), InstallError> {
@@ -269,7 +280,10 @@ impl Installer {
         taken.dedup();
         for mesh in &taken {
             if !self.rivalry.may_take(*mesh, now) {
-                tracing::warn!("the agent of {mesh} puts its entry back; it is left alone");
+                tracing::warn!(
+                    "the agent of {mesh} puts its entry back each time that it is taken over: its entry \
+                     is left alone for some minutes"
+                );
                 self.give_binaries_back(kept, *mesh)?;
                 return Ok(false);
             }
@@ -289,12 +303,16 @@ impl Installer {
     }
 }
 
-fn drop_in(config: &Config) -> String {
+pub(crate) fn drop_in(config: &Config) -> String {
     let named = config.file.clone().filter(|_| config.mode == Mode::DropIn);
     named.unwrap_or_else(|| default_file(Mode::DropIn).to_owned())
 }
 
-fn desired(config: &Config, kept: &Kept, yield_to: Vec<Mesh>) -> Result<Desired, InstallError> {
+pub(crate) fn desired(
+    config: &Config,
+    kept: &Kept,
+    yield_to: Vec<Mesh>,
+) -> Result<Desired, InstallError> {
     let has_own = [Mode::OwnFile, Mode::Standalone].contains(&config.mode);
     let own =
         Own { written: kept.own_files.clone(), named: config.file.clone().filter(|_| has_own) };
@@ -329,41 +347,10 @@ fn desired(config: &Config, kept: &Kept, yield_to: Vec<Mesh>) -> Result<Desired,
 /// # Errors
 /// When what was taken over can't be read.
 pub fn settings(config: &Config) -> Result<Settings, InstallError> {
-    let kept = if config.state_dir.exists() {
-        Store::open(&config.state_dir)?.read()?
-    } else {
-        Kept::default()
-    };
+    let store = Store::open_if_there(&config.state_dir)?;
+    let kept = store.map_or_else(|| Ok(Kept::default()), |store| store.read())?;
     let wanted = desired(config, &kept, Vec::new())?;
     Ok(wanted.settings.over(&wanted.kept).over(&wanted.places))
-}
-
-/// What holds on the node, without a change.
-///
-/// # Errors
-/// When something can't be read.
-pub fn status(config: &Config) -> Result<Report, InstallError> {
-    let kept = if config.state_dir.exists() {
-        let store = Store::open(&config.state_dir)?;
-        if store.is_uninstalled()? {
-            let state = State::Blocked("it was uninstalled".to_owned());
-            return Ok(Report { state, words: Vec::new(), causes: Vec::new(), again: false });
-        }
-        store.read()?
-    } else {
-        Kept::default()
-    };
-    let conf = Folder::open(&config.conf_dir)?;
-    let look = look(&conf, &kept, &drop_in(config), &config.kind, &[])?;
-    let mut plan = plan(&look.seen, &desired(config, &kept, Vec::new())?);
-    let binary = Binary::read(&config.plugin)?;
-    let path = config.bin_dir.join(&config.kind);
-    if !binary.is_at(&Folder::open(&config.bin_dir)?, &config.kind) {
-        plan.state = State::Waiting(format!("{} is not this agent's binary", path.display()));
-    } else if let (State::Installed { file }, Some(_)) = (&plan.state, plan.steps.first()) {
-        plan.state = State::Waiting(format!("{file} does not say yet what it has to"));
-    }
-    Ok(Report { state: plan.state, words: plan.words, causes: Vec::new(), again: false })
 }
 
 /// Passes until it is installed, or the time is over.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::folder::{Folder, FolderError, Owner, Seen};
-use crate::own_folder::open_own;
+use crate::own_folder::{open_own, own_if_there};
 use crate::settings::Settings;
 
 const FILE: &str = "kept.json";
@@ -143,6 +143,14 @@ impl Store {
         Ok(Self { folder: open_own(path)? })
     }
 
+    /// Open it where it is there.
+    ///
+    /// # Errors
+    /// When it can't be.
+    pub fn open_if_there(path: &Path) -> Result<Option<Self>, KeptError> {
+        Ok(own_if_there(path)?.map(|folder| Self { folder }))
+    }
+
     /// Wait until nobody else has it.
     ///
     /// # Errors
@@ -238,15 +246,16 @@ impl Store {
         Ok(self.folder.path().join(kept))
     }
 
-    /// Forget what is kept, but for what was found: that was nobody's to forget.
+    /// Forget what is kept, but for what was found: that was nobody's to forget. What names the binaries
+    /// goes before them: of those that nothing names, a run that is killed in between takes nothing for
+    /// granted, and the next one removes them.
     ///
     /// # Errors
     /// When a file can't be removed.
     pub fn forget(&self) -> Result<(), KeptError> {
-        for name in self.folder.names()? {
-            if name == FILE || name.starts_with(BINARY) {
-                self.folder.remove(&name)?;
-            }
+        self.folder.remove(FILE)?;
+        for name in self.folder.names()?.iter().filter(|name| name.starts_with(BINARY)) {
+            self.folder.remove(name)?;
         }
         Ok(())
     }

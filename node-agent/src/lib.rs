@@ -33,8 +33,10 @@ pub mod run;
 pub mod server;
 pub mod settings;
 pub mod state;
+pub mod status;
 mod steps;
 pub mod taint;
+pub mod taken;
 pub mod uninstall;
 pub mod watch;
 

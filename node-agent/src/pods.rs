@@ -160,7 +160,7 @@ impl Pods {
     fn replace(&self, pods: HashMap<Name, Pod>) {
         let mut known = self.known();
         if known.trouble.take().is_some() || !known.is_synced {
-            tracing::info!("the pods of this node are followed");
+            tracing::info!("the list of this node's pods is complete, and is kept up to date");
         }
         (known.pods, known.is_synced) = (pods, true);
     }
@@ -169,7 +169,9 @@ impl Pods {
     pub fn failed(&self, why: &str) {
         let mut known = self.known();
         if known.trouble.as_deref() != Some(why) {
-            tracing::warn!("the pods of this node can't be followed: {why}");
+            tracing::warn!(
+                "this node's pods can't be listed or watched, which is tried again: {why}"
+            );
         }
         known.trouble = Some(why.to_owned());
         known.failures += 1;

@@ -149,7 +149,10 @@ impl Repairer {
         loop {
             let next = Instant::now() + self.repair.period;
             if let Err(why) = self.pass().await {
-                tracing::error!("pods that run can't be looked at: {why}");
+                tracing::error!(
+                    "running pods can't be checked, which is tried again in {:?} (--repair-period): {why}",
+                    self.repair.period
+                );
             }
             sleep_until(next).await;
         }
@@ -184,8 +187,8 @@ impl Repairer {
         let before = std::mem::replace(&mut self.lost, lost);
         if lost > before {
             tracing::warn!(
-                "no process is seen of {lost} pods that run: the agent needs hostPID, or the host's \
-                 /proc by --proc-dir"
+                "no process of {lost} running pods can be seen, so that they are not checked: run the \
+                 agent with hostPID, or with the host's /proc as --proc-dir"
             );
         }
         let mut deleted = 0;
@@ -286,7 +289,7 @@ impl Repairer {
                 self.reported.insert(pod.uid.clone(), said);
             }
             Ok(()) => {}
-            Err(why) => tracing::warn!(pod = called, "no Event can be written: {why}"),
+            Err(why) => tracing::warn!(pod = called, "the Event can't be written: {why}"),
         }
     }
 

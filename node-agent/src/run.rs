@@ -53,12 +53,13 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
     let mut listeners = Vec::new();
     for (what, address) in [(What::Health, places.health), (What::Metrics, places.metrics)] {
         let Some(address) = address else { continue };
-        let listener = listen(address).with_context(|| format!("{what:?} on {address}"))?;
+        let listener =
+            listen(address).with_context(|| format!("{what} can't be served on {address}"))?;
         listeners.push((what, listener));
     }
-    let watch = Watch::new().context("inotify")?;
+    let watch = Watch::new().context("changes of files can't be watched (inotify)")?;
     // Threads that begin later leave these signals to this one.
-    let stop = Stop::watch().context("signals")?;
+    let stop = Stop::watch().context("signals can't be waited for")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let seen = Arc::clone(&shared);
     let (config, repair) = (installer.config().clone(), places.repair);
@@ -84,7 +85,9 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
         let mut signals = [PollFd::new(&stop, PollFlags::IN)];
         let _polled = poll(&mut signals, None);
     }
-    tracing::info!("stopping; the plugin stays installed");
+    tracing::info!(
+        "stopping on a signal; the plugin stays installed, and `millrace-node uninstall` removes it"
+    );
     Ok(())
 }
 
@@ -100,7 +103,8 @@ async fn follow(config: &Config, repair: &Repair, pods: &Arc<Pods>, shared: &Arc
                 let repairer = Repairer::new(repair.clone(), config, shared, client);
                 tokio::select! {
                     ended = server.serve(listener) => {
-                        pods.failed(&format!("the plugin is answered no more: {ended:?}"));
+                        let why = ended.map_or_else(|why| why.to_string(), |()| "it ended".to_owned());
+                        pods.failed(&format!("the plugin's questions can't be answered: {why}"));
                     }
                     () = pods.follow(clients.patient, &repair.node) => {}
                     () = repairer.run() => {}
@@ -150,7 +154,9 @@ fn install(mut installer: Installer, watch: &Watch, period: Duration, shared: &S
         shared.passed(&result);
         let limit = if again { SOON.min(period) } else { period };
         if let Err(error) = watch.wait(limit) {
-            tracing::warn!("changes can't be waited for: {error}");
+            tracing::warn!(
+                "changes of files can't be waited for, and are found once in {period:?} (--period): {error}"
+            );
             thread::sleep(limit);
         }
     }

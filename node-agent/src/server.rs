@@ -20,6 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
+use crate::install::SOCKET_BEING_MADE;
 use crate::metrics::{Answered, Metrics};
 use crate::pods::{Pod, Pods, one};
 
@@ -87,7 +88,7 @@ impl std::fmt::Debug for Server {
 /// # Errors
 /// When that can't be done.
 pub fn listen(path: &Path) -> io::Result<StdListener> {
-    let temp = path.with_extension("new");
+    let temp = path.with_file_name(SOCKET_BEING_MADE);
     match std::fs::remove_file(&temp) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

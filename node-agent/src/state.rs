@@ -27,13 +27,15 @@ pub struct Shared {
 struct Installation {
     last: Instant,
     reasons: Vec<String>,
+    words: Vec<String>,
 }
 
 impl Shared {
     /// Nothing is known yet.
     pub fn new(period: Duration, pods: Option<Arc<Pods>>) -> Self {
-        let reasons = vec!["the first look at the node is not over".to_owned()];
-        let installation = Mutex::new(Installation { last: Instant::now(), reasons });
+        let reasons = vec!["the first look at the node is not finished".to_owned()];
+        let last = Instant::now();
+        let installation = Mutex::new(Installation { last, reasons, words: Vec::new() });
         Self { metrics: Metrics::default(), pods, period, installation }
     }
 
@@ -44,21 +46,33 @@ impl Shared {
     /// Note what a pass found, and log what is new.
     pub fn passed(&self, result: &Result<Report, InstallError>) {
         self.metrics.passed(result);
+        let mut installation = self.installation();
         let reasons = match result {
+            // Somebody else was writing: what was planned may not be so.
+            Ok(Report { state: State::Installed { .. }, again: true, .. }) => {
+                installation.reasons.clone()
+            }
             Ok(Report { state: State::Installed { .. }, .. }) => Vec::new(),
             Ok(Report { state: State::Waiting(why) | State::Blocked(why), .. }) => {
                 vec![why.clone()]
             }
             Err(error) => vec![chain(error)],
         };
-        let mut installation = self.installation();
+        let known = installation.words.clone();
+        let words = result.as_ref().map_or(known, |report| report.words.clone());
         if installation.reasons != reasons {
-            match reasons.first() {
-                None => tracing::info!("the plugin is installed"),
-                Some(why) => tracing::warn!("the plugin is not installed: {why}"),
+            match (reasons.first(), result) {
+                (Some(why), _) => tracing::warn!("the plugin is not installed: {why}"),
+                (None, Ok(Report { state: State::Installed { file }, .. })) => {
+                    tracing::info!("the plugin is installed: {file} has its entry");
+                }
+                (None, _) => {}
             }
         }
-        *installation = Installation { last: Instant::now(), reasons };
+        for word in words.iter().filter(|word| !installation.words.contains(word)) {
+            tracing::warn!("{word}");
+        }
+        *installation = Installation { last: Instant::now(), reasons, words };
     }
 
     /// Everything that is counted, as Prometheus reads it.
@@ -79,7 +93,7 @@ impl Shared {
         let since = self.installation().last.elapsed();
         let hangs = since > self.period.saturating_mul(3) + PATIENCE;
         hangs
-            .then(|| format!("the installer hangs since {} s", since.as_secs()))
+            .then(|| format!("the installer has not finished a pass for {} s", since.as_secs()))
             .into_iter()
             .collect()
     }
@@ -118,7 +132,7 @@ mod tests {
         let shared = Shared::new(Duration::ZERO, None);
         let long_ago = Instant::now().checked_sub(PATIENCE * 2).unwrap();
         shared.installation().last = long_ago;
-        assert!(shared.dead()[0].contains("hangs"));
+        assert!(shared.dead()[0].contains("has not finished"));
         assert!(!shared.not_ready().is_empty());
     }
 }

@@ -21,7 +21,12 @@ impl Installer {
         let owner = Owner::private().of_this_process();
         match step {
             Step::Keep { mesh, file, entry, settings } => {
-                tracing::info!("taking over the entry of {mesh} in {file}");
+                let path = conf.path().join(file);
+                tracing::info!(
+                    "taking over the entry of {mesh} in {}; `millrace-node uninstall --restore` puts \
+                     it back",
+                    path.display()
+                );
                 kept.keep_entry(KeptEntry {
                     file: file.clone(),
                     entry: entry.text().to_owned(),
@@ -34,7 +39,11 @@ impl Installer {
                 let Some(seen) = look.files.get(file) else { return Ok(false) };
                 // It was read as a list, so it is a text; or somebody writes to it by now.
                 let Some(text) = seen.text() else { return Ok(false) };
-                tracing::info!("taking over the file {file} of {mesh}");
+                let path = conf.path().join(file);
+                tracing::info!(
+                    "taking over {} from {mesh}; `millrace-node uninstall --restore` puts it back",
+                    path.display()
+                );
                 let (Owner { uid, gid, mode }, text) = (seen.owner, text.to_owned());
                 kept.keep_file(KeptFile { name: file.clone(), text, uid, gid, mode });
                 kept.keep_settings(settings);
@@ -46,7 +55,11 @@ impl Installer {
                 }
             }
             Step::Write { file, was: None, text, .. } => {
-                return Ok(conf.create(file, text.as_bytes(), owner)?);
+                let is_new = conf.create(file, text.as_bytes(), owner)?;
+                if is_new {
+                    tracing::info!("created {}", conf.path().join(file).display());
+                }
+                return Ok(is_new);
             }
             Step::Write { file, text, cause, .. } => {
                 let Some(seen) = look.files.get(file) else {
@@ -62,7 +75,8 @@ impl Installer {
                 match conf.replace(file, seen, text.as_bytes())? {
                     Replaced::Changed => return Ok(false),
                     Replaced::Done(old) => {
-                        tracing::info!("wrote {file}: {cause:?}");
+                        let path = conf.path().join(file);
+                        tracing::info!("wrote {}: it had {cause}", path.display());
                         let late = Late::new(file, old, &seen.bytes, text.as_bytes());
                         self.late.retain(|late| late.name != *file);
                         self.late.push(late);
@@ -79,10 +93,18 @@ impl Installer {
                     // It can't be read, and is the agent's by its name.
                     let what = special(conf, file).map(|what| format!("it is {what}"));
                     let why = what.or_else(|| unreadable(look, file)).unwrap_or_default();
-                    tracing::warn!("{file} can't be kept, and is removed: {why}");
+                    let path = conf.path().join(file);
+                    tracing::warn!(
+                        "{} has the name of the agent's own file, and is removed without a copy of \
+                         it: {why}",
+                        path.display()
+                    );
                     conf.remove(file)?;
                     true
                 };
+                if gone {
+                    tracing::info!("removed {}", conf.path().join(file).display());
+                }
                 // Whoever has the name from now on is somebody else.
                 if gone && kept.own_files.contains(file) {
                     kept.own_files.retain(|own| own != file);
@@ -90,7 +112,7 @@ impl Installer {
                 }
                 return Ok(gone);
             }
-            Step::WriteDropIn { network, text, .. } => {
+            Step::WriteDropIn { network, text, cause } => {
                 let wrote = kept.has_drop_in(network);
                 if Kept::note(&mut kept.drop_ins, network) {
                     self.store.write(kept)?;
@@ -110,6 +132,12 @@ impl Installer {
                 };
                 // Runtimes watch the folder itself, and not those in it.
                 conf.poke()?;
+                if written {
+                    tracing::info!(
+                        "wrote {}: there was {cause}",
+                        inner.path().join(&name).display()
+                    );
+                }
                 return Ok(written);
             }
             Step::RemoveDropIn { network, file } => {
@@ -119,9 +147,13 @@ impl Installer {
                             self.keep_observed(&format!("{network}/{file}"), &seen)?;
                         }
                         Ok(_) => {}
-                        Err(error) => tracing::warn!("{network}/{file} is removed: {error}"),
+                        Err(error) => tracing::warn!(
+                            "the agent's own file is removed without a copy of it: {error}"
+                        ),
                     }
-                    inner.remove(file)?;
+                    if inner.remove(file)? {
+                        tracing::info!("removed {}", inner.path().join(file).display());
+                    }
                     conf.poke()?;
                 }
             }
@@ -136,7 +168,11 @@ impl Installer {
             return Ok(());
         }
         let path = self.store.keep_observed(name, seen)?;
-        tracing::warn!("{name} held no configuration; what it held is in {}", path.display());
+        tracing::warn!(
+            "{} held no CNI configuration, and is replaced or removed; a copy of it is {}",
+            self.config.conf_dir.join(name).display(),
+            path.display()
+        );
         Ok(())
     }
 }

@@ -31,10 +31,13 @@ pub async fn remove(client: Client, node: &str, key: &str, shared: &Arc<Shared>)
             sleep(SOON).await;
         }
         match untaint(&api, node, key).await {
-            Ok(true) => tracing::info!("the taint {key} is taken off the node"),
-            Ok(false) => tracing::debug!("the node has no taint {key}"),
+            Ok(true) => tracing::info!("removed the taint {key} from the node: the agent is ready"),
+            Ok(false) => tracing::debug!("the node has no taint {key} to remove"),
             Err(why) => {
-                tracing::warn!("the taint {key} can't be taken off the node: {why}");
+                tracing::warn!(
+                    "the taint {key} can't be removed from the node, which is tried again in {AGAIN:?}: \
+                     {why}"
+                );
                 sleep(AGAIN).await;
                 continue;
             }

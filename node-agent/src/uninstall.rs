@@ -1,22 +1,20 @@
 //! Uninstalling: first no list names the plugin any more, then runtimes get the time to read that,
 //! then the binary goes. Or what was taken over comes back in its place, its binary first.
 
-use std::fs;
-use std::io;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use crate::binaries::taken_kinds;
 use crate::folder::{Folder, Owner, Replaced};
 use crate::foreign::Mesh;
-use crate::install::{InstallError, Installer, PLUGIN, SOCKET};
+use crate::install::{InstallError, Installer, PLUGIN, SOCKET, SOCKET_BEING_MADE};
 use crate::kept::{Kept, KeptFile};
 use crate::kubeconfig;
 use crate::list::{Entry, List};
 use crate::observe::{Snapshot, look};
-use crate::own_folder::special;
+use crate::own_folder::{own_if_there, special};
 use crate::plan::{Candidate, Cause, Step, is_list, withdraw};
+use crate::taken::taken_kinds;
 
 /// How often others may be in the way.
 const TURNS: usize = 500;
@@ -66,7 +64,6 @@ impl Done {
     }
 
     fn word(&mut self, word: String) {
-        tracing::warn!("{word}");
         self.words.push(word);
     }
 }
@@ -94,26 +91,36 @@ impl Installer {
         for folder in [&bin, &conf] {
             folder.clean()?;
         }
-        if way.restore {
-            self.restore(&mut kept, &bin, &conf, &mut done)?;
-        }
+        let is_back = !way.restore || self.restore(&mut kept, &bin, &conf, &mut done)?;
         self.leave(&mut kept, &conf, &mut done)?;
         thread::sleep(way.grace);
         // Who wrote an old list meanwhile did so with the binary still there.
         self.leave(&mut kept, &conf, &mut done)?;
-        if !way.keep_binary {
-            self.remove_binaries(&kept, &bin, &conf, &mut done)?;
-        }
-        for name in [kubeconfig::NAME, SOCKET] {
-            let path = self.config.run_dir.join(name);
-            match fs::remove_file(&path) {
-                Ok(()) => done.removed.push(path),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => done.word(format!("{} can't be removed: {error}", path.display())),
+        let is_gone = !way.keep_binary && self.remove_binaries(&kept, &bin, &conf, &mut done)?;
+        match own_if_there(&self.config.run_dir) {
+            Ok(Some(run)) => {
+                for name in [kubeconfig::NAME, SOCKET, SOCKET_BEING_MADE] {
+                    if run.remove(name)? {
+                        done.removed.push(run.path().join(name));
+                    }
+                }
             }
+            Ok(None) => {}
+            Err(error) => done.word(format!("nothing in it is removed: {error}")),
         }
-        self.store.forget()?;
+        // Which binaries are the agent's, and whose names they have, is known as long as one is there; and
+        // what was to be restored and could not be stays where it was kept.
+        if is_gone && is_back {
+            self.store.forget()?;
+        }
         Ok(done)
+    }
+
+    /// The plugin's name, and those that it had before.
+    fn names(&self, kept: &Kept) -> Vec<String> {
+        let mut names = kept.plugins.clone();
+        Kept::note(&mut names, &self.config.kind);
+        names
     }
 
     /// Have no list name the plugin.
@@ -125,7 +132,9 @@ impl Installer {
     ) -> Result<(), InstallError> {
         self.change(kept, conf, done, |installer, kept, look| {
             let wanted = installer.desired(kept, Vec::new())?;
-            Ok(withdraw(&look.seen, &installer.config.kind, &wanted.own))
+            let names = installer.names(kept);
+            let mut steps = names.iter().map(|name| withdraw(&look.seen, name, &wanted.own));
+            Ok(steps.find(|steps| !steps.is_empty()).unwrap_or_default())
         })
     }
 
@@ -159,26 +168,37 @@ impl Installer {
             return Err(InstallError::NothingTaken);
         }
         for kind in taken_kinds(kept) {
-            let there = bin.read_at_most(&kind, crate::binary::MOST)?.is_some();
-            let theirs = there && !self.is_ours(bin, &kind)?;
-            if !theirs && self.store.binary(&kind)?.is_none() {
+            if self.store.binary(&kind)?.is_some() {
+                continue;
+            }
+            // A link is followed here: what it leads to would be called, whatever it is.
+            let there = bin.path().join(&kind).is_file();
+            if !there || self.is_ours(bin, &kind)? {
                 return Err(InstallError::NoBinary(kind));
             }
         }
         Ok(())
     }
 
-    /// Binaries first, then the files that are in front, then the entries, each in the place of ours.
+    /// Gives whether every binary is back. Binaries first, then the files that are in front, then the entries, each in the place of ours.
     fn restore(
         &mut self,
         kept: &mut Kept,
         bin: &Folder,
         conf: &Folder,
         done: &mut Done,
-    ) -> Result<(), InstallError> {
+    ) -> Result<bool, InstallError> {
+        let mut is_back = true;
         for kind in &kept.binaries {
+            let path = bin.path().join(kind);
             if self.give_back(bin, kind)? {
-                done.restored.push(format!("the binary {}", bin.path().join(kind).display()));
+                done.restored.push(format!("the binary {}", path.display()));
+            } else if let Some(what) = special(bin, kind) {
+                is_back = false;
+                done.word(format!(
+                    "{} is not put back: {what} has its name; remove that, and do it again",
+                    path.display()
+                ));
             }
         }
         // A drop-in directory is another file: ours is called from the list itself first.
@@ -191,14 +211,20 @@ impl Installer {
             match (place(&before, kind), place(&now, kind)) {
                 (None, Some(file)) => done.restored.push(format!("the entry of {kind} in {file}")),
                 (Some(file), Some(_)) => {
-                    done.word(format!("{file} has an entry of {kind} already, which stays"));
+                    done.word(format!(
+                        "{file} has an entry of {kind} already, which is left as it is"
+                    ));
                 }
                 (_, None) => {
-                    done.word(format!("the entry of {kind} is not put back: no list is there"));
+                    done.word(format!(
+                        "the entry of {kind} is not put back: there is no list of plugins in {}",
+                        conf.path().display()
+                    ));
                 }
             }
         }
-        kept.files.iter().try_for_each(|file| self.put_file_back(kept, conf, file, done))
+        kept.files.iter().try_for_each(|file| self.put_file_back(kept, conf, file, done))?;
+        Ok(is_back)
     }
 
     /// A file that was taken over, with its mode and owner: where it was removed, or in the place of
@@ -225,7 +251,8 @@ impl Installer {
                     }
                 }
                 (Some(_), Some(seen)) if seen.bytes == bytes => {
-                    done.words.push(format!("{name} is there already, as it was"));
+                    let path = conf.path().join(name);
+                    done.words.push(format!("{} is there already, as it was", path.display()));
                     return Ok(());
                 }
                 (Some(there), Some(seen)) if is_own(there) => {
@@ -237,7 +264,10 @@ impl Installer {
                 }
                 // Their agent wrote it anew meanwhile.
                 _ => {
-                    done.word(format!("{name} is not put back: another one is there by now"));
+                    done.word(format!(
+                        "{} is not put back: another file has its name by now, which is left as it is",
+                        conf.path().join(name).display()
+                    ));
                     return Ok(());
                 }
             }
@@ -297,13 +327,14 @@ impl Installer {
         Ok(back.into_iter().map(write).collect())
     }
 
+    /// Gives whether none is left.
     fn remove_binaries(
         &self,
         kept: &Kept,
         bin: &Folder,
         conf: &Folder,
         done: &mut Done,
-    ) -> Result<(), InstallError> {
+    ) -> Result<bool, InstallError> {
         let look = self.look(kept, conf)?;
         let is_named = |name: &str| {
             let lists = look.seen.files.iter().filter_map(|file| file.list.as_ref().ok());
@@ -316,23 +347,37 @@ impl Installer {
                 names.push(kind);
             }
         }
-        let kind = &self.config.kind;
-        if kind == PLUGIN || kept.plugins.contains(kind) || self.binary.is_at(bin, kind) {
-            names.push(kind.clone());
+        for kind in self.names(kept) {
+            if kind == PLUGIN || kept.plugins.contains(&kind) || self.binary.is_at(bin, &kind) {
+                names.push(kind);
+            }
         }
+        let mut are_gone = true;
         for name in names {
+            let path = bin.path().join(&name);
             if is_named(&name) {
-                done.word(format!("{name} is left: a list names it"));
+                // The mesh's agent put its entry back: it gets its own binary, where that is known.
+                if kept.binaries.contains(&name) && self.give_back(bin, &name)? {
+                    done.restored
+                        .push(format!("the binary {}, which a list names", path.display()));
+                } else {
+                    done.word(format!(
+                        "{} is left: a list names {name}, and no pod would start without it; once no \
+                         list does, uninstall again",
+                        path.display()
+                    ));
+                    are_gone = false;
+                }
                 continue;
             }
             if let Some(what) = special(bin, &name) {
-                done.word(format!("{} was {what}", bin.path().join(&name).display()));
+                done.word(format!("{} was {what}, and is removed", path.display()));
             }
             if bin.remove(&name)? {
-                done.removed.push(bin.path().join(&name));
+                done.removed.push(path);
             }
         }
-        Ok(())
+        Ok(are_gone)
     }
 }
 

@@ -15,9 +15,17 @@ type Session = Vec<(String, String)>;
 /// What is not tried: the CNI plugin, whose runtime is not here, what a machine has, and what
 /// follows connections that are not made. Its own suites try the plugin's.
 const ELSEWHERE: [&str; 3] = ["millrace-cni", "millrace preflight", "millrace trace"];
+/// Where a document's node has its lists of plugins.
+const NODE_LISTS: &str = "/etc/cni/net.d";
 /// The documents that have to have commands in them.
-const WITH_COMMANDS: [&str; 4] =
-    ["README.md", "docs/commands.md", "docs/explain.md", "docs/troubleshooting.md"];
+const WITH_COMMANDS: [&str; 6] = [
+    "README.md",
+    "docs/commands.md",
+    "docs/explain.md",
+    "docs/install.md",
+    "docs/node-agent.md",
+    "docs/troubleshooting.md",
+];
 /// What every command's help is printed into.
 const REFERENCE: &str = "docs/reference.md";
 /// Every command of `millrace`, and whose help is that of all of it.
@@ -103,6 +111,27 @@ fn commands_print_what_is_said() -> Result<()> {
     Ok(())
 }
 
+/// The folders of a node, below another one, by the variables of the agent: with its binaries, and those of
+/// a network's plugin and of istio-cni.
+fn node_folders(root: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
+    let folders = [
+        ("MILLRACE_NODE_CNI_CONF_DIR", NODE_LISTS),
+        ("MILLRACE_NODE_CNI_BIN_DIR", "/opt/cni/bin"),
+        ("MILLRACE_NODE_RUN_DIR", "/run/millrace-node"),
+        ("MILLRACE_NODE_STATE_DIR", "/var/lib/millrace-node"),
+    ];
+    let folders = folders.map(|(name, path)| (name, root.join(path.trim_start_matches('/'))));
+    for (_, path) in &folders[..2] {
+        fs::create_dir_all(path)?;
+    }
+    fs::copy(binary::millrace_node()?, root.join("millrace-node"))?;
+    fs::copy(binary::millrace_cni()?, root.join("millrace-cni"))?;
+    for plugin in ["bridge", "istio-cni"] {
+        fs::copy(binary::system("true")?, folders[1].1.join(plugin))?;
+    }
+    Ok(folders.into())
+}
+
 /// How many commands there were; what they printed otherwise goes into `wrong`.
 fn prints_what_it_says(name: &str, text: &str, wrong: &mut String) -> Result<usize> {
     let sessions = sessions(text);
@@ -114,8 +143,9 @@ fn prints_what_it_says(name: &str, text: &str, wrong: &mut String) -> Result<usi
          link set eth0 addrgenmode none\nlink set eth1 addrgenmode none\nlink set eth0 up\n\
          link set eth1 up\naddr add 10.4.0.2/24 dev eth0\nroute add default via 10.4.0.1\n")?;
     let folder = tempfile::tempdir()?;
-    let program = folder.path().join("millrace");
-    fs::copy(binary::millrace()?, &program)?;
+    fs::copy(binary::millrace()?, folder.path().join("millrace"))?;
+    let node = sessions.iter().flatten().any(|(command, _)| command.contains("millrace-node"));
+    let folders = if node { node_folders(folder.path())? } else { Vec::new() };
     let net = namespace.path();
     let net = net.to_str().context("UTF-8")?;
     let path = std::env::var("PATH")?;
@@ -123,20 +153,23 @@ fn prints_what_it_says(name: &str, text: &str, wrong: &mut String) -> Result<usi
     let mut run = 0;
     for (command, wanted) in sessions.into_iter().flatten() {
         if let Some(file) = command.strip_prefix("cat ") {
-            ensure!(!file.contains('/'), "{file}");
-            fs::write(folder.path().join(file), wanted)?;
+            ensure!(!file.contains('/') || file.starts_with(NODE_LISTS), "{file}");
+            fs::write(folder.path().join(file.trim_start_matches('/')), wanted)?;
             continue;
         }
+        let here = folder.path().display().to_string();
         let real = command
             .replace("--netns pod-1", &format!("--netns {net}"))
             .replace("netns:pod-1", &format!("netns:{net}"))
-            .replace("ip netns exec pod-1", &format!("nsenter --net={net}"));
+            .replace("ip netns exec pod-1", &format!("nsenter --net={net}"))
+            .replace(&format!(" {NODE_LISTS}"), &format!(" {here}{NODE_LISTS}"));
         let output = Command::new("timeout")
             .args(["60", "sh", "-c", &format!("{real} 2>&1")])
             .current_dir(folder.path())
             .env("PATH", &path)
+            .envs(folders.iter().map(|(name, path)| (name, path)))
             .output()?;
-        let printed = String::from_utf8(output.stdout)?;
+        let printed = String::from_utf8(output.stdout)?.replace(&here, "");
         if printed != wanted {
             wrong.push_str(&format!("$ {command}\n{printed}--- {name}\n{wanted}\n"));
         }

@@ -3,12 +3,15 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
 use std::process::Output;
 
 use anyhow::{Context as _, Result, ensure};
+use millrace_tests::binary;
 use millrace_tests::node::Node;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use serde_json::Value;
 
 const LIST: &str = "10-net.conflist";
 const TEXT: &str = "{\n  \"cniVersion\": \"1.0.0\",\n  \"name\": \"net\",\n  \"plugins\": [\n    {\n      \
@@ -115,7 +118,7 @@ fn a_folder_has_the_name_of_the_binary() -> Result<()> {
 /// place of a configuration named and left; and that no link is followed and no FIFO waited for.
 #[test]
 fn links_and_fifos() -> Result<()> {
-    let make = |path: &std::path::Path, target: &std::path::Path, is_link: bool| -> Result<()> {
+    let make = |path: &Path, target: &Path, is_link: bool| -> Result<()> {
         if is_link {
             return Ok(symlink(target, path)?);
         }
@@ -209,5 +212,251 @@ fn errors_are_told_once() -> Result<()> {
         assert_eq!(told.matches(part).count(), 1, "{told}");
         ensure!(told.contains(remedy), "{told}");
     }
+    Ok(())
+}
+
+/// A program, whole from the first moment, as agents install theirs.
+fn program(path: &Path) -> Result<()> {
+    let temp = path.with_extension("new");
+    fs::copy(binary::system("false")?, &temp)?;
+    Ok(fs::rename(&temp, path)?)
+}
+
+/// The list of a node whose pods istio-cni captures.
+fn of_istio() -> String {
+    TEXT.replace("\n  ]", ",\n    {\n      \"type\": \"istio-cni\"\n    }\n  ]")
+}
+
+/// Verify that a run or state directory that is a symbolic link is refused by name, whatever it leads to,
+/// and that nothing is written there; a link above it is followed.
+#[test]
+fn links_are_no_folders_of_its_own() -> Result<()> {
+    let node = Node::new()?;
+    node.write(LIST, TEXT)?;
+    let at = |name: &str| node.folder().join(name);
+    fs::create_dir(at("real"))?;
+    fs::set_permissions(at("real"), fs::Permissions::from_mode(0o700))?;
+    symlink(at("real"), at("link"))?;
+    symlink(at("none"), at("dangling"))?;
+    for flag in ["--run-dir", "--state-dir"] {
+        for name in ["link", "link/", "dangling"] {
+            let path = format!("{}/{name}", node.folder().display());
+            let mut tasks = vec![("install", &[][..]), ("uninstall", &GONE)];
+            tasks.extend((flag == "--state-dir").then_some(("status", &[][..])));
+            for (task, more) in tasks {
+                let output = node.once(task, &[&[flag, path.as_str()], more].concat())?;
+                let told = said(&output);
+                let is_refused = told.contains(path.trim_end_matches('/'))
+                    && told.contains("symbolic link to")
+                    && told.contains(flag);
+                ensure!(is_refused, "{task} {flag} {name}: {told}");
+                // What a link of the run directory leads to is nobody's obstacle to get rid of the plugin.
+                let fails = (task, flag) != ("uninstall", "--run-dir");
+                assert_eq!(!output.status.success(), fails, "{task} {flag} {name}: {told}");
+                ensure!(fs::read_dir(at("real"))?.next().is_none(), "{task} {flag} {name}");
+                ensure!(fs::symlink_metadata(at("none")).is_err(), "{task} {flag} {name}");
+            }
+        }
+    }
+    let below = at("link").join("state");
+    node.do_("install", &["--state-dir", below.to_str().context("a path")?])?;
+    ensure!(at("real").join("state/kept.json").exists());
+    Ok(())
+}
+
+/// Verify that a list that has its plugins twice, or a plugin that has its type twice, is read as libcni
+/// reads it, and is what it was when the plugin is gone.
+#[test]
+fn members_are_there_twice() -> Result<()> {
+    let twice = r#"{"name":"net","plugins":[{"type":"unused"},{"type":"istio-cni"}],
+ "cniVersion":"1.0.0","plugins": [ {"type":"unused","type":"bridge"} , {"Type":"portmap"} ]}"#;
+    for mode in ["chained", "own-file"] {
+        let node = Node::new()?;
+        node.write(LIST, twice)?;
+        node.do_("install", &["--mode", mode])?;
+        let file = if mode == "chained" { LIST } else { "00-millrace.conflist" };
+        let text = fs::read_to_string(node.conf().join(file))?;
+        // The last of equal names counts here, too.
+        let list: Value = serde_json::from_str(&text)?;
+        let plugins = list["plugins"].as_array().context("no plugins")?;
+        assert_eq!(plugins.len(), 3, "{mode}: {text}");
+        assert_eq!(plugins[0]["type"], "bridge", "{mode}: {text}");
+        assert_eq!(plugins[2]["type"], "millrace-cni", "{mode}: {text}");
+        node.do_("status", &["--mode", mode])?;
+        node.do_("uninstall", &[&["--mode", mode][..], &GONE].concat())?;
+        assert_eq!(fs::read_to_string(node.conf().join(LIST))?, twice, "{mode}");
+    }
+    Ok(())
+}
+
+/// Verify that what is no regular file under the name of istio-cni's binary is never written through, stays,
+/// and is named; whether it was there before the entry was taken over or after that.
+#[test]
+fn a_link_has_the_name_of_istios_binary() -> Result<()> {
+    for is_before in [true, false] {
+        for restore in [&["--restore"][..], &[]] {
+            let node = Node::new()?;
+            let (own, theirs) = (node.bin().join("istio-cni"), node.folder().join("theirs"));
+            program(&theirs)?;
+            node.write(LIST, &of_istio())?;
+            if is_before {
+                symlink(&theirs, &own)?;
+            } else {
+                program(&own)?;
+                node.do_("install", &[])?;
+                fs::remove_file(&own)?;
+                symlink(&theirs, &own)?;
+            }
+            let named = format!("{} is a symbolic link to", own.display());
+            for task in ["install", "status"] {
+                let told = node.do_(task, &[])?;
+                ensure!(told.contains(&named), "{task}: {told}");
+            }
+            let told = node.do_("uninstall", &[restore, &GONE].concat())?;
+            let is_put_back = fs::read_to_string(node.conf().join(LIST))?.contains("istio-cni");
+            assert_eq!(is_put_back, !restore.is_empty(), "{told}");
+            if !is_before && is_put_back {
+                let left = format!("{} is not put back: a symbolic link to", own.display());
+                ensure!(told.contains(&left), "{told}");
+            }
+            ensure!(!node.bin().join("millrace-cni").exists(), "{told}");
+            assert_eq!(fs::read_link(&own)?, theirs);
+            ensure!(fs::read(&theirs)? == fs::read(binary::system("false")?)?, "it was written to");
+        }
+    }
+    Ok(())
+}
+
+/// Verify that which binaries are the agent's is known as long as one is there: what `--keep-binary` leaves
+/// goes, or comes back, with the next call; and that a list which has istio-cni's entry again gets
+/// its binary.
+#[test]
+fn binaries_are_known_until_they_are_gone() -> Result<()> {
+    let (ours, theirs) = (fs::read(binary::system("true")?)?, fs::read(binary::system("false")?)?);
+    for next in [&["--restore"][..], &[], &["entry"]] {
+        let node = Node::new()?;
+        let own = node.bin().join("istio-cni");
+        program(&own)?;
+        node.write(LIST, &of_istio())?;
+        node.do_("install", &[])?;
+        ensure!(fs::read(&own)? == ours, "it is not taken over");
+        let told = node.do_("uninstall", &[&["--keep-binary"][..], &GONE].concat())?;
+        ensure!(fs::read(&own)? == ours && node.bin().join("millrace-cni").exists(), "{told}");
+        let is_entry = next == ["entry"];
+        if is_entry {
+            node.write(LIST, &of_istio())?;
+        }
+        let next: Vec<&str> = next.iter().copied().filter(|word| word.starts_with('-')).collect();
+        let told = node.do_("uninstall", &[&next[..], &GONE].concat())?;
+        ensure!(!node.bin().join("millrace-cni").exists(), "{told}");
+        if next.is_empty() && !is_entry {
+            ensure!(!own.exists(), "{told}");
+        } else {
+            ensure!(told.contains(&format!("restored: the binary {}", own.display())), "{told}");
+            ensure!(fs::read(&own)? == theirs, "{told}");
+        }
+        let list = fs::read_to_string(node.conf().join(LIST))?;
+        assert_eq!(list == of_istio(), is_entry || !next.is_empty(), "{list}");
+        ensure!(!node.folder().join("state/kept.json").exists(), "{told}");
+    }
+    Ok(())
+}
+
+/// Verify that what `status` says is so, and that where it was installed with other flags it says what they
+/// differ in; and that it changes nothing.
+#[test]
+fn status_says_what_differs() -> Result<()> {
+    let node = Node::new()?;
+    let (list, plugin) = (node.conf().join(LIST), node.bin().join("millrace-cni"));
+    let said_by = |args: &[&str], code: i32, parts: &[&str]| -> Result<()> {
+        let output = node.once("status", args)?;
+        let told = said(&output);
+        assert_eq!(output.status.code(), Some(code), "{told}");
+        for part in parts {
+            ensure!(told.contains(part), "{part:?} is not in {told}");
+        }
+        Ok(())
+    };
+    said_by(&[], 1, &["not installed yet: there is no list of plugins"])?;
+    node.write(LIST, TEXT)?;
+    said_by(&[], 1, &[&format!("not installed yet: {} is not there", plugin.display())])?;
+    ensure!(!node.folder().join("state").exists() && !node.run_dir().exists());
+    node.do_("install", &[])?;
+    let (list, plugin) = (list.display(), plugin.display());
+    said_by(&[], 0, &[&format!("installed: {list} has the entry, which calls {plugin}\n")])?;
+    // The flags of another installation.
+    let deadline = ["--settings", r#"{"deadline":"9s"}"#];
+    said_by(&deadline, 1, &[r#"deadline is not set and should be "9s""#, &format!("{list}: ")])?;
+    let account = ["--kubeconfig", "service-account"];
+    said_by(&account, 1, &["kubeconfig", "is not there", "give them to status"])?;
+    let config = ["--kubeconfig", "/x/kubeconfig"];
+    said_by(&config, 1, &[r#"kubeconfig is not set and should be "/x/kubeconfig""#])?;
+    said_by(&["--mode", "own-file"], 1, &["00-millrace.conflist is not there"])?;
+    said_by(&["--node-name", "n"], 1, &["agent_socket is not set", "no agent answers on"])?;
+    node.write(LIST, TEXT)?;
+    said_by(&[], 1, &[&format!("{list} has no entry of the plugin")])?;
+    node.do_("install", &[])?;
+    node.do_("uninstall", &GONE)?;
+    said_by(&[], 1, &["not installed: it was uninstalled by `millrace-node uninstall`"])?;
+    said_by(&["--no-such-flag"], 2, &["--no-such-flag"])
+}
+
+/// Verify that the log of an agent says in words what it wrote and why, and what the user should know; and
+/// that commands which somebody calls print lines, and no JSON.
+#[test]
+fn the_log_is_in_words() -> Result<()> {
+    let node = Node::new()?;
+    node.write(LIST, &TEXT.replace("bridge", "linkerd-cni"))?;
+    let mut agent = node.run(&[])?;
+    let has = |parts: &[&str]| {
+        node.until(&format!("{parts:?} in the log"), || {
+            node.log().lines().any(|line| parts.iter().all(|part| line.contains(part)))
+        })
+    };
+    let list = node.conf().join(LIST);
+    let path = list.to_str().context("a path")?;
+    has(&["INFO", &format!("wrote {path}: it had no entry of the plugin")])?;
+    has(&["INFO", "the plugin is installed: 10-net.conflist has its entry"])?;
+    has(&["WARN", "linkerd-cni is left in the list"])?;
+    let ours = fs::read_to_string(&list)?;
+    fs::write(&list, ours.replace("annotations\":true", "annotations\":false"))?;
+    has(&[&format!("wrote {path}: it had other settings in the plugin's entry")])?;
+    agent.stop()?;
+    let log = node.log();
+    ensure!(log.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{log}");
+    for name in ["Missing", "Changed", "Moved", "Withdrawn", "TakenOver", "Followed", "Some("] {
+        ensure!(!log.contains(name), "{name}: {log}");
+    }
+    assert_eq!(log.matches("linkerd-cni is left").count(), 1, "{log}");
+    node.write(LIST, TEXT)?;
+    let output = node.once("install", &[])?;
+    assert_eq!(
+        String::from_utf8(output.stderr)?,
+        format!("wrote {path}: it had no entry of the plugin\n")
+    );
+    let output = node.once("install", &["--settings", "[]"])?;
+    ensure!(String::from_utf8(output.stderr)?.starts_with("error: --settings: "));
+    Ok(())
+}
+
+/// Verify that a plugin with another name is not put beside itself, and that what was installed under any
+/// name is uninstalled.
+#[test]
+fn a_plugin_has_one_name() -> Result<()> {
+    let node = Node::new()?;
+    node.write(LIST, TEXT)?;
+    node.do_("install", &["--plugin-name", "mesh"])?;
+    let before = fs::read_to_string(node.conf().join(LIST))?;
+    for task in ["install", "status"] {
+        let output = node.once(task, &[])?;
+        let told = said(&output);
+        ensure!(!output.status.success() && told.contains("earlier name \"mesh\""), "{told}");
+        assert_eq!(fs::read_to_string(node.conf().join(LIST))?, before, "{told}");
+    }
+    let told = node.do_("uninstall", &GONE)?;
+    assert_eq!(fs::read_to_string(node.conf().join(LIST))?, TEXT, "{told}");
+    assert_eq!(node.names(node.bin())?, Vec::<String>::new(), "{told}");
+    node.do_("install", &[])?;
+    assert_eq!(node.names(node.bin())?, ["millrace-cni"]);
     Ok(())
 }

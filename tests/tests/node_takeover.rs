@@ -73,7 +73,7 @@ fn entries_are_taken_over_and_come_back() -> Result<()> {
         let text = list(std::slice::from_ref(&entry));
         node.write(LIST, &text)?;
         let said = node.do_("install", &["--settings", r#"{"deadline":"9s"}"#])?;
-        ensure!(said.contains("installed: 10-net.conflist"), "{said}");
+        ensure!(said.starts_with("installed: ") && said.contains("/10-net.conflist has"), "{said}");
         let now = plugins(&node, LIST)?;
         assert_eq!(now.len(), 2);
         assert_eq!(now[0], json!({ "type": "bridge", "mtu": 1400 }));
@@ -174,7 +174,8 @@ fn a_file_in_the_way_is_taken_over_and_comes_back() -> Result<()> {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o640))?;
             std::os::unix::fs::chown(&path, Some(0), Some(77))?;
             let said = node.do_("install", &way)?;
-            ensure!(said.starts_with(&format!("installed: {file}\n")), "{mode}: {said}");
+            let installed = format!("installed: {}/{file} has", node.conf().display());
+            ensure!(said.starts_with(&installed), "{mode}: {said}");
             let now = fs::read_to_string(&path)?;
             let value: Value = serde_json::from_str(&now)?;
             let entry = value["plugins"].get(1).unwrap_or(&value);
@@ -346,7 +347,11 @@ fn both_at_once_do_not_fight() -> Result<()> {
     node.until("istio-cni alone captures", || {
         kinds(&node, LIST).is_ok_and(|kinds| kinds == ["bridge", "istio-cni"])
     })?;
-    ensure!(node.log().contains("uninstall it, and this one goes on"), "{}", node.log());
+    ensure!(
+        node.log().contains("uninstall istio-cni, and the plugin is installed again"),
+        "{}",
+        node.log()
+    );
     ensure!(fs::read_to_string(node.bin().join("istio-cni"))?.starts_with("#!/bin/sh"));
     node.write(LIST, &list(&[]))?;
     node.until("the plugin is back", || {

@@ -6,6 +6,7 @@ mod planner;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::path::Path;
 
 use crate::foreign::Mesh;
@@ -96,7 +97,7 @@ pub struct Desired {
     pub yield_to: Vec<Mesh>,
 }
 
-/// Why a file is written.
+/// Why a file is written. In words: what it has in place of what it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
     /// The entry is not there.
@@ -111,6 +112,19 @@ pub enum Cause {
     Withdrawn,
     /// The list that a file of its own is made from says something else.
     Followed,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "no entry of the plugin",
+            Self::Moved => "the plugin's entry in another place than the last, or several times",
+            Self::Changed => "other settings in the plugin's entry",
+            Self::TakenOver => "an entry of another mesh in the place of the plugin's",
+            Self::Withdrawn => "an entry that has to go",
+            Self::Followed => "an older copy of the network's list",
+        })
+    }
 }
 
 /// A change.
@@ -208,6 +222,8 @@ pub struct Plan {
     pub state: State,
     /// What the user should know.
     pub words: Vec<String>,
+    /// What of the settings that are taken over has no effect here: known as long as they are not.
+    pub lost: Vec<String>,
 }
 
 /// The file of the agent's own that a mode needs when nobody names one.
@@ -254,6 +270,14 @@ pub fn withdraw(seen: &Seen, kind: &str, own: &Own) -> Vec<Step> {
     steps
 }
 
+impl Candidate {
+    /// The step after which it says this.
+    fn written(&self, list: &List, cause: Cause) -> Step {
+        let (was, text) = (Some(self.text.clone()), list.text());
+        Step::Write { file: self.name.clone(), was, text, cause }
+    }
+}
+
 impl DropIn {
     fn removed(&self) -> Step {
         Step::RemoveDropIn { network: self.network.clone(), file: self.file.clone() }
@@ -271,6 +295,5 @@ fn withdrawn(file: &Candidate, kind: &str) -> Option<Step> {
         // Nobody else's: a list has to have plugins.
         return Some(Step::Remove { file: file.name.clone() });
     }
-    let (was, text) = (Some(file.text.clone()), rest.text());
-    Some(Step::Write { file: file.name.clone(), was, text, cause: Cause::Withdrawn })
+    Some(file.written(&rest, Cause::Withdrawn))
 }

@@ -12,8 +12,8 @@ use crate::settings::Settings;
 
 /// Decide.
 pub fn plan(seen: &Seen, wanted: &Desired) -> Plan {
-    let (steps, words, carried) = (Vec::new(), Vec::new(), Vec::new());
-    Planner { seen, wanted, steps, words, carried }.plan()
+    let (steps, carried) = (Vec::new(), Vec::new());
+    Planner { seen, wanted, steps, words: Vec::new(), lost: Vec::new(), carried }.plan()
 }
 
 struct Planner<'p> {
@@ -21,6 +21,7 @@ struct Planner<'p> {
     wanted: &'p Desired,
     steps: Vec<Step>,
     words: Vec<String>,
+    lost: Vec<String>,
     /// Entries that others put into the agent's own file, and that stay.
     carried: Vec<Entry>,
 }
@@ -31,7 +32,8 @@ impl<'p> Planner<'p> {
             Mode::Standalone => self.standalone(),
             _ => self.chained(),
         };
-        Plan { steps: self.steps, state: state.unwrap_or_else(|state| state), words: self.words }
+        let state = state.unwrap_or_else(|state| state);
+        Plan { steps: self.steps, state, words: self.words, lost: self.lost }
     }
 
     fn chained(&mut self) -> Result<State, State> {
@@ -54,7 +56,7 @@ impl<'p> Planner<'p> {
             _ => {
                 if !list.says(&whole) {
                     let cause = self.cause(list, &entry, &taken);
-                    self.write(base, &whole, cause);
+                    self.steps.push(base.written(&whole, cause));
                 }
                 State::Installed { file: base.name.clone() }
             }
@@ -97,8 +99,7 @@ impl<'p> Planner<'p> {
             return None;
         }
         let cause = if taken.is_empty() { Cause::Withdrawn } else { Cause::TakenOver };
-        let (was, text) = (Some(base.text.clone()), kept.text());
-        Some(Step::Write { file: base.name.clone(), was, text, cause })
+        Some(base.written(kept, cause))
     }
 
     /// The list that the runtime uses, or would use without the agent's own.
@@ -110,11 +111,11 @@ impl<'p> Planner<'p> {
             let found =
                 others.iter().find(|file| file.name == *name || file.name == format!("{name}list"));
             let Some(file) = found else {
-                return Err(State::Waiting(format!("there is no {name} yet")));
+                return Err(State::Waiting(format!("there is no {name} (--conf-file) yet")));
             };
             if others.first().is_some_and(|first| first.name != file.name) {
                 self.words.push(format!(
-                    "{} is in front of {}: a runtime that reads one file reads that",
+                    "{0} is in front of {1}: a runtime that reads one file alone, the first, reads {0}",
                     others[0].name, file.name
                 ));
             }
@@ -257,7 +258,7 @@ impl<'p> Planner<'p> {
                     continue;
                 }
                 let found = mesh.take(entry).map_err(|why| self.block(&why))?;
-                self.words.extend(found.words.iter().map(|word| format!("{mesh}: {word}")));
+                self.lost.extend(found.words.iter().map(|word| format!("{mesh}: {word}")));
                 // Of the others the whole file is kept.
                 if file.name == base.name || is_own {
                     self.steps.push(Step::Keep {
@@ -282,8 +283,8 @@ impl<'p> Planner<'p> {
             mesh.key().is_none_or(|key| self.wanted.settings.has(key) || self.wanted.kept.has(key));
         if ours && self.wanted.yield_to.contains(&mesh) {
             return Err(self.withdrawn(format!(
-                "the agent of {mesh} puts its entry back each time that it is taken over: \
-                 uninstall it, and this one goes on"
+                "the agent of {mesh} puts its entry back each time that it is taken over: uninstall \
+                 {mesh}, and the plugin is installed again"
             )));
         }
         if ours {
@@ -450,7 +451,7 @@ impl<'p> Planner<'p> {
                 continue;
             }
             let found = mesh.take(entry).map_err(|why| self.block(&why))?;
-            self.words.extend(found.words.iter().map(|word| format!("{mesh}: {word}")));
+            self.lost.extend(found.words.iter().map(|word| format!("{mesh}: {word}")));
             taken.push((mesh, found.settings));
         }
         let others = seen.files.iter().filter(|file| file.name != name).filter_map(|file| {
@@ -491,10 +492,5 @@ impl<'p> Planner<'p> {
             [one] if !says(one) => Cause::Changed,
             _ => Cause::Moved,
         }
-    }
-
-    fn write(&mut self, file: &Candidate, list: &List, cause: Cause) {
-        let (was, text) = (Some(file.text.clone()), list.text());
-        self.steps.push(Step::Write { file: file.name.clone(), was, text, cause });
     }
 }

@@ -71,10 +71,11 @@ const LAYERS: [Layers; 5] = [
             &["binary"],
             &["kept"],
             &["observe"],
+            &["taken"],
             // One pass, and the way back.
             &["install"],
             &["binaries", "steps"],
-            &["uninstall"],
+            &["status", "uninstall"],
             // The agent that runs.
             &["api", "processes"],
             &["pods"],
