@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use millrace_core::visible::visible;
+use millrace_core::visible::{visible, visible_json};
 use serde_json::json;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
@@ -376,7 +376,8 @@ fn reported(config: &Config, report: &Report, as_json: bool) -> Result<ExitCode>
         State::Blocked(why) => ("blocked", why, format!("not installed: {why}")),
     };
     let text = if as_json {
-        format!("{:#}\n", json!({ "state": state, "what": what, "notes": report.words }))
+        let value = json!({ "state": state, "what": what, "notes": report.words });
+        visible_json(&format!("{value:#}\n")).into_owned()
     } else {
         let notes = report.words.iter().map(|word| format!("  {word}"));
         let lines: Vec<String> = std::iter::once(first).chain(notes).collect();
