@@ -97,6 +97,10 @@ fn what_is_not_there_and_what_is_not_tried() -> Result<()> {
     millrace_in_pod(&topology, &["cleanup"], 0)?;
     let said = millrace_in_pod(&topology, &["verify"], 1)?;
     ensure!(said.contains("not captured: nothing of Millrace or a mesh's tool is here"), "{said}");
+    // Who may try next to nothing proves nothing by what arrives anyway.
+    let mut verify = wrapped(&nobody, &millrace(["verify", "--outbound-port", "15001"])?);
+    let (code, said) = ran(&topology.pod, &mut verify)?;
+    ensure!(code == Some(126) && said.contains("not verified: "), "{code:?}: {said}");
     Ok(())
 }
 
