@@ -180,7 +180,8 @@ impl Installer {
         Ok(())
     }
 
-    /// Gives whether every binary is back. Binaries first, then the files that are in front, then the entries, each in the place of ours.
+    /// Binaries first, then the files that are in front, then the entries, each in the place of ours. Gives
+    /// whether every binary is back.
     fn restore(
         &mut self,
         kept: &mut Kept,

@@ -196,7 +196,8 @@ fn meaning(program: &Program, id: RuleId) -> Option<String> {
             Bound::Do(action) => format!("{action:?}"),
             Bound::Jump { to, back } => format!("{back} {}", program.chain(*to).name),
         };
-        meaning.extend(asked(&std::mem::take(&mut tests)));
+        meaning.extend(asked(&tests));
+        tests.clear();
         meaning.push(action);
     }
     meaning.extend(asked(&tests));
