@@ -72,7 +72,7 @@ fn rules_are_made() -> Result<()> {
         stopped(&topology, &["apply", "--backend", backend], 0)?;
         stopped(&topology, &["status"], 0)?;
         stopped(&topology, &["explain", "--from", "uid=1000", "--to", "10.71.0.10:80"], 0)?;
-        stopped(&topology, &["verify"], 0)?;
+        stopped(&topology, &["verify", "--timeout", "10s"], 0)?;
     }
     Ok(())
 }

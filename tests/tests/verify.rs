@@ -87,10 +87,11 @@ fn ipv6_that_ebpf_leaves_is_told() -> Result<()> {
 #[test]
 fn what_is_not_there_and_what_is_not_tried() -> Result<()> {
     let topology = unattended("nftables", &[])?;
-    let said = millrace_in_pod(&topology, &["verify"], 0)?;
+    let said = millrace_in_pod(&topology, &["verify", "--timeout", "10s"], 0)?;
     ensure!(said.starts_with("verified: "), "{said}");
     let nobody = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all"];
-    let mut verify = wrapped(&nobody, &millrace(["verify", "--backend", "nftables"])?);
+    let mut verify =
+        wrapped(&nobody, &millrace(["verify", "--backend", "nftables", "--timeout", "10s"])?);
     let (code, said) = ran(&topology.pod, &mut verify)?;
     ensure!(code == Some(0) && said.contains("verified in part: "), "{code:?}: {said}");
     ensure!(!said.contains(", 0 not tried"), "{said}");
