@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use millrace_tests::binary;
 use millrace_tests::netns::Namespace;
+use serde_json::Value;
 
 /// A command line with what the document says that it prints.
 type Session = Vec<(String, String)>;
@@ -268,6 +269,31 @@ fn the_reference_is_every_help() -> Result<()> {
         fs::read_to_string(&path)? == text,
         "{REFERENCE} is not what --help prints: write it with UPDATE_GOLDEN=1, and read the change"
     );
+    Ok(())
+}
+
+/// Verify that the schemas in docs/ are those that the programs print; with `UPDATE_GOLDEN` they are
+/// written.
+#[test]
+fn the_schemas_are_what_is_printed() -> Result<()> {
+    for (program, name) in [
+        (binary::millrace()?, "docs/config.schema.json"),
+        (binary::millrace_cni()?, "docs/cni.schema.json"),
+    ] {
+        let output = Command::new(&program).arg("schema").output()?;
+        ensure!(output.status.success(), "{}: {output:?}", program.display());
+        let schema: Value = serde_json::from_slice(&output.stdout)?;
+        ensure!(schema["properties"].is_object(), "{}: no schema", program.display());
+        let text = format!("{schema:#}\n");
+        let path = root().join(name);
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&path, &text)?;
+        }
+        ensure!(
+            fs::read_to_string(&path)? == text,
+            "{name} is not what is printed: write it with UPDATE_GOLDEN=1, and read the change"
+        );
+    }
     Ok(())
 }
 

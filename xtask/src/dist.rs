@@ -1,8 +1,10 @@
 //! `xtask dist`: the static release binaries, checked, with their checksums.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Arg, ArgMatches};
@@ -145,7 +147,22 @@ pub fn run(args: &ArgMatches) -> Result<()> {
     };
     let names: Vec<&String> = args.get_many("name").into_iter().flatten().collect();
     let wanted = |shipped: &&Shipped| names.is_empty() || names.iter().any(|n| *n == shipped.name);
-    ALL.iter().filter(wanted).try_for_each(|shipped| ship(shipped, &target))
+    let chosen: Vec<&Shipped> = ALL.iter().filter(wanted).collect();
+    let profiles: BTreeSet<&str> = chosen.iter().map(|shipped| shipped.profile).collect();
+    // The last step of each build keeps one processor busy, and profiles have folders of their own.
+    thread::scope(|scope| {
+        let of_profile = |profile: &'static str| {
+            let (chosen, target) = (&chosen, &target);
+            let mut all = chosen.iter().filter(move |shipped| shipped.profile == profile);
+            scope.spawn(move || all.try_for_each(|shipped| ship(shipped, target)))
+        };
+        let running: Vec<_> = profiles.into_iter().map(of_profile).collect();
+        let ended = running.into_iter().map(|build| {
+            build.join().unwrap_or_else(|_| bail!("a build ended by a panic, which is told above"))
+        });
+        // All of them have ended before the first error is told.
+        ended.collect::<Vec<_>>().into_iter().collect()
+    })
 }
 
 fn ship(shipped: &Shipped, target: &str) -> Result<()> {

@@ -13,6 +13,5 @@ pub mod lint;
 pub mod man;
 pub mod policy;
 pub mod repo;
-pub mod schema;
 pub mod truth;
 pub mod vm;

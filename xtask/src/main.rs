@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Command;
-use xtask::{bench, book, build_ebpf, deb, dist, image, lint, man, repo, schema, truth, vm};
+use xtask::{bench, book, build_ebpf, deb, dist, image, lint, man, repo, truth, vm};
 
 fn main() -> ExitCode {
     match run() {
@@ -29,7 +29,6 @@ fn run() -> anyhow::Result<ExitCode> {
             image::command(),
             lint::command(),
             man::command(),
-            schema::command(),
             truth::command(),
             vm::command(),
         ]);
@@ -44,7 +43,6 @@ fn run() -> anyhow::Result<ExitCode> {
         Some(("lint", _)) => lint::run().map(|()| ExitCode::SUCCESS),
         Some(("truth", args)) => truth::run(args).map(|()| ExitCode::SUCCESS),
         Some(("vm", args)) => vm::run(args),
-        Some(("schema", args)) => schema::run(args).map(|()| ExitCode::SUCCESS),
         other => anyhow::bail!("no such task: {other:?}"),
     }
 }
