@@ -98,10 +98,12 @@ fn complain(text: &str) {
     let _written = writeln!(std::io::stderr().lock(), "Error: {text}");
 }
 
-/// Say what went wrong, with its causes.
+/// Say what went wrong, with its causes. Who reads no further needs no word of it.
 fn done(result: anyhow::Result<Exit>) -> Exit {
     result.unwrap_or_else(|error| {
-        complain(&cmd::reported(&error));
+        if !cmd::reader_has_gone(&error) {
+            complain(&cmd::reported(&error));
+        }
         cmd::exit_of(&error)
     })
 }

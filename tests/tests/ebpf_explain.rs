@@ -202,6 +202,11 @@ fn another_folder_knows_nothing() -> Result<()> {
         ensure!(said.contains("=> can't be told: eBPF captures this pod"), "{said}");
         ensure!(said.contains("--bpffs"), "{said}");
     }
+    let said = millrace_in_pod(&topology, &["graph", "--live", "--bpffs", "/sys/fs/bpf/other"], 1)?;
+    ensure!(said.contains("not of all that decides: eBPF captures this pod"), "{said}");
+    // It has no flag for the folder, and the default one does not hold this pod.
+    let said = millrace_in_pod(&topology, &["dump"], 0)?;
+    ensure!(said.contains("eBPF captures this pod"), "{said}");
     Ok(())
 }
 

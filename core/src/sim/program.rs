@@ -254,6 +254,11 @@ impl Program {
         Self { obscured: Some((why, both)), ..self }
     }
 
+    /// What decides about connections and can't be looked into.
+    pub fn obscured_by(&self) -> Option<&str> {
+        self.obscured.as_ref().map(|(why, _)| why.as_str())
+    }
+
     /// The families of which no rules were given.
     pub fn untold(&self) -> &[Family] {
         &self.untold

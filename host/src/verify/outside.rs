@@ -63,6 +63,9 @@ pub(super) struct Outside {
 impl Outside {
     /// Make it, with a link into the calling thread's namespace whose own addresses these are.
     pub(super) fn open(addresses: &[IpAddr]) -> Result<Self, String> {
+        if addresses.is_empty() {
+            return Err("the pod has no address at which others reach it".to_owned());
+        }
         let pod = here()?;
         let mut families: Vec<Family> = addresses.iter().map(|a| Family::of(*a)).collect();
         families.sort();

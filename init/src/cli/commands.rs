@@ -377,8 +377,8 @@ fn graph() -> Command {
         )
         .after_help(
             "Examples:\n  millrace graph --live --format svg > rules.svg\n  millrace graph --ipv6 \
-             off --to 10.9.9.9:80\n\nExit codes: 0 drawn; 1 something failed, or the path can't be \
-             told; 2 the command line can't be read.",
+             off --to 10.9.9.9:80\n\nExit codes: 0 drawn; 1 something failed, or the path, or who \
+             decides, can't be told; 2 the command line can't be read.",
         )
         .arg(
             Arg::new("format")

@@ -17,6 +17,7 @@ use millrace_host::facts::resolv_conf;
 use millrace_host::observe::Depth;
 use serde_json::{Value, json};
 
+use super::ebpf::instead_of_rules;
 use super::output::{print_for_programs, print_json, warn};
 use super::{config, namespace};
 use crate::cli::own::Dump;
@@ -38,6 +39,9 @@ pub(crate) fn dump(dump: &Dump) -> Result<Exit> {
     }
     session.take_warnings().iter().for_each(|w| warn(w));
     observed.asleep().for_each(|text| warn(&text));
+    if let Some(why) = instead_of_rules() {
+        warn(&why);
+    }
     from_namespace(dump, &observed, &facts)
 }
 

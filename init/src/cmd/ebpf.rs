@@ -7,7 +7,9 @@ use millrace_core::ebpf::{beside, beside_entry, captures_v6, sources};
 use millrace_core::facts::HostFacts;
 use millrace_core::status::judge_beside;
 use millrace_host::capture::beyond;
-use millrace_host::ebpf::{Attached, EbpfError, Enrolled, EnrolledPod, Faults, Node, Target};
+use millrace_host::ebpf::{
+    Attached, DEFAULT_FOLDER, EbpfError, Enrolled, EnrolledPod, Faults, Node, Target,
+};
 use millrace_host::engine::{Outcome, Session};
 use millrace_host::exec;
 use millrace_host::observe::Depth;
@@ -73,6 +75,20 @@ pub(super) fn is_asked_about(ebpf: &Ebpf) -> Result<bool> {
 /// Whether the pod is enrolled.
 pub(super) fn is_enrolled(node: &Node) -> Result<bool> {
     Ok(node.pod(Target::current()?.cookie())?.is_some())
+}
+
+/// What to say where rules of a pod are listed that eBPF captures: it needs none.
+pub(super) fn instead_of_rules() -> Option<String> {
+    let folder = Path::new(DEFAULT_FOLDER);
+    let enrolled = Node::open_if_loaded(folder).ok().flatten().map(|node| is_enrolled(&node));
+    match enrolled {
+        Some(Ok(true)) => Some(
+            "eBPF captures this pod, and no rules do: `millrace explain --live --all` says what becomes \
+             of its connections"
+                .to_owned(),
+        ),
+        _ => elsewhere(folder),
+    }
 }
 
 /// What to say of a pod that no programs in a folder capture, where it is captured by others of

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use millrace_core::sim::Outcome;
 use millrace_core::sim::graph::{Trail, picture};
+use millrace_core::value::Family;
 
 use super::output::{print, warn};
 use super::rules;
@@ -17,6 +18,13 @@ pub(crate) fn graph(graph: &Graph) -> Result<Exit> {
     };
     let trail = explained.as_ref().map(Trail::of);
     print(&picture(&rules.program, graph.format, graph.family, trail.as_ref()))?;
+    let shown = |family: &Family| graph.family.is_none_or(|asked| asked == *family);
+    let untold: Vec<Family> = rules.program.untold().iter().copied().filter(shown).collect();
+    rules::untold(&untold).for_each(|text| warn(&text));
+    if let Some(why) = rules.program.obscured_by() {
+        warn(&format!("the picture is not of all that decides: {why}"));
+        return Ok(Exit::Failed);
+    }
     let outcome = explained.map(|explained| explained.answer.outcome);
     Ok(if let Some(outcome @ Outcome::Unknown { .. }) = outcome {
         warn(&outcome.to_string());

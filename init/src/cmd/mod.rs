@@ -44,6 +44,7 @@ pub(crate) use linkerd::linkerd;
 pub(crate) use lint::lint;
 pub(crate) use node_bpf::node_bpf;
 pub(crate) use osm::osm;
+pub(crate) use output::reader_has_gone;
 pub(crate) use preflight::preflight;
 pub(crate) use status::status;
 pub(crate) use trace::trace;

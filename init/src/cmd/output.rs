@@ -1,6 +1,7 @@
 //! Printing what was done.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::fmt;
+use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, Result};
 use millrace_core::plan::Effect;
@@ -11,6 +12,22 @@ use serde_json::{Value, json};
 use crate::cli::own::Common;
 use crate::log::Log;
 use crate::paint::{Color, Painter, painted};
+
+/// Where an error of printing comes from.
+#[derive(Clone, Copy, Debug)]
+struct StandardOutput;
+
+impl fmt::Display for StandardOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("standard output")
+    }
+}
+
+/// Whether an error is that the reader of standard output has gone, as `head` does when it has enough.
+pub(crate) fn reader_has_gone(error: &anyhow::Error) -> bool {
+    let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.is::<StandardOutput>() && error.downcast_ref::<io::Error>().is_some_and(broken)
+}
 
 /// Print text for people to standard output: what others have written in it does nothing there.
 pub(super) fn print(text: &str) -> Result<()> {
@@ -24,12 +41,12 @@ pub(super) fn print_painted(text: &str, color: Color, painter: Painter) -> Resul
 
 /// Print text that programs read, as it is; for people where it is a terminal.
 pub(super) fn print_for_programs(text: &str) -> Result<()> {
-    if std::io::stdout().is_terminal() { print(text) } else { print_exactly(text) }
+    if io::stdout().is_terminal() { print(text) } else { print_exactly(text) }
 }
 
 fn print_exactly(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context(StandardOutput)
 }
 
 /// Print a value as JSON.
@@ -52,7 +69,8 @@ pub(super) fn counted(count: usize, what: &str) -> String {
 pub(super) fn finish(printed: Result<()>, all: bool) -> Result<()> {
     match printed {
         Err(error) if !all => {
-            warn(&format!("what was done can't be printed, but is done: {error:#}"));
+            let why = super::reported(&error);
+            warn(&format!("what was done can't be printed, but is done: {why}"));
             Ok(())
         }
         printed => printed,

@@ -115,7 +115,8 @@ pub(super) fn treated(
         Ok(real) => Rules { namespace: real.namespace.with_ways_out(), ..real },
         Err(error) => {
             return Some(vec![format!(
-                "whether rules of others undo any of it is not known: {error:#}"
+                "whether rules of others undo any of it is not known: {}",
+                super::reported(&error)
             )]);
         }
     };

@@ -22,7 +22,7 @@ use super::held::Held;
 use super::output::{print_json, print_painted, warn};
 use super::pods::{self, Described};
 use super::rules::Rules;
-use super::{config, namespace, rules};
+use super::{config, namespace, reported, rules};
 use crate::cli::node::Meant;
 use crate::cli::own::Verify;
 use crate::exit::Exit;
@@ -54,6 +54,8 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     let mut around: Vec<String> = bypass.iter().cloned().collect();
     let passes = facts.uncaptured_v6().filter(|_| !expected.policy.ipv6.value);
     around.extend(passes.map(str::to_owned));
+    let absent = facts.absent_v6(&expected.policy.ipv6);
+    around.extend(absent.clone());
     let mut compared = Compared::default();
     match &read {
         Ok(real) => {
@@ -66,7 +68,8 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
             around.extend(compared.unclear.take());
         }
         Err(error) => around.push(format!(
-            "whether rules treat other connections differently is not known: {error:#}"
+            "whether rules treat other connections differently is not known: {}",
+            reported(error)
         )),
     }
     for text in &around {
@@ -85,7 +88,7 @@ pub(crate) fn verify(verify: &Verify) -> Result<Exit> {
     let telling = if captured.is_empty() { others } else { captured };
     let is_captured = telling.iter().any(|finding| finding.passed == Some(true));
     let is_proved = bad == 0 && is_captured && bypass.is_none() && compared.wrong.is_empty();
-    let in_part = skipped > 0 || nobody.is_some();
+    let in_part = skipped > 0 || nobody.is_some() || absent.is_some();
     if verify.common.json {
         print_json(&json!({
             "verified": is_proved,
@@ -176,7 +179,7 @@ fn held(verify: &Verify) -> Result<Option<Held>> {
         // Any user proves what it may.
         Some(ebpf) if ebpf.meant == Meant::Perhaps => {
             Held::here(&ebpf.folder).unwrap_or_else(|error| {
-                warn(&format!("{error:#}"));
+                warn(&reported(&error));
                 None
             })
         }
