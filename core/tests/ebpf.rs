@@ -28,7 +28,7 @@ use support::programs::{POD, able, entry, questions};
 
 fn judged(entry: &Entry, question: &Question) -> Verdict {
     let pod = Namespace::pod(&POD.map(|ip| ip.parse().unwrap()), &beside(&policy()).routing);
-    judge(entry, &pod, question).unwrap()
+    judge(entry, &pod, question, None).unwrap()
 }
 
 proptest! {
@@ -69,7 +69,7 @@ proptest! {
             if out && question.source.is_some_and(inner) && !own && !inner(question.destination) {
                 continue;
             }
-            let verdict = judge(&entry, &pod, &question).unwrap();
+            let verdict = judge(&entry, &pod, &question, None).unwrap();
             for (program, whose) in [(&meant, "the policy's"), (&found, "the entry's")] {
                 let answer = program.answer(&pod, &question);
                 let port = match answer.outcome {

@@ -80,7 +80,7 @@ proptest! {
             if out && question.source.is_some_and(inner) && !own && !inner(question.destination) {
                 continue;
             }
-            let verdict = judge(&entry, &pod, &question).unwrap();
+            let verdict = judge(&entry, &pod, &question, None).unwrap();
             for (program, whose) in [(&meant, "the policy's"), (&found, "the entry's")] {
                 let answer = program.answer(&pod, &question);
                 let Some((port, _)) = end(&answer, &question) else { continue };

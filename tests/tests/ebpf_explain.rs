@@ -236,3 +236,50 @@ fn what_rules_translate_is_not_known_again() -> Result<()> {
     }
     Ok(())
 }
+
+/// Verify that programs are asked about what arrives as rules of others have translated it: where it comes
+/// from, and where it goes.
+#[test]
+fn what_rules_translate_is_decided_as_it_is_then() -> Result<()> {
+    let to: SocketAddr = "10.70.0.2:8080".parse()?;
+    for (settings, chain, rule, name) in [
+        // Nobody comes from the excluded network any more.
+        (
+            ["--exclude-inbound-cidrs", "10.70.0.1/32"],
+            "input priority 100",
+            "ip saddr 10.70.0.1 tcp dport 8080 snat to 10.70.0.9",
+            "proxy",
+        ),
+        // And from this one everybody does.
+        (
+            ["--exclude-inbound-cidrs", "10.70.0.9/32"],
+            "input priority 100",
+            "ip saddr 10.70.0.1 tcp dport 8080 snat to 10.70.0.9",
+            "app",
+        ),
+        (
+            ["--exclude-inbound-ports", "8080"],
+            "prerouting priority -100",
+            "tcp dport 8080 redirect to :80",
+            "proxy",
+        ),
+        (
+            ["--exclude-inbound-ports", "80"],
+            "prerouting priority -100",
+            "tcp dport 8080 redirect to :80",
+            "app",
+        ),
+    ] {
+        let (_cgroup, topology) = captured(&settings)?;
+        let chain = format!("add chain ip other nat {{ type nat hook {chain}; }}");
+        let rules = format!("add table ip other; {chain}; add rule ip other nat {rule}");
+        topology.pod.run("nft", &[&rules])?;
+        let asked = ["--in", "--iface", "eth0", "--src", "10.70.0.1", "--to", "10.70.0.2:8080/tcp"];
+        let found = live(&topology, &asked)?;
+        let port = found["fate"]["destination"].as_str().and_then(|to| to.rsplit(':').next());
+        let told = if port == Some("15006") { "proxy" } else { "app" };
+        let answer = topology.outside.enter(|| Answer::read(TcpStream::connect(to)?))??;
+        ensure!(answer.name == name && told == name, "{settings:?}: {answer:?}: {found:#}");
+    }
+    Ok(())
+}

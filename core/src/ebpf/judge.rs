@@ -43,11 +43,13 @@ impl Sets for Entry {
 }
 
 /// What the programs decide about a connection in a pod that is this namespace, for its first packet;
-/// none about what they don't look at.
+/// none about what they don't look at. They see what arrives as rules before them left it, which is
+/// `lookup`.
 pub fn judge(
     entry: &Entry,
     namespace: &sim::Namespace,
     question: &sim::Question,
+    lookup: Option<sim::Lookup>,
 ) -> Option<Verdict> {
     let protocol = match question.protocol {
         sim::Protocol::TCP => Protocol::Tcp,
@@ -59,16 +61,22 @@ pub fn judge(
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
+    let asked = sim::Lookup {
+        source: question.source.unwrap_or(any),
+        destination: question.to(),
+        by_loopback: namespace.keeps(question),
+    };
+    let seen = lookup.filter(|_| !outbound).unwrap_or(asked);
     let owner = question.owner.unwrap_or(sim::Identity { uid: 0, gid: 0 });
     let connection = Connection {
         direction: if outbound { Direction::Outbound } else { Direction::Inbound },
         protocol,
         uid: owner.uid,
         gid: owner.gid,
-        source: address(question.source.unwrap_or(any)),
-        destination: address(question.destination),
-        port: question.port,
-        in_pod: namespace.keeps(question).into(),
+        source: address(seen.source),
+        destination: address(seen.destination.ip()),
+        port: seen.destination.port(),
+        in_pod: seen.by_loopback.into(),
     };
     Some(decide(&entry.pod, entry, &connection))
 }

@@ -65,7 +65,7 @@ pub use routing::{
 };
 pub use rule::{Action, Field, MarkChange, Notice, States, Step, Test, Translation, Way};
 pub use walk::Answer;
-pub use witness::{Event, Met, Nobody, Scribe, Witness};
+pub use witness::{Event, Lookup, Met, Nobody, Scribe, Witness};
 
 use walk::Walk;
 
@@ -172,7 +172,9 @@ impl Program {
         let reply = walk.reply(&answer.fate);
         let unheard = self.unheard(namespace, question, &answer.fate);
         let reused = self.reused(namespace, question, &answer);
-        Explanation { answer, unheard, reused, reply, there: there.events, back: back.events }
+        let lookup = there.lookup;
+        let (there, back) = (there.events, back.events);
+        Explanation { answer, unheard, reused, reply, lookup, there, back }
     }
 }
 
@@ -188,6 +190,8 @@ pub struct Explanation {
     pub reused: Option<Outcome>,
     /// What becomes of the answer to it, where there is somebody to answer.
     pub reply: Option<Reply>,
+    /// How programs saw the first packet that chose its socket; none where it was looked up for nobody.
+    pub lookup: Option<Lookup>,
     /// What the first packet met.
     pub there: Vec<Event>,
     /// What the answer met.

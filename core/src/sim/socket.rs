@@ -10,7 +10,7 @@ use super::ranges::{Ranges, number};
 use super::rule::{Field, States};
 use super::walk::{Halt, Walk};
 use super::way::Route;
-use super::witness::Witness;
+use super::witness::{Lookup, Witness};
 use crate::ruleset::Hook;
 use crate::value::Family;
 
@@ -76,6 +76,13 @@ impl<'a, W: Witness> Walk<'a, W> {
         self.deciding = self.question.direction == Direction::In && !self.acted;
         let input = packet.input;
         packet.input = self.arrived_by(packet);
+        if self.deciding {
+            self.witness.looked_up(Lookup {
+                source: packet.ends.from(packet.family).ip(),
+                destination: packet.ends.to(packet.family),
+                by_loopback: packet.input == Some(LOOPBACK),
+            });
+        }
         self.choose(Hook::Input, "lookup of the socket", packet)?;
         packet.input = input;
         self.deciding = deciding;

@@ -1,6 +1,7 @@
 //! Who watches a walk: nobody when only the fate counts, somebody who writes down every rule, or
 //! somebody who wants to know what the fate depends on.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -23,6 +24,18 @@ pub enum Met {
     Unclear(String),
 }
 
+/// What arrives, as programs that choose its socket see it: its addresses are what translation before
+/// that made of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// Where it comes from.
+    pub source: IpAddr,
+    /// Where it goes to.
+    pub destination: SocketAddr,
+    /// Whether it came by `lo`, as what the pod sends to itself does.
+    pub by_loopback: bool,
+}
+
 /// Watches a walk.
 pub trait Witness {
     /// Whether it wants to hear what rules did; making the words takes time.
@@ -42,6 +55,9 @@ pub trait Witness {
 
     /// The packet comes to a hook, or its socket to a system call.
     fn at(&mut self, _hook: &'static str, _packet: String) {}
+
+    /// The socket is looked up of what the question is about.
+    fn looked_up(&mut self, _lookup: Lookup) {}
 
     /// A rule, at this depth of jumps, has been met.
     fn met(&mut self, _rule: RuleId, _depth: usize, _met: Met) {}
@@ -96,6 +112,8 @@ pub enum Event {
 pub struct Scribe {
     /// What happened, in order.
     pub events: Vec<Event>,
+    /// How its socket was looked up; none where it was not.
+    pub lookup: Option<Lookup>,
 }
 
 impl Witness for Scribe {
@@ -103,6 +121,10 @@ impl Witness for Scribe {
 
     fn at(&mut self, hook: &'static str, packet: String) {
         self.events.push(Event::Hook { hook: hook.to_owned(), packet });
+    }
+
+    fn looked_up(&mut self, lookup: Lookup) {
+        self.lookup = Some(lookup);
     }
 
     fn met(&mut self, rule: RuleId, depth: usize, met: Met) {

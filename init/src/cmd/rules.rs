@@ -74,10 +74,12 @@ impl Rules {
             return Ok(found);
         }
         let decided =
-            judge(&held.entry, &self.namespace, question).map(|verdict| match found.answer.fate {
-                // Whether the proxy listens is not in the entry.
-                Fate::Refused { .. } if verdict.class == Class::Inbound => Class::Refused,
-                _ => verdict.class,
+            judge(&held.entry, &self.namespace, question, found.lookup).map(|verdict| {
+                match found.answer.fate {
+                    // Whether the proxy listens is not in the entry.
+                    Fate::Refused { .. } if verdict.class == Class::Inbound => Class::Refused,
+                    _ => verdict.class,
+                }
             });
         match decided {
             Some(class) if !rule.text.starts_with(&format!("{}:", class.as_str())) => bail!(

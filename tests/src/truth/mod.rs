@@ -322,7 +322,7 @@ fn said_otherwise(
     words.extend(ebpf.then(|| format!("--bpffs={FOLDER}")));
     let output = ground.topology.pod.output(&mut millrace(&words)?)?;
     let said: Value = serde_json::from_slice(&output.stdout)
-        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+        .with_context(|| format!("{words:?}: {}", String::from_utf8_lossy(&output.stderr)))?;
     let told = serde_json::to_value(&program.answer(around, question).fate)?;
     let differs = said["fate"] != told;
     Ok(differs.then(|| format!("{words:?}: it says {}, and not {told}", said["fate"])))
