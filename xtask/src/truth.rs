@@ -42,7 +42,8 @@ pub fn run(args: &ArgMatches) -> Result<()> {
     let seed = args.get_one::<u64>("seed").copied();
     let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
     let mut command = repo::cargo();
-    command.args(["test", "--quiet", "--package", "millrace-tests", "--test", "truth"]);
+    // With the features of all tests, so that nothing is compiled again that they have.
+    command.args(["test", "--quiet", "--workspace", "--test", "truth"]);
     command.args(["no_answer_is_false", "--", "--nocapture"]);
     command.env("MILLRACE_SEED", seed.to_string()).env("MILLRACE_ROUNDS", rounds.to_string());
     repo::run(&mut command)

@@ -23,7 +23,8 @@ pub(super) struct Built {
 /// Build suites and the programs that they run.
 pub(super) fn build(suites: &[&str]) -> Result<Built> {
     let mut command = repo::cargo();
-    command.args(["test", "--locked", "--package", "millrace-tests", "--no-run", "--bins"]);
+    // With the features of all tests, so that nothing is compiled again that they have.
+    command.args(["test", "--locked", "--workspace", "--no-run"]);
     for suite in suites {
         command.args(["--test", suite]);
     }
