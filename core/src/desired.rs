@@ -10,7 +10,7 @@ use crate::ruleset::Ruleset;
 /// What is to capture a namespace.
 #[derive(Clone, Debug)]
 pub struct Desired {
-    /// What is captured.
+    /// In no backend's words; both rulesets here are lowered from it.
     pub policy: CapturePolicy,
     /// Its rules for either iptables.
     pub iptables: Ruleset,

@@ -15,9 +15,9 @@ pub struct HostFacts {
     pub addresses: Vec<IpAddr>,
     /// The text of `/etc/resolv.conf`, or why it could not be read.
     pub resolv_conf: Option<Result<String, String>>,
-    /// Users by name.
+    /// User ids by name, from `/etc/passwd`; empty where that can't be read.
     pub users: BTreeMap<String, Uid>,
-    /// Groups by name.
+    /// Group ids by name, from `/etc/group`; empty where that can't be read.
     pub groups: BTreeMap<GroupName, Gid>,
 }
 

@@ -14,11 +14,11 @@ use crate::value::Groups;
      a process of the pod can have"
 )]
 pub struct Unmapped {
-    /// User or group.
+    /// `user` or `group`, as the message says it.
     pub kind: &'static str,
-    /// The id.
+    /// The id as the policy has it, inside the pod's user namespace.
     pub id: u32,
-    /// Who named it.
+    /// The flag, variable, annotation or default that named the id.
     pub from: Source,
     /// The ids that there are.
     pub mapped: String,

@@ -21,7 +21,7 @@ pub enum Variant {
 }
 
 impl Variant {
-    /// Both.
+    /// Both, in the order in which they are looked through.
     pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
 
     /// The name, as in `iptables-nft` and `iptables-legacy`.
@@ -92,7 +92,7 @@ pub struct InterfaceAddress {
     pub loopback: bool,
     /// Without its prefix length, as a packet has it.
     pub address: IpAddr,
-    /// The prefix length.
+    /// The length of its network's prefix in bits, 0 to 32 or 128.
     pub prefix: u8,
 }
 
@@ -145,7 +145,7 @@ pub struct ForeignChain {
     pub table: TableId,
     /// Unique within its table.
     pub name: String,
-    /// Where it hangs.
+    /// Its type, hook and priority.
     pub base: Base,
     /// Whether a packet can meet its end there, or another destination, or is not tracked from there on:
     /// by the chain's policy, or by a rule of its table.
@@ -203,7 +203,7 @@ pub struct Observed {
 pub struct Way {
     /// IPv4 or IPv6: localhost is `127.0.0.1` or `::1`.
     pub family: Family,
-    /// The interface's name.
+    /// At most 15 bytes (`IFNAMSIZ`).
     pub interface: String,
 }
 

@@ -9,7 +9,7 @@ use crate::ruleset::{Chain, ChainName, Layout, Masked, Match, Rule, Table, Targe
 /// How the rules of one dialect are known.
 #[derive(Clone, Copy, Debug)]
 pub struct Footprint {
-    /// The dialect's chains.
+    /// The names of its chains: these are ours, and so are rules that jump to them.
     pub layout: &'static Layout,
     /// A chain without which others of these names in a table are somebody else's.
     pub known_by: Option<&'static ChainName>,

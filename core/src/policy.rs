@@ -271,18 +271,18 @@ pub enum InboundMode {
 /// Which inbound connections are captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InboundSelection {
-    /// None.
+    /// No connection to the pod is captured: all reach the application as they are.
     Nothing,
     /// All, but not to these ports.
     AllExcept {
-        /// Who chose all.
+        /// Who chose to capture every port.
         source: Source,
         /// Ports that are left alone.
         except: Vec<Sourced<PortRange>>,
     },
     /// Those to these ports.
     Only {
-        /// The ports.
+        /// Destination ports that are captured, less those of `except`.
         ports: Vec<Sourced<PortRange>>,
         /// Ports among them that are left alone.
         except: Vec<Sourced<PortRange>>,
@@ -327,14 +327,14 @@ pub struct Flow {
     pub protocols: Vec<Protocol>,
     /// To which ports; at least one.
     pub ports: Vec<PortRange>,
-    /// By whom.
+    /// User ids of the sockets, both ends included.
     pub users: UidRange,
 }
 
 /// Which destinations are captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkSelection {
-    /// All.
+    /// Every destination; the source says who chose that.
     All(Source),
     /// These; an empty list is none.
     Only(Vec<Sourced<Cidr>>),
@@ -367,9 +367,9 @@ pub enum GroupSelection {
     AllExcept(Vec<Sourced<Owner>>),
     /// Those of these groups only; with none, nothing is captured.
     Only {
-        /// The groups.
+        /// Groups of sockets, by number or by name.
         groups: Vec<Sourced<Owner>>,
-        /// Who chose them.
+        /// Who limited capture to them, also where the list is empty.
         source: Source,
     },
 }
@@ -383,14 +383,14 @@ pub struct Interfaces {
     pub rerouted: Vec<Sourced<InterfacePattern>>,
 }
 
-/// Capture of DNS.
+/// Capture of DNS: which queries to port 53, and who answers them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsCapture {
-    /// Where they go.
+    /// A port of the proxy, or addresses of other servers.
     pub to: DnsTarget,
     /// Who switched it on.
     pub source: Source,
-    /// Which queries.
+    /// All queries, or those to certain servers.
     pub scope: DnsScope,
 }
 
@@ -406,7 +406,7 @@ pub enum DnsTarget {
 /// A server to which DNS queries are sent instead of the one that they name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DnsServer {
-    /// Its address.
+    /// Where queries of its family are sent; it need not be in the pod.
     pub address: IpAddr,
     /// Its port; that of the query when none is given.
     pub port: Option<ListenPort>,

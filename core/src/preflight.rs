@@ -12,14 +12,14 @@ pub enum Backend {
     IptablesNft,
     /// iptables with its own kernel interface.
     IptablesLegacy,
-    /// nftables, by netlink.
+    /// Native nftables, written in one transaction by netlink.
     Nftables,
     /// Programs of the node, which decide when a connection begins.
     Ebpf,
 }
 
 impl Backend {
-    /// All of them.
+    /// Every backend, in the order in which verdicts about them are given.
     pub const ALL: [Self; 4] =
         [Self::IptablesNft, Self::IptablesLegacy, Self::Nftables, Self::Ebpf];
 
@@ -40,7 +40,7 @@ impl Backend {
 /// Something that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What.
+    /// What was looked for, as it is printed: `capability NET_ADMIN`.
     pub what: String,
     /// Whether it is there.
     pub there: bool,
@@ -87,7 +87,7 @@ impl Use {
 /// A setting that a backend can't carry out here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Without {
-    /// The setting.
+    /// As it is said on the command line: `--mode tproxy`.
     pub setting: &'static str,
     /// What is missing for it.
     pub missing: Vec<String>,
@@ -96,11 +96,11 @@ pub struct Without {
 /// Whether a backend can work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Support {
-    /// The backend.
+    /// In JSON as [`Backend::as_str`] has it.
     pub backend: Backend,
-    /// Whether it can.
+    /// Whether nothing is missing that the configuration takes.
     pub works: bool,
-    /// What is missing.
+    /// A line for each thing that is missing, with its remedy; empty where it works.
     pub missing: Vec<String>,
     /// What has to be done first, though nothing that it takes is missing.
     #[serde(skip_serializing_if = "Vec::is_empty")]

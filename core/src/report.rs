@@ -33,7 +33,7 @@ pub struct ChainReport {
     pub rules: Vec<RuleReport>,
 }
 
-/// One family.
+/// Chains of one IP version: an element of `families` in the JSON of `dump`.
 #[derive(Clone, Debug, Serialize)]
 pub struct FamilyReport {
     /// IPv4 or IPv6: a report has one part for each.
@@ -41,7 +41,7 @@ pub struct FamilyReport {
     /// Which iptables holds it, when it is in a namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iptables: Option<String>,
-    /// The chains.
+    /// Those that are ours, and those of others with rules of ours in them.
     pub chains: Vec<ChainReport>,
 }
 

@@ -10,9 +10,9 @@ use serde::Serialize;
 pub enum Source {
     /// A command line flag, with its dashes.
     Flag(String),
-    /// An environment variable.
+    /// An environment variable, by its name.
     Env(String),
-    /// A pod annotation.
+    /// A pod annotation, by its whole key.
     Annotation(String),
     /// A key of a configuration file, dotted (`inbound.port`).
     File(String),
@@ -44,7 +44,7 @@ impl fmt::Display for Source {
 /// A value with the place it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sourced<T> {
-    /// The value.
+    /// Already parsed and checked; errors about it name the source.
     pub value: T,
     /// Where it came from.
     pub source: Source,

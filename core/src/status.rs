@@ -34,13 +34,13 @@ use left_out::left_out;
 pub enum State {
     /// The rules are whole, and those that are wanted.
     Captured,
-    /// There are none.
+    /// None of ours are there, in the backend that is looked at.
     NotCaptured,
     /// There are some, but not whole, or not those that are wanted.
     Drifted,
 }
 
-/// What was found.
+/// How the rules of a namespace compare with those desired, or with settings read back from them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
     /// Whether traffic is captured.
@@ -66,7 +66,7 @@ pub struct Status {
 /// A ruleset that was read back, and where from.
 #[derive(Clone, Debug)]
 pub struct ReadBack {
-    /// The dialect.
+    /// Whose chains these are, and in whose settings they were read back.
     pub dialect: &'static Dialect,
     /// Which iptables holds it.
     pub variant: Variant,
@@ -142,7 +142,7 @@ pub fn read_back(observed: &Observed) -> Vec<ReadBack> {
 /// Native nftables that were read back.
 #[derive(Clone, Debug)]
 pub struct NativeReadBack {
-    /// The dialect.
+    /// Whose tables these are, and in whose settings they were read back.
     pub dialect: &'static Dialect,
     /// The policy that was read back.
     pub policy: CapturePolicy,

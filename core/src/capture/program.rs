@@ -12,7 +12,7 @@ use crate::value::{Cidr, Family, InterfacePattern, ListenPort, Mark, Port, PortR
 /// one path, but for those that are placed in front.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
-    /// The decisions.
+    /// Those of all tables and paths in one list.
     pub decisions: Vec<Decision>,
     /// The families that are captured; IPv4 always is.
     pub families: Vec<Family>,
@@ -32,11 +32,11 @@ pub struct Decision {
     pub placement: Placement,
     /// What it is there for.
     pub role: Role,
-    /// What must hold.
+    /// Conditions that must all hold; none where it is about every packet.
     pub when: Vec<Condition>,
     /// The one family that it is asked in; none for all that are captured.
     pub only: Option<Family>,
-    /// What follows.
+    /// What becomes of a packet for which all conditions hold.
     pub verdict: Verdict,
     /// Why it is asked.
     pub reason: Reason,
@@ -68,7 +68,7 @@ pub enum Branch {
     Outbound,
     /// DNS queries from the pod.
     Dns,
-    /// What is captured.
+    /// What is captured, on its way to that listener.
     To(Listener),
     /// Packets of a connection that a transparent proxy has.
     Divert,
@@ -90,13 +90,13 @@ pub enum Listener {
 /// A condition on a packet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
-    /// Its transport protocol.
+    /// Its transport protocol: `-p`, `meta l4proto`.
     Protocol(Protocol),
     /// The port that it goes to, which it has by its protocol.
     ToPorts {
         /// Whether it is none of these.
         negated: bool,
-        /// The ports.
+        /// Ports of which one is its destination.
         ports: Vec<PortRange>,
     },
     /// The port that it comes from.
@@ -107,14 +107,14 @@ pub enum Condition {
         side: Side,
         /// Whether it is none of these.
         negated: bool,
-        /// The addresses.
+        /// Addresses of which one is the packet's, in the family that is asked.
         of: Addresses,
     },
     /// Who made the socket that it comes from.
     Owner {
         /// Whether it was anybody else.
         negated: bool,
-        /// Who.
+        /// Users or groups, by number or by name.
         owner: Owner,
     },
     /// The interface that it arrived by.
@@ -123,7 +123,7 @@ pub enum Condition {
     LeavesBy {
         /// Whether it is any other.
         negated: bool,
-        /// The interface.
+        /// The interface, or the beginning of its name with `+` behind it.
         name: InterfacePattern,
     },
     /// Whether it starts a connection of TCP, whatever tracking holds.
@@ -137,7 +137,7 @@ pub enum Condition {
     Mark {
         /// Whether they are any other.
         negated: bool,
-        /// The mark.
+        /// Value and mask: the bits under the mask are compared with the value.
         mark: Masked,
     },
     /// Bits of the mark of its connection.
@@ -155,14 +155,14 @@ pub enum Addresses {
     Network(Cidr),
 }
 
-/// What follows.
+/// What becomes of a packet that meets all conditions of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Nothing more is asked on this path: it goes on as it is.
     Pass,
     /// Goes on as it is.
     Accept,
-    /// Is dropped.
+    /// Is discarded, and its sender is told nothing.
     Drop,
     /// The decisions of a branch are next.
     Ask(Branch),
@@ -170,19 +170,19 @@ pub enum Verdict {
     Redirect(ListenPort),
     /// To an address of this family, and to a port of it where one is given.
     Translate {
-        /// The address.
+        /// The new destination, by whose family the decision is of one.
         address: IpAddr,
-        /// The port.
+        /// The new destination port; none keeps the packet's own.
         port: Option<ListenPort>,
     },
     /// As it is to a transparent socket, and dropped where none listens.
     Transparent {
         /// The mark that policy routing looks for.
         mark: Mark,
-        /// The socket's port.
+        /// The port that the proxy's transparent socket listens on (`IP_TRANSPARENT`).
         port: ListenPort,
     },
-    /// Gets a mark.
+    /// Gets this packet mark, all 32 bits of it.
     SetMark(u32),
     /// Its connection gets bits of a mark, and keeps the others.
     MarkConnection(Masked),

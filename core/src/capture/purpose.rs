@@ -23,7 +23,7 @@ pub(crate) fn not_captured(what: &str, which: impl Display) -> String {
     format!("{} not captured", are(what, which))
 }
 
-/// The same.
+/// Of the same as [`not_captured`].
 pub(crate) fn captured(what: &str, which: impl Display) -> String {
     format!("{} captured", are(what, which))
 }

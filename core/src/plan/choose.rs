@@ -13,14 +13,14 @@ use crate::value::{Family, Groups};
 /// A backend, and whether its rules are written by programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Method {
-    /// The backend.
+    /// What holds the rules: never eBPF, which carries no rules out.
     pub backend: Backend,
     /// Whether rules are written by the programs of iptables; else they are by netlink.
     pub programs: bool,
 }
 
 impl Method {
-    /// Native nftables.
+    /// Native nftables, written by netlink: no binaries are called.
     pub const NFTABLES: Self = Self { backend: Backend::Nftables, programs: false };
     /// iptables-nft, whose tables are written by netlink.
     pub const IPTABLES_NFT: Self = Self { backend: Backend::IptablesNft, programs: false };
@@ -35,7 +35,7 @@ impl Method {
 pub enum Preference {
     /// Whatever fits, native nftables before iptables.
     Auto,
-    /// Either iptables.
+    /// iptables-nft or iptables-legacy: the one that holds rules, else the one that works.
     Iptables,
     /// The programs of this iptables.
     Binaries(Variant),
@@ -46,7 +46,7 @@ pub enum Preference {
 /// What is used, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// The means.
+    /// The backend, and whether binaries write its rules.
     pub method: Method,
     /// Why it was chosen, as it is printed behind the name: "asked for".
     pub why: &'static str,

@@ -29,12 +29,12 @@ pub enum Effect {
     /// Note in the namespace that a run has begun (an alternative name of `lo`), or that it has
     /// ended. A run that was killed in between leaves the note.
     Marker {
-        /// Begin or end.
+        /// Add when a run begins, remove when it ends.
         change: Change,
     },
     /// An address of `lo`.
     Address {
-        /// Add or remove.
+        /// Added before rules that need it are written, removed after they are gone.
         change: Change,
         /// The address, with the full prefix length.
         address: IpAddr,
@@ -46,44 +46,44 @@ pub enum Effect {
     },
     /// The route to `127.0.0.1` or `::1` by an interface that is not `lo`, in the table `local`.
     Localhost {
-        /// Add or remove.
+        /// Added before rules that need it are written, removed after they are gone.
         change: Change,
         /// By which interface, in which family.
         way: Way,
     },
     /// The route `local default dev lo` of a table.
     Route {
-        /// Add or remove.
+        /// Added before rules that need it are written, removed after they are gone.
         change: Change,
-        /// The family.
+        /// IPv4 or IPv6: each has a table of that number.
         family: Family,
         /// Number of the routing table (rtnetlink(7), `RTA_TABLE`).
         table: u32,
     },
     /// A policy routing rule that asks only for a mark.
     IpRule {
-        /// Add or remove.
+        /// Added before rules that need it are written, removed after they are gone.
         change: Change,
-        /// The rule.
+        /// Its priority, mark and table.
         rule: IpRule,
     },
-    /// `lo` itself.
+    /// The interface `lo` itself, up or down.
     Loopback {
-        /// Up or down.
+        /// Add sets it up; remove sets it down, on the way back alone.
         change: Change,
     },
     /// The flag of a table of `nf_tables` that keeps the kernel from calling its chains.
     Dormant {
-        /// Set or clear.
+        /// Add sets the flag, on the way back alone; remove clears it (`NFT_TABLE_F_DORMANT`).
         change: Change,
-        /// Number of the routing table (rtnetlink(7), `RTA_TABLE`).
+        /// The table, of family `inet`, `ip` or `ip6`.
         table: TableId,
     },
     /// Input for `iptables-restore --noflush`.
     Restore {
-        /// Which implementation.
+        /// Whose binaries take the input: iptables-nft or iptables-legacy.
         variant: Variant,
-        /// The family.
+        /// Input for `iptables-restore`, or for `ip6tables-restore`.
         family: Family,
         /// The input, one or more tables.
         input: String,
@@ -92,7 +92,7 @@ pub enum Effect {
     },
     /// Let those log packets again who did before a trace that was killed.
     Logger {
-        /// Who.
+        /// Family and logger, as the kernel is to have them again.
         logger: Logger,
     },
     /// One transaction of `nf_tables`: all of it, or nothing.

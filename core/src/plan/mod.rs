@@ -83,11 +83,11 @@ impl Plan {
 /// What a namespace is to hold of ours.
 #[derive(Clone, Copy, Debug)]
 pub enum DesiredState<'a> {
-    /// Nothing.
+    /// No rules, routes or addresses of ours, as after `cleanup`.
     Nothing,
     /// Rules of iptables, in this variant.
     Iptables(&'a Ruleset, Variant),
-    /// Native nftables.
+    /// Native nftables, with the routes and addresses that they need.
     Native(&'a Native),
 }
 

@@ -15,13 +15,13 @@ use crate::value::Family;
 /// that runs pods has it. An address of the pod's own interface would be taken by applications that
 /// look for the first one.
 pub const PASSTHROUGH_LINK: &str = "millrace0";
-/// Its other end.
+/// The other end of that pair, which is never up.
 pub const PASSTHROUGH_PEER: &str = "millrace1";
 
 /// Its alias (`ip-link(8)`) once everything about it is as it has to be.
 pub const PASSTHROUGH_READY: &str = "the address that a mesh proxy passes connections on from";
 
-/// `::6`
+/// The IPv6 address that the proxy passes connections on from, `::6`.
 pub const PASSTHROUGH_V6: IpAddr = passthrough(Family::V6);
 
 /// The protocol (`ip-route(8)`, `proto`) of Millrace's routes to localhost, by which they are known again:
@@ -62,7 +62,7 @@ pub(super) struct Changes {
     self.needed_by(), self.routes(), self.remedy()
 )]
 pub struct TakenTable {
-    /// Their routes.
+    /// Routes of others in that table.
     pub routes: Vec<Route>,
     /// Whether it is for TPROXY; else it is for answers to a proxy of the node.
     pub transparent: bool,

@@ -51,7 +51,7 @@ pub enum TableStep {
     Append {
         /// By name, as iptables-restore has it.
         chain: String,
-        /// The rule.
+        /// As text, and as matches and target where these are known.
         rule: Body,
     },
     /// Write a rule in front of others.
@@ -63,7 +63,7 @@ pub enum TableStep {
         /// The kernel's number of the rule behind it, when it was asked by netlink; none when that is
         /// the end.
         before: Option<u64>,
-        /// The rule.
+        /// As text, and as matches and target where these are known.
         rule: Body,
     },
     /// Take a rule of ours out of a chain of others.
@@ -72,7 +72,7 @@ pub enum TableStep {
         chain: String,
         /// Its position when the steps before this one are done, counted from 1.
         position: usize,
-        /// The rule.
+        /// The rule as it is there: deleted by its text, or by its position.
         rule: Body,
     },
     /// Remove a chain of ours, which is empty and which nothing jumps to.

@@ -77,7 +77,7 @@ pub(super) struct HookedRule {
 /// Everything of ours in one table.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TableState {
-    /// Chains of ours.
+    /// Chains of ours by name, each with its rules in order.
     pub(super) chains: BTreeMap<String, Vec<Body>>,
     /// Rules of ours in other chains.
     pub(super) hooked_rules: BTreeMap<String, Vec<HookedRule>>,

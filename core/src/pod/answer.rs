@@ -33,9 +33,9 @@ pub enum NotThePod {
     /// It has another name or namespace, or none.
     #[error("the answer has the {field} {found:?}, and {wanted:?} was asked for")]
     Name {
-        /// Which of both.
+        /// `namespace` or `name`: the first of both that is another.
         field: &'static str,
-        /// What it is.
+        /// What the answer has there; empty where it has nothing.
         found: String,
         /// What it is to be.
         wanted: String,
@@ -43,7 +43,7 @@ pub enum NotThePod {
     /// One of the same name was here before, or follows.
     #[error("it knows another pod of this name, with the id {found} and not {wanted}")]
     Id {
-        /// What it is.
+        /// The `metadata.uid` of the answer; empty where it has none.
         found: String,
         /// What it is to be.
         wanted: String,

@@ -45,7 +45,7 @@ pub struct Container {
     pub init: bool,
     /// The user that it runs as, if its or the pod's security context says so.
     pub user: Option<u32>,
-    /// The group, likewise.
+    /// The group that it runs as (`runAsGroup`), likewise.
     pub group: Option<u32>,
     /// Its command; empty for that of its image.
     pub command: Vec<String>,
@@ -82,16 +82,16 @@ pub struct ContainerPort {
 pub struct Probe {
     /// The field of the manifest, `livenessProbe` and others.
     pub kind: String,
-    /// How it asks.
+    /// A request by the network, or something inside the container.
     pub handler: Handler,
 }
 
 /// How a probe asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Handler {
-    /// By HTTP.
+    /// By a GET request (`httpGet`).
     Http {
-        /// The port.
+        /// A number, or the name of a port of the same container.
         port: PortRef,
         /// The host, where it is not the pod.
         host: Option<String>,
@@ -99,19 +99,19 @@ pub enum Handler {
         #[serde(default)]
         path: Option<String>,
     },
-    /// By a connection.
+    /// By a connection of TCP that nothing is sent on (`tcpSocket`).
     Tcp {
-        /// The port.
+        /// A number, or the name of a port of the same container.
         port: PortRef,
         /// The host, where it is not the pod.
         host: Option<String>,
     },
-    /// By gRPC.
+    /// By the health checking protocol of gRPC (`grpc`).
     Grpc {
-        /// The port.
+        /// Always a number in a manifest of Kubernetes.
         port: PortRef,
     },
-    /// Without the network.
+    /// By a command in the container (`exec`), or by nothing: no port is asked.
     Inside,
 }
 

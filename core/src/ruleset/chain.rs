@@ -12,11 +12,11 @@ use serde::Serialize;
 pub enum Table {
     /// Packet filtering; Millrace only ever removes from it what istio-iptables left.
     Filter,
-    /// Marks and TPROXY.
+    /// Packet marks, and TPROXY for what arrives.
     Mangle,
-    /// REDIRECT.
+    /// REDIRECT and DNAT. Only the first packet of a connection meets its rules.
     Nat,
-    /// Conntrack zones.
+    /// Conntrack zones: its hooks are ahead of connection tracking.
     Raw,
 }
 

@@ -17,7 +17,7 @@ const MOST: usize = 255;
 pub struct BadComment(pub String);
 
 impl Comment {
-    /// The text.
+    /// Without quotes or backslashes around it, 1 to 255 bytes; see [`Comment::quoted`].
     pub fn as_str(&self) -> &str {
         &self.0
     }

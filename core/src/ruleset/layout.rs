@@ -20,7 +20,7 @@ pub struct Layout {
     pub divert: ChainName,
     /// Hands packets to the transparent proxy.
     pub tproxy: ChainName,
-    /// Drops.
+    /// Drops packets that belong to no connection (state `INVALID`).
     pub drop: ChainName,
     /// Whether rules in builtin chains that don't jump carry a comment, by which they are known.
     pub tagged: bool,
@@ -93,7 +93,7 @@ impl Style {
 }
 
 impl Layout {
-    /// The chains' names.
+    /// All eight names in the order of the fields, also of chains that a policy never makes.
     pub fn chains(&self) -> [&ChainName; 8] {
         [
             &self.inbound,

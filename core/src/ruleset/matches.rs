@@ -8,9 +8,9 @@ use crate::value::{Cidr, Gid, GroupName, InterfacePattern, PortRange, Uid, UidRa
 /// A transport protocol that Millrace captures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
-    /// TCP
+    /// IP protocol 6 (RFC 9293).
     Tcp,
-    /// UDP
+    /// IP protocol 17 (RFC 768).
     Udp,
 }
 
@@ -35,18 +35,18 @@ impl fmt::Display for Protocol {
 pub enum Side {
     /// Where it comes from.
     Source,
-    /// Where it goes.
+    /// Where it goes: the destination address or port.
     Destination,
 }
 
 /// Who made the socket a packet comes from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
-    /// The socket's user.
+    /// `--uid-owner`, `skuid`: the user who opened the socket.
     Uid(Uid),
     /// The socket's user, one of several.
     Uids(UidRange),
-    /// The socket's group.
+    /// `--gid-owner`, `skgid`: the group of who opened the socket, not a supplementary one.
     Gid(Gid),
     /// The socket's group, by a name that is looked up when the rule is written.
     Group(GroupName),
@@ -69,7 +69,7 @@ pub struct Masked {
 }
 
 impl Masked {
-    /// The whole value.
+    /// All 32 bits, which is written without a mask.
     pub const fn exact(value: u32) -> Self {
         Self { value, mask: u32::MAX }
     }
@@ -115,25 +115,25 @@ impl ConnState {
 pub enum Match {
     /// `-s` or `-d`: an address in a network.
     Address {
-        /// Source or destination.
+        /// Source is `-s`, destination is `-d`.
         side: Side,
-        /// `!`
+        /// `!`: addresses outside the network match.
         negated: bool,
-        /// The network.
+        /// Host bits don't count; length 0 is every address of its family.
         cidr: Cidr,
     },
     /// `-i`: the interface the packet came in by.
     InInterface {
-        /// `!`
+        /// `!`: packets that came in by any other interface match.
         negated: bool,
-        /// The interface.
+        /// The interface, or the beginning of its name with `+` behind it.
         name: InterfacePattern,
     },
     /// `-o`: the interface the packet goes out by.
     OutInterface {
-        /// `!`
+        /// `!`: packets that go out by any other interface match.
         negated: bool,
-        /// The interface.
+        /// The interface, or the beginning of its name with `+` behind it.
         name: InterfacePattern,
     },
     /// `-p`: the transport protocol.
@@ -143,31 +143,31 @@ pub enum Match {
     Module(Protocol),
     /// `--sport` or `--dport`: a port or range. Only beside [`Match::Protocol`].
     Port {
-        /// Source or destination.
+        /// Source is `--sport`, destination is `--dport`.
         side: Side,
-        /// `!`
+        /// `!`: ports outside the range match.
         negated: bool,
-        /// The ports.
+        /// Both ends included, 0 to 65535.
         ports: PortRange,
     },
     /// `-m multiport --dports`: up to 15 destination ports. Only beside [`Match::Protocol`].
     DestinationPorts {
-        /// `!`
+        /// `!`: packets to none of these ports match.
         negated: bool,
-        /// The ports.
+        /// One of these is the packet's; a range takes the room of two of the 15.
         ports: Vec<PortRange>,
     },
     /// `--syn`: of FIN, SYN, RST and ACK only SYN is set: the packet starts a connection. Only beside
     /// [`Match::Protocol`].
     Syn {
-        /// `!`
+        /// `! --syn`: packets with any other combination of the four flags match.
         negated: bool,
     },
     /// `-m owner`: who made the socket. Only on the way out.
     Owner {
-        /// `!`
+        /// `!`: sockets of anybody else match, and packets without a socket.
         negated: bool,
-        /// The owner.
+        /// A user, users or a group. A range of users is `--uid-owner FIRST-LAST`.
         owner: Owner,
     },
     /// `-m conntrack --ctstate`: the state of the connection.
@@ -176,16 +176,16 @@ pub enum Match {
     OldState(Vec<ConnState>),
     /// `-m mark`: the packet's mark.
     Mark {
-        /// `!`
+        /// `!`: packets match whose bits under the mask differ from the value.
         negated: bool,
-        /// The mark.
+        /// Value and mask: the bits under the mask are compared with the value.
         mark: Masked,
     },
     /// `-m connmark`: the connection's mark.
     Connmark {
-        /// `!`
+        /// `!`: connections match whose bits under the mask differ from the value.
         negated: bool,
-        /// The mark.
+        /// Value and mask: the bits under the mask are compared with the value.
         mark: Masked,
     },
     /// `-m comment`: the comment that says a rule of a builtin chain is Millrace's; every packet

@@ -70,9 +70,9 @@ impl NftLayout {
 /// some rules and the other in others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnerSpelling {
-    /// `skuid`
+    /// Without `meta` in front: `skuid`, `skgid`.
     Short,
-    /// `meta skuid`
+    /// With it: `meta skuid`, `meta skgid`.
     Meta,
 }
 
@@ -92,27 +92,27 @@ pub enum Statement {
     Protocol(Protocol),
     /// `ip saddr`, `ip6 daddr`: an address in one of these networks, all of one family.
     Address {
-        /// Source or destination.
+        /// Source is `saddr`, destination is `daddr`.
         side: Side,
-        /// `!=`
+        /// `!=`: addresses of the family outside all of these networks match.
         negated: bool,
-        /// The networks.
+        /// One network, or several in a set; host bits don't count.
         cidrs: Vec<Cidr>,
     },
     /// `tcp dport`, `udp sport`: one of these ports. Says the protocol as well.
     Ports {
-        /// The protocol.
+        /// TCP is `tcp dport`, UDP is `udp dport`; packets of others don't match.
         protocol: Protocol,
-        /// Source or destination.
+        /// Source is `sport`, destination is `dport`.
         side: Side,
-        /// `!=`
+        /// `!=`: packets of the protocol with none of these ports match.
         negated: bool,
         /// One port or range, or several in a set.
         ports: Vec<PortRange>,
     },
     /// `skuid`, `skgid`: who made the socket.
     Owner {
-        /// `!=`
+        /// `!=`: sockets of anybody else match; packets without a socket never do.
         negated: bool,
         /// The owners, all users or all groups: one of them.
         owners: Vec<Owner>,
@@ -122,16 +122,16 @@ pub enum Statement {
     /// `tcp flags & (fin | syn | rst | ack) == syn`: the packet starts a connection. Says the protocol
     /// as well.
     Syn {
-        /// `!=`
+        /// `!=`: packets of TCP with any other combination of the four flags match.
         negated: bool,
     },
     /// `ct state`: the state of the connection.
     State(Vec<ConnState>),
     /// `mark`: the packet's mark.
     Mark {
-        /// `!=`
+        /// `!=`: packets match whose bits under the mask differ from the value.
         negated: bool,
-        /// The mark.
+        /// Value and mask: the bits under the mask are compared with the value.
         mark: Masked,
     },
     /// `ct mark`: the connection's mark.
@@ -152,9 +152,9 @@ pub enum Statement {
     Redirect(ListenPort),
     /// `dnat ip to`, `dnat ip6 to`: send the packet to an address, and to a port of it where one is given.
     Dnat {
-        /// The address.
+        /// The new destination. Packets of its family alone get there.
         address: IpAddr,
-        /// The port.
+        /// The new destination port; none keeps the packet's own.
         port: Option<ListenPort>,
     },
     /// `tproxy to`: hand the packet to a transparent socket.
@@ -164,13 +164,13 @@ pub enum Statement {
         /// The port it listens on.
         port: ListenPort,
     },
-    /// `return`
+    /// `return`: go on behind the jump; in a base chain, its policy decides.
     Return,
-    /// `accept`
+    /// `accept`: end this base chain; those of higher priority numbers still see the packet.
     Accept,
-    /// `drop`
+    /// `drop`: discard the packet; no further chain sees it.
     Drop,
-    /// `jump`
+    /// `jump`: to a chain of the same table, and on behind this rule where that ends.
     Jump(ChainName),
 }
 
@@ -179,11 +179,11 @@ pub enum Statement {
 pub struct NftEmission {
     /// The table, by what it does.
     pub table: Table,
-    /// The chain.
+    /// A base chain by its hook, or one that rules jump to; see [`NftLayout::chain`].
     pub chain: Chain,
     /// The index of the rule in front of which it goes, counted from 0; none for the end.
     pub before: Option<usize>,
-    /// The rule.
+    /// Conditions and actions, carried out from left to right.
     pub rule: Vec<Statement>,
     /// Why it is there.
     pub reason: Reason,
@@ -205,9 +205,9 @@ pub struct NftRuleset {
 /// A chain with its rules in their final order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NftChain<'r> {
-    /// The chain.
+    /// A base chain by its hook, or one that rules jump to; see [`NftLayout::chain`].
     pub chain: Chain,
-    /// Its rules.
+    /// As the kernel goes through them; none where rules only jump here.
     pub rules: Vec<&'r NftEmission>,
 }
 

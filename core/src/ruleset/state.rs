@@ -13,7 +13,7 @@ use crate::value::{Family, RouteTable};
 /// Where in its chain a rule is put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Placement {
-    /// At the end.
+    /// At the end (`-A`), behind the rules that are there by then.
     Append,
     /// At this position, counted from 1.
     Insert(u32),
@@ -22,7 +22,7 @@ pub enum Placement {
 /// Why a rule is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Reason {
-    /// What caused it.
+    /// The setting that asks for the rule, or what it was read from.
     pub source: Source,
     /// What it is for, as a sentence without full stop.
     pub purpose: String,
@@ -41,9 +41,9 @@ pub struct Emission {
     pub table: Table,
     /// Rules of one chain stand in the order of their emissions.
     pub chain: Chain,
-    /// The position.
+    /// At the end of its chain, or at a position counted from 1.
     pub placement: Placement,
-    /// The rule.
+    /// Matches in the order in which they are written, and the target.
     pub rule: Rule,
     /// What `dump` prints above the rule, and `explain` behind it.
     pub reason: Reason,
@@ -97,7 +97,7 @@ pub enum Home {
 /// All rules that a policy compiles to, in the order in which they are written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {
-    /// The IPv4 rules.
+    /// Rules of IPv4, which is always captured, in the order in which they are written.
     pub v4: Vec<Emission>,
     /// The IPv6 rules, unless the family is left alone.
     pub v6: Option<Vec<Emission>>,

@@ -10,9 +10,9 @@ use crate::value::{Family, ListenPort, Zone};
 /// one for TCP and the other for UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RedirectSpelling {
-    /// `--to-ports`
+    /// `--to-ports`, written for TCP.
     ToPorts,
-    /// `--to-port`
+    /// `--to-port`, written for UDP.
     ToPort,
 }
 
@@ -21,9 +21,9 @@ pub enum RedirectSpelling {
 pub enum Target {
     /// Go on behind the rule that jumped here; in a builtin chain, leave it untouched.
     Return,
-    /// Leave the table.
+    /// Leave the table; later tables and hooks still see the packet.
     Accept,
-    /// Discard the packet.
+    /// Discard the packet; the sender is not told.
     Drop,
     /// Discard the packet and tell the sender that nobody has the port (`icmp-port-unreachable`,
     /// `icmp6-port-unreachable`), which is what REJECT does when it is not told otherwise.
@@ -33,16 +33,16 @@ pub enum Target {
     /// Send the packet to a port of this host (destination NAT to the incoming interface's
     /// address, or to loopback for what the host itself sends).
     Redirect {
-        /// The port.
+        /// A port of this host, 1 to 65535.
         port: ListenPort,
         /// How it is written.
         spelling: RedirectSpelling,
     },
     /// Send the packet to an address, and to a port of it where one is given.
     Dnat {
-        /// The address.
+        /// The new destination (`--to-destination`), of the rule's family.
         address: IpAddr,
-        /// The port.
+        /// The new destination port; none keeps the packet's own.
         port: Option<ListenPort>,
     },
     /// Hand the packet to a transparent socket without touching its addresses

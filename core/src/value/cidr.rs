@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::ValueError;
 
-/// An IP version.
+/// An IP version. iptables, routes and policy routing rules keep the two apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Family {
-    /// IPv4
+    /// Addresses of 32 bits (RFC 791).
     #[serde(rename = "ipv4")]
     V4,
-    /// IPv6
+    /// Addresses of 128 bits (RFC 4291).
     #[serde(rename = "ipv6")]
     V6,
 }
@@ -79,7 +79,7 @@ impl Cidr {
         self.length
     }
 
-    /// The address family.
+    /// The family of the address; one in `::ffff:0:0/96` counts as IPv6 where it was not unmapped.
     pub const fn family(self) -> Family {
         Family::of(self.address)
     }

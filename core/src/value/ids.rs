@@ -22,7 +22,7 @@ macro_rules! owner_id {
                 if number == u32::MAX { None } else { Some(Self(number)) }
             }
 
-            /// The id's number.
+            /// From 0 to 4294967294; 0 is root.
             pub const fn get(self) -> u32 {
                 self.0
             }
@@ -63,12 +63,12 @@ impl UidRange {
         (first <= last).then_some(Self { first, last })
     }
 
-    /// The first id.
+    /// The lowest id, itself included.
     pub const fn first(self) -> Uid {
         self.first
     }
 
-    /// The last id.
+    /// The highest id, itself included; equal to the first where the range is one id.
     pub const fn last(self) -> Uid {
         self.last
     }
@@ -144,7 +144,7 @@ impl Mark {
         if value == 0 { None } else { Some(Self(value)) }
     }
 
-    /// The mark's value.
+    /// From 1 to 4294967295, all 32 bits of the mark.
     pub const fn get(self) -> u32 {
         self.0
     }
@@ -180,7 +180,7 @@ impl RouteTable {
         }
     }
 
-    /// The table's number.
+    /// From 1 to 4294967295, never 253 to 255.
     pub const fn get(self) -> u32 {
         self.0
     }

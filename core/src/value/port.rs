@@ -82,7 +82,7 @@ pub struct PortRange {
 }
 
 impl PortRange {
-    /// A single port.
+    /// A range of one port, written without a colon.
     pub const fn single(port: Port) -> Self {
         Self { first: port, last: port }
     }

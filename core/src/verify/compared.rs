@@ -18,13 +18,13 @@ const TOLD: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Otherwise {
-    /// Their family.
+    /// The IP version of all of them.
     pub family: Family,
-    /// Who makes them.
+    /// In words: user, group and source, or the interface by which they arrive.
     pub who: String,
-    /// Where they go.
+    /// In words: protocol, destination and ports.
     pub to: String,
-    /// One of them.
+    /// One of them, with an address and a port of its own.
     pub example: Question,
     /// What becomes of them by the configuration.
     pub expected: Outcome,

@@ -34,14 +34,14 @@ pub enum Seen {
         /// Why its way out could not be watched; none when it was.
         blind: Option<String>,
     },
-    /// It arrived nowhere.
+    /// Its socket got an error, such as `ECONNREFUSED`.
     Failed {
         /// What the kernel said.
         why: String,
     },
     /// It could not be made.
     NotTried {
-        /// Why not.
+        /// What is missing to make it, such as a route or a capability.
         why: String,
     },
 }
@@ -84,10 +84,10 @@ impl fmt::Display for Seen {
 /// A connection with what was seen of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The connection.
+    /// What was to be made, and where it had to arrive.
     #[serde(flatten)]
     pub check: Check,
-    /// What was seen.
+    /// Where it arrived or left, or why it did neither.
     pub result: Seen,
     /// Whether that is what was expected; none when it could not be made.
     pub passed: Option<bool>,

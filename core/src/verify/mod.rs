@@ -34,7 +34,7 @@ use sample::{member, nobodys};
 pub enum Maker {
     /// A process of the pod that is no proxy.
     Application,
-    /// The proxy.
+    /// A process with a user or group id of the proxy.
     Proxy,
     /// Somebody outside the pod.
     Outside,
@@ -54,7 +54,7 @@ impl fmt::Display for Maker {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "fate")]
 pub enum Expected {
-    /// In the pod.
+    /// At a socket of this pod, the proxy's or the application's.
     Arrives {
         /// The port of the socket that gets it.
         port: u16,
@@ -65,14 +65,14 @@ pub enum Expected {
     },
     /// Outside, where it was meant to go.
     Leaves,
-    /// Nowhere.
+    /// Nowhere: a rule drops or refuses it, or nobody listens.
     Dropped {
-        /// Why.
+        /// In words, what drops or refuses it.
         why: String,
     },
     /// At the proxy, but what is around the rules drops it because it is captured.
     Lost {
-        /// Why.
+        /// In words, what drops it; no rule does.
         why: String,
     },
 }
@@ -94,19 +94,19 @@ impl fmt::Display for Expected {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Check {
-    /// What it proves.
+    /// The part of the configuration that it tests, such as `excluded networks`.
     pub proves: &'static str,
-    /// Who makes it.
+    /// The application, the proxy, or somebody outside the pod.
     pub maker: Maker,
     /// The user and group that its socket belongs to; none outside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<Identity>,
-    /// The protocol.
+    /// TCP or UDP, by its IP protocol number.
     pub protocol: Protocol,
     /// Where it comes from, where that matters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<IpAddr>,
-    /// Where it goes.
+    /// The destination that the maker asks for, before any translation.
     pub to: SocketAddr,
     /// The port that nobody may listen on meanwhile.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,7 +153,7 @@ pub struct Asked<'a> {
     pub program: &'a Program,
     /// Group names and their numbers.
     pub groups: &'a Groups,
-    /// The pod.
+    /// The pod's interfaces, addresses, routes and sysctls, in which the program runs.
     pub namespace: &'a Namespace,
     /// Addresses that others reach it at.
     pub addresses: &'a [IpAddr],
@@ -161,7 +161,7 @@ pub struct Asked<'a> {
     pub outside: &'a [IpAddr],
     /// The port that connections go to where the port does not matter.
     pub port: u16,
-    /// Who runs this.
+    /// The effective user and group id of this process.
     pub user: Identity,
 }
 
