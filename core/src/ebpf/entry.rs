@@ -16,11 +16,11 @@ pub struct Entry {
     /// Networks by address and length (of 128), with what holds there: also what holds in the
     /// networks around it, since only the smallest one is found.
     pub networks: BTreeMap<([u8; 16], u8), u32>,
-    /// Ports, by chunk.
+    /// Bitmaps of 512 ports each, by the port divided by 512.
     pub ports: BTreeMap<u16, PortChunk>,
     /// Ports of `more.flows`, by the place of the flow and by chunk.
     pub flow_ports: BTreeMap<(u32, u16), PortChunk>,
-    /// Groups by number.
+    /// Groups that are captured or excluded, by number.
     pub groups: BTreeSet<u32>,
     /// Users that are excluded, by number.
     pub users: BTreeSet<u32>,
@@ -90,7 +90,7 @@ enum Way {
 }
 
 impl fmt::Display for IdMap {
-    /// The ids inside.
+    /// The ids inside as ranges `FIRST-LAST`, one for each line of the map, or `none`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_str("none");
@@ -109,9 +109,9 @@ pub enum IdError {
     /// An id is nobody in the pod's user namespace.
     #[error("{kind} {id} is not mapped in the pod's user namespace")]
     Unmapped {
-        /// User or group.
+        /// `user` or `group`, as the message says it.
         kind: &'static str,
-        /// The id.
+        /// The id that has no counterpart, as the entry had it.
         id: u32,
     },
     /// Users that are one range in the pod are several outside, or the other way round.
@@ -122,7 +122,7 @@ pub enum IdError {
     Split {
         /// The first of them.
         first: u32,
-        /// The last one.
+        /// The last of them, itself included.
         last: u32,
     },
 }

@@ -6,7 +6,7 @@ use crate::dialect::balancers::SocketBalancer;
 /// A program of somebody else's that is called before Millrace's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Earlier {
-    /// Its number.
+    /// The kernel's id of the program (`bpf_prog_info`).
     pub id: u32,
     /// Its name, as far as the kernel keeps it; may be empty.
     pub program: String,
@@ -22,7 +22,7 @@ pub enum Order {
     /// Before all others, in every cgroup that they decide for.
     #[default]
     First,
-    /// Behind these.
+    /// After these, each of which may change a destination first.
     After(Vec<Earlier>),
     /// It can't be told, and why.
     Unknown(String),

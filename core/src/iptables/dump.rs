@@ -10,9 +10,9 @@ use crate::value::Family;
 /// Packets and bytes that a rule has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counters {
-    /// Packets.
+    /// Packets that matched the rule.
     pub packets: u64,
-    /// Bytes.
+    /// Their bytes, headers of IP included.
     pub bytes: u64,
 }
 
@@ -163,7 +163,7 @@ fn odd_space(text: &str) -> Option<char> {
 pub struct Part {
     /// The family that its head names, if it has one.
     pub family: Option<Family>,
-    /// The rules.
+    /// The tables, chains and rules of that family.
     pub dump: Dump,
 }
 

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 /// Where a line's rule goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
-    /// `-A`
+    /// `-A`: at the end of the chain.
     Append,
     /// `-I` with the position, counted from 1.
     Insert(u32),
@@ -17,11 +17,11 @@ pub enum Verb {
 /// One rule as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// The table's name.
+    /// As `-t` takes it: `nat`, `mangle`, `raw` or `filter`.
     pub table: String,
-    /// The chain's name.
+    /// The chain that the rule goes into, not one that it jumps to.
     pub chain: String,
-    /// Append or insert.
+    /// At the end of the chain, or at a position in it.
     pub verb: Verb,
     /// The rule's matches and target.
     pub body: String,

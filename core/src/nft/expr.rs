@@ -44,22 +44,22 @@ pub enum CtField {
 /// Where a header starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
-    /// IP.
+    /// IPv4 or IPv6 (`NFT_PAYLOAD_NETWORK_HEADER`).
     Network,
-    /// TCP or UDP.
+    /// TCP or UDP (`NFT_PAYLOAD_TRANSPORT_HEADER`).
     Transport,
 }
 
 /// How a loaded value is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
-    /// Equal.
+    /// Equal, byte for byte (`NFT_CMP_EQ`).
     Eq,
-    /// Not equal.
+    /// Not equal (`NFT_CMP_NEQ`).
     Ne,
-    /// At least.
+    /// At least, as `memcmp` has it (`NFT_CMP_GTE`).
     Ge,
-    /// At most.
+    /// At most, as `memcmp` has it (`NFT_CMP_LTE`).
     Le,
 }
 
@@ -68,7 +68,7 @@ pub enum Comparison {
 pub enum NftVerdict {
     /// Go on with the next hook.
     Accept,
-    /// Discard.
+    /// Discard the packet; no further chain sees it.
     Drop,
     /// Go on behind the rule that jumped here.
     Return,
@@ -87,14 +87,14 @@ pub enum Expr {
     LoadTransparent,
     /// Load bytes of a header.
     LoadPayload {
-        /// Which header.
+        /// Where `offset` counts from.
         header: Header,
-        /// The first byte.
+        /// The first byte, counted from 0 at the start of that header.
         offset: u32,
-        /// How many.
+        /// How many bytes are loaded.
         length: u32,
     },
-    /// Load a constant.
+    /// Load a constant (`NFTA_IMMEDIATE_DATA`).
     Load(Vec<u8>),
     /// Load a constant beside the other.
     LoadSecond(Vec<u8>),
@@ -116,37 +116,37 @@ pub enum Expr {
     Range {
         /// Whether it must not.
         negated: bool,
-        /// The least value.
+        /// The least value that lies between, as bytes are compared.
         first: Vec<u8>,
-        /// The greatest.
+        /// The greatest value that lies between, of as many bytes.
         last: Vec<u8>,
     },
     /// Go on only if the value is, or is not, one of these.
     Lookup {
         /// Whether it must not be.
         negated: bool,
-        /// The values.
+        /// An anonymous set with the values, which the rule alone uses.
         set: Set,
     },
     /// Set something of the packet.
     StoreMeta(MetaField),
     /// Set something of its connection.
     StoreCt(CtField),
-    /// Count.
+    /// Count packets and bytes from here on; the packet goes on.
     Counter,
     /// Redirect to the port that was loaded, in network byte order.
     Redirect,
     /// Send to the address that was loaded, and to the port beside it where there is one; packets of
     /// another family go on.
     Dnat {
-        /// The address's family.
+        /// Packets of this family alone are translated.
         family: Family,
         /// Whether there is a port.
         port: bool,
     },
     /// Hand to a transparent socket on the port that was loaded.
     Tproxy(Family),
-    /// Decide.
+    /// End the rule with a verdict (`NFTA_IMMEDIATE_DREG` is `NFT_REG_VERDICT`).
     Verdict(NftVerdict),
     /// Go on only if a match of iptables holds (`nft_compat`).
     Match(Extension),
@@ -441,7 +441,7 @@ pub(crate) fn only_syn(negated: bool) -> [Expr; 3] {
     ]
 }
 
-/// `NFPROTO_IPV4`, `NFPROTO_IPV6`
+/// The family's number in `linux/netfilter.h`: `NFPROTO_IPV4`, `NFPROTO_IPV6`.
 pub const fn nfproto(family: Family) -> u8 {
     match family {
         Family::V4 => 2,

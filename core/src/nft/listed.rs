@@ -19,7 +19,7 @@ pub enum Source {
     Payload(u32, u32, u32),
     /// What routing says: of which kind (`enum nft_fib_result`), asked how (`NFTA_FIB_F_*`).
     Fib(u32, u32),
-    /// A constant.
+    /// A constant of the rule itself (`NFTA_IMMEDIATE_DATA`).
     Constant(Vec<u8>),
     /// Something that is not known, by its name.
     Other(String),
@@ -28,17 +28,17 @@ pub enum Source {
 /// How a value is compared (`enum nft_cmp_ops`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Equal.
+    /// Equal, byte for byte (`NFT_CMP_EQ`).
     Eq,
-    /// Not equal.
+    /// Not equal (`NFT_CMP_NEQ`).
     Ne,
-    /// Less than.
+    /// Less than, as `memcmp` has it (`NFT_CMP_LT`).
     Lt,
-    /// At most.
+    /// At most, as `memcmp` has it (`NFT_CMP_LTE`).
     Le,
-    /// More than.
+    /// More than, as `memcmp` has it (`NFT_CMP_GT`).
     Gt,
-    /// At least.
+    /// At least, as `memcmp` has it (`NFT_CMP_GTE`).
     Ge,
 }
 
@@ -48,9 +48,9 @@ pub type Ends = (Option<u32>, Option<u32>);
 /// What an element of a map leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mapped {
-    /// A value.
+    /// Bytes that a register gets.
     Value(Vec<u8>),
-    /// A verdict.
+    /// A verdict of a verdict map; none where it is not known.
     Verdict(Option<Ending>),
 }
 
@@ -59,7 +59,7 @@ pub enum Mapped {
 pub enum Ending {
     /// Go on with the next hook.
     Accept,
-    /// Discard.
+    /// Discard the packet; no further chain sees it.
     Drop,
     /// Go on behind the rule that jumped here.
     Return,
@@ -76,7 +76,7 @@ pub enum Ending {
 pub struct Element {
     /// The first key; none where the element stands for all others.
     pub first: Option<Vec<u8>>,
-    /// The last key.
+    /// The last key of the range, itself included; the first again for a single value.
     pub last: Vec<u8>,
     /// What it leads to.
     pub mapped: Option<Mapped>,
@@ -89,7 +89,7 @@ pub struct ListedSet {
     pub length: usize,
     /// Whether its elements come and go with packets or with time.
     pub changes: bool,
-    /// The elements.
+    /// Ranges or single values, as the kernel lists them.
     pub elements: Vec<Element>,
 }
 
@@ -118,7 +118,7 @@ impl LogTo {
 /// A part of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Term {
-    /// Fill a register.
+    /// Fill a register, by its number (`enum nft_registers`).
     Load(u32, Source),
     /// `(value & mask) ^ flip`, from a register to one.
     Bits {
@@ -137,41 +137,41 @@ pub enum Term {
     Compare(u32, Order, Vec<u8>),
     /// Go on only if the value lies, or does not lie, between two.
     Range {
-        /// The register.
+        /// The number of the register that is compared.
         from: u32,
         /// Whether it must not.
         negated: bool,
-        /// The least value.
+        /// The least value, itself included.
         first: Vec<u8>,
-        /// The greatest.
+        /// The greatest value, itself included.
         last: Vec<u8>,
     },
     /// Look a register up in a set, by its name.
     Lookup {
-        /// The register.
+        /// The number of the register that holds the key.
         from: u32,
         /// Whether it must not be there.
         negated: bool,
         /// Where a map's value goes; register 0 takes verdicts.
         to: Option<u32>,
-        /// The set.
+        /// The name of a set or map of the same table.
         set: String,
     },
     /// Set something of the packet (`enum nft_meta_keys`) from a register.
     StoreMeta(u32, u32),
     /// Set something of its connection (`enum nft_ct_keys`) from a register.
     StoreCt(u32, u32),
-    /// Decide.
+    /// End the rule with a verdict.
     Verdict(Ending),
-    /// Translate an address.
+    /// Translate the source or the destination (`enum nft_nat_attributes`).
     Nat {
         /// Whether the source is meant.
         source: bool,
-        /// The family (`NFPROTO_*`).
+        /// The family of the address (`NFPROTO_*`).
         family: u32,
-        /// The address.
+        /// Registers with the new address; none where the port alone is translated.
         address: Ends,
-        /// The port.
+        /// Registers with the new port; none where it stays.
         ports: Ends,
         /// How one of several is chosen (`NF_NAT_RANGE_*`).
         flags: u32,
@@ -182,32 +182,32 @@ pub enum Term {
     Redirect(Ends, u32),
     /// Hand to a transparent socket.
     Tproxy {
-        /// The family (`NFPROTO_*`).
+        /// The family of packets that it takes (`NFPROTO_*`); 0 for both.
         family: u32,
-        /// The address.
+        /// The register with the address of that socket, where the rule names one.
         address: Option<u32>,
-        /// The port.
+        /// The register with the port of that socket; none for the one that the packet goes to.
         port: Option<u32>,
     },
     /// Discard and tell the sender.
     Reject {
-        /// How (`enum nft_reject_types`).
+        /// By ICMP or by a reset of TCP (`enum nft_reject_types`).
         kind: u32,
         /// The code of a message of ICMP.
         code: u8,
     },
     /// Set an option of TCP from a register.
     StoreOption {
-        /// The option's number.
+        /// The kind of option (RFC 9293, 3.1), such as 2 for the segment size.
         option: u32,
         /// The first byte of it that is set.
         offset: u32,
-        /// The register.
+        /// The number of the register with the new bytes.
         from: u32,
     },
-    /// Don't track.
+    /// Keep the packet out of connection tracking (state `untracked`).
     Notrack,
-    /// Log it.
+    /// Log the packet, which goes on.
     Log(LogTo),
     /// Nothing that the way of a packet depends on.
     Note,
@@ -217,16 +217,16 @@ pub enum Term {
     Does(String),
 }
 
-/// A rule.
+/// A rule as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedRule {
-    /// Its parts.
+    /// Conditions and actions in the order in which the kernel carries them out.
     pub parts: Vec<Term>,
     /// What its counter has seen, if it has one.
     pub counters: Option<Counters>,
 }
 
-/// A chain.
+/// A chain of any table, base chain or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedChain {
     /// Unique in its table.
@@ -244,15 +244,15 @@ pub struct ListedChain {
 /// Whose packets a table has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
-    /// One family's.
+    /// IPv4 alone or IPv6 alone (`ip`, `ip6`).
     Ip(Family),
-    /// Both families' (`inet`).
+    /// Both IPv4 and IPv6 (`inet`).
     Inet,
     /// All that an interface has (`netdev`).
     Netdev,
 }
 
-/// A table.
+/// A table of `nf_tables`, ours or of others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedTable {
     /// Whose packets it has.

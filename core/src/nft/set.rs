@@ -3,22 +3,22 @@
 /// What the values of a set are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetKind {
-    /// IPv4 addresses.
+    /// IPv4 addresses, 4 bytes in network order.
     Ipv4,
-    /// IPv6 addresses.
+    /// IPv6 addresses, 16 bytes in network order.
     Ipv6,
-    /// Ports.
+    /// Ports of TCP or UDP, 2 bytes in network order.
     Ports,
-    /// User ids.
+    /// User ids, 4 bytes in host order.
     Uids,
-    /// Group ids.
+    /// Group ids, 4 bytes in host order.
     Gids,
-    /// Names of interfaces.
+    /// Names of interfaces, 16 bytes filled up with zeros.
     Interfaces,
 }
 
 impl SetKind {
-    /// All of them.
+    /// Every kind that rules of ours need.
     pub const ALL: [Self; 6] =
         [Self::Ipv4, Self::Ipv6, Self::Ports, Self::Uids, Self::Gids, Self::Interfaces];
 

@@ -17,7 +17,7 @@ pub struct Base {
     pub priority: i32,
 }
 
-/// A chain.
+/// A chain with its rules, without its name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NativeChain {
     /// Where it hangs; none for one that is only jumped to.
@@ -52,7 +52,7 @@ pub fn named<'l, T>(list: &'l [(String, T)], name: &str) -> Option<&'l T> {
 /// Rules that are wanted, ready to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Native {
-    /// The tables.
+    /// The tables of family `inet`, which replace those that are there.
     pub tables: NativeTables,
     /// Policy routing and addresses.
     pub routing: Routing,

@@ -25,7 +25,7 @@ pub enum Unwritable {
     /// A group's name has no number.
     #[error(transparent)]
     NoGroup(#[from] NoGroup),
-    /// Too many ports.
+    /// More ports than a match of `multiport` has room for.
     #[error(transparent)]
     TooManyPorts(#[from] TooManyPorts),
     /// Ports of no protocol.
@@ -36,7 +36,7 @@ pub enum Unwritable {
 /// A rule, ready to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct XtRule {
-    /// Its expressions.
+    /// Conditions, matches of iptables, a counter, and the verdict or target.
     pub exprs: Vec<Expr>,
     /// The protocol that it asks for, which matches and targets of iptables want to know
     /// (`NFTA_RULE_COMPAT`).

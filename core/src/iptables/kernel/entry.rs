@@ -15,9 +15,9 @@ pub(super) struct Entry<'b> {
     pub(super) offset: u32,
     /// What it has seen.
     pub(super) counters: Counters,
-    /// What it asks.
+    /// Conditions that must all hold; none where every packet meets it.
     pub(super) matches: Vec<Match>,
-    /// What it does.
+    /// What it does with a packet, or the name of the chain that starts here.
     pub(super) verdict: EntryTarget<'b>,
 }
 

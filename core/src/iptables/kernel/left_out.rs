@@ -8,13 +8,13 @@ use crate::iptables::{DumpRule, TableDump};
 /// An option that a rule has and its text has not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftOut {
-    /// The rule's chain.
+    /// The rule's chain, a builtin one by its hook in capitals.
     pub chain: String,
     /// Its place in the chain, counted from 0.
     pub rule: usize,
     /// The extension that the option belongs to, if it belongs to one.
     pub module: Option<&'static str>,
-    /// The option.
+    /// The option with its value, as `! --sport 0:65535`.
     pub option: &'static str,
 }
 

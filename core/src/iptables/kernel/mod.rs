@@ -27,16 +27,16 @@ use crate::value::Family;
 /// A table as the kernel gives it (`IPT_SO_GET_INFO`, `IPT_SO_GET_ENTRIES`).
 #[derive(Clone, Copy, Debug)]
 pub struct KernelTable<'b> {
-    /// The family.
+    /// Says whether entries are `struct ipt_entry` or `struct ip6t_entry`.
     pub family: Family,
-    /// The table's name.
+    /// At most 31 bytes (`XT_TABLE_MAXNAMELEN`).
     pub name: &'b str,
     /// Where the builtin chain of each hook starts, for the hooks that the table has. In the order
     /// of [`Hook::ALL`], which is that of `enum nf_inet_hooks`.
     pub hook_entry: [Option<u32>; 5],
     /// Where the policy of each builtin chain is.
     pub underflow: [Option<u32>; 5],
-    /// The entries.
+    /// Rules and heads of chains, one behind the other, in the machine's byte order.
     pub entries: &'b [u8],
 }
 

@@ -36,7 +36,7 @@ pub fn read(family: Family, name: &str, revision: u8, data: &[u8]) -> Result<Tar
     }
 }
 
-/// `IPT_ICMP_PORT_UNREACHABLE`, `IP6T_ICMP6_PORT_UNREACH`
+/// `IPT_ICMP_PORT_UNREACHABLE` (`ipt_REJECT.h`), `IP6T_ICMP6_PORT_UNREACH` (`ip6t_REJECT.h`)
 const fn port_unreachable(family: Family) -> u32 {
     match family {
         Family::V4 => 3,
