@@ -7,7 +7,7 @@ use crate::ownership::{Footprint, Owned, known_tables};
 use crate::ruleset::{ChainName, Hook, Layout, Match, Protocol, Role, Rule, Side, Table, Target};
 use crate::value::{InterfacePattern, PortRange};
 
-/// Our rules.
+/// Rules of ours in canonical form, by table and chain.
 pub(super) struct Chains {
     rules: BTreeMap<(Table, String), Vec<Rule>>,
     present: bool,

@@ -69,7 +69,7 @@ impl Selector {
 /// Why no pod was chosen.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotChosen {
-    /// Nothing makes pods.
+    /// There is no pod and nothing that makes pods; what there is instead.
     #[error("there is no pod in it, and nothing that is known to make pods{}", found(.0))]
     Nothing(Vec<String>),
     /// Several do, and none was named.
@@ -80,7 +80,7 @@ pub enum NotChosen {
     Unnamed {
         /// What was asked for.
         name: String,
-        /// What is there.
+        /// Every pod in it and all that makes pods, as each can be named.
         there: Vec<String>,
     },
     /// What was chosen is of a kind of others.

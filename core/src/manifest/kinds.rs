@@ -70,7 +70,7 @@ const MAKERS: [Maker; 18] = [
 
 /// What an object is.
 pub(super) enum Detected {
-    /// It makes pods.
+    /// It is a pod or makes pods, by its kind and API group.
     Maker(&'static Maker),
     /// It has something like a pod in it, at this place, but this is its kind.
     Stranger(&'static str, String),

@@ -31,7 +31,7 @@ pub struct Manifest {
     pub bad: Vec<BadObject>,
     /// Everything else, which makes no pods as far as is known.
     pub others: Vec<Name>,
-    /// Of these, namespaces.
+    /// Objects of kind `Namespace` among the others.
     pub namespaces: Vec<Namespace>,
 }
 
@@ -48,9 +48,9 @@ impl Workload {
 pub struct Namespace {
     /// `metadata.name`, which pods' `metadata.namespace` refers to.
     pub name: String,
-    /// Its annotations.
+    /// Some of them say for all its pods whether a mesh captures them.
     pub annotations: BTreeMap<String, String>,
-    /// Its labels.
+    /// Some of them say for all its pods whether a mesh captures them.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -90,7 +90,7 @@ pub struct Workload {
     pub made: bool,
     /// Why it is not known that it makes such pods: its kind is a stranger's. None where it is known.
     pub stranger: Option<String>,
-    /// The pod.
+    /// The pod itself, or the one that a template describes.
     pub pod: PodFacts,
 }
 
@@ -105,9 +105,9 @@ pub struct BadText(#[from] serde_saphyr::Error);
 pub struct BadObject {
     /// Which document, counted from 1.
     document: usize,
-    /// Kind and name.
+    /// Kind, namespace and name, as far as it says them.
     what: String,
-    /// Why not.
+    /// What is missing or wrong in it.
     why: String,
 }
 

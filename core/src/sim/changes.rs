@@ -16,9 +16,9 @@ use super::walk::Answer;
 /// What becomes of connections under two sets of rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Under the first.
+    /// What becomes of them under the first set of rules.
     pub before: Answer,
-    /// Under the second.
+    /// What becomes of them under the second set of rules.
     pub after: Answer,
 }
 

@@ -16,7 +16,7 @@ use super::rule::{Action, Test};
 use super::walk::Answer;
 use crate::value::Family;
 
-/// What differs.
+/// What differs between two sets of rules, for connections, for other packets and in the rules.
 #[derive(Clone, Debug)]
 pub struct Difference {
     /// Connections of which something else becomes.

@@ -43,7 +43,7 @@ pub enum Fate {
     Passed {
         /// The interface it leaves by.
         interface: String,
-        /// Where it goes.
+        /// Destination address and port of the packet as it leaves.
         destination: SocketAddr,
         /// Where it comes from, likewise.
         source: SocketAddr,
@@ -52,12 +52,12 @@ pub enum Fate {
     Dropped {
         /// By this rule, if it is one.
         rule: Option<RuleId>,
-        /// Why.
+        /// In words: what in rules, routes or the kernel discards it.
         why: String,
     },
     /// It is discarded, and the sender is told.
     Refused {
-        /// By this rule.
+        /// The rule that refuses it.
         rule: RuleId,
     },
     /// It can't be told, because of something that is not known.
@@ -106,17 +106,17 @@ pub enum Outcome {
     Delivered,
     /// It leaves by this interface.
     Passed {
-        /// The interface.
+        /// The name of the interface, such as `eth0`.
         interface: String,
         /// Whether it leaves from another address.
         masked: bool,
     },
-    /// It is discarded.
+    /// It is discarded, and the sender is not told.
     Dropped {
-        /// Why.
+        /// In words: what in rules, routes or the kernel discards it.
         why: String,
     },
-    /// It is refused.
+    /// It is discarded, and the sender is told.
     Refused,
     /// It can't be told.
     Unknown {
@@ -178,14 +178,14 @@ impl fmt::Display for Unheard {
 pub enum Reply {
     /// It comes back to who asked, from whom was asked.
     Arrives,
-    /// It does not.
+    /// It comes to somebody else, from somebody else, or not at all.
     Lost {
-        /// Why not.
+        /// In words: where it ends, or what discards it.
         why: String,
     },
     /// It does, and the connection does not come about all the same.
     Broken {
-        /// Why not.
+        /// In words: what keeps the connection from coming about.
         why: String,
     },
     /// It can't be told.

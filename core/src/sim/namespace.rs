@@ -13,7 +13,7 @@ use crate::policy::{CapturePolicy, DnsCapture};
 use crate::ruleset::{Home, Masked, Routing};
 use crate::value::{Cidr, Family, Gid, Uid};
 
-/// The loopback interface.
+/// The name of the loopback interface, which every namespace has.
 pub(super) const LOOPBACK: &str = "lo";
 
 /// An own address of an interface.
@@ -32,12 +32,12 @@ pub struct OwnAddress {
 }
 
 impl OwnAddress {
-    /// The address alone.
+    /// Without the network around it, as packets carry it.
     pub const fn address(&self) -> IpAddr {
         self.cidr.address()
     }
 
-    /// Its family.
+    /// The family that the address is of.
     pub const fn family(&self) -> Family {
         self.cidr.family()
     }
@@ -55,19 +55,19 @@ impl From<Cidr> for OwnAddress {
 pub struct Settings {
     /// Whether it is up.
     pub up: bool,
-    /// `forwarding` of IPv4.
+    /// `forwarding` of IPv4: what comes in here for others is passed on.
     pub forwarding: bool,
     /// `force_forwarding` of IPv6: what comes in here is passed on whatever that of all says.
     pub force_forwarding: bool,
     /// `rp_filter`: 0 is none, 1 strict, 2 loose.
     pub rp_filter: u8,
-    /// `src_valid_mark`
+    /// `src_valid_mark`: the check of source addresses looks up the route with the packet's mark.
     pub src_valid_mark: bool,
-    /// `accept_local`
+    /// `accept_local`: what comes in with an own address as its source is accepted.
     pub accept_local: bool,
-    /// `route_localnet`
+    /// `route_localnet`: addresses of `127.0.0.0/8` are routed here as others are.
     pub route_localnet: bool,
-    /// `disable_ipv6`
+    /// `disable_ipv6`: no packet of IPv6 comes in or goes out here.
     pub disable_ipv6: bool,
     /// Of IPv4 and of IPv6, whether it is a bridge that gives packets to rules before they come to the
     /// namespace itself (`bridge-nf-call-iptables`, `bridge-nf-call-ip6tables`).
@@ -102,7 +102,7 @@ pub struct Interface {
     pub name: String,
     /// Those of both families, with what the kernel knows of each.
     pub addresses: Vec<OwnAddress>,
-    /// Its settings.
+    /// Its sysctls, and whether it is up.
     pub settings: Settings,
 }
 
@@ -120,16 +120,16 @@ impl Interface {
 /// Where packets to a network leave by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// The network.
+    /// Destinations of this network take this way.
     pub network: Cidr,
-    /// The interface.
+    /// The name of the interface that they leave by.
     pub interface: String,
 }
 
-/// A way out.
+/// Where a packet leaves the namespace, and with what source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// The interface.
+    /// The name of the interface that the packet leaves by.
     pub interface: String,
     /// The next hop, where there is one.
     pub gateway: Option<IpAddr>,
@@ -138,7 +138,7 @@ pub struct Exit {
 }
 
 impl Exit {
-    /// By an interface.
+    /// By an interface, without a next hop or a source of its own.
     pub fn by(interface: &str) -> Self {
         Self { interface: interface.to_owned(), gateway: None, source: None }
     }
@@ -384,7 +384,7 @@ impl Namespace {
         found.map_or_else(Settings::default, |interface| interface.settings)
     }
 
-    /// Its own addresses.
+    /// Addresses of a family that packets are delivered here for.
     pub const fn local(&self, family: Family) -> &Ranges {
         &self.local[index(family)]
     }
@@ -418,7 +418,7 @@ impl Namespace {
     }
 }
 
-/// `127.0.0.1` or `::1`
+/// The first address of `lo`: `127.0.0.1` or `::1`.
 pub(super) const fn first_loopback(family: Family) -> IpAddr {
     match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -426,7 +426,7 @@ pub(super) const fn first_loopback(family: Family) -> IpAddr {
     }
 }
 
-/// `0.0.0.0/0` or `::/0`
+/// The network of every address: `0.0.0.0/0` or `::/0`.
 const fn everything(family: Family) -> Cidr {
     let address = match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),

@@ -124,7 +124,7 @@ impl Owner {
     }
 }
 
-/// A packet.
+/// A packet as it is at this point of its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Packet<'a> {
     pub(super) family: Family,
@@ -188,7 +188,7 @@ impl<W: Witness> Walk<'_, W> {
     }
 }
 
-/// A connection.
+/// A connection as tracking remembers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Connection {
     pub(super) zone: u16,

@@ -34,7 +34,7 @@ pub enum Origin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Class<A = Answer> {
     pub(super) shape: Shape,
-    /// One of them.
+    /// The one of them that was walked for all.
     pub example: Question,
     /// What becomes of it. The outcome is that of all of them, and so are the rules, or others in a row
     /// with them that are alike but for the values of the field that tells these connections apart.
@@ -143,7 +143,7 @@ pub(super) type Side<'a> = (&'a Program, &'a Namespace);
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     memory: Memory,
-    /// Rules asked.
+    /// How many rules were asked so far, in all walks together.
     asked: u64,
 }
 
@@ -345,7 +345,7 @@ impl<A> Class<A> {
         self.shape.has(question)
     }
 
-    /// The family.
+    /// The IP version of all its connections.
     pub const fn family(&self) -> Family {
         self.shape.family
     }

@@ -36,7 +36,7 @@ pub enum Kind {
 /// Where a chain is called from by the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
-    /// The hook.
+    /// The hook of the kernel that calls it.
     pub hook: Hook,
     /// What it is for.
     pub kind: Kind,
@@ -49,10 +49,10 @@ pub struct Base {
 /// The end of a base chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
-    /// Go on.
+    /// The packet goes on to the next chain or hook.
     #[default]
     Accept,
-    /// Discard.
+    /// The packet is discarded, and the sender is not told.
     Drop,
 }
 
@@ -65,7 +65,7 @@ pub struct SourceRule {
     pub reason: Option<Reason>,
     /// What it has seen.
     pub counters: Option<Counters>,
-    /// What it means.
+    /// Conditions and actions, carried out from left to right.
     pub steps: Vec<Step>,
     /// Whether there is more to it than what it means here says: two such rules can be alike here and
     /// do different things.
@@ -103,7 +103,7 @@ pub struct SourceTable {
     pub name: String,
     /// The families whose packets come here.
     pub families: Vec<Family>,
-    /// Its chains.
+    /// Base chains, and those that rules jump to.
     pub chains: Vec<SourceChain>,
 }
 
@@ -118,7 +118,7 @@ pub struct ChainId(pub usize);
 /// What there is to say about a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleInfo {
-    /// Its chain.
+    /// The chain that it is a rule of.
     pub chain: ChainId,
     /// Its place in the chain, counted from 1.
     pub number: usize,
@@ -139,7 +139,7 @@ pub struct RuleInfo {
 pub struct ChainInfo {
     /// What holds its table.
     pub holder: String,
-    /// Its table.
+    /// The name of the table that it is in.
     pub table: String,
     /// Unique in its table.
     pub name: String,
@@ -391,7 +391,7 @@ impl Program {
         &self.infos[id.0]
     }
 
-    /// Its chains.
+    /// All chains of all tables, in the order of their places.
     pub fn chains(&self) -> impl Iterator<Item = (ChainId, &ChainInfo)> {
         self.infos.iter().enumerate().map(|(at, info)| (ChainId(at), info))
     }

@@ -13,13 +13,13 @@ use crate::value::Family;
 pub struct Protocol(pub u8);
 
 impl Protocol {
-    /// ICMP
+    /// ICMP of IPv4 (RFC 792).
     pub const ICMP: Self = Self(1);
-    /// TCP
+    /// TCP (RFC 9293), which has ports.
     pub const TCP: Self = Self(6);
-    /// UDP
+    /// UDP (RFC 768), which has ports.
     pub const UDP: Self = Self(17);
-    /// `ICMPv6`
+    /// ICMP of IPv6 (RFC 4443).
     pub const ICMPV6: Self = Self(58);
 
     const NAMES: [(Self, &'static str); 8] = [
@@ -87,9 +87,9 @@ pub enum Direction {
 /// The user and group that a socket belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Identity {
-    /// The user id.
+    /// The user id of the socket; 0 is root.
     pub uid: u32,
-    /// The group id.
+    /// The group id of the socket, not a supplementary one.
     pub gid: u32,
 }
 
@@ -122,14 +122,14 @@ pub enum Known {
 pub struct Question {
     /// Which way it goes.
     pub direction: Direction,
-    /// The protocol.
+    /// By its IP protocol number; not each has ports.
     pub protocol: Protocol,
     /// Where it comes from; none is what the kernel would choose.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<IpAddr>,
     /// The source port; 0 without ports.
     pub source_port: u16,
-    /// Where it goes.
+    /// The destination address before any rule has changed it.
     pub destination: IpAddr,
     /// The port it goes to; 0 without ports.
     pub port: u16,
@@ -183,12 +183,12 @@ impl Question {
         }
     }
 
-    /// Its family.
+    /// The family of its destination, and of its source where it has one.
     pub const fn family(&self) -> Family {
         Family::of(self.destination)
     }
 
-    /// Where it goes.
+    /// Destination with its port; port 0 where the protocol has none.
     pub const fn to(&self) -> SocketAddr {
         SocketAddr::new(self.destination, self.port)
     }

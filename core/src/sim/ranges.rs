@@ -85,7 +85,7 @@ impl Ranges {
         Self::of(vec![(0, last)])
     }
 
-    /// One number.
+    /// A set of one number.
     pub fn one(number: u128) -> Self {
         Self::of(vec![(number, number)])
     }
@@ -103,7 +103,7 @@ impl Ranges {
         Self::of(vec![(first, first | host_bits)])
     }
 
-    /// Ports.
+    /// The numbers of ports and port ranges, together.
     pub fn ports<'p, I: IntoIterator<Item = &'p PortRange>>(ports: I) -> Self {
         let ends = |p: &PortRange| (u128::from(p.first().get()), u128::from(p.last().get()));
         ports.into_iter().map(ends).collect()
@@ -114,12 +114,12 @@ impl Ranges {
         self.0.list.is_empty()
     }
 
-    /// The ranges.
+    /// First and last number of each range, from low to high.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (u128, u128)> + '_ {
         self.0.list.iter().copied()
     }
 
-    /// The smallest number.
+    /// The smallest number; none where the set is empty.
     pub fn first(&self) -> Option<u128> {
         self.0.list.first().map(|(first, _)| *first)
     }

@@ -193,7 +193,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         })
     }
 
-    /// Somebody outside answers.
+    /// Somebody outside answers: the answer arrives by an interface.
     fn answer_from_there(
         &mut self,
         interface: &'a str,

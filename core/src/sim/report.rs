@@ -182,7 +182,7 @@ pub(crate) fn events_json(program: &Program, events: &[Event]) -> Vec<Value> {
 pub struct Words {
     /// Who starts the connections.
     pub who: String,
-    /// Where they go.
+    /// Protocol, destination and ports, as far as they are narrowed down.
     pub to: String,
 }
 

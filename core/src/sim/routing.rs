@@ -27,7 +27,7 @@ pub struct TableRoute {
     pub network: Cidr,
     /// Of routes to the same network the one with the lowest wins.
     pub metric: u32,
-    /// What it does.
+    /// What becomes of packets that go by it.
     pub action: RouteAction,
 }
 
@@ -57,7 +57,7 @@ pub struct RoutingRule {
     pub priority: u32,
     /// Which packets it is for.
     pub selector: Selector,
-    /// What it does.
+    /// What becomes of packets that it selects.
     pub action: RuleAction,
 }
 
@@ -66,17 +66,17 @@ pub struct RoutingRule {
 pub struct Selector {
     /// Whether it is for all others instead.
     pub inverted: bool,
-    /// Their source.
+    /// The network of their source; none is any.
     pub from: Option<Cidr>,
-    /// Their destination.
+    /// The network of their destination; none is any.
     pub to: Option<Cidr>,
-    /// Their mark.
+    /// Their mark under a mask (`fwmark`); none is any.
     pub mark: Option<Masked>,
     /// The user whose socket sends them; root's, where there is none.
     pub uids: Option<(u32, u32)>,
     /// The interface they came in by; `lo` is this host itself.
     pub input: Option<String>,
-    /// Their protocol.
+    /// Their IP protocol (`ipproto`); none is any.
     pub protocol: Option<Protocol>,
     /// Their source port, from the first to the last.
     pub source_ports: Option<(u16, u16)>,
@@ -90,7 +90,7 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// All packets.
+    /// All packets, as without any condition.
     pub(super) const ALL: Self = Self {
         inverted: false,
         from: None,

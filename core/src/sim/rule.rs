@@ -11,15 +11,15 @@ use crate::value::{Cidr, Family, InterfacePattern};
 /// A number that a packet carries, or that its socket has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Field {
-    /// The transport protocol.
+    /// The IP protocol number, 0 to 255.
     Protocol,
-    /// The source address.
+    /// The source address, a number of 32 or 128 bits.
     Source,
-    /// The source port.
+    /// The source port; of protocols that have ports.
     SourcePort,
-    /// The destination address.
+    /// The destination address, a number of 32 or 128 bits.
     Destination,
-    /// The destination port.
+    /// The destination port; of protocols that have ports.
     Port,
     /// The user of the socket it comes from.
     Uid,
@@ -28,7 +28,7 @@ pub enum Field {
 }
 
 impl Field {
-    /// All of them.
+    /// All fields, in the order in which connections are told apart by them.
     pub const ALL: [Self; 7] = [
         Self::Uid,
         Self::Gid,
@@ -132,13 +132,13 @@ pub struct States(pub u8);
 impl States {
     /// Belongs to no connection.
     pub const INVALID: Self = Self(1);
-    /// Starts one.
+    /// The packet starts a connection.
     pub const NEW: Self = Self(2);
     /// Starts one that another one announced.
     pub const RELATED: Self = Self(4);
     /// Both sides have spoken.
     pub const ESTABLISHED: Self = Self(8);
-    /// Is not tracked.
+    /// Tracking leaves the packet out (NOTRACK).
     pub const UNTRACKED: Self = Self(16);
     /// The source was translated.
     pub const SNAT: Self = Self(32);
@@ -162,7 +162,7 @@ impl States {
         Self::NAMES.iter().find(|(_, known)| known.eq_ignore_ascii_case(name)).map(|(s, _)| *s)
     }
 
-    /// Both sets together.
+    /// States that are in either set.
     #[must_use]
     pub const fn or(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -182,17 +182,17 @@ impl fmt::Display for States {
     }
 }
 
-/// A condition.
+/// A condition on a packet, its socket or its connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Test {
     /// A field has one of these values. Addresses are of the family; a packet of the other one has
     /// none of them.
     Is {
-        /// The field.
+        /// The number that is asked for.
         field: Field,
-        /// `!`
+        /// `!`: any value outside the set.
         negated: bool,
-        /// The values.
+        /// Values of which one has to be the packet's.
         set: Ranges,
         /// The family of addresses.
         family: Option<Family>,
@@ -202,9 +202,9 @@ pub enum Test {
     },
     /// Either port is one of these.
     EitherPort {
-        /// `!`
+        /// `!`: neither port is one of these.
         negated: bool,
-        /// The ports.
+        /// Ports of which one has to be either end's.
         set: Ranges,
     },
     /// The two bytes of the transport header where TCP and UDP have a port, whatever the protocol is and
@@ -212,63 +212,63 @@ pub enum Test {
     AtPort {
         /// Where the source port is, or the destination port.
         side: Side,
-        /// `!`
+        /// `!`: any value outside the set.
         negated: bool,
-        /// The values.
+        /// Values of which one has to stand there.
         set: Ranges,
     },
-    /// The family.
+    /// The packet is of this IP version.
     Family(Family),
     /// The interface is one of these.
     Interface {
-        /// Which one.
+        /// The interface that it came in by, or that it goes out by.
         way: Way,
-        /// `!`
+        /// `!`: any interface that is none of these.
         negated: bool,
-        /// The names.
+        /// Names, or beginnings of names with `+` behind them.
         names: Vec<InterfacePattern>,
     },
     /// The mark of the packet or of its connection.
     Mark {
         /// Whether the connection's is meant.
         connection: bool,
-        /// `!`
+        /// `!`: the bits under the mask differ from the value.
         negated: bool,
-        /// The mark.
+        /// Value and mask: the bits under the mask are compared with the value.
         mark: Masked,
     },
     /// The state of the connection.
     State {
-        /// `!`
+        /// `!`: the connection is in none of these states.
         negated: bool,
-        /// One of these.
+        /// States of which it has to be in one at least.
         states: States,
     },
     /// An address is one of the namespace's own.
     Local {
-        /// Source or destination.
+        /// The source address or the destination address.
         side: Side,
-        /// `!`
+        /// `!`: the address is somebody else's.
         negated: bool,
     },
     /// The packet goes the way in which its connection was made.
     Original {
-        /// `!`
+        /// `!`: it goes the other way.
         negated: bool,
     },
     /// It is the first packet of a TCP connection.
     Syn {
-        /// `!`
+        /// `!`: it is any other packet.
         negated: bool,
     },
     /// There is a socket that the packet comes from.
     Socket {
-        /// `!`
+        /// `!`: it comes from no socket.
         negated: bool,
     },
     /// It is a message of ICMP of one of these types.
     Icmp {
-        /// `!`
+        /// `!`: its type is none of these.
         negated: bool,
         /// The types, each a number up to 255.
         types: Ranges,
@@ -323,7 +323,7 @@ impl MarkChange {
 pub enum Action {
     /// Leave the chain that the kernel called.
     Accept,
-    /// Discard.
+    /// Discard the packet; the sender is not told.
     Drop,
     /// Discard and tell the sender.
     Reject(Notice),
@@ -335,9 +335,9 @@ pub enum Action {
     Goto(String),
     /// Send to this host.
     Redirect(Option<(u16, u16)>),
-    /// Change the destination.
+    /// Change the destination, for the whole connection.
     Dnat(Translation),
-    /// Change the source.
+    /// Change the source, for the whole connection.
     Snat(Translation),
     /// Change the source to the address of the interface it goes out by.
     Masquerade(Option<(u16, u16)>),
@@ -383,7 +383,7 @@ pub enum Action {
     },
     /// Track in this zone.
     Zone(u16),
-    /// Don't track.
+    /// Keep the packet out of connection tracking.
     Notrack,
     /// Change the type of service, which routing can ask for.
     Tos,
@@ -400,7 +400,7 @@ pub enum Action {
 /// not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// A condition.
+    /// A condition, at which the rule ends where it does not hold.
     Test(Test),
     /// Something that is done.
     Do(Action),

@@ -23,7 +23,7 @@ pub(super) struct Tracked {
 }
 
 impl<'a, W: Witness> Walk<'a, W> {
-    /// Tracking finds this.
+    /// Give a packet the state and the connection that tracking finds.
     pub(super) fn found(&mut self, tracked: Tracked, packet: &mut Packet<'a>) {
         packet.seen = true;
         packet.state = tracked.state;

@@ -68,15 +68,15 @@ pub struct Answer {
 /// Whose turn it is in a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// Its first packet.
+    /// Its first packet, which makes it.
     First,
     /// What answers it, or tells of an error.
     Answer,
-    /// What follows these.
+    /// What follows the first packet and its answer.
     Later,
 }
 
-/// One walk.
+/// The walk of a connection's packets through rules, and what was met so far.
 pub(super) struct Walk<'a, W> {
     pub(super) program: &'a Program,
     pub(super) namespace: &'a Namespace,
@@ -154,7 +154,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         }
     }
 
-    /// The first packet.
+    /// Walk the first packet from where it begins to its end.
     pub(super) fn first(&mut self) -> Answer {
         let found = match self.program.unanswerable(self.namespace, self.question) {
             Some(what) => Err(Halt::Unknown { rule: None, what }),

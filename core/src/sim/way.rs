@@ -12,9 +12,9 @@ use crate::value::{Cidr, Family};
 /// Where a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route<'a> {
-    /// To this host.
+    /// To a socket of this host.
     Local,
-    /// Out.
+    /// Out by an interface, to a next hop where there is one.
     By(&'a Exit),
     /// Nowhere, for this reason.
     Nowhere(&'static str),
@@ -23,7 +23,7 @@ pub(super) enum Route<'a> {
 }
 
 impl Route<'_> {
-    /// In words.
+    /// In words, as a note of the walk has it.
     pub(super) fn text(self) -> String {
         match self {
             Self::Local => "to this pod itself".to_owned(),

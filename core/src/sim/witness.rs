@@ -18,7 +18,7 @@ use crate::ruleset::Masked;
 pub enum Met {
     /// All of it held.
     Matched,
-    /// This did not.
+    /// A condition did not hold: this one, in words.
     Failed(String),
     /// It could not be told, and mattered or not.
     Unclear(String),
@@ -36,7 +36,7 @@ pub struct Lookup {
     pub by_loopback: bool,
 }
 
-/// Watches a walk.
+/// Watches a walk, as far as it wants to.
 pub trait Witness {
     /// Whether it wants to hear what rules did; making the words takes time.
     const LISTENS: bool;
@@ -62,7 +62,7 @@ pub trait Witness {
     /// A rule, at this depth of jumps, has been met.
     fn met(&mut self, _rule: RuleId, _depth: usize, _met: Met) {}
 
-    /// Something else happened.
+    /// Something that is neither a hook nor a rule happened.
     fn note(&mut self, _what: String) {}
 
     /// Whether it has heard enough: what follows doesn't matter.
@@ -71,7 +71,7 @@ pub trait Witness {
     }
 }
 
-/// Nobody.
+/// Nobody watches: only the fate counts.
 #[derive(Clone, Copy, Debug)]
 pub struct Nobody;
 
@@ -85,29 +85,29 @@ impl Witness for Nobody {
 pub enum Event {
     /// The packet came to a hook.
     Hook {
-        /// The hook.
+        /// The hook or system call, by its name.
         hook: String,
-        /// The packet.
+        /// Protocol, addresses, ports, interfaces, owner and mark, in one line.
         packet: String,
     },
     /// A rule was met.
     Rule {
-        /// The rule.
+        /// The rule, by its place in the program.
         rule: RuleId,
         /// Jumps in front of it.
         depth: usize,
-        /// What it did.
+        /// Whether all of it held, or what did not.
         #[serde(flatten)]
         met: Met,
     },
-    /// Something else.
+    /// What is neither a hook nor a rule, such as a routing decision.
     Note {
-        /// What.
+        /// What happened, in words.
         what: String,
     },
 }
 
-/// Writes everything down.
+/// Writes down every event of a walk.
 #[derive(Clone, Debug, Default)]
 pub struct Scribe {
     /// What happened, in order.

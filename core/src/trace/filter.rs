@@ -9,7 +9,7 @@ use crate::value::{Cidr, Family, Gid, Groups, InterfacePattern, PortRange, Uid};
 
 /// Behind the putting together of fragments (-400), in front of the tables called `raw` (-300).
 const FIRST: i32 = -350;
-/// Behind everything else.
+/// Behind every other chain of the hook.
 const LAST: i32 = i32::MAX;
 
 /// The chain where packets of the namespace's processes begin.
@@ -57,7 +57,7 @@ pub enum Unfilterable {
     /// Where it arrives is asked of what is made here.
     #[error("what is made here arrives by no interface: leave one of them out")]
     Homemade,
-    /// The families differ.
+    /// Source and destination are networks of different families.
     #[error("where it comes from and where it goes are of different families")]
     Families,
     /// A port is asked of a protocol that has none.

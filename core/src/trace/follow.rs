@@ -21,9 +21,9 @@ const FORGET: Duration = Duration::from_secs(30);
 /// A thing told of a packet, and the packet as it was then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// What was told.
+    /// A rule that matched, the end of a chain, or a policy.
     pub heard: Heard,
-    /// The packet.
+    /// The packet's addresses, ports, mark and interfaces at that moment.
     pub head: Head,
 }
 
@@ -40,7 +40,7 @@ pub enum End {
     Silence,
 }
 
-/// A packet's way.
+/// The way of one packet, from where it began to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Journey {
     /// Whether it was made here or came from outside.
@@ -49,7 +49,7 @@ pub struct Journey {
     pub first: Head,
     /// What was told of it, in the order in which it was told.
     pub steps: Vec<Step>,
-    /// How it ended.
+    /// Where it arrived or was discarded, or that nothing more was told.
     pub end: End,
 }
 

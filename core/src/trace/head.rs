@@ -11,9 +11,9 @@ use crate::value::Family;
 /// What is known of a packet by its first bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// The family.
+    /// By the version in the first four bits of the IP header.
     pub family: Family,
-    /// The protocol.
+    /// By the field `protocol` or `next header`, not by what is behind it.
     pub protocol: Protocol,
     /// Where it comes from; port 0 without ports.
     pub source: SocketAddr,

@@ -32,7 +32,7 @@ pub const TABLE_PREFIX: &str = "millrace-trace-";
 /// The kind of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tables {
-    /// `nf_tables`, family `inet`.
+    /// `nf_tables`, family `inet`: native nftables of whoever.
     Inet,
     /// `nf_tables`, family `ip` or `ip6`, as iptables-nft has them.
     Ip(Family),
@@ -54,14 +54,14 @@ pub enum RuleRef {
 pub enum TraceVerdict {
     /// The packet went on, here or elsewhere.
     On,
-    /// It was discarded.
+    /// It was discarded, and its way ends here.
     Drop,
 }
 
 /// What the kernel tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Said {
-    /// A rule matched.
+    /// A rule matched, and this became of the packet.
     Rule(RuleRef, TraceVerdict),
     /// A chain had no more rules.
     Return,
@@ -78,7 +78,7 @@ pub struct Heard {
     pub table: String,
     /// That of the rule, by name.
     pub chain: String,
-    /// What.
+    /// That a rule matched, that a chain ended, or what its policy is.
     pub said: Said,
     /// The kernel's number of the packet; the same as long as it does not go by an interface.
     pub id: Option<u32>,

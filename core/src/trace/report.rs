@@ -17,7 +17,7 @@ pub type Handles = BTreeMap<(Tables, String, String), Vec<u64>>;
 /// The rules that a packet can meet.
 #[derive(Clone, Debug)]
 pub struct Rulebook {
-    /// The rules.
+    /// Rules of all backends, with the reasons of ours.
     pub program: Program,
     /// Their numbers in `nf_tables`.
     pub handles: Handles,

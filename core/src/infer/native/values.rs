@@ -71,7 +71,7 @@ pub(super) fn bits(value: &[u8], mask: &[u8]) -> Option<Masked> {
     Some(Masked { value: whole(value)?.value, mask: whole(mask)?.value })
 }
 
-/// `NF_CT_STATE_INVALID_BIT`, `NF_CT_STATE_BIT()`
+/// The states in a mask (`NF_CT_STATE_INVALID_BIT`, `NF_CT_STATE_BIT()`).
 pub(super) fn states(mask: &[u8]) -> Option<Vec<ConnState>> {
     let mask = u32::from_ne_bytes(mask.try_into().ok()?);
     let bits = [

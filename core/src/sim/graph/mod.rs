@@ -19,7 +19,7 @@ use crate::value::Family;
 pub enum Format {
     /// For Markdown that shows Mermaid's flow charts.
     Mermaid,
-    /// For Graphviz.
+    /// For Graphviz, in its language DOT.
     Dot,
     /// A picture as it is.
     Svg,
@@ -219,7 +219,7 @@ fn untold(what: &str) -> String {
 }
 
 impl Graph {
-    /// A new end.
+    /// A new end without rules; its place among the nodes.
     fn end(&mut self, title: String) -> usize {
         let end = Node { title, hook: None, table: None, rows: Vec::new(), reached: false };
         self.nodes.push(end);

@@ -33,7 +33,7 @@ pub struct Listening {
 }
 
 impl Listening {
-    /// For all.
+    /// For connections of IPv4 and of IPv6.
     pub const ALL: Self = Self { v4: true, v6: true };
 }
 

@@ -115,7 +115,7 @@ pub(super) fn icmp_type(text: &str) -> Option<Ranges> {
     text.parse::<u8>().ok().filter(|kind| *kind != u8::MAX).map(|kind| Ranges::one(kind.into()))
 }
 
-/// `first-last` of addresses.
+/// Addresses of one family, `first-last`, or one alone.
 pub(super) fn address_range(text: &str) -> Option<Ranges> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last): (IpAddr, IpAddr) = (first.parse().ok()?, last.parse().ok()?);

@@ -7,7 +7,7 @@ use super::super::program::{Bound, ChainId, Program};
 use super::super::rule::{Action, Field, Test, Way};
 use crate::value::InterfacePattern;
 
-/// What rules ask.
+/// What rules of some chains ask, and of those that they jump to.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
     /// Whether they ask who has sent it.

@@ -13,7 +13,7 @@ use crate::value::Family;
 /// Where packets come from and go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Between {
-    /// Any addresses.
+    /// Any addresses, of one host or of many.
     All,
     /// To many hosts or to none, or from no host: multicast, broadcast, reserved and unspecified addresses.
     Many,

@@ -31,23 +31,23 @@ use crate::value::Family;
 /// The port of a transparent socket that a packet is handed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Handed {
-    /// The packet's own.
+    /// The port that the packet goes to.
     Own,
-    /// This one.
+    /// A port that the rule names.
     To(u128),
 }
 
 /// What becomes of a packet at a hook.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum End {
-    /// It goes on.
+    /// It goes on behind the hook, as it is or led elsewhere.
     Past {
         /// Where it is led to, address and port.
         to: (Option<u128>, Option<u128>),
         /// The transparent socket that it is handed to.
         handed: Option<Handed>,
     },
-    /// It is discarded.
+    /// It is discarded, and the sender is not told.
     Dropped,
     /// It is discarded, and the sender is told.
     Refused,
@@ -68,7 +68,7 @@ pub struct Treatment {
 pub struct Otherwise {
     /// Where rules meet them.
     pub hook: Hook,
-    /// Which packets.
+    /// In words, by what tracking says of them.
     pub which: &'static str,
     /// The interface that they came in by.
     pub input: Option<String>,
@@ -86,9 +86,9 @@ enum Stage {
     Untracked,
     /// In front of address translation.
     Before,
-    /// Address translation.
+    /// The first chain or step of address translation (`nat`).
     Translation,
-    /// Behind it.
+    /// Behind address translation, up to the end of the hook.
     Behind,
 }
 

@@ -74,7 +74,7 @@ fn changes(first: &Treatment, second: &Treatment) -> Vec<String> {
     }
 }
 
-/// Packets in words.
+/// Protocol, owner, addresses, ports and marks of packets, in words.
 fn packet_words<A>(class: &Class<A>) -> String {
     let bits = u32::from(class.family().bits());
     let all = Ranges::up_to(u128::MAX >> (128 - bits));

@@ -34,7 +34,7 @@ pub enum NotNft {
 /// Tables of nft's JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listed {
-    /// The tables.
+    /// Those that packets of IP meet.
     pub tables: Vec<SourceTable>,
     /// What of it packets are not walked through: tables and chains of layers below IP.
     pub left_out: Vec<String>,

@@ -152,7 +152,7 @@ pub(super) fn interface(value: &Value) -> Option<InterfacePattern> {
     }
 }
 
-/// A mark.
+/// A mark; none where it is no number of 32 bits.
 pub(super) fn mark(value: &Value) -> Option<u32> {
     u32::try_from(value.as_u64()?).ok()
 }

@@ -270,7 +270,7 @@ fn states(mask: u32) -> Option<States> {
     of_bits(mask, &known)
 }
 
-/// `IPS_SRC_NAT`, `IPS_DST_NAT`
+/// States by `IPS_SRC_NAT` and `IPS_DST_NAT` (`enum ip_conntrack_status`).
 fn translated(mask: u32) -> Option<States> {
     of_bits(mask, &[(16, States::SNAT), (32, States::DNAT)])
 }

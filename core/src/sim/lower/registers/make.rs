@@ -9,7 +9,7 @@ use crate::nft::listed::{Ends, Source};
 use crate::ruleset::Masked;
 use crate::value::Family;
 
-/// `NFPROTO_INET`
+/// `NFPROTO_INET` (`linux/netfilter.h`): IPv4 and IPv6.
 const INET: u32 = 1;
 
 impl Path {
@@ -159,7 +159,7 @@ impl Path {
     }
 }
 
-/// `NFPROTO_IPV4`, `NFPROTO_IPV6`
+/// The family of `NFPROTO_IPV4` or `NFPROTO_IPV6`; none of any other number.
 fn of_number(family: u32) -> Option<Family> {
     Family::ALL.into_iter().find(|f| u32::from(crate::nft::expr::nfproto(*f)) == family)
 }

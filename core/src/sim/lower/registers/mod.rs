@@ -12,7 +12,7 @@ use super::{beside, is};
 use crate::nft::listed::{Element, Ending, ListedSet, Mapped, Source, Term};
 use crate::value::Family;
 
-/// `enum nft_meta_keys`
+/// Numbers of `enum nft_meta_keys` (`linux/netfilter/nf_tables.h`).
 const PROTOCOL: u32 = 1;
 const MARK: u32 = 3;
 const IN: u32 = 4;
@@ -23,13 +23,13 @@ const UID: u32 = 10;
 const GID: u32 = 11;
 const FAMILY: u32 = 15;
 const L4: u32 = 16;
-/// `enum nft_ct_keys`
+/// Numbers of `enum nft_ct_keys` (`linux/netfilter/nf_tables.h`).
 const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
 const CT_MARK: u32 = 3;
 const CT_ZONE: u32 = 17;
-/// `enum nft_payload_bases`
+/// Numbers of `enum nft_payload_bases` (`linux/netfilter/nf_tables.h`).
 const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
 
