@@ -4,7 +4,7 @@
 /// A load balancer at the sockets.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SocketBalancer {
-    /// Its name.
+    /// The project that it is part of, as messages say it.
     pub name: &'static str,
     /// With what the names of its programs begin.
     programs: &'static [&'static str],

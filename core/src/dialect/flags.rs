@@ -14,7 +14,7 @@ pub enum Kind {
     Texts,
     /// `true` or `false` as Go's `strconv.ParseBool` takes them; a flag without value is true.
     Bool,
-    /// A whole number.
+    /// A whole number in decimal digits; its range is the flag's.
     Number,
     /// A duration as Go's `time.ParseDuration` takes it.
     Duration,
@@ -23,7 +23,7 @@ pub enum Kind {
 /// What stands between the texts of a list whose texts have commas of their own.
 pub const BETWEEN: char = ';';
 
-/// A flag.
+/// A flag of a mesh's tool, with what sets the same elsewhere.
 #[derive(Clone, Copy, Debug)]
 pub struct FlagDef {
     /// The name behind `--`.
@@ -45,7 +45,7 @@ pub struct FlagDef {
 }
 
 impl FlagDef {
-    /// `-b/--istio-inbound-ports`
+    /// Both forms as the help has them: `-b/--istio-inbound-ports`, or the long one alone.
     pub fn display(&self) -> String {
         match self.short {
             Some(short) => format!("-{short}/--{}", self.long),
@@ -87,7 +87,7 @@ pub(super) const fn own(
 
 /// Everything that can be said to a tool.
 pub trait Words {
-    /// Its flags.
+    /// Every flag that the tool has, Millrace's own among them.
     const FLAGS: &'static [FlagDef];
     /// Variables without a flag: name, default, meaning.
     const VARIABLES: &'static [(&'static str, &'static str, &'static str)];

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::value::ValueError;
 
-/// What `strconv.ParseBool` takes.
+/// What `strconv.ParseBool` of Go takes; `yes`, `on` and an empty text are errors.
 pub fn parse_bool(text: &str) -> Result<bool, ValueError> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),

@@ -8,9 +8,9 @@ pub enum NotStated {
     /// A value that matters is not in the manifest.
     #[error("init container {container}: {source}")]
     Elsewhere {
-        /// The container.
+        /// The name of the init container.
         container: String,
-        /// The value.
+        /// The variable whose value the manifest does not have.
         source: Elsewhere,
     },
     /// It runs something else.
@@ -19,11 +19,11 @@ pub enum NotStated {
          known"
     )]
     Program {
-        /// The container.
+        /// The name of the init container.
         container: String,
-        /// What it runs.
+        /// The first words of its command line, with spaces between.
         program: String,
-        /// What is known.
+        /// The name of the tool that it would have to run.
         tool: &'static str,
     },
 }

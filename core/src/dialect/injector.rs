@@ -60,10 +60,10 @@ pub struct Asked {
     pub no: &'static [&'static str],
 }
 
-/// A mesh's injector.
+/// What a mesh's injector reads from a pod, and what it puts in.
 #[derive(Debug)]
 pub struct Injector {
-    /// The mesh.
+    /// The mesh whose proxy it puts in.
     pub mesh: &'static Mesh,
     /// The names of its rules in iptables.
     pub layout: &'static Layout,
@@ -103,17 +103,17 @@ pub struct Injector {
 pub struct Doubt {
     /// Where: an annotation, mostly.
     pub at: String,
-    /// What is wrong.
+    /// What is wrong, as a clause about the field.
     pub what: String,
-    /// Why that matters.
+    /// What happens because of it.
     pub why: &'static str,
-    /// What to do.
+    /// What to write or leave out instead.
     pub fix: String,
     /// Whether it is certain that it is wrong.
     pub is_error: bool,
 }
 
-/// Every mesh's.
+/// Injectors of all meshes but Istio, which has checks of its own.
 pub static INJECTORS: [&Injector; 4] =
     [&linkerd::INJECTOR, &kuma::INJECTOR, &consul::INJECTOR, &osm::INJECTOR];
 

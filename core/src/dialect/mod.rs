@@ -56,7 +56,7 @@ pub struct Mesh {
 /// A dialect whose rules can be met in a namespace.
 #[derive(Clone, Copy, Debug)]
 pub struct Dialect {
-    /// Its name.
+    /// As `status` prints it: the name of a mesh's tool or agent, or Millrace's own.
     pub name: &'static str,
     /// How its rules are known.
     pub footprint: Footprint,
@@ -75,7 +75,7 @@ pub struct Dialect {
 /// Rules of older releases as the newest one writes them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Modernized {
-    /// The rules.
+    /// The same dump with rules in the newest form.
     pub dump: Dump,
     /// The forms in which they were; at least one.
     pub forms: Vec<OldForm>,
@@ -90,7 +90,7 @@ pub struct OldForm {
     pub lacks: Option<&'static str>,
 }
 
-/// Every dialect.
+/// Every dialect, in the order in which rules are held against them.
 pub static DIALECTS: &[Dialect] = &[
     Dialect {
         name: "istio-iptables",

@@ -43,7 +43,7 @@ pub(super) fn mark(reader: &mut ValueReader, text: &Sourced<String>) -> Option<S
 /// Which exclusions count beside a list of ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Beside {
-    /// None.
+    /// None counts: the list alone says what is captured.
     None,
     /// Those of ports that are captured.
     Captured,

@@ -14,7 +14,7 @@ use crate::source::{Source, Sourced};
 /// What an annotation does to the node's setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// It is added.
+    /// A list grows by what it says.
     Adds,
     /// It takes its place.
     Replaces,
@@ -23,7 +23,7 @@ pub enum Effect {
 /// An annotation that says how a pod is captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnotationDef {
-    /// Its name.
+    /// The whole key, with its prefix.
     pub name: &'static str,
     /// The flag of the mesh's tool that sets the same.
     pub flag: &'static str,
@@ -40,7 +40,7 @@ pub(super) const fn def(name: &'static str, flag: &'static str, effect: Effect) 
 pub enum Decision {
     /// It is not captured, and this is why.
     Pass(Passed),
-    /// It is captured.
+    /// It is captured, by the settings of the node and its annotations.
     Capture,
     /// It may have to be captured: somebody has to be asked.
     Ask(Unknown),
@@ -55,9 +55,9 @@ pub enum Passed {
     NoProxy(&'static str),
     /// Nothing was injected: it lacks what the injector writes.
     NotInjected {
-        /// The mesh.
+        /// The name of the mesh, as messages say it.
         mesh: &'static str,
-        /// What is written.
+        /// The key of the annotation that it lacks.
         annotation: &'static str,
     },
     /// It has a proxy that only takes what is sent to it: it lacks this annotation.
@@ -87,15 +87,15 @@ impl fmt::Display for Passed {
 /// What has to be known before it can be decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
-    /// The annotations.
+    /// The annotations: the container runtime gives none.
     Annotations,
     /// Whether it has a container of this name: no annotation tells.
     Proxy(&'static str),
     /// Whether this init container captures it: an annotation says that there is a proxy.
     Inside {
-        /// The annotation.
+        /// The key of the annotation that says so.
         annotation: &'static str,
-        /// The init container.
+        /// The name of that init container.
         container: &'static str,
     },
 }
@@ -119,7 +119,7 @@ impl fmt::Display for Unknown {
 /// How a pod is captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Captured {
-    /// What is captured.
+    /// What is captured, in no mesh's words.
     pub policy: CapturePolicy,
     /// What the user should know.
     pub warnings: Vec<String>,
@@ -139,7 +139,7 @@ pub enum ReportedBy {
 /// A mesh of this kind.
 #[derive(Debug)]
 pub struct Sidecar {
-    /// The mesh.
+    /// The mesh that the pods are of.
     pub mesh: &'static Mesh,
     /// The names of its rules, as they are written from outside of a pod.
     pub dialect: &'static Dialect,

@@ -34,7 +34,7 @@ const MARKS: ProxyMarks = ProxyMarks {
     priority: 32_764,
 };
 
-/// Istio's ambient mode.
+/// Istio's ambient mode: the proxy runs on the node, with sockets in each pod.
 pub static MESH: Mesh = MESH_DATA;
 
 const MESH_DATA: Mesh = Mesh {
@@ -47,7 +47,7 @@ const MESH_DATA: Mesh = Mesh {
     usual: "ambient rules",
 };
 
-/// Cilium's ztunnel.
+/// Cilium with ztunnel as its proxy: other rules, and the same conventions.
 pub static CILIUM: Mesh = Mesh { name: "Cilium", usual: "ambient rules --as cilium", ..MESH_DATA };
 
 /// The rules that Istio's agent writes into a pod.

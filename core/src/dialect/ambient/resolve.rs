@@ -44,7 +44,7 @@ const fn usual_probe(family: Family) -> &'static str {
     }
 }
 
-/// Whose rules.
+/// The agent whose names the rules have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
     /// Those of Istio's agent.
@@ -56,22 +56,22 @@ pub enum Flavour {
 /// What is done with the rules of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Write the rules.
+    /// Write the rules, in the place of others of ours.
     Apply,
     /// Say whether they are there.
     Check,
-    /// Remove them.
+    /// Remove all rules of ours.
     Remove,
-    /// Print them.
+    /// Print the rules; nothing is changed.
     Print,
 }
 
 /// What is asked for besides what is captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Whose rules.
+    /// The agent whose names the rules have.
     pub flavour: Flavour,
-    /// What to do.
+    /// What is done with them; one of the four.
     pub action: Action,
     /// What carries them out, and who said so.
     pub backend: Sourced<String>,
@@ -84,9 +84,9 @@ pub struct Options {
 /// Everything that was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    /// What is captured.
+    /// What is captured, in no mesh's words.
     pub policy: CapturePolicy,
-    /// What to do.
+    /// Whose rules they are, what is done with them, and where.
     pub options: Options,
 }
 

@@ -16,7 +16,7 @@ use crate::source::Source;
 pub const PROXY_CONTAINER: &str = "consul-dataplane";
 /// The init container that captures a pod from inside, where its variable has the settings.
 pub const INIT_CONTAINER: &str = "consul-connect-inject-init";
-/// That variable.
+/// The variable of that container with all settings, as JSON.
 pub const INIT_VARIABLE: &str = "CONSUL_REDIRECT_TRAFFIC_CONFIG";
 /// The annotation that the injector writes when it puts a proxy in.
 pub const INJECTED: &str = "consul.hashicorp.com/connect-inject-status";
@@ -29,7 +29,7 @@ pub const CONFIG: &str = "consul.hashicorp.com/redirect-traffic-config";
 /// Whether IPv6 is captured as well.
 pub const DUAL_STACK: &str = "consul.hashicorp.com/dual-stack";
 
-/// Pods of Consul.
+/// How pods of Consul are known and captured by the CNI plugin.
 pub static SIDECAR: Sidecar = Sidecar {
     mesh: &MESH,
     dialect: &DIALECT,

@@ -17,7 +17,7 @@ pub(super) const CONFIG: &str = "redirect-traffic-config";
 /// A key of that JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key {
-    /// The key.
+    /// The key as Consul writes it; its case does not matter when it is read.
     pub(super) name: &'static str,
     /// The flag that sets the same.
     pub(super) flag: &'static str,
@@ -28,9 +28,9 @@ pub(super) struct Key {
 /// What a value of JSON is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
-    /// A text.
+    /// A JSON string, also where it is an id or an address.
     Text,
-    /// A whole number.
+    /// A JSON number without fraction: a port.
     Number,
     /// A list of texts.
     Texts,
@@ -40,7 +40,7 @@ const fn key(name: &'static str, flag: &'static str, shape: Shape) -> Key {
     Key { name, flag, shape }
 }
 
-/// Every key.
+/// Every key of that JSON; any other one is an error.
 pub(super) const KEYS: [Key; 10] = [
     key("ConsulDNSIP", "consul-dns-ip", Shape::Text),
     key("ConsulDNSPort", "consul-dns-port", Shape::Number),

@@ -25,7 +25,7 @@ const SCRAPE: &str = "consul.hashicorp.com/prometheus-scrape-port";
 const PROBES: &str = "consul.hashicorp.com/transparent-proxy-overwrite-probes";
 const DNS: &str = "consul.hashicorp.com/consul-dns";
 
-/// Consul's injector.
+/// What Consul's injector reads from a pod, and what it puts in.
 pub static INJECTOR: Injector = Injector {
     mesh: &MESH,
     layout: &LAYOUT,
@@ -56,7 +56,7 @@ pub static INJECTOR: Injector = Injector {
     doubts,
 };
 
-/// Annotations about capture.
+/// Annotations about capture, with the flags that set the same.
 const CAPTURE: &[AnnotationDef] = &[
     ANNOTATIONS[0],
     ANNOTATIONS[1],
@@ -78,7 +78,8 @@ const CAPTURE: &[AnnotationDef] = &[
     def("consul.hashicorp.com/transparent-proxy-exclude-uids", "exclude-uid", Effect::Adds),
 ];
 
-/// The others (<https://developer.hashicorp.com/consul/docs/k8s/annotations-and-labels>).
+/// Known annotations about anything else
+/// (<https://developer.hashicorp.com/consul/docs/k8s/annotations-and-labels>).
 const KNOWN: &[&str] = &[
     TRANSPARENT,
     HEALTH,

@@ -21,7 +21,7 @@ use crate::ownership::Footprint;
 use crate::ruleset::{ChainName, Home, Layout, Role, Style};
 use crate::source::Source;
 
-/// Consul.
+/// Consul with transparent proxies, on Kubernetes and elsewhere.
 pub static MESH: Mesh = Mesh {
     name: "Consul",
     conventions: resolve::CONVENTIONS,

@@ -18,7 +18,7 @@ use crate::policy::{CapturePolicy, InboundMode, InboundSelection, NetworkSelecti
 use crate::source::Sourced;
 use crate::value::{Port, PortRange};
 
-/// The program's name.
+/// The tool that writes the rules, and the name of its command.
 const PROGRAM: &str = "istio-iptables";
 /// The program's name may be a word of the program that it is part of: `pilot-agent istio-iptables`.
 const BEFORE: usize = 2;
@@ -30,7 +30,7 @@ const WRITES_NOTHING: [&str; 3] = ["skip-rule-apply", "dry-run", "cleanup-only"]
 pub struct InitContainer {
     /// The words behind the program's name.
     pub words: Vec<String>,
-    /// Its variables.
+    /// Variables of the container that the tool reads.
     pub env: BTreeMap<String, String>,
 }
 

@@ -29,7 +29,7 @@ pub type Raw = crate::dialect::raw::Raw<flags::Istio>;
 /// The mark and the routing table of TPROXY when nobody says otherwise.
 pub const TPROXY_DEFAULTS: (u32, u32) = (1337, 133);
 
-/// Istio's sidecar.
+/// Istio with a sidecar in each pod.
 pub static MESH: Mesh = Mesh {
     name: "Istio",
     conventions: Conventions::OWN,

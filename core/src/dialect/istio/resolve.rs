@@ -31,7 +31,7 @@ pub struct Options {
     pub native: bool,
     /// Choose about IPv6 as the reference does.
     pub ipv6_as_reference: bool,
-    /// Touch nothing.
+    /// Change nothing, and log what would be done.
     pub dry_run: bool,
     /// Where a dry run writes what would be done.
     pub dry_run_file: Option<String>,
@@ -47,13 +47,13 @@ pub struct Options {
     pub cni_mode: bool,
     /// The namespace to work in.
     pub network_namespace: Option<String>,
-    /// Replace differing rules.
+    /// Replace rules of an earlier run that differ; without it, differing ones are an error.
     pub reconcile: bool,
-    /// Only remove.
+    /// Remove what an earlier run left, and write nothing.
     pub cleanup_only: bool,
     /// Write rules that are there already.
     pub force_apply: bool,
-    /// Which iptables.
+    /// The iptables that is asked for; none lets the rules that are there decide.
     pub variant: ForcedVariant,
     /// How long to wait for locks.
     pub wait: Duration,
@@ -62,9 +62,9 @@ pub struct Options {
 /// Everything that was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    /// What is captured.
+    /// What is captured, in no mesh's words.
     pub policy: CapturePolicy,
-    /// What to do.
+    /// How and where it is written, and what is done besides.
     pub options: Options,
     /// What the user should know.
     pub warnings: Vec<String>,

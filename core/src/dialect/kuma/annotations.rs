@@ -32,7 +32,7 @@ const PROBES: &str = "kuma.io/application-probe-proxy-port";
 /// The same in older releases, and whether it is so.
 const OLDER_PROBES: [&str; 2] = ["kuma.io/virtual-probes-port", "kuma.io/virtual-probes"];
 
-/// Pods of Kuma.
+/// How pods of Kuma are known and captured by the CNI plugin.
 pub static SIDECAR: Sidecar = Sidecar {
     mesh: &MESH,
     dialect: &POD_DIALECT,

@@ -53,7 +53,7 @@ impl BadFlow {
     }
 }
 
-/// Read one.
+/// Read `USERS`, `PORTS:USERS` or `PROTOCOLS:PORTS:USERS`.
 pub(super) fn read(text: &str) -> Result<Flow, BadFlow> {
     let parts: Vec<&str> = text.split(':').collect();
     let (protocols, ports, users) = match parts.as_slice() {

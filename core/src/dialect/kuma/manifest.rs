@@ -15,7 +15,7 @@ const FAMILIES: &str = "kuma.io/transparent-proxying-ip-family-mode";
 const PROBES: &str = "kuma.io/application-probe-proxy-port";
 const CONFIG_MAP: &str = "traffic.kuma.io/transparent-proxy-configmap-name";
 
-/// Kuma's injector.
+/// What Kuma's injector reads from a pod, and what it puts in.
 pub static INJECTOR: Injector = Injector {
     mesh: &MESH,
     layout: &LAYOUT,
@@ -46,7 +46,8 @@ pub static INJECTOR: Injector = Injector {
     doubts,
 };
 
-/// The others (<https://kuma.io/docs/latest/reference/kubernetes-annotations/>).
+/// Known annotations about anything else
+/// (<https://kuma.io/docs/latest/reference/kubernetes-annotations/>).
 const KNOWN: &[&str] = &[
     CONFIG,
     CONFIG_MAP,

@@ -33,7 +33,7 @@ use crate::ruleset::{
 };
 use crate::source::Source;
 
-/// Kuma.
+/// Kuma with transparent proxies.
 pub static MESH: Mesh = Mesh {
     name: "Kuma",
     conventions: resolve::CONVENTIONS,

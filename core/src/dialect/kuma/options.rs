@@ -5,11 +5,11 @@ use std::time::Duration;
 /// Which iptables is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Programs {
-    /// None: whichever fits.
+    /// None is named, or not all alike: whichever fits is used.
     Any,
-    /// iptables-nft.
+    /// All that are named have `-nft` in their names.
     Nft,
-    /// iptables-legacy.
+    /// All that are named have `-legacy` in their names.
     Legacy,
 }
 
@@ -26,7 +26,7 @@ pub struct Options {
     pub inbound_in_front: bool,
     /// The same for outbound.
     pub outbound_in_front: bool,
-    /// Which iptables.
+    /// The iptables that its binaries name, where rules are not native nftables.
     pub programs: Programs,
     /// Native nftables instead of iptables.
     pub native: bool,

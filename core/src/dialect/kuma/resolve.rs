@@ -69,9 +69,9 @@ const REFUSED: [(&str, &str); 5] = [
 /// Everything that was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    /// What is captured.
+    /// What is captured, in no mesh's words.
     pub policy: CapturePolicy,
-    /// What to do.
+    /// How rules are written, and whether at all.
     pub options: Options,
     /// What the user should know.
     pub warnings: Vec<String>,

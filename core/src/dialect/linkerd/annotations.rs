@@ -22,7 +22,7 @@ pub const COMPONENT: &str = "linkerd.io/control-plane-component";
 /// Where these reach the Kubernetes API, which has to be there before their proxies are.
 const API_PORTS: &str = "443,6443";
 
-/// Pods of Linkerd.
+/// How pods of Linkerd are known and captured by the CNI plugin.
 pub static SIDECAR: Sidecar = Sidecar {
     mesh: &MESH,
     dialect: &DIALECT,

@@ -14,7 +14,7 @@ const SKIP_INBOUND: &str = ANNOTATIONS[0].name;
 const OPAQUE: &str = "config.linkerd.io/opaque-ports";
 const SKIP_OUTBOUND: &str = ANNOTATIONS[1].name;
 
-/// Linkerd's injector.
+/// What Linkerd's injector reads from a pod, and what it puts in.
 pub static INJECTOR: Injector = Injector {
     mesh: &MESH,
     layout: &LAYOUT,
@@ -55,7 +55,7 @@ const CAPTURE: &[AnnotationDef] = &[
     def("config.linkerd.io/outbound-port", "outgoing-proxy-port", Effect::Replaces),
 ];
 
-/// The others (<https://linkerd.io/2/reference/proxy-configuration/>).
+/// Known annotations about anything else (<https://linkerd.io/2/reference/proxy-configuration/>).
 const KNOWN: &[&str] = &[
     "config.alpha.linkerd.io/proxy-enable-native-sidecar",
     "config.alpha.linkerd.io/proxy-wait-before-exit-seconds",

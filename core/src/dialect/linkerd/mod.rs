@@ -25,7 +25,7 @@ use crate::pod::PodFacts;
 use crate::ruleset::{ChainName, Home, Layout, Style};
 use crate::source::Source;
 
-/// Linkerd.
+/// Linkerd with a proxy in each pod.
 pub static MESH: Mesh = Mesh {
     name: "Linkerd",
     conventions: resolve::CONVENTIONS,

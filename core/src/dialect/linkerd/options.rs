@@ -7,9 +7,9 @@ use crate::value::Family;
 /// Which iptables carries the rules out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// iptables-legacy.
+    /// iptables-legacy, by its binaries.
     Legacy,
-    /// iptables-nft.
+    /// iptables-nft, by netlink or by its binaries.
     Nft,
     /// Whichever the host calls `iptables`.
     Plain,
@@ -31,7 +31,7 @@ impl Mode {
 /// What proxy-init is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Touch nothing.
+    /// Change nothing, and log the commands instead.
     pub simulate: bool,
     /// The namespace to work in.
     pub netns: Option<String>,
@@ -39,7 +39,7 @@ pub struct Options {
     pub wait_flag: bool,
     /// Seconds that connection tracking keeps connections in `CLOSE_WAIT`.
     pub close_wait: Option<u32>,
-    /// Which iptables.
+    /// The iptables that writes the rules, where they are not native nftables.
     pub mode: Mode,
     /// Whether nobody asked for that one.
     pub mode_by_default: bool,

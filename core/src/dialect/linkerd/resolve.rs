@@ -33,9 +33,9 @@ pub(super) const CONVENTIONS: Conventions = Conventions {
 /// Everything that was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    /// What is captured.
+    /// What is captured, in no mesh's words.
     pub policy: CapturePolicy,
-    /// What to do.
+    /// How and where it is written, and whether at all.
     pub options: Options,
     /// What the user should know.
     pub warnings: Vec<String>,
@@ -237,7 +237,7 @@ impl Resolver<'_> {
     }
 }
 
-/// `N` or `A-B`.
+/// A port `N` or a range `A-B`; none where it is neither.
 fn range(text: &str) -> Option<PortRange> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     PortRange::new(first.parse().ok()?, last.parse().ok()?)

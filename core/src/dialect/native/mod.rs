@@ -15,7 +15,7 @@ use crate::ownership::Footprint;
 use crate::ruleset::{ChainName, Home, Layout, Style};
 use crate::source::Source;
 
-/// Millrace's own dialect.
+/// Millrace's own dialect: names of its own, and what Istio takes for granted.
 pub const DIALECT: Dialect = Dialect {
     name: "millrace",
     footprint: FOOTPRINT,

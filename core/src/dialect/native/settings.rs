@@ -16,28 +16,28 @@ pub enum Shape {
         /// Whether `*` is allowed.
         all: bool,
     },
-    /// One network.
+    /// One network, as `address/length`.
     Network,
-    /// User ids.
+    /// A list of user ids, each from 0 to 4294967294.
     Uids,
-    /// Group ids.
+    /// A list of group ids, each from 0 to 4294967294.
     Gids,
     /// Groups by id or name; `*` for all where it is allowed.
     Groups {
         /// Whether `*` is allowed.
         all: bool,
     },
-    /// Interface names.
+    /// A list of interface names, or beginnings of names with `+` behind them.
     Interfaces,
-    /// IP addresses.
+    /// A list of IPv4 and IPv6 addresses.
     Addresses,
     /// One of these words.
     Choice(&'static [&'static str]),
-    /// A packet mark.
+    /// A packet mark from 1 to 4294967295, in decimal.
     Mark,
-    /// A routing table.
+    /// The number of a routing table, not one of the kernel's own.
     Table,
-    /// On or off.
+    /// `true` or `false`; the flag alone is true.
     Switch,
 }
 
@@ -57,7 +57,7 @@ impl Shape {
     }
 }
 
-/// A setting.
+/// A setting: a flag and a key of the configuration file.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
     /// The flag behind `--`.

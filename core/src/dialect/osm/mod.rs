@@ -18,7 +18,7 @@ use crate::ownership::Footprint;
 use crate::ruleset::{ChainName, Home, Layout, Role, Style};
 use crate::source::Source;
 
-/// Open Service Mesh.
+/// Open Service Mesh, which was archived in 2023.
 pub static MESH: Mesh = Mesh {
     name: "Open Service Mesh",
     conventions: resolve::CONVENTIONS,

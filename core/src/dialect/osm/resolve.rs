@@ -46,7 +46,7 @@ pub(super) const OWN: [u16; 5] = [15010, 15901, 15902, 15903, 15904];
 pub struct Options {
     /// The namespace to work in, and who named it.
     pub netns: Option<Sourced<String>>,
-    /// Touch nothing.
+    /// Change nothing, and print the rules instead.
     pub dry_run: bool,
     /// Native nftables instead of iptables.
     pub native: bool,
@@ -57,9 +57,9 @@ pub struct Options {
 /// Everything that was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    /// What is captured.
+    /// What is captured, in no mesh's words.
     pub policy: CapturePolicy,
-    /// What to do.
+    /// Where it is written, by which backend, and whether at all.
     pub options: Options,
 }
 

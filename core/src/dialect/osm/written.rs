@@ -11,7 +11,7 @@ use crate::value::{InterfacePattern, Port};
 const SCRIPT: OldForm = OldForm { last: (1, 2), lacks: None };
 /// The proxy's own port for which the script has a rule that nothing reaches.
 const ADMIN: Port = Port::new(15000);
-/// The proxy's user.
+/// The user id of the proxy, which the script has fixed.
 const USER: u32 = 1500;
 
 /// Where the proxy's connections to localhost are led to the pod's address, beside chains of the script.

@@ -27,7 +27,7 @@ pub struct Node<'a> {
 pub enum Decision {
     /// It is not captured, and this is why.
     Pass(Passed),
-    /// It is captured.
+    /// It is captured, by the settings that its annotations say.
     Capture,
     /// It may have to be captured: somebody has to be asked.
     Ask(Unknown),
@@ -87,7 +87,7 @@ impl fmt::Display for Passed {
 /// What has to be known before it can be decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
-    /// The annotations.
+    /// The annotations: the container runtime gives none.
     Annotations,
     /// The labels: the annotation that they may contradict says that there is to be no proxy.
     Labels,

@@ -36,7 +36,7 @@ pub const SCC: &str = "openshift.io/scc";
 /// An annotation that says how a pod is captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnotationDef {
-    /// Its name.
+    /// The whole key, with its prefix.
     pub name: &'static str,
     /// What holds without it.
     pub default: &'static str,

@@ -44,7 +44,7 @@ pub struct Defaults {
 /// How a pod is captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Captured {
-    /// What is captured.
+    /// What is captured, in no mesh's words.
     pub policy: CapturePolicy,
     /// What the user should know.
     pub warnings: Vec<String>,

@@ -198,7 +198,7 @@ fn probes(inspection: &mut Inspection<'_>, container: &Container) {
 
 /// What a probe really asks.
 enum Led {
-    /// What it says.
+    /// What it says: nothing is led through the agent.
     No,
     /// This, by way of the agent.
     To(Handler),
