@@ -18,7 +18,7 @@ pub struct Unmapped {
     pub kind: &'static str,
     /// The id as the policy has it, inside the pod's user namespace.
     pub id: u32,
-    /// The flag, variable, annotation or default that named the id.
+    /// The flag, variable, annotation, file or default that named the id.
     pub from: Source,
     /// The ids that there are.
     pub mapped: String,

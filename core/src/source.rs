@@ -44,7 +44,7 @@ impl fmt::Display for Source {
 /// A value with the place it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sourced<T> {
-    /// Already parsed and checked; errors about it name the source.
+    /// As text, or parsed and checked.
     pub value: T,
     /// Where it came from.
     pub source: Source,

@@ -170,7 +170,7 @@ pub enum Verdict {
     Redirect(ListenPort),
     /// To an address of this family, and to a port of it where one is given.
     Translate {
-        /// The new destination, by whose family the decision is of one.
+        /// The new destination. The decision is for packets of its family alone.
         address: IpAddr,
         /// The new destination port; none keeps the packet's own.
         port: Option<ListenPort>,

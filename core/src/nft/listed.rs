@@ -220,7 +220,7 @@ pub enum Term {
 /// A rule as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedRule {
-    /// Conditions and actions in the order in which the kernel carries them out.
+    /// Conditions and actions in the order in which the kernel evaluates them.
     pub parts: Vec<Term>,
     /// What its counter has seen, if it has one.
     pub counters: Option<Counters>,

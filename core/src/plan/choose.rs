@@ -13,7 +13,7 @@ use crate::value::{Family, Groups};
 /// A backend, and whether its rules are written by programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Method {
-    /// What holds the rules: never eBPF, which carries no rules out.
+    /// What holds the rules: never eBPF, which has none.
     pub backend: Backend,
     /// Whether rules are written by the programs of iptables; else they are by netlink.
     pub programs: bool,

@@ -69,12 +69,12 @@ pub enum Effect {
     },
     /// The interface `lo` itself, up or down.
     Loopback {
-        /// Add sets it up; remove sets it down, on the way back alone.
+        /// Add sets it up; remove sets it down, only when rolling back.
         change: Change,
     },
     /// The flag of a table of `nf_tables` that keeps the kernel from calling its chains.
     Dormant {
-        /// Add sets the flag, on the way back alone; remove clears it (`NFT_TABLE_F_DORMANT`).
+        /// Add sets `NFT_TABLE_F_DORMANT`, only when rolling back; remove clears it.
         change: Change,
         /// The table, of family `inet`, `ip` or `ip6`.
         table: TableId,

@@ -183,7 +183,7 @@ pub struct NftEmission {
     pub chain: Chain,
     /// The index of the rule in front of which it goes, counted from 0; none for the end.
     pub before: Option<usize>,
-    /// Conditions and actions, carried out from left to right.
+    /// Conditions and actions, evaluated from left to right.
     pub rule: Vec<Statement>,
     /// Why it is there.
     pub reason: Reason,

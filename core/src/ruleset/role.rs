@@ -37,7 +37,7 @@ pub enum Role {
     Proxy,
     /// A group whose processes are or are not captured.
     Group,
-    /// A DNS query, captured or left alone.
+    /// A DNS query, captured or not.
     Dns,
     /// The connection tracking zone of a DNS packet.
     Zone,

@@ -65,7 +65,7 @@ pub struct SourceRule {
     pub reason: Option<Reason>,
     /// What it has seen.
     pub counters: Option<Counters>,
-    /// Conditions and actions, carried out from left to right.
+    /// Conditions and actions, evaluated from left to right.
     pub steps: Vec<Step>,
     /// Whether there is more to it than what it means here says: two such rules can be alike here and
     /// do different things.

@@ -183,7 +183,7 @@ impl Question {
         }
     }
 
-    /// The family of its destination, and of its source where it has one.
+    /// The IP version of its destination.
     pub const fn family(&self) -> Family {
         Family::of(self.destination)
     }

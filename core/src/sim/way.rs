@@ -12,7 +12,7 @@ use crate::value::{Cidr, Family};
 /// Where a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route<'a> {
-    /// To a socket of this host.
+    /// To this host: a route or a rule delivers it here.
     Local,
     /// Out by an interface, to a next hop where there is one.
     By(&'a Exit),

@@ -86,7 +86,7 @@ enum Stage {
     Untracked,
     /// In front of address translation.
     Before,
-    /// The first chain or step of address translation (`nat`).
+    /// The chains of address translation (`nat`), as one step.
     Translation,
     /// Behind address translation, up to the end of the hook.
     Behind,
