@@ -8,9 +8,9 @@ use crate::value::{Cidr, Gid, GroupName, InterfacePattern, PortRange, Uid, UidRa
 /// A transport protocol that Millrace captures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
-    /// IP protocol 6 (RFC 9293).
+    /// TCP: IP protocol 6 (RFC 9293).
     Tcp,
-    /// IP protocol 17 (RFC 768).
+    /// UDP: IP protocol 17 (RFC 768).
     Udp,
 }
 

@@ -11,10 +11,10 @@ use super::ValueError;
 /// An IP version. iptables, routes and policy routing rules keep the two apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Family {
-    /// Addresses of 32 bits (RFC 791).
+    /// IPv4, with addresses of 32 bits (RFC 791).
     #[serde(rename = "ipv4")]
     V4,
-    /// Addresses of 128 bits (RFC 4291).
+    /// IPv6, with addresses of 128 bits (RFC 4291).
     #[serde(rename = "ipv6")]
     V6,
 }
