@@ -4,15 +4,15 @@ use std::fmt;
 
 use serde::Serialize;
 
-/// How bad it is.
+/// How bad a finding is, in ascending order: the worst one decides the exit code of `lint`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Good to know; it may be meant.
     Note,
-    /// It is hardly meant.
+    /// It is valid, but probably not what was meant.
     Warning,
-    /// It does not work.
+    /// It can't work as written: it is refused, has no effect, or breaks the capture.
     Error,
 }
 
@@ -26,10 +26,10 @@ impl fmt::Display for Severity {
     }
 }
 
-/// Something that is wrong.
+/// Something that `lint` tells of a pod, with its reason and its remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How bad it is.
+    /// Note, warning or error; in lower case in JSON.
     pub severity: Severity,
     /// What kind of mistake it is, in a word that stays the same.
     pub code: &'static str,
@@ -37,7 +37,7 @@ pub struct Finding {
     pub at: String,
     /// What is wrong with it.
     pub what: String,
-    /// Why that is wrong.
+    /// The cause and what happens because of it, without full stop.
     pub why: String,
     /// A sentence that says what to change, and where.
     pub fix: String,

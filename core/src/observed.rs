@@ -42,7 +42,7 @@ impl std::fmt::Display for Variant {
 /// The tables of one family in one variant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holding {
-    /// Which implementation holds them.
+    /// iptables-nft or iptables-legacy: both can hold tables at the same time.
     pub variant: Variant,
     /// IPv4 or IPv6: the two have binaries and tables of their own.
     pub family: Family,
@@ -79,7 +79,7 @@ pub struct Route {
 }
 
 impl Route {
-    /// `local default dev lo`
+    /// The route `local default dev lo` of a table, which delivers every packet locally.
     pub fn local_default(family: Family, table: u32) -> Self {
         Self { family, table, local_default: true, text: "local default dev lo".to_owned() }
     }
@@ -106,7 +106,7 @@ pub struct Logger {
     pub name: String,
 }
 
-/// A table of `nf_tables`.
+/// A table of `nf_tables` of family `inet`, `ip` or `ip6`, by family and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct TableId {
     /// The family; none for `inet`.
@@ -141,7 +141,7 @@ impl std::fmt::Display for TableId {
 /// A chain of somebody else's table of `nf_tables` that the kernel calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignChain {
-    /// Where the chain is.
+    /// The table that holds the chain, by family and name.
     pub table: TableId,
     /// Unique within its table.
     pub name: String,

@@ -39,7 +39,7 @@ impl Footprint {
 pub struct Rival {
     /// A chain of his by which he is known in a table.
     pub by: &'static str,
-    /// The chain of both.
+    /// The name of the chain that both the dialect and he write rules into.
     pub shared: &'static str,
     /// Whether a rule in it is the dialect's; the chains of the dialect in the table are given.
     pub is_ours: fn(&Rule, &[&str]) -> bool,
@@ -135,7 +135,7 @@ impl Owned {
         self.rules.insert((table, chain.to_owned(), index));
     }
 
-    /// Whether nothing is ours.
+    /// Whether the dump holds neither chains nor rules of ours.
     pub fn is_empty(&self) -> bool {
         self.chains.is_empty() && self.rules.is_empty()
     }

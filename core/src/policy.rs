@@ -26,9 +26,9 @@ pub struct CapturePolicy {
     pub ipv6: Sourced<bool>,
     /// How the proxy's own connections are told from the application's.
     pub proxy: ProxyIdentity,
-    /// Connections to the pod.
+    /// Connections that arrive at the pod: which are captured, and how they reach the proxy.
     pub inbound: Inbound,
-    /// Connections from the pod.
+    /// Connections that the pod makes: which are captured, and where they are led.
     pub outbound: Outbound,
     /// Interfaces that are treated differently.
     pub interfaces: Interfaces,
@@ -104,7 +104,7 @@ pub enum DnsConvention {
     /// By UDP and TCP, among the decisions about outbound connections, which the proxy's own don't get
     /// to; with `zones` of connection tracking of their own.
     AmongOutbound {
-        /// Whether there are zones.
+        /// Whether DNS packets are tracked in conntrack zones of their own.
         zones: bool,
     },
     /// Before anything is asked about TCP, which alone is led to the other decisions.
@@ -115,7 +115,7 @@ pub enum DnsConvention {
         spares_proxy: bool,
         /// Whether they are put in front of rules of others.
         in_front: bool,
-        /// Whether there are zones.
+        /// Whether DNS packets are tracked in conntrack zones of their own.
         zones: bool,
     },
 }
@@ -172,7 +172,7 @@ pub struct ExceptPorts {
     pub udp: bool,
 }
 
-/// Who the proxy is.
+/// By what the proxy's own connections are known: the owner of the socket, or a mark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyIdentity {
     /// Users that proxies run as.
@@ -234,7 +234,7 @@ pub enum IdentityMatching {
     Any,
 }
 
-/// Connections to the pod.
+/// What is captured of connections that arrive at the pod, and how the proxy gets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inbound {
     /// Where the proxy listens for them.
@@ -263,7 +263,7 @@ pub enum InboundMode {
         mark: Sourced<Mark>,
         /// The table it looks in.
         table: Sourced<RouteTable>,
-        /// Who chose this mode.
+        /// The setting that chose TPROXY instead of address translation.
         source: Source,
     },
 }
@@ -280,7 +280,7 @@ pub enum InboundSelection {
         /// Ports that are left alone.
         except: Vec<Sourced<PortRange>>,
     },
-    /// Those to these ports.
+    /// Those whose destination port is listed; all others reach the application as they are.
     Only {
         /// Destination ports that are captured, less those of `except`.
         ports: Vec<Sourced<PortRange>>,
@@ -290,13 +290,13 @@ pub enum InboundSelection {
 }
 
 impl InboundSelection {
-    /// Whether anything is captured.
+    /// Whether any inbound port can be captured: true for all but [`Self::Nothing`].
     pub const fn captures(&self) -> bool {
         !matches!(self, Self::Nothing)
     }
 }
 
-/// Connections from the pod.
+/// What is captured of connections that the pod makes, and where it is led.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outbound {
     /// Where the proxy listens for them.
@@ -331,7 +331,7 @@ pub struct Flow {
     pub users: UidRange,
 }
 
-/// Which destinations are captured.
+/// Which destination networks are captured, as far as no exclusion applies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkSelection {
     /// Every destination; the source says who chose that.
@@ -388,7 +388,7 @@ pub struct Interfaces {
 pub struct DnsCapture {
     /// A port of the proxy, or addresses of other servers.
     pub to: DnsTarget,
-    /// Who switched it on.
+    /// The setting that switched DNS capture on; rules name it as their reason.
     pub source: Source,
     /// All queries, or those to certain servers.
     pub scope: DnsScope,
@@ -425,7 +425,7 @@ impl DnsCapture {
 /// Which DNS queries are captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DnsScope {
-    /// All to port 53.
+    /// Every query to port 53, to whatever server; the source says who chose that.
     All(Source),
     /// Those to port 53 of these servers.
     Servers(Vec<Sourced<IpAddr>>),

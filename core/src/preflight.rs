@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-/// What carries rules out.
+/// What captures: iptables-nft, iptables-legacy, nftables or eBPF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
@@ -42,7 +42,7 @@ impl Backend {
 pub struct Finding {
     /// What was looked for, as it is printed: `capability NET_ADMIN`.
     pub what: String,
-    /// Whether it is there.
+    /// Whether it was found; if not, `needed_by` and `made_of` say what can't work.
     pub there: bool,
     /// What to do where it is not.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -58,7 +58,7 @@ pub struct Finding {
     pub made_of: Vec<String>,
 }
 
-/// What a configuration takes.
+/// What a configuration needs of each backend, to be compared with the findings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Use {
     /// The setting that it differs by from the one that is asked about; empty for that itself.

@@ -15,7 +15,7 @@ use crate::value::{Family, Groups};
 pub struct RuleReport {
     /// The rule as iptables writes it, without its chain.
     pub rule: String,
-    /// What it has seen.
+    /// Packets and bytes that matched it; none for rules of a configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counters: Option<Counters>,
     /// Why it is there; none when nothing that was read back explains it.

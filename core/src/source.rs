@@ -46,7 +46,7 @@ impl fmt::Display for Source {
 pub struct Sourced<T> {
     /// As text, or parsed and checked.
     pub value: T,
-    /// Where it came from.
+    /// Who set it: a flag, variable, annotation, file or default, or what it was read back from.
     pub source: Source,
 }
 

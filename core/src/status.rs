@@ -43,13 +43,13 @@ pub enum State {
 /// How the rules of a namespace compare with those desired, or with settings read back from them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
-    /// Whether traffic is captured.
+    /// Captured, drifted or not captured, in the backend that is looked at.
     pub state: State,
     /// Whether the rules are native nftables.
     pub native: bool,
     /// Which iptables holds the rules.
     pub variant: Option<Variant>,
-    /// Whose rules they are.
+    /// The name of the dialect that the rules are of; none where no dialect's are found.
     pub dialect: Option<&'static str>,
     /// The families that are captured.
     pub families: Vec<Family>,
@@ -68,7 +68,7 @@ pub struct Status {
 pub struct ReadBack {
     /// Whose chains these are, and in whose settings they were read back.
     pub dialect: &'static Dialect,
-    /// Which iptables holds it.
+    /// Whether iptables-nft or iptables-legacy holds the rules.
     pub variant: Variant,
     /// The settings that were read back; none when they make no policy.
     pub policy: Option<CapturePolicy>,

@@ -38,7 +38,7 @@ pub struct Decision {
     pub only: Option<Family>,
     /// What becomes of a packet for which all conditions hold.
     pub verdict: Verdict,
-    /// Why it is asked.
+    /// The setting that asks for it, and its purpose in words.
     pub reason: Reason,
 }
 
@@ -62,9 +62,9 @@ impl From<Branch> for Path {
 /// Decisions that another one leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Branch {
-    /// Connections to the pod.
+    /// About connections to the pod: the layout's chain `inbound`.
     Inbound,
-    /// Connections from the pod.
+    /// About connections from the pod: the layout's chain `output`.
     Outbound,
     /// DNS queries from the pod.
     Dns,
@@ -101,9 +101,9 @@ pub enum Condition {
     },
     /// The port that it comes from.
     FromPort(PortRange),
-    /// One of its addresses.
+    /// Its source or destination address is one of some, or none of them.
     Address {
-        /// Which of the two.
+        /// Whether the source or the destination address is compared.
         side: Side,
         /// Whether it is none of these.
         negated: bool,
@@ -128,12 +128,12 @@ pub enum Condition {
     },
     /// Whether it starts a connection of TCP, whatever tracking holds.
     Starts {
-        /// Whether it does not.
+        /// Whether packets that start no such connection are meant.
         negated: bool,
     },
     /// The state of its connection: one of these.
     State(Vec<ConnState>),
-    /// Bits of its mark.
+    /// Bits of the packet's mark: `-m mark`, `meta mark`.
     Mark {
         /// Whether they are any other.
         negated: bool,

@@ -34,7 +34,7 @@ impl Table {
         }
     }
 
-    /// The table called `name`.
+    /// The table with this name in lower case; none for others, such as `security`.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|t| t.as_str() == name)
     }
@@ -57,7 +57,7 @@ pub enum Hook {
     Forward,
     /// A packet from a local socket.
     Output,
-    /// Every packet that leaves.
+    /// Every packet that leaves, routed or from a local socket, after routing.
     Postrouting,
 }
 

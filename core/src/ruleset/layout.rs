@@ -6,13 +6,13 @@ use super::{Chain, ChainName, Comment, Home, Role, Rule};
 /// What a dialect calls its chains, and whether its rules in builtin chains carry a comment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Connections to the pod.
+    /// Decides about connections to the pod; PREROUTING jumps to it.
     pub inbound: ChainName,
     /// Redirects to the proxy's outbound port.
     pub redirect: ChainName,
     /// Redirects to the proxy's inbound port.
     pub in_redirect: ChainName,
-    /// Connections from the pod.
+    /// Decides about connections from the pod; OUTPUT jumps to it.
     pub output: ChainName,
     /// DNS queries from the pod.
     pub output_dns: ChainName,

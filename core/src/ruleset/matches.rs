@@ -33,7 +33,7 @@ impl fmt::Display for Protocol {
 /// Which end of a packet a match looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {
-    /// Where it comes from.
+    /// Where it comes from: the source address or port.
     Source,
     /// Where it goes: the destination address or port.
     Destination,
@@ -99,7 +99,7 @@ impl ConnState {
         }
     }
 
-    /// The state called `name`.
+    /// The state with this name in capitals; none for others, such as `UNTRACKED`.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Invalid, Self::New, Self::Related, Self::Established]
             .into_iter()

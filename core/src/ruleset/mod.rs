@@ -27,7 +27,7 @@ pub use target::{RedirectSpelling, Target};
 pub struct Rule {
     /// What a packet must be like.
     pub matches: Vec<Match>,
-    /// What happens to it.
+    /// What is done with a packet for which every match holds.
     pub target: Target,
 }
 

@@ -14,7 +14,7 @@ use crate::value::{Cidr, Family, InterfacePattern, ListenPort, PortRange, Zone};
 pub struct NftLayout {
     /// The table for address translation.
     pub nat: &'static str,
-    /// The table for marks.
+    /// The table for marks of packets and connections, and for TPROXY.
     pub mangle: &'static str,
     /// The table for conntrack zones.
     pub raw: &'static str,
@@ -116,7 +116,7 @@ pub enum Statement {
         negated: bool,
         /// The owners, all users or all groups: one of them.
         owners: Vec<Owner>,
-        /// How it is written.
+        /// With or without `meta` in front, which is the same to `nft`.
         spelling: OwnerSpelling,
     },
     /// `tcp flags & (fin | syn | rst | ack) == syn`: the packet starts a connection. Says the protocol
@@ -185,7 +185,7 @@ pub struct NftEmission {
     pub before: Option<usize>,
     /// Conditions and actions, evaluated from left to right.
     pub rule: Vec<Statement>,
-    /// Why it is there.
+    /// The setting that asks for the rule, and its purpose in words.
     pub reason: Reason,
 }
 
@@ -196,7 +196,7 @@ pub struct NftRuleset {
     pub layout: &'static NftLayout,
     /// The rules, in the order in which they are written.
     pub emissions: Vec<NftEmission>,
-    /// Policy routing and addresses.
+    /// Policy routing rules, routes and addresses that are needed beside the rules.
     pub routing: Routing,
     /// The families that are captured.
     pub families: Vec<Family>,

@@ -33,7 +33,7 @@ pub enum Role {
     OwnLocalhost,
     /// What the application sends to its own pod.
     StaysInPod,
-    /// What the proxy sends.
+    /// What the proxy sends, which is not captured.
     Proxy,
     /// A group whose processes are or are not captured.
     Group,
@@ -41,7 +41,7 @@ pub enum Role {
     Dns,
     /// The connection tracking zone of a DNS packet.
     Zone,
-    /// A connection to localhost.
+    /// A connection to localhost, which is not captured.
     Localhost,
     /// A network that is not captured.
     ExcludedNetwork,

@@ -34,7 +34,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// One rule being written.
+/// A rule with its place in a table and the reason it is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Emission {
     /// iptables' table that the rule goes into.

@@ -35,7 +35,7 @@ pub enum Target {
     Redirect {
         /// A port of this host, 1 to 65535.
         port: ListenPort,
-        /// How it is written.
+        /// `--to-ports` or `--to-port`, which iptables takes alike.
         spelling: RedirectSpelling,
     },
     /// Send the packet to an address, and to a port of it where one is given.
@@ -53,7 +53,7 @@ pub enum Target {
         /// The port the socket listens on.
         port: ListenPort,
     },
-    /// Set the packet's mark.
+    /// Set bits of the packet's mark (`-j MARK --set-mark`); the others stay.
     SetMark(Masked),
     /// Set bits of the connection's mark; the others stay.
     SetConnmark(Masked),
