@@ -9,7 +9,7 @@ use millrace_ebpf_common::{Address, MAX_ADDRESSES, More, Pod, PodFlags, PortChun
 /// Everything that is looked up of a pod. `pod.id` is the loader's to give.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The pod's own values.
+    /// Flags, ports, ids and addresses, which are found by the netns cookie.
     pub pod: Pod,
     /// What only some policies say.
     pub more: More,
@@ -41,7 +41,7 @@ pub struct Addresses {
 pub struct IdMap(Vec<(u32, u32, u32)>);
 
 impl IdMap {
-    /// Every id is itself.
+    /// The map of the initial user namespace, in which every id stands for itself.
     pub fn identity() -> Self {
         Self(vec![(0, 0, u32::MAX)])
     }
@@ -120,7 +120,7 @@ pub enum IdError {
          of them that its map has in a line"
     )]
     Split {
-        /// The first of them.
+        /// The first user of the range, as the entry had it.
         first: u32,
         /// The last of them, itself included.
         last: u32,

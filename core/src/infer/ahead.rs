@@ -10,7 +10,7 @@ use crate::policy::{Flow, Phase};
 use crate::ruleset::{Hook, Match, Owner, Protocol, Rule, Side, Table, Target};
 use crate::value::{ListenPort, Port, PortRange, UidRange};
 
-/// What one rule says.
+/// What one rule in OUTPUT of `nat` means as a setting.
 enum Said {
     Flow(Flow),
     /// A network, or all of a family, that is left alone.

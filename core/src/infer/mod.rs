@@ -35,7 +35,7 @@ use read::{Chains, tcp_to_port};
 pub struct Inferred {
     /// The settings, by the flags of Millrace's own commands.
     pub settings: BTreeMap<&'static str, String>,
-    /// Whether IPv6 is captured.
+    /// Whether the dialect's chains are there for IPv6 as well.
     pub ipv6: bool,
     /// Servers whose DNS queries are captured.
     pub dns_servers: Vec<IpAddr>,

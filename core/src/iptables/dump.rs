@@ -71,7 +71,7 @@ pub struct TableDump {
 }
 
 impl TableDump {
-    /// The chain called `name`.
+    /// The chain with just this name; none where the table has no such chain.
     pub fn chain(&self, name: &str) -> Option<&ChainDump> {
         self.chains.iter().find(|c| c.name == name)
     }
@@ -257,7 +257,7 @@ impl Dump {
         Ok(Self { tables })
     }
 
-    /// The table called `name`.
+    /// The table with just this name; none where the dump has no such table.
     pub fn table(&self, name: &str) -> Option<&TableDump> {
         self.tables.iter().find(|t| t.name == name)
     }

@@ -14,7 +14,7 @@ pub enum Verb {
     Insert(u32),
 }
 
-/// One rule as text.
+/// One rule as text: its table, and what stands behind `-A` or `-I`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     /// As `-t` takes it: `nat`, `mangle`, `raw` or `filter`.

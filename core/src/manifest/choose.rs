@@ -75,10 +75,10 @@ pub enum NotChosen {
     /// Several do, and none was named.
     #[error("it has several pods; say which one is meant: {}", listed(.0))]
     Several(Vec<String>),
-    /// None is called so.
+    /// No pod in the file, and nothing that makes pods, has the name that was asked for.
     #[error("no pod in it, and nothing that makes pods, is called {name}; there is {}", listed(.there))]
     Unnamed {
-        /// What was asked for.
+        /// The name that was asked for, with kind and namespace where these were given.
         name: String,
         /// Every pod in it and all that makes pods, as each can be named.
         there: Vec<String>,

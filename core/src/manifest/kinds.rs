@@ -68,7 +68,7 @@ const MAKERS: [Maker; 18] = [
     ),
 ];
 
-/// What an object is.
+/// Whether an object makes pods, by its kind, API group and contents.
 pub(super) enum Detected {
     /// It is a pod or makes pods, by its kind and API group.
     Maker(&'static Maker),

@@ -22,7 +22,7 @@ use crate::pod::PodFacts;
 pub use choose::{BadSelector, NotChosen, Selector};
 use kinds::{Contents, Detected};
 
-/// What a file holds.
+/// The objects of all documents of a file, by whether they make pods.
 #[derive(Clone, Debug, Default)]
 pub struct Manifest {
     /// Pods, and what makes pods.
@@ -78,11 +78,11 @@ impl fmt::Display for Name {
 /// A pod, or what makes pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
-    /// How it is called.
+    /// Kind, namespace and name, as messages have them.
     pub name: Name,
     /// Its own annotations, which its pods don't get; none of a pod.
     pub annotations: BTreeMap<String, String>,
-    /// Its own labels, likewise.
+    /// Its own labels, which its pods don't get; none of a pod.
     pub labels: BTreeMap<String, String>,
     /// Whether its pods are to come to an end by themselves.
     pub ends: bool,

@@ -41,7 +41,7 @@ pub enum CtField {
     Zone,
 }
 
-/// Where a header starts.
+/// The header that an offset counts from (`enum nft_payload_bases`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
     /// IPv4 or IPv6 (`NFT_PAYLOAD_NETWORK_HEADER`).
@@ -81,13 +81,13 @@ pub enum NftVerdict {
 pub enum Expr {
     /// Load from the packet's surroundings.
     LoadMeta(MetaField),
-    /// Load from its connection.
+    /// Load something of the packet's connection (`NFTA_CT_KEY`).
     LoadCt(CtField),
     /// Load whether the packet's socket is transparent, a byte.
     LoadTransparent,
     /// Load bytes of a header.
     LoadPayload {
-        /// Where `offset` counts from.
+        /// The header with whose first byte `offset` begins to count.
         header: Header,
         /// The first byte, counted from 0 at the start of that header.
         offset: u32,
@@ -114,7 +114,7 @@ pub enum Expr {
     Compare(Comparison, Vec<u8>),
     /// Go on only if the value lies, or does not lie, between these two, both included.
     Range {
-        /// Whether it must not.
+        /// Whether it must lie outside of them (`NFT_RANGE_NEQ`).
         negated: bool,
         /// The least value that lies between, as bytes are compared.
         first: Vec<u8>,

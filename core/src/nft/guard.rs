@@ -118,7 +118,7 @@ fn port(hand: &NftEmission) -> Option<ListenPort> {
     })
 }
 
-/// What a rule asks.
+/// The conditions of a rule: its statements up to the counter or TPROXY.
 fn asks(rule: &NftEmission) -> Vec<Statement> {
     let does = |s: &&Statement| matches!(s, Statement::Tproxy { .. } | Statement::Counter);
     rule.rule.iter().take_while(|s| !does(s)).cloned().collect()

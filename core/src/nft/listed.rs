@@ -8,7 +8,7 @@ use super::tables::Base;
 use crate::iptables::Counters;
 use crate::value::Family;
 
-/// What fills a register.
+/// What fills a register, by the kernel's numbers where it has some.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// Something of the packet's surroundings, by its number (`enum nft_meta_keys`).
@@ -78,11 +78,11 @@ pub struct Element {
     pub first: Option<Vec<u8>>,
     /// The last key of the range, itself included; the first again for a single value.
     pub last: Vec<u8>,
-    /// What it leads to.
+    /// What a map's key leads to, data or a verdict; none in a plain set.
     pub mapped: Option<Mapped>,
 }
 
-/// A set or map.
+/// Elements of a set, or of a map from keys to data or verdicts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListedSet {
     /// The length of a key; several values behind each other have each a multiple of four.
@@ -96,7 +96,7 @@ pub struct ListedSet {
 /// Where packets are logged, and how (`enum nft_log_attributes`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogTo {
-    /// What stands in front.
+    /// Text in front of each message (`NFTA_LOG_PREFIX`).
     pub prefix: String,
     /// The group of `nfnetlink_log`; none where the kernel's log has them.
     pub group: Option<u32>,
@@ -126,7 +126,7 @@ pub enum Term {
         from: u32,
         /// The one that is written.
         to: u32,
-        /// The bits that stay.
+        /// The bits that are kept (`NFTA_BITWISE_MASK`).
         mask: Vec<u8>,
         /// The bits that are flipped then.
         flip: Vec<u8>,
@@ -139,7 +139,7 @@ pub enum Term {
     Range {
         /// The number of the register that is compared.
         from: u32,
-        /// Whether it must not.
+        /// Whether it must lie outside of them (`NFT_RANGE_NEQ`).
         negated: bool,
         /// The least value, itself included.
         first: Vec<u8>,
@@ -255,13 +255,13 @@ pub enum Layer {
 /// A table of `nf_tables`, ours or of others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedTable {
-    /// Whose packets it has.
+    /// Which packets its chains see, by the table's family.
     pub layer: Layer,
     /// Unique in its family.
     pub name: String,
     /// Whether the kernel calls none of its chains.
     pub dormant: bool,
-    /// Its sets and maps.
+    /// Its sets and maps by name, those of single rules (`__set0`) among them.
     pub sets: BTreeMap<String, ListedSet>,
     /// Its chains, in the order in which they were made.
     pub chains: Vec<ListedChain>,

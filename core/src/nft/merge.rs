@@ -54,7 +54,7 @@ fn action(rule: &[Statement]) -> &[Statement] {
     rule.get(at..).unwrap_or_default()
 }
 
-/// Rules that became one.
+/// Rules in a row that differ in one statement alone, as one rule.
 struct Group {
     rule: NftEmission,
     /// The statement in which they differ, once there are two.

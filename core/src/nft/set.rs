@@ -57,7 +57,7 @@ impl SetKind {
 /// A set: ranges of values, sorted, apart from each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
-    /// What the values are.
+    /// The type of the values, from which their length and byte order follow.
     pub kind: SetKind,
     /// First and last value, in the form in which they are compared.
     pub ranges: Vec<(Vec<u8>, Vec<u8>)>,

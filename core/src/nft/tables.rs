@@ -44,7 +44,7 @@ pub fn is_guard(table: &NativeTable) -> bool {
     !table.is_empty() && table.iter().all(|(_, chain)| hangs(chain))
 }
 
-/// What has a name.
+/// The content under this name in a list; none where the name is not in it.
 pub fn named<'l, T>(list: &'l [(String, T)], name: &str) -> Option<&'l T> {
     list.iter().find(|(n, _)| n == name).map(|(_, content)| content)
 }
@@ -54,7 +54,7 @@ pub fn named<'l, T>(list: &'l [(String, T)], name: &str) -> Option<&'l T> {
 pub struct Native {
     /// The tables of family `inet`, which replace those that are there.
     pub tables: NativeTables,
-    /// Policy routing and addresses.
+    /// Policy routing rules, routes and addresses that are needed beside the rules.
     pub routing: Routing,
     /// The families that are captured.
     pub families: Vec<Family>,

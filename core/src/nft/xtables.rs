@@ -28,7 +28,7 @@ pub enum Unwritable {
     /// More ports than a match of `multiport` has room for.
     #[error(transparent)]
     TooManyPorts(#[from] TooManyPorts),
-    /// Ports of no protocol.
+    /// A match of ports or of `--syn` in a rule that names no protocol.
     #[error("a rule about ports has to name their protocol")]
     PortsOfNothing,
 }

@@ -24,13 +24,13 @@ impl Method {
     pub const NFTABLES: Self = Self { backend: Backend::Nftables, programs: false };
     /// iptables-nft, whose tables are written by netlink.
     pub const IPTABLES_NFT: Self = Self { backend: Backend::IptablesNft, programs: false };
-    /// iptables-nft by its programs.
+    /// iptables-nft, whose tables its binaries write.
     pub const NFT_PROGRAMS: Self = Self { backend: Backend::IptablesNft, programs: true };
     /// iptables-legacy, which only its programs can write.
     pub const LEGACY_PROGRAMS: Self = Self { backend: Backend::IptablesLegacy, programs: true };
 }
 
-/// What is asked for.
+/// Which backend was asked for, and whether binaries are to write its rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preference {
     /// Whatever fits, native nftables before iptables.

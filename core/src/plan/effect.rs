@@ -11,7 +11,7 @@ use crate::nft::tables::NativeTables;
 use crate::observed::{IpRule, Logger, TableId, Variant, Way};
 use crate::value::Family;
 
-/// Add or take away.
+/// Whether an effect puts something there or takes it away; either may be so already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
@@ -32,7 +32,7 @@ pub enum Effect {
         /// Add when a run begins, remove when it ends.
         change: Change,
     },
-    /// An address of `lo`.
+    /// The address `::6` on `lo`, from which the proxy passes connections on.
     Address {
         /// Added before rules that need it are written, removed after they are gone.
         change: Change,

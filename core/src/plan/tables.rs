@@ -90,7 +90,7 @@ pub struct TableEdit {
     pub family: Family,
     /// Its changes are committed together.
     pub table: Table,
-    /// The steps, in order.
+    /// In the order in which they are made: positions count what earlier steps did.
     pub steps: Vec<TableStep>,
 }
 

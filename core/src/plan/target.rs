@@ -15,7 +15,7 @@ pub struct Body {
     pub text: String,
     /// The rule, if it is known.
     pub rule: Option<Rule>,
-    /// What it has seen.
+    /// Packets and bytes that matched it; none for a desired rule.
     pub counters: Option<Counters>,
     /// What the kernel has, when it was asked by netlink.
     pub kernel: Option<KernelRule>,

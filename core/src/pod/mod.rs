@@ -86,7 +86,7 @@ pub struct Probe {
     pub handler: Handler,
 }
 
-/// How a probe asks.
+/// What a probe does: a request to a port, or something inside the container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Handler {
     /// By a GET request (`httpGet`).

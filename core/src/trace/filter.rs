@@ -32,7 +32,7 @@ pub struct Filter {
     pub gid: Option<Gid>,
     /// Their protocol; TCP and UDP if it is not said.
     pub protocol: Option<Protocol>,
-    /// Where they come from.
+    /// The network that they come from, as they are made; none is any.
     pub source: Option<Cidr>,
     /// Where they go, as they are made.
     pub destination: Option<Cidr>,

@@ -36,7 +36,7 @@ pub enum End {
     Away(Head),
     /// It was discarded, where the last step says.
     Dropped,
-    /// Nothing more was told.
+    /// Neither an end nor a drop was told; the last step may say more.
     Silence,
 }
 

@@ -65,7 +65,7 @@ impl Head {
         })
     }
 
-    /// Read a whole packet.
+    /// Read a packet from its IP header on; none where it is cut off or of neither family.
     pub fn of_packet(packet: &[u8]) -> Option<Self> {
         let length = match packet.first()? {
             first if first >> 4 == 4 => usize::from(first & 15) * 4,

@@ -58,7 +58,7 @@ pub enum TraceVerdict {
     Drop,
 }
 
-/// What the kernel tells.
+/// What one trace message of the kernel says (`enum nft_trace_types`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Said {
     /// A rule matched, and this became of the packet.

@@ -19,7 +19,7 @@ pub type Handles = BTreeMap<(Tables, String, String), Vec<u64>>;
 pub struct Rulebook {
     /// Rules of all backends, with the reasons of ours.
     pub program: Program,
-    /// Their numbers in `nf_tables`.
+    /// The kernel's handles of rules in `nf_tables`, by which trace messages name them.
     pub handles: Handles,
 }
 

@@ -44,7 +44,7 @@ impl fmt::Display for Otherwise {
     }
 }
 
-/// What the comparison found.
+/// How rules differ from the configuration, and what can't be told of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compared {
     /// Connections of which the proxy gets one that it should not, or does not get one that it should;
@@ -54,7 +54,7 @@ pub struct Compared {
     pub count: usize,
     /// What does not count against the capture: what rules of others do with what it leaves alone.
     pub beside: Option<String>,
-    /// What can't be told.
+    /// In words, the first of those of which it can't be told; none without any.
     pub unclear: Option<String>,
 }
 
@@ -112,7 +112,7 @@ enum Weight {
     Capture,
     /// The proxy has no part in it.
     Beside,
-    /// It can't be told.
+    /// What becomes of it is unknown on one side at least.
     Unclear,
 }
 

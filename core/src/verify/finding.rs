@@ -36,7 +36,7 @@ pub enum Seen {
     },
     /// Its socket got an error, such as `ECONNREFUSED`.
     Failed {
-        /// What the kernel said.
+        /// The socket's error in words, with its cause where that is known.
         why: String,
     },
     /// It could not be made.

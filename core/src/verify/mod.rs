@@ -28,7 +28,7 @@ use crate::sim::{Fate, How, Identity, Namespace, Program, Protocol, Question, Ru
 use crate::value::{Cidr, Family, Groups};
 use sample::{member, nobodys};
 
-/// Who makes a connection.
+/// Who makes a connection, which decides its direction and the owner of its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Maker {
@@ -36,7 +36,7 @@ pub enum Maker {
     Application,
     /// A process with a user or group id of the proxy.
     Proxy,
-    /// Somebody outside the pod.
+    /// A host outside the pod, whose connection arrives by an interface.
     Outside,
 }
 
@@ -60,7 +60,7 @@ pub enum Expected {
         port: u16,
         /// The destination that the receiver can ask for.
         original: SocketAddr,
-        /// How it gets there.
+        /// Untouched, translated, or handed to another socket.
         how: How,
     },
     /// Outside, where it was meant to go.
@@ -90,7 +90,7 @@ impl fmt::Display for Expected {
     }
 }
 
-/// A connection to make.
+/// A connection that `verify` makes, and where it has to arrive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Check {
@@ -149,7 +149,7 @@ impl fmt::Display for Check {
 pub struct Asked<'a> {
     /// What is to be captured.
     pub policy: &'a CapturePolicy,
-    /// What carries it out.
+    /// The rules that carry the policy out, as the simulator walks them.
     pub program: &'a Program,
     /// Group names and their numbers.
     pub groups: &'a Groups,

@@ -66,7 +66,7 @@ pub(super) fn whole(bytes: &[u8]) -> Option<Masked> {
     Some(Masked { value: u32::from_ne_bytes(bytes.try_into().ok()?), mask: u32::MAX })
 }
 
-/// Bits of a mark.
+/// A mark and its mask of four bytes each in host order; none for other lengths.
 pub(super) fn bits(value: &[u8], mask: &[u8]) -> Option<Masked> {
     Some(Masked { value: whole(value)?.value, mask: whole(mask)?.value })
 }

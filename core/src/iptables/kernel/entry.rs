@@ -13,7 +13,7 @@ use crate::value::{Cidr, Family};
 pub(super) struct Entry<'b> {
     /// Where it is in the table.
     pub(super) offset: u32,
-    /// What it has seen.
+    /// Packets and bytes that matched it (`struct xt_counters`).
     pub(super) counters: Counters,
     /// Conditions that must all hold; none where every packet meets it.
     pub(super) matches: Vec<Match>,
@@ -34,7 +34,7 @@ pub(super) enum EntryTarget<'b> {
 
 /// Where the fields are that differ between the families.
 pub(super) struct Layout {
-    /// Bytes of an address.
+    /// Bytes of an address, 4 or 16.
     address: usize,
     /// Offset of `iniface`; the addresses and their masks are in front of it.
     interfaces: usize,
