@@ -12,7 +12,7 @@ pub struct SocketBalancer {
     pub leave_pods: &'static str,
 }
 
-/// Those that are known.
+/// Those that are recognised, by how the names of their programs begin.
 const ALL: [SocketBalancer; 2] = [
     SocketBalancer {
         name: "Cilium",

@@ -12,7 +12,7 @@ pub struct ConfigError {
     pub source_name: Source,
     /// The value, or the item of a list, as it was given.
     pub value: String,
-    /// What would be right.
+    /// What the setting takes, or what to do instead; it ends the message.
     pub expected: String,
     /// Whether the command line itself can't be read, as opposed to a setting that makes no
     /// sense: the reference has an exit code of its own for it.

@@ -28,9 +28,9 @@ pub const BETWEEN: char = ';';
 pub struct FlagDef {
     /// The name behind `--`.
     pub long: &'static str,
-    /// The letter behind `-`.
+    /// The letter behind `-`; none where it has no short form.
     pub short: Option<char>,
-    /// What its value is.
+    /// How its value is read, and what several of them mean.
     pub kind: Kind,
     /// The value when nobody sets it.
     pub default: &'static str,
@@ -38,7 +38,7 @@ pub struct FlagDef {
     pub env: &'static [&'static str],
     /// The key of the tool's configuration file that sets it, dotted.
     pub key: Option<&'static str>,
-    /// What it is for.
+    /// One line for `--help`, without the default.
     pub help: &'static str,
     /// Whether it is Millrace's own and the mesh's tool doesn't have it.
     pub own: bool,
@@ -92,7 +92,7 @@ pub trait Words {
     /// Variables without a flag: name, default, meaning.
     const VARIABLES: &'static [(&'static str, &'static str, &'static str)];
 
-    /// The flag called `long`.
+    /// The flag whose name behind `--` this is; none where the tool has no such flag.
     fn find(long: &str) -> Option<&'static FlagDef> {
         Self::FLAGS.iter().find(|flag| flag.long == long)
     }

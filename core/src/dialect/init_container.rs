@@ -13,7 +13,7 @@ pub enum NotStated {
         /// The variable whose value the manifest does not have.
         source: Elsewhere,
     },
-    /// It runs something else.
+    /// Its command line runs another program than the mesh's tool.
     #[error(
         "init container {container} runs {program:?}, which is not {tool}: what that writes is not \
          known"

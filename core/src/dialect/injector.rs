@@ -38,7 +38,7 @@ pub enum Field {
 }
 
 impl Field {
-    /// What it is called.
+    /// `annotation` or `label`, as messages have it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Annotation => "annotation",
@@ -56,7 +56,7 @@ pub struct Asked {
     pub field: Field,
     /// What asks for a proxy; the first one is what to write.
     pub yes: &'static [&'static str],
-    /// What refuses one; likewise.
+    /// What refuses a proxy; the first one is what to write.
     pub no: &'static [&'static str],
 }
 
@@ -101,7 +101,7 @@ pub struct Injector {
 /// A setting that can't be meant so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Doubt {
-    /// Where: an annotation, mostly.
+    /// The field that is doubtful, such as `annotation NAME`.
     pub at: String,
     /// What is wrong, as a clause about the field.
     pub what: String,

@@ -7,7 +7,7 @@ use crate::observed::{Observed, TableId};
 use crate::ownership::known_tables;
 use crate::pod::{Container, PodFacts};
 
-/// A capture of others.
+/// By which chains, tables and containers a capture of others is known.
 struct Other {
     name: &'static str,
     /// What its chains of iptables begin with.

@@ -112,7 +112,7 @@ impl<W: Words> Raw<W> {
         text.with(value)
     }
 
-    /// A duration, as [`Raw::switch`].
+    /// A duration. A malformed one is zero here, and an error in `reader`.
     pub fn duration(&self, reader: &mut ValueReader, long: &'static str) -> std::time::Duration {
         let text = self.text(long);
         go::parse_duration(&text.value).unwrap_or_else(|error| {

@@ -16,7 +16,7 @@ use crate::source::{Source, Sourced};
 pub enum Effect {
     /// A list grows by what it says.
     Adds,
-    /// It takes its place.
+    /// It takes the place of the node's setting.
     Replaces,
 }
 

@@ -47,9 +47,9 @@ const fn usual_probe(family: Family) -> &'static str {
 /// The agent whose names the rules have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
-    /// Those of Istio's agent.
+    /// Names of Istio's agent, with DNS capture and its usual probe addresses by default.
     Istio,
-    /// Those of Cilium's agent.
+    /// Names of Cilium's agent, with neither DNS capture nor probe addresses by default.
     Cilium,
 }
 
@@ -81,7 +81,7 @@ pub struct Options {
     pub wait: Duration,
 }
 
-/// Everything that was asked.
+/// All settings, checked: the policy that they make, and what to do with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     /// What is captured, in no mesh's words.

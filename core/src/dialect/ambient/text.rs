@@ -87,7 +87,7 @@ fn masked(mark: Masked) -> String {
     format!("{:#x}/{:#x}", mark.value, mark.mask)
 }
 
-/// One transaction of nftables.
+/// Input for `nft -f` that replaces the rules of these tables in one transaction.
 pub fn transaction(ruleset: &NftRuleset) -> String {
     let mut text = String::new();
     for table in ruleset.tables() {

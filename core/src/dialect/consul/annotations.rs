@@ -24,7 +24,7 @@ pub const INJECTED: &str = "consul.hashicorp.com/connect-inject-status";
 pub const MESH_INJECTED: &str = "consul.hashicorp.com/mesh-inject-status";
 /// The annotation that the injector writes where the pod's traffic is to be captured.
 pub const TRANSPARENT: &str = "consul.hashicorp.com/transparent-proxy-status";
-/// All settings, as JSON.
+/// The annotation with all settings as JSON, which the injector writes.
 pub const CONFIG: &str = "consul.hashicorp.com/redirect-traffic-config";
 /// Whether IPv6 is captured as well.
 pub const DUAL_STACK: &str = "consul.hashicorp.com/dual-stack";

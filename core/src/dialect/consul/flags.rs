@@ -21,7 +21,7 @@ pub(super) struct Key {
     pub(super) name: &'static str,
     /// The flag that sets the same.
     pub(super) flag: &'static str,
-    /// What its value is.
+    /// The JSON type that its value must have; another one is an error.
     pub(super) shape: Shape,
 }
 
@@ -32,7 +32,7 @@ pub(super) enum Shape {
     Text,
     /// A JSON number without fraction: a port.
     Number,
-    /// A list of texts.
+    /// A JSON array of strings, which make a comma list as the flag's value.
     Texts,
 }
 

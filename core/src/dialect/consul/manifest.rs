@@ -145,7 +145,7 @@ const KNOWN: &[&str] = &[
     "consul.hashicorp.com/transparent-proxy-status",
 ];
 
-/// What Consul's installation sets.
+/// Flags and values as Consul's installation has them unless an annotation says otherwise.
 const ASSUMED: &[(&str, &str)] = &[
     ("proxy-uid", "5995"),
     ("proxy-inbound-port", "20000"),

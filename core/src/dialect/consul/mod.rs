@@ -75,7 +75,7 @@ const CHAINS: Layout = Layout {
     style: STYLE,
 };
 
-/// The same for iptables.
+/// The layout of its rules in iptables, with these chain names.
 pub static LAYOUT: Layout = CHAINS;
 
 /// The one table of native nftables, as Consul's newer releases make it; the others are met by nobody.

@@ -50,7 +50,7 @@ pub struct Options {
     pub wait: Duration,
 }
 
-/// Everything that was asked.
+/// All settings, checked: the policy that they make, and what to do with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     /// What is captured, in no mesh's words.

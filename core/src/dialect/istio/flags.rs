@@ -334,7 +334,7 @@ pub fn is_variable(name: &str) -> bool {
     Istio::is_variable(name)
 }
 
-/// The flag called `long`.
+/// The flag whose name behind `--` this is; none where there is no such flag.
 pub fn find(long: &str) -> Option<&'static FlagDef> {
     Istio::find(long)
 }

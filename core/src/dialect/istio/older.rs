@@ -153,7 +153,7 @@ pub(super) fn rejection_v6(dump: &Dump, owned: &mut Owned) {
     }
 }
 
-/// The first of them.
+/// Where these three rules begin in INPUT of `filter`, counted from 0.
 pub(super) fn find_rejection(dump: &Dump) -> Option<usize> {
     let chain = dump.table(Table::Filter.as_str())?.chain(Hook::Input.as_str())?;
     let known = |rule: &DumpRule| rule.rule.as_ref().ok().cloned();

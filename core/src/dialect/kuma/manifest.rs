@@ -86,7 +86,7 @@ const KNOWN: &[&str] = &[
     "kuma.io/workload",
 ];
 
-/// What Kuma's installation sets.
+/// Flags and values as Kuma's installation has them unless an annotation says otherwise.
 const ASSUMED: &[(&str, &str)] =
     &[("redirect-dns", "true"), ("redirect-all-dns-traffic", "true"), ("kuma-dp-user", "5678")];
 /// Where it has probes of the application answered.

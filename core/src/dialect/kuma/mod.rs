@@ -33,7 +33,7 @@ use crate::ruleset::{
 };
 use crate::source::Source;
 
-/// Kuma with transparent proxies.
+/// Kuma, where `kumactl install transparent-proxy` captures pods.
 pub static MESH: Mesh = Mesh {
     name: "Kuma",
     conventions: resolve::CONVENTIONS,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Which iptables is named.
+/// Which iptables was asked for, by the file names of the binaries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Programs {
     /// None is named, or not all alike: whichever fits is used.
@@ -24,7 +24,7 @@ pub struct Options {
     pub comments: bool,
     /// Whether what leads to inbound capture is put in front of rules that are there.
     pub inbound_in_front: bool,
-    /// The same for outbound.
+    /// Whether what leads to outbound capture is put in front of rules that are there.
     pub outbound_in_front: bool,
     /// The iptables that its binaries name, where rules are not native nftables.
     pub programs: Programs,

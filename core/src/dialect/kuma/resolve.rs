@@ -66,7 +66,7 @@ const REFUSED: [(&str, &str); 5] = [
     ),
 ];
 
-/// Everything that was asked.
+/// All settings, checked: the policy that they make, and what to do with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     /// What is captured, in no mesh's words.

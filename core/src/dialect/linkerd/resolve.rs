@@ -30,7 +30,7 @@ pub(super) const CONVENTIONS: Conventions = Conventions {
     dns: DnsConvention::AMONG_OUTBOUND,
 };
 
-/// Everything that was asked.
+/// All settings, checked: the policy that they make, and what to do with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     /// What is captured, in no mesh's words.

@@ -156,7 +156,7 @@ pub(super) fn in_namespace(inspection: &mut Inspection<'_>, namespaces: &[Namesp
     settings(inspection, namespace);
 }
 
-/// Settings of a namespace.
+/// Annotations of a namespace that set how pods are captured: misplaced, or overridden.
 fn settings(inspection: &mut Inspection<'_>, namespace: &Namespace) {
     let injector = inspection.injector;
     for (name, value) in &namespace.annotations {

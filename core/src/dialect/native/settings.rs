@@ -31,7 +31,7 @@ pub enum Shape {
     Interfaces,
     /// A list of IPv4 and IPv6 addresses.
     Addresses,
-    /// One of these words.
+    /// One of these words; any other is an error.
     Choice(&'static [&'static str]),
     /// A packet mark from 1 to 4294967295, in decimal.
     Mark,
@@ -64,11 +64,11 @@ pub struct Setting {
     pub flag: &'static str,
     /// The dotted key in a configuration file.
     pub key: &'static str,
-    /// What its value is.
+    /// Which values it takes, and how they are read.
     pub shape: Shape,
     /// The value when nobody sets it; lists are comma lists.
     pub default: &'static str,
-    /// What it is for.
+    /// One line for `--help` and the schema, without the default.
     pub help: &'static str,
 }
 

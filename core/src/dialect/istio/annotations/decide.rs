@@ -38,7 +38,7 @@ pub enum Decision {
 pub enum Passed {
     /// It is no pod of Kubernetes.
     NoPod,
-    /// Its namespace is excluded.
+    /// Its namespace, named here, is one of those that the node excludes.
     Namespace(String),
     /// It is the node agent.
     Agent,
@@ -46,7 +46,7 @@ pub enum Passed {
     InitContainer,
     /// Its proxy is switched off.
     Disabled,
-    /// It has no proxy.
+    /// None of its containers is called `istio-proxy`.
     NoProxy,
     /// Its proxy is no sidecar, but this.
     NoSidecar(String),

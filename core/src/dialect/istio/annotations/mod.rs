@@ -38,9 +38,9 @@ pub const SCC: &str = "openshift.io/scc";
 pub struct AnnotationDef {
     /// The whole key, with its prefix.
     pub name: &'static str,
-    /// What holds without it.
+    /// The value that holds where the pod has no such annotation.
     pub default: &'static str,
-    /// What it is for.
+    /// In one line, what it does and which values it takes.
     pub help: &'static str,
 }
 

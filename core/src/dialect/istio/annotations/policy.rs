@@ -32,9 +32,9 @@ pub(in crate::dialect::istio) const PROXY_PORTS: [u16; 3] = [15020, 15021, 15090
 pub struct Defaults {
     /// The proxy's user, where its container is not known.
     pub uid: Option<Sourced<Uid>>,
-    /// The proxy's group, likewise.
+    /// The proxy's group, where its container is not known.
     pub gid: Option<Sourced<Gid>>,
-    /// The proxy's environment, likewise.
+    /// The proxy's variables, where its container is not known; annotations come on top.
     pub proxy_env: BTreeMap<String, Sourced<String>>,
     /// The variables of the program itself: `ISTIO_OUTBOUND_OWNER_GROUPS`,
     /// `ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE` and `ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR`.
