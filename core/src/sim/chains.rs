@@ -16,11 +16,11 @@ use super::witness::{Met, Witness};
 use crate::ruleset::Hook;
 use crate::value::Family;
 
-/// How a rule ends.
+/// Where the walk goes on behind a rule, or behind a part of it.
 enum Flow {
     /// The next part of the rule follows, or the next rule.
     Next,
-    /// The next rule follows.
+    /// The rule ends here, as with `NFT_BREAK`, and the next one follows.
     Break,
     /// The chain ends, and the one that jumped here goes on.
     Back,

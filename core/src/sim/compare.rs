@@ -37,9 +37,9 @@ impl Difference {
 /// A rule that only one side has, or has in another place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OneSided {
-    /// The first has it.
+    /// Only the first program has it; the id is the first's.
     Removed(RuleId),
-    /// The second has it.
+    /// Only the second program has it; the id is the second's.
     Added(RuleId),
 }
 
@@ -249,7 +249,7 @@ fn equal<T: Hash + Ord>(by: Algorithm, old: &[T], new: &[T]) -> Vec<(usize, usiz
     equal.flat_map(|(_, old, new)| old.zip(new)).collect()
 }
 
-/// A difference as text.
+/// What `diff` prints: connections, then other packets, then rules.
 pub fn difference_text(before: &Program, after: &Program, found: &Difference) -> String {
     let kinds = match found.traffic.len() {
         1 => "traffic: 1 kind of connections is treated differently\n".to_owned(),
@@ -306,7 +306,7 @@ fn decided(program: &Program, answer: &Answer) -> String {
     )
 }
 
-/// A difference as JSON.
+/// A difference as an object of `traffic`, `packets` and `rules`.
 pub fn difference_json(before: &Program, after: &Program, found: &Difference) -> Value {
     let side = |program: &Program, answer: &Answer| {
         let decided: Vec<Value> = answer.decided.iter().map(|id| rule_json(program, *id)).collect();

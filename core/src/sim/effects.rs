@@ -33,7 +33,7 @@ impl Effects {
         Self { did, ..Self::default() }
     }
 
-    /// What rules did alone.
+    /// Only what rules did, without marks, zone and source.
     #[must_use]
     pub(super) fn without_marks(self) -> Self {
         Self::of(self.did)
@@ -86,7 +86,7 @@ impl Effects {
     }
 }
 
-/// A mark in words.
+/// A mark as `(asked & keep) ^ flip` in words, in its shortest form.
 fn mark(what: &str, (keep, flip): (u32, u32)) -> String {
     match (keep, flip) {
         (0, flip) => format!("{what} {flip:#x}"),

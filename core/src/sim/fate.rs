@@ -11,9 +11,9 @@ use super::program::RuleId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum How {
-    /// As it was sent.
+    /// At its own destination: nothing translated it or handed it on.
     Unchanged,
-    /// Its destination was translated.
+    /// Its destination was changed, by translation (NAT) or by eBPF at its socket.
     Translated,
     /// Its addresses are as they were, but another socket has it, which is transparent.
     Transparent,
@@ -29,7 +29,7 @@ pub enum Fate {
     Delivered {
         /// The port that the socket listens on.
         port: u16,
-        /// How it got there.
+        /// Untouched, translated, or handed to another socket.
         how: How,
         /// Where the packet goes when it gets there: the address of the accepted socket.
         destination: SocketAddr,
@@ -39,7 +39,7 @@ pub enum Fate {
         /// a route takes decides.
         source: SocketAddr,
     },
-    /// It leaves the namespace.
+    /// It leaves the namespace by an interface, for another host.
     Passed {
         /// The interface it leaves by.
         interface: String,
@@ -64,7 +64,7 @@ pub enum Fate {
     Unknown {
         /// In this rule, if it is one.
         rule: Option<RuleId>,
-        /// What is not known.
+        /// In words: what would have to be known to tell.
         what: String,
     },
 }
@@ -90,7 +90,7 @@ pub enum Outcome {
         /// The port that the socket listens on; none if it is the connection's own.
         #[serde(skip_serializing_if = "Option::is_none")]
         port: Option<u16>,
-        /// How it got there.
+        /// Translated, or handed to the socket as it was.
         how: How,
     },
     /// It is led to somebody outside who was not asked.
@@ -118,9 +118,9 @@ pub enum Outcome {
     },
     /// It is discarded, and the sender is told.
     Refused,
-    /// It can't be told.
+    /// It can't be told: something about a rule, route or interface is not known.
     Unknown {
-        /// What is not known.
+        /// In words: what would have to be known to tell.
         what: String,
     },
 }
@@ -159,7 +159,7 @@ pub struct Unheard {
     pub port: u16,
     /// Whether only a transparent socket counts as a listener.
     pub transparent: bool,
-    /// What becomes of it.
+    /// What becomes of the connection while nobody listens there.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
@@ -188,11 +188,11 @@ pub enum Reply {
         /// In words: what keeps the connection from coming about.
         why: String,
     },
-    /// It can't be told.
+    /// Whether the answer arrives can't be told.
     Unknown {
         /// In this rule, if it is one.
         rule: Option<RuleId>,
-        /// What is not known.
+        /// In words: what would have to be known to tell.
         what: String,
     },
 }

@@ -181,7 +181,7 @@ impl Program {
 /// A connection's fate with everything that led to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {
-    /// What becomes of it.
+    /// The fate and outcome of the first packet, and the rules that decided.
     pub answer: Answer,
     /// What becomes of it while nobody listens where it is led to, if it is captured.
     pub unheard: Option<Unheard>,
@@ -194,6 +194,6 @@ pub struct Explanation {
     pub lookup: Option<Lookup>,
     /// What the first packet met.
     pub there: Vec<Event>,
-    /// What the answer met.
+    /// What the answer met, hook by hook; empty where nobody answers.
     pub back: Vec<Event>,
 }

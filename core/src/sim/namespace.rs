@@ -53,7 +53,7 @@ impl From<Cidr> for OwnAddress {
 /// kernel takes them together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Whether it is up.
+    /// Whether it is up: by one that is down nothing comes in or goes out.
     pub up: bool,
     /// `forwarding` of IPv4: what comes in here for others is passed on.
     pub forwarding: bool,
@@ -401,7 +401,7 @@ impl Namespace {
         }
     }
 
-    /// Its rules and tables.
+    /// Its policy routing rules and routing tables, for both families.
     pub(super) const fn routing(&self) -> &RoutingTables {
         &self.routing
     }

@@ -193,10 +193,10 @@ impl<W: Witness> Walk<'_, W> {
 pub(super) struct Connection {
     pub(super) zone: u16,
     pub(super) protocol: Protocol,
-    /// As it was made.
+    /// Addresses and ports of the first packet, before any translation.
     pub(super) ends: Ends,
     pub(super) mark: Mark,
-    /// Where it goes instead.
+    /// Destination address and port after translation; none where they stay.
     pub(super) to: Option<(Value, Value)>,
     /// Where it comes from instead.
     pub(super) from: Option<(Value, Value)>,

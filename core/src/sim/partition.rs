@@ -136,7 +136,7 @@ pub(super) fn outcomes((program, namespace): Side<'_>, of: &Namespace, all: bool
     classes((program, namespace), of, LIMITS, end)
 }
 
-/// Rules in their namespace.
+/// A program, and the namespace whose routes and settings it is walked in.
 pub(super) type Side<'a> = (&'a Program, &'a Namespace);
 
 /// What walks have found and cost.
@@ -206,7 +206,7 @@ fn classes(
     search(Firsts { program, namespace, end }, shapes, limits, &mut Seen::default())
 }
 
-/// The classes of shapes.
+/// Cut shapes until each part is treated alike, then join parts that end alike.
 pub(super) fn search<L: Examine>(
     look: L,
     shapes: impl Iterator<Item = Shape>,
@@ -221,7 +221,7 @@ pub(super) fn search<L: Examine>(
 /// The parts of a shape, and what tells them apart.
 type Parts = (Vec<Shape>, Split);
 
-/// A search for classes.
+/// One search: how it looks, what it may cost, and the ends it has found.
 struct Search<'s, L: Examine> {
     look: L,
     limits: Limits,
@@ -350,7 +350,7 @@ impl<A> Class<A> {
         self.shape.family
     }
 
-    /// Where its connections start.
+    /// Whether a process of the namespace makes its connections, or where they arrive.
     pub const fn origin(&self) -> &Origin {
         &self.shape.origin
     }

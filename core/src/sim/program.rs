@@ -38,7 +38,7 @@ pub enum Kind {
 pub struct Base {
     /// The hook of the kernel that calls it.
     pub hook: Hook,
-    /// What it is for.
+    /// Its type, which says when it is asked and what it can change.
     pub kind: Kind,
     /// Its place among the others, low first.
     pub priority: i32,
@@ -63,7 +63,7 @@ pub struct SourceRule {
     pub text: String,
     /// Why it is there, if that is known.
     pub reason: Option<Reason>,
-    /// What it has seen.
+    /// Packets and bytes that matched it; none where its source has no counters.
     pub counters: Option<Counters>,
     /// Conditions and actions, evaluated from left to right.
     pub steps: Vec<Step>,
@@ -124,9 +124,9 @@ pub struct RuleInfo {
     pub number: usize,
     /// As whoever wrote it would read it: a line of iptables-save or of `nft list`.
     pub text: String,
-    /// Why it is there.
+    /// The setting behind it and its purpose; none where that is not known.
     pub reason: Option<Reason>,
-    /// What it has seen.
+    /// Packets and bytes that matched it; none where its source has no counters.
     pub counters: Option<Counters>,
     /// Whether there is more to it than its meaning says.
     pub(super) vague: bool,
@@ -137,7 +137,7 @@ pub struct RuleInfo {
 /// What there is to say about a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainInfo {
-    /// What holds its table.
+    /// What holds its table, such as `iptables-nft`, `nftables` or `ebpf`.
     pub holder: String,
     /// The name of the table that it is in.
     pub table: String,

@@ -120,7 +120,7 @@ pub enum Known {
 /// The first packet of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Question {
-    /// Which way it goes.
+    /// Whether a process of the namespace sends it, or it arrives by an interface.
     pub direction: Direction,
     /// By its IP protocol number; not each has ports.
     pub protocol: Protocol,
@@ -167,7 +167,7 @@ impl Question {
         }
     }
 
-    /// A connection that arrives.
+    /// A new connection that arrives by the interface that its source is behind.
     pub const fn inward(from: IpAddr, protocol: Protocol, to: SocketAddr) -> Self {
         Self {
             direction: Direction::In,

@@ -165,7 +165,7 @@ impl Ranges {
         if self.iter().len() <= other.iter().len() { (self, other) } else { (other, self) }
     }
 
-    /// What is in both.
+    /// The intersection: numbers that are in both sets.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         /// So many times more are looked through rather than looked up.
@@ -222,7 +222,7 @@ impl Ranges {
         Self::of(rest)
     }
 
-    /// What is in either.
+    /// The union: numbers that are in either set or in both.
     #[must_use]
     pub fn or(&self, other: &Self) -> Self {
         self.iter().chain(other.iter()).collect()

@@ -17,7 +17,7 @@ use super::test::masked;
 use super::witness::{Event, Met};
 use crate::value::Family;
 
-/// An explanation as text.
+/// What `explain` prints: the outcome, each step, the fate and the answer.
 pub fn explanation_text(program: &Program, question: &Question, found: &Explanation) -> String {
     let mut text = format!("{question}: {}", found.answer.outcome);
     text.push_str(match &found.reply {
@@ -132,7 +132,7 @@ pub fn fate_text(fate: &Fate) -> String {
     }
 }
 
-/// An explanation as JSON.
+/// What `explain` gives as JSON for one connection.
 pub fn explanation_json(program: &Program, question: &Question, found: &Explanation) -> Value {
     let decided: Vec<Value> =
         found.answer.decided.iter().map(|id| rule_json(program, *id)).collect();
@@ -180,13 +180,13 @@ pub(crate) fn events_json(program: &Program, events: &[Event]) -> Vec<Value> {
 /// A class in words: who, and to where.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Words {
-    /// Who starts the connections.
+    /// Users, groups, interface, sources and marks, as far as they are narrowed down.
     pub who: String,
     /// Protocol, destination and ports, as far as they are narrowed down.
     pub to: String,
 }
 
-/// A class in words.
+/// Who makes the connections of a class, and where they go.
 pub fn class_words<A>(class: &Class<A>) -> Words {
     let family = class.family();
     let mut who: Vec<String> = Vec::new();
@@ -336,7 +336,7 @@ fn decided_alone(program: &Program, class: &Class) -> bool {
         .all(|id| !program.has_alike(*id) || program.is_for_all(*id, |field| class.values(field)))
 }
 
-/// All classes as JSON.
+/// An array of classes, each with its outcome, deciding rules and an example.
 pub fn classes_json(program: &Program, classes: &[Class]) -> Value {
     let one = |class: &Class| {
         let Words { who, to } = class_words(class);

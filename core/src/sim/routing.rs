@@ -23,7 +23,7 @@ pub const DEFAULT_TABLE: u32 = 253;
 pub struct TableRoute {
     /// Number of the routing table, 254 being `main` (rtnetlink(7), `RTA_TABLE`).
     pub table: u32,
-    /// Where it leads to.
+    /// The destinations that it is for; length 0 is every one of the family.
     pub network: Cidr,
     /// Of routes to the same network the one with the lowest wins.
     pub metric: u32,
@@ -80,7 +80,7 @@ pub struct Selector {
     pub protocol: Option<Protocol>,
     /// Their source port, from the first to the last.
     pub source_ports: Option<(u16, u16)>,
-    /// Their destination port, likewise.
+    /// Their destination port, from the first to the last; none is any.
     pub ports: Option<(u16, u16)>,
     /// Whether it is only for packets that no connection here has: with a type of service, or of a
     /// socket that is bound to an interface.

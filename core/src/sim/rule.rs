@@ -130,19 +130,19 @@ pub enum Way {
 pub struct States(pub u8);
 
 impl States {
-    /// Belongs to no connection.
+    /// The packet belongs to no connection and can't start one.
     pub const INVALID: Self = Self(1);
     /// The packet starts a connection.
     pub const NEW: Self = Self(2);
     /// Starts one that another one announced.
     pub const RELATED: Self = Self(4);
-    /// Both sides have spoken.
+    /// The packet's connection has seen packets both ways.
     pub const ESTABLISHED: Self = Self(8);
     /// Tracking leaves the packet out (NOTRACK).
     pub const UNTRACKED: Self = Self(16);
-    /// The source was translated.
+    /// The connection's source was translated (`--ctstate SNAT`).
     pub const SNAT: Self = Self(32);
-    /// The destination was translated.
+    /// The connection's destination was translated (`--ctstate DNAT`).
     pub const DNAT: Self = Self(64);
     /// Those of packets that have no connection.
     pub const WITHOUT: Self = Self::INVALID.or(Self::UNTRACKED);
@@ -194,7 +194,7 @@ pub enum Test {
         negated: bool,
         /// Values of which one has to be the packet's.
         set: Ranges,
-        /// The family of addresses.
+        /// The IP version that a packet must have, negated or not; none is either.
         family: Option<Family>,
         /// Whether a packet without a socket fails, even when the test is negated: so it is with
         /// `nf_tables`, and not with the owner match of iptables.
@@ -300,7 +300,7 @@ pub struct Translation {
 /// How a mark is changed: `(mark & keep) ^ flip`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MarkChange {
-    /// The bits that stay.
+    /// Bits of the old mark that are kept; the others become 0 first.
     pub keep: u32,
     /// The bits that are flipped then.
     pub flip: u32,
@@ -318,7 +318,7 @@ impl MarkChange {
     }
 }
 
-/// Something that is done.
+/// What a rule does with a packet or its connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Leave the chain that the kernel called.
@@ -333,7 +333,7 @@ pub enum Action {
     Jump(String),
     /// Go on in another chain, and come back to where this one would.
     Goto(String),
-    /// Send to this host.
+    /// Send to this host, to a port from the first to the last; none keeps the port.
     Redirect(Option<(u16, u16)>),
     /// Change the destination, for the whole connection.
     Dnat(Translation),
@@ -362,9 +362,9 @@ pub enum Action {
     },
     /// Give it to the socket that listens on this port.
     Hand(u16),
-    /// Change the packet's mark.
+    /// Change the packet's mark (`-j MARK`, `meta mark set`).
     Mark(MarkChange),
-    /// Change the connection's mark.
+    /// Change the connection's mark (`-j CONNMARK`, `ct mark set`).
     Connmark(MarkChange),
     /// Copy the packet's mark to its connection: bits of the packet's, bits of the connection's
     /// that they replace.
@@ -381,7 +381,7 @@ pub enum Action {
         /// Bits of the connection's mark.
         connection: u32,
     },
-    /// Track in this zone.
+    /// Track in this conntrack zone (`-j CT --zone`, `ct zone set`).
     Zone(u16),
     /// Keep the packet out of connection tracking.
     Notrack,
@@ -402,7 +402,7 @@ pub enum Action {
 pub enum Step {
     /// A condition, at which the rule ends where it does not hold.
     Test(Test),
-    /// Something that is done.
+    /// An action, carried out when all conditions before it hold.
     Do(Action),
 }
 

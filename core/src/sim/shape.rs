@@ -149,7 +149,7 @@ impl Shape {
         Some(both)
     }
 
-    /// One of the connections.
+    /// A connection of the shape, with usual ports and ids where it has them.
     pub(super) fn example(&self) -> Result<Question, NoExample> {
         let mark = fitting_mark(&self.marks)?;
         self.example_with(mark).ok_or(NoExample::Empty)

@@ -9,7 +9,7 @@ use super::witness::Witness;
 use crate::ruleset::{Masked, Side};
 use crate::value::InterfacePattern;
 
-/// Whether a condition holds.
+/// Whether a condition holds for a packet, as far as that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Truth<'t> {
     Yes,

@@ -55,7 +55,7 @@ pub(super) type End = (Fate, Outcome);
 /// Everything that is said about a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// What becomes of it.
+    /// Where the first packet ends, with the connection's own addresses.
     pub fate: Fate,
     /// The same without its own addresses.
     pub outcome: Outcome,
@@ -325,7 +325,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         self.deliver(packet)
     }
 
-    /// A packet that arrives.
+    /// Let a packet in by the interface that was asked for, or that its source is behind.
     fn inward(&mut self) -> Result<End, Halt> {
         let q = self.question;
         let source = q

@@ -9,14 +9,14 @@ use super::walk::{Halt, Walk};
 use super::witness::Witness;
 use crate::value::{Cidr, Family};
 
-/// Where a packet goes.
+/// Where policy routing sends a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route<'a> {
     /// To this host: a route or a rule delivers it here.
     Local,
     /// Out by an interface, to a next hop where there is one.
     By(&'a Exit),
-    /// Nowhere, for this reason.
+    /// Nowhere: no route, or one that refuses, as the reason says.
     Nowhere(&'static str),
     /// It can't be told, because of this.
     Unclear(&'a str),

@@ -16,7 +16,7 @@ use crate::ruleset::Masked;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "met", content = "why")]
 pub enum Met {
-    /// All of it held.
+    /// All conditions held, up to the first thing that it does.
     Matched,
     /// A condition did not hold: this one, in words.
     Failed(String),
@@ -79,7 +79,7 @@ impl Witness for Nobody {
     const LISTENS: bool = false;
 }
 
-/// One thing that happened.
+/// One step of a packet's way: a hook, a rule, or a note between them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "step")]
 pub enum Event {
@@ -90,7 +90,7 @@ pub enum Event {
         /// Protocol, addresses, ports, interfaces, owner and mark, in one line.
         packet: String,
     },
-    /// A rule was met.
+    /// A rule was asked, whether it matched or not.
     Rule {
         /// The rule, by its place in the program.
         rule: RuleId,
@@ -102,7 +102,7 @@ pub enum Event {
     },
     /// What is neither a hook nor a rule, such as a routing decision.
     Note {
-        /// What happened, in words.
+        /// In words, as a line of the explanation.
         what: String,
     },
 }
@@ -110,7 +110,7 @@ pub enum Event {
 /// Writes down every event of a walk.
 #[derive(Clone, Debug, Default)]
 pub struct Scribe {
-    /// What happened, in order.
+    /// In the order in which they happened.
     pub events: Vec<Event>,
     /// How its socket was looked up; none where it was not.
     pub lookup: Option<Lookup>,

@@ -26,9 +26,9 @@ pub const EBPF: &str = "ebpf";
 /// Where the proxy listens for inbound connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listening {
-    /// For those of IPv4.
+    /// Whether it listens for inbound connections of IPv4.
     pub v4: bool,
-    /// For those of IPv6.
+    /// Whether it listens for inbound connections of IPv6.
     pub v6: bool,
 }
 
@@ -135,7 +135,7 @@ impl<'p> Values<'p> {
 struct Merged<'p> {
     decision: &'p Decision,
     protocols: BTreeSet<Protocol>,
-    /// What they ask besides.
+    /// Their conditions beside the protocol and the values that are put together.
     rest: Vec<&'p Condition>,
     values: Values<'p>,
 }
@@ -184,7 +184,7 @@ fn merged<'p>(decisions: &[&'p Decision]) -> Vec<Merged<'p>> {
     done
 }
 
-/// Some of several things.
+/// At most four items with commas between, and how many more there are.
 fn listed<T: ToString>(items: &[T]) -> String {
     const MOST: usize = 4;
     let mut words: Vec<String> = items.iter().take(MOST).map(ToString::to_string).collect();

@@ -23,7 +23,7 @@ pub use iptables::{of_dump, of_ruleset};
 pub use json::{Listed, NotNft, of_nft_json};
 pub use native::{of_listed, of_native};
 
-/// What holds native tables.
+/// The `holder` of tables of native nftables.
 pub(super) const NATIVE: &str = "nftables";
 pub use nft::of_nft;
 

@@ -10,7 +10,7 @@ use crate::nft::{NftLayout, NftRuleset, Statement, base_chain, rule_text};
 use crate::ruleset::{Chain, Masked, Owner, Table};
 use crate::value::{Family, Groups};
 
-/// What holds the tables.
+/// The `holder` of these tables, the same however they were read.
 pub(super) const HOLDER: &str = super::NATIVE;
 
 /// The rules of a configuration. `groups` are the numbers of groups that rules name.

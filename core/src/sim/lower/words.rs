@@ -5,7 +5,7 @@ use super::super::test::masked;
 use crate::ruleset::{Masked, Side};
 use crate::value::{Family, InterfacePattern};
 
-/// A rule in words.
+/// Conditions and actions in words, with blanks between, in their order.
 pub(super) fn words(steps: &[Step]) -> String {
     let words: Vec<String> = steps
         .iter()

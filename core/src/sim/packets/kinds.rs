@@ -19,7 +19,7 @@ enum Between {
     Many,
 }
 
-/// A kind of packets.
+/// Packets that rules tell from others by tracking, flags of TCP or type of ICMP.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kind {
     pub(super) name: &'static str,

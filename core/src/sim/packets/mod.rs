@@ -58,7 +58,7 @@ pub enum End {
 /// The same with what else is done to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Treatment {
-    /// What becomes of it.
+    /// Whether it goes on and where it is led, or how it is discarded.
     pub end: End,
     pub(super) effects: Effects,
 }
@@ -66,7 +66,7 @@ pub struct Treatment {
 /// Packets with which two sets of rules do something else.
 #[derive(Clone, Debug)]
 pub struct Otherwise {
-    /// Where rules meet them.
+    /// The hook at which they are treated differently.
     pub hook: Hook,
     /// In words, by what tracking says of them.
     pub which: &'static str,

@@ -10,7 +10,7 @@ use super::super::test::masked;
 use super::{End, Handed, Otherwise, Treatment};
 use crate::ruleset::Hook;
 
-/// So many are told.
+/// The most kinds of packets that are listed; the others are counted.
 const TOLD: usize = 16;
 
 /// Packets that are treated differently, as text; nothing where there are none.
@@ -44,7 +44,7 @@ pub(in super::super) fn packets_text(packets: &[Otherwise]) -> String {
 }
 
 impl Otherwise {
-    /// The packets in words.
+    /// Protocol, owner, addresses, ports and marks, as far as they are narrowed down.
     pub(in super::super) fn words(&self) -> String {
         let words = packet_words(&self.class);
         let leaves = matches!(self.hook, Hook::Output | Hook::Postrouting);

@@ -23,15 +23,15 @@ use crate::value::Family;
 /// Why a text is no list of nft's.
 #[derive(Debug, thiserror::Error)]
 pub enum NotNft {
-    /// It is no JSON.
+    /// The text is no valid JSON; the error says where it ceases to be.
     #[error("this is no JSON: {0}")]
     Json(#[from] serde_json::Error),
-    /// It is something else.
+    /// It is JSON of another shape; in words, what is missing or wrong.
     #[error("this is not what `nft -j list ruleset` prints: {0}")]
     Other(&'static str),
 }
 
-/// Tables of nft's JSON.
+/// What was read of the output of `nft -j list ruleset`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listed {
     /// Those that packets of IP meet.
