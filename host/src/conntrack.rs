@@ -24,7 +24,7 @@ use nix::errno::Errno;
 const ZONE: u16 = 18;
 /// `TCP_CONNTRACK_ESTABLISHED` (`linux/netfilter/nf_conntrack_tcp.h`)
 const ESTABLISHED: u8 = 3;
-/// The longest answer.
+/// Bytes of the buffer for one datagram; what is behind them would be cut off.
 const ANSWER: usize = 16 * 1024;
 
 /// A connection as it was made.
@@ -44,7 +44,7 @@ pub struct Conntrack {
 }
 
 impl Conntrack {
-    /// Connect.
+    /// Open a netlink socket to conntrack in the calling thread's network namespace.
     ///
     /// # Errors
     /// When there is no netlink.
@@ -58,7 +58,7 @@ impl Conntrack {
     /// Who answers in a connection: where it went. `None` when it is not tracked in this zone.
     ///
     /// # Errors
-    /// `EPERM` without `NET_ADMIN`.
+    /// `EPERM` without `NET_ADMIN`; `ENOENT` is no error, but `None`.
     pub fn answerer(&self, flow: &Flow, zone: u16) -> Result<Option<SocketAddr>, Errno> {
         self.send(flow, zone, ConntrackMessage::Get)?;
         let mut found = None;
@@ -73,10 +73,10 @@ impl Conntrack {
         Ok(found)
     }
 
-    /// Forget a connection.
+    /// Remove a connection's conntrack entry (`IPCTNL_MSG_CT_DELETE`), if there is one.
     ///
     /// # Errors
-    /// `EPERM` without `NET_ADMIN`.
+    /// `EPERM` without `NET_ADMIN`; `ENOENT` is no error.
     pub fn forget(&self, flow: &Flow, zone: u16) -> Result<(), Errno> {
         self.send(flow, zone, ConntrackMessage::Delete)?;
         self.answers(|_| {})

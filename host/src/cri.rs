@@ -12,7 +12,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::netlink::runtime;
 
-/// Where containerd listens.
+/// Where containerd serves the CRI by default: a unix socket.
 pub const CONTAINERD: &str = "/run/containerd/containerd.sock";
 
 /// How long the runtime may take to answer.
@@ -26,7 +26,7 @@ pub struct PodRef {
 }
 
 impl PodRef {
-    /// Read a name.
+    /// `NAMESPACE/NAME`, split at the first `/`; without one, a name or id. Nothing is refused.
     pub fn new(text: &str) -> Self {
         match text.split_once('/') {
             Some((namespace, name)) => {
@@ -65,15 +65,15 @@ pub enum CriError {
          it listens"
     )]
     Runtime {
-        /// Its socket.
+        /// Path of the unix socket of its CRI.
         socket: PathBuf,
-        /// Why.
+        /// The last cause of a failed connection, a gRPC status message, or that time was up.
         why: String,
     },
     /// No running pod is called so.
     #[error("the container runtime at {socket} runs no pod {pod}{}", known(.others))]
     NoPod {
-        /// Its socket.
+        /// Path of the unix socket of the CRI that was queried.
         socket: PathBuf,
         /// The pod that was asked for.
         pod: PodRef,

@@ -17,7 +17,7 @@ use crate::tools::{Missing, Role, Tools};
 /// An effect did not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum EffectError {
-    /// The kernel refused.
+    /// A request to rtnetlink failed: an address, a route, a rule, or `lo` itself.
     #[error(transparent)]
     Link(#[from] LinkError),
     /// A transaction of `nf_tables` was refused.
@@ -29,15 +29,15 @@ pub enum EffectError {
     /// A program is not installed.
     #[error(transparent)]
     Missing(#[from] Missing),
-    /// A program failed.
+    /// A restore binary could not be started, failed, or took too long.
     #[error(transparent)]
     Exec(#[from] ExecError),
     /// A program failed where the kernel lacks something that its input asks for.
     #[error("{command} failed: {said}\nthe kernel lacks what it was asked for: {lacks}")]
     Lacking {
-        /// The command line.
+        /// Path and arguments of the restore binary, joined by spaces.
         command: String,
-        /// What it said.
+        /// What it wrote to stderr, trimmed.
         said: String,
         /// What the kernel lacks, and what to do about it.
         lacks: String,
@@ -49,7 +49,7 @@ pub enum EffectError {
         holder(.process.as_ref())
     )]
     XtablesLock {
-        /// The lock file.
+        /// Path of the lock file: `$XTABLES_LOCKFILE`, else `/run/xtables.lock`.
         path: String,
         /// How long it was waited for.
         waited: Duration,

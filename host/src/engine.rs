@@ -34,7 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 /// What a run is to do about rules of ours that differ from what is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drift {
-    /// Replace them.
+    /// Write the desired rules in their place, as `--reconcile` asks for.
     Replace,
     /// Refuse, unless they are what an interrupted run left.
     Refuse,
@@ -43,7 +43,7 @@ pub enum Drift {
 /// Rules that are to be there: the same capture, for each backend that may be chosen.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules<'a> {
-    /// For either iptables.
+    /// For iptables-nft and iptables-legacy, which are both written from it.
     pub iptables: &'a Ruleset,
     /// For native nftables; none where iptables is asked for.
     pub native: Option<&'a Native>,
@@ -60,7 +60,7 @@ pub struct Request<'a> {
     pub drift: Drift,
     /// Write everything, even what is there already.
     pub everything: bool,
-    /// Decide only.
+    /// Plan only: no lock is taken, and what can't be seen is a warning.
     pub dry_run: bool,
     /// How long to wait for locks.
     pub wait: Duration,
@@ -140,7 +140,7 @@ impl Session {
         self.only.map_or(FOOTPRINTS, |dialect| std::slice::from_ref(&dialect.footprint))
     }
 
-    /// The namespace's links.
+    /// The rtnetlink connection to the session's namespace.
     pub const fn net(&mut self) -> &mut Net {
         &mut self.net
     }

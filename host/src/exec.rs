@@ -56,25 +56,25 @@ pub enum ExecError {
     /// It could not be started.
     #[error("{command} can't be started: {source}")]
     Start {
-        /// The command line.
+        /// Path and arguments, joined by spaces.
         command: String,
-        /// Why.
+        /// What `fork(2)`, `execve(2)` or the sandbox's `unshare(2)` and `mount(2)` say.
         source: io::Error,
     },
-    /// It failed.
+    /// It ended with another exit status than 0, or by a signal.
     #[error("{command} failed ({status}): {}", explain(.stderr))]
     Failed {
-        /// The command line.
+        /// Path and arguments, joined by spaces.
         command: String,
-        /// How it ended.
+        /// Its exit status, or the signal that ended it.
         status: ExitStatus,
-        /// What it said.
+        /// All that it wrote to stderr; bytes that are not UTF-8 are replaced.
         stderr: String,
     },
     /// It did not end in time, and was killed.
     #[error("{command} did not end within {waited:?} and was killed")]
     Deadline {
-        /// The command line.
+        /// Path and arguments, joined by spaces.
         command: String,
         /// How long it had.
         waited: Duration,
@@ -82,7 +82,7 @@ pub enum ExecError {
     /// It prints without end, and was killed.
     #[error("{command} printed more than {most} bytes and was killed")]
     TooMuch {
-        /// The command line.
+        /// Path and arguments, joined by spaces.
         command: String,
         /// How much it may print.
         most: usize,
@@ -90,9 +90,9 @@ pub enum ExecError {
     /// Its output could not be read.
     #[error("what {command} prints can't be read: {source}")]
     Output {
-        /// The command line.
+        /// Path and arguments, joined by spaces.
         command: String,
-        /// Why.
+        /// What `poll(2)`, `read(2)`, `write(2)` or `wait(2)` say.
         source: io::Error,
     },
 }
@@ -111,7 +111,7 @@ pub struct Running {
 enum Talk {
     /// To the end of what was printed.
     Over(String, String),
-    /// To the deadline.
+    /// The deadline came first, with a pipe open or the process still running.
     Late,
     /// To the bound of what is printed.
     TooMuch,

@@ -42,7 +42,7 @@ pub enum FileError {
 /// minute for it.
 ///
 /// # Errors
-/// See [`FileError`].
+/// See [`FileError`]; [`FileError::NoText`] where it is not UTF-8.
 pub fn text(path: &Path, most: usize) -> Result<String, FileError> {
     bytes(path, most).and_then(as_text)
 }
@@ -50,7 +50,7 @@ pub fn text(path: &Path, most: usize) -> Result<String, FileError> {
 /// As [`text`], whatever the bytes are.
 ///
 /// # Errors
-/// See [`FileError`].
+/// See [`FileError`]; bytes that are not UTF-8 are no error.
 pub fn bytes(path: &Path, most: usize) -> Result<Vec<u8>, FileError> {
     // Opening a FIFO would wait for somebody who writes.
     let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
@@ -62,7 +62,7 @@ pub fn bytes(path: &Path, most: usize) -> Result<Vec<u8>, FileError> {
 /// As [`bytes`], of a regular file alone.
 ///
 /// # Errors
-/// See [`FileError`].
+/// See [`FileError`]; [`FileError::NotRegular`] for a folder, a FIFO or a device.
 pub fn regular(path: &Path, most: usize) -> Result<Vec<u8>, FileError> {
     let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
@@ -138,7 +138,7 @@ fn beside(path: &Path, content: &[u8]) -> io::Result<()> {
 /// The text of standard input, as [`text`] reads it. Somebody who types has all the time in the world.
 ///
 /// # Errors
-/// See [`FileError`].
+/// See [`FileError`]; [`FileError::Slow`] only where it is no terminal.
 pub fn standard_input(most: usize) -> Result<String, FileError> {
     let stdin = io::stdin();
     let patience = if stdin.is_terminal() { None } else { Some(PATIENCE) };

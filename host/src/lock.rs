@@ -60,7 +60,7 @@ struct Kind {
     list: &'static str,
 }
 
-/// A process.
+/// A process that holds a lock, as `/proc` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
     /// Its id, as seen from here.
@@ -120,7 +120,7 @@ pub struct RunLock {
     held: Held,
 }
 
-/// What holds it.
+/// The socket whose end frees the lock.
 #[derive(Debug)]
 enum Held {
     Netlink(Socket),

@@ -42,7 +42,7 @@ pub enum NetnsError {
     Open {
         /// Where it was looked for.
         path: PathBuf,
-        /// Why.
+        /// What `open(2)`, `fstat(2)` or `fstatfs(2)` say.
         source: io::Error,
     },
     /// It is something else.
@@ -54,17 +54,17 @@ pub enum NetnsError {
          SYS_ADMIN, in the user namespace that owns it and in one's own"
     )]
     Enter {
-        /// The namespace.
+        /// The path that it was opened by.
         path: PathBuf,
-        /// Why.
+        /// What `setns(2)` says: `EPERM` without the capability.
         source: Errno,
     },
     /// The user namespace that owns it may not be entered.
     #[error("the user namespace that owns the network namespace {path} can't be entered: {source}")]
     Owner {
-        /// The network namespace.
+        /// The path that the network namespace was opened by.
         path: PathBuf,
-        /// Why.
+        /// The errno of asking for its owner (`ioctl_ns(2)`) or that one's ids, or of entering it.
         source: Errno,
     },
 }
@@ -115,7 +115,7 @@ impl fmt::Display for NetnsId {
     }
 }
 
-/// An open namespace.
+/// A network namespace that stays as long as this has it open, whoever leaves it.
 #[derive(Debug)]
 pub struct Netns {
     path: PathBuf,
@@ -160,7 +160,7 @@ fn mounted(line: &str) -> Option<(u64, PathBuf)> {
 }
 
 impl NetnsRef {
-    /// Open it.
+    /// Open its file, without entering it.
     ///
     /// # Errors
     /// When it isn't there, may not be seen, or is no namespace.

@@ -51,23 +51,23 @@ pub enum LogError {
          and only one can: another trace of iptables-legacy, or a log daemon; wait for its end"
     )]
     Taken,
-    /// The kernel refused.
+    /// A configuration request of `nfnetlink_log` failed (`NFULNL_MSG_CONFIG`).
     #[error("the kernel does not let logs be heard: {what}: {why}")]
     Refused {
         /// What was asked for.
         what: &'static str,
-        /// Why not.
+        /// The kernel's errno: `EPERM` without `NET_ADMIN`, `EAGAIN` where it did not answer in 5 s.
         why: Errno,
     },
-    /// No socket.
+    /// The netlink socket can't be opened, bound or set up.
     #[error("the kernel's logs can't be heard: {0}")]
     Socket(#[from] io::Error),
     /// Who logs can't be seen.
     #[error("{path} can't be read: {source}")]
     File {
-        /// The file.
+        /// The file in `/proc` that names the logger of each family.
         path: &'static str,
-        /// Why.
+        /// What `open(2)` or `read(2)` say.
         source: io::Error,
     },
     /// What was changed can't be noted.

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// Something could not be seen.
 #[derive(Debug, thiserror::Error)]
 pub enum ObserveError {
-    /// Links.
+    /// rtnetlink does not list links, addresses, routes or rules.
     #[error(transparent)]
     Link(#[from] LinkError),
     /// The tables of `nf_tables`.
@@ -31,32 +31,32 @@ pub enum ObserveError {
     /// Rules are there, but not the program that prints them.
     #[error("{variant} holds {family} rules, and what prints them is missing: {missing}")]
     Blind {
-        /// The variant.
+        /// Which iptables holds them.
         variant: Variant,
-        /// The family.
+        /// Whether `iptables-save` or `ip6tables-save` is missing.
         family: Family,
-        /// The program.
+        /// Which binary was looked for, and which package has it.
         missing: Missing,
     },
-    /// A program failed.
+    /// A save binary could not be started, failed, or took longer than a minute.
     #[error(transparent)]
     Exec(#[from] ExecError),
     /// What a program printed makes no sense.
     #[error("what {variant} prints of {family}: {source}")]
     Dump {
-        /// The variant.
+        /// Which iptables the save binary belongs to.
         variant: Variant,
-        /// The family.
+        /// Whether it was `iptables-save` or `ip6tables-save`.
         family: Family,
-        /// The line.
+        /// The first line that is none of a dump, and its number.
         source: DumpError,
     },
     /// A file of the kernel can't be read.
     #[error("{path} can't be read: {source}")]
     File {
-        /// The file.
+        /// The file below `/proc/thread-self/net` that names the tables.
         path: &'static str,
-        /// Why.
+        /// What `read(2)` says; a file that is not there is no error.
         source: std::io::Error,
     },
 }
@@ -75,10 +75,10 @@ pub enum Depth {
     Verbatim,
 }
 
-/// What was seen.
+/// What one look observed of a namespace, and what it could not.
 #[derive(Debug)]
 pub struct Seen {
-    /// The namespace.
+    /// Everything in it that has to do with capture.
     pub observed: Observed,
     /// Why it can't be seen whether iptables-legacy holds anything; it is taken for empty then.
     pub unseen: Option<ObserveError>,
@@ -193,11 +193,11 @@ struct Held {
     tables: Vec<String>,
 }
 
-/// What there is.
+/// What the kernel itself lists of rules, before any binary is run.
 struct Holds {
     /// Tables of iptables that were not read yet.
     held: Vec<Held>,
-    /// What `nf_tables` holds.
+    /// Tables, chains and rules by netlink; empty where `nf_tables` is not there.
     seen: nft::Listing,
     /// Whether the kernel has `nf_tables`.
     nf_tables: bool,

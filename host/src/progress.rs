@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// What is over within this time has no line.
 const AFTER: Duration = Duration::from_secs(1);
-/// Between two lines.
+/// How long a line stays until it is written anew.
 const EVERY: Duration = Duration::from_millis(200);
 /// Clears what is behind the cursor in its line (ECMA-48, EL).
 const CLEAR: &str = "\x1b[K";

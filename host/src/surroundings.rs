@@ -28,7 +28,7 @@ pub enum SurroundingsError {
     /// No netlink, or the kernel refuses.
     #[error("interfaces and routes can't be listed: {0}")]
     Netlink(#[from] rtnetlink::Error),
-    /// No socket.
+    /// The runtime or the netlink socket could not be made.
     #[error("netlink can't be used: {0}")]
     Open(#[from] std::io::Error),
 }

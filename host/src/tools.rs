@@ -12,9 +12,9 @@ use crate::exec::{self, Options};
 /// What a program of iptables does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// Prints rules.
+    /// `iptables-save` or `ip6tables-save`, which print rules.
     Save,
-    /// Writes rules.
+    /// `iptables-restore` or `ip6tables-restore`, which commit table by table.
     Restore,
 }
 
@@ -36,7 +36,7 @@ impl Role {
 )]
 pub struct Missing(pub Variant, pub Family, pub Role);
 
-/// `ip6tables-nft-save`
+/// The binary with the variant in its name, such as `ip6tables-nft-save`.
 fn name(variant: Variant, family: Family, role: Role) -> String {
     format!("{}-{}-{}", plain(family), variant.as_str(), role.suffix())
 }

@@ -18,13 +18,13 @@ pub enum TraceError {
     /// No packet can be meant.
     #[error(transparent)]
     Filter(#[from] Unfilterable),
-    /// `nf_tables` refuses.
+    /// The table that traces packets is refused, or traces can't be heard.
     #[error(transparent)]
     Nft(#[from] NftError),
     /// What the kernel logs can't be heard.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// Waiting failed.
+    /// What `poll(2)` says; `EINTR` is no error.
     #[error("what the kernel tells can't be waited for: {0}")]
     Wait(#[from] Errno),
 }
@@ -36,10 +36,10 @@ pub struct Tracer {
     table: OwnedTable,
 }
 
-/// What was heard.
+/// What one [`Tracer::wait`] heard.
 #[derive(Debug, Default)]
 pub struct Word {
-    /// What was told.
+    /// Rules and policies that packets met, those of iptables-legacy last; empty after a timeout.
     pub heard: Vec<Heard>,
     /// Whether the kernel told more than could be taken.
     pub lost: bool,
@@ -69,7 +69,7 @@ impl Tracer {
     /// Wait until something is told, for at most so long.
     ///
     /// # Errors
-    /// When that fails.
+    /// When `poll(2)` fails, or a socket can't be read.
     pub fn wait(&self, stop: &Stop, at_most: Duration) -> Result<Word, TraceError> {
         let wanted = PollFlags::POLLIN;
         let mut watched =
@@ -88,7 +88,7 @@ impl Tracer {
         Ok(Word { heard, lost, stop: stop.is_asked() })
     }
 
-    /// End it.
+    /// Remove the table, then have those log again who did before.
     ///
     /// # Errors
     /// When something can't be put back as it was; what that is stays noted for `cleanup`.

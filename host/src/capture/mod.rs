@@ -71,7 +71,7 @@ pub struct Pins<'a> {
 pub struct Order<'a> {
     /// What captures it then.
     pub desired: &'a Desired,
-    /// By what.
+    /// Rules, eBPF, or whichever the node has: see [`By`].
     pub by: By,
     /// What is preferred where programs of iptables were asked for that are not installed.
     pub instead: Option<Preference>,
@@ -128,7 +128,7 @@ impl<'a> Order<'a> {
     }
 }
 
-/// What was done.
+/// What [`apply`] did, or would have done in a dry run.
 #[derive(Clone, Debug)]
 pub struct Applied {
     /// What became of the pod's entry, and its cookie, where eBPF captures.
@@ -142,10 +142,10 @@ pub struct Applied {
 /// Why a namespace isn't captured as ordered. But for [`CaptureError::Rest`], all is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// eBPF can't.
+    /// The eBPF programs could not be opened, or the pod not enrolled.
     #[error(transparent)]
     Ebpf(#[from] EbpfError),
-    /// Rules can't.
+    /// Rules could not be read or written; see [`EngineError`] for what is left then.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// eBPF captures the pod, and what it needs beside its entry can't be had.
@@ -214,7 +214,7 @@ pub fn fit(session: &mut Session, mut policy: CapturePolicy) -> Result<CapturePo
 /// Capture the namespace so, whatever is there; twice is once.
 ///
 /// # Errors
-/// See [`CaptureError`].
+/// See [`CaptureError`], which also says whether anything was changed.
 pub fn apply(session: &mut Session, order: &Order<'_>) -> Result<Applied, CaptureError> {
     let mut warnings = Vec::new();
     let enrolled = match order.by {

@@ -30,7 +30,7 @@ impl Attached {
     pub const UNCLEAR: &str = "eBPF may capture this pod: an sk_lookup program is attached to it, whose it \
         is can't be seen (CAP_SYS_ADMIN)";
 
-    /// Ask.
+    /// List the `sk_lookup` programs attached to it, whatever folder has their pins.
     pub fn here() -> Self {
         let Ok(netns) = File::open(NETNS) else { return Self::No };
         // A kernel without such programs refuses the question; who may not ask may not clean up either.

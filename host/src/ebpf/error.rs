@@ -26,9 +26,9 @@ pub enum EbpfError {
          `mount -t bpf bpf /sys/fs/bpf` mounts; --bpffs names a folder of another one"
     )]
     NoFolder {
-        /// The folder.
+        /// Path of the folder for pins, also where one below it can't be made.
         folder: PathBuf,
-        /// The error.
+        /// What `mkdir(2)` says.
         source: io::Error,
     },
     /// The folder is somebody else's.
@@ -37,9 +37,9 @@ pub enum EbpfError {
          and nobody else's: remove it, or name another one with --bpffs"
     )]
     Foreign {
-        /// The folder.
+        /// Path of the folder that should hold the pins.
         folder: PathBuf,
-        /// Who made it.
+        /// Uid that owns it; 0 also where that can't be read.
         uid: u32,
         /// What is wrong with it.
         why: String,
@@ -51,9 +51,9 @@ pub enum EbpfError {
         lock::holder(.holder.as_ref())
     )]
     Busy {
-        /// The folder.
+        /// Path of the folder of the pins, which is what is locked.
         folder: PathBuf,
-        /// Who holds it.
+        /// Who has the folder locked (`/proc/locks`), if that can be seen.
         holder: Option<Process>,
     },
     /// Pods are captured by what was to be taken away.
@@ -79,7 +79,7 @@ pub enum EbpfError {
     NotWhole {
         /// Where they are pinned.
         folder: PathBuf,
-        /// What is gone.
+        /// Which pins, maps or eBPF programs are gone or no longer attached, in words.
         what: String,
     },
     /// What is there is of another version.
@@ -88,9 +88,9 @@ pub enum EbpfError {
          run `millrace node-bpf unload` and `millrace node-bpf load`"
     )]
     OtherVersion {
-        /// The map.
+        /// Name of the map, as the object and its pin have it.
         name: &'static str,
-        /// Where it is.
+        /// Path of the folder of the maps' pins.
         folder: PathBuf,
     },
     /// What is loaded may not know all that is wanted.
@@ -110,17 +110,17 @@ pub enum EbpfError {
     Privilege {
         /// What was not permitted.
         what: String,
-        /// The error.
+        /// `EPERM` or `EACCES`.
         source: io::Error,
     },
     /// The kernel can't do it.
     #[error("this kernel lacks {what}: {source}; the kernel that has it is {since} or later")]
     Kernel {
-        /// What is missing.
+        /// The feature that is missing, in words.
         what: &'static str,
         /// Since when it is there.
         since: &'static str,
-        /// The error.
+        /// What the system call says.
         source: io::Error,
     },
     /// The kernel can't do all of it.
@@ -132,9 +132,9 @@ pub enum EbpfError {
     /// The verifier does not accept a program.
     #[error("the kernel does not accept the program {name}: {source}\n{log}")]
     Program {
-        /// The program.
+        /// Name of the program in the object, such as `mr_connect4`.
         name: String,
-        /// The error.
+        /// What `bpf(2)` says of `BPF_PROG_LOAD`; never `EAGAIN`.
         source: io::Error,
         /// What the verifier says.
         log: String,
@@ -154,9 +154,9 @@ pub enum EbpfError {
     /// A file or call failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was done.
+        /// A path, a map, an eBPF program, or what was tried.
         what: String,
-        /// The error.
+        /// Its cause; `EPERM` and `EACCES` are [`EbpfError::Privilege`] instead.
         source: io::Error,
     },
     /// The pod's addresses can't be listed.

@@ -29,7 +29,7 @@ const BPF: u32 = 39;
 
 /// What can't be done without.
 const NEEDED: &[Backend] = &[Backend::Ebpf];
-/// What can.
+/// No backend: without such a part only a feature is missing.
 const SPARED: &[Backend] = &[];
 
 /// A kind of program: its name, its type and attach types (`enum bpf_prog_type`, `enum

@@ -236,7 +236,7 @@ impl Maps {
         self.more.as_ref().map_or(Ok(false), |more| more.set(&id, value).map(|()| true))
     }
 
-    /// Forget it.
+    /// Remove the entry of MORE with the pod's id; that there is none is no error.
     pub(super) fn drop_more(&self, id: u32) -> Result<(), EbpfError> {
         self.more.as_ref().map_or(Ok(()), |more| more.remove(&id).map(drop))
     }

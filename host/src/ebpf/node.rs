@@ -79,7 +79,7 @@ pub struct Options {
     pub object: &'static [u8],
 }
 
-/// What loading did.
+/// What [`Node::load`] changed on the node; what was as it should be is in none of these lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
     /// Programs that were attached.
@@ -293,7 +293,7 @@ impl Node {
     /// Open what is loaded.
     ///
     /// # Errors
-    /// When nothing is.
+    /// [`EbpfError::NotLoaded`] where nothing is, [`EbpfError::NotWhole`] where maps are missing.
     pub fn open(folder: &Path) -> Result<Self, EbpfError> {
         folder::open(folder)?;
         let maps = Maps::open(&folder.join("maps")).map_err(|error| match error {
@@ -314,7 +314,7 @@ impl Node {
         Self { deadline: Some(deadline), ..self }
     }
 
-    /// See [`lock`].
+    /// Take the folder's lock, until the deadline of [`Self::until`], else for [`WAIT`].
     pub(super) fn lock(&self) -> Result<Flock<File>, EbpfError> {
         lock(&self.folder, self.deadline.unwrap_or_else(|| Instant::now() + WAIT))
     }

@@ -17,7 +17,7 @@ use super::preloaded::after;
 use super::target::Target;
 use super::{listener, sys_bpf};
 
-/// What enrolling did.
+/// What [`Node::enrol`] changed for the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enrolled {
     /// The pod is captured from now on.
@@ -28,12 +28,12 @@ pub enum Enrolled {
     Unchanged,
 }
 
-/// An enrolled pod.
+/// A pod with an entry in the maps of the node's programs.
 #[derive(Clone, Debug)]
 pub struct EnrolledPod {
-    /// Its netns cookie.
+    /// `SO_NETNS_COOKIE` of its network namespace, the key of its entry.
     pub cookie: u64,
-    /// Its entry.
+    /// Its policy as the eBPF programs have it.
     pub pod: Pod,
     /// The inode of its network namespace; none if that is gone.
     pub netns: Option<u32>,
@@ -59,7 +59,7 @@ impl EnrolledPod {
 /// How many entries the maps have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
-    /// Pods.
+    /// Keys of PODS: pods that are enrolled or about to be, and gone ones not yet collected.
     pub pods: usize,
     /// Networks of all of them; a pod that has any has one more, which is nobody's.
     pub networks: usize,

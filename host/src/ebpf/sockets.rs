@@ -21,7 +21,7 @@ const CLOSE_WAIT: u8 = 8;
 /// A socket that listens.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProxySocket {
-    /// 4 or 6.
+    /// 4 or 6: the version of IP.
     pub(super) family: u16,
     pub(super) inode: u64,
     /// Whether one of IPv6 takes no IPv4 (`IPV6_V6ONLY`).

@@ -8,7 +8,7 @@ use nix::libc;
 
 use super::sys_bpf::owned;
 
-/// asm-generic/socket.h.
+/// `SO_NETNS_COOKIE` of `asm-generic/socket.h`, since Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// The cookie of the network namespace that a socket is in.

@@ -30,7 +30,7 @@ pub enum EngineError {
          net.bridge.{setting} (and nf_call of the bridge) to 0, or capture by REDIRECT"
     )]
     Bridge {
-        /// The bridge.
+        /// Name of the first such bridge, as `ip link` shows it.
         interface: String,
         /// The setting of all bridges.
         setting: &'static str,
@@ -54,9 +54,9 @@ pub enum EngineError {
     /// An effect failed, and what was there before is there again.
     #[error("{}; what was there before is there again", story(.failed, .why))]
     TakenBack {
-        /// What failed.
+        /// The first effect that failed; those before it have been undone.
         failed: Box<Effect>,
-        /// Why.
+        /// Its error, by which a run decides whether it tries another method.
         why: Box<effect::EffectError>,
     },
     /// Programs of iptables said that they had written rules, and the kernel has others.
@@ -80,9 +80,9 @@ pub enum EngineError {
         story(.failed, .why)
     )]
     Stuck {
-        /// What failed.
+        /// The first effect that failed.
         failed: Box<Effect>,
-        /// Why.
+        /// Its error; what failed while rolling back is in `second`.
         why: Box<effect::EffectError>,
         /// What failed then, and why.
         second: String,

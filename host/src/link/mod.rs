@@ -39,12 +39,12 @@ pub enum LinkError {
     /// No connection to the kernel.
     #[error("netlink can't be used: {0}")]
     Open(#[from] std::io::Error),
-    /// A request failed.
+    /// The kernel refused a request, or what it did shows no effect.
     #[error("{what}: {why}")]
     Request {
-        /// What was asked.
+        /// The request in words, with the interface, address or table.
         what: String,
-        /// Why it failed.
+        /// The kernel's errno, or what else was wrong.
         why: KernelError,
     },
 }
@@ -54,7 +54,7 @@ pub enum LinkError {
 pub enum KernelError {
     /// With an error number.
     Errno(Errno),
-    /// Otherwise.
+    /// Without one: an answer that can't be read, or a reason in words.
     Other(String),
 }
 
@@ -143,7 +143,7 @@ impl fmt::Debug for Net {
 }
 
 impl Net {
-    /// Connect.
+    /// Open an rtnetlink connection in the calling thread's network namespace.
     ///
     /// # Errors
     /// When there is no netlink.

@@ -60,7 +60,7 @@ const DATA_VALUE: u16 = 1;
 pub enum TableFamily {
     /// `ip` or `ip6`, as iptables-nft makes them.
     Ip(Family),
-    /// `inet`
+    /// `inet`: both families in one table.
     Inet,
 }
 
@@ -83,7 +83,7 @@ pub struct Listing {
     pub tables: Vec<(TableFamily, String)>,
     /// Native tables, of those that were asked for.
     pub native: NativeTables,
-    /// Tables of iptables-nft.
+    /// Tables with the names that iptables-nft uses; one dump for each family that has any.
     pub iptables: Vec<(Family, Dump)>,
     /// Which of all the kernel does not call.
     pub dormant: Vec<TableId>,
@@ -342,7 +342,7 @@ pub(super) fn chain_of(rule: Attributes<'_>) -> Option<(&str, &str)> {
     rule.text(RULE.0).zip(rule.text(RULE.1))
 }
 
-/// Sets by name.
+/// Sets of one table by `NFTA_SET_NAME`, anonymous ones among them.
 pub(super) type Sets = BTreeMap<String, Set>;
 
 pub(super) fn read_sets(

@@ -32,7 +32,7 @@ use crate::privilege::Hint;
 /// The kernel could not be asked, or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
-    /// The socket failed.
+    /// The netlink socket failed, or the kernel did not answer within 30 s.
     #[error("nf_tables can't be asked: {0}")]
     Socket(#[from] io::Error),
     /// The kernel's answer makes no sense.
@@ -43,15 +43,15 @@ pub enum NftError {
     Refused {
         /// What was asked for.
         what: &'static str,
-        /// Why not.
+        /// The kernel's errno: `EPERM` without `NET_ADMIN`.
         why: Errno,
     },
     /// The kernel refused a transaction, and nothing of it happened.
     #[error("nf_tables refuses {what}: {why}{}{}{}", said(.text), remedy(*.why), lacks(*.why, .needs))]
     Rejected {
-        /// What in it.
+        /// The step that was refused, such as `chain c of table t`; else `the transaction`.
         what: String,
-        /// Why.
+        /// The kernel's errno; [`is_missing`] tells which mean that the kernel lacks something.
         why: Errno,
         /// The kernel's own words; empty where it has none.
         text: String,
@@ -71,11 +71,11 @@ pub enum NftError {
          process"
     )]
     Owned {
-        /// What was refused.
+        /// The step that was refused, such as `chain c of table t`.
         what: String,
-        /// The table.
+        /// Name of the table, without its family.
         table: String,
-        /// Whose it is.
+        /// Netlink port of the socket that made it (`NFTA_TABLE_OWNER`).
         port: u32,
     },
     /// A map of somebody else leads to a chain that is to be removed.
@@ -85,11 +85,11 @@ pub enum NftError {
         .table.to_string().trim_start_matches("table")
     )]
     Led {
-        /// The chain.
+        /// Name of the chain that was to be removed.
         chain: String,
         /// The table of both.
         table: TableId,
-        /// The map.
+        /// Name of the map that has a jump or goto to it.
         map: String,
     },
     /// Somebody else changed something since it was looked at.
@@ -98,17 +98,17 @@ pub enum NftError {
     /// A rule that was read from the kernel can't be written again.
     #[error("{what} was not understood when it was read, and can't be written again: {expression}")]
     NotUnderstood {
-        /// Which rule.
+        /// The rule: by number, chain and table, or as iptables writes it.
         what: String,
-        /// What in it.
+        /// The first expression that is not known, by name, or the rule's text.
         expression: String,
     },
     /// A rule can't be written.
     #[error("{what} can't be written: {why}")]
     Unwritable {
-        /// Which rule.
+        /// The rule as iptables writes it, or the chain that it should be in.
         what: String,
-        /// Why.
+        /// Why, in words: a group without a number, too many ports, an unknown handle.
         why: String,
     },
     /// The kernel has no `nf_tables`.
@@ -211,7 +211,7 @@ const HEADER: usize = 16;
 pub(super) struct Step {
     /// The family of its table.
     pub(super) family: NetfilterProtoFamily,
-    /// What to do.
+    /// The request without its headers; which number it has is up to the transaction.
     pub(super) message: NfTablesMessage,
     /// Flags besides the usual ones.
     pub(super) flags: u16,

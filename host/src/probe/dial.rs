@@ -52,7 +52,7 @@ pub(super) enum DialError {
     NotPossible(String),
     /// The user can't be used by this one.
     NotAllowed(String),
-    /// It went wrong.
+    /// It was made or tried, and did not reach the listener; why, in words.
     Failed(String),
 }
 

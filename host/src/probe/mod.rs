@@ -59,9 +59,9 @@ impl fmt::Display for Direction {
 pub enum Ending {
     /// The connection came where it should, and its original destination is known there.
     Captured,
-    /// It did not.
+    /// It came out elsewhere, with another destination, or not at all.
     Failed {
-        /// What happened instead.
+        /// In words, to follow "should come out at port N, but".
         instead: String,
         /// The rules that it meets on its way, with their chains.
         needed: Vec<(TableChain, Rule)>,
@@ -72,12 +72,12 @@ pub enum Ending {
     NotAllowed(String),
 }
 
-/// One connection.
+/// One connection and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// The family.
+    /// Whether it was made over IPv4 or IPv6.
     pub family: Family,
-    /// The direction.
+    /// Whether it had to come to the proxy's outbound or inbound port.
     pub direction: Direction,
     /// The user who made it.
     pub user: String,
@@ -85,7 +85,7 @@ pub struct Check {
     pub to: SocketAddr,
     /// The port of the proxy where it should come out.
     pub port: Port,
-    /// How it ended.
+    /// Of the last try: it is repeated until captured or the time is up.
     pub ending: Ending,
 }
 
@@ -120,10 +120,10 @@ pub fn arrival(config: &ProbeConfig<'_>, family: Family) -> Vec<(TableChain, Rul
     path::arrival(config.ruleset, config.layout, family)
 }
 
-/// What was proved.
+/// What the connections of one [`run`] have shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProbeReport {
-    /// Every connection.
+    /// At most one for each family and direction; none where nothing is captured.
     pub checks: Vec<Check>,
 }
 

@@ -44,7 +44,7 @@ pub(super) fn owned(
 pub(super) enum Dialled {
     /// It is under way, or made; or the datagram is sent. This is where it comes from.
     From(SocketAddr),
-    /// The kernel refused.
+    /// `connect(2)` or a call around it failed, such as `bind(2)` or the first `write(2)`.
     Refused(Errno),
 }
 

@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const TURN: Duration = Duration::from_mins(1);
 /// Between two tries to make the link.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Its name outside.
+/// The link's name in the namespace outside.
 const PEER: &str = "eth0";
 
 /// Both ends of a family's link, and how long the prefix of their network is.
@@ -53,7 +53,7 @@ const ENDS: [End; 2] = [
     ),
 ];
 
-/// The namespace outside.
+/// A network namespace that stands for everybody outside, with a veth pair into the pod.
 #[derive(Debug)]
 pub(super) struct Outside {
     net: File,
@@ -98,7 +98,7 @@ impl Outside {
         Ok(outside)
     }
 
-    /// Its addresses.
+    /// Addresses of the end outside, one for each family of [`Self::open`].
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         let ends = ENDS.iter().filter(|(_, peer, _)| self.families.contains(&Family::of(*peer)));
         ends.map(|(_, peer, _)| *peer).collect()
