@@ -59,7 +59,7 @@ impl Pod {
     /// Capture this namespace so, whatever is there; twice is once.
     ///
     /// # Errors
-    /// Why not.
+    /// See [`CaptureError`]; but for [`CaptureError::Rest`], the namespace is as it was.
     pub(crate) fn apply(&mut self, want: Want<'_>) -> Result<Applied, CaptureError> {
         let mut exec = exec::Options::default();
         let mut warnings = Vec::new();
@@ -180,7 +180,7 @@ pub(crate) fn transaction(desired: &Desired) -> String {
 /// Whether ADD with these programs would work.
 ///
 /// # Errors
-/// Why not.
+/// That there are none, or what of them is missing, in words.
 pub(crate) fn works(folder: &Path) -> Result<(), String> {
     let node = Node::open(folder).map_err(|error| error.to_string())?;
     match node.faults().map_err(|error| error.to_string())?.reported() {

@@ -34,13 +34,13 @@ use crate::protocol::{CniError, Code, PodArgs};
 pub(crate) enum Origin {
     /// The runtime, with the request.
     Runtime,
-    /// The plugin's configuration.
+    /// The entry's key `annotations`, for containers that are no pods.
     Configuration,
     /// What an earlier request learned.
     Note,
-    /// The node agent.
+    /// The node agent, at `agent_socket`.
     Agent,
-    /// The Kubernetes API.
+    /// The Kubernetes API, by `kubeconfig` or by the node agent that watches it.
     Api,
 }
 
@@ -66,7 +66,7 @@ pub(crate) trait Sources {
 pub(crate) struct Captured {
     /// Whose proxy it has.
     pub(crate) mesh: Mesh,
-    /// What is captured.
+    /// What is captured, by the pod's annotations, its proxy and the entry.
     pub(crate) policy: CapturePolicy,
 }
 
@@ -84,7 +84,7 @@ pub(crate) enum Disposition {
 pub(crate) struct Decided {
     /// What is known of it.
     pub(crate) pod: PodFacts,
-    /// Who told.
+    /// The sources of what is known, in order; the first is the request, a note or the entry.
     pub(crate) origins: Vec<Origin>,
     /// What is to be done.
     pub(crate) verdict: Disposition,

@@ -9,14 +9,14 @@ pub enum Level {
     Info,
     /// What the user should know.
     Warn,
-    /// What failed.
+    /// What failed, so that a command or a part of it was not done.
     Error,
     /// Only a limit: nothing is logged.
     None,
 }
 
 impl Level {
-    /// The name.
+    /// As `plugin_log_level` and the lines of the log have it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Debug => "debug",

@@ -62,7 +62,7 @@ const MAX_INPUT: usize = 16 * 1024 * 1024;
 /// How long DEL waits for standard input, which it can do without.
 const DEL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The whole program.
+/// Answer a runtime where there are no arguments, and else whoever typed them.
 pub fn main() -> ExitCode {
     let began = Instant::now();
     let words: Vec<String> =

@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Mesh {
-    /// Istio.
+    /// Its pods are always expected; notes that name no mesh are on its pods.
     #[default]
     Istio,
-    /// Linkerd.
+    /// Its pods are expected where the entry has the key `linkerd`.
     Linkerd,
-    /// Kuma.
+    /// Its pods are expected where the entry has the key `kuma`.
     Kuma,
-    /// Consul.
+    /// Its pods are expected where the entry has the key `consul`, or is consul-cni's.
     Consul,
 }
 

@@ -14,26 +14,26 @@ use crate::mesh::Mesh;
 use crate::own_file;
 use crate::protocol::{Attachment, is_identifier};
 
-/// A captured attachment.
+/// What ADD learned of a captured attachment: the JSON of one file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Note {
-    /// The pod's name.
+    /// `K8S_POD_NAME` of ADD's `CNI_ARGS`.
     pub(crate) name: Option<String>,
-    /// Its namespace.
+    /// `K8S_POD_NAMESPACE` of ADD's `CNI_ARGS`.
     pub(crate) namespace: Option<String>,
-    /// Its id.
+    /// `K8S_POD_UID` of ADD's `CNI_ARGS`; none where the runtime gives none.
     pub(crate) uid: Option<String>,
     /// Its annotations, where the runtime did not tell them.
     pub(crate) annotations: Option<BTreeMap<String, String>>,
     /// Its labels, where somebody was asked.
     pub(crate) labels: Option<BTreeMap<String, String>>,
-    /// Its containers, likewise.
+    /// Its containers, where the node agent or the API was queried.
     pub(crate) containers: Option<Vec<Container>>,
     /// Whose proxy it has; notes of before there were several are on Istio's.
     #[serde(default)]
     pub(crate) mesh: Mesh,
-    /// The network namespace.
+    /// Path of the network namespace: ADD's `CNI_NETNS`.
     pub(crate) netns: PathBuf,
     /// Device and inode of the namespace, to know it by.
     pub(crate) netns_id: String,
@@ -91,7 +91,7 @@ pub(crate) struct Notes {
 /// Whose a namespace is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {
-    /// The attachment's.
+    /// The attachment's: its note names this namespace, and no other note does.
     Own,
     /// The same container is attached otherwise, too: its rules serve all its interfaces.
     Shared,

@@ -48,7 +48,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Every outcome.
+    /// Each of them once.
     pub const ALL: [Self; 12] = [
         Self::Captured,
         Self::Passed,

@@ -28,7 +28,7 @@ pub struct Rules {
 pub enum AddOutcome {
     /// Leave it alone, and why.
     Left(String),
-    /// Capture it.
+    /// Capture it by this policy.
     Captured(Box<Capture>),
 }
 

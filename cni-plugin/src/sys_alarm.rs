@@ -18,11 +18,11 @@ const GRACE: Duration = Duration::from_secs(2);
 /// What is said at the end.
 #[derive(Debug)]
 pub(crate) struct LastWords {
-    /// For standard output.
+    /// The error as JSON, for standard output; empty for a command that succeeds all the same.
     pub(crate) answer: String,
-    /// For standard error.
+    /// A line of the log with its newline, for standard error.
     pub(crate) log: String,
-    /// The exit code.
+    /// The exit code: 0 for DEL, else 1.
     pub(crate) code: u8,
     /// What became of the command, for the node agent.
     pub(crate) outcome: Outcome,

@@ -56,7 +56,7 @@ pub enum LogError {
     Refused {
         /// What was asked for.
         what: &'static str,
-        /// The kernel's errno: `EPERM` without `NET_ADMIN`, `EAGAIN` where it did not answer in 5 s.
+        /// The kernel's errno: `EPERM` without `NET_ADMIN`, `EAGAIN` without an answer in 5 s.
         why: Errno,
     },
     /// The netlink socket can't be opened, bound or set up.

@@ -35,13 +35,13 @@ const WITHIN: Duration = Duration::from_secs(4);
 /// Why the API can't be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// The service account.
+    /// The variables of Kubernetes name no API server.
     #[error(transparent)]
     Account(#[from] KubeconfigError),
-    /// Its server.
+    /// Its URL, which is no URI, and why.
     #[error("the API server {0:?} can't be used: {1}")]
     Server(String, http::uri::InvalidUri),
-    /// The client.
+    /// kube makes no client: its TLS or its authentication can't be set up.
     #[error("there is no client of the Kubernetes API: {}", story(.0))]
     Client(kube::Error),
 }
@@ -51,7 +51,7 @@ pub enum ApiError {
 pub struct Clients {
     /// For what somebody waits for.
     pub prompt: Client,
-    /// For everything else.
+    /// For the agent's own lists, watches and changes: at most `REQUESTS` of them `WITHIN` a time.
     pub patient: Client,
 }
 

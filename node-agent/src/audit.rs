@@ -27,7 +27,7 @@ pub enum State {
     Left(String),
     /// It is captured as it should be.
     Captured,
-    /// Nothing captures it.
+    /// It should be captured, and nothing captures it; how that is known, in a line.
     NotCaptured(String),
     /// It is captured, but not as it should be.
     Drifted(String),
@@ -93,14 +93,14 @@ impl State {
 /// What a look at a pod found and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// What held.
+    /// Its state as observed, before anything was done.
     pub state: State,
     /// How its capture went, where it had to be captured.
     pub repaired: Option<Result<(), String>>,
 }
 
 impl Seen {
-    /// What holds afterwards.
+    /// Its state as observed, or captured where capturing it went well.
     pub fn holds(&self) -> &State {
         match &self.repaired {
             Some(Ok(())) => &State::Captured,

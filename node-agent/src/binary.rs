@@ -19,7 +19,7 @@ pub enum BinaryError {
     /// The one that is to be installed.
     #[error("{}, which is to be installed, {why}", path.display())]
     Source {
-        /// Where it is.
+        /// The path that `--plugin` names, or that of millrace-cni beside this program.
         path: PathBuf,
         /// Why it can't be.
         why: String,
@@ -65,7 +65,7 @@ impl Binary {
         Ok(Self { bytes, same: None })
     }
 
-    /// Its content.
+    /// Its content, an ELF file of at most [`MOST`] bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }

@@ -364,7 +364,7 @@ fn execute(task: Task) -> Result<ExitCode> {
     }
 }
 
-/// Print what holds.
+/// Print a report; the exit code is 0 only where the plugin is installed.
 fn reported(config: &Config, report: &Report, as_json: bool) -> Result<ExitCode> {
     let (state, what, first) = match &report.state {
         State::Installed { file } => {

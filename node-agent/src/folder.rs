@@ -30,7 +30,7 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {what}: {why}", path.display())]
 pub struct FolderError {
-    /// Where.
+    /// Path of the file or folder that could not be read or written.
     pub path: PathBuf,
     what: &'static str,
     why: io::Error,
@@ -48,7 +48,7 @@ impl FolderError {
     }
 }
 
-/// An open folder.
+/// A folder by its descriptor, whatever becomes of its path.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
@@ -58,9 +58,9 @@ pub struct Folder {
 /// Who may do what with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// The user.
+    /// User id, numeric.
     pub uid: u32,
-    /// The group.
+    /// Group id, numeric.
     pub gid: u32,
     /// The bits of its mode, of which the type is none.
     pub mode: u32,
@@ -69,7 +69,7 @@ pub struct Owner {
 /// A file as it was read.
 #[derive(Debug)]
 pub struct Seen {
-    /// Its content.
+    /// All of its content.
     pub bytes: Vec<u8>,
     /// Who may do what with it.
     pub owner: Owner,
@@ -104,7 +104,7 @@ impl Seen {
 }
 
 impl Folder {
-    /// Open a folder.
+    /// Open a folder, through a link as well.
     ///
     /// # Errors
     /// When it isn't there, or is none.
@@ -120,7 +120,7 @@ impl Folder {
         Self { path: path.to_owned(), fd }
     }
 
-    /// Where it is.
+    /// The path that it was opened by, for messages and to join names to.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -224,7 +224,7 @@ impl Folder {
     /// The same with a mode and an owner of its own.
     ///
     /// # Errors
-    /// As [`Folder::replace`].
+    /// As [`Folder::replace`], but that the new file gets this mode and owner.
     pub fn replace_for(
         &self,
         name: &str,

@@ -12,13 +12,13 @@ use crate::settings::Settings;
 /// A mesh whose plugin captures pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mesh {
-    /// Istio, with `istio-cni`.
+    /// Entries of type `istio-cni`, which can be taken over.
     Istio,
-    /// Linkerd, with `linkerd-cni`.
+    /// Entries of type `linkerd-cni`, which can be taken over.
     Linkerd,
-    /// Kuma, with `kuma-cni`.
+    /// Entries of type `kuma-cni`, which stay as they are.
     Kuma,
-    /// Consul, with `consul-cni`.
+    /// Entries of type `consul-cni`, which stay as they are.
     Consul,
 }
 
@@ -28,7 +28,7 @@ pub enum NotTaken {
     /// This plugin can't do what the entry asks for.
     #[error("the entry of {mesh} is not taken over: {why}")]
     CannotDo {
-        /// Whose it is.
+        /// Whose plugin the entry calls.
         mesh: Mesh,
         /// What it asks for.
         why: &'static str,
@@ -36,7 +36,7 @@ pub enum NotTaken {
     /// The entry's own settings are wrong.
     #[error("the entry of {mesh} can't be read: {why}")]
     Wrong {
-        /// Whose it is.
+        /// Whose plugin the entry calls.
         mesh: Mesh,
         /// What the plugin says of it.
         why: String,
@@ -46,14 +46,14 @@ pub enum NotTaken {
 /// Settings of an entry, and what the user should know of those that are none here.
 #[derive(Debug, Default)]
 pub struct Taken {
-    /// The settings.
+    /// Its settings under this plugin's keys.
     pub settings: Settings,
     /// Those that are left behind.
     pub words: Vec<String>,
 }
 
 impl Mesh {
-    /// Every mesh.
+    /// Each of them once; the first whose plugin's name fits an entry's type is taken.
     pub const ALL: [Self; 4] = [Self::Istio, Self::Linkerd, Self::Kuma, Self::Consul];
 
     /// The name of its plugin.

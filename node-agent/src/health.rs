@@ -27,7 +27,7 @@ const AT_ONCE: usize = 64;
 pub enum What {
     /// `/livez`, `/readyz`, and `/healthz`, which is the first.
     Health,
-    /// `/metrics`.
+    /// `/metrics`, in the Prometheus text format.
     Metrics,
 }
 
@@ -60,7 +60,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Answer for ever.
+/// Accept connections for ever, and answer HTTP/1 on at most `AT_ONCE` of them at a time.
 ///
 /// # Errors
 /// When the runtime can't have the listener.

@@ -52,7 +52,7 @@ pub struct Config {
     pub settings: Settings,
     /// Where the plugin's kubeconfig comes from.
     pub kubeconfig: kubeconfig::From,
-    /// The service account.
+    /// The agent's own: its folder, and the API server's address as a pod's variables have it.
     pub account: Account,
     /// Whether the agent answers the plugin on its socket.
     pub serves: bool,
@@ -63,22 +63,22 @@ pub struct Config {
 /// Why a pass failed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
-    /// The binary.
+    /// The binary can't be read, or not be put into the folder of the runtime's plugins.
     #[error("the plugin's binary can't be installed")]
     Binary(#[from] BinaryError),
-    /// The kubeconfig.
+    /// A part of the service account is missing, or the file can't be written.
     #[error("the plugin's kubeconfig can't be written")]
     Kubeconfig(#[from] KubeconfigError),
-    /// The configuration.
+    /// The folder of CNI configurations or a file in it can't be read or written.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// What is kept.
+    /// The agent's folder, or what it keeps there, can't be read or written.
     #[error(transparent)]
     Kept(#[from] KeptError),
-    /// The settings.
+    /// Settings that were kept from another plugin's entry are not taken by this version.
     #[error("the settings that were taken over can't be used")]
     Settings(#[from] BadSettings),
-    /// Nothing to restore.
+    /// `uninstall --restore` where no entry and no file was taken over.
     #[error(
         "there is nothing to restore: nothing was taken over on this node; nothing is changed, and \
          uninstalling goes without --restore"
@@ -115,7 +115,7 @@ pub enum InstallError {
 /// What a pass found and did.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// What holds.
+    /// Whether the plugin is called for each pod, by which file, or why not.
     pub state: State,
     /// What the user should know.
     pub words: Vec<String>,
@@ -125,7 +125,7 @@ pub struct Report {
     pub again: bool,
 }
 
-/// Installs.
+/// Makes passes: each looks at the node and does what is missing.
 #[derive(Debug)]
 pub struct Installer {
     pub(crate) config: Config,
@@ -356,7 +356,7 @@ pub fn settings(config: &Config) -> Result<Settings, InstallError> {
 /// Passes until it is installed, or the time is over.
 ///
 /// # Errors
-/// As [`Installer::pass`].
+/// As [`Installer::pass`]; that it is not installed in time is no error.
 pub fn until_installed(installer: &mut Installer, limit: Duration) -> Result<Report, InstallError> {
     let until = Instant::now() + limit;
     loop {

@@ -33,34 +33,34 @@ pub enum KeptError {
     /// The file is no longer what was written.
     #[error("{FILE} in the agent's folder can't be read: {0}; remove it to go on without it")]
     Content(String),
-    /// The lock.
+    /// `open(2)` or `flock(2)` of the lock file failed.
     #[error("the lock of the agent's folder can't be taken: {0}")]
     Lock(io::Error),
 }
 
-/// Another plugin's entry.
+/// An entry of another plugin that was replaced, to be put back by `uninstall --restore`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptEntry {
-    /// The list's file.
+    /// Name of the list's file in the folder of CNI configurations.
     pub file: String,
-    /// Its text.
+    /// The JSON of the entry, byte for byte.
     pub entry: String,
-    /// Its type.
+    /// The entry's `type`, which is the name of the plugin's binary.
     pub kind: String,
 }
 
-/// Another agent's file.
+/// A file of another agent that was removed or replaced, to be put back likewise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptFile {
-    /// Its name.
+    /// Name of the file in the folder of CNI configurations.
     pub name: String,
     /// As it was before the agent changed the file, byte for byte.
     pub text: String,
-    /// Its user.
+    /// User id of its owner.
     pub uid: u32,
-    /// Its group.
+    /// Group id of its owner.
     pub gid: u32,
-    /// Its mode.
+    /// Bits of its mode, without the file type.
     pub mode: u32,
 }
 
@@ -68,9 +68,9 @@ pub struct KeptFile {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Kept {
-    /// Entries.
+    /// Entries that were replaced, at most one for each file and type.
     pub entries: Vec<KeptEntry>,
-    /// Files.
+    /// Files that were removed or replaced, at most one for each name.
     pub files: Vec<KeptFile>,
     /// Binaries, which lie beside this.
     pub binaries: Vec<String>,
@@ -109,7 +109,7 @@ impl Kept {
         self.files.push(file);
     }
 
-    /// Have settings hold.
+    /// Add settings to those that hold; one of the same name takes the place of an older one.
     pub fn keep_settings(&mut self, settings: &Settings) {
         self.settings.extend(settings.members().clone());
     }
@@ -165,7 +165,7 @@ impl Store {
         Ok(Held { _file: file })
     }
 
-    /// What is kept.
+    /// Read what is kept; nothing where there is no file yet.
     ///
     /// # Errors
     /// When it can't be read.
@@ -176,7 +176,7 @@ impl Store {
         serde_json::from_slice(&seen.bytes).map_err(|error| KeptError::Content(error.to_string()))
     }
 
-    /// Keep this.
+    /// Write what is kept, whole, for this process's user alone.
     ///
     /// # Errors
     /// When it can't be written.
@@ -216,7 +216,7 @@ impl Store {
         Ok(self.folder.put(&format!("{BINARY}{name}"), &seen.bytes, seen.owner)?)
     }
 
-    /// Another plugin's binary.
+    /// The binary that another plugin had under this name; none where none was kept.
     ///
     /// # Errors
     /// When it can't be read.

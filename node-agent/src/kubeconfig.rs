@@ -37,24 +37,24 @@ pub enum KubeconfigError {
         path.display()
     )]
     Account {
-        /// Where it is.
+        /// `token` or `ca.crt` in the folder of the service account.
         path: PathBuf,
-        /// Why not.
+        /// What reading it says, or that it is empty.
         why: String,
     },
-    /// The server.
+    /// The API server's address can't be made of the variables.
     #[error(
         "KUBERNETES_SERVICE_HOST is {host:?} and KUBERNETES_SERVICE_PORT {port:?}: they have to \
          name the API server, as Kubernetes sets them in each pod; outside a pod, \
          --kubeconfig none goes without one, and a path names another"
     )]
     Server {
-        /// The host.
+        /// `KUBERNETES_SERVICE_HOST` as it is set; empty where it is not.
         host: String,
-        /// The port.
+        /// `KUBERNETES_SERVICE_PORT` as it is set.
         port: String,
     },
-    /// The agent's folder.
+    /// The kubeconfig can't be written to the agent's folder.
     #[error(transparent)]
     Folder(#[from] FolderError),
 }
@@ -87,7 +87,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// The kubeconfig's text.
+    /// A kubeconfig with the current token and authority, as JSON.
     ///
     /// # Errors
     /// When something of it is missing.

@@ -42,7 +42,7 @@ pub mod watch;
 
 use std::process::ExitCode;
 
-/// The whole program.
+/// Run the command line of `millrace-node`.
 pub fn main() -> ExitCode {
     cli::main()
 }

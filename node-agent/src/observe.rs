@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What was seen, and the files themselves.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// What was seen.
+    /// What the files say, which is what plans are made from.
     pub seen: Seen,
     /// The files, by name.
     pub files: BTreeMap<String, SeenFile>,
@@ -24,11 +24,11 @@ pub struct Snapshot {
 /// A list that was replaced, and to which somebody may still write who opened it before.
 #[derive(Debug)]
 pub struct Late {
-    /// Its name.
+    /// Name of the list's file, which the new one has as well.
     pub name: String,
-    /// The old file.
+    /// The file that was replaced, still open.
     pub file: File,
-    /// What it held.
+    /// Its content when it was replaced.
     pub old: Vec<u8>,
     /// What was put in its place.
     pub new: Vec<u8>,

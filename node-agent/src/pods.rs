@@ -64,13 +64,13 @@ struct Known {
     failures: u64,
 }
 
-/// Namespace and name.
+/// Namespace and name, which a pod that is made anew may have again.
 pub type Name = (String, String);
 
-/// A pod.
+/// What is known of a pod of this node, from the Kubernetes API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
-    /// Its id.
+    /// `metadata.uid`, which no other pod ever has.
     pub uid: String,
     /// The version of its object.
     pub version: String,
@@ -118,7 +118,7 @@ impl Pods {
         pod.about(wanted).is_ok().then_some(pod)
     }
 
-    /// All of them.
+    /// All pods that are known, in no order.
     pub fn all(&self) -> Vec<(Name, Pod)> {
         self.known().pods.iter().map(|(name, pod)| (name.clone(), pod.clone())).collect()
     }

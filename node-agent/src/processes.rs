@@ -26,7 +26,7 @@ pub struct Process {
     began: u64,
     /// Its network namespace: device and inode.
     namespace: (u64, u64),
-    /// The pod's id.
+    /// The pod's uid, hex digits alone.
     pod: String,
 }
 

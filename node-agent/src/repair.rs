@@ -57,15 +57,15 @@ impl Mode {
 /// How pods that run are dealt with.
 #[derive(Clone, Debug)]
 pub struct Repair {
-    /// What is done.
+    /// What is done about a pod that runs and is not captured as it should be.
     pub mode: Mode,
-    /// How often.
+    /// How long from the beginning of one pass over all pods to that of the next.
     pub period: Duration,
     /// The label's name and value.
     pub label: (String, String),
-    /// The host's `/proc`.
+    /// Path of the host's `/proc`, which has the processes of all pods.
     pub proc: PathBuf,
-    /// The node's name.
+    /// `metadata.name` of the Node.
     pub node: String,
     /// The key of the taint that is taken off it.
     pub untaint: Option<String>,

@@ -37,7 +37,7 @@ pub struct Places {
     pub period: Duration,
     /// Where `/livez` and `/readyz` answer.
     pub health: Option<SocketAddr>,
-    /// Where `/metrics` answers.
+    /// Where `/metrics` answers; none for nowhere.
     pub metrics: Option<SocketAddr>,
     /// The node whose pods the plugin is told of, and how those that run are dealt with.
     pub repair: Option<Repair>,

@@ -24,7 +24,7 @@ use crate::install::SOCKET_BEING_MADE;
 use crate::metrics::{Answered, Metrics};
 use crate::pods::{Pod, Pods, one};
 
-/// The longest question.
+/// Bytes of the longest line that is read from a connection.
 const MOST: u64 = 16 * 1024;
 /// How long one may take with its answer: the plugin waits for two seconds.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -65,14 +65,14 @@ enum Said {
     Report(Command, Outcome, Duration),
 }
 
-/// Answers.
+/// Answers the plugin's questions about pods of this node, on a unix socket.
 #[derive(Clone)]
 pub struct Server {
     /// The pods that are known.
     pub pods: Arc<Pods>,
     /// Who is asked about the others.
     pub client: Client,
-    /// What is counted.
+    /// Where answers and the plugin's reports are counted.
     pub metrics: Metrics,
 }
 
@@ -101,7 +101,7 @@ pub fn listen(path: &Path) -> io::Result<StdListener> {
 }
 
 impl Server {
-    /// Answer for ever.
+    /// Accept connections for ever, and answer at most `AT_ONCE` of them at a time.
     ///
     /// # Errors
     /// When the runtime can't have the listener.

@@ -88,14 +88,14 @@ impl Settings {
         self.0.keys().any(|own| own.eq_ignore_ascii_case(name))
     }
 
-    /// Set one.
+    /// Set a key of the entry; a value that it has is replaced. Nothing is checked.
     #[must_use]
     pub fn with(mut self, name: &str, value: Value) -> Self {
         self.0.insert(name.to_owned(), value);
         self
     }
 
-    /// The members.
+    /// Keys and values as they stand in the plugin's entry, without `type`.
     pub const fn members(&self) -> &Map<String, Value> {
         &self.0
     }

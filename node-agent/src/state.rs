@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// What all parts see.
 #[derive(Debug)]
 pub struct Shared {
-    /// What is counted.
+    /// What `/metrics` answers with.
     pub metrics: Metrics,
     /// The pods of the node, where they are followed.
     pub pods: Option<Arc<Pods>>,

@@ -11,7 +11,7 @@ use crate::plan::Seen;
 /// Say where a list calls the plugin by a name that it had before: two entries would be one too many.
 ///
 /// # Errors
-/// Where one does.
+/// The first such file, with the name that it calls the plugin by.
 pub(crate) fn earlier_name(seen: &Seen, kept: &Kept, kind: &str) -> Result<(), EarlierName> {
     let is_earlier = |name: &str| name != kind && kept.plugins.iter().any(|own| own == name);
     let named = seen.files.iter().find_map(|file| {

@@ -20,7 +20,7 @@ use crate::taken::taken_kinds;
 const TURNS: usize = 500;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// How to uninstall.
+/// What an uninstallation does beside removing the plugin's entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Way {
     /// Put back what was taken over.

@@ -14,14 +14,14 @@ use rustix::io::Errno;
 /// How long changes that come together are waited for.
 const TOGETHER: Duration = Duration::from_millis(5);
 
-/// Watches folders.
+/// An inotify instance that watches folders.
 #[derive(Debug)]
 pub struct Watch {
     inotify: OwnedFd,
 }
 
 impl Watch {
-    /// Watch nothing yet.
+    /// Make an inotify instance that watches nothing yet.
     ///
     /// # Errors
     /// When the kernel has no inotify instance left.

@@ -4,26 +4,26 @@
 /// Whose key it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// The CNI specification's.
+    /// Of the CNI specification (section 1) or its conventions.
     Cni,
     /// istio-cni's, taken as it is.
     Istio,
-    /// linkerd-cni's, likewise.
+    /// linkerd-cni's, taken as it is.
     Linkerd,
-    /// consul-cni's, likewise.
+    /// consul-cni's, taken as it is.
     Consul,
-    /// Millrace's own.
+    /// Millrace's own, which no other plugin has.
     Own,
 }
 
 /// What values a key takes.
 #[derive(Clone, Copy, Debug)]
 pub enum Shape {
-    /// Any text.
+    /// A JSON string, of any content.
     Text,
     /// One of these words.
     Choice(&'static [&'static str]),
-    /// true or false.
+    /// A JSON boolean; a string such as "true" is refused.
     Switch,
     /// A list of texts.
     Texts,
@@ -43,7 +43,7 @@ pub enum Shape {
     Object(&'static [Key]),
     /// A duration with its unit, such as 15s.
     Duration,
-    /// An absolute path.
+    /// A path that begins with `/`.
     Path,
     /// The same, or the name of a file in `cni_net_dir`.
     PathOrName,
@@ -51,14 +51,14 @@ pub enum Shape {
     Any,
 }
 
-/// A key.
+/// A member of the plugin's entry, or of an object in it.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
     /// As the entry in a network list has it.
     pub name: &'static str,
-    /// Whose it is.
+    /// Who defined what it means.
     pub owner: Owner,
-    /// What it takes.
+    /// Which JSON values it takes, for reading and for the schema.
     pub shape: Shape,
     /// What holds without it; empty for nothing.
     pub default: &'static str,
@@ -81,7 +81,7 @@ use Owner::{Cni, Consul, Istio, Linkerd, Own};
 /// How much is logged.
 const LEVELS: &[&str] = &["debug", "info", "warn", "error", "none"];
 
-/// Every key.
+/// The members of the entry itself; those of `linkerd`, `kuma` and `consul` have their own tables.
 pub const KEYS: &[Key] = &[
     key("cniVersion", Cni, Shape::Text, "", "Version of the CNI specification, 0.3.0 to 1.1.0"),
     key("name", Cni, Shape::Text, "", "Name of the network"),

@@ -30,7 +30,7 @@ pub enum Backend {
     /// what it takes, iptables otherwise.
     #[default]
     Auto,
-    /// nftables, by netlink.
+    /// Native nftables by netlink, and nothing else where the kernel lacks it.
     Nftables,
     /// iptables, by its programs.
     Iptables,
@@ -53,7 +53,7 @@ pub enum ProxyIdentity {
     Lookup,
 }
 
-/// The plugin's configuration.
+/// The plugin's entry as a runtime passes it on standard input: checked, with all defaults.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The version that is spoken.
@@ -166,7 +166,7 @@ impl Places {
 }
 
 impl Config {
-    /// Read a configuration.
+    /// Read and check the entry; what it leaves out gets its default.
     ///
     /// # Errors
     /// When the version is not spoken here (code 1), or values are wrong (code 7): all of them.

@@ -47,7 +47,7 @@ pub(super) fn ask(path: &Path, pod: &PodFacts, deadline: Instant) -> Result<PodF
     }
 }
 
-/// Whether it listens.
+/// Whether its socket takes a connection, before the deadline and within [`PATIENCE`].
 pub(crate) fn reach(path: &Path, deadline: Instant) -> Result<(), String> {
     let deadline = soon(deadline);
     open(path, deadline).map(drop).map_err(|error| format!("{}: {error}", path.display()))

@@ -84,7 +84,7 @@ struct Version {
     _major: String,
 }
 
-/// Whether it answers.
+/// Whether it answers one `GET /version` before the deadline.
 pub(crate) fn reach(kubeconfig: &Path, deadline: Instant) -> Result<(), String> {
     run(kubeconfig, deadline, async |asker| {
         let version = asker.get::<Version>("/version").await;

@@ -35,7 +35,7 @@ impl From<PodArgs> for PodFacts {
 }
 
 impl PodArgs {
-    /// Read them.
+    /// Read `KEY=VALUE` pairs with `;` between; keys of other plugins take `IgnoreUnknown`.
     ///
     /// # Errors
     /// When it is no text, an item is no pair, or is not known and `IgnoreUnknown` is not set.

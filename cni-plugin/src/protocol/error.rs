@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// An error code.
+/// What kind of error is reported; docs/cni.md says what to do about each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     /// The version of the configuration is not spoken here.
@@ -34,7 +34,7 @@ pub enum Code {
 }
 
 impl Code {
-    /// Every code.
+    /// Each of them once, by ascending number.
     pub const ALL: [Self; 13] = [
         Self::IncompatibleVersion,
         Self::BadEnvironment,

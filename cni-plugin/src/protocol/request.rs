@@ -8,15 +8,15 @@ use super::error::{CniError, Code};
 /// The longest name of an interface (`IFNAMSIZ` less its terminating zero).
 const MAX_INTERFACE: usize = 15;
 
-/// Variables, by name.
+/// Variables of the process by name; bytes that are not UTF-8 are replaced in their values.
 pub type Environment = BTreeMap<String, String>;
 
 /// What is to be done (CNI specification, section 2, «CNI operations»).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Capture a pod.
+    /// Capture the pod before its containers start, and pass the previous result on.
     Add,
-    /// Take that back.
+    /// Take away what ADD wrote; it succeeds also where that fails or the namespace is gone.
     Del,
     /// See whether it is still so.
     Check,
@@ -29,7 +29,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// All of them.
+    /// The commands of CNI 1.1.0.
     pub const ALL: [Self; 6] =
         [Self::Add, Self::Del, Self::Check, Self::Gc, Self::Status, Self::Version];
 
@@ -58,13 +58,13 @@ impl Command {
 /// An interface of a container on a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Attachment {
-    /// The container.
+    /// `CNI_CONTAINERID`: a letter or digit, then letters, digits, `_`, `.` and `-`.
     pub container_id: String,
     /// The interface in it.
     pub ifname: String,
 }
 
-/// A request.
+/// What the runtime's variables say, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// What is to be done.

@@ -7,11 +7,11 @@ use std::fmt;
 pub enum Version {
     /// 0.3.0, the first with chains of plugins
     V030,
-    /// 0.3.1
+    /// 0.3.1, with results as 0.3.0 has them
     V031,
     /// 0.4.0, the first with CHECK
     V040,
-    /// 1.0.0
+    /// 1.0.0, the first without configurations of single plugins
     V100,
     /// 1.1.0, the first with GC and STATUS
     V110,
@@ -20,7 +20,7 @@ pub enum Version {
 impl Version {
     /// All of them, oldest first.
     pub const ALL: [Self; 5] = [Self::V030, Self::V031, Self::V040, Self::V100, Self::V110];
-    /// The newest.
+    /// The `cniVersion` of errors, and of VERSION's answer, where the request names none.
     pub const NEWEST: Self = Self::V110;
 
     /// As it is written.

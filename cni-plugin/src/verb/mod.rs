@@ -49,7 +49,7 @@ struct Job<'e> {
 /// What a command that succeeded gives.
 #[derive(Debug)]
 pub(crate) struct Served {
-    /// What it prints.
+    /// JSON for standard output; empty where the specification has no result.
     pub(crate) text: String,
     /// What became of it, where that is reported.
     pub(crate) outcome: Option<Outcome>,

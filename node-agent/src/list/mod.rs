@@ -20,7 +20,7 @@ const PLUGINS: &str = "plugins";
 /// Why a text is no configuration that a runtime can use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadList {
-    /// It isn't JSON.
+    /// It is no JSON, or no object; what the parser says.
     #[error("it is no JSON object: {0}")]
     Json(String),
     /// It has no name.
@@ -65,7 +65,7 @@ pub struct List {
 }
 
 impl Entry {
-    /// Read an entry.
+    /// Read the JSON of one entry, as it stands in `plugins`.
     ///
     /// # Errors
     /// When it is no object with a type.
@@ -85,7 +85,7 @@ impl Entry {
         &self.kind
     }
 
-    /// Its text.
+    /// Its JSON as it was read, blanks and unknown members included.
     pub fn text(&self) -> &str {
         self.raw.get()
     }

@@ -131,7 +131,7 @@ fn drop_ins_can_be_refused() {
     assert!(list(r#","loadOnlyInlinedPlugins":"true""#).refuses_drop_ins());
 }
 
-/// Blanks of JSON.
+/// Up to three of the four blanks that JSON has (RFC 8259, section 2).
 fn blanks() -> impl Strategy<Value = String> {
     "[ \t\r\n]{0,3}"
 }

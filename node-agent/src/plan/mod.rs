@@ -35,7 +35,7 @@ pub enum Mode {
 pub struct Candidate {
     /// A file name in the folder of network configurations; the runtime takes the first in order.
     pub name: String,
-    /// Its text.
+    /// Its content; empty where it can't be read.
     pub text: String,
     /// What it says, or why it can't be used.
     pub list: Result<List, BadConf>,
@@ -57,7 +57,7 @@ pub enum BadConf {
 pub struct DropIn {
     /// The directory, which has the name of the network.
     pub network: String,
-    /// Its name.
+    /// Name of the file in the directory.
     pub file: String,
     /// Its content, if it is one.
     pub entry: Option<Entry>,
@@ -65,7 +65,7 @@ pub struct DropIn {
     pub is_own: bool,
 }
 
-/// What was seen.
+/// One snapshot of the folder of CNI configurations, and of its drop-in directories.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     /// Files with the endings that runtimes read, in their order.
@@ -74,12 +74,12 @@ pub struct Seen {
     pub drop_ins: Vec<DropIn>,
 }
 
-/// What is wanted.
+/// What the plugin's entry has to be, and where.
 #[derive(Clone, Debug)]
 pub struct Desired {
     /// The name of the plugin's file.
     pub kind: String,
-    /// Where it stands.
+    /// Where its entry stands: in a list, in a file of its own, or in a drop-in directory.
     pub mode: Mode,
     /// The file of the agent's own, or the one whose list is used in place of the first.
     pub file: Option<String>,
@@ -127,64 +127,64 @@ impl fmt::Display for Cause {
     }
 }
 
-/// A change.
+/// A change to one file, or to what the agent keeps of it.
 #[derive(Clone, Debug)]
 pub enum Step {
     /// Keep what another plugin's entry said, before it is replaced.
     Keep {
-        /// Whose.
+        /// Whose plugin the entry calls.
         mesh: Mesh,
-        /// The list's file.
+        /// Name of the list's file.
         file: String,
-        /// The entry.
+        /// The entry as it is in the list.
         entry: Entry,
         /// What of it holds from now on.
         settings: Settings,
     },
     /// Keep another plugin's whole file, before it is removed or the agent's own takes its name.
     KeepFile {
-        /// Whose.
+        /// Whose plugin the file calls.
         mesh: Mesh,
-        /// Its name.
+        /// Name of the file.
         file: String,
         /// What of its entry holds from now on.
         settings: Settings,
     },
     /// Note that a file of this name is the agent's own, before it is written.
     Own {
-        /// Its name.
+        /// Name of the file in the folder of CNI configurations.
         file: String,
     },
     /// Have a file say this.
     Write {
-        /// Its name.
+        /// Name of the file in the folder of CNI configurations.
         file: String,
         /// The text that it has now; none where it isn't there.
         was: Option<String>,
-        /// The text.
+        /// The text that it has afterwards, all of it.
         text: String,
-        /// Why.
+        /// Why, for the log and the metrics.
         cause: Cause,
     },
-    /// Remove a file.
+    /// Remove a file from the folder of CNI configurations.
     Remove {
-        /// Its name.
+        /// Name of the file.
         file: String,
     },
     /// Have the drop-in directory of a network hold this.
     WriteDropIn {
-        /// The network.
+        /// Name of the network, which is the directory's as well.
         network: String,
-        /// The text.
+        /// The text of the agent's own file in it.
         text: String,
-        /// Why.
+        /// Why, for the log and the metrics.
         cause: Cause,
     },
     /// Remove a file from a drop-in directory.
     RemoveDropIn {
-        /// The network.
+        /// Name of the network, which is the directory's as well.
         network: String,
-        /// Its name.
+        /// Name of the file in the directory.
         file: String,
     },
 }
@@ -218,7 +218,7 @@ pub enum State {
 pub struct Plan {
     /// The changes, in the order in which at every moment each pod is captured once.
     pub steps: Vec<Step>,
-    /// What holds then.
+    /// Whether the plugin is called after the steps, by which file, or why not.
     pub state: State,
     /// What the user should know.
     pub words: Vec<String>,

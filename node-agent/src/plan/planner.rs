@@ -10,7 +10,7 @@ use crate::foreign::{Mesh, NotTaken};
 use crate::list::{Entry, List, is_file_name};
 use crate::settings::Settings;
 
-/// Decide.
+/// Decide by a snapshot which steps make it what is desired; none where it is.
 pub fn plan(seen: &Seen, wanted: &Desired) -> Plan {
     let (steps, carried) = (Vec::new(), Vec::new());
     Planner { seen, wanted, steps, words: Vec::new(), lost: Vec::new(), carried }.plan()
