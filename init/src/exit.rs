@@ -13,7 +13,7 @@ pub enum Exit {
     Usage,
     /// `diff`: traffic is treated differently.
     Differs,
-    /// `diff`: something failed.
+    /// `diff`: it failed, with the exit status that diff(1) has for trouble.
     Trouble,
     /// `status`: not captured; `lint`: warnings.
     NotCaptured,
@@ -29,7 +29,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// The code.
+    /// The process's exit status, which some of these share.
     pub const fn code(self) -> u8 {
         match self {
             Self::Ok => 0,

@@ -21,7 +21,7 @@ pub fn command() -> clap::Command {
     cli::command()
 }
 
-/// The whole program.
+/// Run what the program's own name and its arguments ask for.
 pub fn main() -> ExitCode {
     run(std::env::args_os().collect()).into()
 }

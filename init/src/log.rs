@@ -61,13 +61,13 @@ enum Form {
     /// As Go's logrus: pairs of key and value.
     Pairs,
     Json,
-    /// As Go's logrus.
+    /// JSON with logrus' names of levels, and times in whole seconds.
     JsonOfPairs,
     /// Remarks as iptables-restore passes over them.
     Remarks,
 }
 
-/// Where messages go.
+/// The messages of one run, as the tool writes them whose command line was read.
 #[derive(Debug)]
 pub(crate) struct Log {
     least: Level,

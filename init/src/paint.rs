@@ -89,7 +89,7 @@ fn first(line: &str, words: &[(&str, Style)]) -> Option<(Range<usize>, Style)> {
     words.iter().find_map(|(word, style)| start(line, word, *style))
 }
 
-/// `millrace status`
+/// Paints `millrace status`: the state in the first line, then notes and what to repair.
 pub(crate) fn status(at: usize, line: &str) -> Option<(Range<usize>, Style)> {
     let states =
         [("captured", GOOD.bold()), ("not captured", BAD.bold()), ("drifted", DOUBTFUL.bold())];
@@ -97,7 +97,7 @@ pub(crate) fn status(at: usize, line: &str) -> Option<(Range<usize>, Style)> {
     if at == 0 { first(line, &states) } else { first(line, &rest) }
 }
 
-/// `millrace verify`
+/// Paints `millrace verify`: the verdict in the first line, then how each check ended.
 pub(crate) fn verify(at: usize, line: &str) -> Option<(Range<usize>, Style)> {
     let kinds = [
         ("ok ", GOOD),
@@ -133,7 +133,7 @@ pub(crate) fn explain(at: usize, line: &str) -> Option<(Range<usize>, Style)> {
     line.trim_start().starts_with("no: ").then_some(whole(line, DIM))
 }
 
-/// `millrace explain --all`
+/// Paints `millrace explain --all`: heads, and what is not known.
 pub(crate) fn classes(_at: usize, line: &str) -> Option<(Range<usize>, Style)> {
     if line.starts_with("# ") || line.starts_with("who ") {
         return Some(whole(line, HEAD));
@@ -142,7 +142,7 @@ pub(crate) fn classes(_at: usize, line: &str) -> Option<(Range<usize>, Style)> {
     Some((at..at + "can't be told".len(), DOUBTFUL))
 }
 
-/// `millrace diff`
+/// Paints `millrace diff`: heads, and lines of one side alone.
 pub(crate) fn diff(_at: usize, line: &str) -> Option<(Range<usize>, Style)> {
     if ["traffic:", "packets:", "rules:"].iter().any(|head| line.starts_with(head)) {
         return Some(whole(line, HEAD));

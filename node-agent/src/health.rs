@@ -27,7 +27,7 @@ const AT_ONCE: usize = 64;
 pub enum What {
     /// `/livez`, `/readyz`, and `/healthz`, which is the first.
     Health,
-    /// `/metrics`, in the Prometheus text format.
+    /// `/metrics`, as `application/openmetrics-text`.
     Metrics,
 }
 

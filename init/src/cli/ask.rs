@@ -15,11 +15,11 @@ use super::own::NotTyped;
 /// Where rules come from, beside a configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Sources {
-    /// Files of rules.
+    /// `--rules`: saved rules of iptables or nftables; several are taken together.
     pub(crate) rules: Vec<PathBuf>,
     /// A pod's manifest, `FILE` or `FILE#KIND/NAME`.
     pub(crate) manifest: Option<PathBuf>,
-    /// The namespace itself.
+    /// `--live`: the rules that the namespace holds.
     pub(crate) live: bool,
     /// The pod's addresses, where the source does not say them.
     pub(crate) addresses: Vec<IpAddr>,
@@ -29,7 +29,7 @@ pub(crate) struct Sources {
     pub(crate) bpffs: PathBuf,
 }
 
-/// What is asked.
+/// The question: one connection, or every class of them.
 #[derive(Clone, Debug)]
 pub(crate) enum Asked {
     /// Where one connection goes. Without a destination, it goes to the pod itself.

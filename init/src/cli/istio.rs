@@ -9,7 +9,7 @@ use millrace_core::dialect::istio::flags::{Istio, LOG_FLAGS, VARIABLES};
 use super::pflag::{as_switch, as_text, typed, values, with_flags};
 use crate::log::Log;
 
-/// What was typed.
+/// The command line of istio-iptables, with its log's flags already applied.
 #[derive(Debug)]
 pub(crate) struct Typed {
     /// Flags that are settings, by their long names, in their order.

@@ -9,7 +9,6 @@ use millrace_host::ebpf::DEFAULT_FOLDER;
 use super::args::wait;
 use super::own::{NotTyped, duration};
 
-/// `millrace node-bpf`.
 #[derive(Debug)]
 pub(crate) struct NodeBpf {
     pub(crate) folder: PathBuf,

@@ -65,7 +65,7 @@ pub(crate) enum NetnsTarget {
     Process(u32),
     /// That of a pod of this node.
     Pod {
-        /// The pod.
+        /// `NAME`, `NAMESPACE/NAME`, or the beginning of its sandbox's id.
         name: String,
         /// Where the container runtime listens.
         endpoint: PathBuf,
@@ -191,7 +191,6 @@ pub(crate) struct Diff {
     pub(crate) after: String,
 }
 
-/// `millrace lint`
 #[derive(Debug)]
 pub(crate) struct Lint {
     /// Manifests; `-` is standard input.

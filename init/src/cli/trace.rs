@@ -14,11 +14,10 @@ use super::ask::{end, ids, number};
 use super::node::{bpffs, folder};
 use super::own::{Common, NotTyped, duration};
 
-/// `millrace trace`
 #[derive(Debug)]
 pub(crate) struct Trace {
     pub(crate) common: Common,
-    /// Which connections.
+    /// Which connections are reported: those that every flag fits.
     pub(crate) filter: Filter,
     /// After how many to end; never with none.
     pub(crate) count: Option<u64>,

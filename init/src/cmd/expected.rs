@@ -13,12 +13,12 @@ use millrace_core::verify::{Compared, compared, unanswered};
 use super::held::Held;
 use super::rules::Rules;
 
-/// What is expected.
+/// What has to capture a namespace, ready to be compared with what is there.
 pub(super) struct ExpectedCapture {
     pub(super) policy: CapturePolicy,
     pub(super) program: Program,
     pub(super) routing: Routing,
-    /// Whether eBPF captures.
+    /// Whether eBPF has to capture, and rules only what it needs beside.
     pub(super) ebpf: bool,
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Of a policy.
+    /// What eBPF would do by a policy, with a proxy that listens on all of its ports.
     pub(super) fn of_policy(policy: CapturePolicy, groups: &Groups) -> Result<Self> {
         let entry = compile(&policy, groups)?;
         let tables = of_ebpf(&policy, groups, Listening::ALL);

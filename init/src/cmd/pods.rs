@@ -27,7 +27,7 @@ pub(super) enum Described {
     Inside(Loaded),
     /// The CNI plugin, by any backend.
     Plugin(Loaded),
-    /// Nothing.
+    /// Nothing; a warning has reported why.
     Open,
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use millrace_host::file;
 
-/// The resolver's configuration.
+/// The resolver's configuration (`resolv.conf(5)`), which is to be put back.
 pub(super) const PATH: &str = "/etc/resolv.conf";
 /// What was there before kumactl.
 const KEPT: &str = "/etc/resolv.conf.kuma-backup";
@@ -13,7 +13,7 @@ const KEPT: &str = "/etc/resolv.conf.kuma-backup";
 /// The most that is read of either, in bytes.
 const MOST: usize = 1024 * 1024;
 
-/// What was kept.
+/// The copy of it that kumactl kept: UTF-8, not empty, and not larger than [`MOST`].
 pub(super) struct Kept {
     text: String,
     path: PathBuf,
@@ -42,7 +42,7 @@ fn read(kept: &Path, path: &Path) -> Result<Option<Kept>> {
 }
 
 impl Kept {
-    /// What was kept.
+    /// The whole text of the copy, never blank.
     pub(super) fn text(&self) -> &str {
         &self.text
     }
