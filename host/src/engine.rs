@@ -68,11 +68,11 @@ pub struct Request<'a> {
     pub groups: &'a Groups,
     /// Marks with their routing tables that belong to us.
     pub marks: Vec<(u32, u32)>,
-    /// How programs are run.
+    /// Sandbox, variables and limits of iptables' binaries, where they are run.
     pub exec: exec::Options,
 }
 
-/// What a run did.
+/// What [`Session::run`] changed, or would change in a dry run, and by which backend.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// Which backend was used, and why; none when no rules were wanted.
@@ -150,7 +150,7 @@ impl Session {
         self.guards.1
     }
 
-    /// Look at the namespace.
+    /// Look once at rules, policy routing and interfaces, in as much detail as `look` says.
     ///
     /// # Errors
     /// When something can't be seen.
@@ -193,7 +193,7 @@ impl Session {
         }
     }
 
-    /// Do what is asked.
+    /// Look, plan, apply or roll back; again, for up to `wait`, where others change `nf_tables`.
     ///
     /// # Errors
     /// See [`EngineError`]; except for [`EngineError::Stuck`], the namespace is as it was before.

@@ -31,7 +31,7 @@ pub fn processes() -> usize {
 /// The most that a program prints: more than all rules of a host with every port in use.
 const MAX_PRINTED: usize = 256 * 1024 * 1024;
 
-/// How programs are run.
+/// View of the file system, variables and limits of a program that is run.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The view of the file system they get; none for this process's own.
@@ -76,7 +76,7 @@ pub enum ExecError {
     Deadline {
         /// Path and arguments, joined by spaces.
         command: String,
-        /// How long it had.
+        /// How long [`Running::finish`] waited for its end.
         waited: Duration,
     },
     /// It prints without end, and was killed.

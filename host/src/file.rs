@@ -33,7 +33,7 @@ pub enum FileError {
     /// It is a folder, a FIFO, a device.
     #[error("it is no regular file")]
     NotRegular,
-    /// It is no text.
+    /// Its bytes are not UTF-8.
     #[error("stream did not contain valid UTF-8")]
     NoText,
 }

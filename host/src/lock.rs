@@ -78,7 +78,7 @@ impl fmt::Display for Process {
 /// A lock could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Somebody else holds it.
+    /// Held by another run until the deadline; by which process, where `/proc` shows it.
     #[error(
         "another run of Millrace in this network namespace did not end in time: {}; wait for it, \
          or give --wait more time",
@@ -133,7 +133,7 @@ impl RunLock {
     /// Keep it from programs that are started from now on: it ends with this value.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// What `fcntl(2)` says of `F_SETFD`.
     pub fn alone(self) -> io::Result<Self> {
         let fd = match &self.held {
             Held::Netlink(socket) => socket.as_fd(),

@@ -37,7 +37,7 @@ pub enum NetnsError {
          `ip netns`"
     )]
     Name(String),
-    /// There is nothing there.
+    /// The path can't be opened or looked at: `ENOENT` where nothing is there.
     #[error("there is no network namespace {path}: {source}")]
     Open {
         /// Where it was looked for.
@@ -45,7 +45,7 @@ pub enum NetnsError {
         /// What `open(2)`, `fstat(2)` or `fstatfs(2)` say.
         source: io::Error,
     },
-    /// It is something else.
+    /// The file at this path is no namespace (nsfs), or one of another kind.
     #[error("{0} is not a network namespace")]
     Other(PathBuf),
     /// It may not be entered.

@@ -27,7 +27,7 @@ use crate::nft::{Answer, Attributes, NftError, drain, interface, netlink_family}
 
 /// The group that the kernel's own logs go to (`default_loginfo` in `nfnetlink_log.c`).
 const GROUP: u16 = 0;
-/// Who tells by netlink.
+/// The kernel's name of the logger that sends by netlink (`nfulnl_logger` in `nfnetlink_log.c`).
 const BY_NETLINK: &str = "nfnetlink_log";
 /// What of a packet is told: enough for its headers.
 const HEADERS: u32 = 128;
@@ -45,7 +45,7 @@ const MORE: (u16, u16, u16, u16) = (9, 10, 11, 14);
 /// What the kernel logs can't be heard.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// Somebody else hears it.
+    /// Another netlink socket is bound to group 0 (`EBUSY` or `EPERM`).
     #[error(
         "another program hears what the kernel logs in this namespace (group 0 of nfnetlink_log), \
          and only one can: another trace of iptables-legacy, or a log daemon; wait for its end"
@@ -54,7 +54,7 @@ pub enum LogError {
     /// A configuration request of `nfnetlink_log` failed (`NFULNL_MSG_CONFIG`).
     #[error("the kernel does not let logs be heard: {what}: {why}")]
     Refused {
-        /// What was asked for.
+        /// Which setting of the logger was asked for, in words, such as `group 0`.
         what: &'static str,
         /// The kernel's errno: `EPERM` without `NET_ADMIN`, `EAGAIN` without an answer in 5 s.
         why: Errno,

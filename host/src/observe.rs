@@ -25,13 +25,13 @@ pub enum ObserveError {
     /// rtnetlink does not list links, addresses, routes or rules.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The tables of `nf_tables`.
+    /// `nf_tables` can't be listed, or others change it faster than it is listed.
     #[error(transparent)]
     NfTables(#[from] NftError),
     /// Rules are there, but not the program that prints them.
     #[error("{variant} holds {family} rules, and what prints them is missing: {missing}")]
     Blind {
-        /// Which iptables holds them.
+        /// Whether they are rules of iptables-nft or of iptables-legacy.
         variant: Variant,
         /// Whether `iptables-save` or `ip6tables-save` is missing.
         family: Family,

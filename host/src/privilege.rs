@@ -20,7 +20,7 @@ struct Given {
 }
 
 impl Hint {
-    /// Look at this process.
+    /// By the user and capabilities of the calling thread (`/proc/thread-self/status`).
     pub(crate) fn look() -> Self {
         Self(given(&std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default()))
     }

@@ -23,7 +23,7 @@ impl Stop {
     /// Begin to hear them, on the program's only thread.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// What `pthread_sigmask(3)` or `signalfd(2)` says.
     pub fn watch() -> Result<Self, Errno> {
         let signals: SigSet =
             [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
@@ -32,7 +32,7 @@ impl Stop {
         Ok(Self { signals: SignalFd::with_flags(&signals, flags)? })
     }
 
-    /// Whether one has come.
+    /// Take one of these signals that has come; false where none has, or that can't be read.
     pub fn is_asked(&self) -> bool {
         matches!(self.signals.read_signal(), Ok(Some(_)))
     }

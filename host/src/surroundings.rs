@@ -22,7 +22,7 @@ use rtnetlink::Handle;
 use crate::link::bridge::calls_rules;
 use crate::netlink::{own_address, runtime};
 
-/// Something can't be seen.
+/// Interfaces, addresses, routes, policy routing rules or neighbours can't be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum SurroundingsError {
     /// No netlink, or the kernel refuses.
@@ -33,7 +33,7 @@ pub enum SurroundingsError {
     Open(#[from] std::io::Error),
 }
 
-/// The calling thread's namespace.
+/// Interfaces, policy routing, IPv6 neighbours and settings of the calling thread's namespace.
 ///
 /// # Errors
 /// When the kernel does not list something.

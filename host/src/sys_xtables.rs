@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use nix::errno::Errno;
 use nix::libc;
 
-/// What to ask for.
+/// Which `getsockopt(2)` option: a table's sizes and hooks, or its entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     /// `IPT_SO_GET_INFO`, `IP6T_SO_GET_INFO`

@@ -12,7 +12,7 @@ use crate::nflog::{Log, LogError};
 use crate::nft::{NftError, OwnedTable, TraceBatch, TraceSocket};
 use crate::stop::Stop;
 
-/// Packets can't be followed.
+/// A trace can't begin, go on, or put back what it changed.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// No packet can be meant.
@@ -52,7 +52,7 @@ impl Tracer {
     /// meet rules of iptables-legacy.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When no packet can match, or the kernel refuses the table, traces or logs.
     pub fn begin(filter: &Filter, legacy: &[Family]) -> Result<Self, TraceError> {
         let content = filter.table()?;
         let listener = TraceSocket::open()?;

@@ -29,10 +29,10 @@ const CLOSING: Duration = Duration::from_mins(2);
 /// Connections can't be told to connection tracking.
 #[derive(Debug, thiserror::Error)]
 pub enum TrackError {
-    /// It does not begin.
+    /// The table whose rules begin tracking can't be made.
     #[error("connections that exist can't be tracked: {0}")]
     Begin(#[from] NftError),
-    /// They can't be listed.
+    /// TCP sockets can't be listed by `sock_diag(7)`, or conntrack's netlink can't be opened.
     #[error("connections that exist can't be listed: {0}")]
     List(#[from] io::Error),
     /// It does not take one.

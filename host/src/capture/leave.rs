@@ -36,7 +36,7 @@ pub struct Farewell<'a> {
     pub dry_run: bool,
     /// How long other runs are waited for.
     pub wait: Duration,
-    /// How programs are run.
+    /// Sandbox, variables and limits of iptables' binaries, where they are run.
     pub exec: exec::Options,
 }
 

@@ -36,12 +36,12 @@ use crate::tracked::Tracked;
 /// A namespace as programs that are run see it.
 const OWN: &str = "/proc/self/ns/net";
 
-/// What is to capture.
+/// Whether rules or eBPF capture a namespace, or whichever the node has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     /// Rules, written with what is preferred here. A pod that eBPF captures leaves it once they are there.
     Rules(Preference),
-    /// eBPF, and nothing else.
+    /// eBPF; where that can't be, an error and no rules.
     Ebpf,
     /// What captures already; else eBPF where the node's programs are loaded and can do it; else rules.
     Any,
@@ -69,7 +69,7 @@ pub struct Pins<'a> {
 /// What is to be done with a namespace.
 #[derive(Clone, Debug)]
 pub struct Order<'a> {
-    /// What captures it then.
+    /// What is to capture the namespace, in the spelling of every backend.
     pub desired: &'a Desired,
     /// Rules, eBPF, or whichever the node has: see [`By`].
     pub by: By,
@@ -93,7 +93,7 @@ pub struct Order<'a> {
     pub wait: Duration,
     /// When everything has to be done.
     pub deadline: Instant,
-    /// How programs are run.
+    /// Sandbox, variables and limits of iptables' binaries, where they are run.
     pub exec: exec::Options,
 }
 

@@ -11,7 +11,7 @@ use super::folder;
 use crate::link::LinkError;
 use crate::lock::{self, Process};
 
-/// Capture by eBPF failed.
+/// Why the node's programs or a pod's entry can't be loaded, changed or read.
 #[derive(Debug, thiserror::Error)]
 pub enum EbpfError {
     /// The folder can't hold pins.
@@ -77,7 +77,7 @@ pub enum EbpfError {
          what is missing"
     )]
     NotWhole {
-        /// Where they are pinned.
+        /// Path of the folder of their pins.
         folder: PathBuf,
         /// Which pins, maps or eBPF programs are gone or no longer attached, in words.
         what: String,
@@ -102,13 +102,13 @@ pub enum EbpfError {
     /// Programs can't carry the policy out.
     #[error(transparent)]
     Refused(#[from] UnsupportedParts),
-    /// A privilege is missing.
+    /// `EPERM` or `EACCES`: BPF, NET_ADMIN and PERFMON, or SYS_ADMIN and NET_ADMIN are needed.
     #[error(
         "{what}: {source}; eBPF capture needs the capabilities BPF, NET_ADMIN and PERFMON, or \
          SYS_ADMIN and NET_ADMIN"
     )]
     Privilege {
-        /// What was not permitted.
+        /// A path, a map, an eBPF program, or what was tried.
         what: String,
         /// `EPERM` or `EACCES`.
         source: io::Error,
@@ -126,7 +126,7 @@ pub enum EbpfError {
     /// The kernel can't do all of it.
     #[error("eBPF can't work here: {0}; nothing was changed")]
     Unable(String),
-    /// A map is full.
+    /// The map of this name has no room for another entry (`E2BIG`, `ENOSPC`).
     #[error("the map {0} is full: nothing was changed for this pod")]
     Full(&'static str),
     /// The verifier does not accept a program.
@@ -136,7 +136,7 @@ pub enum EbpfError {
         name: String,
         /// What `bpf(2)` says of `BPF_PROG_LOAD`; never `EAGAIN`.
         source: io::Error,
-        /// What the verifier says.
+        /// The verifier's log of the program; empty where the kernel gave none.
         log: String,
     },
     /// Signals interrupted the verifier again and again.

@@ -134,7 +134,7 @@ const UNASKED: &str = "it can't be asked for: ";
 enum Has {
     Yes,
     No,
-    /// It can't be asked.
+    /// The kernel can't be asked, and why: it may have it or not.
     Refused(String),
 }
 

@@ -22,7 +22,7 @@ use crate::lock::file_holder;
 
 /// Whoever waits for the lock looks so often whether it is free.
 const PAUSE: Duration = Duration::from_millis(1);
-/// Nobody but the owner.
+/// Mode of folders: nobody but the owner may list, enter or change them.
 const PRIVATE: u32 = 0o700;
 /// What lets others change what is in a folder.
 const WRITABLE: u32 = 0o022;

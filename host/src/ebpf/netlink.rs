@@ -22,7 +22,7 @@ const ROOM: usize = 32 * 1024;
 pub(super) struct Kernel(Socket);
 
 impl Kernel {
-    /// Of a protocol (`netlink(7)`).
+    /// Open a socket of a protocol of `netlink(7)`, such as `NETLINK_SOCK_DIAG`.
     pub(super) fn open(protocol: isize) -> io::Result<Self> {
         let socket = Socket::new(protocol)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;

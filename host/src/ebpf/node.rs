@@ -25,7 +25,7 @@ use super::target::Target;
 use super::whole::{Faults, attached_at, lost, put_back};
 use crate::netns::known;
 
-/// What the folder has.
+/// Folders below that of the pins, which each load makes where they are missing.
 const PARTS: [&str; 4] = ["maps", "links", "pods", "spares"];
 /// `BPF_FS_MAGIC` of linux/magic.h.
 pub(super) const BPF_FS: FsType = FsType(0xcafe_4a11);
@@ -82,7 +82,7 @@ pub struct Options {
 /// What [`Node::load`] changed on the node; what was as it should be is in none of these lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
-    /// Programs that were attached.
+    /// Names of programs that had no link at this cgroup, and have one now.
     pub attached: Vec<String>,
     /// Programs that were put in the place of earlier ones.
     pub replaced: Vec<String>,
@@ -97,17 +97,17 @@ pub struct Loaded {
 /// Whether the node's programs are there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// Programs that are attached.
+    /// Names of the programs whose pinned links are attached to a cgroup.
     pub attached: Vec<String>,
     /// What should be there and is not.
     pub faults: Faults,
     /// Whether they are those of this version.
     pub current: bool,
-    /// Whether connections are short-circuited.
+    /// Whether what application and proxy send each other goes from socket to socket.
     pub accelerated: bool,
     /// One of how many decisions is reported; 0 for none.
     pub sample: u32,
-    /// Captured outbound TCP connections.
+    /// How many captured outbound TCP connections the map FLOWS holds, of all pods.
     pub connections: usize,
     /// Programs that are loaded in advance, for so many pods to come.
     pub spares: usize,
@@ -290,7 +290,7 @@ impl Node {
         sys_bpf::pin(link.as_fd(), &pin).map_err(failed)
     }
 
-    /// Open what is loaded.
+    /// Open the maps by their pins in `folder`; nothing is loaded or attached.
     ///
     /// # Errors
     /// [`EbpfError::NotLoaded`] where nothing is, [`EbpfError::NotWhole`] where maps are missing.
@@ -381,7 +381,7 @@ impl Node {
         Ok(any)
     }
 
-    /// Which programs are attached.
+    /// Which programs are attached or missing, and settings and counts that the maps hold.
     ///
     /// # Errors
     /// When a pin can't be opened.

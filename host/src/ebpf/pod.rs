@@ -69,7 +69,7 @@ pub struct Sizes {
     pub groups: usize,
     /// Policies that say more than most.
     pub more: usize,
-    /// Pods that are counted.
+    /// Keys of COUNTERS: pods whose verdicts are counted.
     pub counters: usize,
     /// `sk_lookup` programs that are a pod's.
     pub lookups: usize,

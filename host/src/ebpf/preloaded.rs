@@ -46,7 +46,7 @@ impl Node {
         Ok((number, program))
     }
 
-    /// How many there are.
+    /// How many preloaded programs are pinned, for pods to come.
     pub(super) fn count_preloaded(&self) -> Result<usize, EbpfError> {
         Ok(self.spares()?.len())
     }

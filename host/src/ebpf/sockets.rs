@@ -18,7 +18,7 @@ use super::netlink::Kernel;
 const ESTABLISHED: u8 = 1;
 const CLOSE_WAIT: u8 = 8;
 
-/// A socket that listens.
+/// A listening TCP socket, as `sock_diag(7)` lists it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProxySocket {
     /// 4 or 6: the version of IP.

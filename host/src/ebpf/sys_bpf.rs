@@ -293,7 +293,7 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     info(link)
 }
 
-/// Pin something in bpffs.
+/// `BPF_OBJ_PIN`: a program, map or link at a path in bpffs, which must be free.
 pub(super) fn pin(object: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
     let at = path(at)?;
     bpf(OBJ_PIN, &mut Object { path: at.as_ptr() as u64, fd: number(object), flags: 0 }).map(drop)

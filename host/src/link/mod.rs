@@ -52,7 +52,7 @@ pub enum LinkError {
 /// What the kernel says when it refuses.
 #[derive(Debug)]
 pub enum KernelError {
-    /// With an error number.
+    /// The errno of its answer, such as `EPERM` without `NET_ADMIN`.
     Errno(Errno),
     /// Without one: an answer that can't be read, or a reason in words.
     Other(String),
@@ -122,7 +122,7 @@ pub struct Links {
     pub ways: BTreeMap<Way, Vec<IpAddr>>,
     /// Those of them by which Millrace has localhost reached.
     pub localhost_ways: Vec<Way>,
-    /// Whether `lo` is down.
+    /// Whether `lo` lacks `IFF_UP`, as in a namespace that was just made.
     pub lo_down: bool,
     /// Whether a change is noted as in progress.
     pub marked: bool,
@@ -261,7 +261,7 @@ impl Net {
     /// Note that a change begins, or that it is done.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// `EPERM` without `NET_ADMIN`; a note that is there already, or gone, is no error.
     pub fn mark(&self, change: Change) -> Result<(), LinkError> {
         self.name(change, MARKER)
     }
@@ -269,7 +269,7 @@ impl Net {
     /// Note who logs packets, or forget it.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// `EPERM` without `NET_ADMIN`; a note that is there already, or gone, is no error.
     pub fn logger(&self, change: Change, logger: &Logger) -> Result<(), LinkError> {
         self.name(change, &logger_name(logger))
     }
@@ -289,7 +289,7 @@ impl Net {
     /// Set `lo` up, or down.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// `EPERM` without `NET_ADMIN`; that it is so already is no error.
     pub fn loopback(&self, change: Change) -> Result<(), LinkError> {
         let lo = LinkUnspec::new_with_index(LO);
         let lo = match change {
@@ -303,7 +303,7 @@ impl Net {
     /// Add an address to `lo`, or remove it.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// `EPERM` without `NET_ADMIN`; for IPv6 `EACCES` where that is switched off on `lo`.
     pub fn address(&self, change: Change, address: IpAddr) -> Result<(), LinkError> {
         let prefix = Family::of(address).bits();
         let result = async {

@@ -26,7 +26,7 @@ const LOCAL: u32 = 255;
 pub(super) enum Occupant {
     /// The interface: its index, and whether it was made to the end.
     Ours(u32, bool),
-    /// One of somebody else.
+    /// An interface of this name that is no such pair, so somebody else's.
     Other,
 }
 
@@ -85,7 +85,7 @@ impl Net {
     /// Make the interface with its address, anew where something of it is there, or remove it.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When another interface has its name, the kernel has no veth, or `NET_ADMIN` is missing.
     pub fn passthrough(&self, change: Change) -> Result<(), LinkError> {
         self.runtime.block_on(async {
             match (change, self.find_passthrough().await?) {

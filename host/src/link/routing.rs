@@ -65,7 +65,7 @@ impl Net {
     /// Have localhost reached by an interface, or by `lo` alone again.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// `EPERM` without `NET_ADMIN`; an interface that is gone or down is no error.
     pub fn localhost(&self, change: Change, way: &Way) -> Result<(), LinkError> {
         let what = || format!("the {} route to localhost by {}", way.family, way.interface);
         let index = match nix::net::if_::if_nametoindex(way.interface.as_str()) {
@@ -100,7 +100,7 @@ impl Net {
     /// Add the route `local default dev lo` to a table, or remove it.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When the table has another default route; `EPERM` without `NET_ADMIN`.
     pub fn route(&self, change: Change, family: Family, table: u32) -> Result<(), LinkError> {
         let mut message = local_default(family, table);
         if change == Change::Remove {
@@ -135,7 +135,7 @@ impl Net {
     /// Add a policy routing rule, or remove it.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When rules can't be listed, added or removed: `EPERM` without `NET_ADMIN`.
     pub fn ip_rule(&self, change: Change, rule: &IpRule) -> Result<(), LinkError> {
         let what =
             || format!("{} rule priority {} lookup {}", rule.family, rule.priority, rule.table);

@@ -30,12 +30,12 @@ const DROP: u32 = 0;
 /// The name of a set without a name; the kernel puts a number in.
 pub(super) const ANONYMOUS: &str = "__set%d";
 
-/// What one transaction does.
+/// What one transaction of `nf_tables` changes: all of it, or nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Changes<'a> {
     /// Native tables that go. A table that is wanted and there already must be among them.
     pub names: &'a [String],
-    /// Native tables that come.
+    /// Native tables that are written, each by its name with all that is in it.
     pub tables: &'a NativeTables,
     /// Edits of the tables of iptables-nft.
     pub edits: &'a [TableEdit],

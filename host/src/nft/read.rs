@@ -79,7 +79,7 @@ impl TableFamily {
 pub struct Listing {
     /// The number of the last change of anything.
     pub generation: Option<u32>,
-    /// All tables, by name.
+    /// Every table of the families `ip`, `ip6` and `inet`, by its name.
     pub tables: Vec<(TableFamily, String)>,
     /// Native tables, of those that were asked for.
     pub native: NativeTables,
@@ -93,7 +93,7 @@ pub struct Listing {
     pub netdev: bool,
 }
 
-/// Which rules are read.
+/// Which tables [`look`] reads in full; the names of all are listed anyway.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadScope<'a> {
     /// Native tables of family `inet` with these names.
@@ -415,7 +415,7 @@ pub(super) fn drops(chain: Attributes<'_>) -> bool {
     chain.number(CHAIN.3) == Some(0)
 }
 
-/// Where a chain hangs.
+/// Type, hook and priority of a base chain (`NFTA_CHAIN_HOOK`); none for any other.
 pub(super) fn base(chain: Attributes<'_>) -> Option<Base> {
     let hook = chain.nested(CHAIN.2)?;
     Some(Base {

@@ -41,7 +41,7 @@ pub enum NftError {
     /// The kernel does not list something.
     #[error("nf_tables does not list its {what}: {why}{}", remedy(*.why))]
     Refused {
-        /// What was asked for.
+        /// What was to be listed, such as `tables` or `chains`.
         what: &'static str,
         /// The kernel's errno: `EPERM` without `NET_ADMIN`.
         why: Errno,
@@ -87,7 +87,7 @@ pub enum NftError {
     Led {
         /// Name of the chain that was to be removed.
         chain: String,
-        /// The table of both.
+        /// The table that the chain and the map are in.
         table: TableId,
         /// Name of the map that has a jump or goto to it.
         map: String,
@@ -144,7 +144,7 @@ fn remedy(why: Errno) -> String {
     }
 }
 
-/// What may be missing.
+/// What the kernel may lack of `needs`; empty unless [`is_missing`] says so of the errno.
 fn lacks(why: Errno, needs: &[String]) -> String {
     if needs.is_empty() || !is_missing(why) {
         return String::new();

@@ -141,7 +141,7 @@ fn ending(verdict: Attributes<'_>) -> Option<Ending> {
     }
 }
 
-/// Expressions that only ask.
+/// Expressions that let a rule go on or not, and change nothing of the packet.
 const ASKING: [&str; 7] = ["connlimit", "dynset", "limit", "match", "meter", "osf", "quota"];
 /// Expressions that fill a register, in this attribute.
 const LOADING: [(&str, u16); 9] = [

@@ -150,7 +150,7 @@ pub(super) fn compat(protocol: u8, negated: bool) -> RuleAttribute {
     RuleAttribute::Compat(vec![number(COMPAT.0, protocol.into()), number(COMPAT.1, flags)])
 }
 
-/// An attribute as bytes.
+/// The attribute's bytes, its header (`struct nlattr`) among them.
 fn written(attribute: &RuleAttribute) -> Vec<u8> {
     let mut bytes = vec![0; attribute.buffer_len()];
     attribute.emit(&mut bytes);

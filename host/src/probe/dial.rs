@@ -16,7 +16,7 @@ use nix::sys::socket::{
 
 use super::listen::ProbeSocket;
 
-/// Who makes a connection.
+/// User and group of a connection, and whether this process can make it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum As {
     /// This process, whose user and group these are.

@@ -54,7 +54,7 @@ impl fmt::Display for Direction {
     }
 }
 
-/// How a check ended.
+/// Whether a connection was captured, was not, or could not be tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// The connection came where it should, and its original destination is known there.

@@ -28,7 +28,7 @@ pub(super) fn new_socket(family: Family, protocol: Protocol) -> Result<OwnedFd, 
     Ok(fd)
 }
 
-/// Where a listener listens.
+/// Where a listener is bound: a port of a family and protocol, at any address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Spot {
     pub(super) family: Family,
