@@ -55,16 +55,16 @@ pub(crate) enum Need {
 
 /// Who may be asked about a pod. None where nobody is configured.
 pub(crate) trait Sources {
-    /// Ask the node agent.
+    /// By `agent_socket`; an error is why it told nothing of the pod.
     fn agent(&mut self, pod: &PodFacts, need: Need) -> Option<Result<PodFacts, String>>;
-    /// Ask the Kubernetes API.
+    /// By `kubeconfig`; an error is why it told nothing of the pod.
     fn api(&mut self, pod: &PodFacts, need: Need) -> Option<Result<PodFacts, String>>;
 }
 
 /// How a pod is captured.
 #[derive(Clone, Debug)]
 pub(crate) struct Captured {
-    /// Whose proxy it has.
+    /// The mesh whose proxy it has, by whose conventions its policy is made.
     pub(crate) mesh: Mesh,
     /// What is captured, by the pod's annotations, its proxy and the entry.
     pub(crate) policy: CapturePolicy,
@@ -73,9 +73,9 @@ pub(crate) struct Captured {
 /// What is to be done with a pod.
 #[derive(Debug)]
 pub(crate) enum Disposition {
-    /// It is left alone.
+    /// It is not captured, and why; [`Decided::beside`] has more reasons.
     Pass(Passed),
-    /// It is captured so.
+    /// It is captured by this policy, for this mesh.
     Capture(Box<Captured>),
 }
 

@@ -20,7 +20,7 @@ use crate::own_file::append;
 #[derive(Debug)]
 pub struct Log {
     least: Level,
-    /// Members of every line.
+    /// JSON members of every line, beside its own; [`Log::know`] adds more.
     context: Map<String, Value>,
     file: Option<LogFile>,
     began: Instant,

@@ -88,7 +88,7 @@ pub(crate) struct Notes {
     folder: PathBuf,
 }
 
-/// Whose a namespace is.
+/// Whether notes tell that a network namespace belongs to an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {
     /// The attachment's: its note names this namespace, and no other note does.

@@ -25,7 +25,7 @@ pub enum Outcome {
     Captured,
     /// The pod is not to be captured.
     Passed,
-    /// DEL left nothing behind.
+    /// DEL took what was the attachment's, if anything, and GC has nothing to do.
     Deleted,
     /// DEL left rules behind, for GC.
     LeftBehind,
@@ -48,7 +48,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Each of them once.
+    /// Every outcome once, which [`Self::find`] goes through.
     pub const ALL: [Self; 12] = [
         Self::Captured,
         Self::Passed,

@@ -11,7 +11,7 @@ use std::path::Path;
 use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 
-/// Nobody but the owner.
+/// Mode of folders: nobody but the owner may list, enter or change them.
 const PRIVATE: u32 = 0o700;
 /// What lets others change what is in a folder.
 const WRITABLE: u32 = 0o022;

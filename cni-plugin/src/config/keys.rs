@@ -1,7 +1,7 @@
 //! Every key of the configuration in one table: reading, the schema and the warning about unknown
 //! keys are made from it.
 
-/// Whose key it is.
+/// Which specification or plugin gave a key its name and meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// Of the CNI specification (section 1) or its conventions.
@@ -21,11 +21,11 @@ pub enum Owner {
 pub enum Shape {
     /// A JSON string, of any content.
     Text,
-    /// One of these words.
+    /// A JSON string that is one of these words.
     Choice(&'static [&'static str]),
     /// A JSON boolean; a string such as "true" is refused.
     Switch,
-    /// A list of texts.
+    /// A JSON array of strings, which may be empty.
     Texts,
     /// An object whose members are texts.
     TextMap,
@@ -62,7 +62,7 @@ pub struct Key {
     pub shape: Shape,
     /// What holds without it; empty for nothing.
     pub default: &'static str,
-    /// What it is for.
+    /// The key's `description` in the JSON Schema of the entry.
     pub help: &'static str,
 }
 
@@ -78,7 +78,7 @@ const fn key(
 
 use Owner::{Cni, Consul, Istio, Linkerd, Own};
 
-/// How much is logged.
+/// Values of `plugin_log_level`, from the most messages to no message.
 const LEVELS: &[&str] = &["debug", "info", "warn", "error", "none"];
 
 /// The members of the entry itself; those of `linkerd`, `kuma` and `consul` have their own tables.
@@ -283,7 +283,7 @@ pub const KEYS: &[Key] = &[
     ),
 ];
 
-/// The keys of `linkerd`.
+/// Members of the object `linkerd`, as an entry of linkerd-cni has it.
 pub const LINKERD: &[Key] = &[
     key(
         "incoming-proxy-port",
@@ -369,7 +369,7 @@ pub const LINKERD: &[Key] = &[
 /// The keys of `kuma`: there are none.
 pub const KUMA: &[Key] = &[];
 
-/// The keys of `consul`.
+/// Members of the object `consul`, which is Millrace's own.
 pub const CONSUL: &[Key] = &[key(
     "dual-stack",
     Own,

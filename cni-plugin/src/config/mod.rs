@@ -32,9 +32,9 @@ pub enum Backend {
     Auto,
     /// Native nftables by netlink, and nothing else where the kernel lacks it.
     Nftables,
-    /// iptables, by its programs.
+    /// iptables-nft, or iptables-legacy where that holds rules or the kernel has no `nf_tables`.
     Iptables,
-    /// The node's eBPF programs.
+    /// The node's eBPF programs; an error where they are not loaded, and no rules.
     Ebpf,
 }
 
@@ -80,9 +80,9 @@ pub struct Config {
     pub proxy_identity: ProxyIdentity,
     /// The proxy's user where nobody tells.
     pub proxy_uid: Option<Sourced<Uid>>,
-    /// The proxy's group, likewise.
+    /// The proxy's group where nobody tells it; none where the entry does not either.
     pub proxy_gid: Option<Sourced<Gid>>,
-    /// The proxy's variables, likewise.
+    /// The proxy's variables where nobody tells them; empty where the entry does not either.
     pub proxy_env: BTreeMap<String, Sourced<String>>,
     /// The meshes whose pods are expected beside those of Istio, with the settings of each.
     pub(crate) expected: BTreeMap<Mesh, FileValues>,
@@ -90,7 +90,7 @@ pub struct Config {
     pub annotations: BTreeMap<String, String>,
     /// How long ADD may take, lookups and waiting for locks included.
     pub deadline: Duration,
-    /// Where attachments are noted.
+    /// Folder of the notes on captured attachments; it may be lost at a reboot.
     pub state_dir: PathBuf,
     /// What is logged, and where.
     pub log: LogConfig,
@@ -128,7 +128,7 @@ impl Default for LogConfig {
 pub(crate) struct Places {
     /// The name of the network.
     pub(crate) network: String,
-    /// Where attachments are noted.
+    /// Folder of the notes on captured attachments, [`STATE_DIR`] by default.
     pub(crate) state_dir: PathBuf,
     /// Where the node's eBPF programs are pinned.
     pub(crate) bpffs: PathBuf,

@@ -42,7 +42,7 @@ impl fmt::Display for Unknown {
 /// What holds for every pod of the node.
 #[derive(Clone, Debug)]
 pub(super) struct Known<'a> {
-    /// Who is left alone.
+    /// Which namespaces' pods, and which node agent, are left alone.
     pub(super) node: istio::Node<'a>,
     /// Whose pods are expected beside those of Istio.
     pub(super) expected: Vec<Mesh>,

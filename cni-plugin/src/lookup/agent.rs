@@ -26,7 +26,7 @@ struct Line {
     error: Option<String>,
 }
 
-/// Ask about a pod.
+/// Send the pod's name and uid in a line, and read one back, within [`PATIENCE`].
 pub(super) fn ask(path: &Path, pod: &PodFacts, deadline: Instant) -> Result<PodFacts, String> {
     let deadline = soon(deadline);
     let stream = open(path, deadline).map_err(|error| format!("{}: {error}", path.display()))?;

@@ -31,7 +31,7 @@ const ATTEMPTS: u32 = 10;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// An attempt that failed.
+/// Why an attempt told nothing, and whether to make another one.
 struct Failure {
     why: String,
     /// Whether another attempt may succeed.

@@ -13,7 +13,7 @@ pub struct PodArgs {
     pub uid: Option<String>,
 }
 
-/// `CNI_ARGS` can't be read.
+/// Why `CNI_ARGS` is refused, which the runtime gets with code 4.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArgsError {
     /// An item is no pair.

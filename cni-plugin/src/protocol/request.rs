@@ -60,7 +60,7 @@ impl Command {
 pub struct Attachment {
     /// `CNI_CONTAINERID`: a letter or digit, then letters, digits, `_`, `.` and `-`.
     pub container_id: String,
-    /// The interface in it.
+    /// `CNI_IFNAME`: the interface in the container, of at most 15 bytes.
     pub ifname: String,
 }
 
@@ -73,7 +73,7 @@ pub struct Request {
     pub attachment: Attachment,
     /// The container's network namespace, where there still is one.
     pub netns: Option<PathBuf>,
-    /// The text of `CNI_ARGS`.
+    /// `CNI_ARGS` unread: `KEY=VALUE` pairs with `;` between; empty where it is not set.
     pub args: String,
 }
 

@@ -23,7 +23,7 @@ impl Version {
     /// The `cniVersion` of errors, and of VERSION's answer, where the request names none.
     pub const NEWEST: Self = Self::V110;
 
-    /// As it is written.
+    /// As `cniVersion` has it, such as `1.1.0`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::V030 => "0.3.0",
