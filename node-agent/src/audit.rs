@@ -31,14 +31,14 @@ pub enum State {
     NotCaptured(String),
     /// It is captured, but not as it should be.
     Drifted(String),
-    /// It can't be told.
+    /// It can't be told: for which reason, and that in words.
     Unknown(Unknown, String),
 }
 
 /// Why it can't be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
-    /// ADD would refuse it.
+    /// ADD would refuse it, or its manifest can't be read.
     Refused,
     /// No process of it is seen.
     NoProcess,

@@ -21,7 +21,7 @@ pub enum BinaryError {
     Source {
         /// The path that `--plugin` names, or that of millrace-cni beside this program.
         path: PathBuf,
-        /// Why it can't be.
+        /// What opening or reading it says, or that it is no ELF file.
         why: String,
     },
     /// The folder of the runtime.

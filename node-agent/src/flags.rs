@@ -113,7 +113,7 @@ impl std::str::FromStr for NodeName {
     }
 }
 
-/// An address, or none.
+/// An address with its port; for the word `none` nothing listens.
 #[derive(Clone, Copy, Debug)]
 pub struct Address(pub Option<SocketAddr>);
 

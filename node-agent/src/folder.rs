@@ -69,7 +69,7 @@ pub struct Owner {
 /// A file as it was read.
 #[derive(Debug)]
 pub struct Seen {
-    /// All of its content.
+    /// All of it; a file longer than the reader allows is an error instead.
     pub bytes: Vec<u8>,
     /// Who may do what with it.
     pub owner: Owner,

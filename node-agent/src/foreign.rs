@@ -30,7 +30,7 @@ pub enum NotTaken {
     CannotDo {
         /// Whose plugin the entry calls.
         mesh: Mesh,
-        /// What it asks for.
+        /// What of its settings is in the way, in words.
         why: &'static str,
     },
     /// The entry's own settings are wrong.

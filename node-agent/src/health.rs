@@ -22,7 +22,7 @@ use crate::state::Shared;
 const PATIENCE: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 64;
 
-/// What an address answers.
+/// Which paths an address serves by HTTP; all others are 404.
 #[derive(Clone, Copy, Debug)]
 pub enum What {
     /// `/livez`, `/readyz`, and `/healthz`, which is the first.

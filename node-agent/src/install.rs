@@ -44,11 +44,11 @@ pub struct Config {
     pub plugin: PathBuf,
     /// The name that it gets.
     pub kind: String,
-    /// Where the plugin stands.
+    /// Where among the CNI configurations the plugin's entry stands.
     pub mode: Mode,
     /// The file, where the default is not wanted.
     pub file: Option<String>,
-    /// What the operator says.
+    /// What the operator sets, which holds over what was taken over.
     pub settings: Settings,
     /// Where the plugin's kubeconfig comes from.
     pub kubeconfig: kubeconfig::From,
@@ -60,7 +60,7 @@ pub struct Config {
     pub take_over: Vec<Mesh>,
 }
 
-/// Why a pass failed.
+/// Why a pass, or an uninstallation, was not carried to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// The binary can't be read, or not be put into the folder of the runtime's plugins.
@@ -107,7 +107,7 @@ pub enum InstallError {
          another name (--conf-file)"
     )]
     InTheWay(String, String),
-    /// Others write too fast.
+    /// While uninstalling, others changed the same files at every one of `TURNS` tries.
     #[error("the CNI configuration changes faster than it can be left: try again")]
     Busy,
 }
@@ -119,7 +119,7 @@ pub struct Report {
     pub state: State,
     /// What the user should know.
     pub words: Vec<String>,
-    /// Why files were written.
+    /// One for each file that was written, in that order; empty where all was right.
     pub causes: Vec<Cause>,
     /// Whether somebody else was writing, so that it has to be looked at again soon.
     pub again: bool,

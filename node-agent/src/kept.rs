@@ -64,7 +64,7 @@ pub struct KeptFile {
     pub mode: u32,
 }
 
-/// What was taken over.
+/// What the file `kept.json` says: what was taken over, and which names are the agent's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Kept {
@@ -114,7 +114,7 @@ impl Kept {
         self.settings.extend(settings.members().clone());
     }
 
-    /// Note a name once.
+    /// Add a name unless it is there. Gives whether it was added.
     pub fn note(names: &mut Vec<String>, name: &str) -> bool {
         let new = !names.iter().any(|own| own == name);
         if new {
@@ -138,7 +138,7 @@ impl Store {
     /// Open it; it is made if it isn't there.
     ///
     /// # Errors
-    /// When it can't be.
+    /// When it can't be made, or is a link, another user's, or writable to others.
     pub fn open(path: &Path) -> Result<Self, KeptError> {
         Ok(Self { folder: open_own(path)? })
     }
@@ -146,7 +146,7 @@ impl Store {
     /// Open it where it is there.
     ///
     /// # Errors
-    /// When it can't be.
+    /// When it is a link, no folder, another user's, or writable to others.
     pub fn open_if_there(path: &Path) -> Result<Option<Self>, KeptError> {
         Ok(own_if_there(path)?.map(|folder| Self { folder }))
     }

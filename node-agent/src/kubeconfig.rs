@@ -146,7 +146,7 @@ impl Account {
     /// written.
     ///
     /// # Errors
-    /// When it can't be.
+    /// See [`KubeconfigError`]; a kubeconfig that was there stays as it is.
     pub fn write(&self, folder: &Folder) -> Result<bool, KubeconfigError> {
         let (text, owner) = (self.kubeconfig()?, Owner::private().of_this_process());
         let there = folder.read(NAME).ok().flatten();

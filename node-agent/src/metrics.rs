@@ -41,9 +41,9 @@ pub enum Answered {
     NoPod,
     /// The API did not tell.
     Failed,
-    /// It was no question.
+    /// The line can't be read, or asks for no pod.
     Bad,
-    /// It was not root's.
+    /// Who asked is neither root nor the agent's own user (`SO_PEERCRED`).
     Refused,
     /// Nobody waited for the answer, or asked nothing in time.
     Nothing,
@@ -107,7 +107,7 @@ struct Held {
     reason: &'static str,
 }
 
-/// Everything that is counted.
+/// The registry behind `/metrics`, and the counters, gauges and histograms in it.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Snapshot {
     /// What the files say, which is what plans are made from.
     pub seen: Seen,
-    /// The files, by name.
+    /// Those that could be read, by their names in the folder.
     pub files: BTreeMap<String, SeenFile>,
 }
 
@@ -32,7 +32,7 @@ pub struct Late {
     pub old: Vec<u8>,
     /// What was put in its place.
     pub new: Vec<u8>,
-    /// When it is forgotten.
+    /// When it is forgotten: `PATIENCE` after it was replaced.
     pub until: Instant,
 }
 

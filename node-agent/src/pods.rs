@@ -123,7 +123,7 @@ impl Pods {
         self.known().pods.iter().map(|(name, pod)| (name.clone(), pod.clone())).collect()
     }
 
-    /// How many there are.
+    /// How many pods of the node are known now.
     pub fn count(&self) -> usize {
         self.known().pods.len()
     }

@@ -12,7 +12,7 @@ const SPAN: Duration = Duration::from_mins(5);
 const FIRST_PAUSE: Duration = Duration::from_mins(5);
 const LONGEST_PAUSE: Duration = Duration::from_hours(4);
 
-/// Who puts entries back.
+/// Whose entries were taken over lately, and whose are left alone until when.
 #[derive(Debug, Default)]
 pub struct Rivalry {
     taken: Vec<(Mesh, Instant)>,

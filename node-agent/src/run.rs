@@ -30,7 +30,7 @@ const SOON: Duration = Duration::from_millis(20);
 /// How soon the socket and the clients are made again when they could not be.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// Where and how often.
+/// Where the agent serves HTTP, how often it looks, and what it does about pods.
 #[derive(Clone, Debug)]
 pub struct Places {
     /// How often everything is looked at, where nothing tells of a change.

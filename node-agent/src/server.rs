@@ -56,7 +56,7 @@ struct Done {
     micros: u32,
 }
 
-/// What the plugin says.
+/// A line of the plugin that was understood.
 #[derive(Debug)]
 enum Said {
     /// It asks for a pod.
@@ -187,7 +187,7 @@ async fn send(stream: &mut UnixStream, parts: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// What a line says.
+/// Read a line of JSON (version 1), of at most `MOST` bytes with its newline.
 fn said(line: &[u8]) -> Result<Said, String> {
     if !line.ends_with(b"\n") {
         return Err(format!("the question is no line of at most {MOST} bytes"));

@@ -38,7 +38,7 @@ impl Settings {
         Self::new(serde_json::from_str(text).map_err(BadSettings::Json)?)
     }
 
-    /// The same for members.
+    /// From members of the entry; keys of the CNI specification are refused.
     ///
     /// # Errors
     /// When the plugin would not take them.
@@ -83,7 +83,7 @@ impl Settings {
         self
     }
 
-    /// Whether one is named.
+    /// Whether a key of this name is set, whatever its case.
     pub fn has(&self, name: &str) -> bool {
         self.0.keys().any(|own| own.eq_ignore_ascii_case(name))
     }

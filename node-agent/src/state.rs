@@ -12,7 +12,7 @@ use millrace_cni::causes::chain;
 /// How much longer than its period a pass may take before it hangs.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What all parts see.
+/// What the installer, the HTTP servers and the repairer have in common.
 #[derive(Debug)]
 pub struct Shared {
     /// What `/metrics` answers with.
@@ -31,7 +31,7 @@ struct Installation {
 }
 
 impl Shared {
-    /// Nothing is known yet.
+    /// Before the first pass: not ready, and the time for that pass begins.
     pub fn new(period: Duration, pods: Option<Arc<Pods>>) -> Self {
         let reasons = vec!["the first look at the node is not finished".to_owned()];
         let last = Instant::now();

@@ -31,14 +31,14 @@ pub struct Way {
     pub grace: Duration,
 }
 
-/// What an uninstallation did.
+/// What an uninstallation put back, wrote, removed and left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Done {
-    /// What was put back.
+    /// Binaries, entries and files of others that are back, each in words.
     pub restored: Vec<String>,
-    /// Files that were written.
+    /// Paths of CNI configurations and drop-ins that were written, each once.
     pub written: Vec<PathBuf>,
-    /// Files that were removed.
+    /// Paths of configurations, binaries and the agent's own files that were removed.
     pub removed: Vec<PathBuf>,
     /// What is not as one may expect, and why.
     pub words: Vec<String>,

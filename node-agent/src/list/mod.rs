@@ -23,10 +23,10 @@ pub enum BadList {
     /// It is no JSON, or no object; what the parser says.
     #[error("it is no JSON object: {0}")]
     Json(String),
-    /// It has no name.
+    /// Its `name` is missing, empty or no string.
     #[error("it has no name, which has to be a text that is not empty")]
     Name,
-    /// It has no plugins.
+    /// Its `plugins` is missing, empty or no array.
     #[error("it has no plugins, which have to be a list that is not empty")]
     Plugins,
     /// A plugin has no type.
@@ -51,7 +51,7 @@ pub struct Entry {
     number: Option<usize>,
 }
 
-/// A list of plugins.
+/// A network configuration of several plugins (CNI specification, section 1).
 #[derive(Clone, Debug)]
 pub struct List {
     /// Every member; the text of `plugins` among them is the one that was read.

@@ -16,7 +16,7 @@ use crate::settings::Settings;
 pub use own::Own;
 pub use planner::plan;
 
-/// Where the plugin stands.
+/// Where among the CNI configurations the plugin's entry stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
     /// Last in the list that the runtime uses.
@@ -47,7 +47,7 @@ pub enum BadConf {
     /// Its text is no configuration.
     #[error(transparent)]
     List(#[from] BadList),
-    /// It can't be read.
+    /// It can't be read, or is no UTF-8: which, in words.
     #[error("{0}")]
     File(String),
 }
@@ -85,7 +85,7 @@ pub struct Desired {
     pub file: Option<String>,
     /// Which files are the agent's own.
     pub own: Own,
-    /// What the operator says.
+    /// What the operator sets, which holds over [`Self::kept`].
     pub settings: Settings,
     /// What was taken over before.
     pub kept: Settings,
@@ -104,9 +104,9 @@ pub enum Cause {
     Missing,
     /// It is not the last one, or there are several.
     Moved,
-    /// It says something else.
+    /// The entry, or a file of the agent's own, has other members than desired.
     Changed,
-    /// Another plugin's is replaced.
+    /// Another mesh's entry, or its file, stands where the plugin's belongs.
     TakenOver,
     /// It has to be gone.
     Withdrawn,
@@ -145,7 +145,7 @@ pub enum Step {
     KeepFile {
         /// Whose plugin the file calls.
         mesh: Mesh,
-        /// Name of the file.
+        /// Name of the file in the folder of CNI configurations.
         file: String,
         /// What of its entry holds from now on.
         settings: Settings,
@@ -168,7 +168,7 @@ pub enum Step {
     },
     /// Remove a file from the folder of CNI configurations.
     Remove {
-        /// Name of the file.
+        /// Name of the file: the agent's own, or another's that was kept before.
         file: String,
     },
     /// Have the drop-in directory of a network hold this.
