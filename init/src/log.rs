@@ -81,7 +81,7 @@ pub(crate) struct Log {
 const MOST_ERRORS: usize = 256;
 
 impl Log {
-    /// For Millrace's own commands.
+    /// For Millrace's own commands: to standard error, with tabs between.
     pub(crate) fn own() -> Self {
         Self::to(Target::Stderr, Form::Tabs)
     }

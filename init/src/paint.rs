@@ -17,10 +17,10 @@ pub(crate) enum Color {
 }
 
 impl Color {
-    /// As `--color` has them.
+    /// The values of `--color`, of which `auto` is the default.
     pub(crate) const NAMES: [&str; 3] = ["auto", "always", "never"];
 
-    /// By name, of [`Self::NAMES`].
+    /// By one of [`Self::NAMES`]; any other word is `auto`.
     pub(crate) fn named(name: &str) -> Self {
         match name {
             "always" => Self::Always,

@@ -14,7 +14,7 @@ use crate::log::Log;
 pub(crate) struct Typed {
     /// Flags that are settings, by their long names, in their order.
     pub(crate) flags: Vec<(String, String)>,
-    /// Where the log goes.
+    /// As its flags set it up; without any, it goes to standard output.
     pub(crate) log: Log,
 }
 
@@ -23,7 +23,7 @@ pub(crate) struct Typed {
 pub(crate) enum NotTyped {
     /// Help was asked for; this is it.
     Help(String),
-    /// It can't be read.
+    /// It can't be read, and why: what is printed before the exit.
     Bad(String),
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct Ebpf {
 /// Whether it is eBPF that captures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Meant {
-    /// It was asked for.
+    /// By `--backend ebpf`: that it can't is an error.
     Yes,
     /// If it does already, or can.
     Perhaps,
@@ -57,7 +57,7 @@ pub(crate) enum Task {
     Collect,
 }
 
-/// Where the pins are.
+/// `--bpffs`, the folder of pins; `DEFAULT_FOLDER` without it.
 pub(super) fn bpffs() -> Arg {
     Arg::new("bpffs")
         .long("bpffs")

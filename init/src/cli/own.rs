@@ -61,7 +61,7 @@ pub(crate) enum NetnsTarget {
     Here,
     /// By path, process id or name.
     Netns(String),
-    /// That of a process.
+    /// That of the process with this id (`--pid`).
     Process(u32),
     /// That of a pod of this node.
     Pod {
@@ -213,7 +213,7 @@ pub(crate) struct Graph {
 pub(crate) enum NotTyped {
     /// Help or the version was asked for; this is it.
     Print(String),
-    /// It can't be read.
+    /// It can't be read, and why: what is printed before the exit.
     Bad(String),
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct Trace {
 /// Reports of the node's eBPF programs.
 #[derive(Debug)]
 pub(crate) struct Sampled {
-    /// Where they are pinned.
+    /// The folder of a bpffs that holds the pins of these programs.
     pub(crate) folder: PathBuf,
     /// One of how many decisions is told of.
     pub(crate) one_of: u32,

@@ -17,7 +17,7 @@ struct Linted {
     workloads: Vec<(String, Workload, Vec<Finding>)>,
     /// What can't be read, which says nothing of the others.
     bad: Vec<(String, BadObject)>,
-    /// What makes no pods.
+    /// Objects that make no pods as far as is known, each with its file.
     others: Vec<(String, Name)>,
 }
 

@@ -163,7 +163,7 @@ pub(super) fn log_outcome(outcome: &Outcome, log: &mut Log) {
     log_effects(&outcome.effects, log);
 }
 
-/// Log what was done.
+/// Log each effect but the marker's; at level debug also the text of rules.
 pub(super) fn log_effects(effects: &[Effect], log: &mut Log) {
     for effect in effects.iter().filter(|e| !matches!(e, Effect::Marker { .. })) {
         log.info(&format!("done: {effect}"));

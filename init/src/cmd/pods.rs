@@ -20,7 +20,7 @@ use millrace_host::file;
 use super::config::{self, Loaded, environment, rules_of};
 use super::output::warn;
 
-/// What captures a pod.
+/// Who captures the pod of a manifest, and by which rules.
 #[derive(Debug)]
 pub(super) enum Described {
     /// Its init container, by these rules and no others.

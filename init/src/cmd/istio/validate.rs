@@ -80,7 +80,7 @@ impl Run<'_> {
         !ours
     }
 
-    /// Tell of each connection.
+    /// Log how each connection ended, and which rules of its way a failed one lacks.
     fn tell(&mut self, report: &ProbeReport, observed: &Seen, by_plugin: bool) {
         let proved = report.checks.iter().any(|check| check.ending == Ending::Captured);
         for check in &report.checks {
