@@ -10,9 +10,9 @@ pub struct Address(pub [u32; 4]);
 const MAPPED: u32 = 0x0000_ffff_u32.to_be();
 
 impl Address {
-    /// 127.0.0.1.
+    /// 127.0.0.1, in its IPv4-mapped form.
     pub const LOCALHOST4: Self = Self::v4(0x7f00_0001_u32.to_be());
-    /// `::1`.
+    /// `::1` (RFC 4291, 2.5.3).
     pub const LOCALHOST6: Self = Self([0, 0, 0, 1_u32.to_be()]);
     /// Where a proxy speaks to the application from: 127.0.0.6.
     pub const PASSTHROUGH4: Self = Self::v4(0x7f00_0006_u32.to_be());

@@ -24,9 +24,9 @@ pub enum Direction {
 /// What it is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// TCP.
+    /// IP protocol 6.
     Tcp,
-    /// UDP.
+    /// IP protocol 17, of which DNS queries alone are ever captured.
     Udp,
 }
 
@@ -39,13 +39,13 @@ pub struct Connection {
     pub protocol: Protocol,
     /// The user of the process that begins it, in the initial user namespace.
     pub uid: u32,
-    /// Its group, likewise.
+    /// The group of that process, in the initial user namespace.
     pub gid: u32,
     /// Where it comes from; the unspecified address while that is not chosen.
     pub source: Address,
-    /// Where it goes.
+    /// Where it goes, as the application says; the unspecified address is localhost.
     pub destination: Address,
-    /// To which port.
+    /// The port that it goes to, in the machine's byte order.
     pub port: u16,
     /// Whether it stays in the pod: on its way out, since it goes to an address that the pod has by
     /// now; on its way in, since it comes from a socket of the pod. 1 or 0, in a whole word.
@@ -242,7 +242,7 @@ fn captures_dns(pod: &Pod) -> bool {
 /// When exclusions are asked for.
 #[derive(Clone, Copy)]
 enum Phase {
-    /// Before all else.
+    /// Before all else, where a flag of [`PodFlags::AHEAD`] says so.
     Ahead,
     /// Before the proxy's connections are.
     First,

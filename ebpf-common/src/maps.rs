@@ -9,7 +9,7 @@ use crate::{MAX_ADDRESSES, MAX_IDENTITIES};
 pub struct PodFlags;
 
 impl PodFlags {
-    /// IPv6 is captured.
+    /// IPv6 is captured; else all of it is let past.
     pub const IPV6: u32 = 1;
     /// A process is a proxy when any identity is its own; else each identity brings rules with it.
     pub const ANY_IDENTITY: u32 = 1 << 1;
@@ -25,7 +25,7 @@ impl PodFlags {
     pub const HAS_GROUPS: u32 = 1 << 6;
     /// Only processes of the groups are captured; else all but those.
     pub const GROUPS_ONLY: u32 = 1 << 7;
-    /// DNS is captured.
+    /// DNS queries are captured: what goes to port 53, by UDP or TCP.
     pub const DNS: u32 = 1 << 8;
     /// All of it, not only what goes to servers in NETWORKS.
     pub const DNS_ALL: u32 = 1 << 9;
@@ -87,7 +87,7 @@ pub struct Pod {
     /// Under which its networks, ports and groups are found; another one for each policy, and 0 for
     /// none.
     pub id: u32,
-    /// Of [`PodFlags`].
+    /// Switches of [`PodFlags`], one bit each.
     pub flags: u32,
     /// The proxy's port for outbound connections.
     pub outbound_port: u16,
@@ -172,9 +172,9 @@ pub const POD_ID_BITS: u32 = 32;
 pub struct NetworkKey {
     /// How many bits count, with those of the pod's id.
     pub bits: u32,
-    /// The pod's id.
+    /// [`Pod::id`], whose bits are in front of those of the address.
     pub pod: u32,
-    /// The address.
+    /// The network's address, IPv4-mapped for a network of IPv4.
     pub address: Address,
 }
 
@@ -194,7 +194,7 @@ pub const PORTS_IN_CHUNK: u16 = 512;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortKey {
-    /// The pod's id.
+    /// [`Pod::id`] of the policy that the ports belong to.
     pub pod: u32,
     /// The port divided by [`PORTS_IN_CHUNK`].
     pub chunk: u32,
@@ -216,7 +216,7 @@ pub struct PortChunk {
 }
 
 impl PortChunk {
-    /// Nothing in it.
+    /// Of no port anything is said.
     pub const EMPTY: Self = Self { words: [[0; 8]; 3] };
 
     /// What is said of a port.
@@ -235,7 +235,7 @@ impl PortChunk {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupKey {
-    /// The pod's id.
+    /// [`Pod::id`] of the policy that names it.
     pub pod: u32,
     /// The group or user, in the initial user namespace.
     pub id: u32,
@@ -251,13 +251,13 @@ pub const GROUP_USER: u32 = 1 << 1;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerKey {
-    /// The pod.
+    /// The pod that the proxy is in, by its netns cookie.
     pub netns: u64,
     /// 4 for a socket of IPv4, 6 for one of IPv6.
     pub family: u16,
     /// Which of the sockets: below [`LISTENER_PLACES`].
     pub place: u16,
-    /// The port.
+    /// The port that the proxy listens on, in the machine's byte order.
     pub port: u32,
 }
 
@@ -268,9 +268,9 @@ pub const LISTENER_PLACES: u16 = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Original {
-    /// The address.
+    /// The destination's address, IPv4-mapped where it is one of IPv4.
     pub address: Address,
-    /// The port.
+    /// The destination's port, in the machine's byte order.
     pub port: u16,
     /// The proxy's port that it went to; 0 when nothing is known.
     pub via: u16,
@@ -282,13 +282,13 @@ pub struct Original {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowKey {
-    /// The pod.
+    /// The pod that both ends are in, by its netns cookie.
     pub netns: u64,
-    /// The client's address.
+    /// The address that the client's socket has: the source of its packets.
     pub client: Address,
-    /// The client's port.
+    /// The port that the client's socket has, in the machine's byte order.
     pub client_port: u16,
-    /// The proxy's port.
+    /// The port at the other end: the proxy's, or the server's ([`Self::in_pod`]).
     pub proxy_port: u16,
     /// 4 or 6: whether the proxy's address is 127.0.0.1 or `::1`.
     pub family: u32,
@@ -319,7 +319,7 @@ impl FlowKey {
 }
 
 impl Original {
-    /// Nothing is known.
+    /// Nothing is known: `via` is 0, which no captured connection has.
     pub const NOTHING: Self = Self { address: Address([0; 4]), port: 0, via: 0, holder: 0 };
 }
 
@@ -436,7 +436,7 @@ pub struct Settings {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Event {
-    /// The pod.
+    /// The pod that decided, by its netns cookie.
     pub netns: u64,
     /// The other end: the destination, or the client of an inbound connection.
     pub remote: Address,
@@ -444,17 +444,17 @@ pub struct Event {
     pub local: Address,
     /// The other end's port.
     pub remote_port: u16,
-    /// This end's port.
+    /// This end's port; 0 of outbound connections.
     pub local_port: u16,
     /// The proxy's port; 0 when it is let past.
     pub to: u16,
     /// 6 for TCP, 17 for UDP.
     pub protocol: u8,
-    /// A [`crate::Class`].
+    /// The reason, as the number of a [`crate::Class`].
     pub class: u8,
     /// The user, in the initial user namespace; not of inbound connections.
     pub uid: u32,
-    /// The group, likewise.
+    /// The group, in the initial user namespace; not of inbound connections.
     pub gid: u32,
     /// The process, in the initial pid namespace; 0 of inbound connections.
     pub pid: u32,

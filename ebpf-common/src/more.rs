@@ -31,7 +31,7 @@ impl MoreFlags {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct More {
-    /// Of [`MoreFlags`].
+    /// Switches of [`MoreFlags`], one bit each.
     pub flags: u32,
     /// How many of `flows` count.
     pub flow_count: u32,

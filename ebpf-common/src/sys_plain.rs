@@ -15,7 +15,7 @@ use crate::more::More;
 /// # Safety
 /// The type has no padding, and any bytes are a value of it.
 pub unsafe trait Plain: Copy + 'static {
-    /// The bytes.
+    /// The memory of the value: numbers are in the machine's byte order.
     fn bytes(&self) -> &[u8] {
         // SAFETY: the value lives as long as the borrow, and every byte of it is initialised,
         // since there is no padding.

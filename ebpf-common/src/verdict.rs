@@ -20,7 +20,7 @@ pub enum Class {
     Group = 6,
     /// A DNS query: to the DNS port, or to the server that is named.
     Dns = 7,
-    /// To localhost.
+    /// Outbound to localhost, which is not captured.
     Localhost = 8,
     /// The network is excluded.
     ExcludedNetwork = 9,
@@ -32,11 +32,11 @@ pub enum Class {
     OtherNetwork = 12,
     /// Neither TCP nor a DNS query.
     NotTcp = 13,
-    /// Inbound: a tunnel.
+    /// Inbound to the tunnel port, which is never captured.
     Tunnel = 14,
     /// Inbound: the port is not captured.
     OtherInboundPort = 15,
-    /// Inbound: captured.
+    /// Inbound, and handed to the proxy's inbound port.
     Inbound = 16,
     /// Inbound: captured, but the proxy does not listen, so it was refused.
     Refused = 17,
@@ -125,12 +125,12 @@ pub struct Verdict {
     /// The port that it goes to, of the proxy but for DNS and localhost that are led elsewhere; 0 when it
     /// is let past.
     pub port: u16,
-    /// Why.
+    /// Which decision gave it, for counters and reports.
     pub class: Class,
 }
 
 impl Verdict {
-    /// Let past.
+    /// Let the connection past, for this reason.
     #[inline(always)]
     #[must_use]
     pub const fn pass(class: Class) -> Self {

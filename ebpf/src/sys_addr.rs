@@ -21,9 +21,9 @@ const TCP: u32 = 6;
 const UDP: u32 = 17;
 const MPTCP: u32 = 262;
 const SOL_SOCKET: i32 = 1;
-/// EADDRNOTAVAIL.
+/// `-EADDRNOTAVAIL` of `bpf_bind()`: the pod does not have the address.
 const NOT_AVAILABLE: i32 = -99;
-/// EINVAL.
+/// `-EINVAL` of `bpf_bind()`: the socket has a port already.
 const INVALID: i32 = -22;
 const SO_BINDTODEVICE: i32 = 25;
 
@@ -106,7 +106,7 @@ impl<'a, F: Family> Call<'a, F> {
         (both as u32, (both >> 32) as u32)
     }
 
-    /// The process.
+    /// The id of the process (not of its thread), in the initial pid namespace.
     #[inline(always)]
     pub(crate) fn process(&self) -> u32 {
         // SAFETY: a helper without arguments.
@@ -145,7 +145,7 @@ impl<'a, F: Family> Call<'a, F> {
         Address::v4(read!((*raw).user_ip4))
     }
 
-    /// Its port.
+    /// The port of that address, in the machine's byte order.
     #[inline(always)]
     pub(crate) fn port(&self) -> u16 {
         u16::from_be(read!((*self.raw()).user_port) as u16)

@@ -112,7 +112,7 @@ pub(crate) fn set_current(netns: u64, arrived: u64) {
     }
 }
 
-/// What was noted.
+/// The netns cookie and the arrival of [`set_current`] on this CPU; 0 where none was.
 #[inline(always)]
 pub(crate) fn current() -> (u64, u64) {
     let noted = CURRENT.get(0).copied().unwrap_or(0);
@@ -167,7 +167,7 @@ unsafe fn add(number: *mut u64, value: i64) {
     }
 }
 
-/// Any number.
+/// 32 pseudo-random bits, for samples and not for secrets.
 #[inline(always)]
 pub(crate) fn random() -> u32 {
     // SAFETY: a helper without arguments.
@@ -257,7 +257,7 @@ pub(crate) fn begin_flow(key: &FlowKey, socket: u64, original: Original) -> bool
     true
 }
 
-/// What FLOWS says.
+/// The entry of FLOWS with these addresses; hooks on other CPUs may change it as well.
 #[inline(always)]
 pub(crate) fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
     // SAFETY: as in `pod`; another connection may reuse the entry, but only once the addresses are

@@ -73,14 +73,13 @@ impl Rules {
         if self.program.chain(rule.chain).holder != EBPF {
             return Ok(found);
         }
-        let decided =
-            judge(&held.entry, &self.namespace, question, found.lookup).map(|verdict| {
-                match found.answer.fate {
-                    // Whether the proxy listens is not in the entry.
-                    Fate::Refused { .. } if verdict.class == Class::Inbound => Class::Refused,
-                    _ => verdict.class,
-                }
-            });
+        let decided = judge(&held.entry, &self.namespace, question, found.lookup).map(|verdict| {
+            match found.answer.fate {
+                // Whether the proxy listens is not in the entry.
+                Fate::Refused { .. } if verdict.class == Class::Inbound => Class::Refused,
+                _ => verdict.class,
+            }
+        });
         match decided {
             Some(class) if !rule.text.starts_with(&format!("{}:", class.as_str())) => bail!(
                 "the programs decide by {}, and the walk by {}: this is a fault of Millrace",
