@@ -79,16 +79,17 @@ pub(super) fn diff_args(command: Command) -> Command {
         Arg::new(name).value_name(value).help(help).required_unless_present("between")
     };
     command
-        .arg(source("before", "A", "The first rules"))
-        .arg(source("after", "B", "The second rules"))
+        .arg(source("before", "A", "First set of rules: a command line, a file or a namespace"))
+        .arg(source("after", "B", "Second set of rules, of any of the same kinds"))
         .arg(
             Arg::new("between")
                 .long("between")
                 .value_name("MESH,MESH")
-                .help("Compare what two meshes make of a pod for which nobody sets anything")
+                .help("Compare the default capture of two meshes, such as istio,linkerd")
                 .long_help(
-                    "Compare what two meshes make of a pod for which nobody sets anything: their usual \
-                     command lines stand for A and B (ambient, cilium, consul, istio, kuma, linkerd, osm)",
+                    "Compare the default capture of two meshes, such as istio,linkerd: the usual \
+                     command line of each stands for A and B (ambient, cilium, consul, istio, \
+                     kuma, linkerd, osm)",
                 )
                 .conflicts_with_all(["before", "after"])
                 .value_parser(between),
@@ -131,7 +132,10 @@ fn pod_address() -> Arg {
     Arg::new("pod-address")
         .long("pod-address")
         .value_name("IP")
-        .help("Address of the pod, where rules are not those of a namespace [default: 10.4.0.2, fd00:4::2]")
+        .help(
+            "Address of the pod, for rules that are not read from a namespace; may be given \
+             several times [default: 10.4.0.2, fd00:4::2]",
+        )
         .action(ArgAction::Append)
         .value_parser(clap::value_parser!(IpAddr))
 }
@@ -150,7 +154,7 @@ pub(super) fn source_args(command: Command) -> Command {
         .arg(
             Arg::new("live")
                 .long("live")
-                .help("The rules that the namespace holds; so it is with --netns, --pid and --pod too")
+                .help("Read the rules from the namespace; implied by --netns, --pid and --pod")
                 .action(ArgAction::SetTrue),
         )
         .arg(pod_address())
@@ -161,7 +165,10 @@ pub(super) fn manifest_arg() -> Arg {
     Arg::new("manifest")
         .long("manifest")
         .value_name("FILE[#KIND/NAME]")
-        .help("The manifest of a pod or of what makes pods, YAML or JSON: by its init container's arguments, or its annotations; `-` is standard input")
+        .help(
+            "Manifest of a pod or workload, YAML or JSON, whose init container or annotations \
+             give the configuration; `-` is standard input",
+        )
         .value_parser(clap::value_parser!(PathBuf))
 }
 
@@ -170,7 +177,10 @@ pub(super) fn questions_args(command: Command) -> Command {
     question_args(command).arg(
         Arg::new("all")
             .long("all")
-            .help("All connections, in classes that are treated alike")
+            .help(
+                "Report on every class of connections that the rules treat alike, instead of \
+                 one connection",
+            )
             .action(ArgAction::SetTrue)
             .conflicts_with_all(QUESTION),
     )
@@ -187,23 +197,31 @@ pub(super) fn question_args(command: Command) -> Command {
         .arg(text(
             "from",
             "uid=N[,gid=N]",
-            "Who connects; the group is the user's number if it is left out [default: uid=1000]",
+            "User and group that open the connection; gid defaults to the number of uid [default: \
+             uid=1000]",
         ))
         .arg(
             Arg::new("in")
                 .long("in")
-                .help("A connection that arrives from outside; --src has to say from where")
+                .help("Inbound connection, from the address in --src")
                 .action(ArgAction::SetTrue)
                 .conflicts_with("from"),
         )
-        .arg(text("to", "ADDRESS[:PORT][/PROTOCOL]", "Where it goes [default: the pod]"))
-        .arg(text("to-port", "PORT", "The port it goes to").value_parser(clap::value_parser!(u16)))
+        .arg(text(
+            "to",
+            "ADDRESS[:PORT][/PROTOCOL]",
+            "Destination [default with --in: the pod's address]",
+        ))
+        .arg(
+            text("to-port", "PORT", "Destination port, instead of one in --to")
+                .value_parser(clap::value_parser!(u16)),
+        )
         .arg(text("proto", "PROTOCOL", "tcp, udp or another one by name or number [default: tcp]"))
         .arg(
             text(
                 "src",
                 "ADDRESS",
-                "Where it comes from; on the way out, what its socket is bound to",
+                "Source address; for an outbound connection, the address that its socket is bound to",
             )
             .value_parser(clap::value_parser!(IpAddr)),
         )
@@ -211,7 +229,7 @@ pub(super) fn question_args(command: Command) -> Command {
         .arg(text(
             "iface",
             "NAME",
-            "The interface it arrives by [default: the one its source is behind]",
+            "Inbound interface [default: the one that leads to the source]",
         ))
 }
 
@@ -247,8 +265,9 @@ fn one(m: &ArgMatches) -> Result<Typed, NotTyped> {
         |flag: &str, value: &str, what: &str| NotTyped::Bad(format!("--{flag} {value:?}: {what}"));
     let identity = match word("from") {
         None => Identity { uid: 1000, gid: 1000 },
-        Some(text) => identity(text)
-            .ok_or_else(|| bad("from", text, "who connects is uid=1000 or uid=1000,gid=1000"))?,
+        Some(text) => identity(text).ok_or_else(|| {
+            bad("from", text, "it has to be uid=N, gid=N or both, such as uid=1000,gid=1000")
+        })?,
     };
     let inward = m.get_flag("in");
     let source = m.get_one::<IpAddr>("src").map(IpAddr::to_canonical);
@@ -269,7 +288,8 @@ fn one(m: &ArgMatches) -> Result<Typed, NotTyped> {
     }
     if to.is_none() && !inward {
         return Err(NotTyped::Bad(
-            "where does it go? --to 10.4.0.3:8000/tcp; or --in for what arrives, or --all"
+            "no destination: give --to, such as --to 10.4.0.3:8000/tcp, --in for an inbound \
+             connection, or --all"
                 .to_owned(),
         ));
     }
@@ -280,7 +300,9 @@ fn one(m: &ArgMatches) -> Result<Typed, NotTyped> {
     let protocol = protocol.unwrap_or(Protocol::TCP);
     let port = m.get_one::<u16>("to-port").copied().or(port);
     if port.is_none() && protocol.has_ports() {
-        return Err(NotTyped::Bad("which port does it go to? --to-port 8080".to_owned()));
+        return Err(NotTyped::Bad(
+            "no destination port: add it to --to, or give --to-port 8080".to_owned(),
+        ));
     }
     let mark = match word("mark") {
         None => 0,

@@ -22,9 +22,9 @@ fn program() -> Command {
         .disable_help_subcommand(true)
         .max_term_width(100)
         .after_help(
-            "Started under the name istio-iptables, as `pilot-agent istio-iptables`, as \
-             linkerd2-proxy-init or as `consul connect redirect-traffic`, it is that tool, and as kumactl \
-             two commands of that one. `--help` behind istio-iptables, linkerd, kuma or consul lists its \
+            "Invoked as istio-iptables, `pilot-agent istio-iptables`, linkerd2-proxy-init, \
+             `consul connect redirect-traffic` or `kumactl install|uninstall transparent-proxy`, \
+             it behaves as that tool. `--help` behind istio-iptables, linkerd, kuma or consul lists its \
              flags; `millrace help exit-codes` lists exit codes.",
         )
 }
@@ -138,8 +138,8 @@ fn apply() -> Command {
             "Capture a pod's traffic. Rules of an earlier run of Millrace or of a mesh's tool are \
              replaced, whatever its settings were; rules of others are not touched. If anything \
              fails, the previous rules are restored. A second run changes nothing. With eBPF, the \
-             pod gets an entry in the maps of the node's programs instead of rules; behind --, that of \
-             a pod as a mesh's tool captures it (--backend ebpf).",
+             pod gets an entry in the maps of the node's programs instead of rules. A command \
+             line of a mesh's tool behind -- needs --backend ebpf.",
         )
         .after_help(
             "Examples:\n  millrace apply --netns pod-1 --config pod.yaml\n  millrace apply --pod \
@@ -156,10 +156,10 @@ fn dump() -> Command {
     let command = Command::new("dump")
         .about("Print rules, with the reason for each")
         .long_about(
-            "Print rules, with the reason for each: those of a configuration (--from-config; \
-             without privileges, and nothing of the host is read but /etc/resolv.conf where its \
-             servers are asked for), or those of Millrace and of meshes' tools that a namespace \
-             holds. Rules of others are left out. The text of one --family is input for \
+            "Print rules, with the reason for each: those of a configuration (--from-config; this \
+             needs no privileges and reads nothing from the host but /etc/resolv.conf, for --dns \
+             servers), or those of Millrace and of meshes' tools that a namespace holds. Rules \
+             of others are left out. The text of one --family is input for \
              iptables-restore or ip6tables-restore --noflush; with --backend nftables, it is \
              input for nft -f.",
         )
@@ -221,9 +221,9 @@ fn preflight() -> Command {
             "Report what this namespace, kernel and container have: capabilities, nf_tables and \
              its expressions, iptables' own tables, binaries, IPv6, and everything that eBPF \
              capture needs; which backends support the settings, and what the others lack. \
-             Without settings the verdict is for the defaults, and names TPROXY, DNS and invalid \
-             packets where they alone can't be had. Nothing is changed in the namespace; the \
-             kernel may load modules that it is asked for.",
+             Without settings the verdict is for the defaults, and says if only TPROXY, DNS \
+             capture or --drop-invalid is not supported. Nothing is changed in the namespace; the \
+             kernel may autoload modules that a check uses.",
         )
         .after_help(
             "Examples:\n  millrace preflight\n  millrace preflight --backend nftables --mode \

@@ -81,7 +81,10 @@ pub(super) fn leaving() -> [Arg; 2] {
     let backend = Arg::new("backend")
         .long("backend")
         .value_name("BACKEND")
-        .help("ebpf: the pod must be able to leave eBPF capture; auto: it does where that is there")
+        .help(
+            "ebpf: fail if the pod can't be removed from eBPF capture; auto: remove it where \
+             eBPF captures it",
+        )
         .value_parser(["auto", "ebpf"])
         .default_value("auto");
     [backend, bpffs()]
@@ -104,8 +107,9 @@ pub(super) fn node_bpf_command() -> Command {
                 .long("cgroup")
                 .value_name("FOLDER")
                 .help(
-                    "The cgroup v2 whose processes may be captured [default: the first mounted; where \
-                     others' programs are there and can't be gone before, that of all pods below it]",
+                    "cgroup v2 to attach to: only processes below it can be captured [default: \
+                     the first mounted one, or the kubepods cgroup in it where programs of others \
+                     are attached to the first and can't be preceded]",
                 )
                 .value_parser(value_parser!(PathBuf)),
         )
@@ -115,30 +119,37 @@ pub(super) fn node_bpf_command() -> Command {
                 .help("Hand data from socket to socket between application and proxy (docs/ebpf.md says what that breaks)")
                 .action(ArgAction::SetTrue),
         )
-        .arg(number("max-pods", "4096", "How many pods there can be"))
-        .arg(number("max-networks", "1048576", "How many networks all pods can name together"))
+        .arg(number("max-pods", "4096", "Maximum number of captured pods"))
+        .arg(number(
+            "max-networks",
+            "1048576",
+            "Maximum number of networks in all pods' settings together",
+        ))
         .arg(number(
             "max-connections",
             "1048576",
-            "How many outbound TCP connections can be known; a pod can have a sixteenth of them",
+            "Maximum number of tracked outbound TCP connections, of which one pod can use a sixteenth",
         ))
         .arg(
-            number("spares", "256", "For how many pods to come programs are loaded in advance")
+            number("spares", "256", "Number of pods for which sk_lookup programs are loaded in advance")
                 .value_parser(value_parser!(u32).range(0..=65_536)),
         );
     let unload = Command::new("unload")
-        .about("Detach everything; refused while pods are captured")
+        .about(
+            "Detach and remove the programs; refused while pods are captured, unless --to or \
+             --force is given",
+        )
         .arg(
             Arg::new("to")
                 .long("to")
                 .value_name("BACKEND")
-                .help("What is to capture the pods from now on, each in the same way")
+                .help("Backend that takes over the captured pods, with the settings of each")
                 .value_parser(["nftables"]),
         )
         .arg(
             Arg::new("force")
                 .long("force")
-                .help("Capture the pods no longer, if there are any")
+                .help("Unload even if pods are left uncaptured")
                 .action(ArgAction::SetTrue)
                 .conflicts_with("to"),
         );
@@ -150,8 +161,8 @@ pub(super) fn node_bpf_command() -> Command {
         .about("Load the programs of eBPF capture on a node, or unload them")
         .long_about(
             "The programs of eBPF capture are for the whole node: loaded once, attached at the \
-             root of cgroup v2, pinned in a bpffs so that they stay. They let everything past \
-             until a pod is enrolled with `millrace apply --backend ebpf`.",
+             root of cgroup v2, pinned in a bpffs so that they stay. They divert nothing until a \
+             pod is enrolled with `millrace apply --backend ebpf`.",
         )
         .after_help("Examples:\n  millrace node-bpf load\n  millrace node-bpf unload --to nftables\n\nExit codes: 0 done; 1 something failed; 2 the command line can't be read; 4 a lock was held for longer than --wait; status: 3 not loaded, 5 not whole.")
         .subcommand_required(true)

@@ -50,30 +50,39 @@ pub(super) fn args(command: Command) -> Command {
         .arg(text(
             "to",
             "ADDRESS[:PORT][/PROTOCOL]|NETWORK",
-            "Where they go, before anything is redirected",
+            "Original destination, before any redirection",
         ))
-        .arg(text("to-port", "PORT[-PORT]", "The port they go to, before anything is redirected"))
+        .arg(text(
+            "to-port",
+            "PORT[-PORT]",
+            "Original destination port or range, before any redirection",
+        ))
         .arg(text("proto", "PROTOCOL", "tcp, udp or another one by name or number [default: both]"))
-        .arg(text("src", "ADDRESS|NETWORK", "Where they come from"))
+        .arg(text("src", "ADDRESS|NETWORK", "Source address or network"))
         .arg(text("mark", "MARK", "The mark of their packets, decimal or 0x..."))
-        .arg(text("iface", "NAME", "The interface they arrive by; a + at its end is any ending"))
+        .arg(text("iface", "NAME", "Inbound interface; a trailing + matches any suffix"))
         .arg(switch("every-packet", "Every packet, not only the first of each connection"))
         .arg(
-            text("count", "NUMBER", "End after so many")
+            text("count", "NUMBER", "Exit after this many reports [default: no limit]")
                 .value_parser(clap::value_parser!(u64).range(1..)),
         )
-        .arg(text("timeout", "DURATION", "End after this long"))
+        .arg(text("timeout", "DURATION", "Exit after this time, such as 30s [default: no limit]"))
         .arg(
-            text("backend", "BACKEND", "netfilter: what rules do; ebpf: what eBPF programs decide")
-                .value_parser(["netfilter", "ebpf"])
-                .default_value("netfilter"),
+            text(
+                "backend",
+                "BACKEND",
+                "What to trace. netfilter: iptables and nftables rules; ebpf: decisions \
+                 of the node's eBPF programs",
+            )
+            .value_parser(["netfilter", "ebpf"])
+            .default_value("netfilter"),
         )
         .arg(bpffs())
         .arg(
             text(
                 "sample",
                 "NUMBER",
-                "With --backend ebpf, one of so many decisions, chosen at random",
+                "With --backend ebpf, report one in NUMBER decisions, chosen at random",
             )
             .value_parser(clap::value_parser!(u32).range(1..))
             .default_value("1"),
@@ -106,7 +115,7 @@ fn filter(m: &ArgMatches) -> Result<Filter, NotTyped> {
     let outward = m.get_flag("out").then_some(Direction::Out);
     filter.direction = m.get_flag("in").then_some(Direction::In).or(outward);
     if let Some(text) = word("from") {
-        let what = "who makes connections is uid=1000, gid=1000 or both with a comma";
+        let what = "it has to be uid=N, gid=N or both, such as uid=1000,gid=1000";
         let (uid, gid) = ids(text).ok_or_else(|| bad("from", text, what))?;
         let number = "a number of a user or group is below 4294967295";
         let uid = uid.map(|id| Uid::new(id).ok_or_else(|| bad("from", text, number)));

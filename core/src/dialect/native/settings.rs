@@ -146,14 +146,14 @@ pub const SETTINGS: &[Setting] = &[
         "inbound.excludePorts",
         Shape::Ports { all: false },
         "",
-        "Inbound ports to leave alone",
+        "Inbound ports not to capture",
     ),
     setting(
         "exclude-inbound-cidrs",
         "inbound.excludeNetworks",
         Shape::Networks { all: false },
         "",
-        "Networks from which inbound connections are left alone",
+        "Source networks whose inbound connections are not captured",
     ),
     setting(
         "include-outbound-cidrs",
@@ -167,7 +167,7 @@ pub const SETTINGS: &[Setting] = &[
         "outbound.excludeNetworks",
         Shape::Networks { all: false },
         "",
-        "Outbound networks to leave alone",
+        "Destination networks not to capture",
     ),
     setting(
         "include-outbound-ports",
@@ -181,7 +181,7 @@ pub const SETTINGS: &[Setting] = &[
         "outbound.excludePorts",
         Shape::Ports { all: false },
         "",
-        "Outbound TCP and UDP ports to leave alone",
+        "Outbound TCP and UDP ports not to capture",
     ),
     setting(
         "include-groups",
@@ -195,21 +195,21 @@ pub const SETTINGS: &[Setting] = &[
         "outbound.excludeGroups",
         Shape::Groups { all: false },
         "",
-        "Groups whose outbound connections are left alone, when all are captured",
+        "Groups whose outbound connections are not captured, where all other groups are",
     ),
     setting(
         "exclude-users",
         "outbound.excludeUsers",
         Shape::Uids,
         "",
-        "User ids whose outbound connections and DNS queries are left alone, though they are no proxies",
+        "User ids, other than the proxy's, whose outbound connections and DNS queries are not captured",
     ),
     setting(
         "exclude-interfaces",
         "interfaces.exclude",
         Shape::Interfaces,
         "",
-        "Interfaces to leave alone in both directions",
+        "Interfaces whose traffic is not captured in either direction",
     ),
     setting(
         "reroute-interfaces",
@@ -258,7 +258,7 @@ pub const SETTINGS: &[Setting] = &[
         "dropInvalid",
         Shape::Switch,
         "false",
-        "Drop packets that belong to no connection",
+        "Drop packets whose conntrack state is INVALID",
     ),
 ];
 
