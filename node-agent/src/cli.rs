@@ -1,6 +1,5 @@
 //! The command line. Every flag has a variable, for a pod's manifest.
 
-use std::fmt;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,12 +9,11 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use millrace_core::visible::{visible, visible_json};
 use serde_json::json;
-use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::registry::LookupSpan;
 
+mod plain;
+
+use self::plain::Plain;
 use crate::flags::{Address, NodeName, RepairFlags};
 use crate::foreign::Mesh;
 use crate::install::{Config, Installer, PLUGIN, Report, until_installed};
@@ -31,6 +29,11 @@ const EXIT_CODES: &str = "Exit codes:
   0  done; for install and status: the plugin is installed as the flags and variables ask for
   1  it is not, or something went wrong: why is printed
   2  the command line is wrong";
+
+/// What stands below the flags in the help of a command: how it is called, and its exit codes.
+fn with_example(words: &str) -> String {
+    format!("Example:\n  millrace-node {words}\n\n{EXIT_CODES}")
+}
 
 /// Installs the CNI plugin of Millrace on a node, and keeps it installed.
 #[derive(Debug, Parser)]
@@ -48,17 +51,17 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Install the plugin and keep it installed, until a signal comes; all of it stays then
-    #[command(after_help = EXIT_CODES)]
+    /// Install the plugin and keep it installed until a signal arrives; it stays installed then
+    #[command(after_help = with_example("run --node-name node-1 --repair delete"))]
     Run(Run),
     /// Install the plugin once, also where it was uninstalled
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = with_example("install --wait 1m"))]
     Install(Once),
     /// Remove the plugin: its entry first, then its binary
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = with_example("uninstall --restore"))]
     Uninstall(Uninstall),
     /// Report whether the plugin is installed on this node as the flags ask for, and change nothing
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = with_example("status --json"))]
     Status(Status),
 }
 
@@ -66,11 +69,11 @@ enum Task {
 struct Run {
     #[command(flatten)]
     what: What,
-    /// How often everything is looked at where nothing tells of a change
+    /// How often to check the installation when no file change is reported (inotify)
     #[arg(long, env = "MILLRACE_NODE_PERIOD", value_name = "DURATION", default_value = "10s",
           value_parser = humantime::parse_duration)]
     period: Duration,
-    /// Where /livez and /readyz answer; «none» for nowhere
+    /// Listen address for /livez and /readyz, or none
     #[arg(
         long,
         env = "MILLRACE_NODE_HEALTH_ADDRESS",
@@ -78,7 +81,7 @@ struct Run {
         default_value = "[::]:8000"
     )]
     health_address: Address,
-    /// Where /metrics answers; «none» for nowhere
+    /// Listen address for /metrics, or none
     #[arg(
         long,
         env = "MILLRACE_NODE_METRICS_ADDRESS",
@@ -88,7 +91,7 @@ struct Run {
     metrics_address: Address,
     #[command(flatten)]
     repair: RepairFlags,
-    /// Install also where it was uninstalled, and not only keep what is installed
+    /// Install even after `millrace-node uninstall`, which otherwise holds until `millrace-node install`
     #[arg(long, env = "MILLRACE_NODE_INSTALL_AGAIN")]
     install_again: bool,
 }
@@ -109,10 +112,10 @@ struct Uninstall {
     /// Put back what was taken over: entries, files and binaries
     #[arg(long)]
     restore: bool,
-    /// Leave the binary where it is: CRI-O calls the plugin for the end of each pod that began with it
+    /// Leave the binary in place: CRI-O calls DEL of the plugins that a pod was started with
     #[arg(long)]
     keep_binary: bool,
-    /// How long runtimes have to read the list without the entry, before the binary goes
+    /// How long to keep the binary after the entry is removed, so that runtimes reload the list
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     grace: Duration,
 }
@@ -172,11 +175,11 @@ struct What {
         default_value = PLUGIN
     )]
     plugin_name: String,
-    /// Where the plugin stands
+    /// Where to put the plugin's entry
     #[arg(long, env = "MILLRACE_NODE_MODE", value_enum, default_value = "chained")]
     mode: Mode,
-    /// The file: of the list that is used in place of the first one (chained), or of the agent's own
-    /// (the other modes)
+    /// File name: of the list to add the entry to instead of the first one (chained), or of the
+    /// file that the agent writes (the other modes)
     #[arg(long, env = "MILLRACE_NODE_CONF_FILE", value_name = "NAME")]
     conf_file: Option<String>,
     /// Settings of the plugin: a JSON object of keys of its entry
@@ -212,12 +215,12 @@ struct What {
     /// Port of the Kubernetes API
     #[arg(long, env = "KUBERNETES_SERVICE_PORT", value_name = "PORT", default_value = "443")]
     kubernetes_port: String,
-    /// Name of this node: its pods are followed, and the plugin is told of them over a socket; without
-    /// it, the plugin asks the API itself
+    /// Name of this node: the agent watches its pods and serves them to the plugin over a Unix
+    /// socket; without it, the plugin queries the API itself
     #[arg(long, env = "MILLRACE_NODE_NAME", value_name = "NAME")]
     node_name: Option<NodeName>,
-    /// Whose entries are replaced by this plugin's, with their settings: istio-cni, linkerd-cni, with
-    /// commas between; «none» for nobody's
+    /// Plugins to replace, keeping the settings of their entries, comma-separated: istio-cni,
+    /// linkerd-cni, or none
     #[arg(
         long,
         env = "MILLRACE_NODE_TAKE_OVER",
@@ -405,32 +408,6 @@ fn uninstalled(done: &Done) -> String {
     format!("{}\n", lines.join("\n"))
 }
 
-/// Messages for who called the program: a line each, and the severity of those that are not for
-/// information alone.
-struct Plain;
-
-impl<S, N> FormatEvent<S, N> for Plain
-where
-    S: Subscriber + for<'l> LookupSpan<'l>,
-    N: for<'w> FormatFields<'w> + 'static,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        match *event.metadata().level() {
-            Level::ERROR => writer.write_str("error: ")?,
-            Level::WARN => writer.write_str("warning: ")?,
-            _ => {}
-        }
-        let mut line = String::new();
-        context.field_format().format_fields(Writer::new(&mut line), event)?;
-        writeln!(writer, "{}", visible(&line))
-    }
-}
-
 fn print(text: &str) -> Result<()> {
     io::stdout().lock().write_all(text.as_bytes()).context("standard output")
 }
@@ -451,6 +428,16 @@ mod tests {
                     assert!(text.contains(&format!("`--{arg}`")), "--{arg}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn every_command_has_an_example_that_is_read() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().unwrap().to_string();
+            let start = format!("millrace-node {} ", command.get_name());
+            let line = help.lines().map(str::trim).find(|line| line.starts_with(&start));
+            Cli::try_parse_from(line.unwrap().split(' ')).unwrap();
         }
     }
 

@@ -11,10 +11,10 @@ use crate::repair::{Mode, Repair};
 /// How pods that run are dealt with.
 #[derive(Debug, Args)]
 pub struct RepairFlags {
-    /// What is done about a pod that runs and is not captured as it should be; needs --node-name
+    /// What to do about a running pod that is not captured as configured; needs --node-name
     #[arg(long, env = "MILLRACE_NODE_REPAIR", value_enum, default_value = "report")]
     repair: Mode,
-    /// How often pods that run are looked at
+    /// How often to check the running pods
     #[arg(long, env = "MILLRACE_NODE_REPAIR_PERIOD", value_name = "DURATION", default_value = "5m",
           value_parser = humantime::parse_duration)]
     repair_period: Duration,

@@ -35,15 +35,15 @@ const REPORTER: &str = "millrace-node";
 /// What is done about a pod that is not captured as it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// Pods that run are not looked at
+    /// Don't check running pods
     Off,
-    /// An Event on the pod, and a metric
+    /// Report by an Event on the pod and a metric
     Report,
-    /// The pod is captured where it is
+    /// Capture the pod without a restart
     InPlace,
-    /// The pod is deleted, so that whoever owns it makes it anew
+    /// Delete the pod, so that its controller recreates it
     Delete,
-    /// The pod gets a label
+    /// Label the pod (--repair-label)
     Label,
 }
 

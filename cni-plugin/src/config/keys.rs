@@ -91,8 +91,8 @@ pub const KEYS: &[Key] = &[
         Cni,
         Shape::Any,
         "",
-        "What the runtime is to tell; io.kubernetes.cri.pod-annotations makes lookups of pods \
-         outside the mesh unnecessary",
+        "Capabilities requested from the runtime; io.kubernetes.cri.pod-annotations saves API \
+         lookups of pods outside the mesh",
     ),
     key("runtimeConfig", Cni, Shape::Any, "", "What the runtime tells; not set by hand"),
     key("prevResult", Cni, Shape::Any, "", "Result of the plugins before; not set by hand"),
@@ -171,24 +171,21 @@ pub const KEYS: &[Key] = &[
         Linkerd,
         Shape::Object(LINKERD),
         "",
-        "linkerd-cni's settings; that they are there means that pods of Linkerd are expected on this \
-         node, and captured",
+        "linkerd-cni's settings; if present, even empty, pods of Linkerd are captured",
     ),
     key(
         "kuma",
         Own,
         Shape::Object(KUMA),
         "",
-        "That it is there means that pods of Kuma are expected on this node, and captured; it is empty, \
-         since their settings are in annotations",
+        "If present, pods of Kuma are captured; an empty object, since their settings are in annotations",
     ),
     key(
         "consul",
         Own,
         Shape::Object(CONSUL),
         "",
-        "That it is there means that pods of Consul are expected on this node, and captured; an entry of \
-         consul-cni expects them without it",
+        "If present, pods of Consul are captured; not needed in an entry taken from consul-cni",
     ),
     key("cni_net_dir", Consul, Shape::Path, "", "Folder of a kubeconfig that is named without one"),
     key("cni_bin_dir", Consul, Shape::Any, "", "Without effect: entries of consul-cni have it"),
@@ -213,8 +210,8 @@ pub const KEYS: &[Key] = &[
         Own,
         Shape::Choice(&["auto", "nftables", "iptables", "ebpf"]),
         "auto",
-        "What captures; auto is the node's eBPF programs where they are loaded and can do it, else \
-         nftables where the kernel has what it takes",
+        "Capture backend. auto: eBPF where the node's programs are loaded and support the \
+         settings, otherwise nftables if the kernel supports them, otherwise iptables",
     ),
     key(
         "bpffs",
@@ -228,8 +225,8 @@ pub const KEYS: &[Key] = &[
         Own,
         Shape::PathOrName,
         "",
-        "How to reach the Kubernetes API, for pods of which annotations don't tell enough, and for \
-         the ids and variables of proxies; a path, or the name of a file in cni_net_dir",
+        "Kubeconfig for API lookups of pods whose annotations don't suffice, and of the ids and \
+         variables of proxies; a path, or the name of a file in cni_net_dir",
     ),
     key("agent_socket", Own, Shape::Path, "", "Unix socket of a node agent, asked before the API"),
     key(
@@ -242,14 +239,27 @@ pub const KEYS: &[Key] = &[
          falls back on annotations, proxy_uid, proxy_gid and proxy_env with a warning; lookup asks \
          likewise, and refuses the pod when nobody answers; annotations asks nobody",
     ),
-    key("proxy_uid", Own, Shape::Id, "1337", "The proxy's user id where nobody tells it"),
-    key("proxy_gid", Own, Shape::Id, "1337", "The proxy's group id where nobody tells it"),
+    key(
+        "proxy_uid",
+        Own,
+        Shape::Id,
+        "1337",
+        "The proxy's user id where neither lookup nor annotation gives it",
+    ),
+    key(
+        "proxy_gid",
+        Own,
+        Shape::Id,
+        "1337",
+        "The proxy's group id where neither lookup nor annotation gives it",
+    ),
     key(
         "proxy_env",
         Own,
         Shape::TextMap,
         "",
-        "The proxy's variables where nobody tells them: ISTIO_META_DNS_CAPTURE, INVALID_DROP",
+        "The proxy's environment variables where no lookup gives them: ISTIO_META_DNS_CAPTURE, \
+         INVALID_DROP",
     ),
     key(
         "annotations",

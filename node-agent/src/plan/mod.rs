@@ -21,8 +21,7 @@ pub use planner::plan;
 pub enum Mode {
     /// Last in the list that the runtime uses.
     Chained,
-    /// In a list of the agent's own, which sorts first: what the list that the runtime would use
-    /// without it has, and the plugin.
+    /// In a copy, which sorts first, of the list that the runtime would use, with the plugin appended.
     OwnFile,
     /// In the list's drop-in directory (CNI 1.1; containerd from 2.2 on, CRI-O from 1.34 on).
     DropIn,
