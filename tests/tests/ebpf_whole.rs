@@ -10,10 +10,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::capture::{millrace, millrace_in_pod, ran};
 use millrace_tests::cni::{Call, Host, Pod, Reply, mesh};
-use millrace_tests::ebpf::{APPLY, Cgroup, FOLDER, captured, load, load_with, node, options};
+use millrace_tests::ebpf::{
+    APPLY, Cgroup, FOLDER, captured, enrol, load, load_with, loaded, node, options,
+};
 use millrace_tests::netns::Namespace;
 use millrace_tests::sys_bpf;
-use millrace_tests::topology::Topology;
+use millrace_tests::topology::{Stack, Topology};
 use millrace_tests::wire::Answer;
 use serde_json::json;
 
@@ -311,4 +313,25 @@ fn programs_of_another_folder() -> Result<()> {
     millrace_in_pod(&topology, &["cleanup", "--bpffs", FOLDER], 0)?;
     millrace_in_pod(&topology, &asked(&["status"]), 3)?;
     millrace_in_pod(&topology, &asked(&["cleanup"]), 0).map(drop)
+}
+
+/// Verify that a pod that has no address of IPv6 when it is enrolled is captured by IPv6 from its first one
+/// on, unless the settings leave IPv6.
+#[test]
+fn ipv6_that_comes_later() -> Result<()> {
+    for (flags, name, told) in [(&[][..], "proxy", false), (&["--ipv6", "off"], "outside", true)] {
+        let (_cgroup, topology) = loaded(Stack::Dual)?;
+        let pod = &topology.pod;
+        pod.ip("addr del fd70::2/64 dev eth0")?;
+        enrol(&topology, flags)?;
+        pod.ip("addr add fd70::2/64 dev eth0 nodad")?;
+        pod.run("ip", &["-6", "route", "replace", "default", "via", "fd70::1"])?;
+        let answered = answers(pod, "[fd71::10]:80")?;
+        ensure!(answered == name, "{flags:?}: {answered}");
+        let said = millrace_in_pod(&topology, &["status", "--bpffs", FOLDER], 0)?;
+        ensure!(said.contains("IPv6 is not captured") == told, "{flags:?}: {said}");
+        let whole = [&["status", "--bpffs", FOLDER], flags].concat();
+        millrace_in_pod(&topology, &whole, 0)?;
+    }
+    Ok(())
 }

@@ -23,7 +23,19 @@ use millrace_ebpf_common::{Pod, PodFlags};
 use crate::observed::Observed;
 use crate::policy::CapturePolicy;
 use crate::ruleset::{Home, Routing, Ruleset};
+use crate::source::Source;
 use crate::value::Family;
+
+/// The policy as eBPF carries it out: where IPv6 was left out only because the pod has no address of it
+/// yet, it is captured from its first one on, as an entry has both families for the price of one. Whether
+/// any interface has IPv6 at all, `lo` with `::1` too, is `has_v6`: where it is off, its addresses and
+/// routes are refused by the kernel.
+pub fn extended(mut policy: CapturePolicy, has_v6: bool) -> CapturePolicy {
+    if has_v6 && !policy.ipv6.value && matches!(policy.ipv6.source, Source::Host(_)) {
+        policy.ipv6.value = true;
+    }
+    policy
+}
 
 /// What a pod needs beside its entry: an address, as with every backend, and no rules. And ways to
 /// localhost by each interface, since the kernel reaches it by `lo` alone:

@@ -1,11 +1,12 @@
 //! What keeps rules from working that are whole, and that no effect of ours puts right.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::DesiredState;
 use super::routing::{PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_V6};
-use crate::observed::{IpRule, Observed, Route};
-use crate::ruleset::{MarkedRoute, Masked};
+use crate::iptables::ChainDump;
+use crate::observed::{InterfaceAddress, IpRule, Observed, Route, Variant};
+use crate::ruleset::{MarkedRoute, Masked, Table};
 use crate::value::Family;
 
 /// Table `main` (`linux/rtnetlink.h`, `RT_TABLE_MAIN`).
@@ -22,6 +23,14 @@ pub(super) fn obstacles(observed: &Observed, wanted: DesiredState<'_>) -> Vec<St
                 .to_owned(),
         );
     }
+    if families.contains(&Family::V4) && lacks_loopback_v4(observed) {
+        found.push(
+            "lo has no address 127.0.0.1, and connections of the pod are redirected to it: \
+             `ip addr add 127.0.0.1/8 dev lo`"
+                .to_owned(),
+        );
+    }
+    found.extend(families.iter().flat_map(|family| dropping(observed, *family)));
     if let Some(marked) = wanted.routing().and_then(|routing| routing.marked) {
         let what = if marked.transparent { "TPROXY" } else { "answers to the node's proxy" };
         // Nothing comes in by those.
@@ -62,6 +71,43 @@ fn lacks_loopback_v6(observed: &Observed) -> bool {
         six.any(|a| a.loopback == loopback && (!loopback || a.address.is_loopback()))
     };
     !observed.lo_down && six(false) && !six(true)
+}
+
+/// Whether `lo` is up without an address whose network has `127.0.0.1`.
+fn lacks_loopback_v4(observed: &Observed) -> bool {
+    let holds = |a: &InterfaceAddress| match a.address {
+        IpAddr::V4(ip) if a.loopback => {
+            let shift = 32_u32.saturating_sub(a.prefix.into());
+            let differ = u32::from(ip) ^ u32::from(Ipv4Addr::LOCALHOST);
+            ip.is_loopback() && differ.checked_shr(shift).unwrap_or(0) == 0
+        }
+        _ => false,
+    };
+    // A pod of which no address is known was not looked at.
+    let four = |a: &InterfaceAddress| a.address.is_ipv4() && !a.loopback;
+    let mut addresses = observed.addresses.iter();
+    !observed.lo_down && addresses.clone().any(four) && !addresses.any(holds)
+}
+
+/// Builtin chains of a nat table that drop what no rule of theirs has decided, such as the proxy's own
+/// connections. iptables refuses such a policy (`nat` is not for filtering); `nft` sets it.
+fn dropping(observed: &Observed, family: Family) -> Vec<String> {
+    let dump = observed.holding(Variant::Nft, family);
+    let nat = dump.and_then(|dump| dump.table(Table::Nat.as_str()));
+    let drops = |chain: &&ChainDump| chain.policy.as_deref() == Some("DROP");
+    let chains = nat.into_iter().flat_map(|nat| &nat.chains).filter(drops);
+    let ip = match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    };
+    let sentence = |chain: &ChainDump| {
+        let name = &chain.name;
+        format!(
+            "the policy of chain {name} of {family} nat is to drop, so that connections are dropped which \
+             no rule redirects, such as the proxy's own: `nft add chain {ip} nat {name} '{{ policy accept; }}'`"
+        )
+    };
+    chains.map(sentence).collect()
 }
 
 /// A rule that takes what is marked before ours does.

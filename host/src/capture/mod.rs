@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use millrace_core::desired::Desired;
-use millrace_core::ebpf::{beside, compile};
+use millrace_core::ebpf::{beside, compile, extended};
 use millrace_core::ids::{Unmapped, mapped};
 use millrace_core::nft::expr::NoGroup;
 use millrace_core::plan::{NoBackend, Preference};
@@ -202,13 +202,15 @@ pub fn beyond(folder: Option<&Path>) -> String {
 /// # Errors
 /// When the addresses can't be listed.
 pub fn fit(session: &mut Session, mut policy: CapturePolicy) -> Result<CapturePolicy, EngineError> {
-    let has_v6 = |session: &mut Session| -> Result<bool, EngineError> {
-        Ok(session.net().addresses()?.iter().any(|a| a.address.is_ipv6()))
-    };
     if lo_has_no_ipv6() && !has_v6(session)? {
         policy.ipv6 = Sourced::new(false, Source::Host("IPv6, which is off".to_owned()));
     }
     Ok(policy)
+}
+
+/// Whether any interface has an address of IPv6.
+fn has_v6(session: &mut Session) -> Result<bool, EngineError> {
+    Ok(session.net().addresses()?.iter().any(|a| a.address.is_ipv6()))
 }
 
 /// Capture the namespace so, whatever is there; twice is once.
@@ -284,7 +286,7 @@ fn perhaps(
 
 /// Enrol the pod, then take away rules of other backends: it is captured at every moment.
 fn enrol(session: &mut Session, order: &Order<'_>) -> Result<Applied, CaptureError> {
-    let policy = &order.desired.policy;
+    let policy = &extended(order.desired.policy.clone(), has_v6(session)?);
     let target = Target::current()?;
     let entry = target.entry(policy, order.groups)?;
     let folder = order.pins.map_or(Path::new(DEFAULT_FOLDER), |pins| pins.folder);

@@ -1,9 +1,10 @@
 //! `apply`, `status` and `cleanup` where eBPF captures.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use millrace_core::ebpf::{beside, beside_entry, captures_v6, sources};
+use millrace_core::ebpf::{beside, beside_entry, captures_v6, extended, sources};
 use millrace_core::facts::HostFacts;
 use millrace_core::status::judge_beside;
 use millrace_host::capture::beyond;
@@ -139,8 +140,12 @@ pub(super) fn status(
         }
         return Ok(Exit::NotCaptured);
     };
-    let given =
-        if config.has_settings() { Some(config::load(config, facts, false)?.policy) } else { None };
+    let has_v6 = facts.addresses.iter().any(IpAddr::is_ipv6);
+    let given = if config.has_settings() {
+        Some(extended(config::load(config, facts, false)?.policy, has_v6))
+    } else {
+        None
+    };
     let (wanted, rest) = match &given {
         Some(policy) => {
             let entry = target.entry(policy, &facts.groups)?;

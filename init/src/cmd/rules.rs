@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use millrace_core::ebpf::{beside, judge, sources};
+use millrace_core::ebpf::{beside, extended, judge, sources};
 use millrace_core::facts::HostFacts;
 use millrace_core::infer::of_saved;
 use millrace_core::iptables::{Dump, TableDump, is_listing};
@@ -233,7 +233,8 @@ fn of_loaded(loaded: &Loaded, native: bool, groups: &Groups, addresses: &[IpAddr
 }
 
 fn of_ebpf(policy: CapturePolicy, groups: &Groups, addresses: &[IpAddr]) -> Result<Rules> {
-    let held = Held::of_policy(policy, groups)?;
+    // That the pod has IPv6 is not known, and nothing says that it has none.
+    let held = Held::of_policy(extended(policy, true), groups)?;
     let routing = beside(&held.policy).routing;
     let namespace = Namespace::pod(addresses, &routing).with_proxy(&held.policy);
     let program = Program::new(held.tables.clone());

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, bail};
+use millrace_core::ebpf::extended;
 use millrace_core::facts::HostFacts;
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::Ruleset;
@@ -147,6 +148,7 @@ fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result
     match (held(verify)?, given(verify, facts)?) {
         (Some(held), None) => Ok(ExpectedCapture::of_ebpf(held.listening())),
         (Some(_), Some((policy, _))) => {
+            let policy = extended(policy, facts.addresses.iter().any(IpAddr::is_ipv6));
             Ok(ExpectedCapture::of_ebpf(Held::of_policy(policy, groups)?))
         }
         (None, Some((policy, ruleset))) => Ok(ExpectedCapture::of_rules(policy, &ruleset, groups)),
