@@ -285,7 +285,7 @@ fn answered(
     match answer {
         None => false,
         Some(Err(why)) => {
-            failures.push(format!("{whom} did not tell: {why}"));
+            failures.push(format!("the lookup at {whom} failed: {why}"));
             false
         }
         Some(Ok(found)) => {
@@ -312,12 +312,12 @@ pub(crate) fn nobody(config: &Config) -> String {
     });
     match each.find_map(|mesh| mesh.key()) {
         Some(key) => format!(
-            "nobody is configured who could be asked: set kubeconfig in the plugin's configuration, \
-             since with {key} every pod has to be looked up"
+            "neither node agent nor API is configured for lookups: set kubeconfig in the plugin's \
+             configuration, since with {key} every pod has to be looked up"
         ),
-        None => "nobody is configured who could be asked: set kubeconfig in the plugin's \
-                 configuration, or the capability io.kubernetes.cri.pod-annotations where the runtime \
-                 has it"
+        None => "neither node agent nor API is configured for lookups: set kubeconfig in the \
+                 plugin's configuration, or the capability io.kubernetes.cri.pod-annotations \
+                 where the runtime has it"
             .to_owned(),
     }
 }

@@ -432,7 +432,7 @@ impl Session {
             return Ok(());
         }
         let back = self.roll_back(before, request, context).err();
-        let back = back.map(|why| format!("putting back what was there before failed too: {why}"));
+        let back = back.map(|why| format!("restoring the previous rules failed too: {why}"));
         Err(EngineError::NotThere { effects: left, back })
     }
 

@@ -47,12 +47,13 @@ const MORE: (u16, u16, u16, u16) = (9, 10, 11, 14);
 pub enum LogError {
     /// Another netlink socket is bound to group 0 (`EBUSY` or `EPERM`).
     #[error(
-        "another program hears what the kernel logs in this namespace (group 0 of nfnetlink_log), \
-         and only one can: another trace of iptables-legacy, or a log daemon; wait for its end"
+        "another program receives the kernel's packet log in this namespace (nfnetlink_log, group \
+         0), and only one can at a time: another trace of iptables-legacy, or a log daemon. Stop \
+         it, or wait until it ends"
     )]
     Taken,
     /// A configuration request of `nfnetlink_log` failed (`NFULNL_MSG_CONFIG`).
-    #[error("the kernel does not let logs be heard: {what}: {why}")]
+    #[error("the kernel refuses to deliver its packet log (nfnetlink_log): {what}: {why}")]
     Refused {
         /// Which setting of the logger was asked for, in words, such as `group 0`.
         what: &'static str,
@@ -60,7 +61,7 @@ pub enum LogError {
         why: Errno,
     },
     /// The netlink socket can't be opened, bound or set up.
-    #[error("the kernel's logs can't be heard: {0}")]
+    #[error("the socket for the kernel's packet log can't be set up: {0}")]
     Socket(#[from] io::Error),
     /// Who logs can't be seen.
     #[error("{path} can't be read: {source}")]

@@ -25,7 +25,7 @@ pub enum TraceError {
     #[error(transparent)]
     Log(#[from] LogError),
     /// What `poll(2)` says; `EINTR` is no error.
-    #[error("what the kernel tells can't be waited for: {0}")]
+    #[error("waiting for the kernel's trace events failed: {0}")]
     Wait(#[from] Errno),
 }
 

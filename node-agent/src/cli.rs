@@ -238,7 +238,10 @@ impl What {
         let plugin = match self.plugin {
             Some(plugin) => plugin,
             None => std::env::current_exe()
-                .context("where this program is")?
+                .context(
+                    "the path of this program can't be read; name the plugin's binary with \
+                     --plugin",
+                )?
                 .with_file_name("millrace-cni"),
         };
         if !is_file_name(&self.plugin_name) {

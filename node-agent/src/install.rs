@@ -85,7 +85,10 @@ pub enum InstallError {
     )]
     NothingTaken,
     /// What was taken over can't run.
-    #[error("{0} can't be restored: its binary is neither kept nor there")]
+    #[error(
+        "{0} can't be restored: its binary is neither in the agent's state folder nor in the \
+         runtime's plugin folder"
+    )]
     NoBinary(String),
     /// Another program has the plugin's name.
     #[error(
@@ -108,7 +111,9 @@ pub enum InstallError {
     )]
     InTheWay(String, String),
     /// While uninstalling, others changed the same files at every one of `TURNS` tries.
-    #[error("the CNI configuration changes faster than it can be left: try again")]
+    #[error(
+        "other programs kept changing the CNI configuration during the uninstallation; try again"
+    )]
     Busy,
 }
 

@@ -32,8 +32,8 @@ pub enum From {
 pub enum KubeconfigError {
     /// A part of the service account.
     #[error(
-        "{}, of the agent's service account, can't be read: {why}; outside a pod, \
-         --kubeconfig none goes without one, and a path names another",
+        "{}, of the agent's service account, can't be read: {why}; outside a pod, give \
+         --kubeconfig none, or the path of a kubeconfig",
         path.display()
     )]
     Account {
@@ -45,8 +45,8 @@ pub enum KubeconfigError {
     /// The API server's address can't be made of the variables.
     #[error(
         "KUBERNETES_SERVICE_HOST is {host:?} and KUBERNETES_SERVICE_PORT {port:?}: they have to \
-         name the API server, as Kubernetes sets them in each pod; outside a pod, \
-         --kubeconfig none goes without one, and a path names another"
+         name the API server, as Kubernetes sets them in each pod; outside a pod, give \
+         --kubeconfig none, or the path of a kubeconfig"
     )]
     Server {
         /// `KUBERNETES_SERVICE_HOST` as it is set; empty where it is not.

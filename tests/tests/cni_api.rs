@@ -231,7 +231,7 @@ fn every_failure_of_the_api() -> Result<()> {
         let began = Instant::now();
         let said = call.run(&host)?.failure(11)?;
         ensure!(began.elapsed() < Duration::from_secs(3), "{what}: {:?}", began.elapsed());
-        for part in ["may be in the mesh", "the Kubernetes API did not tell: "] {
+        for part in ["may be in the mesh", "the lookup at the Kubernetes API failed: "] {
             ensure!(said.contains(part), "{what}: {said}");
         }
         ensure!(parts.iter().all(|part| said.contains(part)), "{what}: {said}");

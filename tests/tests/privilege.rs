@@ -63,7 +63,7 @@ fn a_capability_is_missing() -> Result<()> {
 fn a_dry_run_needs_nothing() -> Result<()> {
     let clean = [&ISTIO[..], &["--cleanup-only"]].concat();
     let restores = ["Running iptables restore with: iptables-restore", "-A ISTIO_OUTPUT -j"];
-    let unseen = "what is there can't be seen";
+    let unseen = "the existing rules can't be read";
     let rules = [
         unseen,
         "would do: nftables transaction of millrace",

@@ -17,7 +17,7 @@ pub struct PodArgs {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArgsError {
     /// An item is no pair.
-    #[error("CNI_ARGS: {0:?} is not KEY=VALUE, the items of CNI_ARGS are, with ; between them")]
+    #[error("CNI_ARGS: {0:?} is not KEY=VALUE; pairs are separated by ;")]
     Pair(String),
     /// It is no text, so that a pod that is named in it would be taken for another or for none.
     #[error("CNI_ARGS is {0:?}, which is not UTF-8")]

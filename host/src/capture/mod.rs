@@ -149,7 +149,7 @@ pub enum CaptureError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// eBPF captures the pod, and what it needs beside its entry can't be had.
-    #[error("the pod is enrolled, but what it needs beside its entry can't be had: {0}")]
+    #[error("the pod is enrolled, but the rest of its setup, outside the eBPF maps, failed: {0}")]
     Rest(#[source] EngineError),
     /// The namespace's users can't be asked or joined.
     #[error(transparent)]
@@ -162,8 +162,8 @@ pub enum CaptureError {
     NoGroup(#[from] NoGroup),
     /// eBPF can't be left from where the rules are written.
     #[error(
-        "the pod has users of its own and is captured by eBPF, which can't be left from among them: \
-         change to --backend nftables first"
+        "the pod has its own user namespace and is captured by eBPF, and it can't be removed from \
+         eBPF capture from inside that: change to --backend nftables first"
     )]
     OwnUsers,
     /// eBPF captures the pod by programs that nobody has named.

@@ -15,7 +15,7 @@ pub enum EngineError {
     #[error(transparent)]
     Lock(#[from] lock::LockError),
     /// The namespace could not be looked at.
-    #[error("what is there can't be seen: {0}")]
+    #[error("the existing rules can't be read: {0}")]
     Observe(#[from] observe::ObserveError),
     /// A group has no number.
     #[error(transparent)]
@@ -61,9 +61,9 @@ pub enum EngineError {
     },
     /// Programs of iptables said that they had written rules, and the kernel has others.
     #[error(
-        "the programs of iptables said that they had written the rules, and the kernel does not have \
-         them ({}); {}. Look at what iptables-restore is here, or let Millrace write by itself: \
-         iptables-nft and nftables need no programs",
+        "the iptables binaries reported that they wrote the rules, but the kernel does not have \
+         them ({}); {}. Check which iptables-restore this is, or let Millrace write rules by \
+         netlink: the backends iptables-nft and nftables need no binaries",
         list(.effects),
         .back.as_ref().map_or("what was there before is there again", String::as_str)
     )]
@@ -75,8 +75,8 @@ pub enum EngineError {
     },
     /// An effect failed, and so did putting back what was there before.
     #[error(
-        "{}; putting back what was there before failed too: {second}. The next run finds out what \
-         is left and goes on from there",
+        "{}; restoring the previous rules failed too: {second}. The next run detects what is left \
+         and completes the change",
         story(.failed, .why)
     )]
     Stuck {

@@ -233,8 +233,8 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
             let config = config(m)?;
             if config.tool.is_some() && !config.by_ebpf() {
                 return Err(NotTyped::Bad(
-                    "behind -- it is said how eBPF captures (--backend ebpf): rules are written by the \
-                     tool's own command, such as millrace linkerd"
+                    "a command line of a mesh's tool behind -- needs --backend ebpf; to write \
+                     rules, call the tool's own command, such as millrace linkerd"
                         .to_owned(),
                 ));
             }

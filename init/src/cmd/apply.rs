@@ -30,8 +30,8 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
     }
     if !loaded.asks.is_empty() {
         bail!(
-            "a tool's command line says here what is captured, and nothing else: apply's own flags name the \
-             namespace, a dry run and what captures; leave out: {}",
+            "the command line behind -- sets only what is captured; namespace, dry run and \
+             backend are flags of apply itself. Remove from it: {}",
             loaded.asks.join(", ")
         );
     }

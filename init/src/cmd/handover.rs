@@ -50,8 +50,12 @@ fn hand_over(
     })?;
     NetnsRef::at(path.clone()).open()?.enter()?;
     let target = Target::current()?;
-    ensure!(target.cookie() == pod.cookie, "{} is another namespace by now", path.display());
-    let entry = node.entry(&target)?.context("it has left meanwhile")?;
+    ensure!(
+        target.cookie() == pod.cookie,
+        "{} leads to a different network namespace now",
+        path.display()
+    );
+    let entry = node.entry(&target)?.context("it is no longer enrolled")?;
     let policy = read(&entry, &native::DIALECT)?;
     let mut session = Session::open()?;
     let groups = facts::gather(session.net())?.groups;
