@@ -76,7 +76,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         self.deciding = self.question.direction == Direction::In && !self.acted;
         let input = packet.input;
         packet.input = self.arrived_by(packet);
-        if self.deciding {
+        if self.question.direction == Direction::In {
             self.witness.looked_up(Lookup {
                 source: packet.ends.from(packet.family).ip(),
                 destination: packet.ends.to(packet.family),

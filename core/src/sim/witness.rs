@@ -124,7 +124,7 @@ impl Witness for Scribe {
     }
 
     fn looked_up(&mut self, lookup: Lookup) {
-        self.lookup = Some(lookup);
+        self.lookup.get_or_insert(lookup);
     }
 
     fn met(&mut self, rule: RuleId, depth: usize, met: Met) {

@@ -102,7 +102,7 @@ pub enum EbpfError {
     /// Programs can't carry the policy out.
     #[error(transparent)]
     Refused(#[from] UnsupportedParts),
-    /// `EPERM` or `EACCES`: BPF, NET_ADMIN and PERFMON, or SYS_ADMIN and NET_ADMIN are needed.
+    /// `EPERM` or `EACCES`: `BPF`, `NET_ADMIN` and `PERFMON`, or `SYS_ADMIN` and `NET_ADMIN`.
     #[error(
         "{what}: {source}; eBPF capture needs the capabilities BPF, NET_ADMIN and PERFMON, or \
          SYS_ADMIN and NET_ADMIN"

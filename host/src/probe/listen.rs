@@ -21,7 +21,7 @@ pub(super) struct ProbeSocket {
 }
 
 impl ProbeSocket {
-    /// Listen on 127.0.0.1 or ::1, beside others that share the port (`SO_REUSEPORT`).
+    /// Listen on `127.0.0.1` or `::1`, beside others that share the port (`SO_REUSEPORT`).
     pub(super) fn open(family: Family, port: u16) -> io::Result<Self> {
         let domain = match family {
             Family::V4 => AddressFamily::Inet,
