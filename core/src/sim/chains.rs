@@ -289,6 +289,10 @@ impl<'a, W: Witness> Walk<'a, W> {
                 };
                 return self.hide(id, own.number, *ports, packet);
             }
+            // Some kernels load such a rule of nftables, others don't.
+            Action::Tproxy { .. } if hook != Hook::Prerouting => {
+                return Err(self.unknown(id, "what tproxy does outside of PREROUTING"));
+            }
             Action::Tproxy { port, address: at, family, drops } => {
                 let fits = matches!(packet.protocol, Protocol::TCP | Protocol::UDP)
                     && family.is_none_or(|family| family == packet.family);

@@ -22,6 +22,7 @@ mod fate;
 pub mod graph;
 mod index;
 mod join;
+mod loadable;
 mod lower;
 mod namespace;
 mod neighbour;
@@ -41,12 +42,14 @@ mod shape;
 mod socket;
 mod test;
 mod tracking;
+mod untold;
 mod walk;
 mod way;
 mod witness;
 
 pub use changes::{Change, changes};
 pub use fate::{Fate, How, Outcome, Reply, Unheard};
+pub use loadable::loadable;
 pub use lower::{
     EBPF, Listed, Listening, NotNft, of_dump, of_ebpf, of_listed, of_native, of_nft, of_nft_json,
     of_ruleset,

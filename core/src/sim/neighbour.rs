@@ -45,7 +45,11 @@ impl<'a, W: Witness> Walk<'a, W> {
         packet: &Packet<'a>,
         interface: &'a str,
     ) -> Result<(), Halt> {
-        if packet.family == Family::V4 || interface == LOOPBACK || !self.sees_neighbours() {
+        if packet.family == Family::V4 {
+            let name = "whether the next hop's hardware address is found";
+            return self.asks_arp(interface, name);
+        }
+        if interface == LOOPBACK || !self.sees_neighbours() {
             return Ok(());
         }
         let gateway = self.exit.and_then(|exit| exit.gateway);
@@ -79,8 +83,10 @@ impl<'a, W: Witness> Walk<'a, W> {
 
     /// Whether rules let past what asks for this host, and its answer: without them nothing comes in.
     pub(super) fn is_found(&mut self, sender: Value, interface: &'a str) -> Result<(), Halt> {
-        if self.question.family() == Family::V4 || interface == LOOPBACK || !self.sees_neighbours()
-        {
+        if self.question.family() == Family::V4 {
+            return self.asks_arp(interface, "whether who sends it finds this host");
+        }
+        if interface == LOOPBACK || !self.sees_neighbours() {
             return Ok(());
         }
         let own = self.namespace.first_address(interface, Family::V6).unwrap_or(1);
@@ -91,6 +97,14 @@ impl<'a, W: Witness> Walk<'a, W> {
         let asks = [(SOLICITATION, from, group(own)), (ADVERTISEMENT, Value::made(own), from)];
         let found = self.discovers(asks, Direction::In, interface);
         found.map_err(|blocked| blocked.unclear("whether who sends it knows this host"))
+    }
+
+    /// Rules of ARP are not walked: where there are some that could hinder it, what is found is not known.
+    fn asks_arp(&self, interface: &str, what: &str) -> Result<(), Halt> {
+        match self.program.untold.arp.first().filter(|_| interface != LOOPBACK) {
+            Some(table) => Err(Halt::Unknown { rule: None, what: format!("{what}: {table}") }),
+            None => Ok(()),
+        }
     }
 
     /// Whether rules let past what another host asks for this one with.

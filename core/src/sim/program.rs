@@ -2,17 +2,15 @@
 //! often.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use serde::Serialize;
 
 use super::alike::Grouped;
 use super::index::{Run, runs};
-use super::namespace::{Namespace, unicast};
 use super::order::by_priority;
-use super::question::{Direction, Question};
-use super::ranges::{Ranges, number};
+use super::ranges::Ranges;
 use super::rule::{Action, Field, Step, Test};
+use super::untold::Untold;
 use crate::iptables::Counters;
 use crate::ruleset::{Hook, Reason};
 use crate::value::Family;
@@ -203,10 +201,8 @@ pub struct Program {
     tables: Vec<usize>,
     /// Of rules that are alike the first one, by each of them.
     alike: HashMap<RuleId, RuleId>,
-    /// Families of which no rules were given.
-    untold: Vec<Family>,
-    /// Why nothing can be told of any connection to the pod, and whether of those from it either.
-    obscured: Option<(String, bool)>,
+    /// What of it can't be told, whatever the rules say.
+    pub(super) untold: Untold,
 }
 
 /// Priorities of connection tracking and address translation (`linux/netfilter_ipv4.h`).
@@ -225,8 +221,7 @@ impl Program {
             infos: Vec::new(),
             tables: Vec::new(),
             alike: HashMap::new(),
-            untold: Vec::new(),
-            obscured: None,
+            untold: Untold::default(),
         };
         for (place, table) in tables.into_iter().enumerate() {
             program.add(table, place);
@@ -239,49 +234,6 @@ impl Program {
                 [Hook::Output, Hook::Input].map(|hook| program.choosers(family, hook));
         }
         program
-    }
-
-    /// The same where no rules of some families were given: of their connections nothing can be told.
-    #[must_use]
-    pub fn without(self, families: Vec<Family>) -> Self {
-        Self { untold: families, ..self }
-    }
-
-    /// The same where something that can't be looked into decides about every connection to the pod,
-    /// or, with `both`, about those from it as well.
-    #[must_use]
-    pub fn obscured(self, why: String, both: bool) -> Self {
-        Self { obscured: Some((why, both)), ..self }
-    }
-
-    /// What decides about connections and can't be looked into.
-    pub fn obscured_by(&self) -> Option<&str> {
-        self.obscured.as_ref().map(|(why, _)| why.as_str())
-    }
-
-    /// The families of which no rules were given.
-    pub fn untold(&self) -> &[Family] {
-        &self.untold
-    }
-
-    /// Why of a connection nothing can be told, wherever it would go.
-    pub(super) fn unanswerable(&self, namespace: &Namespace, q: &Question) -> Option<String> {
-        let routing = namespace.routing();
-        let is_one = |address: &IpAddr| {
-            let (family, number) = (Family::of(*address), number(*address));
-            unicast(family).contains(number) && !routing.is_group(family, number)
-        };
-        let family = q.family();
-        if let Some((why, both)) = &self.obscured
-            && (*both || q.direction == Direction::In)
-        {
-            return Some(why.clone());
-        }
-        if self.untold.contains(&family) {
-            return Some(format!("no rules of {family} were given"));
-        }
-        let one = [Some(q.destination), q.source].iter().flatten().all(is_one);
-        (!one).then(|| "the way of multicast, broadcast and unspecified addresses".to_owned())
     }
 
     fn add(&mut self, table: SourceTable, place: usize) {

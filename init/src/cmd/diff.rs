@@ -6,7 +6,7 @@ use millrace_core::value::Family;
 use millrace_host::progress::Progress;
 
 use super::output::{print_json, print_painted, warn};
-use super::rules;
+use super::{rules, saved};
 use crate::cli::own::Diff;
 use crate::exit::Exit;
 use crate::paint;
@@ -29,7 +29,7 @@ pub(crate) fn diff(diff: &Diff) -> Result<Exit> {
     let untold: Vec<Family> = before.program.untold().iter().copied().filter(neither).collect();
     found.traffic.retain(|class| !untold.contains(&class.example.family()));
     found.packets.retain(|packets| !untold.contains(&packets.class.family()));
-    rules::untold(&untold).for_each(|text| warn(&text));
+    saved::untold(&untold).for_each(|text| warn(&text));
     if diff.json {
         print_json(&difference_json(&before.program, &after.program, &found))?;
     } else {

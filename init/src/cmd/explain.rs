@@ -5,10 +5,11 @@ use millrace_core::sim::report::{
     classes_json, classes_summary, classes_text, explanation_json, explanation_text,
 };
 use millrace_core::sim::{Outcome, partition};
+use millrace_core::value::Family;
 use millrace_host::progress::Progress;
 
 use super::output::{print_json, print_painted, warn};
-use super::rules;
+use super::{rules, saved};
 use crate::cli::ask::Asked;
 use crate::cli::own::Explain;
 use crate::exit::Exit;
@@ -24,7 +25,7 @@ pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
             let mut classes = partition(program, namespace);
             drop(progress);
             classes.retain(|class| !program.untold().contains(&class.example.family()));
-            let untold = rules::untold(program.untold());
+            let untold = saved::untold(program.untold());
             if json {
                 untold.for_each(|text| warn(&text));
                 print_json(&classes_json(program, &classes))?;
@@ -34,7 +35,9 @@ pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
                 let text: String = text.into_iter().chain(untold).collect();
                 print_painted(&text, explain.common.color, paint::classes)?;
             }
-            classes.iter().any(|c| matches!(c.answer.outcome, Outcome::Unknown { .. }))
+            let unknown = |outcome: &Outcome| matches!(outcome, Outcome::Unknown { .. });
+            let nothing = program.untold().len() == Family::ALL.len();
+            nothing || classes.iter().any(|class| unknown(&class.answer.outcome))
         }
         Asked::One(typed) => {
             let question = rules.question(typed)?;

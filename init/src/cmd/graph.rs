@@ -6,7 +6,7 @@ use millrace_core::sim::graph::{Trail, picture};
 use millrace_core::value::Family;
 
 use super::output::{print, warn};
-use super::rules;
+use super::{rules, saved};
 use crate::cli::own::Graph;
 use crate::exit::Exit;
 
@@ -20,7 +20,7 @@ pub(crate) fn graph(graph: &Graph) -> Result<Exit> {
     print(&picture(&rules.program, graph.format, graph.family, trail.as_ref()))?;
     let shown = |family: &Family| graph.family.is_none_or(|asked| asked == *family);
     let untold: Vec<Family> = rules.program.untold().iter().copied().filter(shown).collect();
-    rules::untold(&untold).for_each(|text| warn(&text));
+    saved::untold(&untold).for_each(|text| warn(&text));
     if let Some(why) = rules.program.obscured_by() {
         warn(&format!("the picture is not of all that decides: {why}"));
         return Ok(Exit::Failed);

@@ -25,6 +25,7 @@ mod output;
 mod pods;
 mod preflight;
 mod rules;
+mod saved;
 mod status;
 mod termination;
 mod trace;

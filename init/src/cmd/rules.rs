@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::ebpf::{beside, extended, judge, sources};
 use millrace_core::facts::HostFacts;
-use millrace_core::infer::of_saved;
-use millrace_core::iptables::{Dump, TableDump, is_listing};
+use millrace_core::iptables::{TableDump, is_listing};
 use millrace_core::manifest::says_kind;
 use millrace_core::nft::NftRuleset;
 use millrace_core::observed::{Holding, Observed, TableId, Variant};
@@ -17,7 +16,7 @@ use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
 use millrace_core::sim::{
     Direction, EBPF, Explanation, Fate, Namespace, OwnAddress, Program, Question, SourceTable,
-    of_dump, of_listed, of_nft, of_nft_json, of_ruleset,
+    of_dump, of_listed, of_nft, of_ruleset,
 };
 use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::{Family, Groups};
@@ -26,13 +25,14 @@ use millrace_host::engine::Session;
 use millrace_host::facts::resolv_conf;
 use millrace_host::netns::NetnsRef;
 use millrace_host::observe::Depth;
-use millrace_host::{exec, file, surroundings};
+use millrace_host::{exec, surroundings};
 
 use super::config::{self, Loaded};
 use super::held::{Held, unknown};
 use super::namespace;
 use super::output::warn;
 use super::pods::{self, Described};
+use super::saved::{Saved, is_json, of_saved_rules, saved};
 use crate::cli::ask::{Sources, Typed};
 use crate::cli::own::{self, Common, Config, NetnsTarget};
 
@@ -278,96 +278,6 @@ fn of_described(
     })
 }
 
-/// The text of a file, and how it was named.
-struct Saved {
-    what: String,
-    text: String,
-}
-
-fn of_saved_rules(files: &[Saved], addresses: &[IpAddr]) -> Result<Rules> {
-    let mut tables = Vec::new();
-    let mut observed = Observed::default();
-    for Saved { what: named, text } in files {
-        let what = || named.clone();
-        if is_json(text) {
-            let listed = of_nft_json(text).with_context(what)?;
-            let left_out =
-                listed.left_out.iter().map(|w| format!("{w}: no packet is walked there"));
-            left_out.for_each(|text| warn(&text));
-            tables.extend(listed.tables);
-            continue;
-        }
-        for part in Dump::parse_all(text).with_context(what)? {
-            let family = match part.family {
-                Some(family) => family,
-                None => family_of(&part.dump, named)?,
-            };
-            let variant = Variant::Nft;
-            observed.holdings.push(Holding { variant, family, dump: part.dump });
-        }
-    }
-    // nftables' listing has the rules of both families, whoever wrote them.
-    let listed = files.iter().any(|file| is_json(&file.text));
-    let given = |family: &Family| listed || observed.holdings.iter().any(|h| h.family == *family);
-    let untold: Vec<Family> = Family::ALL.into_iter().filter(|family| !given(family)).collect();
-    observed.native = of_saved(&tables);
-    let native = read_native_back(&observed).map(|found| found.ruleset);
-    if let Some(native) = &native {
-        explain_native(&mut tables, native);
-    }
-    let explained = read_back(&observed).into_iter().find_map(|found| found.ruleset);
-    for holding in &observed.holdings {
-        tables.extend(explained_tables(holding, "iptables", explained.as_ref(), &Groups::new()));
-    }
-    let routing = explained.map(|ruleset| ruleset.routing);
-    let routing = routing.or_else(|| native.map(|native| native.routing)).unwrap_or_default();
-    let namespace = Namespace::pod(addresses, &routing);
-    let program = Program::new(tables).without(untold);
-    Ok(Rules { program, namespace, live: false, ebpf: None })
-}
-
-/// What is said of families of which nothing is told, since no rules of them were given.
-pub(super) fn untold(families: &[Family]) -> impl Iterator<Item = String> {
-    families.iter().map(|family| {
-        let program = match family {
-            Family::V4 => "iptables-save",
-            Family::V6 => "ip6tables-save",
-        };
-        format!("nothing is told of {family}: no rules of it were given, as {program} prints them")
-    })
-}
-
-/// A file of rules. A comment of a rule may hold any bytes; elsewhere what stands for one that is no
-/// UTF-8 is refused with its line.
-fn saved(path: &Path) -> Result<String> {
-    Ok(String::from_utf8_lossy(&file::bytes(path, pods::MOST)?).into_owned())
-}
-
-/// Whether a file of rules is what `nft -j list ruleset` prints, or is meant to be.
-fn is_json(text: &str) -> bool {
-    text.trim_start().starts_with('{')
-}
-
-/// The family of a dump without a line that says what made it: its addresses say it.
-fn family_of(dump: &Dump, what: &str) -> Result<Family> {
-    let rules = dump.tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
-    let words = rules.flat_map(|rule| rule.text.split_ascii_whitespace());
-    let address = |word: &str| word.split('/').next()?.parse().ok().map(Family::of);
-    let mut found: Vec<Family> = words.filter_map(address).collect();
-    found.sort();
-    found.dedup();
-    match found[..] {
-        [family] => Ok(family),
-        [] => {
-            warn(&format!("{what}: nothing in it says a family: it is taken for IPv4"));
-            Ok(Family::V4)
-        }
-        _ => bail!(
-            "{what}: it has addresses of both families; a dump is of one: save each by itself"
-        ),
-    }
-}
-
 fn of_namespace(place: &NetnsTarget, bpffs: &Path) -> Result<Rules> {
     // Who asks for two namespaces names both from where the program was started.
     let home = match place {
@@ -441,7 +351,7 @@ fn called(observed: &Observed, holding: &Holding) -> Holding {
 
 /// Give native rules the reasons of those that were read back from them, which stand in the same
 /// places.
-fn explain_native(tables: &mut [SourceTable], ruleset: &NftRuleset) {
+pub(super) fn explain_native(tables: &mut [SourceTable], ruleset: &NftRuleset) {
     for part in ruleset.tables() {
         for chain in ruleset.chains(part) {
             let name = ruleset.layout.chain(part, &chain.chain);
@@ -460,7 +370,7 @@ fn explain_native(tables: &mut [SourceTable], ruleset: &NftRuleset) {
 }
 
 /// The tables of a dump; its rules have the reasons of those that are the same in `explained`.
-fn explained_tables(
+pub(super) fn explained_tables(
     holding: &Holding,
     holder: &str,
     explained: Option<&Ruleset>,

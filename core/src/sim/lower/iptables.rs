@@ -113,6 +113,11 @@ fn base(table: &str, hook: Hook, policy: Policy) -> Option<Base> {
     Some(Base { hook, kind, priority, policy })
 }
 
+/// Whether the kernel calls a chain of this name in a table of iptables.
+pub(in super::super) fn is_called(table: &str, chain: &str) -> bool {
+    Hook::from_name(chain).is_some_and(|hook| base(table, hook, Policy::Accept).is_some())
+}
+
 fn steps(rule: &Rule, groups: &Groups) -> Vec<Step> {
     let tests = rule.matches.iter().filter_map(|m| test(m, groups)).map(Step::Test);
     tests.chain(actions(&rule.target).into_iter().map(Step::Do)).collect()

@@ -19,6 +19,7 @@ use super::ranges::Ranges;
 use super::rule::{Field, Test};
 
 pub use ebpf::{EBPF, Listening, of_ebpf};
+pub(super) use iptables::is_called;
 pub use iptables::{of_dump, of_ruleset};
 pub use json::{Listed, NotNft, of_nft_json};
 pub use native::{of_listed, of_native};

@@ -20,6 +20,7 @@ pub(super) fn actions(name: &str, content: &Value) -> Vec<Action> {
         None => format!("{name} {content}"),
     };
     let known = match name {
+        _ if !is_whole(name, content) => None,
         "accept" => Some(Action::Accept),
         "drop" => Some(Action::Drop),
         "return" => Some(Action::Return),
@@ -39,6 +40,22 @@ pub(super) fn actions(name: &str, content: &Value) -> Vec<Action> {
     };
     let known = known.unwrap_or_else(|| Action::Unknown(what()));
     choice(name, content).into_iter().chain([known]).collect()
+}
+
+/// Whether all that is said of a statement is known here.
+fn is_whole(name: &str, content: &Value) -> bool {
+    let known: &[&str] = match name {
+        "accept" | "drop" | "return" | "continue" | "notrack" => &[],
+        "jump" | "goto" => &["target"],
+        "redirect" | "masquerade" | "dnat" | "snat" | "tproxy" => {
+            &["addr", "port", "family", "flags", "type_flags"]
+        }
+        "reject" => &["type", "expr"],
+        "mangle" => &["key", "value"],
+        _ => return true,
+    };
+    let keys = content.as_object().into_iter().flatten();
+    keys.into_iter().all(|(key, _)| known.contains(&key.as_str()))
 }
 
 /// How one of several addresses and ports is chosen.

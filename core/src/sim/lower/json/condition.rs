@@ -63,6 +63,7 @@ impl JsonReader<'_> {
                 let before = settled.clone();
                 let mut read = || {
                     let operator = content.get("op")?.as_str()?;
+                    has_only(content, &["op", "left", "right"])?;
                     let (left, right) = (content.get("left")?, content.get("right")?);
                     self.matched(left, operator, right, settled)
                 };
@@ -74,10 +75,11 @@ impl JsonReader<'_> {
             }
             "xt" => {
                 let text = |key: &str| content.get(key).and_then(Value::as_str);
-                let target = text("type") == Some("target");
+                // What nft says nothing of may as well be a target.
+                let asks = text("type") == Some("match");
                 let name = text("name").unwrap_or("of iptables");
                 let what = "which nft does not print: save these rules with iptables-save";
-                (!target).then(|| vec![Test::Unknown(format!("-m {name}, {what}"))])
+                asks.then(|| vec![Test::Unknown(format!("-m {name}, {what}"))])
             }
             "limit" | "quota" | "ct count" | "meter" | "connlimit" | "set" => {
                 Some(vec![Test::Unknown(format!("{name} {content}"))])
@@ -95,6 +97,15 @@ impl JsonReader<'_> {
         settled: &mut Settled,
     ) -> Option<Vec<Test>> {
         let (kind, content) = single(left)?;
+        match kind {
+            "payload" => {
+                has_only(content, &["protocol", "field", "base", "offset", "len", "tunnel"])?;
+            }
+            "meta" => has_only(content, &["key"])?,
+            "ct" => has_only(content, &["key", "dir"])?,
+            "fib" => has_only(content, &["result", "flags"])?,
+            _ => {}
+        }
         match kind {
             // What is inside a tunnel is not the packet's own.
             "payload" if content.get("tunnel").is_some() => None,
@@ -289,6 +300,11 @@ impl JsonReader<'_> {
         };
         Some(vec![test])
     }
+}
+
+/// Some if all keys of an object are known: what another one means could change everything.
+fn has_only(content: &Value, known: &[&str]) -> Option<()> {
+    content.as_object()?.keys().all(|key| known.contains(&key.as_str())).then_some(())
 }
 
 /// A header and what of it is asked for. Some nft print the bytes where ports are as such.

@@ -4,6 +4,7 @@
 mod action;
 mod branch;
 mod condition;
+mod objects;
 mod value;
 
 use serde_json::Value;
@@ -13,7 +14,7 @@ use self::branch::Branch;
 use self::condition::Settled;
 use self::value::Sets;
 use super::super::program::{Base, Beside, Policy, SourceChain, SourceRule, SourceTable};
-use super::super::rule::{Action, Step, Test, Way};
+use super::super::rule::{Action, Step, Way};
 use super::beside;
 use super::words::words;
 use crate::iptables::Counters;
@@ -29,6 +30,14 @@ pub enum NotNft {
     /// It is JSON of another shape; in words, what is missing or wrong.
     #[error("this is not what `nft -j list ruleset` prints: {0}")]
     Other(&'static str),
+    /// An object of it is none that a kernel has, or none that is known.
+    #[error("object {number} of the list is not what `nft -j list ruleset` prints: {what}")]
+    Object {
+        /// Its place, counted from 1.
+        number: usize,
+        /// What is wrong with it.
+        what: String,
+    },
 }
 
 /// What was read of the output of `nft -j list ruleset`.
@@ -36,8 +45,12 @@ pub enum NotNft {
 pub struct Listed {
     /// Those that packets of IP meet.
     pub tables: Vec<SourceTable>,
-    /// What of it packets are not walked through: tables and chains of layers below IP.
+    /// What of it packets are not walked through: tables of layers below IP.
     pub left_out: Vec<String>,
+    /// Tables of ARP, without whose consent no next hop on a link is found.
+    pub arp: Vec<String>,
+    /// All tables that are listed.
+    pub names: Vec<String>,
 }
 
 /// The tables of what `nft -j list ruleset` printed.
@@ -48,11 +61,19 @@ pub fn of_nft_json(text: &str) -> Result<Listed, NotNft> {
     let document: Value = serde_json::from_str(text)?;
     let objects = document.get("nftables").and_then(Value::as_array);
     let objects = objects.ok_or(NotNft::Other("it has no list `nftables`"))?;
+    objects::check(objects)?;
     let of = |kind: &'static str| objects.iter().filter_map(move |object| object.get(kind));
-    let mut left_out = Vec::new();
+    let (mut left_out, mut arp, mut names) = (Vec::new(), Vec::new(), Vec::new());
     let mut sets = Sets::default();
-    for set in of("set").chain(of("map")) {
-        sets.insert(place(set, "name")?, set);
+    for set in of("set").chain(of("map")).filter(|set| objects::is_known_set(set)) {
+        // Which is which is not said: all of them are empty, or nothing of them was printed.
+        if !objects::is_terse(objects) {
+            sets.insert(place(set, "name")?, set);
+        }
+    }
+    // Elements that stand by themselves are more than those of the set.
+    for element in of("element") {
+        sets.remove(&place(element, "name")?);
     }
     for rule in of("rule") {
         let (family, table, _) = place(rule, "chain")?;
@@ -69,14 +90,21 @@ pub fn of_nft_json(text: &str) -> Result<Listed, NotNft> {
     let mut others: Vec<(&str, &str)> = Vec::new();
     for table in of("table") {
         let (family, name, _) = place(table, "name")?;
+        names.push(format!("table {family} {name}"));
         let Some(families) = families(family) else {
-            left_out.push(format!("table {family} {name}"));
+            let words = format!("table {family} {name}");
+            if family == "arp" && objects::hinders(objects, name) {
+                arp.push(words);
+            } else {
+                left_out.push(words);
+            }
             others.push((family, name));
             continue;
         };
         let holder = super::nft::HOLDER.to_owned();
         let content = SourceTable { holder, name: name.to_owned(), families, chains: Vec::new() };
-        tables.push(Table { family, content, calls: called(table.get("flags")) });
+        let strange = objects::of_table(table);
+        tables.push(Table { family, content, calls: called(table.get("flags")), strange });
     }
     let mut callers: Vec<(&str, &str, SourceChain)> = Vec::new();
     for chain in of("chain") {
@@ -87,14 +115,10 @@ pub fn of_nft_json(text: &str) -> Result<Listed, NotNft> {
         };
         let hooked = chain.get("hook").is_some() && into.calls != Calls::None;
         let base = base(chain).filter(|_| hooked);
-        match below(chain, name).filter(|_| hooked) {
-            Some(caller) => callers.push((family, table, caller)),
-            None if hooked && base.is_none() => {
-                left_out.push(format!("chain {family} {table} {name}"));
-            }
-            None => {}
-        }
-        into.content.chains.push(SourceChain { name: name.to_owned(), base, rules: Vec::new() });
+        let caller = below(chain, name).filter(|_| hooked);
+        callers.extend(caller.map(|caller| (family, table, caller)));
+        let rules = objects::of_chain(chain).map(unclear).into_iter().collect();
+        into.content.chains.push(SourceChain { name: name.to_owned(), base, rules });
     }
     for rule in of("rule") {
         let (family, table, name) = place(rule, "chain")?;
@@ -108,6 +132,7 @@ pub fn of_nft_json(text: &str) -> Result<Listed, NotNft> {
         let exprs = rule.get("expr").and_then(Value::as_array);
         let exprs = exprs.ok_or(NotNft::Other("a rule has no expressions"))?;
         let reader = JsonReader { sets: &sets, family, table };
+        chain.rules.extend(objects::of_rule(rule).map(unclear));
         chain.rules.extend(reader.rules(exprs));
     }
     for (family, table, caller) in callers {
@@ -116,7 +141,14 @@ pub fn of_nft_json(text: &str) -> Result<Listed, NotNft> {
         }
     }
     let tables = tables.into_iter().map(Table::settled).collect();
-    Ok(Listed { tables, left_out })
+    Ok(Listed { tables, left_out, arp, names })
+}
+
+/// A rule in front of what is not understood.
+fn unclear(what: String) -> SourceRule {
+    let steps: Vec<Step> = vec![Action::Unknown(what.clone()).into()];
+    let (reason, counters, beside) = (None, None, Beside::default());
+    SourceRule { text: what, reason, counters, steps, vague: true, beside }
 }
 
 /// Whether the kernel calls a table's chains.
@@ -148,21 +180,20 @@ struct Table<'v> {
     family: &'v str,
     content: SourceTable,
     calls: Calls,
+    /// What of it is not understood.
+    strange: Option<String>,
 }
 
 impl Table<'_> {
     /// The table; where it is not known whether its chains are called, they begin with that.
     fn settled(self) -> SourceTable {
         let mut table = self.content;
-        if self.calls == Calls::Unknown {
-            let what =
-                format!("whether table {} is dormant, which this nft does not print", table.name);
-            let steps: Vec<Step> = vec![Action::Unknown(what.clone()).into()];
-            let beside = Beside::default();
-            let (reason, counters) = (None, None);
-            let first = SourceRule { text: what, reason, counters, steps, vague: true, beside };
+        let asleep = (self.calls == Calls::Unknown).then(|| {
+            format!("whether table {} is dormant, which this nft does not print", table.name)
+        });
+        for what in self.strange.into_iter().chain(asleep) {
             for chain in table.chains.iter_mut().filter(|chain| chain.base.is_some()) {
-                chain.rules.insert(0, first.clone());
+                chain.rules.insert(0, unclear(what.clone()));
             }
         }
         table
@@ -184,7 +215,7 @@ fn below(chain: &Value, name: &str) -> Option<SourceChain> {
         }
         _ => Vec::new(),
     };
-    let priority = priority(chain)?;
+    let priority = objects::priority(chain)?;
     Some(super::native::at_device(way, priority, policy(chain), name, &devices))
 }
 
@@ -228,11 +259,7 @@ fn base(chain: &Value) -> Option<Base> {
     let hook = text("hook")?;
     let hook = Hook::ALL.into_iter().find(|known| known.as_str().eq_ignore_ascii_case(hook))?;
     let kind = super::nft::kind(text("type")?);
-    Some(Base { hook, kind, priority: priority(chain)?, policy: policy(chain) })
-}
-
-fn priority(chain: &Value) -> Option<i32> {
-    chain.get("prio").and_then(Value::as_i64).and_then(|p| i32::try_from(p).ok())
+    Some(Base { hook, kind, priority: objects::priority(chain)?, policy: policy(chain) })
 }
 
 fn policy(chain: &Value) -> Policy {
@@ -258,7 +285,7 @@ impl JsonReader<'_> {
         let mut branches = vec![Branch { steps: Vec::new(), settled }];
         for (at, expr) in exprs.iter().enumerate() {
             let Some((name, content)) = single(expr) else {
-                let unknown = Step::from(Test::Unknown(expr.to_string()));
+                let unknown = Step::from(Action::Unknown(expr.to_string()));
                 for branch in &mut branches {
                     branch.steps.push(unknown.clone());
                 }

@@ -1,8 +1,11 @@
 //! What `iptables-save` prints, as data. Rules of others are kept as text; rules that Millrace
 //! could have written are understood.
 
+mod saved;
+
 use std::iter;
 
+use self::saved::Saved;
 use super::parse::{UnknownRule, parse_rule};
 use crate::ruleset::Rule;
 use crate::value::Family;
@@ -89,16 +92,21 @@ type Lines<'t> = (Option<Family>, Vec<(usize, &'t str)>);
 
 /// A dump that is not one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line} of the rules is not what iptables-save prints: {text:?}{}", hint(text))]
+#[error("line {line} of the rules is not what iptables-save prints: {text:?}{}", hint(text, why.as_deref()))]
 pub struct DumpError {
     /// The line, counted from 1.
     pub line: usize,
     /// The line as it was read, for the message.
     pub text: String,
+    /// What is wrong with it, where it could be a line of a dump by its form.
+    pub why: Option<String>,
 }
 
 /// What is wrong with a line, where it is known.
-fn hint(text: &str) -> String {
+fn hint(text: &str, why: Option<&str>) -> String {
+    if let Some(why) = why {
+        return format!("; {why}");
+    }
     if odd_space(text) == Some(char::REPLACEMENT_CHARACTER) {
         return "; it holds bytes that are not UTF-8, which may be in quotes alone".to_owned();
     }
@@ -180,11 +188,12 @@ impl Dump {
     /// # Errors
     /// The first line that has no place in a dump.
     pub fn parse(text: &str) -> Result<Self, DumpError> {
-        Self::read(lines(text))
+        Self::read(lines(text), None)
     }
 
-    /// The same of a text that may hold the dumps of both families, one behind the other: each begins
-    /// with a line that names the program that made it.
+    /// The same of a text that somebody saved, which may hold the dumps of both families, one behind the
+    /// other: each begins with a line that names the program that made it. What no kernel takes is refused,
+    /// and so is what says that there is more than was printed.
     ///
     /// # Errors
     /// The first line that has no place in a dump.
@@ -203,18 +212,27 @@ impl Dump {
                 _ => parts.push((head, vec![(index, line)])),
             }
         }
-        let read = |(family, lines): (_, Vec<_>)| Ok(Part { family, dump: Self::read(lines)? });
+        let read = |(family, lines): (_, Vec<_>)| {
+            Ok(Part { family, dump: Self::read(lines, Some(Saved::default()))? })
+        };
         parts.into_iter().map(read).collect()
     }
 
-    fn read<'t, I: IntoIterator<Item = (usize, &'t str)>>(lines: I) -> Result<Self, DumpError> {
+    /// With `saved`, what it refuses is refused.
+    fn read<'t, I: IntoIterator<Item = (usize, &'t str)>>(
+        lines: I,
+        mut saved: Option<Saved>,
+    ) -> Result<Self, DumpError> {
         let mut tables: Vec<TableDump> = Vec::new();
         let mut open = false;
         let mut last = 0;
         for (index, line) in lines {
             last = index + 1;
-            let bad = || DumpError { line: index + 1, text: line.to_owned() };
+            let bad = || DumpError { line: index + 1, text: line.to_owned(), why: None };
             let line = line.trim_ascii();
+            if let Some(why) = saved.as_mut().and_then(|saved| saved.refuses(line)) {
+                return Err(DumpError { why: Some(why), ..bad() });
+            }
             if is_comment(line) {
                 continue;
             }
@@ -228,7 +246,7 @@ impl Dump {
                 }
                 if tables.iter().any(|table| table.name == name) {
                     let text = format!("a second table {name}, of another family or another dump");
-                    return Err(DumpError { line: index + 1, text });
+                    return Err(DumpError { line: index + 1, text, why: None });
                 }
                 open = true;
                 tables.push(TableDump { name: name.to_owned(), chains: Vec::new() });
@@ -252,6 +270,7 @@ impl Dump {
             return Err(DumpError {
                 line: last,
                 text: "the end, where COMMIT should be".to_owned(),
+                why: None,
             });
         }
         Ok(Self { tables })
@@ -356,127 +375,4 @@ fn add_rule(table: &mut TableDump, line: &str) -> Option<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_chains_rules_and_counters() {
-        let dump = Dump::parse(
-            "# Generated\n*nat\n:PREROUTING ACCEPT [0:0]\n:ISTIO_OUTPUT - [0:0]\n\
-             [3:180] -A PREROUTING -p tcp -j ISTIO_INBOUND\n-A ISTIO_OUTPUT -j KUBE-MARK-MASQ\nCOMMIT\n",
-        )
-        .unwrap();
-        let nat = dump.table("nat").unwrap();
-        assert_eq!(nat.chain("PREROUTING").unwrap().policy.as_deref(), Some("ACCEPT"));
-        let rule = &nat.chain("PREROUTING").unwrap().rules[0];
-        assert_eq!(rule.counters, Some(Counters { packets: 3, bytes: 180 }));
-        assert!(rule.rule.is_ok());
-        assert_eq!(nat.chain("ISTIO_OUTPUT").unwrap().rules[0].text, "-j KUBE-MARK-MASQ");
-    }
-
-    #[test]
-    fn inserts_go_where_they_say() {
-        let dump =
-            Dump::parse("* nat\n-A OUTPUT -j A\n-I OUTPUT 1 -j B\n-I OUTPUT 2 -j C\nCOMMIT\n")
-                .unwrap();
-        let texts: Vec<_> =
-            dump.tables[0].chains[0].rules.iter().map(|r| r.text.as_str()).collect();
-        assert_eq!(texts, ["-j B", "-j C", "-j A"]);
-    }
-
-    /// Verify that a text with the dumps of both families is two dumps, and that two of which nothing
-    /// says whose they are, are none.
-    #[test]
-    fn families_in_one_file_are_told_apart() {
-        let table = |rule: &str| format!("*nat\n:OUTPUT ACCEPT [0:0]\n{rule}COMMIT\n");
-        let head = |name: &str| format!("# Generated by {name} v1.8.7 on Mon Jun 12 2023\n");
-        let v4 = format!("\n{}{}", head("iptables-save"), table("-A OUTPUT -j A\n"));
-        let more = format!("{}*filter\nCOMMIT\n# Completed\n", head("iptables-nft-save"));
-        let v6 = format!("{}{}", head("ip6tables-save"), table(""));
-        let parts = Dump::parse_all(&format!("{v4}{more}{v6}")).unwrap();
-        let tables = parts.iter().map(|part| (part.family, part.dump.tables.len()));
-        assert_eq!(tables.collect::<Vec<_>>(), [(Some(Family::V4), 2), (Some(Family::V6), 1)]);
-        assert_eq!(parts[0].dump.tables[0].chains[0].rules.len(), 1);
-        let parts = Dump::parse_all(&table("")).unwrap();
-        assert_eq!(parts.iter().map(|part| part.family).collect::<Vec<_>>(), [None]);
-        let twice = Dump::parse_all(&format!("{}{}", table(""), table(""))).unwrap_err();
-        assert!(twice.line == 4 && twice.to_string().contains("second table nat"), "{twice}");
-    }
-
-    /// Verify that a space that is none is refused by its name, outside of quotes; and that other
-    /// listings are refused with the command that saves what is meant.
-    #[test]
-    fn what_only_looks_like_a_dump_is_refused() {
-        let rule = |rule: &str| Dump::parse(&format!("*nat\n-A OUTPUT {rule}\nCOMMIT\n"));
-        for odd in
-            ["-p tcp -j\u{a0}DROP", "-p\u{2009}tcp -j DROP", "-j DROP\u{feff}", "-j DROP\u{a0}"]
-        {
-            let error = rule(odd).unwrap_err();
-            assert!(error.line == 2 && error.to_string().contains("U+"), "{error}");
-        }
-        assert!(rule("-m comment --comment \"a\u{a0}b \\\" \u{a0}\" -j DROP").is_ok());
-        for (text, wanted) in [
-            ("-P INPUT ACCEPT\n-A OUTPUT -j A\n", "iptables-save"),
-            ("Chain INPUT (policy ACCEPT)\n", "iptables-save"),
-            ("table inet filter {\n}\n", "nft -j list ruleset"),
-            ("table ip nat { # handle 3\n}\n", "nft -j list ruleset"),
-        ] {
-            assert!(is_listing(text) && is_listing(&format!("# Warning: x\n{text}")), "{text}");
-            let error = Dump::parse_all(text).unwrap_err();
-            assert!(error.line == 1 && error.to_string().contains(wanted), "{error}");
-        }
-        for other in
-            ["", "*nat\n-A OUTPUT -j A\nCOMMIT\n", "outbound: {ports: []}\n", "table: {a: 1}\n"]
-        {
-            assert!(!is_listing(other), "{other}");
-        }
-    }
-
-    /// Verify that a comment may hold line breaks, and that what stands in it is never a rule.
-    #[test]
-    fn quotes_go_over_lines() {
-        for comment in [
-            "a\nb",
-            "a\n-A OUTPUT -j ACCEPT",
-            "\nCOMMIT\n*nat\n# x",
-            "a \\\"\n",
-            "\\\\\n",
-            "\n# Generated by ip6tables-save v1.8.9 on Mon\n",
-            "\n\n:OUTPUT DROP [0:0]\n",
-            "\u{fffd}\r\n\u{2028}",
-        ] {
-            let text = format!(
-                "# Generated by iptables-save v1.8.9 on Mon\n*filter\n:OUTPUT ACCEPT [0:0]\n\
-                 [1:2] -A OUTPUT -m comment --comment \"{comment}\" -j DROP\n\
-                 -A OUTPUT -j LOG\nCOMMIT\n"
-            );
-            let parts = Dump::parse_all(&text).unwrap();
-            assert_eq!(parts.len(), 1, "{comment:?}");
-            let dump = Dump::parse(&text).unwrap();
-            assert_eq!(dump, parts[0].dump, "{comment:?}");
-            assert_eq!(dump.tables.len(), 1, "{comment:?}");
-            let chain = dump.tables[0].chain("OUTPUT").unwrap();
-            let texts: Vec<&str> = chain.rules.iter().map(|rule| rule.text.as_str()).collect();
-            let wanted = format!("-m comment --comment \"{comment}\" -j DROP");
-            assert_eq!(texts, [wanted.as_str(), "-j LOG"], "{comment:?}");
-            assert_eq!(chain.policy.as_deref(), Some("ACCEPT"), "{comment:?}");
-            let wrong = Dump::parse(&text.replace("COMMIT\n", "x\n")).unwrap_err();
-            let line = 1 + text.lines().take_while(|line| *line != "COMMIT").count();
-            if !comment.contains("COMMIT") {
-                assert_eq!(wrong.line, line, "{comment:?}: {wrong}");
-            }
-        }
-        // What is not closed is no rule.
-        assert!(Dump::parse("*filter\n-A OUTPUT -m comment --comment \"x\nCOMMIT\n").is_err());
-        let odd = Dump::parse("*filter\n-A OUTPUT -j \u{fffd}\nCOMMIT\n").unwrap_err();
-        assert!(odd.to_string().contains("not UTF-8"), "{odd}");
-    }
-
-    #[test]
-    fn names_the_line_that_is_wrong() {
-        assert_eq!(Dump::parse("*nat\nhello\nCOMMIT\n").unwrap_err().line, 2);
-        assert_eq!(Dump::parse("*nat\n-A OUTPUT -j A\n").unwrap_err().line, 2);
-        assert!(Dump::parse("*nat\n-I OUTPUT 3 -j A\nCOMMIT\n").is_err());
-        assert!(Dump::parse("-A OUTPUT -j A\n").is_err());
-    }
-}
+mod tests;
