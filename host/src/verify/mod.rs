@@ -24,7 +24,7 @@ use crate::sysctl::lo_has_no_ipv6;
 use dial::{Dialled, bound, dial, owned};
 use listen::{ListeningSocket, Spot};
 use outside::Outside;
-use wire::{Leaving, Wire, is_own};
+use wire::{Awaited, Wire, is_own};
 
 /// The zones that connections may be tracked in: none, and those that DNS capture uses.
 const ZONES: [u16; 3] = [0, 1, 2];
@@ -219,7 +219,7 @@ impl Run<'_> {
     fn follow(&self, check: &Check, socket: &OwnedFd, flow: &Flow) -> Seen {
         let deadline = Instant::now() + self.prover.patience;
         let tcp = check.protocol == Protocol::TCP;
-        let mut next_hop = false;
+        let mut awaited = Awaited::new();
         loop {
             for listener in &self.listeners {
                 while let Ok(Some(arrival)) = listener.take() {
@@ -231,11 +231,11 @@ impl Run<'_> {
                     }
                 }
             }
-            let leaving = self.wire.as_ref().ok().and_then(|wire| wire.left(flow));
+            let leaving = self.wire.as_ref().ok().and_then(|wire| wire.left(flow, &mut awaited));
+            let next_hop = check.owner.is_some() && !awaited.is_empty();
             match leaving.filter(|_| check.owner.is_some()) {
-                Some(Leaving::Packet(to)) if to == flow.to => return Seen::Left,
-                Some(Leaving::Packet(to)) => return Seen::Led { to, taken: false },
-                Some(Leaving::NextHop) => next_hop = true,
+                Some(to) if to == flow.to => return Seen::Left,
+                Some(to) => return Seen::Led { to, taken: false },
                 None => {}
             }
             // Behind the last hook connection tracking has it, with nobody else in it.
