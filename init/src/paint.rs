@@ -144,7 +144,10 @@ pub(crate) fn classes(_at: usize, line: &str) -> Option<(Range<usize>, Style)> {
 
 /// Paints `millrace diff`: heads, and lines of one side alone.
 pub(crate) fn diff(_at: usize, line: &str) -> Option<(Range<usize>, Style)> {
-    if ["traffic:", "packets:", "rules:"].iter().any(|head| line.starts_with(head)) {
+    if ["traffic:", "packets:", "can't be told:", "rules:"]
+        .iter()
+        .any(|head| line.starts_with(head))
+    {
         return Some(whole(line, HEAD));
     }
     let style = match line.trim_start().get(..2)? {

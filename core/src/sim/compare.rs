@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 use similar::{Algorithm, DiffTag, capture_diff_slices};
 
 use super::changes::{Change, all_changes};
+use super::fate::Outcome;
 use super::namespace::Namespace;
-use super::packets::{Otherwise, otherwise, packets_text};
+use super::order::UNORDERED;
+use super::packets::{End, Otherwise, otherwise, packets_text};
 use super::partition::Class;
 use super::program::{Base, Bound, ChainId, ChainInfo, Policy, Program, RuleId};
 use super::report::{class_words, rule_json, why};
@@ -21,8 +23,12 @@ use crate::value::Family;
 pub struct Difference {
     /// Connections of which something else becomes.
     pub traffic: Vec<Class<Change>>,
+    /// Connections of which it can't be told on either side: they may be treated differently.
+    pub untold: Vec<Class<Change>>,
     /// Packets that start no such connection, with which something else is done where rules meet them.
     pub packets: Vec<Otherwise>,
+    /// Such packets of which it can't be told on either side.
+    pub untold_packets: Vec<Otherwise>,
     /// Rules that only one of them has, chain by chain in their order.
     pub rules: Vec<OneSided>,
 }
@@ -30,7 +36,8 @@ pub struct Difference {
 impl Difference {
     /// Whether nothing is known to be treated differently, nor that it can't be told.
     pub fn is_none(&self) -> bool {
-        self.traffic.is_empty() && self.packets.is_empty()
+        let alike = self.traffic.is_empty() && self.packets.is_empty();
+        alike && self.untold.is_empty() && self.untold_packets.is_empty()
     }
 }
 
@@ -48,13 +55,38 @@ pub enum OneSided {
 pub fn compare(before: (&Program, &Namespace), after: (&Program, &Namespace)) -> Difference {
     let rules = rules(before.0, after.0);
     let alike = rules.is_empty() && bases(before.0) == bases(after.0) && before.1 == after.1;
+    let elsewhere = |program: &Program| asks_elsewhere(program) || program.is_obscured();
+    let same = alike && !elsewhere(before.0) && !elsewhere(after.0);
     // What the same rules do is the same, even where it is not known; but not what they ask about
-    // that is held elsewhere.
-    if alike && !asks_elsewhere(before.0) {
-        return Difference { traffic: Vec::new(), packets: Vec::new(), rules };
+    // that is held elsewhere, nor what follows from an order that no list tells.
+    if same && !before.0.has_unordered() {
+        let (traffic, untold) = (Vec::new(), Vec::new());
+        let (packets, untold_packets) = (Vec::new(), Vec::new());
+        return Difference { traffic, untold, packets, untold_packets, rules };
     }
+    let traffic = all_changes(before, after).into_iter();
+    let (mut untold, traffic): (Vec<_>, Vec<_>) = traffic.partition(|class| {
+        let Change { before, after } = &class.answer;
+        [before, after].iter().all(|answer| matches!(answer.outcome, Outcome::Unknown { .. }))
+    });
     let packets = otherwise(before, after, &ChangedChains::of((before.0, after.0), &rules));
-    Difference { traffic: all_changes(before, after), packets, rules }
+    let (mut untold_packets, packets): (Vec<_>, Vec<_>) =
+        packets.into_iter().partition(|packets| {
+            let (before, after) = &packets.class.answer;
+            [before, after].iter().all(|treatment| matches!(treatment.end, End::Unknown(_)))
+        });
+    if same {
+        let ordered = |outcome: &Outcome| match outcome {
+            Outcome::Unknown { what } => !what.ends_with(UNORDERED),
+            _ => true,
+        };
+        untold.retain(|class| !ordered(&class.answer.before.outcome));
+        untold_packets.retain(|packets| match &packets.class.answer.0.end {
+            End::Unknown(what) => what.ends_with(UNORDERED),
+            _ => false,
+        });
+    }
+    Difference { traffic, untold, packets, untold_packets, rules }
 }
 
 /// The places of chains whose rules are not the same.
@@ -281,7 +313,15 @@ pub fn difference_text(before: &Program, after: &Program, found: &Difference) ->
             text.push_str(&format!("    {sign} {}\n", decided(program, answer)));
         }
     }
-    text.push_str(&packets_text(&found.packets));
+    text.push_str(&packets_text(
+        "packets: rules treat these differently, at the hooks where they meet them",
+        &found.packets,
+    ));
+    text.push_str(&untold_text(before, after, &found.untold));
+    text.push_str(&packets_text(
+        "can't be told: what rules do with these packets, at the hooks where they meet them",
+        &found.untold_packets,
+    ));
     if found.rules.is_empty() {
         text.push_str("rules: the same\n");
         return text;
@@ -299,6 +339,23 @@ pub fn difference_text(before: &Program, after: &Program, found: &Difference) ->
     text
 }
 
+/// Connections of which neither side tells what becomes.
+fn untold_text(before: &Program, after: &Program, untold: &[Class<Change>]) -> String {
+    let mut text = String::new();
+    for class in untold {
+        let words = class_words(class);
+        let Change { before: first, after: second } = &class.answer;
+        let (one, other) = (first.outcome.to_string(), second.outcome.to_string());
+        let both = if one == other { one } else { format!("{one}; {other}") };
+        text.push_str(&format!("{both}: {} {}, to {}\n", class.family(), words.who, words.to));
+        text.push_str(&format!("    for example {}\n", class.example));
+        for (sign, program, answer) in [('-', before, first), ('+', after, second)] {
+            text.push_str(&format!("    {sign} {}\n", decided(program, answer)));
+        }
+    }
+    text
+}
+
 fn decided(program: &Program, answer: &Answer) -> String {
     answer.decided.last().map_or_else(
         || "no rule".to_owned(),
@@ -312,7 +369,7 @@ pub fn difference_json(before: &Program, after: &Program, found: &Difference) ->
         let decided: Vec<Value> = answer.decided.iter().map(|id| rule_json(program, *id)).collect();
         json!({ "fate": answer.fate, "outcome": answer.outcome, "decidedBy": decided })
     };
-    let traffic = found.traffic.iter().map(|class| {
+    let of_class = |class: &Class<Change>| {
         let words = class_words(class);
         json!({
             "family": class.family(),
@@ -323,8 +380,8 @@ pub fn difference_json(before: &Program, after: &Program, found: &Difference) ->
             "after": side(after, &class.answer.after),
             "differences": class.answer.before.effects.differences(&class.answer.after.effects),
         })
-    });
-    let packets = found.packets.iter().map(|packets| {
+    };
+    let of_packets = |packets: &Otherwise| {
         json!({
             "family": packets.class.family(),
             "hook": packets.hook.as_str(),
@@ -336,14 +393,17 @@ pub fn difference_json(before: &Program, after: &Program, found: &Difference) ->
             "after": packets.class.answer.1.end.to_string(),
             "differences": packets.class.answer.0.effects.differences(&packets.class.answer.1.effects),
         })
-    });
+    };
+    let classes = |all: &[Class<Change>]| all.iter().map(of_class).collect::<Vec<Value>>();
+    let packets = |all: &[Otherwise]| all.iter().map(of_packets).collect::<Vec<Value>>();
     let rules = found.rules.iter().map(|one| match one {
         OneSided::Removed(id) => json!({ "change": "removed", "rule": rule_json(before, *id) }),
         OneSided::Added(id) => json!({ "change": "added", "rule": rule_json(after, *id) }),
     });
     json!({
-        "traffic": traffic.collect::<Vec<_>>(),
-        "packets": packets.collect::<Vec<_>>(),
+        "traffic": classes(&found.traffic),
+        "packets": packets(&found.packets),
+        "untold": { "traffic": classes(&found.untold), "packets": packets(&found.untold_packets) },
         "rules": rules.collect::<Vec<_>>(),
     })
 }

@@ -11,6 +11,9 @@ use crate::ruleset::Hook;
 /// The most of which all orders are tried, when more than one of them does something.
 const MOST: usize = 4;
 
+/// How that ends which is said where the order is not known.
+pub(super) const UNORDERED: &str = "is called first: they have the same hook and priority";
+
 /// What calls made of a packet.
 #[derive(Clone, Debug, PartialEq)]
 struct State<'a> {
@@ -58,10 +61,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             return Ok(());
         }
         let names: Vec<String> = calls.iter().map(|ordered| self.name(&ordered.call)).collect();
-        let what = format!(
-            "which of {} is called first: they have the same hook and priority",
-            names.join(", ")
-        );
+        let what = format!("which of {} {UNORDERED}", names.join(", "));
         Err(Halt::Unknown { rule: None, what })
     }
 

@@ -250,6 +250,12 @@ impl Program {
             let mut ids = Vec::with_capacity(chain.rules.len());
             for (index, rule) in chain.rules.into_iter().enumerate() {
                 let rule_id = RuleId(self.rules.len());
+                // What is in a chain that is not there nobody has said.
+                let absent = |step: &Step| match step {
+                    Step::Do(Action::Jump(name) | Action::Goto(name)) => !places.contains_key(name),
+                    _ => false,
+                };
+                let elsewhere = rule.beside.elsewhere || rule.steps.iter().any(absent);
                 let bound = rule.steps.into_iter().map(|step| bind(step, &places)).collect();
                 rules.push((rule_id, bound));
                 ids.push(rule_id);
@@ -260,7 +266,7 @@ impl Program {
                     reason: rule.reason,
                     counters: rule.counters,
                     vague: rule.vague,
-                    beside: rule.beside,
+                    beside: Beside { elsewhere, ..rule.beside },
                 });
             }
             let policy = chain.base.as_ref().map_or(Policy::Accept, |base| base.policy);

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::namespace::{Namespace, unicast};
-use super::program::Program;
+use super::program::{Call, Program};
 use super::question::{Direction, Question};
 use super::ranges::number;
 use crate::value::Family;
@@ -17,6 +17,15 @@ pub(super) struct Untold {
     obscured: Option<(String, bool)>,
     /// Tables of ARP.
     pub(super) arp: Vec<String>,
+}
+
+/// Whether there are calls whose order is not known.
+pub(super) fn is_unordered(calls: &[Call]) -> bool {
+    calls.iter().any(|call| match call {
+        Call::Unordered(_) => true,
+        Call::Translate(chains) => is_unordered(chains),
+        Call::Track | Call::Chain { .. } => false,
+    })
 }
 
 impl Program {
@@ -33,6 +42,16 @@ impl Program {
     pub fn obscured(mut self, why: String, both: bool) -> Self {
         self.untold.obscured = Some((why, both));
         self
+    }
+
+    /// Whether something decides about connections that is in no rule.
+    pub(super) const fn is_obscured(&self) -> bool {
+        self.untold.obscured.is_some() || !self.untold.arp.is_empty()
+    }
+
+    /// Whether the kernel calls chains in an order that is not known.
+    pub(super) fn has_unordered(&self) -> bool {
+        self.calls.iter().flatten().any(|calls| is_unordered(calls))
     }
 
     /// What decides about connections and can't be looked into.

@@ -28,6 +28,8 @@ pub(crate) fn diff(diff: &Diff) -> Result<Exit> {
     let neither = |family: &Family| after.program.untold().contains(family);
     let untold: Vec<Family> = before.program.untold().iter().copied().filter(neither).collect();
     found.traffic.retain(|class| !untold.contains(&class.example.family()));
+    found.untold.retain(|class| !untold.contains(&class.example.family()));
+    found.untold_packets.retain(|packets| !untold.contains(&packets.class.family()));
     found.packets.retain(|packets| !untold.contains(&packets.class.family()));
     saved::untold(&untold).for_each(|text| warn(&text));
     if diff.json {

@@ -41,6 +41,9 @@ pub(super) fn of_saved_rules(files: &[Saved], addresses: &[IpAddr]) -> Result<Ru
             }
             loadable(&listed.tables).map_err(Error::msg).with_context(what)?;
             tables.extend(listed.tables);
+            let asks =
+                |table: &String| warn(&format!("{table}: whether it lets ARP past is not told"));
+            listed.arp.iter().for_each(asks);
             arp.extend(listed.arp);
             continue;
         }

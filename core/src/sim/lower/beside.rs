@@ -117,7 +117,7 @@ pub(super) fn of_terms(terms: &[Term]) -> Beside {
 /// The same of a rule of nft's JSON.
 pub(super) fn of_json(exprs: &[Value]) -> Beside {
     let logs = exprs.iter().filter_map(|expr| expr.get("log")).map(|log| format!("{:?}", to(log)));
-    let elsewhere = exprs.iter().any(is_by_name);
+    let elsewhere = exprs.iter().any(|expr| is_by_name(expr) || asks_others(expr));
     Beside { noted: logs.collect::<Vec<_>>().join(" "), elsewhere }
 }
 
@@ -136,6 +136,18 @@ fn is_by_name(expr: &Value) -> bool {
     ];
     let named = |content: &Value| !content.is_object() || content.get("map").is_some();
     KINDS.iter().filter_map(|kind| expr.get(kind)).any(named)
+}
+
+/// Whether it leaves to a program what becomes of a packet, or asks for policies of `IPsec` or for marks of
+/// operating systems, which no list of rules has.
+fn asks_others(value: &Value) -> bool {
+    match value {
+        Value::Array(all) => all.iter().any(asks_others),
+        Value::Object(members) => members.iter().any(|(key, value)| {
+            matches!(key.as_str(), "queue" | "ipsec" | "osf") || asks_others(value)
+        }),
+        other => other == "queue",
+    }
 }
 
 /// Where a `log` of nft's JSON goes.

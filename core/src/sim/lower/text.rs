@@ -38,8 +38,68 @@ const NOTES: [&str; 8] = ["IDLETIMER", "LED", "LOG", "NFLOG", "ULOG", "TRACE", "
 /// Targets that do something with a packet that its way does not depend on.
 const EFFECTS: [&str; 6] = ["TCPMSS", "TCPOPTSTRIP", "CLASSIFY", "CHECKSUM", "ECN", "TEE"];
 
-/// Modules whose rules ask what is held elsewhere: sets of ipset, lists of addresses seen.
-const ELSEWHERE: [&str; 2] = ["set", "recent"];
+/// Modules whose answer follows from the rule, the packet and its connection, or from what they have counted
+/// themselves. Others ask what is held elsewhere: sets of ipset, lists of addresses seen, policies of IPsec,
+/// or nobody knows what.
+const OWN: [&str; 55] = [
+    "addrtype",
+    "ah",
+    "bpf",
+    "cgroup",
+    "cluster",
+    "comment",
+    "connbytes",
+    "connlimit",
+    "connmark",
+    "conntrack",
+    "cpu",
+    "dccp",
+    "dscp",
+    "dst",
+    "ecn",
+    "esp",
+    "eui64",
+    "frag",
+    "hashlimit",
+    "hbh",
+    "helper",
+    "hl",
+    "icmp",
+    "icmp6",
+    "icmpv6",
+    "ipcomp",
+    "iprange",
+    "ipv6header",
+    "l2tp",
+    "length",
+    "limit",
+    "mac",
+    "mark",
+    "mh",
+    "multiport",
+    "owner",
+    "physdev",
+    "pkttype",
+    "quota",
+    "rpfilter",
+    "rt",
+    "sctp",
+    "socket",
+    "standard",
+    "state",
+    "statistic",
+    "string",
+    "tcp",
+    "tcpmss",
+    "time",
+    "tos",
+    "ttl",
+    "u32",
+    "udp",
+    "udplite",
+];
+/// Targets that leave it to a program what becomes of a packet.
+const ASKED: [&str; 2] = ["QUEUE", "NFQUEUE"];
 
 /// Modules that ask nothing without an option.
 const BARE: [&str; 11] = [
@@ -111,7 +171,10 @@ impl<'w> WordReader<'w> {
                     self.steps.push(Action::Goto(chain).into());
                     return;
                 }
-                "-m" | "--match" => self.module = self.next().unwrap_or_default(),
+                "-m" | "--match" => {
+                    self.module = self.next().unwrap_or_default();
+                    self.beside.elsewhere |= !OWN.contains(&self.module);
+                }
                 // Counters of `iptables -S -v`.
                 "-c" => self.at += 2,
                 option => {
@@ -151,7 +214,7 @@ impl<'w> WordReader<'w> {
     /// Read an option; whether it is known.
     fn option(&mut self, option: &'w str, negated: bool) -> bool {
         let start = self.at;
-        self.beside.elsewhere |= ELSEWHERE.contains(&self.module) || option == "--object-pinned";
+        self.beside.elsewhere |= option == "--object-pinned";
         if let Some(tests) = self.tests(option, negated) {
             self.steps.extend(tests.into_iter().map(Step::Test));
             return true;
@@ -272,6 +335,7 @@ impl<'w> WordReader<'w> {
 
     fn target(&mut self) {
         let name = self.next().unwrap_or_default();
+        self.beside.elsewhere |= ASKED.contains(&name);
         let start = self.at;
         let actions = self.actions(name).filter(|_| self.at == self.words.len());
         let actions = actions.unwrap_or_else(|| {

@@ -24,6 +24,7 @@ use super::ranges::{Ranges, number};
 use super::rule::{Field, Way};
 use super::shape::{NoExample, Shape, Splitter};
 use super::tracking::Tracked;
+use super::untold::is_unordered;
 use super::walk::{Halt, Walk};
 use crate::ruleset::Hook;
 use crate::value::Family;
@@ -146,7 +147,10 @@ pub(super) fn otherwise(
             for stage in STAGES {
                 let both = [before.0, after.0];
                 let called = both.map(|program| calls(program, family, hook, stage));
-                if changed.same([(before.0, &chains(called[0])), (after.0, &chains(called[1]))]) {
+                let ordered = called.iter().all(|calls| !is_unordered(calls));
+                if ordered
+                    && changed.same([(before.0, &chains(called[0])), (after.0, &chains(called[1]))])
+                {
                     continue;
                 }
                 let asked =

@@ -13,8 +13,8 @@ use crate::ruleset::Hook;
 /// The most kinds of packets that are listed; the others are counted.
 const TOLD: usize = 16;
 
-/// Packets that are treated differently, as text; nothing where there are none.
-pub(in super::super) fn packets_text(packets: &[Otherwise]) -> String {
+/// Packets that are treated differently, as text behind a head; nothing where there are none.
+pub(in super::super) fn packets_text(head: &str, packets: &[Otherwise]) -> String {
     // What is told of them, and by which interfaces they go.
     let mut told: Vec<(String, Vec<String>, Vec<String>)> = Vec::new();
     for one in packets {
@@ -31,8 +31,7 @@ pub(in super::super) fn packets_text(packets: &[Otherwise]) -> String {
     if told.is_empty() {
         return String::new();
     }
-    let mut text =
-        "packets: rules treat these differently, at the hooks where they meet them\n".to_owned();
+    let mut text = format!("{head}\n");
     for (what, ways, changes) in told.iter().take(TOLD) {
         let changes = changes.join("\n    ");
         text.push_str(&format!("  {what}, {}\n    {changes}\n", ways.join(" or ")));
