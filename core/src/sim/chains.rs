@@ -28,8 +28,8 @@ enum Flow {
     Done,
 }
 
-/// The most jumps in each other; `nf_tables` takes 16, and iptables no loops.
-const DEEPEST: usize = 64;
+/// The most jumps in each other that a walk has room for on any stack.
+pub(super) const DEEPEST: usize = 64;
 
 /// The most rules on a packet's way. Chains that jump to each other can make a way of any length
 /// out of few rules.
@@ -187,8 +187,10 @@ impl<'a, W: Witness> Walk<'a, W> {
             }
             let flow = match (step, action) {
                 (Bound::Jump { to, back }, _) => {
-                    if self.stack.len() > DEEPEST {
-                        return Err(self.unknown(id, "chains that call each other for ever"));
+                    if self.stack.len() >= self.program.deepest {
+                        let deepest = self.program.deepest;
+                        let what = format!("chains that are nested more than {deepest} deep");
+                        return Err(self.unknown(id, &what));
                     }
                     self.stack.push(id);
                     let done = self.chain(*to, hook, packet)?;

@@ -11,8 +11,9 @@ use super::rule::{Action, Field, Step, Test};
 use crate::ruleset::Hook;
 
 /// The most jumps in each other that `nf_tables` loads (`NFT_JUMP_STACK_SIZE`). The kernel's own iptables
-/// takes as many as there are chains.
+/// takes as many as there are chains, of which only so many are walked.
 const DEEPEST_NATIVE: usize = 15;
+pub const DEEPEST: usize = 10_000;
 
 const TO_BASE: &str = "no rule can lead to a chain that the kernel calls itself";
 
@@ -93,6 +94,13 @@ impl<'t> Chains<'t> {
                 return Err(format!(
                     "chains of table {} are nested {depth} deep below {}, and nf_tables takes \
                      {DEEPEST_NATIVE}: no kernel loads this",
+                    self.table.name, self.table.chains[first].name
+                ));
+            }
+            if depth > DEEPEST {
+                return Err(format!(
+                    "chains of table {} are nested {depth} deep below {}, and no more than {DEEPEST} are \
+                     followed here",
                     self.table.name, self.table.chains[first].name
                 ));
             }

@@ -49,7 +49,7 @@ mod witness;
 
 pub use changes::{Change, changes};
 pub use fate::{Fate, How, Outcome, Reply, Unheard};
-pub use loadable::loadable;
+pub use loadable::{DEEPEST, loadable};
 pub use lower::{
     EBPF, Listed, Listening, NotNft, of_dump, of_ebpf, of_listed, of_native, of_nft, of_nft_json,
     of_ruleset,

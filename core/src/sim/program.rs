@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use super::alike::Grouped;
+use super::chains::DEEPEST;
 use super::index::{Run, runs};
 use super::order::by_priority;
 use super::ranges::Ranges;
@@ -201,6 +202,8 @@ pub struct Program {
     tables: Vec<usize>,
     /// Of rules that are alike the first one, by each of them.
     alike: HashMap<RuleId, RuleId>,
+    /// How many jumps in each other are walked.
+    pub(super) deepest: usize,
     /// What of it can't be told, whatever the rules say.
     pub(super) untold: Untold,
 }
@@ -221,6 +224,7 @@ impl Program {
             infos: Vec::new(),
             tables: Vec::new(),
             alike: HashMap::new(),
+            deepest: DEEPEST,
             untold: Untold::default(),
         };
         for (place, table) in tables.into_iter().enumerate() {

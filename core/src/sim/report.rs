@@ -87,7 +87,8 @@ pub(crate) fn events_text(text: &mut String, program: &Program, events: &[Event]
             Event::Hook { hook, packet } => text.push_str(&format!("{hook}: {packet}\n")),
             Event::Note { what } => text.push_str(&format!("  {what}\n")),
             Event::Rule { rule, depth, met } => {
-                let margin = "  ".repeat(depth + 1);
+                // Of chains that are nested deeper than that no line has room.
+                let margin = "  ".repeat(depth.min(&40) + 1);
                 let reason = program.rule(*rule).reason.as_ref();
                 let reason = reason.map_or_else(String::new, |r| format!("; {r}"));
                 let met = match met {

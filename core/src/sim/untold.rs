@@ -29,6 +29,13 @@ pub(super) fn is_unordered(calls: &[Call]) -> bool {
 }
 
 impl Program {
+    /// The same for who walks it on a stack that has room for more jumps in each other than usual.
+    #[must_use]
+    pub const fn nested_to(mut self, deepest: usize) -> Self {
+        self.deepest = deepest;
+        self
+    }
+
     /// The same where no rules of some families were given: of their connections nothing can be told.
     #[must_use]
     pub fn without(mut self, families: Vec<Family>) -> Self {

@@ -5,6 +5,7 @@ use millrace_core::sim::compare::{compare, difference_json, difference_text};
 use millrace_core::value::Family;
 use millrace_host::progress::Progress;
 
+use super::deep::deep;
 use super::output::{print_json, print_painted, warn};
 use super::{rules, saved};
 use crate::cli::own::Diff;
@@ -22,7 +23,7 @@ pub(crate) fn diff(diff: &Diff) -> Result<Exit> {
         _ => (before.namespace.clone(), before.namespace.with_marks_of(&after.namespace)),
     };
     let progress = Progress::start("diff", None);
-    let mut found = compare((&before.program, &first), (&after.program, &second));
+    let mut found = deep(|| compare((&before.program, &first), (&after.program, &second)))?;
     drop(progress);
     // Where one side alone has rules of a family, what differs can't be told.
     let neither = |family: &Family| after.program.untold().contains(family);

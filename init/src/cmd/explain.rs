@@ -8,6 +8,7 @@ use millrace_core::sim::{Outcome, partition};
 use millrace_core::value::Family;
 use millrace_host::progress::Progress;
 
+use super::deep::deep;
 use super::output::{print_json, print_painted, warn};
 use super::{rules, saved};
 use crate::cli::ask::Asked;
@@ -22,7 +23,7 @@ pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
     let unknown = match &explain.asked {
         Asked::All => {
             let progress = Progress::start("explain", None);
-            let mut classes = partition(program, namespace);
+            let mut classes = deep(|| partition(program, namespace))?;
             drop(progress);
             classes.retain(|class| !program.untold().contains(&class.example.family()));
             let untold = saved::untold(program.untold());

@@ -5,6 +5,7 @@ mod apply;
 mod cleanup;
 mod config;
 mod consul;
+mod deep;
 mod diff;
 mod dump;
 mod ebpf;

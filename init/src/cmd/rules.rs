@@ -15,8 +15,8 @@ use millrace_core::observed::{Holding, Observed, TableId, Variant};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
 use millrace_core::sim::{
-    Direction, EBPF, Explanation, Fate, Namespace, OwnAddress, Program, Question, SourceTable,
-    of_dump, of_listed, of_nft, of_ruleset,
+    DEEPEST, Direction, EBPF, Explanation, Fate, Namespace, OwnAddress, Program, Question,
+    SourceTable, of_dump, of_listed, of_nft, of_ruleset,
 };
 use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::{Family, Groups};
@@ -28,6 +28,7 @@ use millrace_host::observe::Depth;
 use millrace_host::{exec, surroundings};
 
 use super::config::{self, Loaded};
+use super::deep::deep;
 use super::held::{Held, unknown};
 use super::namespace;
 use super::output::warn;
@@ -66,7 +67,7 @@ impl Rules {
 
     /// What becomes of a connection. Where eBPF decides, the programs' own function is asked as well.
     pub(super) fn explain(&self, question: &Question) -> Result<Explanation> {
-        let found = self.program.explain(&self.namespace, question);
+        let found = deep(|| self.program.explain(&self.namespace, question))?;
         let Some(held) = &self.ebpf else { return Ok(found) };
         let Some(id) = found.answer.decided.last() else { return Ok(found) };
         let rule = self.program.rule(*id);
@@ -294,6 +295,7 @@ fn held(place: &NetnsTarget, bpffs: &Path) -> Result<Rules> {
     let ebpf = Held::here(bpffs)?;
     let unknown = if ebpf.is_none() { unknown(bpffs) } else { None };
     let rules = read(session, &facts, ebpf)?;
+    let rules = Rules { program: rules.program.nested_to(DEEPEST), ..rules };
     Ok(match unknown {
         Some((why, both)) => Rules { program: rules.program.obscured(why, both), ..rules },
         None => rules,

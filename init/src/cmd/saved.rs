@@ -8,7 +8,7 @@ use anyhow::{Context as _, Error, Result, bail};
 use millrace_core::infer::of_saved;
 use millrace_core::iptables::Dump;
 use millrace_core::observed::{Holding, Observed, Variant};
-use millrace_core::sim::{Namespace, Program, loadable, of_dump, of_nft_json};
+use millrace_core::sim::{DEEPEST, Namespace, Program, loadable, of_dump, of_nft_json};
 use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::{Family, Groups};
 use millrace_host::file;
@@ -79,7 +79,7 @@ pub(super) fn of_saved_rules(files: &[Saved], addresses: &[IpAddr]) -> Result<Ru
     let routing = explained.map(|ruleset| ruleset.routing);
     let routing = routing.or_else(|| native.map(|native| native.routing)).unwrap_or_default();
     let namespace = Namespace::pod(addresses, &routing);
-    let program = Program::new(tables).without(untold).asking_arp(arp);
+    let program = Program::new(tables).without(untold).asking_arp(arp).nested_to(DEEPEST);
     Ok(Rules { program, namespace, live: false, ebpf: None })
 }
 
