@@ -288,10 +288,10 @@ pub fn difference_text(before: &Program, after: &Program, found: &Difference) ->
         count => format!("traffic: {count} kinds of connections are treated differently\n"),
     };
     let mut text = String::new();
-    text.push_str(if found.traffic.is_empty() {
-        "traffic: no connection is treated differently\n"
-    } else {
-        &kinds
+    text.push_str(match (found.traffic.is_empty(), found.untold.is_empty()) {
+        (true, true) => "traffic: no connection is treated differently\n",
+        (true, false) => "traffic: no connection is known to be treated differently\n",
+        (false, _) => &kinds,
     });
     for class in &found.traffic {
         let words = class_words(class);

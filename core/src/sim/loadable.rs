@@ -10,9 +10,9 @@ use super::program::{Base, Kind, SourceChain, SourceRule, SourceTable};
 use super::rule::{Action, Field, Step, Test};
 use crate::ruleset::Hook;
 
-/// The most jumps in each other that `nf_tables` loads (`NFT_JUMP_STACK_SIZE`). The kernel's own iptables
-/// takes as many as there are chains, of which only so many are walked.
+/// The most jumps in each other that `nf_tables` loads (`NFT_JUMP_STACK_SIZE`).
 const DEEPEST_NATIVE: usize = 15;
+/// The most jumps in each other that are walked. The kernel's own iptables takes as many as there are chains.
 pub const DEEPEST: usize = 10_000;
 
 const TO_BASE: &str = "no rule can lead to a chain that the kernel calls itself";
