@@ -232,6 +232,13 @@ fn read_target(name: &str, words: &mut Words<'_>) -> Result<Target, UnknownRule>
             }
             other => return Err(UnknownRule(format!("DNAT {other}"))),
         },
+        "SNAT" => match words.value(name)? {
+            "--to-source" => {
+                let address = words.parsed("--to-source")?;
+                Target::Snat { address }
+            }
+            other => return Err(UnknownRule(format!("SNAT {other}"))),
+        },
         "TPROXY" => read_tproxy(words)?,
         "REJECT" => {
             let value = match words.value(name)? {
@@ -288,7 +295,7 @@ fn read_target(name: &str, words: &mut Words<'_>) -> Result<Target, UnknownRule>
 
 /// Targets of iptables' extensions that Millrace does not write, and those that say something without
 /// any option (`iptables-extensions(8)`).
-const TARGETS: [&str; 40] = [
+const TARGETS: [&str; 39] = [
     "AUDIT",
     "CHECKSUM",
     "CLASSIFY",
@@ -314,7 +321,6 @@ const TARGETS: [&str; 40] = [
     "SAME",
     "SECMARK",
     "SET",
-    "SNAT",
     "SNPT",
     "SYNPROXY",
     "TCPMSS",

@@ -130,6 +130,7 @@ pub(crate) fn render_target(target: &Target) -> String {
             );
             format!("-j DNAT --to-destination {to}")
         }
+        Target::Snat { address } => format!("-j SNAT --to-source {address}"),
         Target::Tproxy { mark, port } => {
             format!("-j TPROXY --tproxy-mark {}/{:#x} --on-port {port}", mark.value, mark.mask)
         }

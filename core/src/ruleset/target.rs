@@ -45,6 +45,12 @@ pub enum Target {
         /// The new destination port; none keeps the packet's own.
         port: Option<ListenPort>,
     },
+    /// Give the connection another source address (`--to-source`). Millrace never writes it, and knows it
+    /// from older tools.
+    Snat {
+        /// The new source, of the rule's family; the port stays where it can.
+        address: IpAddr,
+    },
     /// Hand the packet to a transparent socket without touching its addresses
     /// (kernel `Documentation/networking/tproxy.rst`).
     Tproxy {

@@ -24,7 +24,9 @@ pub fn read(family: Family, name: &str, revision: u8, data: &[u8]) -> Result<Tar
     let data = Bytes(data);
     match (name, revision) {
         ("REDIRECT", 0) => redirect(family, data),
-        ("DNAT", 2) => dnat(family, data),
+        ("DNAT" | "SNAT", 0) if family == Family::V4 => translated(name, old_range(data)?),
+        ("DNAT" | "SNAT", 1) => translated(name, range(family, data)?),
+        ("DNAT" | "SNAT", 2) if data.be16(40)? == 0 => translated(name, range(family, data)?),
         ("TPROXY", 1) => tproxy(data),
         ("MARK", 2) => mark(data),
         // The second revision has a shift in front of the mode.
@@ -61,17 +63,36 @@ fn redirect(family: Family, data: Bytes<'_>) -> Result<Target, Unknown> {
     Ok(Target::Redirect { port: listen_port(first)?, spelling: RedirectSpelling::ToPorts })
 }
 
-/// `struct nf_nat_range2`: one address, and one port or none.
-fn dnat(family: Family, data: Bytes<'_>) -> Result<Target, Unknown> {
-    let (flags, address) = (data.u32(0)?, data.address(family, 4)?);
-    let (first, last) = (data.be16(36)?, data.be16(38)?);
-    let plain = address == data.address(family, 20)? && first == last && data.be16(40)? == 0;
-    let port = match flags {
-        ADDRESSES if plain && first == 0 => None,
-        BOTH if plain => Some(listen_port(first)?),
-        _ => return Err(Unknown::feature("DNAT to other than one address and port")),
-    };
-    Ok(Target::Dnat { address, port })
+/// Where an address is translated to: flags, the first and the last address, the first and the last port.
+type Range = (u32, [IpAddr; 2], [u16; 2]);
+
+/// `struct nf_nat_range`, with which `struct nf_nat_range2` begins.
+fn range(family: Family, data: Bytes<'_>) -> Result<Range, Unknown> {
+    let addresses = [data.address(family, 4)?, data.address(family, 20)?];
+    Ok((data.u32(0)?, addresses, [data.be16(36)?, data.be16(38)?]))
+}
+
+/// `struct nf_nat_ipv4_multi_range_compat` with one range, in which older versions say it.
+fn old_range(data: Bytes<'_>) -> Result<Range, Unknown> {
+    if data.u32(0)? != 1 {
+        return Err(Unknown::feature("several ranges"));
+    }
+    let addresses = [data.address(Family::V4, 8)?, data.address(Family::V4, 12)?];
+    Ok((data.u32(4)?, addresses, [data.be16(16)?, data.be16(18)?]))
+}
+
+/// One address, and for DNAT one port or none.
+fn translated(name: &str, (flags, addresses, ports): Range) -> Result<Target, Unknown> {
+    let ([address, last], [first_port, last_port]) = (addresses, ports);
+    let plain = address == last && first_port == last_port;
+    match (name, flags) {
+        ("SNAT", ADDRESSES) if plain && first_port == 0 => Ok(Target::Snat { address }),
+        ("DNAT", ADDRESSES) if plain && first_port == 0 => Ok(Target::Dnat { address, port: None }),
+        ("DNAT", BOTH) if plain => {
+            Ok(Target::Dnat { address, port: Some(listen_port(first_port)?) })
+        }
+        _ => Err(Unknown::feature(format!("{name} to other than one address and port"))),
+    }
 }
 
 /// `struct xt_mark_tginfo2`: bits of the value outside the mask would be flipped.
@@ -143,6 +164,16 @@ pub fn write(family: Family, target: &Target) -> Option<Extension> {
             };
             data.called("DNAT", 2)
         }
+        Target::Snat { address } => match address {
+            IpAddr::V4(v4) => {
+                let data = Writer::new(20).u32(0, 1).u32(4, ADDRESSES);
+                data.put(8, v4.octets()).put(12, v4.octets()).called("SNAT", 0)
+            }
+            IpAddr::V6(v6) => {
+                let data = Writer::new(40).u32(0, ADDRESSES);
+                data.put(4, v6.octets()).put(20, v6.octets()).called("SNAT", 1)
+            }
+        },
         Target::Tproxy { mark, port } => {
             let data = Writer::new(26).u32(0, mark.mask).u32(4, mark.value);
             data.put(24, port.get().to_be_bytes()).called("TPROXY", 1)
@@ -180,6 +211,30 @@ mod tests {
     }
 
     #[test]
+    fn translations_are_read_in_every_revision() {
+        let port = ListenPort::new(15053).unwrap();
+        let to = [127, 0, 0, 1];
+        let old = |flags: u32, port: u16| {
+            let port = port.to_be_bytes();
+            let data = Writer::new(20).u32(0, 1).u32(4, flags).put(8, to).put(12, to);
+            data.put(16, port).put(18, port).called("", 0).data
+        };
+        let address = localhost(Family::V4);
+        let dnat = Target::Dnat { address, port: Some(port) };
+        let read = |name: &str, revision: u8, data: &[u8]| read(Family::V4, name, revision, data);
+        assert_eq!(read("DNAT", 0, &old(BOTH, 15053)), Ok(dnat.clone()));
+        assert_eq!(read("SNAT", 0, &old(ADDRESSES, 0)), Ok(Target::Snat { address }));
+        let newest = write(Family::V4, &dnat).unwrap().data;
+        assert_eq!(read("DNAT", 1, &newest), Ok(dnat));
+        // A port, what is random, and several addresses.
+        assert!(read("SNAT", 0, &old(BOTH, 15053)).is_err());
+        assert!(read("SNAT", 0, &old(ADDRESSES | 4, 0)).is_err());
+        let mut several = old(ADDRESSES, 0);
+        several[15] = 2;
+        assert!(read("SNAT", 0, &several).is_err());
+    }
+
+    #[test]
     fn what_is_written_is_read() {
         let port = ListenPort::new(15006).unwrap();
         for family in Family::ALL {
@@ -188,6 +243,7 @@ mod tests {
                 Target::Tproxy { mark: Masked { value: 5, mask: 15 }, port },
                 Target::Dnat { address: localhost(family), port: Some(port) },
                 Target::Dnat { address: localhost(family), port: None },
+                Target::Snat { address: localhost(family) },
                 Target::SetMark(Masked::exact(1337)),
                 Target::SetConnmark(Masked { value: 0x111, mask: 0xfff }),
                 Target::SaveMark,

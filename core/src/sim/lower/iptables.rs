@@ -213,6 +213,9 @@ fn actions(target: &Target) -> Vec<Action> {
             address: Some(*address),
             ports: port.map(|port| (port.get(), port.get())),
         })],
+        Target::Snat { address } => {
+            vec![Action::Snat(Translation { address: Some(*address), ports: None })]
+        }
         Target::Tproxy { mark, port } => vec![
             Action::Tproxy { port: Some(port.get()), address: None, family: None, drops: true },
             Action::Mark(MarkChange::exchange(*mark)),
