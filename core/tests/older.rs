@@ -70,6 +70,14 @@ fn releases() -> Vec<(&'static str, String)> {
     let (old, old_raw) = udp("OUTPUT", "OUTPUT", "-d");
     let (nat, raw) = udp("OUTPUT", "OUTPUT", "-s");
     let (end, end_raw) = udp("ISTIO_OUTPUT", "ISTIO_OUTPUT", "-s");
+    let of_groups = |own: &str| {
+        let queries = format!("-A OUTPUT -p udp -m udp --dport 53 {own}-A OUTPUT -d 10.96");
+        let nat = nat.replacen("-A OUTPUT -d 10.96", &queries, 1);
+        format!(
+            "{CHAINS}{PASSED_ON}{}-A ISTIO_OUTPUT {own}{TCP}{LOCALHOST}{NETWORKS}{nat}COMMIT\n*raw\n{raw}COMMIT\n",
+            identity(BOTH, true)
+        )
+    };
     let drop = "*mangle\n-A PREROUTING -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n";
     vec![
         (
@@ -101,6 +109,8 @@ fn releases() -> Vec<(&'static str, String)> {
             "1.22",
             format!("{CHAINS}{PASSED_ON}{}{LOCALHOST}{NETWORKS}COMMIT\n", identity(TUNNEL, false)),
         ),
+        ("1.22", of_groups("-m owner ! --gid-owner 7 -m owner ! --gid-owner 8 -j RETURN\n")),
+        ("1.22", of_groups("-m owner --gid-owner 7 -j RETURN\n")),
         (
             "1.23",
             format!(
@@ -140,8 +150,8 @@ fn what_older_releases_wrote_is_captured() {
     }
     let notes = |index: usize| found(&releases()[index].1).notes[0].clone();
     assert!(notes(0).contains("tunnel") && notes(2).contains("answers of DNS servers"));
-    assert!(notes(5).ends_with("it means the same as today's"));
-    assert!(notes(6).contains("DNS queries by UDP to localhost"));
+    assert!(notes(7).ends_with("it means the same as today's"));
+    assert!(notes(8).contains("DNS queries by UDP to localhost"));
 }
 
 #[test]
@@ -154,6 +164,8 @@ fn a_rule_that_is_missing_is_missing_in_the_older_form_too() {
         "-j DROP",
         "-d 10.0.0.0/8",
         "-A ISTIO_OUTPUT -j RETURN",
+        "-A ISTIO_OUTPUT -m owner ! --gid-owner 7",
+        "-A ISTIO_OUTPUT -m owner --gid-owner 7",
     ];
     for (last, text) in releases() {
         for line in text.lines().filter(|line| line.starts_with("-A ")) {
@@ -173,7 +185,7 @@ fn rules_of_two_forms_are_none_of_either() {
     // UDP has no way to the rules that exclude its ports, or capture its queries.
     let without = end.replace("-A OUTPUT -p udp -j ISTIO_OUTPUT\n", "");
     assert_eq!(found(&without).state, State::Drifted);
-    let (_, plain) = releases().remove(5);
+    let (_, plain) = releases().remove(7);
     let newest = plain.replace("-A OUTPUT -p tcp -j ISTIO_OUTPUT", "-A OUTPUT -j ISTIO_OUTPUT");
     assert_eq!(found(&newest).state, State::Drifted, "port 3306 is excluded for TCP alone");
     // A proxy whose own queries are led back to it.
@@ -192,6 +204,29 @@ fn settings_are_read_off_the_older_form() {
     assert_eq!(ports, ["3306"]);
     assert!(policy.dns.is_some() && policy.drop_invalid.is_some());
     assert_eq!(policy.proxy.uids.len(), 1);
+}
+
+/// DNS capture of 1.7 and 1.8, with the server's answers translated back.
+fn translated(id: &str) -> String {
+    format!(
+        "-A OUTPUT -p udp -m udp --dport 53 -m owner --uid-owner {id} -j RETURN\n\
+         -A OUTPUT -p udp -m udp --dport 53 -m owner --gid-owner {id} -j RETURN\n\
+         -A OUTPUT -p udp -m udp --dport 53 -j DNAT --to-destination 127.0.0.1:15053\n\
+         -A POSTROUTING -p udp -m udp --dport 15053 -j SNAT --to-source 127.0.0.1\nCOMMIT\n"
+    )
+}
+
+#[test]
+fn dns_that_was_translated_is_told_of_with_chains_and_without() {
+    let (_, plain) = releases().remove(0);
+    let whole = plain.replace("COMMIT\n", &translated("1337"));
+    let status = found(&whole);
+    assert_eq!(status.state, State::Drifted);
+    assert!(!status.notes.iter().any(|note| note.contains("up to")), "{:#?}", status.notes);
+    let status = found(&format!("*nat\n{}", translated("1337")));
+    assert_eq!(status.state, State::Drifted);
+    assert!(status.notes.iter().any(|note| note.contains("are left")), "{:#?}", status.notes);
+    assert_eq!(found(&format!("*nat\n{}", translated("5678"))).state, State::NotCaptured);
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! What others left, or have beside ours: rules of old releases without their chains, rules that look like
 //! ours, maps that lead to our chains, and another capture that shares a chain with ours.
 
+use std::net::UdpSocket;
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::capture::{millrace, ran};
 use millrace_tests::netns::Namespace;
@@ -47,6 +50,62 @@ fn dns(uid: &str) -> String {
     )
 }
 
+/// DNS capture of 1.7 and 1.8, for a proxy of this user and group that answers on a port.
+fn translated(id: &str, port: u16) -> String {
+    format!(
+        "*nat\n-A OUTPUT -p udp --dport 53 -m owner --uid-owner {id} -j RETURN\n\
+         -A OUTPUT -p udp --dport 53 -m owner --gid-owner {id} -j RETURN\n\
+         -A OUTPUT -p udp --dport 53 -j DNAT --to-destination 127.0.0.1:{port}\n\
+         -A POSTROUTING -p udp --dport {port} -j SNAT --to-source 127.0.0.1\nCOMMIT\n"
+    )
+}
+
+/// DNS capture of 1.6.
+const ALL_QUERIES: &str = "*nat\n-A OUTPUT -p udp --dport 53 -m owner --gid-owner 1337 -j RETURN\n\
+    -A OUTPUT -p udp --dport 53 -j REDIRECT --to-ports 15013\nCOMMIT\n";
+
+/// What 1.8 wrote with DNS capture and TPROXY.
+const TRANSLATED: &str = "*mangle\n:ISTIO_DIVERT - [0:0]\n\
+    -A OUTPUT -s 127.0.0.1/32 ! -d 127.0.0.1/32 -p tcp -j MARK --set-mark 1337\nCOMMIT\n\
+    *nat\n:ISTIO_OUTPUT - [0:0]\n:ISTIO_REDIRECT - [0:0]\n-A OUTPUT -p tcp -j ISTIO_OUTPUT\n\
+    -A OUTPUT -p udp --dport 53 -m owner --uid-owner 7 -j RETURN\n\
+    -A OUTPUT -p udp --dport 53 -j DNAT --to-destination 127.0.0.1:15053\n\
+    -A POSTROUTING -p udp --dport 15053 -j SNAT --to-source 127.0.0.1\n\
+    -A ISTIO_OUTPUT -m owner --uid-owner 7 -j RETURN\n-A ISTIO_OUTPUT -j ISTIO_REDIRECT\n\
+    -A ISTIO_REDIRECT -p tcp --dport 53 -j REDIRECT --to-ports 15053\n\
+    -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n";
+
+/// What 1.22 wrote with DNS capture of some groups, root's among them, and with what traces are told.
+const OF_GROUPS: &str = "*nat\n:ISTIO_OUTPUT - [0:0]\n:ISTIO_REDIRECT - [0:0]\n\
+    -A OUTPUT -p tcp -j NFLOG --nflog-prefix \"JumpOutbound\" --nflog-group 1337 --nflog-size 20\n\
+    -A OUTPUT -p tcp -j ISTIO_OUTPUT\n\
+    -A OUTPUT -p udp --dport 53 -m owner --uid-owner 1337 -j RETURN\n\
+    -A OUTPUT -p udp --dport 53 -m owner ! --gid-owner 0 -m owner ! --gid-owner 8 -j RETURN\n\
+    -A OUTPUT -p udp --dport 53 -j REDIRECT --to-port 15053\n\
+    -A ISTIO_OUTPUT -m owner ! --gid-owner 0 -m owner ! --gid-owner 8 -j RETURN\n\
+    -A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN\n-A ISTIO_OUTPUT -j ISTIO_REDIRECT\n\
+    -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n";
+
+/// How 1.0 refused IPv6.
+const FIRST_REFUSAL: &str = "*filter\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\n\
+    -A INPUT -j REJECT\nCOMMIT\n";
+
+/// Whether a DNS server at the pod's own address is reached.
+fn reaches_dns(pod: &Namespace) -> Result<bool> {
+    pod.enter(|| {
+        let server = UdpSocket::bind("10.63.0.2:53")?;
+        let client = UdpSocket::bind("10.63.0.2:0")?;
+        client.connect("10.63.0.2:53")?;
+        server.set_read_timeout(Some(Duration::from_millis(300)))?;
+        client.set_read_timeout(Some(Duration::from_millis(300)))?;
+        client.send(b"query")?;
+        let mut query = [0; 8];
+        let Ok((_, from)) = server.recv_from(&mut query) else { return Ok(false) };
+        server.send_to(b"answer", from)?;
+        Ok(matches!(client.recv(&mut query), Ok(6)))
+    })?
+}
+
 /// Ways to take all away.
 const CLEANUPS: [&[&str]; 2] = [&["cleanup"], &["istio-iptables", "--cleanup-only"]];
 
@@ -54,17 +113,24 @@ const CLEANUPS: [&[&str]; 2] = [&["cleanup"], &["istio-iptables", "--cleanup-onl
 #[test]
 fn what_old_releases_left_alone_is_known() -> Result<()> {
     for variant in ["nft", "legacy"] {
-        for (six, text) in [("6", REFUSAL.to_owned()), ("", dns("1337"))] {
+        let texts = [dns("1337"), translated("1337", 15053), translated("1337", 15013)];
+        let texts = texts.into_iter().chain([ALL_QUERIES.to_owned()]).map(|text| ("", text));
+        let refusals = [REFUSAL, FIRST_REFUSAL].map(|text| ("6", text.to_owned()));
+        for (six, text) in texts.chain(refusals) {
             for cleanup in CLEANUPS {
                 let pod = pod()?;
+                let all_queries = six.is_empty() && !text.contains("10.44.0.1");
+                ensure!(reaches_dns(&pod)?, "no DNS in an empty pod");
                 let save = format!("ip{six}tables-{variant}-save");
                 pod.feed(&format!("ip{six}tables-{variant}-restore"), &["--noflush"], &text)?;
                 ensure!(rules(&pod, &save)? > 0, "nothing was restored");
+                ensure!(reaches_dns(&pod)? != all_queries, "{variant}: {text}");
                 let (code, said) = run(&pod, &["status"])?;
                 ensure!(code == Some(5) && said.contains("are left"), "{variant}: {code:?} {said}");
                 let (code, said) = run(&pod, cleanup)?;
                 ensure!(code == Some(0), "{variant}: {said}");
                 ensure!(rules(&pod, &save)? == 0, "{variant}: {}", saved(&pod, &save)?);
+                ensure!(reaches_dns(&pod)?, "{variant}: no DNS after cleanup: {text}");
                 let (code, said) = run(&pod, &["status"])?;
                 ensure!(code == Some(3), "{variant}: {said}");
             }
@@ -73,13 +139,47 @@ fn what_old_releases_left_alone_is_known() -> Result<()> {
     Ok(())
 }
 
+/// Verify that what stands beside the chains goes with them, and a rule of somebody else stays.
+#[test]
+fn what_old_releases_wrote_goes_as_a_whole() -> Result<()> {
+    for (variant, text) in ["nft", "legacy"]
+        .into_iter()
+        .flat_map(|variant| [TRANSLATED, OF_GROUPS].map(|text| (variant, text)))
+    {
+        for way in CLEANUPS {
+            let pod = pod()?;
+            let (program, save) =
+                (format!("iptables-{variant}"), format!("iptables-{variant}-save"));
+            pod.feed(&format!("{program}-restore"), &["--noflush"], text)?;
+            let theirs = ["-t", "nat", "-A", "POSTROUTING", "-p", "udp", "--dport", "15054"];
+            let theirs = [&theirs[..], &["-j", "SNAT", "--to-source", "127.0.0.1"]].concat();
+            pod.run(&program, &theirs)?;
+            ensure!(!reaches_dns(&pod)?, "{variant}: DNS is not captured: {text}");
+            let (code, said) = run(&pod, &["status"])?;
+            ensure!(code == Some(5), "{variant}: {code:?} {said}");
+            let (code, said) = run(&pod, way)?;
+            ensure!(code == Some(0), "{variant} {way:?}: {said}");
+            let left = saved(&pod, &save)?;
+            let rules: Vec<&str> = left.lines().filter(|line| line.starts_with("-A ")).collect();
+            ensure!(rules.len() == 1 && rules[0].contains("15054"), "{variant} {way:?}: {left}");
+            ensure!(reaches_dns(&pod)?, "{variant}: no DNS after cleanup: {text}");
+        }
+    }
+    Ok(())
+}
+
 /// Verify that a run puts today's rules in their place.
 #[test]
 fn what_old_releases_left_is_replaced() -> Result<()> {
-    for variant in ["nft", "legacy"] {
+    for (variant, dns) in [
+        ("nft", dns("1337")),
+        ("legacy", dns("1337")),
+        ("nft", translated("1337", 15053)),
+        ("legacy", translated("1337", 15053)),
+    ] {
         let pod = pod()?;
         pod.feed(&format!("ip6tables-{variant}-restore"), &["--noflush"], REFUSAL)?;
-        pod.feed(&format!("iptables-{variant}-restore"), &["--noflush"], &dns("1337"))?;
+        pod.feed(&format!("iptables-{variant}-restore"), &["--noflush"], &dns)?;
         let apply = ["istio-iptables", "--reconcile", "-i", "*", "-b", "*", "-u", "1337"];
         let forced = [&apply[..], &["--force-iptables-binary", variant]].concat();
         let (code, said) = run(&pod, &forced)?;
@@ -90,6 +190,7 @@ fn what_old_releases_left_is_replaced() -> Result<()> {
         );
         let left = saved(&pod, &format!("iptables-{variant}-save"))?;
         ensure!(!left.contains("15053") && left.contains("ISTIO_OUTPUT"), "{variant}: {left}");
+        ensure!(reaches_dns(&pod)?, "{variant}: no DNS: {left}");
         let (code, said) = run(&pod, &["status"])?;
         ensure!(code == Some(0), "{variant}: {said}");
     }
@@ -99,15 +200,36 @@ fn what_old_releases_left_is_replaced() -> Result<()> {
 /// Verify that what others wrote in the same words, for another user, stays.
 #[test]
 fn dns_capture_of_others_stays() -> Result<()> {
+    let like = translated("1337", 15053);
+    let (_, alone) = like.split_once("--gid-owner 1337 -j RETURN\n").unwrap_or_default();
+    let others = [
+        ("", dns("5678")),
+        ("", translated("5678", 15053)),
+        ("", translated("1337", 5353)),
+        ("", like.replace("127.0.0.1:", "127.0.0.2:")),
+        (
+            "",
+            like.replace("OUTPUT -p udp --dport 53 -j", "OUTPUT -d 10.9.9.9 -p udp --dport 53 -j"),
+        ),
+        ("", format!("*nat\n{alone}")),
+        ("", ALL_QUERIES.replace("15013", "15014")),
+        ("6", FIRST_REFUSAL.replace("COMMIT", "-A OUTPUT -d fd00::/8 -j ACCEPT\nCOMMIT")),
+        ("6", FIRST_REFUSAL.replace("-A INPUT -j REJECT", "-A INPUT -p tcp -j REJECT")),
+    ];
     for variant in ["nft", "legacy"] {
-        let pod = pod()?;
-        pod.feed(&format!("iptables-{variant}-restore"), &["--noflush"], &dns("5678"))?;
-        let save = format!("iptables-{variant}-save");
-        let before = saved(&pod, &save)?;
-        let (code, said) = run(&pod, &["status"])?;
-        ensure!(code == Some(3), "{variant}: {said}");
-        run(&pod, &["cleanup"])?;
-        ensure!(saved(&pod, &save)? == before, "{variant}: {}", saved(&pod, &save)?);
+        for (six, text) in &others {
+            let pod = pod()?;
+            let program = format!("ip{six}tables-{variant}");
+            pod.feed(&format!("{program}-restore"), &["--noflush"], text)?;
+            let save = format!("{program}-save");
+            let before = saved(&pod, &save)?;
+            let (code, said) = run(&pod, &["status"])?;
+            ensure!(code == Some(3), "{variant}: {said}{text}");
+            for cleanup in CLEANUPS {
+                run(&pod, cleanup)?;
+                ensure!(saved(&pod, &save)? == before, "{variant}: {}", saved(&pod, &save)?);
+            }
+        }
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Tables of iptables-nft: edits as parts of a transaction, and rules as the kernel gives them.
 
 use millrace_core::iptables::{DumpRule, KernelRule, UnknownRule, render_rule};
+use millrace_core::nft::expr::{Expr, NftVerdict};
 use millrace_core::nft::tables::Base;
 use millrace_core::nft::xtables::{builtin_chain, decode, encode};
 use millrace_core::plan::{Body, TableEdit, TableStep};
@@ -13,8 +14,9 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use super::attributes;
+use super::attributes::EXTENSION;
 use super::batch::{Batch, table};
-use super::decode::{counters, decode as decode_expr, goes_to};
+use super::decode::{counters, decode as decode_expr, goes_to, named};
 use super::raw::Attributes;
 use super::read::{RULE_COMPAT, RULE_EXPRESSIONS, RULE_HANDLE, RULE_USER_DATA};
 use super::socket::NftError;
@@ -23,6 +25,9 @@ use super::socket::NftError;
 const COMPAT: (u16, u16) = (1, 2);
 /// `NFT_RULE_COMPAT_F_INV`
 const INVERTED: u32 = 2;
+
+/// `NFTA_LOG_GROUP`, `NFTA_LOG_PREFIX`, `NFTA_LOG_SNAPLEN`
+const LOG: (u16, u16, u16) = (1, 2, 3);
 
 /// What of a rule is kept, so that it can be written as it was.
 const KEPT: [u16; 3] = [RULE_EXPRESSIONS, RULE_COMPAT, RULE_USER_DATA];
@@ -167,7 +172,7 @@ fn as_it_was(attributes: &[u8]) -> impl Iterator<Item = RuleAttribute> {
 }
 
 /// A rule of a table of iptables-nft that the kernel gave. The text of one that is not understood says
-/// its protocol and where it jumps, which is all that is ever asked of it.
+/// its protocol and where it jumps, which is all that is ever asked of it, or whom it tells of what.
 pub(super) fn read_rule(rule: Attributes<'_>, family: Family, called: bool) -> DumpRule {
     let handle = rule.long(RULE_HANDLE).unwrap_or(0);
     let seen = rule.list(RULE_EXPRESSIONS).find_map(counters);
@@ -185,8 +190,10 @@ pub(super) fn read_rule(rule: Attributes<'_>, family: Family, called: bool) -> D
             _ => None,
         });
     let protocol = protocol.unwrap_or_default();
+    let notice = if read.rule.is_err() { notice(rule, &exprs, family) } else { None };
     let text = match (&read.rule, &read.jump) {
         (Ok(rule), _) => render_rule(rule),
+        (Err(_), None) if notice.is_some() => notice.unwrap_or_default(),
         (Err(UnknownRule(what)), Some(chain)) => {
             format!("{protocol}{} -j {chain}", quoted(what))
         }
@@ -202,6 +209,33 @@ pub(super) fn read_rule(rule: Attributes<'_>, family: Family, called: bool) -> D
     }
     let kernel = Some(KernelRule { handle, attributes, newer: read.newer });
     DumpRule { text, counters: seen, rule: read.rule, kernel }
+}
+
+/// The text of a rule that tells a group of `nfnetlink_log` of what it matches, and does nothing else.
+fn notice(rule: Attributes<'_>, exprs: &[Result<Expr, String>], family: Family) -> Option<String> {
+    let (name, data) = named(rule.list(RULE_EXPRESSIONS).last()?)?;
+    let (prefix, group, size) = match name {
+        "log" => {
+            let group = u16::from_be_bytes(data.get(LOG.0)?.try_into().ok()?);
+            (data.text(LOG.1)?, group, data.number(LOG.2)?)
+        }
+        // `struct xt_nflog_info`, as versions before 1.8.8 write it
+        "target" if data.text(EXTENSION.0)? == "NFLOG" => {
+            let info = data.get(EXTENSION.2)?;
+            let size = u32::from_ne_bytes(info.get(..4)?.try_into().ok()?);
+            let group = u16::from_ne_bytes(info.get(4..6)?.try_into().ok()?);
+            let prefix = info.get(12..76)?.split(|byte| *byte == 0).next()?;
+            (std::str::from_utf8(prefix).ok()?, group, size)
+        }
+        _ => return None,
+    };
+    let (_, asks) = exprs.split_last()?;
+    let asks = [asks, &[Ok(Expr::Verdict(NftVerdict::Return))]].concat();
+    let asks = render_rule(&decode(&asks, family).rule.ok()?);
+    let asks = asks.strip_suffix("-j RETURN")?;
+    let prefix = prefix.replace(char::is_whitespace, "_");
+    let tells = format!("--nflog-prefix {prefix} --nflog-group {group} --nflog-size {size}");
+    (!prefix.is_empty()).then(|| format!("{asks}-j NFLOG {tells}"))
 }
 
 /// One word, whatever is in it.

@@ -2,12 +2,13 @@
 //! is known by its exact shape, and only beside chains that are istio-iptables' own.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 
-use super::older;
+use super::{older, refusal};
 use crate::iptables::Dump;
 use crate::ownership::{Footprint, Owned, Rival};
 use crate::ruleset::{Hook, Masked, Match, Owner, Protocol, Rule, Side, Table, Target};
-use crate::value::InterfacePattern;
+use crate::value::{Cidr, InterfacePattern};
 
 /// How rules of istio-iptables are known.
 pub const FOOTPRINT: Footprint =
@@ -43,7 +44,7 @@ fn unmarked(dump: &Dump, owned: &mut Owned) {
     } else {
         older::orphan_dns(dump, owned);
     }
-    older::rejection_v6(dump, owned);
+    refusal::rejection_v6(dump, owned);
     guardrails(dump, present, owned);
 }
 
@@ -100,44 +101,45 @@ fn leaves_by(dump: &Dump, table: Table, name: &InterfacePattern) -> bool {
     })
 }
 
-/// Rules that tell whoever traces of what comes by an excluded or rerouted interface, each in front of the
-/// rule that it tells of: older releases write them where they are asked to (`IPTABLES_TRACE_LOGGING`).
-/// What is told and the group are constants of theirs.
+/// Rules that tell whoever traces of what is led to our chains, and of what comes by an excluded or rerouted
+/// interface, each in front of the rule that it tells of: releases from 1.12 to 1.24 write them where they
+/// are asked to (`IPTABLES_TRACE_LOGGING`). What is told and the group are constants of theirs.
 fn notices(dump: &Dump, owned: &mut Owned) {
-    for (table, hook) in [Table::Nat, Table::Mangle]
+    for (table, hook) in [Table::Nat, Table::Mangle, Table::Raw]
         .into_iter()
         .flat_map(|table| [Hook::Prerouting, Hook::Output].map(|hook| (table, hook)))
     {
         let chain = dump.table(table.as_str()).and_then(|t| t.chain(hook.as_str()));
         for (index, rule) in chain.into_iter().flat_map(|chain| chain.rules.iter().enumerate()) {
-            if is_notice(&rule.text) {
+            if is_notice(&rule.text, hook) {
                 owned.add_rule(table, hook.as_str(), index);
             }
         }
     }
 }
 
-fn is_notice(text: &str) -> bool {
+fn is_notice(text: &str, hook: Hook) -> bool {
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
     let [
-        ..,
-        "-i" | "-o",
-        _,
+        asks @ ..,
         "-j",
         "NFLOG",
         "--nflog-prefix",
         what,
         "--nflog-group",
         "1337",
-        size,
+        "--nflog-size" | "--nflog-range",
         "20",
     ] = words.as_slice()
     else {
         return false;
     };
-    let what = what.trim_matches(['"', '\\']);
-    matches!(*size, "--nflog-size" | "--nflog-range")
-        && matches!(what, "ExcludeInterfaceCommand" | "KubevirtCommand")
+    match (what.trim_matches(['"', '\\']), asks, hook) {
+        ("ExcludeInterfaceCommand" | "KubevirtCommand", [.., "-i" | "-o", _], _)
+        | ("JumpInbound", ["-p", "tcp"], Hook::Prerouting)
+        | ("JumpOutbound", ["-p", "tcp" | "udp"], Hook::Output) => true,
+        _ => false,
+    }
 }
 
 /// An excluded interface has a RETURN on the way in and one on the way out. A rerouted one has
@@ -176,7 +178,7 @@ fn interface_returns(dump: &Dump, table: Table, owned: &mut Owned) {
             let chain = dump.table(table.as_str()).and_then(|t| t.chain(chain));
             let Some(found) = chain.and_then(|chain| chain.rules.get(i)) else { return false };
             let asks = |r: &Rule| matches!(r.matches.first(), Some(Match::InInterface { .. }));
-            found.rule.as_ref().map_or_else(|_| is_notice(&found.text), asks)
+            found.rule.as_ref().map_or_else(|_| is_notice(&found.text, Hook::Prerouting), asks)
         };
         let at_head = || {
             !leaves_by(dump, table, name)
@@ -212,6 +214,7 @@ fn bookkeeping(dump: &Dump, owned: &mut Owned) {
     for (hook, index, role) in &found {
         let ours = match role {
             Role::SelfCall => true,
+            Role::FromLocalhost(mark) => marks.contains(mark),
             Role::Save(mark) | Role::Skip(mark) | Role::Restore(mark) => {
                 let whole = [Role::Save(*mark), Role::Skip(*mark), Role::Restore(*mark)];
                 marks.contains(mark)
@@ -253,6 +256,8 @@ enum Role {
     Restore(Masked),
     /// Marks the proxy's calls to its own pod that are to come in by the inbound port.
     SelfCall,
+    /// Marks what goes from localhost elsewhere (1.6 to 1.8).
+    FromLocalhost(Masked),
 }
 
 fn role(hook: Hook, rule: &Rule) -> Option<Role> {
@@ -270,6 +275,11 @@ fn role(hook: Hook, rule: &Rule) -> Option<Role> {
         matches!(m, Match::Address { side: Side::Destination, negated: true, cidr }
             if cidr.address().is_loopback())
     };
+    let own = Cidr::host(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let from_own =
+        |m: &Match| *m == Match::Address { side: Side::Source, negated: false, cidr: own };
+    let to_others =
+        |m: &Match| *m == Match::Address { side: Side::Destination, negated: true, cidr: own };
     let proxy = |m: &Match| {
         matches!(m, Match::Owner { negated: false, owner: Owner::Uid(_) | Owner::Gid(_) })
     };
@@ -285,6 +295,9 @@ fn role(hook: Hook, rule: &Rule) -> Option<Role> {
                 && all(&[&tcp, &lo, &elsewhere, &proxy]) =>
         {
             Some(Role::SelfCall)
+        }
+        (Hook::Output, Target::SetMark(mark)) if all(&[&tcp, &from_own, &to_others]) => {
+            Some(Role::FromLocalhost(*mark))
         }
         _ => None,
     }
@@ -363,6 +376,50 @@ mod tests {
             assert!(o.has_rule(Table::Nat, "OUTPUT", index), "{index}");
         }
         assert!(!o.has_rule(Table::Nat, "OUTPUT", 3));
+    }
+
+    #[test]
+    fn notices_of_jumps_are_ours() {
+        let notice = |what: &str, group: &str| {
+            format!("-j NFLOG --nflog-prefix {what} --nflog-group {group} --nflog-size 20\n")
+        };
+        let text = format!(
+            "*nat\n:ISTIO_OUTPUT - [0:0]\n-A PREROUTING -p tcp {}-A PREROUTING -p tcp {}\
+             -A OUTPUT -p tcp {}-A OUTPUT -p udp {}-A OUTPUT -p tcp --dport 80 {}-A OUTPUT -p tcp {}COMMIT\n\
+             *raw\n-A OUTPUT -p udp {}COMMIT\n",
+            notice("\"\\\"JumpInbound\\\"\"", "1337"),
+            notice("JumpOutbound", "1337"),
+            notice("JumpOutbound", "1337"),
+            notice("JumpOutbound", "1337"),
+            notice("JumpOutbound", "1337"),
+            notice("JumpOutbound", "7"),
+            notice("JumpOutbound", "1337"),
+        );
+        let o = owned(&text);
+        assert!(
+            o.has_rule(Table::Nat, "PREROUTING", 0) && !o.has_rule(Table::Nat, "PREROUTING", 1)
+        );
+        let found: Vec<bool> = (0..4).map(|at| o.has_rule(Table::Nat, "OUTPUT", at)).collect();
+        assert_eq!(found, [true, true, false, false]);
+        assert!(o.has_rule(Table::Raw, "OUTPUT", 0));
+    }
+
+    #[test]
+    fn the_mark_of_what_goes_from_localhost_elsewhere_is_ours() {
+        let rule = |from: &str, to: &str, mark: &str| {
+            format!(
+                "*mangle\n:ISTIO_DIVERT - [0:0]\n-A OUTPUT -s {from} ! -d {to} -p tcp -j MARK --set-xmark {mark}\n\
+                 -A ISTIO_DIVERT -j MARK --set-xmark 0x77/0xffffffff\nCOMMIT\n"
+            )
+        };
+        let ours = |text: &str| owned(text).has_rule(Table::Mangle, "OUTPUT", 0);
+        let own = "127.0.0.1/32";
+        assert!(ours(&rule(own, own, "0x539/0xffffffff")));
+        assert!(ours(&rule(own, own, "0x77/0xffffffff")));
+        assert!(!ours(&rule(own, own, "0x78/0xffffffff")));
+        assert!(!ours(&rule("127.0.0.0/8", own, "0x539/0xffffffff")));
+        assert!(!ours(&rule(own, "127.0.0.0/8", "0x539/0xffffffff")));
+        assert!(!ours(&rule(own, own, "0x539/0xffffffff").replace("ISTIO_DIVERT", "THEIRS")));
     }
 
     #[test]

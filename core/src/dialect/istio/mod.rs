@@ -8,6 +8,7 @@ mod init_container;
 pub mod lint;
 mod modern;
 mod older;
+mod refusal;
 mod resolve;
 
 pub use dry_run::dry_run_log;

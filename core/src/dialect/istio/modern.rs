@@ -5,7 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use super::older::{Asked, DNS, asked, find_rejection};
+use super::older::{Asked, DNS, asked, exempts_groups, is_of_other_groups};
+use super::refusal::find_rejection;
 use super::{FOOTPRINT, LAYOUT};
 use crate::dialect::{Modernized, OldForm};
 use crate::iptables::{ChainDump, Dump, DumpRule, TableDump, render_rule};
@@ -56,10 +57,10 @@ pub(super) fn modernize(dump: &Dump) -> Option<Modernized> {
 
 /// The dump without the rules that refuse IPv6; none where there are none.
 fn without_refusal(dump: &Dump) -> Option<Dump> {
-    let first = find_rejection(dump)?;
+    let refusal = find_rejection(dump)?;
     let mut open = dump.clone();
     let chain = chain_mut(&mut open, Table::Filter, Hook::Input.as_str())?;
-    chain.rules.drain(first..first + 3);
+    chain.rules.drain(refusal);
     Some(open)
 }
 
@@ -96,6 +97,8 @@ struct Dns {
     past: Vec<Owner>,
     late: bool,
     redirects: Vec<Rule>,
+    /// How many rules let the groups past that are not captured.
+    groups: usize,
 }
 
 impl Dns {
@@ -113,6 +116,14 @@ impl Dns {
             }
             _ => false,
         }
+    }
+
+    /// Take a rule that lets groups past that are not captured.
+    fn take_groups(&mut self, dump: &Dump, rule: &Rule) -> bool {
+        let is_one = exempts_groups(dump, rule);
+        self.groups += usize::from(is_one);
+        self.late |= is_one && !self.redirects.is_empty();
+        is_one
     }
 
     const fn is_empty(&self) -> bool {
@@ -196,6 +207,7 @@ impl Modern {
     fn outbound(&mut self) -> Option<bool> {
         let to_output = Target::Jump(self.layout.output.clone());
         let (mut dns, mut tcp_jumps, mut udp_jumps) = (Dns::default(), 0, 0);
+        let (before, mut translated) = (self.dump.clone(), false);
         self.hook(Table::Nat, Hook::Output, |rule| {
             let of = |protocol| rule.matches == [Match::Protocol(protocol)];
             if rule.target == to_output && of(Protocol::Tcp) {
@@ -204,12 +216,17 @@ impl Modern {
             } else if rule.target == to_output && of(Protocol::Udp) {
                 udp_jumps += 1;
                 Edit::Take
-            } else if dns.take(rule) {
+            } else if dns.take(rule) || dns.take_groups(&before, rule) {
                 Edit::Take
             } else {
+                translated |= matches!(rule.target, Target::Dnat { .. });
                 Edit::Keep
             }
         });
+        // As 1.7 and 1.8 captured DNS, which has no meaning in today's rules.
+        if translated {
+            return None;
+        }
         let in_builtin = !dns.is_empty();
         if tcp_jumps == 0 {
             // The newest form, which has DNS in a chain of its own.
@@ -225,7 +242,8 @@ impl Modern {
         let at_end = udp_jumps == 1;
         if at_end {
             let first = rules.iter().position(|rule| Dns::default().take(rule))?;
-            if !rules.split_off(first).iter().all(|rule| dns.take(rule)) {
+            let mut taken = |rule: &Rule| dns.take(rule) || dns.take_groups(&before, rule);
+            if !rules.split_off(first).iter().all(&mut taken) {
                 return None;
             }
         }
@@ -244,7 +262,12 @@ impl Modern {
         let in_redirect = Target::Jump(self.layout.in_redirect.clone());
         let self_calls = rules.iter().filter(|rule| rule.target == in_redirect);
         let proxies: BTreeSet<Owner> = self_calls.filter_map(owner).collect();
-        if dns.late || dns.past.iter().cloned().collect::<BTreeSet<_>>() != proxies {
+        let past: BTreeSet<Owner> = dns.past.iter().cloned().collect();
+        // Groups that are not captured go past as well.
+        let plain = |rule: &&Rule| rule.target == Target::Return && rule.matches.len() == 1;
+        let exempt: BTreeSet<Owner> = rules.iter().filter(plain).filter_map(owner).collect();
+        let groups = rules.iter().filter(|rule| is_of_other_groups(rule)).count();
+        if dns.late || past != exempt || !proxies.is_subset(&past) || dns.groups != groups {
             return None;
         }
         let is_tcp = |rule: &Rule| {

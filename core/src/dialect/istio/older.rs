@@ -1,18 +1,24 @@
 //! What older releases of istio-iptables wrote in another form: DNS capture (up to 1.22) and the drop of
 //! invalid packets (up to 1.23) stood in builtin chains, with no chain of their own.
+//!
+//! DNS capture by UDP had three forms: 1.6 redirected all queries to the proxy's port, 1.7 and 1.8 translated
+//! them to localhost, and their source as well, and releases since 1.9 redirect those to the servers of the
+//! pod's resolver, or all.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::footprint::rules;
-use crate::iptables::{Dump, DumpRule};
+use crate::iptables::Dump;
 use crate::ownership::Owned;
 use crate::ruleset::{ConnState, Hook, Match, Owner, Protocol, Rule, Side, Table, Target};
-use crate::value::{Cidr, Family, InterfacePattern, PortRange, Zone};
+use crate::value::{Cidr, Port, PortRange, Zone};
 
 /// The port of DNS, and the one on which the proxy answers.
 pub(super) const DNS: u16 = 53;
 const ANSWERS: u16 = 15053;
+/// The port on which it did where Envoy answered, and not the agent (1.6 and 1.7).
+const OLD_ANSWERS: u16 = 15013;
 /// The user and group of the proxy when nobody says otherwise.
 pub(super) const PROXY: &str = "1337";
 
@@ -68,14 +74,33 @@ fn dns(dump: &Dump, owned: &mut Owned, beside: Beside) {
     let mut found = Vec::new();
     // Up to 1.24 the answers' rule stood in the builtin chain, while the others had a chain.
     let mut named = owned.has_chain(Table::Raw, super::LAYOUT.output.as_str());
-    for (table, hook) in
-        [(Table::Nat, Hook::Output), (Table::Raw, Hook::Output), (Table::Raw, Hook::Prerouting)]
-    {
+    // Whose queries went past before the rule that is looked at, and where the others were translated to.
+    let (mut past, mut translated) = (false, BTreeSet::new());
+    for (table, hook) in [
+        (Table::Nat, Hook::Output),
+        (Table::Nat, Hook::Postrouting),
+        (Table::Raw, Hook::Output),
+        (Table::Raw, Hook::Prerouting),
+    ] {
         for (index, rule) in rules(dump, table, hook) {
+            if hook == Hook::Output && table == Table::Nat && exempts_groups(dump, rule) {
+                found.push((table, hook, index));
+                continue;
+            }
             let Some((side, port, who)) = asked(rule) else { continue };
             let is_known = match (table, hook, side, port, &who, &rule.target) {
-                (Table::Nat, _, Side::Destination, DNS, Asked::Proxy(_), Target::Return)
-                | (
+                (Table::Nat, Hook::Output, Side::Destination, DNS, _, target) => {
+                    leads_queries(rule, &who, target, past)
+                }
+                (
+                    Table::Nat,
+                    Hook::Postrouting,
+                    Side::Destination,
+                    to,
+                    _,
+                    Target::Snat { address },
+                ) => translated.contains(&to) && is_for_all(rule) && *address == LOCALHOST,
+                (
                     Table::Raw,
                     Hook::Output,
                     Side::Destination,
@@ -99,14 +124,6 @@ fn dns(dump: &Dump, owned: &mut Owned, beside: Beside) {
                     Asked::Anybody,
                     Target::Zone(Zone(1)),
                 ) => true,
-                (
-                    Table::Nat,
-                    _,
-                    Side::Destination,
-                    DNS,
-                    Asked::Anybody,
-                    Target::Redirect { port, .. },
-                ) => port.port().get() == ANSWERS,
                 _ => false,
             };
             let of_proxy = match &who {
@@ -115,7 +132,11 @@ fn dns(dump: &Dump, owned: &mut Owned, beside: Beside) {
             };
             strangers |= is_known && !of_proxy;
             if is_known && of_proxy {
-                leads |= matches!(rule.target, Target::Redirect { .. })
+                past |= table == Table::Nat && who != Asked::Anybody;
+                if let Target::Dnat { port: Some(port), .. } = rule.target {
+                    translated.insert(port.get());
+                }
+                leads |= matches!(rule.target, Target::Redirect { .. } | Target::Dnat { .. })
                     || (side, port) == (Side::Source, ANSWERS);
                 named |= who != Asked::Anybody;
                 found.push((table, hook, index));
@@ -129,49 +150,81 @@ fn dns(dump: &Dump, owned: &mut Owned, beside: Beside) {
     }
 }
 
+const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Whether a rule for queries by UDP in OUTPUT of `nat` is one of istio-iptables, whoever the proxy is.
+/// What 1.6 to 1.8 wrote for everybody's queries is known behind a rule that lets the proxy's past.
+fn leads_queries(rule: &Rule, who: &Asked, target: &Target, past: bool) -> bool {
+    match (who, target) {
+        (Asked::Proxy(_), Target::Return) => true,
+        (Asked::Anybody, Target::Redirect { port, .. }) => match port.get() {
+            ANSWERS => true,
+            OLD_ANSWERS => past && is_for_all(rule),
+            _ => false,
+        },
+        (Asked::Anybody, Target::Dnat { address, port: Some(port) }) => {
+            past && is_for_all(rule)
+                && *address == LOCALHOST
+                && matches!(port.get(), ANSWERS | OLD_ANSWERS)
+        }
+        _ => false,
+    }
+}
+
+/// Whether a rule asks for a protocol and a port, and for nothing else.
+fn is_for_all(rule: &Rule) -> bool {
+    rule.matches.len() == 2
+}
+
+/// Whether a rule lets past the queries of all groups but some, as 1.14 to 1.22 did where only some groups are
+/// captured. istio-iptables' own chain exempts the same groups.
+pub(super) fn exempts_groups(dump: &Dump, rule: &Rule) -> bool {
+    let to_dns = Match::Port {
+        side: Side::Destination,
+        negated: false,
+        ports: PortRange::from(Port::new(DNS)),
+    };
+    let of_queries = |m: &Match| *m == Match::Protocol(Protocol::Udp) || *m == to_dns;
+    let (groups, others): (Vec<&Match>, Vec<&Match>) =
+        rule.matches.iter().partition(|m| is_other_group(m));
+    !groups.is_empty()
+        && rule.target == Target::Return
+        && others.len() == 2
+        && others.into_iter().all(of_queries)
+        && own_chain(dump).any(|own| {
+            own.target == Target::Return && own.matches.iter().eq(groups.iter().copied())
+        })
+}
+
+/// Whether a rule of istio-iptables' chain lets past what all groups but some send.
+pub(super) fn is_of_other_groups(rule: &Rule) -> bool {
+    rule.target == Target::Return
+        && !rule.matches.is_empty()
+        && rule.matches.iter().all(is_other_group)
+}
+
+const fn is_other_group(m: &Match) -> bool {
+    matches!(m, Match::Owner { negated: true, owner: Owner::Gid(_) | Owner::Group(_) })
+}
+
+/// The rules of istio-iptables' chain for what the pod sends that are understood.
+fn own_chain(dump: &Dump) -> impl Iterator<Item = &Rule> {
+    let chain =
+        dump.table(Table::Nat.as_str()).and_then(|t| t.chain(super::LAYOUT.output.as_str()));
+    chain.into_iter().flat_map(|c| &c.rules).filter_map(|r| r.rule.as_ref().ok())
+}
+
 /// The identities that are exempt in istio-iptables' chain for what the pod sends.
 fn proxies(dump: &Dump) -> BTreeSet<Owner> {
     let default = [PROXY.parse().map(Owner::Uid).ok(), PROXY.parse().map(Owner::Gid).ok()];
     let mut proxies: BTreeSet<Owner> = default.into_iter().flatten().collect();
-    let chain =
-        dump.table(Table::Nat.as_str()).and_then(|t| t.chain(super::LAYOUT.output.as_str()));
-    let rules = chain.into_iter().flat_map(|c| &c.rules).filter_map(|r| r.rule.as_ref().ok());
-    proxies.extend(rules.filter_map(|rule| match (rule.matches.as_slice(), &rule.target) {
-        ([Match::Owner { negated: false, owner }], Target::Return) => Some(owner.clone()),
-        _ => None,
+    proxies.extend(own_chain(dump).filter_map(|rule| {
+        match (rule.matches.as_slice(), &rule.target) {
+            ([Match::Owner { negated: false, owner }], Target::Return) => Some(owner.clone()),
+            _ => None,
+        }
     }));
     proxies
-}
-
-/// How the shell script up to 1.6 refused IPv6 where it captured none of it: three rules in a row, in the
-/// words of its time.
-pub(super) fn rejection_v6(dump: &Dump, owned: &mut Owned) {
-    if let Some(first) = find_rejection(dump) {
-        for index in first..first + 3 {
-            owned.add_rule(Table::Filter, Hook::Input.as_str(), index);
-        }
-    }
-}
-
-/// Where these three rules begin in INPUT of `filter`, counted from 0.
-pub(super) fn find_rejection(dump: &Dump) -> Option<usize> {
-    let chain = dump.table(Table::Filter.as_str())?.chain(Hook::Input.as_str())?;
-    let known = |rule: &DumpRule| rule.rule.as_ref().ok().cloned();
-    let rules: Vec<Option<Rule>> = chain.rules.iter().map(known).collect();
-    let own = Cidr::host(IpAddr::V6(Ipv6Addr::LOCALHOST));
-    let to_own = Match::Address { side: Side::Destination, negated: false, cidr: own };
-    let by_lo = Match::InInterface { negated: false, name: InterfacePattern::loopback() };
-    let is = |rule: &Rule, matches: &[Match], target: &Target| {
-        rule.target == *target
-            && rule.matches.len() == matches.len()
-            && matches.iter().all(|m| rule.matches.contains(m))
-    };
-    rules.windows(3).position(|three| {
-        let [Some(answers), Some(local), Some(rest)] = three else { return false };
-        is(answers, &[Match::OldState(vec![ConnState::Established])], &Target::Accept)
-            && is(local, &[to_own.clone(), by_lo.clone()], &Target::Accept)
-            && is(rest, &[], &Target::Reject(Family::V6))
-    })
 }
 
 /// The drop of invalid packets, where nobody else has rules in its chain.
@@ -191,26 +244,25 @@ pub(super) fn direct_drop(dump: &Dump, owned: &mut Owned) {
     }
 }
 
+/// The rules of a text that are not ours.
+#[cfg(test)]
+pub(super) fn left(text: &str) -> Vec<String> {
+    let dump = Dump::parse(text).unwrap();
+    let owned = Owned::find(&dump, &[super::FOOTPRINT]);
+    let mut left = Vec::new();
+    for (table, content) in crate::ownership::known_tables(&dump) {
+        for chain in &content.chains {
+            let rules = chain.rules.iter().enumerate();
+            let others = rules.filter(|(at, _)| !owned.has_rule(table, &chain.name, *at));
+            left.extend(others.map(|(_, rule)| rule.text.clone()));
+        }
+    }
+    left
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::FOOTPRINT;
     use super::*;
-    use crate::ownership::known_tables;
-
-    /// The rules that are not ours.
-    fn left(text: &str) -> Vec<String> {
-        let dump = Dump::parse(text).unwrap();
-        let owned = Owned::find(&dump, &[FOOTPRINT]);
-        let mut left = Vec::new();
-        for (table, content) in known_tables(&dump) {
-            for chain in &content.chains {
-                let rules = chain.rules.iter().enumerate();
-                let others = rules.filter(|(at, _)| !owned.has_rule(table, &chain.name, *at));
-                left.extend(others.map(|(_, rule)| rule.text.clone()));
-            }
-        }
-        left
-    }
 
     const NAT: &str = "*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -p tcp -j ISTIO_OUTPUT\n\
         -A ISTIO_OUTPUT -m owner --uid-owner 2000 -j RETURN\n";
@@ -265,23 +317,95 @@ mod tests {
         assert_eq!(left(past).len(), 1);
     }
 
+    /// DNS capture by UDP of 1.7 and 1.8, for a proxy of this user and group.
+    fn translated(id: &str, to: &str) -> String {
+        format!(
+            "-A OUTPUT -p udp -m udp --dport 53 -m owner --uid-owner {id} -j RETURN\n\
+             -A OUTPUT -p udp -m udp --dport 53 -m owner --gid-owner {id} -j RETURN\n\
+             -A OUTPUT -p udp -m udp --dport 53 -j DNAT --to-destination {to}\n\
+             -A POSTROUTING -p udp -m udp --dport 15053 -j SNAT --to-source 127.0.0.1\n"
+        )
+    }
+
     #[test]
-    fn the_refusal_of_ipv6_is_known_in_its_words() {
-        let rules = |state: &str, before: &str| {
+    fn dns_that_is_translated_is_known_with_its_source() {
+        let own = translated("2000", "127.0.0.1:15053");
+        let all = |nat: &str, rules: &str| left(&format!("{nat}{rules}COMMIT\n"));
+        // The group is nobody's that the chain names.
+        let rest = all(NAT, &own);
+        assert!(rest.len() == 1 && rest[0].contains("gid-owner 2000"), "{rest:?}");
+        for port in ["15013", "15053"] {
+            let default = translated("1337", "127.0.0.1:15053").replace("15053", port);
+            assert_eq!(all(NAT, &default), Vec::<String>::new());
+            assert_eq!(all("*nat\n", &default), Vec::<String>::new());
+        }
+        // Another user's, without a chain that names the user.
+        assert_eq!(all("*nat\n", &own).len(), 4);
+    }
+
+    #[test]
+    fn what_translates_dns_otherwise_is_not_ours() {
+        for to in ["127.0.0.1:5353", "127.0.0.1", "127.0.0.2:15053", "10.0.0.1:15053"] {
+            let rules = translated("1337", to);
+            assert_eq!(left(&format!("*nat\n{rules}COMMIT\n")).len(), 4, "{to}");
+            let rest = left(&format!("{NAT}{rules}COMMIT\n"));
+            assert!(
+                rest.len() == 2 && rest[0].contains(to) && rest[1].contains("SNAT"),
+                "{rest:?}"
+            );
+        }
+        let whole = translated("1337", "127.0.0.1:15053");
+        for (what, other) in [
+            ("--to-source 127.0.0.1", "--to-source 10.0.0.1"),
+            ("--to-source 127.0.0.1", "--to-source 127.0.0.1 --random"),
+            ("POSTROUTING -p udp", "POSTROUTING -o eth0 -p udp"),
+            ("-m udp --dport 15053", "-m udp --dport 15054"),
+        ] {
+            let rest = left(&format!("*nat\n{}COMMIT\n", whole.replace(what, other)));
+            assert!(rest.len() == 1 && rest[0].contains("SNAT"), "{other}: {rest:?}");
+        }
+        let server = whole.replace(
+            "OUTPUT -p udp -m udp --dport 53 -j",
+            "OUTPUT -d 10.0.0.9/32 -p udp -m udp --dport 53 -j",
+        );
+        assert_eq!(left(&format!("*nat\n{server}COMMIT\n")).len(), 4);
+        // Without the rules for the proxy, or in front of them.
+        let lines: Vec<&str> = whole.lines().collect();
+        let bare = format!("{}\n{}\n", lines[2], lines[3]);
+        let late = format!("{bare}{}\n{}\n", lines[0], lines[1]);
+        for (rules, count) in [(&bare, 2), (&late, 2)] {
+            let rest = left(&format!("{NAT}{rules}COMMIT\n"));
+            assert_eq!(rest.len(), count, "{rest:?}");
+        }
+    }
+
+    #[test]
+    fn dns_of_the_first_release_that_captured_it_is_known() {
+        let rules = |past: &str, server: &str| {
             format!(
-                "*filter\n{before}-A INPUT -m {state} ESTABLISHED -j ACCEPT\n\
-                 -A INPUT -d ::1/128 -i lo -j ACCEPT\n\
-                 -A INPUT -j REJECT --reject-with icmp6-port-unreachable\nCOMMIT\n"
+                "*nat\n{past}-A OUTPUT {server}-p udp -m udp --dport 53 -j REDIRECT --to-ports 15013\nCOMMIT\n"
             )
         };
-        assert_eq!(left(&rules("state --state", "")).len(), 0);
-        assert_eq!(left(&rules("state --state", "-A INPUT -s fd00::/8 -j ACCEPT\n")).len(), 1);
-        // The same of somebody who came later, and more than the same.
-        assert_eq!(left(&rules("conntrack --ctstate", "")).len(), 3);
-        assert_eq!(left(&rules("state --state RELATED,", "").replace(", E", ",E")).len(), 3);
-        let open =
-            rules("state --state", "").replace("-A INPUT -j REJECT", "-A INPUT -p tcp -j REJECT");
-        assert_eq!(left(&open).len(), 3);
+        let past = "-A OUTPUT -p udp -m udp --dport 53 -m owner --gid-owner 1337 -j RETURN\n";
+        assert_eq!(left(&rules(past, "")), Vec::<String>::new());
+        assert_eq!(left(&rules("", "")).len(), 1);
+        assert_eq!(left(&rules(past, "-d 10.0.0.9/32 ")).len(), 2);
+    }
+
+    #[test]
+    fn queries_of_groups_that_are_not_captured_are_known_beside_the_chain_that_exempts_them() {
+        let groups = "-m owner ! --gid-owner 7 -m owner ! --gid-owner 8 -j RETURN\n";
+        let rules = |groups: &str| {
+            format!(
+                "-A OUTPUT -p udp -m udp --dport 53 -m owner --uid-owner 2000 -j RETURN\n\
+                 -A OUTPUT -p udp -m udp --dport 53 {groups}\
+                 -A OUTPUT -d 10.44.0.1/32 -p udp -m udp --dport 53 -j REDIRECT --to-ports 15053\nCOMMIT\n"
+            )
+        };
+        let chain = format!("{NAT}-A ISTIO_OUTPUT {groups}");
+        assert_eq!(left(&format!("{chain}{}", rules(groups))), Vec::<String>::new());
+        assert_eq!(left(&format!("{NAT}{}", rules(groups))).len(), 1);
+        assert_eq!(left(&format!("{chain}{}", rules(&groups.replace('8', "9")))).len(), 1);
     }
 
     #[test]
