@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use millrace_core::from_objects;
 use millrace_core::pod::{Container, PodFacts};
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ use crate::protocol::{Attachment, is_identifier};
 
 /// What ADD learned of a captured attachment: the JSON of one file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(remote = "Self", rename_all = "camelCase")]
 pub(crate) struct Note {
     /// `K8S_POD_NAME` of ADD's `CNI_ARGS`.
     pub(crate) name: Option<String>,
@@ -38,6 +39,8 @@ pub(crate) struct Note {
     /// Device and inode of the namespace, to know it by.
     pub(crate) netns_id: String,
 }
+
+from_objects!(and written: Note);
 
 impl Note {
     /// A note on a pod. What the runtime tells each time is left out.
@@ -334,6 +337,17 @@ mod tests {
             assert_eq!(whole.map(|list| list.len()), Some(2));
             assert_eq!((noted(mesh, &[]), noted(mesh, &["app"])), (None, None));
         }
+    }
+
+    #[test]
+    fn a_note_is_an_object() {
+        let array = r#"["a","b","c",{},{},[],"istio","/run/netns/a","1:2"]"#;
+        assert!(serde_json::from_str::<Note>(array).is_err());
+        let container =
+            r#"{"netns":"/run/netns/a","netnsId":"1:2","containers":[["istio-proxy"]]}"#;
+        assert!(serde_json::from_str::<Note>(container).is_err());
+        let object = container.replace(r#"["istio-proxy"]"#, r#"{"name":"istio-proxy"}"#);
+        assert!(serde_json::from_str::<Note>(&object).is_ok());
     }
 
     /// A note on a pod whose namespace has this id.

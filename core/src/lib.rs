@@ -26,6 +26,7 @@ pub mod iptables;
 pub mod manifest;
 mod neighbours;
 pub mod nft;
+pub mod object;
 pub mod observed;
 pub mod ownership;
 pub mod plan;

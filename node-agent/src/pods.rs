@@ -13,6 +13,7 @@ use kube::api::{Api, ApiResource, GroupVersionKind};
 use kube::core::Object;
 use kube_runtime::utils::Backoff as _;
 use kube_runtime::watcher::{self, DefaultBackoff, Event, watcher};
+use millrace_core::from_objects;
 use millrace_core::pod::{Answer, NotThePod, PodFacts};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -35,7 +36,7 @@ pub(crate) type Record = Object<Value, Status>;
 
 /// What the API says became of a pod.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(remote = "Self", rename_all = "camelCase", default)]
 pub(crate) struct Status {
     phase: Option<String>,
     #[serde(rename = "podIP")]
@@ -45,10 +46,12 @@ pub(crate) struct Status {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(remote = "Self", default)]
 struct Ip {
     ip: String,
 }
+
+from_objects!(Status, Ip);
 
 /// The pods of a node.
 #[derive(Debug, Default)]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use kube::Client;
 use millrace_cni::outcome::{Outcome, REPORTED};
 use millrace_cni::protocol::Command;
+use millrace_core::from_objects;
 use millrace_core::pod::PodFacts;
 use serde::Deserialize;
 use serde_json::Value;
@@ -35,6 +36,7 @@ const AT_ONCE: usize = 256;
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 struct Line {
     version: u32,
     pod: Option<PodQuery>,
@@ -42,6 +44,7 @@ struct Line {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 struct PodQuery {
     namespace: Option<String>,
     name: Option<String>,
@@ -50,11 +53,14 @@ struct PodQuery {
 
 /// What became of a command: names of the plugin's, and microseconds.
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 struct Done {
     command: String,
     outcome: String,
     micros: u32,
 }
+
+from_objects!(Line, PodQuery, Done);
 
 /// A line of the plugin that was understood.
 #[derive(Debug)]
@@ -251,6 +257,8 @@ mod tests {
         for bad in [
             "",
             "{}",
+            r#"[1,{"namespace":"a","name":"b"},null]"#,
+            r#"{"version":1,"pod":["a","b","c"]}"#,
             r#"{"version":2,"pod":{"namespace":"a","name":"b"}}"#,
             r#"{"version":1,"pod":{"namespace":"a"}}"#,
             r#"{"version":1,"pod":{"namespace":"a","name":"../b"}}"#,

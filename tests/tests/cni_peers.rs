@@ -41,6 +41,14 @@ fn lies(pod: &Pod) -> (Value, Vec<(&'static str, Value)>) {
         ("nothing", json!({})),
         ("a list", json!([])),
         ("a status", json!({ "kind": "Status", "status": "Failure", "code": 503 })),
+        ("an array", json!([whole["apiVersion"], "Pod", whole["metadata"], whole["spec"]])),
+        ("an array of a kind", json!(["Pod", whole["metadata"], whole["spec"]])),
+        ("no kind but null", edited(&|pod| pod["kind"] = Value::Null)),
+        ("another version", edited(&|pod| pod["apiVersion"] = json!("v2"))),
+        (
+            "a container without a name",
+            edited(&|pod| pod["spec"]["containers"][0]["name"] = json!("")),
+        ),
         ("another kind", edited(&|pod| pod["kind"] = json!("ConfigMap"))),
         ("metadata alone", edited(&|pod| pod["spec"] = Value::Null)),
         ("no containers", edited(&|pod| pod["spec"]["containers"] = json!([]))),
@@ -95,6 +103,16 @@ fn an_api_that_lies() -> Result<()> {
         api.become_(Mood::Saying(value.to_string()));
         lets_nothing_through(&host, &pod, lie, &ask)?;
     }
+    // Who knows no id has to be told one.
+    let args = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={}", pod.name);
+    let by_name = ask(blind(&host, "ADD", &pod)).with_env("CNI_ARGS", &args);
+    let mut anybody = whole.clone();
+    anybody["metadata"]["uid"] = Value::Null;
+    api.become_(Mood::Saying(anybody.to_string()));
+    let said = by_name.clone().with_key("deadline", json!("1500ms")).run(&host)?.failure(11)?;
+    ensure!(said.contains("no metadata.uid"), "{said}");
+    api.become_(Mood::Saying(whole.to_string()));
+    by_name.run(&host)?.success()?;
     // That it is the pod itself is no lie: without a proxy and unknown to annotations, it passes.
     api.become_(Mood::Saying(whole.to_string()));
     ask(blind(&host, "ADD", &pod)).run(&host)?.success()?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use millrace_core::dialect::istio::parse_duration;
+use millrace_core::from_objects;
 use millrace_core::source::{Source, Sourced};
 use millrace_core::value::{Gid, Uid};
 use millrace_host::ebpf::DEFAULT_FOLDER;
@@ -321,12 +322,14 @@ impl<'o> OptionReader<'o> {
 
     fn valid_attachments(&mut self) -> Option<Vec<Attachment>> {
         #[derive(Deserialize)]
+        #[serde(remote = "Self")]
         struct Valid {
             #[serde(rename = "containerID", alias = "ContainerID", alias = "containerId")]
             container_id: String,
             #[serde(alias = "IfName", alias = "ifName")]
             ifname: String,
         }
+        from_objects!(Valid);
         self.object.get(VALID_ATTACHMENTS)?;
         // The runtimes' own library writes null for no attachment at all.
         let valid: Vec<Valid> = self

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use millrace_core::from_objects;
 use millrace_core::pod::{Answer, PodFacts};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, sockopt,
@@ -21,10 +22,13 @@ use super::{MAX_ANSWER, left};
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Deserialize)]
+#[serde(remote = "Self")]
 struct Line {
     pod: Option<Answer>,
     error: Option<String>,
 }
+
+from_objects!(Line);
 
 /// Send the pod's name and uid in a line, and read one back, within [`PATIENCE`].
 pub(super) fn ask(path: &Path, pod: &PodFacts, deadline: Instant) -> Result<PodFacts, String> {
@@ -145,7 +149,11 @@ mod tests {
         result
     }
 
-    fn answered(answer: &'static str) -> Result<PodFacts, String> {
+    fn answered(answer: &str) -> Result<PodFacts, String> {
+        answered_so(answer.to_owned())
+    }
+
+    fn answered_so(answer: String) -> Result<PodFacts, String> {
         reported(move |mut stream| stream.write_all(answer.as_bytes()).unwrap())
     }
 
@@ -166,6 +174,18 @@ mod tests {
         assert!(answered("{}\n").unwrap_err().contains("no pod"));
         assert!(answered("{\"pod\":{}}\n").unwrap_err().contains("makes no sense"));
         assert!(answered("no\n").unwrap_err().contains("makes no sense"));
+        let pod = "{\"metadata\":{\"name\":\"a\",\"namespace\":\"b\",\"uid\":\"u\"},\
+                   \"spec\":{\"containers\":[{\"name\":\"c\"}]}}";
+        for lie in [
+            format!("[{pod},null]"),
+            format!("{{\"pod\":{}}}", pod.replacen('{', "{\"kind\":null,", 1)),
+            format!("{{\"pod\":{}}}", pod.replacen('{', "{\"apiVersion\":\"v2\",", 1)),
+        ] {
+            assert!(
+                answered_so(format!("{lie}\n")).unwrap_err().contains("makes no sense"),
+                "{lie}"
+            );
+        }
         // Nothing, while the connection stays open.
         assert!(answered("").unwrap_err().contains("no answer in time"));
     }

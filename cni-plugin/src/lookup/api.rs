@@ -12,6 +12,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::Client;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
+use millrace_core::from_objects;
 use millrace_core::pod::{Answer, PodFacts};
 use millrace_host::netlink::runtime;
 use serde::Deserialize;
@@ -79,10 +80,13 @@ pub(super) fn ask(
 
 /// What a Kubernetes API tells of itself.
 #[derive(Deserialize)]
+#[serde(remote = "Self")]
 struct Version {
     #[serde(rename = "major")]
     _major: String,
 }
+
+from_objects!(Version);
 
 /// Whether it answers one `GET /version` before the deadline.
 pub(crate) fn reach(kubeconfig: &Path, deadline: Instant) -> Result<(), String> {

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use kube::config::{
     AuthInfo, Cluster, ExecAuthCluster, ExecConfig, KubeConfigOptions, Kubeconfig, KubeconfigError,
 };
+use millrace_core::from_objects;
 use millrace_host::exec::{self, ExecError};
 use serde::Deserialize;
 use serde_json::json;
@@ -123,17 +124,20 @@ fn put<T: From<String>>(
 
 /// What a program that gives credentials prints (Kubernetes, `client.authentication.k8s.io/v1`).
 #[derive(Deserialize)]
+#[serde(remote = "Self")]
 struct Credential {
     status: Status,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(remote = "Self", rename_all = "camelCase")]
 struct Status {
     token: Option<String>,
     client_certificate_data: Option<String>,
     client_key_data: Option<String>,
 }
+
+from_objects!(Credential, Status);
 
 /// Run a program that gives credentials. It runs as the plugin does, which is as root.
 fn ask(

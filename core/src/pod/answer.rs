@@ -4,8 +4,9 @@ use serde::Deserialize;
 
 use super::{Manifest, PodFacts};
 
-/// The kind of a pod's manifest.
+/// The kind of a pod's manifest, and the version of the API that has it.
 const POD: &str = "Pod";
+const VERSION: &str = "v1";
 
 /// The annotation by which the API's mirror of a static pod tells the node's own id of it
 /// (Kubernetes, «Well-Known Labels, Annotations and Taints»).
@@ -16,8 +17,10 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(from = "Manifest")]
 pub struct Answer {
-    /// The kind of object that it says it is.
+    /// The kind of object that it says it is; empty where it says null.
     kind: Option<String>,
+    /// The version of the API that it says it is of, likewise.
+    version: Option<String>,
     pod: PodFacts,
 }
 
@@ -30,6 +33,12 @@ pub enum NotThePod {
     /// It does not say what it is.
     #[error("the answer has no kind, so it is no Pod")]
     NoKind,
+    /// It says that it is of another version of the API.
+    #[error("the answer has the apiVersion {0:?}, and a Pod has {VERSION:?}")]
+    Version(String),
+    /// It does not say of which version of the API it is.
+    #[error("the answer has no apiVersion, so it is no Pod")]
+    NoVersion,
     /// It has another name or namespace, or none.
     #[error("the answer has the {field} {found:?}, and {wanted:?} was asked for")]
     Name {
@@ -48,6 +57,12 @@ pub enum NotThePod {
         /// What it is to be.
         wanted: String,
     },
+    /// Nobody asked for an id, and no pod is without one.
+    #[error("the answer has no metadata.uid, which every pod has")]
+    NoId,
+    /// No container is without a name.
+    #[error("the answer has a container without a name, which every container has")]
+    Nameless,
     /// No pod is without containers.
     #[error("the answer tells no containers, which every pod has")]
     NoContainers,
@@ -57,19 +72,26 @@ impl Answer {
     /// The same answer of somebody who says by other means that it is a pod.
     #[must_use]
     pub fn of_a_pod(self) -> Self {
-        Self { kind: self.kind.or_else(|| Some(POD.to_owned())), ..self }
+        let Self { kind, version, pod } = self;
+        let or = |text: Option<String>, usual: &str| text.or_else(|| Some(usual.to_owned()));
+        Self { kind: or(kind, POD), version: or(version, VERSION), pod }
     }
 
     /// The pod, if it is the one that was asked for, whole: what is missing is not equal. An id
-    /// that nobody asked for may be any.
+    /// that nobody asked for may be any, but it has one.
     ///
     /// # Errors
     /// What tells it from that pod.
     pub fn about(self, wanted: &PodFacts) -> Result<PodFacts, NotThePod> {
-        let Self { kind, pod } = self;
+        let Self { kind, version, pod } = self;
         match kind {
             None => return Err(NotThePod::NoKind),
             Some(kind) if kind != POD => return Err(NotThePod::Kind(kind)),
+            Some(_) => {}
+        }
+        match version {
+            None => return Err(NotThePod::NoVersion),
+            Some(version) if version != VERSION => return Err(NotThePod::Version(version)),
             Some(_) => {}
         }
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
@@ -87,8 +109,14 @@ impl Answer {
         {
             return Err(NotThePod::Id { found: text(&pod.uid), wanted: id.clone() });
         }
+        if pod.uid.as_ref().is_none_or(String::is_empty) {
+            return Err(NotThePod::NoId);
+        }
         if !pod.containers.iter().flatten().any(|c| !c.init) {
             return Err(NotThePod::NoContainers);
+        }
+        if pod.containers.iter().flatten().any(|c| c.name.is_empty()) {
+            return Err(NotThePod::Nameless);
         }
         Ok(pod)
     }
@@ -96,7 +124,8 @@ impl Answer {
 
 impl From<Manifest> for Answer {
     fn from(mut manifest: Manifest) -> Self {
-        Self { kind: manifest.kind.take(), pod: manifest.into() }
+        let (kind, version) = (manifest.kind.take(), manifest.api_version.take());
+        Self { kind, version, pod: manifest.into() }
     }
 }
 
@@ -119,7 +148,7 @@ mod tests {
         let answer = |text: &str| serde_json::from_str::<Answer>(text).unwrap();
         let metadata = r#""metadata":{"name":"a","namespace":"b","uid":"c"}"#;
         let spec = r#""spec":{"containers":[{"name":"app"}]}"#;
-        let whole = format!(r#"{{"kind":"Pod",{metadata},{spec}}}"#);
+        let whole = format!(r#"{{"apiVersion":"v1","kind":"Pod",{metadata},{spec}}}"#);
         assert_eq!(answer(&whole).about(&wanted).unwrap().containers.unwrap()[0].name, "app");
         let other = |from: &str, to: &str| {
             assert!(whole.contains(from), "{from}");
@@ -128,6 +157,10 @@ mod tests {
         for (from, to, named) in [
             (r#""kind":"Pod","#, "", "no kind"),
             (r#""Pod""#, r#""ConfigMap""#, "ConfigMap"),
+            (r#""Pod""#, "null", "the answer is a \"\""),
+            (r#""apiVersion":"v1","#, "", "no apiVersion"),
+            (r#""v1""#, r#""v2""#, "\"v2\""),
+            (r#""v1""#, "null", "apiVersion \"\""),
             (r#""name":"a","#, "", "name"),
             (r#""name":"a""#, r#""name":"z""#, "\"z\""),
             (r#""namespace":"b","#, "", "namespace"),
@@ -136,19 +169,33 @@ mod tests {
             (r#""uid":"c""#, r#""uid":"d""#, "another pod"),
             (&format!(",{spec}"), "", "no containers"),
             (r#"{"name":"app"}"#, "", "no containers"),
+            (r#"{"name":"app"}"#, r#"{"name":"app"},{"name":""}"#, "without a name"),
             (r#""containers""#, r#""initContainers""#, "no containers"),
         ] {
             let error = other(from, to).to_string();
             assert!(error.contains(named), "{from} {to}: {error}");
         }
-        assert!(serde_json::from_str::<Answer>("[]").is_err());
+        let array = format!(r#"["v1","Pod",{},{}]"#, &metadata[11..], &spec[7..]);
+        for no_object in ["[]", &array] {
+            assert!(serde_json::from_str::<Answer>(no_object).is_err(), "{no_object}");
+        }
         for text in ["{}", r#"{"kind":"Status","status":"Failure","code":503}"#] {
             assert!(answer(text).about(&wanted).is_err(), "{text}");
             assert!(answer(text).of_a_pod().about(&wanted).is_err(), "{text}");
         }
         // Who says by other means that it is a pod need not say it again, but nothing else either.
-        let without = whole.replace(r#""kind":"Pod","#, "");
+        let without = whole.replace(r#""apiVersion":"v1","kind":"Pod","#, "");
         assert!(answer(&without).of_a_pod().about(&wanted).is_ok());
+        for null in [whole.replace(r#""Pod""#, "null"), whole.replace(r#""v1""#, "null")] {
+            assert!(answer(&null).of_a_pod().about(&wanted).is_err(), "{null}");
+        }
+        // Whoever doesn't know the id takes any, but none is no pod's.
+        let by_name = PodFacts { uid: None, ..wanted.clone() };
+        assert!(answer(&whole).about(&by_name).is_ok());
+        for none in ["", r#","uid":"""#, r#","uid":null"#] {
+            let nameless = whole.replace(r#","uid":"c""#, none);
+            assert_eq!(answer(&nameless).about(&by_name), Err(NotThePod::NoId), "{nameless}");
+        }
         let odd = answer(&whole.replace("Pod", "PodList")).of_a_pod().about(&wanted);
         assert_eq!(odd, Err(NotThePod::Kind("PodList".to_owned())));
     }
@@ -163,9 +210,10 @@ mod tests {
         };
         let mirror = Answer {
             kind: Some(POD.to_owned()),
+            version: Some(VERSION.to_owned()),
             pod: PodFacts {
                 annotations: Some(BTreeMap::from([(MIRROR.to_owned(), "hash".to_owned())])),
-                containers: Some(vec![Container::default()]),
+                containers: Some(vec![Container { name: "c".to_owned(), ..Container::default() }]),
                 ..named(Some("c"))
             },
         };

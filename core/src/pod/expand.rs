@@ -36,17 +36,11 @@ pub fn expand(text: &str, container: &Container) -> Result<String, Elsewhere> {
 }
 
 fn value(name: &str, container: &Container) -> Result<String, Elsewhere> {
-    let from_elsewhere = |pattern: &String| match pattern.strip_suffix('*') {
-        Some(prefix) => name.starts_with(prefix),
-        None => name == pattern,
-    };
     match container.env.get(name) {
         // It may refer to others in turn.
         Some(value) if value.contains('$') => Err(Elsewhere(name.to_owned())),
         Some(value) => Ok(value.clone()),
-        None if container.env_elsewhere.iter().any(from_elsewhere) => {
-            Err(Elsewhere(name.to_owned()))
-        }
+        None if container.is_elsewhere(name) => Err(Elsewhere(name.to_owned())),
         None => Ok(format!("$({name})")),
     }
 }

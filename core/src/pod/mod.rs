@@ -9,7 +9,7 @@ pub use expand::{Elsewhere, expand};
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// What is known of a pod. A manifest of Kubernetes (`v1` `Pod`) deserializes into it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -37,7 +37,7 @@ pub struct PodFacts {
 
 /// A container of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(remote = "Self", default)]
 pub struct Container {
     /// Unique in the pod (Kubernetes, `Container.name`).
     pub name: String,
@@ -68,6 +68,7 @@ pub struct Container {
 
 /// A port that a container names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct ContainerPort {
     /// Up to 15 characters, unique in the pod; probes and services may refer to it.
     pub name: Option<String>,
@@ -79,6 +80,7 @@ pub struct ContainerPort {
 
 /// Something that asks whether a container lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Probe {
     /// The field of the manifest, `livenessProbe` and others.
     pub kind: String,
@@ -146,6 +148,18 @@ impl std::fmt::Display for PortRef {
     }
 }
 
+impl Container {
+    /// Whether a variable has, or may have, a value that is taken from elsewhere, so that it is not
+    /// known. A value of its own counts before those of a whole `ConfigMap` or Secret.
+    pub fn is_elsewhere(&self, variable: &str) -> bool {
+        let is_it = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(prefix) => variable.starts_with(prefix),
+            None => variable == pattern,
+        };
+        !self.env.contains_key(variable) && self.env_elsewhere.iter().any(is_it)
+    }
+}
+
 impl PodFacts {
     /// An annotation's value, if annotations are known and this one is there.
     pub fn annotation(&self, name: &str) -> Option<&str> {
@@ -172,10 +186,34 @@ impl PodFacts {
     }
 }
 
+crate::from_objects!(and written: Container, ContainerPort, Probe);
+crate::from_objects!(
+    Manifest,
+    Metadata,
+    Spec,
+    DnsConfig,
+    RawContainer,
+    RawPort,
+    RawProbe,
+    Asked,
+    Variable,
+    Source,
+    SecurityContext,
+    Capabilities,
+);
+
+/// What is said of the object itself. Null is no word, but not the same as none.
+fn stated<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Option::<String>::deserialize(from).map(|text| Some(text.unwrap_or_default()))
+}
+
 /// The part of a manifest that matters here. Lists and maps may be null.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(remote = "Self", rename_all = "camelCase")]
 struct Manifest {
+    #[serde(default, deserialize_with = "stated")]
+    api_version: Option<String>,
+    #[serde(default, deserialize_with = "stated")]
     kind: Option<String>,
     #[serde(default)]
     metadata: Metadata,
@@ -184,6 +222,7 @@ struct Manifest {
 }
 
 #[derive(Default, Deserialize)]
+#[serde(remote = "Self")]
 struct Metadata {
     name: Option<String>,
     namespace: Option<String>,
@@ -193,7 +232,7 @@ struct Metadata {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(remote = "Self", rename_all = "camelCase", default)]
 struct Spec {
     init_containers: Option<Vec<RawContainer>>,
     containers: Option<Vec<RawContainer>>,
@@ -204,13 +243,13 @@ struct Spec {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(default)]
+#[serde(remote = "Self", default)]
 struct DnsConfig {
     nameservers: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(remote = "Self", rename_all = "camelCase")]
 struct RawContainer {
     name: String,
     command: Option<Vec<String>>,
@@ -226,7 +265,7 @@ struct RawContainer {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(remote = "Self", rename_all = "camelCase")]
 struct RawPort {
     name: Option<String>,
     container_port: u16,
@@ -235,7 +274,7 @@ struct RawPort {
 
 /// A probe as a manifest has it.
 #[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(remote = "Self", rename_all = "camelCase", default)]
 pub(crate) struct RawProbe {
     http_get: Option<Asked>,
     tcp_socket: Option<Asked>,
@@ -243,6 +282,7 @@ pub(crate) struct RawProbe {
 }
 
 #[derive(Deserialize)]
+#[serde(remote = "Self")]
 struct Asked {
     port: PortRef,
     host: Option<String>,
@@ -261,7 +301,7 @@ impl From<RawProbe> for Handler {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(remote = "Self", rename_all = "camelCase")]
 struct Variable {
     name: String,
     value: Option<String>,
@@ -270,12 +310,13 @@ struct Variable {
 
 /// A `ConfigMap` or Secret all of whose keys become variables.
 #[derive(Deserialize)]
+#[serde(remote = "Self")]
 struct Source {
     prefix: Option<String>,
 }
 
 #[derive(Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(remote = "Self", rename_all = "camelCase", default)]
 struct SecurityContext {
     run_as_user: Option<u32>,
     run_as_group: Option<u32>,
@@ -283,14 +324,14 @@ struct SecurityContext {
 }
 
 #[derive(Clone, Default, Deserialize)]
-#[serde(default)]
+#[serde(remote = "Self", default)]
 struct Capabilities {
     add: Option<Vec<String>>,
 }
 
 impl From<Manifest> for PodFacts {
     fn from(manifest: Manifest) -> Self {
-        let Manifest { kind: _, metadata, spec } = manifest;
+        let Manifest { api_version: _, kind: _, metadata, spec } = manifest;
         let of_pod = spec.security_context.unwrap_or_default();
         let first = spec.init_containers.into_iter().flatten().map(|c| c.read(true, &of_pod));
         let containers = spec.containers.into_iter().flatten().map(|c| c.read(false, &of_pod));
@@ -317,9 +358,16 @@ impl RawContainer {
         let (mut env, mut env_elsewhere) = (BTreeMap::new(), prefixes.collect::<Vec<_>>());
         for variable in self.env.into_iter().flatten() {
             match variable {
-                Variable { name, value: None, value_from: Some(_) } => env_elsewhere.push(name),
+                // Of several with one name the last one counts.
+                Variable { name, value: None, value_from: Some(_) } => {
+                    env.remove(&name);
+                    env_elsewhere.push(name);
+                }
                 // Without any value it has none.
-                Variable { name, value, .. } => drop(env.insert(name, value.unwrap_or_default())),
+                Variable { name, value, .. } => {
+                    env_elsewhere.retain(|other| *other != name);
+                    env.insert(name, value.unwrap_or_default());
+                }
             }
         }
         let port = |port: RawPort| ContainerPort {
@@ -381,8 +429,37 @@ mod tests {
 
     #[test]
     fn what_is_no_manifest_is_refused() {
-        for bad in ["7", r#"{"metadata": {"annotations": {"x": 1}}}"#, r#"{"spec": 5}"#] {
+        for bad in [
+            "7",
+            r#"{"metadata": {"annotations": {"x": 1}}}"#,
+            r#"{"spec": 5}"#,
+            // Arrays that have what the fields of an object would have, in their order.
+            r#"["v1", "Pod", {"name": "a"}, {"containers": [{"name": "c"}]}]"#,
+            r#"{"metadata": ["a", "b", "c"]}"#,
+            r#"{"spec": {"containers": [["c"]]}}"#,
+            r#"{"spec": {"containers": [{"name": "c", "env": [["A", "1"]]}]}}"#,
+        ] {
             assert!(serde_json::from_str::<PodFacts>(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn of_variables_with_one_name_the_last_counts() {
+        let of = |env: &str| {
+            let text = format!(r#"{{"spec": {{"containers": [{{"name": "c", {env}}}]}}}}"#);
+            let pod: PodFacts = serde_json::from_str(&text).unwrap();
+            pod.container("c").unwrap().clone()
+        };
+        let (own, other) = (r#"{"name": "A", "value": "1"}"#, r#"{"name": "A", "valueFrom": {}}"#);
+        let last = of(&format!(r#""env": [{own}, {other}]"#));
+        assert!(last.is_elsewhere("A") && last.env.is_empty());
+        let last = of(&format!(r#""env": [{other}, {own}], "envFrom": [{{}}]"#));
+        assert!(!last.is_elsewhere("A") && last.is_elsewhere("B"));
+        let prefixed = of(r#""envFrom": [{"prefix": "A_"}]"#);
+        assert!(prefixed.is_elsewhere("A_B") && !prefixed.is_elsewhere("B"));
+        // A note has the same.
+        let text = serde_json::to_string(&prefixed).unwrap();
+        assert_eq!(serde_json::from_str::<Container>(&text).unwrap(), prefixed);
+        assert!(serde_json::from_str::<Container>(r#"["c"]"#).is_err());
     }
 }

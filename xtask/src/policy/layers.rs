@@ -13,6 +13,8 @@ const LAYERS: [Layers; 5] = [
     (
         "core/src/",
         &[
+            // How JSON of others is read.
+            &["object"],
             // Values, and what is said of a host or an object.
             &["value", "source", "finding", "pod", "preflight", "visible"],
             &["facts", "manifest", "ruleset"],

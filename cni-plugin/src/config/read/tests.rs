@@ -176,6 +176,7 @@ fn valid_attachments_may_be_null() {
     assert_eq!(valid(r#""args":{}"#), None);
     let one = valid(r#""cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}]"#);
     assert_eq!(one.unwrap()[0].container_id, "a");
+    assert!(parsed(r#","cni.dev/valid-attachments":[["a","eth0"]]"#).is_err());
 }
 
 #[test]

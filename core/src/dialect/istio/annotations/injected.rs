@@ -8,13 +8,14 @@ use super::{INIT_CONTAINER, PROXY_CONFIG, PROXY_CONTAINER, SCC, STATUS, TEMPLATE
 use crate::pod::PodFacts;
 
 /// The value of the status annotation, as far as it names containers.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-#[derive(Default)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(remote = "Self", rename_all = "camelCase", default)]
 struct Status {
     init_containers: Option<Vec<String>>,
     containers: Option<Vec<String>>,
 }
+
+crate::from_objects!(Status, ProxyConfig);
 
 /// What the injector put into a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ pub(super) fn injected(pod: &PodFacts) -> Injected {
 
 /// The settings of a proxy, as far as they matter here.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(remote = "Self", rename_all = "camelCase")]
 struct ProxyConfig {
     #[serde(default)]
     proxy_metadata: Option<BTreeMap<String, String>>,
@@ -104,8 +105,15 @@ mod tests {
         assert_eq!(read(&[(STATUS, classic)]), Injected::Sidecar);
         assert_eq!(read(&[(STATUS, native), (TEMPLATES, "sidecar")]), Injected::Sidecar);
         assert_eq!(read(&[(STATUS, init)]), Injected::InitContainer);
-        for unclear in ["true", "{}", "", "[]", r#"{"containers":["app"]}"#, r#"{"containers":7}"#]
-        {
+        for unclear in [
+            "true",
+            "{}",
+            "",
+            "[]",
+            r#"[["istio-init"],["istio-proxy"]]"#,
+            r#"{"containers":["app"]}"#,
+            r#"{"containers":7}"#,
+        ] {
             assert_eq!(read(&[(STATUS, unclear)]), Injected::Unclear, "{unclear}");
         }
         for template in ["gateway", "sidecar,grpc-agent", ""] {
