@@ -159,7 +159,9 @@ pub(crate) fn resolve(
             other => decision = other,
         }
     } else {
-        if let Decision::Ask(unknown) = &decision {
+        if let Decision::Ask(unknown) = &decision
+            && unknown.may_be_told()
+        {
             let asked = asked(&mut decided, &known, Need::Must, sources);
             asked.map_err(|failures| unanswered(unknown, &failures, config))?;
             decision = known.decide(&decided.pod);
@@ -181,7 +183,10 @@ pub(crate) fn resolve(
             let policy = made(mesh, &decided.pod, config, env, &mut decided.warnings)?;
             Disposition::Capture(Box::new(Captured { mesh, policy }))
         }
-        Decision::Ask(unknown) => return Err(unanswered(&unknown, &[], config)),
+        Decision::Ask(unknown) if unknown.may_be_told() => {
+            return Err(unanswered(&unknown, &[], config));
+        }
+        Decision::Ask(unknown) => return Err(not_started(&unknown.to_string())),
         Decision::Several(why) => return Err(CniError::new(Code::TwoMeshes, why)),
     };
     Ok(decided)
@@ -324,13 +329,13 @@ pub(crate) fn nobody(config: &Config) -> String {
 
 fn unanswered(what: &dyn Display, failures: &[String], config: &Config) -> CniError {
     let asked = if failures.is_empty() { nobody(config) } else { failures.join("; ") };
-    CniError::new(
-        Code::TryAgain,
-        format!(
-            "it may be in the mesh, so it is not started uncaptured: {what}, and {asked}. It is \
-             tried again"
-        ),
-    )
+    not_started(&format!("{what}, and {asked}"))
+}
+
+fn not_started(why: &str) -> CniError {
+    let msg =
+        format!("it may be in the mesh, so it is not started uncaptured: {why}. It is tried again");
+    CniError::new(Code::TryAgain, msg)
 }
 
 #[cfg(test)]

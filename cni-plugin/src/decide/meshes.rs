@@ -22,12 +22,22 @@ pub(super) enum Decision {
 }
 
 /// What has to be known before it can be decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Unknown {
     /// Something that tells whether it has a proxy of Istio's.
     Istio(istio::Unknown),
     /// Something that tells of another mesh, which is expected by this key of the entry.
     Other(&'static str, sidecar::Unknown),
+}
+
+impl Unknown {
+    /// Whether somebody who is asked for the pod may tell it.
+    pub(super) const fn may_be_told(&self) -> bool {
+        match self {
+            Self::Istio(unknown) => unknown.may_be_told(),
+            Self::Other(..) => true,
+        }
+    }
 }
 
 impl fmt::Display for Unknown {

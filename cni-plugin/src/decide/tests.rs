@@ -219,3 +219,41 @@ fn bad_annotations_are_named_with_value_and_remedy() {
         assert!(error.msg.contains(part), "{}", error.msg);
     }
 }
+
+#[test]
+fn a_proxy_whose_role_can_not_be_told_is_refused_with_the_reason() {
+    let reported = |runtime: Option<&[(&str, &str)]>, word: &str| {
+        let mut found =
+            PodFacts { annotations: pod(Some(&[(STATUS, SIDECAR)])).annotations, ..full(7) };
+        let proxy = &mut found.containers.as_mut().unwrap()[0];
+        proxy.args = vec!["proxy".to_owned(), word.to_owned()];
+        proxy.env_elsewhere = vec!["ROLE".to_owned()];
+        let mut fake = Fake { api: Some(Ok(found)), ..Fake::default() };
+        resolved(pod(runtime), &config(""), &mut fake)
+    };
+    for runtime in [None, Some(&[(STATUS, SIDECAR)][..])] {
+        let error = reported(runtime, "$(ROLE)").unwrap_err();
+        assert_eq!(error.code, Code::TryAgain);
+        for part in
+            ["may be in the mesh", "\"$(ROLE)\"", "variable ROLE has its value from elsewhere"]
+        {
+            assert!(error.msg.contains(part), "{}", error.msg);
+        }
+        // Somebody was asked, and told all there is.
+        assert!(!error.msg.contains("nobody is configured"), "{}", error.msg);
+        let decided = reported(runtime, "router").unwrap();
+        assert!(matches!(decided.verdict, Disposition::Pass(Passed::NoSidecar(_))));
+        assert_eq!(uid(&reported(runtime, "sidecar").unwrap()), 7);
+    }
+}
+
+#[test]
+fn what_a_proxy_has_from_elsewhere_is_a_warning_by_its_name() {
+    let mut found = full(7);
+    let name = "ISTIO_META_DNS_CAPTURE";
+    found.containers.as_mut().unwrap()[0].env_elsewhere = vec![name.to_owned()];
+    let mut fake = Fake { api: Some(Ok(found)), ..Fake::default() };
+    let decided = resolved(pod(None), &config(""), &mut fake).unwrap();
+    let warned = decided.warnings.iter().any(|warning| warning.contains(name));
+    assert!(uid(&decided) == 7 && warned, "{:?}", decided.warnings);
+}

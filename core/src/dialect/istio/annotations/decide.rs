@@ -6,12 +6,15 @@ use std::fmt;
 use super::injected::{Injected, injected, proxy_metadata};
 use super::{INIT_CONTAINER, INJECT, PROXY_CONFIG, PROXY_CONTAINER, STATUS};
 use crate::dialect::istio::parse_bool;
-use crate::pod::{Container, PodFacts};
+use crate::pod::{Container, Elsewhere, PodFacts, expand};
 
 /// The names of the pods that the reference's own node agent runs in begin so.
 const AGENT_PREFIX: &str = "istio-cni-node-";
 /// The variable that switches a proxy off.
-const DISABLE: &str = "DISABLE_ENVOY";
+pub(super) const DISABLE: &str = "DISABLE_ENVOY";
+/// What a proxy is that takes what is sent to it, and that nothing is captured for (Istio,
+/// `model.NodeType`; `ingress` in releases before 1.5).
+const NO_SIDECARS: [&str; 4] = ["router", "waypoint", "ztunnel", "ingress"];
 
 /// What holds for every pod of a node.
 #[derive(Clone, Copy, Debug, Default)]
@@ -85,7 +88,7 @@ impl fmt::Display for Passed {
 }
 
 /// What has to be known before it can be decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unknown {
     /// The annotations: the container runtime gives none.
     Annotations,
@@ -95,6 +98,13 @@ pub enum Unknown {
     Containers,
     /// The containers: an annotation gives the proxy a variable that switches it off.
     Disabled,
+    /// What kind of proxy it has: its container is known, and does not tell.
+    Role {
+        /// The argument that says it, as it is written.
+        word: String,
+        /// The variable that it needs, where that has its value from elsewhere.
+        from: Option<Elsewhere>,
+    },
 }
 
 impl fmt::Display for Unknown {
@@ -114,7 +124,31 @@ impl fmt::Display for Unknown {
                 "annotation {PROXY_CONFIG} switches the proxy off with {DISABLE}, and its \
                  container is not known"
             ),
+            Self::Role { word, from } => {
+                write!(
+                    f,
+                    "whether its proxy is a sidecar can't be told: container {PROXY_CONTAINER} has \
+                     the arguments \"proxy\" and {word:?}, "
+                )?;
+                match from {
+                    Some(elsewhere) => write!(f, "and {elsewhere}"),
+                    None => write!(
+                        f,
+                        "and a proxy is a sidecar, or one of {}, for which nothing is captured",
+                        NO_SIDECARS.join(", ")
+                    ),
+                }?;
+                f.write_str("; write its role into the arguments")
+            }
         }
+    }
+}
+
+impl Unknown {
+    /// Whether somebody who is asked for the pod may tell it: otherwise they did, and it is not in
+    /// what they told.
+    pub const fn may_be_told(&self) -> bool {
+        !matches!(self, Self::Role { .. })
     }
 }
 
@@ -160,7 +194,10 @@ pub fn decide_by_contents(pod: &PodFacts) -> Decision {
     if pod.annotation(STATUS).is_none() {
         return Decision::Pass(Passed::NotInjected);
     }
-    Decision::Capture
+    match pod.container(PROXY_CONTAINER).map(role) {
+        Some(Role::Unclear(unknown)) => Decision::Ask(unknown),
+        _ => Decision::Capture,
+    }
 }
 
 fn filled(text: Option<&String>) -> Option<&str> {
@@ -177,11 +214,33 @@ fn by_containers(containers: &[Container]) -> Option<Passed> {
     if is_off(&proxy.env) {
         return Some(Passed::Disabled);
     }
-    match proxy.args.as_slice() {
-        [first, kind, ..] if first == "proxy" && !["sidecar", ""].contains(&kind.as_str()) => {
-            Some(Passed::NoSidecar(kind.clone()))
-        }
-        _ => None,
+    match role(proxy) {
+        Role::Other(kind) => Some(Passed::NoSidecar(kind)),
+        Role::Sidecar | Role::Unclear(_) => None,
+    }
+}
+
+/// What a proxy is.
+enum Role {
+    Sidecar,
+    /// This, which takes only what is sent to it.
+    Other(String),
+    Unclear(Unknown),
+}
+
+/// What a container's arguments say, as the kubelet hands them over. A proxy is a sidecar if they
+/// say nothing.
+fn role(proxy: &Container) -> Role {
+    let [first, word, ..] = proxy.args.as_slice() else { return Role::Sidecar };
+    if expand(first, proxy).as_deref() != Ok("proxy") {
+        return Role::Sidecar;
+    }
+    let unclear = |from| Role::Unclear(Unknown::Role { word: word.clone(), from });
+    match expand(word, proxy) {
+        Ok(kind) if ["sidecar", ""].contains(&kind.as_str()) => Role::Sidecar,
+        Ok(kind) if NO_SIDECARS.contains(&kind.as_str()) => Role::Other(kind),
+        Ok(_) => unclear(None),
+        Err(elsewhere) => unclear(Some(elsewhere)),
     }
 }
 
@@ -286,8 +345,54 @@ mod tests {
             decided(&with(&status, &[&router])),
             Decision::Pass(Passed::NoSidecar("router".to_owned()))
         );
+        for known in ["waypoint", "ztunnel", "ingress"] {
+            router.args[1] = known.to_owned();
+            let passed = Passed::NoSidecar(known.to_owned());
+            assert_eq!(decided(&with(&status, &[&router])), Decision::Pass(passed));
+        }
         // What the containers say beats what the status annotation says.
         assert_eq!(decided(&with(&[(STATUS, SIDECAR)], &[&app])), Decision::Pass(Passed::NoProxy));
+    }
+
+    #[test]
+    fn a_role_that_can_not_be_told_is_never_taken_for_one_that_is_not_captured() {
+        let status = [(STATUS, SIDECAR)];
+        let proxy = |args: [&str; 2]| Container {
+            args: args.map(str::to_owned).to_vec(),
+            env: BTreeMap::from([
+                ("OWN".to_owned(), "sidecar".to_owned()),
+                ("GATEWAY".to_owned(), "router".to_owned()),
+            ]),
+            env_elsewhere: vec!["ROLE".to_owned()],
+            ..container(PROXY_CONTAINER)
+        };
+        for (args, wanted) in [
+            (["proxy", "$(OWN)"], Decision::Capture),
+            (["proxy", "$(GATEWAY)"], Decision::Pass(Passed::NoSidecar("router".to_owned()))),
+            // Nothing but the word «proxy» is followed by a role.
+            (["$(ROLE)", "router"], Decision::Capture),
+        ] {
+            assert_eq!(decided(&with(&status, &[&proxy(args)])), wanted, "{args:?}");
+        }
+        for (word, why) in [
+            ("$(ROLE)", "variable ROLE has its value from elsewhere"),
+            ("$(NONE)", "one of router, waypoint"),
+            ("Router", "one of router, waypoint"),
+            ("--domain", "one of router, waypoint"),
+        ] {
+            let proxy = proxy(["proxy", word]);
+            let Decision::Ask(unknown) = decided(&with(&status, &[&proxy])) else {
+                panic!("{word}");
+            };
+            let text = unknown.to_string();
+            assert!(!unknown.may_be_told(), "{word}");
+            assert!(text.contains(why) && text.contains(&format!("{word:?}")), "{text}");
+            // What is not injected, or not to be, needs no role.
+            assert_eq!(decided(&with(&[], &[&proxy])), Decision::Pass(Passed::NotInjected));
+            let mut refused = with(&status, &[&proxy]);
+            refused.labels.as_mut().unwrap().insert(INJECT.to_owned(), "false".to_owned());
+            assert_eq!(decided(&refused), Decision::Pass(Passed::Refused { label: true }));
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::decide::DISABLE;
 use super::injected::proxy_metadata;
 use super::lists::{interfaces, networks, ports, text};
 use super::{
@@ -83,6 +84,8 @@ impl Maker<'_> {
         let variables = self.variables();
         let dns = self.switch(&variables, "ISTIO_META_DNS_CAPTURE").and_then(dns);
         let drop_invalid = self.switch(&variables, "INVALID_DROP");
+        // Whether the proxy is off was decided before; what can't be known or meant is said.
+        let _off = self.switch(&variables, DISABLE);
         Some(CapturePolicy {
             ipv6: Sourced::new(true, Source::Always),
             proxy: self.proxy()?,
@@ -244,12 +247,22 @@ impl Maker<'_> {
         variables
     }
 
-    /// Who switched a variable on; what is neither true nor false is no word.
+    /// Who switched a variable on; what is neither true nor false is no word, and neither is what
+    /// the pod's manifest does not tell.
     fn switch(
         &mut self,
         variables: &BTreeMap<String, Sourced<String>>,
         name: &str,
     ) -> Option<Source> {
+        if let Some(container) = self.container.filter(|container| container.is_elsewhere(name)) {
+            let listed = container.env_elsewhere.iter().any(|other| other == name);
+            let how = if listed { "has its value" } else { "may have a value" };
+            self.warnings.push(format!(
+                "container {PROXY_CONTAINER}, variable {name}: it {how} from elsewhere ({}), which \
+                 is not known, and is taken for false",
+                if listed { "valueFrom" } else { "envFrom" }
+            ));
+        }
         let text = variables.get(name).filter(|text| !text.value.is_empty())?;
         match parse_bool(&text.value) {
             Ok(on) => on.then(|| text.source.clone()),
@@ -399,6 +412,34 @@ mod tests {
         assert_eq!(captured.policy.proxy.uids[0].value.get(), 1337);
         assert_eq!(captured.policy.proxy.gids[0].value.get(), 5);
         assert!(captured.warnings[0].contains("runAsUser is 0"));
+    }
+
+    #[test]
+    fn what_a_variable_has_from_elsewhere_is_a_warning_by_its_name() {
+        const SWITCHES: [&str; 3] = ["ISTIO_META_DNS_CAPTURE", "INVALID_DROP", "DISABLE_ENVOY"];
+        let warned = |env: &[&str], elsewhere: &[&str]| {
+            let own = |name: &&str| ((*name).to_owned(), "true".to_owned());
+            let proxy = Container {
+                name: PROXY_CONTAINER.to_owned(),
+                env: env.iter().map(own).collect(),
+                env_elsewhere: elsewhere.iter().map(|name| (*name).to_owned()).collect(),
+                ..Container::default()
+            };
+            let known = PodFacts { containers: Some(vec![proxy]), ..pod(&[]) };
+            policy(&known, &Defaults::default()).unwrap().warnings
+        };
+        for name in SWITCHES {
+            let warnings = warned(&[], &["POD_NAME", name]);
+            assert_eq!(warnings.len(), 1, "{warnings:?}");
+            assert!(warnings[0].contains(name) && warnings[0].contains("(valueFrom)"), "{name}");
+        }
+        let warnings = warned(&[], &["*"]);
+        assert!(SWITCHES.iter().zip(&warnings).all(|(name, warning)| warning.contains(name)));
+        assert!(warnings.iter().all(|warning| warning.contains("may have a value from elsewhere")));
+        assert_eq!(warned(&[], &["ISTIO_META_"]), Vec::<String>::new());
+        assert_eq!(warned(&[], &["ISTIO_META_*"]).len(), 1);
+        // A value of its own counts.
+        assert_eq!(warned(&SWITCHES, &["*"]), Vec::<String>::new());
     }
 
     #[test]

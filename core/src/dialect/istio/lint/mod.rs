@@ -45,8 +45,9 @@ pub fn lint(workload: &Workload) -> Vec<Finding> {
                     "the pod",
                     &warning,
                     [
-                        "a setting that can't be meant so is passed over",
-                        "write it as it is meant, or leave it out",
+                        "a setting that can't be meant so, or that the manifest does not tell, is passed \
+                         over",
+                        "write it as it is meant into the manifest itself, or leave it out",
                     ],
                 );
             }

@@ -107,6 +107,11 @@ fn annotations_that_nobody_reads_are_found() {
     one(both, APP, Warning, "no-effect", "annotation traffic.sidecar.istio.io/kubevirtInterfaces");
     let broken = "proxy.istio.io/config: \"proxyMetadata: {INVALID_DROP: sometimes}\"";
     one(broken, APP, Warning, "odd-setting", "the pod");
+    let untold = "  containers:\n  - {name: app}\n  - {name: istio-proxy, env: \
+                  [{name: ISTIO_META_DNS_CAPTURE, valueFrom: {configMapKeyRef: {name: a, key: b}}}]}\n";
+    one("", untold, Warning, "odd-setting", "the pod");
+    let finding = lint(&read(&pod("", untold)).unwrap().workloads[0]).remove(0);
+    assert!(finding.what.contains("ISTIO_META_DNS_CAPTURE"), "{}", finding.what);
 }
 
 #[test]
