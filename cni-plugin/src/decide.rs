@@ -188,6 +188,7 @@ pub(crate) fn resolve(
         }
         Decision::Ask(unknown) => return Err(not_started(&unknown.to_string())),
         Decision::Several(why) => return Err(CniError::new(Code::TwoMeshes, why)),
+        Decision::Wrong(why) => return Err(wrong(&why)),
     };
     Ok(decided)
 }
@@ -199,16 +200,10 @@ fn made(
     env: BTreeMap<String, String>,
     warnings: &mut Vec<String>,
 ) -> Result<CapturePolicy, CniError> {
-    let wrong = |errors: ConfigErrors| {
-        let list = errors.to_string().replace('\n', "; ");
-        CniError::new(
-            Code::BadAnnotation,
-            format!("the pod can't be captured as it asks for: {list}; correct its annotations"),
-        )
-    };
+    let refused = |errors: ConfigErrors| wrong(&errors);
     // It is decided for another mesh only where the entry has its settings.
     if let (Some(sidecar), Some(settings)) = (mesh.sidecar(), config.expected.get(&mesh)) {
-        let mut made = (sidecar.policy)(pod, settings).map_err(wrong)?;
+        let mut made = (sidecar.policy)(pod, settings).map_err(refused)?;
         warnings.append(&mut made.warnings);
         return Ok(made.policy);
     }
@@ -218,7 +213,7 @@ fn made(
         proxy_env: config.proxy_env.clone(),
         env,
     };
-    let mut made = policy(pod, &defaults).map_err(wrong)?;
+    let mut made = policy(pod, &defaults).map_err(refused)?;
     warnings.append(&mut made.warnings);
     Ok(made.policy)
 }
@@ -336,6 +331,12 @@ fn not_started(why: &str) -> CniError {
     let msg =
         format!("it may be in the mesh, so it is not started uncaptured: {why}. It is tried again");
     CniError::new(Code::TryAgain, msg)
+}
+
+fn wrong(errors: &ConfigErrors) -> CniError {
+    let list = errors.to_string().replace('\n', "; ");
+    let msg = format!("the pod can't be captured as it asks for: {list}; correct its annotations");
+    CniError::new(Code::BadAnnotation, msg)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use millrace_core::dialect::ConfigErrors;
 use millrace_core::dialect::istio::annotations as istio;
 use millrace_core::dialect::sidecar::{self, ReportedBy};
 use millrace_core::pod::PodFacts;
@@ -19,6 +20,8 @@ pub(super) enum Decision {
     Ask(Unknown),
     /// It has the proxies of several meshes.
     Several(String),
+    /// What an annotation says of a proxy is neither a yes nor a no.
+    Wrong(ConfigErrors),
 }
 
 /// What has to be known before it can be decided.
@@ -108,17 +111,25 @@ impl Known<'_> {
         if carried.len() > 1 && left.is_some() {
             return several(&carried);
         }
+        let expected = others.iter().filter(|(mesh, _)| is_expected(mesh));
+        let wrong = |(_, decision): &(Mesh, Other)| match decision {
+            Other::Wrong(errors) => Some(errors.clone()),
+            _ => None,
+        };
+        if let Some(errors) = expected.clone().find_map(wrong) {
+            return Decision::Wrong(errors);
+        }
         if let Istio::Ask(unknown) = istio {
             return Decision::Ask(Unknown::Istio(unknown));
         }
         let mut passed = Vec::new();
-        for (mesh, decision) in others.iter().filter(|(mesh, _)| is_expected(mesh)) {
+        for (mesh, decision) in expected {
             match decision {
                 Other::Ask(what) => {
                     return Decision::Ask(Unknown::Other(mesh.key().unwrap_or_default(), *what));
                 }
                 Other::Pass(why) => passed.push(*why),
-                Other::Capture => {}
+                Other::Capture | Other::Wrong(_) => {}
             }
         }
         match (left, istio) {
@@ -168,6 +179,11 @@ impl Known<'_> {
                 sidecar::Decision::Ask(_) if (sidecar.names_proxy)(pod) => {
                     let inside = format!("its init container {} or ", sidecar.inside);
                     (format!("annotation {}", sidecar.injected), inside)
+                }
+                sidecar::Decision::Wrong(errors) => {
+                    return Some(format!(
+                        "whether it has a proxy of {mesh}'s is not known: {errors}"
+                    ));
                 }
                 _ => return None,
             };

@@ -257,3 +257,25 @@ fn what_a_proxy_has_from_elsewhere_is_a_warning_by_its_name() {
     let warned = decided.warnings.iter().any(|warning| warning.contains(name));
     assert!(uid(&decided) == 7 && warned, "{:?}", decided.warnings);
 }
+
+#[test]
+fn a_switch_of_another_mesh_that_is_none_is_refused_where_the_mesh_is_expected() {
+    let name = "kuma.io/sidecar-injected";
+    let injected = |text: &str| pod(Some(&[(name, text)]));
+    let expected = config(r#","kuma":{}"#);
+    let error = resolved(injected("TRUE"), &expected, &mut Fake::default()).unwrap_err();
+    assert_eq!(error.code, Code::BadAnnotation);
+    for part in [name, "\"TRUE\"", "true or false", "correct its annotations"] {
+        assert!(error.msg.contains(part), "{}", error.msg);
+    }
+    let error = resolved(injected("yes"), &expected, &mut Fake::default()).unwrap_err();
+    assert_eq!(error.code, Code::TryAgain);
+    let decided = resolved(injected("no"), &expected, &mut Fake::default()).unwrap();
+    let Disposition::Pass(why) = &decided.verdict else { panic!("{decided:?}") };
+    let why = decided.passed(why);
+    assert!(why.contains(&format!("its annotation {name} says so")), "{why}");
+    // Elsewhere another plugin may make sense of it.
+    let decided = resolved(injected("TRUE"), &config(""), &mut Fake::default()).unwrap();
+    assert!(matches!(decided.verdict, Disposition::Pass(_)));
+    assert!(decided.warnings[0].contains("\"TRUE\""), "{:?}", decided.warnings);
+}

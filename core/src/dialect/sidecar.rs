@@ -36,7 +36,7 @@ pub(super) const fn def(name: &'static str, flag: &'static str, effect: Effect) 
 }
 
 /// What is to be done with a pod, to one mesh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// It is not captured, and this is why.
     Pass(Passed),
@@ -44,6 +44,8 @@ pub enum Decision {
     Capture,
     /// It may have to be captured: somebody has to be asked.
     Ask(Unknown),
+    /// What its annotations say of a proxy is neither a yes nor a no.
+    Wrong(ConfigErrors),
 }
 
 /// Why a pod is not captured.
@@ -57,11 +59,43 @@ pub enum Passed {
     NotInjected {
         /// The name of the mesh, as messages say it.
         mesh: &'static str,
-        /// The key of the annotation that it lacks.
+        /// The key of the annotation that would say so.
         annotation: &'static str,
+        /// How it does not.
+        lack: Lack,
     },
-    /// It has a proxy that only takes what is sent to it: it lacks this annotation.
-    NotTransparent(&'static str),
+    /// It has a proxy that only takes what is sent to it: this annotation does not say otherwise.
+    NotTransparent(&'static str, Lack),
+}
+
+/// How an annotation does not say yes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// It is not there.
+    Absent,
+    /// It is there, and says nothing.
+    Empty,
+    /// It says no.
+    Denied,
+}
+
+impl Lack {
+    /// How an annotation of a pod doesn't say yes, of which it is known that it does not.
+    pub(super) fn of(pod: &PodFacts, annotation: &str) -> Self {
+        match pod.annotation(annotation) {
+            None => Self::Absent,
+            Some("") => Self::Empty,
+            Some(_) => Self::Denied,
+        }
+    }
+
+    fn of_annotation(self, name: &str) -> String {
+        match self {
+            Self::Absent => format!("it has no annotation {name}"),
+            Self::Empty => format!("its annotation {name} is empty"),
+            Self::Denied => format!("its annotation {name} says so"),
+        }
+    }
 }
 
 impl fmt::Display for Passed {
@@ -71,14 +105,13 @@ impl fmt::Display for Passed {
                 write!(f, "its init container {name} captures it from inside")
             }
             Self::NoProxy(name) => write!(f, "it has no container {name}"),
-            Self::NotInjected { mesh, annotation } => {
-                write!(f, "no proxy of {mesh}'s was injected: it has no annotation {annotation}")
+            Self::NotInjected { mesh, annotation, lack } => {
+                let why = lack.of_annotation(annotation);
+                write!(f, "no proxy of {mesh}'s was injected: {why}")
             }
-            Self::NotTransparent(annotation) => {
-                write!(
-                    f,
-                    "nothing is to be captured for its proxy: it has no annotation {annotation}"
-                )
+            Self::NotTransparent(annotation, lack) => {
+                let why = lack.of_annotation(annotation);
+                write!(f, "nothing is to be captured for its proxy: {why}")
             }
         }
     }

@@ -7,7 +7,8 @@ use super::{DIALECT, MESH};
 use crate::dialect::error::{ConfigError, ConfigErrors};
 use crate::dialect::raw::FileValues;
 use crate::dialect::sidecar::{
-    AnnotationDef, Captured, Decision, Effect, Passed, ReportedBy, Sidecar, Unknown, annotated, def,
+    AnnotationDef, Captured, Decision, Effect, Lack, Passed, ReportedBy, Sidecar, Unknown,
+    annotated, def,
 };
 use crate::pod::{Container, PodFacts};
 use crate::source::Source;
@@ -74,14 +75,15 @@ pub fn decide(pod: &PodFacts) -> Decision {
         return Decision::Ask(Unknown::Annotations);
     }
     if !is_injected(pod) {
-        let (mesh, annotation) = (MESH.name, INJECTED);
-        return Decision::Pass(Passed::NotInjected { mesh, annotation });
+        let (mesh, annotation, lack) = (MESH.name, INJECTED, Lack::of(pod, INJECTED));
+        return Decision::Pass(Passed::NotInjected { mesh, annotation, lack });
     }
     if pod.containers.iter().flatten().any(captures) {
         return Decision::Pass(Passed::InitContainer(INIT_CONTAINER));
     }
     if said(pod, TRANSPARENT).is_none() {
-        return Decision::Pass(Passed::NotTransparent(TRANSPARENT));
+        let lack = Lack::of(pod, TRANSPARENT);
+        return Decision::Pass(Passed::NotTransparent(TRANSPARENT, lack));
     }
     if said(pod, CONFIG).is_none() && pod.containers.is_none() {
         let (annotation, container) = (TRANSPARENT, INIT_CONTAINER);
@@ -148,17 +150,28 @@ mod tests {
     fn annotations_tell_and_containers_where_they_lack_the_settings() {
         let (injected, newer) = ((INJECTED, "injected"), (MESH_INJECTED, "injected"));
         let (transparent, config) = ((TRANSPARENT, "enabled"), (CONFIG, SETTINGS));
-        let not_injected = Passed::NotInjected { mesh: "Consul", annotation: INJECTED };
+        let not_injected = |lack| {
+            Decision::Pass(Passed::NotInjected { mesh: "Consul", annotation: INJECTED, lack })
+        };
+        let opaque = |lack| Decision::Pass(Passed::NotTransparent(TRANSPARENT, lack));
         let inside = Unknown::Inside { annotation: TRANSPARENT, container: INIT_CONTAINER };
         for (annotations, wanted) in [
-            (&[][..], Decision::Pass(not_injected)),
-            (&[(INJECTED, ""), transparent, config], Decision::Pass(not_injected)),
-            (&[injected, config], Decision::Pass(Passed::NotTransparent(TRANSPARENT))),
+            (&[][..], not_injected(Lack::Absent)),
+            (&[(INJECTED, ""), transparent, config], not_injected(Lack::Empty)),
+            (&[injected, config], opaque(Lack::Absent)),
+            (&[injected, (TRANSPARENT, ""), config], opaque(Lack::Empty)),
             (&[injected, transparent, config], Decision::Capture),
             (&[newer, transparent, config], Decision::Capture),
             (&[injected, transparent], Decision::Ask(inside)),
         ] {
             assert_eq!(decide(&pod(annotations)), wanted, "{annotations:?}");
+        }
+        // No message says that an annotation is absent which is there.
+        for (lack, text) in [(Lack::Absent, "it has no annotation"), (Lack::Empty, "is empty")] {
+            for decision in [not_injected(lack), opaque(lack)] {
+                let Decision::Pass(why) = decision else { panic!("{decision:?}") };
+                assert!(why.to_string().contains(text), "{why}");
+            }
         }
         let unknown = PodFacts { annotations: None, ..pod(&[]) };
         assert_eq!(decide(&unknown), Decision::Ask(Unknown::Annotations));

@@ -9,7 +9,7 @@ use super::{MESH, POD_DIALECT, read_file};
 use crate::dialect::error::{ConfigError, ConfigErrors};
 use crate::dialect::raw::FileValues;
 use crate::dialect::sidecar::{
-    AnnotationDef, Captured, Decision, Effect, Passed, ReportedBy, Sidecar, Unknown, def,
+    AnnotationDef, Captured, Decision, Effect, Lack, Passed, ReportedBy, Sidecar, Unknown, def,
 };
 use crate::facts::HostFacts;
 use crate::pod::PodFacts;
@@ -19,7 +19,7 @@ use crate::source::{Source, Sourced};
 pub const PROXY_CONTAINER: &str = "kuma-sidecar";
 /// The init container that captures a pod from inside.
 pub const INIT_CONTAINER: &str = "kuma-init";
-/// The annotation that the injector writes when it puts a proxy in: `true`.
+/// The annotation that the injector writes when it puts a proxy in: `true`, a switch like others.
 pub const INJECTED: &str = "kuma.io/sidecar-injected";
 /// All settings as the injector has put them together, in YAML. Releases before 2.9 don't write it.
 pub const CONFIG: &str = "traffic.kuma.io/transparent-proxy-config";
@@ -76,7 +76,14 @@ pub const ANNOTATIONS: &[AnnotationDef] = &[
 
 /// Whether the injector says that it put a proxy in.
 fn is_injected(pod: &PodFacts) -> bool {
-    pod.annotation(INJECTED) == Some("true")
+    pod.annotation(INJECTED).and_then(|text| switch(text, false)) == Some(true)
+}
+
+/// What is wrong with what an annotation says, or an item of it.
+fn wrong(name: &str, value: &str, expected: &str) -> ConfigError {
+    let source_name = Source::Annotation(name.to_owned());
+    let (value, expected) = (value.to_owned(), expected.to_owned());
+    ConfigError { source_name, value, expected, usage: false }
 }
 
 /// Decide about a pod. An annotation tells of a proxy, and the containers whether it is there and what
@@ -86,8 +93,13 @@ pub fn decide(pod: &PodFacts) -> Decision {
         return Decision::Ask(Unknown::Annotations);
     }
     if !is_injected(pod) {
-        let (mesh, annotation) = (MESH.name, INJECTED);
-        return Decision::Pass(Passed::NotInjected { mesh, annotation });
+        if let Some(text) = pod.annotation(INJECTED).filter(|text| switch(text, false).is_none()) {
+            let expected = "it is true or false, as the injector writes it: what else it says is \
+                            neither, so whether it has a proxy is not known";
+            return Decision::Wrong(ConfigErrors(vec![wrong(INJECTED, text, expected)]));
+        }
+        let (mesh, annotation, lack) = (MESH.name, INJECTED, Lack::of(pod, INJECTED));
+        return Decision::Pass(Passed::NotInjected { mesh, annotation, lack });
     }
     if pod.containers.is_none() {
         let (annotation, container) = (INJECTED, INIT_CONTAINER);
@@ -166,14 +178,11 @@ fn annotated(mut raw: Raw, pod: &PodFacts) -> Result<Raw, ConfigErrors> {
     let (mut replaced, mut errors) = (FileValues::new(), ConfigErrors::default());
     for def in ANNOTATIONS {
         let Some(text) = pod.annotation(def.name) else { continue };
-        let source = Source::Annotation(def.name.to_owned());
         let value = match read(def, text, pod) {
-            Ok(Some(value)) => Sourced::new(value, source),
+            Ok(Some(value)) => Sourced::new(value, Source::Annotation(def.name.to_owned())),
             Ok(None) => continue,
             Err(expected) => {
-                let (value, usage) = (text.to_owned(), false);
-                let expected = expected.to_owned();
-                errors.0.push(ConfigError { source_name: source, value, expected, usage });
+                errors.0.push(wrong(def.name, text, expected));
                 continue;
             }
         };
@@ -286,12 +295,15 @@ wait: 5
     #[test]
     fn an_annotation_tells_of_a_proxy_and_containers_who_captures() {
         let injected = [(INJECTED, "true")];
-        let none = Passed::NotInjected { mesh: "Kuma", annotation: INJECTED };
+        let none = |lack| Passed::NotInjected { mesh: "Kuma", annotation: INJECTED, lack };
         let inside = Unknown::Inside { annotation: INJECTED, container: INIT_CONTAINER };
         for (pod, wanted) in [
-            (pod(&[]), Decision::Pass(none)),
-            (pod(&[(INJECTED, "false")]), Decision::Pass(none)),
+            (pod(&[]), Decision::Pass(none(Lack::Absent))),
+            (pod(&[(INJECTED, "false")]), Decision::Pass(none(Lack::Denied))),
+            (pod(&[(INJECTED, "no")]), Decision::Pass(none(Lack::Denied))),
             (pod(&injected), Decision::Ask(inside)),
+            (pod(&[(INJECTED, "yes")]), Decision::Ask(inside)),
+            (with(&["kuma-sidecar"], &[(INJECTED, "yes")]), Decision::Capture),
             (with(&["app", "kuma-sidecar"], &injected), Decision::Capture),
             (with(&["kuma-validation:", "kuma-sidecar:", "app"], &injected), Decision::Capture),
             (
@@ -299,10 +311,28 @@ wait: 5
                 Decision::Pass(Passed::InitContainer(INIT_CONTAINER)),
             ),
             (with(&["app"], &injected), Decision::Pass(Passed::NoProxy(PROXY_CONTAINER))),
-            (with(&["app", "kuma-sidecar"], &[]), Decision::Pass(none)),
+            (with(&["app", "kuma-sidecar"], &[]), Decision::Pass(none(Lack::Absent))),
             (PodFacts { annotations: None, ..pod(&[]) }, Decision::Ask(Unknown::Annotations)),
         ] {
             assert_eq!(decide(&pod), wanted, "{pod:?}");
+        }
+        let text = none(Lack::Denied).to_string();
+        assert!(text.contains("its annotation kuma.io/sidecar-injected says so"), "{text}");
+    }
+
+    /// A switch of Kuma's is one of four words; anything else may be meant as a yes.
+    #[test]
+    fn what_is_neither_a_yes_nor_a_no_is_refused_by_name() {
+        for text in ["TRUE", "True", "1", "enabled", "", " true"] {
+            let annotations = [(INJECTED, text)];
+            for pod in [pod(&annotations), with(&["kuma-sidecar"], &annotations)] {
+                let Decision::Wrong(errors) = decide(&pod) else { panic!("{text:?}") };
+                let said = errors.to_string();
+                assert!(
+                    said.contains(&format!("{INJECTED}: {text:?}: it is true or false")),
+                    "{said}"
+                );
+            }
         }
     }
 

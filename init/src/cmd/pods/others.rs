@@ -57,6 +57,7 @@ fn by_plugin(pod: &PodFacts, sidecar: &Sidecar) -> Result<Option<Captured>> {
             return Ok(None);
         }
         Decision::Ask(what) => bail!("whether this pod is captured is not known: {what}"),
+        Decision::Wrong(errors) => return Err(errors.into()),
     }
     let mut captured = (sidecar.policy)(pod, &FileValues::new())?;
     captured.warnings.push(format!(
