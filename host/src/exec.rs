@@ -16,9 +16,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use self::adopted::Adopted;
 use self::said::explain;
 use crate::sandbox::Sandbox;
 
+mod adopted;
 mod said;
 
 static PROCESSES: AtomicUsize = AtomicUsize::new(0);
@@ -42,11 +44,14 @@ pub struct Options {
     pub most: usize,
     /// Whether they lead a process group of their own, which ends with them when their time is over.
     pub group: bool,
+    /// Whether nothing that they start outlives them, in whatever group or session it is. While they
+    /// run, this process must have nobody else start programs: what it can't tell from theirs ends too.
+    pub adopts: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sandbox: None, env: Vec::new(), most: MAX_PRINTED, group: false }
+        Self { sandbox: None, env: Vec::new(), most: MAX_PRINTED, group: false, adopts: false }
     }
 }
 
@@ -87,6 +92,14 @@ pub enum ExecError {
         /// How much it may print.
         most: usize,
     },
+    /// What it started could not be ended.
+    #[error("what {command} started, and left behind, can't be killed: {source}")]
+    Left {
+        /// Path and arguments, joined by spaces.
+        command: String,
+        /// What `prctl(2)` or `/proc` say, or which processes do not end.
+        source: io::Error,
+    },
     /// Its output could not be read.
     #[error("what {command} prints can't be read: {source}")]
     Output {
@@ -105,6 +118,7 @@ pub struct Running {
     input: Option<(ChildStdin, Vec<u8>)>,
     most: usize,
     group: bool,
+    adopted: Option<Adopted>,
 }
 
 /// How far a talk came.
@@ -144,11 +158,13 @@ pub fn start(
     if let Some(sandbox) = &options.sandbox {
         sandbox.prepare(&mut builder);
     }
-    let mut child =
-        builder.spawn().map_err(|source| ExecError::Start { command: command.clone(), source })?;
+    let failed = |source| ExecError::Start { command: command.clone(), source };
+    let adopted = options.adopts.then(Adopted::start).transpose().map_err(failed)?;
+    let mut child = builder.spawn().map_err(failed)?;
     PROCESSES.fetch_add(1, Ordering::Relaxed);
     let input = child.stdin.take().zip(input.map(|text| text.as_bytes().to_vec()));
-    Ok(Running { command, child, input, most: options.most, group: options.group })
+    let Options { most, group, .. } = *options;
+    Ok(Running { command, child, input, most, group, adopted })
 }
 
 impl Running {
@@ -157,6 +173,14 @@ impl Running {
     /// # Errors
     /// When the program fails or the deadline passes.
     pub fn finish(mut self, deadline: Instant) -> Result<String, ExecError> {
+        let ended = self.ended(deadline);
+        match self.adopted.take().map(Adopted::end) {
+            Some(Err(source)) => Err(ExecError::Left { command: self.command, source }),
+            _ => ended,
+        }
+    }
+
+    fn ended(&mut self, deadline: Instant) -> Result<String, ExecError> {
         let began = Instant::now();
         let talked = self.talk(deadline).and_then(|talk| match talk {
             Talk::Over(stdout, stderr) => match self.wait(deadline)? {
@@ -165,21 +189,18 @@ impl Running {
             },
             unfinished => Ok(Err(unfinished)),
         });
+        let command = self.command.clone();
         match talked {
             Ok(Ok((stdout, _, status))) if status.success() => Ok(stdout),
-            Ok(Ok((_, stderr, status))) => {
-                Err(ExecError::Failed { command: self.command, status, stderr })
-            }
+            Ok(Ok((_, stderr, status))) => Err(ExecError::Failed { command, status, stderr }),
             Ok(Err(unfinished)) => match self.kill() {
-                Err(source) => Err(ExecError::Output { command: self.command, source }),
+                Err(source) => Err(ExecError::Output { command, source }),
                 Ok(()) if matches!(unfinished, Talk::TooMuch) => {
-                    Err(ExecError::TooMuch { command: self.command, most: self.most })
+                    Err(ExecError::TooMuch { command, most: self.most })
                 }
-                Ok(()) => {
-                    Err(ExecError::Deadline { command: self.command, waited: began.elapsed() })
-                }
+                Ok(()) => Err(ExecError::Deadline { command, waited: began.elapsed() }),
             },
-            Err(source) => Err(ExecError::Output { command: self.command, source }),
+            Err(source) => Err(ExecError::Output { command, source }),
         }
     }
 

@@ -318,6 +318,57 @@ fn files_and_programs_that_do_not_end() -> Result<()> {
     keeps_the_deadline(&host, "authority", "kubeconfig", &json!(kubeconfig), "no regular file")
 }
 
+/// The processes that sleep for this long, which nobody else does.
+fn sleepers(time: &str) -> Vec<String> {
+    let of = |pid: &String| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|pid| of(pid).starts_with("sleep\0") && of(pid).contains(time)).collect()
+}
+
+/// Verify that nothing that a kubeconfig's program starts outlives it, in whatever session it is, whether
+/// the program ends in time and gives credentials or not.
+#[test]
+fn what_a_program_leaves_behind() -> Result<()> {
+    let host = Host::new()?;
+    let api = Api::start(&host)?;
+    let pod = host.pod()?;
+    api.put_pod("shop", &pod.name, &pod.uid(), &json!({}));
+    let token = fs::read_to_string(api.token())?;
+    let credential = json!({ "kind": "ExecCredential", "status": { "token": token } });
+    // Nobody else sleeps for this long.
+    let time = format!("600.{}", std::process::id());
+    let closed = "</dev/null >/dev/null 2>&1";
+    for (name, text, is_good) in [
+        ("holds its output", format!("setsid sleep {time} & exit 0"), false),
+        ("hangs", format!("setsid sleep {time} & sleep {time}"), false),
+        ("leaves a daemon", format!("setsid sleep {time} {closed} &\necho '{credential}'"), true),
+        (
+            "leaves a daemon of a daemon",
+            format!(
+                "setsid sh -c 'setsid sleep {time} & sleep {time}' {closed} &\necho '{credential}'"
+            ),
+            true,
+        ),
+    ] {
+        let program = script(&host, &name.replace(' ', "-"), &text)?;
+        let exec = "apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never";
+        let user = format!("exec: {{{exec}, command: {}}}", program.display());
+        let kubeconfig = json!(api.kubeconfig_of("127.0.0.1", &user)?);
+        let add = blind(&host, "ADD", &pod).with_key("kubeconfig", kubeconfig);
+        if is_good {
+            add.run_within(&host, HANGS)?.success().context(name)?;
+        } else {
+            let add = add.with_key("deadline", json!("1500ms"));
+            let said = add.run_within(&host, HANGS)?.failure(11).context(name)?;
+            ensure!(said.contains("was killed"), "{name}: {said}");
+        }
+        let left = sleepers(&time);
+        ensure!(left.is_empty(), "{name}: {left:?}");
+    }
+    Ok(())
+}
+
 /// Verify that a program that gives credentials is run once, with what it is to know, and that what
 /// a kubeconfig has beyond what is supported is refused by its name.
 #[test]

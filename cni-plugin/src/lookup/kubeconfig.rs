@@ -160,7 +160,14 @@ fn ask(
     let mut env: Vec<_> = exec.env.iter().flatten().filter_map(named).collect();
     env.push(("KUBERNETES_EXEC_INFO".to_owned(), info.to_string()));
     let args: Vec<&str> = exec.args.iter().flatten().map(String::as_str).collect();
-    let options = exec::Options { env, most: MAX_PRINTED, group: true, ..exec::Options::default() };
+    // The plugin starts nothing else meanwhile.
+    let options = exec::Options {
+        env,
+        most: MAX_PRINTED,
+        group: true,
+        adopts: true,
+        ..exec::Options::default()
+    };
     let printed = exec::run(&program, &args, None, deadline, &options)?;
     let read: Option<Credential> = serde_saphyr::from_str(&printed).ok();
     read.map(|credential| credential.status)
