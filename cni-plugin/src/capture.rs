@@ -51,9 +51,7 @@ impl Pod {
     /// # Errors
     /// When the kernel can't be asked.
     pub(crate) fn open(path: &Path) -> Result<Self, EngineError> {
-        let mut session = Session::open()?;
-        let groups = facts::gather(session.net())?.groups;
-        Ok(Self { session, groups, path: path.to_owned() })
+        Ok(Self { session: Session::open()?, groups: facts::groups(), path: path.to_owned() })
     }
 
     /// Capture this namespace so, whatever is there; twice is once.

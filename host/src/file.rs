@@ -71,6 +71,14 @@ pub fn regular(path: &Path, most: usize) -> Result<Vec<u8>, FileError> {
     to_end(&file, most, None)
 }
 
+/// As [`regular`], as text.
+///
+/// # Errors
+/// See [`FileError`]; [`FileError::NoText`] where it is not UTF-8.
+pub fn regular_text(path: &Path, most: usize) -> Result<String, FileError> {
+    regular(path, most).and_then(as_text)
+}
+
 /// Put something in the place of what a regular file holds, of which so many bytes are read: by a file
 /// beside it, so that it is never there in part. Where that can't be (it is mounted, as a pod's own files
 /// are), it is written over, and what was there is put back where that fails. A file that is not there
@@ -219,6 +227,7 @@ mod tests {
         let path = folder.path().join("fifo");
         mkfifo(&path, Mode::S_IRWXU).unwrap();
         // Nobody writes.
+        assert!(matches!(regular_text(&path, MOST), Err(FileError::NotRegular)));
         let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(&path).unwrap();
         let short = Duration::from_millis(50);
         let error = to_end(&file, MOST, Some(short)).unwrap_err().to_string();

@@ -9,6 +9,9 @@ use anyhow::{Context as _, Result, ensure};
 use millrace_host::lock::RunLock;
 use millrace_tests::binary;
 use millrace_tests::cni::{Call, Host, Pod, mesh};
+use nix::mount::{MsFlags, mount};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 
 const CAPTURED: &str = "table inet millrace";
@@ -47,6 +50,29 @@ fn without_input_and_without_outputs() -> Result<()> {
         ensure!(output.status.success(), "{how}: {output:?}");
         ensure!(output.stdout.is_empty(), "{how}: {output:?}");
         ensure!(!host.rules(&pod)?.contains("millrace"), "{how}");
+    }
+    Ok(())
+}
+
+/// Verify that no file of `/etc` is waited for, by no command: annotations tell enough of the pod.
+#[test]
+fn files_of_etc_that_nobody_writes_to() -> Result<()> {
+    for path in ["/etc/resolv.conf", "/etc/hosts", "/etc/passwd", "/etc/group"] {
+        let host = Host::new()?;
+        let pod = host.pod()?;
+        let fifo = host.folder().join("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU)?;
+        host.namespace.enter(|| {
+            let none: Option<&str> = None;
+            mount(Some(&fifo), path, none, MsFlags::MS_BIND, none)
+        })??;
+        let add = Call::new(&host, "ADD", &pod, mesh(&[])).with_key("deadline", json!("10s"));
+        for command in ["ADD", "CHECK"] {
+            let reply = add.clone().to(command).run(&host)?;
+            reply.success().with_context(|| format!("{path}: {command}"))?;
+        }
+        let deleted = add.to("DEL").logged(&host)?;
+        ensure!(deleted["msg"] == "deleted" && deleted["removed"] == true, "{path}: {deleted}");
     }
     Ok(())
 }

@@ -58,7 +58,7 @@ fn hand_over(
     let entry = node.entry(&target)?.context("it is no longer enrolled")?;
     let policy = read(&entry, &native::DIALECT)?;
     let mut session = Session::open()?;
-    let groups = facts::gather(session.net())?.groups;
+    let groups = facts::groups();
     let desired = Desired::new(policy, &native::DIALECT);
     // These are known by the pod's own ids from outside as well.
     let by = By::Rules(Preference::Backend(Backend::Nftables));
