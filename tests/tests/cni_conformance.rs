@@ -354,6 +354,20 @@ fn status_must_tell_whether_add_would_work() -> Result<()> {
     let gone = gone.with_key("kubeconfig", json!("/no/kubeconfig"));
     let said = gone.run(&host)?.failure(50)?;
     ensure!(said.contains("/no/agent.sock") && said.contains("/no/kubeconfig"), "{said}");
+    // Nor does a runtime tell them where the entry has no capabilities at all: ADD fails as well.
+    let bare = mesh_add(&host, &pod).without_key("capabilities").without_key("runtimeConfig");
+    for (call, part) in [
+        (bare.clone(), "set kubeconfig"),
+        (bare.with_key("kubeconfig", json!("/no/kubeconfig")), "/no/kubeconfig"),
+    ] {
+        let call = call.with_key("deadline", json!("1s"));
+        ensure!(call.run(&host)?.failure(11)?.contains(part), "{part}");
+        let said = call.clone().to("STATUS").run(&host)?.failure(50)?;
+        ensure!(said.contains(part), "{said}");
+        // One that tells them with the request does so with others.
+        let told = mesh_add(&host, &pod).without_key("capabilities").to("STATUS");
+        told.run(&host)?.success()?;
+    }
     Ok(())
 }
 

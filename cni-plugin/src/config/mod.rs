@@ -94,8 +94,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// What is logged, and where.
     pub log: LogConfig,
-    /// Whether the runtime is asked for annotations, where that can be seen.
-    pub tells_annotations: Option<bool>,
+    /// Whether the runtime is asked for annotations.
+    pub tells_annotations: bool,
     /// The pod's annotations, if the runtime gives them.
     pub pod_annotations: Option<BTreeMap<String, String>>,
     /// The result of the plugins before this one.

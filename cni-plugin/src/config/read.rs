@@ -300,10 +300,12 @@ impl<'o> OptionReader<'o> {
         log
     }
 
-    /// Runtimes leave the capabilities in, though they need not (CNI specification, section 3).
-    fn tells_annotations(&mut self) -> Option<bool> {
-        let capabilities: Object = self.value("capabilities", "an object")?;
-        Some(capabilities.get(POD_ANNOTATIONS).is_some_and(|raw| raw.get() == "true"))
+    /// A runtime tells them where the entry has the capability, which every runtime that asks for
+    /// STATUS leaves in.
+    fn tells_annotations(&mut self) -> bool {
+        let capabilities: Option<Object> = self.value("capabilities", "an object");
+        let capability = capabilities.as_ref().and_then(|object| object.get(POD_ANNOTATIONS));
+        capability.is_some_and(|raw| raw.get() == "true")
     }
 
     /// Where the runtime gives them, it gives them always: null is a pod without any.

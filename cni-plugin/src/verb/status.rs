@@ -79,7 +79,7 @@ fn backend(wanted: Backend) -> Result<(), String> {
 }
 
 /// Whether somebody answers who has to be asked about pods. Where the runtime tells annotations,
-/// most pods need nobody.
+/// most pods need nobody; where the entry has no capability for them, every ADD needs somebody.
 fn sources(job: &mut Job<'_>) -> Result<(), String> {
     let config = &job.config;
     let deadline = Instant::now() + PATIENCE;
@@ -93,8 +93,8 @@ fn sources(job: &mut Job<'_>) -> Result<(), String> {
     let tells = |mesh: &Mesh| {
         mesh.sidecar().is_none_or(|sidecar| sidecar.reported_by == ReportedBy::Annotations)
     };
-    let annotations_tell =
-        config.tells_annotations != Some(false) && config.expected.keys().all(tells);
+    let is_told = config.tells_annotations || config.pod_annotations.is_some();
+    let annotations_tell = is_told && config.expected.keys().all(tells);
     if annotations_tell && config.proxy_identity != ProxyIdentity::Lookup {
         for why in failures {
             job.log.warn(&why);

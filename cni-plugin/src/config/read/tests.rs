@@ -180,6 +180,16 @@ fn valid_attachments_may_be_null() {
 }
 
 #[test]
+fn annotations_are_told_where_the_entry_has_the_capability() {
+    let told = |text: &str| parsed(text).unwrap().tells_annotations;
+    let name = "io.kubernetes.cri.pod-annotations";
+    assert!(told(&format!(r#","capabilities":{{"{name}":true}}"#)));
+    for text in ["", r#","capabilities":{}"#, &format!(r#","capabilities":{{"{name}":false}}"#)] {
+        assert!(!told(text), "{text}");
+    }
+}
+
+#[test]
 fn versions_before_chains_and_after_today_are_not_spoken() {
     for text in [r#"{"name":"net"}"#, r#"{"cniVersion":"0.2.0"}"#, r#"{"cniVersion":"9.0.0"}"#] {
         let error = read(&super::super::object(text).unwrap()).unwrap_err();
