@@ -160,7 +160,7 @@ pub(crate) fn resolve(
         }
     } else {
         if let Decision::Ask(unknown) = &decision
-            && unknown.may_be_told()
+            && unknown.may_be_reported()
         {
             let asked = asked(&mut decided, &known, Need::Must, sources);
             asked.map_err(|failures| unanswered(unknown, &failures, config))?;
@@ -183,7 +183,7 @@ pub(crate) fn resolve(
             let policy = made(mesh, &decided.pod, config, env, &mut decided.warnings)?;
             Disposition::Capture(Box::new(Captured { mesh, policy }))
         }
-        Decision::Ask(unknown) if unknown.may_be_told() => {
+        Decision::Ask(unknown) if unknown.may_be_reported() => {
             return Err(unanswered(&unknown, &[], config));
         }
         Decision::Ask(unknown) => return Err(not_started(&unknown.to_string())),

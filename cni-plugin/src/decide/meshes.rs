@@ -35,9 +35,9 @@ pub(super) enum Unknown {
 
 impl Unknown {
     /// Whether somebody who is asked for the pod may tell it.
-    pub(super) const fn may_be_told(&self) -> bool {
+    pub(super) const fn may_be_reported(&self) -> bool {
         match self {
-            Self::Istio(unknown) => unknown.may_be_told(),
+            Self::Istio(unknown) => unknown.may_be_reported(),
             Self::Other(..) => true,
         }
     }

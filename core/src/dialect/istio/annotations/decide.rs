@@ -147,7 +147,7 @@ impl fmt::Display for Unknown {
 impl Unknown {
     /// Whether somebody who is asked for the pod may tell it: otherwise they did, and it is not in
     /// what they told.
-    pub const fn may_be_told(&self) -> bool {
+    pub const fn may_be_reported(&self) -> bool {
         !matches!(self, Self::Role { .. })
     }
 }
@@ -385,7 +385,7 @@ mod tests {
                 panic!("{word}");
             };
             let text = unknown.to_string();
-            assert!(!unknown.may_be_told(), "{word}");
+            assert!(!unknown.may_be_reported(), "{word}");
             assert!(text.contains(why) && text.contains(&format!("{word:?}")), "{text}");
             // What is not injected, or not to be, needs no role.
             assert_eq!(decided(&with(&[], &[&proxy])), Decision::Pass(Passed::NotInjected));
