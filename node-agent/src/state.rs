@@ -122,7 +122,7 @@ mod tests {
         shared.passed(&report(State::Waiting("no list".to_owned())));
         assert_eq!(shared.not_ready(), ["installation: no list"]);
         shared.passed(&Err(InstallError::Busy));
-        assert!(shared.not_ready()[0].contains("faster"));
+        assert!(shared.not_ready()[0].contains("kept changing"));
         shared.passed(&report(State::Installed { file: "x".to_owned() }));
         assert!(shared.not_ready().is_empty());
     }

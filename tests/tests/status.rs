@@ -116,27 +116,6 @@ fn what_rules_need_is_looked_at() -> Result<()> {
     is(&pod, 5, "IPv6 is switched off on lo")
 }
 
-/// Verify that localhost, to which connections are redirected, and the policy of a nat table, which drops the
-/// proxy's own, are looked at.
-#[test]
-fn localhost_and_nat_policies_are_looked_at() -> Result<()> {
-    let pod = pod()?;
-    apply(&pod, &["--backend", "iptables-nft"], "")?;
-    for (table, family) in [("ip", "IPv4"), ("ip6", "IPv6")] {
-        let policy = |policy| {
-            pod.run("nft", &[&format!("add chain {table} nat OUTPUT {{ policy {policy}; }}")])
-        };
-        policy("drop")?;
-        is(&pod, 5, &format!("the policy of chain OUTPUT of {family} nat is to drop"))?;
-        policy("accept")?;
-        is(&pod, 0, "captured")?;
-    }
-    pod.ip("addr del 127.0.0.1/8 dev lo\naddr add 127.0.0.2/32 dev lo")?;
-    is(&pod, 5, "lo has no address 127.0.0.1")?;
-    pod.ip("addr add 127.0.0.3/8 dev lo")?;
-    is(&pod, 0, "captured")
-}
-
 /// Verify that rules of others in front of ours are told, and are no drift.
 #[test]
 fn neighbours_in_front_are_told() -> Result<()> {

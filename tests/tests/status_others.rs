@@ -179,3 +179,29 @@ fn what_rules_do_beside_ebpf_is_told() -> Result<()> {
     }
     Ok(())
 }
+
+/// Verify that localhost, to which connections are redirected, and the policy of a nat table, which drops the
+/// proxy's own, are looked at.
+#[test]
+fn localhost_and_nat_policies_are_looked_at() -> Result<()> {
+    let topology = unattended("iptables-nft", &[])?;
+    let pod = &topology.pod;
+    let drifted = |what: &str| -> Result<()> {
+        let said = millrace_in_pod(&topology, &["status"], 5)?;
+        ensure!(said.contains(what), "{what}: {said}");
+        Ok(())
+    };
+    for (table, family) in [("ip", "IPv4"), ("ip6", "IPv6")] {
+        let policy = |policy: &str| {
+            pod.run("nft", &[&format!("add chain {table} nat OUTPUT {{ policy {policy}; }}")])
+        };
+        policy("drop")?;
+        drifted(&format!("the policy of chain OUTPUT of {family} nat is to drop"))?;
+        policy("accept")?;
+        millrace_in_pod(&topology, &["status"], 0)?;
+    }
+    pod.ip("addr del 127.0.0.1/8 dev lo\naddr add 127.0.0.2/32 dev lo")?;
+    drifted("lo has no address 127.0.0.1")?;
+    pod.ip("addr add 127.0.0.3/8 dev lo")?;
+    millrace_in_pod(&topology, &["status"], 0).map(drop)
+}

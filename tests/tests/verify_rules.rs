@@ -2,9 +2,9 @@
 //! rules that take no part in the capture are no fault.
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::capture::{millrace, ran, unattended, verified};
+use millrace_tests::capture::{millrace, millrace_in_pod, ran, unattended, verified};
 use millrace_tests::ebpf::{self, FOLDER};
-use millrace_tests::topology::Topology;
+use millrace_tests::topology::{Layout, Stack, Topology};
 use serde_json::Value;
 
 fn list<'v>(found: &'v Value, name: &str) -> Result<&'v Vec<Value>> {
@@ -310,5 +310,38 @@ fn what_settings_undo_is_found() -> Result<()> {
         let failed: Vec<&Value> = failed.collect();
         ensure!(!failed.is_empty() && failed.into_iter().all(named), "{backend}: {found:#}");
     }
+    Ok(())
+}
+
+/// Verify that IPv6 which is asked for and switched off is told, as nothing of it can be tried.
+#[test]
+fn ipv6_that_is_not_there_is_told() -> Result<()> {
+    let mut topology = Topology::new(Stack::V4, Layout::default())?;
+    topology.stop_listeners();
+    for scope in ["all", "default", "lo", "eth0"] {
+        let setting = format!("net.ipv6.conf.{scope}.disable_ipv6=1");
+        topology.pod.run("sysctl", &["-qw", &setting])?;
+    }
+    millrace_in_pod(&topology, &["apply", "--backend", "nftables", "--ipv6", "on"], 0)?;
+    for (options, is_told) in [(&["--ipv6", "on"][..], true), (&[], false)] {
+        let found = verified(&topology, options, 0)?;
+        let told = found["notMet"].as_array().context("notMet")?;
+        let absent = |why: &Value| why.to_string().contains("no interface has an IPv6 address");
+        ensure!(told.iter().any(absent) == is_told, "{found:#}");
+        ensure!(found["inPart"] == is_told, "{found:#}");
+    }
+    Ok(())
+}
+
+/// Verify that a pod which nobody reaches any more is said to be tried from inside alone.
+#[test]
+fn a_pod_without_addresses_has_nobody_outside() -> Result<()> {
+    let topology = unattended("nftables", &[])?;
+    topology.pod.ip("link del eth0")?;
+    let output = topology.pod.output(&mut millrace(["verify", "--output", "json"])?)?;
+    let found: Value = serde_json::from_slice(&output.stdout)?;
+    let nobody = found["nobodyOutside"].as_str().unwrap_or_default();
+    ensure!(nobody.contains("no address at which others reach it"), "{found:#}");
+    ensure!(found["inPart"] == true, "{found:#}");
     Ok(())
 }

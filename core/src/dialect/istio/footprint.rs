@@ -134,12 +134,12 @@ fn is_notice(text: &str, hook: Hook) -> bool {
     else {
         return false;
     };
-    match (what.trim_matches(['"', '\\']), asks, hook) {
+    matches!(
+        (what.trim_matches(['"', '\\']), asks, hook),
         ("ExcludeInterfaceCommand" | "KubevirtCommand", [.., "-i" | "-o", _], _)
-        | ("JumpInbound", ["-p", "tcp"], Hook::Prerouting)
-        | ("JumpOutbound", ["-p", "tcp" | "udp"], Hook::Output) => true,
-        _ => false,
-    }
+            | ("JumpInbound", ["-p", "tcp"], Hook::Prerouting)
+            | ("JumpOutbound", ["-p", "tcp" | "udp"], Hook::Output)
+    )
 }
 
 /// An excluded interface has a RETURN on the way in and one on the way out. A rerouted one has

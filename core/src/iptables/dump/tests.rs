@@ -1,10 +1,12 @@
+//! Dumps that are read, and what is none.
+
 use super::*;
 
 #[test]
 fn reads_chains_rules_and_counters() {
     let dump = Dump::parse(
-        "# Generated\n*nat\n:PREROUTING ACCEPT [0:0]\n:ISTIO_OUTPUT - [0:0]\n\
-         [3:180] -A PREROUTING -p tcp -j ISTIO_INBOUND\n-A ISTIO_OUTPUT -j KUBE-MARK-MASQ\nCOMMIT\n",
+        "# Generated\n*nat\n:PREROUTING ACCEPT [0:0]\n:OWN_OUTPUT - [0:0]\n\
+         [3:180] -A PREROUTING -p tcp -j OWN_INBOUND\n-A OWN_OUTPUT -j KUBE-MARK-MASQ\nCOMMIT\n",
     )
     .unwrap();
     let nat = dump.table("nat").unwrap();
@@ -12,7 +14,7 @@ fn reads_chains_rules_and_counters() {
     let rule = &nat.chain("PREROUTING").unwrap().rules[0];
     assert_eq!(rule.counters, Some(Counters { packets: 3, bytes: 180 }));
     assert!(rule.rule.is_ok());
-    assert_eq!(nat.chain("ISTIO_OUTPUT").unwrap().rules[0].text, "-j KUBE-MARK-MASQ");
+    assert_eq!(nat.chain("OWN_OUTPUT").unwrap().rules[0].text, "-j KUBE-MARK-MASQ");
 }
 
 #[test]

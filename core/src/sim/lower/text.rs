@@ -39,7 +39,7 @@ const NOTES: [&str; 8] = ["IDLETIMER", "LED", "LOG", "NFLOG", "ULOG", "TRACE", "
 const EFFECTS: [&str; 6] = ["TCPMSS", "TCPOPTSTRIP", "CLASSIFY", "CHECKSUM", "ECN", "TEE"];
 
 /// Modules whose answer follows from the rule, the packet and its connection, or from what they have counted
-/// themselves. Others ask what is held elsewhere: sets of ipset, lists of addresses seen, policies of IPsec,
+/// themselves. Others ask what is held elsewhere: sets of ipset, lists of addresses seen, policies of `IPsec`,
 /// or nobody knows what.
 const OWN: [&str; 55] = [
     "addrtype",
