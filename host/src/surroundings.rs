@@ -9,15 +9,16 @@ use std::net::Ipv6Addr;
 
 use futures_util::stream::TryStreamExt as _;
 use millrace_core::plan::{PASSTHROUGH_LINK, PASSTHROUGH_PEER};
-use millrace_core::sim::{Interface, Namespace, OwnAddress, Settings};
+use millrace_core::sim::{Interface, Label, Namespace, OwnAddress, Settings};
 use millrace_core::value::{Cidr, Family};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::addrlabel::{AddrLabelAttribute, AddrLabelMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::Handle;
+use rtnetlink::{AddrLabelHandle, Handle, IpVersion};
 
 use crate::link::bridge::calls_rules;
 use crate::netlink::{own_address, runtime};
@@ -52,13 +53,42 @@ pub fn namespace() -> Result<Namespace, SurroundingsError> {
             interface.settings.localhost_v6 = localhost.contains(&interface.name);
         }
         let neighbours = neighbours(&handle, &names).await?;
+        let labels = labels(&handle, &names).await;
         task.abort();
-        let mut namespace = Namespace::routed(interfaces, rules, routes);
+        let mut namespace = Namespace::listed(interfaces, rules, routes, routes::merged());
         namespace.neighbours = Some(neighbours);
+        namespace.labels = labels.unwrap_or(namespace.labels);
         Ok::<_, SurroundingsError>(namespace)
     })?;
     namespace.forwarding_v6 = number("ipv6", "all", "forwarding") != 0;
+    let is_on = |setting| value(&format!("/proc/sys/net/{setting}")) != 0;
+    namespace.accepts_marks = is_on("ipv4/tcp_fwmark_accept");
+    namespace.reflects_marks = ["ipv4/fwmark_reflect", "ipv6/fwmark_reflect"].map(is_on);
     Ok(namespace)
+}
+
+/// The labels of addresses of IPv6, in the kernel's order; none where it lists none, as one without IPv6
+/// does.
+async fn labels(handle: &Handle, names: &BTreeMap<u32, String>) -> Option<Vec<Label>> {
+    let request = AddrLabelHandle::new(handle.clone()).get(IpVersion::V6);
+    let messages: Vec<AddrLabelMessage> = request.execute().try_collect().await.ok()?;
+    let label = |message: &AddrLabelMessage| {
+        let (mut ip, mut label) = (Ipv6Addr::UNSPECIFIED.into(), None);
+        for attribute in &message.attributes {
+            match attribute {
+                AddrLabelAttribute::Address(of) => ip = *of,
+                AddrLabelAttribute::Label(of) => label = Some(*of),
+                _ => {}
+            }
+        }
+        let interface = match message.header.index {
+            0 => None,
+            index => Some(names.get(&index)?.clone()),
+        };
+        let network = Cidr::new(ip, message.header.prefix_len)?;
+        Some(Label { network, interface, label: label? })
+    };
+    Some(messages.iter().filter_map(label).collect())
 }
 
 /// The neighbours of IPv6 that packets can be sent to without asking for them first.
@@ -89,18 +119,26 @@ fn name(link: &LinkMessage) -> Option<String> {
 
 /// A setting of an interface; 0 where there is none.
 fn number(family: &str, interface: &str, setting: &str) -> u8 {
-    let path = format!("/proc/sys/net/{family}/conf/{interface}/{setting}");
+    value(&format!("/proc/sys/net/{family}/conf/{interface}/{setting}"))
+}
+
+fn value(path: &str) -> u8 {
     fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
 /// An interface's settings, as the kernel takes them together with those of `all`
 /// (`IN_DEV_ORCONF`, `IN_DEV_MAXCONF`, `IN_DEV_CONF_GET` in `linux/inetdevice.h`).
-fn settings(name: &str, up: bool, bridge_calls: [bool; 2]) -> Settings {
+fn settings(name: &str, link: &LinkMessage) -> Settings {
+    let has = |flag| link.header.flags.contains(flag);
     let own = |setting| number("ipv4", name, setting);
     let all = |setting| number("ipv4", "all", setting);
     let either = |setting| own(setting) != 0 || all(setting) != 0;
     Settings {
-        up,
+        up: has(LinkFlags::Up),
+        // One that is down has none either, and is told of as such.
+        carrier: has(LinkFlags::LowerUp) || !has(LinkFlags::Up),
+        prefer_temporary: number("ipv6", name, "use_tempaddr") >= 2,
+        use_oif_addrs_only: number("ipv6", name, "use_oif_addrs_only") != 0,
         forwarding: own("forwarding") != 0,
         force_forwarding: number("ipv6", name, "force_forwarding") != 0,
         rp_filter: own("rp_filter").max(all("rp_filter")),
@@ -108,7 +146,7 @@ fn settings(name: &str, up: bool, bridge_calls: [bool; 2]) -> Settings {
         accept_local: either("accept_local"),
         route_localnet: either("route_localnet"),
         disable_ipv6: number("ipv6", name, "disable_ipv6") != 0,
-        bridge_calls,
+        bridge_calls: calls_rules(link),
         localhost_v6: false,
     }
 }
@@ -134,8 +172,7 @@ async fn interfaces(
             Some(OwnAddress { elsewhere, ..own })
         });
         let addresses = own.collect();
-        let up = link.header.flags.contains(LinkFlags::Up);
-        let settings = settings(&name, up, calls_rules(link));
+        let settings = settings(&name, link);
         Some(Interface { name, addresses, settings })
     };
     Ok(links.iter().filter_map(interface).collect())
@@ -153,9 +190,18 @@ fn address(message: &AddressMessage) -> Option<OwnAddress> {
         return None;
     }
     let cidr = Cidr::new(own_address(message)?, header.prefix_len)?;
+    let is_v4 = cidr.family() == Family::V4;
+    let peer = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(peer) => Cidr::new(*peer, header.prefix_len),
+        _ => None,
+    });
+    // Of the two families one flag means one thing each.
+    let secondary = flags.contains(AddressFlags::Secondary);
     Some(OwnAddress {
         cidr,
-        secondary: cidr.family() == Family::V4 && flags.contains(AddressFlags::Secondary),
+        secondary: is_v4 && secondary,
+        temporary: !is_v4 && secondary,
+        peer: peer.filter(|peer| is_v4 && *peer != cidr),
         scope: header.scope.into(),
         deprecated: flags.contains(AddressFlags::Deprecated),
         elsewhere: false,

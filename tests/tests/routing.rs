@@ -2,6 +2,8 @@
 //! live namespace says of each connection what the kernel's own look-up says.
 
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::capture::millrace;
@@ -185,6 +187,16 @@ fn the_source_is_the_kernels_choice() -> Result<()> {
          route add default via 10.4.0.1",
         "addr add 10.88.0.2/24 scope link dev net1\nroute add 203.0.113.0/24 dev net1",
         "addr add 10.66.0.2 peer 10.77.0.9 dev net1",
+        "addr del 10.4.0.2/24 dev eth0\naddr add 10.77.0.2 peer 10.4.0.3/32 dev eth0\n\
+         addr add 10.4.0.2 peer 10.4.0.1/32 dev eth0\nroute add default via 10.4.0.1",
+        "addr del 10.4.0.2/24 dev eth0\naddr add 10.66.0.5/24 dev eth0\n\
+         addr add 10.4.0.2 peer 10.77.0.0/24 dev eth0\nroute add 10.4.0.1 dev eth0 scope link\n\
+         route add default via 10.4.0.1",
+        "addr del 10.4.0.2/24 dev eth0\naddr add 10.4.0.2/24 dev eth0 scope link\n\
+         addr add 10.99.0.1/32 dev lo\nroute add default dev eth0 scope global",
+        "addr add 2001:db8:4::2/64 dev eth0 nodad\naddrlabel add prefix 2001:db8::/32 label 5",
+        "addr add 2001:db8:4::2/64 dev eth0 nodad\n\
+         addrlabel add prefix 2001:db8::/32 dev net1 label 5",
         "addr add 2001:db8:4::2/64 dev eth0 nodad",
         "addr add 2001:db8:4::2/64 dev eth0 nodad preferred_lft 0",
         "addr add 2001:db8:4::2/64 dev net1 nodad",
@@ -194,6 +206,83 @@ fn the_source_is_the_kernels_choice() -> Result<()> {
         "addr del fd00:4::2/64 dev eth0\n-6 route add default dev eth0 metric 5",
     ] {
         is_told(addresses, &format!("{addresses}\n"))?;
+    }
+    Ok(())
+}
+
+/// Verify that of a route to this host and a longer one to elsewhere the kernel's is taken: until the first
+/// rule of policy routing is added the longer one, and never again once that has gone.
+#[test]
+fn the_longest_prefix_of_two_tables_wins() -> Result<()> {
+    let rule = "rule add from 192.0.2.1 lookup 100\n";
+    let gone = format!("{rule}rule del from 192.0.2.1 lookup 100\n");
+    for wide in [
+        "addr add 10.4.0.7/16 dev lo",
+        "route add local 10.4.0.0/16 dev lo",
+        "addr add 10.4.0.7/16 dev lo\nroute add 10.4.0.2/32 dev net1",
+    ] {
+        for rules in ["", rule, &gone] {
+            is_told(&format!("{wide} {rules}"), &format!("{wide}\n{rules}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Verify that an address that changes from time to time is taken where that is wanted.
+#[test]
+fn temporary_addresses_are_taken_where_they_are_wanted() -> Result<()> {
+    for wanted in [1, 2] {
+        let namespace = pod("")?;
+        namespace.run("sysctl", &["-qw", &format!("net.ipv6.conf.eth0.use_tempaddr={wanted}")])?;
+        let lines = "-6 addr add 2001:db8:4::2/64 dev eth0 nodad mngtmpaddr";
+        namespace.run("ip", &lines.split(' ').collect::<Vec<_>>())?;
+        let usable = |namespace: &Namespace| {
+            namespace.run("ip", &["-6", "addr", "show", "dev", "eth0", "temporary", "-tentative"])
+        };
+        until("a temporary address", || Ok(usable(&namespace)?.contains("inet6")))?;
+        let asked = ("2001:db8::8", None, 1000, 0);
+        assert_eq!(explained(&namespace, asked)?, kernel(&namespace, asked)?, "{wanted}");
+    }
+    Ok(())
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !holds()? {
+        ensure!(Instant::now() < end, "no {what}");
+        sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Verify that a route by a link without a carrier is passed over where a setting says so, and that else
+/// what is sent there is said to be lost.
+#[test]
+fn a_link_without_a_carrier_is_told() -> Result<()> {
+    let routes = "route add 203.0.113.0/24 via 10.55.0.1\n\
+                  route add 203.0.113.0/24 via 10.4.0.1 metric 500\n\
+                  route add 2001:db8::/64 via fd00:55::1\nroute add 2001:db8::/64 via fd00:4::1 metric 5000\n";
+    for ignored in [true, false] {
+        let namespace = pod(routes)?;
+        for family in ["ipv4", "ipv6"] {
+            let on = u8::from(ignored);
+            let setting = format!("net.{family}.conf.all.ignore_routes_with_linkdown={on}");
+            namespace.run("sysctl", &["-qw", &setting])?;
+        }
+        namespace.run("ip", &["link", "set", "peer1", "down"])?;
+        let routes = || namespace.run("ip", &["route", "show", "203.0.113.0/24"]);
+        until("route that is down", || Ok(routes()?.contains("linkdown")))?;
+        for to in ["203.0.113.9", "2001:db8::8"] {
+            let asked = (to, None, 1000, 0);
+            let (said, real) = (explained(&namespace, asked)?, kernel(&namespace, asked)?);
+            if ignored {
+                assert_eq!(said, real, "{to}");
+                ensure!(matches!(said, Way::Out { interface, .. } if interface == "eth0"), "{to}");
+            } else {
+                ensure!(matches!(real, Way::Out { interface, .. } if interface == "net1"), "{to}");
+                assert_eq!(said, Way::Nowhere, "{to}");
+            }
+        }
     }
     Ok(())
 }

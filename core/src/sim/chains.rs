@@ -283,7 +283,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 let exit = self.exit.cloned().unwrap_or_else(|| Exit::by(LOOPBACK));
                 // The next hop, or else the destination, is what the address is beside.
                 let hop = exit.gateway.unwrap_or(address(packet.family, to.number));
-                let exit = Exit { gateway: Some(hop), ..exit };
+                let exit = Exit { gateway: Some(hop), scope: 0, ..exit };
                 let Some(own) = self.source_at(&exit, to, packet.family) else {
                     self.decide(id);
                     let why = format!("{} has no address to masquerade with", exit.interface);

@@ -10,6 +10,9 @@ use super::witness::Witness;
 use crate::ruleset::Hook;
 use crate::value::Family;
 
+/// What can't be told of what is for no address of this host, and leaves by `lo`.
+const BY_LOOPBACK: &str = "what becomes of what a route sends by lo, to no address of this pod";
+
 impl<'a, W: Witness> Walk<'a, W> {
     /// POSTROUTING, where the interface lets IPv6 past (`ip6_output()`).
     pub(super) fn go_out(&mut self, packet: &mut Packet<'a>) -> Result<(), Halt> {
@@ -29,6 +32,14 @@ impl<'a, W: Witness> Walk<'a, W> {
 
     /// It has left by an interface.
     pub(super) fn leave(&mut self, packet: &Packet<'a>, interface: &'a str) -> Result<End, Halt> {
+        // It comes in again, and nobody has it: what becomes of it then is not walked.
+        if interface == LOOPBACK {
+            return Err(Halt::Unknown { rule: None, what: BY_LOOPBACK.to_owned() });
+        }
+        if !self.namespace.settings(interface).carrier {
+            let why = format!("{interface} has no carrier");
+            return Err(Halt::Dropped { rule: None, why });
+        }
         self.finds_next_hop(packet, interface)?;
         self.last = Some(*packet);
         let family = packet.family;

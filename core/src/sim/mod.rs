@@ -21,6 +21,7 @@ mod end;
 mod fate;
 pub mod graph;
 mod index;
+mod interface;
 mod join;
 mod loadable;
 mod lower;
@@ -49,12 +50,13 @@ mod witness;
 
 pub use changes::{Change, changes};
 pub use fate::{Fate, How, Outcome, Reply, Unheard};
+pub use interface::{Interface, Label, OwnAddress, Settings};
 pub use loadable::{DEEPEST, loadable};
 pub use lower::{
     EBPF, Listed, Listening, NotNft, of_dump, of_ebpf, of_listed, of_native, of_nft, of_nft_json,
     of_ruleset,
 };
-pub use namespace::{Exit, Interface, MarkedLocal, Namespace, OwnAddress, Path, Settings};
+pub use namespace::{Exit, MarkedLocal, Namespace, Path};
 pub use partition::{Class, Origin, partition};
 pub use program::{
     Base, Beside, ChainId, ChainInfo, Kind, Policy, Program, RuleId, RuleInfo, SourceChain,
@@ -169,9 +171,14 @@ impl Program {
         let (mut there, mut back) = (Scribe::default(), Scribe::default());
         let mut walk = Walk::new(self, namespace, question, &mut there);
         let answer = walk.first();
+        let marked = walk.last.filter(|_| {
+            let delivered = matches!(answer.fate, Fate::Delivered { .. });
+            delivered && namespace.accepts_marks && question.protocol == Protocol::TCP
+        });
         let found = (walk.connections, walk.connected, walk.sent, walk.came_by);
         let mut walk = Walk::new(self, namespace, question, &mut back);
         (walk.connections, walk.connected, walk.sent, walk.came_by) = found;
+        walk.accepted = marked.map_or(walk.accepted, |packet| packet.mark);
         let reply = walk.reply(&answer.fate);
         let unheard = self.unheard(namespace, question, &answer.fate);
         let reused = self.reused(namespace, question, &answer);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::interface::{Interface, Label, OwnAddress, SCOPE_LINK, Settings, labels};
 use super::question::{Direction, Identity, Question};
 use super::ranges::{Ranges, number};
 use super::routing::{
@@ -16,107 +17,6 @@ use crate::value::{Cidr, Family, Gid, Uid};
 /// The name of the loopback interface, which every namespace has.
 pub(super) const LOOPBACK: &str = "lo";
 
-/// An own address of an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OwnAddress {
-    /// The address with the network around it.
-    pub cidr: Cidr,
-    /// Whether another one of the same network came first (IPv4).
-    pub secondary: bool,
-    /// Its scope: 0 is everywhere, 253 the link, 254 the host (`linux/rtnetlink.h`).
-    pub scope: u8,
-    /// Whether new connections should not come from it (IPv6).
-    pub deprecated: bool,
-    /// Whether it is another interface's, by which nothing goes and which is not told of.
-    pub elsewhere: bool,
-}
-
-impl OwnAddress {
-    /// Without the network around it, as packets carry it.
-    pub const fn address(&self) -> IpAddr {
-        self.cidr.address()
-    }
-
-    /// The family that the address is of.
-    pub const fn family(&self) -> Family {
-        self.cidr.family()
-    }
-}
-
-impl From<Cidr> for OwnAddress {
-    fn from(cidr: Cidr) -> Self {
-        Self { cidr, secondary: false, scope: 0, deprecated: false, elsewhere: false }
-    }
-}
-
-/// Settings of an interface (`net.ipv4.conf.*`, `net.ipv6.conf.*`), with those of `all` in them as the
-/// kernel takes them together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// Whether it is up: by one that is down nothing comes in or goes out.
-    pub up: bool,
-    /// `forwarding` of IPv4: what comes in here for others is passed on.
-    pub forwarding: bool,
-    /// `force_forwarding` of IPv6: what comes in here is passed on whatever that of all says.
-    pub force_forwarding: bool,
-    /// `rp_filter`: 0 is none, 1 strict, 2 loose.
-    pub rp_filter: u8,
-    /// `src_valid_mark`: the check of source addresses looks up the route with the packet's mark.
-    pub src_valid_mark: bool,
-    /// `accept_local`: what comes in with an own address as its source is accepted.
-    pub accept_local: bool,
-    /// `route_localnet`: addresses of `127.0.0.0/8` are routed here as others are.
-    pub route_localnet: bool,
-    /// `disable_ipv6`: no packet of IPv6 comes in or goes out here.
-    pub disable_ipv6: bool,
-    /// Of IPv4 and of IPv6, whether it is a bridge that gives packets to rules before they come to the
-    /// namespace itself (`bridge-nf-call-iptables`, `bridge-nf-call-ip6tables`).
-    pub bridge_calls: [bool; 2],
-    /// Whether a route delivers by it what is for `::1`: Millrace's eBPF capture has such.
-    pub localhost_v6: bool,
-}
-
-impl Default for Settings {
-    /// Those of a pod: up, with everything else off.
-    fn default() -> Self {
-        Self {
-            up: true,
-            forwarding: false,
-            force_forwarding: false,
-            rp_filter: 0,
-            src_valid_mark: false,
-            accept_local: false,
-            route_localnet: false,
-            disable_ipv6: false,
-            bridge_calls: [false; 2],
-            localhost_v6: false,
-        }
-    }
-}
-
-/// An interface with its addresses in the kernel's order. The first one of a family is the one
-/// that a REDIRECT on the way in leads to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interface {
-    /// Up to 15 bytes (`IFNAMSIZ`), as rules match it.
-    pub name: String,
-    /// Those of both families, with what the kernel knows of each.
-    pub addresses: Vec<OwnAddress>,
-    /// Its sysctls, and whether it is up.
-    pub settings: Settings,
-}
-
-impl Interface {
-    /// An interface that is up, with these addresses.
-    pub fn new(name: &str, addresses: impl IntoIterator<Item = Cidr>) -> Self {
-        Self {
-            name: name.to_owned(),
-            addresses: addresses.into_iter().map(OwnAddress::from).collect(),
-            settings: Settings::default(),
-        }
-    }
-}
-
 /// Where packets to a network leave by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path {
@@ -127,7 +27,7 @@ pub struct Path {
 }
 
 /// Where a packet leaves the namespace, and with what source.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Exit {
     /// The name of the interface that the packet leaves by.
     pub interface: String,
@@ -135,12 +35,16 @@ pub struct Exit {
     pub gateway: Option<IpAddr>,
     /// The source that sockets get, where the route names one.
     pub source: Option<IpAddr>,
+    /// The scope of the route (IPv4): only addresses of it or a wider one are taken for a source. 0 is
+    /// everywhere, 253 the link, 254 the host.
+    pub scope: u8,
 }
 
 impl Exit {
     /// By an interface, without a next hop or a source of its own.
     pub fn by(interface: &str) -> Self {
-        Self { interface: interface.to_owned(), gateway: None, source: None }
+        let scope = SCOPE_LINK;
+        Self { interface: interface.to_owned(), gateway: None, source: None, scope }
     }
 }
 
@@ -166,6 +70,12 @@ pub struct Namespace {
     pub(super) supposed: bool,
     /// Which path of routes that have several is taken; none is any of them.
     pub(super) path: Option<usize>,
+    /// The labels of addresses of IPv6, in the kernel's order.
+    pub labels: Vec<Label>,
+    /// `tcp_fwmark_accept`: who accepts a connection answers with the mark of its first packet.
+    pub accepts_marks: bool,
+    /// `fwmark_reflect` of IPv4 and of IPv6: what tells of an error has the mark of what it tells of.
+    pub reflects_marks: [bool; 2],
     /// Whether IPv6 packets for others are passed on (`net.ipv6.conf.all.forwarding`).
     pub forwarding_v6: bool,
     /// Neighbours of IPv6 whose hardware addresses are known, by the interface; none if that is not
@@ -267,7 +177,18 @@ impl Namespace {
         rules: Vec<RoutingRule>,
         routes: Vec<TableRoute>,
     ) -> Self {
-        let routing = RoutingTables::new(rules, routes);
+        Self::listed(interfaces, rules, routes, None)
+    }
+
+    /// The same where it is known whether IPv4 has its own table and the main one in one, so that the
+    /// longest prefix of both wins: it has until a rule of policy routing is added or deleted.
+    pub fn listed(
+        interfaces: Vec<Interface>,
+        rules: Vec<RoutingRule>,
+        routes: Vec<TableRoute>,
+        merged: Option<bool>,
+    ) -> Self {
+        let routing = RoutingTables::new(rules, routes, merged);
         let local = Family::ALL.map(|family| routing.local(family));
         let ordinary = interfaces.iter().all(|i| i.settings == Settings::default());
         Self {
@@ -277,6 +198,9 @@ impl Namespace {
             ordinary,
             supposed: false,
             path: None,
+            labels: labels(),
+            accepts_marks: false,
+            reflects_marks: [false; 2],
             forwarding_v6: false,
             neighbours: None,
             listeners: BTreeMap::new(),
@@ -340,8 +264,9 @@ impl Namespace {
         Self { routing: self.routing.with_marks_of(&other.routing), ..self.clone() }
     }
 
-    /// This namespace where nothing is without a route: what none is for leaves by an interface that has
-    /// an address which others can reach. So it is told what rules do, whichever routes come later.
+    /// This namespace where nothing is without a route or a carrier: what no route is for leaves by an
+    /// interface that has an address which others can reach. So it is told what rules do, whichever routes
+    /// come later.
     #[must_use]
     pub fn with_ways_out(&self) -> Self {
         let reached = |own: &OwnAddress| match own.address() {
@@ -349,6 +274,9 @@ impl Namespace {
             IpAddr::V6(address) => !address.is_unicast_link_local(),
         };
         let mut all = self.clone();
+        for interface in &mut all.interfaces {
+            interface.settings.carrier = true;
+        }
         for family in Family::ALL {
             let of_family = |own: &OwnAddress| own.family() == family && reached(own);
             let has = |interface: &&Interface| interface.addresses.iter().any(of_family);

@@ -3,6 +3,7 @@
 //! their likes of IPv6; `__icmp_send()`).
 
 use super::fate::Fate;
+use super::namespace::index;
 use super::packet::{Mark, Owner, Packet, Value};
 use super::question::{Direction, Protocol};
 use super::ranges::number;
@@ -57,7 +58,12 @@ impl<'a, W: Witness> Walk<'a, W> {
         let mut packet = Packet {
             ends: refused.ends.swapped(),
             owner: Owner::Nobody,
-            mark: Mark::made(0),
+            // `IP4_REPLY_MARK()`, `IP6_REPLY_MARK()`
+            mark: if self.namespace.reflects_marks[index(family)] {
+                refused.mark
+            } else {
+                Mark::made(0)
+            },
             input: None,
             output: None,
             syn: false,

@@ -170,6 +170,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         to: SocketAddr,
     ) -> Result<Reply, Halt> {
         let mut packet = self.answer(from, to);
+        packet.mark = self.accepted;
         let owner = self.namespace.listeners.get(&port);
         packet.owner = owner.map_or(Owner::Unknown, |owner| Owner::Known {
             uid: Value::made(owner.uid.into()),

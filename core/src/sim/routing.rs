@@ -2,7 +2,8 @@
 //! what the routes of a table say (`ip-rule(8)`, `ip-route(8)`; `net/core/fib_rules.c`,
 //! `net/ipv4/fib_semantics.c`, `net/ipv6/route.c` of Linux 6.12).
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::namespace::{Exit, unicast};
@@ -32,7 +33,7 @@ pub struct TableRoute {
 }
 
 /// What a route does with a packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RouteAction {
     /// It goes out; by one of these, where the kernel spreads connections over several.
     Out(Vec<Exit>),
@@ -122,37 +123,68 @@ pub enum RuleAction {
     Unmodelled(String),
 }
 
+/// The routes of a table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Table {
+    /// Destinations, none in two places, each with what becomes of them.
+    routes: Vec<(RouteAction, Ranges)>,
+    /// Those of which the table says where they go: of others the next rule is asked.
+    covered: Ranges,
+}
+
+impl Table {
+    fn new(routes: Vec<(RouteAction, Ranges)>) -> Self {
+        let says = |(action, _): &&(RouteAction, Ranges)| !matches!(action, RouteAction::Throw);
+        let covered = routes.iter().filter(says).flat_map(|(_, ranges)| ranges.iter()).collect();
+        Self { routes, covered }
+    }
+}
+
 /// The rules and the tables of a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct RoutingTables {
     rules: Vec<RoutingRule>,
-    tables: BTreeMap<(Family, u32), Vec<(RouteAction, Ranges)>>,
+    tables: BTreeMap<(Family, u32), Table>,
     /// The same for rules that look for longer prefixes alone.
-    longer: BTreeMap<(Family, u32, u8), Vec<(RouteAction, Ranges)>>,
+    longer: BTreeMap<(Family, u32, u8), Table>,
+    /// The table that is not there.
+    none: Table,
     /// Sources that routes to this host name, where that is not the destination itself.
     sources: Vec<(IpAddr, Ranges)>,
     /// Addresses of more than one host.
     groups: Vec<(Family, Ranges)>,
 }
 
+/// What can't be told where a route of this host lies around one of the main table.
+const MERGED: &str = "which route is taken, one to this pod or a longer one of the main table: the kernel \
+                      doesn't tell whether it still has both tables in one";
 impl RoutingTables {
-    pub(super) fn new(mut rules: Vec<RoutingRule>, routes: Vec<TableRoute>) -> Self {
+    /// Rules and routes, and whether IPv4 has its own table and the main one in one: it does until the
+    /// first rule is added or deleted (`fib_unmerge()` in `net/ipv4/fib_trie.c`).
+    pub(super) fn new(
+        mut rules: Vec<RoutingRule>,
+        routes: Vec<TableRoute>,
+        merged: Option<bool>,
+    ) -> Self {
         // Of equal priorities the older one is first, as the kernel lists them.
         rules.sort_by_key(|rule| rule.priority);
         let mut by_table: BTreeMap<(Family, u32), Vec<TableRoute>> = BTreeMap::new();
         let (mut sources, mut groups) = (Vec::new(), Vec::new());
         for mut route in routes {
-            if route.action == RouteAction::Group {
-                groups.push((route.network.family(), Ranges::network(route.network)));
-                continue;
+            let family = route.network.family();
+            match &mut route.action {
+                RouteAction::Group => {
+                    groups.push((family, Ranges::network(route.network)));
+                    continue;
+                }
+                // Each of its paths is dead, and the next route is looked for.
+                RouteAction::Out(exits) if exits.is_empty() => continue,
+                RouteAction::Local(source) => {
+                    sources.push((source.take(), route.network));
+                }
+                _ => {}
             }
-            if let RouteAction::Local(source) = &mut route.action
-                && let Some(source) = source.take()
-                && Cidr::host(source) != route.network
-            {
-                sources.push((source, Ranges::network(route.network)));
-            }
-            by_table.entry((route.network.family(), route.table)).or_default().push(route);
+            by_table.entry((family, route.table)).or_default().push(route);
         }
         let mut longer = BTreeMap::new();
         for rule in &rules {
@@ -160,11 +192,26 @@ impl RoutingTables {
                 let routes = by_table.get(&(rule.family, table)).into_iter().flatten();
                 let routes = routes.filter(|route| route.network.length() > length);
                 let routes = disjoint(routes.cloned().collect());
-                longer.insert((rule.family, table, length), routes);
+                longer.insert((rule.family, table, length), Table::new(routes));
             }
         }
-        let tables = by_table.into_iter().map(|(key, routes)| (key, disjoint(routes))).collect();
-        Self { rules, tables, longer, sources, groups }
+        let own = [LOCAL_TABLE, MAIN_TABLE].map(|table| by_table.get(&(Family::V4, table)));
+        let joined = match (merged, own) {
+            (None | Some(true), [Some(local), Some(main)]) if !is_custom(&rules, Family::V4) => {
+                joined(local, main)
+            }
+            _ => None,
+        };
+        let tables = by_table.into_iter();
+        let mut tables: BTreeMap<_, _> =
+            tables.map(|(key, routes)| (key, Table::new(disjoint(routes)))).collect();
+        if let (Some(joined), Some(local)) = (joined, tables.get_mut(&(Family::V4, LOCAL_TABLE))) {
+            *local = match merged {
+                Some(_) => Table::new(joined),
+                None => Table::new(contested(&local.routes, &joined)),
+            };
+        }
+        Self { rules, tables, longer, none: Table::default(), sources: named(sources), groups }
     }
 
     /// Addresses of a family that are of more than one host, as routes say.
@@ -189,12 +236,30 @@ impl RoutingTables {
 
     /// The destinations of a table, each with what becomes of them.
     pub(super) fn table(&self, family: Family, table: u32) -> &[(RouteAction, Ranges)] {
-        self.tables.get(&(family, table)).map_or(&[], Vec::as_slice)
+        &self.tables.get(&(family, table)).unwrap_or(&self.none).routes
     }
 
-    /// The same of routes whose prefix is longer than this.
-    pub(super) fn longer(&self, family: Family, table: u32, than: u8) -> &[(RouteAction, Ranges)] {
-        self.longer.get(&(family, table, than)).map_or(&[], Vec::as_slice)
+    /// The same of what a rule looks in; nothing where it looks in none.
+    pub(super) fn looked_in(
+        &self,
+        family: Family,
+        action: &RuleAction,
+    ) -> &[(RouteAction, Ranges)] {
+        self.of_rule(family, action).map_or(&[], |table| &table.routes)
+    }
+
+    /// The destinations for which a rule can mean anything, if it looks in a table.
+    pub(super) fn covered(&self, family: Family, action: &RuleAction) -> Option<&Ranges> {
+        self.of_rule(family, action).map(|table| &table.covered)
+    }
+
+    fn of_rule(&self, family: Family, action: &RuleAction) -> Option<&Table> {
+        let table = match *action {
+            RuleAction::Table(table) => self.tables.get(&(family, table)),
+            RuleAction::Longer(table, than) => self.longer.get(&(family, table, than)),
+            RuleAction::Deliver | RuleAction::Refuse(_) | RuleAction::Unmodelled(_) => return None,
+        };
+        Some(table.unwrap_or(&self.none))
     }
 
     /// The addresses that are delivered here by the kernel's own table.
@@ -222,11 +287,7 @@ impl RoutingTables {
     /// Whether there are other rules than the kernel's own, or other routes in its own table than
     /// those of addresses: then it looks closer at where packets come from.
     pub(super) fn is_custom(&self, family: Family) -> bool {
-        let tables = [LOCAL_TABLE, MAIN_TABLE, DEFAULT_TABLE];
-        self.rules(family).any(|rule| {
-            rule.selector != Selector::default()
-                || !matches!(rule.action, RuleAction::Table(table) if tables.contains(&table))
-        })
+        is_custom(&self.rules, family)
     }
 
     /// These with the rules of another one that deliver by a mark.
@@ -249,7 +310,9 @@ impl RoutingTables {
         let rest = unicast(family).without(&known.collect());
         let mut all = self.clone();
         let exits = vec![Exit::by(interface)];
-        all.tables.entry((family, MAIN_TABLE)).or_default().push((RouteAction::Out(exits), rest));
+        let main = all.tables.entry((family, MAIN_TABLE)).or_default();
+        main.covered = main.covered.or(&rest);
+        main.routes.push((RouteAction::Out(exits), rest));
         all
     }
 
@@ -266,7 +329,8 @@ impl RoutingTables {
 
     /// The most paths that one route spreads connections over.
     pub(super) fn most_paths(&self) -> usize {
-        let actions = self.tables.values().flatten().map(|(action, _)| action);
+        let actions =
+            self.tables.values().flat_map(|table| &table.routes).map(|(action, _)| action);
         let paths = actions.map(|action| match action {
             RouteAction::Out(exits) => exits.len(),
             _ => 1,
@@ -275,54 +339,109 @@ impl RoutingTables {
     }
 }
 
-/// Routes with the destinations that are left for each: the longest prefix wins, then the lowest
-/// metric, then the first.
-fn disjoint(mut routes: Vec<TableRoute>) -> Vec<(RouteAction, Ranges)> {
-    routes.sort_by_key(|route| (std::cmp::Reverse(route.network.length()), route.metric));
-    let mut found: Vec<(RouteAction, Ranges)> = Vec::new();
-    let mut taken = Ranges::default();
-    for route in routes {
-        let all = Ranges::network(route.network);
-        let rest = all.without(&taken);
-        if rest.is_empty() {
-            continue;
+/// Whether there are other rules than the kernel's own.
+fn is_custom(rules: &[RoutingRule], family: Family) -> bool {
+    let tables = [LOCAL_TABLE, MAIN_TABLE, DEFAULT_TABLE];
+    rules.iter().filter(|rule| rule.family == family).any(|rule| {
+        rule.selector != Selector::default()
+            || !matches!(rule.action, RuleAction::Table(table) if tables.contains(&table))
+    })
+}
+
+/// Two tables as one, if that is another one than the first in front of the second.
+fn joined(local: &[TableRoute], main: &[TableRoute]) -> Option<Vec<(RouteAction, Ranges)>> {
+    let around = |wide: &TableRoute| {
+        let wide = wide.network;
+        let within = |route: &TableRoute| {
+            route.network.length() > wide.length() && wide.contains(route.network.address())
+        };
+        wide.length() < wide.family().bits() && main.iter().any(within)
+    };
+    local.iter().any(around).then(|| disjoint([local, main].concat()))
+}
+
+/// The routes of this host's own table, where it can't be told whether it is one with the main one.
+fn contested(
+    own: &[(RouteAction, Ranges)],
+    joined: &[(RouteAction, Ranges)],
+) -> Vec<(RouteAction, Ranges)> {
+    let here = |routes: &[(RouteAction, Ranges)]| -> Ranges {
+        let here = routes.iter().filter(|(action, _)| matches!(action, RouteAction::Local(_)));
+        here.flat_map(|(_, ranges)| ranges.iter()).collect()
+    };
+    let unclear = here(own).without(&here(joined));
+    let left = own.iter().map(|(action, ranges)| (action.clone(), ranges.without(&unclear)));
+    let mut routes: Vec<_> = left.filter(|(_, ranges)| !ranges.is_empty()).collect();
+    if !unclear.is_empty() {
+        routes.push((RouteAction::Unmodelled(MERGED.to_owned()), unclear));
+    }
+    routes
+}
+
+/// The sources that routes to this host name, each with the destinations for which it is another address
+/// and no longer route names its own.
+fn named(mut routes: Vec<(Option<IpAddr>, Cidr)>) -> Vec<(IpAddr, Ranges)> {
+    routes.sort_by_key(|(_, network)| Reverse(network.length()));
+    let mut taken: BTreeMap<Family, Vec<(u128, u128)>> = BTreeMap::new();
+    let mut found = Vec::new();
+    for (source, network) in routes {
+        let all = Ranges::network(network);
+        let taken = taken.entry(network.family()).or_default();
+        if let Some(source) = source.filter(|source| Cidr::host(*source) != network) {
+            found.push((source, all.without(&taken.iter().copied().collect())));
         }
-        taken = taken.or(&all);
-        match found.iter_mut().find(|(action, _)| *action == route.action) {
-            Some((_, ranges)) => *ranges = ranges.or(&rest),
-            None => found.push((route.action, rest)),
-        }
+        taken.extend(all.iter());
     }
     found
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_longest_prefix_wins_then_the_metric() {
-        let route = |network: &str, metric, action| TableRoute {
-            table: MAIN_TABLE,
-            network: network.parse().unwrap(),
-            metric,
-            action,
-        };
-        let by = |name: &str| RouteAction::Out(vec![Exit::by(name)]);
-        let routes = vec![
-            route("0.0.0.0/0", 200, by("b")),
-            route("0.0.0.0/0", 100, by("a")),
-            route("10.0.0.0/8", 0, RouteAction::Throw),
-            route("10.1.0.0/16", 5, by("c")),
-        ];
-        let tables = RoutingTables::new(Vec::new(), routes);
-        let of = |ip: &str| {
-            let number = super::super::ranges::number(ip.parse().unwrap());
-            let mut table = tables.table(Family::V4, MAIN_TABLE).iter();
-            table.find(|(_, ranges)| ranges.contains(number)).map(|(action, _)| action.clone())
-        };
-        assert_eq!(of("9.9.9.9"), Some(by("a")));
-        assert_eq!(of("10.2.0.1"), Some(RouteAction::Throw));
-        assert_eq!(of("10.1.0.1"), Some(by("c")));
+/// Routes with the destinations that are left for each: the longest prefix wins, then the table of this
+/// host, then the lowest metric, then the first.
+fn disjoint(mut routes: Vec<TableRoute>) -> Vec<(RouteAction, Ranges)> {
+    routes
+        .sort_by_key(|route| (Reverse(route.network.length()), Reverse(route.table), route.metric));
+    let (mut places, mut seen) = (HashMap::new(), HashSet::new());
+    let mut found: Vec<(RouteAction, Vec<(u128, u128)>)> = Vec::new();
+    // Networks lie in each other or apart, so a walk over their ends is enough.
+    let mut networks = Vec::with_capacity(routes.len());
+    for route in routes {
+        let all = Ranges::network(route.network);
+        for (first, last) in all.iter().filter(|ends| seen.insert(*ends)) {
+            let place = *places.entry(route.action.clone()).or_insert_with(|| {
+                found.push((route.action.clone(), Vec::new()));
+                found.len() - 1
+            });
+            networks.push((first, Reverse(last), place));
+        }
     }
+    networks.sort_unstable();
+    let mut give = |place: usize, first: u128, last: u128| {
+        if first <= last {
+            found[place].1.push((first, last));
+        }
+    };
+    let mut around: Vec<(u128, usize)> = Vec::new();
+    // What is before it has been given away.
+    let mut from = 0;
+    for (first, Reverse(last), place) in networks {
+        while let Some((end, of)) = around.pop_if(|(end, _)| *end < first) {
+            give(of, from, end);
+            from = from.max(end + 1);
+        }
+        if let (Some((_, of)), Some(before)) = (around.last(), first.checked_sub(1)) {
+            give(*of, from, before);
+        }
+        from = first;
+        around.push((last, place));
+    }
+    while let Some((end, of)) = around.pop() {
+        give(of, from, end);
+        let Some(next) = end.checked_add(1) else { break };
+        from = from.max(next);
+    }
+    let found = found.into_iter().map(|(action, ranges)| (action, ranges.into_iter().collect()));
+    found.filter(|(_, ranges): &(_, Ranges)| !ranges.is_empty()).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,6 +108,8 @@ pub(super) struct Walk<'a, W> {
     pub(super) came_by: Option<&'a str>,
     /// What a rule has refused.
     pub(super) refusal: Option<Rejection<'a>>,
+    /// The mark that who has accepted the connection answers with.
+    pub(super) accepted: Mark,
     /// Which packet of the connection it is.
     pub(super) turn: Turn,
     /// The sockets that the connection has here.
@@ -146,6 +148,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             sent: None,
             came_by: None,
             refusal: None,
+            accepted: Mark::made(0),
             turn: Turn::First,
             own: Vec::new(),
             did: Vec::new(),
@@ -354,6 +357,10 @@ impl<'a, W: Witness> Walk<'a, W> {
         let name = packet.input.unwrap_or(LOOPBACK);
         if !settings.up {
             let why = format!("{name} is down: nothing comes in by it");
+            return Err(Halt::Dropped { rule: None, why });
+        }
+        if !settings.carrier {
+            let why = format!("{name} has no carrier: nothing comes in by it");
             return Err(Halt::Dropped { rule: None, why });
         }
         if family == Family::V6 && settings.disable_ipv6 {

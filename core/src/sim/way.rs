@@ -1,6 +1,7 @@
 //! Where a packet is routed to, and which address what a socket sends comes from.
 
-use super::namespace::{Exit, Interface, LOOPBACK, Namespace, OwnAddress};
+use super::interface::{Interface, OwnAddress, SCOPE_LINK};
+use super::namespace::{Exit, LOOPBACK, Namespace};
 use super::packet::{Owner, Packet, Value};
 use super::ranges::{Ranges, address, number};
 use super::routing::{RouteAction, RuleAction, Selector};
@@ -38,8 +39,9 @@ impl Route<'_> {
 pub(super) const NO_ROUTE: &str = "there is no route to where it goes";
 /// What decides where a route has several paths.
 pub(super) const MULTIPATH: &str = "which path of a multipath route is taken";
-/// The scopes of addresses: `RT_SCOPE_LINK` (`linux/rtnetlink.h`).
-const SCOPE_LINK: u8 = 253;
+/// What can't be told where IPv4 finds no address: the kernel sends from `0.0.0.0` then.
+const NO_SOURCE: &str =
+    "what becomes of a connection from 0.0.0.0: no address here can be its source";
 
 /// Whether a rule is for a packet.
 enum Applies<'a> {
@@ -52,7 +54,19 @@ impl<'a, W: Witness> Walk<'a, W> {
     /// Ask the rules of policy routing, one after the other.
     pub(super) fn route(&mut self, packet: &Packet<'_>) -> Route<'a> {
         let namespace = self.namespace;
+        let to = packet.ends.destination;
         for rule in namespace.routing().rules(packet.family) {
+            if rule.selector != Selector::ALL {
+                if self.witness.has_heard() {
+                    return Route::Unclear("");
+                }
+                self.asked += 1;
+                // Whoever it is for: where its table says nothing, the next one is asked.
+                let covered = namespace.routing().covered(packet.family, &rule.action);
+                if covered.is_some_and(|covered| !self.is_in(to, covered)) {
+                    continue;
+                }
+            }
             match self.applies(&rule.selector, packet) {
                 Applies::No => continue,
                 Applies::Unknown(what) => return Route::Unclear(what),
@@ -63,7 +77,6 @@ impl<'a, W: Witness> Walk<'a, W> {
                 RuleAction::Refuse(why) => return Route::Nowhere(why),
                 RuleAction::Unmodelled(what) => return Route::Unclear(what),
                 RuleAction::Table(_) | RuleAction::Longer(..) => {
-                    let to = packet.ends.destination;
                     if let Some(route) = self.in_table(&rule.action, to, packet.family) {
                         return route;
                     }
@@ -86,29 +99,30 @@ impl<'a, W: Witness> Walk<'a, W> {
         if *selector == Selector::ALL {
             return Applies::Yes;
         }
-        let is_for = |networks: Option<Cidr>| networks.map(Ranges::network);
+        // What one condition has settled, no other one is asked for: each of them would cut classes.
         let mut all = !selector.never;
-        if let Some(from) = is_for(selector.from) {
-            all &= self.is_in(packet.ends.source, &from);
-        }
-        if let Some(to) = is_for(selector.to) {
-            all &= self.is_in(packet.ends.destination, &to);
+        for (network, value) in
+            [(selector.from, packet.ends.source), (selector.to, packet.ends.destination)]
+        {
+            if let Some(network) = network {
+                all = all && self.is_in_network(value, network);
+            }
         }
         if let Some(mark) = selector.mark {
-            all &= self.mark_is(packet.mark, mark);
+            all = all && self.mark_is(packet.mark, mark);
         }
-        if let Some(protocol) = selector.protocol {
+        if let Some(protocol) = selector.protocol.filter(|_| all) {
             if packet.protocol == self.question.protocol {
                 self.witness.asked(Field::Protocol, &Ranges::one(protocol.0.into()));
             }
-            all &= packet.protocol == protocol;
+            all = packet.protocol == protocol;
         }
         let sides =
             [(selector.source_ports, packet.ends.source_port), (selector.ports, packet.ends.port)];
         for (ports, port) in sides {
             if let Some((first, last)) = ports {
                 let ports = Ranges::range(first.into(), last.into());
-                all &= packet.protocol.has_ports() && self.is_in(port, &ports);
+                all = all && packet.protocol.has_ports() && self.is_in(port, &ports);
             }
         }
         if let Some(input) = &selector.input {
@@ -117,12 +131,12 @@ impl<'a, W: Witness> Walk<'a, W> {
         if let Some((first, last)) = selector.uids {
             let uids = Ranges::range(first.into(), last.into());
             // Without a socket it is the namespace's root (`sock_net_uid`).
-            all &= match packet.owner {
-                Owner::Known { uid, .. } => self.is_in(uid, &uids),
-                Owner::Nobody => first == 0,
-                Owner::Unknown if all => return Applies::Unknown("whose socket it is"),
-                Owner::Unknown => false,
-            };
+            all = all
+                && match packet.owner {
+                    Owner::Known { uid, .. } => self.is_in(uid, &uids),
+                    Owner::Nobody => first == 0,
+                    Owner::Unknown => return Applies::Unknown("whose socket it is"),
+                };
         }
         match &selector.unmodelled {
             // Such a rule asks for a type of service, which nothing has before a rule sets it.
@@ -135,15 +149,17 @@ impl<'a, W: Witness> Walk<'a, W> {
         }
     }
 
+    fn is_in_network(&mut self, value: Value, network: Cidr) -> bool {
+        match value.origin {
+            Some(_) => self.is_in(value, &Ranges::network(network)),
+            None => network.contains(address(network.family(), value.number)),
+        }
+    }
+
     /// What a table says of a destination; none where the next rule is asked.
     fn in_table(&mut self, of: &RuleAction, to: Value, family: Family) -> Option<Route<'a>> {
         let namespace: &'a Namespace = self.namespace;
-        let table = match *of {
-            RuleAction::Table(table) => namespace.routing().table(family, table),
-            RuleAction::Longer(table, than) => namespace.routing().longer(family, table, than),
-            _ => &[],
-        };
-        for (action, destinations) in table {
+        for (action, destinations) in namespace.routing().looked_in(family, of) {
             if !self.is_in(to, destinations) {
                 continue;
             }
@@ -270,7 +286,11 @@ impl<'a, W: Witness> Walk<'a, W> {
         if let Some(source) = exit.source {
             return Ok(Value::made(number(source)));
         }
-        self.source_at(exit, to, family).ok_or_else(unknown)
+        match (self.source_at(exit, to, family), family) {
+            (Some(source), _) => Ok(source),
+            (None, Family::V4) => Err(Halt::Unknown { rule: None, what: NO_SOURCE.to_owned() }),
+            (None, Family::V6) => Err(unknown()),
+        }
     }
 
     /// The address of an exit that the kernel takes for what goes there.
@@ -284,29 +304,31 @@ impl<'a, W: Witness> Walk<'a, W> {
     /// `inet_select_addr()` in `net/ipv4/devinet.c`: the first address of the interface's that the
     /// next hop is beside, else its first, else that of another interface.
     fn source_v4(&self, exit: &Exit) -> Option<Value> {
-        let scope = if exit.gateway.is_some() { 0 } else { SCOPE_LINK };
         let all = self.namespace.all_interfaces();
-        let of = |interface: &'a Interface, scope: u8| {
+        let of = |interface: &'a Interface| {
             let own = interface.addresses.iter();
-            own.filter(move |own| own.family() == Family::V4 && own.scope <= scope)
+            own.filter(|own| own.family() == Family::V4 && !own.secondary)
         };
+        // Where addresses of this host may leave, they are as good as those of the link.
+        let localnet = self.namespace.settings(&exit.interface).route_localnet;
+        let widest = if localnet { SCOPE_LINK } else { u8::MAX };
+        let fits = |own: &&OwnAddress| own.scope.min(widest) <= exit.scope;
         let interface = all.iter().find(|i| i.name == exit.interface);
-        let primary = |own: &&OwnAddress| !own.secondary;
-        let mut own = interface.into_iter().flat_map(|i| of(i, scope)).filter(primary);
-        let beside = |own: &&OwnAddress| exit.gateway.is_none_or(|hop| own.cidr.contains(hop));
-        let wide = scope.min(SCOPE_LINK - 1);
-        let others = || all.iter().flat_map(|i| of(i, wide)).find(primary);
+        let mut own = interface.into_iter().flat_map(of).filter(fits);
+        let beside = |own: &&OwnAddress| exit.gateway.is_none_or(|hop| own.is_beside(hop));
+        let wide = |own: &&OwnAddress| own.scope != SCOPE_LINK && own.scope <= exit.scope;
+        let others = || all.iter().flat_map(of).find(wide);
         let first = own.clone().next();
         let chosen = own.find(beside).or(first).or_else(others);
         chosen.map(|own| Value::made(number(own.address())))
     }
 
     /// `ipv6_dev_get_saddr()` in `net/ipv6/addrconf.c` (RFC 6724 section 5), of all addresses that
-    /// are there; without the rules for mobile, temporary and optimistic ones.
+    /// are there; without the rules for mobile and optimistic ones.
     fn source_v6(&mut self, to: Value, exit: &str) -> Option<Value> {
         let namespace: &'a Namespace = self.namespace;
         let mut best: Option<(Rank, u128)> = None;
-        let of_link = self.is_in(to, &narrow());
+        let of_link = self.is_in(to, &narrow()) || namespace.settings(exit).use_oif_addrs_only;
         for interface in namespace.all_interfaces() {
             if of_link && interface.name != exit {
                 continue;
@@ -329,12 +351,15 @@ impl<'a, W: Witness> Walk<'a, W> {
         let scope = if narrow().contains(number) || number == 1 { 2 } else { 14 };
         // Smaller than the destination's is worst, and the less above it the better.
         let fits = if scope >= wide { 100 - scope } else { scope - 100 };
-        let label = label(number);
-        let same_label = LABELS.iter().rev().find(|(network, length, _)| {
-            let network = Cidr::new(address(Family::V6, *network), *length).map(Ranges::network);
-            network.is_some_and(|network| self.is_in(to, &network))
+        let namespace: &'a Namespace = self.namespace;
+        let of_own = namespace.labels.iter().find(|label| {
+            label.is_of(interface) && label.network.contains(address(Family::V6, number))
         });
-        let same_label = same_label.is_some_and(|(.., of)| *of == label);
+        let mut of_exit = namespace.labels.iter().filter(|label| label.is_of(exit));
+        let of_destination = of_exit.find(|label| self.is_in_network(to, label.network));
+        let same_label = of_own.map(|l| l.label) == of_destination.map(|l| l.label);
+        let temporary = namespace.settings(interface).prefer_temporary;
+        let orchid = Ranges::range(ORCHID << 100, ((ORCHID + 1) << 100) - 1);
         let common = (number ^ to.number).leading_zeros().min(128);
         // What the destination shares with it, said so that others that share as much are like it.
         for length in [common, common + 1] {
@@ -349,6 +374,8 @@ impl<'a, W: Witness> Walk<'a, W> {
             preferred: !own.deprecated || is_always_preferred(number),
             outgoing: exit == interface && !own.elsewhere,
             same_label,
+            private: own.temporary == temporary,
+            orchid: orchid.contains(number) == self.is_in(to, &orchid),
             common: common.min(own.cidr.length().into()),
         }
     }
@@ -362,6 +389,8 @@ struct Rank {
     preferred: bool,
     outgoing: bool,
     same_label: bool,
+    private: bool,
+    orchid: bool,
     common: u32,
 }
 
@@ -376,24 +405,8 @@ fn narrow() -> Ranges {
     Ranges::range(0xfe80 << 112, (0xfec0 << 112) - 1)
 }
 
-/// The labels of networks, the widest first (`ip6addrlbl_init_table` in `net/ipv6/addrlabel.c`).
-const LABELS: [(u128, u8, u32); 10] = [
-    (0, 0, 1),
-    (0xfc << 120, 7, 5),
-    (0xfec0 << 112, 10, 11),
-    (0x2002 << 112, 16, 2),
-    (0x3ffe << 112, 16, 12),
-    (0x2001_0010 << 96, 28, 7),
-    (0x2001_0000 << 96, 32, 6),
-    (0, 96, 3),
-    (0xffff << 32, 96, 4),
-    (1, 128, 0),
-];
+/// The first 28 bits of keys in the form of addresses (RFC 4843).
+const ORCHID: u128 = 0x200_1001;
 
-fn label(number: u128) -> u32 {
-    let of = LABELS.iter().rev().find(|(network, length, _)| {
-        let free = 128 - u32::from(*length);
-        number.checked_shr(free).unwrap_or(0) == network.checked_shr(free).unwrap_or(0)
-    });
-    of.map_or(1, |(.., label)| *label)
-}
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! Rules of policy routing and the routes of every table, in both families.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::stream::TryStreamExt as _;
@@ -156,6 +157,27 @@ fn localhost_by(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option
     })
 }
 
+/// Whether the kernel has this host's own table of IPv4 and the main one in one, as its list of tries
+/// tells, which has them twice then; none where it can't be read.
+pub(super) fn merged() -> Option<bool> {
+    // Of this thread, whose namespace can be another one than the process's.
+    let list = fs::read_to_string("/proc/thread-self/net/fib_trie").ok()?;
+    is_merged(&list)
+}
+
+fn is_merged(list: &str) -> Option<bool> {
+    let of = |name: &str| {
+        let mut lines = list.lines().skip_while(|line| *line != name);
+        lines.next()?;
+        // What is indented belongs to it.
+        Some(lines.take_while(|line| line.starts_with(' ')).collect::<Vec<_>>())
+    };
+    match [of("Main:"), of("Local:")] {
+        [None, None] => None,
+        [main, local] => Some(main == local),
+    }
+}
+
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
@@ -234,7 +256,8 @@ fn exits(
             RouteAttribute::Gateway(gateway) => ip(gateway),
             _ => None,
         });
-        Some(Exit { interface: names.get(&index)?.clone(), gateway, source })
+        let scope = message.header.scope.into();
+        Some(Exit { interface: names.get(&index)?.clone(), gateway, source, scope })
     };
     let hops = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::MultiPath(hops) => Some(hops),
@@ -281,5 +304,17 @@ mod tests {
             let what = unmodelled(&[(kind, value)]).unwrap_or_default();
             assert!(what.contains(named), "{kind}: {what}");
         }
+    }
+
+    #[test]
+    fn one_trie_is_listed_twice() {
+        let trie = |network: &str| format!("  +-- {network} 2 0 2\n     |-- {network}\n");
+        let (main, local) = (trie("10.0.0.0/8"), trie("127.0.0.0/8"));
+        let both = format!("{main}{local}");
+        assert_eq!(is_merged(&format!("Main:\n{both}Local:\n{both}")), Some(true));
+        assert_eq!(is_merged(&format!("Local:\n{local}Id 7:\n{main}Main:\n{main}")), Some(false));
+        // Empty tables are not listed.
+        assert_eq!(is_merged(&format!("Local:\n{local}")), Some(false));
+        assert_eq!(is_merged(""), None);
     }
 }

@@ -5,7 +5,7 @@ use super::step::Step;
 use crate::fates::Dice;
 
 /// Lines of `ip` that a pod can have, each alone.
-const IP: [&str; 38] = [
+const IP: [&str; 42] = [
     "rule add from 10.70.0.2 lookup 100",
     "rule add from 127.0.0.1 lookup 100",
     "rule add uidrange 1000-1000 lookup 100",
@@ -43,11 +43,15 @@ const IP: [&str; 38] = [
     "addr add 10.77.0.2/32 dev lo",
     "addr add fd77::2/64 dev eth1 nodad",
     "addr add 10.71.0.7/16 dev lo",
+    "addr add 10.70.0.7/16 dev lo",
+    "addr add 10.77.0.2 peer 10.70.0.1/32 dev eth0",
+    "addr add 10.77.0.2/24 dev eth0 scope link",
+    "addrlabel add prefix fd72::/16 label 77",
     "link set eth1 down",
 ];
 
 /// Settings that a pod can have.
-const SETTINGS: [&str; 17] = [
+const SETTINGS: [&str; 20] = [
     "net.ipv4.conf.all.rp_filter=1",
     "net.ipv4.conf.eth0.rp_filter=2",
     "net.ipv4.conf.eth1.rp_filter=1",
@@ -65,6 +69,9 @@ const SETTINGS: [&str; 17] = [
     "net.ipv6.conf.eth0.forwarding=1",
     "net.ipv6.conf.eth1.disable_ipv6=1",
     "net.ipv6.conf.lo.disable_ipv6=1",
+    "net.ipv4.tcp_fwmark_accept=1",
+    "net.ipv4.fwmark_reflect=1",
+    "net.ipv6.fwmark_reflect=1",
 ];
 
 /// What is around a pod's rules: little of it in most.

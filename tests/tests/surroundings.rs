@@ -1,0 +1,106 @@
+//! What is around a pod's rules and can't be told of, or costs too much: `millrace explain` of a live
+//! namespace names it in place of a guess, and comes to an end.
+
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use millrace_tests::binary;
+use millrace_tests::netns::Namespace;
+
+/// What `millrace` prints, and its exit status.
+fn said(words: &[&str]) -> Result<(Option<i32>, String)> {
+    let output = Command::new(binary::millrace()?).args(words).output()?;
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    Ok((output.status.code(), text))
+}
+
+fn pod() -> Result<Namespace> {
+    let namespace = Namespace::new()?;
+    namespace.ip("link set lo up\nlink add eth0 type veth peer name eth1\nlink set eth0 up\n\
+         link set eth1 up\naddr add 10.4.0.2/24 dev eth0\nroute add default via 10.4.0.1\n")?;
+    Ok(namespace)
+}
+
+fn asked(pod: &Namespace, words: &[&str]) -> Result<(Option<i32>, String)> {
+    let path = pod.path();
+    let path = path.to_string_lossy();
+    said(&[&["explain", "--netns", &*path][..], words].concat())
+}
+
+/// Verify that where no address can be a connection's source it isn't told that it is lost: the kernel sends
+/// it from `0.0.0.0`.
+#[test]
+fn what_has_no_source_is_not_said_to_be_lost() -> Result<()> {
+    let pod = pod()?;
+    pod.ip("addr flush dev eth0\nroute add 10.4.0.1 dev eth0 scope link\nroute add default via 10.4.0.1\n")?;
+    let (code, text) = asked(&pod, &["--to", "10.9.9.9:80/tcp"])?;
+    ensure!(code == Some(1) && text.contains("a connection from 0.0.0.0"), "{text}");
+    Ok(())
+}
+
+/// Verify that what a route sends by `lo` isn't said to leave: it comes in again, and the kernel tells the
+/// sender that there is no network.
+#[test]
+fn what_leaves_by_lo_is_not_said_to_arrive() -> Result<()> {
+    let pod = pod()?;
+    pod.ip("addr add fd99::1/32 dev lo\n")?;
+    let real = pod.enter(|| TcpStream::connect("[fd99::5]:8080").map(drop))?;
+    ensure!(real.is_err_and(|error| error.kind() == ErrorKind::NetworkUnreachable));
+    let (code, text) = asked(&pod, &["--to", "[fd99::5]:8080/tcp"])?;
+    ensure!(code == Some(1) && text.contains("a route sends by lo"), "{text}");
+    Ok(())
+}
+
+/// Verify that who accepts a connection with its mark is said not to be heard where that mark leads back
+/// here.
+#[test]
+fn accepted_marks_are_followed() -> Result<()> {
+    let pod = pod()?;
+    pod.ip("rule add fwmark 7 lookup 99\nroute add local default dev lo table 99\n")?;
+    let rules = "table ip t { chain c { type filter hook prerouting priority -150; \
+                 tcp dport 80 meta mark set 7 tproxy to :15006 accept\n }\n}\n";
+    pod.feed("nft", &["-f", "-"], rules)?;
+    for (value, arrives) in [(0, true), (1, false)] {
+        pod.run("sysctl", &["-qw", &format!("net.ipv4.tcp_fwmark_accept={value}")])?;
+        let inward = ["--in", "--src", "10.9.9.9", "--iface", "eth0", "--to", "10.4.0.2:80/tcp"];
+        let (_, text) = asked(&pod, &inward)?;
+        ensure!(text.contains("port 15006"), "{text}");
+        ensure!(text.contains("the answer arrives") == arrives, "{value}: {text}");
+    }
+    Ok(())
+}
+
+/// Verify that rules of policy routing, however many, don't keep who looks waiting.
+#[test]
+fn many_rules_of_policy_routing_are_no_wait() -> Result<()> {
+    let from = |at: u32| {
+        let (high, low) = (at / 250, at % 250 + 1);
+        format!("rule add from 11.0.{high}.{low} fwmark {} lookup {}\n", at + 1, 300 + at)
+    };
+    let bit = |at: u32| format!("rule add fwmark {0:#x}/{0:#x} lookup 300\n", 1_u32 << at);
+    let table = "route add default via 10.4.0.1 table 300\n";
+    let all = |count: u32, line: &dyn Fn(u32) -> String| (0..count).map(line).collect::<String>();
+    let routes = |count: u32| {
+        let line = |at: u32| format!("route add default via 10.4.0.1 table {}\n", 300 + at);
+        (0..count).map(line).collect::<String>()
+    };
+    for lines in [
+        all(50, &from),
+        all(50, &from) + &routes(50),
+        all(31, &bit),
+        all(31, &bit) + table,
+        all(1000, &from) + &routes(1000),
+    ] {
+        let pod = pod()?;
+        pod.ip(&lines)?;
+        let began = Instant::now();
+        let (code, text) = asked(&pod, &["--all"])?;
+        ensure!(code == Some(0) || text.contains("can't be told"), "{code:?}: {text}");
+        let took = began.elapsed();
+        ensure!(took < Duration::from_secs(60), "{took:?}: {}", lines.lines().count());
+    }
+    Ok(())
+}
