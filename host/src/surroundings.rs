@@ -61,9 +61,10 @@ pub fn namespace() -> Result<Namespace, SurroundingsError> {
         Ok::<_, SurroundingsError>(namespace)
     })?;
     namespace.forwarding_v6 = number("ipv6", "all", "forwarding") != 0;
-    let is_on = |setting| value(&format!("/proc/sys/net/{setting}")) != 0;
-    namespace.accepts_marks = is_on("ipv4/tcp_fwmark_accept");
-    namespace.reflects_marks = ["ipv4/fwmark_reflect", "ipv6/fwmark_reflect"].map(is_on);
+    let marks = ["ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"];
+    let [accepts, v4, v6] = marks.map(|name| value(&format!("/proc/sys/net/{name}")) != 0);
+    namespace.accepts_marks = accepts;
+    namespace.reflects_marks = [v4, v6];
     Ok(namespace)
 }
 

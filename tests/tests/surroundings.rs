@@ -100,7 +100,7 @@ fn many_rules_of_policy_routing_are_no_wait() -> Result<()> {
         let (code, text) = asked(&pod, &["--all"])?;
         ensure!(code == Some(0) || text.contains("can't be told"), "{code:?}: {text}");
         let took = began.elapsed();
-        ensure!(took < Duration::from_secs(60), "{took:?}: {}", lines.lines().count());
+        ensure!(took < Duration::from_mins(5), "{took:?}: {}", lines.lines().count());
     }
     Ok(())
 }

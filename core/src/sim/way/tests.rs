@@ -45,9 +45,8 @@ fn namespace(interfaces: Vec<Interface>, exit: Exit) -> Namespace {
         TableRoute { table: LOCAL_TABLE, network, metric: 0, action }
     };
     let mut routes: Vec<TableRoute> = all.map(here).collect();
-    for network in ["0.0.0.0/0", "::/0"] {
-        routes.push(route(MAIN_TABLE, network, RouteAction::Out(vec![exit.clone()])));
-    }
+    let out = RouteAction::Out(vec![exit]);
+    routes.extend(["0.0.0.0/0", "::/0"].map(|network| route(MAIN_TABLE, network, out.clone())));
     Namespace::routed(interfaces, usual(), routes)
 }
 
