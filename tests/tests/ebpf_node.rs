@@ -305,7 +305,9 @@ fn programs_that_capture_pods_stay() -> Result<()> {
         said
     })?;
     ensure!(said == "nftables captures 1 pod\nunloaded\n", "{said}");
-    let same = ["status", "--bpffs", FOLDER, "--exclude-outbound-ports", "9999"];
+    // An entry has both families, whatever addresses the pod has.
+    let same = ["--bpffs", FOLDER, "--exclude-outbound-ports", "9999", "--ipv6", "on"];
+    let same = [&["status"][..], &same].concat();
     let said = millrace_in_pod(&topology, &same, 0)?;
     ensure!(said.contains("by nftables"), "{said}");
     millrace_in_pod(&topology, &["cleanup", "--bpffs", FOLDER], 0)?;
