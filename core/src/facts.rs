@@ -36,6 +36,13 @@ impl HostFacts {
         })
     }
 
+    /// Whether any interface has IPv6, `lo` with `::1` too: `::6` is there by capture alone.
+    pub fn has_v6(&self) -> bool {
+        let v6 =
+            |address: &IpAddr| matches!(address, IpAddr::V6(a) if a.octets() != PASSTHROUGH_V6);
+        self.addresses.iter().any(v6)
+    }
+
     /// What to say where somebody asks for IPv6 to be captured and no interface has it; none elsewhere.
     pub fn absent_v6(&self, wanted: &Sourced<bool>) -> Option<String> {
         let source = &wanted.source;
@@ -43,9 +50,7 @@ impl HostFacts {
             source,
             Source::Flag(_) | Source::Env(_) | Source::Annotation(_) | Source::File(_)
         );
-        let v6 =
-            |address: &IpAddr| matches!(address, IpAddr::V6(a) if a.octets() != PASSTHROUGH_V6);
-        (wanted.value && asked && !self.addresses.iter().any(v6)).then(|| {
+        (wanted.value && asked && !self.has_v6()).then(|| {
             format!(
                 "IPv6 is to be captured ({source}), and no interface has an IPv6 address: where it is \
                  switched off, set the sysctl net.ipv6.conf.all.disable_ipv6 to 0; until there is one, \

@@ -16,6 +16,7 @@ pub use order::{Earlier, Order};
 pub use read::{NoPolicy, read};
 pub use unsupported::{Unsupported, UnsupportedParts};
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use millrace_ebpf_common::{Pod, PodFlags};
@@ -23,18 +24,20 @@ use millrace_ebpf_common::{Pod, PodFlags};
 use crate::observed::Observed;
 use crate::policy::CapturePolicy;
 use crate::ruleset::{Home, Routing, Ruleset};
-use crate::source::Source;
+use crate::source::{Source, Sourced};
 use crate::value::Family;
 
 /// The policy as eBPF carries it out: where IPv6 was left out only because the pod has no address of it
 /// yet, it is captured from its first one on, as an entry has both families for the price of one. Whether
 /// any interface has IPv6 at all, `lo` with `::1` too, is `has_v6`: where it is off, its addresses and
 /// routes are refused by the kernel.
-pub fn extended(mut policy: CapturePolicy, has_v6: bool) -> CapturePolicy {
-    if has_v6 && !policy.ipv6.value && matches!(policy.ipv6.source, Source::Host(_)) {
-        policy.ipv6.value = true;
+pub fn extended(policy: &CapturePolicy, has_v6: bool) -> Cow<'_, CapturePolicy> {
+    let CapturePolicy { ipv6, .. } = policy;
+    if has_v6 && !ipv6.value && matches!(ipv6.source, Source::Host(_)) {
+        let ipv6 = Sourced::new(true, ipv6.source.clone());
+        return Cow::Owned(CapturePolicy { ipv6, ..policy.clone() });
     }
-    policy
+    Cow::Borrowed(policy)
 }
 
 /// What a pod needs beside its entry: an address, as with every backend, and no rules. And ways to

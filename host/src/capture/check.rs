@@ -3,12 +3,12 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use millrace_core::ebpf::{beside, extended, sources};
+use millrace_core::ebpf::{beside, sources};
 use millrace_core::plan::{Effect, Preference};
 use millrace_core::preflight::Backend;
 use millrace_core::status::{State, Status, judge, judge_beside, judge_native};
 
-use super::{By, CaptureError, Order, has_v6};
+use super::{By, CaptureError, Order, by_ebpf};
 use crate::ebpf::{Node, Target};
 use crate::engine::Session;
 use crate::observe::Depth;
@@ -83,7 +83,7 @@ fn entry(
     order: &Order<'_>,
 ) -> Result<Option<Difference>, CaptureError> {
     let drifted = |line: String| Ok(Some(Difference::Drifted(line)));
-    let policy = &extended(order.desired.policy.clone(), has_v6(session)?);
+    let policy = &*by_ebpf(session, &order.desired.policy)?;
     let target = Target::current()?;
     let entry = target.entry(policy, order.groups)?;
     let Some(found) = node.pod(target.cookie())? else {

@@ -8,6 +8,7 @@ mod leave;
 pub use check::{Difference, check};
 pub use leave::{Farewell, Left, leave};
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,8 @@ use millrace_core::desired::Desired;
 use millrace_core::ebpf::{beside, compile, extended};
 use millrace_core::ids::{Unmapped, mapped};
 use millrace_core::nft::expr::NoGroup;
-use millrace_core::plan::{NoBackend, Preference};
+use millrace_core::observed::InterfaceAddress;
+use millrace_core::plan::{NoBackend, PASSTHROUGH_V6, Preference};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::preflight::Backend;
 use millrace_core::source::{Source, Sourced};
@@ -208,9 +210,20 @@ pub fn fit(session: &mut Session, mut policy: CapturePolicy) -> Result<CapturePo
     Ok(policy)
 }
 
+/// The policy as eBPF carries it out in this namespace, of which no more is asked than that takes.
+fn by_ebpf<'p>(
+    session: &mut Session,
+    policy: &'p CapturePolicy,
+) -> Result<Cow<'p, CapturePolicy>, EngineError> {
+    let has_v6 = !policy.ipv6.value && has_v6(session)?;
+    Ok(extended(policy, has_v6))
+}
+
 /// Whether any interface has an address of IPv6.
 fn has_v6(session: &mut Session) -> Result<bool, EngineError> {
-    Ok(session.net().addresses()?.iter().any(|a| a.address.is_ipv6()))
+    // `::6` may be there by capture alone, where IPv6 is off.
+    let v6 = |a: &InterfaceAddress| a.address.is_ipv6() && a.address != PASSTHROUGH_V6;
+    Ok(session.net().addresses()?.iter().any(v6))
 }
 
 /// Capture the namespace so, whatever is there; twice is once.
@@ -286,7 +299,7 @@ fn perhaps(
 
 /// Enrol the pod, then take away rules of other backends: it is captured at every moment.
 fn enrol(session: &mut Session, order: &Order<'_>) -> Result<Applied, CaptureError> {
-    let policy = &extended(order.desired.policy.clone(), has_v6(session)?);
+    let policy = &*by_ebpf(session, &order.desired.policy)?;
     let target = Target::current()?;
     let entry = target.entry(policy, order.groups)?;
     let folder = order.pins.map_or(Path::new(DEFAULT_FOLDER), |pins| pins.folder);

@@ -1,6 +1,5 @@
 //! `apply`, `status` and `cleanup` where eBPF captures.
 
-use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Result, bail};
@@ -140,9 +139,9 @@ pub(super) fn status(
         }
         return Ok(Exit::NotCaptured);
     };
-    let has_v6 = facts.addresses.iter().any(IpAddr::is_ipv6);
     let given = if config.has_settings() {
-        Some(extended(config::load(config, facts, false)?.policy, has_v6))
+        let policy = config::load(config, facts, false)?.policy;
+        Some(extended(&policy, facts.has_v6()).into_owned())
     } else {
         None
     };

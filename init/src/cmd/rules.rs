@@ -216,7 +216,7 @@ fn of_config(config: &Config, addresses: &[IpAddr]) -> Result<Rules> {
     let loaded = config::load(config, &facts, false)?;
     loaded.warnings.iter().for_each(|w| warn(w));
     if config.by_ebpf() {
-        return of_ebpf(loaded.policy, &facts.groups, addresses);
+        return of_ebpf(&loaded.policy, &facts.groups, addresses);
     }
     Ok(of_loaded(&loaded, !config.is_open(), &facts.groups, addresses))
 }
@@ -233,9 +233,9 @@ fn of_loaded(loaded: &Loaded, native: bool, groups: &Groups, addresses: &[IpAddr
     Rules { program: Program::new(tables), namespace, live: false, ebpf: None }
 }
 
-fn of_ebpf(policy: CapturePolicy, groups: &Groups, addresses: &[IpAddr]) -> Result<Rules> {
+fn of_ebpf(policy: &CapturePolicy, groups: &Groups, addresses: &[IpAddr]) -> Result<Rules> {
     // That the pod has IPv6 is not known, and nothing says that it has none.
-    let held = Held::of_policy(extended(policy, true), groups)?;
+    let held = Held::of_policy(extended(policy, true).into_owned(), groups)?;
     let routing = beside(&held.policy).routing;
     let namespace = Namespace::pod(addresses, &routing).with_proxy(&held.policy);
     let program = Program::new(held.tables.clone());
@@ -265,7 +265,7 @@ fn of_described(
         ),
         Described::Inside(loaded) => of_loaded(&loaded, true, &facts.groups, addresses),
         Described::Plugin(loaded) if config.by_ebpf() => {
-            of_ebpf(loaded.policy, &facts.groups, addresses)?
+            of_ebpf(&loaded.policy, &facts.groups, addresses)?
         }
         Described::Plugin(loaded) => {
             of_loaded(&loaded, !config.is_open(), &facts.groups, addresses)

@@ -148,7 +148,7 @@ fn expected(verify: &Verify, session: &mut Session, facts: &HostFacts) -> Result
     match (held(verify)?, given(verify, facts)?) {
         (Some(held), None) => Ok(ExpectedCapture::of_ebpf(held.listening())),
         (Some(_), Some((policy, _))) => {
-            let policy = extended(policy, facts.addresses.iter().any(IpAddr::is_ipv6));
+            let policy = extended(&policy, facts.has_v6()).into_owned();
             Ok(ExpectedCapture::of_ebpf(Held::of_policy(policy, groups)?))
         }
         (None, Some((policy, ruleset))) => Ok(ExpectedCapture::of_rules(policy, &ruleset, groups)),

@@ -121,21 +121,23 @@ pub(super) fn of_json(exprs: &[Value]) -> Beside {
     Beside { noted: logs.collect::<Vec<_>>().join(" "), elsewhere }
 }
 
+/// Objects of a table that rules name.
+pub(super) const NAMED: [&str; 8] = [
+    "limit",
+    "quota",
+    "ct helper",
+    "ct timeout",
+    "ct expectation",
+    "secmark",
+    "synproxy",
+    "tunnel",
+];
+
 /// Whether a statement names an object of the table that says what is done (`libnftables-json(5)`): of two
 /// that are called alike it isn't known whether they are the same.
 fn is_by_name(expr: &Value) -> bool {
-    const KINDS: [&str; 8] = [
-        "limit",
-        "quota",
-        "ct helper",
-        "ct timeout",
-        "ct expectation",
-        "secmark",
-        "synproxy",
-        "tunnel",
-    ];
     let named = |content: &Value| !content.is_object() || content.get("map").is_some();
-    KINDS.iter().filter_map(|kind| expr.get(kind)).any(named)
+    NAMED.iter().filter_map(|kind| expr.get(kind)).any(named)
 }
 
 /// Whether it leaves to a program what becomes of a packet, or asks for policies of `IPsec` or for marks of

@@ -5,28 +5,12 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
+use super::super::beside::NAMED;
 use super::{NotNft, place};
 
-/// Objects that a list has. Of those behind the sets nothing is walked: a rule that uses one names it.
-const KINDS: [&str; 17] = [
-    "metainfo",
-    "table",
-    "chain",
-    "rule",
-    "set",
-    "map",
-    "element",
-    "flowtable",
-    "counter",
-    "quota",
-    "limit",
-    "ct helper",
-    "ct timeout",
-    "ct expectation",
-    "secmark",
-    "synproxy",
-    "tunnel",
-];
+/// Objects that a list has, beside those that rules name. Of those behind the sets nothing is walked.
+const KINDS: [&str; 9] =
+    ["metainfo", "table", "chain", "rule", "set", "map", "element", "flowtable", "counter"];
 
 /// Commands of `nft -j -f`, which are no list of what there is.
 const COMMANDS: [&str; 10] =
@@ -91,7 +75,7 @@ pub(super) fn check(objects: &[Value]) -> Result<(), NotNft> {
                 "{kind} is a command of `nft -f`, and no object that there is"
             )));
         }
-        if !KINDS.contains(&kind.as_str()) {
+        if !KINDS.iter().chain(&NAMED).any(|known| kind == known) {
             return Err(bad(format!("what {kind} is, is not known here")));
         }
         if kind == "metainfo" {
