@@ -205,6 +205,15 @@ pub fn unattended(backend: &str, settings: &[&str]) -> Result<Topology> {
     Ok(topology)
 }
 
+/// What `millrace` prints where this process is, standard error behind the rest, and its exit code.
+///
+/// # Errors
+/// When it can't be started.
+pub fn printed(words: &[&str]) -> Result<(Option<i32>, String)> {
+    let output = millrace(words)?.output()?;
+    Ok((output.status.code(), said(&output)))
+}
+
 /// What `millrace verify` says of a pod, as JSON.
 ///
 /// # Errors

@@ -2,19 +2,11 @@
 //! place of a port, what a set of ipset holds.
 
 use std::fs;
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::binary;
-use millrace_tests::capture::millrace;
+use millrace_tests::capture::{millrace, printed};
 use millrace_tests::netns::Namespace;
-
-/// What `millrace` prints, and its exit status.
-fn said(words: &[&str]) -> Result<(Option<i32>, String)> {
-    let output = Command::new(binary::millrace()?).args(words).output()?;
-    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    Ok((output.status.code(), text))
-}
 
 fn pod() -> Result<Namespace> {
     let namespace = Namespace::new()?;
@@ -34,7 +26,7 @@ fn defaults_are_told_as_such() -> Result<()> {
         let pod = pod()?;
         let path = pod.path().to_str().context("UTF-8")?.to_owned();
         pod.run(millrace, &["apply", "--backend", backend, "--outbound-port", "16001"])?;
-        let (code, text) = said(&["explain", "--netns", &path, "--to", "10.9.9.9:80/tcp"])?;
+        let (code, text) = printed(&["explain", "--netns", &path, "--to", "10.9.9.9:80/tcp"])?;
         ensure!(
             code == Some(0) && text.contains("go to port 16001 (flag --outbound-port)"),
             "{text}"
@@ -47,7 +39,7 @@ fn defaults_are_told_as_such() -> Result<()> {
             "{text}"
         );
         // Nothing tells whether somebody asked for it, or the pod has no address.
-        let (code, text) = said(&["explain", "--netns", &path, "--to", "[fe80::9]:80/tcp"])?;
+        let (code, text) = printed(&["explain", "--netns", &path, "--to", "[fe80::9]:80/tcp"])?;
         ensure!(code == Some(0) && !text.contains("(flag --ipv6"), "{backend}: {text}");
         ensure!(text.contains("=> leaves by "), "{backend}: {text}");
     }
@@ -68,7 +60,7 @@ fn defaults_are_told_as_such() -> Result<()> {
         let mut all = String::new();
         let inward = ["--in", "--src", "10.4.0.1", "--to-port", "81"];
         for way in [&["--to", "10.9.9.9:80/tcp"][..], &inward] {
-            let (code, text) = said(&[&["explain", "--netns", &path], way].concat())?;
+            let (code, text) = printed(&[&["explain", "--netns", &path], way].concat())?;
             ensure!(code == Some(0), "{tool:?}: {text}");
             all.push_str(&text);
         }
@@ -101,7 +93,7 @@ fn icmp_has_no_port() -> Result<()> {
             ("10.9.9.9:81/udp", 0, "=> leaves by"),
             ("10.9.9.9/icmp", 1, "=> can't be told: what a protocol without ports has"),
         ] {
-            let (found, text) = said(&[&["explain", "--to", to][..], &place].concat())?;
+            let (found, text) = printed(&[&["explain", "--to", to][..], &place].concat())?;
             ensure!(found == Some(code) && text.contains(wanted), "{to}: {found:?}: {text}");
         }
     }
@@ -134,7 +126,7 @@ fn compared(table: &str, one: &str, other: &str) -> Result<(Option<i32>, String)
         )?;
         Ok(path.to_str().context("UTF-8")?.to_owned())
     };
-    said(&["diff", &save("one", one)?, &save("other", other)?])
+    printed(&["diff", &save("one", one)?, &save("other", other)?])
 }
 
 /// Verify that rules differ that do something to packets which is not where their connection goes, or with
@@ -300,7 +292,7 @@ fn the_same_in_other_words_is_no_difference() -> Result<()> {
     let modes = ["--mode redirect", "--mode tproxy", "--dns all", "--dns all --mode tproxy"];
     for mode in modes {
         let by = |backend: &str| format!("apply --ipv6 on {mode} --backend {backend}");
-        let (code, text) = said(&["diff", &by("nftables"), &by("iptables-legacy")])?;
+        let (code, text) = printed(&["diff", &by("nftables"), &by("iptables-legacy")])?;
         ensure!(code == Some(0) && text.contains("no connection is"), "{mode}: {code:?}: {text}");
     }
     Ok(())
@@ -335,7 +327,7 @@ fn a_pod_is_as_its_settings_say() -> Result<()> {
 #[test]
 fn packets_of_no_socket_are_told() -> Result<()> {
     let by = |backend: &str| format!("apply --include-groups 77 --dns all --backend {backend}");
-    let (code, text) = said(&["diff", &by("nftables"), &by("iptables-nft")])?;
+    let (code, text) = printed(&["diff", &by("nftables"), &by("iptables-nft")])?;
     let packets: Vec<&str> = text.lines().filter(|line| line.contains(" OUTPUT: ")).collect();
     ensure!(code == Some(1) && !packets.is_empty(), "{code:?}: {text}");
     ensure!(packets.iter().all(|line| line.contains(" of no socket")), "{text}");
@@ -444,13 +436,13 @@ fn what_native_rules_do_is_compared() -> Result<()> {
         rules.iter().enumerate().map(|(at, rule)| listed(at, rule)).collect::<Result<Vec<_>>>()?;
     for (at, (pod, list)) in all.iter().enumerate() {
         let live = format!("netns:{}", pod.path().display());
-        let (_, text) = said(&["diff", &live, list])?;
+        let (_, text) = printed(&["diff", &live, list])?;
         ensure!(text.contains("rules: the same"), "{}: {text}", rules[at]);
         for (place, (_, other)) in all.iter().enumerate().skip(at + 1) {
             // Who is told is no part of what is done to packets.
             let logs = [at, place].iter().all(|rule| rules[*rule].starts_with("log"));
             for one in [list, &live] {
-                let (code, text) = said(&["diff", one, other])?;
+                let (code, text) = printed(&["diff", one, other])?;
                 ensure!(text.contains("\n+ "), "{}: {one}, {other}: {text}", rules[at]);
                 let wanted = if logs { Some(0) } else { Some(1) };
                 ensure!(code == wanted, "{}, {}: {code:?}: {text}", rules[at], rules[place]);

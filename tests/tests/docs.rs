@@ -261,13 +261,18 @@ fn the_reference_is_every_help() -> Result<()> {
         let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
         text.push_str(&format!("\n## {title}\n\n```text\n{}\n```\n", lines.join("\n").trim_end()));
     }
-    let path = root().join(REFERENCE);
+    is_kept(REFERENCE, &text)
+}
+
+/// Verify that a file is what is printed; with `UPDATE_GOLDEN` it is written.
+fn is_kept(name: &str, text: &str) -> Result<()> {
+    let path = root().join(name);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&path, &text)?;
+        fs::write(&path, text)?;
     }
     ensure!(
         fs::read_to_string(&path)? == text,
-        "{REFERENCE} is not what --help prints: write it with UPDATE_GOLDEN=1, and read the change"
+        "{name} is not what is printed: write it with UPDATE_GOLDEN=1, and read the change"
     );
     Ok(())
 }
@@ -284,15 +289,7 @@ fn the_schemas_are_what_is_printed() -> Result<()> {
         ensure!(output.status.success(), "{}: {output:?}", program.display());
         let schema: Value = serde_json::from_slice(&output.stdout)?;
         ensure!(schema["properties"].is_object(), "{}: no schema", program.display());
-        let text = format!("{schema:#}\n");
-        let path = root().join(name);
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            fs::write(&path, &text)?;
-        }
-        ensure!(
-            fs::read_to_string(&path)? == text,
-            "{name} is not what is printed: write it with UPDATE_GOLDEN=1, and read the change"
-        );
+        is_kept(name, &format!("{schema:#}\n"))?;
     }
     Ok(())
 }

@@ -2,19 +2,11 @@
 //! rule or object, or it can't be told where a packet comes by it. Nothing of it is passed over.
 
 use std::fs;
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::binary;
+use millrace_tests::capture::printed;
 use millrace_tests::netns::Namespace;
 use tempfile::TempDir;
-
-/// What `millrace` prints, and its exit status.
-fn said(words: &[&str]) -> Result<(Option<i32>, String)> {
-    let output = Command::new(binary::millrace()?).args(words).output()?;
-    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    Ok((output.status.code(), text))
-}
 
 /// A file of rules.
 struct File {
@@ -44,7 +36,7 @@ fn is_refused(text: &str, wanted: &str) -> Result<()> {
         (&["diff", &name, "apply"], 2),
         (&["diff", &name, &name], 2),
     ] {
-        let (found, said) = said(words)?;
+        let (found, said) = printed(words)?;
         ensure!(
             found == Some(code) && said.contains(wanted),
             "{text}\n{words:?}: {found:?}: {said}"
@@ -56,7 +48,7 @@ fn is_refused(text: &str, wanted: &str) -> Result<()> {
 /// What becomes of a connection to 10.9.9.9:80, by the exit status and the line that says it.
 fn told(text: &str) -> Result<(Option<i32>, String)> {
     let file = File::of(text)?;
-    let (code, said) = said(&["explain", "--rules", &file.name()?, "--to", "10.9.9.9:80"])?;
+    let (code, said) = printed(&["explain", "--rules", &file.name()?, "--to", "10.9.9.9:80"])?;
     let line = said.lines().find(|line| line.starts_with("=>"));
     Ok((code, line.unwrap_or(&said).to_owned()))
 }
@@ -67,7 +59,7 @@ fn is_untold(text: &str, wanted: &str) -> Result<()> {
     let is = line.starts_with("=> can't be told: ") && line.contains(wanted);
     ensure!(code == Some(1) && is, "{text}\n{code:?}: {line}");
     let file = File::of(text)?;
-    let (code, all) = said(&["explain", "--all", "--rules", &file.name()?])?;
+    let (code, all) = printed(&["explain", "--all", "--rules", &file.name()?])?;
     let is = all.contains("can't be told: ") && all.contains(wanted);
     ensure!(code == Some(1) && is, "{text}\n{code:?}: {all}");
     Ok(())
@@ -162,7 +154,7 @@ fn dumps_that_are_not_all_are_refused() -> Result<()> {
         File::of(&format!("# Warning: iptables-legacy tables present, use it\n{rules}"))?,
         File::of(rules)?,
     );
-    let (code, text) = said(&[
+    let (code, text) = printed(&[
         "explain",
         "--rules",
         &one.name()?,
@@ -176,7 +168,7 @@ fn dumps_that_are_not_all_are_refused() -> Result<()> {
     let (code, line) = told("# nothing\n")?;
     ensure!(code == Some(1) && line.contains("no rules of IPv4 were given"), "{code:?}: {line}");
     let file = File::of("# nothing\n")?;
-    let (code, all) = said(&["explain", "--all", "--rules", &file.name()?])?;
+    let (code, all) = printed(&["explain", "--all", "--rules", &file.name()?])?;
     ensure!(code == Some(1) && all.contains("nothing is told of IPv4"), "{code:?}: {all}");
     Ok(())
 }
@@ -295,7 +287,7 @@ fn objects_that_no_kernel_had_are_refused() -> Result<()> {
     let (one, other) = (File::of(&list(&[TABLE, &out]))?, File::of(&list(&[TABLE, &out]))?);
     let words =
         ["explain", "--rules", &one.name()?, "--rules", &other.name()?, "--to", "10.9.9.9:80"];
-    let (code, text) = said(&words)?;
+    let (code, text) = printed(&words)?;
     ensure!(code == Some(1) && text.contains("table ip t is in a file before"), "{code:?}: {text}");
     Ok(())
 }
@@ -391,7 +383,7 @@ fn rules_below_ip_are_named() -> Result<()> {
         is_untold(&text, "hardware address is found: table arp a")?;
         // What stays here asks for nobody.
         let file = File::of(&text)?;
-        let (code, said) = said(&["explain", "--rules", &file.name()?, "--to", "127.0.0.1:80"])?;
+        let (code, said) = printed(&["explain", "--rules", &file.name()?, "--to", "127.0.0.1:80"])?;
         ensure!(code == Some(0) && said.contains("=> delivered"), "{code:?}: {said}");
     }
     for text in [
@@ -400,7 +392,7 @@ fn rules_below_ip_are_named() -> Result<()> {
         arp("", "drop", DROP).replace("\"arp\"", "\"bridge\""),
     ] {
         let file = File::of(&text)?;
-        let (code, said) = said(&["explain", "--rules", &file.name()?, "--to", "10.9.9.9:80"])?;
+        let (code, said) = printed(&["explain", "--rules", &file.name()?, "--to", "10.9.9.9:80"])?;
         let warned = said.contains("no packet is walked there");
         ensure!(code == Some(0) && said.contains("=> leaves") && warned, "{code:?}: {said}");
     }
@@ -428,12 +420,12 @@ fn nested_chains_are_followed_as_deep_as_a_kernel_does() -> Result<()> {
         ensure!(code == Some(0) && line.starts_with("=> dropped"), "{code:?}: {line:.200}");
     }
     let (deep, shallow) = (File::of(&nested(2000))?, File::of(&nested(2))?);
-    let (code, text) = said(&["explain", "--all", "--rules", &deep.name()?])?;
+    let (code, text) = printed(&["explain", "--all", "--rules", &deep.name()?])?;
     ensure!(code == Some(0) && text.contains("dropped"), "{code:?}: {text:.500}");
-    let (code, text) = said(&["diff", &deep.name()?, &shallow.name()?])?;
+    let (code, text) = printed(&["diff", &deep.name()?, &shallow.name()?])?;
     let same = text.contains("traffic: no connection is treated differently");
     ensure!(code == Some(0) && same, "{code:?}: {text:.500}");
-    let (code, text) = said(&["graph", "--rules", &deep.name()?])?;
+    let (code, text) = printed(&["graph", "--rules", &deep.name()?])?;
     ensure!(code == Some(0), "{code:?}: {text:.500}");
     let (code, line) = told(&nested(10_001))?;
     ensure!(code == Some(1) && line.contains("10001 deep"), "{code:?}: {line:.200}");

@@ -3,19 +3,11 @@
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use millrace_tests::binary;
+use millrace_tests::capture::printed;
 use millrace_tests::netns::Namespace;
-
-/// What `millrace` prints, and its exit status.
-fn said(words: &[&str]) -> Result<(Option<i32>, String)> {
-    let output = Command::new(binary::millrace()?).args(words).output()?;
-    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    Ok((output.status.code(), text))
-}
 
 fn pod() -> Result<Namespace> {
     let namespace = Namespace::new()?;
@@ -27,7 +19,7 @@ fn pod() -> Result<Namespace> {
 fn asked(pod: &Namespace, words: &[&str]) -> Result<(Option<i32>, String)> {
     let path = pod.path();
     let path = path.to_string_lossy();
-    said(&[&["explain", "--netns", &*path][..], words].concat())
+    printed(&[&["explain", "--netns", &*path][..], words].concat())
 }
 
 /// Verify that where no address can be a connection's source it isn't told that it is lost: the kernel sends
