@@ -87,6 +87,21 @@ pub enum Local {
     Lo,
     /// Those to localhost. An application's connections to another address of its pod are captured.
     Localhost,
+    /// Those to any address of the pod, as routing has it, whoever makes them. What arrives from one is left
+    /// alone as well.
+    Addresses,
+}
+
+impl Local {
+    /// Whether it is asked whether what leaves goes over `lo`.
+    pub const fn asks_lo(self) -> bool {
+        matches!(self, Self::LoAndLocalhost | Self::Lo)
+    }
+
+    /// Whether connections to localhost are asked for by its address.
+    pub const fn asks_localhost(self) -> bool {
+        matches!(self, Self::LoAndLocalhost | Self::Localhost)
+    }
 }
 
 /// What becomes of a proxy's connections to its own pod.

@@ -189,14 +189,18 @@ fn modernized(observed: &Observed) -> Option<(Observed, String, String)> {
             }
         }
     }
-    let (major, minor) = forms.iter().map(|form| form.last).min()?;
+    let who = who?;
+    let written = match forms.iter().map(|form| form.last).min() {
+        Some((major, minor)) => format!("rules as {who} up to {major}.{minor} wrote them"),
+        None => format!("rules as an older release of {who} wrote them"),
+    };
     let lacks: Vec<&str> = forms.iter().filter_map(|form| form.lacks).collect();
     let meaning = if lacks.is_empty() {
         "it means the same as today's".to_owned()
     } else {
         format!("it differs from today's in that {}", lacks.join("; "))
     };
-    Some((modern, format!("rules as {} up to {major}.{minor} wrote them", who?), meaning))
+    Some((modern, written, meaning))
 }
 
 fn judge_newest(observed: &Observed, wanted: Option<&Ruleset>, groups: &Groups) -> Status {

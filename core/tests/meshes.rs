@@ -38,7 +38,7 @@ static INLINED: [ChainName; 6] = [
 static COMPACT: Layout = layout(Style {
     dns_chain: false,
     inlined: &INLINED,
-    multiport: true,
+    multiport: &[Role::ExcludedPort, Role::ExcludedInboundPort],
     tcp_jump: false,
     any_protocol: &[Role::ExcludedUser, Role::SelfCall],
     tcp: &[Role::StaysInPod],

@@ -53,6 +53,7 @@ fn run(mut words: Vec<OsString>) -> Exit {
         Ok(Own::Kuma(words)) => cmd::kuma(words),
         Ok(Own::Consul(words)) => cmd::consul(words),
         Ok(Own::Osm(words)) => cmd::osm(words),
+        Ok(Own::AppMesh(words)) => cmd::appmesh(words),
         Ok(Own::Ambient(words)) => cmd::ambient(words),
         Ok(Own::Apply(apply)) => done(cmd::apply(&apply)),
         Ok(Own::Dump(dump)) => done(cmd::dump(&dump)),

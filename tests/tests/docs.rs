@@ -30,7 +30,7 @@ const WITH_COMMANDS: [&str; 6] = [
 /// What every command's help is printed into.
 const REFERENCE: &str = "docs/reference.md";
 /// Every command of `millrace`, and whose help is that of all of it.
-const COMMANDS: [&str; 22] = [
+const COMMANDS: [&str; 23] = [
     "apply",
     "dump",
     "cleanup",
@@ -52,6 +52,7 @@ const COMMANDS: [&str; 22] = [
     "kuma uninstall transparent-proxy",
     "consul connect redirect-traffic",
     "osm",
+    "appmesh",
     "ambient rules",
 ];
 /// Those of the node agent.

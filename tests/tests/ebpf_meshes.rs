@@ -80,7 +80,18 @@ const OSM: Mesh = Mesh {
     made: 17,
 };
 
-const MESHES: [Mesh; 7] = [
+const APP_MESH: Mesh = Mesh {
+    text: include_str!("../../core/tests/appmesh/verdicts.txt"),
+    tool: &["appmesh"],
+    more: &["--enable-ipv6=1"],
+    proxy: 1337,
+    ports: [15000, 15001],
+    stack: Stack::Dual,
+    passes_on: false,
+    made: 17 + 15,
+};
+
+const MESHES: [Mesh; 8] = [
     LINKERD,
     KUMA,
     Mesh { text: include_str!("../../core/tests/kuma/verdicts-dns.txt"), ..KUMA },
@@ -88,6 +99,7 @@ const MESHES: [Mesh; 7] = [
     Mesh { text: include_str!("../../core/tests/consul/verdicts-dns.txt"), ..CONSUL },
     OSM,
     Mesh { text: include_str!("../../core/tests/osm/verdicts-pod-ip.txt"), ..OSM },
+    APP_MESH,
 ];
 
 /// A proxy, an application and neighbours on the ports of the recordings.

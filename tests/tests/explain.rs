@@ -420,12 +420,12 @@ fn a_manifest_is_explained_by_what_captures_its_pods() -> Result<()> {
     says(&refused, &manifest, 0, &["this pod is not captured", leaves])?;
     let gone = plugin.replace("{name: istio-proxy}, ", "");
     says(&gone, &manifest, 0, &["this pod is not captured", leaves])?;
-    says(
-        &plugin.replace("istio-validation", "proxyinit"),
-        &manifest,
-        1,
-        &["App Mesh", "not known here"],
-    )?;
+    let appmesh = plugin.replace("istio-validation", "proxyinit");
+    let unnamed = ["init container proxyinit", "APPMESH_APP_PORTS has to name"];
+    says(&appmesh, &manifest, 1, &unnamed)?;
+    let ports = "{name: proxyinit, env: [{name: APPMESH_APP_PORTS, value: \"8080\"}],";
+    let appmesh = appmesh.replace("{name: proxyinit,", ports);
+    says(&appmesh, &manifest, 0, &[captured, "APPMESH_EGRESS"])?;
     let both = plugin.replace("istio-validation", "kuma-init");
     says(&both, &manifest, 1, &["one of Istio and Kuma", "one mesh only"])?;
     let mesh = |container: &str| {

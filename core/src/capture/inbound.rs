@@ -2,11 +2,11 @@
 
 use super::program::{
     Addresses, Branch, Condition, Listener, Path, Program, Role, Verdict, arrived_by, from,
-    leaves_by, not_to_localhost, tcp, to_port, why,
+    leaves_by, not_to_localhost, of_others, tcp, to_port, why,
 };
 use super::purpose;
-use crate::policy::{CapturePolicy, InboundMode, InboundSelection};
-use crate::ruleset::{ConnState, Placement, Table};
+use crate::policy::{CapturePolicy, InboundMode, InboundSelection, Local};
+use crate::ruleset::{ConnState, Placement, Side, Table};
 use crate::source::Source;
 use crate::value::{Mark, PortRange};
 
@@ -85,7 +85,11 @@ pub(super) fn capture(program: &mut Program, policy: &CapturePolicy) {
     };
     let reason = why(source, "inbound connections are captured");
     let enter = Verdict::Ask(Branch::Inbound);
-    program.add((table, Path::Arriving, Role::Enter), [tcp()], enter, reason);
+    let mut when = vec![tcp()];
+    if policy.conventions.local == Local::Addresses {
+        when.push(of_others(Side::Source));
+    }
+    program.add((table, Path::Arriving, Role::Enter), when, enter, reason);
     let (only, except) = match &policy.inbound.selection {
         InboundSelection::Nothing => return,
         InboundSelection::AllExcept { except, .. } => (None, except),

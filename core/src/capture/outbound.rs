@@ -2,14 +2,14 @@
 
 use super::program::{
     Addresses, Branch, Condition, DNS, Listener, Path, Program, Role, Verdict, arrived_by, from,
-    leaves_by, not_of, not_to_localhost, not_to_ports, of, over_lo, owners, tcp, to, to_port, udp,
-    why,
+    leaves_by, not_of, not_to_localhost, not_to_ports, of, of_others, over_lo, owners, tcp, to,
+    to_port, udp, why,
 };
 use super::{families, purpose};
 use crate::policy::{
     CapturePolicy, Flow, GroupSelection, IdentityMatching, Local, NetworkSelection, Phase, SelfCall,
 };
-use crate::ruleset::{Owner, Placement, Reason, Table};
+use crate::ruleset::{Owner, Placement, Reason, Side, Table};
 use crate::source::Source;
 use crate::value::{Cidr, PortRange};
 
@@ -51,7 +51,10 @@ pub(super) fn ahead(program: &mut Program, policy: &CapturePolicy) {
 pub(super) fn enter(program: &mut Program, policy: &CapturePolicy) {
     let reason = why(&policy.outbound.port.source, "outbound connections are captured");
     let place = (Table::Nat, Path::Leaving, Role::Enter);
-    let when = Vec::from_iter(policy.conventions.dns.is_ahead().then(tcp));
+    let mut when = Vec::from_iter(policy.conventions.dns.is_ahead().then(tcp));
+    if policy.conventions.local == Local::Addresses {
+        when.push(of_others(Side::Destination));
+    }
     program.add(place, when, Verdict::Ask(Branch::Outbound), reason);
     exclusions(program, policy, Phase::First);
     if policy.conventions.passthrough {
@@ -111,8 +114,7 @@ pub(super) fn exclusions(program: &mut Program, policy: &CapturePolicy, phase: P
 pub(super) fn identity(program: &mut Program, policy: &CapturePolicy) {
     // Where queries are asked for ahead, none of those that are captured gets here.
     let dns = policy.dns.is_some() && !policy.conventions.dns.is_ahead();
-    let stay =
-        policy.conventions.local != Local::Localhost && !policy.outbound.networks.names_loopback();
+    let stay = policy.conventions.local.asks_lo() && !policy.outbound.networks.names_loopback();
     match policy.proxy.matching {
         IdentityMatching::OneByOne => {
             for (owner, source) in owners(policy) {
@@ -196,7 +198,7 @@ pub(super) fn groups(program: &mut Program, policy: &CapturePolicy) {
 
 /// Localhost, what is asked for last of exclusions, and then what is captured.
 pub(super) fn selection(program: &mut Program, policy: &CapturePolicy) {
-    if policy.conventions.local != Local::Lo {
+    if policy.conventions.local.asks_localhost() {
         let reason = why(&policy.localhost.source, purpose::LOCALHOST);
         let when = [to(Addresses::Localhost)];
         program.add(outbound(Role::Localhost), when, Verdict::Pass, reason);

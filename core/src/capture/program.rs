@@ -131,6 +131,13 @@ pub enum Condition {
         /// Whether packets that start no such connection are meant.
         negated: bool,
     },
+    /// Its source or destination is an address of the pod, loopback included, as routing has it.
+    Local {
+        /// Whether the source or the destination address is asked for.
+        side: Side,
+        /// Whether it is of somebody else.
+        negated: bool,
+    },
     /// The state of its connection: one of these.
     State(Vec<ConnState>),
     /// Bits of the packet's mark: `-m mark`, `meta mark`.
@@ -318,6 +325,10 @@ pub(super) fn arrived_by(name: &InterfacePattern) -> Condition {
 
 pub(super) fn leaves_by(name: &InterfacePattern) -> Condition {
     Condition::LeavesBy { negated: false, name: name.clone() }
+}
+
+pub(super) const fn of_others(side: Side) -> Condition {
+    Condition::Local { side, negated: true }
 }
 
 pub(super) fn over_lo() -> Condition {

@@ -2,6 +2,7 @@
 
 pub mod alone;
 pub mod ambient;
+pub mod appmesh;
 pub mod balancers;
 pub mod consul;
 mod error;
@@ -77,7 +78,7 @@ pub struct Dialect {
 pub struct Modernized {
     /// The same dump with rules in the newest form.
     pub dump: Dump,
-    /// The forms in which they were; at least one.
+    /// The forms in which they were; none where it is not known which releases wrote them so.
     pub forms: Vec<OldForm>,
 }
 
@@ -104,6 +105,7 @@ pub static DIALECTS: &[Dialect] = &[
     kuma::DIALECT,
     consul::DIALECT,
     osm::DIALECT,
+    appmesh::DIALECT,
     ambient::DIALECT,
     ambient::CILIUM_DIALECT,
     native::DIALECT,
@@ -116,6 +118,7 @@ pub static FOOTPRINTS: &[Footprint] = &[
     kuma::DIALECT.footprint,
     consul::FOOTPRINT,
     osm::DIALECT.footprint,
+    appmesh::DIALECT.footprint,
     ambient::DIALECT.footprint,
     ambient::CILIUM_DIALECT.footprint,
     native::FOOTPRINT,
@@ -134,6 +137,7 @@ pub static NFT_TABLES: &[&str] = &[
     kuma::NFT_LAYOUT.nat,
     consul::NFT_LAYOUT.nat,
     osm::NFT_LAYOUT.nat,
+    appmesh::NFT_LAYOUT.nat,
     ambient::NFT_LAYOUT.nat,
     ambient::NFT_LAYOUT.mangle,
     ambient::NFT_LAYOUT.raw,

@@ -61,7 +61,7 @@ const OTHERS: [Other; 6] = [
     },
     Other {
         name: "AWS App Mesh",
-        chains: &["APPMESH_"],
+        chains: &[],
         tables: &[],
         containers: &["proxyinit"],
         proxies: &[],

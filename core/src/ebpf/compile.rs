@@ -139,7 +139,8 @@ pub(super) fn meant(conventions: &Conventions) -> [(u32, bool); 12] {
     let (ports, networks, users) =
         (except_ports.phase, conventions.except_networks, conventions.except_users);
     [
-        (PodFlags::LO_ONLY, local == Local::Lo),
+        // What goes to an address of the pod goes over `lo`, and the programs capture nothing that arrives by it.
+        (PodFlags::LO_ONLY, matches!(local, Local::Lo | Local::Addresses)),
         (PodFlags::LOCALHOST_ONLY, local == Local::Localhost),
         (PodFlags::SELF_CALLS_PASS, self_call == SelfCall::Pass),
         (PodFlags::NO_PASSTHROUGH, !passthrough),

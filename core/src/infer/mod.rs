@@ -249,9 +249,13 @@ fn inbound(
         }
     }
     // Own nftables ask for TCP whatever the style of iptables is.
-    let asks = |rule: &Rule| match rule.matches.as_slice() {
-        [] => !layout.style.tcp_jump,
-        matches => matches == [Match::Protocol(Protocol::Tcp)],
+    let asks = |rule: &Rule| {
+        let is_local = |m: &&Match| !matches!(m, Match::LocalAddress { .. });
+        let matches: Vec<&Match> = rule.matches.iter().filter(is_local).collect();
+        match matches[..] {
+            [] => !layout.style.tcp_jump,
+            _ => matches == [&Match::Protocol(Protocol::Tcp)],
+        }
     };
     let enters = chains
         .hook(table, Hook::Prerouting)

@@ -3,7 +3,7 @@
 use super::Inferred;
 use super::read::{Chains, tcp_to_port, to_port};
 use crate::dialect::Mesh;
-use crate::policy::{IdentityMatching, Local, Phase, SelfCall};
+use crate::policy::{IdentityMatching, Phase, SelfCall};
 use crate::ruleset::Layout;
 use crate::ruleset::{Match, Owner, Protocol, Rule, Side, Table, Target};
 use crate::value::Cidr;
@@ -69,7 +69,7 @@ pub(super) fn settings(
         let localhost = |n: &String| {
             n.parse().is_ok_and(|cidr: Cidr| cidr.address().to_canonical().is_loopback())
         };
-        let spares = mesh.conventions.local != Local::Localhost;
+        let spares = mesh.conventions.local.asks_lo();
         let loses = spares && !main.spares_own_pod && !main.owners.is_empty();
         if loses && said.len() == 1 && !networks.iter().any(localhost) {
             networks.push(if *six { "127.0.0.1/32" } else { "::1/128" }.to_owned());
@@ -285,7 +285,7 @@ fn group(owner: &Owner) -> String {
 
 /// Localhost, excluded networks, included ports, included networks.
 fn selection(rules: &[Rule], (layout, mesh): (&Layout, &Mesh), six: bool, said: &mut Said) {
-    let has_localhost = mesh.conventions.local != Local::Lo;
+    let has_localhost = mesh.conventions.local.asks_localhost();
     let redirect = Target::Jump(layout.redirect.clone());
     let all = if six { "::/0" } else { "0.0.0.0/0" };
     for rule in rules {

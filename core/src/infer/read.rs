@@ -72,7 +72,15 @@ impl Chains {
             let rule = Rule::new(vec![Match::Protocol(Protocol::Tcp)], target);
             self.rules.insert((Table::Nat, chain.as_str().to_owned()), vec![rule]);
         }
-        if style.multiport {
+        if style.tcp.contains(&Role::ExcludedNetwork)
+            && let Some(rules) =
+                self.rules.get_mut(&(Table::Nat, layout.output.as_str().to_owned()))
+        {
+            for rule in rules.iter_mut().filter(|rule| is_network_of_tcp(rule)) {
+                rule.matches.truncate(1);
+            }
+        }
+        if !style.multiport.is_empty() {
             for rules in self.rules.values_mut() {
                 *rules = rules.iter().flat_map(one_by_one).collect();
             }
@@ -127,6 +135,14 @@ impl Chains {
 /// Whether a match is a list of ports.
 const fn is_list(m: &Match) -> bool {
     matches!(m, Match::DestinationPorts { negated: false, .. })
+}
+
+/// Whether a rule leaves connections of TCP to a network alone, and asks for nothing else.
+fn is_network_of_tcp(rule: &Rule) -> bool {
+    let to =
+        |m: &Match| matches!(m, Match::Address { side: Side::Destination, negated: false, .. });
+    let [network, Match::Protocol(Protocol::Tcp)] = rule.matches.as_slice() else { return false };
+    to(network) && rule.target == Target::Return
 }
 
 /// Whether a rule is about the proxy's calls to its own pod.

@@ -63,8 +63,18 @@ pub fn parse_rule(text: &str) -> Result<Rule, UnknownRule> {
 }
 
 /// Modules whose options are known. That one is loaded says nothing by itself.
-const MODULES: [&str; 9] =
-    ["tcp", "udp", "multiport", "owner", "conntrack", "state", "mark", "connmark", "comment"];
+const MODULES: [&str; 10] = [
+    "tcp",
+    "udp",
+    "multiport",
+    "owner",
+    "addrtype",
+    "conntrack",
+    "state",
+    "mark",
+    "connmark",
+    "comment",
+];
 
 struct Words<'t> {
     rest: &'t str,
@@ -182,6 +192,16 @@ fn read_match(option: &str, negated: bool, words: &mut Words<'_>) -> Result<Matc
                 .map_err(|_e| UnknownRule(format!("{option} {value}")))?;
             Match::Owner { negated, owner }
         }
+        "--src-type" | "--dst-type" => match words.value(option)? {
+            "LOCAL" => {
+                let source = option == "--src-type";
+                Match::LocalAddress {
+                    side: if source { Side::Source } else { Side::Destination },
+                    negated,
+                }
+            }
+            other => return Err(UnknownRule(format!("{option} {other}"))),
+        },
         "--ctstate" | "--state" => {
             let value = words.value(option)?;
             let states: Option<Vec<ConnState>> =

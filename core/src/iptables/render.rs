@@ -71,6 +71,13 @@ pub(crate) fn render_match(m: &Match) -> String {
                 Owner::Group(name) => format!("-m owner {not}--gid-owner {name}"),
             }
         }
+        Match::LocalAddress { side, negated } => {
+            let option = match side {
+                Side::Source => "--src-type",
+                Side::Destination => "--dst-type",
+            };
+            format!("-m addrtype {}{option} LOCAL", not(*negated))
+        }
         Match::ConnState(states) => format!("-m conntrack --ctstate {}", render_states(states)),
         Match::OldState(states) => format!("-m state --state {}", render_states(states)),
         Match::Mark { negated, mark } => {

@@ -85,6 +85,9 @@ pub enum Expr {
     LoadCt(CtField),
     /// Load whether the packet's socket is transparent, a byte.
     LoadTransparent,
+    /// Load of which type an address of the packet is to routing, a number of `RTN_*` in host byte order
+    /// (`NFT_FIB_RESULT_ADDRTYPE`).
+    LoadAddressType(Side),
     /// Load bytes of a header.
     LoadPayload {
         /// The header with whose first byte `offset` begins to count.
@@ -212,6 +215,10 @@ impl Linear<'_> {
             Statement::Syn { negated } => {
                 self.settle_protocol(Protocol::Tcp);
                 self.exprs.extend(only_syn(*negated));
+            }
+            Statement::Local { side, negated } => {
+                self.exprs.push(Expr::LoadAddressType(*side));
+                self.compare(*negated, LOCAL.to_ne_bytes().to_vec());
             }
             Statement::State(states) => self.state(states),
             Statement::Mark { negated, mark } => {
@@ -421,6 +428,9 @@ impl Linear<'_> {
         ]);
     }
 }
+
+/// `RTN_LOCAL` (`linux/rtnetlink.h`).
+pub(crate) const LOCAL: u32 = 2;
 
 /// FIN, SYN, RST and ACK; SYN (RFC 9293 section 3.1).
 pub(crate) const FLAGS: [u8; 1] = [0x17];

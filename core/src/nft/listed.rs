@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::expr::{Comparison, CtField, Expr, Header, MetaField, NftVerdict, nfproto};
 use super::tables::Base;
 use crate::iptables::Counters;
+use crate::ruleset::Side;
 use crate::value::Family;
 
 /// What fills a register, by the kernel's numbers where it has some.
@@ -300,6 +301,9 @@ pub(crate) fn term(expr: &Expr, sets: &mut BTreeMap<String, ListedSet>) -> Term 
     match expr {
         Expr::LoadMeta(field) => Term::Load(REGISTER, Source::Meta(meta(*field))),
         Expr::LoadCt(field) => Term::Load(REGISTER, Source::Ct(ct(*field))),
+        // NFT_FIB_RESULT_ADDRTYPE; NFTA_FIB_F_SADDR, NFTA_FIB_F_DADDR
+        Expr::LoadAddressType(Side::Source) => Term::Load(REGISTER, Source::Fib(3, 1)),
+        Expr::LoadAddressType(Side::Destination) => Term::Load(REGISTER, Source::Fib(3, 2)),
         Expr::LoadTransparent => {
             Term::Load(REGISTER, Source::Other("socket transparent".to_owned()))
         }

@@ -57,6 +57,7 @@ fn expression(expr: &Expr) -> Vec<String> {
         Expr::Redirect => one("nft_redir (CONFIG_NFT_REDIR)"),
         Expr::Dnat { .. } => one("nft_nat (CONFIG_NFT_NAT)"),
         Expr::Tproxy(_) => one("nft_tproxy (CONFIG_NFT_TPROXY)"),
+        Expr::LoadAddressType(_) => one("nft_fib_inet (CONFIG_NFT_FIB_INET)"),
         Expr::LoadTransparent => one("nft_socket (CONFIG_NFT_SOCKET)"),
         Expr::Match(extension) | Expr::Target(extension) => {
             let compat = "nft_compat (CONFIG_NFT_COMPAT)".to_owned();

@@ -131,6 +131,13 @@ fn statement(statement: &Statement, called: &impl Fn(&Chain) -> String) -> Strin
             let how = if *negated { "!=" } else { "==" };
             format!("tcp flags & (fin | syn | rst | ack) {how} syn")
         }
+        Statement::Local { side, negated } => {
+            let field = match side {
+                Side::Source => "saddr",
+                Side::Destination => "daddr",
+            };
+            format!("fib {field} type {}local", not(*negated))
+        }
         Statement::State(states) => {
             let names: Vec<String> =
                 states.iter().map(|s| s.as_str().to_ascii_lowercase()).collect();

@@ -62,6 +62,7 @@ fn canonical_match(m: &Match, groups: &BTreeMap<GroupName, Gid>) -> Option<Match
         | Match::Protocol(_)
         | Match::Port { .. }
         | Match::Syn { .. }
+        | Match::LocalAddress { .. }
         | Match::Owner { .. } => m.clone(),
     })
 }

@@ -39,8 +39,8 @@ pub struct Style {
     /// The layout's chains that are not made: their rules stand in the place of the jump to them. Their
     /// names are met by nobody.
     pub inlined: &'static [ChainName],
-    /// Whether excluded ports are asked for by `multiport`, as many in a rule as it takes.
-    pub multiport: bool,
+    /// Roles whose ports are asked for by `multiport`, as many in a rule as it takes.
+    pub multiport: &'static [Role],
     /// Whether the jump of what arrives asks for TCP, though the rules that it leads to do as well.
     pub tcp_jump: bool,
     /// Roles whose rules don't ask for TCP, since their chain is led nothing else.
@@ -80,7 +80,7 @@ impl Style {
     /// That of istio-iptables: every chain, a rule for each port, no comments.
     pub const PLAIN: Self = Self {
         inlined: &[],
-        multiport: false,
+        multiport: &[],
         tcp_jump: true,
         any_protocol: &[],
         tcp: &[],

@@ -170,6 +170,14 @@ pub enum Match {
         /// A user, users or a group. A range of users is `--uid-owner FIRST-LAST`.
         owner: Owner,
     },
+    /// `-m addrtype --src-type LOCAL` or `--dst-type LOCAL`: an address that routing delivers to this
+    /// namespace, loopback included.
+    LocalAddress {
+        /// Source is `--src-type`, destination is `--dst-type`.
+        side: Side,
+        /// `!`: addresses of others match.
+        negated: bool,
+    },
     /// `-m conntrack --ctstate`: the state of the connection.
     ConnState(Vec<ConnState>),
     /// `-m state --state`: the same by an older name, under which the kernel keeps it.

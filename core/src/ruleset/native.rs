@@ -125,6 +125,13 @@ pub enum Statement {
         /// `!=`: packets of TCP with any other combination of the four flags match.
         negated: bool,
     },
+    /// `fib saddr type local`, `fib daddr type local`: an address that routing delivers to this namespace.
+    Local {
+        /// Source is `saddr`, destination is `daddr`.
+        side: Side,
+        /// `!=`: addresses of others match.
+        negated: bool,
+    },
     /// `ct state`: the state of the connection.
     State(Vec<ConnState>),
     /// `mark`: the packet's mark.

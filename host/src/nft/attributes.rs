@@ -5,6 +5,7 @@ use millrace_core::iptables::Extension;
 use millrace_core::nft::expr::{
     Comparison, CtField, Expr, Header, MetaField, NftVerdict as CoreVerdict, nfproto,
 };
+use millrace_core::ruleset::Side;
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::nftables::{
     Bitwise, Cmp, DataAttribute, Expressions, Immediate, Lookup, Meta, MetaKey, Operator, Payload,
@@ -31,6 +32,10 @@ pub(super) const DESTINATION: u32 = 1;
 pub(super) const SOCKET: (u16, u16) = (1, 2);
 /// `NFT_SOCKET_TRANSPARENT`
 pub(super) const TRANSPARENT: u32 = 0;
+/// `NFTA_FIB_DREG`, `NFTA_FIB_RESULT`, `NFTA_FIB_FLAGS`
+pub(super) const FIB: (u16, u16, u16) = (1, 2, 3);
+/// `NFT_FIB_RESULT_ADDRTYPE`
+pub(super) const ADDRESS_TYPE: u32 = 3;
 /// `NFTA_TPROXY_FAMILY`, `NFTA_TPROXY_REG_PORT`
 pub(super) const TPROXY: (u16, u16) = (1, 3);
 /// `NFTA_RANGE_SREG`, `NFTA_RANGE_OP`, `NFTA_RANGE_FROM_DATA`, `NFTA_RANGE_TO_DATA`
@@ -103,6 +108,14 @@ fn other(name: &str, attributes: Vec<DefaultNla>) -> Expressions {
     Expressions::Other { expression_type: name.to_owned(), attributes }
 }
 
+/// `NFTA_FIB_F_SADDR`, `NFTA_FIB_F_DADDR`
+pub(super) const fn address_of(side: Side) -> u32 {
+    match side {
+        Side::Source => 1,
+        Side::Destination => 2,
+    }
+}
+
 /// An expression as the kernel takes it; sets are named by their place in the transaction.
 pub(super) fn encode(expr: &Expr, set_id: u32) -> Expressions {
     let value = |bytes: &Vec<u8>| DataAttribute::Value(bytes.clone());
@@ -120,6 +133,10 @@ pub(super) fn encode(expr: &Expr, set_id: u32) -> Expressions {
         Expr::LoadTransparent => {
             other("socket", vec![own(SOCKET.0, TRANSPARENT), own(SOCKET.1, register)])
         }
+        Expr::LoadAddressType(side) => other(
+            "fib",
+            vec![own(FIB.0, register), own(FIB.1, ADDRESS_TYPE), own(FIB.2, address_of(*side))],
+        ),
         Expr::LoadPayload { header, offset, length } => Expressions::Payload(vec![
             Payload::DestinationRegister(REGISTER),
             Payload::Base(base(*header)),

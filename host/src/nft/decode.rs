@@ -4,11 +4,13 @@
 use millrace_core::iptables::{Counters, Extension};
 use millrace_core::nft::expr::{Comparison, CtField, Expr, Header, MetaField, NftVerdict, nfproto};
 use millrace_core::nft::set::Set;
+use millrace_core::ruleset::Side;
 use millrace_core::value::Family;
 
 use super::attributes::{
-    BYTEORDER, COUNTER, CT, DESTINATION, EXTENSION, HTON, INVERTED, NAT, OUTSIDE, RANGE, REDIR,
-    SOCKET, TPROXY, TRANSPARENT, WITHIN, base, ct_key, meta_key, operator,
+    ADDRESS_TYPE, BYTEORDER, COUNTER, CT, DESTINATION, EXTENSION, FIB, HTON, INVERTED, NAT,
+    OUTSIDE, RANGE, REDIR, SOCKET, TPROXY, TRANSPARENT, WITHIN, address_of, base, ct_key, meta_key,
+    operator,
 };
 use super::raw::Attributes;
 
@@ -174,6 +176,13 @@ fn known(name: &str, a: Attributes<'_>, set: impl Fn(&str) -> Option<Set>) -> Op
         "socket" => {
             let asked = a.number(SOCKET.0)? == TRANSPARENT;
             (asked && is(SOCKET.1, REGISTER)).then_some(Expr::LoadTransparent)
+        }
+        "fib" => {
+            let flags = a.number(FIB.2)?;
+            let side = [Side::Source, Side::Destination].into_iter();
+            let side = side.into_iter().find(|side| address_of(*side) == flags)?;
+            let plain = is(FIB.0, REGISTER) && is(FIB.1, ADDRESS_TYPE);
+            plain.then_some(Expr::LoadAddressType(side))
         }
         "redir" => is(REDIR.0, REGISTER).then_some(Expr::Redirect),
         "nat" => {

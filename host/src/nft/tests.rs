@@ -4,6 +4,7 @@ use millrace_core::iptables::Extension;
 use millrace_core::nft::expr::{Comparison, CtField, Expr, Header, MetaField, NftVerdict};
 use millrace_core::nft::set::{Set, SetKind};
 use millrace_core::nft::xtables;
+use millrace_core::ruleset::Side;
 use millrace_core::value::Family;
 use netlink_packet_core::Emitable as _;
 use netlink_packet_netfilter::nftables::ListAttribute;
@@ -69,6 +70,7 @@ fn exprs() -> impl Strategy<Value = Expr> {
         extension().prop_map(Expr::Match),
         extension().prop_map(Expr::Target),
         Just(Expr::LoadTransparent),
+        prop::sample::select(vec![Side::Source, Side::Destination]).prop_map(Expr::LoadAddressType),
         meta_fields().prop_map(Expr::LoadMeta),
         meta_fields().prop_map(Expr::StoreMeta),
         ct_fields().prop_map(Expr::LoadCt),

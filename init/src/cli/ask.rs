@@ -88,8 +88,8 @@ pub(super) fn diff_args(command: Command) -> Command {
                 .help("Compare the default capture of two meshes, such as istio,linkerd")
                 .long_help(
                     "Compare the default capture of two meshes, such as istio,linkerd: the usual \
-                     command line of each stands for A and B (ambient, cilium, consul, istio, \
-                     kuma, linkerd, osm)",
+                     command line of each stands for A and B (ambient, appmesh, cilium, consul, \
+                     istio, kuma, linkerd, osm)",
                 )
                 .conflicts_with_all(["before", "after"])
                 .value_parser(between),

@@ -51,6 +51,7 @@ const COMMANDS: &[(&str, Make)] = &[
     ("kuma", kuma),
     ("consul", consul),
     ("osm", osm),
+    ("appmesh", appmesh),
     ("ambient", ambient),
     ("schema", schema),
     ("dial", dial),
@@ -98,6 +99,13 @@ fn consul() -> Command {
 fn osm() -> Command {
     Command::new("osm")
         .about("Do what the init container of Open Service Mesh does, by settings of its MeshConfig and annotations")
+        .disable_help_flag(true)
+        .arg(words("words"))
+}
+
+fn appmesh() -> Command {
+    Command::new("appmesh")
+        .about("Do what the init container of AWS App Mesh does: same variables and rules")
         .disable_help_flag(true)
         .arg(words("words"))
 }

@@ -1,6 +1,7 @@
 //! Command lines. Types of the parser stay in here.
 
 pub(crate) mod ambient;
+pub(crate) mod appmesh;
 mod args;
 pub(crate) mod ask;
 mod commands;

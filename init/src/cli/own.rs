@@ -50,6 +50,8 @@ pub(crate) enum Own {
     Consul(Vec<OsString>),
     /// `osm` with the words behind it.
     Osm(Vec<OsString>),
+    /// `appmesh` with the words behind it.
+    AppMesh(Vec<OsString>),
     /// `ambient` with the words behind it.
     Ambient(Vec<OsString>),
 }
@@ -299,6 +301,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Own, NotTyped> {
         "kuma" => Own::Kuma(behind(m)),
         "consul" => Own::Consul(behind(m)),
         "osm" => Own::Osm(behind(m)),
+        "appmesh" => Own::AppMesh(behind(m)),
         "ambient" => Own::Ambient(behind(m)),
         _ => Own::Istio(behind(m)),
     })

@@ -10,6 +10,7 @@ pub(crate) enum Tool {
     Kuma(Vec<OsString>),
     Consul(Vec<OsString>),
     Osm(Vec<OsString>),
+    AppMesh(Vec<OsString>),
     Ambient(Vec<OsString>),
 }
 
@@ -21,6 +22,7 @@ impl Tool {
             "istio-iptables" => Some(Self::Istio(rest.to_vec())),
             "consul" => Some(Self::Consul(rest.to_vec())),
             "osm" => Some(Self::Osm(rest.to_vec())),
+            "appmesh" => Some(Self::AppMesh(rest.to_vec())),
             "ambient" => Some(Self::Ambient(rest.to_vec())),
             "linkerd" | "linkerd2-proxy-init" => Some(Self::Linkerd(rest.to_vec())),
             "kuma" | "kumactl" => Some(Self::Kuma(rest.to_vec())),
@@ -33,6 +35,7 @@ impl Tool {
         match self {
             Self::Istio(_) => ("istio-iptables", "--native-nftables or --force-iptables-binary"),
             Self::Osm(_) => ("millrace osm", "--native-nftables"),
+            Self::AppMesh(_) => ("millrace appmesh", "--native-nftables"),
             Self::Ambient(_) => ("millrace ambient rules", "--backend"),
             Self::Consul(_) => ("consul connect redirect-traffic", "--native-nftables"),
             Self::Linkerd(_) => ("Linkerd's proxy-init", "--native-nftables or --iptables-mode"),

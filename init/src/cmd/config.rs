@@ -72,6 +72,7 @@ pub(super) fn load(config: &Config, facts: &HostFacts, writes: bool) -> Result<L
         Some(Tool::Kuma(words)) => return load_kuma(words.clone(), facts),
         Some(Tool::Consul(words)) => return super::consul::load(words.clone()),
         Some(Tool::Osm(words)) => return super::osm::load(words.clone()),
+        Some(Tool::AppMesh(words)) => return super::appmesh::load(words.clone()),
         Some(Tool::Ambient(words)) => return super::ambient::load(words.clone(), facts),
         None => {}
     }

@@ -2,6 +2,7 @@
 
 mod ambient;
 mod apply;
+mod appmesh;
 mod cleanup;
 mod config;
 mod consul;
@@ -34,6 +35,7 @@ mod verify;
 
 pub(crate) use ambient::ambient;
 pub(crate) use apply::apply;
+pub(crate) use appmesh::appmesh;
 pub(crate) use cleanup::cleanup;
 pub(crate) use consul::consul;
 pub(crate) use diff::diff;

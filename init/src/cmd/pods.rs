@@ -11,7 +11,7 @@ use millrace_core::dialect::istio::annotations::{
     self, Decision, Defaults, INIT_CONTAINER, Passed,
 };
 use millrace_core::dialect::others::captures_pod;
-use millrace_core::dialect::{consul, istio, native};
+use millrace_core::dialect::{appmesh, consul, istio, native};
 use millrace_core::facts::HostFacts;
 use millrace_core::manifest::{self, Namespace, Selector, Workload};
 use millrace_core::pod::PodFacts;
@@ -102,6 +102,10 @@ fn described_text(word: &Word, text: &str, facts: &HostFacts, inside: bool) -> R
     }
     if let Some(injector) = mesh_of(workload, &manifest.namespaces)? {
         return others::described(workload, injector, facts, inside);
+    }
+    if let Some(raw) = appmesh::init_container(pod) {
+        let loaded = super::appmesh::loaded(&raw?, false);
+        return loaded.context("init container proxyinit").map(Described::Inside);
     }
     if let Some((mesh, container)) = captures_pod(pod) {
         bail!("its init container {container} is one of {mesh}, whose rules are not known here");

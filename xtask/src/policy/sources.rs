@@ -4,7 +4,8 @@ use super::text;
 use super::{SourceFile, Violation};
 
 /// Meshes that have a dialect.
-const MESHES: [&str; 7] = ["istio", "linkerd", "kuma", "consul", "osm", "ztunnel", "cilium"];
+const MESHES: [&str; 8] =
+    ["istio", "linkerd", "kuma", "consul", "osm", "appmesh", "ztunnel", "cilium"];
 
 /// The most lines a Rust file may have; the aim is 400.
 const MAX_LINES: usize = 500;

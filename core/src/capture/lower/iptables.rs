@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::program::{Condition, Decision, Path, Program, Role, Verdict};
 use super::super::{program, routing};
-use super::ports::excludes;
+use super::ports::listed;
 use super::{asked, chain, is_open, leads, name, styled, to_nft};
 use crate::nft::beside;
 use crate::policy::CapturePolicy;
@@ -59,8 +59,8 @@ fn without_gaps(emissions: &mut [Emission]) {
 fn emission(program: &Program, decision: &Decision, layout: &Layout, family: Family) -> Emission {
     let chain = chain(layout, decision.path);
     let target = target(decision, layout);
-    let in_a_list = decision.role == Role::ExcludedFlow
-        || layout.style.multiport && excludes(decision).is_some();
+    let in_a_list =
+        decision.role == Role::ExcludedFlow || listed(decision, &layout.style).is_some();
     let mut matches: Vec<Match> = asks(decision, layout)
         .filter_map(|condition| match condition {
             Condition::ToPorts { negated, ports } if in_a_list => {
@@ -117,6 +117,7 @@ fn spelled(program: &Program, condition: &Condition, family: Family) -> Option<M
         Condition::ArrivedBy(name) => Match::InInterface { negated: false, name },
         Condition::LeavesBy { negated, name } => Match::OutInterface { negated, name },
         Condition::Starts { negated } => Match::Syn { negated },
+        Condition::Local { side, negated } => Match::LocalAddress { side, negated },
         Condition::State(states) => Match::ConnState(states),
         Condition::Mark { negated, mark } => Match::Mark { negated, mark },
         Condition::ConnectionMark(mark) => Match::Connmark { negated: false, mark },

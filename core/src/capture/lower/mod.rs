@@ -39,7 +39,7 @@ fn name(layout: &Layout, branch: Branch) -> ChainName {
 }
 
 /// The decisions as a style has them: those of branches that have no chain in the place of what leads to
-/// them, and excluded ports in as few as `multiport` has room for.
+/// them, and ports in as few as `multiport` has room for.
 fn styled(program: &Program, layout: &Layout) -> Vec<Decision> {
     let style = &layout.style;
     let is_inlined = |branch| style.inlined.contains(&name(layout, branch));
@@ -59,7 +59,7 @@ fn styled(program: &Program, layout: &Layout) -> Vec<Decision> {
         }
     }
     let decisions = split(decisions);
-    let mut decisions = if style.multiport { ports::grouped(decisions) } else { decisions };
+    let mut decisions = ports::grouped(decisions, style);
     if style.sources_first {
         // Exclusions of one path stand in a row: who comes first means nothing.
         let last = |decision: &Decision| decision.role == Role::ExcludedInboundPort;

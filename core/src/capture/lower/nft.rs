@@ -153,6 +153,9 @@ impl Rules<'_> {
             }
             Condition::LeavesBy { negated: true, name } => Statement::NotOutInterface(name.clone()),
             Condition::Starts { negated } => Statement::Syn { negated: *negated },
+            Condition::Local { side, negated } => {
+                Statement::Local { side: *side, negated: *negated }
+            }
             Condition::State(states) => Statement::State(states.clone()),
             Condition::Mark { negated, mark } => Statement::Mark { negated: *negated, mark: *mark },
             Condition::ConnectionMark(mark) => Statement::Connmark(*mark),

@@ -1,25 +1,25 @@
-//! Excluded ports, as many in a rule as `multiport` has room for.
+//! Ports of several decisions, as many in a rule as `multiport` has room for.
 
 use crate::capture::program::{Condition, Decision, Role};
 use crate::capture::purpose;
 use crate::iptables::MOST_PORTS;
-use crate::ruleset::Protocol;
+use crate::ruleset::{Protocol, Style};
 use crate::value::PortRange;
 
-/// The decisions, with those in a row that exclude ports in as few as possible.
-pub(super) fn grouped(decisions: Vec<Decision>) -> Vec<Decision> {
+/// The decisions, with those in a row that a style has in one rule in as few as possible.
+pub(super) fn grouped(decisions: Vec<Decision>, style: &Style) -> Vec<Decision> {
     let mut done: Vec<Decision> = Vec::with_capacity(decisions.len());
     for decision in decisions {
-        if let Some((protocol, ports)) = excludes(&decision)
+        if let Some((protocol, ports)) = listed(&decision, style)
             && let Some(last) = done.last_mut()
-            && let Some((other, before)) = excludes(last)
-            && (last.table, last.path, last.role, other)
-                == (decision.table, decision.path, decision.role, protocol)
+            && let Some((other, before)) = listed(last, style)
+            && (last.table, last.path, last.role, last.verdict, other)
+                == (decision.table, decision.path, decision.role, decision.verdict, protocol)
             && slots(before) + slots(ports) <= MOST_PORTS
         {
             let ports: Vec<PortRange> = before.iter().chain(ports).copied().collect();
             let list: Vec<String> = ports.iter().map(ToString::to_string).collect();
-            last.reason.purpose = purpose::not_captured(what(last.role), list.join(","));
+            last.reason.purpose = said(last.role, &list.join(","));
             last.when =
                 vec![Condition::Protocol(protocol), Condition::ToPorts { negated: false, ports }];
         } else {
@@ -53,21 +53,27 @@ pub(super) fn split(decision: Decision) -> Vec<Decision> {
     parts.into_iter().map(part).collect()
 }
 
-/// The protocol and ports of a decision that excludes ports and asks for nothing else.
-pub(super) fn excludes(decision: &Decision) -> Option<(Protocol, &[PortRange])> {
-    match (decision.role, decision.when.as_slice()) {
-        (
-            Role::ExcludedPort | Role::ExcludedInboundPort,
-            [Condition::Protocol(protocol), Condition::ToPorts { negated: false, ports }],
-        ) => Some((*protocol, ports)),
+/// The protocol and ports of a decision that asks for ports and nothing else, where a style has several of its
+/// kind in one rule.
+pub(super) fn listed<'d>(
+    decision: &'d Decision,
+    style: &Style,
+) -> Option<(Protocol, &'d [PortRange])> {
+    match decision.when.as_slice() {
+        [Condition::Protocol(protocol), Condition::ToPorts { negated: false, ports }]
+            if style.multiport.contains(&decision.role) =>
+        {
+            Some((*protocol, ports))
+        }
         _ => None,
     }
 }
 
-const fn what(role: Role) -> &'static str {
+fn said(role: Role, ports: &str) -> String {
     match role {
-        Role::ExcludedInboundPort => "inbound port",
-        _ => "outbound port",
+        Role::Inbound => purpose::captured("inbound port", ports),
+        Role::ExcludedInboundPort => purpose::not_captured("inbound port", ports),
+        _ => purpose::not_captured("outbound port", ports),
     }
 }
 

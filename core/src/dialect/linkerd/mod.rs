@@ -22,7 +22,7 @@ use crate::dialect::{Dialect, Mesh, native};
 use crate::nft::NftLayout;
 use crate::ownership::Footprint;
 use crate::pod::PodFacts;
-use crate::ruleset::{ChainName, Home, Layout, Style};
+use crate::ruleset::{ChainName, Home, Layout, Role, Style};
 use crate::source::Source;
 
 /// Linkerd with a proxy in each pod.
@@ -69,7 +69,7 @@ pub static LAYOUT: Layout = Layout {
             ChainName::known("PROXY_INIT_TO_OUTBOUND"),
             ChainName::known("PROXY_INIT_TO_INBOUND"),
         ],
-        multiport: true,
+        multiport: &[Role::ExcludedPort, Role::ExcludedInboundPort],
         tcp_jump: false,
         comment: Some(comment::comment),
         ..Style::PLAIN

@@ -15,10 +15,9 @@ use crate::dialect::Mesh;
 use crate::iptables::{ChainDump, Dump, DumpRule, TableDump};
 use crate::nft::NftLayout;
 use crate::nft::expr::{
-    Comparison, CtField, Expr, FLAGS, Header, MetaField, NftVerdict, SYN, is_flags, nfproto,
+    Comparison, CtField, Expr, FLAGS, Header, LOCAL, MetaField, NftVerdict, SYN, is_flags, nfproto,
 };
 use crate::nft::tables::{Base, NativeChain, NativeTables, exempts_v6, families, named};
-use crate::policy::Local;
 use crate::ruleset::Layout;
 use crate::ruleset::{
     Chain, ChainName, Hook, Masked, Match, Owner, Protocol, RedirectSpelling, Role, Rule, Side,
@@ -52,7 +51,7 @@ pub(crate) fn dumps(
             tunnel_first(&mut dump, names);
         }
         let in_front = names.style.at_head.contains(&Role::ExcludedNetwork);
-        if mesh.conventions.local != Local::Lo && !in_front && mesh.marks.is_none() {
+        if mesh.conventions.local.asks_localhost() && !in_front && mesh.marks.is_none() {
             localhost_first(&mut dump, names, family);
         }
         (captured.contains(&family) && !dump.tables.is_empty()).then_some(dump)
@@ -307,6 +306,14 @@ impl RuleReader<'_> {
                 Expr::Compare(Comparison::Eq, data),
                 ..,
             ] => one(3, Match::Connmark { negated: false, mark: bits(data, mask)? }),
+            [
+                Expr::LoadAddressType(side),
+                Expr::Compare(how @ (Comparison::Eq | Comparison::Ne), data),
+                ..,
+            ] if *data == LOCAL.to_ne_bytes() => {
+                let negated = *how == Comparison::Ne;
+                one(2, Match::LocalAddress { side: *side, negated })
+            }
             [Expr::LoadMeta(MetaField::Mark), Expr::Compare(how, data), ..] => {
                 let negated = *how == Comparison::Ne;
                 one(2, Match::Mark { negated, mark: whole(data)? })

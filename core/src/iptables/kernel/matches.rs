@@ -25,6 +25,12 @@ const STATES: [(u16, ConnState); 4] = [
     (8, ConnState::New),
 ];
 
+/// `XT_ADDRTYPE_LOCAL`, `XT_ADDRTYPE_INVERT_SOURCE`, `XT_ADDRTYPE_INVERT_DEST` (kernel
+/// `include/uapi/linux/netfilter/xt_addrtype.h`, v6.18).
+const LOCAL: u16 = 4;
+const NOT_SOURCE: u32 = 1;
+const NOT_DESTINATION: u32 = 2;
+
 /// `XT_TCP_INV_FLAGS`; FIN, SYN, RST and ACK; SYN (RFC 9293 section 3.1).
 const NOT_FLAGS: u8 = 4;
 const FLAGS: u8 = 0x17;
@@ -51,6 +57,7 @@ pub fn read(name: &str, revision: u8, data: &[u8]) -> Result<Vec<Match>, Unknown
         ("udp", 0) => Ok(asking(ports(data, data.u8(8)?)?, Protocol::Udp)),
         ("multiport", 1) => multiport(data).map(|m| vec![m]),
         ("owner", 1) => owner(data).map(|m| vec![m]),
+        ("addrtype", 1) => addrtype(data),
         ("conntrack", 3) => conntrack(data).map(|m| vec![m]),
         ("mark", 1) => {
             let (mark, negated) = mark(data)?;
@@ -141,6 +148,25 @@ fn owner(data: Bytes<'_>) -> Result<Match, Unknown> {
     Ok(Match::Owner { negated: inverted & asked != 0, owner })
 }
 
+/// `struct xt_addrtype_info_v1`
+fn addrtype(data: Bytes<'_>) -> Result<Vec<Match>, Unknown> {
+    let flags = data.u32(4)?;
+    let mut found = Vec::new();
+    for (at, side, inverted) in
+        [(0, Side::Source, NOT_SOURCE), (2, Side::Destination, NOT_DESTINATION)]
+    {
+        match data.u16(at)? {
+            0 if flags & inverted == 0 => {}
+            LOCAL => found.push(Match::LocalAddress { side, negated: flags & inverted != 0 }),
+            _ => return Err(Unknown::feature("addrtype of other than local addresses")),
+        }
+    }
+    if flags & !(NOT_SOURCE | NOT_DESTINATION) != 0 || found.is_empty() {
+        return Err(Unknown::feature("addrtype of one interface"));
+    }
+    Ok(found)
+}
+
 /// `struct xt_conntrack_mtinfo3`
 fn conntrack(data: Bytes<'_>) -> Result<Match, Unknown> {
     let (asked, inverted, mask) = (data.u16(146)?, data.u16(148)?, data.u16(150)?);
@@ -207,6 +233,14 @@ pub fn write(m: &Match) -> Result<Option<Extension>, TooManyPorts> {
         Match::Owner { negated, owner: Owner::Gid(gid) } => {
             let data = Writer::new(20).u32(8, gid.get()).u32(12, gid.get());
             data.u8(16, GID).u8(17, if *negated { GID } else { 0 }).called("owner", 1)
+        }
+        Match::LocalAddress { side, negated } => {
+            let (at, inverted) = match side {
+                Side::Source => (0, NOT_SOURCE),
+                Side::Destination => (2, NOT_DESTINATION),
+            };
+            let data = Writer::new(8).u16(at, LOCAL);
+            data.u32(4, if *negated { inverted } else { 0 }).called("addrtype", 1)
         }
         Match::ConnState(states) | Match::OldState(states) => {
             let alias = if matches!(m, Match::OldState(_)) { ALIAS } else { 0 };
@@ -277,6 +311,8 @@ mod tests {
             Match::Owner { negated: false, owner: Owner::Uid(Uid::new(1337).unwrap()) },
             Match::Owner { negated: true, owner: Owner::Uids("106-108".parse().unwrap()) },
             Match::Owner { negated: true, owner: Owner::Gid(Gid::new(7).unwrap()) },
+            Match::LocalAddress { side: Side::Source, negated: true },
+            Match::LocalAddress { side: Side::Destination, negated: false },
             Match::ConnState(vec![ConnState::Related, ConnState::Established]),
             Match::Mark { negated: false, mark },
             Match::OldState(vec![ConnState::Established]),

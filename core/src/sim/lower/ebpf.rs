@@ -15,10 +15,12 @@ use super::{addresses, is, protocol};
 use crate::capture::{
     self, Addresses, Branch, Condition, Decision, Listener, Path, Role, Verdict, purpose,
 };
-use crate::policy::{CapturePolicy, InboundSelection, NetworkSelection};
+use crate::policy::{CapturePolicy, InboundSelection, Local, NetworkSelection};
 use crate::ruleset::{Hook, Owner, Placement, Protocol, Reason, Side, Table};
 use crate::source::Source;
 use crate::value::{Cidr, Family, Groups, InterfacePattern, ListenPort, PortRange};
+
+const TCP: Condition = Condition::Protocol(Protocol::Tcp);
 
 /// The table's name, and what holds it.
 pub const EBPF: &str = "ebpf";
@@ -275,7 +277,7 @@ impl<'p> Pod<'p> {
         let enters = |d: &&Decision| d.verdict == Verdict::Ask(Branch::Outbound);
         let enter = asked.iter().position(enters);
         let only_tcp =
-            enter.and_then(|at| asked.get(at)).is_some_and(|enter| !enter.when.is_empty());
+            enter.and_then(|at| asked.get(at)).is_some_and(|enter| enter.when.contains(&TCP));
         asked.truncate(enter.unwrap_or(asked.len()));
         (asked, only_tcp)
     }
@@ -298,6 +300,17 @@ impl<'p> Pod<'p> {
         let captured = |d: &&Decision| d.verdict == Verdict::Ask(Branch::To(Listener::Outbound));
         let before = decisions.iter().position(captured).unwrap_or(decisions.len());
         let (before, captured) = decisions.split_at(before);
+        let (first, before) = match self.policy.conventions.local {
+            Local::Addresses => before.split_at(
+                before.iter().rposition(|d| d.role == Role::Proxy).map_or(0, |last| last + 1),
+            ),
+            _ => (before, &[][..]),
+        };
+        self.write(first, only_tcp);
+        if self.policy.conventions.local == Local::Addresses {
+            let own = vec![Test::Local { side: Side::Destination, negated: false }];
+            self.add(Class::InPod, own, Action::Return, &Source::Always, purpose::IN_POD);
+        }
         self.write(before, only_tcp);
         if !only_tcp {
             self.only_tcp(nothing_else);
@@ -421,6 +434,7 @@ impl<'p> Pod<'p> {
                 is(Field::Uid, *negated, [ids].into_iter().collect())
             }
             Condition::Owner { negated, owner } => self.groups(&[owner], *negated),
+            Condition::Local { side, negated } => Test::Local { side: *side, negated: *negated },
             // To an address that the pod has: what goes there goes over `lo`.
             Condition::LeavesBy { negated, name } if *name == InterfacePattern::loopback() => {
                 Test::Local { side: Side::Destination, negated: *negated }

@@ -143,6 +143,7 @@ fn test(m: &Match, groups: &Groups) -> Option<Test> {
         }
         Match::Syn { negated } => Test::Syn { negated: *negated },
         Match::Owner { negated, owner } => owned(owner, *negated, false, groups),
+        Match::LocalAddress { side, negated } => Test::Local { side: *side, negated: *negated },
         Match::ConnState(asked) | Match::OldState(asked) => {
             Test::State { negated: false, states: states(asked) }
         }

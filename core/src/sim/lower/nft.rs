@@ -92,6 +92,9 @@ fn steps(rule: &[Statement], layout: &NftLayout, table: Table, groups: &Groups) 
                 steps.push(protocol(Protocol::TCP, false).into());
                 steps.push(Test::Syn { negated: *negated }.into());
             }
+            Statement::Local { side, negated } => {
+                steps.push(Test::Local { side: *side, negated: *negated }.into());
+            }
             Statement::State(asked) => {
                 steps.push(Test::State { negated: false, states: states(asked) }.into());
             }
