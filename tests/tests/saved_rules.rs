@@ -386,6 +386,15 @@ fn rules_below_ip_are_named() -> Result<()> {
         let (code, said) = printed(&["explain", "--rules", &file.name()?, "--to", "127.0.0.1:80"])?;
         ensure!(code == Some(0) && said.contains("=> delivered"), "{code:?}: {said}");
     }
+    // What hangs at an interface has packets of ARP as well, whatever it lets past of IP.
+    let at_eth0 = r#""hook": "ingress", "dev": "eth0""#;
+    let netdev = |policy: &str, expr: &str| {
+        let text = arp("", policy, expr).replace("\"arp\"", "\"netdev\"");
+        text.replace(r#""hook": "output""#, at_eth0)
+    };
+    let of_ip = r#"{"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}}"#;
+    let accepts = format!(r#"{of_ip}, {{"accept": null}}"#);
+    is_untold(&netdev("drop", &accepts), "hardware address is found: table netdev a")?;
     for text in [
         arp("", "accept", counts),
         arp(r#", "flags": "dormant""#, "drop", DROP),

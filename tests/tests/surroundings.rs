@@ -96,3 +96,38 @@ fn many_rules_of_policy_routing_are_no_wait() -> Result<()> {
     }
     Ok(())
 }
+
+/// Verify that rules which could discard packets of ARP are named where something leaves by a link, since no next
+/// hop is found then, and that others, and connections that stay here, are told of as ever.
+#[test]
+fn rules_that_could_discard_arp_are_named() -> Result<()> {
+    let at_eth0 = "type filter hook ingress device eth0 priority 0;";
+    let netdev =
+        |chain: &str| format!("table netdev t {{\nchain c {{\n{at_eth0}\n{chain}\n}}\n}}\n");
+    let arp = |chain: &str| {
+        format!(
+            "table arp t {{\nchain c {{\ntype filter hook output priority 0;\n{chain}\n}}\n}}\n"
+        )
+    };
+    for (rules, named) in [
+        (arp("policy drop;"), "table arp t"),
+        (arp("arp operation request drop"), "table arp t"),
+        (netdev("policy drop; meta protocol ip accept"), "table netdev t"),
+        (netdev("meta mark 0 drop"), "table netdev t"),
+        (arp("counter"), ""),
+        (netdev("tcp dport 80 drop; ip6 nexthdr tcp drop"), ""),
+    ] {
+        let pod = pod()?;
+        pod.feed("nft", &["-f", "-"], &rules)?;
+        let (code, text) = asked(&pod, &["--to", "10.9.9.9:443/tcp"])?;
+        if named.is_empty() {
+            ensure!(code == Some(0) && text.contains("=> leaves by eth0"), "{rules}{text}");
+        } else {
+            let untold = text.contains("can't be told: ") && text.contains(named);
+            ensure!(code == Some(1) && untold, "{rules}{code:?} {text}");
+        }
+        let (code, text) = asked(&pod, &["--to", "127.0.0.1:80/tcp"])?;
+        ensure!(code == Some(0), "{rules}{text}");
+    }
+    Ok(())
+}

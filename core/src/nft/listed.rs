@@ -251,6 +251,8 @@ pub enum Layer {
     Inet,
     /// All that an interface has (`netdev`).
     Netdev,
+    /// Packets of ARP (`arp`).
+    Arp,
 }
 
 /// A table of `nf_tables`, ours or of others.

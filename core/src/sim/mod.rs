@@ -53,8 +53,8 @@ pub use fate::{Fate, How, Outcome, Reply, Unheard};
 pub use interface::{Interface, Label, OwnAddress, Settings};
 pub use loadable::{DEEPEST, loadable};
 pub use lower::{
-    EBPF, Listed, Listening, NotNft, of_dump, of_ebpf, of_listed, of_native, of_nft, of_nft_json,
-    of_ruleset,
+    EBPF, Listed, Listening, NotNft, hindering_arp, of_dump, of_ebpf, of_listed, of_native, of_nft,
+    of_nft_json, of_ruleset,
 };
 pub use namespace::{Exit, MarkedLocal, Namespace, Path};
 pub use partition::{Class, Origin, partition};

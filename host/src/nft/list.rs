@@ -106,6 +106,7 @@ fn layer(answer: &Answer) -> Option<Layer> {
         NetfilterProtoFamily::IPv4 => Some(Layer::Ip(Family::V4)),
         NetfilterProtoFamily::IPv6 => Some(Layer::Ip(Family::V6)),
         NetfilterProtoFamily::NetDev => Some(Layer::Netdev),
+        NetfilterProtoFamily::ARP => Some(Layer::Arp),
         _ => None,
     }
 }

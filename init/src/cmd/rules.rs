@@ -16,7 +16,7 @@ use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
 use millrace_core::sim::{
     DEEPEST, Direction, EBPF, Explanation, Fate, Namespace, OwnAddress, Program, Question,
-    SourceTable, of_dump, of_listed, of_nft, of_ruleset,
+    SourceTable, hindering_arp, of_dump, of_listed, of_nft, of_ruleset,
 };
 use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::{Family, Groups};
@@ -330,15 +330,18 @@ fn read(mut session: Session, facts: &HostFacts, ebpf: Option<Held>) -> Result<R
     let known = |family, name: &str| {
         observed.holding(Variant::Nft, family).is_some_and(|dump| dump.table(name).is_some())
     };
-    let mut native =
-        of_listed(&millrace_host::nft::list(&known)?, &millrace_host::nft::interfaces());
+    let (listed, interfaces) =
+        (millrace_host::nft::list(&known)?, millrace_host::nft::interfaces());
+    let arp = hindering_arp(&listed, &interfaces);
+    let mut native = of_listed(&listed, &interfaces);
     if let Some(found) = read_native_back(&observed) {
         explain_native(&mut native, &found.ruleset);
     }
     tables.extend(native);
     let mut namespace = surroundings::namespace()?;
     namespace.enrolled.extend(ebpf.iter().flat_map(|held| sources(&held.entry.pod)));
-    Ok(Rules { program: Program::new(tables), namespace, live: true, ebpf })
+    let program = Program::new(tables).asking_arp(arp);
+    Ok(Rules { program, namespace, live: true, ebpf })
 }
 
 /// What the kernel carries out of what was dumped: no dormant table.

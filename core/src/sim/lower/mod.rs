@@ -1,5 +1,6 @@
 //! From rules in their own language to steps of a walk.
 
+mod arp;
 mod beside;
 mod ebpf;
 mod iptables;
@@ -18,6 +19,7 @@ use super::question::Protocol;
 use super::ranges::Ranges;
 use super::rule::{Field, Test};
 
+pub use arp::hindering_arp;
 pub use ebpf::{EBPF, Listening, of_ebpf};
 pub(super) use iptables::is_called;
 pub use iptables::{of_dump, of_ruleset};

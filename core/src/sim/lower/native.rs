@@ -43,15 +43,16 @@ fn rule(rule: &Result<Vec<crate::nft::expr::Expr>, String>) -> SourceRule {
 }
 
 /// Tables of whoever. A part of a rule that is not understood is unknown to the walk. `interfaces` are
-/// the names of interfaces by their numbers.
+/// the names of interfaces by their numbers. Tables of ARP are left out ([`super::hindering_arp`]).
 pub fn of_listed(tables: &[ListedTable], interfaces: &BTreeMap<u32, String>) -> Vec<SourceTable> {
-    tables.iter().map(|table| of_table(table, interfaces)).collect()
+    let walked = tables.iter().filter(|table| table.layer != Layer::Arp);
+    walked.map(|table| of_table(table, interfaces)).collect()
 }
 
-fn of_table(table: &ListedTable, interfaces: &BTreeMap<u32, String>) -> SourceTable {
+pub(super) fn of_table(table: &ListedTable, interfaces: &BTreeMap<u32, String>) -> SourceTable {
     let family = match table.layer {
         Layer::Ip(family) => Some(family),
-        Layer::Inet | Layer::Netdev => None,
+        Layer::Inet | Layer::Netdev | Layer::Arp => None,
     };
     let mut chains = Vec::new();
     for chain in &table.chains {

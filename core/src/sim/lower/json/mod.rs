@@ -15,6 +15,7 @@ use self::condition::Settled;
 use self::value::Sets;
 use super::super::program::{Base, Beside, Policy, SourceChain, SourceRule, SourceTable};
 use super::super::rule::{Action, Step, Way};
+use super::arp::at_interfaces;
 use super::beside;
 use super::words::words;
 use crate::iptables::Counters;
@@ -140,6 +141,9 @@ pub fn of_nft_json(text: &str) -> Result<Listed, NotNft> {
             into.content.chains.push(caller);
         }
     }
+    let could = |t: &&Table<'_>| t.family == "netdev" && t.calls != Calls::None;
+    let below = tables.iter().filter(could).filter(|table| at_interfaces(&table.content));
+    arp.extend(below.map(|table| format!("table netdev {}", table.content.name)));
     let tables = tables.into_iter().map(Table::settled).collect();
     Ok(Listed { tables, left_out, arp, names })
 }

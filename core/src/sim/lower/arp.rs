@@ -1,0 +1,67 @@
+//! Rules that packets of ARP meet, which are not walked: whether they could discard some, so that a next hop is not
+//! found.
+
+use std::collections::BTreeMap;
+
+use super::super::program::{Policy, SourceChain, SourceRule, SourceTable};
+use super::super::rule::{Action, Step, Test};
+use super::native::of_table;
+use crate::nft::listed::{Layer, ListedTable};
+
+/// The tables that could discard packets of ARP, by family and name.
+pub fn hindering_arp(tables: &[ListedTable], interfaces: &BTreeMap<u32, String>) -> Vec<String> {
+    let called = |table: &&ListedTable| {
+        !table.dormant && table.chains.iter().any(|chain| chain.base.is_some())
+    };
+    let named = |table: &ListedTable| {
+        let content = || of_table(table, interfaces);
+        match table.layer {
+            Layer::Arp => {
+                let drops = table.chains.iter().any(|chain| chain.base.is_some() && chain.drops);
+                let found = drops || content().chains.iter().any(|c| c.rules.iter().any(discards));
+                found.then(|| format!("table arp {}", table.name))
+            }
+            Layer::Netdev => {
+                at_interfaces(&content()).then(|| format!("table netdev {}", table.name))
+            }
+            Layer::Ip(_) | Layer::Inet => None,
+        }
+    };
+    tables.iter().filter(called).filter_map(named).collect()
+}
+
+/// Whether the chains of a table at interfaces could discard packets of ARP, which come there as all others do.
+pub(super) fn at_interfaces(table: &SourceTable) -> bool {
+    let could = |chain: &SourceChain| {
+        let ends = chain.base.as_ref().is_some_and(|base| base.policy == Policy::Drop);
+        ends || chain.rules.iter().any(|rule| !is_of_ip(rule) && discards(rule))
+    };
+    table.chains.iter().any(could)
+}
+
+/// Whether a rule is about packets of IP alone.
+fn is_of_ip(rule: &SourceRule) -> bool {
+    rule.steps.iter().any(|step| match step {
+        Step::Test(test) => {
+            !matches!(test, Test::Interface { .. } | Test::Mark { .. } | Test::Unknown(_))
+        }
+        Step::Do(_) => false,
+    })
+}
+
+/// Whether a rule does anything else to a packet than to let it past.
+fn discards(rule: &SourceRule) -> bool {
+    rule.steps.iter().any(|step| match step {
+        Step::Do(action) => !matches!(
+            action,
+            Action::Accept
+                | Action::Return
+                | Action::Jump(_)
+                | Action::Goto(_)
+                | Action::Mark(_)
+                | Action::Note
+                | Action::Effect(_)
+        ),
+        Step::Test(_) => false,
+    })
+}
