@@ -289,6 +289,12 @@ fn the_debian_package() -> Result<()> {
         assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (mode, 0, 0), "{path}");
     }
     ensure!(fs::read(root.join("usr/sbin/millrace-cni"))? == binaries[1], "another binary");
+    let changed = || output("dpkg", &[&of_root, "--verify", "millrace"]);
+    ensure!(changed()?.is_empty(), "{}", changed()?);
+    fs::write(root.join("usr/sbin/millrace-cni"), "another")?;
+    let said = Command::new("dpkg").args([&of_root, "--verify", "millrace"]).output()?;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    ensure!(said.contains("usr/sbin/millrace-cni") && said.lines().count() == 1, "{said}");
     output("dpkg", &[&of_root, "--remove", "millrace"])?;
     for (path, _) in wanted {
         ensure!(fs::symlink_metadata(root.join(path)).is_err(), "{path} is left");

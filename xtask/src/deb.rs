@@ -7,9 +7,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Arg, ArgMatches};
+use md5::{Digest as _, Md5};
 
 use crate::dist::Machine;
-use crate::image::{Entry, Source, gzip, of_dist_for, pack, write};
+use crate::image::{Content, Entry, Source, gzip, hex, of_dist_for, pack, write};
 use crate::{man, repo};
 
 /// What it is called.
@@ -126,7 +127,8 @@ pub fn package(
     }
     let size: usize = files.iter().map(Entry::size).sum();
     let control = control(machine, size, maintainer)?;
-    let control = pack(&[Entry::file("control", control)], source.time)?;
+    let sums = Entry::file("md5sums", sums(&files));
+    let control = pack(&[Entry::file("control", control), sums], source.time)?;
     let data = pack(&files, source.time)?;
     archive(
         &[
@@ -136,6 +138,17 @@ pub fn package(
         ],
         source.time,
     )
+}
+
+/// The sum of each file that it installs, by which `dpkg --verify` finds what was changed (deb-md5sums(5)).
+fn sums(files: &[Entry]) -> String {
+    let sum = |file: &Entry| match &file.content {
+        Content::File(bytes) | Content::Program(bytes) => {
+            Some(format!("{}  {}\n", hex(&Md5::digest(bytes)), file.path))
+        }
+        Content::Link(_) => None,
+    };
+    files.iter().filter_map(sum).collect()
 }
 
 /// What dpkg knows of it (Debian policy, 5.3). `size` is of what it installs, in bytes.

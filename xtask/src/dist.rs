@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Arg, ArgMatches};
 
 use crate::elf::{self, Elf};
-use crate::repo;
+use crate::{repo, sbom};
 
 /// A binary that is shipped.
 struct Shipped {
@@ -121,7 +121,9 @@ impl Machine {
 pub fn command() -> clap::Command {
     let names = ALL.map(|shipped| shipped.name);
     clap::Command::new("dist")
-        .about("Build the static release binaries into dist/, check them, write their sha256")
+        .about(
+            "Build the static release binaries into dist/, check them, write their sha256 and SBOM",
+        )
         .arg(Arg::new("target").long("target").help(
             "Target triple; what is not for this machine goes into dist/TARGET/ [default: musl for \
              this machine where it is installed, else glibc]",
@@ -187,6 +189,10 @@ fn ship(shipped: &Shipped, target: &str) -> Result<()> {
     }
     let sum = repo::output(Command::new("sha256sum").arg(name).current_dir(&folder))?;
     fs::write(folder.join(format!("{name}.sha256")), &sum).context("can't write the checksum")?;
+    let sum = String::from_utf8_lossy(&sum).into_owned();
+    let hash = sum.split_whitespace().next().context("sha256sum says nothing")?;
+    let bill = sbom::of(name, target, hash)?;
+    fs::write(folder.join(format!("{name}.cdx.json")), bill).context("can't write its SBOM")?;
     let revision = format!("{revision}\n");
     fs::write(folder.join(format!("{name}.revision")), revision).context("can't write it")?;
 
@@ -198,7 +204,7 @@ fn ship(shipped: &Shipped, target: &str) -> Result<()> {
         shown.display(),
         mib / 100,
         mib % 100,
-        String::from_utf8_lossy(&sum),
+        sum,
     ))
 }
 

@@ -13,5 +13,6 @@ pub mod lint;
 pub mod man;
 pub mod policy;
 pub mod repo;
+pub mod sbom;
 pub mod truth;
 pub mod vm;

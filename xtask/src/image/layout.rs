@@ -91,8 +91,8 @@ impl Image {
     /// # Errors
     /// When a name is too long for the archive.
     pub fn docker_archive(&self, reference: &str) -> Result<Vec<u8>> {
-        let config = format!("{}.json", hex(&self.config));
-        let layer = format!("{}/layer.tar", hex(&self.layer));
+        let config = format!("{}.json", sha256(&self.config));
+        let layer = format!("{}/layer.tar", sha256(&self.layer));
         let manifest = json!([{ "Config": config, "RepoTags": [reference], "Layers": [layer] }]);
         let entries = [
             Entry::file(&config, self.config.as_slice()),
@@ -182,16 +182,21 @@ fn descriptor(kind: &str, blob: &[u8]) -> Value {
 }
 
 fn blob_path(blob: &[u8]) -> String {
-    format!("blobs/sha256/{}", hex(blob))
+    format!("blobs/sha256/{}", sha256(blob))
 }
 
 fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex(bytes))
+    format!("sha256:{}", sha256(bytes))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    let digits = Sha256::digest(bytes);
-    let digits = digits.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Bytes in hexadecimal digits, as sums are written.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
     digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
 }
 
@@ -233,7 +238,7 @@ mod tests {
         let digest = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
         let blob = &files[&format!("blobs/sha256/{digest}")];
         assert_eq!(blob.len() as u64, descriptor["size"].as_u64().unwrap());
-        assert_eq!(hex(blob), digest);
+        assert_eq!(sha256(blob), digest);
         blob
     }
 

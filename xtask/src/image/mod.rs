@@ -10,10 +10,10 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use clap::{Arg, ArgMatches};
 
-pub use archive::Entry;
 pub(crate) use archive::pack;
+pub use archive::{Content, Entry};
 pub(crate) use layout::gzip;
-pub use layout::{Image, Settings, oci_archive};
+pub use layout::{Image, Settings, hex, oci_archive};
 
 use crate::dist::{MACHINES, Machine};
 use crate::repo;
