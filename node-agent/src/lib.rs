@@ -6,6 +6,7 @@
 //!                          │ list, settings, foreign
 //! api ──► pods ──► server ◄── the plugin
 //!          │ processes ──► audit ──► repair
+//!          └─► nri ◄── the container runtime
 //! ```
 
 pub mod api;
@@ -22,6 +23,7 @@ pub mod kept;
 pub mod kubeconfig;
 pub mod list;
 pub mod metrics;
+pub mod nri;
 pub mod observe;
 pub mod own_folder;
 pub mod plan;

@@ -84,7 +84,7 @@ const LAYERS: [Layers; 5] = [
             &["audit"],
             &["metrics"],
             &["server", "state"],
-            &["health", "repair", "taint"],
+            &["health", "nri", "repair", "taint"],
             &["flags", "run"],
             &["cli"],
         ],
