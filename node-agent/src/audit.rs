@@ -6,12 +6,14 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use millrace_cni::causes::chain;
 use millrace_cni::protocol::CniError;
 use millrace_cni::running::{AddOutcome, Capture, Rules, has_one_of};
 use millrace_core::pod::PodFacts;
 use millrace_host::capture::Difference;
 use millrace_host::netns::Netns;
 
+use crate::install::{Config, settings};
 use crate::pods::Pod;
 use crate::processes::{Process, key};
 
@@ -115,6 +117,18 @@ impl From<State> for Seen {
     }
 }
 
+/// What the plugin on this node does, by the settings of its entry.
+///
+/// # Errors
+/// When they can't be read, or the plugin would not take them.
+pub fn rules(config: &Config) -> Result<Rules, String> {
+    let entry = settings(config).map_err(|error| chain(&error))?.request();
+    // What the plugin reads of its environment is the runtime's, for which this one stands.
+    let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    let env = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
+    Rules::new(&entry, env).map_err(|error| error.msg)
+}
+
 /// Look at a pod that runs, and capture it where that is wanted and it is not.
 pub fn look(
     rules: &Rules,
@@ -196,8 +210,8 @@ fn reported(error: &CniError) -> String {
     }
 }
 
-/// A fault there is one here: it is the agent's.
-fn on_a_thread<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+/// Do something on a thread of its own. A fault there is one here: it is the agent's.
+pub(crate) fn on_a_thread<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| match scope.spawn(f).join() {
         Ok(value) => value,
         Err(panic) => std::panic::resume_unwind(panic),

@@ -14,7 +14,7 @@ use tracing_subscriber::filter::LevelFilter;
 mod plain;
 
 use self::plain::Plain;
-use crate::flags::{Address, NodeName, RepairFlags};
+use crate::flags::{Address, HookFlags, NodeName, RepairFlags};
 use crate::foreign::Mesh;
 use crate::install::{Config, Installer, PLUGIN, Report, until_installed};
 use crate::kubeconfig::{self, Account};
@@ -53,7 +53,7 @@ struct Cli {
 enum Task {
     /// Install the plugin and keep it installed until a signal arrives; it stays installed then
     #[command(after_help = with_example("run --node-name node-1 --repair delete"))]
-    Run(Run),
+    Run(Box<Run>),
     /// Install the plugin once, also where it was uninstalled
     #[command(after_help = with_example("install --wait 1m"))]
     Install(Once),
@@ -89,6 +89,8 @@ struct Run {
         default_value = "[::]:15014"
     )]
     metrics_address: Address,
+    #[command(flatten)]
+    hook: HookFlags,
     #[command(flatten)]
     repair: RepairFlags,
     /// Install even after `millrace-node uninstall`, which otherwise holds until `millrace-node install`
@@ -338,7 +340,14 @@ pub(crate) fn main() -> ExitCode {
 fn execute(task: Task) -> Result<ExitCode> {
     match task {
         Task::Run(run) => {
+            let run = *run;
             let node = run.what.node_name.clone();
+            let HookFlags { hook, nri_socket } = run.hook;
+            if hook.connects() && node.is_none() {
+                bail!(
+                    "--hook nri and both need --node-name: the runtime doesn't tell all of a pod"
+                );
+            }
             let installer = Installer::new(run.what.config()?)?;
             if run.install_again {
                 installer.install_again()?;
@@ -347,6 +356,8 @@ fn execute(task: Task) -> Result<ExitCode> {
                 period: run.period,
                 health: run.health_address.0,
                 metrics: run.metrics_address.0,
+                hook,
+                nri_socket,
                 repair: node.map(|node| run.repair.repair(&node.0)),
             };
             run::run(installer, places).map(|()| ExitCode::SUCCESS)

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::nri;
 use crate::repair::{Mode, Repair};
+use crate::state::Hooks;
 
 /// How pods that run are dealt with.
 #[derive(Debug, Args)]
@@ -46,6 +48,17 @@ impl RepairFlags {
             node: node.to_owned(),
         }
     }
+}
+
+/// By what new pods are captured.
+#[derive(Debug, Args)]
+pub struct HookFlags {
+    /// What captures new pods
+    #[arg(long, env = "MILLRACE_NODE_HOOK", value_enum, default_value = "cni")]
+    pub hook: Hooks,
+    /// Socket of the runtime's Node Resource Interface (NRI)
+    #[arg(long, env = "MILLRACE_NODE_NRI_SOCKET", value_name = "FILE", default_value = nri::SOCKET)]
+    pub nri_socket: PathBuf,
 }
 
 /// The key of a label or a taint: a name, which may have a domain in front.

@@ -84,6 +84,13 @@ struct Served {
     outcome: &'static str,
 }
 
+/// A request of the runtime, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Hooked {
+    request: &'static str,
+    outcome: &'static str,
+}
+
 /// Upper bounds of the durations of commands, in seconds: a pod that needs nobody takes some
 /// milliseconds, and the deadline is 15 s.
 const DURATIONS: [f64; 13] =
@@ -118,6 +125,8 @@ pub struct Metrics {
     codes: Family<Code, Counter>,
     answers: Family<Answer, Counter>,
     served: Family<Served, Histogram, fn() -> Histogram>,
+    hooked: Family<Hooked, Histogram, fn() -> Histogram>,
+    connected: Gauge,
     pods: Gauge,
     failures: Counter,
     repaired: Family<Repaired, Counter>,
@@ -182,6 +191,20 @@ impl Default for Metrics {
             Unit::Seconds,
             served.clone(),
         );
+        let hooked: Family<Hooked, _, _> =
+            Family::new_with_constructor(durations as fn() -> Histogram);
+        registry.register_with_unit(
+            "millrace_node_nri_duration",
+            "How long requests of the runtime took that decided about a pod, by what became of them",
+            Unit::Seconds,
+            hooked.clone(),
+        );
+        let connected = Gauge::default();
+        registry.register(
+            "millrace_node_nri_connected",
+            "Whether the runtime tells the agent of each pod",
+            connected.clone(),
+        );
         registry.register("millrace_node_pods", "Pods of the node that are known", pods.clone());
         registry.register(
             "millrace_node_pods_failures",
@@ -224,6 +247,8 @@ impl Default for Metrics {
             codes,
             answers,
             served,
+            hooked,
+            connected,
             pods,
             failures,
             repaired,
@@ -272,6 +297,20 @@ impl Metrics {
     pub fn served(&self, command: Command, outcome: Outcome, took: Duration) {
         let labels = Served { command: command.as_str(), outcome: outcome.as_str() };
         self.served.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Count a request of the runtime, which took so long.
+    pub fn hooked(&self, request: &'static str, outcome: Outcome, took: Duration) {
+        let labels = Hooked { request, outcome: outcome.as_str() };
+        self.hooked.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Note whether the runtime is connected, and whether that alone has new pods captured.
+    pub fn connected(&self, is: bool, alone: bool) {
+        self.connected.set(is.into());
+        if alone {
+            self.ready.set(is.into());
+        }
     }
 
     /// Note how many pods are known, and how often they could not be followed.

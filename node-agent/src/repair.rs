@@ -11,17 +11,15 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube_runtime::events::{Event, EventType, Recorder, Reporter};
-use millrace_cni::running::Rules;
 use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::api::within;
-use crate::audit::{Seen, State, Unknown, look};
-use crate::install::{Config, settings};
+use crate::audit::{Seen, State, Unknown, look, rules};
+use crate::install::Config;
 use crate::pods::{Name, Pod, Record, resource};
 use crate::processes::of_pods;
 use crate::state::Shared;
-use millrace_cni::causes::chain;
 
 /// How soon it is looked again for the list of pods.
 const SOON: Duration = Duration::from_millis(100);
@@ -154,7 +152,11 @@ impl Repairer {
                     self.repair.period
                 );
             }
-            sleep_until(next).await;
+            // Somebody who sees more may know that it is time.
+            tokio::select! {
+                () = sleep_until(next) => {}
+                () = self.shared.asked_to_look() => {}
+            }
         }
     }
 
@@ -163,11 +165,7 @@ impl Repairer {
         let pods: Vec<(Name, Pod)> = pods.into_iter().filter(|(_, pod)| !pod.is_over).collect();
         let ids: HashSet<&String> = pods.iter().map(|(_, pod)| &pod.uid).collect();
         self.reported.retain(|uid, _| ids.contains(uid));
-        let entry = settings(&self.config).map_err(|error| chain(&error))?.request();
-        // What the plugin reads of its environment is the runtime's, for which this one stands.
-        let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
-        let env = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
-        let rules = Rules::new(&entry, env).map_err(|error| error.msg)?;
+        let rules = rules(&self.config)?;
         // Where it is not installed, another plugin may have captured them.
         let repairs = self.repair.mode == Mode::InPlace && self.shared.is_installed();
         let proc = self.repair.proc.clone();

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -16,16 +17,20 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::api::Clients;
 use crate::health::{self, What, listen};
 use crate::install::{Config, Installer, SOCKET};
+use crate::nri::{self, hook::Hook};
 use crate::own_folder::open_own;
 use crate::pods::Pods;
 use crate::repair::{Repair, Repairer};
 use crate::server::{self, Server};
-use crate::state::Shared;
+use crate::state::{Hooks, Shared};
 use crate::taint;
 use crate::watch::Watch;
 
 /// How soon it is looked again after somebody else was in the way.
 const SOON: Duration = Duration::from_millis(20);
+
+/// How soon it is looked again whether the runtime is connected.
+const CONNECTED: Duration = Duration::from_millis(200);
 
 /// How soon the socket and the clients are made again when they could not be.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -39,6 +44,10 @@ pub struct Places {
     pub health: Option<SocketAddr>,
     /// Where `/metrics` answers; none for nowhere.
     pub metrics: Option<SocketAddr>,
+    /// What captures new pods.
+    pub hook: Hooks,
+    /// Where the runtime takes plugins.
+    pub nri_socket: PathBuf,
     /// The node whose pods the plugin is told of, and how those that run are dealt with.
     pub repair: Option<Repair>,
 }
@@ -49,7 +58,8 @@ pub struct Places {
 /// When an address can't be had, or there is no runtime.
 pub fn run(installer: Installer, places: Places) -> Result<()> {
     let pods = places.repair.as_ref().map(|_| Arc::<Pods>::default());
-    let shared = Arc::new(Shared::new(places.period, pods.clone()));
+    let shared = Shared::new(places.period, pods.clone()).with_hook(places.hook);
+    let shared = Arc::new(shared);
     let mut listeners = Vec::new();
     for (what, address) in [(What::Health, places.health), (What::Metrics, places.metrics)] {
         let Some(address) = address else { continue };
@@ -63,9 +73,10 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let seen = Arc::clone(&shared);
     let (config, repair) = (installer.config().clone(), places.repair);
+    let (hook, socket) = (places.hook, places.nri_socket);
     // Both end with the process, wherever they are: that is what the installer is made for.
     let _installing = begin("installer", move || {
-        install(installer, &watch, places.period, &seen);
+        install(installer, &watch, places.period, hook, &seen);
     })?;
     let _serving = begin("server", move || {
         runtime.block_on(async {
@@ -75,7 +86,8 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
             match repair.zip(pods) {
                 Some((repair, pods)) => {
                     // It has much to remember.
-                    Box::pin(follow(&config, &repair, &pods, &shared)).await;
+                    let socket = hook.connects().then_some(socket);
+                    Box::pin(follow(&config, &repair, &pods, socket, &shared)).await;
                 }
                 None => std::future::pending().await,
             }
@@ -93,12 +105,21 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
 
 /// Follow the pods of the node, tell the plugin of them and look at those that run, for ever. What is
 /// in the way is tried again.
-async fn follow(config: &Config, repair: &Repair, pods: &Arc<Pods>, shared: &Arc<Shared>) {
+async fn follow(
+    config: &Config,
+    repair: &Repair,
+    pods: &Arc<Pods>,
+    socket: Option<PathBuf>,
+    shared: &Arc<Shared>,
+) {
     loop {
         match start(config, pods, shared) {
             Ok((server, listener, clients)) => {
                 let (config, shared, client) =
                     (config.clone(), Arc::clone(shared), clients.patient.clone());
+                let (proc, known) = (repair.proc.clone(), server.clone());
+                let hook = Hook::new(config.clone(), proc, known, Arc::clone(&shared));
+                let hook = connect(socket.clone(), Arc::new(hook));
                 let untaint = untaint(client.clone(), repair, Arc::clone(&shared));
                 let repairer = Repairer::new(repair.clone(), config, shared, client);
                 tokio::select! {
@@ -108,12 +129,24 @@ async fn follow(config: &Config, repair: &Repair, pods: &Arc<Pods>, shared: &Arc
                     }
                     () = pods.follow(clients.patient, &repair.node) => {}
                     () = repairer.run() => {}
+                    () = hook => {}
                     () = untaint => {}
                 }
             }
             Err(why) => pods.failed(&format!("{why:#}")),
         }
+        if socket.is_some() {
+            shared.disconnected("the agent can't follow the pods of its node");
+        }
         tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Be the runtime's plugin, where that is wanted; it is never over.
+async fn connect(socket: Option<PathBuf>, hook: Arc<Hook>) {
+    match socket {
+        Some(socket) => nri::serve(&socket, &hook).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -143,16 +176,30 @@ fn begin(name: &str, f: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>
     thread.spawn(f).with_context(|| format!("a thread for the {name}"))
 }
 
-fn install(mut installer: Installer, watch: &Watch, period: Duration, shared: &Shared) {
+fn install(
+    mut installer: Installer,
+    watch: &Watch,
+    period: Duration,
+    hook: Hooks,
+    shared: &Shared,
+) {
     loop {
         // What changes from here on is seen by the next turn.
         for folder in installer.watched() {
             watch.add(&folder);
         }
-        let result = installer.pass();
-        let again = result.as_ref().is_ok_and(|report| report.again);
-        shared.passed(&result);
-        let limit = if again { SOON.min(period) } else { period };
+        let limit = if hook.installs() {
+            let result = installer.pass();
+            shared.passed(&result);
+            if result.is_ok_and(|report| report.again) { SOON } else { period }
+        } else {
+            // As long as the runtime tells of no pod, an entry that is there goes on capturing.
+            let is_connected = shared.is_connected();
+            let withdrawn = if is_connected { installer.withdraw() } else { Ok(Vec::new()) };
+            shared.withdrawn(&withdrawn);
+            if is_connected { period } else { CONNECTED }
+        };
+        let limit = limit.min(period);
         if let Err(error) = watch.wait(limit) {
             tracing::warn!(
                 "changes of files can't be waited for, and are found once in {period:?} (--period): {error}"

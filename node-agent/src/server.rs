@@ -170,6 +170,17 @@ impl Server {
         Some(if sent.is_ok() { how } else { Answered::Nothing })
     }
 
+    /// What is known of a pod, for the agent itself.
+    ///
+    /// # Errors
+    /// Why nothing is.
+    pub(crate) async fn tell(&self, wanted: &PodFacts) -> Result<PodFacts, String> {
+        let PodFacts { namespace, name, uid, .. } = wanted.clone();
+        let wanted = question(PodQuery { namespace, name, uid })?;
+        let (answer, _) = self.answer(&wanted).await;
+        answer?.about(&wanted).map_err(|why| why.to_string())
+    }
+
     async fn answer(&self, wanted: &PodFacts) -> (Result<Pod, String>, Answered) {
         if let Some(pod) = self.pods.find(wanted) {
             return (Ok(pod), Answered::Known);

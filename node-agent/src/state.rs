@@ -1,7 +1,11 @@
 //! What the agent's parts know of each other.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use tokio::sync::Notify;
 
 use crate::install::{InstallError, Report};
 use crate::metrics::Metrics;
@@ -12,6 +16,30 @@ use millrace_cni::causes::chain;
 /// How much longer than its period a pass may take before it hangs.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// By what new pods are captured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Hooks {
+    /// The CNI plugin, which the agent installs
+    #[default]
+    Cni,
+    /// The agent, as a plugin of the container runtime (NRI); the CNI plugin's entry is removed
+    Nri,
+    /// Both: whichever comes second finds the pod captured
+    Both,
+}
+
+impl Hooks {
+    /// Whether the CNI plugin is installed.
+    pub const fn installs(self) -> bool {
+        matches!(self, Self::Cni | Self::Both)
+    }
+
+    /// Whether the agent is the runtime's plugin.
+    pub const fn connects(self) -> bool {
+        matches!(self, Self::Nri | Self::Both)
+    }
+}
+
 /// What the installer, the HTTP servers and the repairer have in common.
 #[derive(Debug)]
 pub struct Shared {
@@ -20,7 +48,11 @@ pub struct Shared {
     /// The pods of the node, where they are followed.
     pub pods: Option<Arc<Pods>>,
     period: Duration,
+    hook: Hooks,
     installation: Mutex<Installation>,
+    /// Why the runtime is not connected; none where it is.
+    unconnected: Mutex<Option<String>>,
+    look: Notify,
 }
 
 #[derive(Debug)]
@@ -36,7 +68,68 @@ impl Shared {
         let reasons = vec!["the first look at the node is not finished".to_owned()];
         let last = Instant::now();
         let installation = Mutex::new(Installation { last, reasons, words: Vec::new() });
-        Self { metrics: Metrics::default(), pods, period, installation }
+        let unconnected = Mutex::new(Some("it was not tried yet".to_owned()));
+        let (hook, look) = (Hooks::default(), Notify::new());
+        Self { metrics: Metrics::default(), pods, period, hook, installation, unconnected, look }
+    }
+
+    /// The same, where pods are captured by this.
+    #[must_use]
+    pub fn with_hook(self, hook: Hooks) -> Self {
+        Self { hook, ..self }
+    }
+
+    fn unconnected(&self) -> MutexGuard<'_, Option<String>> {
+        self.unconnected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Note that the runtime tells of each pod from now on.
+    pub fn connected(&self) {
+        *self.unconnected() = None;
+        self.metrics.connected(true, !self.hook.installs());
+    }
+
+    /// Note that it does not, and log why where that is new.
+    pub fn disconnected(&self, why: &str) {
+        self.metrics.connected(false, !self.hook.installs());
+        let mut unconnected = self.unconnected();
+        if unconnected.as_deref() != Some(why) {
+            tracing::warn!("not connected to the runtime, which is tried again: {why}");
+        }
+        *unconnected = Some(why.to_owned());
+    }
+
+    /// Whether the runtime tells of each pod.
+    pub fn is_connected(&self) -> bool {
+        self.unconnected().is_none()
+    }
+
+    /// Have pods that run be looked at now.
+    pub fn look_at_pods(&self) {
+        self.look.notify_one();
+    }
+
+    /// Until that is wanted.
+    pub async fn asked_to_look(&self) {
+        self.look.notified().await;
+    }
+
+    /// Note what a pass did that has no list name the plugin.
+    pub fn withdrawn(&self, result: &Result<Vec<PathBuf>, InstallError>) {
+        let mut installation = self.installation();
+        let reasons = match result {
+            Ok(written) => {
+                for file in written {
+                    tracing::info!("{} names the plugin no longer", file.display());
+                }
+                Vec::new()
+            }
+            Err(error) => vec![chain(error)],
+        };
+        if let Some(why) = reasons.first().filter(|_| installation.reasons != reasons) {
+            tracing::warn!("the plugin's entry can't be removed: {why}");
+        }
+        *installation = Installation { last: Instant::now(), reasons, words: Vec::new() };
     }
 
     fn installation(&self) -> MutexGuard<'_, Installation> {
@@ -83,9 +176,10 @@ impl Shared {
         self.metrics.text()
     }
 
-    /// Whether the plugin is installed.
+    /// Whether new pods are captured, by one of the ways that are wanted.
     pub fn is_installed(&self) -> bool {
-        self.installation().reasons.is_empty()
+        let by_cni = self.hook.installs() && self.installation().reasons.is_empty();
+        by_cni || self.hook.connects() && self.is_connected()
     }
 
     /// Why it is not alive; nothing where it is.
@@ -103,6 +197,8 @@ impl Shared {
         let mut reasons = self.dead();
         reasons
             .extend(self.installation().reasons.iter().map(|why| format!("installation: {why}")));
+        let unconnected = self.unconnected().clone().filter(|_| self.hook.connects());
+        reasons.extend(unconnected.map(|why| format!("runtime: {why}")));
         let trouble = self.pods.as_ref().and_then(|pods| pods.trouble());
         reasons.extend(trouble.map(|why| format!("pods: {why}")));
         reasons
@@ -125,6 +221,33 @@ mod tests {
         assert!(shared.not_ready()[0].contains("kept changing"));
         shared.passed(&report(State::Installed { file: "x".to_owned() }));
         assert!(shared.not_ready().is_empty());
+    }
+
+    #[test]
+    fn each_way_that_is_wanted_has_to_be_there() {
+        let installed = || {
+            let state = State::Installed { file: "x".to_owned() };
+            Ok(Report { state, words: Vec::new(), causes: Vec::new(), again: false })
+        };
+        let nri = Shared::new(Duration::from_secs(1), None).with_hook(Hooks::Nri);
+        nri.withdrawn(&Ok(Vec::new()));
+        assert_eq!(nri.not_ready(), ["runtime: it was not tried yet"]);
+        assert!(!nri.is_installed());
+        nri.connected();
+        assert!(nri.not_ready().is_empty() && nri.is_installed());
+        nri.disconnected("gone");
+        assert_eq!(nri.not_ready(), ["runtime: gone"]);
+        let both = Shared::new(Duration::from_secs(1), None).with_hook(Hooks::Both);
+        both.passed(&installed());
+        assert!(both.is_installed() && both.not_ready().len() == 1);
+        both.connected();
+        assert!(both.not_ready().is_empty());
+        let cni = Shared::new(Duration::from_secs(1), None);
+        cni.passed(&installed());
+        assert!(cni.not_ready().is_empty());
+        cni.connected();
+        cni.passed(&Err(InstallError::Busy));
+        assert!(!cni.is_installed());
     }
 
     #[test]

@@ -116,6 +116,21 @@ impl Installer {
         Ok(done)
     }
 
+    /// Have no list name the plugin, where something else captures; the binary stays, for runtimes that call
+    /// it for the end of pods that began with it. Gives the files that were changed. Nothing is marked: an
+    /// agent that installs puts the entry back.
+    ///
+    /// # Errors
+    /// When something can't be read or written.
+    pub fn withdraw(&mut self) -> Result<Vec<PathBuf>, InstallError> {
+        let _held = self.store.hold()?;
+        let (mut kept, mut done) = (self.store.read()?, Done::default());
+        let conf = self.conf()?;
+        conf.clean()?;
+        self.leave(&mut kept, &conf, &mut done)?;
+        Ok(done.written.into_iter().chain(done.removed).collect())
+    }
+
     /// The plugin's name, and those that it had before.
     fn names(&self, kept: &Kept) -> Vec<String> {
         let mut names = kept.plugins.clone();

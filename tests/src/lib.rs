@@ -26,6 +26,7 @@ pub mod istio;
 pub mod netns;
 pub mod node;
 pub mod node_stage;
+pub mod nri;
 pub mod others;
 pub mod probe;
 pub mod process;

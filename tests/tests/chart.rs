@@ -335,6 +335,7 @@ fn alerts_and_dashboard_are_made_of_metrics_that_exist() -> Result<()> {
     metrics.passed(&Ok(Report { state, words, causes, again: false }));
     metrics.answered(Answered::Known);
     metrics.served(Verb::Add, Outcome::Captured, Duration::from_millis(4));
+    metrics.hooked("RunPodSandbox", Outcome::Captured, Duration::from_millis(4));
     let exposed = metrics.text();
     let mut names = Vec::new();
     for line in exposed.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {

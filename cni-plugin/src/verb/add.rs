@@ -3,11 +3,9 @@
 use std::path::Path;
 
 use millrace_core::pod::PodFacts;
-use millrace_host::capture::Applied;
-use millrace_host::ebpf::Enrolled;
 use serde_json::{Map, json};
 
-use super::{Job, Served, enter, failed};
+use super::{Job, Served, captured_by, enter, failed, not_started};
 use crate::capture::Want;
 use crate::decide::{Disposition, Origin, resolve};
 use crate::level::Level;
@@ -15,7 +13,7 @@ use crate::lookup::Configured;
 use crate::mesh::Mesh;
 use crate::note::{Note, Notes};
 use crate::outcome::Outcome;
-use crate::protocol::{CniError, Code, empty_result, pass_on};
+use crate::protocol::{CniError, empty_result, pass_on};
 use crate::target;
 
 pub(super) fn add(job: &mut Job<'_>) -> Result<Served, CniError> {
@@ -61,37 +59,21 @@ pub(super) fn add(job: &mut Job<'_>) -> Result<Served, CniError> {
         let applied = pod.apply(Want { policy, mesh, config, netns: &netns, deadline });
         applied.map_err(|error| failed(&error))
     });
-    let Applied { enrolled, outcome, .. } = applied.map_err(not_started)?;
-    for warning in &outcome.warnings {
+    let applied = applied.map_err(not_started)?;
+    for warning in &applied.outcome.warnings {
         job.log.warn(warning);
     }
-    let by = match enrolled {
-        Some(_) => "eBPF".to_owned(),
-        None => outcome.choice.map(|choice| choice.to_string()).unwrap_or_default(),
-    };
-    let changed = !outcome.effects.is_empty()
-        || enrolled.is_some_and(|(enrolled, _)| enrolled != Enrolled::Unchanged);
+    let (by, changed) = captured_by(&applied);
     let members = [
         ("mesh", json!(mesh)),
         ("reason", json!(mesh.why())),
         ("by", json!(by)),
         ("changed", json!(changed)),
-        ("processes", json!(outcome.processes)),
+        ("processes", json!(applied.outcome.processes)),
     ];
     let members = members.map(|(name, value)| (name.to_owned(), value));
     job.log.done(Level::Info, "captured", Map::from_iter(members));
     Ok(Served::new(result, Outcome::Captured))
-}
-
-/// The error with what it means for the pod.
-fn not_started(error: CniError) -> CniError {
-    if error.code == Code::TryAgain {
-        return error;
-    }
-    CniError {
-        msg: format!("its traffic can't be captured, so it is not started: {}", error.msg),
-        ..error
-    }
 }
 
 /// A note that can't be written costs CHECK a lookup, and GC a pod that it does not know.

@@ -76,7 +76,7 @@ fn forget(bpffs: &Path, until: Instant, log: &mut Log) {
 }
 
 /// The same, where that is an error.
-pub(super) fn collect(bpffs: &Path, until: Instant) -> Result<(), EbpfError> {
+pub(crate) fn collect(bpffs: &Path, until: Instant) -> Result<(), EbpfError> {
     match Node::open_if_loaded(bpffs)? {
         None => Ok(()),
         Some(node) => node.until(until).collect().map(drop),

@@ -7,6 +7,7 @@ mod explain;
 mod gc;
 mod status;
 
+pub(crate) use del::collect;
 pub(crate) use explain::explain;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +15,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use millrace_core::pod::PodFacts;
-use millrace_host::capture::CaptureError;
+use millrace_host::capture::{Applied, CaptureError};
+use millrace_host::ebpf::Enrolled;
 use millrace_host::netns::{Netns, NetnsError};
 use serde_json::{Map, Value, json};
 
@@ -248,6 +250,28 @@ pub(crate) fn failed(error: &CaptureError) -> CniError {
         return CniError::new(Code::TryAgain, msg).with_details(why);
     }
     CniError::new(Code::NotCaptured, why)
+}
+
+/// The error with what it means for a pod that is to start.
+pub(crate) fn not_started(error: CniError) -> CniError {
+    if error.code == Code::TryAgain {
+        return error;
+    }
+    CniError {
+        msg: format!("its traffic can't be captured, so it is not started: {}", error.msg),
+        ..error
+    }
+}
+
+/// What captures a pod now, and whether anything was changed for it.
+pub(crate) fn captured_by(applied: &Applied) -> (String, bool) {
+    let Applied { enrolled, outcome, .. } = applied;
+    let by = match enrolled {
+        Some(_) => "eBPF".to_owned(),
+        None => outcome.choice.map(|choice| choice.to_string()).unwrap_or_default(),
+    };
+    let entered = enrolled.is_some_and(|(enrolled, _)| enrolled != Enrolled::Unchanged);
+    (by, entered || !outcome.effects.is_empty())
 }
 
 /// What standard input is, however broken: DEL makes the best of it.
