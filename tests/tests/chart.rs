@@ -48,6 +48,11 @@ fn cases() -> Vec<(String, Value)> {
                 },
             }),
         ),
+        (
+            "nri",
+            json!({ "millrace": { "hook": "nri",
+                                  "nri": { "tolerateAnnotation": "mesh.example/tolerate" } } }),
+        ),
         ("repair", repairing(json!({}))),
         (
             "repair-delete",
@@ -466,6 +471,7 @@ fn the_kustomization_is_the_chart() -> Result<()> {
         let name = name.map_err(|name| anyhow::anyhow!("{} is no text", name.display()))?;
         let values = match name.as_str() {
             "repair" => repairing(json!({})),
+            "nri" => json!({ "millrace": { "hook": "nri" } }),
             platform => json!({ "platform": platform }),
         };
         cases.push((format!("overlays/{name}"), values));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_tests::chart::{at_path, merge, objects, of_kind, render, repository, text};
+use millrace_tests::chart::{at_path, merge, render, repository, text};
 use serde_json::{Value, json};
 
 /// Values of istio-cni's chart.
@@ -222,6 +222,13 @@ fn probe(name: &str) -> Option<(Value, Value)> {
         }
         "millrace.untaint" => alone(json!("mesh.example/not-ready")),
         "millrace.takeOver" => alone(json!(["istio-cni", "linkerd-cni"])),
+        "millrace.hook" => alone(json!("nri")),
+        "millrace.nri.socket" => {
+            Some((json!("/run/other/nri.sock"), json!({ "millrace": { "hook": "nri" } })))
+        }
+        "millrace.nri.tolerateAnnotation" => {
+            Some((json!("a.example/b"), json!({ "millrace": { "hook": "both" } })))
+        }
         "millrace.settings" => alone(json!({ "deadline": "3s" })),
         "millrace.kubeconfig" => alone(json!("none")),
         "millrace.period" => alone(json!("1m")),
@@ -346,6 +353,17 @@ fn what_can_not_be_had_is_refused_by_name() -> Result<()> {
             json!({ "repair": { "enabled": true }, "millrace": { "settings": { "backend": "ebpf" } } }),
             "backend is ebpf",
         ),
+        (
+            json!({ "millrace": { "hook": "nri", "settings": { "backend": "ebpf" } } }),
+            "millrace.hook nri",
+        ),
+        (
+            json!({ "millrace": { "nri": { "tolerateAnnotation": "a.example/b" } } }),
+            "tolerateAnnotation",
+        ),
+        (json!({ "millrace": { "hook": "oci" } }), "hook"),
+        (json!({ "millrace": { "nri": { "socket": "/nri.sock" } } }), "socket"),
+        (json!({ "env": { "MILLRACE_NODE_HOOK": "nri" } }), "env.MILLRACE_NODE_HOOK"),
         (json!({ "repair": { "enabled": true, "brokenPodLabelKey": "a b" } }), "brokenPodLabelKey"),
         (json!({ "millrace": { "untaint": "a=b" } }), "untaint"),
         (json!({ "podLabels": { "k8s-app": "x" } }), "k8s-app"),
@@ -380,62 +398,6 @@ fn what_can_not_be_had_is_refused_by_name() -> Result<()> {
     let both = json!({ "ambient": { "enabled": true }, "repair": { "deletePods": true } });
     let error = render(&[both])?.remove(0).err().context("refused")?;
     ensure!(error.contains("ambient.enabled") && error.contains("repair.deletePods"), "{error}");
-    Ok(())
-}
-
-/// Verify that each of istio-cni's ways to repair is the agent's, and that rights are given for what is
-/// asked for alone.
-#[test]
-fn ways_to_repair_and_their_rights() -> Result<()> {
-    let capabilities = ["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"];
-    let in_api = ["events", "delete", "pods/status", "nodes"];
-    for (values, mode, allowed) in [
-        (json!({}), "off", &[][..]),
-        (json!({ "repair": { "enabled": true } }), "in-place", &["events"][..]),
-        (json!({ "repair": { "enabled": true, "repairPods": true } }), "in-place", &["events"]),
-        (json!({ "repair": { "enabled": true, "repairPods": false } }), "report", &["events"]),
-        (
-            json!({ "repair": { "enabled": true, "deletePods": true, "repairPods": false } }),
-            "delete",
-            &["events", "delete"],
-        ),
-        (
-            json!({ "repair": { "enabled": true, "labelPods": true } }),
-            "label",
-            &["events", "pods/status"],
-        ),
-        (json!({ "millrace": { "untaint": "a.example/b" } }), "off", &["nodes"]),
-        (
-            json!({ "repair": { "enabled": true }, "millrace": { "uninstall": { "enabled": true } } }),
-            "off",
-            &[],
-        ),
-    ] {
-        let files = render(std::slice::from_ref(&values))?.remove(0).map_err(anyhow::Error::msg)?;
-        let objects = objects(&text(&files))?;
-        let data = &of_kind(&objects, "ConfigMap")?["data"];
-        assert_eq!(data["MILLRACE_NODE_REPAIR"], mode, "{values}");
-        let label = data["MILLRACE_NODE_REPAIR_LABEL"].as_str();
-        let usual = (mode == "label").then_some("cni.istio.io/uninitialized=true");
-        assert_eq!(label, usual, "{values}");
-        let spec = &of_kind(&objects, "DaemonSet")?["spec"]["template"]["spec"];
-        assert_eq!(spec["hostPID"], Value::Null, "{values}");
-        let container = &spec["containers"][0];
-        let added = container["securityContext"]["capabilities"]["add"].as_array();
-        let added = added.context("capabilities")?;
-        for capability in capabilities {
-            assert_eq!(added.contains(&json!(capability)), mode != "off", "{values}: {capability}");
-        }
-        for (list, of) in [("volumes", spec), ("volumeMounts", container)] {
-            let named = of[list].as_array().context(list)?.iter().any(|own| own["name"] == "proc");
-            assert_eq!(named, mode != "off", "{values}: {list}");
-        }
-        let rules = of_kind(&objects, "ClusterRole")?["rules"].to_string();
-        for right in in_api {
-            let has = rules.contains(&format!("\"{right}\""));
-            assert_eq!(has, allowed.contains(&right), "{values}: {right}: {rules}");
-        }
-    }
     Ok(())
 }
 

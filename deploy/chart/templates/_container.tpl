@@ -25,14 +25,14 @@ securityContext:
   capabilities:
     drop:
       - ALL
-    {{- $repairs := ne (include "millrace.repair" .) "off" }}
-    {{- if or $repairs .Values.millrace.capabilities }}
+    {{- $enters := include "millrace.enters" . }}
+    {{- if or $enters .Values.millrace.capabilities }}
     add:
       {{- with .Values.millrace.capabilities }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
-      {{- if $repairs }}
-      # For pods that run: to see and write rules, to enter their network namespaces, and to see which one a
+      {{- if $enters }}
+      # For pods: to see and write rules, to enter their network namespaces, and to see which one a
       # process is in.
       {{- include "millrace.repairCapabilities" . | nindent 6 }}
       {{- end }}
@@ -60,7 +60,12 @@ volumeMounts:
     mountPath: {{ .Values.millrace.runDir | quote }}
   - name: state
     mountPath: {{ .Values.millrace.stateDir | quote }}
-  {{- if $repairs }}
+  {{- if include "millrace.connects" . }}
+  # A runtime that is started anew makes its socket anew.
+  - name: nri
+    mountPath: /host/nri
+  {{- end }}
+  {{- if $enters }}
   # Among the host's processes are those of pods. Without hostPID the agent sees them, and signals none.
   - name: proc
     mountPath: /host/proc

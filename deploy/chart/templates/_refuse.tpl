@@ -28,6 +28,12 @@
 {{- if and $v.repair.enabled (eq (toString (get $v.millrace.settings "backend")) "ebpf") }}
 {{- $wrong = append $wrong "repair.enabled: millrace.settings.backend is ebpf, and the agent of this chart has neither the BPF file system nor the capabilities for it: set repair.enabled to false" }}
 {{- end }}
+{{- if and (include "millrace.connects" .) (eq (toString (get $v.millrace.settings "backend")) "ebpf") }}
+{{- $wrong = append $wrong (printf "millrace.hook %s: millrace.settings.backend is ebpf, and the agent of this chart has neither the BPF file system nor the capabilities for it: set millrace.hook to cni" $v.millrace.hook) }}
+{{- end }}
+{{- if and $v.millrace.nri.tolerateAnnotation (eq $v.millrace.hook "cni") }}
+{{- $wrong = append $wrong "millrace.nri.tolerateAnnotation: millrace.hook is cni: leave it out" }}
+{{- end }}
 {{- if and $v.chained (eq $v.provider "multus") }}
 {{- $wrong = append $wrong "provider multus: Multus calls a plugin that has a file of its own: set chained to false" }}
 {{- end }}
@@ -81,7 +87,7 @@
 {{- end }}
 {{- $variables := include "millrace.variables" . | fromYaml }}
 {{- range $name := keys $v.env | sortAlpha }}
-{{- if or (hasKey $variables $name) (has $name (list "MILLRACE_NODE_NAME" "MILLRACE_NODE_PROC_DIR" "MILLRACE_NODE_REPAIR_LABEL" "MILLRACE_NODE_UNTAINT")) }}
+{{- if or (hasKey $variables $name) (has $name (list "MILLRACE_NODE_HOOK" "MILLRACE_NODE_NAME" "MILLRACE_NODE_NRI_SOCKET" "MILLRACE_NODE_PROC_DIR" "MILLRACE_NODE_REPAIR_LABEL" "MILLRACE_NODE_UNTAINT")) }}
 {{- $wrong = append $wrong (printf "env.%s: the chart sets it, by a value where there is one" $name) }}
 {{- else if not (or (hasPrefix "MILLRACE_NODE_" $name) (hasPrefix "KUBERNETES_SERVICE_" $name)) }}
 {{- $wrong = append $wrong (printf "env.%s: the agent has no such variable: leave it out" $name) }}

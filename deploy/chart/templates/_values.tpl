@@ -78,6 +78,16 @@ capture them from then on.
 {{- end }}
 {{- end }}
 
+{{/* What captures new pods, as the agent calls it. Where the plugin is taken away, the runtime loses it too. */}}
+{{- define "millrace.connects" -}}
+{{- if and (has .Values.millrace.hook (list "nri" "both")) (not .Values.millrace.uninstall.enabled) }}true{{ end }}
+{{- end }}
+
+{{/* Whether the agent goes into the network namespaces of pods. */}}
+{{- define "millrace.enters" -}}
+{{- if or (include "millrace.connects" .) (ne (include "millrace.repair" .) "off") }}true{{ end }}
+{{- end }}
+
 {{/* A level of one of istio-cni's forms, as the plugin calls it. */}}
 {{- define "millrace.level" -}}
 {{- $level := . | toString }}
@@ -141,13 +151,19 @@ MILLRACE_NODE_CONF_FILE: {{ . | quote }}
 {{- end }}
 MILLRACE_NODE_EXCLUDE_NAMESPACES: {{ join "," .Values.excludeNamespaces | quote }}
 MILLRACE_NODE_HEALTH_ADDRESS: {{ .Values.millrace.healthAddress | quote }}
+{{- if include "millrace.connects" . }}
+MILLRACE_NODE_HOOK: {{ .Values.millrace.hook | quote }}
+{{- end }}
 MILLRACE_NODE_INSTALL_AGAIN: {{ .Values.millrace.installAgain | toString | quote }}
 MILLRACE_NODE_KUBECONFIG: {{ .Values.millrace.kubeconfig | quote }}
 MILLRACE_NODE_LOG_LEVEL: {{ include "millrace.agentLevel" . | replace "none" "off" | quote }}
 MILLRACE_NODE_METRICS_ADDRESS: {{ .Values.millrace.metricsAddress | quote }}
 MILLRACE_NODE_MODE: {{ include "millrace.mode" . }}
+{{- if include "millrace.connects" . }}
+MILLRACE_NODE_NRI_SOCKET: {{ printf "/host/nri/%s" (base .Values.millrace.nri.socket) | quote }}
+{{- end }}
 MILLRACE_NODE_PERIOD: {{ .Values.millrace.period | quote }}
-{{- if ne (include "millrace.repair" .) "off" }}
+{{- if include "millrace.enters" . }}
 MILLRACE_NODE_PROC_DIR: /host/proc
 {{- end }}
 MILLRACE_NODE_REPAIR: {{ include "millrace.repair" . | quote }}
@@ -168,7 +184,7 @@ MILLRACE_NODE_UNTAINT: {{ . | quote }}
 {{- regexFind "[0-9]+$" . }}
 {{- end }}
 
-{{/* What the agent may do beyond files of the host, where pods that run are looked at. */}}
+{{/* What the agent may do beyond files of the host, where it goes into their network namespaces. */}}
 {{- define "millrace.repairCapabilities" -}}
 - NET_ADMIN
 - SYS_ADMIN
