@@ -187,6 +187,15 @@ impl Containerd {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
+    /// Its `/proc`, with the processes as it numbers them.
+    pub fn proc(&self) -> Result<PathBuf> {
+        // unshare's only child is in the namespace of processes.
+        let own = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children"))?;
+        let first = children.split_whitespace().next().context("containerd has ended")?;
+        Ok(Path::new("/proc").join(first).join("root/proc"))
+    }
+
     /// Put another list of plugins in the place of the one that is there. containerd reads it when
     /// the watch of its folder tells of it.
     pub fn change_list(&self, list: &List) -> Result<()> {
@@ -208,6 +217,24 @@ impl Containerd {
         let mapping = vec![IdMapping { host_id: first, container_id: 0, length: 65_536 }];
         let users = UserNamespace { mode: 0, uids: mapping.clone(), gids: mapping };
         self.runtime.block_on(self.pod(name, annotations, None, Some(users)))
+    }
+
+    /// Run a pod that has its node's network. Gives its id.
+    pub fn run_pod_of_node(&self, name: &str, annotations: &Value) -> Result<String> {
+        let mut config = self.config(name, annotations, None);
+        // The node's own can't be set by a pod.
+        config.hostname.clear();
+        if let Some(linux) = config.linux.as_mut() {
+            linux.sysctls.clear();
+            let context = linux.security_context.as_mut();
+            if let Some(options) = context.and_then(|context| context.namespace_options.as_mut()) {
+                options.network = 2;
+            }
+        }
+        let request = RunPodSandboxRequest { config: Some(config), ..Default::default() };
+        let mut client = self.client.clone();
+        let reply = self.runtime.block_on(client.run_pod_sandbox(request))?;
+        Ok(reply.into_inner().pod_sandbox_id)
     }
 
     /// Run a pod that has to be up within a time.
@@ -233,12 +260,45 @@ impl Containerd {
         limit: Option<Duration>,
         users: Option<UserNamespace>,
     ) -> Result<Sandbox> {
+        let config = self.config(name, annotations, users);
+        let mut client = self.client.clone();
+        let mut request = tonic::Request::new(RunPodSandboxRequest {
+            config: Some(config.clone()),
+            ..Default::default()
+        });
+        if let Some(limit) = limit {
+            request.set_timeout(limit);
+        }
+        let id = client.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
+        let request = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
+        let status = client.pod_sandbox_status(request).await?.into_inner();
+        let info: Value = serde_json::from_str(status.info.get("info").context("no info")?)?;
+        let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array();
+        let netns = namespaces
+            .into_iter()
+            .flatten()
+            .find(|n| n["type"] == "network")
+            .and_then(|n| n["path"].as_str())
+            .context("a pod without a network namespace")?;
+        let network = status.status.and_then(|s| s.network).context("a pod without network")?;
+        let mut addresses = vec![network.ip];
+        addresses.extend(network.additional_ips.into_iter().map(|ip| ip.ip));
+        let pod = Pod { id, name: name.to_owned(), netns: netns.into() };
+        Ok(Sandbox { pod, addresses, config })
+    }
+
+    fn config(
+        &self,
+        name: &str,
+        annotations: &Value,
+        users: Option<UserNamespace>,
+    ) -> PodSandboxConfig {
         let annotations = annotations.as_object().into_iter().flatten();
         let annotations: HashMap<String, String> = annotations
             .map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned()))
             .collect();
         let uid = format!("uid-of-{name}");
-        let config = PodSandboxConfig {
+        PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.to_owned(),
                 uid: uid.clone(),
@@ -265,31 +325,7 @@ impl Containerd {
                 ..Default::default()
             }),
             ..Default::default()
-        };
-        let mut client = self.client.clone();
-        let mut request = tonic::Request::new(RunPodSandboxRequest {
-            config: Some(config.clone()),
-            ..Default::default()
-        });
-        if let Some(limit) = limit {
-            request.set_timeout(limit);
         }
-        let id = client.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
-        let request = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
-        let status = client.pod_sandbox_status(request).await?.into_inner();
-        let info: Value = serde_json::from_str(status.info.get("info").context("no info")?)?;
-        let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array();
-        let netns = namespaces
-            .into_iter()
-            .flatten()
-            .find(|n| n["type"] == "network")
-            .and_then(|n| n["path"].as_str())
-            .context("a pod without a network namespace")?;
-        let network = status.status.and_then(|s| s.network).context("a pod without network")?;
-        let mut addresses = vec![network.ip];
-        addresses.extend(network.additional_ips.into_iter().map(|ip| ip.ip));
-        let pod = Pod { id, name: name.to_owned(), netns: netns.into() };
-        Ok(Sandbox { pod, addresses, config })
     }
 
     /// Run a container of busybox in a pod, that waits, as this user. Gives its id.
