@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -353,6 +354,35 @@ fn a_node_goes_from_one_hook_to_the_other() -> Result<()> {
         scene.list().is_ok_and(|list| list.contains("millrace-cni"))
     })?;
     agent.stop()
+}
+
+/// Verify that of a pod with users of its own, whom the plugin captures in a process of its own, nothing is
+/// believed but what is there: a plugin that succeeds and does nothing is a refusal.
+#[test]
+fn a_plugin_that_does_nothing_captures_nothing() -> Result<()> {
+    let scene = Scene::new()?;
+    let host = &scene.stage.host;
+    let runtime = scene.runtime()?;
+    // What the agent of this node brings in place of the plugin is `true`.
+    let _agent = scene.agent("nri", &[])?;
+    let mut plugin = runtime.settled(LIMIT, Vec::new(), &[])?;
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--user", "--map-root-user", "--net", "sleep", "600"]);
+    let mut process = host.namespace.enter(|| unshare.spawn())?.context("unshare")?;
+    let path = format!("/proc/{}/ns/net", process.id());
+    let of_host = host.namespace.enter(|| fs::read_link("/proc/thread-self/ns/net"))??;
+    scene.stage.node.until("it has a network of its own", || {
+        fs::read_link(&path).is_ok_and(|own| own != of_host)
+    })?;
+    let pod = host.pod()?;
+    let told = sandbox(&pod, &mesh(&[]));
+    let told = PodSandbox { linux: Some(namespaces(&[("network", &path)])), ..told };
+    let answer = plugin.run_pod(&told);
+    process.kill()?;
+    process.wait()?;
+    let told = refused(answer?)?;
+    ensure!(told.contains("code 100") && told.contains("the plugin has captured it"), "{told}");
+    Ok(())
 }
 
 /// Verify that a node that was uninstalled has no plugin of the runtime, while the agent runs and when it begins.
