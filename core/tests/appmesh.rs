@@ -9,10 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::dialect::ConfigErrors;
 use millrace_core::dialect::appmesh::{self, AppMesh, DIALECT, LAYOUT, NFT_LAYOUT, Raw};
+use millrace_core::ebpf::compile;
 use millrace_core::iptables::Dump;
 use millrace_core::nft::{self, NftRuleset};
 use millrace_core::observed::{Holding, Observed, Variant};
-use millrace_core::policy::CapturePolicy;
+use millrace_core::policy::{CapturePolicy, IdentityMatching, SelfCall};
 use millrace_core::sim::{Namespace, Program, of_native, of_nft, of_ruleset};
 use millrace_core::status::{State, judge};
 use millrace_core::value::{Family, Groups};
@@ -202,4 +203,19 @@ fn wrong_values() {
     };
     assert!(env("1").unwrap().enabled.value && !env("0").unwrap().enabled.value);
     assert!(env("true").unwrap_err().to_string().contains("APPMESH_START_ENABLED"));
+}
+
+/// Verify that the programs of eBPF take what can be said, and refuse what they would decide otherwise.
+#[test]
+fn programs_take_what_can_be_said() {
+    let policy = of_line(LINE).unwrap();
+    assert!(compile(&policy, &Groups::new()).is_ok());
+    let mut one_by_one = policy.clone();
+    one_by_one.proxy.matching = IdentityMatching::OneByOne;
+    let mut comes_in = policy;
+    comes_in.conventions.self_call = SelfCall::Inbound;
+    for other in [one_by_one, comes_in] {
+        let refused = compile(&other, &Groups::new()).unwrap_err().to_string();
+        assert!(refused.contains("the pod's own addresses can't be left alone"), "{refused}");
+    }
 }

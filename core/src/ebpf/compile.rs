@@ -89,6 +89,9 @@ fn unable(policy: &CapturePolicy) -> Vec<Unsupported> {
     if policy.proxy.marks.is_some() || !policy.inbound.probes.is_empty() {
         refusals.push(Unsupported::Marks);
     }
+    if policy.conventions.local == Local::Addresses && asks_of_own(policy) {
+        refusals.push(Unsupported::OwnAddresses);
+    }
     if let Some(source) = &policy.drop_invalid {
         refusals.push(Unsupported::DropInvalid(source.clone()));
     }
@@ -104,6 +107,17 @@ fn unable(policy: &CapturePolicy) -> Vec<Unsupported> {
         refusals.push(Unsupported::Identities(source.clone()));
     }
     refusals
+}
+
+/// Whether the programs would ask anything of a connection to an address of the pod that they have no answer
+/// for but to let it past.
+fn asks_of_own(policy: &CapturePolicy) -> bool {
+    let proxy = &policy.proxy;
+    proxy.matching != IdentityMatching::Any
+        || proxy.uids.is_empty() && proxy.gids.is_empty()
+        || policy.conventions.self_call != SelfCall::Pass
+        || policy.outbound.networks.names_loopback()
+        || policy.dns.is_some() && !policy.conventions.dns.is_ahead()
 }
 
 fn flags(policy: &CapturePolicy) -> u32 {

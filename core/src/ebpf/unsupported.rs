@@ -22,6 +22,9 @@ pub enum Unsupported {
     ReroutedInterface(Source),
     /// The proxy is no process of the pod.
     Marks,
+    /// Connections to the pod's own addresses are left alone before anything else is asked, where something
+    /// else is asked of some of them by the programs.
+    OwnAddresses,
     /// Connections are led to an address that means something else to who connects there.
     Translated(IpAddr, Source),
     /// More proxies than a pod's entry has room for.
@@ -67,6 +70,10 @@ impl fmt::Display for Unsupported {
             Self::Marks => f.write_str(
                 "packets of the proxy are known by a mark, since it is no process of the pod: the \
                  programs know who asks for a connection by user and group, and see no packets of it",
+            ),
+            Self::OwnAddresses => f.write_str(
+                "connections to the pod's own addresses can't be left alone before anything else: the \
+                 programs ask about the proxy, DNS and networks of loopback first",
             ),
             Self::Translated(address, source) => write!(
                 f,

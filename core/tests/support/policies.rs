@@ -34,7 +34,9 @@ pub(crate) fn policies() -> impl Strategy<Value = CapturePolicy> {
         0..=2,
     );
     let conventions = (
-        prop::sample::select(&[Local::LoAndLocalhost, Local::Lo, Local::Localhost][..]),
+        prop::sample::select(
+            &[Local::LoAndLocalhost, Local::Lo, Local::Localhost, Local::Addresses][..],
+        ),
         prop::sample::select(&[SelfCall::Inbound, SelfCall::Pass][..]),
         any::<[bool; 4]>(),
         phases(),

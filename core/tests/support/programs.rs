@@ -4,8 +4,11 @@ use std::net::IpAddr;
 
 use millrace_core::ebpf::{Addresses, Entry, IdMap, compile};
 use millrace_core::facts;
-use millrace_core::policy::{CapturePolicy, InboundMode, Interfaces};
+use millrace_core::policy::{
+    CapturePolicy, IdentityMatching, InboundMode, Interfaces, Local, NetworkSelection, SelfCall,
+};
 use millrace_core::sim::{self, EPHEMERAL, Identity, Known, Question};
+use millrace_core::source::Source;
 use proptest::prelude::*;
 
 /// The addresses of the pod.
@@ -16,6 +19,17 @@ pub(crate) fn able(mut policy: CapturePolicy) -> CapturePolicy {
     policy.inbound.mode = InboundMode::Redirect;
     policy.interfaces = Interfaces::default();
     policy.drop_invalid = None;
+    if policy.conventions.local == Local::Addresses {
+        policy.conventions.self_call = SelfCall::Pass;
+        policy.proxy.matching = IdentityMatching::Any;
+        policy.outbound.networks = NetworkSelection::All(Source::Always);
+        if !policy.conventions.dns.is_ahead() {
+            policy.dns = None;
+        }
+        if policy.proxy.uids.is_empty() && policy.proxy.gids.is_empty() {
+            policy.conventions.local = Local::Lo;
+        }
+    }
     policy
 }
 
