@@ -209,7 +209,7 @@ table inet t {
 ];
 
 /// Rules of iptables.
-const IPTABLES: [(&str, &[&str]); 3] = [
+const IPTABLES: [(&str, &[&str]); 4] = [
     (
         "marks that are flipped",
         &[
@@ -229,6 +229,15 @@ const IPTABLES: [(&str, &[&str]); 3] = [
             "-t filter -A OUTPUT -j NFLOG",
             "-t filter -A OUTPUT -m conntrack --ctstate UNTRACKED -j DROP",
             "-t filter -A OUTPUT -p tcp --dport 443 -j REJECT --reject-with tcp-reset",
+        ],
+    ),
+    (
+        "what tells of packets that are not tracked",
+        &[
+            "-t raw -A OUTPUT -j CT --notrack",
+            "-t filter -A OUTPUT -p tcp --dport 80 -j REJECT",
+            "-t filter -A OUTPUT -p tcp --dport 443 -j REJECT --reject-with tcp-reset",
+            "-t mangle -A PREROUTING -m conntrack --ctstate INVALID -j DROP",
         ],
     ),
     (

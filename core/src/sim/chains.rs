@@ -175,6 +175,11 @@ impl<'a, W: Witness> Walk<'a, W> {
                 }
                 // What tracking has seen already it does nothing to, whether it matches or not.
                 Bound::Do(Action::Notrack) if packet.seen || packet.zoned => continue,
+                Bound::Do(Action::Notrack | Action::Zone(_))
+                    if packet.attached && !self.is_native(id) =>
+                {
+                    continue;
+                }
                 Bound::Do(action) => Some(action),
                 Bound::Jump { .. } => None,
             };
@@ -362,11 +367,8 @@ impl<'a, W: Witness> Walk<'a, W> {
             Action::Zone(zone) => {
                 // With nft it undoes NOTRACK (`nft_ct_set_zone_eval()`), with iptables it does not
                 // (`xt_ct_target()`).
-                let native = || {
-                    let chain = self.program.rule(id).chain;
-                    self.program.chain(chain).holder == NATIVE
-                };
-                if packet.icmp.is_none() && packet.state == States::UNTRACKED && native() {
+                let untracked = packet.icmp.is_none() && packet.state == States::UNTRACKED;
+                if untracked && self.is_native(id) {
                     packet.seen = false;
                 }
                 if !packet.seen && !packet.zoned {
@@ -375,7 +377,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             }
             Action::Notrack => {
                 if !packet.seen && !packet.zoned {
-                    packet.seen = true;
+                    (packet.seen, packet.attached) = (true, false);
                     packet.state = States::UNTRACKED;
                 }
             }
@@ -385,6 +387,11 @@ impl<'a, W: Witness> Walk<'a, W> {
             Action::Note | Action::Effect(_) | Action::Jump(_) | Action::Goto(_) => {}
         }
         Ok(Flow::Next)
+    }
+
+    /// Whether a rule is one of nftables, and none of iptables.
+    fn is_native(&self, id: RuleId) -> bool {
+        self.program.chain(self.program.rule(id).chain).holder == NATIVE
     }
 
     fn connmark(&mut self, action: &Action, packet: &mut Packet<'_>) {

@@ -186,6 +186,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 state: States::UNTRACKED,
                 connection: None,
                 seen: true,
+                attached: false,
                 taken: None,
                 handed: None,
                 meant: None,

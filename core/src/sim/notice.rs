@@ -73,6 +73,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             ..*refused
         };
         // It goes with the connection that it tells of (`nf_conntrack_attach()`), if that has one.
+        packet.attached = refused.connection.is_none() && refused.state == States::UNTRACKED;
         packet.seen = packet.connection.is_some();
         packet.state = if packet.seen { States::RELATED } else { States::INVALID };
         packet.connection = packet.connection.map(|(at, back)| (at, !back));

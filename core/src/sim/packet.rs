@@ -149,6 +149,9 @@ pub(super) struct Packet<'a> {
     pub(super) connection: Option<(usize, bool)>,
     /// Whether tracking has seen it.
     pub(super) seen: bool,
+    /// Whether it tells of a packet that is not tracked: CT of iptables leaves it as it is
+    /// (`nf_conntrack_attach()`, `xt_ct_target()`).
+    pub(super) attached: bool,
     /// The port of the transparent socket that has taken it.
     pub(super) taken: Option<Value>,
     /// The same, of a socket that need not be transparent.

@@ -214,6 +214,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             state: States::INVALID,
             connection: None,
             seen: false,
+            attached: false,
             taken: None,
             handed: None,
             meant: None,
@@ -323,6 +324,8 @@ impl<'a, W: Witness> Walk<'a, W> {
         // What tracking could make nothing of it looks at again.
         if packet.state == States::INVALID {
             (packet.seen, packet.zone, packet.zoned) = (false, 0, false);
+            // Of TCP it has no connection any more, not even none.
+            packet.attached &= packet.protocol != Protocol::TCP;
         }
         self.hook(Hook::Prerouting, packet)?;
         self.deliver(packet)
