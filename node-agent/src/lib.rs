@@ -7,6 +7,7 @@
 //! api ──► pods ──► server ◄── the plugin
 //!          │ processes ──► audit ──► repair
 //!          └─► nri ◄── the container runtime
+//! ztunnel ◄── ztunnels, which are told of pods (ambient mode)
 //! ```
 
 pub mod api;
@@ -41,6 +42,7 @@ pub mod taint;
 pub mod taken;
 pub mod uninstall;
 pub mod watch;
+pub mod ztunnel;
 
 use std::process::ExitCode;
 

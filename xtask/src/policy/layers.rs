@@ -79,7 +79,7 @@ const LAYERS: [Layers; 5] = [
             &["binaries", "steps"],
             &["status", "uninstall"],
             // The agent that runs.
-            &["api", "processes"],
+            &["api", "processes", "ztunnel"],
             &["pods"],
             &["audit"],
             &["metrics"],
