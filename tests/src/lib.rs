@@ -40,3 +40,4 @@ pub mod topology;
 pub mod transition;
 pub mod truth;
 pub mod wire;
+pub mod ztunnel;

@@ -72,8 +72,7 @@ pub(super) async fn serve(socket: &Packets, state: &watch::Sender<State>) -> End
 
 async fn hello(socket: &Packets) -> Result<(), Ended> {
     let what = "hello";
-    let packet = timeout(PATIENCE, socket.receive()).await.map_err(|_| Ended::Late(what))?;
-    let bytes = whole(packet?)?;
+    let bytes = within(what, async { whole(socket.receive().await?) }).await?;
     let hello = ZdsHello::decode(&*bytes).map_err(|why| Ended::Unreadable(what, why))?;
     let is_spoken = hello.version == i32::from(Version::V1);
     if is_spoken { Ok(()) } else { Err(Ended::Version(hello.version)) }
@@ -98,18 +97,18 @@ async fn tell(socket: &Packets, state: &watch::Sender<State>) -> Result<(), Ende
                     whole(packet?)?;
                     return Err(Ended::Unasked);
                 }
-                changed = changes.changed() => changed.map_err(|_| Ended::Closed)?,
+                changed = changes.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return Err(Ended::Closed),
+                },
             }
-            continue;
         };
         // What came before the question can't be its answer.
         if let Some(packet) = socket.received()? {
             whole(packet)?;
             return Err(Ended::Unasked);
         }
-        let what = "acknowledgement";
-        let error =
-            timeout(PATIENCE, ask(socket, &step)).await.map_err(|_| Ended::Late(what))??;
+        let error = within("acknowledgement", ask(socket, &step)).await?;
         if let Some(error) = &error {
             if !step.may_fail() {
                 return Err(Ended::Refused(error.clone()));
@@ -118,6 +117,13 @@ async fn tell(socket: &Packets, state: &watch::Sender<State>) -> Result<(), Ende
         }
         state.send_modify(|state| state.answered(entered.id, step, error));
     }
+}
+
+async fn within<T>(
+    what: &'static str,
+    done: impl Future<Output = Result<T, Ended>>,
+) -> Result<T, Ended> {
+    timeout(PATIENCE, done).await.unwrap_or(Err(Ended::Late(what)))
 }
 
 /// Gives the error that it was answered with.

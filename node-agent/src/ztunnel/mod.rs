@@ -14,8 +14,9 @@
 //!   listen in the pods meanwhile (`SO_REUSEPORT`).
 //! - Where the newest goes first, the one before it is told what it missed.
 //!
-//! The first three are as in istio-cni; the last is not, where pods that came meanwhile are not told to the older
-//! one. Nor is a connection the newest there only once it has said hello, and there it stays after a late answer.
+//! istio-cni does the first three; an older ztunnel never hears there of pods that came meanwhile. Besides, a
+//! connection is the newest there as soon as it is accepted, and stays in use after a late answer, which is then
+//! taken for the answer to the next message (`cni/pkg/nodeagent/ztunnelserver.go`, commit 86c9f01f).
 //!
 //! ```text
 //! server (who connects, add, delete) ──► connection (hello, request, answer) ──► socket (packets)
@@ -26,14 +27,18 @@
 //!
 //! Cilium runs Istio's ztunnel, so on the socket all is the same: its agent has its own copy of the messages
 //! (`pkg/ztunnel/pb/zds_ztunnel.proto`), with the same numbers, on a socket of the same kind. So there is no switch
-//! but the path, which is `/var/run/cilium/ztunnel.sock` by default (`ztunnel-zds-unix-addr`; from another version
-//! on it is no setting). What differs is within its agent (`pkg/ztunnel/zds/server.go`): it never sends Keep, has no
-//! deadline, takes any error in an answer as the end of a connection, has two connections at most of which it ends
-//! the older one, and hands a change to whichever connection asks first. A ztunnel can't tell the difference, but
-//! from Cilium it also has its certificates and the addresses of workloads, which are not to be had here.
+//! but the path: `/var/run/cilium/ztunnel.sock` where `ztunnel-zds-unix-addr` says nothing else.
 //!
-//! This was read in Cilium's source, at several versions without a release's number, and never tried with its
-//! images: sure of the messages, less so of the path.
+//! What differs is how its agent behaves (`pkg/ztunnel/zds/server.go`), none of which a ztunnel depends on. It never
+//! sends Keep and has no deadlines; an error in any answer ends the connection, also one that ztunnel would get
+//! over; with a third connection it closes the second; and each change is told to one connection alone, whichever
+//! takes it first, so with two of them a pod's end may be told to one that never had it.
+//!
+//! Its ztunnel also has its certificates and the addresses of workloads from that agent, which are not to be had
+//! here. So this serves Cilium's ztunnel only where something else gives it these.
+//!
+//! How sure that is: the messages were compared, the rest was read in Cilium's source in several versions without
+//! a release's number, which differ in details. Nothing was tried with its images.
 
 mod connection;
 pub mod messages;
@@ -65,7 +70,7 @@ pub struct Workload {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// Its folder is not the agent's own.
-    #[error("{0}")]
+    #[error("ztunnel's socket can't be made: {0}")]
     Folder(FolderError),
     /// It can't be made in its folder.
     #[error("ztunnel's socket {path} can't be made: {source}")]

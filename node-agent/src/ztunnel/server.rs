@@ -76,8 +76,8 @@ impl Ztunnel {
 
     /// Have a pod served, and wait until the newest ztunnel has acknowledged it: then it listens in the pod. The
     /// pod is part of every later snapshot, whatever this gives and even if it is given up, until
-    /// [`Self::delete`]; but not where it is [`NotAcknowledged::Impossible`]. A pod may be added again, with
-    /// another namespace or after an error.
+    /// [`Self::delete`], and its namespace stays as long; but not where it is [`NotAcknowledged::Impossible`]. A
+    /// pod may be added again, with another namespace or after an error.
     ///
     /// # Errors
     /// When it isn't acknowledged, or not in time.

@@ -5,7 +5,7 @@ mod serve;
 mod socket;
 mod stray;
 
-pub use serve::original_destination;
+pub use serve::{answer, original_destination};
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -82,9 +82,9 @@ impl Socket {
     fn serve(&self, name: &str) {
         loop {
             let answered = match self {
-                Self::Tcp(listener) => {
-                    listener.accept().and_then(|(stream, peer)| tcp(name, listener, stream, peer))
-                }
+                Self::Tcp(listener) => listener
+                    .accept()
+                    .and_then(|(stream, peer)| answer(name, listener, stream, peer)),
                 Self::Udp(socket) => udp(name, socket),
                 Self::TransparentUdp(socket) => transparent_udp(name, socket),
             };
@@ -95,7 +95,11 @@ impl Socket {
     }
 }
 
-fn tcp(
+/// Tell a client who answers and what is seen of its connection, which it is to end.
+///
+/// # Errors
+/// When it doesn't hear that.
+pub fn answer(
     name: &str,
     listener: &TcpListener,
     mut stream: TcpStream,

@@ -202,3 +202,6 @@ impl State {
         self.pods.contains_key(uid) || !self.connections.values().any(holds)
     }
 }
+
+#[cfg(test)]
+mod tests;
