@@ -115,8 +115,12 @@ impl Client {
                 assert!(!self.has_snapshot);
                 self.named.insert(keep.uid);
             }
-            Request::Del(del) if self.has_snapshot => assert!(self.served.remove(&del.uid)),
-            Request::Del(del) => assert!(self.named.remove(&del.uid)),
+            Request::Del(del) => {
+                assert!(self.named.remove(&del.uid), "{} was never named", del.uid);
+                if self.has_snapshot {
+                    self.served.remove(&del.uid);
+                }
+            }
             Request::SnapshotSent(_) => {
                 assert!(!std::mem::replace(&mut self.has_snapshot, true));
                 self.served.retain(|uid| self.named.contains(uid));
