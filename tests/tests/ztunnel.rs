@@ -1,5 +1,5 @@
-//! The server of ZDS, held against ztunnels that do right: what they are told and when, also while one replaces
-//! another or the agent is restarted, and what becomes of traffic.
+//! The server of ZDS, held against ztunnels that do right: what they are told and when, also while one
+//! replaces another or the agent is restarted, and what becomes of traffic.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -54,8 +54,8 @@ fn a_snapshot_of_250_namespaces() -> Result<()> {
     Ok(())
 }
 
-/// Verify that pods come and go while a ztunnel is connected, that errors are told and gone once it serves the
-/// pod, and what is refused without asking it.
+/// Verify that pods come and go while a ztunnel is connected, that errors are told and gone once it serves
+/// the pod, and what is refused without asking it.
 #[test]
 fn pods_come_and_go() -> Result<()> {
     let (_folder, path) = place()?;
@@ -102,8 +102,8 @@ fn pods_come_and_go() -> Result<()> {
     ztunnel.until("nothing was wrong", |held| held.pods.contains_key(&longest))
 }
 
-/// Verify who is told what while one ztunnel replaces another: what comes, the newer; what goes, both; and should
-/// the newer go, the older is told what it missed.
+/// Verify who is told what while one ztunnel replaces another: what comes, the newer; what goes, both; and
+/// should the newer go, the older is told what it missed.
 #[test]
 fn one_ztunnel_replaces_another() -> Result<()> {
     let (_folder, path) = place()?;
@@ -135,8 +135,8 @@ fn one_ztunnel_replaces_another() -> Result<()> {
     newer.until("it has all", |held| held.pods.keys().eq(["b", "c", "e"]))
 }
 
-/// Verify that ztunnels outlive the agent: they connect to the next one, no pod is given up before that one has
-/// said that it knows all, and then those are that are gone.
+/// Verify that ztunnels outlive the agent: they connect to the next one, no pod is given up before that one
+/// has said that it knows all, and then those are that are gone.
 #[test]
 fn the_agent_is_restarted() -> Result<()> {
     let (_folder, path) = place()?;
@@ -202,9 +202,9 @@ fn answered(
     }
 }
 
-/// Verify that once a pod's addition is acknowledged, ztunnel has its connections, in both families and both
-/// directions, with their original destination; also while one ztunnel replaces another, and not any more once
-/// the pod is gone.
+/// Verify that once a pod's addition is acknowledged, ztunnel has its connections, in both families and
+/// both directions, with their original destination; also while one ztunnel replaces another, and not any
+/// more once the pod is gone.
 #[test]
 fn traffic_of_a_pod_reaches_ztunnel() -> Result<()> {
     let (_folder, path) = place()?;

@@ -140,8 +140,8 @@ fn misbehaving_clients_are_disconnected() -> Result<()> {
     Ok(())
 }
 
-/// Verify that a ztunnel is asked while others that said nothing are connected, and is not counted among them;
-/// and that of many, the newest are left.
+/// Verify that a ztunnel is asked while others that said nothing are connected, and is not counted among
+/// them; and that of many, the newest are left.
 #[test]
 fn a_crowd_of_clients() -> Result<()> {
     let (_folder, path) = place()?;

@@ -1,6 +1,6 @@
-//! One connection of a ztunnel: its hello, and then a request and its answer in turn. An answer is known by its
-//! place alone, so after one that is late or wrong nothing is certain any more, and the connection ends: ztunnel
-//! makes another, and is told everything anew.
+//! One connection of a ztunnel: its hello, and then a request and its answer in turn. An answer is known by
+//! its place alone, so after one that is late or wrong nothing is certain any more, and the connection
+//! ends: ztunnel makes another, and is told everything anew.
 
 use std::io;
 use std::os::fd::AsFd as _;

@@ -14,18 +14,18 @@ use tokio::time::{sleep, timeout};
 
 use super::connection::{self, Ended};
 use super::messages::{AddWorkload, LONGEST, Request, WorkloadRequest};
-use super::socket::{Listener, Packets};
+use super::socket::{PacketListener, Packets};
 use super::state::{self, State};
 use super::{NotAcknowledged, ServeError, Workload};
 use crate::own_folder::open_own;
 
-/// How many connections there are at once: of more, the oldest is ended. A node has one ztunnel, and two while
-/// one replaces the other.
+/// How many connections there are at once: of more, the oldest is ended. A node has one ztunnel, and two
+/// while one replaces the other.
 const AT_ONCE: usize = 8;
 /// Between two connections: one that comes again and again costs no more than this allows.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long [`Ztunnel::add`] and [`Ztunnel::delete`] wait. A newer ztunnel may be silent as long as a connection
-/// lasts, and the one before it be told then; each has [`connection::PATIENCE`].
+/// How long [`Ztunnel::add`] and [`Ztunnel::delete`] wait. A newer ztunnel may be silent as long as a
+/// connection lasts, and the one before it be told then; each has [`connection::PATIENCE`].
 const WAIT: Duration = Duration::from_secs(15);
 
 /// The server of ZDS. A clone is the same server, which ends with the last of them.
@@ -48,8 +48,9 @@ impl Drop for Inner {
 }
 
 impl Ztunnel {
-    /// Listen at this path, `/var/run/ztunnel/ztunnel.sock` for Istio's ztunnel, for root alone (mode 0600), in a
-    /// folder of the agent's own, which is made where it is missing. A socket of an earlier agent is replaced.
+    /// Listen at this path, `/var/run/ztunnel/ztunnel.sock` for Istio's ztunnel, for root alone (mode
+    /// 0600), in a folder of the agent's own, which is made where it is missing. A socket of an earlier
+    /// agent is replaced.
     ///
     /// # Errors
     /// When the folder can't be the agent's own, or the socket can't be made: also where something that is no
@@ -60,24 +61,24 @@ impl Ztunnel {
     pub fn serve(path: &Path) -> Result<Self, ServeError> {
         let folder = path.parent().unwrap_or(Path::new("/"));
         open_own(folder).map_err(ServeError::Folder)?;
-        let listener = Listener::bind(path)
+        let listener = PacketListener::bind(path)
             .map_err(|source| ServeError::Socket { path: path.to_owned(), source })?;
         let state = Arc::new(watch::Sender::new(State::default()));
         let task = tokio::spawn(accept(listener, Arc::clone(&state)));
         Ok(Self { inner: Arc::new(Inner { state, accepting: task.abort_handle() }) })
     }
 
-    /// Every pod that is served by a ztunnel, or may be, was given to [`Self::add`] or [`Self::keep`]. To be called
-    /// once: before it, no ztunnel is told that its snapshot is complete, so none gives up a pod that the agent
-    /// has not come to yet, and none becomes ready.
+    /// Every pod that is served by a ztunnel, or may be, was given to [`Self::add`] or [`Self::keep`]. To
+    /// be called once: before it, no ztunnel is told that its snapshot is complete, so none gives up a pod
+    /// that the agent has not come to yet, and none becomes ready.
     pub fn snapshot_is_complete(&self) {
         self.inner.state.send_modify(State::complete);
     }
 
-    /// Have a pod served, and wait until the newest ztunnel has acknowledged it: then it listens in the pod. The
-    /// pod is part of every later snapshot, whatever this gives and even if it is given up, until
-    /// [`Self::delete`], and its namespace stays as long; but not where it is [`NotAcknowledged::Impossible`]. A
-    /// pod may be added again, with another namespace or after an error.
+    /// Have a pod served, and wait until the newest ztunnel has acknowledged it: then it listens in the
+    /// pod. The pod is part of every later snapshot, whatever this gives and even if it is given up, until
+    /// [`Self::delete`], and its namespace stays as long; but not where it is
+    /// [`NotAcknowledged::Impossible`]. A pod may be added again, with another namespace or after an error.
     ///
     /// # Errors
     /// When it isn't acknowledged, or not in time.
@@ -102,14 +103,14 @@ impl Ztunnel {
         timeout(WAIT, done).await.unwrap_or(Err(NotAcknowledged::Late))
     }
 
-    /// Say in snapshots that a pod is served already, where its network namespace is not known (yet): a ztunnel
-    /// that serves it goes on, another can't begin. Of a pod that was added, nothing changes.
+    /// Say in snapshots that a pod is served already, where its network namespace is not known (yet): a
+    /// ztunnel that serves it goes on, another can't begin. Of a pod that was added, nothing changes.
     pub fn keep(&self, uid: &str) {
         self.inner.state.send_modify(|state| state.keep(uid));
     }
 
-    /// Have a pod served no longer, and wait until every ztunnel that was told of it has acknowledged that. It is
-    /// forgotten at once, whatever this gives; one that is not known is no error.
+    /// Have a pod served no longer, and wait until every ztunnel that was told of it has acknowledged that.
+    /// It is forgotten at once, whatever this gives; one that is not known is no error.
     ///
     /// # Errors
     /// When it isn't acknowledged in time; such a connection is ended.
@@ -130,8 +131,8 @@ impl Ztunnel {
     }
 }
 
-/// A namespace that is none makes ztunnel try again for ever; the agent's own would have the whole node served
-/// as a pod.
+/// A namespace that is none makes ztunnel try again for ever; the agent's own would have the whole node
+/// served as a pod.
 fn check_namespace(netns: &OwnedFd) -> Result<(), NotAcknowledged> {
     let impossible = |why: String| NotAcknowledged::Impossible(why);
     let path = format!("/proc/self/fd/{}", netns.as_raw_fd());
@@ -155,7 +156,7 @@ fn check_size(add: AddWorkload) -> Result<(), NotAcknowledged> {
 }
 
 /// Accept connections for ever.
-async fn accept(listener: Listener, state: Arc<watch::Sender<State>>) {
+async fn accept(listener: PacketListener, state: Arc<watch::Sender<State>>) {
     let own = rustix::process::geteuid().as_raw();
     let mut tasks = JoinSet::new();
     let mut served: VecDeque<AbortHandle> = VecDeque::with_capacity(AT_ONCE);

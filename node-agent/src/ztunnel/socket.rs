@@ -1,5 +1,6 @@
-//! Unix sockets of packets (`SOCK_SEQPACKET`, `unix(7)`): one message is one packet. Neither the standard library
-//! nor tokio makes any, but what they have for sockets of bytes waits and accepts for these as well.
+//! Unix sockets of packets (`SOCK_SEQPACKET`, `unix(7)`): one message is one packet. Neither the standard
+//! library nor tokio makes any, but what they have for sockets of bytes waits and accepts for these as
+//! well.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -25,7 +26,7 @@ const BACKLOG: i32 = 16;
 
 /// A socket that listens.
 #[derive(Debug)]
-pub(super) struct Listener(UnixListener);
+pub(super) struct PacketListener(UnixListener);
 
 /// A connection.
 #[derive(Debug)]
@@ -43,7 +44,7 @@ pub(super) enum Packet {
     End,
 }
 
-impl Listener {
+impl PacketListener {
     /// Listen at this path, in the place of one that listened there before: it is there whole, with its mode,
     /// before it has the name. What is no socket is not replaced.
     pub(super) fn bind(path: &Path) -> io::Result<Self> {

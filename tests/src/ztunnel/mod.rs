@@ -1,6 +1,6 @@
-//! A ztunnel as the agent sees it: it connects, says hello, acknowledges, holds the namespaces that it is passed,
-//! and connects again; in the pods it listens where the real one does, if it is to, and answers with the original
-//! destination. What the agent does against the protocol is noted, and ends the test.
+//! A ztunnel as the agent sees it: it connects, says hello, acknowledges, holds the namespaces that it is
+//! passed, and connects again; in the pods it listens where the real one does, if it is to, and answers
+//! with the original destination. What the agent does against the protocol is noted, and ends the test.
 
 mod client;
 mod pod;

@@ -1,5 +1,5 @@
-//! What is known of pods, and what each connection was told of them: from both follows what a connection is to
-//! be told next. Nothing waits in a queue, so a slow client costs what the pods do, and no more.
+//! What is known of pods, and what each connection was told of them: from both follows what a connection is
+//! to be told next. Nothing waits in a queue, so a slow client costs what the pods do, and no more.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
