@@ -1,6 +1,7 @@
 //! Ambient mode: the rules in a pod that a proxy of the node, ztunnel, serves, as Istio's agent writes them
 //! and as Cilium's does.
 
+pub mod enrol;
 mod flags;
 mod resolve;
 mod text;
