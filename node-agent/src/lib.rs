@@ -7,6 +7,7 @@
 //! api ──► pods ──► server ◄── the plugin
 //!          │ processes ──► audit ──► repair
 //!          └─► nri ◄── the container runtime
+//! namespaces
 //! ztunnel ◄── ztunnels, which are told of pods (ambient mode)
 //! ```
 
@@ -15,6 +16,7 @@ pub mod audit;
 mod binaries;
 pub mod binary;
 pub mod cli;
+pub mod events;
 pub mod flags;
 pub mod folder;
 pub mod foreign;
@@ -24,6 +26,7 @@ pub mod kept;
 pub mod kubeconfig;
 pub mod list;
 pub mod metrics;
+pub mod namespaces;
 pub mod nri;
 pub mod observe;
 pub mod own_folder;

@@ -17,6 +17,7 @@ use millrace_core::from_objects;
 use millrace_core::pod::{Answer, NotThePod, PodFacts};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use crate::api::{error_body, story};
@@ -57,6 +58,8 @@ from_objects!(Status, Ip);
 #[derive(Debug, Default)]
 pub struct Pods {
     known: Mutex<Known>,
+    /// Tells one who waits that something has changed.
+    pub changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +86,8 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// Whether it has ended, or is to.
     pub is_over: bool,
+    /// Whether all that ran in it has ended.
+    pub has_ended: bool,
     /// Whether something makes it anew when it is gone.
     pub has_owner: bool,
 }
@@ -148,6 +153,7 @@ impl Pods {
         let mut known = self.known();
         known.trouble = None;
         known.pods.insert(name, pod);
+        self.changed.notify_one();
     }
 
     fn remove(&self, record: Record) {
@@ -158,6 +164,7 @@ impl Pods {
         if known.pods.get(&name).is_some_and(|pod| pod.uid == gone.uid) {
             known.pods.remove(&name);
         }
+        self.changed.notify_one();
     }
 
     fn replace(&self, pods: HashMap<Name, Pod>) {
@@ -166,6 +173,7 @@ impl Pods {
             tracing::info!("the list of this node's pods is complete, and is kept up to date");
         }
         (known.pods, known.is_synced) = (pods, true);
+        self.changed.notify_one();
     }
 
     /// Note why they can't be followed.
@@ -275,6 +283,7 @@ fn read(record: Record) -> Option<(Name, Pod)> {
         manifest: manifest.into(),
         addresses,
         is_over: ended || deletion_timestamp.is_some(),
+        has_ended: ended,
         has_owner: metadata.owner_references.is_some_and(|owners| !owners.is_empty()),
     };
     Some(((namespace, name), pod))

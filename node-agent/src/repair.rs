@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
-use kube_runtime::events::{Event, EventType, Recorder, Reporter};
+use kube_runtime::events::EventType;
 use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::api::within;
 use crate::audit::{Seen, State, Unknown, look, rules};
+use crate::events::Events;
 use crate::install::Config;
 use crate::pods::{Name, Pod, Record, resource};
 use crate::processes::of_pods;
@@ -25,10 +25,6 @@ use crate::state::Shared;
 const SOON: Duration = Duration::from_millis(100);
 /// How many pods one pass deletes at most: a wrong setting is seen before all of a node is gone.
 const DELETED_AT_ONCE: usize = 5;
-/// The longest note of an Event, in bytes (Kubernetes, events.k8s.io/v1).
-const NOTE: usize = 1024;
-/// Who says so in Events.
-const REPORTER: &str = "millrace-node";
 
 /// What is done about a pod that is not captured as it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -106,7 +102,7 @@ pub struct Repairer {
     config: Config,
     shared: Arc<Shared>,
     client: Client,
-    recorder: Recorder,
+    events: Events,
     /// What was last said of each pod, by its id.
     reported: HashMap<String, String>,
     /// Of how many pods no process was seen.
@@ -122,10 +118,8 @@ impl std::fmt::Debug for Repairer {
 impl Repairer {
     /// With a client for what nobody waits for.
     pub fn new(repair: Repair, config: Config, shared: Arc<Shared>, client: Client) -> Self {
-        let reporter =
-            Reporter { controller: REPORTER.to_owned(), instance: Some(repair.node.clone()) };
-        let recorder = Recorder::new(client.clone(), reporter);
-        Self { repair, config, shared, client, recorder, reported: HashMap::new(), lost: 0 }
+        let events = Events::new(client.clone(), &repair.node);
+        Self { repair, config, shared, client, events, reported: HashMap::new(), lost: 0 }
     }
 
     /// Do it for ever; at first as soon as the pods are known.
@@ -200,7 +194,6 @@ impl Repairer {
         let metrics = self.shared.metrics.clone();
         let is_installed = self.shared.is_installed();
         let state = &seen.state;
-        let called = format!("{}/{}", name.0, name.1);
         let (kind, reason, note) = match (&seen.repaired, state) {
             (Some(Ok(())), _) => {
                 metrics.repaired("repair", "success");
@@ -277,44 +270,11 @@ impl Repairer {
         if self.reported.get(&pod.uid) == Some(&said) {
             return;
         }
-        match kind {
-            EventType::Normal => tracing::info!(pod = called, "{reason}: {note}"),
-            EventType::Warning => tracing::warn!(pod = called, "{reason}: {note}"),
-        }
         // What the API did not hear is said again in the next pass.
-        match self.say(name, pod, kind, reason, note).await {
-            Ok(()) if seen.repaired != Some(Ok(())) => {
-                self.reported.insert(pod.uid.clone(), said);
-            }
-            Ok(()) => {}
-            Err(why) => tracing::warn!(pod = called, "the Event can't be written: {why}"),
+        let written = self.events.say(name, pod, kind, reason, note).await;
+        if written.is_ok() && seen.repaired != Some(Ok(())) {
+            self.reported.insert(pod.uid.clone(), said);
         }
-    }
-
-    async fn say(
-        &self,
-        name: &Name,
-        pod: &Pod,
-        type_: EventType,
-        reason: &str,
-        note: String,
-    ) -> Result<(), String> {
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(shortened(note)),
-            action: "Capture".to_owned(),
-            secondary: None,
-        };
-        let reference = ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            namespace: Some(name.0.clone()),
-            name: Some(name.1.clone()),
-            uid: Some(pod.uid.clone()),
-            ..ObjectReference::default()
-        };
-        within(self.recorder.publish(&event, &reference)).await
     }
 
     fn api(&self, name: &Name) -> Api<Record> {
@@ -345,14 +305,6 @@ impl Repairer {
     }
 }
 
-fn shortened(mut note: String) -> String {
-    if note.len() > NOTE {
-        note.truncate(note.floor_char_boundary(NOTE - '…'.len_utf8()));
-        note.push('…');
-    }
-    note
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -364,6 +316,7 @@ mod tests {
             manifest: "{}".into(),
             addresses: Vec::new(),
             is_over: false,
+            has_ended: false,
             has_owner,
         }
     }
@@ -394,12 +347,5 @@ mod tests {
                 assert_eq!(decide(mode, &state, true, true, 0), Deed::Nothing, "{state:?}");
             }
         }
-    }
-
-    #[test]
-    fn a_note_is_short_enough() {
-        assert_eq!(shortened("x".to_owned()), "x");
-        let long = shortened("ä".repeat(NOTE));
-        assert!(long.len() <= NOTE && long.ends_with('…'));
     }
 }

@@ -3,96 +3,11 @@
 //! answers a connection says whether it is captured.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use millrace_host::ebpf::default_cgroup;
-use millrace_tests::chart::{objects, of_kind, repository};
-use millrace_tests::cni::{Call, Mood, Pod, SIDECAR, STATUS};
-use millrace_tests::node_stage::Stage;
-use millrace_tests::topology::APP;
-use serde_json::{Value, json};
-
-/// A pod that runs: a process in its namespaces and its cgroup, until the end of the value.
-struct Running {
-    pod: Pod,
-    uid: String,
-    child: Child,
-    cgroup: PathBuf,
-}
-
-impl Running {
-    /// Start it on a stage, and tell the API of it: with a sidecar, and the address of a pod with a link.
-    fn new(stage: &Stage, number: u32) -> Result<Self> {
-        let pod = stage.host.linked_pod()?;
-        let uid = format!("{:08x}-1111-2222-3333-{number:012x}", std::process::id());
-        let child = stage.host.inside(&pod, |inside| {
-            let mut sleep = Command::new("sleep");
-            let child = inside.enter(|| sleep.arg("600").stdin(Stdio::null()).spawn())?;
-            child.context("a process")
-        })?;
-        let root = default_cgroup().context("no cgroup v2 is mounted")?;
-        let own = root.join(format!("millrace-repair-{}-{number}", std::process::id()));
-        let cgroup = own.join(format!("kubepods-besteffort-pod{}.slice", uid.replace('-', "_")));
-        let own = Self { pod, uid, child, cgroup };
-        fs::create_dir_all(&own.cgroup).context("a cgroup")?;
-        fs::write(own.cgroup.join("cgroup.procs"), own.child.id().to_string())?;
-        own.tell(stage, &json!({}));
-        Ok(own)
-    }
-
-    /// Tell the API of it, with these members beside.
-    fn tell(&self, stage: &Stage, more: &Value) {
-        let containers =
-            json!([{ "name": "app" }, { "name": "istio-proxy", "args": ["proxy", "sidecar"] }]);
-        let ips = json!([{ "ip": "10.1.0.2" }, { "ip": "fd01::2" }]);
-        let mut manifest = json!({
-            "annotations": { STATUS: SIDECAR },
-            "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r" }],
-            "spec": { "nodeName": Stage::NODE, "containers": containers },
-            "status": { "phase": "Running", "podIP": "10.1.0.2", "podIPs": ips },
-        });
-        for (key, value) in more.as_object().into_iter().flatten() {
-            manifest[key] = value.clone();
-        }
-        stage.api.put_pod("shop", &self.pod.name, &self.uid, &manifest);
-    }
-
-    /// Who answers when the application in it connects to the host.
-    fn reaches(&self, stage: &Stage) -> Result<String> {
-        let answer = stage.host.dial(Some(&self.pod), APP, "10.1.0.1:80")?;
-        Ok(answer.context("nobody answers")?.name)
-    }
-
-    fn path(&self) -> String {
-        format!("/api/v1/namespaces/shop/pods/{}", self.pod.name)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _killed = self.child.kill();
-        let _status = self.child.wait();
-        for folder in [Some(self.cgroup.as_path()), self.cgroup.parent()].into_iter().flatten() {
-            // An empty cgroup is in nobody's way, where it can't be removed.
-            let _stays = fs::remove_dir(folder);
-        }
-    }
-}
-
-/// The Events that were written for a pod, by their reasons and notes.
-fn events(stage: &Stage, uid: &str) -> Vec<(String, String)> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let written = stage.api.written().into_iter();
-    let events = written.filter(|(to, _)| to.starts_with("POST ") && to.ends_with("/events"));
-    let own = events.filter(|(_, event)| event["regarding"]["uid"] == uid);
-    own.map(|(_, event)| (text(&event["reason"]), text(&event["note"]))).collect()
-}
-
-fn said(stage: &Stage, uid: &str, reason: &str) -> bool {
-    events(stage, uid).iter().any(|(said, _)| said == reason)
-}
+use millrace_tests::cni::{Call, Mood, SIDECAR, STATUS};
+use millrace_tests::node_stage::{Running, Stage, events, said};
+use serde_json::json;
 
 const SOON: [&str; 2] = ["--repair-period", "200ms"];
 
@@ -130,39 +45,18 @@ fn a_pod_that_runs_uncaptured_is_captured() -> Result<()> {
     agent.stop()
 }
 
-/// The capabilities that the chart adds, where pods that run are repaired.
-fn of_the_chart() -> Result<Vec<String>> {
-    let text = fs::read_to_string(repository("tests/golden/chart/repair.yaml"))?;
-    let objects = objects(&text)?;
-    let spec = &of_kind(&objects, "DaemonSet")?["spec"]["template"]["spec"];
-    let added = spec["containers"][0]["securityContext"]["capabilities"]["add"].clone();
-    Ok(serde_json::from_value(added)?)
-}
-
 /// Verify that with what the chart gives to the agent, and no more, a pod that runs is captured: in a
 /// namespace of processes of its own, with the host's processes elsewhere; and that of the capabilities
 /// for it none can be left out.
 #[test]
 fn the_chart_gives_what_it_takes() -> Result<()> {
-    const SCRIPT: &str = "set -e; caps=$1; folder=$2; shift 2; mkdir -p \"$folder\"; \
-                          mount --bind -o ro /proc \"$folder\"; mount -t proc proc /proc; \
-                          exec setpriv --no-new-privs --bounding-set=-all,$caps --inh-caps=-all \"$@\"";
     let stage = Stage::new()?;
     let own = Running::new(&stage, 5)?;
     let _host = stage.host.serve(None, "host", "10.1.0.1:80")?;
     let _proxy = stage.host.proxy(&own.pod)?;
-    let proc = stage.node.folder().join("proc");
-    let proc = proc.to_str().context("a path")?;
-    let args = [&SOON[..], &["--repair", "in-place", "--proc-dir", proc]].concat();
-    let all = of_the_chart()?;
+    let args = [&SOON[..], &["--repair", "in-place"]].concat();
     for without in [Some("SYS_ADMIN"), Some("NET_ADMIN"), Some("SYS_PTRACE"), None] {
-        ensure!(without.is_none_or(|name| all.iter().any(|own| own == name)), "{all:?}");
-        let left = all.iter().filter(|own| Some(own.as_str()) != without);
-        let caps: Vec<String> = left.map(|own| format!("+{}", own.to_lowercase())).collect();
-        let unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"];
-        let caps = caps.join(",");
-        let words = [&unshare[..], &["sh", "-c", SCRIPT, "sh", &caps, proc]].concat();
-        let mut agent = stage.start_by(&words, &args)?;
+        let mut agent = stage.start_confined("repair", without, &args)?;
         let (state, who) = match without {
             None => ("state=\"captured\",reason=\"as_wanted\"", "proxy"),
             Some("SYS_PTRACE") => ("state=\"unknown\",reason=\"no_process\"", "host"),

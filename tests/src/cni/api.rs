@@ -80,6 +80,12 @@ impl State {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn insert(&mut self, path: String, mut object: Value) {
+        object["metadata"]["resourceVersion"] = json!((self.version() + 1).to_string());
+        let old = self.objects.insert(path, object.clone());
+        self.changes().tell(if old.is_some() { "MODIFIED" } else { "ADDED" }, &object);
+    }
+
     fn remove(&mut self, path: &str) -> Option<Value> {
         let mut object = self.objects.remove(path)?;
         object["metadata"]["resourceVersion"] = json!((self.version() + 1).to_string());
@@ -155,13 +161,11 @@ impl Api {
 
     /// Hold a pod.
     pub fn put_pod(&self, namespace: &str, name: &str, uid: &str, manifest: &Value) {
-        let version = (self.state().version() + 1).to_string();
         let mut pod = json!({
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {
                 "name": name, "namespace": namespace, "uid": uid,
-                "resourceVersion": version,
                 "labels": manifest["labels"], "annotations": manifest["annotations"],
                 "ownerReferences": manifest["ownerReferences"],
             },
@@ -171,18 +175,18 @@ impl Api {
         if pod["spec"].is_null() {
             pod["spec"] = json!({ "containers": [{ "name": "app" }] });
         }
-        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
-        {
-            let mut state = self.state();
-            let old = state.objects.insert(path, pod.clone());
-            let kind = if old.is_some() { "MODIFIED" } else { "ADDED" };
-            state.changes().tell(kind, &pod);
-        }
         let path = format!("/api/v1/namespaces/{namespace}");
-        let version = RESOURCE_VERSION.to_string();
-        let metadata = json!({ "name": namespace, "resourceVersion": version });
+        if self.held(&path).is_none() {
+            self.put_namespace(namespace, &json!({}));
+        }
+        self.state().insert(format!("{path}/pods/{name}"), pod);
+    }
+
+    /// Hold a namespace with these labels.
+    pub fn put_namespace(&self, name: &str, labels: &Value) {
+        let metadata = json!({ "name": name, "labels": labels });
         let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": metadata });
-        self.state().objects.insert(path, namespace);
+        self.state().insert(format!("/api/v1/namespaces/{name}"), namespace);
     }
 
     /// Hold a pod no longer.
@@ -438,7 +442,7 @@ fn found(request: &Request<Incoming>, state: &State) -> Answer {
     let too_old = since.is_some_and(|version| version != 0 && version < state.oldest);
     if let Some(version) = since.filter(|version| !too_old && *version >= RESOURCE_VERSION) {
         let at = usize::try_from(version - RESOURCE_VERSION).unwrap_or(usize::MAX);
-        let feed = Feed::new(&state.changes, at, node.map(str::to_owned));
+        let feed = Feed::new(&state.changes, at, kind, node.map(str::to_owned));
         let reply = Response::builder().status(200).header("content-type", "application/json");
         let reply = reply.body(Either::Right(Either::Right(feed)));
         return reply.expect("a status and a header that are good");

@@ -26,6 +26,7 @@ pub(super) struct Feed {
     changes: Arc<Mutex<Changes>>,
     at: usize,
     breaks: usize,
+    kind: &'static str,
     node: Option<String>,
     sleep: Pin<Box<Sleep>>,
 }
@@ -53,10 +54,15 @@ pub(super) fn is_on(object: &Value, node: Option<&str>) -> bool {
 }
 
 impl Feed {
-    /// What changes after so many changes, on this node alone if one is named.
-    pub(super) fn new(changes: &Arc<Mutex<Changes>>, at: usize, node: Option<String>) -> Self {
+    /// What changes of a kind after so many changes, on this node alone if one is named.
+    pub(super) fn new(
+        changes: &Arc<Mutex<Changes>>,
+        at: usize,
+        kind: &'static str,
+        node: Option<String>,
+    ) -> Self {
         let breaks = changes.lock().unwrap_or_else(PoisonError::into_inner).breaks;
-        Self { changes: Arc::clone(changes), at, breaks, node, sleep: Box::pin(sleep(PAUSE)) }
+        Self { changes: Arc::clone(changes), at, breaks, kind, node, sleep: Box::pin(sleep(PAUSE)) }
     }
 }
 
@@ -78,7 +84,8 @@ impl Body for Feed {
             }
             let Some(event) = changes.events.get(self.at) else { continue };
             self.at += 1;
-            if is_on(&event["object"], self.node.as_deref()) {
+            let object = &event["object"];
+            if object["kind"] == self.kind && is_on(object, self.node.as_deref()) {
                 let line = Bytes::from(format!("{event}\n"));
                 return Poll::Ready(Some(Ok(Frame::data(line))));
             }

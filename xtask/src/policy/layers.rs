@@ -80,8 +80,8 @@ const LAYERS: [Layers; 5] = [
             &["status", "uninstall"],
             // The agent that runs.
             &["api", "processes", "ztunnel"],
-            &["pods"],
-            &["audit"],
+            &["namespaces", "pods"],
+            &["audit", "events"],
             &["metrics"],
             &["server", "state"],
             &["health", "nri", "repair", "taint"],
