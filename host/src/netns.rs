@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -183,6 +184,14 @@ impl Netns {
     /// What tells it from others.
     pub const fn id(&self) -> NetnsId {
         self.id
+    }
+
+    /// A descriptor of it, for somebody else.
+    ///
+    /// # Errors
+    /// When none is left.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.file.try_clone().map(OwnedFd::from)
     }
 
     /// Whether the calling thread is in it.

@@ -14,14 +14,13 @@ use tracing_subscriber::filter::LevelFilter;
 mod plain;
 
 use self::plain::Plain;
-use crate::flags::{Address, HookFlags, NodeName, RepairFlags};
+use crate::flags::{Address, AmbientFlags, AmbientSwitch, HookFlags, NodeName, RepairFlags};
 use crate::foreign::Mesh;
 use crate::install::{Config, Installer, PLUGIN, Report, until_installed};
 use crate::kubeconfig::{self, Account};
 use crate::list::is_file_name;
 use crate::plan::{Mode, State, is_list, is_single};
 use crate::run;
-use crate::settings::Settings;
 use crate::status::status;
 use crate::uninstall::{Done, Way};
 
@@ -93,6 +92,8 @@ struct Run {
     hook: HookFlags,
     #[command(flatten)]
     repair: RepairFlags,
+    #[command(flatten)]
+    ambient: AmbientFlags,
     /// Install even after `millrace-node uninstall`, which otherwise holds until `millrace-node install`
     #[arg(long, env = "MILLRACE_NODE_INSTALL_AGAIN")]
     install_again: bool,
@@ -230,6 +231,8 @@ struct What {
         default_value = "istio-cni"
     )]
     take_over: String,
+    #[command(flatten)]
+    ambient: AmbientSwitch,
     /// The least severe messages that are logged: debug, info, warn or error
     #[arg(long, env = "MILLRACE_NODE_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
@@ -258,7 +261,7 @@ impl What {
         if let Some(file) = &self.conf_file {
             file_of(self.mode, file)?;
         }
-        let mut settings = Settings::parse(&self.settings).context("--settings")?;
+        let mut settings = self.ambient.read(&self.settings).context("--settings")?;
         if let Some(namespaces) = self.exclude_namespaces {
             if settings.has("exclude_namespaces") {
                 bail!(
@@ -343,11 +346,8 @@ fn execute(task: Task) -> Result<ExitCode> {
             let run = *run;
             let node = run.what.node_name.clone();
             let HookFlags { hook, nri_socket } = run.hook;
-            if hook.connects() && node.is_none() {
-                bail!(
-                    "--hook nri and both need --node-name: the runtime doesn't tell all of a pod"
-                );
-            }
+            run.what.ambient.goes_with(hook, node.is_some())?;
+            let ambient = run.ambient.settings(run.what.ambient);
             let installer = Installer::new(run.what.config()?)?;
             if run.install_again {
                 installer.install_again()?;
@@ -359,6 +359,7 @@ fn execute(task: Task) -> Result<ExitCode> {
                 hook,
                 nri_socket,
                 repair: node.map(|node| run.repair.repair(&node.0)),
+                ambient,
             };
             run::run(installer, places).map(|()| ExitCode::SUCCESS)
         }

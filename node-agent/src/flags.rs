@@ -1,13 +1,17 @@
 //! Kinds of values on the command line.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use anyhow::{Result, bail};
+use clap::{ArgAction, Args};
+use millrace_core::dialect::ambient::enrol::Selectors;
 
+use crate::ambient::Settings;
 use crate::nri;
 use crate::repair::{Mode, Repair};
+use crate::settings::Settings as PluginSettings;
 use crate::state::Hooks;
 
 /// How pods that run are dealt with.
@@ -59,6 +63,95 @@ pub struct HookFlags {
     /// Socket of the runtime's Node Resource Interface (NRI)
     #[arg(long, env = "MILLRACE_NODE_NRI_SOCKET", value_name = "FILE", default_value = nri::SOCKET)]
     pub nri_socket: PathBuf,
+}
+
+/// Whether the node has a proxy that serves pods.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct AmbientSwitch {
+    /// Enrol pods of ambient mode with the node's ztunnel; needs --node-name
+    #[arg(long, env = "MILLRACE_NODE_AMBIENT", requires = "node_name")]
+    pub ambient: bool,
+}
+
+impl AmbientSwitch {
+    /// The plugin's settings with what the switch is to it.
+    ///
+    /// # Errors
+    /// When the plugin doesn't take them, or they say so and the switch doesn't.
+    pub fn read(self, settings: &str) -> Result<PluginSettings> {
+        let settings = PluginSettings::parse(settings)?;
+        match (self.ambient, settings.enrols()) {
+            (true, _) => Ok(settings.enrolling()),
+            (false, true) => bail!("ambient_enabled is there: say --ambient in its place"),
+            (false, false) => Ok(settings),
+        }
+    }
+
+    /// Check it and the hook against each other, and against whether the node has a name.
+    ///
+    /// # Errors
+    /// What can't be had, by the names of its flags.
+    pub fn goes_with(self, hook: Hooks, has_node: bool) -> Result<()> {
+        if hook.connects() && !has_node {
+            bail!("--hook nri and both need --node-name: the runtime doesn't tell all of a pod");
+        }
+        if self.ambient && !hook.installs() {
+            bail!("--ambient needs --hook cni or both: pods that start are enrolled by ADD");
+        }
+        Ok(())
+    }
+}
+
+/// Which pods the node's proxy serves, and how.
+#[derive(Debug, Args)]
+pub struct AmbientFlags {
+    /// Which pods are enrolled: a JSON list of podSelector and namespaceSelector [default: those with the
+    /// label istio.io/dataplane-mode=ambient, by themselves or by their namespace]
+    #[arg(long, env = "MILLRACE_NODE_AMBIENT_SELECTORS", value_name = "JSON")]
+    ambient_selectors: Option<Selectors>,
+    /// Whether ztunnel gets DNS queries of pods that don't say
+    #[arg(long, env = "MILLRACE_NODE_AMBIENT_DNS_CAPTURE", value_name = "BOOL", default_value = "true",
+          action = ArgAction::Set)]
+    ambient_dns_capture: bool,
+    /// Whether IPv6 of pods is captured
+    #[arg(long, env = "MILLRACE_NODE_AMBIENT_IPV6", value_name = "BOOL", default_value = "true",
+          action = ArgAction::Set)]
+    ambient_ipv6: bool,
+    /// Whether the rules of pods that were enrolled before are compared when the agent starts
+    #[arg(long, env = "MILLRACE_NODE_AMBIENT_RECONCILE", value_name = "BOOL", default_value = "true",
+          action = ArgAction::Set)]
+    ambient_reconcile: bool,
+    /// Addresses from which probes of this node come beside those by which it reaches a pod,
+    /// comma-separated
+    #[arg(
+        long,
+        env = "MILLRACE_NODE_AMBIENT_NODE_IPS",
+        value_name = "ADDRESSES",
+        value_delimiter = ','
+    )]
+    ambient_node_ips: Vec<IpAddr>,
+    /// The socket at which ztunnel is told of pods
+    #[arg(
+        long,
+        env = "MILLRACE_NODE_ZTUNNEL_SOCKET",
+        value_name = "FILE",
+        default_value = "/var/run/ztunnel/ztunnel.sock"
+    )]
+    ztunnel_socket: PathBuf,
+}
+
+impl AmbientFlags {
+    /// What they say, where pods are enrolled.
+    pub fn settings(self, switch: AmbientSwitch) -> Option<Settings> {
+        switch.ambient.then(|| Settings {
+            selectors: self.ambient_selectors.unwrap_or_default(),
+            dns_capture: self.ambient_dns_capture,
+            ipv6: self.ambient_ipv6,
+            reconciles: self.ambient_reconcile,
+            socket: self.ztunnel_socket,
+            node_ips: self.ambient_node_ips,
+        })
+    }
 }
 
 /// The key of a label or a taint: a name, which may have a domain in front.
@@ -146,6 +239,21 @@ impl std::str::FromStr for Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_plugin_enrols_where_the_agent_does() {
+        let (on, off) = (AmbientSwitch { ambient: true }, AmbientSwitch { ambient: false });
+        assert!(on.read("{}").unwrap().enrols());
+        assert!(!off.read("{}").unwrap().enrols());
+        let error = off.read(r#"{"ambient_enabled":true}"#).unwrap_err().to_string();
+        assert!(error.contains("--ambient"), "{error}");
+        assert!(on.goes_with(Hooks::Cni, true).is_ok() && on.goes_with(Hooks::Both, true).is_ok());
+        let error = on.goes_with(Hooks::Nri, true).unwrap_err().to_string();
+        assert!(error.contains("--ambient"), "{error}");
+        assert!(
+            off.goes_with(Hooks::Nri, true).is_ok() && off.goes_with(Hooks::Nri, false).is_err()
+        );
+    }
 
     #[test]
     fn labels_are_read() {

@@ -93,11 +93,11 @@ impl Mesh {
         matches!(self, Self::Istio | Self::Linkerd)
     }
 
-    /// What the settings of its entry are here.
+    /// What the settings of its entry are here, where pods of ambient mode are enrolled or not.
     ///
     /// # Errors
     /// When the plugin can't do the same.
-    pub fn take(self, entry: &Entry) -> Result<Taken, NotTaken> {
+    pub fn take(self, entry: &Entry, ambient: bool) -> Result<Taken, NotTaken> {
         let wrong = |why: String| NotTaken::Wrong { mesh: self, why };
         let members: Map<String, Value> =
             serde_json::from_str(entry.text()).map_err(|error| wrong(error.to_string()))?;
@@ -117,9 +117,9 @@ impl Mesh {
         }
         match self {
             Self::Istio => {
-                if config.ambient {
+                if config.ambient && !ambient {
                     let why = "it has ambient_enabled, and pods without a sidecar would not be \
-                               captured any more";
+                               captured any more: run with --ambient";
                     return Err(NotTaken::CannotDo { mesh: self, why });
                 }
                 if let Some(namespace) = &config.agent_namespace {
@@ -168,7 +168,7 @@ mod tests {
 
     fn take(text: &str) -> Result<Taken, NotTaken> {
         let entry = Entry::parse(text).unwrap();
-        Mesh::of(entry.kind()).unwrap().take(&entry)
+        Mesh::of(entry.kind()).unwrap().take(&entry, false)
     }
 
     fn taken(text: &str) -> Value {
@@ -223,6 +223,8 @@ mod tests {
     fn what_cannot_be_done_is_not_taken() {
         let error = take(r#"{"type":"istio-cni","ambient_enabled":true}"#).unwrap_err();
         assert!(error.to_string().contains("ambient_enabled"), "{error}");
+        let entry = Entry::parse(r#"{"type":"istio-cni","ambient_enabled":true}"#).unwrap();
+        assert!(Mesh::Istio.take(&entry, true).is_ok());
         let error = take(r#"{"type":"istio-cni","exclude_namespaces":7}"#).unwrap_err();
         assert!(error.to_string().contains("exclude_namespaces"), "{error}");
         assert!(take(r#"{"type":"kuma-cni"}"#).is_err());

@@ -6,11 +6,11 @@
 //!                          │ list, settings, foreign
 //! api ──► pods ──► server ◄── the plugin
 //!          │ processes ──► audit ──► repair
-//!          └─► nri ◄── the container runtime
-//! namespaces
-//! ztunnel ◄── ztunnels, which are told of pods (ambient mode)
+//!          ├─► nri ◄── the container runtime
+//!          └ namespaces ──► ambient ──► ztunnel ◄── ztunnels, which are told of pods
 //! ```
 
+pub mod ambient;
 pub mod api;
 pub mod audit;
 mod binaries;

@@ -107,6 +107,21 @@ struct Repaired {
     result: &'static str,
 }
 
+/// What was done about a pod that the node's proxy serves, or is to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reconciled {
+    r#type: &'static str,
+}
+
+/// How far pods are that the node's proxy is to serve.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Enrolled {
+    state: &'static str,
+}
+
+/// The states of these pods, as they are counted.
+const ENROLLED: [&str; 3] = ["enrolled", "waiting", "failed"];
+
 /// What holds of pods, and why, in a word.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Held {
@@ -132,6 +147,9 @@ pub struct Metrics {
     repaired: Family<Repaired, Counter>,
     held: Family<Held, Gauge>,
     looks: Counter,
+    reconciled: Family<Reconciled, Counter>,
+    enrolled: Family<Enrolled, Gauge>,
+    ztunnels: Gauge,
 }
 
 impl EncodeLabelValue for Cause {
@@ -237,6 +255,29 @@ impl Default for Metrics {
             "How often all pods that run were looked at",
             looks.clone(),
         );
+        let (reconciled, ztunnels) = (Family::<Reconciled, Counter>::default(), Gauge::default());
+        let enrolled = Family::<Enrolled, Gauge>::default();
+        for r#type in ["add", "delete", "fail"] {
+            drop(reconciled.get_or_create(&Reconciled { r#type }));
+        }
+        for state in ENROLLED {
+            drop(enrolled.get_or_create(&Enrolled { state }));
+        }
+        registry.register(
+            "nodeagent_reconcile_events",
+            "Pods that were enrolled with the node's proxy, left it, or could not",
+            reconciled.clone(),
+        );
+        registry.register(
+            "millrace_node_ambient_pods",
+            "Pods that the node's proxy serves, or is to, by how far that is",
+            enrolled.clone(),
+        );
+        registry.register(
+            "ztunnel_connected",
+            "How many proxies of the node are connected",
+            ztunnels.clone(),
+        );
         let registry = Arc::new(Mutex::new(registry));
         Self {
             registry,
@@ -254,6 +295,9 @@ impl Default for Metrics {
             repaired,
             held,
             looks,
+            reconciled,
+            enrolled,
+            ztunnels,
         }
     }
 }
@@ -334,6 +378,23 @@ impl Metrics {
         self.looks.inc();
     }
 
+    /// Count what was done about a pod that the node's proxy serves, or is to: `add`, `delete` or `fail`.
+    pub fn reconciled(&self, r#type: &'static str) {
+        self.reconciled.get_or_create(&Reconciled { r#type }).inc();
+    }
+
+    /// Note how many pods are enrolled, wait for that or failed.
+    pub fn ambient_pods(&self, counts: [i64; 3]) {
+        for (state, count) in ENROLLED.into_iter().zip(counts) {
+            self.enrolled.get_or_create(&Enrolled { state }).set(count);
+        }
+    }
+
+    /// Note how many proxies are connected.
+    pub fn ztunnels(&self, count: usize) {
+        self.ztunnels.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
     /// All of it, in the text format of `OpenMetrics` 1.0.0.
     pub fn text(&self) -> String {
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -385,6 +446,18 @@ mod tests {
             format!("{name}_bucket{{le=\"+Inf\",{labels}}} 2\n"),
         ] {
             assert!(text.contains(&line), "{line}: {text}");
+        }
+        metrics.reconciled("add");
+        metrics.ambient_pods([2, 1, 0]);
+        metrics.ztunnels(1);
+        let text = metrics.text();
+        for line in [
+            "nodeagent_reconcile_events_total{type=\"add\"} 1\n",
+            "nodeagent_reconcile_events_total{type=\"fail\"} 0\n",
+            "millrace_node_ambient_pods{state=\"enrolled\"} 2\n",
+            "ztunnel_connected 1\n",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
         }
         metrics.passed(&Err(InstallError::Busy));
         let text = metrics.text();

@@ -14,9 +14,11 @@ use kube::Client;
 use millrace_host::stop::Stop;
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::ambient::{Enroller, Parts, Settings as Ambient};
 use crate::api::Clients;
 use crate::health::{self, What, listen};
 use crate::install::{Config, Installer, SOCKET};
+use crate::namespaces::Namespaces;
 use crate::nri::{self, hook::Hook};
 use crate::own_folder::open_own;
 use crate::pods::Pods;
@@ -25,6 +27,7 @@ use crate::server::{self, Server};
 use crate::state::{Hooks, Shared};
 use crate::taint;
 use crate::watch::Watch;
+use crate::ztunnel::Ztunnel;
 
 /// How soon it is looked again after somebody else was in the way.
 const SOON: Duration = Duration::from_millis(20);
@@ -50,6 +53,8 @@ pub struct Places {
     pub nri_socket: PathBuf,
     /// The node whose pods the plugin is told of, and how those that run are dealt with.
     pub repair: Option<Repair>,
+    /// Pods that the node's proxy serves; none where there is no such proxy.
+    pub ambient: Option<Ambient>,
 }
 
 /// Run until a signal comes.
@@ -58,7 +63,9 @@ pub struct Places {
 /// When an address can't be had, or there is no runtime.
 pub fn run(installer: Installer, places: Places) -> Result<()> {
     let pods = places.repair.as_ref().map(|_| Arc::<Pods>::default());
+    let namespaces = places.ambient.as_ref().map(|_| Arc::<Namespaces>::default());
     let shared = Shared::new(places.period, pods.clone()).with_hook(places.hook);
+    let shared = shared.with_namespaces(namespaces);
     let shared = Arc::new(shared);
     let mut listeners = Vec::new();
     for (what, address) in [(What::Health, places.health), (What::Metrics, places.metrics)] {
@@ -72,7 +79,7 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
     let stop = Stop::watch().context("signals can't be waited for")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let seen = Arc::clone(&shared);
-    let (config, repair) = (installer.config().clone(), places.repair);
+    let (config, repair, ambient) = (installer.config().clone(), places.repair, places.ambient);
     let (hook, socket) = (places.hook, places.nri_socket);
     // Both end with the process, wherever they are: that is what the installer is made for.
     let _installing = begin("installer", move || {
@@ -87,7 +94,8 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
                 Some((repair, pods)) => {
                     // It has much to remember.
                     let socket = hook.connects().then_some(socket);
-                    Box::pin(follow(&config, &repair, &pods, socket, &shared)).await;
+                    let ambient = ambient.as_ref();
+                    Box::pin(follow(&config, &repair, ambient, &pods, socket, &shared)).await;
                 }
                 None => std::future::pending().await,
             }
@@ -108,12 +116,15 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
 async fn follow(
     config: &Config,
     repair: &Repair,
+    ambient: Option<&Ambient>,
     pods: &Arc<Pods>,
     socket: Option<PathBuf>,
     shared: &Arc<Shared>,
 ) {
+    // Proxies stay connected, and what they were told stays known, whatever is begun anew here.
+    let mut ztunnel = None;
     loop {
-        match start(config, pods, shared) {
+        match start(config, repair, ambient, &mut ztunnel, pods, shared) {
             Ok((server, listener, clients)) => {
                 let (config, shared, client) =
                     (config.clone(), Arc::clone(shared), clients.patient.clone());
@@ -121,7 +132,9 @@ async fn follow(
                 let hook = Hook::new(config.clone(), proc, known, Arc::clone(&shared));
                 let hook = connect(socket.clone(), Arc::new(hook));
                 let untaint = untaint(client.clone(), repair, Arc::clone(&shared));
-                let repairer = Repairer::new(repair.clone(), config, shared, client);
+                let enroller = server.enroller.clone();
+                let namespaces = shared.namespaces.clone();
+                let repairer = Repairer::new(repair.clone(), config, shared, client.clone());
                 tokio::select! {
                     ended = server.serve(listener) => {
                         let why = ended.map_or_else(|why| why.to_string(), |()| "it ended".to_owned());
@@ -131,6 +144,7 @@ async fn follow(
                     () = repairer.run() => {}
                     () = hook => {}
                     () = untaint => {}
+                    () = enrol(enroller, namespaces, client) => {}
                 }
             }
             Err(why) => pods.failed(&format!("{why:#}")),
@@ -150,6 +164,21 @@ async fn connect(socket: Option<PathBuf>, hook: Arc<Hook>) {
     }
 }
 
+/// Follow namespaces, and enrol pods with the node's proxy, where there is one; it is never over.
+async fn enrol(
+    enroller: Option<Arc<Enroller>>,
+    namespaces: Option<Arc<Namespaces>>,
+    client: Client,
+) {
+    match enroller.zip(namespaces) {
+        Some((enroller, namespaces)) => tokio::select! {
+            () = namespaces.follow(client) => {}
+            () = enroller.run() => {}
+        },
+        None => std::future::pending().await,
+    }
+}
+
 /// Take the taint off the node, where there is to be one; it is never over.
 async fn untaint(client: Client, repair: &Repair, shared: Arc<Shared>) {
     if let Some(key) = &repair.untaint {
@@ -160,15 +189,38 @@ async fn untaint(client: Client, repair: &Repair, shared: Arc<Shared>) {
 
 fn start(
     config: &Config,
+    repair: &Repair,
+    ambient: Option<&Ambient>,
+    ztunnel: &mut Option<Ztunnel>,
     pods: &Arc<Pods>,
     shared: &Shared,
 ) -> Result<(Server, UnixListener, Clients)> {
     let clients = Clients::new(&config.account)?;
+    let (pods, metrics) = (Arc::clone(pods), shared.metrics.clone());
+    let mut enroller = None;
+    if let Some((settings, namespaces)) = ambient.zip(shared.namespaces.clone()) {
+        let own = match ztunnel.take() {
+            Some(own) => own,
+            None => Ztunnel::serve(&settings.socket)?,
+        };
+        *ztunnel = Some(own.clone());
+        let parts = Parts {
+            settings: settings.clone(),
+            node: repair.node.clone(),
+            proc: repair.proc.clone(),
+            period: repair.period,
+            pods: Arc::clone(&pods),
+            namespaces,
+            metrics: metrics.clone(),
+        };
+        let own = Enroller::new(parts, config.clone(), clients.clone(), own);
+        enroller = Some(Arc::new(own));
+    }
     let path = config.run_dir.join(SOCKET);
     open_own(&config.run_dir)?;
     let listener = server::listen(&path).with_context(|| path.display().to_string())?;
-    let (pods, metrics) = (Arc::clone(pods), shared.metrics.clone());
-    Ok((Server { pods, client: clients.prompt.clone(), metrics }, listener, clients))
+    let server = Server { pods, client: clients.prompt.clone(), metrics, enroller };
+    Ok((server, listener, clients))
 }
 
 fn begin(name: &str, f: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

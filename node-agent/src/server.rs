@@ -2,7 +2,10 @@
 //! in a line of JSON over a socket that root alone reaches.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
@@ -14,21 +17,25 @@ use millrace_cni::outcome::{Outcome, REPORTED};
 use millrace_cni::protocol::Command;
 use millrace_core::from_objects;
 use millrace_core::pod::PodFacts;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::Deserialize;
-use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use serde_json::{Value, json};
+use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::ambient::{Answer, Enroller};
 use crate::install::SOCKET_BEING_MADE;
 use crate::metrics::{Answered, Metrics};
 use crate::pods::{Pod, Pods, one};
 
 /// Bytes of the longest line that is read from a connection.
-const MOST: u64 = 16 * 1024;
+const MOST: usize = 16 * 1024;
 /// How long one may take with its answer: the plugin waits for two seconds.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// The same where a pod is to be enrolled: as long as the plugin takes at most.
+const LONGEST: Duration = Duration::from_secs(15);
 /// How many are answered at once. Of more, the oldest is given up: whoever comes new is answered,
 /// whatever the others do.
 const AT_ONCE: usize = 256;
@@ -40,6 +47,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 struct Line {
     version: u32,
     pod: Option<PodQuery>,
+    enrol: Option<Enrol>,
     done: Option<Done>,
 }
 
@@ -51,6 +59,15 @@ struct PodQuery {
     uid: Option<String>,
 }
 
+/// A pod with the addresses that it got; its network namespace is the file descriptor beside the line.
+#[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
+struct Enrol {
+    pod: PodQuery,
+    #[serde(default)]
+    addresses: Vec<IpAddr>,
+}
+
 /// What became of a command: names of the plugin's, and microseconds.
 #[derive(Debug, Deserialize)]
 #[serde(remote = "Self")]
@@ -60,13 +77,15 @@ struct Done {
     micros: u32,
 }
 
-from_objects!(Line, PodQuery, Done);
+from_objects!(Line, PodQuery, Enrol, Done);
 
 /// A line of the plugin that was understood.
 #[derive(Debug)]
 enum Said {
     /// It asks for a pod.
     Question(PodFacts),
+    /// It asks to have a pod served by the node's proxy.
+    Enrol(PodFacts, Vec<IpAddr>),
     /// It reports what became of a command, and waits for no answer.
     Report(Command, Outcome, Duration),
 }
@@ -80,6 +99,8 @@ pub struct Server {
     pub client: Client,
     /// Where answers and the plugin's reports are counted.
     pub metrics: Metrics,
+    /// Who enrols pods with the node's proxy; none where nobody does.
+    pub enroller: Option<Arc<Enroller>>,
 }
 
 impl std::fmt::Debug for Server {
@@ -129,8 +150,7 @@ impl Server {
             }
             let own = self.clone();
             let task = tokio::spawn(async move {
-                let answered = timeout(PATIENCE, own.connection(stream)).await;
-                if let Some(how) = answered.unwrap_or(Some(Answered::Nothing)) {
+                if let Some(how) = own.connection(stream).await {
                     own.metrics.answered(how);
                 }
             });
@@ -144,30 +164,80 @@ impl Server {
         if !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own) {
             return Some(Answered::Refused);
         }
-        let mut stream = BufReader::new(stream.take(MOST));
-        let mut line = Vec::new();
-        let read = stream.read_until(b'\n', &mut line).await;
-        let mut stream = stream.into_inner().into_inner();
-        if !matches!(read, Ok(count) if count > 0) {
+        let began = Instant::now();
+        let asked = timeout_at(began + PATIENCE, line(&stream)).await;
+        let Ok(Ok((line, netns))) = asked else { return Some(Answered::Nothing) };
+        if line.is_empty() {
             return Some(Answered::Nothing);
         }
-        let (answer, how) = match said(&line) {
+        let (limit, said) = match said(&line) {
             Ok(Said::Report(command, outcome, took)) => {
                 self.metrics.served(command, outcome, took);
                 return None;
             }
-            Ok(Said::Question(wanted)) => self.answer(&wanted).await,
-            Err(why) => (Err(why), Answered::Bad),
+            said @ Ok(Said::Enrol(..)) => (LONGEST, said),
+            said => (PATIENCE, said),
         };
-        let sent = match answer {
-            // A manifest is long, and here once, however many wait for it.
-            Ok(pod) => send(&mut stream, &["{\"pod\":", &pod.manifest, "}\n"]).await,
-            Err(why) => {
-                let text = format!("{{\"error\":{}}}\n", Value::String(why));
-                send(&mut stream, &[&text]).await
-            }
+        let answered = timeout_at(began + limit, async {
+            let (answer, how) = match said {
+                Ok(Said::Question(wanted)) => {
+                    let (answer, how) = self.answer(&wanted).await;
+                    (answer.map(Reply::Pod), how)
+                }
+                Ok(Said::Enrol(wanted, addresses)) => {
+                    let (answer, how) = self.enrol(&wanted, addresses, netns).await;
+                    (answer.map(Reply::Enrolment), how)
+                }
+                Ok(Said::Report(..)) => return Answered::Nothing,
+                Err(why) => (Err(why), Answered::Bad),
+            };
+            let mut stream = stream;
+            let sent = match answer {
+                // A manifest is long, and here once, however many wait for it.
+                Ok(Reply::Pod(pod)) => {
+                    send(&mut stream, &["{\"pod\":", &pod.manifest, "}\n"]).await
+                }
+                Ok(Reply::Enrolment(answer)) => {
+                    let reply = match answer {
+                        Answer::Enrolled => json!({ "enrolled": true }),
+                        Answer::Bypassed(why) => json!({ "enrolled": false, "reason": why }),
+                    };
+                    send(&mut stream, &[&format!("{reply}\n")]).await
+                }
+                Err(why) => {
+                    let text = format!("{{\"error\":{}}}\n", Value::String(why));
+                    send(&mut stream, &[&text]).await
+                }
+            };
+            if sent.is_ok() { how } else { Answered::Nothing }
+        });
+        Some(answered.await.unwrap_or(Answered::Nothing))
+    }
+
+    async fn enrol(
+        &self,
+        wanted: &PodFacts,
+        addresses: Vec<IpAddr>,
+        netns: Option<OwnedFd>,
+    ) -> (Result<Answer, String>, Answered) {
+        let Some(enroller) = self.enroller.clone() else {
+            let why = "the node agent enrols no pods: it runs without --ambient";
+            return (Ok(Answer::Bypassed(why.to_owned())), Answered::Known);
         };
-        Some(if sent.is_ok() { how } else { Answered::Nothing })
+        let Some(netns) = netns else {
+            let why = "no file descriptor of its network namespace came with the question";
+            return (Err(why.to_owned()), Answered::Bad);
+        };
+        let (pod, how) = match self.answer(wanted).await {
+            (Ok(pod), how) => (pod, how),
+            (Err(why), how) => return (Err(why), how),
+        };
+        // Whatever is begun is brought to an end, though nobody waits any more.
+        let enrolled = tokio::spawn(async move { enroller.enrol(&pod, addresses, netns).await });
+        match enrolled.await.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(answer) => (Ok(answer), how),
+            Err(why) => (Err(why), Answered::Failed),
+        }
     }
 
     /// What is known of a pod, for the agent itself.
@@ -197,6 +267,51 @@ impl Server {
     }
 }
 
+/// What is answered.
+enum Reply {
+    Pod(Pod),
+    Enrolment(Answer),
+}
+
+/// Read up to the end of a line, or to `MOST` bytes, with the file descriptor that came beside it. Of several
+/// the first is kept.
+async fn line(stream: &UnixStream) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let (mut line, mut fd) = (Vec::new(), None);
+    while line.len() < MOST && !line.ends_with(b"\n") {
+        stream.readable().await?;
+        let mut part = [0; 4096];
+        let (count, found) = match stream.try_io(Interest::READABLE, || receive(stream, &mut part))
+        {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            received => received?,
+        };
+        fd = fd.or(found);
+        if count == 0 {
+            break;
+        }
+        let end = part[..count].iter().position(|byte| *byte == b'\n');
+        line.extend_from_slice(&part[..end.map_or(count, |at| at + 1)]);
+    }
+    Ok((line, fd))
+}
+
+fn receive(stream: &UnixStream, part: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let received = recvmsg(stream, &mut [IoSliceMut::new(part)], &mut control, flags)?;
+    let mut found = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            // All of them are closed but the first.
+            for fd in fds {
+                found = found.or(Some(fd));
+            }
+        }
+    }
+    Ok((received.bytes, found))
+}
+
 async fn send(stream: &mut UnixStream, parts: &[&str]) -> io::Result<()> {
     for part in parts {
         stream.write_all(part.as_bytes()).await?;
@@ -216,6 +331,9 @@ fn said(line: &[u8]) -> Result<Said, String> {
     }
     match line {
         Line { pod: Some(wanted), .. } => question(wanted).map(Said::Question),
+        Line { enrol: Some(Enrol { pod, addresses }), .. } => {
+            question(pod).map(|pod| Said::Enrol(pod, addresses))
+        }
         Line { done: Some(done), .. } => report(&done),
         Line { .. } => Err("it asks for no pod, and reports nothing".to_owned()),
     }
@@ -278,6 +396,45 @@ mod tests {
         ] {
             assert!(said(format!("{bad}\n").as_bytes()).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_pod_that_is_to_be_enrolled_is_read_with_its_addresses() {
+        let pod = r#"{"namespace":"a","name":"b","uid":"c"}"#;
+        let text = format!(
+            "{{\"version\":1,\"enrol\":{{\"pod\":{pod},\"addresses\":[\"10.0.0.1\",\"fd00::1\"]}}}}\n"
+        );
+        let Said::Enrol(pod, addresses) = said(text.as_bytes()).unwrap() else { panic!("{text}") };
+        assert_eq!((pod.uid.as_deref(), addresses.len()), (Some("c"), 2));
+        let bad = text.replace("fd00::1", "host");
+        assert!(said(bad.as_bytes()).is_err());
+        assert!(said(text.replace("\"b\"", "\"../b\"").as_bytes()).is_err());
+    }
+
+    /// Verify that a line is whole however it comes, and that a descriptor beside it is kept.
+    #[test]
+    fn a_descriptor_comes_with_a_line() {
+        use std::io::Write as _;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut there, here) = std::os::unix::net::UnixStream::pair().unwrap();
+            here.set_nonblocking(true).unwrap();
+            let here = UnixStream::from_std(here).unwrap();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+            let own = std::fs::File::open("/proc/self/ns/net").unwrap();
+            let fds = [std::os::fd::AsFd::as_fd(&own)];
+            assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds)));
+            let part = [io::IoSlice::new(b"abc")];
+            let flags = rustix::net::SendFlags::empty();
+            rustix::net::sendmsg(&there, &part, &mut control, flags).unwrap();
+            there.write_all(b"def\nx").unwrap();
+            let (text, fd) = line(&here).await.unwrap();
+            assert_eq!(text, b"abcdef\n");
+            let id = |meta: std::fs::Metadata| std::os::unix::fs::MetadataExt::ino(&meta);
+            let got = std::fs::File::from(fd.unwrap());
+            assert_eq!(id(got.metadata().unwrap()), id(own.metadata().unwrap()));
+        });
     }
 
     #[test]

@@ -9,6 +9,8 @@ use crate::list::{BadList, Entry};
 
 /// The capability that has a runtime tell a pod's annotations.
 const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+/// The setting with which the plugin has the node agent enrol pods of ambient mode.
+const AMBIENT: &str = "ambient_enabled";
 
 /// Settings of the plugin, each of which the plugin takes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -93,6 +95,17 @@ impl Settings {
     pub fn with(mut self, name: &str, value: Value) -> Self {
         self.0.insert(name.to_owned(), value);
         self
+    }
+
+    /// Whether the plugin has the node agent enrol pods of ambient mode.
+    pub fn enrols(&self) -> bool {
+        self.0.get(AMBIENT) == Some(&Value::Bool(true))
+    }
+
+    /// The same, where it does.
+    #[must_use]
+    pub fn enrolling(self) -> Self {
+        self.with(AMBIENT, Value::Bool(true))
     }
 
     /// Keys and values as they stand in the plugin's entry, without `type`.

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use crate::install::{InstallError, Report};
 use crate::metrics::Metrics;
+use crate::namespaces::Namespaces;
 use crate::plan::State;
 use crate::pods::Pods;
 use millrace_cni::causes::chain;
@@ -47,6 +48,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// The pods of the node, where they are followed.
     pub pods: Option<Arc<Pods>>,
+    /// All namespaces, where they are followed.
+    pub namespaces: Option<Arc<Namespaces>>,
     period: Duration,
     hook: Hooks,
     installation: Mutex<Installation>,
@@ -70,7 +73,22 @@ impl Shared {
         let installation = Mutex::new(Installation { last, reasons, words: Vec::new() });
         let unconnected = Mutex::new(Some("it was not tried yet".to_owned()));
         let (hook, look) = (Hooks::default(), Notify::new());
-        Self { metrics: Metrics::default(), pods, period, hook, installation, unconnected, look }
+        Self {
+            metrics: Metrics::default(),
+            pods,
+            namespaces: None,
+            period,
+            hook,
+            installation,
+            unconnected,
+            look,
+        }
+    }
+
+    /// The same, where namespaces are followed.
+    #[must_use]
+    pub fn with_namespaces(self, namespaces: Option<Arc<Namespaces>>) -> Self {
+        Self { namespaces, ..self }
     }
 
     /// The same, where pods are captured by this.
@@ -201,6 +219,8 @@ impl Shared {
         reasons.extend(unconnected.map(|why| format!("runtime: {why}")));
         let trouble = self.pods.as_ref().and_then(|pods| pods.trouble());
         reasons.extend(trouble.map(|why| format!("pods: {why}")));
+        let trouble = self.namespaces.as_ref().and_then(|namespaces| namespaces.trouble());
+        reasons.extend(trouble.map(|why| format!("namespaces: {why}")));
         reasons
     }
 }

@@ -360,8 +360,8 @@ fn alerts_and_dashboard_are_made_of_metrics_that_exist() -> Result<()> {
         let mut found = 0;
         for expression in expressions(&groups) {
             let words = expression.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-            let own =
-                |word: &&str| word.starts_with("istio_cni") || word.starts_with("millrace_node");
+            let prefixes = ["istio_cni", "millrace_node", "nodeagent_", "ztunnel_"];
+            let own = |word: &&str| prefixes.iter().any(|prefix| word.starts_with(prefix));
             let metrics: Vec<_> = words.filter(own).collect();
             ensure!(!metrics.is_empty(), "{file}: {expression}");
             for metric in metrics {

@@ -127,15 +127,22 @@ pub const KEYS: &[Key] = &[
         Istio,
         Shape::Switch,
         "false",
-        "Without effect but a warning: pods without a sidecar are not captured",
+        "Pods without a sidecar are enrolled by the node agent (agent_socket, which has to run with \
+         --ambient), before ADD returns",
     ),
-    key("enablement_selectors", Istio, Shape::Any, "", "Without effect, as ambient_enabled"),
+    key(
+        "enablement_selectors",
+        Istio,
+        Shape::Any,
+        "",
+        "Without effect: the node agent has its own (--ambient-selectors)",
+    ),
     key(
         "enable_ambient_detection_retry",
         Istio,
         Shape::Switch,
         "false",
-        "Without effect, as ambient_enabled",
+        "Without effect: ADD fails, and is tried again",
     ),
     key(
         "kubernetes",

@@ -64,7 +64,7 @@ pub struct Config {
     pub exclude_namespaces: Vec<String>,
     /// The namespace of the node agent.
     pub agent_namespace: Option<String>,
-    /// Whether sidecar-less pods are expected, which nothing here captures.
+    /// Whether pods without a sidecar are expected, which the node agent enrols.
     pub ambient: bool,
     /// What rules are written with.
     pub backend: Backend,

@@ -1,7 +1,9 @@
 //! The node agent: a unix socket, a line of JSON there, one back (docs/cni.md, «The node agent»).
 
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::io::{self, IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,6 +15,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 use nix::unistd::geteuid;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -25,7 +28,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[serde(remote = "Self")]
 struct Line {
     pod: Option<Answer>,
+    enrolled: Option<bool>,
+    reason: Option<String>,
     error: Option<String>,
+}
+
+/// Whether the node's proxy serves a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Enrolment {
+    /// It does, and the pod is captured.
+    Served,
+    /// It is not to, and this is why.
+    Bypassed(String),
 }
 
 from_objects!(Line);
@@ -38,7 +52,7 @@ pub(super) fn ask(path: &Path, pod: &PodFacts, deadline: Instant) -> Result<PodF
         "version": 1,
         "pod": { "namespace": pod.namespace, "name": pod.name, "uid": pod.uid },
     });
-    let text = talk(stream, &format!("{request}\n"), deadline)
+    let text = talk(stream, &format!("{request}\n"), None, deadline)
         .map_err(|why| format!("{}: {why}", path.display()))?;
     let wrong = |why: String| format!("{}: its answer makes no sense: {why}", path.display());
     match serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))? {
@@ -48,6 +62,30 @@ pub(super) fn ask(path: &Path, pod: &PodFacts, deadline: Instant) -> Result<PodF
             found.of_a_pod().about(pod).map_err(|why| wrong(why.to_string()))
         }
         Line { .. } => Err(format!("{}: its answer holds no pod", path.display())),
+    }
+}
+
+/// Have a pod enrolled with the node's proxy, if it is to be: its network namespace is sent along.
+pub(crate) fn enrol(
+    path: &Path,
+    pod: &PodFacts,
+    addresses: &[IpAddr],
+    netns: BorrowedFd<'_>,
+    deadline: Instant,
+) -> Result<Enrolment, String> {
+    let at = |why: String| format!("{}: {why}", path.display());
+    let stream = open(path, deadline).map_err(at)?;
+    let named = json!({ "namespace": pod.namespace, "name": pod.name, "uid": pod.uid });
+    let request = json!({ "version": 1, "enrol": { "pod": named, "addresses": addresses } });
+    let text = talk(stream, &format!("{request}\n"), Some(netns), deadline).map_err(at)?;
+    let line = serde_json::from_slice(&text);
+    match line.map_err(|error| at(format!("its answer makes no sense: {error}")))? {
+        Line { error: Some(error), .. } => Err(error),
+        Line { enrolled: Some(true), .. } => Ok(Enrolment::Served),
+        Line { enrolled: Some(false), reason, .. } => {
+            Ok(Enrolment::Bypassed(reason.unwrap_or_default()))
+        }
+        Line { .. } => Err(at("its answer does not say whether the pod is enrolled".to_owned())),
     }
 }
 
@@ -61,14 +99,24 @@ fn soon(deadline: Instant) -> Instant {
     deadline.min(Instant::now() + PATIENCE)
 }
 
-/// Say this, and hear a line, all of it before the deadline.
-fn talk(mut stream: UnixStream, request: &str, deadline: Instant) -> Result<Vec<u8>, String> {
+/// Say this, with a file descriptor beside it where there is one, and hear a line, all of it before the
+/// deadline.
+fn talk(
+    mut stream: UnixStream,
+    request: &str,
+    fd: Option<BorrowedFd<'_>>,
+    deadline: Instant,
+) -> Result<Vec<u8>, String> {
     let reported = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock => "no answer in time".to_owned(),
         _ => error.to_string(),
     };
     // It is shorter than any socket's buffer, which the peer would have to have filled.
-    stream.write_all(request.as_bytes()).map_err(reported)?;
+    let sent = match fd {
+        Some(fd) => beside(&stream, request.as_bytes(), fd).map_err(reported)?,
+        None => 0,
+    };
+    stream.write_all(&request.as_bytes()[sent..]).map_err(reported)?;
     let mut line = Vec::new();
     let mut part = [0; 16 * 1024];
     loop {
@@ -90,6 +138,17 @@ fn talk(mut stream: UnixStream, request: &str, deadline: Instant) -> Result<Vec<
             return Ok(line);
         }
     }
+}
+
+/// Send a file descriptor with the beginning of a text; gives how much of that was sent.
+fn beside(stream: &UnixStream, text: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let fds = [fd];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(io::Error::other("a file descriptor has no room beside the question"));
+    }
+    Ok(sendmsg(stream, &[IoSlice::new(text)], &mut control, SendFlags::NOSIGNAL)?)
 }
 
 /// Connect, with a limit on everything that may take time. Who answers has to be root, or who
@@ -208,6 +267,36 @@ mod tests {
         let error = error.unwrap_err();
         // A machine that is slow enough sees the deadline first.
         assert!(error.contains("longer than") || error.contains("in time"), "{error}");
+    }
+
+    /// Verify that a pod is enrolled where the agent says so, and that everything else is told apart.
+    #[test]
+    fn enrolment_is_what_the_agent_says() {
+        let answered = |answer: &'static str| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("agent.sock");
+            let listener = UnixListener::bind(&path).unwrap();
+            let agent = thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut line = String::new();
+                BufReader::new(&stream).read_line(&mut line).unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+                line
+            });
+            let own = std::fs::File::open("/proc/self/ns/net").unwrap();
+            let fd = std::os::fd::AsFd::as_fd(&own);
+            let result = enrol(&path, &wanted(), &["10.0.0.1".parse().unwrap()], fd, soon());
+            let line: serde_json::Value = serde_json::from_str(&agent.join().unwrap()).unwrap();
+            assert_eq!(line["enrol"]["pod"]["name"], "a");
+            assert_eq!(line["enrol"]["addresses"][0], "10.0.0.1");
+            result
+        };
+        assert_eq!(answered("{\"enrolled\":true}\n"), Ok(Enrolment::Served));
+        let bypassed = Enrolment::Bypassed("why".to_owned());
+        assert_eq!(answered("{\"enrolled\":false,\"reason\":\"why\"}\n"), Ok(bypassed));
+        assert_eq!(answered("{\"error\":\"no proxy\"}\n"), Err("no proxy".to_owned()));
+        assert!(answered("{}\n").unwrap_err().contains("does not say"));
+        assert!(answered("no\n").unwrap_err().contains("makes no sense"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use millrace_core::pod::PodFacts;
 use crate::config::Config;
 use crate::decide::{Need, Sources};
 
-pub(crate) use agent::reach as reach_agent;
+pub(crate) use agent::{Enrolment, enrol, reach as reach_agent};
 pub(crate) use api::reach as reach_api;
 
 /// The longest answer; a pod has at most 1.5 MiB (the limit of etcd).

@@ -257,7 +257,9 @@ impl<'p> Planner<'p> {
                     }
                     continue;
                 }
-                let found = mesh.take(entry).map_err(|why| self.block(&why))?;
+                let found = mesh
+                    .take(entry, self.wanted.settings.enrols())
+                    .map_err(|why| self.block(&why))?;
                 self.lost.extend(found.words.iter().map(|word| format!("{mesh}: {word}")));
                 // Of the others the whole file is kept.
                 if file.name == base.name || is_own {
@@ -450,7 +452,8 @@ impl<'p> Planner<'p> {
                 self.leave(mesh)?;
                 continue;
             }
-            let found = mesh.take(entry).map_err(|why| self.block(&why))?;
+            let found =
+                mesh.take(entry, self.wanted.settings.enrols()).map_err(|why| self.block(&why))?;
             self.lost.extend(found.words.iter().map(|word| format!("{mesh}: {word}")));
             taken.push((mesh, found.settings));
         }

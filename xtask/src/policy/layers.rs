@@ -83,6 +83,7 @@ const LAYERS: [Layers; 5] = [
             &["namespaces", "pods"],
             &["audit", "events"],
             &["metrics"],
+            &["ambient"],
             &["server", "state"],
             &["health", "nri", "repair", "taint"],
             &["flags", "run"],
