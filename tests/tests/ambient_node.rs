@@ -165,6 +165,23 @@ fn the_nodes_settings_count() -> Result<()> {
     agent.stop()
 }
 
+/// Verify that what the chart gives to the agent is enough for it.
+#[test]
+fn the_chart_gives_what_it_takes() -> Result<()> {
+    let stage = Stage::new()?;
+    let own = running(&stage, 14, Some("ambient"))?;
+    let _host = stage.host.serve(None, "host", HOST)?;
+    let ztunnel = Ztunnel::proxying(&socket(&stage), "ztunnel");
+    let path = socket(&stage);
+    let flags =
+        ["--ambient", "--repair", "off", "--ztunnel-socket", path.to_str().context("a path")?];
+    let mut agent = stage.start_confined("ambient", None, &flags)?;
+    stage.node.until("it is enrolled", || is_enrolled(&stage, &own))?;
+    ensure!(outward(&stage, &own.pod)?.0 == "ztunnel");
+    ensure!(ztunnel.held().pods.contains_key(&own.uid));
+    agent.kill()
+}
+
 /// Verify that a pod stays captured and served whatever becomes of the agent; that one which is there again
 /// changes nothing of that, writes rules that somebody took away meanwhile, and has a pod leave whose label went
 /// meanwhile.

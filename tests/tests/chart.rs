@@ -53,6 +53,7 @@ fn cases() -> Vec<(String, Value)> {
             json!({ "millrace": { "hook": "nri",
                                   "nri": { "tolerateAnnotation": "mesh.example/tolerate" } } }),
         ),
+        ("ambient", json!({ "ambient": { "enabled": true, "dnsCapture": false } })),
         ("repair", repairing(json!({}))),
         (
             "repair-delete",

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 #[test]
 fn ways_to_repair_and_their_rights() -> Result<()> {
     let capabilities = ["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"];
-    let in_api = ["events", "delete", "pods/status", "nodes"];
+    let in_api = ["events", "delete", "pods/status", "nodes", "namespaces"];
     for (values, mode, allowed) in [
         (json!({}), "off", &[][..]),
         (json!({ "repair": { "enabled": true } }), "in-place", &["events"][..]),
@@ -27,9 +27,20 @@ fn ways_to_repair_and_their_rights() -> Result<()> {
         ),
         (json!({ "millrace": { "untaint": "a.example/b" } }), "off", &["nodes"]),
         (
-            json!({ "repair": { "enabled": true }, "millrace": { "uninstall": { "enabled": true } } }),
+            json!({ "repair": { "enabled": true }, "ambient": { "enabled": true },
+                    "millrace": { "uninstall": { "enabled": true } } }),
             "off",
             &[],
+        ),
+        (
+            json!({ "cni": { "ambient": { "enabled": true } } }),
+            "off",
+            &["events", "pods/status", "namespaces"],
+        ),
+        (
+            json!({ "profile": "openshift-ambient" }),
+            "off",
+            &["events", "pods/status", "namespaces"],
         ),
     ] {
         let files = render(std::slice::from_ref(&values))?.remove(0).map_err(anyhow::Error::msg)?;
@@ -39,17 +50,24 @@ fn ways_to_repair_and_their_rights() -> Result<()> {
         let label = data["MILLRACE_NODE_REPAIR_LABEL"].as_str();
         let usual = (mode == "label").then_some("cni.istio.io/uninitialized=true");
         assert_eq!(label, usual, "{values}");
+        let enrols = allowed.contains(&"namespaces");
+        let variable = data["MILLRACE_NODE_AMBIENT"].as_str();
+        assert_eq!(variable, enrols.then_some("true"), "{values}");
+        let enters = mode != "off" || enrols;
         let spec = &of_kind(&objects, "DaemonSet")?["spec"]["template"]["spec"];
         assert_eq!(spec["hostPID"], Value::Null, "{values}");
         let container = &spec["containers"][0];
         let added = container["securityContext"]["capabilities"]["add"].as_array();
         let added = added.context("capabilities")?;
         for capability in capabilities {
-            assert_eq!(added.contains(&json!(capability)), mode != "off", "{values}: {capability}");
+            assert_eq!(added.contains(&json!(capability)), enters, "{values}: {capability}");
         }
         for (list, of) in [("volumes", spec), ("volumeMounts", container)] {
-            let named = of[list].as_array().context(list)?.iter().any(|own| own["name"] == "proc");
-            assert_eq!(named, mode != "off", "{values}: {list}");
+            let all = of[list].as_array().context(list)?;
+            for (name, expected) in [("proc", enters), ("ztunnel", enrols)] {
+                let named = all.iter().any(|own| own["name"] == name);
+                assert_eq!(named, expected, "{values}: {list}: {name}");
+            }
         }
         let rules = of_kind(&objects, "ClusterRole")?["rules"].to_string();
         for right in in_api {

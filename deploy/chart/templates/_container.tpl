@@ -71,6 +71,11 @@ volumeMounts:
     mountPath: /host/proc
     readOnly: true
   {{- end }}
+  {{- if include "millrace.ambient" . }}
+  # Its socket, to which ztunnel connects, has this path for it as well.
+  - name: ztunnel
+    mountPath: /var/run/ztunnel
+  {{- end }}
 {{- end }}
 
 {{/* A request to the agent. An address that is the node's alone is asked by its name. */}}

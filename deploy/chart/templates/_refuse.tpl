@@ -2,12 +2,7 @@
 {{- define "millrace.refuse" -}}
 {{- $wrong := list }}
 {{- $v := .Values }}
-{{- if $v.ambient.enabled }}
-{{- $wrong = append $wrong "ambient.enabled: pods without a sidecar are not captured: stay with istio-cni on nodes of ambient pods" }}
-{{- end }}
-{{- if contains "ambient" $v.profile }}
-{{- $wrong = append $wrong (printf "profile %s: pods without a sidecar are not captured: stay with istio-cni on nodes of ambient pods" $v.profile) }}
-{{- else if not (or (eq $v.profile "openshift") (hasPrefix "platform-" $v.profile) (has $v.profile (list "" "default" "demo" "empty" "minimal" "preview" "remote" "stable"))) }}
+{{- if not (or (hasPrefix "platform-" $v.profile) (has $v.profile (list "" "ambient" "default" "demo" "empty" "minimal" "openshift" "openshift-ambient" "preview" "remote" "stable"))) }}
 {{- $wrong = append $wrong (printf "profile %s is not known: leave it out, or name the platform" $v.profile) }}
 {{- end }}
 {{- $platform := include "millrace.platform" $v }}
@@ -78,6 +73,12 @@
 {{- if hasKey $v.millrace.settings "exclude_namespaces" }}
 {{- $wrong = append $wrong "millrace.settings.exclude_namespaces: set excludeNamespaces" }}
 {{- end }}
+{{- if and $v.ambient.enabled (eq $v.millrace.hook "nri") }}
+{{- $wrong = append $wrong "ambient.enabled: millrace.hook is nri, and pods that start are enrolled by the CNI plugin: set it to cni or both" }}
+{{- end }}
+{{- if hasKey $v.millrace.settings "ambient_enabled" }}
+{{- $wrong = append $wrong "millrace.settings.ambient_enabled: set ambient.enabled" }}
+{{- end }}
 {{- if hasKey $v.millrace.settings "kubeconfig" }}
 {{- $wrong = append $wrong "millrace.settings.kubeconfig: set millrace.kubeconfig" }}
 {{- end }}
@@ -87,7 +88,7 @@
 {{- end }}
 {{- $variables := include "millrace.variables" . | fromYaml }}
 {{- range $name := keys $v.env | sortAlpha }}
-{{- if or (hasKey $variables $name) (has $name (list "MILLRACE_NODE_HOOK" "MILLRACE_NODE_NAME" "MILLRACE_NODE_NRI_SOCKET" "MILLRACE_NODE_PROC_DIR" "MILLRACE_NODE_REPAIR_LABEL" "MILLRACE_NODE_UNTAINT")) }}
+{{- if or (hasKey $variables $name) (has $name (list "MILLRACE_NODE_AMBIENT" "MILLRACE_NODE_AMBIENT_DNS_CAPTURE" "MILLRACE_NODE_AMBIENT_IPV6" "MILLRACE_NODE_AMBIENT_RECONCILE" "MILLRACE_NODE_AMBIENT_SELECTORS" "MILLRACE_NODE_HOOK" "MILLRACE_NODE_NAME" "MILLRACE_NODE_NRI_SOCKET" "MILLRACE_NODE_PROC_DIR" "MILLRACE_NODE_REPAIR_LABEL" "MILLRACE_NODE_UNTAINT" "MILLRACE_NODE_ZTUNNEL_SOCKET")) }}
 {{- $wrong = append $wrong (printf "env.%s: the chart sets it, by a value where there is one" $name) }}
 {{- else if not (or (hasPrefix "MILLRACE_NODE_" $name) (hasPrefix "KUBERNETES_SERVICE_" $name)) }}
 {{- $wrong = append $wrong (printf "env.%s: the agent has no such variable: leave it out" $name) }}

@@ -21,6 +21,9 @@ the platform says where nothing else does; then what remains. All templates star
 {{- if and (not $v.chained) (not $v.cniConfFileName) }}
 {{- $_ := set $v "cniConfFileName" "istio-cni.conf" }}
 {{- end }}
+{{- if contains "ambient" $v.profile }}
+{{- $_ := set $v.ambient "enabled" true }}
+{{- end }}
 {{- if kindIs "invalid" $v.resourceQuotas.enabled }}
 {{- $_ := set $v.resourceQuotas "enabled" (dig "resourceQuotas" "enabled" false $preset) }}
 {{- end }}
@@ -45,7 +48,7 @@ the platform says where nothing else does; then what remains. All templates star
 {{- range list .platform .global.platform }}
 {{- if . }}{{ $_ := set $names . true }}{{ end }}
 {{- end }}
-{{- if eq .profile "openshift" }}
+{{- if has .profile (list "openshift" "openshift-ambient") }}
 {{- $_ := set $names "openshift" true }}
 {{- else if hasPrefix "platform-" .profile }}
 {{- $_ := set $names (trimPrefix "platform-" .profile) true }}
@@ -83,9 +86,14 @@ capture them from then on.
 {{- if and (has .Values.millrace.hook (list "nri" "both")) (not .Values.millrace.uninstall.enabled) }}true{{ end }}
 {{- end }}
 
+{{/* Whether pods are enrolled with the node's ztunnel. Where the plugin is taken away, others do it. */}}
+{{- define "millrace.ambient" -}}
+{{- if and .Values.ambient.enabled (not .Values.millrace.uninstall.enabled) }}true{{ end }}
+{{- end }}
+
 {{/* Whether the agent goes into the network namespaces of pods. */}}
 {{- define "millrace.enters" -}}
-{{- if or (include "millrace.connects" .) (ne (include "millrace.repair" .) "off") }}true{{ end }}
+{{- if or (include "millrace.connects" .) (include "millrace.ambient" .) (ne (include "millrace.repair" .) "off") }}true{{ end }}
 {{- end }}
 
 {{/* A level of one of istio-cni's forms, as the plugin calls it. */}}
@@ -138,6 +146,17 @@ capture them from then on.
 
 {{/* The agent's variables, one object; env adds to it. */}}
 {{- define "millrace.variables" -}}
+{{- if include "millrace.ambient" . -}}
+MILLRACE_NODE_AMBIENT: "true"
+{{- range $name, $value := dict "DNS_CAPTURE" .Values.ambient.dnsCapture "IPV6" .Values.ambient.ipv6 "RECONCILE" .Values.ambient.reconcileIptablesOnStartup }}
+{{- if not (kindIs "invalid" $value) }}
+MILLRACE_NODE_AMBIENT_{{ $name }}: {{ $value | toString | quote }}
+{{- end }}
+{{- end }}
+{{- with .Values.ambient.enablementSelectors }}
+MILLRACE_NODE_AMBIENT_SELECTORS: {{ mustToRawJson . | quote }}
+{{- end }}
+{{ end -}}
 MILLRACE_NODE_CNI_BIN_DIR: /host/cni/bin
 MILLRACE_NODE_CNI_CONF_DIR: /host/cni/net.d
 {{- if .Values.istioOwnedCNIConfig }}
