@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use hyper_util::rt::TokioIo;
@@ -93,6 +93,8 @@ pub struct Sandbox {
     pub pod: Pod,
     /// Its addresses.
     pub addresses: Vec<String>,
+    /// How long the request took that ran it.
+    pub took: Duration,
     pub(super) config: PodSandboxConfig,
 }
 
@@ -269,7 +271,9 @@ impl Containerd {
         if let Some(limit) = limit {
             request.set_timeout(limit);
         }
+        let began = Instant::now();
         let id = client.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
+        let took = began.elapsed();
         let request = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
         let status = client.pod_sandbox_status(request).await?.into_inner();
         let info: Value = serde_json::from_str(status.info.get("info").context("no info")?)?;
@@ -284,7 +288,7 @@ impl Containerd {
         let mut addresses = vec![network.ip];
         addresses.extend(network.additional_ips.into_iter().map(|ip| ip.ip));
         let pod = Pod { id, name: name.to_owned(), netns: netns.into() };
-        Ok(Sandbox { pod, addresses, config })
+        Ok(Sandbox { pod, addresses, took, config })
     }
 
     fn config(

@@ -9,6 +9,7 @@ pub mod contender;
 pub mod ebpf;
 pub mod many;
 pub mod measure;
+pub mod nri;
 pub mod pair;
 pub mod path;
 pub mod plot;
@@ -30,7 +31,16 @@ pub fn command() -> clap::Command {
         .about("Measure operations beside the least that could be done, and what they cost connections")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([agent::command(), answers::command(), apply::command(), cni::command(), ebpf::command(), many::command(), path::command()])
+        .subcommands([
+            agent::command(),
+            answers::command(),
+            apply::command(),
+            cni::command(),
+            ebpf::command(),
+            many::command(),
+            nri::command(),
+            path::command(),
+        ])
 }
 
 /// `--output`: the form of the report, JSON or the one for people.
@@ -73,6 +83,7 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
         Some(("cni", args)) => cni::run(args),
         Some(("ebpf", args)) => ebpf::run(args),
         Some(("namespaces", args)) => many::run(args),
+        Some(("nri", args)) => nri::run(args),
         Some(("path", args)) => path::run(args),
         other => bail!("no such benchmark: {other:?}"),
     }
