@@ -268,3 +268,46 @@ fn the_chart_gives_what_it_takes() -> Result<()> {
     }
     Ok(())
 }
+
+/// Verify that pods outlive the runtime's restart, captured; that the agent says that it is not connected, and
+/// is the runtime's plugin again by itself; and that pods of before, of right after and of later are captured.
+#[test]
+fn the_runtime_is_restarted() -> Result<()> {
+    let mut scene = Scene::new(66)?;
+    let _agent = scene.agent()?;
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let name = |what: &str| format!("{what}-{}", signal.as_str().to_lowercase());
+        let before = scene.containerd.run_pod(&name("before"), &mesh(&[]))?;
+        let app = scene.containerd.run_container(&before, "app", 1000)?;
+        let rules = scene.stage.host.rules(&before.pod)?;
+        ensure!(rules.contains("table inet millrace"), "{rules}");
+
+        scene.containerd.stop(signal)?;
+        let is_told =
+            || !scene.stage.is_ready() && scene.stage.counts("millrace_node_nri_connected 0");
+        scene.stage.node.until("the agent is told of it", is_told)?;
+        assert_eq!(scene.stage.host.rules(&before.pod)?, rules);
+        scene.containerd.start_again()?;
+        // The agent may not have found the runtime yet: it decides about this one when it does.
+        let right_after = scene.containerd.run_pod(&name("right-after"), &mesh(&[]))?;
+        scene.connected()?;
+        let is_captured = || scene.is_captured(&right_after).is_ok_and(|is| is);
+        scene.stage.node.until("it is captured", is_captured)?;
+        let later = scene.containerd.run_pod(&name("later"), &mesh(&[]))?;
+        ensure!(scene.is_captured(&later)?, "{}", scene.stage.node.log());
+
+        let there = scene.containerd.pods()?;
+        ensure!(there.contains(&before.pod.id), "{there:?}");
+        assert_eq!(scene.stage.host.rules(&before.pod)?, rules);
+        let _proxy = scene.stage.host.proxy(&before.pod)?;
+        let out = scene.dial(&app, "198.51.100.7", 80)?;
+        assert_eq!((out.name.as_str(), out.port), ("proxy", 15001), "{out:?}");
+        for sandbox in [&right_after, &later] {
+            let _app = scene.containerd.run_container(sandbox, "app", 1000)?;
+        }
+        for sandbox in [before, right_after, later] {
+            scene.containerd.remove_pod(&sandbox.pod.id)?;
+        }
+    }
+    Ok(())
+}

@@ -78,8 +78,8 @@ impl Release {
 /// A running containerd.
 #[derive(Debug)]
 pub struct Containerd {
-    child: Child,
-    folder: PathBuf,
+    pub(super) child: Child,
+    pub(super) folder: PathBuf,
     cgroup: String,
     pub(super) runtime: Runtime,
     pub(super) client: RuntimeServiceClient<Channel>,
@@ -127,8 +127,7 @@ impl Containerd {
         host.namespace.run("mount", &["--make-shared", "/run"])?;
         let log = fs::File::create(folder.join("log")).context("containerd's log")?;
         let paths = release.paths()?;
-        let shell =
-            format!("ulimit -n 20000; {paths}containerd --config {} & wait $!", config.display());
+        let shell = super::restart::script(&paths, &config, &folder);
         let mut command = Command::new("unshare");
         command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
         command.args(["--propagation", "unchanged", "sh", "-c", &shell]);
@@ -159,7 +158,7 @@ impl Containerd {
         Ok(containerd)
     }
 
-    fn wait_until_ready(&mut self) -> Result<()> {
+    pub(super) fn wait_until_ready(&mut self) -> Result<()> {
         for _ in 0..300 {
             let mut client = self.client.clone();
             let status =

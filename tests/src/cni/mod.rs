@@ -18,6 +18,7 @@ mod list;
 mod merge;
 mod meshed;
 mod podman;
+mod restart;
 mod run;
 
 pub use api::{Api, Mood, NAME};
