@@ -63,6 +63,13 @@ impl Node {
         self
     }
 
+    /// The same node, whose runtime has these folders.
+    #[must_use]
+    pub fn with_runtime(mut self, conf: &Path, bin: &Path) -> Self {
+        (self.conf, self.bin) = (conf.to_owned(), bin.to_owned());
+        self
+    }
+
     /// What the agent brings.
     pub fn plugin(&self) -> &Path {
         &self.plugin

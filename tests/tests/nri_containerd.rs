@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -309,5 +310,102 @@ fn the_runtime_is_restarted() -> Result<()> {
             scene.containerd.remove_pod(&sandbox.pod.id)?;
         }
     }
+    Ok(())
+}
+
+/// Verify that a node which is moved from the CNI plugin to NRI, to both and back, while pods start and end,
+/// has every pod start, captured by the time that it is there; but for those that start while there is neither
+/// an entry nor an agent, which are captured once there is one. Pods end under another hook than they began
+/// with.
+#[test]
+fn a_node_that_is_moved_loses_no_pod() -> Result<()> {
+    let mut scene = Scene::new(67)?;
+    let folder = scene.stage.host.folder().join("containerd");
+    let (conf, bin) = (folder.join("net.d"), folder.join("bin"));
+    fs::remove_file(bin.join("millrace-cni")).context("the agent brings the plugin here")?;
+    scene.stage.node = scene.stage.node.with_runtime(&conf, &bin);
+    let (stage, containerd) = (&scene.stage, &scene.containerd);
+    let start = |hook: &str| -> Result<Agent> {
+        let agent = stage.start(&["--hook", hook, "--repair", "off"])?;
+        scene.connected()?;
+        let has_entry = || {
+            let list = fs::read_to_string(conf.join("10-pods.conflist"));
+            list.is_ok_and(|list| list.contains("millrace-cni") == (hook != "nri"))
+        };
+        stage.node.until("the list is as this hook has it", has_entry)?;
+        Ok(agent)
+    };
+    // The API knows the pods, as a kubelet's does: the plugin asks the agent, and waits for those that
+    // nobody knows.
+    let run_pod = |name: &str| {
+        let proxy = json!({ "name": "istio-proxy", "securityContext": { "runAsUser": 1337 } });
+        let containers = json!([{ "name": "app" }, proxy]);
+        let spec = json!({ "nodeName": Stage::NODE, "containers": containers });
+        let manifest = json!({ "spec": spec, "annotations": mesh(&[]) });
+        stage.api.put_pod("shop", name, &format!("uid-of-{name}"), &manifest);
+        containerd.run_pod(name, &mesh(&[]))
+    };
+    let mut agent = start("cni")?;
+    // The runtime reads the list when its watch of the folder tells of it.
+    for attempt in 0.. {
+        let pod = run_pod(&format!("first-{attempt}"))?;
+        let is_captured = scene.is_captured(&pod)?;
+        containerd.remove_pod(&pod.pod.id)?;
+        if is_captured {
+            break;
+        }
+        ensure!(attempt < 50, "the runtime does not read the list: {}", stage.node.log());
+    }
+
+    // Odd while nobody captures.
+    let (gaps, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let begun = AtomicUsize::new(0);
+    let some_begin = || {
+        let before = begun.load(Ordering::SeqCst);
+        stage.node.until("pods begin", || begun.load(Ordering::SeqCst) >= before + 3)
+    };
+    let kept = thread::scope(|scope| -> Result<_> {
+        let moves = scope.spawn(|| {
+            let moved = (|| -> Result<Agent> {
+                let mut hook = "cni";
+                for next in ["nri", "both", "nri", "both", "cni"] {
+                    some_begin()?;
+                    // An entry goes on capturing without an agent.
+                    let is_gap = hook == "nri";
+                    gaps.fetch_add(is_gap.into(), Ordering::SeqCst);
+                    agent.stop()?;
+                    agent = start(next)?;
+                    gaps.fetch_add(is_gap.into(), Ordering::SeqCst);
+                    hook = next;
+                }
+                some_begin()?;
+                Ok(agent)
+            })();
+            is_over.store(true, Ordering::SeqCst);
+            moved
+        });
+        let mut kept = Vec::new();
+        while !is_over.load(Ordering::SeqCst) {
+            let gap = gaps.load(Ordering::SeqCst);
+            let number = begun.fetch_add(1, Ordering::SeqCst);
+            let sandbox = run_pod(&format!("pod-{number}"))?;
+            if gap.is_multiple_of(2) && gaps.load(Ordering::SeqCst) == gap {
+                ensure!(scene.is_captured(&sandbox)?, "{}\n{}", sandbox.pod.name, stage.node.log());
+            }
+            if number.is_multiple_of(3) {
+                containerd.remove_pod(&sandbox.pod.id)?;
+            } else {
+                kept.push(sandbox);
+            }
+        }
+        let _agent = moves.join().map_err(|_panic| anyhow::anyhow!("a fault"))??;
+        Ok(kept)
+    })?;
+    ensure!(kept.len() >= 10, "{} pods began meanwhile", kept.len());
+    for sandbox in &kept {
+        ensure!(scene.is_captured(sandbox)?, "{}\n{}", sandbox.pod.name, stage.node.log());
+        containerd.remove_pod(&sandbox.pod.id)?;
+    }
+    ensure!(containerd.pods()?.is_empty(), "{:?}", containerd.pods());
     Ok(())
 }
