@@ -7,22 +7,23 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use millrace_core::visible::{visible, visible_json};
+use millrace_core::visible::visible;
 use serde_json::json;
 use tracing_subscriber::filter::LevelFilter;
 
 mod plain;
+mod report;
 
 use self::plain::Plain;
 use crate::flags::{Address, AmbientFlags, AmbientSwitch, HookFlags, NodeName, RepairFlags};
 use crate::foreign::Mesh;
-use crate::install::{Config, Installer, PLUGIN, Report, until_installed};
+use crate::install::{Config, Installer, PLUGIN, until_installed};
 use crate::kubeconfig::{self, Account};
 use crate::list::is_file_name;
-use crate::plan::{Mode, State, is_list, is_single};
+use crate::plan::{Mode, is_list, is_single};
 use crate::run;
 use crate::status::status;
-use crate::uninstall::{Done, Way};
+use crate::uninstall::Way;
 
 const EXIT_CODES: &str = "Exit codes:
   0  done; for install and status: the plugin is installed as the flags and variables ask for
@@ -59,7 +60,7 @@ enum Task {
     /// Remove the plugin: its entry first, then its binary
     #[command(after_help = with_example("uninstall --restore"))]
     Uninstall(Uninstall),
-    /// Report whether the plugin is installed on this node as the flags ask for, and change nothing
+    /// Report whether new pods are captured on this node as the flags ask for, and change nothing
     #[command(after_help = with_example("status --json"))]
     Status(Status),
 }
@@ -127,6 +128,8 @@ struct Uninstall {
 struct Status {
     #[command(flatten)]
     what: What,
+    #[command(flatten)]
+    hook: HookFlags,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -368,59 +371,18 @@ fn execute(task: Task) -> Result<ExitCode> {
             let mut installer = Installer::new(config.clone())?;
             installer.install_again()?;
             let report = until_installed(&mut installer, once.wait)?;
-            reported(&config, &report, false)
+            report::installed(&config, report)
         }
         Task::Uninstall(own) => {
             let way = Way { restore: own.restore, keep_binary: own.keep_binary, grace: own.grace };
             let done = Installer::new(own.what.config()?)?.uninstall(way)?;
-            print(&visible(&uninstalled(&done))).map(|()| ExitCode::SUCCESS)
+            print(&visible(&report::uninstalled(&done))).map(|()| ExitCode::SUCCESS)
         }
         Task::Status(own) => {
             let config = own.what.config()?;
-            reported(&config, &status(&config)?, own.json)
+            report::printed(&config, own.hook.hook, &status(&config, &own.hook)?, own.json)
         }
     }
-}
-
-/// Print a report; the exit code is 0 only where the plugin is installed.
-fn reported(config: &Config, report: &Report, as_json: bool) -> Result<ExitCode> {
-    let (state, what, first) = match &report.state {
-        State::Installed { file } => {
-            let (list, binary) = (config.conf_dir.join(file), config.bin_dir.join(&config.kind));
-            let (list, binary) = (list.display(), binary.display());
-            ("installed", file, format!("installed: {list} has the entry, which calls {binary}"))
-        }
-        State::Waiting(why) => ("waiting", why, format!("not installed yet: {why}")),
-        State::Blocked(why) => ("blocked", why, format!("not installed: {why}")),
-    };
-    let text = if as_json {
-        let value = json!({ "state": state, "what": what, "notes": report.words });
-        visible_json(&format!("{value:#}\n")).into_owned()
-    } else {
-        let notes = report.words.iter().map(|word| format!("  {word}"));
-        let lines: Vec<String> = std::iter::once(first).chain(notes).collect();
-        visible(&format!("{}\n", lines.join("\n"))).into_owned()
-    };
-    print(&text)?;
-    let installed = matches!(report.state, State::Installed { .. });
-    Ok(if installed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// What an uninstallation did, a line each.
-fn uninstalled(done: &Done) -> String {
-    let paths = |word: &str, paths: &[PathBuf]| -> Vec<String> {
-        paths.iter().map(|path| format!("  {word}: {}", path.display())).collect()
-    };
-    let restored = done.restored.iter().map(|what| format!("  restored: {what}"));
-    let mut lines = vec!["uninstalled".to_owned()];
-    lines.extend(restored);
-    lines.extend(paths("written", &done.written));
-    lines.extend(paths("removed", &done.removed));
-    if lines.len() == 1 {
-        lines.push("  nothing was there to change".to_owned());
-    }
-    lines.extend(done.words.iter().map(|word| format!("  {word}")));
-    format!("{}\n", lines.join("\n"))
 }
 
 fn print(text: &str) -> Result<()> {

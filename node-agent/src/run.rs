@@ -193,7 +193,7 @@ fn start(
     ambient: Option<&Ambient>,
     ztunnel: &mut Option<Ztunnel>,
     pods: &Arc<Pods>,
-    shared: &Shared,
+    shared: &Arc<Shared>,
 ) -> Result<(Server, UnixListener, Clients)> {
     let clients = Clients::new(&config.account)?;
     let (pods, metrics) = (Arc::clone(pods), shared.metrics.clone());
@@ -219,7 +219,8 @@ fn start(
     let path = config.run_dir.join(SOCKET);
     open_own(&config.run_dir)?;
     let listener = server::listen(&path).with_context(|| path.display().to_string())?;
-    let server = Server { pods, client: clients.prompt.clone(), metrics, enroller };
+    let (client, shared) = (clients.prompt.clone(), Arc::clone(shared));
+    let server = Server { pods, client, metrics, enroller, shared };
     Ok((server, listener, clients))
 }
 

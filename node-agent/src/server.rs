@@ -29,6 +29,7 @@ use crate::ambient::{Answer, Enroller};
 use crate::install::SOCKET_BEING_MADE;
 use crate::metrics::{Answered, Metrics};
 use crate::pods::{Pod, Pods, one};
+use crate::state::Shared;
 
 /// Bytes of the longest line that is read from a connection.
 const MOST: usize = 16 * 1024;
@@ -49,6 +50,7 @@ struct Line {
     pod: Option<PodQuery>,
     enrol: Option<Enrol>,
     done: Option<Done>,
+    nri: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -88,6 +90,8 @@ enum Said {
     Enrol(PodFacts, Vec<IpAddr>),
     /// It reports what became of a command, and waits for no answer.
     Report(Command, Outcome, Duration),
+    /// `millrace-node status` asks whether the runtime is connected.
+    Connection,
 }
 
 /// Answers the plugin's questions about pods of this node, on a unix socket.
@@ -101,6 +105,8 @@ pub struct Server {
     pub metrics: Metrics,
     /// Who enrols pods with the node's proxy; none where nobody does.
     pub enroller: Option<Arc<Enroller>>,
+    /// Who knows whether the runtime is connected.
+    pub shared: Arc<Shared>,
 }
 
 impl std::fmt::Debug for Server {
@@ -175,6 +181,12 @@ impl Server {
                 self.metrics.served(command, outcome, took);
                 return None;
             }
+            Ok(Said::Connection) => {
+                // Who asked in vain says so.
+                let mut stream = stream;
+                let _sent = send(&mut stream, &[&self.shared.connection(), "\n"]).await;
+                return None;
+            }
             said @ Ok(Said::Enrol(..)) => (LONGEST, said),
             said => (PATIENCE, said),
         };
@@ -188,7 +200,7 @@ impl Server {
                     let (answer, how) = self.enrol(&wanted, addresses, netns).await;
                     (answer.map(Reply::Enrolment), how)
                 }
-                Ok(Said::Report(..)) => return Answered::Nothing,
+                Ok(Said::Report(..) | Said::Connection) => return Answered::Nothing,
                 Err(why) => (Err(why), Answered::Bad),
             };
             let mut stream = stream;
@@ -335,6 +347,7 @@ fn said(line: &[u8]) -> Result<Said, String> {
             question(pod).map(|pod| Said::Enrol(pod, addresses))
         }
         Line { done: Some(done), .. } => report(&done),
+        Line { nri: Some(true), .. } => Ok(Said::Connection),
         Line { .. } => Err("it asks for no pod, and reports nothing".to_owned()),
     }
 }
@@ -383,9 +396,11 @@ mod tests {
         let parts = [pod.namespace, pod.name, pod.uid].map(Option::unwrap);
         assert_eq!(parts, ["a", "b", "c"]);
         assert!(said(text.trim_end().as_bytes()).unwrap_err().contains("no line"));
+        assert!(matches!(said(b"{\"version\":1,\"nri\":true}\n"), Ok(Said::Connection)));
         for bad in [
             "",
             "{}",
+            r#"{"version":1,"nri":false}"#,
             r#"[1,{"namespace":"a","name":"b"},null]"#,
             r#"{"version":1,"pod":["a","b","c"]}"#,
             r#"{"version":2,"pod":{"namespace":"a","name":"b"}}"#,

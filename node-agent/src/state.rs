@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use serde_json::json;
 use tokio::sync::Notify;
 
 use crate::install::{InstallError, Report};
@@ -120,6 +121,16 @@ impl Shared {
     /// Whether the runtime tells of each pod.
     pub fn is_connected(&self) -> bool {
         self.unconnected().is_none()
+    }
+
+    /// The same, as a line of JSON for who asks the agent: with why, where it does not.
+    pub fn connection(&self) -> String {
+        let why = if self.hook.connects() {
+            self.unconnected().clone()
+        } else {
+            Some("this agent does not connect to it (--hook cni)".to_owned())
+        };
+        json!({ "nri": { "connected": why.is_none(), "why": why } }).to_string()
     }
 
     /// Have pods that run be looked at now.
@@ -257,15 +268,18 @@ mod tests {
         assert!(nri.not_ready().is_empty() && nri.is_installed());
         nri.disconnected("gone");
         assert_eq!(nri.not_ready(), ["runtime: gone"]);
+        assert_eq!(nri.connection(), r#"{"nri":{"connected":false,"why":"gone"}}"#);
         let both = Shared::new(Duration::from_secs(1), None).with_hook(Hooks::Both);
         both.passed(&installed());
         assert!(both.is_installed() && both.not_ready().len() == 1);
         both.connected();
         assert!(both.not_ready().is_empty());
+        assert_eq!(both.connection(), r#"{"nri":{"connected":true,"why":null}}"#);
         let cni = Shared::new(Duration::from_secs(1), None);
         cni.passed(&installed());
         assert!(cni.not_ready().is_empty());
         cni.connected();
+        assert!(cni.connection().contains("--hook cni"));
         cni.passed(&Err(InstallError::Busy));
         assert!(!cni.is_installed());
     }

@@ -2,11 +2,15 @@
 //! words what a pass would change.
 
 use std::collections::BTreeSet;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
 use crate::binary::Binary;
+use crate::flags::HookFlags;
 use crate::folder::Folder;
 use crate::install::{Config, InstallError, Report, SOCKET, UNINSTALLED, desired, drop_in};
 use crate::kept::{Kept, Store};
@@ -21,11 +25,107 @@ use crate::taken::{earlier_name, not_replaced};
 const REMEDY: &str = "an agent that runs with these flags and variables puts that right, and so does \
                       `millrace-node install`; if it was installed with others, give them to status, too";
 
+/// How long the agent may take with an answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How many bytes of it are read.
+const MOST: u64 = 16 * 1024;
+
+/// What holds on a node.
+#[derive(Debug)]
+pub struct Status {
+    /// Whether new pods are captured by what is wanted. Where that is the runtime's plugin alone, the file
+    /// is the runtime's socket.
+    pub report: Report,
+    /// Whether the runtime tells the agent of each pod, where it is to.
+    pub connected: Option<bool>,
+}
+
 /// What holds on the node, without a change.
 ///
 /// # Errors
 /// When something can't be read.
-pub fn status(config: &Config) -> Result<Report, InstallError> {
+pub fn status(config: &Config, flags: &HookFlags) -> Result<Status, InstallError> {
+    if !flags.hook.connects() {
+        return Ok(Status { report: installed(config)?, connected: None });
+    }
+    let connection = connection(config);
+    let connected = Some(connection.is_ok());
+    if !flags.hook.installs() {
+        return Ok(Status {
+            report: plugged_in(config, &flags.nri_socket, connection)?,
+            connected,
+        });
+    }
+    let mut report = installed(config)?;
+    match (connection, &report.state) {
+        (Ok(()), _) => {
+            let socket = flags.nri_socket.display();
+            report.words.push(format!("the runtime at {socket} tells the agent of each pod"));
+        }
+        (Err(why), State::Installed { .. }) => report.state = State::Waiting(why),
+        (Err(why), _) => report.words.push(why),
+    }
+    Ok(Status { report, connected })
+}
+
+/// What holds where the agent is the runtime's plugin, and no list is to name the CNI plugin.
+fn plugged_in(
+    config: &Config,
+    socket: &Path,
+    connection: Result<(), String>,
+) -> Result<Report, InstallError> {
+    let report = |state, words| Report { state, words, causes: Vec::new(), again: false };
+    let kept = match Store::open_if_there(&config.state_dir)? {
+        None => Kept::default(),
+        Some(store) if store.is_uninstalled()? => {
+            return Ok(report(State::Blocked(UNINSTALLED.to_owned()), Vec::new()));
+        }
+        Some(store) => store.read()?,
+    };
+    let conf = Folder::open(&config.conf_dir)?;
+    let look = look(&conf, &kept, &drop_in(config), &config.kind, &[])?;
+    let lists = look.seen.files.iter().filter(|file| {
+        let entries = file.list.as_ref().map(|list| list.plugins.as_slice()).unwrap_or_default();
+        entries.iter().any(|entry| entry.kind() == config.kind)
+    });
+    let words = lists.map(|file| {
+        let path = config.conf_dir.join(&file.name);
+        format!("{} names the plugin; the agent removes that while it is connected", path.display())
+    });
+    let words = words.collect();
+    let file = socket.display().to_string();
+    Ok(report(connection.map_or_else(State::Waiting, |()| State::Installed { file }), words))
+}
+
+/// Ask the agent whether the runtime tells it of each pod.
+///
+/// # Errors
+/// Why it doesn't.
+fn connection(config: &Config) -> Result<(), String> {
+    let path = config.run_dir.join(SOCKET);
+    let answer =
+        ask(&path).map_err(|error| format!("no agent answers on {}: {error}", path.display()))?;
+    let answer: Value = serde_json::from_str(&answer)
+        .map_err(|error| format!("the agent's answer can't be read: {error}"))?;
+    if answer["nri"]["connected"] == Value::Bool(true) {
+        return Ok(());
+    }
+    let why = answer["nri"]["why"].as_str().or_else(|| answer["error"].as_str());
+    Err(format!("the runtime is not connected: {}", why.unwrap_or("the agent does not say why")))
+}
+
+fn ask(path: &Path) -> io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"{\"version\":1,\"nri\":true}\n")?;
+    let mut line = String::new();
+    BufReader::new(stream.take(MOST)).read_line(&mut line)?;
+    Ok(line)
+}
+
+/// What holds where the CNI plugin is to be installed.
+fn installed(config: &Config) -> Result<Report, InstallError> {
     let report = |state, words| Report { state, words, causes: Vec::new(), again: false };
     let kept = match Store::open_if_there(&config.state_dir)? {
         None => Kept::default(),

@@ -14,7 +14,7 @@ use millrace_tests::cni::{Call, Mood, Pod, SIDECAR, STATUS, mesh};
 use millrace_tests::node::{Agent, Node};
 use millrace_tests::node_stage::Stage;
 use millrace_tests::nri::{Plugin, Runtime, namespaces, sandbox};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// What a runtime gives a request when nobody says otherwise.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -399,4 +399,54 @@ fn an_uninstalled_node_has_none() -> Result<()> {
     let _agent = scene.agent("nri", &["--install-again"])?;
     let _plugin = runtime.settled(LIMIT, Vec::new(), &[])?;
     Ok(())
+}
+
+/// Verify that `status` tells whether the runtime is connected, as the agent that runs knows it: in words, in
+/// JSON and by its exit code; and that a list still names the plugin.
+#[test]
+fn status_tells_of_the_connection() -> Result<()> {
+    let scene = Scene::new()?;
+    let (runtime, node) = (scene.runtime()?, &scene.stage.node);
+    let list = r#"{"name":"net","plugins":[{"type":"bridge"},{"type":"millrace-cni"}]}"#;
+    node.write("10-net.conflist", list)?;
+    let socket = scene.socket.to_str().context("a path")?;
+    let told = |hook: &str| -> Result<(bool, Value)> {
+        let args = ["--hook", hook, "--nri-socket", socket, "--json"];
+        let output = node.once("status", &args)?;
+        let said = serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))?;
+        Ok((output.status.success(), said))
+    };
+    let waits = |part: &str| -> Result<()> {
+        let (is_done, said) = told("nri")?;
+        ensure!(!is_done && said["state"] == "waiting" && said["connected"] == false, "{said}");
+        ensure!(said["what"].as_str().is_some_and(|what| what.contains(part)), "{part}: {said}");
+        Ok(())
+    };
+    waits("no agent answers on ")?;
+    let note = told("nri")?.1["notes"].to_string();
+    ensure!(note.contains("10-net.conflist names the plugin"), "{note}");
+    let mut agent = scene.agent("nri", &[])?;
+    let mut plugin = runtime.accept()?;
+    waits("the runtime is not connected: it was not tried yet")?;
+
+    plugin.configure(LIMIT)?;
+    plugin.synchronize(Vec::new(), &[], false)?;
+    node.until("it is ready", || scene.stage.is_ready())?;
+    let is_removed = || scene.list().is_ok_and(|list| !list.contains("millrace-cni"));
+    node.until("the entry is removed", is_removed)?;
+    let wanted = json!({ "state": "installed", "what": socket, "notes": [], "connected": true });
+    assert_eq!(told("nri")?, (true, wanted));
+    let text = node.do_("status", &["--hook", "nri", "--nri-socket", socket])?;
+    assert_eq!(text, format!("installed: the runtime at {socket} tells the agent of each pod\n"));
+    // What the CNI plugin lacks is told where it is wanted, too.
+    let (is_done, said) = told("both")?;
+    ensure!(!is_done && said["state"] == "waiting" && said["connected"] == true, "{said}");
+    ensure!(said["notes"].to_string().contains("tells the agent of each pod"), "{said}");
+    ensure!(told("cni")?.1.get("connected").is_none());
+
+    drop(plugin);
+    node.until("it is gone", || !scene.stage.is_ready())?;
+    waits("it closed the connection")?;
+    agent.stop()?;
+    waits("no agent answers on ")
 }
