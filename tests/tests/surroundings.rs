@@ -114,6 +114,8 @@ fn rules_that_could_discard_arp_are_named() -> Result<()> {
         (arp("arp operation request drop"), "table arp t"),
         (netdev("policy drop; meta protocol ip accept"), "table netdev t"),
         (netdev("meta mark 0 drop"), "table netdev t"),
+        (netdev("meta protocol != ip drop"), "table netdev t"),
+        (netdev("meta protocol != ip accept"), ""),
         (arp("counter"), ""),
         (netdev("tcp dport 80 drop; ip6 nexthdr tcp drop"), ""),
     ] {

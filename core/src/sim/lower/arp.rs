@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::super::program::{Policy, SourceChain, SourceRule, SourceTable};
 use super::super::rule::{Action, Step, Test};
 use super::native::of_table;
-use crate::nft::listed::{Layer, ListedTable};
+use crate::nft::listed::{Ending, Layer, ListedRule, ListedTable, Order, Source, Term};
 
 /// The tables that could discard packets of ARP, by family and name.
 pub fn hindering_arp(tables: &[ListedTable], interfaces: &BTreeMap<u32, String>) -> Vec<String> {
@@ -22,12 +22,29 @@ pub fn hindering_arp(tables: &[ListedTable], interfaces: &BTreeMap<u32, String>)
                 found.then(|| format!("table arp {}", table.name))
             }
             Layer::Netdev => {
-                at_interfaces(&content()).then(|| format!("table netdev {}", table.name))
+                let found = at_interfaces(&content())
+                    || table.chains.iter().flat_map(|chain| &chain.rules).any(asks_for_others);
+                found.then(|| format!("table netdev {}", table.name))
             }
             Layer::Ip(_) | Layer::Inet => None,
         }
     };
     tables.iter().filter(called).filter_map(named).collect()
+}
+
+/// Whether a rule is about packets of all protocols but one, or a few, as `meta protocol != ip` is.
+fn asks_for_others(rule: &ListedRule) -> bool {
+    /// `NFT_META_PROTOCOL`
+    const PROTOCOL: u32 = 1;
+    let loads = |part: &Term| matches!(part, Term::Load(_, Source::Meta(PROTOCOL)));
+    let negates = |part: &Term| match part {
+        Term::Compare(_, how, _) => *how != Order::Eq,
+        Term::Lookup { negated, .. } | Term::Range { negated, .. } => *negated,
+        _ => false,
+    };
+    let lets_past = |part: &Term| matches!(part, Term::Verdict(Ending::Accept | Ending::Return));
+    let any = |is: &dyn Fn(&Term) -> bool| rule.parts.iter().any(is);
+    any(&loads) && any(&negates) && !any(&lets_past)
 }
 
 /// Whether the chains of a table at interfaces could discard packets of ARP, which come there as all others do.

@@ -287,6 +287,8 @@ impl<'w> WordReader<'w> {
             ("connmark", "--mark") => {
                 Test::Mark { connection: true, negated, mark: masked(self.next()?)? }
             }
+            // Which of them is asked of one interface alone is said behind.
+            ("addrtype", _) if self.is_of_one_interface() => return None,
             ("addrtype", "--src-type") if self.next()? == "LOCAL" => {
                 Test::Local { side: Side::Source, negated }
             }
@@ -305,6 +307,11 @@ impl<'w> WordReader<'w> {
             _ => return None,
         };
         Some(vec![one])
+    }
+
+    /// Whether `addrtype` asks for addresses of one interface.
+    fn is_of_one_interface(&self) -> bool {
+        self.words.iter().any(|word| word.text.starts_with("--limit-iface"))
     }
 
     fn range(&mut self, side: Side, negated: bool) -> Option<Test> {
