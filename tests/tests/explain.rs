@@ -420,12 +420,21 @@ fn a_manifest_is_explained_by_what_captures_its_pods() -> Result<()> {
     says(&refused, &manifest, 0, &["this pod is not captured", leaves])?;
     let gone = plugin.replace("{name: istio-proxy}, ", "");
     says(&gone, &manifest, 0, &["this pod is not captured", leaves])?;
-    let appmesh = plugin.replace("istio-validation", "proxyinit");
-    let unnamed = ["init container proxyinit", "APPMESH_APP_PORTS has to name"];
-    says(&appmesh, &manifest, 1, &unnamed)?;
-    let ports = "{name: proxyinit, env: [{name: APPMESH_APP_PORTS, value: \"8080\"}],";
-    let appmesh = appmesh.replace("{name: proxyinit,", ports);
-    says(&appmesh, &manifest, 0, &[captured, "APPMESH_EGRESS"])?;
+    let appmesh = |variables: &[(&str, &str)]| {
+        let one = |(name, value): &(&str, &str)| format!("{{name: {name}, value: \"{value}\"}}");
+        let env = variables.iter().map(one).collect::<Vec<_>>().join(", ");
+        let container = format!("{{name: proxyinit, env: [{env}]}}");
+        plugin.replace("{name: istio-validation, args: [istio-iptables, x]}", &container)
+    };
+    let (on, ports) = (("APPMESH_START_ENABLED", "1"), ("APPMESH_APP_PORTS", "8080"));
+    says(&appmesh(&[on]), &manifest, 1, &["proxyinit", "APPMESH_APP_PORTS has to name"])?;
+    says(&appmesh(&[on, ports]), &manifest, 0, &[captured, "APPMESH_EGRESS"])?;
+    says(&appmesh(&[ports]), &manifest, 0, &["APPMESH_START_ENABLED", leaves])?;
+    let runs = plugin.replace("istio-validation", "proxyinit");
+    says(&runs, &manifest, 1, &["proxyinit runs", "not the script of its image"])?;
+    let both =
+        appmesh(&[on, ports]).replace("[{name: proxyinit", "[{name: istio-init}, {name: proxyinit");
+    says(&both, &manifest, 1, &["one of AWS App Mesh and Istio"])?;
     let both = plugin.replace("istio-validation", "kuma-init");
     says(&both, &manifest, 1, &["one of Istio and Kuma", "one mesh only"])?;
     let mesh = |container: &str| {

@@ -64,7 +64,11 @@ fn remove(options: &Options, log: &mut Log) -> Result<Exit> {
     for warning in &outcome.warnings {
         log.warn(warning);
     }
-    log_outcome(&outcome, log);
+    if options.dry_run {
+        outcome.effects.iter().for_each(|effect| log.info(&format!("would do: {effect}")));
+    } else {
+        log_outcome(&outcome, log);
+    }
     Ok(Exit::Ok)
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use millrace_core::capture::{to_iptables, to_nft};
 use millrace_core::desired::Desired;
 use millrace_core::dialect::ambient::Ambient;
+use millrace_core::dialect::appmesh::AppMesh;
 use millrace_core::dialect::consul::Consul;
 use millrace_core::dialect::flags::Words as _;
 use millrace_core::dialect::osm::Osm;
@@ -227,6 +228,7 @@ fn is_setting(variable: &str) -> bool {
         || kuma::Kuma::is_variable(variable)
         || Consul::is_variable(variable)
         || Osm::is_variable(variable)
+        || AppMesh::is_variable(variable)
         || Ambient::is_variable(variable)
 }
 

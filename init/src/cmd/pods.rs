@@ -100,12 +100,28 @@ fn described_text(word: &Word, text: &str, facts: &HostFacts, inside: bool) -> R
              --live"
         );
     }
-    if let Some(injector) = mesh_of(workload, &manifest.namespaces)? {
-        return others::described(workload, injector, facts, inside);
-    }
+    let injector = mesh_of(workload, &manifest.namespaces)?;
     if let Some(raw) = appmesh::init_container(pod) {
-        let loaded = super::appmesh::loaded(&raw?, false);
+        let other = injector.map(|injector| injector.mesh.name);
+        let other = other.or_else(|| istio::init_container(pod).map(|_| istio::MESH.name));
+        if let Some(other) = other {
+            bail!(
+                "it is one of {} and {other}: its connections can go through the proxy of one mesh only",
+                appmesh::MESH.name
+            );
+        }
+        let raw = raw?;
+        if !appmesh::options(&raw)?.enabled.value {
+            warn(
+                "this pod is not captured: APPMESH_START_ENABLED of init container proxyinit is not 1",
+            );
+            return Ok(Described::Open);
+        }
+        let loaded = super::appmesh::loaded(&raw, false);
         return loaded.context("init container proxyinit").map(Described::Inside);
+    }
+    if let Some(injector) = injector {
+        return others::described(workload, injector, facts, inside);
     }
     if let Some((mesh, container)) = captures_pod(pod) {
         bail!("its init container {container} is one of {mesh}, whose rules are not known here");

@@ -115,6 +115,12 @@ fn modernize(dump: &Dump) -> Option<Modernized> {
 /// When the manifest does not tell them.
 pub fn init_container(pod: &PodFacts) -> Option<Result<Raw, NotStated>> {
     let container = pod.container("proxyinit").filter(|container| container.init)?;
+    let words: Vec<&String> = container.command.iter().chain(&container.args).collect();
+    if !words.is_empty() {
+        let program = words.into_iter().take(2).cloned().collect::<Vec<_>>().join(" ");
+        let (container, tool) = (container.name.clone(), "the script of its image");
+        return Some(Err(NotStated::Program { container, program, tool }));
+    }
     let matters = |name: &&String| name.ends_with('*') || AppMesh::is_variable(name);
     if let Some(name) = container.env_elsewhere.iter().find(matters) {
         let (container, source) = (container.name.clone(), Elsewhere(name.clone()));
