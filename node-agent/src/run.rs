@@ -105,9 +105,7 @@ pub fn run(installer: Installer, places: Places) -> Result<()> {
         let mut signals = [PollFd::new(&stop, PollFlags::IN)];
         let _polled = poll(&mut signals, None);
     }
-    tracing::info!(
-        "stopping on a signal; the plugin stays installed, and `millrace-node uninstall` removes it"
-    );
+    tracing::info!("stopping on a signal; {}", hook.stays());
     Ok(())
 }
 

@@ -36,6 +36,18 @@ impl Hooks {
         matches!(self, Self::Cni | Self::Both)
     }
 
+    /// What captures new pods once the agent has ended.
+    pub const fn stays(self) -> &'static str {
+        match self {
+            Self::Nri => {
+                "until it is back, the runtime starts pods without it, and they are captured then"
+            }
+            Self::Cni | Self::Both => {
+                "the CNI plugin stays installed, and `millrace-node uninstall` removes it"
+            }
+        }
+    }
+
     /// Whether the agent is the runtime's plugin.
     pub const fn connects(self) -> bool {
         matches!(self, Self::Nri | Self::Both)

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use millrace_cni::protocol::{CniError, Code};
 use millrace_core::visible::visible;
 use prost::Message as _;
+use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout, timeout_at};
 
 use super::frames::{Assembly, Channel, FRAME_HEADER, Kind, Message, encode, frame};
@@ -39,6 +40,8 @@ const WORK: f64 = 0.6;
 const ANSWER: f64 = 0.75;
 /// How many bytes may tell of what there is.
 const MOST_KNOWN: usize = 64 << 20;
+/// How many pods and containers a node may have: the kubelet takes 110 pods, if nobody says otherwise.
+const MOST_TOLD: usize = 50_000;
 /// The longest message of a refusal, in bytes.
 const MOST_SAID: usize = 2048;
 /// How much is read at once.
@@ -73,6 +76,8 @@ struct Known {
     pods: Vec<PodSandbox>,
     with_containers: HashSet<String>,
     bytes: usize,
+    /// How many pods and containers these were.
+    told: usize,
 }
 
 /// Serve a connection until it ends; gives why it did.
@@ -186,8 +191,18 @@ impl Session {
                 "Synchronize" => self.synchronize(&request.payload, known),
                 method => match about(method, &request.payload) {
                     Ok(Some((event, pod))) => {
-                        self.serve(message.stream, event, pod, began, request.timeout_nano);
-                        return Ok(());
+                        // Who asks on without reading answers is read no further.
+                        match Arc::clone(&self.places).try_acquire_owned() {
+                            Err(_full) => Err(refused(&CniError::new(
+                                Code::TryAgain,
+                                format!("the runtime asks for more than {AT_ONCE} pods at once"),
+                            ))),
+                            Ok(place) => {
+                                let limit = self.limit(request.timeout_nano);
+                                self.serve(message.stream, (event, pod), (began, limit), place);
+                                return Ok(());
+                            }
+                        }
                     }
                     Ok(None) => Ok(Vec::new()),
                     Err(status) => Err(status),
@@ -223,6 +238,12 @@ impl Session {
             let why = format!("more than {MOST_KNOWN} bytes tell of pods and containers");
             return Err(status(RESOURCE_EXHAUSTED, &why));
         }
+        known.told = known.told.saturating_add(told(payload).map_err(|error| unreadable(&error))?);
+        if known.told > MOST_TOLD {
+            *known = Known::default();
+            let why = format!("a node has no more than {MOST_TOLD} pods and containers");
+            return Err(status(RESOURCE_EXHAUSTED, &why));
+        }
         let part = Synchronize::decode(payload).map_err(|error| unreadable(&error))?;
         known.pods.extend(part.pods);
         known.with_containers.extend(part.containers.into_iter().map(|c| c.pod_sandbox_id));
@@ -234,46 +255,60 @@ impl Session {
         Ok(Synchronized { more: part.more }.encode_to_vec())
     }
 
-    /// Serve a request about a pod, and answer in time whatever becomes of it.
-    fn serve(&self, stream: u32, event: Event, pod: PodSandbox, began: Instant, nanos: i64) {
+    /// How long a request may take that says so in nanoseconds.
+    fn limit(&self, nanos: i64) -> Duration {
         let told = u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos);
         let limit = Duration::from_micros(self.limit.load(Ordering::Relaxed));
-        let limit = told.map_or(limit, |told| told.min(limit));
+        told.map_or(limit, |told| told.min(limit))
+    }
+
+    /// Serve a request about a pod, and answer in time whatever becomes of it.
+    fn serve(
+        &self,
+        stream: u32,
+        (event, pod): (Event, PodSandbox),
+        (began, limit): (Instant, Duration),
+        place: OwnedSemaphorePermit,
+    ) {
         let (until, last) = (began + limit.mul_f64(WORK), began + limit.mul_f64(ANSWER));
-        let place = Arc::clone(&self.places).try_acquire_owned();
         let (hook, answers) = (Arc::clone(&self.hook), self.answers.clone());
+        // Taken until the work is done and the answer is sent, whichever comes last.
+        let place = Arc::new(place);
         // It ends by its deadline, whatever becomes of the connection.
         let _task = tokio::spawn(async move {
-            let answer = match place {
-                Ok(place) => {
-                    let work = tokio::task::spawn_blocking(move || {
-                        let _place = place;
-                        hook.serve(event, &pod, began, until)
-                    });
-                    match timeout_at(last.into(), work).await {
-                        Ok(Ok(done)) => done.map_err(|error| refused(&error)),
-                        Ok(Err(_panic)) => Err(refused(&CniError::new(
-                            Code::Internal,
-                            "the agent has a fault; its log says where",
-                        ))),
-                        Err(_late) => Err(refused(&CniError::new(
-                            Code::TryAgain,
-                            format!(
-                                "it is not done after {limit:.1?} less a quarter: it is tried again"
-                            ),
-                        ))),
-                    }
-                }
-                Err(_full) => Err(refused(&CniError::new(
+            let working = Arc::clone(&place);
+            let work = tokio::task::spawn_blocking(move || {
+                let _working = working;
+                hook.serve(event, &pod, began, until)
+            });
+            let answer = match timeout_at(last.into(), work).await {
+                Ok(Ok(done)) => done.map_err(|error| refused(&error)),
+                Ok(Err(_panic)) => Err(refused(&CniError::new(
+                    Code::Internal,
+                    "the agent has a fault; its log says where",
+                ))),
+                Err(_late) => Err(refused(&CniError::new(
                     Code::TryAgain,
-                    format!("the runtime asks for more than {AT_ONCE} pods at once"),
+                    format!("it is not done after {limit:.1?} less a quarter: it is tried again"),
                 ))),
             };
             let response = response(stream, answer.map(|()| Vec::new()));
             // Where the connection is gone the next one tells of the pod.
             let _sent = send(&answers, Channel::Plugin, &response).await;
+            drop(place);
         });
     }
+}
+
+/// How many pods and containers a part of what there is tells of.
+fn told(mut payload: &[u8]) -> Result<usize, prost::DecodeError> {
+    let mut count = 0;
+    while !payload.is_empty() {
+        let (tag, kind) = decode_key(&mut payload)?;
+        skip_field(kind, tag, &mut payload, DecodeContext::default())?;
+        count += usize::from(kind == WireType::LengthDelimited);
+    }
+    Ok(count)
 }
 
 /// The event that a method tells of, with its pod; none where nothing is to be done about it.
@@ -394,5 +429,14 @@ mod tests {
         assert_eq!(about("StateChange", &other), Ok(None));
         assert_eq!(about("UpdatePodSandbox", &[]), Ok(None));
         assert_eq!(about("Execute", &[]).unwrap_err().code, UNIMPLEMENTED);
+    }
+
+    /// Verify that pods and containers are counted before any is read.
+    #[test]
+    fn what_a_node_has_is_counted() {
+        let part = Synchronize { pods: vec![PodSandbox::default(); 5], ..Synchronize::default() };
+        assert_eq!(told(&part.encode_to_vec()), Ok(5));
+        assert_eq!(told(&[]), Ok(0));
+        assert!(told(&[0x0a, 0xff]).is_err());
     }
 }
