@@ -18,8 +18,24 @@ pub fn of(package: &str, target: &str, sha256: &str) -> Result<String> {
     let args = ["metadata", "--format-version", "1", "--locked", "--filter-platform", target];
     let told = repo::output(Command::new("cargo").args(args).current_dir(repo::root()))?;
     let metadata: Value = serde_json::from_slice(&told).context("what cargo metadata prints")?;
-    let text = serde_json::to_string_pretty(&bill(&metadata, package, sha256)?)?;
+    // Metadata has the features of all members together; a binary is built with those of its own.
+    let edges = ["--edges", "normal,no-proc-macro", "--prefix", "none", "--format", "{p}"];
+    let args =
+        [&["tree", "--locked", "--package", package, "--target", target][..], &edges].concat();
+    let told = repo::output(Command::new("cargo").args(args).current_dir(repo::root()))?;
+    let text = String::from_utf8(told).context("what cargo tree prints")?;
+    let text = serde_json::to_string_pretty(&bill(&metadata, package, &of_tree(&text), sha256)?)?;
     Ok(text + "\n")
+}
+
+/// The crates that `cargo tree` tells of: name and version.
+fn of_tree(text: &str) -> BTreeSet<(String, String)> {
+    let one = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (name, version) = (words.next()?, words.next()?);
+        Some((name.to_owned(), version.strip_prefix('v').unwrap_or(version).to_owned()))
+    };
+    text.lines().filter_map(one).collect()
 }
 
 /// A crate that is linked in.
@@ -37,8 +53,20 @@ fn list<'v>(value: &'v Value, key: &str) -> impl Iterator<Item = &'v Value> {
     value.get(key).and_then(Value::as_array).into_iter().flatten()
 }
 
-fn bill(metadata: &Value, package: &str, sha256: &str) -> Result<Value> {
-    let linked = linked(metadata, package)?;
+fn bill(
+    metadata: &Value,
+    package: &str,
+    built: &BTreeSet<(String, String)>,
+    sha256: &str,
+) -> Result<Value> {
+    let mut linked = linked(metadata, package)?;
+    for one in linked.values() {
+        text(one.package, "version")?;
+    }
+    linked.retain(|_, one| {
+        let of = |key: &str| one.package[key].as_str().unwrap_or_default().to_owned();
+        built.contains(&(of("name"), of("version")))
+    });
     let root = linked.values().find(|one| one.package["name"] == package);
     let root = root.with_context(|| format!("no package {package}"))?.package;
     let component = |package: &Value| -> Result<Value> {
@@ -52,7 +80,8 @@ fn bill(metadata: &Value, package: &str, sha256: &str) -> Result<Value> {
         });
         if let Some(license) = package["license"].as_str() {
             // Cargo took a slash for OR before SPDX had a say.
-            one["licenses"] = json!([{"expression": license.replace('/', " OR ")}]);
+            one["licenses"] =
+                json!([{"expression": license.replace(" / ", "/").replace('/', " OR ")}]);
         }
         if let Some(repository) = package["repository"].as_str() {
             one["externalReferences"] = json!([{"type": "vcs", "url": repository}]);
@@ -152,7 +181,8 @@ mod tests {
             node("t", &[]),
         ];
         let metadata = json!({"packages": packages, "resolve": {"nodes": nodes}});
-        let bill = bill(&metadata, "a", "00ff").unwrap();
+        let built = of_tree("a v1.2.3 (/path)\nb v1.2.3\nc v1.2.3 (*)\n");
+        let bill = bill(&metadata, "a", &built, "00ff").unwrap();
         let names: Vec<&str> =
             list(&bill, "components").map(|one| one["name"].as_str().unwrap()).collect();
         assert_eq!(names, ["b", "c"]);
@@ -160,6 +190,10 @@ mod tests {
         assert_eq!(bill["metadata"]["component"]["hashes"][0]["content"], "00ff");
         let needs = &bill["dependencies"][0];
         assert_eq!(*needs, json!({"ref": "pkg:cargo/a@1.2.3", "dependsOn": ["pkg:cargo/b@1.2.3"]}));
-        assert!(super::bill(&metadata, "z", "").is_err());
+        assert!(super::bill(&metadata, "z", &built, "").is_err());
+        // What another member's features bring in is not in this binary.
+        let without = of_tree("a v1.2.3\nb v1.2.3\n");
+        let bill = super::bill(&metadata, "a", &without, "").unwrap();
+        assert_eq!(list(&bill, "components").count(), 1);
     }
 }
