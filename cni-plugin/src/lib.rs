@@ -74,7 +74,7 @@ pub fn main() -> ExitCode {
         ["explain", "--json"] => explain(true),
         ["schema"] => print(&format!("{:#}\n", schema())),
         ["--version"] => print(&format!("millrace-cni {}\n", env!("CARGO_PKG_VERSION"))),
-        ["--help"] => print(USAGE),
+        ["--help" | "-h"] | ["explain" | "schema", "--help" | "-h"] => print(USAGE),
         other => {
             complain(&format!("there is no `millrace-cni {}`\n\n{USAGE}", other.join(" ")));
             ExitCode::from(2)

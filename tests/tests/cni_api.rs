@@ -102,7 +102,7 @@ fn no_request_for_pods_outside() -> Result<()> {
     Ok(())
 }
 
-/// The entry that the README shows, and that of istio-cni.
+/// The entry that docs/cni.md shows, and that of istio-cni.
 fn entries(api: &Api, host: &Host) -> Result<[(&'static str, Value); 2]> {
     let kubeconfig = api.kubeconfig("127.0.0.1")?;
     let folder = host.folder().join("istio-cni");

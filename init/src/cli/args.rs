@@ -109,8 +109,8 @@ pub(super) fn behind_dashes() -> Arg {
         .value_name("TOOL FLAGS")
         .help(
             "A command line of a mesh's tool as the configuration, with its environment: \
-             istio-iptables, linkerd (proxy-init), kumactl install transparent-proxy or consul \
-             connect redirect-traffic",
+             istio-iptables, linkerd (proxy-init), kumactl install transparent-proxy, consul \
+             connect redirect-traffic, osm, appmesh or ambient rules",
         )
         .value_parser(clap::value_parser!(OsString))
 }

@@ -6,25 +6,30 @@ use super::commands::command;
 use crate::exit::Exit;
 
 /// What each exit code means, for which commands.
-const EXIT_CODES: [(Exit, &str, &str); 11] = [
+const EXIT_CODES: [(Exit, &str, &str); 16] = [
     (Exit::Ok, "all", "done, or nothing to do; status: captured; lint, diff: nothing found"),
     (
         Exit::Failed,
         "all but diff",
-        "bad configuration, or it failed and the previous rules were restored",
+        "bad configuration, or it failed; what changes rules has restored the previous ones",
     ),
+    (Exit::Failed, "explain, graph", "where a connection goes can't be told"),
+    (Exit::Failed, "preflight", "no backend works here; with --backend, that one doesn't"),
     (Exit::Differs, "diff", "connections are treated differently, or that can't be told"),
     (Exit::Usage, "all", "the command line can't be read"),
     (Exit::Trouble, "diff", "it failed"),
     (Exit::NotCaptured, "status", "not captured"),
     (Exit::NotCaptured, "lint", "warnings"),
+    (Exit::NotCaptured, "node-bpf status", "the programs are not loaded"),
     (
         Exit::Busy,
         "apply, cleanup",
         "another run, or the xtables lock, was in the way for longer than --wait",
     ),
+    (Exit::Busy, "node-bpf", "another run that changes programs or pods took longer than --wait"),
     (Exit::Drifted, "status", "drifted: rules are there, but not complete, or not as configured"),
     (Exit::Drifted, "lint", "errors"),
+    (Exit::Drifted, "node-bpf status", "something of the programs is missing"),
     (Exit::NotValid, "verify", "connections are not captured as configured"),
 ];
 

@@ -397,7 +397,7 @@ fn configured(m: &ArgMatches, preference: Preference) -> Result<Config, NotTyped
     if let Some(None) = tool {
         return Err(NotTyped::Bad(
             "behind -- comes a command line of a mesh's tool (istio-iptables, linkerd, kumactl, \
-             consul): -- istio-iptables -p 15001 ..."
+             consul, osm, appmesh, ambient rules): -- istio-iptables -p 15001 ..."
                 .to_owned(),
         ));
     }
