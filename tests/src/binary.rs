@@ -1,6 +1,7 @@
 //! Where the programs under test are.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -53,4 +54,16 @@ fn built(name: &str) -> Result<PathBuf> {
         .join(name);
     ensure!(path.is_file(), "there is no {}: run the suites with `cargo test`", path.display());
     Ok(path)
+}
+
+/// Have a program under another name, ready to be run: one that was copied is busy as long as a process that another
+/// thread has just forked holds the copy open.
+///
+/// # Errors
+/// When it can be neither linked nor copied.
+pub fn place(program: &Path, at: &Path) -> Result<()> {
+    if fs::hard_link(program, at).is_ok() {
+        return Ok(());
+    }
+    fs::copy(program, at).with_context(|| at.display().to_string()).map(drop)
 }

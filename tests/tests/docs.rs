@@ -126,8 +126,8 @@ fn node_folders(root: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
     for (_, path) in &folders[..2] {
         fs::create_dir_all(path)?;
     }
-    fs::copy(binary::millrace_node()?, root.join("millrace-node"))?;
-    fs::copy(binary::millrace_cni()?, root.join("millrace-cni"))?;
+    binary::place(&binary::millrace_node()?, &root.join("millrace-node"))?;
+    binary::place(&binary::millrace_cni()?, &root.join("millrace-cni"))?;
     for plugin in ["bridge", "istio-cni"] {
         fs::copy(binary::system("true")?, folders[1].1.join(plugin))?;
     }
@@ -145,7 +145,7 @@ fn prints_what_it_says(name: &str, text: &str, wrong: &mut String) -> Result<usi
          link set eth0 addrgenmode none\nlink set eth1 addrgenmode none\nlink set eth0 up\n\
          link set eth1 up\naddr add 10.4.0.2/24 dev eth0\nroute add default via 10.4.0.1\n")?;
     let folder = tempfile::tempdir()?;
-    fs::copy(binary::millrace()?, folder.path().join("millrace"))?;
+    binary::place(&binary::millrace()?, &folder.path().join("millrace"))?;
     let node = sessions.iter().flatten().any(|(command, _)| command.contains("millrace-node"));
     let folders = if node { node_folders(folder.path())? } else { Vec::new() };
     let net = namespace.path();
