@@ -64,6 +64,8 @@ pub struct Namespace {
     interfaces: Vec<Interface>,
     routing: RoutingTables,
     local: [Ranges; 2],
+    /// Addresses of IPv6 that other tables deliver here.
+    pub(super) local_elsewhere: Ranges,
     /// Whether all interfaces have the settings of a pod's.
     ordinary: bool,
     /// Whether interfaces, routes and settings are those of any pod, since nothing says which they are.
@@ -190,11 +192,13 @@ impl Namespace {
     ) -> Self {
         let routing = RoutingTables::new(rules, routes, merged);
         let local = Family::ALL.map(|family| routing.local(family));
+        let local_elsewhere = routing.local_elsewhere();
         let ordinary = interfaces.iter().all(|i| i.settings == Settings::default());
         Self {
             interfaces,
             routing,
             local,
+            local_elsewhere,
             ordinary,
             supposed: false,
             path: None,

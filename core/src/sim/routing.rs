@@ -269,6 +269,21 @@ impl RoutingTables {
         local.flat_map(|(_, ranges)| ranges.iter()).collect()
     }
 
+    /// The addresses of IPv6 that routes of other tables than the kernel's own deliver here, where no mark is asked
+    /// for.
+    pub(super) fn local_elsewhere(&self) -> Ranges {
+        let unmarked = self.rules(Family::V6).filter(|rule| rule.selector.mark.is_none());
+        let tables = unmarked.filter_map(|rule| match rule.action {
+            RuleAction::Table(table) | RuleAction::Longer(table, _) if table != LOCAL_TABLE => {
+                Some(table)
+            }
+            _ => None,
+        });
+        let routes = tables.flat_map(|table| self.table(Family::V6, table));
+        let local = routes.filter(|(action, _)| matches!(action, RouteAction::Local(_)));
+        local.flat_map(|(_, ranges)| ranges.iter()).collect()
+    }
+
     /// The addresses of IPv6 on the link of an interface, with nobody in between.
     pub(super) fn beside(&self, interface: &str) -> Ranges {
         let by = |exit: &Exit| exit.interface == interface && exit.gateway.is_none();

@@ -7,7 +7,7 @@ use super::rule::{Field, States, Test, Way, numbers};
 use super::walk::Walk;
 use super::witness::Witness;
 use crate::ruleset::{Masked, Side};
-use crate::value::InterfacePattern;
+use crate::value::{Family, InterfacePattern};
 
 /// Whether a condition holds for a packet, as far as that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +65,16 @@ impl<W: Witness> Walk<'_, W> {
                 truth(states.meets(self.states(packet)), *negated)
             }
             Test::Local { side, negated } => {
-                let local = self.namespace.local(packet.family);
-                self.is(Field::address(*side), local, *negated, false, packet)
+                let (field, local) = (Field::address(*side), self.namespace.local(packet.family));
+                // Of IPv4 the kernel asks its own table alone (`inet_dev_addr_type()`), of IPv6 all of routing.
+                let elsewhere = &self.namespace.local_elsewhere;
+                if packet.family == Family::V6
+                    && self.is(field, local, false, false, packet) != Truth::Yes
+                    && self.is(field, elsewhere, false, false, packet) == Truth::Yes
+                {
+                    return Truth::Unknown("whether a route outside of table local makes it local");
+                }
+                self.is(field, local, *negated, false, packet)
             }
             Test::Original { negated } => match packet.connection {
                 Some((_, back)) => truth(!back, *negated),
