@@ -287,8 +287,8 @@ impl<'w> WordReader<'w> {
             ("connmark", "--mark") => {
                 Test::Mark { connection: true, negated, mark: masked(self.next()?)? }
             }
-            // Which of them is asked of one interface alone is said behind.
-            ("addrtype", _) if self.is_of_one_interface() => return None,
+            // Local at all is less than local to one interface: only its opposite tells nothing.
+            ("addrtype", _) if negated && self.is_of_one_interface() => return None,
             ("addrtype", "--src-type") if self.next()? == "LOCAL" => {
                 Test::Local { side: Side::Source, negated }
             }
