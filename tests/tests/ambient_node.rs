@@ -332,3 +332,34 @@ fn a_pod_that_starts_is_enrolled_before_add_returns() -> Result<()> {
     let args = format!("K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME={}", pod.name);
     call.with_env("CNI_ARGS", &args).run(&stage.host)?.success().map(drop)
 }
+
+/// Verify that what was to be served and never was is not told to the ztunnel that comes later, and that a pod which
+/// is captured is told to one that is new to it, whatever its annotations say by then.
+#[test]
+fn a_ztunnel_that_comes_later_hears_of_what_it_serves() -> Result<()> {
+    let stage = Stage::new()?;
+    let own = running(&stage, 16, Some("ambient"))?;
+    let mut agent = start(&stage, &[])?;
+    stage.node.until("it is told of", || said(&stage, &own.uid, "AmbientEnrolFailed"))?;
+    label(&stage, None);
+    stage.node.until("it is not counted", || {
+        stage.counts("millrace_node_ambient_pods{state=\"failed\"} 0")
+    })?;
+    let ztunnel = Ztunnel::proxying(&socket(&stage), "ztunnel");
+    ztunnel.until_ready()?;
+    ensure!(ztunnel.held().pods.is_empty(), "a pod without a label is served");
+
+    label(&stage, Some("ambient"));
+    stage.node.until("it is enrolled", || is_enrolled(&stage, &own))?;
+    agent.stop()?;
+    drop(ztunnel);
+    let wrong = json!({
+        "ambient.istio.io/redirection": "enabled",
+        "traffic.sidecar.istio.io/excludeOutboundPorts": "http",
+    });
+    tell(&stage, &own, &json!({}), &wrong);
+    let mut agent = start(&stage, &[])?;
+    let ztunnel = Ztunnel::proxying(&socket(&stage), "ztunnel");
+    ztunnel.until("it is told of the pod", |held| held.pods.contains_key(&own.uid))?;
+    agent.stop()
+}

@@ -80,7 +80,10 @@ impl Enroller {
             }
             Err(Failure { why, .. }) => {
                 self.parts.metrics.reconciled("fail");
-                // The runtime takes the namespace away, and comes again with another one.
+                // The runtime takes the namespace away, and comes again with another one, or with this.
+                if let Err(why) = inside::release(&netns).await {
+                    tracing::warn!(uid = pod.uid, "rules of a pod that was refused stay: {why}");
+                }
                 self.gone(&pod.uid, &mut entry).await;
                 Err(why)
             }
@@ -88,9 +91,11 @@ impl Enroller {
     }
 
     async fn labels(&self, namespace: &str) -> Result<Option<Labels>, String> {
+        // What is followed may be old where following fails.
+        let is_followed = self.parts.namespaces.trouble().is_none();
         match self.parts.namespaces.labels(namespace) {
-            Some(labels) => Ok(Some(labels)),
-            None => labels_of(self.clients.prompt.clone(), namespace).await,
+            Some(labels) if is_followed => Ok(Some(labels)),
+            _ => labels_of(self.clients.prompt.clone(), namespace).await,
         }
     }
 }

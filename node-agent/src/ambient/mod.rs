@@ -156,7 +156,7 @@ impl Enroller {
                 self.ztunnel.keep(&pod.uid);
             }
         }
-        let (mut is_first, mut connected) = (true, self.ztunnel.connected());
+        let (mut is_first, mut hellos) = (true, self.ztunnel.hellos());
         loop {
             let next = match self.pass(is_first).await {
                 Ok(next) => {
@@ -173,8 +173,8 @@ impl Enroller {
             };
             loop {
                 self.parts.metrics.ztunnels(self.ztunnel.connected());
-                let before = std::mem::replace(&mut connected, self.ztunnel.connected());
-                if connected > before {
+                let before = std::mem::replace(&mut hellos, self.ztunnel.hellos());
+                if hellos > before {
                     // Whatever failed for want of it is tried at once.
                     self.retry();
                     break;
@@ -273,12 +273,17 @@ impl Enroller {
             let is_marked = is_annotated(&facts) && entry.asked != Some(false);
             let is_ours = entry.is_captured() || entry.is_told || is_marked;
             if !is_ours {
+                // It was to be served, and never was.
+                if entry.netns.is_some() {
+                    self.gone(&pod.uid, entry).await;
+                }
                 return Ok(());
             }
             return self.release(name, pod, &facts, entry, processes).await;
         }
-        // What ends is not begun with, and serves until it has ended.
-        if pod.is_over {
+        // What ends is not begun with, and is served until it has ended.
+        let is_served_already = entry.is_captured() || is_annotated(&facts);
+        if pod.is_over && !is_served_already {
             return Ok(());
         }
         let addresses =
@@ -286,18 +291,30 @@ impl Enroller {
         if addresses.is_empty() {
             return Ok(());
         }
-        let served = self.served(&facts, node, &addresses)?;
-        for warning in &served.warnings {
-            tracing::debug!(pod = format!("{}/{}", name.0, name.1), "{warning}");
-        }
         let is_due = entry.is_due(self.parts.period);
         if is_due || entry.netns.is_none() {
-            let found = inside::find(self.processes(processes).await?, &pod.uid, addresses).await;
-            entry.entered(found.map_err(Failure::enrol)?);
+            let found = inside::find(self.processes(processes).await?, &pod.uid, addresses.clone());
+            entry.entered(found.await.map_err(Failure::enrol)?);
         }
         let Some(netns) = entry.netns.clone() else {
             return Err(entry.unseen(Failure::enrol));
         };
+        if pod.is_over {
+            return self.tell(pod, &facts, entry, &netns).await;
+        }
+        let served = match self.served(&facts, node, &addresses) {
+            Ok(served) => served,
+            Err(failure) => {
+                // A proxy that is new to it hears of it whatever its annotations say by now.
+                if is_served_already {
+                    self.tell(pod, &facts, entry, &netns).await?;
+                }
+                return Err(failure);
+            }
+        };
+        for warning in &served.warnings {
+            tracing::debug!(pod = format!("{}/{}", name.0, name.1), "{warning}");
+        }
         let trusts = is_first && !self.parts.settings.reconciles && is_annotated(&facts);
         if trusts {
             entry.looked(Held::Whole, &served.policy);

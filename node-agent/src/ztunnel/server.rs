@@ -125,6 +125,11 @@ impl Ztunnel {
         }
     }
 
+    /// How many have said hello so far: it grows with each that connects, however soon another one has gone.
+    pub fn hellos(&self) -> u64 {
+        self.inner.state.borrow().hellos()
+    }
+
     /// How many ztunnels have said hello and are still connected.
     pub fn connected(&self) -> usize {
         self.inner.state.borrow().connected()

@@ -135,6 +135,11 @@ impl State {
         self.connections.remove(&id);
     }
 
+    /// How many have said hello so far.
+    pub(super) const fn hellos(&self) -> u64 {
+        self.hellos
+    }
+
     /// How many connections there are.
     pub(super) fn connected(&self) -> usize {
         self.connections.len()
