@@ -7,13 +7,15 @@ use clap::error::ErrorKind;
 use millrace_core::dialect::ambient::Ambient;
 
 use super::istio::NotTyped;
-use super::pflag::{typed, with_flags};
+use super::pflag::{refuse_words, typed, with_flags};
 
 /// Read the words behind `ambient`: flags by their long names, in their order.
 pub(crate) fn read(words: Vec<OsString>) -> Result<Vec<(String, String)>, NotTyped> {
     match command().try_get_matches_from(words) {
         Ok(matches) => {
-            Ok(matches.subcommand().map(|(_, m)| typed::<Ambient>(m)).unwrap_or_default())
+            let Some((_, rules)) = matches.subcommand() else { return Ok(Vec::new()) };
+            refuse_words(rules)?;
+            Ok(typed::<Ambient>(rules))
         }
         Err(error)
             if matches!(

@@ -3,21 +3,14 @@
 use std::ffi::OsString;
 
 use clap::Command;
-use clap::error::ErrorKind;
 use millrace_core::dialect::osm::Osm;
 
 use super::istio::NotTyped;
-use super::pflag::{typed, with_flags};
+use super::pflag::{own, with_flags};
 
 /// Read the words behind `osm`: flags by their long names, in their order.
 pub(crate) fn read(words: Vec<OsString>) -> Result<Vec<(String, String)>, NotTyped> {
-    match command().try_get_matches_from(words) {
-        Ok(matches) => Ok(typed::<Osm>(&matches)),
-        Err(error) if error.kind() == ErrorKind::DisplayHelp => {
-            Err(NotTyped::Help(error.to_string()))
-        }
-        Err(error) => Err(NotTyped::Bad(error.to_string().trim_end().to_owned())),
-    }
+    own::<Osm>(command(), words)
 }
 
 fn command() -> Command {
@@ -43,5 +36,6 @@ mod tests {
         let words = ["--inbound-port-exclusion-list", "1", "--inbound-port-exclusion-list=2,3"];
         assert_eq!(read(words.map(OsString::from).into()).unwrap().len(), 2);
         assert!(matches!(read(vec!["--no".into()]), Err(NotTyped::Bad(_))));
+        assert!(matches!(read(vec!["81".into()]), Err(NotTyped::Bad(why)) if why.contains("81")));
     }
 }

@@ -1,7 +1,12 @@
 //! Command lines as Go's pflag reads them, made from the table of flags of a mesh's tool.
 
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use millrace_core::dialect::flags::{FlagDef, Kind, Words};
+
+use super::istio::NotTyped;
 
 /// Add the flags of a tool, and Millrace's own beside them. Positional words are taken and ignored.
 pub(super) fn with_flags<W: Words>(command: Command, tool: &'static str) -> Command {
@@ -22,6 +27,37 @@ pub(super) fn typed<W: Words>(matches: &ArgMatches) -> Vec<(String, String)> {
         values.map(|value| (flag.long.to_owned(), value))
     };
     W::FLAGS.iter().flat_map(of).collect()
+}
+
+/// The flags behind the name of a command that no mesh's tool has: words that are no flags are refused, where those
+/// of a tool are passed over as the tool does.
+///
+/// # Errors
+/// When help is asked for, or the words can't be read.
+pub(super) fn own<W: Words>(
+    command: Command,
+    words: Vec<OsString>,
+) -> Result<Vec<(String, String)>, NotTyped> {
+    let matches = command.try_get_matches_from(words).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp => NotTyped::Help(error.to_string()),
+        _ => NotTyped::Bad(error.to_string().trim_end().to_owned()),
+    })?;
+    refuse_words(&matches)?;
+    Ok(typed::<W>(&matches))
+}
+
+/// Refuse words that are no flags.
+///
+/// # Errors
+/// When there is one.
+pub(super) fn refuse_words(matches: &ArgMatches) -> Result<(), NotTyped> {
+    match values(matches, "ignored").first() {
+        None => Ok(()),
+        Some(word) => {
+            let what = "is no flag and no value of one: a list has commas, and no blanks";
+            Err(NotTyped::Bad(format!("{word:?} {what}")))
+        }
+    }
 }
 
 /// Every value of a flag.
