@@ -363,3 +363,25 @@ fn a_ztunnel_that_comes_later_hears_of_what_it_serves() -> Result<()> {
     ztunnel.until("it is told of the pod", |held| held.pods.contains_key(&own.uid))?;
     agent.stop()
 }
+
+/// Verify that rules which an agent left that died before it annotated the pod go where the pod is not to be served any
+/// more.
+#[test]
+fn rules_that_no_annotation_tells_of_go() -> Result<()> {
+    let stage = Stage::new()?;
+    let own = running(&stage, 17, Some("ambient"))?;
+    let _host = stage.host.serve(None, "host", HOST)?;
+    let mut agent = start(&stage, &[])?;
+    let ztunnel = Ztunnel::proxying(&socket(&stage), "ztunnel");
+    stage.node.until("it is enrolled", || is_enrolled(&stage, &own))?;
+    ensure!(outward(&stage, &own.pod)?.0 == "ztunnel");
+    agent.stop()?;
+    drop(ztunnel);
+    tell(&stage, &own, &json!({}), &json!({}));
+    label(&stage, None);
+    let mut agent = start(&stage, &[])?;
+    let is_free = || outward(&stage, &own.pod).is_ok_and(|(who, _)| who == "host");
+    stage.node.until("its rules are gone", is_free)?;
+    stage.node.until("it is said", || said(&stage, &own.uid, "AmbientLeft"))?;
+    agent.stop()
+}

@@ -107,8 +107,8 @@ pub(super) async fn capture(
     inside(netns, write).await
 }
 
-/// Take the rules out of a pod's namespace, unless they are of a sidecar.
-pub(super) async fn release(netns: &Shared) -> Result<(), String> {
+/// Take the rules out of a pod's namespace, unless they are of a sidecar. Gives whether there were any.
+pub(super) async fn release(netns: &Shared) -> Result<bool, String> {
     let write = || {
         let mut session = Session::open()?;
         let own = [DIALECT.name, CILIUM_DIALECT.name];
@@ -125,7 +125,7 @@ pub(super) async fn release(netns: &Shared) -> Result<(), String> {
             wait: PATIENCE,
             exec: exec::Options::default(),
         };
-        leave(&mut session, &farewell).map(drop)
+        leave(&mut session, &farewell).map(|left| left.outcome.is_some())
     };
     inside(netns, write).await
 }

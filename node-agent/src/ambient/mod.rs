@@ -9,13 +9,14 @@
 mod add;
 mod entry;
 mod inside;
+mod leave;
 mod settings;
 mod write;
 
 pub use add::Answer;
 pub use settings::Settings;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -277,6 +278,10 @@ impl Enroller {
                 if entry.netns.is_some() {
                     self.gone(&pod.uid, entry).await;
                 }
+                // An agent that died may have left rules there that no annotation tells of.
+                if is_first && !facts.host_network {
+                    self.sweep(name, pod, processes).await?;
+                }
                 return Ok(());
             }
             return self.release(name, pod, &facts, entry, processes).await;
@@ -426,69 +431,6 @@ impl Enroller {
         self.parts.metrics.reconciled("add");
         self.write(name, pod, What::Event(EventType::Normal, "AmbientEnrolled", note));
         Ok(())
-    }
-
-    /// Have the proxy serve a pod no longer.
-    async fn untell(&self, uid: &str, entry: &mut Entry) {
-        entry.is_told = false;
-        if let Err(why) = self.ztunnel.delete(uid).await {
-            tracing::warn!(uid, "the node's proxy was told that a pod has left: {why}");
-        }
-    }
-
-    /// Let a pod leave: its rules go first.
-    async fn release(
-        &self,
-        name: &Name,
-        pod: &Pod,
-        facts: &PodFacts,
-        entry: &mut Entry,
-        processes: &mut Option<Arc<Processes>>,
-    ) -> Result<(), Failure> {
-        if entry.netns.is_none() {
-            let seen = self.processes(processes).await?;
-            let found = inside::find(seen, &pod.uid, pod.addresses.clone()).await;
-            entry.entered(found.map_err(Failure::leave)?);
-        }
-        let Some(netns) = entry.netns.clone() else {
-            return Err(entry.unseen(Failure::leave));
-        };
-        inside::release(&netns).await.map_err(Failure::leave)?;
-        self.gone(&pod.uid, entry).await;
-        self.parts.metrics.reconciled("delete");
-        let note = "its traffic is not captured any more, and the node's proxy doesn't serve it";
-        self.write(name, pod, What::Event(EventType::Normal, "AmbientLeft", note.to_owned()));
-        if is_annotated(facts) {
-            entry.asked = Some(false);
-            self.write(name, pod, What::Annotation(false));
-        }
-        Ok(())
-    }
-
-    async fn gone(&self, uid: &str, entry: &mut Entry) {
-        self.untell(uid, entry).await;
-        entry.left();
-    }
-
-    /// Forget pods that are gone, with their namespaces.
-    async fn forget(&self, listed: &HashSet<&str>) {
-        let gone: Vec<(String, Arc<Turn<Entry>>)> = {
-            let known = self.known();
-            let gone = known.iter().filter(|(uid, _)| !listed.contains(uid.as_str()));
-            gone.map(|(uid, entry)| (uid.clone(), Arc::clone(entry))).collect()
-        };
-        for (uid, turn) in gone {
-            let Ok(mut entry) = turn.try_lock() else { continue };
-            if !entry.is_listed && entry.since.elapsed() < UNLISTED {
-                continue;
-            }
-            if entry.is_told {
-                self.parts.metrics.reconciled("delete");
-            }
-            // It may have been kept, without anything else being known of it.
-            self.gone(&uid, &mut entry).await;
-            self.known().remove(&uid);
-        }
     }
 }
 
