@@ -19,6 +19,7 @@ pub mod cli;
 pub mod events;
 pub mod flags;
 pub mod folder;
+mod follow;
 pub mod foreign;
 pub mod health;
 pub mod install;

@@ -5,22 +5,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
-use kube_runtime::utils::Backoff as _;
-use kube_runtime::watcher::{self, DefaultBackoff, Event, watcher};
-use millrace_cni::causes::chain;
+use kube_runtime::watcher;
 use millrace_core::dialect::ambient::enrol::Labels;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::api::story;
+use crate::follow::{Keeper, follow};
 
 /// How many namespaces one answer has.
 const PAGE: u32 = 200;
-/// How long each page of a list may take.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the API may take for a namespace that is asked for while the plugin waits.
 const ONE: Duration = Duration::from_millis(1700);
 
@@ -59,6 +55,12 @@ impl Namespaces {
         (!known.is_synced).then(|| known.trouble.clone().unwrap_or_else(asked))
     }
 
+    /// Whether nothing keeps changes from being heard of.
+    pub fn is_followed(&self) -> bool {
+        let known = self.known();
+        known.is_synced && known.trouble.is_none()
+    }
+
     fn change(&self, f: impl FnOnce(&mut Known)) {
         let mut known = self.known();
         known.trouble = None;
@@ -67,65 +69,43 @@ impl Namespaces {
         self.changed.notify_one();
     }
 
-    /// Note why they can't be followed.
-    pub fn failed(&self, why: &str) {
+    /// Follow them for ever.
+    pub async fn follow(&self, client: Client) {
+        let api: Api<Record> = Api::all_with(client, &resource());
+        follow(self, api, watcher::Config::default().page_size(PAGE)).await;
+    }
+}
+
+impl Keeper for Namespaces {
+    type Record = Record;
+    type Kept = (String, Labels);
+
+    fn read(record: Record) -> Option<(String, Labels)> {
+        read(record)
+    }
+
+    fn replace(&self, all: Vec<(String, Labels)>) {
+        self.change(|known| (known.labels, known.is_synced) = (all.into_iter().collect(), true));
+    }
+
+    fn put(&self, (name, labels): (String, Labels)) {
+        self.change(|known| {
+            known.labels.insert(name, labels);
+        });
+    }
+
+    fn remove(&self, (name, _): (String, Labels)) {
+        self.change(|known| {
+            known.labels.remove(&name);
+        });
+    }
+
+    fn failed(&self, why: &str) {
         let mut known = self.known();
         if known.trouble.as_deref() != Some(why) {
             tracing::warn!("namespaces can't be listed or watched, which is tried again: {why}");
         }
         known.trouble = Some(why.to_owned());
-    }
-
-    /// Follow them for ever.
-    pub async fn follow(&self, client: Client) {
-        let api: Api<Record> = Api::all_with(client, &resource());
-        let config = watcher::Config::default().page_size(PAGE);
-        let mut pauses = DefaultBackoff::default();
-        loop {
-            let mut events = watcher(api.clone(), config.clone()).boxed();
-            let (mut listed, mut is_watching) = (HashMap::new(), false);
-            loop {
-                let event = if is_watching {
-                    events.next().await
-                } else if let Ok(event) = timeout(PATIENCE, events.next()).await {
-                    event
-                } else {
-                    self.failed(&format!(
-                        "the Kubernetes API did not list them within {PATIENCE:?}"
-                    ));
-                    break;
-                };
-                match event {
-                    None => break,
-                    Some(Ok(Event::Init)) => (listed, is_watching) = (HashMap::new(), false),
-                    Some(Ok(Event::InitApply(record))) => listed.extend(read(record)),
-                    Some(Ok(Event::InitDone)) => {
-                        is_watching = true;
-                        pauses.reset();
-                        let labels = std::mem::take(&mut listed);
-                        self.change(|known| (known.labels, known.is_synced) = (labels, true));
-                    }
-                    Some(Ok(Event::Apply(record))) => {
-                        self.change(|known| known.labels.extend(read(record)));
-                    }
-                    Some(Ok(Event::Delete(record))) => self.change(|known| {
-                        if let Some((name, _)) = read(record) {
-                            known.labels.remove(&name);
-                        }
-                    }),
-                    Some(Err(error)) => {
-                        self.failed(&chain(&error));
-                        // A watch from too long ago would be begun again where it was.
-                        if matches!(&error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
-                        {
-                            break;
-                        }
-                        sleep(pauses.next().unwrap_or(PATIENCE)).await;
-                    }
-                }
-            }
-            sleep(pauses.next().unwrap_or(PATIENCE)).await;
-        }
     }
 }
 
@@ -161,15 +141,16 @@ mod tests {
         assert!(namespaces.trouble().is_some());
         let record = serde_json::json!({ "metadata": { "name": "shop", "labels": { "a": "b" } } });
         let record: Record = serde_json::from_value(record).unwrap();
-        let listed = HashMap::from([read(record).unwrap()]);
+        let listed = vec![read(record).unwrap()];
         namespaces.failed("403");
         assert_eq!(namespaces.trouble().as_deref(), Some("403"));
-        namespaces.change(|known| (known.labels, known.is_synced) = (listed, true));
-        assert!(namespaces.trouble().is_none());
+        namespaces.replace(listed);
+        assert!(namespaces.trouble().is_none() && namespaces.is_followed());
         assert_eq!(namespaces.labels("shop").unwrap().get("a").map(String::as_str), Some("b"));
         assert_eq!(namespaces.labels("other"), None);
         // What is known stays known.
         namespaces.failed("500");
         assert!(namespaces.trouble().is_none() && namespaces.labels("shop").is_some());
+        assert!(!namespaces.is_followed());
     }
 }

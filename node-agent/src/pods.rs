@@ -6,28 +6,25 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use kube::api::{Api, ApiResource, GroupVersionKind};
 use kube::core::Object;
-use kube_runtime::utils::Backoff as _;
-use kube_runtime::watcher::{self, DefaultBackoff, Event, watcher};
+use kube_runtime::watcher;
 use millrace_core::from_objects;
 use millrace_core::pod::{Answer, NotThePod, PodFacts};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use crate::api::{error_body, story};
+use crate::api::story;
+use crate::follow::{Keeper, follow};
 
 /// The kind of object that is asked for.
 const KIND: &str = "Pod";
 /// How many pods one answer has.
 const PAGE: u32 = 50;
-/// How long each page of a list may take.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the API may take for a pod that is asked for while the plugin waits, which does so for
 /// two seconds.
 const ONE: Duration = Duration::from_millis(1700);
@@ -148,16 +145,39 @@ impl Pods {
         (!known.is_synced).then(|| known.trouble.clone().unwrap_or_else(asked))
     }
 
-    fn put(&self, record: Record) {
-        let Some((name, pod)) = read(record) else { return };
+    /// Follow the pods of a node for ever.
+    pub async fn follow(&self, client: Client, node: &str) {
+        let api: Api<Record> = Api::all_with(client, &resource());
+        let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+        follow(self, api, config.page_size(PAGE)).await;
+    }
+}
+
+impl Keeper for Pods {
+    type Record = Record;
+    type Kept = (Name, Pod);
+
+    fn read(record: Record) -> Option<(Name, Pod)> {
+        read(record)
+    }
+
+    fn replace(&self, pods: Vec<(Name, Pod)>) {
+        let mut known = self.known();
+        if known.trouble.take().is_some() || !known.is_synced {
+            tracing::info!("the list of this node's pods is complete, and is kept up to date");
+        }
+        (known.pods, known.is_synced) = (pods.into_iter().collect(), true);
+        self.changed.notify_one();
+    }
+
+    fn put(&self, (name, pod): (Name, Pod)) {
         let mut known = self.known();
         known.trouble = None;
         known.pods.insert(name, pod);
         self.changed.notify_one();
     }
 
-    fn remove(&self, record: Record) {
-        let Some((name, gone)) = read(record) else { return };
+    fn remove(&self, (name, gone): (Name, Pod)) {
         let mut known = self.known();
         known.trouble = None;
         // One of the same name may have been told of already.
@@ -167,17 +187,7 @@ impl Pods {
         self.changed.notify_one();
     }
 
-    fn replace(&self, pods: HashMap<Name, Pod>) {
-        let mut known = self.known();
-        if known.trouble.take().is_some() || !known.is_synced {
-            tracing::info!("the list of this node's pods is complete, and is kept up to date");
-        }
-        (known.pods, known.is_synced) = (pods, true);
-        self.changed.notify_one();
-    }
-
-    /// Note why they can't be followed.
-    pub fn failed(&self, why: &str) {
+    fn failed(&self, why: &str) {
         let mut known = self.known();
         if known.trouble.as_deref() != Some(why) {
             tracing::warn!(
@@ -186,52 +196,6 @@ impl Pods {
         }
         known.trouble = Some(why.to_owned());
         known.failures += 1;
-    }
-
-    /// Follow the pods of a node for ever.
-    pub async fn follow(&self, client: Client, node: &str) {
-        let api: Api<Record> = Api::all_with(client, &resource());
-        let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-        let config = config.page_size(PAGE);
-        let mut pauses = DefaultBackoff::default();
-        loop {
-            let mut events = watcher(api.clone(), config.clone()).boxed();
-            // What is listed counts when all of it is there.
-            let (mut listed, mut is_watching) = (HashMap::new(), false);
-            loop {
-                let event = if is_watching {
-                    events.next().await
-                } else if let Ok(event) = timeout(PATIENCE, events.next()).await {
-                    event
-                } else {
-                    self.failed(&format!(
-                        "the Kubernetes API did not list them within {PATIENCE:?}"
-                    ));
-                    break;
-                };
-                match event {
-                    None => break,
-                    Some(Ok(Event::Init)) => (listed, is_watching) = (HashMap::new(), false),
-                    Some(Ok(Event::InitApply(record))) => listed.extend(read(record)),
-                    Some(Ok(Event::InitDone)) => {
-                        is_watching = true;
-                        pauses.reset();
-                        self.replace(std::mem::take(&mut listed));
-                    }
-                    Some(Ok(Event::Apply(record))) => self.put(record),
-                    Some(Ok(Event::Delete(record))) => self.remove(record),
-                    Some(Err(error)) => {
-                        self.failed(&why(&error));
-                        // The watcher would begin the same watch again.
-                        if is_gone(&error) {
-                            break;
-                        }
-                        sleep(pauses.next().unwrap_or(PATIENCE)).await;
-                    }
-                }
-            }
-            sleep(pauses.next().unwrap_or(PATIENCE)).await;
-        }
     }
 }
 
@@ -289,28 +253,6 @@ fn read(record: Record) -> Option<(Name, Pod)> {
     Some(((namespace, name), pod))
 }
 
-/// Whether a watch is from too long ago and can't be begun again.
-fn is_gone(error: &watcher::Error) -> bool {
-    let watcher::Error::WatchStartFailed(kube::Error::Api(status)) = error else { return false };
-    status.code == 410
-}
-
-fn why(error: &watcher::Error) -> String {
-    use watcher::Error::{
-        InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed,
-    };
-    match error {
-        InitialListFailed(error) => format!("they can't be listed: {}", story(error)),
-        WatchStartFailed(error) | WatchFailed(error) => {
-            format!("they can't be watched: {}", story(error))
-        }
-        WatchError(status) => {
-            format!("they can't be watched: {}", error_body(status.code, &status.message))
-        }
-        NoResourceVersion => error.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -351,11 +293,11 @@ mod tests {
         for unknown in [wanted("a", Some("b")), wanted("a", None), wanted("c", Some("a"))] {
             assert_eq!(pods.find(&unknown), None, "{unknown:?}");
         }
-        pods.put(record("a", "new"));
-        pods.remove(record("a", "a"));
+        pods.put(read(record("a", "new")).unwrap());
+        pods.remove(read(record("a", "a")).unwrap());
         assert_eq!(pods.find(&wanted("a", Some("a"))), None);
         assert_eq!(pods.find(&wanted("a", Some("new"))).unwrap().uid, "new");
-        pods.remove(record("a", "new"));
+        pods.remove(read(record("a", "new")).unwrap());
         assert_eq!(pods.count(), 1);
         pods.failed("403");
         assert!(pods.trouble().is_none() && pods.find(&wanted("b", Some("b"))).is_some());

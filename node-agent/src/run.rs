@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::ambient::{Enroller, Parts, Settings as Ambient};
 use crate::api::Clients;
+use crate::follow::Keeper as _;
 use crate::health::{self, What, listen};
 use crate::install::{Config, Installer, SOCKET};
 use crate::namespaces::Namespaces;

@@ -92,9 +92,9 @@ impl Enroller {
 
     async fn labels(&self, namespace: &str) -> Result<Option<Labels>, String> {
         // What is followed may be old where following fails.
-        let is_followed = self.parts.namespaces.trouble().is_none();
-        match self.parts.namespaces.labels(namespace) {
-            Some(labels) if is_followed => Ok(Some(labels)),
+        let namespaces = &self.parts.namespaces;
+        match namespaces.labels(namespace) {
+            Some(labels) if namespaces.is_followed() => Ok(Some(labels)),
             _ => labels_of(self.clients.prompt.clone(), namespace).await,
         }
     }

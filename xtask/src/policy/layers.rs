@@ -80,6 +80,7 @@ const LAYERS: [Layers; 5] = [
             &["uninstall"],
             // The agent that runs.
             &["api", "processes", "ztunnel"],
+            &["follow"],
             &["namespaces", "pods"],
             &["audit", "events"],
             &["metrics"],
