@@ -1,12 +1,12 @@
 //! `connect()` and `getpeername()`.
 
 use millrace_ebpf_common::{
-    Address, Class, Connection, Direction, Flow, FlowKey, Original, Pod, PodFlags, Protocol,
+    Address, Class, Client, Connection, Direction, Flow, FlowKey, Original, Pod, PodFlags, Protocol,
 };
 
 use crate::judge::{self, Judgement};
 use crate::sys_addr::{Call, Family};
-use crate::sys_maps;
+use crate::{sys_handover, sys_maps};
 
 /// The call goes on.
 pub(crate) const ALLOW: i32 = 1;
@@ -46,6 +46,9 @@ pub(crate) fn connect<F: Family>(call: &Call<'_, F>) -> i32 {
     let Some(pod) = sys_maps::pod(call.netns()) else { return ALLOW };
     let tcp = matches!(protocol, Protocol::Tcp);
     let (bound, meant) = (call.bound(), call.address().destination());
+    if is_decided(call, pod, &meant, |client| client.peer) {
+        return ALLOW;
+    }
     let own = !meant.is_loopback()
         && if tcp { call.is_own(pod, &meant, &bound) } else { pod.owns(&meant) };
     let judgement = judge(call, pod, protocol, bound, own);
@@ -94,6 +97,30 @@ pub(crate) fn connect<F: Family>(call: &Call<'_, F>) -> i32 {
     ALLOW
 }
 
+/// Whether this program was called for the same call before, at its other place, and has put what the
+/// call is about in the place of what was meant: then it is meant for what is `noted`.
+#[inline(always)]
+pub(crate) fn is_decided<F: Family>(
+    call: &Call<'_, F>,
+    pod: &Pod,
+    to: &Address,
+    noted: fn(&Client) -> Original,
+) -> bool {
+    if !sys_handover::is_going_on() {
+        return false;
+    }
+    let Some(client) = call.client() else { return false };
+    let via = noted(client).via;
+    via != 0 && via == call.port() && (to.is_loopback() || is_led_to(pod, to))
+}
+
+/// Whether it is there that the pod's queries are led.
+#[inline(always)]
+pub(crate) fn is_led_to(pod: &Pod, server: &Address) -> bool {
+    pod.has(PodFlags::DNS_LED)
+        && sys_maps::more(pod.id).is_some_and(|more| more.dns(server.is_v4()).0.equals(server))
+}
+
 /// To another address than localhost: a connection of TCP is from now on as if it had been meant for there;
 /// of a socket of UDP it is noted what its answers are to come from.
 #[inline(always)]
@@ -105,8 +132,12 @@ fn lead<F: Family>(
     (to, port): (&Address, u16),
 ) -> i32 {
     if tcp {
-        // An earlier attempt of the same socket may have left something.
-        if let Some(client) = call.client() {
+        if sys_handover::is_going_on() {
+            if let Some(client) = call.client_or_new() {
+                client.peer = call.original(port, pod.lookup);
+            }
+        } else if let Some(client) = call.client() {
+            // An earlier attempt of the same socket may have left something.
             client.peer = Original::NOTHING;
         }
         call.rewrite(to, port);

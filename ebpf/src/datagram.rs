@@ -1,8 +1,8 @@
 //! Datagrams of sockets that are not connected: DNS queries and their answers.
 
-use millrace_ebpf_common::{Address, Class, Pod, PodFlags};
+use millrace_ebpf_common::{Address, Class};
 
-use crate::connect::{ALLOW, REFUSE, judge};
+use crate::connect::{ALLOW, REFUSE, is_decided, is_led_to, judge};
 use crate::sys_addr::{Call, Family};
 use crate::sys_maps;
 
@@ -14,6 +14,9 @@ pub(crate) fn send<F: Family>(call: &Call<'_, F>) -> i32 {
     let Some(protocol) = call.protocol() else { return ALLOW };
     let Some(pod) = sys_maps::pod(call.netns()) else { return ALLOW };
     let meant = call.address().destination();
+    if is_decided(call, pod, &meant, |client| client.asked) {
+        return ALLOW;
+    }
     let judgement = judge(call, pod, protocol, call.message_source(), pod.owns(&meant));
     if !judgement.is_captured() {
         // What comes back from there is then from there.
@@ -56,13 +59,6 @@ pub(crate) fn send<F: Family>(call: &Call<'_, F>) -> i32 {
     };
     call.rewrite(&to, judgement.port());
     ALLOW
-}
-
-/// Whether it is there that the pod's queries are led.
-#[inline(always)]
-fn is_led_to(pod: &Pod, server: &Address) -> bool {
-    pod.has(PodFlags::DNS_LED)
-        && sys_maps::more(pod.id).is_some_and(|more| more.dns(server.is_v4()).0.equals(server))
 }
 
 /// An answer, which comes from whom the query was meant for.

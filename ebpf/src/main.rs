@@ -20,6 +20,7 @@ mod datagram;
 mod judge;
 mod sys_addr;
 mod sys_forget;
+mod sys_handover;
 mod sys_lookup;
 mod sys_maps;
 mod sys_msg;

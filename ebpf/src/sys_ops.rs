@@ -85,7 +85,10 @@ fn connection(ctx: &SockOpsContext, op: u32) {
         if accepted {
             let Some(flow) = flow else { return };
             watch(ctx);
-            sys_maps::join_flow(flow, own);
+            // It is called twice while it is attached at two places.
+            if flow.accepted != own {
+                sys_maps::join_flow(flow, own);
+            }
             if sys_maps::accelerates() {
                 join(ctx, &mirrored(&key));
             }

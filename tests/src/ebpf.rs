@@ -1,12 +1,13 @@
 //! Capture by eBPF in the suites: the programs are pinned in a bpffs that only a namespace's mounts
 //! have, so they end with it, however the test ends.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use millrace_core::dialect::{istio, native};
 use millrace_core::ebpf::{read, sources};
 use millrace_core::sim::{SourceTable, of_ebpf};
@@ -16,7 +17,7 @@ use millrace_host::engine::Session;
 use millrace_host::facts;
 use nix::mount::{MsFlags, mount};
 
-use crate::capture::{Capture, millrace_in_pod};
+use crate::capture::{Capture, millrace, millrace_in_pod, ran, wrapped};
 use crate::cases::Config;
 use crate::netns::Namespace;
 use crate::topology::{Layout, Stack, Topology};
@@ -166,6 +167,57 @@ pub fn captured(flags: &[&str]) -> Result<(Cgroup, Topology)> {
     let (cgroup, topology) = loaded(Stack::Dual)?;
     enrol(&topology, flags)?;
     Ok((cgroup, topology))
+}
+
+/// Ask a DNS server, which the proxy answers for. Whom the kernel says to be asked: of a socket that is
+/// not connected by where its answer comes from.
+pub fn asked(server: SocketAddr, connected: bool) -> Result<SocketAddr> {
+    let own: IpAddr =
+        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((own, 0))?;
+    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+    if connected {
+        socket.connect(server)?;
+        socket.send(b"who")?;
+    } else {
+        socket.send_to(b"who", server)?;
+    }
+    let mut answer = [0; 2048];
+    let (length, from) = socket.recv_from(&mut answer)?;
+    let answer = String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned();
+    ensure!(answer.contains("proxy"), "{answer}");
+    if connected { Ok(socket.peer_addr()?) } else { Ok(from) }
+}
+
+/// A command's calls of bpf(2) that are one of these, by their numbers among all of them.
+pub fn numbered(namespace: &Namespace, args: &[&str], calls: &[&str]) -> Result<Vec<usize>> {
+    let file = tempfile::NamedTempFile::new().context("a trace")?;
+    let path = file.path().to_str().context("a path that is not UTF-8")?;
+    let strace = ["strace", "-qq", "-o", path, "-e", "trace=bpf", "-e", "signal=none"];
+    let (code, said) = ran(namespace, &mut wrapped(&strace, &millrace(args)?))?;
+    ensure!(code == Some(0), "{said}");
+    let trace = std::fs::read_to_string(path).context("a trace")?;
+    let changes = |line: &str| calls.iter().any(|call| line.contains(call));
+    let numbered = trace.lines().zip(1..).filter(|(line, _)| changes(line));
+    Ok(numbered.map(|(_, at)| at).collect())
+}
+
+/// Run a command that dies in front of its nth call; whether it did.
+pub fn killed_or_done(namespace: &Namespace, args: &[&str], at: usize) -> Result<bool> {
+    let inject = format!("inject=bpf:signal=KILL:when={at}");
+    let strace = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=bpf", "-e", &inject];
+    let output = namespace.output(&mut wrapped(&strace, &millrace(args)?))?;
+    match (output.status.code(), output.status.signal()) {
+        (_, Some(9)) => Ok(true),
+        (Some(0), _) => Ok(false),
+        _ => bail!("{args:?} was not killed at {at}: {}", output.status),
+    }
+}
+
+/// The words of a load into a cgroup.
+pub fn load_args(cgroup: &str) -> Vec<&str> {
+    let sizes = ["--max-pods", "64", "--max-connections", "1000", "--spares", "2"];
+    [&["node-bpf", "load", "--bpffs", FOLDER, "--cgroup", cgroup][..], &sizes].concat()
 }
 
 /// What the programs of a namespace's mounts have.

@@ -113,6 +113,14 @@ pub fn attach(cgroup: &File) -> io::Result<OwnedFd> {
     attach_as(cgroup, ATTACH_CONNECT4, &ALLOW, [0; 16], 0)
 }
 
+/// The same, before all others, where the kernel can (Linux 6.16).
+pub fn attach_first(cgroup: &File) -> io::Result<OwnedFd> {
+    match attach_as(cgroup, ATTACH_CONNECT4, &ALLOW, [0; 16], PREORDER | BEFORE) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => attach(cgroup),
+        attached => attached,
+    }
+}
+
 fn attach_as(
     cgroup: &File,
     kind: u32,
@@ -137,6 +145,8 @@ fn attach_as(
 
 /// `BPF_F_PREORDER` of linux/bpf.h: before the programs of cgroups below.
 pub const PREORDER: u32 = 1 << 6;
+/// `BPF_F_BEFORE` of linux/bpf.h; with nothing that it names, before all.
+const BEFORE: u32 = 1 << 3;
 
 /// Attach a socket load balancer to a cgroup, for as long as there is the value: programs that put one
 /// address in the place of another when somebody connects or sends, in both families. Of addresses of

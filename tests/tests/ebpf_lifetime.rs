@@ -1,19 +1,19 @@
 //! The programs' own life: loaded twice, killed, replaced under load, beside somebody else's; pods
 //! that go without a word, and maps that are full.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use millrace_host::ebpf::{EbpfError, Node, OBJECT, Options, Target};
-use millrace_tests::capture::{millrace, millrace_in_pod, ran, wrapped};
+use millrace_tests::capture::{millrace, millrace_in_pod, ran};
 use millrace_tests::ebpf::{
-    APPLY, Cgroup, FOLDER, WAIT, enrol, load, load_with, loaded, mount_bpffs, node, options,
+    APPLY, Cgroup, FOLDER, WAIT, enrol, killed_or_done, load, load_args, load_with, loaded,
+    mount_bpffs, node, numbered, options,
 };
 use millrace_tests::netns::Namespace;
 use millrace_tests::sys_bpf;
@@ -129,38 +129,13 @@ const CHANGES: [&str; 6] = [
 
 /// The calls of a command that change something, by their numbers among its calls of bpf(2).
 fn changes(namespace: &Namespace, args: &[&str]) -> Result<Vec<usize>> {
-    let file = tempfile::NamedTempFile::new().context("a trace")?;
-    let path = file.path().to_str().context("a path that is not UTF-8")?;
-    let strace = ["strace", "-qq", "-o", path, "-e", "trace=bpf", "-e", "signal=none"];
-    let (code, said) = ran(namespace, &mut wrapped(&strace, &millrace(args)?))?;
-    ensure!(code == Some(0), "{said}");
-    let trace = std::fs::read_to_string(path).context("a trace")?;
-    let changes = |line: &str| CHANGES.iter().any(|call| line.contains(call));
-    let numbered = trace.lines().zip(1..).filter(|(line, _)| changes(line));
-    Ok(numbered.map(|(_, at)| at).collect())
-}
-
-/// Run a command that dies in front of its nth call; whether it did.
-fn killed_or_done(namespace: &Namespace, args: &[&str], at: usize) -> Result<bool> {
-    let inject = format!("inject=bpf:signal=KILL:when={at}");
-    let strace = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=bpf", "-e", &inject];
-    let output = namespace.output(&mut wrapped(&strace, &millrace(args)?))?;
-    match (output.status.code(), output.status.signal()) {
-        (_, Some(9)) => Ok(true),
-        (Some(0), _) => Ok(false),
-        _ => bail!("{args:?} was not killed at {at}: {}", output.status),
-    }
+    numbered(namespace, args, &CHANGES)
 }
 
 /// Run a command that dies in front of its nth call.
 fn killed(namespace: &Namespace, args: &[&str], at: usize) -> Result<()> {
     ensure!(killed_or_done(namespace, args, at)?, "{args:?} makes fewer calls than {at}");
     Ok(())
-}
-
-fn load_args(cgroup: &str) -> Vec<&str> {
-    let sizes = ["--max-pods", "64", "--max-connections", "1000", "--spares", "2"];
-    [&["node-bpf", "load", "--bpffs", FOLDER, "--cgroup", cgroup][..], &sizes].concat()
 }
 
 /// Verify that a loader that is killed in front of any call that changes something leaves what the
@@ -170,7 +145,7 @@ fn a_first_load_is_killed() -> Result<()> {
     let _cgroup = Cgroup::enter()?;
     // One that no other test loads into.
     let path = Cgroup::path()?.join("first");
-    std::fs::create_dir_all(&path)?;
+    fs::create_dir_all(&path)?;
     let cgroup = File::open(&path)?;
     let args = load_args(path.to_str().context("a path that is not UTF-8")?);
     let topology = bare()?;
@@ -196,7 +171,7 @@ fn a_first_load_is_killed() -> Result<()> {
     }
     ensure!(died > most, "{died}");
     drop(topology);
-    std::fs::remove_dir(&path)?;
+    fs::remove_dir(&path)?;
     Ok(())
 }
 
@@ -359,7 +334,7 @@ fn ten_thousand_networks() -> Result<()> {
     let file = tempfile::NamedTempFile::new()?;
     let list: Vec<String> = networks.chain(["10.72.0.0/16".to_owned()]).collect();
     let config = serde_json::json!({ "outbound": { "excludeNetworks": list } });
-    std::fs::write(file.path(), config.to_string())?;
+    fs::write(file.path(), config.to_string())?;
     enrol(&topology, &["--config", file.path().to_str().context("a path")?])?;
     captured(&topology.pod)?;
     let other: SocketAddr = "10.72.0.10:80".parse()?;
@@ -398,7 +373,7 @@ fn beside_somebody_elses_programs() -> Result<()> {
     // A cgroup that no other test of this process loads into.
     let _cgroup = Cgroup::enter()?;
     let path = Cgroup::path()?.join("others");
-    std::fs::create_dir_all(&path)?;
+    fs::create_dir_all(&path)?;
     let cgroup = File::open(&path)?;
     let before = sys_bpf::attach(&cgroup)?;
     let alone = sys_bpf::attached(&cgroup)?;
@@ -423,7 +398,7 @@ fn beside_somebody_elses_programs() -> Result<()> {
     let left = sys_bpf::attached(&cgroup)?;
     ensure!(left == without(three.clone()), "{three:?}, {left:?}");
     drop((before, after));
-    std::fs::remove_dir(&path)?;
+    fs::remove_dir(&path)?;
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 //! can't do that, everybody is told who comes first.
 
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,7 +12,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use millrace_core::ebpf::Order;
 use millrace_host::ebpf::{Node, Options, features};
 use millrace_tests::capture::millrace_in_pod;
-use millrace_tests::ebpf::{Cgroup, FOLDER, WAIT, enrol, load_with, mount_bpffs, node, options};
+use millrace_tests::ebpf::{
+    Cgroup, FOLDER, WAIT, asked, enrol, load_with, mount_bpffs, node, options,
+};
 use millrace_tests::netns::Namespace;
 use millrace_tests::sys_bpf::{PREORDER, balance};
 use millrace_tests::topology::{Family, Layout, Spot, Stack, Topology};
@@ -124,26 +126,6 @@ fn service_is_known(pod: &Namespace) -> Result<bool> {
 fn is_first(is: SocketAddr, service: SocketAddr, backend: SocketAddr) -> Result<bool> {
     ensure!(is == service || is == backend, "{is} is neither {service} nor {backend}");
     Ok(is == service)
-}
-
-/// Ask a DNS server, which the proxy answers for. Whom the kernel says to be asked: of a socket that is
-/// not connected by where its answer comes from.
-fn asked(server: SocketAddr, connected: bool) -> Result<SocketAddr> {
-    let own: IpAddr =
-        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((own, 0))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    if connected {
-        socket.connect(server)?;
-        socket.send(b"who")?;
-    } else {
-        socket.send_to(b"who", server)?;
-    }
-    let mut answer = [0; 2048];
-    let (length, from) = socket.recv_from(&mut answer)?;
-    let answer = String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned();
-    ensure!(answer.contains("proxy"), "{answer}");
-    if connected { Ok(socket.peer_addr()?) } else { Ok(from) }
 }
 
 /// Whether this kernel calls programs before others' that were there first.

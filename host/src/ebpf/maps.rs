@@ -24,7 +24,7 @@ pub(super) struct Map<K, V> {
 
 impl<K: Plain, V: Plain> Map<K, V> {
     /// Open a map where it is pinned.
-    fn open(folder: &Path, name: &'static str) -> Result<Self, EbpfError> {
+    pub(super) fn open(folder: &Path, name: &'static str) -> Result<Self, EbpfError> {
         let fd = open(folder, name)?;
         let info = sys_bpf::map_info(fd.as_fd()).map_err(|e| EbpfError::io(name, e))?;
         let same = |size: u32, wanted: usize| usize::try_from(size).is_ok_and(|s| s == wanted);
@@ -139,7 +139,7 @@ struct Shares {
 type Counters = [u64; COUNTERS];
 
 /// All maps of the object by name; what they hold is kept over an upgrade.
-pub(super) const NAMES: [&str; 22] = [
+pub(super) const NAMES: [&str; 23] = [
     "SETTINGS",
     "PODS",
     "NETWORKS",
@@ -154,6 +154,7 @@ pub(super) const NAMES: [&str; 22] = [
     "CONNECTING",
     "REFUSED",
     "REFUSES",
+    "HANDOVER",
     "LISTENERS",
     "ENDS",
     "EVENTS",

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use millrace_core::ebpf::{Earlier, Order};
 
 use super::error::EbpfError;
+use super::maps::Map;
 use super::node::{Node, PROGRAMS, default_cgroup, show, unpin};
 use super::sys_bpf;
 
@@ -57,18 +58,27 @@ impl Node {
     /// See to it that the programs, in the order of [`PROGRAMS`], are called first, where the kernel can.
     /// Gives what has come of it.
     pub(super) fn first(&self, programs: &[OwnedFd], cgroup: &File) -> Result<Order, EbpfError> {
-        let order = self.order()?;
-        if !matches!(order, Order::After(_)) || sys_bpf::try_first().is_err() {
-            return Ok(order);
+        let handover = Map::<u32, u32>::open(&self.folder.join("maps"), "HANDOVER")?;
+        let mut order = self.order()?;
+        if matches!(order, Order::After(_)) && sys_bpf::try_first().is_ok() {
+            handover.set(&0, &1)?;
+            for ((name, kind, since), program) in PROGRAMS.into_iter().zip(programs) {
+                self.go_first(name, program.as_fd(), cgroup, (kind, since))?;
+            }
+            order = self.order()?;
         }
-        for ((name, kind, since), program) in PROGRAMS.into_iter().zip(programs) {
-            self.go_first(name, program.as_fd(), cgroup, (kind, since))?;
+        // Set by this load, or by one that was killed. Where the kernel does not say when the calls are
+        // over that began with two places, it stays.
+        if handover.get(&0)?.is_some_and(|going_on| going_on != 0)
+            && sys_bpf::wait_for_calls().is_ok()
+        {
+            handover.set(&0, &0)?;
         }
-        self.order()
+        Ok(order)
     }
 
-    /// Attach a program anew, before all others, and then detach what was there. A connection that is
-    /// made just between is decided twice: it may be refused by the proxy, and does not bypass it.
+    /// Attach a program anew, before all others, and then detach what was there. Just between, a
+    /// connection comes to both, of which the second one sees by HANDOVER that it has been decided.
     fn go_first(
         &self,
         name: &str,

@@ -337,6 +337,14 @@ pub(super) fn link_first(
     last
 }
 
+/// Wait until every call of a program that has begun is over (`MEMBARRIER_CMD_GLOBAL`, which is
+/// `synchronize_rcu()` in the kernel's `kernel/sched/membarrier.c`; not with `nohz_full`).
+pub(super) fn wait_for_calls() -> io::Result<()> {
+    // SAFETY: numbers only.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Whether the kernel can call a program before all others: it is asked to attach one to no cgroup.
 pub(super) fn try_first() -> io::Result<()> {
     let mut argument =
