@@ -128,12 +128,17 @@ proptest! {
         let (program, pod) = (program([&v4, &v6]), pod());
         let classes = partition(&program, &pod);
         let examples = classes.iter().map(|class| class.example.clone());
+        // Some of these rules are more than all classes of are walked: then those say so, each by its name.
+        let is_bounded = |class: &Class| {
+            matches!(&class.answer.outcome, Outcome::Unknown { what } if what.starts_with("what all rules do"))
+        };
+        let bounded = classes.iter().any(is_bounded);
         for question in questions.into_iter().chain(examples) {
             // It says what each rule does, and so asks each.
             let one_by_one = program.explain(&pod, &question).answer;
             prop_assert_eq!(&one_by_one, &program.answer(&pod, &question), "{}", question);
             let own: Vec<&Class> = classes.iter().filter(|c| c.has(&question)).collect();
-            if question.interface.is_none() && question.source.is_some() {
+            if bounded || (question.interface.is_none() && question.source.is_some()) {
                 continue;
             }
             prop_assert_eq!(own.len(), 1, "{}: {:?}", question, own);
