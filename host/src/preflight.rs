@@ -17,12 +17,11 @@ use nix::sys::utsname::uname;
 
 use crate::link::{Net, has_ipv6};
 use crate::nft::{self, NftError, TableFamily};
-use crate::privilege::{Hint, NET_ADMIN};
+use crate::privilege::{Hint, NET_ADMIN, NET_RAW};
 use crate::tools::{Role, Tools};
 
 use Backend::{IptablesLegacy, IptablesNft, Nftables};
 
-const NET_RAW: u32 = 13;
 const SYS_MODULE: u32 = 16;
 
 /// Look at everything that rules need; [`crate::ebpf::features`] looks for what eBPF needs.

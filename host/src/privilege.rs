@@ -5,7 +5,7 @@ use std::fmt;
 /// `CAP_NET_ADMIN` (`linux/capability.h`).
 pub(crate) const NET_ADMIN: u32 = 12;
 /// `CAP_NET_RAW`.
-const NET_RAW: u32 = 13;
+pub(crate) const NET_RAW: u32 = 13;
 
 /// What has to be done where `NET_ADMIN` is missing; empty where nothing is known.
 #[derive(Clone, Debug)]

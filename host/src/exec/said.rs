@@ -1,11 +1,12 @@
 //! What programs of iptables say when they fail, and what can be done about it.
 
-use crate::privilege::Hint;
+use crate::preflight::has_capability;
+use crate::privilege::{Hint, NET_RAW};
 
 /// What the program said, and what can be done about it where that is known.
 pub(super) fn explain(stderr: &str) -> String {
     let said = stderr.trim();
-    match (said.is_empty(), remedy(said)) {
+    match (said.is_empty(), remedy(said, has_capability(NET_RAW))) {
         (true, _) => "it said nothing".to_owned(),
         (false, None) => said.to_owned(),
         (false, Some(PRIVILEGE)) => format!("{said}\n{PRIVILEGE}{}", Hint::look()),
@@ -17,6 +18,11 @@ pub(super) fn explain(stderr: &str) -> String {
 const PRIVILEGE: &str = "this needs the capability NET_ADMIN (and NET_RAW for iptables-legacy) in the \
     user namespace that owns the network namespace: add them to the container's security context, or use \
     the CNI plugin";
+
+/// What to do where it says that a table is missing, which it says as well where it may not open a raw
+/// socket, by which iptables-legacy talks to the kernel.
+const RAW: &str = "iptables-legacy needs the capability NET_RAW, which this process lacks: add it to the \
+    container's security context, or use nftables, iptables-nft or the CNI plugin";
 
 const LOCK_FILE: &str = "iptables-legacy takes a lock in a file: mount a folder that can be written at \
     /run, or name another file in XTABLES_LOCKFILE";
@@ -84,13 +90,16 @@ const REMEDIES: [(&[&str], &str); 8] = [
 ];
 
 /// What to do about messages of iptables that name their cause badly.
-fn remedy(said: &str) -> Option<&'static str> {
+fn remedy(said: &str, raw: bool) -> Option<&'static str> {
     // Who may not load a module may still do all that iptables needs itself: what counts is what iptables
     // says then.
     let own = |line: &&str| !line.trim_start().starts_with("modprobe:");
     let said: Vec<&str> = said.lines().filter(own).collect();
     let says = |sign: &&str| said.iter().any(|line| line.contains(sign));
-    REMEDIES.iter().find(|(signs, _)| signs.iter().any(says)).map(|(_, remedy)| *remedy)
+    match REMEDIES.iter().find(|(signs, _)| signs.iter().any(says)).map(|(_, remedy)| *remedy) {
+        Some(TABLE) if !raw => Some(RAW),
+        remedy => remedy,
+    }
 }
 
 #[cfg(test)]
@@ -130,11 +139,11 @@ mod tests {
                 EXTENSION,
             ),
         ] {
-            assert_eq!(remedy(&format!("{banner}\n{said}")), Some(wanted));
+            assert_eq!(remedy(&format!("{banner}\n{said}"), true), Some(wanted));
         }
         let warning = "Warning: Extension owner revision 0 not supported, missing kernel module?";
-        assert_eq!(remedy(&format!("{warning}\n{banner}no luck")), Some(EXTENSION));
-        assert_eq!(remedy(&format!("{banner}no luck")), None);
+        assert_eq!(remedy(&format!("{warning}\n{banner}no luck"), true), Some(EXTENSION));
+        assert_eq!(remedy(&format!("{banner}no luck"), true), None);
     }
 
     #[test]
@@ -146,9 +155,13 @@ mod tests {
             "iptables-save v1.8.7 (legacy): Cannot initialize: iptables who? (do you need to insmod?)",
             "iptables v1.8.9 (legacy): can't initialize iptables table `nat': Table does not exist",
         ] {
-            assert_eq!(remedy(&format!("{modprobe}\n{said}")), Some(TABLE), "{said}");
+            assert_eq!(remedy(&format!("{modprobe}\n{said}"), true), Some(TABLE), "{said}");
         }
+        let legacy =
+            "iptables-restore v1.8.9 (legacy): iptables-restore: unable to initialize table 'nat'";
+        assert_eq!(remedy(legacy, true), Some(TABLE));
+        assert_eq!(remedy(legacy, false), Some(RAW));
         let file = "Fatal: can't open lock file /run/xtables.lock: Permission denied";
-        assert_eq!(remedy(file), Some(LOCK_FILE));
+        assert_eq!(remedy(file, true), Some(LOCK_FILE));
     }
 }
