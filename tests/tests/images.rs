@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -16,7 +16,9 @@ use millrace_tests::topology::ROOT;
 use serde_json::{Value, json};
 use xtask::dist::Machine;
 use xtask::elf;
-use xtask::image::{Entry, INIT, Image, LIMIT, NODE, Recipe, Source, oci_archive};
+use xtask::image::{
+    Entry, INIT, INIT_IPTABLES, Image, LIMIT, NODE, Recipe, Source, entries, merged, oci_archive,
+};
 
 const INIT_IMAGE: &str = "localhost/millrace-init:test";
 const NODE_IMAGE: &str = "localhost/millrace-node:test";
@@ -82,14 +84,35 @@ fn image(recipe: &Recipe) -> Result<Image> {
         binaries.push(bytes);
     }
     let is_shipped = libraries.is_empty();
-    let further: Vec<_> =
-        libraries.into_iter().map(|(path, bytes)| Entry::program(&path, bytes)).collect();
+    let mut further: BTreeMap<String, Entry> = BTreeMap::new();
+    // Of Debian's packages those that this machine has.
+    if !recipe.packages.is_empty() {
+        let files = entries(Path::new("/"), &files_of(recipe.packages)?)?;
+        further.extend(files.into_iter().map(|entry| (entry.path.clone(), entry)));
+        libraries = libraries.into_iter().map(|(path, bytes)| (merged(&path), bytes)).collect();
+    }
+    for (path, bytes) in libraries {
+        further.entry(path.clone()).or_insert_with(|| Entry::program(&path, bytes));
+    }
+    let further: Vec<Entry> = further.into_values().collect();
     let source = Source { revision: "test".to_owned(), time: 1_700_000_000 };
     let image = recipe.image(Machine::here()?.image, &binaries, &further, &source)?;
     if is_shipped {
         ensure!(image.size() < LIMIT, "{}: {} bytes to fetch", recipe.name, image.size());
     }
     Ok(image)
+}
+
+/// The files and links of packages that are installed here, by their paths without the slash in front.
+fn files_of(packages: &[&str]) -> Result<Vec<PathBuf>> {
+    let output = Command::new("dpkg-query").arg("-L").args(packages).output().context("dpkg")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let all = String::from_utf8(output.stdout)?;
+    let paths = all.lines().filter(|path| !fs::symlink_metadata(path).is_ok_and(|at| at.is_dir()));
+    let paths = paths
+        .filter_map(|path| path.strip_prefix('/'))
+        .filter(|path| Path::new("/").join(path).exists());
+    Ok(paths.map(PathBuf::from).collect())
 }
 
 /// The libraries of a program and its loader, by their paths without the slash in front.
@@ -185,6 +208,46 @@ fn the_init_image_needs_one_capability_and_answers_to_every_name() -> Result<()>
         Expected { name: "shell", image: INIT_IMAGE, command: &["/bin/sh"], ..Default::default() };
     let error = containerd.run_to_end(&pod, &shell).err().context("a shell was started")?;
     ensure!(format!("{error:#}").contains("/bin/sh"), "{error:#}");
+    Ok(())
+}
+
+/// Verify that the image with iptables captures by iptables-legacy, on a root file system that can't be
+/// written, and by the binaries of iptables-nft.
+#[test]
+fn the_image_with_iptables_has_both() -> Result<()> {
+    let (host, containerd) = node(63)?;
+    let archive = oci_archive(&[image(&INIT_IPTABLES)?], INIT_IMAGE)?;
+    load(&host, &containerd, "init.oci.tar", &archive)?;
+    for which in ["legacy", "nft"] {
+        let pod = containerd.run_pod(which, &json!({ "a": "b" }))?;
+        let arguments = [&ARGUMENTS[..], &["--force-iptables-binary", which]].concat();
+        if which == "legacy" {
+            // A raw socket is how it talks to the kernel.
+            let capabilities = &["NET_ADMIN"];
+            let wanted = Expected { name: "no-raw", arguments: &arguments, capabilities, ..init() };
+            let ended = containerd.run_to_end(&pod, &wanted)?;
+            ensure!(ended.code == 1 && ended.log.contains("NET_RAW"), "{ended:?}");
+        }
+        let wanted = Expected { arguments: &arguments, ..init() };
+        let ended = containerd.run_to_end(&pod, &wanted)?;
+        ensure!(ended.code == 0, "{which}: {ended:?}");
+        let save = Expected {
+            name: "save",
+            image: INIT_IMAGE,
+            command: &[&format!("/usr/sbin/iptables-{which}-save")],
+            arguments: &[],
+            ..init()
+        };
+        let saved = containerd.run_to_end(&pod, &save)?;
+        ensure!(
+            saved.log.contains("-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001"),
+            "{which}: {saved:?}"
+        );
+        let _proxy = host.proxy(&pod.pod)?;
+        let address = pod.addresses.first().context("a pod without an address")?;
+        let inbound = host.dial(None, ROOT, &format!("{address}:8080"))?.context("inbound")?;
+        ensure!((inbound.name.as_str(), inbound.port) == ("proxy", 15006), "{which}: {inbound:?}");
+    }
     Ok(())
 }
 

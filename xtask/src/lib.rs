@@ -2,6 +2,7 @@
 //! `cargo xtask lint` and the policy tests share.
 #![forbid(unsafe_code)]
 
+mod apt;
 pub mod bench;
 pub mod book;
 pub mod build_ebpf;

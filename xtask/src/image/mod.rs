@@ -1,6 +1,7 @@
 //! `xtask image`: container images of the binaries in `dist/`, made without any daemon.
 
 mod archive;
+mod debian;
 mod layout;
 
 use std::fs;
@@ -12,6 +13,7 @@ use clap::{Arg, ArgMatches};
 
 pub(crate) use archive::pack;
 pub use archive::{Content, Entry};
+pub use debian::{entries, merged};
 pub(crate) use layout::gzip;
 pub use layout::{Image, Settings, hex, oci_archive};
 
@@ -24,7 +26,7 @@ pub const LIMIT: usize = 15 * 1024 * 1024;
 pub const PREFIX: &str = "localhost";
 /// Where the binaries are in an image.
 const FOLDER: &str = "usr/local/bin";
-const FOLDERS: &str = "/usr/local/bin:/usr/bin:/bin";
+const FOLDERS: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin";
 
 /// What an image is made of.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +38,8 @@ pub struct Recipe {
     pub binaries: &'static [&'static str],
     /// Other names of the first binary, which answers to each: paths from the root.
     pub links: &'static [&'static str],
+    /// The packages of Debian's whose files it has.
+    pub packages: &'static [&'static str],
     entrypoint: &'static str,
     arguments: &'static [&'static str],
 }
@@ -53,8 +57,17 @@ pub const INIT: Recipe = Recipe {
         "usr/bin/kumactl",
         "bin/consul",
     ],
+    packages: &[],
     entrypoint: "/usr/local/bin/pilot-agent",
     arguments: &[],
+};
+
+/// The same with iptables' binaries, for kernels without `nf_tables` and for who asks for those binaries.
+pub const INIT_IPTABLES: Recipe = Recipe {
+    name: "millrace-init-iptables",
+    description: "Init container that diverts a pod's traffic into its mesh proxy, with iptables",
+    packages: &debian::IPTABLES,
+    ..INIT
 };
 
 /// The node agent with what it installs.
@@ -63,11 +76,12 @@ pub const NODE: Recipe = Recipe {
     description: "Node agent that installs the Millrace CNI plugin and keeps it installed",
     binaries: &["millrace-node", "millrace-cni", "millrace"],
     links: &[],
+    packages: &[],
     entrypoint: "/usr/local/bin/millrace-node",
     arguments: &["run"],
 };
 
-const RECIPES: [Recipe; 2] = [INIT, NODE];
+const RECIPES: [Recipe; 3] = [INIT, INIT_IPTABLES, NODE];
 
 /// Of which source an image is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,7 +199,11 @@ fn of_dist(recipe: &Recipe) -> Result<Vec<Image>> {
         };
         let first = first.get_or_insert_with(|| source.revision.clone());
         same_commit(first, &source.revision, &machine.folder()?)?;
-        let image = recipe.image(machine.image, &binaries, &[], &source)?;
+        let further = match recipe.packages {
+            [] => Vec::new(),
+            packages => debian::fetched(machine, packages)?,
+        };
+        let image = recipe.image(machine.image, &binaries, &further, &source)?;
         let size = image.size();
         ensure!(
             size < LIMIT,

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::apt::{Apt, Package};
 use super::{disk, guest};
+use crate::apt::{Apt, Package};
 use crate::repo;
 
 /// Whose kernel it is.

@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::child;
 use super::kernel::Kernel;
-use crate::repo;
+use crate::repo::{self, child};
 
 /// How the processor is made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -12,7 +12,6 @@
 //!
 //! Nothing of another release is installed on this machine, and a machine's disks are thrown away.
 
-mod apt;
 mod disk;
 mod guest;
 mod kernel;
@@ -23,7 +22,7 @@ mod suites;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
@@ -33,6 +32,7 @@ use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use self::kernel::{Kernel, Release};
 use self::report::Report;
+use crate::apt::Apt;
 use crate::repo;
 
 /// The suite that is meant for every kernel: what is said to work works, and what is said not to is
@@ -172,7 +172,7 @@ pub fn run(args: &ArgMatches) -> Result<ExitCode> {
         let lock = File::create(place.join("lock")).context("the lock of target/vm")?;
         lock.lock().context("the lock of target/vm")?;
         disk::sweep(&place)?;
-        let mut apt = apt::Apt::new(&place)?;
+        let mut apt = Apt::new(&place)?;
         let root = root::ready(&place, &apt, request.root)?;
         let mut kernels = Vec::new();
         for release in &request.releases {
@@ -270,11 +270,4 @@ fn needed() -> Result<()> {
         bail!("no {} here: scripts/setup ci installs it", missing.join(", "));
     }
     Ok(())
-}
-
-/// A program that ends with this one, however that does.
-fn child(program: &str) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", program]);
-    command
 }

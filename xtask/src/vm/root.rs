@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::apt::{Apt, bounded};
-use super::{child, disk};
+use super::disk;
+use crate::apt::{Apt, bounded};
+use crate::repo::child;
 
 /// What the suites need beside what every Debian has.
 const PACKAGES: [&str; 11] = [

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::child;
-use crate::repo;
+use crate::repo::{self, child};
 
 /// How old a list of packages may be.
 const FRESH: Duration = Duration::from_hours(24);
@@ -18,26 +17,29 @@ const RELEASES: [&str; 5] = ["bullseye", "bookworm", "trixie", "trixie-backports
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// apt, with a state of its own.
-pub(super) struct Apt {
+pub(crate) struct Apt {
     folder: PathBuf,
     /// Where Debian is.
-    pub(super) mirror: String,
+    pub(crate) mirror: String,
     /// The release that this machine has.
-    pub(super) here: String,
+    pub(crate) here: String,
+    /// The architecture of the packages, as Debian names it; none for this machine's own.
+    architecture: Option<&'static str>,
     is_fresh: bool,
 }
 
 /// A package in one version.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Package {
+pub(crate) struct Package {
     /// Its name.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Its version; none for the newest.
-    pub(super) version: Option<String>,
+    pub(crate) version: Option<String>,
 }
 
 impl Package {
-    fn spec(&self) -> String {
+    /// As apt names it.
+    pub(crate) fn spec(&self) -> String {
         let Self { name, version } = self;
         version.as_ref().map_or_else(|| name.clone(), |version| format!("{name}={version}"))
     }
@@ -45,8 +47,16 @@ impl Package {
 
 impl Apt {
     /// Its state is in a folder; nothing is fetched before it is asked for.
-    pub(super) fn new(place: &Path) -> Result<Self> {
-        let folder = place.join("apt");
+    pub(crate) fn new(place: &Path) -> Result<Self> {
+        Self::make(place.join("apt"), None)
+    }
+
+    /// The same for the packages of an architecture, whatever this machine's own is.
+    pub(crate) fn of(architecture: &'static str, place: &Path) -> Result<Self> {
+        Self::make(place.join(format!("apt-{architecture}")), Some(architecture))
+    }
+
+    fn make(folder: PathBuf, architecture: Option<&'static str>) -> Result<Self> {
         for part in ["lists/partial", "cache/archives/partial"] {
             let part = folder.join(part);
             fs::create_dir_all(&part).with_context(|| part.display().to_string())?;
@@ -60,7 +70,13 @@ impl Apt {
         let mirrors = String::from_utf8_lossy(&mirrors).into_owned();
         let mirror = mirrors.lines().next();
         let mirror = mirror.with_context(|| format!("apt knows no mirror of Debian's {here}"))?;
-        Ok(Self { folder, mirror: mirror.to_owned(), here: here.to_owned(), is_fresh: false })
+        Ok(Self {
+            folder,
+            mirror: mirror.to_owned(),
+            here: here.to_owned(),
+            architecture,
+            is_fresh: false,
+        })
     }
 
     fn command(&self, program: &str) -> Command {
@@ -81,6 +97,10 @@ impl Apt {
             ("APT::Sandbox::User", "root".to_owned()),
         ] {
             command.arg("-o").arg(format!("{key}={value}"));
+        }
+        if let Some(architecture) = self.architecture {
+            command.arg("-o").arg(format!("APT::Architecture={architecture}"));
+            command.arg("-o").arg(format!("APT::Architectures={architecture}"));
         }
         command.arg("-q");
         command
@@ -106,7 +126,7 @@ impl Apt {
     }
 
     /// The newest version of a package in one of these releases.
-    pub(super) fn newest(&mut self, name: &str, releases: &[&str]) -> Result<Package> {
+    pub(crate) fn newest(&mut self, name: &str, releases: &[&str]) -> Result<Package> {
         self.refresh()?;
         let known = repo::output(self.command("apt-cache").args(["madison", name]))?;
         let known = String::from_utf8_lossy(&known).into_owned();
@@ -121,7 +141,7 @@ impl Apt {
     }
 
     /// What a package depends on, of the packages whose names begin so.
-    pub(super) fn depends(&self, package: &Package, prefixes: &[&str]) -> Result<Vec<Package>> {
+    pub(crate) fn depends(&self, package: &Package, prefixes: &[&str]) -> Result<Vec<Package>> {
         let shown = repo::output(self.command("apt-cache").arg("show").arg(package.spec()))?;
         let shown = String::from_utf8_lossy(&shown).into_owned();
         let line = shown.lines().find_map(|line| line.strip_prefix("Depends: "));
@@ -132,7 +152,7 @@ impl Apt {
     }
 
     /// Unpack packages into a folder.
-    pub(super) fn unpack(&self, packages: &[Package], into: &Path) -> Result<()> {
+    pub(crate) fn unpack(&self, packages: &[Package], into: &Path) -> Result<()> {
         let debs = self.folder.join("debs");
         drop(fs::remove_dir_all(&debs));
         fs::create_dir_all(&debs).with_context(|| debs.display().to_string())?;
@@ -178,7 +198,7 @@ fn is_newer(version: &str, than: &str) -> bool {
 }
 
 /// An error of a program that speaks for itself, with where to look.
-pub(super) fn bounded(program: &mut Command, log: &Path) -> Result<()> {
+pub(crate) fn bounded(program: &mut Command, log: &Path) -> Result<()> {
     let line = repo::command_line(program);
     repo::say(&format!("+ {line}"));
     let file = fs::File::create(log).with_context(|| log.display().to_string())?;
