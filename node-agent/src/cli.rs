@@ -104,7 +104,7 @@ struct Run {
 struct Once {
     #[command(flatten)]
     what: What,
-    /// How long a list of plugins is waited for
+    /// How long to wait for a list of plugins
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     wait: Duration,
 }
@@ -191,7 +191,7 @@ struct What {
     /// Settings of the plugin: a JSON object of keys of its entry
     #[arg(long, env = "MILLRACE_NODE_SETTINGS", value_name = "JSON", default_value = "{}")]
     settings: String,
-    /// Namespaces whose pods are left alone, with commas between
+    /// Namespaces whose pods are not captured, comma-separated
     #[arg(
         long,
         env = "MILLRACE_NODE_EXCLUDE_NAMESPACES",

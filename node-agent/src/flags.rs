@@ -32,7 +32,7 @@ pub struct RepairFlags {
         default_value = "cni.istio.io/uninitialized=true"
     )]
     repair_label: Label,
-    /// Key of a taint that is taken off this node once the agent is ready; needs --node-name
+    /// Key of a taint to remove from this node once the agent is ready; needs --node-name
     #[arg(long, env = "MILLRACE_NODE_UNTAINT", value_name = "KEY")]
     untaint: Option<Key>,
     /// The host's /proc, in which the processes of pods are found

@@ -64,7 +64,10 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// The binary can't be read, or not be put into the folder of the runtime's plugins.
-    #[error("the plugin's binary can't be installed")]
+    #[error(
+        "the plugin's binary (--plugin) can't be installed into the runtime's folder of CNI plugins \
+             (--cni-bin-dir)"
+    )]
     Binary(#[from] BinaryError),
     /// A part of the service account is missing, or the file can't be written.
     #[error("the plugin's kubeconfig can't be written")]

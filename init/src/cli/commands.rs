@@ -279,7 +279,7 @@ fn diff() -> Command {
              example of each, and then the rules. A and B are each one of: a command line in one \
              word ('apply --dns all', 'istio-iptables -p 15001 -b *', 'linkerd -p 4143 -o 4140'), \
              a configuration file, a pod's manifest, a file of iptables-save, ip6tables-save or \
-             `nft -j list ruleset` (several with commas between them), `live` for this namespace, \
+             `nft -j list ruleset` (several, comma-separated), `live` for this namespace, \
              `netns:NAME`, `pid:N`, or `pod:NAME`.",
         )
             .after_help(

@@ -91,7 +91,7 @@ pub(crate) struct Config {
     pub(crate) flags: Vec<(String, String)>,
     /// A command line of a mesh's tool instead.
     pub(crate) tool: Option<Tool>,
-    /// What carries the rules out.
+    /// Backend that writes the rules.
     pub(crate) preference: Preference,
     /// Whether eBPF does, with a command that can do it.
     pub(crate) ebpf: Option<Ebpf>,
@@ -418,7 +418,7 @@ fn configured(m: &ArgMatches, preference: Preference) -> Result<Config, NotTyped
     Ok(Config { file, flags, tool, preference, ebpf: None })
 }
 
-/// What carries the rules out.
+/// Backend that writes the rules.
 fn preference(m: &ArgMatches) -> Result<Preference, NotTyped> {
     let word = |name: &str| m.try_get_one::<String>(name).ok().flatten().map(String::as_str);
     let backend = word("backend").unwrap_or("auto");

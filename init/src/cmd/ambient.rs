@@ -127,7 +127,7 @@ fn netns_target(raw: &Raw) -> Result<NetnsTarget> {
     })
 }
 
-/// What carries the rules out.
+/// Backend that writes the rules.
 fn preference(backend: &Sourced<String>, policy: &CapturePolicy) -> Result<Preference> {
     let known = Backend::OF_RULES.into_iter().find(|known| known.as_str() == backend.value);
     Ok(match backend.value.as_str() {

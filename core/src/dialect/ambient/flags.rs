@@ -21,7 +21,7 @@ const FLAGS: &[FlagDef] = flags! {
     "bypass-inbound-capture": Bool = "false",
         "Leave connections to the pod alone, as for an ingress gateway";
     "reroute-virtual-interfaces": List = "",
-        "Interfaces with virtual machines behind them: what arrives by them counts as sent by the pod, comma list";
+        "Interfaces with virtual machines behind them: what arrives by them counts as sent by the pod, comma-separated";
     "host-probe-snat-ip" ["HOST_PROBE_SNAT_IP"]: Text = "",
         "The address to which the node translates its own when it probes a pod by IPv4, or none; 169.254.7.127 \
          when it is not said, and none with --node-ips or --as cilium";
@@ -30,27 +30,27 @@ const FLAGS: &[FlagDef] = flags! {
     own "ipv6": Text = "auto",
         "Capture IPv6: on, off, or auto for wherever the pod has any";
     own "node-ips": List = "",
-        "The node's addresses, from which its probes are let through without any rule on the node, comma list";
+        "The node's addresses, from which its probes are let through without any rule on the node, comma-separated";
     own "exclude-inbound-ports": List = "",
-        "Inbound ports to leave alone: ports and first:last ranges, comma list";
+        "Inbound ports to leave alone: ports and first:last ranges, comma-separated";
     own "exclude-inbound-cidrs": List = "",
-        "Networks, connections from which are left alone, comma list";
+        "Networks, connections from which are left alone, comma-separated";
     own "exclude-outbound-ports": List = "",
-        "Outbound ports to leave alone, of TCP and UDP: ports and first:last ranges, comma list";
+        "Outbound ports to leave alone, of TCP and UDP: ports and first:last ranges, comma-separated";
     own "exclude-outbound-cidrs": List = "",
-        "Networks, connections to which are left alone, comma list";
+        "Networks, connections to which are left alone, comma-separated";
     own "exclude-interfaces": List = "",
-        "Interfaces whose connections are left alone, comma list";
+        "Interfaces whose connections are left alone, comma-separated";
     own "backend": Text = "auto",
-        "What carries the rules out: auto, nftables, iptables-nft, iptables-legacy, or iptables for either of these";
+        "Backend that writes the rules: auto, nftables, iptables-nft, iptables-legacy, or iptables for either of these";
     own "check": Bool = "false",
-        "Touch nothing; say whether the pod's rules are these";
+        "Change nothing; say whether the pod's rules are these";
     own "remove": Bool = "false",
         "Remove the rules of ambient mode, whatever their settings were, with their policy routing";
     own "dry-run": Bool = "false",
-        "Touch nothing; print the rules as the agent would write them";
+        "Change nothing; print the rules as the agent would write them";
     own "netns": Text = "",
-        "Network namespace to work in, as a path or a name";
+        "Network namespace to work in: a path, a process id, or a name of `ip netns`";
     own "pid": Text = "",
         "Work in the network namespace of this process";
     own "pod": Text = "",

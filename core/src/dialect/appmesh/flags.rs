@@ -24,17 +24,17 @@ const FLAGS: &[FlagDef] = flags! {
     "envoy-egress-port" ["APPMESH_ENVOY_EGRESS_PORT"]: Text = "15001",
         "Port of the proxy that captured outbound connections go to";
     "app-ports" ["APPMESH_APP_PORTS"]: List = "",
-        "Inbound ports that are captured, comma list; 0 where the application has none";
+        "Inbound ports that are captured, comma-separated; 0 where the application has none";
     "egress-ignored-ip" ["APPMESH_EGRESS_IGNORED_IP"]: List = "169.254.169.254,169.254.170.2",
-        "Addresses and networks, connections to which are left alone, comma list";
+        "Addresses and networks, connections to which are left alone, comma-separated";
     "egress-ignored-ports" ["APPMESH_EGRESS_IGNORED_PORTS"]: List = "",
-        "Outbound ports to leave alone, comma list; 22 is always among them";
+        "Outbound ports to leave alone, comma-separated; 22 is always among them";
     "enable-ipv6" ["APPMESH_ENABLE_IPV6"]: Text = "0",
         "1 captures IPv6 as well, 0 leaves it alone";
     own "netns": Text = "",
-        "Network namespace to work in, as a path";
+        "Network namespace to work in: a path, a process id, or a name of `ip netns`";
     own "dry-run": Bool = "false",
-        "Touch nothing; print the commands of iptables that write the rules";
+        "Change nothing; print the commands of iptables that write the rules";
     own "native-nftables": Bool = "false",
         "Native nftables rules instead of iptables, by netlink: no program is run";
     own "wait" ["MILLRACE_WAIT"]: Duration = "30s",

@@ -32,7 +32,7 @@ pub(super) enum Shape {
     Text,
     /// A JSON number without fraction: a port.
     Number,
-    /// A JSON array of strings, which make a comma list as the flag's value.
+    /// A JSON array of strings, which make a comma-separated list as the flag's value.
     Texts,
 }
 
@@ -78,7 +78,7 @@ const FLAGS: &[FlagDef] = flags! {
     "exclude-uid": List = "",
         "User id whose connections are left alone; may be repeated";
     "netns": Text = "",
-        "Network namespace to work in, as a path";
+        "Network namespace to work in: a path, a process id, or a name of `ip netns`";
     "node-name": Text = "", "Without effect";
     "http-addr": Text = "", "Without effect";
     "token": Text = "", "Without effect";
@@ -97,7 +97,7 @@ const FLAGS: &[FlagDef] = flags! {
     own "dual-stack" ["CONSUL_DUAL_STACK"]: Bool = "false",
         "Capture IPv6 as well, which Consul asks its agent";
     own "dry-run": Bool = "false",
-        "Touch nothing; print the commands of iptables, or the batch of nft, that Consul would run";
+        "Change nothing; print the commands of iptables, or the batch of nft, that Consul would run";
     own "native-nftables": Bool = "false",
         "Native nftables rules instead of iptables, by netlink: no program is run";
     own "wait" ["MILLRACE_WAIT"]: Duration = "30s",

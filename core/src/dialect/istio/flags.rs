@@ -44,7 +44,7 @@ pub const FLAGS: &[FlagDef] = &[
         Kind::List,
         "",
         &["PROXY_UID"],
-        "User ids of the proxy, comma list [default: the user named by ENVOY_USER, else 1337]",
+        "User ids of the proxy, comma-separated [default: the user named by ENVOY_USER, else 1337]",
     ),
     flag(
         "proxy-gid",
@@ -52,7 +52,7 @@ pub const FLAGS: &[FlagDef] = &[
         Kind::List,
         "",
         &["PROXY_GID"],
-        "Group ids of the proxy, comma list [default: the same as --proxy-uid]",
+        "Group ids of the proxy, comma-separated [default: the same as --proxy-uid]",
     ),
     flag(
         "istio-inbound-interception-mode",
@@ -68,7 +68,7 @@ pub const FLAGS: &[FlagDef] = &[
         Kind::Text,
         "",
         &["ISTIO_INBOUND_PORTS"],
-        "Inbound ports to capture: *, a comma list of ports and first:last ranges, or empty for none",
+        "Inbound ports to capture: *, a comma-separated list of ports and first:last ranges, or empty for none",
     ),
     flag(
         "istio-local-exclude-ports",
@@ -92,7 +92,7 @@ pub const FLAGS: &[FlagDef] = &[
         Kind::Text,
         "",
         &["ISTIO_SERVICE_CIDR"],
-        "Outbound networks to capture: *, a comma list, or empty for none",
+        "Outbound networks to capture: *, a comma-separated list, or empty for none",
     ),
     flag(
         "istio-service-exclude-cidr",
@@ -148,7 +148,7 @@ pub const FLAGS: &[FlagDef] = &[
         Kind::Bool,
         "false",
         &["DRY_RUN"],
-        "Touch nothing; write what would be written to the log, and to DRY_RUN_FILE_PATH if that is set",
+        "Change nothing; write what would be written to the log, and to DRY_RUN_FILE_PATH if that is set",
     ),
     flag(
         "iptables-probe-port",
@@ -322,7 +322,7 @@ pub const LOG_FLAGS: &[(&str, bool, &str)] = &[
     (
         "log_output_level",
         false,
-        "Least severe level: [scope:]debug|info|warn|error|fatal|none, comma list",
+        "Least severe level: [scope:]debug|info|warn|error|fatal|none, comma-separated",
     ),
     ("log_stacktrace_level", false, "Accepted without effect: there are no stack traces"),
     ("log_caller", false, "Accepted without effect: callers are not logged"),

@@ -52,23 +52,23 @@ const FLAGS: &[FlagDef] = flags! {
     "exclude-inbound-ports"
         ["KUMA_TRANSPARENT_PROXY_REDIRECT_INBOUND_EXCLUDE_PORTS", "redirect.inbound.excludePorts"]:
         Text = "",
-        "Inbound ports to leave alone, comma list; the last flag counts";
+        "Inbound ports to leave alone, comma-separated; the last flag counts";
     "exclude-outbound-ports"
         ["KUMA_TRANSPARENT_PROXY_REDIRECT_OUTBOUND_EXCLUDE_PORTS",
          "redirect.outbound.excludePorts"]:
         Text = "",
-        "Outbound ports to leave alone, comma list; the last flag counts";
+        "Outbound ports to leave alone, comma-separated; the last flag counts";
     "exclude-inbound-ips"
         ["KUMA_TRANSPARENT_PROXY_REDIRECT_INBOUND_EXCLUDE_PORTS_FOR_IPS",
          "redirect.inbound.excludePortsForIPs"]:
         List = "",
-        "Addresses and networks whose inbound connections are left alone, comma list, of \
+        "Addresses and networks whose inbound connections are left alone, comma-separated, of \
          either family";
     "exclude-outbound-ips"
         ["KUMA_TRANSPARENT_PROXY_REDIRECT_OUTBOUND_EXCLUDE_PORTS_FOR_IPS",
          "redirect.outbound.excludePortsForIPs"]:
         List = "",
-        "Addresses and networks to which nothing is captured, comma list, of either family";
+        "Addresses and networks to which nothing is captured, comma-separated, of either family";
     "exclude-outbound-ports-for-uids"
         ["KUMA_TRANSPARENT_PROXY_REDIRECT_OUTBOUND_EXCLUDE_PORTS_FOR_UIDS",
          "redirect.outbound.excludePortsForUIDs"]:
@@ -113,7 +113,7 @@ const FLAGS: &[FlagDef] = flags! {
         "No comments on rules";
     "iptables-executables"
         ["KUMA_TRANSPARENT_PROXY_IPTABLES_EXECUTABLES", "iptablesExecutables"]: List = "",
-        "NAME:PATH of each program of iptables, comma list: which of them tells which iptables \
+        "NAME:PATH of each program of iptables, comma-separated: which of them tells which iptables \
          is meant";
     "store-firewalld" ["KUMA_TRANSPARENT_PROXY_STORE_FIREWALLD", "storeFirewalld"]: Bool = "false",
         "Have firewalld keep the rules; not supported";
@@ -128,18 +128,18 @@ const FLAGS: &[FlagDef] = flags! {
         Duration = "2s",
         "Accepted without effect";
     "dry-run" ["KUMA_TRANSPARENT_PROXY_DRY_RUN", "dryRun"]: Bool = "false",
-        "Touch nothing; print the rules as iptables-restore takes them";
+        "Change nothing; print the rules as iptables-restore takes them";
     "verbose" ["KUMA_TRANSPARENT_PROXY_VERBOSE", "verbose"]: Bool = "false",
         "Print the rules in long words";
     own "include-inbound-ports"
         ["KUMA_TRANSPARENT_PROXY_REDIRECT_INBOUND_INCLUDE_PORTS", "redirect.inbound.includePorts"]:
         Text = "",
-        "Inbound ports to capture, comma list; all when none is given";
+        "Inbound ports to capture, comma-separated; all when none is given";
     own "include-outbound-ports"
         ["KUMA_TRANSPARENT_PROXY_REDIRECT_OUTBOUND_INCLUDE_PORTS",
          "redirect.outbound.includePorts"]:
         Text = "",
-        "Outbound ports to capture, comma list; all when none is given";
+        "Outbound ports to capture, comma-separated; all when none is given";
     own "redirect-outbound"
         ["KUMA_TRANSPARENT_PROXY_REDIRECT_OUTBOUND_ENABLED", "redirect.outbound.enabled"]:
         Bool = "true",

@@ -22,17 +22,17 @@ const FLAGS: &[FlagDef] = flags! {
     "proxy-gid" / 'g': Number = "-1",
         "Group id of the proxy, whose connections are left alone; -1 for none";
     "ports-to-redirect" / 'r': List = "",
-        "Inbound ports to capture, comma list; all when none is given";
+        "Inbound ports to capture, comma-separated; all when none is given";
     "inbound-ports-to-ignore": List = "",
-        "Inbound ports and first-last ranges to leave alone, comma list";
+        "Inbound ports and first-last ranges to leave alone, comma-separated";
     "outbound-ports-to-ignore": List = "",
-        "Outbound ports and first-last ranges to leave alone, comma list";
+        "Outbound ports and first-last ranges to leave alone, comma-separated";
     "subnets-to-ignore": List = "",
-        "Networks whose inbound connections are left alone, comma list; of either family";
+        "Networks whose inbound connections are left alone, comma-separated; of either family";
     "simulate": Bool = "false",
-        "Touch nothing; log the commands of iptables that proxy-init would run";
+        "Change nothing; log the commands of iptables that proxy-init would run";
     "netns": Text = "",
-        "Network namespace to work in, as a path";
+        "Network namespace to work in: a path, a process id, or a name of `ip netns`";
     "use-wait-flag" / 'w': Bool = "false",
         "Wait for the xtables lock; Millrace always does, up to --wait";
     "timeout-close-wait-secs": Number = "0",

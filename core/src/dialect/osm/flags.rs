@@ -19,21 +19,21 @@ pub(super) const POD_IP: &str = "POD_IP";
 /// The settings of Open Service Mesh, then Millrace's own.
 const FLAGS: &[FlagDef] = flags! {
     "outbound-ip-range-exclusion-list": List = "",
-        "Networks of IPv4, connections to which are left alone, comma list";
+        "Networks of IPv4, connections to which are left alone, comma-separated";
     "outbound-ip-range-inclusion-list": List = "",
-        "Networks of IPv4, connections to which alone are captured, comma list; all when none is given";
+        "Networks of IPv4, connections to which alone are captured, comma-separated; all when none is given";
     "outbound-port-exclusion-list": List = "",
-        "Outbound ports to leave alone, comma list";
+        "Outbound ports to leave alone, comma-separated";
     "inbound-port-exclusion-list": List = "",
-        "Inbound ports to leave alone, comma list";
+        "Inbound ports to leave alone, comma-separated";
     "network-interface-exclusion-list": List = "",
-        "Interfaces whose connections are left alone, comma list";
+        "Interfaces whose connections are left alone, comma-separated";
     "local-proxy-mode": Text = "Localhost",
         "Where the proxy finds the application: Localhost, or PodIP for the address in POD_IP";
     own "netns": Text = "",
-        "Network namespace to work in, as a path";
+        "Network namespace to work in: a path, a process id, or a name of `ip netns`";
     own "dry-run": Bool = "false",
-        "Touch nothing; print the script that a pod's init container of Open Service Mesh would run";
+        "Change nothing; print the script that a pod's init container of Open Service Mesh would run";
     own "native-nftables": Bool = "false",
         "Native nftables rules instead of iptables, by netlink: no program is run";
     own "wait" ["MILLRACE_WAIT"]: Duration = "30s",

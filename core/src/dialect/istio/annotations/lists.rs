@@ -41,14 +41,14 @@ pub(super) fn interfaces(
         parsed.ok_or_else(|| {
             ValueError::new(
                 "an interface name has 1 to 15 letters, digits, _ . or -, a letter first; several \
-                 are a comma list",
+                 are a comma-separated list",
             )
         })
     };
     each(reader, text, Most::Names, text.value.trim(), interface)
 }
 
-/// Every item of a comma list. An empty text is an empty list; an empty item is an error.
+/// Every item of a comma-separated list. An empty text is an empty list; an empty item is an error.
 fn each<T>(
     reader: &mut ValueReader,
     text: &Sourced<String>,

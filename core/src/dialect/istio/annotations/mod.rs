@@ -56,42 +56,42 @@ pub(super) const MODE: AnnotationDef = def(
 pub(super) const INCLUDE_OUTBOUND_NETWORKS: AnnotationDef = def(
     "traffic.sidecar.istio.io/includeOutboundIPRanges",
     "*",
-    "Outbound networks to capture: *, a comma list, or empty for none",
+    "Outbound networks to capture: *, a comma-separated list, or empty for none",
 );
 pub(super) const EXCLUDE_OUTBOUND_NETWORKS: AnnotationDef = def(
     "traffic.sidecar.istio.io/excludeOutboundIPRanges",
     "",
-    "Outbound networks to leave alone, comma list",
+    "Outbound networks to leave alone, comma-separated",
 );
 pub(super) const INCLUDE_INBOUND_PORTS: AnnotationDef = def(
     "traffic.sidecar.istio.io/includeInboundPorts",
     "*",
-    "Inbound ports to capture: *, a comma list, or empty for none",
+    "Inbound ports to capture: *, a comma-separated list, or empty for none",
 );
 pub(super) const EXCLUDE_INBOUND_PORTS: AnnotationDef = def(
     "traffic.sidecar.istio.io/excludeInboundPorts",
     "15020",
-    "Inbound ports to leave alone, comma list; 15020, 15021 and 15090 always are",
+    "Inbound ports to leave alone, comma-separated; 15020, 15021 and 15090 always are",
 );
 pub(super) const INCLUDE_OUTBOUND_PORTS: AnnotationDef = def(
     "traffic.sidecar.istio.io/includeOutboundPorts",
     "",
-    "Outbound TCP ports to capture wherever they go, comma list",
+    "Outbound TCP ports to capture wherever they go, comma-separated",
 );
 pub(super) const EXCLUDE_OUTBOUND_PORTS: AnnotationDef = def(
     "traffic.sidecar.istio.io/excludeOutboundPorts",
     "15020",
-    "Outbound ports to leave alone, comma list",
+    "Outbound ports to leave alone, comma-separated",
 );
 pub(super) const EXCLUDE_INTERFACES: AnnotationDef = def(
     "traffic.sidecar.istio.io/excludeInterfaces",
     "",
-    "Interfaces to leave alone in both directions, comma list",
+    "Interfaces to leave alone in both directions, comma-separated",
 );
 pub(super) const REROUTE_INTERFACES: AnnotationDef = def(
     "istio.io/reroute-virtual-interfaces",
     "",
-    "Interfaces whose incoming traffic counts as outbound, comma list",
+    "Interfaces whose incoming traffic counts as outbound, comma-separated",
 );
 pub(super) const KUBEVIRT_INTERFACES: AnnotationDef = def(
     "traffic.sidecar.istio.io/kubevirtInterfaces",
