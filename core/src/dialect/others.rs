@@ -1,6 +1,7 @@
 //! Captures that Millrace does not make, and leaves alone: other meshes, and other modes of one whose
 //! sidecars it captures for.
 
+use super::appmesh;
 use super::findings::{finding, of};
 use crate::finding::{Finding, Severity};
 use crate::observed::{Observed, TableId};
@@ -96,6 +97,19 @@ pub fn captures_pod(pod: &PodFacts) -> Option<(&'static str, &str)> {
         container.init && other.containers.contains(&container.name.as_str())
     })?;
     Some((name, container.name.as_str()))
+}
+
+/// Every mesh whose init container a pod has. By its name alone none is App Mesh's.
+pub(super) fn captured_by(pod: &PodFacts) -> impl Iterator<Item = &'static str> + '_ {
+    let has = |container: &Container, other: &Other| {
+        let is_named = other.containers.contains(&container.name.as_str());
+        container.init && is_named
+    };
+    let is_there = move |other: &&Other| {
+        let is_sure = other.name != appmesh::MESH.name || appmesh::is_in_mesh(pod);
+        is_sure && pod.containers.iter().flatten().any(|container| has(container, other))
+    };
+    OTHERS.iter().filter(is_there).map(|other| other.name)
 }
 
 fn known(

@@ -13,11 +13,11 @@ mod ports;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::findings::finding;
 use super::injector::{self, Injector};
-use super::istio;
+use super::{istio, others};
 use crate::finding::{Finding, Severity};
 use crate::manifest::{Namespace, Workload};
 use crate::pod::{Container, PodFacts};
@@ -32,27 +32,24 @@ pub fn lint(workload: &Workload, namespaces: &[Namespace]) -> Vec<Finding> {
     if meshes.is_empty() && !by_default {
         meshes = meant(workload);
     }
-    if meshes.is_empty() {
+    let names = captured_by(pod, &meshes);
+    if names.len() > 1 {
+        let what = format!("it has what the injectors of {} put in", names.join(" and "));
+        return vec![finding(
+            Severity::Error,
+            "two-meshes",
+            "the pod",
+            &what,
+            [
+                "its connections can go through one proxy only, and the CNI plugin refuses such a pod",
+                "have it injected by one mesh alone",
+            ],
+        )];
+    }
+    if meshes.is_empty() || by_default {
         return istio::lint::lint(workload);
     }
     let mut findings = Vec::new();
-    let injected = meshes.iter().filter(|mesh| mesh.is_injected(pod));
-    let names: Vec<&str> = by_default
-        .then_some(istio::MESH.name)
-        .into_iter()
-        .chain(injected.map(|i| i.mesh.name))
-        .collect();
-    if names.len() > 1 {
-        let what = format!("it has what the injectors of {} put in", names.join(" and "));
-        findings.push(finding(Severity::Error, "two-meshes", "the pod", &what, [
-            "its connections can go through one proxy only, and the CNI plugin refuses such a pod",
-            "have it injected by one mesh alone",
-        ]));
-        return findings;
-    }
-    if by_default {
-        return istio::lint::lint(workload);
-    }
     for injector in meshes {
         let mut inspection = Inspection::new(workload, injector);
         names::check(&mut inspection);
@@ -64,6 +61,17 @@ pub fn lint(workload: &Workload, namespaces: &[Namespace]) -> Vec<Finding> {
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
+}
+
+/// The meshes whose injectors have put something into a pod: a proxy, or a container that captures.
+fn captured_by(pod: &PodFacts, meshes: &[&'static Injector]) -> Vec<&'static str> {
+    let by_default = istio::lint::is_in_mesh(pod) || istio::init_container(pod).is_some();
+    let mut names: Vec<&str> = by_default.then_some(istio::MESH.name).into_iter().collect();
+    names.extend(meshes.iter().filter(|mesh| mesh.is_injected(pod)).map(|mesh| mesh.mesh.name));
+    names.extend(others::captured_by(pod));
+    let mut seen = BTreeSet::new();
+    names.retain(|name| seen.insert(*name));
+    names
 }
 
 /// The meshes that what makes pods speaks of, where its pods don't.

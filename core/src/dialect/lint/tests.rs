@@ -315,6 +315,29 @@ fn a_pod_of_two_meshes_is_an_error_that_names_both() {
     let text = text.replace("kuma-sidecar", "istio-proxy");
     let findings = lint(&read(&text).unwrap().workloads[0], &[]);
     assert!(findings[0].what.contains("Istio and Linkerd"), "{:?}", findings[0]);
+    // By what captures it, where there is no proxy that is known.
+    let proxyinit = "{name: proxyinit, env: [{name: APPMESH_START_ENABLED, value: '1'}]}";
+    for (containers, wanted) in [
+        (
+            format!("{{name: istio-init, args: [istio-iptables]}}, {proxyinit}"),
+            Some("Istio and AWS App Mesh"),
+        ),
+        (format!("{{name: osm-init}}, {proxyinit}"), Some("Open Service Mesh and AWS App Mesh")),
+        ("{name: linkerd-init}, {name: kuma-init}".to_owned(), Some("Linkerd and Kuma")),
+        // Anybody may name a container so.
+        ("{name: istio-init, args: [istio-iptables]}, {name: proxyinit}".to_owned(), None),
+        ("{name: linkerd-init}, {name: linkerd-network-validator}".to_owned(), None),
+    ] {
+        let text = format!(
+            "kind: Pod\nmetadata: {{name: a}}\nspec: {{initContainers: [{containers}], containers: [{{name: a}}]}}\n"
+        );
+        let findings = lint(&read(&text).unwrap().workloads[0], &[]);
+        let two = findings.iter().find(|finding| finding.code == "two-meshes");
+        match wanted {
+            Some(wanted) => assert!(two.unwrap().what.contains(wanted), "{findings:?}"),
+            None => assert_eq!(two, None),
+        }
+    }
 }
 
 #[test]
