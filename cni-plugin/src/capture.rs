@@ -1,5 +1,6 @@
 //! What is done with a pod's namespace, which the calling thread has entered.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -122,8 +123,20 @@ impl Pod {
             .map(|a| a.interface_name)
     }
 
+    /// Whether an interface of the calling thread's namespace has one of these addresses; not where that
+    /// can't be seen.
+    pub(crate) fn has_one_of(ifname: &str, addresses: &[IpAddr]) -> bool {
+        let ip = |a: InterfaceAddress| {
+            let a = a.address?;
+            let v4 = a.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            v4.or_else(|| Some(IpAddr::V6(a.as_sockaddr_in6()?.ip())))
+        };
+        let all = getifaddrs().into_iter().flatten().filter(|a| a.interface_name == ifname);
+        all.filter_map(ip).any(|ip| addresses.contains(&ip))
+    }
+
     /// Take away what this plugin wrote for a pod of the mesh that was noted, also beside the pod's
-    /// entry where it had one.
+    /// entry where it had one. A dry run tells what there is to take.
     ///
     /// # Errors
     /// When it can't be seen, or not be taken away.
@@ -132,6 +145,7 @@ impl Pod {
         noted: Option<Mesh>,
         folder: &Path,
         until: Instant,
+        dry_run: bool,
     ) -> Result<Left, CaptureError> {
         // What a container of the pod wrote from inside is not ours. Only Millrace has Istio's pods
         // captured under its own name; that rules under another mesh's are ours, a note tells.
@@ -146,7 +160,7 @@ impl Pod {
             chosen: Some(&chosen),
             marks: MARKS.to_vec(),
             groups: &self.groups,
-            dry_run: false,
+            dry_run,
             wait: until.saturating_duration_since(Instant::now()),
             exec: exec::Options::default(),
         };

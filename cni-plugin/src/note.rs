@@ -171,6 +171,17 @@ impl Notes {
         }
     }
 
+    /// The network of an attachment: the one that was told, or where none was the only one that it is
+    /// noted with.
+    pub(crate) fn network(&self, told: String, own: &Attachment) -> String {
+        if !told.is_empty() {
+            return told;
+        }
+        let noted = self.list().unwrap_or_default();
+        let mut networks = noted.into_iter().filter(|(_, other)| other == own).map(|(of, _)| of);
+        networks.next().filter(|_| networks.next().is_none()).unwrap_or_default()
+    }
+
     /// Whose the namespace is that the path of an attachment leads to now. What can't be told is
     /// never its own: rules that stay end with their namespace, and a pod that lives on without
     /// them is a leak.
@@ -181,7 +192,8 @@ impl Notes {
         {
             return Claim::Foreign("it is not the one that ADD captured".to_owned());
         }
-        for (of, other) in self.list().unwrap_or_default() {
+        let Ok(list) = self.list() else { return Claim::Unknown };
+        for (of, other) in list {
             if of == network && other == *own {
                 continue;
             }
@@ -390,6 +402,20 @@ mod tests {
             assert!(notes.read(name, &attachment("own")).is_err(), "{name}");
         }
         assert!(outside.exists());
+    }
+
+    #[test]
+    fn a_network_that_is_not_told_is_the_noted_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let notes = Notes::new(folder.path());
+        let own = attachment("own");
+        let network = |told: &str| notes.network(told.to_owned(), &own);
+        assert_eq!((network(""), network("told")), (String::new(), "told".to_owned()));
+        notes.write("net", &own, &of("1:2")).unwrap();
+        notes.write("other", &attachment("other"), &of("1:3")).unwrap();
+        assert_eq!((network(""), network("told")), ("net".to_owned(), "told".to_owned()));
+        notes.write("more", &own, &of("1:2")).unwrap();
+        assert_eq!(network(""), "");
     }
 
     #[test]

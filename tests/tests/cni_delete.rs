@@ -29,7 +29,7 @@ fn captured() -> Result<(Host, Pod, Call)> {
 }
 
 /// Verify that what can't be read, and nobody who reads, keeps no pod: what is known from the
-/// variables is enough to take the rules away.
+/// variables and from the notes, where they are as usual, is enough to take the rules away.
 #[test]
 fn without_input_and_without_outputs() -> Result<()> {
     let plugin = binary::millrace_cni()?;
@@ -43,7 +43,11 @@ fn without_input_and_without_outputs() -> Result<()> {
         "exec \"$0\" </dev/null 2>&-",
         "exec \"$0\" </dev/null >/dev/full 2>/dev/full",
     ] {
-        let (host, pod, del) = captured()?;
+        let host = Host::new()?;
+        let pod = host.pod()?;
+        let add = Call::new(&host, "ADD", &pod, mesh(&[])).without_key("state_dir");
+        add.run(&host)?.success()?;
+        let del = add.to("DEL");
         let mut shell = Command::new("sh");
         shell.args(["-c", how, plugin]).envs(del.env.iter().map(|(name, value)| (name, value)));
         let output = host.namespace.output(shell.stdin(Stdio::null()))?;
@@ -273,6 +277,40 @@ fn a_path_that_leads_to_another_pod() -> Result<()> {
     Ok(())
 }
 
+/// Verify that the same goes where nobody is noted, and where the notes can't be listed: the addresses that
+/// the pod had tell whether the namespace is its own.
+#[test]
+fn a_path_that_leads_to_another_pod_without_notes() -> Result<()> {
+    let host = Host::new()?;
+    let (old, other) = (host.pod()?, host.pod()?);
+    let captured = |pod: &Pod, address: &str| -> Result<Call> {
+        let add = Call::new(&host, "ADD", pod, mesh(&[])).given(&host, pod, address)?;
+        add.run(&host)?.success()?;
+        Ok(add)
+    };
+    let (add, others) = (captured(&old, "10.9.0.2/24")?, captured(&other, "10.9.0.3/24")?);
+    let del = add.clone().to("DEL").with_env("CNI_NETNS", &other.netns.display().to_string());
+    for lost in ["rm -r \"$0\"", "touch \"$0\""] {
+        host.namespace.run("sh", &["-c", lost, &host.state_dir().display().to_string()])?;
+        for call in [&del, &del.clone().without_key("prevResult")] {
+            let reply = call.run(&host)?;
+            reply.success()?;
+            ensure!(host.rules(&other)?.contains(CAPTURED), "{lost}: {reply:?}");
+            ensure!(reply.log.contains("left behind"), "{lost}: {reply:?}");
+        }
+    }
+    fs::remove_file(host.state_dir())?;
+    // Its own namespace each of them leaves, and one without rules nothing is said of.
+    for (pod, add) in [(&old, add), (&other, others)] {
+        add.clone().to("DEL").run(&host)?.success()?;
+        ensure!(!host.rules(pod)?.contains("millrace"));
+        let reply = add.to("DEL").without_key("prevResult").run(&host)?;
+        reply.success()?;
+        ensure!(!reply.log.contains("left behind"), "{reply:?}");
+    }
+    Ok(())
+}
+
 /// Verify that GC leaves a pod captured when the note on it can't be read, and says which that is.
 #[test]
 fn a_note_that_cannot_be_read_and_gc() -> Result<()> {
@@ -293,10 +331,10 @@ fn a_note_that_cannot_be_read_and_gc() -> Result<()> {
 #[test]
 fn one_of_two_networks_without_notes() -> Result<()> {
     let (host, pod, del) = captured()?;
+    let del = del.given(&host, &pod, "10.9.0.2/24")?;
     fs::remove_dir_all(host.state_dir())?;
     host.inside(&pod, |inside| {
-        inside.ip("link add eth0 type veth peer name out0\nlink set eth0 up\naddress add 10.9.0.2/24 dev eth0\n\
-                   link add net1 type veth peer name out1\nlink set net1 up\naddress add 10.9.1.2/24 dev net1")
+        inside.ip("link add net1 type veth peer name out1\nlink set net1 up\naddress add 10.9.1.2/24 dev net1")
     })?;
     let reply = del.clone().with_env("CNI_IFNAME", "net1").run(&host)?;
     reply.success()?;

@@ -259,3 +259,29 @@ fn a_pod_of_linkerd() -> Result<()> {
     }
     Ok(())
 }
+
+/// Verify that DEL of a pod that is gone leaves the entry of the one that its path leads to by now, where
+/// that one is noted and where nobody is.
+#[test]
+fn a_path_that_leads_to_another_pod() -> Result<()> {
+    let _cgroup = Cgroup::enter()?;
+    let host = Host::new()?;
+    load(&host.namespace)?;
+    let (gone, other) = (host.pod()?, pod(&host)?);
+    let call = add(&host, &other, "ebpf", &[]);
+    call.run(&host)?.success()?;
+    let previous = json!({ "cniVersion": "1.1.0", "ips": [{ "address": "10.1.0.7/24" }] });
+    let del = call.clone().to("DEL").with_env("CNI_CONTAINERID", &gone.id);
+    let del = del.with_key("prevResult", previous);
+    for noted in [true, false] {
+        if !noted {
+            std::fs::remove_dir_all(host.state_dir())?;
+        }
+        ensure!(last(&del, &host)?["removed"] != true && pods(&host)? == 1, "{noted}");
+        call.clone().to("CHECK").run(&host)?.success()?;
+    }
+    let own = json!({ "cniVersion": "1.1.0", "ips": [{ "address": "10.1.0.2/24" }] });
+    last(&call.to("DEL").with_key("prevResult", own), &host)?;
+    ensure!(pods(&host)? == 0);
+    Ok(())
+}

@@ -24,8 +24,9 @@ const MODE: &str = "sidecar.istio.io/interceptionMode";
 fn the_same_pod_at_once() -> Result<()> {
     let host = Host::new()?;
     let pod = host.pod()?;
+    // A DEL may end behind an ADD that began after it, and take the note with it.
+    let add = Call::new(&host, "ADD", &pod, mesh(&[])).given(&host, &pod, "10.9.0.2/24")?;
     let before = host.inside(&pod, Snapshot::take)?;
-    let add = Call::new(&host, "ADD", &pod, mesh(&[]));
     let children: Vec<_> = (0..8).map(|_| add.start(&host)).collect::<Result<_>>()?;
     for child in children {
         ensure!(child.wait_with_output()?.status.success());
@@ -258,7 +259,8 @@ fn notes_and_logs_that_cannot_be_written() -> Result<()> {
     fs::write(&file, "")?;
     let broken = Call::new(&host, "ADD", &pod, mesh(&[]))
         .with_key("state_dir", json!(file))
-        .with_key("log_file", json!("/no/such/folder/log"));
+        .with_key("log_file", json!("/no/such/folder/log"))
+        .given(&host, &pod, "10.9.0.2/24")?;
     let reply = broken.run(&host)?;
     reply.success()?;
     ensure!(reply.log.contains("state_dir") && reply.log.contains("log_file"), "{reply:?}");

@@ -127,7 +127,7 @@ fn enrolled(job: &mut Job<'_>, pod: &PodFacts, netns: &Netns) -> Result<bool, Cn
 }
 
 /// The addresses that the plugins before this one gave to a pod.
-fn addresses(previous: &str) -> Vec<IpAddr> {
+pub(super) fn addresses(previous: &str) -> Vec<IpAddr> {
     let previous: Value = serde_json::from_str(previous).unwrap_or_default();
     let ips = previous["ips"].as_array().map(Vec::as_slice).unwrap_or_default();
     let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();

@@ -95,7 +95,7 @@ fn release(
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let mut pod = enter(&netns, &note.netns)?;
-            remove_capture(&mut pod, &job.config.bpffs, Some(note.mesh), until)
+            remove_capture(&mut pod, &job.config.bpffs, Some(note.mesh), until, false)
         });
         thread.join().unwrap_or_else(|panic| resume_unwind(panic)).map(drop).map_err(reported)
     })

@@ -84,6 +84,22 @@ impl Call {
         self
     }
 
+    /// The same call with a prevResult that has this address, with its prefix, which the pod gets at an
+    /// `eth0` of its own.
+    pub fn given(self, host: &Host, pod: &Pod, address: &str) -> Result<Self> {
+        host.inside(pod, |inside| {
+            inside.ip(&format!(
+                "link add eth0 type veth peer name out0\nlink set eth0 up\naddress add {address} dev eth0"
+            ))
+        })?;
+        let previous = json!({
+            "cniVersion": "1.1.0",
+            "interfaces": [{ "name": "eth0", "sandbox": pod.netns }],
+            "ips": [{ "address": address, "interface": 0 }],
+        });
+        Ok(self.with_key("prevResult", previous))
+    }
+
     /// The same call for another command.
     #[must_use]
     pub fn to(self, command: &str) -> Self {
