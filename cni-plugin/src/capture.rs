@@ -15,7 +15,7 @@ use millrace_core::report::{restore_text, routing_text};
 use millrace_core::status::dialect;
 use millrace_core::value::Groups;
 use millrace_host::capture::{
-    self, Applied, By, CaptureError, Difference, Farewell, Left, Order, Pins, fit,
+    self, Applied, By, CaptureError, Checked, Farewell, Left, Order, Pins, fit,
 };
 use millrace_host::ebpf::Node;
 use millrace_host::engine::{EngineError, Session};
@@ -80,7 +80,7 @@ impl Pod {
     ///
     /// # Errors
     /// When it can't be seen.
-    pub(crate) fn check(&mut self, want: Want<'_>) -> Result<Option<Difference>, CaptureError> {
+    pub(crate) fn check(&mut self, want: Want<'_>) -> Result<Checked, CaptureError> {
         self.ordered(want, |session, order| capture::check(session, &order))
     }
 

@@ -163,7 +163,8 @@ impl Capture {
         deadline: Instant,
     ) -> Result<Option<Difference>, CniError> {
         let mut pod = enter(netns, path)?;
-        pod.check(self.want(netns, deadline)).map_err(|error| failed(&error))
+        let checked = pod.check(self.want(netns, deadline)).map_err(|error| failed(&error))?;
+        Ok(checked.difference)
     }
 
     /// Capture the pod, as ADD does, whatever is there. The calling thread stays in the namespace.

@@ -93,7 +93,15 @@ pub(crate) fn notes(observed: &Observed, footprints: &[Footprint]) -> Vec<String
             base.kind, base.priority
         )
     }));
+    notes.extend(at_interfaces(observed));
     notes
+}
+
+/// Each chain at an interface that may undo what eBPF or rules do, in a sentence.
+pub(crate) fn at_interfaces(observed: &Observed) -> impl Iterator<Item = String> + '_ {
+    observed.at_interfaces.iter().map(|chain| {
+        format!("{chain} may drop, lead elsewhere, change or mark what is to be captured")
+    })
 }
 
 /// The chains of native tables of ours.

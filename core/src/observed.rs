@@ -185,6 +185,9 @@ pub struct Observed {
     pub foreign: Vec<ForeignChain>,
     /// Whether there are tables of `nf_tables` whose chains hang at interfaces (family `netdev`).
     pub netdev: bool,
+    /// Chains of others that hang at interfaces (`netdev`, and `ingress` of `inet`), in words, where a packet
+    /// can meet its end, another way, another header or another mark in them.
+    pub at_interfaces: Vec<String>,
     /// Tables of iptables-legacy that ours are never in (`security`), and that its programs alone can read.
     pub unread: Vec<(Family, String)>,
     /// Whether `lo`, to which all is redirected that the pod sends, is down.

@@ -310,6 +310,11 @@ pub fn has_neighbours(observed: &Observed) -> bool {
     neighbours::are_here(observed, FOOTPRINTS)
 }
 
+/// Each chain of others at an interface that may undo what captures, whatever that is, in a sentence.
+pub fn at_interfaces(observed: &Observed) -> Vec<String> {
+    neighbours::at_interfaces(observed).collect()
+}
+
 /// Whose rules [`judge`] finds, without a look at the rules.
 pub fn dialect(observed: &Observed) -> Option<&'static str> {
     let holds = |variant: Variant, dialect: &Dialect| {

@@ -108,7 +108,16 @@ pub fn observe(
     let mut running = Vec::new();
     let mut holdings = Vec::new();
     let Holds { mut held, seen, nf_tables, unseen } = holds(look != Depth::Chains)?;
-    let nft::Listing { generation, tables, mut native, iptables, dormant, foreign, netdev } = seen;
+    let nft::Listing {
+        generation,
+        tables,
+        mut native,
+        iptables,
+        dormant,
+        foreign,
+        netdev,
+        at_interfaces,
+    } = seen;
     native.retain(|(name, table)| !ambient::is_of_node(name, table));
     let tables = tables.into_iter().map(|(family, name)| family.table(name)).collect();
     for (family, dump) in iptables {
@@ -177,6 +186,7 @@ pub fn observe(
         dormant,
         foreign,
         netdev,
+        at_interfaces,
         unread,
         lo_down: links.lo_down,
         wary: wary(),

@@ -115,3 +115,84 @@ fn another_configuration() -> Result<()> {
     }
     Ok(())
 }
+
+/// Chains of others that undo capture, each with what CHECK calls it.
+const UNDOING: [(&str, &str); 7] = [
+    (
+        "add chain netdev x c { type filter hook ingress device eth0 priority 0; }\n\
+         add rule netdev x c meta mark set 0x539",
+        "chain c of table netdev x (ingress of eth0) may",
+    ),
+    (
+        "add chain netdev x c { type filter hook egress device eth0 priority 0; }\n\
+         add rule netdev x c tcp sport 15006 drop",
+        "chain c of table netdev x (egress of eth0) may",
+    ),
+    (
+        "add chain netdev x c { type filter hook ingress device eth0 priority 0; policy drop; }",
+        "chain c of table netdev x (ingress of eth0) may",
+    ),
+    (
+        "add chain netdev x c { type filter hook ingress device eth0 priority 0; }\n\
+         add chain netdev x d\nadd rule netdev x d fwd to lo\nadd rule netdev x c jump d",
+        "chain c of table netdev x (ingress of eth0) may",
+    ),
+    (
+        "add chain netdev x c { type filter hook ingress device eth0 priority 0; }\n\
+         add rule netdev x c ip protocol tcp tcp dport set 15020",
+        "chain c of table netdev x (ingress of eth0) may",
+    ),
+    (
+        "add table inet x\nadd chain inet x c { type filter hook ingress device eth0 priority 0; }\n\
+         add rule inet x c tcp dport 8080 drop",
+        "chain c of table inet x (ingress of eth0) may",
+    ),
+    (
+        "add table ip x\nadd chain ip x c { type nat hook output priority -150; }\n\
+         add rule ip x c tcp dport 9000 redirect to :9999",
+        "chain c of table ip x (type nat, priority -150) is called before ours",
+    ),
+];
+
+/// Chains that do nothing to captured connections, or are not called.
+const HARMLESS: [&str; 3] = [
+    "add chain netdev x c { type filter hook ingress device eth0 priority 0; }\n\
+     add rule netdev x c dup to lo\nadd rule netdev x c counter accept",
+    "add chain netdev x c { type filter hook ingress device eth0 priority 0; }\n\
+     add rule netdev x c meta mark 0x539 meta priority set 1:1",
+    "add chain netdev x c { type filter hook ingress device eth0 priority 0; policy drop; }\n\
+     add table netdev x { flags dormant; }",
+];
+
+/// Verify that CHECK names chains of others that undo what captures, also those at interfaces, does not fail
+/// by them, and names none that do nothing.
+#[test]
+fn what_others_undo_is_named_by_check() -> Result<()> {
+    let host = Host::new()?;
+    for backend in ["nftables", "iptables"] {
+        let pod = host.pod()?;
+        let add = Call::new(&host, "ADD", &pod, mesh(&[])).with_key("backend", json!(backend));
+        let add = add.given(&host, &pod, "10.9.0.2/24")?;
+        add.run(&host)?.success()?;
+        let check = add.to("CHECK");
+        let harmless = HARMLESS.map(|script| (script, None));
+        let undoing = UNDOING.map(|(script, words)| (script, Some(words)));
+        for (script, words) in undoing.into_iter().chain(harmless) {
+            let feed =
+                |text: &str| host.inside(&pod, |inside| inside.feed("nft", &["-f", "-"], text));
+            feed(&format!("add table netdev x\n{script}\n"))?;
+            let reply = check.run(&host)?;
+            reply.success()?;
+            let told = |line: &Value| {
+                let said = line["msg"].as_str().unwrap_or_default();
+                line["level"] == "warn" && words.is_none_or(|words| said.contains(words))
+            };
+            let told = reply.lines()?.iter().any(told);
+            ensure!(told == words.is_some(), "{backend} {script}: {reply:?}");
+            for table in ["netdev x", "inet x", "ip x"] {
+                feed(&format!("add table {table}\ndelete table {table}\n"))?;
+            }
+        }
+    }
+    Ok(())
+}

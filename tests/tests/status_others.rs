@@ -137,6 +137,30 @@ fn a_mark_that_others_take_away_is_told() -> Result<()> {
     Ok(())
 }
 
+/// Verify that what a chain at an interface does to captured connections is told: that it marks them as what
+/// is not captured, drops them or sends them elsewhere, and that it isn't known what a copy does.
+#[test]
+fn what_interfaces_do_is_told() -> Result<()> {
+    for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
+        for (rule, words) in [
+            ("meta mark set 0x539", TOLD),
+            ("tcp dport 8080 drop", TOLD),
+            ("tcp dport 8080 fwd to lo", "can't be told: "),
+            ("dup to lo", "can't be told: "),
+        ] {
+            let script = format!(
+                "nft add table netdev x && \
+                 nft 'add chain netdev x in {{ type filter hook ingress device eth0 priority 0; }}' && \
+                 nft add rule netdev x in {rule}"
+            );
+            let topology = unattended(backend, &["--mode", "tproxy"])?;
+            let (code, said) = beside(&topology, &script, &[])?;
+            ensure!(code == Some(0) && said.contains(words), "{backend} {rule}: {code:?}: {said}");
+        }
+    }
+    Ok(())
+}
+
 /// Verify that nothing is told of rules that do nothing to captured connections.
 #[test]
 fn rules_that_do_nothing_to_the_capture_are_not_told() -> Result<()> {

@@ -1,5 +1,6 @@
 //! CHECK: whether the rules that ADD wrote are there and whole.
 
+use millrace_host::capture::Checked;
 use serde_json::Map;
 
 use super::{Job, Served, enter, failed};
@@ -55,7 +56,10 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<Served, CniError> {
     let (Captured { policy, mesh, .. }, deadline) = (*captured, job.deadline);
     let mut pod = enter(&netns, &path)?;
     let want = Want { policy, mesh, config: &job.config, netns: &netns, deadline };
-    let difference = pod.check(want).map_err(|error| failed(&error))?;
+    let Checked { difference, others } = pod.check(want).map_err(|error| failed(&error))?;
+    for other in &others {
+        job.log.warn(other);
+    }
     match difference {
         None => {
             job.log.done(Level::Debug, "captured, as wanted", Map::new());

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use millrace_core::ebpf::{beside, sources};
 use millrace_core::plan::{Effect, Preference};
 use millrace_core::preflight::Backend;
-use millrace_core::status::{State, Status, judge, judge_beside, judge_native};
+use millrace_core::status::{State, Status, at_interfaces, judge, judge_beside, judge_native};
 
 use super::{By, CaptureError, Order, by_ebpf};
 use crate::ebpf::{Node, Target};
@@ -32,11 +32,27 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Hold what is there against what is ordered. None when everything is as ordered.
+/// What a look at a namespace found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// What is not as ordered; none when everything is.
+    pub difference: Option<Difference>,
+    /// What rules of others may do to captured connections, a sentence each: they are no part of what is
+    /// ordered, and none of ours to judge.
+    pub others: Vec<String>,
+}
+
+impl From<Difference> for Checked {
+    fn from(difference: Difference) -> Self {
+        Self { difference: Some(difference), others: Vec::new() }
+    }
+}
+
+/// Hold what is there against what is ordered.
 ///
 /// # Errors
 /// When it can't be seen.
-pub fn check(session: &mut Session, order: &Order<'_>) -> Result<Option<Difference>, CaptureError> {
+pub fn check(session: &mut Session, order: &Order<'_>) -> Result<Checked, CaptureError> {
     let by_rules = matches!(order.by, By::Rules(_));
     let node = match order.node() {
         // Rules are not less there where the programs can't be looked at.
@@ -49,8 +65,8 @@ pub fn check(session: &mut Session, order: &Order<'_>) -> Result<Option<Differen
     };
     let asked = order.by == By::Ebpf;
     let (missing, drifted) = (
-        |line: &str| Ok(Some(Difference::Missing(line.to_owned()))),
-        |line: &str| Ok(Some(Difference::Drifted(line.to_owned()))),
+        |line: &str| Ok(Difference::Missing(line.to_owned()).into()),
+        |line: &str| Ok(Difference::Drifted(line.to_owned()).into()),
     );
     match (&node, found) {
         (_, Some(_)) if by_rules => drifted("eBPF captures it, and rules are to"),
@@ -61,7 +77,7 @@ pub fn check(session: &mut Session, order: &Order<'_>) -> Result<Option<Differen
     }
 }
 
-fn rules(session: &mut Session, order: &Order<'_>) -> Result<Option<Difference>, CaptureError> {
+fn rules(session: &mut Session, order: &Order<'_>) -> Result<Checked, CaptureError> {
     let (desired, groups) = (order.desired, order.groups);
     let observed = session.observe(&order.exec, Depth::Fast)?;
     let may_be_native = match order.by.preference() {
@@ -73,21 +89,18 @@ fn rules(session: &mut Session, order: &Order<'_>) -> Result<Option<Difference>,
         Some(native) => judge_native(&observed, Some(&native.ready(groups)?), groups),
         None => judge(&observed, Some(&desired.iptables), groups),
     };
-    Ok(difference(&found))
+    let difference = difference(&found);
+    Ok(Checked { difference, others: found.neighbours })
 }
 
 /// What is wrong with the pod's entry, or with what it needs beside it.
-fn entry(
-    session: &mut Session,
-    node: &Node,
-    order: &Order<'_>,
-) -> Result<Option<Difference>, CaptureError> {
-    let drifted = |line: String| Ok(Some(Difference::Drifted(line)));
+fn entry(session: &mut Session, node: &Node, order: &Order<'_>) -> Result<Checked, CaptureError> {
+    let drifted = |line: String| Ok(Difference::Drifted(line).into());
     let policy = &*by_ebpf(session, &order.desired.policy)?;
     let target = Target::current()?;
     let entry = target.entry(policy, order.groups)?;
     let Some(found) = node.pod(target.cookie())? else {
-        return Ok(Some(Difference::Missing(NO_ENTRY.to_owned())));
+        return Ok(Difference::Missing(NO_ENTRY.to_owned()).into());
     };
     if let Some(fault) = found.fault() {
         return drifted(fault.to_owned());
@@ -102,10 +115,11 @@ fn entry(
     let sources: Vec<IpAddr> = sources(&found.pod).collect();
     let found = judge_beside(&observed, &beside(policy), &sources, order.groups);
     let list: Vec<String> = found.differences.iter().map(reported).chain(found.notes).collect();
-    Ok((!found.whole).then(|| {
+    let difference = (!found.whole).then(|| {
         let list = list.join("; ");
         Difference::Drifted(format!("what it needs beside its entry differs; to repair: {list}"))
-    }))
+    });
+    Ok(Checked { difference, others: at_interfaces(&observed) })
 }
 
 fn difference(found: &Status) -> Option<Difference> {

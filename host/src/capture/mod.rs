@@ -5,7 +5,7 @@
 mod check;
 mod leave;
 
-pub use check::{Difference, check};
+pub use check::{Checked, Difference, check};
 pub use leave::{Farewell, Left, leave};
 
 use std::borrow::Cow;

@@ -24,6 +24,10 @@ const VERDICT: (u16, u16) = (1, 2);
 const META: (u16, u16, u16) = (1, 2, 3);
 /// `NFTA_PAYLOAD_DREG`, `NFTA_PAYLOAD_BASE`, `NFTA_PAYLOAD_OFFSET`, `NFTA_PAYLOAD_LEN`
 const PAYLOAD: (u16, u16, u16, u16) = (1, 2, 3, 4);
+/// `NFTA_PAYLOAD_SREG`, of one that writes
+const PAYLOAD_SOURCE: u16 = 5;
+/// `NFT_META_MARK`
+const MARK: u32 = 3;
 /// `NFTA_IMMEDIATE_DREG`, `NFTA_IMMEDIATE_DATA`
 const IMMEDIATE: (u16, u16) = (1, 2);
 /// `NFTA_BITWISE_SREG`, `NFTA_BITWISE_DREG`, `NFTA_BITWISE_MASK`, `NFTA_BITWISE_XOR`,
@@ -85,6 +89,18 @@ pub(super) fn decides(element: Attributes<'_>) -> bool {
         "lookup" => data.number(LOOKUP.2) == Some(VERDICT_REGISTER),
         "redir" | "nat" | "tproxy" | "queue" | "reject" | "synproxy" | "target" | "notrack" => true,
         _ => false,
+    }
+}
+
+/// The same where a packet has no rules of its protocol yet or any more, or is to meet them as another than
+/// it was: its way, its mark or its headers are others from there on. What is done to a copy is not.
+pub(super) fn changes(element: Attributes<'_>) -> bool {
+    let Some((name, data)) = named(element) else { return false };
+    match name {
+        "fwd" => true,
+        "meta" => data.number(META.2).is_some() && data.number(META.1) == Some(MARK),
+        "payload" => data.number(PAYLOAD_SOURCE).is_some(),
+        _ => decides(element),
     }
 }
 

@@ -121,7 +121,7 @@ fn owner<'t>(
 }
 
 /// The interfaces that a chain hangs at.
-fn devices(chain: Attributes<'_>) -> Vec<String> {
+pub(super) fn devices(chain: Attributes<'_>) -> Vec<String> {
     let Some(hook) = chain.nested(CHAIN.2) else { return Vec::new() };
     let several = hook.nested(HOOK_DEVICE.1).unwrap_or(Attributes(&[]));
     let several = several.iter().filter(|(kind, _)| *kind == HOOK_DEVICE.2);

@@ -15,7 +15,8 @@ use netlink_packet_netfilter::nftables::{
     SetElementMessage, SetMessage, TableMessage,
 };
 
-use super::decode::{decides, decode};
+use super::decode::{changes, decides, decode};
+use super::list::devices;
 use super::raw::{Answer, Attributes, kind};
 use super::socket::{Connection, NftError};
 use super::xtables;
@@ -91,6 +92,8 @@ pub struct Listing {
     pub foreign: Vec<ForeignChain>,
     /// Whether there are tables of family `netdev`, which are nobody's that is known here.
     pub netdev: bool,
+    /// Chains that hang at interfaces and can do something to a packet there, in words.
+    pub at_interfaces: Vec<String>,
 }
 
 /// Which tables [`look`] reads in full; the names of all are listed anyway.
@@ -158,7 +161,7 @@ fn look_once(connection: &Connection, wanted: ReadScope<'_>) -> Result<Option<Li
     }
     found.tables = tables;
     // Chains of others matter to rules of the kernel's own tables of iptables as well.
-    if found.tables.is_empty() {
+    if found.tables.is_empty() && !found.netdev {
         return Ok(Some(found));
     }
     let dump = |request, kind, what| {
@@ -184,6 +187,12 @@ fn look_once(connection: &Connection, wanted: ReadScope<'_>) -> Result<Option<Li
         found.foreign.extend(foreign.filter(|f| !found.dormant.contains(&f.table)));
     }
     let read: &[Answer] = if wanted.rules { &chains } else { &[] };
+    let asleep: Vec<(u8, &str)> = answers
+        .iter()
+        .filter(|answer| is_dormant(answer))
+        .filter_map(|answer| Some((answer.family, answer.attributes().text(TABLE.0)?)))
+        .collect();
+    found.at_interfaces = at_interfaces(connection, read, &asleep)?;
     let mut sets = Vec::new();
     for (table, _) in found.native.iter().filter(|_| wanted.rules) {
         sets.push((table.clone(), read_sets(NetfilterProtoFamily::Inet, table, connection)?));
@@ -258,6 +267,46 @@ fn foreign(family: TableFamily, chain: Attributes<'_>) -> Option<ForeignChain> {
     let table = family.table(chain.text(CHAIN.0)?.to_owned());
     let (name, base) = (chain.text(CHAIN.1)?.to_owned(), base(chain)?);
     Some(ForeignChain { table, name, base, decides: drops(chain) })
+}
+
+/// The chains that hang at interfaces, but for those of tables that are `asleep`, whose tables can do
+/// something to a packet.
+fn at_interfaces(
+    connection: &Connection,
+    chains: &[Answer],
+    asleep: &[(u8, &str)],
+) -> Result<Vec<String>, NftError> {
+    let mut found = Vec::new();
+    for chain in chains {
+        let attributes = chain.attributes();
+        let named = attributes.text(CHAIN.0).zip(attributes.text(CHAIN.1)).zip(base(attributes));
+        let Some(((table, name), base)) = named else { continue };
+        let (word, hook) = match (NetfilterProtoFamily::from(chain.family), base.hook) {
+            (NetfilterProtoFamily::NetDev, 0) => ("netdev", "ingress"),
+            (NetfilterProtoFamily::NetDev, 1) => ("netdev", "egress"),
+            // NF_INET_INGRESS
+            (NetfilterProtoFamily::Inet, 5) => ("inet", "ingress"),
+            _ => continue,
+        };
+        if asleep.contains(&(chain.family, table)) {
+            continue;
+        }
+        let of_table = chains.iter().filter(|other| {
+            other.family == chain.family && other.attributes().text(CHAIN.0) == Some(table)
+        });
+        let mut acts = drops(attributes);
+        for other in of_table {
+            let Some(name) = other.attributes().text(CHAIN.1).filter(|_| !acts) else { break };
+            let rules = rules_of(connection, chain.family, table, name)?;
+            acts = rules.iter().any(|r| r.attributes().list(RULE_EXPRESSIONS).any(changes));
+        }
+        if acts {
+            let at = devices(attributes);
+            let at = if at.is_empty() { "interfaces".to_owned() } else { at.join(", ") };
+            found.push(format!("chain {name} of table {word} {table} ({hook} of {at})"));
+        }
+    }
+    Ok(found)
 }
 
 /// Note which tables have a rule that decides about packets.

@@ -82,7 +82,7 @@ pub(super) async fn held(
         let groups = Groups::new();
         check(&mut session, &Order::new(&desired, By::Rules(preference), &groups, PATIENCE))
     };
-    Ok(match inside(netns, look).await? {
+    Ok(match inside(netns, look).await?.difference {
         None => Held::Whole,
         Some(Difference::Missing(_)) => Held::Nothing,
         Some(Difference::Drifted(why)) => Held::Drifted(why),
