@@ -159,6 +159,31 @@ impl Owned {
     }
 }
 
+/// Rules that spare an interface, in builtin chains of tables with chains of ours, where neither their text nor
+/// a number of the kernel's tells whose they are: whether each is taken for ours, and the rule.
+pub fn untold(dump: &Dump, footprints: &[Footprint]) -> Vec<(bool, String)> {
+    let owned = Owned::find(dump, footprints);
+    let mut found = Vec::new();
+    for (table, content) in known_tables(dump).filter(|(table, _)| owned.has_chains_in(*table)) {
+        for chain in content.chains.iter().filter(|chain| !owned.has_chain(table, &chain.name)) {
+            for (index, rule) in chain.rules.iter().enumerate() {
+                let alike = rule.rule.as_ref().is_ok_and(|rule| {
+                    let of_an_interface = matches!(
+                        rule.matches.as_slice(),
+                        [Match::InInterface { .. } | Match::OutInterface { .. }]
+                    );
+                    of_an_interface && rule.target == Target::Return
+                });
+                if alike && rule.kernel.is_none() {
+                    let text = format!("-A {} {} (table {table})", chain.name, rule.text);
+                    found.push((owned.has_rule(table, &chain.name, index), text));
+                }
+            }
+        }
+    }
+    found
+}
+
 /// The words of a rule; what is quoted is one, with its quotes (`iptables-save` quotes what is not a
 /// plain word, and puts a backslash in front of a quote in it).
 fn words(text: &str) -> impl Iterator<Item = &str> {

@@ -318,7 +318,7 @@ impl Session {
             return Err(EngineError::Drifted { effects: plan.effects });
         }
         let others = if request.rules.is_some() { captures(&before) } else { Vec::new() };
-        for warning in plan.obstacles.iter().cloned().chain(others) {
+        for warning in plan.obstacles.iter().chain(&plan.untold).cloned().chain(others) {
             if !self.warnings.contains(&warning) {
                 self.warnings.push(warning);
             }

@@ -266,6 +266,44 @@ fn interfaces_that_others_spare_stay() -> Result<()> {
     Ok(())
 }
 
+/// Verify that with iptables-legacy, where nothing tells whose an interface's rules are, cleanup names those
+/// that go and those that stay, and none that are nobody's but the capture's or somebody else's.
+#[test]
+fn interfaces_whose_rules_nothing_tells_of_are_named() -> Result<()> {
+    let pod = pod()?;
+    let own = ["--force-iptables-binary", "legacy", "-c", "net1"];
+    let rules = [("PREROUTING", "-i"), ("OUTPUT", "-o")];
+    let spare = |place: &str, interface: &str| -> Result<()> {
+        for (chain, by) in rules {
+            let at = [place, chain, by, interface, "-j", "RETURN"];
+            pod.run("iptables-legacy", &[&["-t", "nat"][..], &at].concat())?;
+        }
+        Ok(())
+    };
+    // Without a chain of ours they are nobody's business.
+    spare("-A", "tun9")?;
+    let (code, said) = run(&pod, &["cleanup"])?;
+    ensure!(code == Some(0) && !said.contains("tun9"), "{said}");
+    pod.run("iptables-legacy", &["-t", "nat", "-F"])?;
+    let (code, said) = run(&pod, &[&SIDECAR[..], &own].concat())?;
+    ensure!(code == Some(0), "{said}");
+    spare("-I", "tun0")?;
+    spare("-A", "tun1")?;
+    for words in [&["cleanup", "--dry-run"][..], &["cleanup"]] {
+        let (code, said) = run(&pod, words)?;
+        ensure!(code == Some(0), "{said}");
+        for (chain, by) in rules {
+            for (interface, what) in [("tun0", "goes"), ("tun1", "stays")] {
+                let rule = format!("-A {chain} {by} {interface} -j RETURN (table nat); it {what}");
+                ensure!(said.contains(&rule), "{words:?}: {rule} is not named: {said}");
+            }
+        }
+    }
+    let left = saved(&pod, "iptables-legacy-save")?;
+    ensure!(left.contains("tun1") && !left.contains("tun0") && !left.contains("ISTIO"), "{left}");
+    Ok(())
+}
+
 /// Verify that a map which leads to a chain of ours is named, with its table, and that nothing has
 /// happened.
 #[test]

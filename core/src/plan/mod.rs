@@ -71,6 +71,9 @@ pub struct Plan {
     pub clash: Option<Clash>,
     /// What keeps the wanted rules from working, and is not ours to change: each in a sentence.
     pub obstacles: Vec<String>,
+    /// Where nothing of ours is to be left: which rules go, and which stay, of which nothing tells whose
+    /// they are, each in a sentence.
+    pub untold: Vec<String>,
 }
 
 impl Plan {
@@ -246,7 +249,11 @@ pub fn plan(
     let effects = with_marker(effects, observed.interrupted);
     let obstacles = obstacles::obstacles(observed, wanted);
     let clash = (!clashes.is_empty()).then_some(Clash(clashes));
-    Plan { effects, residue, unfinished, interrupted, taken, clash, obstacles }
+    let untold = match wanted {
+        DesiredState::Nothing => obstacles::untold(observed, context.footprints),
+        DesiredState::Iptables(..) | DesiredState::Native(_) => Vec::new(),
+    };
+    Plan { effects, residue, unfinished, interrupted, taken, clash, obstacles, untold }
 }
 
 /// The transaction that puts native tables in the place of those that are there, if it has to, and

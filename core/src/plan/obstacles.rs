@@ -5,12 +5,30 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::DesiredState;
 use super::routing::{PASSTHROUGH_LINK, PASSTHROUGH_PEER, PASSTHROUGH_V6};
 use crate::iptables::ChainDump;
-use crate::observed::{InterfaceAddress, IpRule, Observed, Route, Variant};
+use crate::observed::{Holding, InterfaceAddress, IpRule, Observed, Route, Variant};
+use crate::ownership::{self, Footprint};
 use crate::ruleset::{MarkedRoute, Masked, Table};
 use crate::value::Family;
 
 /// Table `main` (`linux/rtnetlink.h`, `RT_TABLE_MAIN`).
 const MAIN: u32 = 254;
+
+/// Rules of which nothing tells whose they are, each in a sentence that says whether it goes or stays.
+pub(super) fn untold(observed: &Observed, footprints: &[Footprint]) -> Vec<String> {
+    let of = |holding: &Holding| {
+        let Holding { variant, family, dump } = holding;
+        let told = |(ours, rule): (bool, String)| {
+            let what = if ours {
+                "goes, as it stands where those of the capture do: add it again if it is somebody else's"
+            } else {
+                "stays, as it does not stand with those of the capture: remove it if it is one of them"
+            };
+            format!("nothing tells whose this rule of {family} {variant} is: {rule}; it {what}")
+        };
+        ownership::untold(dump, footprints).into_iter().map(told).collect::<Vec<_>>()
+    };
+    observed.holdings.iter().flat_map(of).collect()
+}
 
 /// Each in a sentence, with what to do.
 pub(super) fn obstacles(observed: &Observed, wanted: DesiredState<'_>) -> Vec<String> {
