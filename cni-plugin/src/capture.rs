@@ -27,6 +27,7 @@ use nix::net::if_::InterfaceFlags;
 
 use crate::config::{Backend, Config};
 use crate::mesh::Mesh;
+use crate::note::Notes;
 
 /// A namespace that the calling thread has entered.
 #[derive(Debug)]
@@ -69,8 +70,13 @@ impl Pod {
                 Err(why) => warnings.push(why),
             }
         }
+        let notes = Notes::new(&want.config.state_dir);
         let mut applied =
             self.ordered(want, |session, order| capture::apply(session, &Order { exec, ..order }))?;
+        // Where none is, ADD has told already that notes can't be written.
+        if applied.enrolled.is_some() {
+            let _noted = notes.had_ebpf();
+        }
         warnings.append(&mut applied.outcome.warnings);
         applied.outcome.warnings = warnings;
         Ok(applied)
@@ -91,7 +97,8 @@ impl Pod {
     ) -> Result<T, CaptureError> {
         let Want { policy, mesh, config, netns, deadline } = want;
         let desired = Desired::new(fit(&mut self.session, policy)?, mesh.dialect());
-        let pins = Pins { folder: &config.bpffs, expected: config.expects_ebpf };
+        let expected = config.expects_ebpf || Notes::new(&config.state_dir).has_had_ebpf();
+        let pins = Pins { folder: &config.bpffs, expected };
         let within = deadline.saturating_duration_since(Instant::now());
         let order = Order {
             pins: Some(pins),

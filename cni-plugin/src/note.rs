@@ -106,6 +106,8 @@ pub(crate) enum Claim {
 
 /// No note is longer, in bytes: etcd takes no larger object.
 const LONGEST: u64 = 4 * 1024 * 1024;
+/// The file that says that eBPF has captured pods here. It is no note, whose names have [`SEPARATOR`].
+const EBPF: &str = "ebpf";
 /// What the names of drafts begin with; the id of the process that writes it follows.
 const DRAFT: &str = "draft-";
 /// Between the parts of a file's name; none of them can hold it.
@@ -217,6 +219,20 @@ impl Notes {
         if matches!(noted, Ok(Some(_))) { Claim::Own } else { Claim::Unknown }
     }
 
+    /// Note that eBPF has captured a pod of the node.
+    pub(crate) fn had_ebpf(&self) -> io::Result<()> {
+        own_file::make_own(&self.folder)?;
+        if self.has_had_ebpf() {
+            return Ok(());
+        }
+        own_file::create(&self.folder.join(EBPF)).map(drop)
+    }
+
+    /// Whether eBPF is known to have captured pods of the node.
+    pub(crate) fn has_had_ebpf(&self) -> bool {
+        own_file::own(&self.folder).is_ok() && self.folder.join(EBPF).exists()
+    }
+
     /// Take away drafts of processes that were killed.
     pub(crate) fn sweep(&self) -> io::Result<()> {
         let entries = match fs::read_dir(&self.folder) {
@@ -299,6 +315,21 @@ mod tests {
     }
 
     #[test]
+    fn that_ebpf_captured_is_noted_and_no_note() {
+        let folder = tempfile::tempdir().unwrap();
+        let notes = Notes::new(&folder.path().join("not/yet/there"));
+        assert!(!notes.has_had_ebpf());
+        notes.had_ebpf().unwrap();
+        notes.had_ebpf().unwrap();
+        assert!(notes.has_had_ebpf());
+        assert_eq!(notes.list().unwrap(), []);
+        notes.sweep().unwrap();
+        assert!(notes.has_had_ebpf());
+        fs::set_permissions(&notes.folder, Permissions::from_mode(0o777)).unwrap();
+        assert!(!notes.has_had_ebpf() && notes.had_ebpf().is_err());
+    }
+
+    #[test]
     fn drafts_of_the_dead_are_swept() {
         let folder = tempfile::tempdir().unwrap();
         let notes = Notes::new(folder.path());
@@ -368,6 +399,20 @@ mod tests {
     }
 
     #[test]
+    fn a_network_that_is_not_told_is_the_noted_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let notes = Notes::new(folder.path());
+        let own = attachment("own");
+        let network = |told: &str| notes.network(told.to_owned(), &own);
+        assert_eq!((network(""), network("told")), (String::new(), "told".to_owned()));
+        notes.write("net", &own, &of("1:2")).unwrap();
+        notes.write("other", &attachment("other"), &of("1:3")).unwrap();
+        assert_eq!((network(""), network("told")), ("net".to_owned(), "told".to_owned()));
+        notes.write("more", &own, &of("1:2")).unwrap();
+        assert_eq!(network(""), "");
+    }
+
+    #[test]
     fn a_namespace_belongs_to_who_was_noted_in_it() {
         let folder = tempfile::tempdir().unwrap();
         let notes = Notes::new(folder.path());
@@ -402,20 +447,6 @@ mod tests {
             assert!(notes.read(name, &attachment("own")).is_err(), "{name}");
         }
         assert!(outside.exists());
-    }
-
-    #[test]
-    fn a_network_that_is_not_told_is_the_noted_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let notes = Notes::new(folder.path());
-        let own = attachment("own");
-        let network = |told: &str| notes.network(told.to_owned(), &own);
-        assert_eq!((network(""), network("told")), (String::new(), "told".to_owned()));
-        notes.write("net", &own, &of("1:2")).unwrap();
-        notes.write("other", &attachment("other"), &of("1:3")).unwrap();
-        assert_eq!((network(""), network("told")), ("net".to_owned(), "told".to_owned()));
-        notes.write("more", &own, &of("1:2")).unwrap();
-        assert_eq!(network(""), "");
     }
 
     #[test]

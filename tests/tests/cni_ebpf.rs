@@ -4,7 +4,7 @@ use std::fs::File;
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::cni::{Api, Call, Host, Pod, mesh};
-use millrace_tests::ebpf::{Cgroup, FOLDER, load, mount_bpffs, node};
+use millrace_tests::ebpf::{Cgroup, FOLDER, MOUNT, load, load_with, mount_bpffs, node, options};
 use millrace_tests::topology::{APP, PROXY};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
@@ -217,6 +217,16 @@ fn programs_that_are_missing_are_told_of() -> Result<()> {
     let call = call.without_key("bpffs");
     ensure!(warned(&call)?, "the backend is named");
     ensure!(!warned(&call.without_key("backend"))?, "nobody expects eBPF");
+    // As after a start of the machine with notes that outlive it.
+    let _cgroup = Cgroup::enter()?;
+    load_with(&host.namespace, &options()?)?;
+    let (before, after) = (self::pod(&host)?, self::pod(&host)?);
+    let call = add(&host, &before, "ebpf", &[]);
+    ensure!(last(&call, &host)?["by"] == "eBPF");
+    call.to("DEL").run(&host)?.success()?;
+    host.namespace.run("umount", &["-l", MOUNT])?;
+    let call = add(&host, &after, "auto", &[]).without_key("backend").without_key("bpffs");
+    ensure!(warned(&call)?, "eBPF has captured here");
     Ok(())
 }
 
