@@ -17,8 +17,11 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 
-/// What takes longer than this, on a machine however busy, would never end.
-const HANGS: Duration = Duration::from_secs(40);
+/// The deadline of calls that are to fail, of those that are to capture, of those that name none, and of DEL.
+const SHORT: Duration = Duration::from_millis(1500);
+const LONG: Duration = Duration::from_secs(6);
+const DEFAULT: Duration = Duration::from_secs(15);
+const DEL: Duration = Duration::from_secs(10);
 
 /// A call whose pod's annotations the runtime does not tell.
 fn blind(host: &Host, command: &str, pod: &Pod) -> Call {
@@ -196,19 +199,20 @@ fn keeps_the_deadline(host: &Host, what: &str, key: &str, value: &Value, says: &
         |call: Call| call.with_key(key, value.clone()).with_key("deadline", json!("1500ms"));
     for command in ["ADD", "CHECK"] {
         let reply =
-            asking(blind(host, command, &pod)).run_within(host, HANGS).context(what.to_owned())?;
+            asking(blind(host, command, &pod)).run_by(host, SHORT).context(what.to_owned())?;
         let said = reply.failure(11).with_context(|| what.to_owned())?;
         ensure!(said.contains(says), "{what}: {said}");
     }
     let status = asking(blind(host, "STATUS", &pod)).with_key("capabilities", json!({}));
-    status.run_within(host, HANGS).context(what.to_owned())?;
+    status.run_by(host, SHORT).context(what.to_owned())?;
     // Long enough for the capture itself.
     let known = |command: &str| {
         let call = Call::new(host, command, &pod, mesh(&[])).with_key(key, value.clone());
         call.with_key("deadline", json!("6s")).with_key("cni.dev/valid-attachments", json!([]))
     };
     for (command, captured) in [("ADD", true), ("CHECK", true), ("GC", false), ("DEL", false)] {
-        let reply = known(command).run_within(host, HANGS).context(what.to_owned())?;
+        let deadline = if command == "DEL" { DEL } else { LONG };
+        let reply = known(command).run_by(host, deadline).context(what.to_owned())?;
         reply.success().with_context(|| what.to_owned())?;
         assert_eq!(host.rules(&pod)?.contains("millrace"), captured, "{what}: {command}");
     }
@@ -357,10 +361,10 @@ fn what_a_program_leaves_behind() -> Result<()> {
         let kubeconfig = json!(api.kubeconfig_of("127.0.0.1", &user)?);
         let add = blind(&host, "ADD", &pod).with_key("kubeconfig", kubeconfig);
         if is_good {
-            add.run_within(&host, HANGS)?.success().context(name)?;
+            add.run_by(&host, DEFAULT)?.success().context(name)?;
         } else {
             let add = add.with_key("deadline", json!("1500ms"));
-            let said = add.run_within(&host, HANGS)?.failure(11).context(name)?;
+            let said = add.run_by(&host, SHORT)?.failure(11).context(name)?;
             ensure!(said.contains("was killed"), "{name}: {said}");
         }
         let left = sleepers(&time);
@@ -449,13 +453,13 @@ fn dns_that_says_nothing() -> Result<()> {
     let said = add.clone().with_key("deadline", json!("1500ms")).run(&host)?.failure(11)?;
     ensure!(said.contains("/etc/hosts does not have, by DNS at 127.0.0.1"), "{said}");
     host.cover("/etc/hosts", &format!("127.0.0.1 localhost {NAME}\n"))?;
-    let reply = add.run_within(&host, HANGS)?;
+    let reply = add.run_by(&host, DEFAULT)?;
     reply.success()?;
     // Far less than DNS is waited for.
     let took = reply.lines()?.pop().context("a line")?["durationMs"].as_f64();
     ensure!(took.is_some_and(|ms| ms < 10_000.0), "{reply:?}");
     host.cover("/etc/hosts", "127.0.0.1 localhost\n")?;
     thread::spawn(move || answer_for_ipv4(&dns));
-    add.run_within(&host, HANGS)?.success()?;
+    add.run_by(&host, DEFAULT)?.success()?;
     Ok(())
 }

@@ -11,14 +11,16 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use millrace_tests::cni::{Call, Host, Pod, end_within, mesh};
+use millrace_tests::cni::{Call, Host, Pod, end_within, kept, mesh};
 use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::json;
 
-/// What takes longer than this, on a machine however busy, would never end.
-const HANGS: Duration = Duration::from_secs(40);
+/// The deadline of calls here, and that of DEL and of who can't read its configuration.
+const DEADLINE: Duration = Duration::from_secs(8);
+const DEL: Duration = Duration::from_secs(10);
+const DEFAULT: Duration = Duration::from_secs(15);
 /// Every command, in an order in which each has something to do.
 const COMMANDS: [&str; 5] = ["ADD", "CHECK", "STATUS", "GC", "DEL"];
 
@@ -31,8 +33,13 @@ fn fifo(host: &Host) -> Result<PathBuf> {
 /// A call of any command for a pod, which GC finds listed.
 fn call(host: &Host, pod: &Pod) -> Call {
     let listed = json!([{ "containerID": pod.id, "ifname": "eth0" }]);
-    let call = Call::new(host, "ADD", pod, mesh(&[])).with_key("deadline", json!("20s"));
+    let call = Call::new(host, "ADD", pod, mesh(&[])).with_key("deadline", json!("8s"));
     call.with_key("cni.dev/valid-attachments", listed)
+}
+
+/// How long a command may take whose entry names this deadline.
+fn deadline(command: &str, named: Duration) -> Duration {
+    if command == "DEL" { DEL } else { named }
 }
 
 /// Verify that nobody holds the plugin up by a log that is a FIFO, or one that is full and whose lock
@@ -51,7 +58,8 @@ fn logs_that_hold_up() -> Result<()> {
             .with_key("log_max_bytes", json!(4096));
         for command in COMMANDS {
             let what = format!("{command} {}", log.display());
-            let reply = call.clone().to(command).run_within(&host, HANGS).context(what.clone())?;
+            let reply = call.clone().to(command).run_by(&host, deadline(command, DEADLINE));
+            let reply = reply.context(what.clone())?;
             reply.success().context(what.clone())?;
             assert_eq!(host.rules(&pod)?.contains("millrace"), command != "DEL", "{what}");
         }
@@ -82,7 +90,8 @@ fn notes_that_hold_up() -> Result<()> {
                 }
             }
             let what = format!("{kind} {command}");
-            let reply = call.clone().to(command).run_within(&host, HANGS).context(what.clone())?;
+            let reply = call.clone().to(command).run_by(&host, deadline(command, DEADLINE));
+            let reply = reply.context(what.clone())?;
             // GC can't look after a pod whose note it can't read, and says so.
             ensure!(reply.code == Some(0) || command == "GC", "{what}: {reply:?}");
             // Where the note tells nothing DEL leaves what may be another pod's, which ends with the pod.
@@ -104,10 +113,10 @@ fn a_namespace_that_is_a_fifo() -> Result<()> {
     let fifo = fifo(&host)?.display().to_string();
     let call = Call::new(&host, "ADD", &pod, mesh(&[])).with_env("CNI_NETNS", &fifo);
     for command in ["ADD", "CHECK"] {
-        let said = call.clone().to(command).run_within(&host, HANGS)?.failure(4)?;
+        let said = call.clone().to(command).run_by(&host, DEFAULT)?.failure(4)?;
         ensure!(said.contains(&fifo), "{said}");
     }
-    call.to("DEL").run_within(&host, HANGS)?.success()?;
+    call.to("DEL").run_by(&host, DEL)?.success()?;
     Ok(())
 }
 
@@ -146,6 +155,8 @@ fn a_runtime_that_stops_talking() -> Result<()> {
         let add = call(&host, &pod).without_key("state_dir");
         add.run(&host)?.success()?;
         let code = i32::from(command != "DEL");
+        let unread = kept(&host, deadline(command, DEFAULT))?;
+        let named = kept(&host, deadline(command, Duration::from_secs(1)))?;
         let call = add.with_key("deadline", json!("1s")).to(command);
         // It is open, and nothing comes.
         let (_silent, stdin) = {
@@ -153,13 +164,13 @@ fn a_runtime_that_stops_talking() -> Result<()> {
             (w, Stdio::from(r))
         };
         let child = started(&host, &call, stdin, Stdio::piped(), Stdio::piped())?;
-        let reply = end_within(child, HANGS)?;
+        let reply = end_within(child, unread)?;
         assert_eq!(reply.code, Some(code), "{reply:?}");
         ensure!(reply.log.contains("standard input"), "{reply:?}");
         assert_eq!(host.rules(&pod)?.contains("millrace"), command != "DEL");
         let zeros = File::open("/dev/zero")?.into();
         let child = started(&host, &call, zeros, Stdio::piped(), Stdio::piped())?;
-        let reply = end_within(child, HANGS)?;
+        let reply = end_within(child, unread)?;
         assert_eq!(reply.code, Some(code), "{reply:?}");
         // Nobody reads its log, or what it answers. The agent hears how it ended all the same.
         let socket = host.folder().join("agent.sock");
@@ -170,7 +181,7 @@ fn a_runtime_that_stops_talking() -> Result<()> {
         let (_reader, full) = full_pipe()?;
         end_within(
             started(&host, &told, input(&host, &told, command)?, Stdio::piped(), full)?,
-            HANGS,
+            named,
         )?;
         let outcome = match command {
             "ADD" => Some("try_again"),
@@ -184,7 +195,7 @@ fn a_runtime_that_stops_talking() -> Result<()> {
         let (_reader, full) = full_pipe()?;
         end_within(
             started(&host, &call, input(&host, &call, command)?, full, Stdio::piped())?,
-            HANGS,
+            named,
         )?;
         Ok(())
     };

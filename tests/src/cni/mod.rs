@@ -22,7 +22,7 @@ mod restart;
 mod run;
 
 pub use api::{Api, Mood, NAME};
-pub use call::{Call, Reply, end_within};
+pub use call::{Call, Reply, end_within, kept};
 pub use containerd::{Containerd, Sandbox};
 pub use host::{Host, Pod};
 pub use list::{Added, List};
