@@ -17,7 +17,7 @@ use nix::sys::utsname::uname;
 
 use crate::link::{Net, has_ipv6};
 use crate::nft::{self, NftError, TableFamily};
-use crate::privilege::{Hint, NET_ADMIN, NET_RAW};
+use crate::privilege::{Hint, NET_ADMIN, NET_RAW, has_capability};
 use crate::tools::{Role, Tools};
 
 use Backend::{IptablesLegacy, IptablesNft, Nftables};
@@ -53,14 +53,6 @@ pub(crate) fn finding(
 
 /// What to do where a capability is missing.
 pub(crate) const GRANT: &str = "add it to the container's security context";
-
-/// Whether this process has a capability in effect, by its number (`proc_pid_status(5)`, `CapEff`).
-pub(crate) fn has_capability(number: u32) -> bool {
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    mask & (1 << number) != 0
-}
 
 fn capabilities() -> Vec<Finding> {
     vec![

@@ -41,6 +41,14 @@ impl fmt::Display for Hint {
     }
 }
 
+/// Whether this process has a capability in effect, by its number (`proc_pid_status(5)`, `CapEff`).
+pub(crate) fn has_capability(number: u32) -> bool {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & (1 << number) != 0
+}
+
 /// The user who has not in effect what it may have at most (`proc_pid_status(5)`). Capabilities of a
 /// user other than root are gone after `execve(2)` unless they are ambient (`capabilities(7)`).
 fn given(status: &str) -> Option<Given> {

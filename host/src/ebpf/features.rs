@@ -18,8 +18,9 @@ use super::folder::is_in_bpffs;
 use super::node::{Node, default_cgroup};
 use super::target::Target;
 use super::{sys_bpf, sys_sockets};
-use crate::preflight::{GRANT, finding, has_capability};
+use crate::preflight::{GRANT, finding};
 use crate::privilege::NET_ADMIN;
+use crate::privilege::has_capability;
 
 /// Numbers of capabilities (`linux/capability.h`).
 const SYS_PTRACE: u32 = 19;

@@ -1,7 +1,6 @@
 //! What programs of iptables say when they fail, and what can be done about it.
 
-use crate::preflight::has_capability;
-use crate::privilege::{Hint, NET_RAW};
+use crate::privilege::{Hint, NET_RAW, has_capability};
 
 /// What the program said, and what can be done about it where that is known.
 pub(super) fn explain(stderr: &str) -> String {
