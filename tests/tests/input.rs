@@ -136,3 +136,83 @@ fn chains_that_multiply_ways() -> Result<()> {
     }
     Ok(())
 }
+
+/// Run a command in bounded memory, for so many seconds at most: its exit code, and what it printed.
+fn bounded(seconds: u32, words: &[&str]) -> Result<(Option<i32>, String)> {
+    let mut command = Command::new("prlimit");
+    command.arg(ROOM).args(["timeout", &seconds.to_string()]).arg(binary::millrace()?).args(words);
+    let output = command.stdin(Stdio::null()).output()?;
+    let text = [output.stdout, output.stderr].concat();
+    Ok((output.status.code(), String::from_utf8(text)?))
+}
+
+/// Verify that files that are not longer than what is read, but would become many times as large, are
+/// refused by a bound that is named.
+#[test]
+fn what_would_become_too_large_is_refused() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = |name: &str, text: String| -> Result<String> {
+        let path = folder.path().join(name);
+        fs::write(&path, text)?;
+        Ok(path_of(&path)?.to_owned())
+    };
+    let saved = |rule: &str, count| {
+        format!("*filter\n:OUTPUT ACCEPT [0:0]\n{}COMMIT\n", rule.repeat(count))
+    };
+    let rules = file("rules", saved("-A OUTPUT -d 1.2.3.4 -j DROP\n", 2_000_000))?;
+    let chains = file("chains", saved(":C - [0:0]\n", 4_000_000))?;
+    let long =
+        file("long", saved(&format!("-A OUTPUT{} -j DROP\n", " -m tcp".repeat(8_000_000)), 1))?;
+    let list = |item: &str, count| format!("{{\"nftables\":[{}{{}}]}}", item.repeat(count));
+    let objects = file("objects.json", list("{\"\":0},", 7_000_000))?;
+    let values = file("values.json", list("0,", 30_000_000))?;
+    for (path, bound) in [
+        (&rules, "more than 200000 rules and chains"),
+        (&chains, "more than 200000 rules and chains"),
+        (&long, "a line of more than 65536 bytes"),
+        (&objects, "more than 600000 objects of JSON"),
+        (&values, "more than 6000000 values in lists of JSON"),
+    ] {
+        for words in [
+            &["explain", "--all", "--rules", path][..],
+            &["graph", "--rules", path],
+            &["diff", path, &rules],
+        ] {
+            let (code, text) = bounded(30, words)?;
+            ensure!(
+                matches!(code, Some(1 | 2)) && text.contains(bound),
+                "{words:?}: {code:?} {text:.300}"
+            );
+        }
+    }
+    for path in [&objects, &values] {
+        let (code, text) = bounded(30, &["lint", path])?;
+        ensure!(
+            matches!(code, Some(1 | 2)) && text.contains("of JSON, which is the most"),
+            "{code:?} {text:.300}"
+        );
+    }
+    Ok(())
+}
+
+/// Verify that many chains cost what as many rules cost.
+#[test]
+fn many_chains() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("chains");
+    let lines = |line: fn(u32) -> String| (0..90_000).map(line).collect::<Vec<_>>().concat();
+    let names = lines(|at| format!(":KUBE-SVC-{at:08} - [0:0]\n"));
+    let rules = lines(|at| format!("-A KUBE-SVC-{at:08} -j DROP\n"));
+    fs::write(
+        &path,
+        format!(
+            "*filter\n:OUTPUT ACCEPT [0:0]\n{names}{rules}-A OUTPUT -d 10.0.0.0/8 -j DROP\nCOMMIT\n"
+        ),
+    )?;
+    let path = path_of(&path)?;
+    let (code, text) = bounded(20, &["explain", "--rules", path, "--to", "9.9.9.9:80/tcp"])?;
+    ensure!(code == Some(0), "{code:?} {text:.300}");
+    let (code, text) = bounded(20, &["diff", path, path])?;
+    ensure!(code == Some(0), "{code:?} {text:.300}");
+    Ok(())
+}

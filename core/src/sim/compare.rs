@@ -1,6 +1,6 @@
 //! Two sets of rules side by side: what changes for traffic, then which rules.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 
 use serde_json::{Value, json};
@@ -166,8 +166,10 @@ fn bases(program: &Program) -> Vec<(ChainKey<'_>, &Base)> {
 /// Rules by place. Where both iptables have the same chain, it is one place.
 fn places(program: &Program) -> Vec<(ChainKey<'_>, Vec<RuleId>)> {
     let mut places: Vec<(ChainKey<'_>, Vec<RuleId>)> = Vec::new();
+    let mut known: HashMap<ChainKey<'_>, usize> = HashMap::new();
     for (_, chain) in program.chains() {
-        match places.iter_mut().find(|(known, _)| *known == chain_key(chain)) {
+        let at = *known.entry(chain_key(chain)).or_insert(places.len());
+        match places.get_mut(at) {
             Some((_, rules)) => rules.extend(&chain.rules),
             None => places.push((chain_key(chain), chain.rules.clone())),
         }
@@ -177,12 +179,14 @@ fn places(program: &Program) -> Vec<(ChainKey<'_>, Vec<RuleId>)> {
 
 fn rules(before: &Program, after: &Program) -> Vec<OneSided> {
     let mut later = places(after);
+    let known: HashMap<ChainKey<'_>, usize> =
+        later.iter().enumerate().map(|(at, (key, _))| (*key, at)).collect();
     let mut found = Vec::new();
     for (chain_key, rules) in places(before) {
-        let at = later.iter().position(|(other, _)| *other == chain_key);
-        let others = at.map_or_else(Vec::new, |at| later.remove(at).1);
-        between((before, &rules), (after, &others), &mut found);
+        let others = known.get(&chain_key).map(|at| std::mem::take(&mut later[*at].1));
+        between((before, &rules), (after, &others.unwrap_or_default()), &mut found);
     }
+    // Of those that both have nothing is left.
     for (_, rules) in later {
         between((before, &[]), (after, &rules), &mut found);
     }

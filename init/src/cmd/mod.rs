@@ -3,6 +3,7 @@
 mod ambient;
 mod apply;
 mod appmesh;
+mod bounds;
 mod cleanup;
 mod config;
 mod consul;

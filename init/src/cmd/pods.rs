@@ -17,8 +17,10 @@ use millrace_core::manifest::{self, Namespace, Selector, Workload};
 use millrace_core::pod::PodFacts;
 use millrace_host::file;
 
+use super::bounds;
 use super::config::{self, Loaded, environment, rules_of};
 use super::output::warn;
+use super::saved::is_json;
 
 /// Who captures the pod of a manifest, and by which rules.
 #[derive(Debug)]
@@ -50,16 +52,19 @@ impl Word {
     }
 }
 
-/// The most that is read of a manifest or of saved rules, in bytes: all pods of a large cluster, or all
-/// rules of a large node.
-pub(super) const MOST: usize = 64 * 1024 * 1024;
+/// The most that is read of a manifest, in bytes: all pods of a large cluster.
+const MOST: usize = 64 * 1024 * 1024;
 
 /// The text of a file; `-` is standard input.
 pub(super) fn text(path: &Path) -> Result<String> {
-    if path == Path::new("-") {
-        return Ok(file::standard_input(MOST)?);
+    let text = match path {
+        path if path == Path::new("-") => file::standard_input(MOST)?,
+        path => file::text(path, MOST)?,
+    };
+    if is_json(&text) {
+        bounds::json(&text)?;
     }
-    Ok(file::text(path, MOST)?)
+    Ok(text)
 }
 
 /// Whether a word is a file with the name of a pod in it.

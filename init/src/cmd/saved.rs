@@ -13,8 +13,8 @@ use millrace_core::status::{read_back, read_native_back};
 use millrace_core::value::{Family, Groups};
 use millrace_host::file;
 
+use super::bounds;
 use super::output::warn;
-use super::pods;
 use super::rules::{Rules, explain_native, explained_tables};
 
 /// The text of a file, and how it was named.
@@ -73,8 +73,9 @@ pub(super) fn of_saved_rules(files: &[Saved], addresses: &[IpAddr]) -> Result<Ru
         explain_native(&mut tables, native);
     }
     let explained = read_back(&observed).into_iter().find_map(|found| found.ruleset);
-    for holding in &observed.holdings {
-        tables.extend(explained_tables(holding, "iptables", explained.as_ref(), &Groups::new()));
+    // What was read is not needed beside what it means.
+    for holding in std::mem::take(&mut observed.holdings) {
+        tables.extend(explained_tables(&holding, "iptables", explained.as_ref(), &Groups::new()));
     }
     let routing = explained.map(|ruleset| ruleset.routing);
     let routing = routing.or_else(|| native.map(|native| native.routing)).unwrap_or_default();
@@ -111,7 +112,15 @@ pub(super) fn untold(families: &[Family]) -> impl Iterator<Item = String> {
 /// A file of rules. A comment of a rule may hold any bytes; elsewhere what stands for one that is no
 /// UTF-8 is refused with its line.
 pub(super) fn saved(path: &Path) -> Result<String> {
-    Ok(String::from_utf8_lossy(&file::bytes(path, pods::MOST)?).into_owned())
+    let bytes = file::bytes(path, bounds::MOST)?;
+    let text = String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    if is_json(&text) {
+        bounds::json(&text)?;
+    } else {
+        bounds::lines(&text)?;
+    }
+    Ok(text)
 }
 
 /// Whether a file of rules is what `nft -j list ruleset` prints, or is meant to be.

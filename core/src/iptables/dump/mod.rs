@@ -3,6 +3,7 @@
 
 mod saved;
 
+use std::collections::HashMap;
 use std::iter;
 
 use self::saved::Saved;
@@ -224,6 +225,7 @@ impl Dump {
         mut saved: Option<Saved>,
     ) -> Result<Self, DumpError> {
         let mut tables: Vec<TableDump> = Vec::new();
+        let mut places = Places::new();
         let mut open = false;
         let mut last = 0;
         for (index, line) in lines {
@@ -249,6 +251,7 @@ impl Dump {
                     return Err(DumpError { line: index + 1, text, why: None });
                 }
                 open = true;
+                places.clear();
                 tables.push(TableDump { name: name.to_owned(), chains: Vec::new() });
                 continue;
             }
@@ -259,11 +262,11 @@ impl Dump {
                 let mut words = declared.split_ascii_whitespace();
                 let name = words.next().ok_or_else(bad)?;
                 let policy = words.next().filter(|p| *p != "-").map(str::to_owned);
-                chain_of(table, name).policy = policy;
+                chain_of(table, name, &mut places).policy = policy;
             } else if let Some(name) = line.strip_prefix("-N ") {
-                chain_of(table, name.trim());
+                chain_of(table, name.trim(), &mut places);
             } else {
-                add_rule(table, line).ok_or_else(bad)?;
+                add_rule(table, line, &mut places).ok_or_else(bad)?;
             }
         }
         if open {
@@ -328,8 +331,15 @@ fn head(line: &str) -> Option<Family> {
     Some(if known.starts_with("ip6tables") { Family::V6 } else { Family::V4 })
 }
 
-fn chain_of<'t>(table: &'t mut TableDump, name: &str) -> &'t mut ChainDump {
-    let index = table.chains.iter().position(|c| c.name == name).unwrap_or_else(|| {
+/// The places of a table's chains, by their names.
+type Places<'l> = HashMap<&'l str, usize>;
+
+fn chain_of<'t, 'l>(
+    table: &'t mut TableDump,
+    name: &'l str,
+    places: &mut Places<'l>,
+) -> &'t mut ChainDump {
+    let index = *places.entry(name).or_insert_with(|| {
         table.chains.push(ChainDump {
             name: name.to_owned(),
             policy: None,
@@ -342,7 +352,7 @@ fn chain_of<'t>(table: &'t mut TableDump, name: &str) -> &'t mut ChainDump {
 }
 
 /// `[packets:bytes] -A CHAIN rule` or `-I CHAIN position rule`.
-fn add_rule(table: &mut TableDump, line: &str) -> Option<()> {
+fn add_rule<'l>(table: &mut TableDump, line: &'l str, places: &mut Places<'l>) -> Option<()> {
     let (counters, line) = match line.strip_prefix('[') {
         Some(rest) => {
             let (counters, line) = rest.split_once(']')?;
@@ -365,7 +375,7 @@ fn add_rule(table: &mut TableDump, line: &str) -> Option<()> {
         _ => return None,
     };
     let rule = DumpRule::from_text(text, counters);
-    let rules = &mut chain_of(table, chain).rules;
+    let rules = &mut chain_of(table, chain, places).rules;
     let index = position.unwrap_or(rules.len());
     if index > rules.len() {
         return None;
