@@ -94,7 +94,7 @@ fn life(list: impl Fn(&Host, &str, u8) -> List) -> Result<()> {
             list.delete(&host, &pod, None)?;
         }
     }
-    ensure!(host.state_dir().read_dir()?.next().is_none(), "notes are left");
+    ensure!(!host.has_notes()?, "notes are left");
     Ok(())
 }
 
@@ -209,7 +209,7 @@ fn twenty_pods_at_once() -> Result<()> {
     for pod in &pods {
         ensure!(!host.rules(pod)?.contains("millrace"), "{}", pod.name);
     }
-    ensure!(host.state_dir().read_dir()?.next().is_none(), "notes are left");
+    ensure!(!host.has_notes()?, "notes are left");
     Ok(())
 }
 

@@ -69,7 +69,7 @@ fn traffic_of_containers() -> Result<()> {
         containerd.remove_pod(&id)?;
     }
     ensure!(containerd.pods()?.is_empty());
-    ensure!(host.state_dir().read_dir()?.next().is_none(), "notes are left");
+    ensure!(!host.has_notes()?, "notes are left");
     Ok(())
 }
 
@@ -123,7 +123,7 @@ fn the_plugin_is_removed_from_the_list() -> Result<()> {
     let mut newer = list;
     "1.1.0".clone_into(&mut newer.version);
     newer.collect(&host, Value::Null)?.success()?;
-    ensure!(host.state_dir().read_dir()?.next().is_none(), "notes are left");
+    ensure!(!host.has_notes()?, "notes are left");
     Ok(())
 }
 
@@ -173,7 +173,7 @@ fn twenty_pods_at_once() -> Result<()> {
     for sandbox in &pods {
         containerd.remove_pod(&sandbox.pod.id)?;
     }
-    ensure!(host.state_dir().read_dir()?.next().is_none(), "notes are left");
+    ensure!(!host.has_notes()?, "notes are left");
     Ok(())
 }
 
@@ -252,7 +252,7 @@ fn users_of_their_own(backend: &str, subnet: u8) -> Result<()> {
     ensure!(said.contains("leaves by eth0"), "{said}");
     containerd.remove_pod(&pod.pod.id)?;
     ensure!(containerd.pods()?.is_empty());
-    ensure!(host.state_dir().read_dir()?.next().is_none(), "notes are left");
+    ensure!(!host.has_notes()?, "notes are left");
     ensure!(ebpf::node(&host.namespace, |node| Ok(node.pods()?.is_empty()))?, "an entry is left");
     Ok(())
 }

@@ -56,7 +56,7 @@ fn containers_on_networks() -> Result<()> {
     for name in ["one", "two"] {
         podman.run(&["rm", "--force", "--time", "0", name])?;
     }
-    ensure!(host.state_dir().read_dir()?.next().is_none(), "notes are left");
+    ensure!(!host.has_notes()?, "notes are left");
     Ok(())
 }
 
@@ -114,6 +114,6 @@ fn containers_with_users_of_their_own() -> Result<()> {
         podman.run(&["rm", "--force", "--time", "0", backend])?;
         ensure!(node(&host.namespace, |node| Ok(node.pods()?.len()))? == 0, "{backend}");
     }
-    ensure!(host.state_dir().read_dir()?.next().is_none(), "notes are left");
+    ensure!(!host.has_notes()?, "notes are left");
     Ok(())
 }

@@ -63,6 +63,13 @@ impl Host {
         self.folder().join("state")
     }
 
+    /// Whether it has a note on any pod. That eBPF has captured some is said by a file that stays.
+    pub fn has_notes(&self) -> Result<bool> {
+        let names = self.state_dir().read_dir().context("notes")?.map(|file| Ok(file?.file_name()));
+        let names = names.collect::<Result<Vec<_>>>()?;
+        Ok(names.iter().any(|name| name != "ebpf"))
+    }
+
     /// The plugin's entry in a list of plugins.
     pub fn entry(&self) -> Value {
         json!({
