@@ -137,10 +137,10 @@ fn chains_that_multiply_ways() -> Result<()> {
     Ok(())
 }
 
-/// Run a command in bounded memory, for so many seconds at most: its exit code, and what it printed.
+/// Run a command in bounded memory and so many seconds of CPU: its exit code, and what it printed.
 fn bounded(seconds: u32, words: &[&str]) -> Result<(Option<i32>, String)> {
     let mut command = Command::new("prlimit");
-    command.arg(ROOM).args(["timeout", &seconds.to_string()]).arg(binary::millrace()?).args(words);
+    command.arg(ROOM).arg(format!("--cpu={seconds}")).arg(binary::millrace()?).args(words);
     let output = command.stdin(Stdio::null()).output()?;
     let text = [output.stdout, output.stderr].concat();
     Ok((output.status.code(), String::from_utf8(text)?))
