@@ -1,7 +1,6 @@
 //! Captures that Millrace does not make, and leaves alone: other meshes, and other modes of one whose
 //! sidecars it captures for.
 
-use super::appmesh;
 use super::findings::{finding, of};
 use crate::finding::{Finding, Severity};
 use crate::observed::{Observed, TableId};
@@ -17,8 +16,24 @@ struct Other {
     tables: &'static [&'static str],
     /// The containers that capture a pod, or look whether it is captured.
     containers: &'static [&'static str],
+    /// What variables of such a container begin with, where its name could be anybody's.
+    variables: Option<&'static str>,
     /// The containers that are its proxy, under names that nobody else has.
     proxies: &'static [&'static str],
+}
+
+impl Other {
+    /// Whether a container of a pod captures it for this mesh, or looks whether it is captured.
+    fn captures(&self, container: &Container) -> bool {
+        let mut names = container.env.keys().chain(&container.env_elsewhere);
+        // A whole ConfigMap may set anything that begins with its prefix.
+        let may_set = |name: &str, own: &str| {
+            name.starts_with(own)
+                || name.strip_suffix('*').is_some_and(|start| own.starts_with(start))
+        };
+        let is_sure = self.variables.is_none_or(|own| names.any(|name| may_set(name, own)));
+        container.init && self.containers.contains(&container.name.as_str()) && is_sure
+    }
 }
 
 const OTHERS: [Other; 6] = [
@@ -28,6 +43,7 @@ const OTHERS: [Other; 6] = [
         chains: &["ISTIO_POSTRT"],
         tables: &["istio-ambient-"],
         containers: &[],
+        variables: None,
         proxies: &[],
     },
     Other {
@@ -36,6 +52,7 @@ const OTHERS: [Other; 6] = [
         chains: &[],
         tables: &[],
         containers: &["linkerd-init", "linkerd-network-validator"],
+        variables: None,
         proxies: &["linkerd-proxy"],
     },
     Other {
@@ -44,6 +61,7 @@ const OTHERS: [Other; 6] = [
         chains: &[],
         tables: &[],
         containers: &["kuma-init", "kuma-validation"],
+        variables: None,
         proxies: &["kuma-sidecar"],
     },
     Other {
@@ -51,6 +69,7 @@ const OTHERS: [Other; 6] = [
         chains: &[],
         tables: &[],
         containers: &["consul-connect-inject-init"],
+        variables: None,
         proxies: &["consul-dataplane"],
     },
     Other {
@@ -58,6 +77,7 @@ const OTHERS: [Other; 6] = [
         chains: &[],
         tables: &[],
         containers: &["osm-init"],
+        variables: None,
         proxies: &[],
     },
     Other {
@@ -65,6 +85,7 @@ const OTHERS: [Other; 6] = [
         chains: &[],
         tables: &[],
         containers: &["proxyinit"],
+        variables: Some("APPMESH_"),
         proxies: &[],
     },
 ];
@@ -93,23 +114,14 @@ pub fn captures(observed: &Observed) -> Vec<String> {
 
 /// Who else captures a pod with these containers: the mesh, and the container by which it is known.
 pub fn captures_pod(pod: &PodFacts) -> Option<(&'static str, &str)> {
-    let (name, container) = known(pod, |other, container| {
-        container.init && other.containers.contains(&container.name.as_str())
-    })?;
+    let (name, container) = known(pod, Other::captures)?;
     Some((name, container.name.as_str()))
 }
 
-/// Every mesh whose init container a pod has. By its name alone none is App Mesh's.
+/// Every mesh whose init container a pod has.
 pub(super) fn captured_by(pod: &PodFacts) -> impl Iterator<Item = &'static str> + '_ {
-    let has = |container: &Container, other: &Other| {
-        let is_named = other.containers.contains(&container.name.as_str());
-        container.init && is_named
-    };
-    let is_there = move |other: &&Other| {
-        let is_sure = other.name != appmesh::MESH.name || appmesh::is_in_mesh(pod);
-        is_sure && pod.containers.iter().flatten().any(|container| has(container, other))
-    };
-    OTHERS.iter().filter(is_there).map(|other| other.name)
+    let captures = |other: &&Other| pod.containers.iter().flatten().any(|c| other.captures(c));
+    OTHERS.iter().filter(captures).map(|other| other.name)
 }
 
 fn known(
@@ -125,8 +137,7 @@ fn known(
 /// The other mesh that a pod with these containers is in, and one of them by which it is known.
 pub fn mesh_of(pod: &PodFacts) -> Option<(&'static str, &Container)> {
     known(pod, |other, container| {
-        let name = container.name.as_str();
-        container.init && other.containers.contains(&name) || other.proxies.contains(&name)
+        other.captures(container) || other.proxies.contains(&container.name.as_str())
     })
 }
 
@@ -169,5 +180,17 @@ mod tests {
         }
         assert_eq!(mesh("kuma-init", true), Some("Kuma"));
         assert_eq!(mesh("kuma-init", false), None);
+        // Where anybody may name a container so, its variables tell.
+        let set = |env: &[&str], elsewhere: &[&str]| {
+            let mut pod = pod("proxyinit", true);
+            let container = &mut pod.containers.as_mut().unwrap()[0];
+            container.env = env.iter().map(|name| ((*name).to_owned(), "1".to_owned())).collect();
+            container.env_elsewhere = elsewhere.iter().map(|name| (*name).to_owned()).collect();
+            captures_pod(&pod).map(|(mesh, _)| mesh)
+        };
+        assert_eq!(set(&["APPMESH_START_ENABLED"], &[]), Some("AWS App Mesh"));
+        assert_eq!(set(&[], &["*"]), Some("AWS App Mesh"));
+        assert_eq!(set(&[], &["APP*"]), Some("AWS App Mesh"));
+        assert_eq!(set(&["OTHER"], &["ANOTHER", "D_*"]), None);
     }
 }

@@ -130,13 +130,6 @@ pub fn init_container(pod: &PodFacts) -> Option<Result<Raw, NotStated>> {
     Some(Ok(Raw::new([], env)))
 }
 
-/// Whether a pod's init container has settings of App Mesh's: its name alone could be anybody's.
-pub(crate) fn is_in_mesh(pod: &PodFacts) -> bool {
-    pod.container("proxyinit").filter(|container| container.init).is_some_and(|container| {
-        container.env.keys().chain(&container.env_elsewhere).any(|name| AppMesh::is_variable(name))
-    })
-}
-
 /// The flag that sets what a flag of Millrace's own commands sets.
 fn source_of(flag: &str, value: &str) -> Source {
     let name = match flag {
