@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::io::{BufRead as _, BufReader, Read};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -94,6 +95,13 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Connect by TCP, and wait so long for each of the connection and the answer.
+    pub fn of(to: SocketAddr, patience: Duration) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&to, patience).context("connect")?;
+        stream.set_read_timeout(Some(patience))?;
+        Self::read(stream)
+    }
+
     /// Wait for what a listener says by TCP: one line.
     pub fn read(stream: impl Read) -> Result<Self> {
         let mut line = String::new();

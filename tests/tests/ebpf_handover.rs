@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,11 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PROGRAMS: usize = 10;
 
 fn captured(pod: &Namespace) -> Result<()> {
-    let answer = pod.enter(|| -> Result<Answer> {
-        let stream = TcpStream::connect_timeout(&SERVICE, PATIENCE).context("connect")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        Answer::read(stream)
-    })??;
+    let answer = pod.enter(|| Answer::of(SERVICE, PATIENCE))??;
     ensure!(answer.name == "proxy" && answer.original == Some(SERVICE), "{answer:?}");
     Ok(())
 }

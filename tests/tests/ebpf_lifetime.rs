@@ -40,9 +40,7 @@ fn pod() -> Result<Topology> {
 }
 
 fn once(to: SocketAddr) -> Result<Answer> {
-    let stream = TcpStream::connect_timeout(&to, PATIENCE).context("connect")?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    Answer::read(stream)
+    Answer::of(to, PATIENCE)
 }
 
 /// Who answers a connection of the application's to a service.

@@ -265,9 +265,7 @@ fn maps_of_another_version() -> Result<()> {
 
 /// Who answers the application.
 fn answered() -> Result<String> {
-    let stream = TcpStream::connect_timeout(&SERVICE.parse()?, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    Ok(Answer::read(stream)?.name)
+    Ok(Answer::of(SERVICE.parse()?, PATIENCE)?.name)
 }
 
 /// Verify that the programs are not taken away while pods are captured, that the pods are named, that

@@ -3,7 +3,7 @@
 //! can't do that, everybody is told who comes first.
 
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -104,11 +104,7 @@ fn service_is_known(pod: &Namespace) -> Result<bool> {
     for family in [Family::V4, Family::V6] {
         let service = SERVICE.0.at(family, 80)?;
         let backend = SERVICE.1.at(family, 80)?;
-        let answer = pod.enter(|| -> Result<Answer> {
-            let stream = TcpStream::connect_timeout(&service, PATIENCE)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            Answer::read(stream)
-        })??;
+        let answer = pod.enter(|| Answer::of(service, PATIENCE))??;
         ensure!(answer.name == "proxy", "{answer:?}");
         known.push(is_first(answer.original.context("the proxy is told")?, service, backend)?);
 

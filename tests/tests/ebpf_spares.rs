@@ -2,7 +2,7 @@
 //! one a pod is captured as well.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -46,11 +46,7 @@ fn has_spares(topology: &Topology, wanted: usize) -> Result<()> {
 /// Who answers somebody outside a pod.
 fn answers(outside: &Namespace) -> Result<String> {
     let to: SocketAddr = APPLICATION.parse()?;
-    outside.enter(|| -> Result<String> {
-        let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(Answer::read(stream)?.name)
-    })?
+    outside.enter(|| -> Result<String> { Ok(Answer::of(to, PATIENCE)?.name) })?
 }
 
 fn apply(namespace: &Namespace) -> Result<()> {

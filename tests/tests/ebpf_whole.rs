@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,11 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Who answers.
 fn answers(namespace: &Namespace, to: &str) -> Result<String> {
     let to: SocketAddr = to.parse()?;
-    namespace.enter(|| -> Result<String> {
-        let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(Answer::read(stream)?.name)
-    })?
+    namespace.enter(|| -> Result<String> { Ok(Answer::of(to, PATIENCE)?.name) })?
 }
 
 /// Detach what is pinned, or take the pin away.
