@@ -23,8 +23,13 @@ struct Other {
 }
 
 impl Other {
-    /// Whether a container of a pod captures it for this mesh, or looks whether it is captured.
+    /// Whether a container of a pod captures it for this mesh, or looks whether it is captured, by its name.
     fn captures(&self, container: &Container) -> bool {
+        container.init && self.containers.contains(&container.name.as_str())
+    }
+
+    /// The same where its variables say so too, if its name could be anybody's.
+    fn surely_captures(&self, container: &Container) -> bool {
         let mut names = container.env.keys().chain(&container.env_elsewhere);
         // A whole ConfigMap may set anything that begins with its prefix.
         let may_set = |name: &str, own: &str| {
@@ -32,7 +37,7 @@ impl Other {
                 || name.strip_suffix('*').is_some_and(|start| own.starts_with(start))
         };
         let is_sure = self.variables.is_none_or(|own| names.any(|name| may_set(name, own)));
-        container.init && self.containers.contains(&container.name.as_str()) && is_sure
+        self.captures(container) && is_sure
     }
 }
 
@@ -118,9 +123,10 @@ pub fn captures_pod(pod: &PodFacts) -> Option<(&'static str, &str)> {
     Some((name, container.name.as_str()))
 }
 
-/// Every mesh whose init container a pod has.
+/// Every mesh whose init container a pod surely has.
 pub(super) fn captured_by(pod: &PodFacts) -> impl Iterator<Item = &'static str> + '_ {
-    let captures = |other: &&Other| pod.containers.iter().flatten().any(|c| other.captures(c));
+    let captures =
+        |other: &&Other| pod.containers.iter().flatten().any(|c| other.surely_captures(c));
     OTHERS.iter().filter(captures).map(|other| other.name)
 }
 
@@ -186,7 +192,7 @@ mod tests {
             let container = &mut pod.containers.as_mut().unwrap()[0];
             container.env = env.iter().map(|name| ((*name).to_owned(), "1".to_owned())).collect();
             container.env_elsewhere = elsewhere.iter().map(|name| (*name).to_owned()).collect();
-            captures_pod(&pod).map(|(mesh, _)| mesh)
+            captured_by(&pod).next()
         };
         assert_eq!(set(&["APPMESH_START_ENABLED"], &[]), Some("AWS App Mesh"));
         assert_eq!(set(&[], &["*"]), Some("AWS App Mesh"));
