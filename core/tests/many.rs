@@ -248,3 +248,39 @@ fn rules_in_turn_that_do_the_same_are_few_classes() {
         assert_eq!(own[0].answer, example);
     }
 }
+
+/// Verify that what two sets of rules do differently is told of each connection, where each tells thousands
+/// of ports and marks apart.
+#[test]
+fn rules_that_tell_much_apart_are_compared() {
+    let rules = |from: u32| -> Vec<(u32, u32)> {
+        (0..1500_u32).map(|at| (1 + (at * 37 + from) % 60_000, (at * 7 + from) % 250)).collect()
+    };
+    let text = |rules: &[(u32, u32)]| {
+        let mut text = "*filter\n:OUTPUT ACCEPT [0:0]\n".to_owned();
+        for (port, mark) in rules {
+            writeln!(
+                text,
+                "-A OUTPUT -p tcp -m tcp --dport {port} -m mark --mark {mark:#x}/0xff -j DROP"
+            )
+            .unwrap();
+        }
+        text + "COMMIT\n"
+    };
+    let sets = [rules(0), rules(37 * 900)];
+    let [before, after] = [0, 1].map(|side: usize| program([&text(&sets[side]), ""]));
+    let pod = pod();
+    let changes = compare((&before, &pod), (&after, &pod)).traffic;
+    let (mut changed, mut same) = (0, 0);
+    for (port, mark) in sets.iter().flatten().step_by(7) {
+        let port = u16::try_from(*port).unwrap();
+        for mark in [*mark, *mark | 0x100, *mark ^ 1] {
+            let question = Question { mark, port, ..to("9.9.9.9:80") };
+            let differs =
+                before.answer(&pod, &question).outcome != after.answer(&pod, &question).outcome;
+            assert_eq!(changes.iter().any(|class| class.has(&question)), differs, "{question}");
+            *(if differs { &mut changed } else { &mut same }) += 1;
+        }
+    }
+    assert!(changed > 100 && same > 100, "{changed} and {same}");
+}

@@ -65,6 +65,7 @@ pub fn namespace() -> Result<Namespace, SurroundingsError> {
     let [accepts, v4, v6] = marks.map(|name| value(&format!("/proc/sys/net/{name}")) != 0);
     namespace.accepts_marks = accepts;
     namespace.reflects_marks = [v4, v6];
+    namespace.ephemeral = ephemeral().unwrap_or(namespace.ephemeral);
     Ok(namespace)
 }
 
@@ -116,6 +117,13 @@ fn name(link: &LinkMessage) -> Option<String> {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
     })
+}
+
+/// The ports that sockets get which ask for none; none where that can't be read.
+fn ephemeral() -> Option<(u16, u16)> {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut ports = text.split_ascii_whitespace().map(|port| port.parse().ok());
+    Some((ports.next()??, ports.next()??))
 }
 
 /// A setting of an interface; 0 where there is none.

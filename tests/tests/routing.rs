@@ -287,12 +287,14 @@ fn a_link_without_a_carrier_is_told() -> Result<()> {
     Ok(())
 }
 
+/// A default route with a path by each interface.
+const SPREAD: &str =
+    "route del default\nroute add default nexthop via 10.4.0.1 nexthop via 10.55.0.1 dev net1\n";
+
 /// Verify that a route with several paths is told where they lead to one end, and else said not to be.
 #[test]
 fn paths_of_one_route_are_not_guessed() -> Result<()> {
-    let namespace = pod(
-        "route del default\nroute add default nexthop via 10.4.0.1 nexthop via 10.55.0.1 dev net1\n",
-    )?;
+    let namespace = pod(SPREAD)?;
     let asked = |extra: &[&str]| -> Result<Value> {
         let words = ["explain", "--live", "--output", "json", "--from", "uid=1000"];
         let words = [&words[..], &["--to", "198.51.100.8:443/tcp"], extra].concat();
@@ -300,7 +302,15 @@ fn paths_of_one_route_are_not_guessed() -> Result<()> {
         Ok(serde_json::from_slice(&output.stdout)?)
     };
     let found = asked(&[])?;
-    assert_eq!(found["fate"]["fate"], "unknown", "{found:#}");
+    assert_eq!(found["fate"]["interface"], "eth0 or net1", "{found:#}");
+    // A socket gets the address of one path, and the kernel chooses another path for the packet.
+    for rule in ["-o net1", "-s 10.4.0.2 -o net1", "-s 10.55.0.2"] {
+        let words = |verb: &str| format!("{verb} OUTPUT {rule} -j DROP");
+        namespace.run("iptables", &words("-A").split(' ').collect::<Vec<_>>())?;
+        let found = asked(&[])?;
+        assert_eq!(found["fate"]["fate"], "unknown", "{rule}: {found:#}");
+        namespace.run("iptables", &words("-D").split(' ').collect::<Vec<_>>())?;
+    }
     namespace.output(&mut millrace(["apply", "--backend", "nftables"])?)?;
     let found = asked(&[])?;
     assert_eq!(found["fate"]["port"], 15001, "{found:#}");
@@ -315,6 +325,8 @@ fn what_comes_in_is_held_against_the_way_back() -> Result<()> {
         ("rp_filter=1", "", "198.51.100.8"),
         ("rp_filter=1", "", "10.55.0.9"),
         ("rp_filter=2", "", "10.55.0.9"),
+        ("rp_filter=1", SPREAD, "198.51.100.8"),
+        ("rp_filter=2", SPREAD, "198.51.100.8"),
         ("rp_filter=2", "route del default\n", "198.51.100.8"),
         ("rp_filter=0", "route del default\n", "198.51.100.8"),
         ("", "", "10.4.0.2"),

@@ -2,11 +2,11 @@
 //! namespace names it in place of a guess, and comes to an end.
 
 use std::io::ErrorKind;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use millrace_tests::capture::printed;
+use anyhow::{Context as _, Result, bail, ensure};
+use millrace_tests::capture::{millrace, printed};
 use millrace_tests::netns::Namespace;
 
 fn pod() -> Result<Namespace> {
@@ -147,5 +147,124 @@ fn addresses_that_another_table_makes_local_are_named() -> Result<()> {
     ensure!(code == Some(1) && text.contains(untold), "{code:?} {text}");
     let (code, text) = asked(&pod, &["--to", "10.77.0.7:80/tcp"])?;
     ensure!(code == Some(0), "{code:?} {text}");
+    Ok(())
+}
+
+/// What a connection to an address outside comes to: refused, or nothing within a moment.
+fn is_refused(pod: &Namespace, to: &str) -> Result<bool> {
+    let to: SocketAddr = to.parse()?;
+    match pod.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(700)))? {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
+        Err(error) if error.kind() == ErrorKind::TimedOut => Ok(false),
+        other => bail!("{to}: {other:?}"),
+    }
+}
+
+fn rule(pod: &Namespace, rule: &str) -> Result<()> {
+    pod.run("iptables", &rule.split(' ').collect::<Vec<_>>()).map(drop)
+}
+
+/// Verify that the kernel's reset of a port on which nobody listens goes its own way through the rules: it
+/// answers the connection, has the kernel's socket, and may be dropped.
+#[test]
+fn who_tells_of_no_listener_may_not_be_heard() -> Result<()> {
+    let pod = pod()?;
+    pod.output(&mut millrace(["apply", "--backend", "nftables"])?)?;
+    for (words, heard) in [
+        ("-t raw -A OUTPUT -p tcp --sport 15001 -j DROP", false),
+        ("-A OUTPUT -p tcp -m conntrack --ctstate ESTABLISHED -j DROP", false),
+        ("-A OUTPUT -p tcp -m conntrack --ctstate RELATED -j DROP", true),
+        ("-A OUTPUT -p tcp --sport 15001 -m owner --socket-exists -j DROP", false),
+        ("-A OUTPUT -p tcp --sport 15001 -m owner --uid-owner 0 -j DROP", true),
+    ] {
+        rule(&pod, words)?;
+        ensure!(is_refused(&pod, "10.9.9.9:80")? == heard, "{words}");
+        let (_, text) = asked(&pod, &["--to", "10.9.9.9:80/tcp"])?;
+        let told = text.lines().find(|line| line.contains("without a listener on port 15001"));
+        let told = told.with_context(|| text.clone())?;
+        ensure!(told.ends_with(": refused") == heard, "{words}: {told}");
+        rule(&pod, &words.replace("-A OUTPUT", "-D OUTPUT"))?;
+    }
+    Ok(())
+}
+
+/// Verify that a message of ICMP that tells of a refusal has a socket, which rules can ask for.
+#[test]
+fn what_tells_of_a_refusal_has_the_kernels_socket() -> Result<()> {
+    let pod = pod()?;
+    rule(&pod, "-A OUTPUT -p tcp --dport 81 -j REJECT")?;
+    for (words, heard) in [
+        ("-A OUTPUT -p icmp -m owner --socket-exists -j DROP", false),
+        ("-A OUTPUT -p icmp -m owner ! --socket-exists -j DROP", true),
+        ("-A OUTPUT -p icmp -m owner --uid-owner 0 -j DROP", true),
+    ] {
+        rule(&pod, words)?;
+        ensure!(is_refused(&pod, "10.9.9.9:81")? == heard, "{words}");
+        let (_, text) = asked(&pod, &["--to", "10.9.9.9:81/tcp"])?;
+        ensure!(text.contains("=> refused, and the sender is told") == heard, "{words}: {text}");
+        rule(&pod, &words.replace("-A OUTPUT", "-D OUTPUT"))?;
+    }
+    Ok(())
+}
+
+/// Verify that a source port that was not asked about is any that the kernel may choose, so that what rules do
+/// to some of them is not told of all.
+#[test]
+fn a_source_port_is_not_supposed() -> Result<()> {
+    let pod = pod()?;
+    let to = ["--to", "10.9.9.9:80/tcp"];
+    let refused = |words: &[&str]| -> Result<Option<bool>> {
+        let (code, text) = asked(&pod, &[&to[..], words].concat())?;
+        let refused = text.contains("=> refused, and the sender is told");
+        ensure!((code == Some(1)) == text.contains("its source port decides"), "{text}");
+        Ok((code == Some(0)).then_some(refused))
+    };
+    rule(&pod, "-A OUTPUT -p tcp --sport 32768:40000 -j REJECT")?;
+    ensure!(refused(&[])?.is_none());
+    ensure!(refused(&["--src-port", "33000"])? == Some(true));
+    ensure!(refused(&["--src", "10.4.0.2:50000"])? == Some(false));
+    rule(&pod, "-A OUTPUT -p tcp --sport 40001:65535 -j REJECT")?;
+    ensure!(refused(&[])? == Some(true) && is_refused(&pod, "10.9.9.9:80")?);
+    // Each port by itself, in more rules than are looked at one by one.
+    rule(&pod, "-F OUTPUT")?;
+    let each = (32_768..61_000).step_by(2);
+    let each = each.map(|port| format!("-A OUTPUT -p tcp --sport {port} -j REJECT\n"));
+    let text = format!("*filter\n{}COMMIT\n", each.collect::<String>());
+    pod.feed("iptables-restore", &["--noflush"], &text)?;
+    ensure!(refused(&[])?.is_none());
+    // The kernel's range is read.
+    rule(&pod, "-F OUTPUT")?;
+    rule(&pod, "-A OUTPUT -p tcp --sport 10000:20000 -j REJECT")?;
+    ensure!(refused(&[])? == Some(false));
+    pod.run("sysctl", &["-qw", "net.ipv4.ip_local_port_range=10000 20000"])?;
+    ensure!(refused(&[])? == Some(true) && is_refused(&pod, "10.9.9.9:80")?);
+    // So is it where a rule drops what answers.
+    rule(&pod, "-F OUTPUT")?;
+    rule(&pod, "-A INPUT -p tcp --dport 10000:15000 -j DROP")?;
+    let (_, text) = asked(&pod, &to)?;
+    ensure!(text.contains("whether the answer arrives is not known: its source port"), "{text}");
+    Ok(())
+}
+
+/// Verify that a question which can't be meant is refused, and what the pod has is not said to be missing.
+#[test]
+fn what_can_not_be_is_not_answered() -> Result<()> {
+    let pod = pod()?;
+    pod.ip("addr add fd00:4::2/64 dev eth0 nodad\naddr add fd99::7/128 dev lo nodad\n")?;
+    for (words, said) in [
+        (&["--in", "--src", "10.4.0.1", "--to", "[fd00:4::2]:80"][..], "the other IP version"),
+        (&["--src", "fd00:4::2", "--to", "10.9.9.9:80"], "the other IP version"),
+        (&["--in", "--src", "10.4.0.1", "--iface", "no", "--to-port", "80"], "no such interface"),
+        (&["--to", "10.9.9.9:80", "--iface", "eth0"], "--iface goes with --in"),
+        (&["--to", "10.9.9.9:80", "--src-port", "0"], "--src-port"),
+        (&["--to", "10.9.9.9:80", "--src", "10.4.0.2:"], "a source is ADDRESS"),
+    ] {
+        let (code, text) = asked(&pod, words)?;
+        ensure!(code != Some(0) && text.contains(said), "{words:?}: {text}");
+    }
+    let (_, text) = asked(&pod, &["--src", "fd99::7", "--to", "[fd00:4::2]:80"])?;
+    ensure!(!text.contains("has no address"), "{text}");
+    let (_, text) = asked(&pod, &["--src", "fd99::8", "--to", "[fd00:4::2]:80"])?;
+    ensure!(text.contains("has no address"), "{text}");
     Ok(())
 }

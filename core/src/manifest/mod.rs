@@ -161,7 +161,7 @@ fn collect(object: &Value, document: usize, list: Inherited<'_>, manifest: &mut 
     let kind = text("/kind").or(list.kind);
     let version = text("/apiVersion").or(list.version);
     let name = Name {
-        kind: kind.unwrap_or("object without a kind").to_owned(),
+        kind: kind.unwrap_or("object").to_owned(),
         namespace: text("/metadata/namespace").map(str::to_owned),
         name: text("/metadata/name").or_else(|| text("/metadata/generateName")).map(str::to_owned),
     };

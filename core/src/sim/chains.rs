@@ -1,5 +1,6 @@
 //! Rules one after the other, and what they do.
 
+use super::halt::Halt;
 use super::index::{Run, is_looked_up};
 use super::lower::NATIVE;
 use super::namespace::{Exit, LOOPBACK, index};
@@ -11,7 +12,7 @@ use super::ranges::{address, number};
 use super::reply::Transparent;
 use super::rule::{Action, Field, MarkChange, Notice, States, Test};
 use super::test::Truth;
-use super::walk::{Halt, Walk};
+use super::walk::Walk;
 use super::witness::{Met, Witness};
 use crate::ruleset::Hook;
 use crate::value::Family;
@@ -266,10 +267,19 @@ impl<'a, W: Witness> Walk<'a, W> {
                 return Err(Halt::Refused(id));
             }
             Action::Redirect(ports) => {
-                let address = self.own_address(hook, packet).ok_or_else(|| Halt::Dropped {
-                    rule: Some(id),
-                    why: "the interface it came in by has no address to redirect to".to_owned(),
-                })?;
+                let Some(address) = self.own_address(hook, packet) else {
+                    let name = packet.input.unwrap_or(LOOPBACK);
+                    // What interfaces there are is only supposed.
+                    if self.namespace.supposed && !self.namespace.lists(name) {
+                        return Err(
+                            self.unknown(id, "which address the interface has that it came in by")
+                        );
+                    }
+                    return Err(Halt::Dropped {
+                        rule: Some(id),
+                        why: "the interface it came in by has no address to redirect to".to_owned(),
+                    });
+                };
                 return self.lead(id, Some(address), *ports, packet);
             }
             // In a table of both families it is for packets of its own one (`nft_nat_inet_eval()`).

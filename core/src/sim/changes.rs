@@ -4,13 +4,12 @@
 //! the other: what both sides ask together would cut connections into as many parts as there are
 //! pairs of answers, most of which end alike.
 
-use std::collections::HashMap;
-
+use super::effects::Effects;
 use super::fate::Outcome;
-use super::join::{Part, Pool, merge};
-use super::partition::{Class, MARKS, Side, outcomes, unclear};
+use super::pairs::{self, Compare, Unclear};
+use super::partition::{Class, Side, outcomes, unclear};
 use super::question::Question;
-use super::shape::NoExample;
+use super::shape::Shape;
 use super::walk::Answer;
 
 /// What becomes of connections under two sets of rules.
@@ -45,36 +44,49 @@ pub(super) fn all_changes(before: Side<'_>, after: Side<'_>) -> Vec<Class<Change
 
 fn all(before: Side<'_>, after: Side<'_>, effects: bool) -> Vec<Class<Change>> {
     let [first, second] = [before, after].map(|side| outcomes(side, before.1, effects));
-    let neither = unclear(MARKS);
-    let mut ends: HashMap<_, usize> = HashMap::new();
-    let mut parts = Vec::new();
-    let pairs = first.iter().flat_map(|was| second.iter().map(move |is| (was, is)));
-    for (was, is) in pairs {
-        let ends_alike = !is_change(&was.answer.outcome, &is.answer.outcome);
-        if ends_alike && (!effects || was.answer.effects == is.answer.effects) {
-            continue;
-        }
-        let Some(shape) = was.shape.and(&is.shape) else { continue };
-        let [one, other] = [was, is].map(|of| of.answer.effects.clone().knowing(&shape.marks));
-        if ends_alike && one == other {
-            continue;
-        }
-        let (example, answer) = match shape.example() {
-            Ok(example) => (Some(example), (&was.answer, &is.answer)),
-            Err(NoExample::Empty) => continue,
-            Err(NoExample::Unclear) => (shape.example_with(0), (&neither, &neither)),
-        };
-        let Some(example) = example else { continue };
-        let next = ends.len();
-        let key = ((&answer.0.outcome, &answer.1.outcome), ends_alike.then_some((one, other)));
-        let end = *ends.entry(key).or_insert(next);
-        parts.push(Part { class: Class { shape, example, answer }, end });
-    }
+    let unclear = Unclear::ALL.map(|what| (what, unclear(what.words())));
+    let by = Changes { effects, unclear: &unclear };
     let reported = |Class { shape, example, answer: (was, is) }: Class<(&Answer, &Answer)>| {
         let answer = Change { before: of(before, &example, was), after: of(after, &example, is) };
         Class { shape, example, answer }
     };
-    merge(parts, &mut Pool::default()).into_iter().map(reported).collect()
+    pairs::compare(&by, [&first, &second], pairs::MOST).into_iter().map(reported).collect()
+}
+
+/// Looks for connections that end differently, or to which something else is done.
+struct Changes<'a> {
+    effects: bool,
+    unclear: &'a [(Unclear, Answer)],
+}
+
+impl<'a> Compare<'a, Answer> for Changes<'a> {
+    type Pair = (&'a Answer, &'a Answer);
+    type End = ((&'a Outcome, &'a Outcome), Option<(Effects, Effects)>);
+
+    fn alike(&self, was: &Answer, is: &Answer) -> bool {
+        !is_change(&was.outcome, &is.outcome) && (!self.effects || was.effects == is.effects)
+    }
+
+    fn pair(
+        &self,
+        was: &'a Answer,
+        is: &'a Answer,
+        common: &Shape,
+    ) -> Option<(Self::Pair, Self::End)> {
+        let ends_alike = !is_change(&was.outcome, &is.outcome);
+        let [one, other] = [was, is].map(|of| of.effects.clone().knowing(&common.marks));
+        if ends_alike && one == other {
+            return None;
+        }
+        let end = ((&was.outcome, &is.outcome), ends_alike.then_some((one, other)));
+        Some(((was, is), end))
+    }
+
+    fn unclear(&self, what: Unclear) -> (Self::Pair, Self::End) {
+        let found = self.unclear.iter().find(|(other, _)| *other == what);
+        let (_, neither) = found.unwrap_or(&self.unclear[0]);
+        ((neither, neither), ((&neither.outcome, &neither.outcome), None))
+    }
 }
 
 /// The answer about an example of a class of which it is known what becomes; of what was not looked

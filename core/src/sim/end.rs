@@ -1,11 +1,12 @@
 //! Where a packet's way ends: outside, or at a socket of the namespace.
 
 use super::fate::{Fate, How, Outcome};
+use super::halt::Halt;
 use super::namespace::LOOPBACK;
 use super::packet::{Connection, Owner, Packet, Value, end};
 use super::question::Protocol;
 use super::rule::States;
-use super::walk::{End, Halt, Walk};
+use super::walk::{End, Walk};
 use super::witness::Witness;
 use crate::ruleset::Hook;
 use crate::value::Family;

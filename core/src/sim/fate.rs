@@ -41,7 +41,7 @@ pub enum Fate {
     },
     /// It leaves the namespace by an interface, for another host.
     Passed {
-        /// The interface it leaves by.
+        /// The interface it leaves by; those of a route's paths, as `eth0 or eth1`, where each has it leave.
         interface: String,
         /// Destination address and port of the packet as it leaves.
         destination: SocketAddr,
@@ -70,6 +70,14 @@ pub enum Fate {
 }
 
 impl Fate {
+    /// Where it comes from, as who gets it sees it; none where nobody does.
+    pub(super) const fn source(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Delivered { source, .. } | Self::Passed { source, .. } => Some(*source),
+            Self::Dropped { .. } | Self::Refused { .. } | Self::Unknown { .. } => None,
+        }
+    }
+
     /// Where it comes from can't be told.
     pub(super) const fn forget_source(&mut self) {
         if let Self::Delivered { source, .. } | Self::Passed { source, .. } = self {
@@ -106,7 +114,8 @@ pub enum Outcome {
     Delivered,
     /// It leaves by this interface.
     Passed {
-        /// The name of the interface, such as `eth0`.
+        /// The name of the interface, such as `eth0`; of several, as `eth0 or eth1`, where a route's paths
+        /// all have it leave.
         interface: String,
         /// Whether it leaves from another address.
         masked: bool,

@@ -1,6 +1,7 @@
 //! Classes of connections that end alike, put together.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 
 use super::partition::Class;
 use super::question::Question;
@@ -41,11 +42,7 @@ pub(super) fn merge<A>(mut parts: Vec<Part<A>>, pool: &mut Pool) -> Vec<Class<A>
     loop {
         let before = parts.len();
         parts = Field::ALL.into_iter().fold(parts, |parts, field| by_field(parts, field, pool));
-        let mut asked: Vec<Masked> =
-            parts.iter().flat_map(|p| p.class.shape.marks.keys().copied()).collect();
-        asked.sort_unstable();
-        asked.dedup();
-        parts = asked.into_iter().fold(parts, by_mark);
+        parts = by_marks(parts);
         if parts.len() == before {
             let mut classes: Vec<Class<A>> = parts.into_iter().map(|part| part.class).collect();
             classes.sort_by(|a, b| a.shape.cmp(&b.shape));
@@ -94,24 +91,57 @@ struct Joined<A> {
     values: Vec<Ranges>,
 }
 
-/// Join classes of which one has a mark that the other has not, and that are the same otherwise.
+/// Join classes of which one has a mark that the other has not, and that are the same otherwise, for
+/// each mark that is asked for, in order. A class is looked at for its own marks alone: rules can ask
+/// for thousands.
+fn by_marks<A>(parts: Vec<Part<A>>) -> Vec<Part<A>> {
+    let mut having: BTreeMap<Masked, Vec<usize>> = BTreeMap::new();
+    for (at, part) in parts.iter().enumerate() {
+        for mark in part.class.shape.marks.keys() {
+            having.entry(*mark).or_default().push(at);
+        }
+    }
+    let mut left: Vec<Option<Part<A>>> = parts.into_iter().map(Some).collect();
+    for (mark, having) in having {
+        join(&mut left, having, mark);
+    }
+    left.into_iter().flatten().collect()
+}
+
+/// The same for one mark.
 pub(super) fn by_mark<A>(parts: Vec<Part<A>>, mark: Masked) -> Vec<Part<A>> {
-    let mut places: HashMap<(Shape, usize), (usize, bool)> = HashMap::new();
-    let mut result: Vec<Part<A>> = Vec::with_capacity(parts.len());
-    for part in parts {
-        let mut shape = part.class.shape.clone();
-        let Some(holds) = shape.marks.remove(&mark) else {
-            result.push(part);
+    let mut left: Vec<Option<Part<A>>> = parts.into_iter().map(Some).collect();
+    let all = (0..left.len()).collect();
+    join(&mut left, all, mark);
+    left.into_iter().flatten().collect()
+}
+
+fn join<A>(parts: &mut [Option<Part<A>>], among: Vec<usize>, mark: Masked) {
+    let hasher = RandomState::new();
+    // Those that are left without their mark, by their hash: the mark is put back into what finds no other.
+    let mut single: HashMap<u64, Vec<(usize, bool)>> = HashMap::new();
+    for at in among {
+        let Some(mut part) = parts[at].take() else { continue };
+        let Some(holds) = part.class.shape.marks.remove(&mark) else {
+            parts[at] = Some(part);
             continue;
         };
-        let key = (shape, part.end);
-        match places.remove(&key) {
-            Some((at, other)) if other != holds => result[at].class.shape = key.0,
-            _ => {
-                places.insert(key, (result.len(), holds));
-                result.push(part);
+        let alike = single.entry(hasher.hash_one((&part.class.shape, part.end))).or_default();
+        let is_other = |(other, other_holds): &(usize, bool)| {
+            let same = |p: &Part<A>| p.end == part.end && p.class.shape == part.class.shape;
+            *other_holds != holds && parts[*other].as_ref().is_some_and(same)
+        };
+        match alike.iter().position(is_other) {
+            Some(other) => drop(alike.swap_remove(other)),
+            None => {
+                alike.push((at, holds));
+                parts[at] = Some(part);
             }
         }
     }
-    result
+    for (at, holds) in single.into_values().flatten() {
+        if let Some(part) = &mut parts[at] {
+            part.class.shape.marks.insert(mark, holds);
+        }
+    }
 }

@@ -10,8 +10,6 @@
 //! fate is unknown and names it. What is not walked at all: fragments, multicast and broadcast,
 //! `IPsec`, bridges, and tables of family `bridge` and `arp`.
 
-use std::borrow::Cow;
-
 mod alike;
 mod chains;
 mod changes;
@@ -20,6 +18,7 @@ mod effects;
 mod end;
 mod fate;
 pub mod graph;
+mod halt;
 mod index;
 mod interface;
 mod join;
@@ -31,7 +30,9 @@ mod notice;
 mod order;
 mod packet;
 mod packets;
+mod pairs;
 mod partition;
+mod paths;
 mod program;
 mod question;
 mod ranges;
@@ -41,6 +42,7 @@ mod routing;
 mod rule;
 mod shape;
 mod socket;
+mod source_port;
 mod test;
 mod tracking;
 mod untold;
@@ -72,6 +74,7 @@ pub use rule::{Action, Field, MarkChange, Notice, States, Step, Test, Translatio
 pub use walk::Answer;
 pub use witness::{Event, Lookup, Met, Nobody, Scribe, Witness};
 
+use paths::Paths;
 use walk::Walk;
 
 impl Program {
@@ -82,51 +85,33 @@ impl Program {
 
     /// What becomes of a connection.
     pub fn answer(&self, namespace: &Namespace, question: &Question) -> Answer {
-        let namespace = self.settled(namespace, question);
-        Walk::new(self, &namespace, question, &mut Nobody).first()
-    }
-
-    /// The namespace with one of the paths that routes spread connections over, where each gives the
-    /// connection the same end; else as it is, where it can't be told.
-    fn settled<'n>(&self, namespace: &'n Namespace, question: &Question) -> Cow<'n, Namespace> {
-        let paths = namespace.routing().most_paths();
-        if paths < 2 {
-            return Cow::Borrowed(namespace);
-        }
-        let mut ends = (0..paths).map(|path| {
-            let namespace = namespace.by_path(path);
-            let answer = Walk::new(self, &namespace, question, &mut Nobody).first();
-            (answer.outcome, answer.decided)
+        let ways = paths::each(|paths| {
+            let mut nobody = Nobody;
+            let mut walk = Walk { paths, ..Walk::new(self, namespace, question, &mut nobody) };
+            (walk.first(), Some(walk.paths))
         });
-        let first = ends.next();
-        if ends.all(|end| Some(end) == first) {
-            Cow::Owned(namespace.by_path(0))
-        } else {
-            Cow::Borrowed(namespace)
-        }
+        paths::joined(ways.iter().flatten())
     }
 
     /// What becomes of a captured connection while nobody listens on the port that it is led to: the
-    /// kernel refuses it, but what was to go to a transparent socket is left to the rules.
+    /// kernel refuses it, if that comes to whom it tells, but what was to go to a transparent socket is
+    /// left to the rules.
     pub fn unheard(
         &self,
         namespace: &Namespace,
         question: &Question,
         fate: &Fate,
     ) -> Option<Unheard> {
-        let Fate::Delivered { port, how, .. } = fate else { return None };
-        let transparent = *how == How::Transparent;
-        let outcome = match how {
-            How::Unchanged => return None,
-            How::Translated | How::Handed => Outcome::Refused,
-            How::Transparent => {
-                let mut nobody = Nobody;
-                let mut walk = Walk::new(self, namespace, question, &mut nobody);
-                walk.unheard = true;
-                walk.first().outcome
-            }
-        };
-        Some(Unheard { port: *port, transparent, outcome })
+        let ways = paths::each(|paths| {
+            let mut nobody = Nobody;
+            let mut walk = Walk { paths, ..Walk::new(self, namespace, question, &mut nobody) };
+            (unheard(&mut walk, fate), Some(walk.paths))
+        });
+        let mut ways = ways?.into_iter();
+        let first = ways.next()??;
+        let same = ways.all(|way| way.is_some_and(|way| way == first));
+        let what = || Outcome::Unknown { what: way::MULTIPATH.to_owned() };
+        Some(if same { first } else { Unheard { outcome: what(), ..first } })
     }
 
     /// What becomes of a connection that a transparent socket takes where it has the addresses and ports
@@ -138,53 +123,137 @@ impl Program {
         question: &Question,
         answer: &Answer,
     ) -> Option<Outcome> {
-        let transparent = matches!(answer.fate, Fate::Delivered { how: How::Transparent, .. });
-        if !transparent || question.known != Known::New || question.protocol != Protocol::TCP {
-            return None;
-        }
-        let again = Question { known: Known::Reused, ..question.clone() };
-        let found = Walk::new(self, namespace, &again, &mut Nobody).first().outcome;
-        (found != answer.outcome).then_some(found)
+        let again = again(question, answer)?;
+        reused(&mut Walk::new(self, namespace, &again, &mut Nobody), answer)
     }
 
     /// The same, and what becomes of the answer to it, with everything that happens on the way.
     pub fn explain(&self, namespace: &Namespace, question: &Question) -> Explanation {
-        let settled = self.settled(namespace, question);
-        let mut found = self.explained(&settled, question);
-        let Cow::Owned(_) = settled else { return found };
-        for path in 1..namespace.routing().most_paths() {
-            let other = self.explained(&namespace.by_path(path), question);
-            // What the first packet becomes is the same; where it comes from may not be, nor how the
-            // answer goes.
-            if other.answer.fate != found.answer.fate {
-                found.answer.fate.forget_source();
-            }
-            if other.reply != found.reply {
-                let what = way::MULTIPATH.to_owned();
-                found.reply = Some(Reply::Unknown { rule: None, what });
-            }
-        }
-        found
+        let ways = paths::each(|paths| {
+            let (mut there, mut back) = (Scribe::default(), Scribe::default());
+            let (told, taken) = self.told(namespace, question, paths, [&mut there, &mut back]);
+            ((told, (there, back)), Some(taken))
+        });
+        let (told, scribes): (Vec<_>, Vec<_>) = ways.into_iter().flatten().unzip();
+        let Told { answer, unheard, reused, reply } = Told::joined(told);
+        let (there, back) = scribes.into_iter().next().unwrap_or_default();
+        let Scribe { events: there, lookup } = there;
+        let back = back.events;
+        Explanation { answer, unheard, reused, reply, lookup, there, back }
     }
 
-    fn explained(&self, namespace: &Namespace, question: &Question) -> Explanation {
-        let (mut there, mut back) = (Scribe::default(), Scribe::default());
-        let mut walk = Walk::new(self, namespace, question, &mut there);
+    /// What becomes of a connection and of the answer to it, by these paths, and the paths that were
+    /// taken. A witness of each way is not told of what is only supposed, if it listens.
+    fn told<W: Witness>(
+        &self,
+        namespace: &Namespace,
+        question: &Question,
+        paths: Paths,
+        [there, back]: [&mut W; 2],
+    ) -> (Told, Paths) {
+        let mut walk = Walk { paths, ..Walk::new(self, namespace, question, there) };
         let answer = walk.first();
         let marked = walk.last.filter(|_| {
             let delivered = matches!(answer.fate, Fate::Delivered { .. });
             delivered && namespace.accepts_marks && question.protocol == Protocol::TCP
         });
         let found = (walk.connections, walk.connected, walk.sent, walk.came_by);
-        let mut walk = Walk::new(self, namespace, question, &mut back);
+        let taken = walk.paths;
+        let mut walk = Walk { paths: taken, ..Walk::new(self, namespace, question, back) };
         (walk.connections, walk.connected, walk.sent, walk.came_by) = found;
         walk.accepted = marked.map_or(walk.accepted, |packet| packet.mark);
         let reply = walk.reply(&answer.fate);
-        let unheard = self.unheard(namespace, question, &answer.fate);
-        let reused = self.reused(namespace, question, &answer);
-        let lookup = there.lookup;
-        let (there, back) = (there.events, back.events);
-        Explanation { answer, unheard, reused, reply, lookup, there, back }
+        let taken = walk.paths;
+        let again = again(question, &answer);
+        let (unheard, reused) = if W::LISTENS {
+            let mut nobody = Nobody;
+            let mut walk = Walk { paths, ..Walk::new(self, namespace, question, &mut nobody) };
+            let unheard = unheard(&mut walk, &answer.fate);
+            let again = again.as_ref().map(|again| {
+                let mut walk = Walk { paths, ..Walk::new(self, namespace, again, &mut nobody) };
+                reused(&mut walk, &answer)
+            });
+            (unheard, again.flatten())
+        } else {
+            let mut walk = Walk { paths, ..Walk::new(self, namespace, question, back) };
+            let unheard = unheard(&mut walk, &answer.fate);
+            let again = again.as_ref().map(|again| {
+                let mut walk = Walk { paths, ..Walk::new(self, namespace, again, back) };
+                reused(&mut walk, &answer)
+            });
+            (unheard, again.flatten())
+        };
+        (Told { answer, unheard, reused, reply }, taken)
+    }
+}
+
+/// What becomes of a captured connection without a listener, by a walk that has not begun.
+fn unheard<W: Witness>(walk: &mut Walk<'_, W>, fate: &Fate) -> Option<Unheard> {
+    let Fate::Delivered { port, how, .. } = fate else { return None };
+    let transparent = *how == How::Transparent;
+    let outcome = match how {
+        How::Unchanged => return None,
+        How::Translated | How::Handed => walk.without_listener(),
+        How::Transparent => {
+            walk.unheard = true;
+            walk.first().outcome
+        }
+    };
+    Some(Unheard { port: *port, transparent, outcome })
+}
+
+/// The question about a connection with an earlier one's addresses and ports, where a transparent socket
+/// would take it.
+fn again(question: &Question, answer: &Answer) -> Option<Question> {
+    let transparent = matches!(answer.fate, Fate::Delivered { how: How::Transparent, .. });
+    let asked = transparent && question.known == Known::New && question.protocol == Protocol::TCP;
+    asked.then(|| Question { known: Known::Reused, ..question.clone() })
+}
+
+fn reused<W: Witness>(walk: &mut Walk<'_, W>, answer: &Answer) -> Option<Outcome> {
+    let found = walk.first().outcome;
+    (found != answer.outcome).then_some(found)
+}
+
+/// All that is told of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Told {
+    answer: Answer,
+    unheard: Option<Unheard>,
+    reused: Option<Outcome>,
+    reply: Option<Reply>,
+}
+
+impl Told {
+    /// What is true of each path, if there is one.
+    fn joined(ways: Vec<Self>) -> Self {
+        let answer = paths::joined(ways.iter().map(|way| &way.answer));
+        let what = || way::MULTIPATH.to_owned();
+        let mut ways = ways.into_iter();
+        let Some(mut all) = ways.next() else {
+            return Self { answer, unheard: None, reused: None, reply: None };
+        };
+        all.answer = answer;
+        for way in ways {
+            all.differing_from(&way, &what);
+        }
+        all
+    }
+
+    /// What is told of the same connection beside the answer differs elsewhere, or not.
+    fn differing_from(&mut self, other: &Self, what: &dyn Fn() -> String) {
+        let unknown = || Outcome::Unknown { what: what() };
+        if self.reply != other.reply {
+            self.reply = Some(Reply::Unknown { rule: None, what: what() });
+        }
+        if self.reused != other.reused {
+            self.reused = Some(unknown());
+        }
+        if let Some(unheard) = &mut self.unheard
+            && other.unheard.as_ref().is_none_or(|other| other.outcome != unheard.outcome)
+        {
+            unheard.outcome = unknown();
+        }
     }
 }
 

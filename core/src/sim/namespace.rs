@@ -70,8 +70,6 @@ pub struct Namespace {
     ordinary: bool,
     /// Whether interfaces, routes and settings are those of any pod, since nothing says which they are.
     pub(super) supposed: bool,
-    /// Which path of routes that have several is taken; none is any of them.
-    pub(super) path: Option<usize>,
     /// The labels of addresses of IPv6, in the kernel's order.
     pub labels: Vec<Label>,
     /// `tcp_fwmark_accept`: who accepts a connection answers with the mark of its first packet.
@@ -88,7 +86,13 @@ pub struct Namespace {
     /// The addresses that eBPF lets captured connections to elsewhere come from, if it is known: those of
     /// the time when the pod was enrolled, as long as the pod has them.
     pub enrolled: Vec<IpAddr>,
+    /// The first and the last port that the kernel gives to a socket that asks for none
+    /// (`net.ipv4.ip_local_port_range`, of both families).
+    pub ephemeral: (u16, u16),
 }
+
+/// The kernel's own (`inet_init_net()` in `net/ipv4/af_inet.c`).
+const EPHEMERAL_PORTS: (u16, u16) = (32_768, 60_999);
 
 pub(super) const fn index(family: Family) -> usize {
     match family {
@@ -201,7 +205,6 @@ impl Namespace {
             local_elsewhere,
             ordinary,
             supposed: false,
-            path: None,
             labels: labels(),
             accepts_marks: false,
             reflects_marks: [false; 2],
@@ -209,6 +212,7 @@ impl Namespace {
             neighbours: None,
             listeners: BTreeMap::new(),
             enrolled: Vec::new(),
+            ephemeral: EPHEMERAL_PORTS,
         }
     }
 
@@ -292,14 +296,20 @@ impl Namespace {
         all
     }
 
-    /// This namespace where routes that have several paths take this one of them.
-    pub(super) fn by_path(&self, path: usize) -> Self {
-        Self { path: Some(path), ..self.clone() }
-    }
-
     /// Its interfaces beside `lo`, by name.
     pub fn interfaces(&self) -> impl Iterator<Item = &Interface> {
         self.interfaces.iter().filter(|i| i.name != LOOPBACK)
+    }
+
+    /// Whether there is an interface of this name.
+    pub fn lists(&self, name: &str) -> bool {
+        self.interfaces.iter().any(|interface| interface.name == name)
+    }
+
+    /// Whether an address is one of its interfaces' own, those of `lo` too.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        let mut own = self.interfaces.iter().flat_map(|interface| &interface.addresses);
+        own.any(|own| own.address() == address)
     }
 
     /// All of them that can be the source's own, in the kernel's order.

@@ -2,13 +2,14 @@
 //! which nothing gets from one host of a link to the next (`net/ipv6/ndisc.c`). Whether a host is known
 //! already, so that none is needed, rules do not say.
 
+use super::halt::Halt;
 use super::namespace::LOOPBACK;
 use super::packet::{Ends, Mark, Owner, Packet, Value};
 use super::program::{Call, RuleId, family_index, hook_index};
 use super::question::{Direction, Protocol};
 use super::ranges::{Ranges, number};
 use super::rule::States;
-use super::walk::{Halt, Walk};
+use super::walk::Walk;
 use super::witness::{Nobody, Witness};
 use crate::ruleset::Hook;
 use crate::value::Family;
@@ -151,6 +152,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             // What comes in between is not told of.
             let mut nobody = Nobody;
             let mut walk = Walk::new(self.program, self.namespace, self.question, &mut nobody);
+            walk.paths = self.paths;
             return walk.pass_all(both, interface);
         }
         let before = (self.decided.clone(), self.acted, self.deciding, self.refusal.take());
@@ -174,7 +176,8 @@ impl<'a, W: Witness> Walk<'a, W> {
                 family: Family::V6,
                 protocol: Protocol::ICMPV6,
                 ends: Ends { source, source_port: none, destination, port: none },
-                owner: Owner::Nobody,
+                // `ndisc_alloc_skb()`
+                owner: if way == Direction::Out { Owner::Kernel } else { Owner::Nobody },
                 mark: Mark::made(0),
                 input: None,
                 output: None,

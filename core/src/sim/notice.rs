@@ -2,13 +2,14 @@
 //! can be lost (`nf_send_unreach()`, `nf_send_reset()` in `net/ipv4/netfilter/nf_reject_ipv4.c` and
 //! their likes of IPv6; `__icmp_send()`).
 
-use super::fate::Fate;
+use super::fate::{Fate, Outcome};
+use super::halt::Halt;
 use super::namespace::index;
 use super::packet::{Mark, Owner, Packet, Value};
 use super::question::{Direction, Protocol};
 use super::ranges::number;
 use super::rule::{Field, Notice, States};
-use super::walk::{End, Halt, Turn, Walk};
+use super::walk::{End, Turn, Walk};
 use super::witness::Witness;
 use crate::value::Family;
 
@@ -51,13 +52,38 @@ impl<'a, W: Witness> Walk<'a, W> {
         }
     }
 
+    /// What becomes of a connection that has got to a port on which nobody listens: the kernel refuses it
+    /// (`tcp_v4_send_reset()`, `udp_rcv()`), and what tells the sender has a way of its own.
+    pub(super) fn without_listener(&mut self) -> Outcome {
+        let _ends_at_the_port = self.first();
+        let Some(packet) = self.last else { return Outcome::Refused };
+        if !matches!(packet.protocol, Protocol::TCP | Protocol::UDP) {
+            let what = "whether the kernel tells the sender that nobody listens".to_owned();
+            return Outcome::Unknown { what };
+        }
+        (self.deciding, self.turn) = (false, Turn::Answer);
+        match self.tell(&Rejection { packet, notice: Notice::Unheard }) {
+            Ok(()) => Outcome::Refused,
+            Err(Halt::Dropped { why, .. }) => Outcome::Dropped {
+                why: format!("the kernel refuses it, and the sender is not told: {why}"),
+            },
+            Err(Halt::Refused(_)) => {
+                let why = "the kernel refuses it, and what tells the sender is refused as well";
+                Outcome::Dropped { why: why.to_owned() }
+            }
+            Err(Halt::Unknown { what, .. }) => Outcome::Unknown { what },
+        }
+    }
+
     fn tell(&mut self, refusal: &Rejection<'a>) -> Result<(), Halt> {
         let lost = |why: &str| Err(Halt::Dropped { rule: None, why: why.to_owned() });
         let refused = &refusal.packet;
         let family = refused.family;
         let mut packet = Packet {
             ends: refused.ends.swapped(),
-            owner: Owner::Nobody,
+            // A message of ICMP has the kernel's own socket (`icmp_push_reply()`), and so has the reset of
+            // a port on which nobody listens (`ip_send_unicast_reply()`), but not that of a rule.
+            owner: if refusal.notice == Notice::Reset { Owner::Nobody } else { Owner::Kernel },
             // `IP4_REPLY_MARK()`, `IP6_REPLY_MARK()`
             mark: if self.namespace.reflects_marks[index(family)] {
                 refused.mark
@@ -81,8 +107,13 @@ impl<'a, W: Witness> Walk<'a, W> {
             Notice::Reset if packet.protocol != Protocol::TCP => {
                 return lost("only TCP connections are reset");
             }
-            Notice::Reset | Notice::Unheard => {}
-            Notice::Icmp => {
+            Notice::Reset => {}
+            // It is what answers the connection, and found again by tracking.
+            Notice::Unheard if packet.protocol == Protocol::TCP => {
+                (packet.seen, packet.attached, packet.connection) = (false, false, None);
+                (packet.zone, packet.zoned) = (0, false);
+            }
+            Notice::Icmp | Notice::Unheard => {
                 // Destination unreachable.
                 (packet.protocol, packet.icmp) = match family {
                     Family::V4 => (Protocol::ICMP, Some(3)),
@@ -90,8 +121,9 @@ impl<'a, W: Witness> Walk<'a, W> {
                 };
             }
         }
+        let icmp = packet.icmp.is_some();
         let mut route = self.route(&packet);
-        if refusal.notice == Notice::Icmp {
+        if icmp {
             // It comes from where the packet went, if that is here, or else from what is usual.
             let here = self.is_in(packet.ends.source, self.namespace.local(family));
             if !here {
@@ -108,8 +140,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 if self.question.direction == Direction::Out =>
             {
                 let asker = self.sent.map_or(destination.ip(), |sender| sender.ip());
-                let from_there = refusal.notice == Notice::Icmp
-                    || source == self.connected.unwrap_or(self.question.to());
+                let from_there = icmp || source == self.connected.unwrap_or(self.question.to());
                 if destination.ip() == asker && from_there {
                     Ok(())
                 } else {
@@ -119,7 +150,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             Fate::Passed { destination, interface, source }
                 if self.question.direction == Direction::In =>
             {
-                let from_there = refusal.notice == Notice::Icmp || source == self.question.to();
+                let from_there = icmp || source == self.question.to();
                 if Some(destination.ip()) != self.question.source || !from_there {
                     lost("what tells the sender goes elsewhere")
                 } else if let Some(by) = self.came_by.filter(|by| *by == interface) {

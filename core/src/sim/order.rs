@@ -2,9 +2,10 @@
 //! (`nf_hook_grow()`), and it says of the chains of one table alone in which order that was. What is
 //! called in an order that nobody knows is told only where every order does the same.
 
+use super::halt::Halt;
 use super::packet::{Connection, Packet};
 use super::program::{Call, Kind, Ordered};
-use super::walk::{Halt, Walk};
+use super::walk::Walk;
 use super::witness::{Nobody, Witness};
 use crate::ruleset::Hook;
 
@@ -47,7 +48,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             let mut walk = Walk::new(self.program, self.namespace, self.question, &mut nobody);
             walk.connections.clone_from(&self.connections);
             walk.unheard = self.unheard;
-            walk.preset = self.preset;
+            (walk.preset, walk.paths) = (self.preset, self.paths);
             walk.alike(calls, hook, packet, side)
         } else {
             let before = (self.connections.clone(), self.decided.clone(), self.acted);

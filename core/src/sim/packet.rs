@@ -107,18 +107,27 @@ pub(super) fn end(family: Family, ip: Value, port: Value) -> SocketAddr {
 pub(super) enum Owner {
     /// There is a socket, of this user and group.
     Known { uid: Value, gid: Value },
-    /// There is no socket with an owner.
+    /// There is no socket.
     Nobody,
+    /// There is one of the kernel's, which has no owner (`inet_ctl_sock_create()`).
+    Kernel,
+    /// One of these two.
+    Unowned,
     /// There is one, and nothing is known of it.
     Unknown,
 }
 
 impl Owner {
+    /// Whether rules that ask for a user or group find none.
+    pub(super) const fn is_nobody(self) -> bool {
+        matches!(self, Self::Nobody | Self::Kernel | Self::Unowned)
+    }
+
     pub(super) const fn value(self, field: Field) -> Option<Value> {
         match (self, field) {
             (Self::Known { uid, .. }, Field::Uid) => Some(uid),
             (Self::Known { gid, .. }, _) => Some(gid),
-            (Self::Nobody, _) => Some(Value::made(NOBODY)),
+            (Self::Nobody | Self::Kernel | Self::Unowned, _) => Some(Value::made(NOBODY)),
             (Self::Unknown, _) => None,
         }
     }
@@ -181,7 +190,7 @@ impl<W: Witness> Walk<'_, W> {
             Owner::Known { uid, gid } => {
                 text.push_str(&format!(" uid {} gid {}", uid.number, gid.number));
             }
-            Owner::Nobody | Owner::Unknown => {}
+            Owner::Nobody | Owner::Kernel | Owner::Unowned | Owner::Unknown => {}
         }
         match packet.mark.number(self.asked_mark) {
             0 => {}

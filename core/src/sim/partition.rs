@@ -12,12 +12,14 @@ use super::effects::Effects;
 use super::fate::{Fate, Outcome};
 use super::join::{Part, Pool, by_field, by_mark, merge};
 use super::namespace::{Namespace, unicast};
+use super::paths;
 use super::program::{Program, RuleId};
 use super::question::{Protocol, Question};
 use super::ranges::Ranges;
 use super::rule::Field;
 use super::shape::{Memory, NoExample, Shape, Split, Splitter};
 use super::walk::{Answer, Walk};
+use super::witness::Witness as _;
 use crate::ruleset::Masked;
 use crate::value::Family;
 
@@ -180,11 +182,19 @@ impl Examine for Firsts<'_> {
     type End = End;
 
     fn walk(&self, example: &Question, splitter: &mut Splitter<'_>) -> (Answer, u64) {
-        let marks = &splitter.shape.marks;
-        let mut walk = Walk::new(self.program, self.namespace, example, splitter);
-        let mut answer = walk.first();
-        answer.effects = answer.effects.knowing(marks);
-        (answer, walk.asked)
+        let shape = splitter.shape;
+        let mut asked = 0;
+        let ways = paths::each(|paths| {
+            let mut walk =
+                Walk { paths, ..Walk::new(self.program, self.namespace, example, splitter) };
+            let mut answer = walk.first();
+            answer.effects = answer.effects.knowing(&shape.marks);
+            asked += walk.asked;
+            let taken = walk.paths;
+            // What cuts the class on one way is enough.
+            (answer, (!splitter.has_heard()).then_some(taken))
+        });
+        (paths::joined(ways.iter().flatten()), asked)
     }
 
     fn unclear(&self, what: &str) -> Answer {
@@ -315,12 +325,13 @@ impl<L: Examine> Search<'_, L> {
 
 fn all(namespace: &Namespace, family: Family) -> Vec<Shape> {
     let ids = || Ranges::up_to(u128::from(u32::MAX - 1));
+    let one = || unicast(family).without(&namespace.routing().groups(family));
     let mut shapes = Vec::new();
     for protocols in protocols() {
         let fields = [
             (Field::Protocol, protocols),
             (Field::SourcePort, Ranges::up_to(u16::MAX.into())),
-            (Field::Destination, unicast(family)),
+            (Field::Destination, one()),
             (Field::Port, Ranges::up_to(u16::MAX.into())),
         ];
         let [protocol, source_port, destination, port] = fields.clone();
@@ -332,7 +343,7 @@ fn all(namespace: &Namespace, family: Family) -> Vec<Shape> {
         shapes.push(Shape::new(family, Origin::Process, bound, with_owner));
         for interface in namespace.interfaces() {
             let origin = Origin::Interface(interface.name.clone());
-            let from = (false, unicast(family));
+            let from = (false, one());
             shapes.push(Shape::new(family, origin, from, fields.clone()));
         }
     }

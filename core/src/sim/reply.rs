@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 
 use super::fate::{Fate, How, Reply};
+use super::halt::Halt;
 use super::namespace::loopback;
 use super::packet::{Ends, Mark, Owner, Packet, Value};
 use super::question::{Direction, Protocol};
 use super::ranges::number;
-use super::walk::{Halt, Turn, Walk};
+use super::rule::Field;
+use super::walk::{Turn, Walk};
 use super::witness::Witness;
 use crate::value::Family;
 
@@ -157,6 +159,11 @@ impl<'a, W: Witness> Walk<'a, W> {
     fn answer(&self, from: SocketAddr, to: SocketAddr) -> Packet<'a> {
         let mut packet = self.packet(Value::made(number(from.ip())), Owner::Nobody);
         packet.ends = ends(from, to);
+        // What nothing has translated is the port that was asked about.
+        let asked = self.question.source_port;
+        if asked != 0 && to.port() == asked {
+            packet.ends.port = Value::asked(asked.into(), Field::SourcePort);
+        }
         packet.mark = Mark::made(0);
         packet.syn = false;
         packet

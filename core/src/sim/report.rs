@@ -107,7 +107,12 @@ fn sender(source: &SocketAddr) -> String {
     if source.ip().is_unspecified() {
         return format!("port {} of the address that the path of the route decides", source.port());
     }
-    source.to_string()
+    end(source)
+}
+
+/// An address, with its port where there is one.
+fn end(address: &SocketAddr) -> String {
+    if address.port() == 0 { address.ip().to_string() } else { address.to_string() }
 }
 
 /// A fate in one line.
@@ -125,7 +130,7 @@ pub fn fate_text(fate: &Fate) -> String {
             format!("{how} port {port}, original destination {original}, from {}", sender(source))
         }
         Fate::Passed { interface, destination, source } => {
-            format!("leaves by {interface} to {destination}, from {}", sender(source))
+            format!("leaves by {interface} to {}, from {}", end(destination), sender(source))
         }
         Fate::Dropped { why, .. } => format!("dropped: {why}"),
         Fate::Refused { .. } => "refused, and the sender is told".to_owned(),

@@ -130,13 +130,20 @@ struct Table {
     routes: Vec<(RouteAction, Ranges)>,
     /// Those of which the table says where they go: of others the next rule is asked.
     covered: Ranges,
+    /// The most paths that one of them spreads connections over.
+    most_paths: usize,
 }
 
 impl Table {
     fn new(routes: Vec<(RouteAction, Ranges)>) -> Self {
         let says = |(action, _): &&(RouteAction, Ranges)| !matches!(action, RouteAction::Throw);
         let covered = routes.iter().filter(says).flat_map(|(_, ranges)| ranges.iter()).collect();
-        Self { routes, covered }
+        let paths = routes.iter().map(|(action, _)| match action {
+            RouteAction::Out(exits) => exits.len(),
+            _ => 1,
+        });
+        let most_paths = paths.max().unwrap_or(1);
+        Self { routes, covered, most_paths }
     }
 }
 
@@ -344,13 +351,7 @@ impl RoutingTables {
 
     /// The most paths that one route spreads connections over.
     pub(super) fn most_paths(&self) -> usize {
-        let actions =
-            self.tables.values().flat_map(|table| &table.routes).map(|(action, _)| action);
-        let paths = actions.map(|action| match action {
-            RouteAction::Out(exits) => exits.len(),
-            _ => 1,
-        });
-        paths.max().unwrap_or(1)
+        self.tables.values().map(|table| table.most_paths).max().unwrap_or(1)
     }
 }
 

@@ -2,13 +2,14 @@
 //! before anything is routed (`BPF_CGROUP_RUN_PROG_INET4_CONNECT`), and where the socket of what
 //! arrives is looked up (`inet_lookup_run_sk_lookup()`).
 
+use super::halt::Halt;
 use super::namespace::{LOOPBACK, Namespace, loopback, somewhere};
 use super::packet::{Packet, Value};
 use super::program::{ChainId, family_index};
 use super::question::{Direction, Known, Protocol};
 use super::ranges::{Ranges, number};
 use super::rule::{Field, States};
-use super::walk::{Halt, Walk};
+use super::walk::Walk;
 use super::way::Route;
 use super::witness::{Lookup, Witness};
 use crate::ruleset::Hook;
@@ -127,7 +128,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             let all = all.filter(|own| own.family() == family && own.scope == 0 && !own.elsewhere);
             if all.take(2).count() > 1 {
                 let what = "from which address it comes, since the one of its enrolment is gone";
-                return Err(Halt::Unknown { rule: None, what: what.to_owned() });
+                return Err(Halt::unknown(what));
             }
         }
         let by = self.towards(Value::made(somewhere(family)), family);

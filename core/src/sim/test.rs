@@ -82,8 +82,9 @@ impl<W: Witness> Walk<'_, W> {
             },
             Test::Syn { negated } => truth(packet.syn, *negated),
             Test::Socket { negated } => match packet.owner {
-                Owner::Known { .. } => truth(true, *negated),
+                Owner::Known { .. } | Owner::Kernel => truth(true, *negated),
                 Owner::Nobody => truth(false, *negated),
+                Owner::Unowned => Truth::Unknown("whether the kernel sends it by a socket"),
                 Owner::Unknown => Truth::Unknown(RECEIVER),
             },
             Test::Icmp { negated, types } => match packet.icmp {
@@ -118,7 +119,7 @@ impl<W: Witness> Walk<'_, W> {
             Field::Port => ends.port,
             Field::Uid | Field::Gid => match packet.owner.value(field) {
                 None => return Truth::Unknown(RECEIVER),
-                Some(_) if socket && packet.owner == Owner::Nobody => return Truth::No,
+                Some(_) if socket && packet.owner.is_nobody() => return Truth::No,
                 Some(value) => value,
             },
         };
@@ -321,8 +322,8 @@ fn why_is_not(
         Field::Destination => ends.destination.number,
         Field::Port => ends.port.number,
         Field::Uid | Field::Gid => match packet.owner.value(field) {
-            Some(_) if packet.owner == Owner::Nobody && (socket || !negated) => {
-                return "no socket sends it".to_owned();
+            Some(_) if packet.owner.is_nobody() && (socket || !negated) => {
+                return "no socket with an owner sends it".to_owned();
             }
             Some(value) => value.number,
             None => return RECEIVER.to_owned(),

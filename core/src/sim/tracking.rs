@@ -2,11 +2,12 @@
 //! holds for all of its packets.
 
 use super::chains::{DESTINATION, SOURCE};
+use super::halt::Halt;
 use super::packet::{Connection, Mark, Packet};
 use super::program::Call;
 use super::question::{Known, Protocol};
 use super::rule::States;
-use super::walk::{Halt, Turn, Walk};
+use super::walk::{Turn, Walk};
 use super::witness::Witness;
 use crate::ruleset::Hook;
 

@@ -4,10 +4,12 @@
 use std::net::SocketAddr;
 
 use super::effects::Effects;
-use super::fate::{Fate, Outcome, Reply};
+use super::fate::{Fate, Outcome};
+use super::halt::Halt;
 use super::namespace::{Exit, LOOPBACK, Namespace, loopback};
 use super::notice::Rejection;
 use super::packet::{Connection, Ends, Mark, Owner, Packet, Value};
+use super::paths::Paths;
 use super::program::{Call, ChainId, Kind, Policy, Program, RuleId, family_index, hook_index};
 use super::question::{Direction, Known, Protocol, Question};
 use super::ranges::{Ranges, number};
@@ -18,36 +20,6 @@ use super::way::Route;
 use super::witness::Witness;
 use crate::ruleset::Hook;
 use crate::value::Family;
-
-/// A packet's way ends before its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Halt {
-    Dropped { rule: Option<RuleId>, why: String },
-    Refused(RuleId),
-    Unknown { rule: Option<RuleId>, what: String },
-}
-
-impl Halt {
-    fn end(self) -> End {
-        match self {
-            Self::Dropped { rule, why } => {
-                (Fate::Dropped { rule, why: why.clone() }, Outcome::Dropped { why })
-            }
-            Self::Refused(rule) => (Fate::Refused { rule }, Outcome::Refused),
-            Self::Unknown { rule, what } => {
-                (Fate::Unknown { rule, what: what.clone() }, Outcome::Unknown { what })
-            }
-        }
-    }
-
-    pub(super) fn reply(self) -> Reply {
-        match self {
-            Self::Dropped { why, .. } => Reply::Lost { why: format!("it is dropped: {why}") },
-            Self::Refused(_) => Reply::Lost { why: "it is refused".to_owned() },
-            Self::Unknown { rule, what } => Reply::Unknown { rule, what },
-        }
-    }
-}
 
 /// The end of a way, with and without the connection's own addresses.
 pub(super) type End = (Fate, Outcome);
@@ -120,6 +92,8 @@ pub(super) struct Walk<'a, W> {
     pub(super) last: Option<Packet<'a>>,
     /// What tracking finds, where that does not follow from what was asked.
     pub(super) preset: Option<Tracked>,
+    /// Which paths are taken where a route has several.
+    pub(super) paths: Paths,
 }
 
 impl<'a, W: Witness> Walk<'a, W> {
@@ -154,6 +128,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             did: Vec::new(),
             last: None,
             preset: None,
+            paths: Paths::FIRST,
         }
     }
 
@@ -241,9 +216,10 @@ impl<'a, W: Witness> Walk<'a, W> {
         };
         // `ip_route_connect()` asks again with the source that it chose.
         let (family, routing) = (packet.family, self.namespace.routing());
-        if bound.is_none() && family == Family::V4 && routing.asks_source(family) {
+        let asks_source = routing.asks_source(family);
+        if bound.is_none() && family == Family::V4 && (asks_source || routing.most_paths() > 1) {
             let again = self.route(&packet);
-            if again != route && packet.protocol != Protocol::TCP {
+            if again != route && packet.protocol != Protocol::TCP && asks_source {
                 let what = "whether its socket is connected, which decides the route".to_owned();
                 return Err(Halt::Unknown { rule: None, what });
             }
@@ -264,9 +240,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 exit.interface.as_str()
             }
             Route::Nowhere(why) => return Err(drop(why)),
-            Route::Unclear(what) => {
-                return Err(Halt::Unknown { rule: None, what: what.to_owned() });
-            }
+            Route::Unclear(what) => return Err(Halt::unknown(what)),
         };
         let settings = self.namespace.settings(name);
         if !settings.up {
@@ -402,10 +376,10 @@ impl<'a, W: Witness> Walk<'a, W> {
         };
         match self.route(packet) {
             Route::Local => self.deliver(packet),
-            Route::Unclear(what) => Err(Halt::Unknown { rule: None, what: what.to_owned() }),
+            Route::Unclear(what) => Err(Halt::unknown(what)),
             _ if !forwards && self.namespace.supposed && self.is_led(packet) => {
                 let what = "the routes: whether it is passed on from here, and by which interface";
-                Err(Halt::Unknown { rule: None, what: what.to_owned() })
+                Err(Halt::unknown(what))
             }
             _ if !forwards => Err(Halt::Dropped {
                 rule: None,

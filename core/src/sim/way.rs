@@ -1,12 +1,13 @@
 //! Where a packet is routed to, and which address what a socket sends comes from.
 
+use super::halt::Halt;
 use super::interface::{Interface, OwnAddress, SCOPE_LINK};
 use super::namespace::{Exit, LOOPBACK, Namespace};
 use super::packet::{Owner, Packet, Value};
 use super::ranges::{Ranges, address, number};
 use super::routing::{RouteAction, RuleAction, Selector};
 use super::rule::Field;
-use super::walk::{Halt, Walk};
+use super::walk::Walk;
 use super::witness::Witness;
 use crate::value::{Cidr, Family};
 
@@ -35,6 +36,13 @@ impl Route<'_> {
     }
 }
 
+/// The ways that a route has.
+enum Ways<'a> {
+    One(Route<'a>),
+    /// One of these: the kernel spreads connections over them.
+    Several(&'a [Exit]),
+}
+
 /// Why there is no route.
 pub(super) const NO_ROUTE: &str = "there is no route to where it goes";
 /// What decides where a route has several paths.
@@ -51,14 +59,30 @@ enum Applies<'a> {
 }
 
 impl<'a, W: Witness> Walk<'a, W> {
-    /// Ask the rules of policy routing, one after the other.
+    /// Where a packet goes, by one path where a route has several.
     pub(super) fn route(&mut self, packet: &Packet<'_>) -> Route<'a> {
+        let ways = self.ways(packet);
+        self.chosen(ways)
+    }
+
+    fn chosen(&mut self, ways: Ways<'a>) -> Route<'a> {
+        match ways {
+            Ways::One(route) => route,
+            Ways::Several(exits) => {
+                let exit = self.paths.next(exits.len()).and_then(|path| exits.get(path));
+                exit.map_or(Route::Unclear(MULTIPATH), Route::By)
+            }
+        }
+    }
+
+    /// Ask the rules of policy routing, one after the other.
+    fn ways(&mut self, packet: &Packet<'_>) -> Ways<'a> {
         let namespace = self.namespace;
         let to = packet.ends.destination;
         for rule in namespace.routing().rules(packet.family) {
             if rule.selector != Selector::ALL {
                 if self.witness.has_heard() {
-                    return Route::Unclear("");
+                    return Ways::One(Route::Unclear(""));
                 }
                 self.asked += 1;
                 // Whoever it is for: where its table says nothing, the next one is asked.
@@ -69,21 +93,22 @@ impl<'a, W: Witness> Walk<'a, W> {
             }
             match self.applies(&rule.selector, packet) {
                 Applies::No => continue,
-                Applies::Unknown(what) => return Route::Unclear(what),
+                Applies::Unknown(what) => return Ways::One(Route::Unclear(what)),
                 Applies::Yes => {}
             }
-            match &rule.action {
-                RuleAction::Deliver => return Route::Local,
-                RuleAction::Refuse(why) => return Route::Nowhere(why),
-                RuleAction::Unmodelled(what) => return Route::Unclear(what),
+            return Ways::One(match &rule.action {
+                RuleAction::Deliver => Route::Local,
+                RuleAction::Refuse(why) => Route::Nowhere(why),
+                RuleAction::Unmodelled(what) => Route::Unclear(what),
                 RuleAction::Table(_) | RuleAction::Longer(..) => {
-                    if let Some(route) = self.in_table(&rule.action, to, packet.family) {
-                        return route;
+                    match self.in_table(&rule.action, to, packet.family) {
+                        Some(ways) => return ways,
+                        None => continue,
                     }
                 }
-            }
+            });
         }
-        Route::Nowhere(NO_ROUTE)
+        Ways::One(Route::Nowhere(NO_ROUTE))
     }
 
     /// Route what a rule has changed: by IPv4 for no user (`ip_route_me_harder()`), by IPv6 for the
@@ -134,7 +159,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             all = all
                 && match packet.owner {
                     Owner::Known { uid, .. } => self.is_in(uid, &uids),
-                    Owner::Nobody => first == 0,
+                    Owner::Nobody | Owner::Kernel | Owner::Unowned => first == 0,
                     Owner::Unknown => return Applies::Unknown("whose socket it is"),
                 };
         }
@@ -157,24 +182,23 @@ impl<'a, W: Witness> Walk<'a, W> {
     }
 
     /// What a table says of a destination; none where the next rule is asked.
-    fn in_table(&mut self, of: &RuleAction, to: Value, family: Family) -> Option<Route<'a>> {
+    fn in_table(&mut self, of: &RuleAction, to: Value, family: Family) -> Option<Ways<'a>> {
         let namespace: &'a Namespace = self.namespace;
         for (action, destinations) in namespace.routing().looked_in(family, of) {
             if !self.is_in(to, destinations) {
                 continue;
             }
-            return match action {
-                RouteAction::Out(exits) => match (exits.as_slice(), namespace.path) {
-                    ([], _) => Some(Route::Nowhere(NO_ROUTE)),
-                    ([exit], _) => Some(Route::By(exit)),
-                    (_, None) => Some(Route::Unclear(MULTIPATH)),
-                    (exits, Some(path)) => exits.get(path % exits.len()).map(Route::By),
+            return Some(Ways::One(match action {
+                RouteAction::Out(exits) => match exits.as_slice() {
+                    [] => Route::Nowhere(NO_ROUTE),
+                    [exit] => Route::By(exit),
+                    exits => return Some(Ways::Several(exits)),
                 },
-                RouteAction::Local(_) => Some(Route::Local),
-                RouteAction::Refuse(why) => Some(Route::Nowhere(why)),
-                RouteAction::Throw | RouteAction::Group => None,
-                RouteAction::Unmodelled(what) => Some(Route::Unclear(what)),
-            };
+                RouteAction::Local(_) => Route::Local,
+                RouteAction::Refuse(why) => Route::Nowhere(why),
+                RouteAction::Throw | RouteAction::Group => return None,
+                RouteAction::Unmodelled(what) => Route::Unclear(what),
+            }));
         }
         None
     }
@@ -186,7 +210,8 @@ impl<'a, W: Witness> Walk<'a, W> {
             if rule.selector != Selector::default() {
                 continue;
             }
-            match self.in_table(&rule.action, to, family) {
+            let ways = self.in_table(&rule.action, to, family);
+            match ways.map(|ways| self.chosen(ways)) {
                 Some(Route::By(exit)) => return Some(&exit.interface),
                 Some(_) => return None,
                 None => {}
@@ -216,8 +241,19 @@ impl<'a, W: Witness> Walk<'a, W> {
             back.mark = super::packet::Mark::made(0);
         }
         let filter = settings.rp_filter;
-        match self.route(&back) {
-            Route::Unclear(what) => Err(Halt::Unknown { rule: None, what: what.to_owned() }),
+        // By any of several paths (`fib_info_nh_uses_dev()`).
+        let leads_back = |exit: &Exit| exit.interface == input;
+        let route = match self.ways(&back) {
+            Ways::Several(exits) if exits.iter().any(leads_back) => return Ok(()),
+            Ways::Several(_) if filter == 1 => {
+                let why = "and none of the ways back to its source is by it";
+                return drop(format!("rp_filter of {input} is 1, {why}"));
+            }
+            Ways::Several(_) => return Ok(()),
+            Ways::One(route) => route,
+        };
+        match route {
+            Route::Unclear(what) => Err(Halt::unknown(what)),
             Route::Local if settings.accept_local => {
                 // The route is by the interface that has the address, or by `lo`.
                 let namespace: &'a Namespace = self.namespace;
@@ -237,7 +273,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                  a forged one (src_valid_mark is {})",
                 u8::from(settings.src_valid_mark)
             )),
-            Route::By(exit) if exit.interface == input => Ok(()),
+            Route::By(exit) if leads_back(exit) => Ok(()),
             Route::By(exit) if filter == 1 => drop(format!(
                 "rp_filter of {input} is 1, and the way back to its source is by {}",
                 exit.interface
@@ -279,9 +315,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             Route::Local => return self.source_v6(to, LOOPBACK).ok_or_else(unknown),
             Route::By(exit) => exit,
             Route::Nowhere(why) => return Err(none(why)),
-            Route::Unclear(what) => {
-                return Err(Halt::Unknown { rule: None, what: what.to_owned() });
-            }
+            Route::Unclear(what) => return Err(Halt::unknown(what)),
         };
         if let Some(source) = exit.source {
             return Ok(Value::made(number(source)));

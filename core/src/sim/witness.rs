@@ -64,7 +64,6 @@ pub trait Witness {
 
     /// Something that is neither a hook nor a rule happened.
     fn note(&mut self, _what: String) {}
-
     /// Whether it has heard enough: what follows doesn't matter.
     fn has_heard(&self) -> bool {
         false

@@ -47,11 +47,17 @@ pub(crate) struct Typed {
     port: u16,
     protocol: Protocol,
     source: Option<IpAddr>,
+    source_port: Option<u16>,
     mark: u32,
     interface: Option<String>,
 }
 
 impl Typed {
+    /// Whether the port was typed that it comes from.
+    pub(crate) const fn says_source_port(&self) -> bool {
+        self.source_port.is_some()
+    }
+
     /// The question, in a pod with these addresses.
     pub(crate) fn question(&self, addresses: &[IpAddr]) -> Option<Question> {
         let like = self.source.or(self.to);
@@ -62,7 +68,7 @@ impl Typed {
             direction: if self.inward { Direction::In } else { Direction::Out },
             protocol: self.protocol,
             source: self.source,
-            source_port: if ports { EPHEMERAL } else { 0 },
+            source_port: if ports { self.source_port.unwrap_or(EPHEMERAL) } else { 0 },
             destination,
             port: if ports { self.port } else { 0 },
             owner: (!self.inward).then_some(self.identity),
@@ -187,7 +193,8 @@ pub(super) fn questions_args(command: Command) -> Command {
 }
 
 /// The flags that ask about one connection.
-const QUESTION: [&str; 8] = ["from", "in", "to", "to-port", "proto", "src", "mark", "iface"];
+const QUESTION: [&str; 9] =
+    ["from", "in", "to", "to-port", "proto", "src", "src-port", "mark", "iface"];
 
 pub(super) fn question_args(command: Command) -> Command {
     let text = |name: &'static str, value: &'static str, help: &'static str| {
@@ -217,19 +224,24 @@ pub(super) fn question_args(command: Command) -> Command {
                 .value_parser(clap::value_parser!(u16)),
         )
         .arg(text("proto", "PROTOCOL", "tcp, udp or another one by name or number [default: tcp]"))
+        .arg(text(
+            "src",
+            "ADDRESS[:PORT]",
+            "Source address; for an outbound connection, the address that its socket is bound to",
+        ))
         .arg(
             text(
-                "src",
-                "ADDRESS",
-                "Source address; for an outbound connection, the address that its socket is bound to",
+                "src-port",
+                "PORT",
+                "Source port, instead of one in --src [default: any that may be chosen]",
             )
-            .value_parser(clap::value_parser!(IpAddr)),
+            .value_parser(clap::value_parser!(u16).range(1..)),
         )
         .arg(text("mark", "MARK", "The mark of its packets, decimal or 0x..."))
         .arg(text(
             "iface",
             "NAME",
-            "Inbound interface [default: the one that leads to the source]",
+            "Inbound interface, with --in [default: the one that leads to the source]",
         ))
 }
 
@@ -270,7 +282,13 @@ fn one(m: &ArgMatches) -> Result<Typed, NotTyped> {
         })?,
     };
     let inward = m.get_flag("in");
-    let source = m.get_one::<IpAddr>("src").map(IpAddr::to_canonical);
+    let (mut source, mut source_port) = (None, None);
+    if let Some(text) = word("src") {
+        let what = "a source is ADDRESS or ADDRESS:PORT, such as 10.4.0.3 or [fd00::1]:40000";
+        let (ip, port) = end(text).ok_or_else(|| bad("src", text, what))?;
+        (source, source_port) = (Some(ip), port);
+    }
+    let source_port = m.get_one::<u16>("src-port").copied().or(source_port);
     if inward && source.is_none() {
         return Err(NotTyped::Bad("--in needs --src, the address it comes from".to_owned()));
     }
@@ -309,8 +327,18 @@ fn one(m: &ArgMatches) -> Result<Typed, NotTyped> {
         Some(text) => number(text).ok_or_else(|| bad("mark", text, "a mark is a 32 bit number"))?,
     };
     let interface = word("iface").map(str::to_owned);
+    if let Some(name) = interface.as_ref().filter(|_| !inward) {
+        let what = "the routes decide by which interface an outbound connection leaves; --iface goes with --in";
+        return Err(bad("iface", name, what));
+    }
+    if let (Some(source), Some(to)) = (source, to)
+        && source.is_ipv4() != to.is_ipv4()
+    {
+        let what = format!("{to} in --to is of the other IP version");
+        return Err(bad("src", &source.to_string(), &what));
+    }
     let port = port.unwrap_or(0);
-    Ok(Typed { inward, identity, to, port, protocol, source, mark, interface })
+    Ok(Typed { inward, identity, to, port, protocol, source, source_port, mark, interface })
 }
 
 pub(super) fn number(text: &str) -> Option<u32> {

@@ -47,7 +47,10 @@ fn remove(options: &Options, log: &mut Log) -> Result<Exit> {
     if let Some(netns) = &options.netns {
         namespace::enter_as(&format!("{}: {:?}", netns.source, netns.value), &netns.value)?;
     }
-    log.info(&format!("{} is not 1: rules of App Mesh are removed", options.enabled.source));
+    log.info(&format!(
+        "{} is not 1: rules of App Mesh, if there are any, will be removed",
+        options.enabled.source
+    ));
     let mut session = Session::open()?;
     session.only(&DIALECT);
     let outcome = session.run(&Request {

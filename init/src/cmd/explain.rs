@@ -20,6 +20,11 @@ pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
     let rules = rules::load(&explain.common, &explain.sources, &explain.config)?;
     let (program, namespace) = (&rules.program, &rules.namespace);
     let json = explain.common.json;
+    let by_default = rules::by_default(&explain.common, &explain.sources, &explain.config);
+    if json && let Some(text) = by_default {
+        warn(text);
+    }
+    let by_default = by_default.map(|text| format!("# {text}\n")).unwrap_or_default();
     let unknown = match &explain.asked {
         Asked::All => {
             let progress = Progress::start("explain", None);
@@ -32,7 +37,7 @@ pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
                 print_json(&classes_json(program, &classes))?;
             } else {
                 let untold = untold.map(|text| format!("# {text}\n"));
-                let text = [classes_summary(&classes), classes_text(program, &classes)];
+                let text = [by_default, classes_summary(&classes), classes_text(program, &classes)];
                 let text: String = text.into_iter().chain(untold).collect();
                 print_painted(&text, explain.common.color, paint::classes)?;
             }
@@ -41,18 +46,17 @@ pub(crate) fn explain(explain: &Explain) -> Result<Exit> {
             nothing || classes.iter().any(|class| unknown(&class.answer.outcome))
         }
         Asked::One(typed) => {
-            let question = rules.question(typed)?;
+            let (question, found) = rules.explain(typed)?;
             if let Some(source) = rules.foreign_source(&question) {
                 warn(&format!(
                     "the pod has no address {source}: only a socket with IP_TRANSPARENT or IP_FREEBIND \
                      sends from it, bind() of any other fails with EADDRNOTAVAIL"
                 ));
             }
-            let found = rules.explain(&question)?;
             if json {
                 print_json(&explanation_json(program, &question, &found))?;
             } else {
-                let text = explanation_text(program, &question, &found);
+                let text = by_default + &explanation_text(program, &question, &found);
                 print_painted(&text, explain.common.color, paint::explain)?;
             }
             matches!(found.answer.outcome, Outcome::Unknown { .. })

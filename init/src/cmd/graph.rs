@@ -14,8 +14,11 @@ pub(crate) fn graph(graph: &Graph) -> Result<Exit> {
     let rules = rules::load(&graph.common, &graph.sources, &graph.config)?;
     let explained = match &graph.asked {
         None => None,
-        Some(typed) => Some(rules.explain(&rules.question(typed)?)?),
+        Some(typed) => Some(rules.explain(typed)?.1),
     };
+    if let Some(text) = rules::by_default(&graph.common, &graph.sources, &graph.config) {
+        warn(text);
+    }
     let trail = explained.as_ref().map(Trail::of);
     print(&picture(&rules.program, graph.format, graph.family, trail.as_ref()))?;
     let shown = |family: &Family| graph.family.is_none_or(|asked| asked == *family);

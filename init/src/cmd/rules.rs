@@ -15,7 +15,7 @@ use millrace_core::observed::{Holding, Observed, TableId, Variant};
 use millrace_core::policy::CapturePolicy;
 use millrace_core::ruleset::{Chain, Reason, Routing, Rule, Ruleset, Table};
 use millrace_core::sim::{
-    DEEPEST, Direction, EBPF, Explanation, Fate, Namespace, OwnAddress, Program, Question,
+    DEEPEST, Direction, EBPF, Explanation, Fate, Namespace, OwnAddress, Program, Question, Ranges,
     SourceTable, hindering_arp, of_dump, of_listed, of_nft, of_ruleset,
 };
 use millrace_core::status::{read_back, read_native_back};
@@ -53,21 +53,45 @@ impl Rules {
     pub(super) fn question(&self, typed: &Typed) -> Result<Question> {
         let own = self.namespace.interfaces().flat_map(|interface| &interface.addresses);
         let own: Vec<IpAddr> = own.map(OwnAddress::address).collect();
-        typed
+        let question = typed
             .question(&own)
-            .context("the pod has no address of this family: say where it goes with --to")
+            .context("the pod has no address of this family: say where it goes with --to")?;
+        if let Some(name) = question.interface.as_ref().filter(|name| !self.namespace.lists(name))
+            && self.live
+        {
+            let names = self.namespace.interfaces().map(|interface| interface.name.as_str());
+            let names = names.collect::<Vec<_>>().join(", ");
+            bail!("--iface {name}: the pod has no such interface; it has {names}");
+        }
+        Ok(question)
     }
 
     /// The address that something is to be sent from, if the pod has no such address.
     pub(super) fn foreign_source(&self, question: &Question) -> Option<IpAddr> {
         let source = question.source.filter(|_| question.direction == Direction::Out)?;
-        let mut own = self.namespace.interfaces().flat_map(|interface| &interface.addresses);
-        (!source.is_loopback() && !own.any(|own| own.address() == source)).then_some(source)
+        (!source.is_loopback() && !self.namespace.has_address(source)).then_some(source)
     }
 
-    /// What becomes of a connection. Where eBPF decides, the programs' own function is asked as well.
-    pub(super) fn explain(&self, question: &Question) -> Result<Explanation> {
-        let found = deep(|| self.program.explain(&self.namespace, question))?;
+    /// What becomes of the connection that was typed, and the question that it was taken for. A source port
+    /// that was not typed is any that the kernel may choose, or who is outside.
+    pub(super) fn explain(&self, typed: &Typed) -> Result<(Question, Explanation)> {
+        let question = self.question(typed)?;
+        let found = self.explained(typed, &question)?;
+        Ok((question, found))
+    }
+
+    /// Where eBPF decides, the programs' own function is asked as well.
+    fn explained(&self, typed: &Typed, question: &Question) -> Result<Explanation> {
+        let (first, last) = match question.direction {
+            Direction::Out => self.namespace.ephemeral,
+            Direction::In => (1, u16::MAX),
+        };
+        let any = (question.protocol.has_ports() && !typed.says_source_port())
+            .then(|| Ranges::range(first.into(), last.into()));
+        let found = deep(|| match &any {
+            Some(ports) => self.program.explain_from(&self.namespace, question, ports),
+            None => self.program.explain(&self.namespace, question),
+        })?;
         let Some(held) = &self.ebpf else { return Ok(found) };
         let Some(id) = found.answer.decided.last() else { return Ok(found) };
         let rule = self.program.rule(*id);
@@ -136,6 +160,20 @@ pub(super) fn load(common: &Common, sources: &Sources, config: &Config) -> Resul
         Some(word) => of_manifest(word, config, &addresses),
         None => of_config(config, &addresses),
     }
+}
+
+/// What to say where nothing is given, and the answers are about no namespace.
+pub(super) fn by_default(
+    common: &Common,
+    sources: &Sources,
+    config: &Config,
+) -> Option<&'static str> {
+    let given = sources.live
+        || common.place != NetnsTarget::Here
+        || !sources.rules.is_empty()
+        || sources.manifest.is_some()
+        || config.is_given();
+    (!given).then_some("by the default configuration; --live asks the rules of this namespace")
 }
 
 fn addresses(sources: &Sources) -> Result<Vec<IpAddr>> {

@@ -14,18 +14,19 @@ use self::kinds::{Kind, kinds};
 pub(super) use self::words::packets_text;
 use super::compare::ChangedChains;
 use super::effects::Effects;
-use super::join::{Part, Pool, merge};
+use super::halt::Halt;
 use super::namespace::{Exit, LOOPBACK, Namespace};
 use super::packet::{Mark, Owner, Value};
+use super::pairs::{self, Compare, Unclear};
 use super::partition::{Class, Examine, LIMITS, Origin, Seen, Side, search};
 use super::program::{Call, ChainId, Program, family_index, hook_index};
 use super::question::Question;
 use super::ranges::{Ranges, number};
 use super::rule::{Field, Way};
-use super::shape::{NoExample, Shape, Splitter};
+use super::shape::{Shape, Splitter};
 use super::tracking::Tracked;
 use super::untold::is_unordered;
-use super::walk::{Halt, Walk};
+use super::walk::Walk;
 use crate::ruleset::Hook;
 use crate::value::Family;
 
@@ -62,6 +63,12 @@ pub struct Treatment {
     /// Whether it goes on and where it is led, or how it is discarded.
     pub end: End,
     pub(super) effects: Effects,
+}
+
+impl Treatment {
+    fn unclear(what: &str) -> Self {
+        Self { end: End::Unknown(what.to_owned()), effects: Effects::default() }
+    }
 }
 
 /// Packets with which two sets of rules do something else.
@@ -331,35 +338,39 @@ impl Compared<'_> {
                 At { program, namespace, calls, hook, stage, spot, kind, marks, exit, untold };
             search(look, self.shapes(spot, kind).into_iter(), LIMITS, seen)
         });
-        let mut parts = Vec::new();
-        let mut ends: Vec<(Treatment, Treatment)> = Vec::new();
-        for (was, is) in first.iter().flat_map(|was| second.iter().map(move |is| (was, is))) {
-            let [one, other] = [was, is].map(|class| class.answer.clone());
-            if one == other && !matches!(one.end, End::Unknown(_)) {
-                continue;
-            }
-            let Some(shape) = was.shape.and(&is.shape) else { continue };
-            let [one, other] = [one, other].map(|treatment| {
-                let effects = treatment.effects.knowing(&shape.marks);
-                Treatment { effects, ..treatment }
-            });
-            if one == other && !matches!(one.end, End::Unknown(_)) {
-                continue;
-            }
-            let example = match shape.example() {
-                Ok(example) => Some(example),
-                Err(NoExample::Empty) => None,
-                Err(NoExample::Unclear) => shape.example_with(0),
-            };
-            let Some(example) = example else { continue };
-            let answer = (one, other);
-            let end = ends.iter().position(|known| *known == answer).unwrap_or(ends.len());
-            if end == ends.len() {
-                ends.push(answer.clone());
-            }
-            parts.push(Part { class: Class { shape, example, answer }, end });
-        }
-        merge(parts, &mut Pool::default())
+        pairs::compare(&Treatments, [&first, &second], pairs::MOST)
+    }
+}
+
+/// Looks for packets that are treated differently, or of which that can't be told.
+struct Treatments;
+
+impl Compare<'_, Treatment> for Treatments {
+    type Pair = (Treatment, Treatment);
+    type End = (Treatment, Treatment);
+
+    fn alike(&self, was: &Treatment, is: &Treatment) -> bool {
+        was == is && !matches!(was.end, End::Unknown(_))
+    }
+
+    fn pair(
+        &self,
+        was: &Treatment,
+        is: &Treatment,
+        common: &Shape,
+    ) -> Option<(Self::Pair, Self::End)> {
+        let [one, other] = [was, is].map(|treatment| Treatment {
+            end: treatment.end.clone(),
+            effects: treatment.effects.clone().knowing(&common.marks),
+        });
+        let pair = (one, other);
+        (!self.alike(&pair.0, &pair.1)).then(|| (pair.clone(), pair))
+    }
+
+    fn unclear(&self, what: Unclear) -> (Self::Pair, Self::End) {
+        let unclear = Treatment::unclear(what.words());
+        let pair = (unclear.clone(), unclear);
+        (pair.clone(), pair)
     }
 }
 
@@ -398,6 +409,8 @@ impl Examine for At<'_> {
                 gid: Value::asked(owner.gid.into(), Field::Gid),
             },
             None if self.hook == Hook::Input => Owner::Unknown,
+            // The kernel sends some by sockets of its own.
+            None if self.spot.input.is_none() => Owner::Unowned,
             None => Owner::Nobody,
         };
         let source = example.source.map_or(0, number);
@@ -434,7 +447,7 @@ impl Examine for At<'_> {
     }
 
     fn unclear(&self, what: &str) -> Treatment {
-        Treatment { end: End::Unknown(what.to_owned()), effects: Effects::default() }
+        Treatment::unclear(what)
     }
 
     fn end(&self, found: &Treatment) -> Treatment {

@@ -89,7 +89,15 @@ impl Held {
             Source::Meta(key) => format!("meta, key {key}"),
             Source::Ct(key) => format!("ct, key {key}"),
             Source::Payload(base, offset, length) => {
-                format!("{length} bytes at {offset} of header {base}")
+                let unit = if *length == 1 { "byte" } else { "bytes" };
+                // `enum nft_payload_bases`
+                let header = match base {
+                    0 => "link layer header".to_owned(),
+                    1 => "network header".to_owned(),
+                    2 => "transport header".to_owned(),
+                    base => format!("header {base}"),
+                };
+                format!("{length} {unit} at {offset} of the {header}")
             }
             Source::Fib(result, flags) => format!("fib, result {result}, flags {flags}"),
             Source::Constant(bytes) => format!("constant {bytes:?}"),
