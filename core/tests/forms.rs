@@ -136,7 +136,11 @@ const MATCHES: &[(&str, &str, Is)] = &[
     ("string", "-m string --string \"-j DROP\" --algo bm", Named),
     ("tcp", "-p tcp -m tcp --dport 80", Met),
     ("tcp", "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN", Met),
-    ("tcp", "-p tcp -m tcp --tcp-flags SYN SYN", Named),
+    ("tcp", "-p tcp -m tcp --tcp-flags SYN SYN", Met),
+    ("tcp", "-p tcp -m tcp --tcp-flags ALL NONE", Missed),
+    ("tcp", "-p tcp -m tcp ! --tcp-flags SYN,RST SYN", Missed),
+    // Whether it has those of ECN follows from settings of both sides.
+    ("tcp", "-p tcp -m tcp --tcp-flags SYN,ECE SYN", Named),
     ("tcp", "-p tcp -m tcp --tcp-option 2", Named),
     ("tcpmss", "-p tcp -m tcpmss --mss 1:500", Named),
     ("time", "-m time --timestart 08:00 --timestop 18:00", Named),

@@ -176,6 +176,9 @@ fn who_tells_of_no_listener_may_not_be_heard() -> Result<()> {
         ("-A OUTPUT -p tcp -m conntrack --ctstate RELATED -j DROP", true),
         ("-A OUTPUT -p tcp --sport 15001 -m owner --socket-exists -j DROP", false),
         ("-A OUTPUT -p tcp --sport 15001 -m owner --uid-owner 0 -j DROP", true),
+        // Tracking has not seen it yet.
+        ("-t raw -A OUTPUT -p tcp --sport 15001 -m conntrack --ctstate RELATED -j DROP", true),
+        ("-t raw -A OUTPUT -p tcp --sport 15001 -m conntrack --ctstate INVALID -j DROP", false),
     ] {
         rule(&pod, words)?;
         ensure!(is_refused(&pod, "10.9.9.9:80")? == heard, "{words}");
@@ -243,6 +246,15 @@ fn a_source_port_is_not_supposed() -> Result<()> {
     rule(&pod, "-A INPUT -p tcp --dport 10000:15000 -j DROP")?;
     let (_, text) = asked(&pod, &to)?;
     ensure!(text.contains("whether the answer arrives is not known: its source port"), "{text}");
+    // What a translation gives at random is no port that was asked about.
+    rule(&pod, "-F INPUT")?;
+    rule(&pod, "-t nat -A POSTROUTING -p tcp -j MASQUERADE --random-fully")?;
+    let asks = [&to[..], &["--src-port", "45000"]].concat();
+    let (_, text) = asked(&pod, &asks)?;
+    ensure!(text.contains("from 10.4.0.2\n") && text.contains("the answer arrives"), "{text}");
+    rule(&pod, "-t raw -A PREROUTING -p tcp --dport 1024:32767 -j DROP")?;
+    let (_, text) = asked(&pod, &asks)?;
+    ensure!(text.contains("not known: which source port a random translation gives"), "{text}");
     Ok(())
 }
 

@@ -101,7 +101,11 @@ const fn is_told(test: &Test) -> bool {
         | Test::Local { .. }
         | Test::Original { .. }
         | Test::Syn { .. } => true,
-        Test::AtPort { .. } | Test::Socket { .. } | Test::Icmp { .. } | Test::Unknown(_) => false,
+        Test::AtPort { .. }
+        | Test::Socket { .. }
+        | Test::Icmp { .. }
+        | Test::TcpFlags { .. }
+        | Test::Unknown(_) => false,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::halt::Halt;
 use super::index::{Run, is_looked_up};
-use super::lower::NATIVE;
+use super::lower::{CHOSEN, NATIVE};
 use super::namespace::{Exit, LOOPBACK, index};
 use super::notice::Rejection;
 use super::packet::{Mark, Packet, Value};
@@ -451,6 +451,14 @@ impl<'a, W: Witness> Walk<'a, W> {
         Ok(Flow::Done)
     }
 
+    /// Whether a rule of translation chooses a port at random (`NF_NAT_RANGE_PROTO_RANDOM_ALL`).
+    fn chooses_at_random(&self, id: RuleId) -> bool {
+        self.program.steps(id).iter().any(|step| match step {
+            Bound::Do(Action::Effect(what)) => what.starts_with(CHOSEN) && what.contains("random"),
+            _ => false,
+        })
+    }
+
     /// Change the source of a packet's connection.
     fn hide(
         &mut self,
@@ -463,6 +471,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         let Some(port) = within(packet.ends.source_port, ports, packet.protocol) else {
             return Err(self.unknown(id, "which port of a range is taken"));
         };
+        self.shuffled |= packet.protocol.has_ports() && self.chooses_at_random(id);
         self.connections[at].from = Some((Value::made(address), port));
         self.connections[at].settled[SOURCE] = true;
         Ok(Flow::Done)

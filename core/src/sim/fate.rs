@@ -78,6 +78,13 @@ impl Fate {
         }
     }
 
+    /// The port that it comes from can't be told.
+    pub(super) const fn forget_source_port(&mut self) {
+        if let Self::Delivered { source, .. } | Self::Passed { source, .. } = self {
+            source.set_port(0);
+        }
+    }
+
     /// Where it comes from can't be told.
     pub(super) const fn forget_source(&mut self) {
         if let Self::Delivered { source, .. } | Self::Passed { source, .. } = self {

@@ -17,6 +17,7 @@ pub mod compare;
 mod effects;
 mod end;
 mod fate;
+mod flags;
 pub mod graph;
 mod halt;
 mod index;
@@ -152,38 +153,46 @@ impl Program {
         [there, back]: [&mut W; 2],
     ) -> (Told, Paths) {
         let mut walk = Walk { paths, ..Walk::new(self, namespace, question, there) };
-        let answer = walk.first();
+        let mut answer = walk.first();
         let marked = walk.last.filter(|_| {
             let delivered = matches!(answer.fate, Fate::Delivered { .. });
             delivered && namespace.accepts_marks && question.protocol == Protocol::TCP
         });
         let found = (walk.connections, walk.connected, walk.sent, walk.came_by);
-        let taken = walk.paths;
+        let (taken, shuffled) = (walk.paths, walk.shuffled);
         let mut walk = Walk { paths: taken, ..Walk::new(self, namespace, question, back) };
         (walk.connections, walk.connected, walk.sent, walk.came_by) = found;
+        walk.shuffled = shuffled;
         walk.accepted = marked.map_or(walk.accepted, |packet| packet.mark);
         let reply = walk.reply(&answer.fate);
         let taken = walk.paths;
-        let again = again(question, &answer);
         let (unheard, reused) = if W::LISTENS {
-            let mut nobody = Nobody;
-            let mut walk = Walk { paths, ..Walk::new(self, namespace, question, &mut nobody) };
-            let unheard = unheard(&mut walk, &answer.fate);
-            let again = again.as_ref().map(|again| {
-                let mut walk = Walk { paths, ..Walk::new(self, namespace, again, &mut nobody) };
-                reused(&mut walk, &answer)
-            });
-            (unheard, again.flatten())
+            self.beside(namespace, question, paths, &answer, &mut Nobody)
         } else {
-            let mut walk = Walk { paths, ..Walk::new(self, namespace, question, back) };
-            let unheard = unheard(&mut walk, &answer.fate);
-            let again = again.as_ref().map(|again| {
-                let mut walk = Walk { paths, ..Walk::new(self, namespace, again, back) };
-                reused(&mut walk, &answer)
-            });
-            (unheard, again.flatten())
+            self.beside(namespace, question, paths, &answer, back)
         };
+        if shuffled {
+            answer.fate.forget_source_port();
+        }
         (Told { answer, unheard, reused, reply }, taken)
+    }
+
+    /// What becomes of it without a listener, and with an earlier connection's addresses and ports.
+    fn beside<W: Witness>(
+        &self,
+        namespace: &Namespace,
+        question: &Question,
+        paths: Paths,
+        answer: &Answer,
+        witness: &mut W,
+    ) -> (Option<Unheard>, Option<Outcome>) {
+        let mut walk = Walk { paths, ..Walk::new(self, namespace, question, witness) };
+        let unheard = unheard(&mut walk, &answer.fate);
+        let again = again(question, answer);
+        let reused = again.as_ref().and_then(|again| {
+            reused(&mut Walk { paths, ..Walk::new(self, namespace, again, witness) }, answer)
+        });
+        (unheard, reused)
     }
 }
 

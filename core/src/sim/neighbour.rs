@@ -2,6 +2,7 @@
 //! which nothing gets from one host of a link to the next (`net/ipv6/ndisc.c`). Whether a host is known
 //! already, so that none is needed, rules do not say.
 
+use super::flags::Flags;
 use super::halt::Halt;
 use super::namespace::LOOPBACK;
 use super::packet::{Ends, Mark, Owner, Packet, Value};
@@ -182,6 +183,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 input: None,
                 output: None,
                 syn: false,
+                flags: Flags::NONE_KNOWN,
                 icmp: Some(kind),
                 tos: false,
                 zone: 0,

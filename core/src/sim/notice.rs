@@ -3,6 +3,7 @@
 //! their likes of IPv6; `__icmp_send()`).
 
 use super::fate::{Fate, Outcome};
+use super::flags::Flags;
 use super::halt::Halt;
 use super::namespace::index;
 use super::packet::{Mark, Owner, Packet, Value};
@@ -81,9 +82,13 @@ impl<'a, W: Witness> Walk<'a, W> {
         let family = refused.family;
         let mut packet = Packet {
             ends: refused.ends.swapped(),
-            // A message of ICMP has the kernel's own socket (`icmp_push_reply()`), and so has the reset of
-            // a port on which nobody listens (`ip_send_unicast_reply()`), but not that of a rule.
-            owner: if refusal.notice == Notice::Reset { Owner::Nobody } else { Owner::Kernel },
+            // A message of ICMP has the kernel's own socket (`icmp_push_reply()`), and so has IPv4's reset
+            // of a port on which nobody listens (`ip_send_unicast_reply()`), but neither that of IPv6
+            // (`tcp_v6_send_response()`) nor that of a rule.
+            owner: match (refusal.notice, refused.protocol, family) {
+                (Notice::Reset, ..) | (Notice::Unheard, Protocol::TCP, Family::V6) => Owner::Nobody,
+                _ => Owner::Kernel,
+            },
             // `IP4_REPLY_MARK()`, `IP6_REPLY_MARK()`
             mark: if self.namespace.reflects_marks[index(family)] {
                 refused.mark
@@ -93,6 +98,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             input: None,
             output: None,
             syn: false,
+            flags: Flags::RESET,
             taken: None,
             handed: None,
             meant: None,
@@ -111,6 +117,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             // It is what answers the connection, and found again by tracking.
             Notice::Unheard if packet.protocol == Protocol::TCP => {
                 (packet.seen, packet.attached, packet.connection) = (false, false, None);
+                packet.state = States::INVALID;
                 (packet.zone, packet.zoned) = (0, false);
             }
             Notice::Icmp | Notice::Unheard => {

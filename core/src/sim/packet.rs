@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::flags::Flags;
 use super::question::Protocol;
 use super::ranges::address;
 use super::rule::{Field, NOBODY, States};
@@ -145,6 +146,8 @@ pub(super) struct Packet<'a> {
     pub(super) output: Option<&'a str>,
     /// The first packet of a TCP connection.
     pub(super) syn: bool,
+    /// Flags of TCP, as far as they are known.
+    pub(super) flags: Flags,
     /// The type of a message of ICMP, where that is known.
     pub(super) icmp: Option<u8>,
     /// Whether a rule has set its type of service, which is none where nobody does.

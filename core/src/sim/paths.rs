@@ -68,23 +68,18 @@ pub(super) fn joined<'a, I: IntoIterator<Item = &'a Answer>>(ways: I) -> Answer 
         if way.decided != all.decided || way.effects != all.effects {
             return unclear(MULTIPATH);
         }
-        if way.outcome != all.outcome {
-            let (
+        match (&mut all.outcome, &way.outcome) {
+            (one, other) if one == other => {}
+            (
                 Outcome::Passed { interface, masked },
-                Outcome::Passed { interface: other, masked: m },
-            ) = (&mut all.outcome, &way.outcome)
-            else {
-                return unclear(MULTIPATH);
-            };
-            if masked != m {
-                return unclear(MULTIPATH);
-            }
+                Outcome::Passed { interface: other, masked: also },
+            ) if masked == also => add(interface, other),
+            _ => return unclear(MULTIPATH),
+        }
+        if let (Fate::Passed { interface, .. }, Fate::Passed { interface: other, .. }) =
+            (&mut all.fate, &way.fate)
+        {
             add(interface, other);
-            if let (Fate::Passed { interface, .. }, Fate::Passed { interface: other, .. }) =
-                (&mut all.fate, &way.fate)
-            {
-                add(interface, other);
-            }
         }
         if way.fate.source() != all.fate.source() {
             all.fate.forget_source();

@@ -261,6 +261,15 @@ pub enum Test {
         /// `!`: it is any other packet.
         negated: bool,
     },
+    /// Of these flags of TCP exactly those are set, as bits of the header's byte 13 (RFC 9293 section 3.1).
+    TcpFlags {
+        /// `!`: others are, or it is not TCP's.
+        negated: bool,
+        /// The flags that are looked at.
+        mask: u8,
+        /// Those of them that are set.
+        value: u8,
+    },
     /// There is a socket that the packet comes from.
     Socket {
         /// `!`: it comes from no socket.

@@ -1,10 +1,11 @@
 //! Whether a condition holds for a packet, and if not, why.
 
+use super::flags::Flags;
 use super::packet::{Owner, Packet, Value};
 use super::question::Protocol;
 use super::ranges::Ranges;
 use super::rule::{Field, States, Test, Way, numbers};
-use super::walk::Walk;
+use super::walk::{Turn, Walk};
 use super::witness::Witness;
 use crate::ruleset::{Masked, Side};
 use crate::value::{Family, InterfacePattern};
@@ -81,6 +82,13 @@ impl<W: Witness> Walk<'_, W> {
                 None => Truth::No,
             },
             Test::Syn { negated } => truth(packet.syn, *negated),
+            Test::TcpFlags { negated, mask, value } => {
+                let are = match packet.protocol {
+                    Protocol::TCP => packet.flags.are(*mask, *value),
+                    _ => Some(false),
+                };
+                are.map_or(Truth::Unknown("which flags of TCP it has"), |are| truth(are, *negated))
+            }
             Test::Socket { negated } => match packet.owner {
                 Owner::Known { .. } | Owner::Kernel => truth(true, *negated),
                 Owner::Nobody => truth(false, *negated),
@@ -123,6 +131,13 @@ impl<W: Witness> Walk<'_, W> {
                 Some(value) => value,
             },
         };
+        let translated = match self.turn {
+            Turn::First | Turn::Later => Field::SourcePort,
+            Turn::Answer => Field::Port,
+        };
+        if self.shuffled && field == translated && !Ranges::up_to(u16::MAX.into()).is_within(set) {
+            return Truth::Unknown("which source port a random translation gives");
+        }
         if let Some(origin) = value.origin {
             self.witness.asked(origin, set);
         }
@@ -279,6 +294,13 @@ impl<W: Witness> Walk<'_, W> {
             }
             Test::Syn { negated: false } => "it does not start a TCP connection".to_owned(),
             Test::Syn { negated: true } => "it starts a TCP connection".to_owned(),
+            Test::TcpFlags { negated, mask, value } => {
+                let (mask, value) = (Flags::names(*mask), Flags::names(*value));
+                format!(
+                    "of its flags {mask} {value} {} set",
+                    if *negated { "are" } else { "are not" }
+                )
+            }
             Test::Socket { negated: false } => "no socket sends it".to_owned(),
             Test::Socket { negated: true } => "a socket sends it".to_owned(),
             Test::Icmp { negated, types } => {

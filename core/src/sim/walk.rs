@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use super::effects::Effects;
 use super::fate::{Fate, Outcome};
+use super::flags::Flags;
 use super::halt::Halt;
 use super::namespace::{Exit, LOOPBACK, Namespace, loopback};
 use super::notice::Rejection;
@@ -92,6 +93,8 @@ pub(super) struct Walk<'a, W> {
     pub(super) last: Option<Packet<'a>>,
     /// What tracking finds, where that does not follow from what was asked.
     pub(super) preset: Option<Tracked>,
+    /// Whether a translation has given the connection a random source port.
+    pub(super) shuffled: bool,
     /// Which paths are taken where a route has several.
     pub(super) paths: Paths,
 }
@@ -128,6 +131,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             did: Vec::new(),
             last: None,
             preset: None,
+            shuffled: false,
             paths: Paths::FIRST,
         }
     }
@@ -182,6 +186,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             syn: self.turn == Turn::First
                 && q.protocol == Protocol::TCP
                 && matches!(q.known, Known::New | Known::Related(_) | Known::Reused),
+            flags: self.flags(),
             icmp: None,
             tos: false,
             zone: 0,
@@ -193,6 +198,16 @@ impl<'a, W: Witness> Walk<'a, W> {
             taken: None,
             handed: None,
             meant: None,
+        }
+    }
+
+    /// The flags that a packet of TCP has at this point of its connection.
+    pub(super) const fn flags(&self) -> Flags {
+        match (self.turn, self.question.known) {
+            (Turn::First, Known::New | Known::Related(_) | Known::Reused) => Flags::SYN,
+            (Turn::First, _) => Flags::NONE_KNOWN,
+            (Turn::Answer, _) => Flags::SYN_ACK,
+            (Turn::Later, _) => Flags::LATER,
         }
     }
 

@@ -319,6 +319,9 @@ fn said_otherwise(
     words.extend(question.source.map(|source| format!("--src={source}")));
     words.extend(question.interface.as_ref().map(|name| format!("--iface={name}")));
     words.push(format!("--mark={}", question.mark));
+    if question.protocol.has_ports() {
+        words.push(format!("--src-port={}", question.source_port));
+    }
     words.extend(ebpf.then(|| format!("--bpffs={FOLDER}")));
     let output = ground.topology.pod.output(&mut millrace(&words)?)?;
     let said: Value = serde_json::from_slice(&output.stdout)

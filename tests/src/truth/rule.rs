@@ -104,17 +104,63 @@ impl Kind {
 /// A condition.
 #[derive(Clone, Debug)]
 pub(super) enum Cond {
-    Port { not: bool, source: bool, first: u16, last: u16 },
-    Ports { not: bool, list: Vec<u16> },
-    Address { not: bool, source: bool, network: String },
-    Interface { not: bool, out: bool, name: &'static str },
-    Owner { not: bool, group: bool, first: u32, last: u32 },
-    State { not: bool, states: &'static str },
-    Mark { not: bool, connection: bool, value: u32, mask: u32 },
-    Local { not: bool, source: bool },
-    Reply { not: bool },
-    Syn { not: bool },
-    Range { not: bool, first: &'static str, last: &'static str },
+    Port {
+        not: bool,
+        source: bool,
+        first: u16,
+        last: u16,
+    },
+    Ports {
+        not: bool,
+        list: Vec<u16>,
+    },
+    Address {
+        not: bool,
+        source: bool,
+        network: String,
+    },
+    Interface {
+        not: bool,
+        out: bool,
+        name: &'static str,
+    },
+    Owner {
+        not: bool,
+        group: bool,
+        first: u32,
+        last: u32,
+    },
+    State {
+        not: bool,
+        states: &'static str,
+    },
+    Mark {
+        not: bool,
+        connection: bool,
+        value: u32,
+        mask: u32,
+    },
+    Local {
+        not: bool,
+        source: bool,
+    },
+    Reply {
+        not: bool,
+    },
+    Syn {
+        not: bool,
+    },
+    /// Of these flags of TCP exactly those are set.
+    Flags {
+        not: bool,
+        mask: &'static str,
+        set: &'static str,
+    },
+    Range {
+        not: bool,
+        first: &'static str,
+        last: &'static str,
+    },
 }
 
 /// What a rule does.
@@ -246,7 +292,18 @@ impl Rule {
                 }
                 8 => Cond::Local { not, source: dice.one_in(3) },
                 9 if kind != Kind::Raw => Cond::Reply { not },
-                10 if proto == Some("tcp") => Cond::Syn { not },
+                10 if proto == Some("tcp") && dice.one_in(2) => Cond::Syn { not },
+                10 if proto == Some("tcp") => {
+                    let (mask, set) = dice.pick(&[
+                        ("syn,ack", "syn,ack"),
+                        ("syn,rst", "syn"),
+                        ("fin,syn", "fin,syn"),
+                        ("rst", "rst"),
+                        ("syn,rst,ack", "ack"),
+                        ("psh", "psh"),
+                    ]);
+                    Cond::Flags { not, mask, set }
+                }
                 10 if family == Family::V4 => {
                     Cond::Range { not, first: "10.70.0.1", last: "10.71.0.200" }
                 }

@@ -46,6 +46,10 @@ impl fmt::Display for InIptables<'_> {
                 write!(f, "-m conntrack --ctdir {}", if *n { "ORIGINAL" } else { "REPLY" })
             }
             Cond::Syn { not: n } => write!(f, "{}--syn", not(*n)),
+            Cond::Flags { not: n, mask, set } => {
+                let [mask, set] = [mask, set].map(|flags| flags.to_uppercase());
+                write!(f, "{}--tcp-flags {mask} {set}", not(*n))
+            }
             Cond::Range { not: n, first, last } => {
                 write!(f, "-m iprange {}--dst-range {first}-{last}", not(*n))
             }
@@ -98,6 +102,11 @@ pub(super) fn in_nft(cond: &Cond, family: &str) -> String {
         Cond::Syn { not: n } => {
             let is = if *n { "!=" } else { "==" };
             format!("tcp flags & (fin | syn | rst | ack) {is} syn")
+        }
+        Cond::Flags { not: n, mask, set } => {
+            let is = if *n { "!=" } else { "==" };
+            let [mask, set] = [mask, set].map(|flags| flags.replace(',', " | "));
+            format!("tcp flags & ({mask}) {is} {set}")
         }
         Cond::Range { not: n, first, last } => {
             format!("{family} daddr {}{first}-{last}", not(*n))

@@ -88,6 +88,9 @@ pub(super) fn rejection(with: &str, family: Family) -> Option<Action> {
     refused_as(kind, name)
 }
 
+/// What an effect begins with that says how they are chosen.
+pub(in crate::sim) const CHOSEN: &str = "chosen ";
+
 /// How an address and a port are chosen of those that there are; none where nobody asks for any way.
 pub(super) fn choice(ways: &[&str]) -> Option<Action> {
     // iptables has another name for it.
@@ -95,7 +98,7 @@ pub(super) fn choice(ways: &[&str]) -> Option<Action> {
         ways.iter().map(|way| if *way == "random-fully" { "fully-random" } else { way }).collect();
     ways.sort_unstable();
     ways.dedup();
-    (!ways.is_empty()).then(|| Action::Effect(format!("chosen {}", ways.join(" "))))
+    (!ways.is_empty()).then(|| Action::Effect(format!("{CHOSEN}{}", ways.join(" "))))
 }
 
 /// The same, of flags (`NF_NAT_RANGE_*` in `linux/netfilter/nf_nat.h`).

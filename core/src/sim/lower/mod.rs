@@ -14,6 +14,7 @@ mod words;
 
 use crate::ruleset::Side;
 use crate::value::{Cidr, Family};
+pub(super) use beside::CHOSEN;
 
 use super::question::Protocol;
 use super::ranges::Ranges;

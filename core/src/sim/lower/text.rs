@@ -1,6 +1,7 @@
 //! The text of a rule that Millrace did not write: what of iptables' extensions says something
 //! about the way of a packet is understood, and everything else is named.
 
+use super::super::flags::Flags;
 use super::super::program::Beside;
 use super::super::question::Protocol;
 use super::super::ranges::Ranges;
@@ -259,7 +260,10 @@ impl<'w> WordReader<'w> {
             (_, "--syn") => Test::Syn { negated },
             (_, "--tcp-flags") => match (self.next()?, self.next()?) {
                 ("FIN,SYN,RST,ACK" | "SYN,RST,ACK,FIN", "SYN") => Test::Syn { negated },
-                _ => return None,
+                (mask, value) => {
+                    let (mask, value) = (Flags::listed(mask)?, Flags::listed(value)?);
+                    Test::TcpFlags { negated, mask, value }
+                }
             },
             ("multiport", "--sports" | "--source-ports") => {
                 ports(Side::Source, negated, port_list(self.next()?)?)

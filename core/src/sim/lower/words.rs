@@ -1,5 +1,6 @@
 //! The steps of a rule in words, for rules that were read in no language of people.
 
+use super::super::flags::Flags;
 use super::super::rule::{Action, Step, Test, Way, numbers};
 use super::super::test::masked;
 use crate::ruleset::{Masked, Side};
@@ -63,6 +64,10 @@ fn test_words(test: &Test) -> String {
         Test::Original { negated: false } => "first way".to_owned(),
         Test::Original { negated: true } => "way back".to_owned(),
         Test::Syn { negated } => format!("{}first packet", not(*negated)),
+        Test::TcpFlags { negated, mask, value } => {
+            let (mask, value) = (Flags::names(*mask), Flags::names(*value));
+            format!("TCP flags {}{value} of {mask}", not(*negated))
+        }
         Test::Socket { negated } => format!("{}from a socket", not(*negated)),
         Test::Icmp { negated, types } => {
             format!("type of ICMP {}{}", not(*negated), numbers(types))

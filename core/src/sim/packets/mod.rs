@@ -14,6 +14,7 @@ use self::kinds::{Kind, kinds};
 pub(super) use self::words::packets_text;
 use super::compare::ChangedChains;
 use super::effects::Effects;
+use super::flags::Flags;
 use super::halt::Halt;
 use super::namespace::{Exit, LOOPBACK, Namespace};
 use super::packet::{Mark, Owner, Value};
@@ -416,6 +417,7 @@ impl Examine for At<'_> {
         let source = example.source.map_or(0, number);
         let mut packet = walk.packet(Value::asked(source, Field::Source), owner);
         (packet.mark, packet.syn, packet.icmp) = (self.marks.0, self.kind.syn, self.kind.icmp);
+        packet.flags = Flags::NONE_KNOWN;
         (packet.input, packet.output) = (self.spot.input.as_deref(), self.spot.output.as_deref());
         if self.stage != Stage::Untracked || back.is_some() {
             walk.found(tracked, &mut packet);

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::super::super::flags::Flags;
 use super::super::super::question::Protocol;
 use super::super::super::ranges::Ranges;
 use super::super::super::rule::{Field, States, Test, Way};
@@ -109,6 +110,15 @@ impl JsonReader<'_> {
         match kind {
             // What is inside a tunnel is not the packet's own.
             "payload" if content.get("tunnel").is_some() => None,
+            "payload" if is_tcp_flags(content) => {
+                let value = tcp_flags(right)?;
+                // `tcp flags syn` asks for any of these, `tcp flags == syn` for exactly them.
+                let test = match operator {
+                    "in" => Test::TcpFlags { negated: true, mask: value, value: 0 },
+                    _ => Test::TcpFlags { negated: equality(operator)?, mask: u8::MAX, value },
+                };
+                Some(settled.protocol(Protocol::TCP).into_iter().chain([test]).collect())
+            }
             "payload" => self.payload(content, operator, right, settled),
             "meta" => self.meta(content.get("key")?.as_str()?, operator, right, settled),
             // `ct original`, `ct reply`
@@ -389,12 +399,14 @@ fn masked(
     let [of, mask] = content.as_array()?.as_slice() else { return None };
     let (kind, of) = single(of)?;
     if kind == "payload" {
-        let is_flags = of.get("protocol")? == "tcp" && of.get("field")? == "flags";
-        let mut flags: Vec<&str> = flags(mask)?;
-        flags.sort_unstable();
-        let asked = is_flags && flags == ["ack", "fin", "rst", "syn"] && right == "syn";
-        let syn = Test::Syn { negated: equality(operator)? };
-        return asked.then(|| settled.protocol(Protocol::TCP).into_iter().chain([syn]).collect());
+        let negated = equality(operator)?;
+        let (mask, value) = (tcp_flags(mask)?, tcp_flags(right)?);
+        let test = match (mask, value) {
+            (0x17, 0x02) => Test::Syn { negated },
+            (mask, value) => Test::TcpFlags { negated, mask, value },
+        };
+        let asked = is_tcp_flags(of) && operator != "in";
+        return asked.then(|| settled.protocol(Protocol::TCP).into_iter().chain([test]).collect());
     }
     let connection = match kind {
         "meta" => false,
@@ -414,6 +426,20 @@ fn masked(
     let asked = key == "mark";
     let test = mark(connection, operator, right, value::mark(mask)?)?;
     asked.then(|| vec![test])
+}
+
+/// Whether a field of a header is that of TCP's flags.
+fn is_tcp_flags(payload: &Value) -> bool {
+    payload.get("protocol").is_some_and(|p| p == "tcp")
+        && payload.get("field").is_some_and(|f| f == "flags")
+}
+
+/// Flags of TCP by their names, or as a number.
+fn tcp_flags(value: &Value) -> Option<u8> {
+    if let Some(number) = value.as_u64() {
+        return u8::try_from(number).ok();
+    }
+    flags(value)?.into_iter().try_fold(0, |all, name| Some(all | Flags::bit(name)?))
 }
 
 /// Names of flags, as a list or as what `|` joins.

@@ -77,11 +77,17 @@ impl Path {
                     if *key == CT_STATE { states(mask)? } else { translated(mask)?.or(none) };
                 Some(Test::State { negated: !set, states })
             }
-            // FIN, SYN, RST and ACK: only SYN. Other protocols have something else there.
+            // Flags. Of FIN, SYN, RST and ACK only SYN is a first packet's. Other protocols have something else there.
             Source::Payload(TRANSPORT, 13, 1)
                 if self.is_only(&Ranges::one(Protocol::TCP.0.into())) =>
             {
-                (mask[..] == [0x17] && value == [2]).then_some(Test::Syn { negated })
+                match (&mask[..], value) {
+                    ([0x17], [2]) => Some(Test::Syn { negated }),
+                    ([mask], [value]) => {
+                        Some(Test::TcpFlags { negated, mask: *mask, value: *value })
+                    }
+                    _ => None,
+                }
             }
             Source::Payload(NETWORK, offset, length) => {
                 let family = self.family?;
