@@ -1,7 +1,7 @@
 //! Classes of connections that end alike, put together.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher as _, RandomState};
 
 use super::partition::Class;
 use super::question::Question;
@@ -131,12 +131,11 @@ fn join<A>(parts: &mut [Option<Part<A>>], among: Vec<usize>, mark: Masked) {
             let same = |p: &Part<A>| p.end == part.end && p.class.shape == part.class.shape;
             *other_holds != holds && parts[*other].as_ref().is_some_and(same)
         };
-        match alike.iter().position(is_other) {
-            Some(other) => drop(alike.swap_remove(other)),
-            None => {
-                alike.push((at, holds));
-                parts[at] = Some(part);
-            }
+        if let Some(other) = alike.iter().position(is_other) {
+            alike.swap_remove(other);
+        } else {
+            alike.push((at, holds));
+            parts[at] = Some(part);
         }
     }
     for (at, holds) in single.into_values().flatten() {

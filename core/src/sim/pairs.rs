@@ -223,7 +223,7 @@ mod tests {
         type End = Self::Pair;
 
         fn alike(&self, was: &usize, is: &usize) -> bool {
-            (was + is) % 3 == 0
+            (was + is).is_multiple_of(3)
         }
 
         fn pair(&self, was: &usize, is: &usize, _: &Shape) -> Option<(Self::Pair, Self::End)> {
@@ -248,12 +248,14 @@ mod tests {
                 2 => Ranges::range(own, own + 20),
                 _ => Ranges::one(own),
             };
-            let uid = if at % 7 == 0 { Ranges::up_to(99) } else { Ranges::range(own / 3, own) };
+            let uid =
+                if at.is_multiple_of(7) { Ranges::up_to(99) } else { Ranges::range(own / 3, own) };
             let origin = match at % 3 {
                 0 => Origin::Process,
                 _ => Origin::Interface(format!("eth{}", at % 3)),
             };
-            let source = (origin == Origin::Process && at % 2 == 0, Ranges::range(own, own + 5));
+            let source =
+                (origin == Origin::Process && at.is_multiple_of(2), Ranges::range(own, own + 5));
             let fields = [
                 (Field::Protocol, Ranges::one(6)),
                 (Field::SourcePort, Ranges::up_to(65_535)),

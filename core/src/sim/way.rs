@@ -37,6 +37,7 @@ impl Route<'_> {
 }
 
 /// The ways that a route has.
+#[derive(Clone, Copy)]
 enum Ways<'a> {
     One(Route<'a>),
     /// One of these: the kernel spreads connections over them.
