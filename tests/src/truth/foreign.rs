@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::rule::{Hook, Kind, Rule};
+use super::place::{Hook, Kind};
+use super::rule::Rule;
 use super::step::Step;
 use crate::fates::Dice;
 use crate::topology::Family;

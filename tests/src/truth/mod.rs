@@ -7,6 +7,7 @@
 
 mod around;
 mod foreign;
+mod place;
 mod rule;
 mod step;
 mod values;
