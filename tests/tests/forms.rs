@@ -96,11 +96,9 @@ const FORMS: &[(&str, &str, Is)] = &[
     // Headers.
     (FILTER, "tcp flags & (fin | syn | rst | ack) == syn drop", Met),
     (FILTER, "tcp flags syn drop", Met),
-    (FILTER, "tcp flags ! syn drop", Missed),
-    (FILTER, "tcp flags & (fin | rst) != 0 drop", Missed),
+    (FILTER, "tcp flags & rst == rst drop", Missed),
     (FILTER, "tcp flags != syn drop", Named),
     (FILTER, "tcp flags & (syn | ack) == syn drop", Met),
-    (FILTER, "tcp flags & (fin | ack) == ack drop", Missed),
     (FILTER, "tcp option maxseg size > 10 drop", Named),
     (FILTER, "ip dscp 0 drop", Named),
     (FILTER, "ip ttl 64 drop", Named),

@@ -261,10 +261,16 @@ mod tests {
                 (Field::SourcePort, Ranges::up_to(65_535)),
                 (Field::Destination, Ranges::range(own, 99)),
                 (Field::Port, port),
-                (Field::Uid, uid),
-                (Field::Gid, Ranges::up_to(99)),
             ];
-            Shape::new(Family::V4, origin, source, fields)
+            let owner = [(Field::Uid, uid), (Field::Gid, Ranges::up_to(99))];
+            match origin {
+                // What arrives has no owner.
+                Origin::Interface(_) => Shape::new(Family::V4, origin, source, fields),
+                Origin::Process => {
+                    let ([a, b, c, d], [e, f]) = (fields, owner);
+                    Shape::new(Family::V4, origin, source, [a, b, c, d, e, f])
+                }
+            }
         };
         let example = |shape: &Shape| -> Question { shape.example().expect("a connection") };
         let class = |(answer, shape)| Class { example: example(&shape), shape, answer };
