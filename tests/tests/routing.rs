@@ -314,6 +314,19 @@ fn paths_of_one_route_are_not_guessed() -> Result<()> {
     namespace.output(&mut millrace(["apply", "--backend", "nftables"])?)?;
     let found = asked(&[])?;
     assert_eq!(found["fate"]["port"], 15001, "{found:#}");
+    // Whichever path it takes it leaves, which verify tries, with both next hops known.
+    for (hop, link) in [("10.4.0.1", "eth0"), ("10.55.0.1", "net1"), ("fd00:4::1", "eth0")] {
+        let words = ["neigh", "add", hop, "lladdr", "02:00:00:00:00:01", "dev", link];
+        namespace.run("ip", &words)?;
+    }
+    let output = namespace.output(&mut millrace(["verify"])?)?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let left = |line: &&str| line.starts_with("ok") && line.contains("left the pod untouched");
+    let left: Vec<&str> = said.lines().filter(left).collect();
+    ensure!(output.status.success(), "{said}");
+    for to in ["203.0.113.2:61000/tcp", "203.0.113.2:61000/udp"] {
+        ensure!(left.iter().any(|line| line.contains(to)), "{to}: {said}");
+    }
     Ok(())
 }
 

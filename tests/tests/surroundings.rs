@@ -1,8 +1,8 @@
 //! What is around a pod's rules and can't be told of, or costs too much: `millrace explain` of a live
 //! namespace names it in place of a guess, and comes to an end.
 
-use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -153,10 +153,30 @@ fn addresses_that_another_table_makes_local_are_named() -> Result<()> {
 /// What a connection to an address outside comes to: refused, or nothing within a moment.
 fn is_refused(pod: &Namespace, to: &str) -> Result<bool> {
     let to: SocketAddr = to.parse()?;
-    match pod.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(700)))? {
+    of_refused(pod.enter(|| TcpStream::connect_timeout(&to, PATIENCE).map(drop))?)
+}
+
+/// The same of a datagram.
+fn is_datagram_refused(pod: &Namespace, to: &str) -> Result<bool> {
+    let to: SocketAddr = to.parse()?;
+    of_refused(pod.enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.connect(to)?;
+        socket.send(b"?")?;
+        socket.recv(&mut [0]).map(drop)
+    })?)
+}
+
+const PATIENCE: Duration = Duration::from_millis(700);
+
+fn of_refused(came_to: io::Result<()>) -> Result<bool> {
+    match came_to {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
-        Err(error) if error.kind() == ErrorKind::TimedOut => Ok(false),
-        other => bail!("{to}: {other:?}"),
+        Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => {
+            Ok(false)
+        }
+        other => bail!("{other:?}"),
     }
 }
 
@@ -164,13 +184,39 @@ fn rule(pod: &Namespace, rule: &str) -> Result<()> {
     pod.run("iptables", &rule.split(' ').collect::<Vec<_>>()).map(drop)
 }
 
+/// With each rule alone, whether who asks hears of a refusal, for real and as it is told by `says`.
+fn is_heard(
+    pod: &Namespace,
+    program: &str,
+    rules: &[(&str, bool)],
+    real: impl Fn() -> Result<bool>,
+    says: impl Fn() -> Result<bool>,
+) -> Result<()> {
+    for (words, heard) in rules {
+        let run = |words: &str| pod.run(program, &words.split(' ').collect::<Vec<_>>());
+        run(words)?;
+        ensure!(real()? == *heard, "{program} {words}: really");
+        ensure!(says()? == *heard, "{program} {words}: told");
+        run(&words.replace("-A OUTPUT", "-D OUTPUT"))?;
+    }
+    Ok(())
+}
+
+/// Whether a connection is said to be refused where nobody listens on the port that it is led to.
+fn says_refused_without(pod: &Namespace, words: &[&str]) -> Result<bool> {
+    let (_, text) = asked(pod, words)?;
+    let told = text.lines().find(|line| line.contains("without a listener on port"));
+    Ok(told.with_context(|| text.clone())?.ends_with(": refused"))
+}
+
 /// Verify that the kernel's reset of a port on which nobody listens goes its own way through the rules: it
-/// answers the connection, has the kernel's socket, and may be dropped.
+/// answers the connection, has the kernel's socket by IPv4 alone, and may be dropped.
 #[test]
 fn who_tells_of_no_listener_may_not_be_heard() -> Result<()> {
     let pod = pod()?;
+    pod.ip("addr add fd00:4::2/64 dev eth0 nodad\nroute add default via fd00:4::1\n")?;
     pod.output(&mut millrace(["apply", "--backend", "nftables"])?)?;
-    for (words, heard) in [
+    let rules = [
         ("-t raw -A OUTPUT -p tcp --sport 15001 -j DROP", false),
         ("-A OUTPUT -p tcp -m conntrack --ctstate ESTABLISHED -j DROP", false),
         ("-A OUTPUT -p tcp -m conntrack --ctstate RELATED -j DROP", true),
@@ -179,16 +225,35 @@ fn who_tells_of_no_listener_may_not_be_heard() -> Result<()> {
         // Tracking has not seen it yet.
         ("-t raw -A OUTPUT -p tcp --sport 15001 -m conntrack --ctstate RELATED -j DROP", true),
         ("-t raw -A OUTPUT -p tcp --sport 15001 -m conntrack --ctstate INVALID -j DROP", false),
-    ] {
-        rule(&pod, words)?;
-        ensure!(is_refused(&pod, "10.9.9.9:80")? == heard, "{words}");
-        let (_, text) = asked(&pod, &["--to", "10.9.9.9:80/tcp"])?;
-        let told = text.lines().find(|line| line.contains("without a listener on port 15001"));
-        let told = told.with_context(|| text.clone())?;
-        ensure!(told.ends_with(": refused") == heard, "{words}: {told}");
-        rule(&pod, &words.replace("-A OUTPUT", "-D OUTPUT"))?;
-    }
-    Ok(())
+    ];
+    let says = || says_refused_without(&pod, &["--to", "10.9.9.9:80/tcp"]);
+    is_heard(&pod, "iptables", &rules, || is_refused(&pod, "10.9.9.9:80"), says)?;
+    let rules = [
+        ("-A OUTPUT -p tcp --sport 15001 -m owner --socket-exists -j DROP", true),
+        ("-A OUTPUT -p tcp --tcp-flags RST RST -m owner ! --socket-exists -j DROP", false),
+    ];
+    let says = || says_refused_without(&pod, &["--to", "[2001:db8::7]:80/tcp"]);
+    is_heard(&pod, "ip6tables", &rules, || is_refused(&pod, "[2001:db8::7]:80"), says)
+}
+
+/// Verify that the message about a UDP port on which nobody listens is for tracking to find the connection of,
+/// and that its sender knows nothing of it otherwise.
+#[test]
+fn who_tells_of_no_port_may_not_be_understood() -> Result<()> {
+    let pod = pod()?;
+    rule(&pod, "-t nat -A OUTPUT -p udp --dport 90 -j REDIRECT --to-ports 91")?;
+    let rules = [
+        ("-t raw -A OUTPUT -p icmp -m conntrack --ctstate RELATED -j DROP", true),
+        ("-t raw -A OUTPUT -p icmp -m conntrack --ctstate INVALID -j DROP", false),
+        ("-t raw -A OUTPUT -p icmp -m connmark --mark 0 -j DROP", true),
+        ("-t raw -A OUTPUT -p icmp -j NOTRACK", false),
+        ("-t raw -A OUTPUT -p icmp -j CT --zone 3", true),
+        ("-t raw -A OUTPUT -p udp -j CT --zone 3", false),
+        ("-A OUTPUT -p icmp -m conntrack --ctstate RELATED -j DROP", false),
+        ("-A OUTPUT -p icmp -m owner --socket-exists -j DROP", false),
+    ];
+    let says = || says_refused_without(&pod, &["--to", "10.9.9.9:90/udp"]);
+    is_heard(&pod, "iptables", &rules, || is_datagram_refused(&pod, "10.9.9.9:90"), says)
 }
 
 /// Verify that a message of ICMP that tells of a refusal has a socket, which rules can ask for.
@@ -196,17 +261,24 @@ fn who_tells_of_no_listener_may_not_be_heard() -> Result<()> {
 fn what_tells_of_a_refusal_has_the_kernels_socket() -> Result<()> {
     let pod = pod()?;
     rule(&pod, "-A OUTPUT -p tcp --dport 81 -j REJECT")?;
-    for (words, heard) in [
+    let rules = [
         ("-A OUTPUT -p icmp -m owner --socket-exists -j DROP", false),
         ("-A OUTPUT -p icmp -m owner ! --socket-exists -j DROP", true),
         ("-A OUTPUT -p icmp -m owner --uid-owner 0 -j DROP", true),
-    ] {
-        rule(&pod, words)?;
-        ensure!(is_refused(&pod, "10.9.9.9:81")? == heard, "{words}");
+    ];
+    let says = || {
         let (_, text) = asked(&pod, &["--to", "10.9.9.9:81/tcp"])?;
-        ensure!(text.contains("=> refused, and the sender is told") == heard, "{words}: {text}");
-        rule(&pod, &words.replace("-A OUTPUT", "-D OUTPUT"))?;
-    }
+        Ok(text.contains("=> refused, and the sender is told"))
+    };
+    is_heard(&pod, "iptables", &rules, || is_refused(&pod, "10.9.9.9:81"), says)
+}
+
+/// Verify that addresses of more than one host are in no class of connections.
+#[test]
+fn broadcast_is_in_no_class() -> Result<()> {
+    let (_, text) = asked(&pod()?, &["--all"])?;
+    ensure!(text.contains("any protocol 10.4.0.2,127.0.0.0-127.255.255.254 "), "{text}");
+    ensure!(text.contains("any protocol not 10.4.0.2,10.4.0.255,127.0.0.0/8 "), "{text}");
     Ok(())
 }
 
@@ -270,6 +342,7 @@ fn what_can_not_be_is_not_answered() -> Result<()> {
         (&["--to", "10.9.9.9:80", "--iface", "eth0"], "--iface goes with --in"),
         (&["--to", "10.9.9.9:80", "--src-port", "0"], "--src-port"),
         (&["--to", "10.9.9.9:80", "--src", "10.4.0.2:"], "a source is ADDRESS"),
+        (&["--to", "10.9.9.9:80", "--src", "10.4.0.2:0"], "a source is ADDRESS"),
     ] {
         let (code, text) = asked(&pod, words)?;
         ensure!(code != Some(0) && text.contains(said), "{words:?}: {text}");

@@ -44,8 +44,8 @@ pub(super) fn all_changes(before: Side<'_>, after: Side<'_>) -> Vec<Class<Change
 
 fn all(before: Side<'_>, after: Side<'_>, effects: bool) -> Vec<Class<Change>> {
     let [first, second] = [before, after].map(|side| outcomes(side, before.1, effects));
-    let unclear = Unclear::ALL.map(|what| (what, unclear(what.words())));
-    let by = Changes { effects, unclear: &unclear };
+    let [marks, pairs] = [Unclear::Marks, Unclear::Pairs].map(|what| unclear(what.words()));
+    let by = Changes { effects, marks: &marks, pairs: &pairs };
     let reported = |Class { shape, example, answer: (was, is) }: Class<(&Answer, &Answer)>| {
         let answer = Change { before: of(before, &example, was), after: of(after, &example, is) };
         Class { shape, example, answer }
@@ -56,7 +56,9 @@ fn all(before: Side<'_>, after: Side<'_>, effects: bool) -> Vec<Class<Change>> {
 /// Looks for connections that end differently, or to which something else is done.
 struct Changes<'a> {
     effects: bool,
-    unclear: &'a [(Unclear, Answer)],
+    /// What is said of either side where that is why it can't be told.
+    marks: &'a Answer,
+    pairs: &'a Answer,
 }
 
 impl<'a> Compare<'a, Answer> for Changes<'a> {
@@ -83,8 +85,10 @@ impl<'a> Compare<'a, Answer> for Changes<'a> {
     }
 
     fn unclear(&self, what: Unclear) -> (Self::Pair, Self::End) {
-        let found = self.unclear.iter().find(|(other, _)| *other == what);
-        let (_, neither) = found.unwrap_or(&self.unclear[0]);
+        let neither = match what {
+            Unclear::Marks => self.marks,
+            Unclear::Pairs => self.pairs,
+        };
         ((neither, neither), ((&neither.outcome, &neither.outcome), None))
     }
 }

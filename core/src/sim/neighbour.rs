@@ -185,6 +185,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 syn: false,
                 flags: Flags::NONE_KNOWN,
                 icmp: Some(kind),
+                about: None,
                 tos: false,
                 zone: 0,
                 zoned: false,

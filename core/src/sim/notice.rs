@@ -57,11 +57,11 @@ impl<'a, W: Witness> Walk<'a, W> {
     /// (`tcp_v4_send_reset()`, `udp_rcv()`), and what tells the sender has a way of its own.
     pub(super) fn without_listener(&mut self) -> Outcome {
         let _ends_at_the_port = self.first();
-        let Some(packet) = self.last else { return Outcome::Refused };
-        if !matches!(packet.protocol, Protocol::TCP | Protocol::UDP) {
+        let told = |packet: &Packet<'_>| matches!(packet.protocol, Protocol::TCP | Protocol::UDP);
+        let Some(packet) = self.last.filter(told) else {
             let what = "whether the kernel tells the sender that nobody listens".to_owned();
             return Outcome::Unknown { what };
-        }
+        };
         (self.deciding, self.turn) = (false, Turn::Answer);
         match self.tell(&Rejection { packet, notice: Notice::Unheard }) {
             Ok(()) => Outcome::Refused,
@@ -109,17 +109,21 @@ impl<'a, W: Witness> Walk<'a, W> {
         packet.seen = packet.connection.is_some();
         packet.state = if packet.seen { States::RELATED } else { States::INVALID };
         packet.connection = packet.connection.map(|(at, back)| (at, !back));
+        let unheard = refusal.notice == Notice::Unheard;
+        if unheard {
+            // What was delivered has lost its connection (`ip_protocol_deliver_rcu()`), and tracking has to
+            // find it again.
+            packet.about = packet.connection.take();
+            (packet.seen, packet.attached, packet.state) = (false, false, States::INVALID);
+            (packet.zone, packet.zoned) = (0, false);
+        }
         match refusal.notice {
             Notice::Reset if packet.protocol != Protocol::TCP => {
                 return lost("only TCP connections are reset");
             }
             Notice::Reset => {}
-            // It is what answers the connection, and found again by tracking.
-            Notice::Unheard if packet.protocol == Protocol::TCP => {
-                (packet.seen, packet.attached, packet.connection) = (false, false, None);
-                packet.state = States::INVALID;
-                (packet.zone, packet.zoned) = (0, false);
-            }
+            // It is the connection's own answer.
+            Notice::Unheard if packet.protocol == Protocol::TCP => packet.about = None,
             Notice::Icmp | Notice::Unheard => {
                 // Destination unreachable.
                 (packet.protocol, packet.icmp) = match family {
@@ -142,7 +146,15 @@ impl<'a, W: Witness> Walk<'a, W> {
                 packet.ends.source = self.chosen_source(&packet, route)?;
             }
         }
-        match self.send(&mut packet, route)?.0 {
+        let told = self.send(&mut packet, route)?.0;
+        // Its sender finds no socket by what translation has made of the packet that it tells of.
+        let translated =
+            refused.connection.is_some_and(|(at, _)| self.connections[at].to.is_some());
+        let unknown = self.last.is_some_and(|packet| packet.connection.is_none());
+        if icmp && unheard && translated && unknown {
+            return lost("what tells the sender is about a connection that it doesn't know");
+        }
+        match told {
             Fate::Delivered { destination, source, .. }
                 if self.question.direction == Direction::Out =>
             {

@@ -150,6 +150,9 @@ pub(super) struct Packet<'a> {
     pub(super) flags: Flags,
     /// The type of a message of ICMP, where that is known.
     pub(super) icmp: Option<u8>,
+    /// The connection that a message of ICMP tells of, and whether it goes back in it, where tracking has
+    /// yet to find that.
+    pub(super) about: Option<(usize, bool)>,
     /// Whether a rule has set its type of service, which is none where nobody does.
     pub(super) tos: bool,
     /// The zone that it will be tracked in.

@@ -39,8 +39,6 @@ pub(super) enum Unclear {
 }
 
 impl Unclear {
-    pub(super) const ALL: [Self; 2] = [Self::Marks, Self::Pairs];
-
     /// In words that say what to do.
     pub(super) const fn words(self) -> &'static str {
         match self {
@@ -262,13 +260,13 @@ mod tests {
                 (Field::Destination, Ranges::range(own, 99)),
                 (Field::Port, port),
             ];
-            let owner = [(Field::Uid, uid), (Field::Gid, Ranges::up_to(99))];
             match origin {
                 // What arrives has no owner.
                 Origin::Interface(_) => Shape::new(Family::V4, origin, source, fields),
                 Origin::Process => {
-                    let ([a, b, c, d], [e, f]) = (fields, owner);
-                    Shape::new(Family::V4, origin, source, [a, b, c, d, e, f])
+                    let ([protocol, from, to, port], gids) = (fields, Ranges::up_to(99));
+                    let owned = [protocol, from, to, port, (Field::Uid, uid), (Field::Gid, gids)];
+                    Shape::new(Family::V4, origin, source, owned)
                 }
             }
         };

@@ -61,22 +61,15 @@ impl Program {
             (found.unheard, found.reused, found.reply) = (None, None, None);
             return found;
         }
-        for (_, told) in &parts {
-            found.differing_from(told);
+        let what = || "its source port decides, which nobody has said".to_owned();
+        let told = parts.into_iter().map(|(_, told)| told).reduce(|mut all, other| {
+            all.differing_from(&other, &what);
+            all
+        });
+        if let Some(Told { unheard, reused, reply, .. }) = told {
+            (found.unheard, found.reused, found.reply) = (unheard, reused, reply);
         }
         found
-    }
-}
-
-impl Explanation {
-    /// What is told beside the answer, where it depends on the source port.
-    fn differing_from(&mut self, other: &Told) {
-        let what = || "its source port decides, which nobody has said".to_owned();
-        let answer = self.answer.clone();
-        let (unheard, reused, reply) = (self.unheard.take(), self.reused.take(), self.reply.take());
-        let mut told = Told { answer, unheard, reused, reply };
-        told.differing_from(other, &what);
-        (self.unheard, self.reused, self.reply) = (told.unheard, told.reused, told.reply);
     }
 }
 

@@ -49,6 +49,16 @@ impl<'a, W: Witness> Walk<'a, W> {
         if packet.seen {
             return;
         }
+        if let Some((at, back)) = packet.about {
+            // In another zone it is found nowhere, and looked for again where it comes back over loopback.
+            packet.seen = self.connections[at].zone == packet.zone;
+            if packet.seen {
+                (packet.connection, packet.state) = (Some((at, back)), States::RELATED);
+            } else {
+                (packet.state, packet.zone, packet.zoned) = (States::INVALID, 0, false);
+            }
+            return;
+        }
         packet.seen = true;
         if let Some(tracked) = self.preset {
             self.found(tracked, packet);

@@ -188,6 +188,7 @@ impl<'a, W: Witness> Walk<'a, W> {
                 && matches!(q.known, Known::New | Known::Related(_) | Known::Reused),
             flags: self.flags(),
             icmp: None,
+            about: None,
             tos: false,
             zone: 0,
             zoned: false,

@@ -285,7 +285,8 @@ fn one(m: &ArgMatches) -> Result<Typed, NotTyped> {
     let (mut source, mut source_port) = (None, None);
     if let Some(text) = word("src") {
         let what = "a source is ADDRESS or ADDRESS:PORT, such as 10.4.0.3 or [fd00::1]:40000";
-        let (ip, port) = end(text).ok_or_else(|| bad("src", text, what))?;
+        let known = end(text).filter(|(_, port)| *port != Some(0));
+        let (ip, port) = known.ok_or_else(|| bad("src", text, what))?;
         (source, source_port) = (Some(ip), port);
     }
     let source_port = m.get_one::<u16>("src-port").copied().or(source_port);

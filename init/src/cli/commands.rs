@@ -24,7 +24,8 @@ fn program() -> Command {
         .after_help(
             "Invoked as istio-iptables, `pilot-agent istio-iptables`, linkerd2-proxy-init, \
              `consul connect redirect-traffic` or `kumactl install|uninstall transparent-proxy`, \
-             it behaves as that tool. `--help` behind a mesh's command lists its flags; `millrace help exit-codes` lists exit codes.",
+             it behaves as that tool. `--help` behind a mesh's command lists its flags; `millrace help \
+             exit-codes` lists exit codes.",
         )
 }
 

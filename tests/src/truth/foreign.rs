@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::place::{Hook, Kind};
+use millrace_core::ruleset::Hook;
+
+use super::place::{Kind, called_at};
 use super::rule::Rule;
 use super::step::Step;
 use crate::fates::Dice;
@@ -42,7 +44,7 @@ fn iptables(dice: &mut Dice, variant: &str) -> Vec<Step> {
                 continue;
             }
             chains.push((rule.kind, rule.hook));
-            let chain = rule.hook.chain();
+            let chain = called_at(rule.hook);
             run(&format!("-t {} -N {chain}", rule.kind.table()));
             for _ in 0..=dice.pick(&[0, 1, 2]) {
                 let place = (rule.kind, rule.hook);
@@ -64,10 +66,10 @@ fn iptables(dice: &mut Dice, variant: &str) -> Vec<Step> {
                     ],
                 ]);
                 for of in which {
-                    run(&format!("-A {} {of} -j ACCEPT", hook.iptables()));
+                    run(&format!("-A {} {of} -j ACCEPT", hook.as_str()));
                 }
             }
-            run(&format!("-P {} DROP", hook.iptables()));
+            run(&format!("-P {} DROP", hook.as_str()));
         }
     }
     steps
@@ -151,7 +153,7 @@ fn native(dice: &mut Dice, number: usize) -> Step {
             _ => "filter",
         };
         // A chain of its own for each, since what may stand in it follows from where it is called.
-        let chain = format!("{}-{at}", hook.chain());
+        let chain = format!("{}-{at}", called_at(hook));
         let mut lines = Vec::new();
         for _ in 0..=dice.pick(&[0, 1, 2]) {
             let family = family_of(dice);
@@ -159,7 +161,7 @@ fn native(dice: &mut Dice, number: usize) -> Step {
                 special(dice, kind, hook, &chain)
             } else {
                 let rule = Rule::random(dice, family, (kind, hook), false);
-                rule.nft(table).replace(&hook.chain(), &chain)
+                rule.nft(table).replace(&called_at(hook), &chain)
             };
             lines.extend(Some(rule).filter(|rule| fits(rule, table)));
         }
@@ -188,7 +190,7 @@ fn native(dice: &mut Dice, number: usize) -> Step {
         let _infallible = writeln!(
             bases,
             "    chain c{at} {{ type {word} hook {} priority {priority}; policy {policy}",
-            hook.nft()
+            hook.base_chain()
         );
         for line in lines {
             let _infallible = writeln!(bases, "        {line}");

@@ -1,49 +1,12 @@
 //! Where rules stand: at which hook, in a chain of which kind.
 
+use millrace_core::ruleset::Hook;
+
 use crate::fates::Dice;
 
-/// Where a rule stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hook {
-    /// In front of routing.
-    Prerouting,
-    /// For this host.
-    Input,
-    /// For somebody else.
-    Forward,
-    /// From this host.
-    Output,
-    /// Behind routing.
-    Postrouting,
-}
-
-impl Hook {
-    /// All of them.
-    pub(super) const ALL: [Self; 5] =
-        [Self::Prerouting, Self::Input, Self::Forward, Self::Output, Self::Postrouting];
-
-    pub(super) const fn iptables(self) -> &'static str {
-        match self {
-            Self::Prerouting => "PREROUTING",
-            Self::Input => "INPUT",
-            Self::Forward => "FORWARD",
-            Self::Output => "OUTPUT",
-            Self::Postrouting => "POSTROUTING",
-        }
-    }
-
-    pub(super) fn nft(self) -> String {
-        self.iptables().to_ascii_lowercase()
-    }
-
-    /// The chain that rules at this hook jump to.
-    pub(super) fn chain(self) -> String {
-        format!("F-{}", self.nft())
-    }
-
-    pub(super) const fn goes_out(self) -> bool {
-        matches!(self, Self::Forward | Self::Output | Self::Postrouting)
-    }
+/// The chain that rules at a hook jump to.
+pub(super) fn called_at(hook: Hook) -> String {
+    format!("F-{}", hook.base_chain())
 }
 
 /// What a chain is for.

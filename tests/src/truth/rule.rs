@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::place::{Hook, Kind};
+use millrace_core::ruleset::Hook;
+
+use super::place::{Kind, called_at};
 use super::values::{networks, sources, targets};
 use super::words::{InIptables, in_nft};
 use crate::fates::Dice;
@@ -11,63 +13,18 @@ use crate::topology::Family;
 /// A condition.
 #[derive(Clone, Debug)]
 pub(super) enum Cond {
-    Port {
-        not: bool,
-        source: bool,
-        first: u16,
-        last: u16,
-    },
-    Ports {
-        not: bool,
-        list: Vec<u16>,
-    },
-    Address {
-        not: bool,
-        source: bool,
-        network: String,
-    },
-    Interface {
-        not: bool,
-        out: bool,
-        name: &'static str,
-    },
-    Owner {
-        not: bool,
-        group: bool,
-        first: u32,
-        last: u32,
-    },
-    State {
-        not: bool,
-        states: &'static str,
-    },
-    Mark {
-        not: bool,
-        connection: bool,
-        value: u32,
-        mask: u32,
-    },
-    Local {
-        not: bool,
-        source: bool,
-    },
-    Reply {
-        not: bool,
-    },
-    Syn {
-        not: bool,
-    },
-    /// Of these flags of TCP exactly those are set.
-    Flags {
-        not: bool,
-        mask: &'static str,
-        set: &'static str,
-    },
-    Range {
-        not: bool,
-        first: &'static str,
-        last: &'static str,
-    },
+    Port { not: bool, source: bool, first: u16, last: u16 },
+    Ports { not: bool, list: Vec<u16> },
+    Address { not: bool, source: bool, network: String },
+    Interface { not: bool, out: bool, name: &'static str },
+    Owner { not: bool, group: bool, first: u32, last: u32 },
+    State { not: bool, states: &'static str },
+    Mark { not: bool, connection: bool, value: u32, mask: u32 },
+    Local { not: bool, source: bool },
+    Reply { not: bool },
+    Syn { not: bool },
+    Flags { not: bool, mask: &'static str, set: &'static str },
+    Range { not: bool, first: &'static str, last: &'static str },
 }
 
 /// What a rule does.
@@ -172,7 +129,11 @@ impl Rule {
                 },
                 2 => Cond::Interface {
                     not,
-                    out: if hook == Hook::Forward { dice.one_in(2) } else { hook.goes_out() },
+                    out: if hook == Hook::Forward {
+                        dice.one_in(2)
+                    } else {
+                        hook == Hook::Output || hook == Hook::Postrouting
+                    },
                     name: dice.pick(&["eth0", "eth1", "lo", "eth+"]),
                 },
                 3 if matches!(hook, Hook::Output | Hook::Postrouting) => {
@@ -290,7 +251,7 @@ impl Rule {
 
     /// The words for `iptables` or `ip6tables`, in a chain of its own if `called`.
     pub(super) fn iptables(&self, called: Option<&str>) -> String {
-        let chain = called.unwrap_or(self.hook.iptables());
+        let chain = called.unwrap_or(self.hook.as_str());
         let mut text = format!("-t {} -A {chain}", self.kind.table());
         if let Some(proto) = self.proto {
             let _infallible = write!(text, " -p {proto}");
@@ -328,8 +289,8 @@ impl Rule {
             Act::Tproxy { port, mark } => {
                 format!("TPROXY --on-port {port} --tproxy-mark {mark:#x}/{mark:#x}")
             }
-            Act::Chain { goto: true } => return format!("{text} -g {}", self.hook.chain()),
-            Act::Chain { goto: false } => self.hook.chain(),
+            Act::Chain { goto: true } => return format!("{text} -g {}", called_at(self.hook)),
+            Act::Chain { goto: false } => called_at(self.hook),
         };
         format!("{text} -j {act}")
     }
@@ -390,8 +351,8 @@ impl Rule {
             Act::Tproxy { port, mark } => {
                 format!("tproxy {v6} to :{port} meta mark set meta mark or {mark:#x} accept")
             }
-            Act::Chain { goto: true } => format!("goto {}", self.hook.chain()),
-            Act::Chain { goto: false } => format!("jump {}", self.hook.chain()),
+            Act::Chain { goto: true } => format!("goto {}", called_at(self.hook)),
+            Act::Chain { goto: false } => format!("jump {}", called_at(self.hook)),
         };
         parts.push(act);
         parts.join(" ")
