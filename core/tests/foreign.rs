@@ -71,8 +71,12 @@ fn bare_targets_are_no_chains() {
         "*nat\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n\
          -A POSTROUTING -s 10.4.0.0/16 ! -o docker0 -j MASQUERADE\nCOMMIT\n",
     );
-    let outcome = docker.answer(&pod(), &out(1, "10.9.9.9:80")).outcome;
-    assert_eq!(outcome, Outcome::Passed { interface: "eth0".to_owned(), masked: true });
+    let masked = Outcome::Passed { interface: "eth0".to_owned(), masked: true };
+    let mut elsewhere = out(1, "10.9.9.9:80");
+    elsewhere.source = Some("10.4.0.9".parse().unwrap());
+    assert_eq!(docker.answer(&pod(), &elsewhere).outcome, masked);
+    // The address that it has is no other one.
+    assert_eq!(docker.answer(&pod(), &out(1, "10.9.9.9:80")).outcome, passed());
 }
 
 /// Verify every form of MARK and CONNMARK: each leaves a mark that only the rule behind it drops.

@@ -75,7 +75,7 @@ fn condition(test: &Test) -> Option<Vec<Expr>> {
                 Way::In => MetaField::InInterface,
                 Way::Out => MetaField::OutInterface,
             };
-            let condition = match names.as_slice() {
+            let condition = match &names[..] {
                 [name] => Expr::Compare(Comparison::Eq, interface_name(name)),
                 names => {
                     let ranges = names.iter().map(|name| {

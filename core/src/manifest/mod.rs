@@ -18,6 +18,7 @@ use std::fmt;
 use serde_json::Value;
 
 use crate::pod::PodFacts;
+use crate::value::yaml;
 
 pub use choose::{BadSelector, NotChosen, Selector};
 use kinds::{Contents, Detected};
@@ -97,7 +98,7 @@ pub struct Workload {
 /// A file is no manifest: it is neither YAML nor JSON.
 #[derive(Debug, thiserror::Error)]
 #[error("this can't be read: {0}")]
-pub struct BadText(#[from] serde_saphyr::Error);
+pub struct BadText(String);
 
 /// An object that should make pods, or does not say what it is, can't be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -141,7 +142,7 @@ fn documents(text: &str) -> Result<Vec<Value>, BadText> {
     }
     let budget = serde_saphyr::budget! { max_nodes: MAX_VALUES, max_events: 2 * MAX_VALUES };
     let options = serde_saphyr::options! { budget: budget };
-    Ok(serde_saphyr::from_multiple_with_options(text, options)?)
+    serde_saphyr::from_multiple_with_options(text, options).map_err(|e| BadText(yaml::said(&e)))
 }
 
 /// Whether a text is meant as objects of Kubernetes: a document in it says a kind.

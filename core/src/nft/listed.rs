@@ -10,12 +10,16 @@ use crate::ruleset::Side;
 use crate::value::Family;
 
 /// What fills a register, by the kernel's numbers where it has some.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// Something of the packet's surroundings, by its number (`enum nft_meta_keys`).
     Meta(u32),
     /// Something of its connection, by its number (`enum nft_ct_keys`).
     Ct(u32),
+    /// The same as it was before any translation (`NFTA_CT_DIRECTION` is `IP_CT_DIR_ORIGINAL`).
+    Original(u32),
+    /// Bytes of an extension header of IPv6, by its number; a packet without it is not the rule's.
+    Extension(u32),
     /// Bytes of a header: where it starts (`enum nft_payload_bases`), the first byte, how many.
     Payload(u32, u32, u32),
     /// What routing says: of which kind (`enum nft_fib_result`), asked how (`NFTA_FIB_F_*`).

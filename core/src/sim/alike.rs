@@ -105,6 +105,11 @@ const fn is_told(test: &Test) -> bool {
         | Test::Socket { .. }
         | Test::Icmp { .. }
         | Test::TcpFlags { .. }
+        | Test::AddressType { .. }
+        | Test::ForThisHost { .. }
+        | Test::Extension { .. }
+        | Test::ReturnRoute(_)
+        | Test::OriginalEnd { .. }
         | Test::Unknown(_) => false,
     }
 }

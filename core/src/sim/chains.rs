@@ -88,7 +88,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         hook: Hook,
         packet: &mut Packet<'a>,
     ) -> Result<Flow, Halt> {
-        let fails = |test: &Test| self.holds(test, packet) == Truth::No;
+        let fails = |test: &Test| self.holds(test, hook, packet) == Truth::No;
         let none = run.common.iter().any(fails);
         let asked = if none { &[] } else { self.rules_for(run, packet) };
         let mut next = run.first;
@@ -153,7 +153,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             }
             let action = match step {
                 Bound::Test(test) => {
-                    match self.holds(test, packet) {
+                    match self.holds(test, hook, packet) {
                         Truth::Yes => {}
                         Truth::No => {
                             if W::LISTENS && !reported {

@@ -1,6 +1,6 @@
 //! Two sets of rules side by side: what changes for traffic, then which rules.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use serde_json::{Value, json};
@@ -8,13 +8,13 @@ use similar::{Algorithm, DiffTag, capture_diff_slices};
 
 use super::changes::{Change, all_changes};
 use super::fate::Outcome;
+use super::meaning::Meanings;
 use super::namespace::Namespace;
 use super::order::UNORDERED;
 use super::packets::{End, Otherwise, otherwise, packets_text};
 use super::partition::Class;
 use super::program::{Base, Bound, ChainId, ChainInfo, Policy, Program, RuleId};
 use super::report::{class_words, rule_json, why};
-use super::rule::{Action, Test};
 use super::walk::Answer;
 use crate::value::Family;
 
@@ -181,28 +181,27 @@ fn rules(before: &Program, after: &Program) -> Vec<OneSided> {
     let mut later = places(after);
     let known: HashMap<ChainKey<'_>, usize> =
         later.iter().enumerate().map(|(at, (key, _))| (*key, at)).collect();
-    let mut found = Vec::new();
+    let (mut found, mut meanings) = (Vec::new(), Meanings::default());
     for (chain_key, rules) in places(before) {
         let others = known.get(&chain_key).map(|at| std::mem::take(&mut later[*at].1));
-        between((before, &rules), (after, &others.unwrap_or_default()), &mut found);
+        let others = others.unwrap_or_default();
+        between((before, &rules), (after, &others), &mut meanings, &mut found);
     }
     // Of those that both have nothing is left.
     for (_, rules) in later {
-        between((before, &[]), (after, &rules), &mut found);
+        between((before, &[]), (after, &rules), &mut meanings, &mut found);
     }
     found
 }
 
 /// What makes one chain of another.
-fn between(before: (&Program, &[RuleId]), after: (&Program, &[RuleId]), found: &mut Vec<OneSided>) {
-    // What is not known as a whole is like nothing else.
-    let meanings = |(program, rules): (&Program, &[RuleId]), side: char| -> Vec<String> {
-        let one = |(at, id): (usize, &RuleId)| {
-            meaning(program, *id).unwrap_or_else(|| format!("{side} {at}"))
-        };
-        rules.iter().enumerate().map(one).collect()
-    };
-    let (old, new) = (meanings(before, '-'), meanings(after, '+'));
+fn between(
+    before: (&Program, &[RuleId]),
+    after: (&Program, &[RuleId]),
+    meanings: &mut Meanings,
+    found: &mut Vec<OneSided>,
+) {
+    let (old, new) = (meanings.of(before, '-'), meanings.of(after, '+'));
     let (mut removed, mut added) = (before.1.iter(), after.1.iter());
     // Up to each pair that is the same, what only one has comes first.
     let (mut from, mut to) = (0, 0);
@@ -213,43 +212,6 @@ fn between(before: (&Program, &[RuleId]), after: (&Program, &[RuleId]), found: &
         added.next();
         (from, to) = (at + 1, other + 1);
     }
-}
-
-/// What a rule means, whatever its language and the order in which it asks before it does something; none
-/// where there is more to it than that.
-fn meaning(program: &Program, id: RuleId) -> Option<String> {
-    if program.rule(id).vague {
-        return None;
-    }
-    let (mut meaning, mut tests) = (Vec::new(), Vec::new());
-    for step in program.steps(id) {
-        let action = match step {
-            Bound::Test(test) => {
-                tests.push(test);
-                continue;
-            }
-            Bound::Do(Action::Note) => continue,
-            Bound::Do(action) => format!("{action:?}"),
-            Bound::Jump { to, back } => format!("{back} {}", program.chain(*to).name),
-        };
-        meaning.extend(asked(&tests));
-        tests.clear();
-        meaning.push(action);
-    }
-    meaning.extend(asked(&tests));
-    meaning.push(program.rule(id).beside.noted.clone());
-    Some(meaning.join(" "))
-}
-
-/// What tests ask together, whatever their order. Who asks for an address asks for its family as well,
-/// whether or not a test of its own does so.
-fn asked(tests: &[&Test]) -> BTreeSet<String> {
-    let is_implied = |family: Family| {
-        let by = |test: &&Test| matches!(test, Test::Is { family: Some(of), .. } if *of == family);
-        tests.iter().any(by)
-    };
-    let adds = |test: &&&Test| !matches!(test, Test::Family(family) if is_implied(*family));
-    tests.iter().filter(adds).map(|test| format!("{test:?}")).collect()
 }
 
 /// The most pairs of rules that are tried one by one, where more of them are in common than not.

@@ -5,6 +5,7 @@ use super::halt::Halt;
 use super::namespace::LOOPBACK;
 use super::packet::{Connection, Owner, Packet, Value, end};
 use super::question::Protocol;
+use super::ranges::Ranges;
 use super::rule::States;
 use super::walk::{End, Walk};
 use super::witness::Witness;
@@ -58,10 +59,22 @@ impl<'a, W: Witness> Walk<'a, W> {
                 port: made(ends.port).then(|| ends.to(family).port()),
             }
         } else {
-            let masked = connection.is_some_and(|c| c.from.is_some());
+            let masked = self.leaves_masked(packet);
             Outcome::Passed { interface: interface.to_owned(), masked }
         };
         Ok((fate, outcome))
+    }
+
+    /// Whether a translation has given it another source: one that it has anyway is none.
+    fn leaves_masked(&mut self, packet: &Packet<'_>) -> bool {
+        let Some((at, _)) = packet.connection else { return false };
+        let Connection { from: Some((to, _)), ends, .. } = self.connections[at] else {
+            return false;
+        };
+        if to.origin.is_none() {
+            let _asked = self.is_in(ends.source, &Ranges::one(to.number));
+        }
+        to.number != ends.source.number
     }
 
     /// INPUT, and the socket behind it.

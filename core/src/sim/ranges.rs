@@ -1,10 +1,12 @@
 //! Sets of numbers as ranges: ports, addresses, ids, whatever a rule compares.
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Weak};
 
 use crate::value::{Cidr, Family, PortRange};
 
@@ -17,6 +19,39 @@ pub struct Ranges(Arc<Shared>);
 struct Shared {
     list: Vec<(u128, u128)>,
     hash: u64,
+}
+
+/// Lists of so many ranges are kept once: thousands of rules may ask for the same long one beside something
+/// else, and what is left of it for each of them is most often the same.
+const LONG: usize = 64;
+
+thread_local! {
+    static KEPT: RefCell<Kept> = RefCell::default();
+}
+
+/// Long lists that somebody has, by their hashes.
+#[derive(Default)]
+struct Kept {
+    by_hash: HashMap<u64, Weak<Shared>>,
+    /// How many there may be before those that nobody has any more are let go.
+    most: usize,
+}
+
+impl Kept {
+    /// A list that is the same, or this one.
+    fn one(&mut self, new: Shared) -> Ranges {
+        let known = self.by_hash.get(&new.hash).and_then(Weak::upgrade);
+        if let Some(known) = known.filter(|known| known.list == new.list) {
+            return Ranges(known);
+        }
+        if self.by_hash.len() >= self.most {
+            self.by_hash.retain(|_, list| list.strong_count() > 0);
+            self.most = (2 * self.by_hash.len()).max(1024);
+        }
+        let new = Arc::new(new);
+        self.by_hash.insert(new.hash, Arc::downgrade(&new));
+        Ranges(new)
+    }
 }
 
 impl Default for Ranges {
@@ -67,7 +102,10 @@ impl Ranges {
         // Sets are kept, and most are smaller than what they were made of.
         list.shrink_to_fit();
         let hash = mixed(&list);
-        Self(Arc::new(Shared { list, hash }))
+        if list.len() < LONG {
+            return Self(Arc::new(Shared { list, hash }));
+        }
+        KEPT.with_borrow_mut(|kept| kept.one(Shared { list, hash }))
     }
 
     /// Ranges that are sorted, none of which is empty or touches another.

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use super::fib::{AddressTypes, ReturnRoute};
 use super::question::Protocol;
 use super::ranges::{Ranges, address};
 use crate::ruleset::{Masked, Side};
@@ -226,7 +228,7 @@ pub enum Test {
         /// `!`: any interface that is none of these.
         negated: bool,
         /// Names, or beginnings of names with `+` behind them.
-        names: Vec<InterfacePattern>,
+        names: Arc<[InterfacePattern]>,
     },
     /// The mark of the packet or of its connection.
     Mark {
@@ -250,6 +252,41 @@ pub enum Test {
         side: Side,
         /// `!`: the address is somebody else's.
         negated: bool,
+    },
+    /// An address is of one of these types.
+    AddressType {
+        /// The source address or the destination address.
+        side: Side,
+        /// `!`: it is of another type.
+        negated: bool,
+        /// Types of which it has to be one.
+        types: AddressTypes,
+    },
+    /// The link layer brought it to this host alone, not to several, nor to another one.
+    ForThisHost {
+        /// `!`: to several hosts, or to another one.
+        negated: bool,
+    },
+    /// It has an extension header of IPv6, which no connection's packets have of themselves
+    /// (RFC 8200 section 4).
+    Extension {
+        /// `!`: it has none.
+        negated: bool,
+        /// The header's number (IANA protocol numbers), such as 43 for routing.
+        number: u8,
+    },
+    /// The way back to its source.
+    ReturnRoute(ReturnRoute),
+    /// An end of its connection, as it was before any translation.
+    OriginalEnd {
+        /// An address or a port.
+        field: Field,
+        /// `!`: any value outside the set.
+        negated: bool,
+        /// Values of which one has to be the end's.
+        set: Ranges,
+        /// The IP version that the connection must have, negated or not; none is either.
+        family: Option<Family>,
     },
     /// The packet goes the way in which its connection was made.
     Original {
@@ -284,6 +321,16 @@ pub enum Test {
     },
     /// Something that is not known here, as it is written.
     Unknown(String),
+}
+
+impl Test {
+    pub(super) fn address_type(side: Side, negated: bool, types: AddressTypes) -> Self {
+        if types == AddressTypes::LOCAL {
+            Self::Local { side, negated }
+        } else {
+            Self::AddressType { side, negated, types }
+        }
+    }
 }
 
 /// How a sender is told that a packet is refused.

@@ -1,13 +1,13 @@
 //! Whether a condition holds for a packet, and if not, why.
 
 use super::flags::Flags;
-use super::packet::{Owner, Packet, Value};
+use super::packet::{Connection, Owner, Packet, Value};
 use super::question::Protocol;
 use super::ranges::Ranges;
 use super::rule::{Field, States, Test, Way, numbers};
 use super::walk::{Turn, Walk};
 use super::witness::Witness;
-use crate::ruleset::{Masked, Side};
+use crate::ruleset::{Hook, Masked, Side};
 use crate::value::{Family, InterfacePattern};
 
 /// Whether a condition holds for a packet, as far as that is known.
@@ -19,12 +19,17 @@ pub(super) enum Truth<'t> {
     Unknown(&'t str),
 }
 
-const fn truth(holds: bool, negated: bool) -> Truth<'static> {
+pub(super) const fn truth(holds: bool, negated: bool) -> Truth<'static> {
     if holds == negated { Truth::No } else { Truth::Yes }
 }
 
 impl<W: Witness> Walk<'_, W> {
-    pub(super) fn holds<'t>(&mut self, test: &'t Test, packet: &Packet<'_>) -> Truth<'t> {
+    pub(super) fn holds<'t>(
+        &mut self,
+        test: &'t Test,
+        hook: Hook,
+        packet: &Packet<'_>,
+    ) -> Truth<'t> {
         match test {
             Test::Is { field, negated, set, family, socket } => {
                 if family.is_some_and(|family| family != packet.family) {
@@ -77,6 +82,18 @@ impl<W: Witness> Walk<'_, W> {
                 }
                 self.is(field, local, *negated, false, packet)
             }
+            Test::AddressType { side, negated, types } => {
+                self.address_type(*side, *types, *negated, packet)
+            }
+            Test::ForThisHost { negated } => self.for_this_host(!negated, packet),
+            Test::Extension { .. } if EXTENSIONS.contains(&packet.protocol.0) => {
+                Truth::Unknown("which headers are in front of its own")
+            }
+            Test::Extension { negated, .. } => truth(false, *negated),
+            Test::ReturnRoute(asked) => self.return_route(*asked, hook, packet),
+            Test::OriginalEnd { field, negated, set, family } => {
+                self.original_end(*field, set, *negated, *family, packet)
+            }
             Test::Original { negated } => match packet.connection {
                 Some((_, back)) => truth(!back, *negated),
                 None => Truth::No,
@@ -103,7 +120,7 @@ impl<W: Witness> Walk<'_, W> {
         }
     }
 
-    fn is(
+    pub(super) fn is(
         &mut self,
         field: Field,
         set: &Ranges,
@@ -142,6 +159,33 @@ impl<W: Witness> Walk<'_, W> {
             self.witness.asked(origin, set);
         }
         truth(set.contains(value.number), negated)
+    }
+
+    /// Whether an end of the packet's connection is one of these.
+    fn original_end(
+        &mut self,
+        field: Field,
+        set: &Ranges,
+        negated: bool,
+        family: Option<Family>,
+        packet: &Packet<'_>,
+    ) -> Truth<'static> {
+        let Some((at, _)) = packet.connection else { return Truth::No };
+        if family.is_some_and(|family| family != packet.family) {
+            return Truth::No;
+        }
+        let Connection { ends, protocol, .. } = self.connections[at];
+        let value = match field {
+            Field::Source => ends.source,
+            Field::Destination => ends.destination,
+            Field::SourcePort if protocol.has_ports() => ends.source_port,
+            Field::Port if protocol.has_ports() => ends.port,
+            _ => return Truth::Unknown("what tracking has of a protocol without ports"),
+        };
+        if self.preset.is_some() {
+            return Truth::Unknown("which ends the connection had before it was translated");
+        }
+        truth(self.is_in(value, set), negated)
     }
 
     /// Whether what stands where others have a port is one of these.
@@ -288,6 +332,28 @@ impl<W: Witness> Walk<'_, W> {
                 };
                 format!("its {what} {} one of the pod's own addresses", not(*negated))
             }
+            Test::AddressType { side, negated, types } => {
+                let what = match side {
+                    Side::Source => "source",
+                    Side::Destination => "destination",
+                };
+                format!("its {what} {} {types}", not(*negated))
+            }
+            Test::ForThisHost { negated: false } => "it is for other hosts, too".to_owned(),
+            Test::ForThisHost { negated: true } => "it is for this host alone".to_owned(),
+            Test::Extension { number, .. } => {
+                format!("it has no extension header {}", Protocol(*number))
+            }
+            Test::ReturnRoute(asked) => {
+                let by = packet.input.filter(|_| !asked.loose);
+                let by = by.map_or_else(String::new, |input| format!(" by {input}"));
+                let is = if asked.negated { "a" } else { "no" };
+                format!("there is {is} way back to its source{by}")
+            }
+            Test::OriginalEnd { field, negated, set, .. } => {
+                let (what, set) = (field.name(), field.values(set, packet.family));
+                format!("the {what} of its connection {} {set}", not(*negated))
+            }
             Test::Original { negated } => {
                 let way = if *negated { "first" } else { "other" };
                 format!("it goes the {way} way of its connection")
@@ -312,6 +378,8 @@ impl<W: Witness> Walk<'_, W> {
     }
 }
 
+/// Hop-by-hop options, routing, fragment and destination options (IANA protocol numbers).
+const EXTENSIONS: [u8; 4] = [0, 43, 44, 60];
 const AT_PORT: &str = "what a protocol without ports has where others have a port";
 const RECEIVER: &str = "who the receiving socket belongs to";
 

@@ -38,7 +38,7 @@ impl Route<'_> {
 
 /// The ways that a route has.
 #[derive(Clone, Copy)]
-enum Ways<'a> {
+pub(super) enum Ways<'a> {
     One(Route<'a>),
     /// One of these: the kernel spreads connections over them.
     Several(&'a [Exit]),
@@ -77,7 +77,7 @@ impl<'a, W: Witness> Walk<'a, W> {
     }
 
     /// Ask the rules of policy routing, one after the other.
-    fn ways(&mut self, packet: &Packet<'_>) -> Ways<'a> {
+    pub(super) fn ways(&mut self, packet: &Packet<'_>) -> Ways<'a> {
         let namespace = self.namespace;
         let to = packet.ends.destination;
         for rule in namespace.routing().rules(packet.family) {
@@ -436,7 +436,7 @@ const fn is_always_preferred(number: u128) -> bool {
 }
 
 /// Addresses of the link alone.
-fn narrow() -> Ranges {
+pub(super) fn narrow() -> Ranges {
     Ranges::range(0xfe80 << 112, (0xfec0 << 112) - 1)
 }
 

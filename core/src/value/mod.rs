@@ -5,6 +5,7 @@ mod cidr;
 mod ids;
 mod interface;
 mod port;
+pub(crate) mod yaml;
 
 pub use cidr::{Cidr, Family};
 pub use ids::{Gid, GroupName, Groups, Mark, RouteTable, Uid, UidRange, Zone};

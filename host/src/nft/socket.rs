@@ -1,6 +1,6 @@
 //! The conversation with `nf_tables`: dumps, and transactions that happen as a whole or not at all.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 
 use millrace_core::nft::expr::Expr;
@@ -111,6 +111,12 @@ pub enum NftError {
         /// Why, in words: a group without a number, too many ports, an unknown handle.
         why: String,
     },
+    /// There is more than anybody has, so that whoever looks at somebody's namespace runs out of memory.
+    #[error(
+        "this namespace has more in nf_tables than is read: {MOST_ANSWERS} rules, chains and sets, in {} MiB",
+        MOST_BYTES >> 20
+    )]
+    TooMuch,
     /// The kernel has no `nf_tables`.
     #[error("the kernel has no nf_tables: load the module nf_tables, or use iptables-legacy")]
     Absent,
@@ -224,7 +230,13 @@ pub(super) struct Connection {
     socket: Socket,
     /// Where answers go, one after the other.
     room: RefCell<Vec<u8>>,
+    /// How many answers there were since the last look at the generation, and how many bytes.
+    received: Cell<(usize, usize)>,
 }
+
+/// As many rules, chains and sets are read at once; a node with services of a large cluster has a quarter.
+const MOST_ANSWERS: usize = 400_000;
+const MOST_BYTES: usize = 256 << 20;
 
 impl Connection {
     /// Connect; `None` when the kernel knows no netfilter by netlink.
@@ -241,7 +253,8 @@ impl Connection {
         socket.connect(&SocketAddr::new(0, 0))?;
         // Words beside the number of an error, where the kernel has any (since 4.12).
         let _result: io::Result<()> = socket.set_ext_ack(true);
-        Ok(Some(Self { socket, room: RefCell::new(Vec::with_capacity(ANSWER)) }))
+        let room = RefCell::new(Vec::with_capacity(ANSWER));
+        Ok(Some(Self { socket, room, received: Cell::default() }))
     }
 
     /// The kernel's number of this connection, which no other one in the namespace has.
@@ -285,12 +298,17 @@ impl Connection {
                     _ => {}
                 }
             }
+            let (count, bytes) = self.received.get();
+            if count > MOST_ANSWERS || bytes > MOST_BYTES {
+                return Err(NftError::TooMuch);
+            }
         }
     }
 
     /// The number of the last change of anything in the namespace's `nf_tables`; `None` when the
     /// kernel has none.
     pub(super) fn generation(&self) -> Result<Option<u32>, NftError> {
+        self.received.set((0, 0));
         let request = NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() });
         let inner = NetfilterMessageInner::NfTables(request);
         self.socket.send(&packet(NetfilterProtoFamily::Unspec, 0, inner, NLM_F_REQUEST, 0), 0)?;
@@ -367,7 +385,10 @@ impl Connection {
         if length > bytes.len() {
             return Err(NftError::Answer(format!("{length} bytes at once are too many")));
         }
-        Ok(messages(&bytes)?)
+        let messages = messages(&bytes)?;
+        let (count, sum) = self.received.get();
+        self.received.set((count + messages.len(), sum + length));
+        Ok(messages)
     }
 }
 

@@ -190,6 +190,7 @@ fn known(name: &str, a: Attributes<'_>) -> Option<Term> {
         // NFTA_CT_DREG, NFTA_CT_KEY, NFTA_CT_DIRECTION, NFTA_CT_SREG
         "ct" => match (n(1), n(2)?, n(4)) {
             (Some(to), key, _) if a.get(3).is_none() => Term::Load(to, Source::Ct(key)),
+            (Some(to), key, _) if a.get(3) == Some(&[0]) => Term::Load(to, Source::Original(key)),
             (Some(to), key, _) => {
                 let what = format!("ct, key {key} of one way");
                 Term::Load(to, Source::Other(what))
@@ -203,6 +204,11 @@ fn known(name: &str, a: Attributes<'_>) -> Option<Term> {
         },
         // NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN
         "payload" => Term::Load(n(1)?, Source::Payload(n(2)?, n(3)?, n(4)?)),
+        // NFTA_EXTHDR_DREG, _TYPE, _FLAGS, _OP: NFT_EXTHDR_OP_IPV6, not whether it is there alone.
+        "exthdr" if n(6).unwrap_or(0) == 0 && n(5).unwrap_or(0) == 0 => {
+            let kind = *a.get(2)?.first()?;
+            Term::Load(n(1)?, Source::Extension(kind.into()))
+        }
         // NFTA_FIB_DREG, _RESULT, _FLAGS
         "fib" => Term::Load(n(1)?, Source::Fib(n(2)?, n(3)?)),
         // NFTA_IMMEDIATE_DREG, _DATA

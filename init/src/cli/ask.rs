@@ -289,7 +289,7 @@ fn one(m: &ArgMatches) -> Result<Typed, NotTyped> {
         let (ip, port) = known.ok_or_else(|| bad("src", text, what))?;
         (source, source_port) = (Some(ip), port);
     }
-    let source_port = m.get_one::<u16>("src-port").copied().or(source_port);
+    let source_port = agreed(m, "src-port", source_port, "src")?;
     if inward && source.is_none() {
         return Err(NotTyped::Bad("--in needs --src, the address it comes from".to_owned()));
     }
@@ -314,10 +314,14 @@ fn one(m: &ArgMatches) -> Result<Typed, NotTyped> {
     }
     if let Some(name) = word("proto") {
         let known = Protocol::from_name(name);
-        protocol = Some(known.ok_or_else(|| bad("proto", name, "this protocol is not known"))?);
+        let known = known.ok_or_else(|| bad("proto", name, "this protocol is not known"))?;
+        if let Some(other) = protocol.filter(|other| *other != known) {
+            return Err(bad("proto", name, &format!("--to says {other}")));
+        }
+        protocol = Some(known);
     }
     let protocol = protocol.unwrap_or(Protocol::TCP);
-    let port = m.get_one::<u16>("to-port").copied().or(port);
+    let port = agreed(m, "to-port", port, "to")?;
     if port.is_none() && protocol.has_ports() {
         return Err(NotTyped::Bad(
             "no destination port: add it to --to, or give --to-port 8080".to_owned(),
@@ -340,6 +344,22 @@ fn one(m: &ArgMatches) -> Result<Typed, NotTyped> {
     }
     let port = port.unwrap_or(0);
     Ok(Typed { inward, identity, to, port, protocol, source, source_port, mark, interface })
+}
+
+/// A port of a flag of its own, or of an address: what both say has to be the same.
+fn agreed(
+    m: &ArgMatches,
+    flag: &str,
+    beside: Option<u16>,
+    of: &str,
+) -> Result<Option<u16>, NotTyped> {
+    let own = m.get_one::<u16>(flag).copied();
+    match (own, beside) {
+        (Some(own), Some(other)) if own != other => {
+            Err(NotTyped::Bad(format!("--{flag} {own}: --{of} says {other}")))
+        }
+        _ => Ok(own.or(beside)),
+    }
 }
 
 pub(super) fn number(text: &str) -> Option<u32> {

@@ -135,6 +135,12 @@ pub(super) fn load(common: &Common, sources: &Sources, config: &Config) -> Resul
     }
     let ebpf = config.by_ebpf();
     if live {
+        if let Some(address) = sources.addresses.first() {
+            bail!(
+                "--pod-address {address}: a namespace has addresses of its own; it goes with a configuration, \
+                 --manifest or --rules"
+            );
+        }
         let rules = of_namespace(&common.place, &sources.bpffs)?;
         if ebpf && rules.ebpf.is_none() {
             bail!("eBPF does not capture this pod; without --backend, the rules that do are asked");

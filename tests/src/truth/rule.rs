@@ -25,6 +25,11 @@ pub(super) enum Cond {
     Syn { not: bool },
     Flags { not: bool, mask: &'static str, set: &'static str },
     Range { not: bool, first: &'static str, last: &'static str },
+    AddressType { not: bool, source: bool, types: &'static str },
+    ForThisHost { not: bool },
+    ReturnRoute { not: bool, loose: bool, mark: bool },
+    Original { not: bool, source: bool, network: &'static str },
+    OriginalPort { not: bool, first: u16, last: u16 },
 }
 
 /// What a rule does.
@@ -121,7 +126,7 @@ impl Rule {
         let not = dice.one_in(4);
         loop {
             let mark = dice.pick(&[(0, 1), (1, 1), (2, 0xff), (0x10, 0xf0), (1337, u32::MAX)]);
-            let cond = match dice.pick(&[0, 1, 1, 2, 2, 3, 3, 4, 5, 5, 6, 7, 8, 9, 10]) {
+            let cond = match dice.pick(&[0, 1, 1, 2, 2, 3, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12, 13]) {
                 0 | 1 => Cond::Address {
                     not,
                     source: dice.one_in(3),
@@ -172,6 +177,25 @@ impl Rule {
                     ]);
                     Cond::Flags { not, mask, set }
                 }
+                11 if matches!(kind, Kind::Raw | Kind::Mangle) && hook == Hook::Prerouting => {
+                    Cond::ReturnRoute { not, loose: dice.one_in(3), mark: dice.one_in(3) }
+                }
+                11 if dice.one_in(3) => Cond::ForThisHost { not },
+                12 => {
+                    let all = &["unicast", "broadcast,multicast", "local,unicast", "multicast"];
+                    // Of IPv6 iptables knows of no broadcast.
+                    let types = if family == Family::V4 { dice.pick(all) } else { "multicast" };
+                    Cond::AddressType { not, source: dice.one_in(3), types }
+                }
+                13 if kind != Kind::Raw && proto.is_some() && dice.one_in(2) => {
+                    let (first, last) = dice.pick(&[(80, 80), (8000, 8010), (53, 8080)]);
+                    Cond::OriginalPort { not, first, last }
+                }
+                13 if kind != Kind::Raw => Cond::Original {
+                    not,
+                    source: dice.one_in(3),
+                    network: dice.pick(networks(family)),
+                },
                 10 if family == Family::V4 => {
                     Cond::Range { not, first: "10.70.0.1", last: "10.71.0.200" }
                 }

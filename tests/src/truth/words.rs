@@ -53,6 +53,25 @@ impl fmt::Display for InIptables<'_> {
             Cond::Range { not: n, first, last } => {
                 write!(f, "-m iprange {}--dst-range {first}-{last}", not(*n))
             }
+            Cond::AddressType { not: n, source, types } => {
+                let side = if *source { "src" } else { "dst" };
+                write!(f, "-m addrtype {}--{side}-type {}", not(*n), types.to_uppercase())
+            }
+            Cond::ForThisHost { not: n } => {
+                write!(f, "-m pkttype {}--pkt-type unicast", not(*n))
+            }
+            Cond::ReturnRoute { not: n, loose, mark } => {
+                let option = |given: bool, option| if given { option } else { "" };
+                let (loose, mark) = (option(*loose, " --loose"), option(*mark, " --validmark"));
+                write!(f, "-m rpfilter{loose}{mark}{}", option(*n, " --invert"))
+            }
+            Cond::Original { not: n, source, network } => {
+                let side = if *source { "src" } else { "dst" };
+                write!(f, "-m conntrack {}--ctorig{side} {network}", not(*n))
+            }
+            Cond::OriginalPort { not: n, first, last } => {
+                write!(f, "-m conntrack {}--ctorigdstport {first}:{last}", not(*n))
+            }
         }
     }
 }
@@ -110,6 +129,24 @@ pub(super) fn in_nft(cond: &Cond, family: &str) -> String {
         }
         Cond::Range { not: n, first, last } => {
             format!("{family} daddr {}{first}-{last}", not(*n))
+        }
+        Cond::AddressType { not: n, source, types } => {
+            let (side, types) = (if *source { "saddr" } else { "daddr" }, types.replace(',', ", "));
+            format!("fib {side} type {}{{ {types} }}", not(*n))
+        }
+        Cond::ForThisHost { not: n } => format!("meta pkttype {}host", not(*n)),
+        Cond::ReturnRoute { not: n, loose, mark } => {
+            let mark = if *mark { " . mark" } else { "" };
+            let by = if *loose { "" } else { " . iif" };
+            format!("fib saddr{mark}{by} oif {}", if *n { "missing" } else { "exists" })
+        }
+        Cond::Original { not: n, source, network } => {
+            let side = if *source { "saddr" } else { "daddr" };
+            format!("ct original {family} {side} {}{network}", not(*n))
+        }
+        Cond::OriginalPort { not: n, first, last } => {
+            let range = range((*first).into(), (*last).into());
+            format!("ct original proto-dst {}{range}", not(*n))
         }
     }
 }

@@ -6,6 +6,7 @@ use super::flags::Kuma;
 use crate::dialect::flags::{BETWEEN, FlagDef, Kind, Words as _};
 use crate::dialect::raw::FileValues;
 use crate::source::{Source, Sourced};
+use crate::value::yaml;
 
 /// A configuration file that can't be read as one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,7 +30,7 @@ pub fn read_file(text: &str) -> Result<FileValues, FileError> {
     // `on`, `off`, `y` and the like are words: only true and false are not (YAML 1.2, 10.2).
     let options = serde_saphyr::options! { strict_booleans: true };
     let value: Value = serde_saphyr::from_str_with_options(text, options)
-        .map_err(|e| FileError::Syntax(e.to_string()))?;
+        .map_err(|e| FileError::Syntax(yaml::said(&e)))?;
     let mut reader = FileReader::default();
     match &value {
         Value::Null => {}

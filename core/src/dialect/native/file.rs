@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::settings::{SETTINGS, Setting};
+use crate::value::yaml;
 
 /// A configuration file that can't be read as one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +27,7 @@ pub fn read_file(text: &str) -> Result<BTreeMap<&'static str, String>, FileError
     // `on`, `off`, `y` and the like are words: only true and false are not (YAML 1.2, 10.2).
     let options = serde_saphyr::options! { strict_booleans: true };
     let value: Value = serde_saphyr::from_str_with_options(text, options)
-        .map_err(|e| FileError::Syntax(e.to_string()))?;
+        .map_err(|e| FileError::Syntax(yaml::said(&e)))?;
     let mut values = BTreeMap::new();
     let mut wrong = Vec::new();
     match &value {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::super::program::{Policy, SourceChain, SourceRule, SourceTable};
 use super::super::rule::{Action, Step, Test};
+use super::Left;
 use super::native::of_table;
 use crate::nft::listed::{Ending, Layer, ListedRule, ListedTable, Order, Source, Term};
 
@@ -14,7 +15,7 @@ pub fn hindering_arp(tables: &[ListedTable], interfaces: &BTreeMap<u32, String>)
         !table.dormant && table.chains.iter().any(|chain| chain.base.is_some())
     };
     let named = |table: &ListedTable| {
-        let content = || of_table(table, interfaces);
+        let content = || of_table(table, interfaces, &Left::new());
         match table.layer {
             Layer::Arp => {
                 let drops = table.chains.iter().any(|chain| chain.base.is_some() && chain.drops);

@@ -327,7 +327,7 @@ impl<'p> Pod<'p> {
         self.only_tcp("nothing but TCP is captured on its way in");
         let purpose = "what begins in the pod has been decided on its way out";
         let names = vec![InterfacePattern::loopback()];
-        let by_lo = vec![Test::Interface { way: Way::In, negated: false, names }];
+        let by_lo = vec![Test::Interface { way: Way::In, negated: false, names: names.into() }];
         self.add(Class::InPod, by_lo, Action::Return, &Source::Always, purpose);
         let mut decisions = self.decisions(Branch::Inbound);
         // The programs ask for sources before ports; either lets past, so it comes to the same.

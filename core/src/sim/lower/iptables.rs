@@ -129,10 +129,10 @@ fn test(m: &Match, groups: &Groups) -> Option<Test> {
             addresses(*side, *negated, &[*cidr], cidr.family())
         }
         Match::InInterface { negated, name } => {
-            Test::Interface { way: Way::In, negated: *negated, names: vec![name.clone()] }
+            Test::Interface { way: Way::In, negated: *negated, names: [name.clone()].into() }
         }
         Match::OutInterface { negated, name } => {
-            Test::Interface { way: Way::Out, negated: *negated, names: vec![name.clone()] }
+            Test::Interface { way: Way::Out, negated: *negated, names: [name.clone()].into() }
         }
         Match::Protocol(asked) => protocol(number(*asked), false),
         Match::Port { side, negated, ports: range } => {

@@ -1,11 +1,13 @@
 //! Native nftables as the kernel has them, Millrace's own and those of others: tables and chains.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use super::super::program::{Base, Beside, Policy, SourceChain, SourceRule, SourceTable};
 use super::super::rule::{Action, Step, Test, Way};
 use super::words::words;
-use super::{beside, registers};
+use super::registers::Around;
+use super::{Left, beside, registers};
 use crate::nft::listed::{Layer, ListedRule, ListedTable, Term, term};
 use crate::nft::tables::NativeTables;
 use crate::ruleset::Hook;
@@ -34,7 +36,10 @@ fn rule(rule: &Result<Vec<crate::nft::expr::Expr>, String>) -> SourceRule {
         Ok(exprs) => {
             let mut sets = BTreeMap::new();
             let terms: Vec<Term> = exprs.iter().map(|expr| term(expr, &mut sets)).collect();
-            registers::steps(&terms, &sets, None, &BTreeMap::new()).remove(0)
+            let (asked, left) = (RefCell::default(), Left::new());
+            let interfaces = &BTreeMap::new();
+            let around = Around { sets: &sets, interfaces, asked: &asked, left: &left };
+            registers::steps(&terms, None, around).remove(0)
         }
         Err(what) => vec![Test::Unknown(what.clone()).into(), Action::Unknown(what.clone()).into()],
     };
@@ -46,10 +51,17 @@ fn rule(rule: &Result<Vec<crate::nft::expr::Expr>, String>) -> SourceRule {
 /// the names of interfaces by their numbers. Tables of ARP are left out ([`super::hindering_arp`]).
 pub fn of_listed(tables: &[ListedTable], interfaces: &BTreeMap<u32, String>) -> Vec<SourceTable> {
     let walked = tables.iter().filter(|table| table.layer != Layer::Arp);
-    walked.map(|table| of_table(table, interfaces)).collect()
+    let left = Left::new();
+    walked.map(|table| of_table(table, interfaces, &left)).collect()
 }
 
-pub(super) fn of_table(table: &ListedTable, interfaces: &BTreeMap<u32, String>) -> SourceTable {
+pub(super) fn of_table(
+    table: &ListedTable,
+    interfaces: &BTreeMap<u32, String>,
+    left: &Left,
+) -> SourceTable {
+    let asked = RefCell::default();
+    let around = Around { sets: &table.sets, interfaces, asked: &asked, left };
     let family = match table.layer {
         Layer::Ip(family) => Some(family),
         Layer::Inet | Layer::Netdev | Layer::Arp => None,
@@ -57,7 +69,7 @@ pub(super) fn of_table(table: &ListedTable, interfaces: &BTreeMap<u32, String>) 
     let mut chains = Vec::new();
     for chain in &table.chains {
         let lowered = |rule: &ListedRule| {
-            let paths = registers::steps(&rule.parts, &table.sets, family, interfaces);
+            let paths = registers::steps(&rule.parts, family, around);
             let (counters, beside) = (rule.counters, beside::of_terms(&rule.parts));
             paths.into_iter().map(move |steps| SourceRule {
                 text: words(&steps),
@@ -131,7 +143,7 @@ pub(super) fn at_device(
     };
     let test = names
         .filter(|names| !names.is_empty())
-        .map_or_else(unknown, |names| Test::Interface { way, negated: false, names });
+        .map_or_else(unknown, |names| Test::Interface { way, negated: false, names: names.into() });
     let rule = |action: Action| {
         let steps: Vec<Step> = vec![test.clone().into(), action.into()];
         let vague = steps.iter().any(Step::is_unknown);

@@ -1,16 +1,18 @@
 //! The text of a rule that Millrace did not write: what of iptables' extensions says something
 //! about the way of a packet is understood, and everything else is named.
 
+use super::super::fib::{AddressTypes, ReturnRoute};
 use super::super::flags::Flags;
 use super::super::program::Beside;
 use super::super::question::Protocol;
 use super::super::ranges::Ranges;
 use super::super::rule::{Action, Field, MarkChange, Notice, States, Step, Test, Translation, Way};
+use super::modules::{ASKED, BARE, COMMON, EFFECTS, EXTENSIONS, NOTES, OWN};
 use super::options::{
     Word, address_range, icmp_type, id_range, int, masked, network, port_list, port_range,
     to_ports, translation, words,
 };
-use super::{addresses, beside, is, ports, protocol};
+use super::{addresses, beside, is, original, ports, protocol};
 use crate::ruleset::{Masked, Side};
 use crate::value::{Family, GroupName, Groups};
 
@@ -33,100 +35,6 @@ struct WordReader<'w> {
     family: Family,
     groups: &'w Groups,
 }
-
-/// Targets that tell somebody of a packet, and leave the packet as it is.
-const NOTES: [&str; 8] = ["IDLETIMER", "LED", "LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "RATEEST"];
-/// Targets that do something with a packet that its way does not depend on.
-const EFFECTS: [&str; 6] = ["TCPMSS", "TCPOPTSTRIP", "CLASSIFY", "CHECKSUM", "ECN", "TEE"];
-
-/// Modules whose answer follows from the rule, the packet and its connection, or from what they have counted
-/// themselves. Others ask what is held elsewhere: sets of ipset, lists of addresses seen, policies of `IPsec`,
-/// or nobody knows what.
-const OWN: [&str; 55] = [
-    "addrtype",
-    "ah",
-    "bpf",
-    "cgroup",
-    "cluster",
-    "comment",
-    "connbytes",
-    "connlimit",
-    "connmark",
-    "conntrack",
-    "cpu",
-    "dccp",
-    "dscp",
-    "dst",
-    "ecn",
-    "esp",
-    "eui64",
-    "frag",
-    "hashlimit",
-    "hbh",
-    "helper",
-    "hl",
-    "icmp",
-    "icmp6",
-    "icmpv6",
-    "ipcomp",
-    "iprange",
-    "ipv6header",
-    "l2tp",
-    "length",
-    "limit",
-    "mac",
-    "mark",
-    "mh",
-    "multiport",
-    "owner",
-    "physdev",
-    "pkttype",
-    "quota",
-    "rpfilter",
-    "rt",
-    "sctp",
-    "socket",
-    "standard",
-    "state",
-    "statistic",
-    "string",
-    "tcp",
-    "tcpmss",
-    "time",
-    "tos",
-    "ttl",
-    "u32",
-    "udp",
-    "udplite",
-];
-/// Targets that leave it to a program what becomes of a packet.
-const ASKED: [&str; 2] = ["QUEUE", "NFQUEUE"];
-
-/// Modules that ask nothing without an option.
-const BARE: [&str; 11] = [
-    "tcp",
-    "udp",
-    "comment",
-    "icmp",
-    "icmp6",
-    "icmpv6",
-    "sctp",
-    "dccp",
-    "udplite",
-    "multiport",
-    "standard",
-];
-
-/// Options that belong to no module.
-const COMMON: [&str; 7] = [
-    "--source",
-    "--destination",
-    "--protocol",
-    "--in-interface",
-    "--out-interface",
-    "--jump",
-    "--goto",
-];
 
 /// Whether a word that is no known option may say what becomes of the packet.
 fn may_be_target(word: &str) -> bool {
@@ -175,6 +83,16 @@ impl<'w> WordReader<'w> {
                 "-m" | "--match" => {
                     self.module = self.next().unwrap_or_default();
                     self.beside.elsewhere |= !OWN.contains(&self.module);
+                    if let Some((_, number)) = EXTENSIONS.iter().find(|(name, _)| *name == self.module) {
+                        self.steps.push(Test::Extension { negated: false, number: *number }.into());
+                        self.skip_options();
+                        continue;
+                    }
+                    if self.module == "rpfilter" {
+                        let asked = self.return_route();
+                        self.steps.push(Test::ReturnRoute(asked).into());
+                        continue;
+                    }
                 }
                 // Counters of `iptables -S -v`.
                 "-c" => self.at += 2,
@@ -198,6 +116,21 @@ impl<'w> WordReader<'w> {
         next.is_none_or(|next| {
             !next.starts_with("--") || COMMON.contains(&next) || next == "--match"
         })
+    }
+
+    /// Pass over what a module asks.
+    fn skip_options(&mut self) {
+        let is_own = |word: &Word| {
+            !word.text.starts_with('-')
+                || word.text.starts_with("--") && !COMMON.contains(&word.text.as_str())
+        };
+        while let Some(word) = self.words.get(self.at).filter(|word| is_own(word)) {
+            let next = self.words.get(self.at + 1);
+            if word.text == "!" && !next.is_some_and(is_own) {
+                break;
+            }
+            self.at += 1;
+        }
     }
 
     /// A module that says something without any option.
@@ -285,6 +218,18 @@ impl<'w> WordReader<'w> {
                 "REPLY" => Test::Original { negated: !negated },
                 _ => return None,
             },
+            ("conntrack", "--ctorigsrc") => {
+                original(addresses(Side::Source, negated, &[network(self.next()?)?], family))?
+            }
+            ("conntrack", "--ctorigdst") => {
+                original(addresses(Side::Destination, negated, &[network(self.next()?)?], family))?
+            }
+            ("conntrack", "--ctorigsrcport") => {
+                original(ports(Side::Source, negated, port_range(self.next()?)?))?
+            }
+            ("conntrack", "--ctorigdstport") => {
+                original(ports(Side::Destination, negated, port_range(self.next()?)?))?
+            }
             ("mark", "--mark") => {
                 Test::Mark { connection: false, negated, mark: masked(self.next()?)? }
             }
@@ -293,12 +238,13 @@ impl<'w> WordReader<'w> {
             }
             // Local at all is less than local to one interface: only its opposite tells nothing.
             ("addrtype", _) if negated && self.is_of_one_interface() => return None,
-            ("addrtype", "--src-type") if self.next()? == "LOCAL" => {
-                Test::Local { side: Side::Source, negated }
-            }
-            ("addrtype", "--dst-type") if self.next()? == "LOCAL" => {
-                Test::Local { side: Side::Destination, negated }
-            }
+            ("addrtype", "--src-type") => self.address_types(Side::Source, negated)?,
+            ("addrtype", "--dst-type") => self.address_types(Side::Destination, negated)?,
+            ("pkttype", "--pkt-type") => match self.next()? {
+                "unicast" | "host" => Test::ForThisHost { negated },
+                "broadcast" | "multicast" => Test::ForThisHost { negated: !negated },
+                _ => return None,
+            },
             (_, "--icmp-type" | "--icmpv6-type") => {
                 Test::Icmp { negated, types: icmp_type(self.next()?)? }
             }
@@ -311,6 +257,34 @@ impl<'w> WordReader<'w> {
             _ => return None,
         };
         Some(vec![one])
+    }
+
+    fn address_types(&mut self, side: Side, negated: bool) -> Option<Test> {
+        let mut names = self.next()?.split(',').map(AddressTypes::from_name);
+        let first = names.next()??;
+        let types = names.try_fold(first, |all, one| Some(all.or(one?)))?;
+        if (self.family, types) == (Family::V6, AddressTypes::MULTICAST) {
+            // RFC 4291 section 2.7
+            return Some(addresses(side, negated, &[network("ff00::/8")?], self.family));
+        }
+        let told = types == AddressTypes::LOCAL || !self.is_of_one_interface();
+        told.then(|| Test::address_type(side, negated, types))
+    }
+
+    /// What `rpfilter` asks for.
+    fn return_route(&mut self) -> ReturnRoute {
+        let mut asked = ReturnRoute { negated: false, mark: false, loose: false, own: false };
+        while let Some(option) = self.peek() {
+            match option {
+                "--invert" => asked.negated = true,
+                "--validmark" => asked.mark = true,
+                "--loose" => asked.loose = true,
+                "--accept-local" => asked.own = true,
+                _ => break,
+            }
+            self.at += 1;
+        }
+        asked
     }
 
     /// Whether `addrtype` asks for addresses of one interface.
@@ -328,10 +302,10 @@ impl<'w> WordReader<'w> {
         let name = self.next()?;
         // Every name starts with nothing.
         if name == "+" {
-            let none = Test::Interface { way, negated: false, names: Vec::new() };
+            let none = Test::Interface { way, negated: false, names: [].into() };
             return Some(if negated { vec![none] } else { Vec::new() });
         }
-        Some(vec![Test::Interface { way, negated, names: vec![name.parse().ok()?] }])
+        Some(vec![Test::Interface { way, negated, names: [name.parse().ok()?].into() }])
     }
 
     /// A group by number, range or name.

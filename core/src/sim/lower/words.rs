@@ -1,5 +1,6 @@
 //! The steps of a rule in words, for rules that were read in no language of people.
 
+use super::super::fib::ReturnRoute;
 use super::super::flags::Flags;
 use super::super::rule::{Action, Step, Test, Way, numbers};
 use super::super::test::masked;
@@ -20,6 +21,13 @@ pub(super) fn words(steps: &[Step]) -> String {
 
 const fn not(negated: bool) -> &'static str {
     if negated { "!= " } else { "" }
+}
+
+const fn side_words(side: Side) -> &'static str {
+    match side {
+        Side::Source => "source",
+        Side::Destination => "destination",
+    }
 }
 
 fn test_words(test: &Test) -> String {
@@ -55,11 +63,24 @@ fn test_words(test: &Test) -> String {
         }
         Test::State { negated, states } => format!("state {}{states}", not(*negated)),
         Test::Local { side, negated } => {
-            let side = match side {
-                Side::Source => "source",
-                Side::Destination => "destination",
-            };
-            format!("{side} {}of this host", not(*negated))
+            format!("{} {}of this host", side_words(*side), not(*negated))
+        }
+        Test::AddressType { side, negated, types } => {
+            format!("type of {} {}{types}", side_words(*side), not(*negated))
+        }
+        Test::ForThisHost { negated } => format!("{}for this host alone", not(*negated)),
+        Test::Extension { negated, number } => {
+            format!("extension header {}{number}", not(*negated))
+        }
+        Test::ReturnRoute(ReturnRoute { negated, mark, loose, own }) => {
+            let which = [(*mark, " with its mark"), (*own, " or from here")];
+            let which = which.into_iter().filter(|(is, _)| *is).map(|(_, words)| words);
+            let by = if *loose { "any interface" } else { "the same interface" };
+            format!("{}a way back by {by}{}", not(*negated), which.collect::<String>())
+        }
+        Test::OriginalEnd { field, negated, set, family } => {
+            let values = field.values(set, family.unwrap_or(Family::V6));
+            format!("original {} {}{values}", field.name(), not(*negated))
         }
         Test::Original { negated: false } => "first way".to_owned(),
         Test::Original { negated: true } => "way back".to_owned(),

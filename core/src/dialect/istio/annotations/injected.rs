@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::{INIT_CONTAINER, PROXY_CONFIG, PROXY_CONTAINER, SCC, STATUS, TEMPLATES};
 use crate::pod::PodFacts;
+use crate::value::yaml;
 
 /// The value of the status annotation, as far as it names containers.
 #[derive(Debug, Default, Deserialize)]
@@ -78,9 +79,9 @@ struct ProxyConfig {
 /// The variables that an annotation of the pod gives its proxy.
 pub(super) fn proxy_metadata(
     pod: &PodFacts,
-) -> Result<BTreeMap<String, String>, serde_saphyr::Error> {
+) -> Result<BTreeMap<String, String>, String> {
     let Some(text) = pod.annotation(PROXY_CONFIG) else { return Ok(BTreeMap::new()) };
-    let config: ProxyConfig = serde_saphyr::from_str(text)?;
+    let config: ProxyConfig = serde_saphyr::from_str(text).map_err(|e| yaml::said(&e))?;
     Ok(config.proxy_metadata.unwrap_or_default())
 }
 

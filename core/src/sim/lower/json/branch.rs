@@ -62,6 +62,9 @@ impl JsonReader<'_> {
                 (map.get("key")?, map.get("data")?, Some(at))
             }
         };
+        if self.kept.left.is_none() {
+            return None;
+        }
         let leads = |value: Value| match place {
             Some(at) => with(content, at, value).map(Leads::Statement),
             None => Some(Leads::Verdict(value)),
@@ -88,6 +91,7 @@ impl JsonReader<'_> {
         let one_by_one = elements.len() > 1;
         if one_by_one && (turns || !before.iter().all(Branch::only_asks))
             || elements.len().saturating_mul(before.len()) > MOST
+            || one_by_one && !self.kept.left.take(elements.len() * before.len())
         {
             return None;
         }

@@ -1,15 +1,17 @@
 //! What a rule of nft's JSON asks of a packet.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
-use super::super::super::flags::Flags;
 use super::super::super::question::Protocol;
 use super::super::super::ranges::Ranges;
 use super::super::super::rule::{Field, States, Test, Way};
 use super::super::{is, ports, protocol};
+use super::flags::{self, is_tcp_flags, tcp_flags};
 use super::{JsonReader, single, value};
 use crate::ruleset::{Masked, Side};
-use crate::value::Family;
+use crate::value::{Family, InterfacePattern};
 
 /// What a rule has asked before: nft prints no condition that follows from another one.
 #[derive(Clone, Debug, Default)]
@@ -121,20 +123,21 @@ impl JsonReader<'_> {
             }
             "payload" => self.payload(content, operator, right, settled),
             "meta" => self.meta(content.get("key")?.as_str()?, operator, right, settled),
-            // `ct original`, `ct reply`
+            "ct" if content.get("dir").is_some_and(|dir| dir == "original") => {
+                self.original(content.get("key")?.as_str()?, operator, right, settled)
+            }
+            // `ct reply`
             "ct" if content.get("dir").is_some() => None,
             "ct" => self.ct(content.get("key")?.as_str()?, operator, right),
-            "fib" => {
-                let flags: Vec<&str> =
-                    content.get("flags")?.as_array()?.iter().filter_map(Value::as_str).collect();
-                let side = match flags[..] {
-                    ["saddr"] => Side::Source,
-                    ["daddr"] => Side::Destination,
-                    _ => return None,
-                };
-                let asked = content.get("result")? == "type" && right == "local";
-                let negated = equality(operator)?;
-                asked.then(|| vec![Test::Local { side, negated }])
+            "fib" => self.fib(content, operator, right).map(|test| vec![test]),
+            // A header of IPv6 with its field; without one, it is asked whether the header is there.
+            "exthdr" => {
+                has_only(content, &["name", "field", "offset"])?;
+                content.get("field")?;
+                let number = value::extension(content.get("name")?.as_str()?)?;
+                let family = settled.family(Family::V6);
+                let test = Test::Extension { negated: false, number };
+                Some(family.into_iter().chain([test]).collect())
             }
             "&" => masked(content, operator, right, settled),
             _ => None,
@@ -150,7 +153,14 @@ impl JsonReader<'_> {
         most: u128,
     ) -> Option<(bool, Ranges)> {
         let elements = |set: &Value| value::elements(set, self.family, self.table, self.sets);
-        let set = value::ranges(right, &|one| value::one(field, one), &elements)?;
+        let read = || value::ranges(right, &|one| value::one(field, one), &elements);
+        let set = match self.set_named(right) {
+            Some(place) => {
+                let mut asked = self.kept.asked.borrow_mut();
+                asked.entry((place, field)).or_insert_with(read).clone()?
+            }
+            None => read()?,
+        };
         let limit = || set.single();
         Some(match operator {
             "==" | "in" => (false, set),
@@ -258,6 +268,19 @@ impl JsonReader<'_> {
                 };
                 return Some(settled.family(family).into_iter().collect());
             }
+            "pkttype" => {
+                let negated = equality(operator)?;
+                let named = self.one_or_several(right)?;
+                let is = |names: &[&str]| {
+                    let mut all = named.iter().map(Value::as_str);
+                    !named.is_empty() && all.all(|one| one.is_some_and(|one| names.contains(&one)))
+                };
+                match (is(&["host", "unicast"]), is(&["broadcast", "multicast"])) {
+                    (true, _) => Test::ForThisHost { negated },
+                    (_, true) => Test::ForThisHost { negated: !negated },
+                    _ => return None,
+                }
+            }
             "iif" | "iifname" => self.interface(Way::In, operator, right)?,
             "oif" | "oifname" => self.interface(Way::Out, operator, right)?,
             "mark" => mark(false, operator, right, u32::MAX)?,
@@ -266,17 +289,60 @@ impl JsonReader<'_> {
         Some(vec![test])
     }
 
-    fn interface(&self, way: Way, operator: &str, right: &Value) -> Option<Test> {
-        let negated = equality(operator)?;
+    /// The family, table and name of a set that is asked by its name.
+    fn set_named(&self, right: &Value) -> Option<[String; 3]> {
+        let name = right.as_str().filter(|name| name.starts_with('@'))?;
+        Some([self.family, self.table, name].map(str::to_owned))
+    }
+
+    /// A value, or those of a set.
+    pub(super) fn one_or_several(&self, right: &Value) -> Option<Vec<Value>> {
         let is_set =
             right.get("set").is_some() || right.as_str().is_some_and(|name| name.starts_with('@'));
-        let names = if is_set {
-            value::elements(right, self.family, self.table, self.sets)?
-        } else {
-            vec![right.clone()]
+        if is_set {
+            return value::elements(right, self.family, self.table, self.sets);
+        }
+        Some(vec![right.clone()])
+    }
+
+    fn interface(&self, way: Way, operator: &str, right: &Value) -> Option<Test> {
+        let negated = equality(operator)?;
+        let read = || self.one_or_several(right)?.iter().map(value::interface).collect();
+        let names: Option<Arc<[InterfacePattern]>> = match self.set_named(right) {
+            Some(place) => {
+                let mut asked = self.kept.interfaces.borrow_mut();
+                asked.entry(place).or_insert_with(read).clone()
+            }
+            None => read(),
         };
-        let names = names.iter().map(value::interface).collect::<Option<_>>()?;
+        let names = names?;
         Some(Test::Interface { way, negated, names })
+    }
+
+    /// An end of the connection before any translation.
+    fn original(
+        &self,
+        key: &str,
+        operator: &str,
+        right: &Value,
+        settled: &mut Settled,
+    ) -> Option<Vec<Test>> {
+        let (family, field) = match key {
+            "ip saddr" => (Some(Family::V4), Field::Source),
+            "ip daddr" => (Some(Family::V4), Field::Destination),
+            "ip6 saddr" => (Some(Family::V6), Field::Source),
+            "ip6 daddr" => (Some(Family::V6), Field::Destination),
+            "proto-src" => (None, Field::SourcePort),
+            "proto-dst" => (None, Field::Port),
+            _ => return None,
+        };
+        let most = match family {
+            Some(family) => u128::MAX >> (128 - u32::from(family.bits())),
+            None => u16::MAX.into(),
+        };
+        let (negated, set) = self.values(field, operator, right, most)?;
+        let test = Test::OriginalEnd { field, negated, set, family };
+        Some(family.and_then(|family| settled.family(family)).into_iter().chain([test]).collect())
     }
 
     fn ct(&self, key: &str, operator: &str, right: &Value) -> Option<Vec<Test>> {
@@ -376,7 +442,7 @@ fn operand(value: &Value) -> Option<String> {
 }
 
 /// Whether a comparison for equality is negated; none if it is another one.
-fn equality(operator: &str) -> Option<bool> {
+pub(super) fn equality(operator: &str) -> Option<bool> {
     match operator {
         "==" | "in" => Some(false),
         "!=" => Some(true),
@@ -415,7 +481,7 @@ fn masked(
     };
     let key = of.get("key")?.as_str()?;
     if connection && key != "mark" {
-        let names = flags(mask)?;
+        let names = flags::names(mask)?;
         let states = states(key, &names)?;
         // Of one bit it is the same whether all or any are set.
         let (is_none, is_all) = (right == 0, names.len() == 1 && right.as_str() == Some(names[0]));
@@ -426,27 +492,4 @@ fn masked(
     let asked = key == "mark";
     let test = mark(connection, operator, right, value::mark(mask)?)?;
     asked.then(|| vec![test])
-}
-
-/// Whether a field of a header is that of TCP's flags.
-fn is_tcp_flags(payload: &Value) -> bool {
-    payload.get("protocol").is_some_and(|p| p == "tcp")
-        && payload.get("field").is_some_and(|f| f == "flags")
-}
-
-/// Flags of TCP by their names, or as a number.
-fn tcp_flags(value: &Value) -> Option<u8> {
-    if let Some(number) = value.as_u64() {
-        return u8::try_from(number).ok();
-    }
-    flags(value)?.into_iter().try_fold(0, |all, name| Some(all | Flags::bit(name)?))
-}
-
-/// Names of flags, as a list or as what `|` joins.
-fn flags(value: &Value) -> Option<Vec<&str>> {
-    if let Some(name) = value.as_str() {
-        return Some(vec![name]);
-    }
-    let list = value.as_array().or_else(|| value.get("|")?.as_array())?;
-    Some(list.iter().map(flags).collect::<Option<Vec<_>>>()?.concat())
 }

@@ -4,8 +4,14 @@
 mod action;
 mod branch;
 mod condition;
+mod fib;
+mod flags;
 mod objects;
 mod value;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -14,13 +20,15 @@ use self::branch::Branch;
 use self::condition::Settled;
 use self::value::Sets;
 use super::super::program::{Base, Beside, Policy, SourceChain, SourceRule, SourceTable};
-use super::super::rule::{Action, Step, Way};
+use super::super::ranges::Ranges;
+use super::super::rule::{Action, Field, Step, Way};
+use super::Left;
 use super::arp::at_interfaces;
 use super::beside;
 use super::words::words;
 use crate::iptables::Counters;
 use crate::ruleset::Hook;
-use crate::value::Family;
+use crate::value::{Family, InterfacePattern};
 
 /// Why a text is no list of nft's.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +129,7 @@ pub fn of_nft_json(text: &str) -> Result<Listed, NotNft> {
         let rules = objects::of_chain(chain).map(unclear).into_iter().collect();
         into.content.chains.push(SourceChain { name: name.to_owned(), base, rules });
     }
+    let kept = Kept::new();
     for rule in of("rule") {
         let (family, table, name) = place(rule, "chain")?;
         let Some(into) = find(&mut tables, family, table) else {
@@ -132,7 +141,7 @@ pub fn of_nft_json(text: &str) -> Result<Listed, NotNft> {
         };
         let exprs = rule.get("expr").and_then(Value::as_array);
         let exprs = exprs.ok_or(NotNft::Other("a rule has no expressions"))?;
-        let reader = JsonReader { sets: &sets, family, table };
+        let reader = JsonReader { sets: &sets, family, table, kept: &kept };
         chain.rules.extend(objects::of_rule(rule).map(unclear));
         chain.rules.extend(reader.rules(exprs));
     }
@@ -278,6 +287,23 @@ struct JsonReader<'v> {
     sets: &'v Sets<'v>,
     family: &'v str,
     table: &'v str,
+    kept: &'v Kept,
+}
+
+/// What rules share.
+struct Kept {
+    /// How many rules maps may still lead to.
+    left: Left,
+    /// What was asked of sets so far, by their family, table and name.
+    asked: RefCell<HashMap<([String; 3], Field), Option<Ranges>>>,
+    interfaces: RefCell<HashMap<[String; 3], Option<Arc<[InterfacePattern]>>>>,
+}
+
+impl Kept {
+    fn new() -> Self {
+        let (asked, interfaces) = (RefCell::default(), RefCell::default());
+        Self { left: Left::new(), asked, interfaces }
+    }
 }
 
 impl JsonReader<'_> {

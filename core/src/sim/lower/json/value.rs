@@ -12,6 +12,17 @@ use crate::value::{Cidr, InterfacePattern};
 /// Sets and maps by family, table and name.
 pub(super) type Sets<'v> = HashMap<(&'v str, &'v str, &'v str), &'v Value>;
 
+/// The number of an extension header of IPv6 (IANA protocol numbers).
+pub(super) fn extension(name: &str) -> Option<u8> {
+    Some(match name {
+        "hbh" => 0,
+        "rt" | "rt0" | "rt2" | "srh" => 43,
+        "frag" => 44,
+        "dst" => 60,
+        _ => return None,
+    })
+}
+
 /// The elements of a set that stands in a rule, or that it names; none where it is not there, or where
 /// they come and go by themselves or are more than values.
 pub(super) fn elements(

@@ -1,12 +1,16 @@
 //! What a rule of `nf_tables` asks about a register.
 
+use std::sync::Arc;
+
+use super::super::super::fib::{AddressTypes, ReturnRoute};
 use super::super::super::question::Protocol;
 use super::super::super::ranges::Ranges;
 use super::super::super::rule::{Field, States, Step, Test, Way};
 use super::super::{is, ports};
 use super::{
-    Around, CT_DIRECTION, CT_MARK, CT_STATE, CT_STATUS, FAMILY, GID, Held, IN, IN_NAME, L4, MARK,
-    NETWORK, OUT, OUT_NAME, PROTOCOL, Path, Span, TRANSPORT, UID, host, slot,
+    Around, CT_DIRECTION, CT_MARK, CT_STATE, CT_STATUS, DESTINATION_PORT, DESTINATION_V4,
+    DESTINATION_V6, FAMILY, GID, Held, IN, IN_NAME, L4, MARK, NETWORK, OUT, OUT_NAME, PACKET_TYPE,
+    PROTOCOL, Path, SOURCE_PORT, SOURCE_V4, SOURCE_V6, Span, TRANSPORT, UID, host, slot,
 };
 use crate::nft::listed::{Order, Source};
 use crate::ruleset::{Masked, Side};
@@ -108,7 +112,7 @@ impl Path {
     }
 
     /// Whether a condition lets no protocol past but some of these.
-    fn is_only(&self, protocols: &Ranges) -> bool {
+    pub(super) fn is_only(&self, protocols: &Ranges) -> bool {
         self.steps.iter().any(|step| match step {
             Step::Test(Test::Is { field: Field::Protocol, negated: false, set, .. }) => {
                 set.is_within(protocols)
@@ -164,7 +168,7 @@ impl Path {
                     IN | OUT => around.interfaces.get(&host(bytes)?)?.parse().ok(),
                     _ => interface(bytes),
                 };
-                let names = exact()?.iter().map(name).collect::<Option<Vec<InterfacePattern>>>()?;
+                let names = exact()?.iter().map(name).collect::<Option<Arc<[InterfacePattern]>>>()?;
                 Test::Interface { way, negated, names }
             }
             Source::Meta(key @ (FAMILY | PROTOCOL)) => {
@@ -198,28 +202,61 @@ impl Path {
                 [[1]] => Test::Original { negated: !negated },
                 _ => return None,
             },
-            // NFT_FIB_RESULT_ADDRTYPE; NFTA_FIB_F_SADDR, NFTA_FIB_F_DADDR; RTN_LOCAL
+            // NFT_FIB_RESULT_ADDRTYPE; NFTA_FIB_F_SADDR, NFTA_FIB_F_DADDR
             Source::Fib(3, flags @ (1 | 2)) => {
                 let side = if *flags == 1 { Side::Source } else { Side::Destination };
-                let local = exact()?[..] == [&2_u32.to_ne_bytes()[..]];
-                local.then_some(Test::Local { side, negated })?
+                let one = |bytes: &[u8]| AddressTypes::from_number(host(bytes)?);
+                let mut types = exact()?.into_iter().map(one);
+                let first = types.next()??;
+                let types = types.try_fold(first, |all, one| Some(all.or(one?)))?;
+                Test::address_type(side, negated, types)
             }
+            // NFT_FIB_RESULT_OIF; NFTA_FIB_F_SADDR, NFTA_FIB_F_PRESENT
+            Source::Fib(1, flags) if flags & 0x33 == 0x21 => {
+                let exists = match exact()?[..] {
+                    [[0] | [0, 0, 0, 0]] => false,
+                    [bytes] if bytes == [1] || host(bytes) == Some(1) => true,
+                    _ => return None,
+                };
+                // NFTA_FIB_F_MARK, NFTA_FIB_F_IIF
+                let (mark, loose) = (flags & 4 != 0, flags & 8 == 0);
+                let negated = negated == exists;
+                Test::ReturnRoute(ReturnRoute { negated, mark, loose, own: false })
+            }
+            Source::Original(key) => {
+                let (family, field) = match *key {
+                    SOURCE_V4 => (Some(Family::V4), Field::Source),
+                    DESTINATION_V4 => (Some(Family::V4), Field::Destination),
+                    SOURCE_V6 => (Some(Family::V6), Field::Source),
+                    DESTINATION_V6 => (Some(Family::V6), Field::Destination),
+                    SOURCE_PORT => (None, Field::SourcePort),
+                    DESTINATION_PORT => (None, Field::Port),
+                    _ => return None,
+                };
+                let asked = u32::try_from(spans.first()?.0.len()).ok()?;
+                let missing = u32::try_from(held.length()?).ok()?.checked_sub(asked)?;
+                if missing > 0 && family.is_none() {
+                    return None;
+                }
+                Test::OriginalEnd { field, negated, set: beginnings(spans, missing)?, family }
+            }
+            Source::Extension(number) => {
+                Test::Extension { negated: false, number: u8::try_from(*number).ok()? }
+            }
+            Source::Meta(PACKET_TYPE) => match exact()?[..] {
+                [[0]] => Test::ForThisHost { negated },
+                ref all if !all.is_empty() && all.iter().all(|one| matches!(one, [1 | 2])) => {
+                    Test::ForThisHost { negated: !negated }
+                }
+                _ => return None,
+            },
             Source::Payload(NETWORK, offset @ (6 | 9), 1) => match (self.family?, offset) {
                 (Family::V4, 9) | (Family::V6, 6) => is(Field::Protocol, negated, numbers(true)?),
                 _ => return None,
             },
             Source::Payload(NETWORK, offset, length) => {
-                // Fewer bytes are the beginning of an address.
                 let missing = (u32::from(self.family?.bits()) / 8).checked_sub(*length)?;
-                let shift = |n: u128| n.checked_shl(missing * 8).unwrap_or(0);
-                let rest = shift(1).wrapping_sub(1)
-                    & (u128::MAX >> (128 - u32::from(self.family?.bits())));
-                let rest = if missing == 0 { 0 } else { rest };
-                let set = spans
-                    .iter()
-                    .map(|(a, b)| Some((shift(big(a)?), shift(big(b)?) | rest)))
-                    .collect::<Option<Ranges>>()?;
-                self.address(*offset, set, negated)?
+                self.address(*offset, beginnings(spans, missing)?, negated)?
             }
             // The first byte of a header is a type where the protocol is ICMP, as has been asked.
             Source::Payload(TRANSPORT, 0, 1) if self.is_only(&Protocol::icmp()) => {
@@ -238,6 +275,13 @@ impl Path {
         };
         Some(vec![test])
     }
+}
+
+/// Numbers in network byte order, of which so many bytes at the end are missing: any that begin so.
+fn beginnings(spans: &[Span<'_>], missing: u32) -> Option<Ranges> {
+    let shift = |n: u128| n.checked_shl(missing * 8).unwrap_or(0);
+    let rest = u128::MAX.checked_shl(missing * 8).map_or(u128::MAX, |kept| !kept);
+    spans.iter().map(|(a, b)| Some((shift(big(a)?), shift(big(b)?) | rest))).collect()
 }
 
 /// Values, where each stands alone: what is in the machine's byte order has no order here.

@@ -4,11 +4,13 @@
 mod ask;
 mod make;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 
+use super::super::question::Protocol;
 use super::super::ranges::Ranges;
 use super::super::rule::{Action, Field, Step, Test};
-use super::{beside, is};
+use super::{Left, beside, is};
 use crate::nft::listed::{Element, Ending, ListedSet, Mapped, Source, Term};
 use crate::value::Family;
 
@@ -22,13 +24,20 @@ const OUT_NAME: u32 = 7;
 const UID: u32 = 10;
 const GID: u32 = 11;
 const FAMILY: u32 = 15;
+const PACKET_TYPE: u32 = 19;
 const L4: u32 = 16;
 /// Numbers of `enum nft_ct_keys` (`linux/netfilter/nf_tables.h`).
 const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
 const CT_MARK: u32 = 3;
+const SOURCE_PORT: u32 = 11;
+const DESTINATION_PORT: u32 = 12;
 const CT_ZONE: u32 = 17;
+const SOURCE_V4: u32 = 19;
+const DESTINATION_V4: u32 = 20;
+const SOURCE_V6: u32 = 21;
+const DESTINATION_V6: u32 = 22;
 /// Numbers of `enum nft_payload_bases` (`linux/netfilter/nf_tables.h`).
 const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
@@ -36,14 +45,31 @@ const TRANSPORT: u32 = 2;
 /// The most rules that one with maps can be.
 const MOST: usize = 100_000;
 
+/// What rules of a table have around them.
+#[derive(Clone, Copy)]
+pub(super) struct Around<'a> {
+    pub(super) sets: &'a BTreeMap<String, ListedSet>,
+    /// The names of interfaces by their numbers.
+    pub(super) interfaces: &'a BTreeMap<u32, String>,
+    /// What was asked of sets so far, so that rules share what they ask.
+    pub(super) asked: &'a RefCell<Asked>,
+    /// How many rules maps may still lead to.
+    pub(super) left: &'a Left,
+}
+
+/// The tests that a look-up in a set is.
+pub(super) type Asked = HashMap<Lookup, Option<Vec<Test>>>;
+
+/// A set, and what a look-up in it depends on: what is asked for, whether in network order, of which
+/// family, negated, and whether it is of ICMP, or of protocols with ports.
+type Lookup = (String, Source, bool, Option<Family>, bool, [bool; 2]);
+
 /// The rules that a rule is.
 pub(super) fn steps(
     terms: &[Term],
-    sets: &BTreeMap<String, ListedSet>,
     family: Option<Family>,
-    interfaces: &BTreeMap<u32, String>,
+    around: Around<'_>,
 ) -> Vec<Vec<Step>> {
-    let around = Around { sets, interfaces };
     let mut paths = vec![Path { steps: Vec::new(), held: BTreeMap::new(), family, ended: false }];
     for term in terms {
         let mut longer = Vec::new();
@@ -67,12 +93,6 @@ pub(super) fn steps(
     paths.into_iter().map(|path| path.steps).collect()
 }
 
-#[derive(Clone, Copy)]
-struct Around<'a> {
-    sets: &'a BTreeMap<String, ListedSet>,
-    interfaces: &'a BTreeMap<u32, String>,
-}
-
 /// What a register holds: `(value & mask) ^ flip`, where it is a part.
 #[derive(Clone, Debug)]
 struct Held {
@@ -88,6 +108,8 @@ impl Held {
             Source::Other(name) => name.clone(),
             Source::Meta(key) => format!("meta, key {key}"),
             Source::Ct(key) => format!("ct, key {key}"),
+            Source::Extension(number) => format!("extension header {number}"),
+            Source::Original(key) => format!("ct, key {key} of one way"),
             Source::Payload(base, offset, length) => {
                 let unit = if *length == 1 { "byte" } else { "bytes" };
                 // `enum nft_payload_bases`
@@ -107,12 +129,13 @@ impl Held {
     const fn length(&self) -> Option<usize> {
         Some(match &self.what {
             Source::Meta(IN_NAME | OUT_NAME) => 16,
-            Source::Meta(FAMILY | L4) | Source::Ct(CT_DIRECTION) => 1,
-            Source::Meta(PROTOCOL) => 2,
-            Source::Meta(_) | Source::Ct(_) | Source::Fib(..) => 4,
+            Source::Meta(FAMILY | L4 | PACKET_TYPE) | Source::Ct(CT_DIRECTION) => 1,
+            Source::Meta(PROTOCOL) | Source::Original(SOURCE_PORT | DESTINATION_PORT) => 2,
+            Source::Original(SOURCE_V6 | DESTINATION_V6) => 16,
+            Source::Meta(_) | Source::Ct(_) | Source::Original(_) | Source::Fib(..) => 4,
             Source::Payload(_, _, length) => *length as usize,
             Source::Constant(bytes) => bytes.len(),
-            Source::Other(_) => return None,
+            Source::Extension(_) | Source::Other(_) => return None,
         })
     }
 }
@@ -269,17 +292,8 @@ impl Path {
         let length = whole.as_ref().and_then(Held::length);
         let plain = length.is_some_and(|length| set.length <= length.next_multiple_of(4));
         if let (None, true, Some(held)) = (to, plain, &whole) {
-            let spans = set.elements.iter().map(|e| Some((&e.first.as_ref()?[..], &e.last[..])));
-            let spans = spans.collect::<Option<Vec<Span<'_>>>>();
             let held = held.clone();
-            let tests = match spans {
-                // A set without elements has nothing.
-                Some(spans) if spans.is_empty() => {
-                    Some(vec![is(Field::Protocol, negated, Ranges::default())])
-                }
-                Some(spans) => self.among(&held, &spans, negated, around),
-                None => None,
-            };
+            let tests = self.in_set(&held, name, set, negated, around);
             self.found(from, tests);
             return vec![self];
         }
@@ -292,7 +306,8 @@ impl Path {
             && (!self.steps.iter().all(asks)
                 || whole.as_ref().is_some_and(unstable)
                     && !(to == Some(0) && set.elements.iter().all(stays)));
-        let paths = if negated || turns { None } else { self.branches(first, to, set, around) };
+        let may = !negated && !turns && (set.elements.len() == 1 || around.left.take(set.elements.len()));
+        let paths = if may { self.branches(first, to, set, around) } else { None };
         paths.unwrap_or_else(|| {
             match to {
                 Some(_) => self.does(format!("{what} in the map {name}")),
@@ -300,6 +315,39 @@ impl Path {
             }
             vec![self.clone()]
         })
+    }
+
+    /// Whether what is held is in a set.
+    fn in_set(
+        &mut self,
+        held: &Held,
+        name: &str,
+        set: &ListedSet,
+        negated: bool,
+        around: Around<'_>,
+    ) -> Option<Vec<Test>> {
+        let kinds = [self.is_only(&Protocol::icmp()), self.is_only(&Protocol::with_ports())];
+        let (name, what) = (name.to_owned(), held.what.clone());
+        let lookup = (name, what, held.swapped, self.family, negated, kinds);
+        // Of a family it follows which fields there are behind it.
+        let settles = matches!(held.what, Source::Meta(FAMILY | PROTOCOL)) || held.bits.is_some();
+        let known = || around.asked.borrow().get(&lookup).cloned();
+        if let Some(tests) = known().filter(|_| !settles) {
+            return tests;
+        }
+        let spans = set.elements.iter().map(|e| Some((&e.first.as_ref()?[..], &e.last[..])));
+        let tests = match spans.collect::<Option<Vec<Span<'_>>>>() {
+            // A set without elements has nothing.
+            Some(spans) if spans.is_empty() => {
+                Some(vec![is(Field::Protocol, negated, Ranges::default())])
+            }
+            Some(spans) => self.among(held, &spans, negated, around),
+            None => None,
+        };
+        if !settles {
+            around.asked.borrow_mut().insert(lookup, tests.clone());
+        }
+        tests
     }
 
     /// A path for each element.
