@@ -109,8 +109,8 @@ impl ReadBack {
 }
 
 /// What to say where rules can't be told from what they should be.
-const NO_SETTINGS: &str = "no settings give just these rules: they are not whole, or were changed; \
-    with the configuration it can be told what they lack";
+const NO_SETTINGS: &str = "no settings give just these rules: some are missing, or were added or changed; \
+    with the configuration it can be told which";
 
 /// Read back what is there, in each variant and each dialect.
 pub fn read_back(observed: &Observed) -> Vec<ReadBack> {

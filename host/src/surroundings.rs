@@ -9,18 +9,20 @@ use std::net::Ipv6Addr;
 
 use futures_util::stream::TryStreamExt as _;
 use millrace_core::plan::{PASSTHROUGH_LINK, PASSTHROUGH_PEER};
-use millrace_core::sim::{Interface, Label, Namespace, OwnAddress, Settings};
+use millrace_core::sim::{Aside, Interface, Label, Namespace, OwnAddress, Settings};
 use millrace_core::value::{Cidr, Family};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::addrlabel::{AddrLabelAttribute, AddrLabelMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp, XdpAttached};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
+use netlink_packet_route::tc::{TcAttribute, TcMessage};
 use rtnetlink::{AddrLabelHandle, Handle, IpVersion};
 
 use crate::link::bridge::calls_rules;
+use crate::link::ipsec::has_policies;
 use crate::netlink::{own_address, runtime};
 
 /// Interfaces, addresses, routes, policy routing rules or neighbours can't be listed.
@@ -49,7 +51,9 @@ pub fn namespace() -> Result<Namespace, SurroundingsError> {
         let (routes, localhost) = routes::routes(&handle, &names).await?;
         let rules = routes::rules(&handle).await?;
         let mut interfaces = interfaces(&handle, &links).await?;
+        let filtered = filtered(&handle, &names).await?;
         for interface in &mut interfaces {
+            filter(interface, &filtered);
             interface.settings.localhost_v6 = localhost.contains(&interface.name);
         }
         let neighbours = neighbours(&handle, &names).await?;
@@ -66,7 +70,54 @@ pub fn namespace() -> Result<Namespace, SurroundingsError> {
     namespace.accepts_marks = accepts;
     namespace.reflects_marks = [v4, v6];
     namespace.ephemeral = ephemeral().unwrap_or(namespace.ephemeral);
+    namespace.ipsec = has_policies();
     Ok(namespace)
+}
+
+/// The interfaces at which filters of traffic control can be, and whether for what goes out as well
+/// (`tc-bpf(8)`: qdiscs `ingress` and `clsact`).
+async fn filtered(
+    handle: &Handle,
+    names: &BTreeMap<u32, String>,
+) -> Result<Vec<(String, bool)>, rtnetlink::Error> {
+    let messages: Vec<TcMessage> = match handle.qdisc().get().execute().try_collect().await {
+        Ok(messages) => messages,
+        // A kernel without traffic control has no filters.
+        Err(rtnetlink::Error::NetlinkError(_)) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let kind = |message: &TcMessage| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            TcAttribute::Kind(kind) => Some(kind.clone()),
+            _ => None,
+        })
+    };
+    let one = |message: &TcMessage| {
+        let kind = kind(message).filter(|kind| kind == "clsact" || kind == "ingress")?;
+        let index = u32::try_from(message.header.index).ok()?;
+        Some((names.get(&index)?.clone(), kind == "clsact"))
+    };
+    Ok(messages.iter().filter_map(one).collect())
+}
+
+fn filter(interface: &mut Interface, filtered: &[(String, bool)]) {
+    for (_, out) in filtered.iter().filter(|(name, _)| *name == interface.name) {
+        let settings = &mut interface.settings;
+        settings.aside_in = settings.aside_in.or(Some(Aside::Filters));
+        settings.aside_out = settings.aside_out.or(out.then_some(Aside::Filters));
+    }
+}
+
+/// What has packets that come in by an interface before they come to the namespace itself.
+fn aside(link: &LinkMessage) -> Option<Aside> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Controller(master) if *master != 0 => Some(Aside::Port),
+        LinkAttribute::Xdp(parts) => {
+            let none = |part: &LinkXdp| matches!(part, LinkXdp::Attached(XdpAttached::None));
+            (!parts.iter().any(none)).then_some(Aside::Program)
+        }
+        _ => None,
+    })
 }
 
 /// The labels of addresses of IPv6, in the kernel's order; none where it lists none, as one without IPv6
@@ -157,6 +208,8 @@ fn settings(name: &str, link: &LinkMessage) -> Settings {
         disable_ipv6: number("ipv6", name, "disable_ipv6") != 0,
         bridge_calls: calls_rules(link),
         localhost_v6: false,
+        aside_in: aside(link),
+        aside_out: None,
     }
 }
 

@@ -6,8 +6,8 @@ use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_core::sim::{
-    Direction, Fate, How, Known, Namespace as Surroundings, Program, Protocol, Question, Reply,
-    of_dump, of_listed, of_native,
+    Direction, Fate, How, Known, Namespace as Surroundings, Outcome as Told, Program, Protocol,
+    Question, Reply, of_dump, of_listed, of_native,
 };
 use millrace_core::status::read_back;
 use millrace_host::engine::Session;
@@ -27,6 +27,8 @@ use crate::wire::{Dial, Failure, Identity, Listen, Outcome, Proto, Serve};
 /// Ports that somebody listens on, both in the pod and outside.
 const TCP_PORTS: [u16; 8] = [22, 80, 443, 8000, 8005, 8080, 9090, 15021];
 const UDP_PORTS: [u16; 3] = [53, 80, 9090];
+/// Where the proxy listens for queries.
+const DNS_PORT: u16 = 15053;
 
 /// The flags of a random policy for `millrace apply`.
 pub fn policy(dice: &mut Dice) -> Vec<String> {
@@ -170,7 +172,7 @@ impl Ground {
                 .map(|addr| Ok(Listen { proto: Proto::Udp, addr: addr?, transparent: true }))
                 .collect::<Result<Vec<_>>>()?,
         );
-        proxy.extend(udp(&[Spot::Localhost], &[15053]));
+        proxy.extend(udp(&[Spot::Localhost], &[DNS_PORT]));
         let mut app = tcp(&TCP_PORTS, false)?;
         app.extend(tcp(&[53], false)?);
         let own = [Spot::Pod, Spot::PodSide, Spot::Localhost, Spot::Localhost2];
@@ -449,6 +451,13 @@ pub fn differs(
             // that it may not.
             matches!(failure, Failure::Refused | Failure::Unreachable | Failure::Other(_))
         }
+        // Of UDP nobody listens there but on a loopback address.
+        (Fate::Delivered { port: DNS_PORT, destination, .. }, _, Outcome::Failed(failure))
+            if question.protocol == Protocol::UDP && !destination.ip().is_loopback() =>
+        {
+            let unheard = told.unheard.as_ref().map(|unheard| &unheard.outcome);
+            (*failure == Failure::Refused) == (unheard == Some(&Told::Refused))
+        }
         (_, Some(Reply::Lost { .. } | Reply::Broken { .. }) | None, Outcome::Failed(failure)) => {
             *failure != Failure::Refused
         }
@@ -473,7 +482,9 @@ pub fn differs(
             Some(Reply::Arrives),
             Outcome::Answered { answer, .. },
         ) => {
-            answer.name == if interface == "eth1" { "side" } else { "outside" }
+            // A route with several paths has it leave by one of them.
+            let behind = |name| if name == "eth1" { "side" } else { "outside" };
+            interface.split(" or ").any(|name| answer.name == behind(name))
                 && answer.port == destination.port()
                 && answer.local.ip() == destination.ip()
                 && comes_from(answer.peer, *source)

@@ -3,7 +3,9 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use millrace_tests::capture::{millrace, printed};
@@ -63,6 +65,94 @@ fn accepted_marks_are_followed() -> Result<()> {
         ensure!(text.contains("the answer arrives") == arrives, "{value}: {text}");
     }
     Ok(())
+}
+
+/// Verify that what policies of IPsec decide is named: one blocks a connection that rules and routes let leave.
+#[test]
+fn policies_of_ipsec_are_named() -> Result<()> {
+    let pod = pod()?;
+    let leaves = ["--to", "10.9.9.9:80/tcp"];
+    let (code, text) = asked(&pod, &leaves)?;
+    ensure!(code == Some(0) && text.contains("=> leaves by eth0"), "{text}");
+    pod.ip("xfrm policy add dst 10.9.9.9/32 dir out action block\n")?;
+    let real = pod.enter(|| UdpSocket::bind("0.0.0.0:0")?.send_to(&[0], "10.9.9.9:80"))?;
+    ensure!(real.is_err(), "{real:?}");
+    for asks in [&leaves[..], &["--in", "--src", "10.9.9.9", "--to-port", "80"]] {
+        let (code, text) = asked(&pod, asks)?;
+        ensure!(code == Some(1) && text.contains("ip xfrm policy"), "{text}");
+    }
+    let (code, text) = asked(&pod, &["--to", "127.0.0.1:80/tcp"])?;
+    ensure!(code == Some(0), "{text}");
+    Ok(())
+}
+
+/// Verify that what comes in by a port of a bridge is named: the bridge gets it, and not the namespace.
+#[test]
+fn ports_of_bridges_are_named() -> Result<()> {
+    let pod = pod()?;
+    let inward = ["--in", "--src", "10.4.0.1", "--to-port", "80"];
+    let (code, text) = asked(&pod, &inward)?;
+    ensure!(code == Some(0), "{text}");
+    pod.ip("link add br0 type bridge\nlink set br0 up\nlink set eth0 master br0\n")?;
+    let (code, text) = asked(&pod, &inward)?;
+    ensure!(code == Some(1) && text.contains("it is a port of"), "{text}");
+    // What leaves by it is answered by way of the bridge.
+    let (_, text) = asked(&pod, &["--to", "10.9.9.9:80/tcp"])?;
+    let answer = "whether the answer arrives is not known: what the interface that it is a port of";
+    ensure!(text.contains(answer), "{text}");
+    Ok(())
+}
+
+/// Verify that who looks at a namespace does not pay for each rule that asks a large set or map: what that would be
+/// is more than a machine has.
+#[test]
+fn rules_share_what_they_ask() -> Result<()> {
+    let address = |at: u32| format!("20.{}.{}.{}", at >> 16, at >> 8 & 255, at & 255);
+    let all = |line: &dyn Fn(u32) -> String| (0..5000).map(line).collect::<Vec<_>>();
+    let elements = all(&|at| address(3 * at)).join(", ");
+    let verdicts = all(&|at| format!("{} : drop", address(3 * at))).join(", ");
+    let sets = format!(
+        "set s {{ type ipv4_addr; flags interval; elements = {{ {elements} }}\n}}\n\
+         map m {{ type ipv4_addr : verdict; elements = {{ {verdicts} }}\n}}\n"
+    );
+    let asks_set = all(&|at| format!("ip daddr @s tcp dport {} meta mark set {}", at + 1, at + 1));
+    let asks_map = all(&|at| format!("tcp dport {} ip daddr vmap @m", at + 1));
+    for (rules, told) in [(asks_set, true), (asks_map, false)] {
+        let pod = pod()?;
+        let chain = "type filter hook output priority 0;";
+        let rules = rules.join("\n");
+        let table = format!("table ip t {{\n{sets}chain c {{\n{chain}\n{rules}\n}}\n}}\n");
+        pod.feed("nft", &["-f", "-"], &table)?;
+        let (code, text) = asked(&pod, &["--to", "9.9.9.9:80/tcp"])?;
+        let named = text.contains("can't be told: ") && text.contains("in the map m");
+        ensure!(if told { code == Some(0) } else { code == Some(1) && named }, "{code:?} {text}");
+        let place = pod.path().display().to_string();
+        let side = format!("netns:{place}");
+        for words in [&["explain", "--all", "--netns", &place][..], &["diff", "apply", &side]] {
+            let most = peak(words)?;
+            ensure!(most < 1000, "{words:?}: {most} MiB");
+        }
+    }
+    Ok(())
+}
+
+/// The most memory that a command has had, in MiB (`proc_pid_status(5)`), as long as it was looked at.
+fn peak(words: &[&str]) -> Result<u64> {
+    let mut child = millrace(words)?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let path = format!("/proc/{}/status", child.id());
+    let mut most = 0;
+    loop {
+        let status = fs::read_to_string(&path).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        most = number.and_then(|number| number.parse().ok()).unwrap_or(0).max(most);
+        if let Some(status) = child.try_wait()? {
+            // 1 says that something can't be told, or differs.
+            ensure!(matches!(status.code(), Some(0 | 1)), "{words:?}: {status}");
+            return Ok(most / 1024);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Verify that rules of policy routing, however many, don't keep who looks waiting.

@@ -42,6 +42,9 @@ impl<'a, W: Witness> Walk<'a, W> {
             let why = format!("{interface} has no carrier");
             return Err(Halt::Dropped { rule: None, why });
         }
+        if let Some(aside) = self.namespace.settings(interface).aside_out {
+            return Err(Halt::unknown(&aside.text("goes out by", interface)));
+        }
         self.finds_next_hop(packet, interface)?;
         self.last = Some(*packet);
         let family = packet.family;

@@ -225,7 +225,8 @@ impl<'a, W: Witness> Walk<'a, W> {
             Ways::Several(exits) => {
                 let by_input = exits.iter().filter(|exit| exit.interface == input).count();
                 // IPv6 takes one of them.
-                if packet.family == Family::V6 && !matches!(by_input, n if n == 0 || n == exits.len())
+                if packet.family == Family::V6
+                    && !matches!(by_input, n if n == 0 || n == exits.len())
                 {
                     return Err(MULTIPATH);
                 }

@@ -90,6 +90,33 @@ pub struct Settings {
     pub bridge_calls: [bool; 2],
     /// Whether a route delivers by it what is for `::1`: Millrace's eBPF capture has such.
     pub localhost_v6: bool,
+    /// What has packets that come in here first, and is not walked.
+    pub aside_in: Option<Aside>,
+    /// The same of what goes out here.
+    pub aside_out: Option<Aside>,
+}
+
+/// What decides about packets at an interface, beside rules and routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aside {
+    /// Another interface that it is a port of, such as a bridge or a VRF (`IFLA_MASTER`).
+    Port,
+    /// A program of XDP (`IFLA_XDP`).
+    Program,
+    /// Filters of traffic control (`tc-bpf(8)`).
+    Filters,
+}
+
+impl Aside {
+    /// What can't be told because of it; `goes` is what packets do at the interface.
+    pub(super) fn text(self, goes: &str, interface: &str) -> String {
+        let who = match self {
+            Self::Port => "the interface that it is a port of makes",
+            Self::Program => "a program of XDP makes",
+            Self::Filters => "filters of traffic control (tc) make",
+        };
+        format!("what {who} of what {goes} {interface}")
+    }
 }
 
 impl Default for Settings {
@@ -109,6 +136,8 @@ impl Default for Settings {
             disable_ipv6: false,
             bridge_calls: [false; 2],
             localhost_v6: false,
+            aside_in: None,
+            aside_out: None,
         }
     }
 }

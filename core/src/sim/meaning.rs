@@ -66,8 +66,7 @@ impl Meanings {
                 |test: &&Test| matches!(test, Test::Is { family: Some(of), .. } if *of == family);
             tests.iter().any(by)
         };
-        let adds =
-            |test: &&&Test| !matches!(test, Test::Family(family) if is_implied(*family));
+        let adds = |test: &&&Test| !matches!(test, Test::Family(family) if is_implied(*family));
         tests.iter().filter(adds).map(|test| self.test(test)).collect()
     }
 

@@ -55,7 +55,7 @@ mod witness;
 
 pub use changes::{Change, changes};
 pub use fate::{Fate, How, Outcome, Reply, Unheard};
-pub use interface::{Interface, Label, OwnAddress, Settings};
+pub use interface::{Aside, Interface, Label, OwnAddress, Settings};
 pub use loadable::{DEEPEST, loadable};
 pub use lower::{
     EBPF, Listed, Listening, NotNft, hindering_arp, of_dump, of_ebpf, of_listed, of_native, of_nft,

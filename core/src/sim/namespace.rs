@@ -89,6 +89,8 @@ pub struct Namespace {
     /// The first and the last port that the kernel gives to a socket that asks for none
     /// (`net.ipv4.ip_local_port_range`, of both families).
     pub ephemeral: (u16, u16),
+    /// Whether there are policies of IPsec (`ip-xfrm(8)`), which are not walked.
+    pub ipsec: bool,
 }
 
 /// The kernel's own (`inet_init_net()` in `net/ipv4/af_inet.c`).
@@ -213,6 +215,7 @@ impl Namespace {
             listeners: BTreeMap::new(),
             enrolled: Vec::new(),
             ephemeral: EPHEMERAL_PORTS,
+            ipsec: false,
         }
     }
 

@@ -30,6 +30,8 @@ pub fn explanation_text(program: &Program, question: &Question, found: &Explanat
     text.push_str(&format!("=> {}\n", fate_text(&found.answer.fate)));
     if let Some(id) = found.answer.decided.last() {
         text.push_str(&format!("   by {}{}\n", program.line(*id), why(program, *id)));
+    } else if matches!(found.answer.fate, Fate::Delivered { .. } | Fate::Passed { .. }) {
+        text.push_str("   no rule decides about it\n");
     }
     match &found.reply {
         None => {}

@@ -356,6 +356,9 @@ impl<'a, W: Witness> Walk<'a, W> {
             let why = format!("{name} has no carrier: nothing comes in by it");
             return Err(Halt::Dropped { rule: None, why });
         }
+        if let Some(aside) = settings.aside_in {
+            return Err(Halt::unknown(&aside.text("comes in by", name)));
+        }
         if family == Family::V6 && settings.disable_ipv6 {
             let why = format!("disable_ipv6 of {name} is set");
             return Err(Halt::Dropped { rule: None, why });

@@ -2,6 +2,7 @@
 
 mod arrival;
 pub(crate) mod bridge;
+pub(crate) mod ipsec;
 mod passthrough;
 mod routing;
 

@@ -33,6 +33,7 @@ fn command() -> Command {
     Command::new("ambient")
         .about("The capture of pods that a proxy of their node serves, as Istio's ambient mode and Cilium's ztunnel have it")
         .no_binary_name(true)
+        .override_usage("millrace ambient rules [FLAGS]")
         .disable_version_flag(true)
         .disable_help_subcommand(true)
         .subcommand_required(true)

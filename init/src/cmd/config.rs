@@ -104,7 +104,8 @@ fn of_values(
     let native =
         matches!(config.preference, Preference::Auto | Preference::Backend(Backend::Nftables));
     let nft = native.then(|| rules_of(&policy, &native::NFT_LAYOUT));
-    Ok(Loaded { policy, layout: &native::LAYOUT, nft, warnings: Vec::new(), asks: Vec::new() })
+    let warnings = raw.without_effect();
+    Ok(Loaded { policy, layout: &native::LAYOUT, nft, warnings, asks: Vec::new() })
 }
 
 /// A command line of istio-iptables, with its environment, for looking only.

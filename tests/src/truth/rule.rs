@@ -126,7 +126,8 @@ impl Rule {
         let not = dice.one_in(4);
         loop {
             let mark = dice.pick(&[(0, 1), (1, 1), (2, 0xff), (0x10, 0xf0), (1337, u32::MAX)]);
-            let cond = match dice.pick(&[0, 1, 1, 2, 2, 3, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12, 13]) {
+            let cond = match dice.pick(&[0, 1, 1, 2, 2, 3, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12, 13])
+            {
                 0 | 1 => Cond::Address {
                     not,
                     source: dice.one_in(3),

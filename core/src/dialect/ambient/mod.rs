@@ -154,6 +154,11 @@ fn source_of(flag: &str, value: &str) -> Source {
         "reroute-interfaces" => "reroute-virtual-interfaces",
         same => same,
     };
+    // All inbound ports are what there is without the switch.
+    let value = match (flag, value) {
+        ("include-inbound-ports", "*") => "false",
+        _ => value,
+    };
     // Nobody chooses anything else.
     Ambient::find(name).map_or(Source::Always, |flag| flag.source(value))
 }

@@ -63,6 +63,21 @@ impl Raw {
         })
     }
 
+    /// Settings that were typed and change nothing beside the others, in words.
+    pub fn without_effect(&self) -> Vec<String> {
+        let dns = self.text("dns");
+        let needless: &[&str] = match dns.value.as_str() {
+            "off" => &["dns-servers", "dns-port"],
+            "all" => &["dns-servers"],
+            _ => &[],
+        };
+        let typed = needless.iter().filter_map(|flag| self.values.get(flag));
+        let typed = typed.filter(|text| !text.value.is_empty());
+        typed
+            .map(|text| format!("{} has no effect with --dns {}", text.source, dns.value))
+            .collect()
+    }
+
     fn is_set(&self, flag: &str) -> bool {
         self.values.contains_key(flag)
     }

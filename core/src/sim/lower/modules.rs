@@ -1,9 +1,11 @@
 //! Names of iptables' modules and targets, by what is known of them.
 
 /// Targets that tell somebody of a packet, and leave the packet as it is.
-pub(super) const NOTES: [&str; 8] = ["IDLETIMER", "LED", "LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "RATEEST"];
+pub(super) const NOTES: [&str; 8] =
+    ["IDLETIMER", "LED", "LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "RATEEST"];
 /// Targets that do something with a packet that its way does not depend on.
-pub(super) const EFFECTS: [&str; 6] = ["TCPMSS", "TCPOPTSTRIP", "CLASSIFY", "CHECKSUM", "ECN", "TEE"];
+pub(super) const EFFECTS: [&str; 6] =
+    ["TCPMSS", "TCPOPTSTRIP", "CLASSIFY", "CHECKSUM", "ECN", "TEE"];
 
 /// Modules whose answer follows from the rule, the packet and its connection, or from what they have counted
 /// themselves. Others ask what is held elsewhere: sets of ipset, lists of addresses seen, policies of `IPsec`,

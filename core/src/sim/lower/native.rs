@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use super::super::program::{Base, Beside, Policy, SourceChain, SourceRule, SourceTable};
 use super::super::rule::{Action, Step, Test, Way};
-use super::words::words;
 use super::registers::Around;
+use super::words::words;
 use super::{Left, beside, registers};
 use crate::nft::listed::{Layer, ListedRule, ListedTable, Term, term};
 use crate::nft::tables::NativeTables;

@@ -66,15 +66,21 @@ fn steps(rule: &[Statement], layout: &NftLayout, table: Table, groups: &Groups) 
             Statement::Family(family) => steps.push(Test::Family(*family).into()),
             Statement::InInterface(names) => {
                 let names = names.clone();
-                steps.push(Test::Interface { way: Way::In, negated: false, names: names.into() }.into());
+                steps.push(
+                    Test::Interface { way: Way::In, negated: false, names: names.into() }.into(),
+                );
             }
             Statement::OutInterface(names) => {
                 let names = names.clone();
-                steps.push(Test::Interface { way: Way::Out, negated: false, names: names.into() }.into());
+                steps.push(
+                    Test::Interface { way: Way::Out, negated: false, names: names.into() }.into(),
+                );
             }
             Statement::NotOutInterface(name) => {
                 let names = vec![name.clone()];
-                steps.push(Test::Interface { way: Way::Out, negated: true, names: names.into() }.into());
+                steps.push(
+                    Test::Interface { way: Way::Out, negated: true, names: names.into() }.into(),
+                );
             }
             Statement::Protocol(asked) => steps.push(protocol(number(*asked), false).into()),
             Statement::Address { side, negated, cidrs } => {

@@ -83,7 +83,9 @@ impl<'w> WordReader<'w> {
                 "-m" | "--match" => {
                     self.module = self.next().unwrap_or_default();
                     self.beside.elsewhere |= !OWN.contains(&self.module);
-                    if let Some((_, number)) = EXTENSIONS.iter().find(|(name, _)| *name == self.module) {
+                    if let Some((_, number)) =
+                        EXTENSIONS.iter().find(|(name, _)| *name == self.module)
+                    {
                         self.steps.push(Test::Extension { negated: false, number: *number }.into());
                         self.skip_options();
                         continue;

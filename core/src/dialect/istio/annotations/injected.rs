@@ -77,9 +77,7 @@ struct ProxyConfig {
 }
 
 /// The variables that an annotation of the pod gives its proxy.
-pub(super) fn proxy_metadata(
-    pod: &PodFacts,
-) -> Result<BTreeMap<String, String>, String> {
+pub(super) fn proxy_metadata(pod: &PodFacts) -> Result<BTreeMap<String, String>, String> {
     let Some(text) = pod.annotation(PROXY_CONFIG) else { return Ok(BTreeMap::new()) };
     let config: ProxyConfig = serde_saphyr::from_str(text).map_err(|e| yaml::said(&e))?;
     Ok(config.proxy_metadata.unwrap_or_default())

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::super::super::fib::{AddressTypes, ReturnRoute};
 use super::super::super::rule::Test;
-use super::condition::equality;
 use super::JsonReader;
+use super::condition::equality;
 use crate::ruleset::Side;
 
 impl JsonReader<'_> {

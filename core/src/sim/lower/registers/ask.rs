@@ -168,7 +168,8 @@ impl Path {
                     IN | OUT => around.interfaces.get(&host(bytes)?)?.parse().ok(),
                     _ => interface(bytes),
                 };
-                let names = exact()?.iter().map(name).collect::<Option<Arc<[InterfacePattern]>>>()?;
+                let names =
+                    exact()?.iter().map(name).collect::<Option<Arc<[InterfacePattern]>>>()?;
                 Test::Interface { way, negated, names }
             }
             Source::Meta(key @ (FAMILY | PROTOCOL)) => {

@@ -65,11 +65,7 @@ pub(super) type Asked = HashMap<Lookup, Option<Vec<Test>>>;
 type Lookup = (String, Source, bool, Option<Family>, bool, [bool; 2]);
 
 /// The rules that a rule is.
-pub(super) fn steps(
-    terms: &[Term],
-    family: Option<Family>,
-    around: Around<'_>,
-) -> Vec<Vec<Step>> {
+pub(super) fn steps(terms: &[Term], family: Option<Family>, around: Around<'_>) -> Vec<Vec<Step>> {
     let mut paths = vec![Path { steps: Vec::new(), held: BTreeMap::new(), family, ended: false }];
     for term in terms {
         let mut longer = Vec::new();
@@ -306,7 +302,8 @@ impl Path {
             && (!self.steps.iter().all(asks)
                 || whole.as_ref().is_some_and(unstable)
                     && !(to == Some(0) && set.elements.iter().all(stays)));
-        let may = !negated && !turns && (set.elements.len() == 1 || around.left.take(set.elements.len()));
+        let may =
+            !negated && !turns && (set.elements.len() == 1 || around.left.take(set.elements.len()));
         let paths = if may { self.branches(first, to, set, around) } else { None };
         paths.unwrap_or_else(|| {
             match to {
