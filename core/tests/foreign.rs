@@ -79,6 +79,34 @@ fn bare_targets_are_no_chains() {
     assert_eq!(docker.answer(&pod(), &out(1, "10.9.9.9:80")).outcome, passed());
 }
 
+/// Verify that what IPVS or `IPsec` decides is named, also where a rule leads there, and other connections are told
+/// as ever.
+#[test]
+fn what_is_beside_all_rules_is_named() {
+    let named = |program: &Program, pod: &Namespace, to: &str| {
+        let outcome = program.answer(pod, &out(1, to)).outcome;
+        let classes = partition(program, pod);
+        let class = classes.iter().find(|class| class.has(&out(1, to))).unwrap();
+        assert_eq!(class.answer.outcome, outcome);
+        matches!(outcome, Outcome::Unknown { .. })
+    };
+    let program = foreign(
+        "*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -d 10.9.9.7/32 -j DNAT --to-destination 10.9.9.9\nCOMMIT\n",
+    );
+    let mut served = pod();
+    served.serve_virtually(&["10.9.9.9".parse().unwrap()], false);
+    for (to, is) in [("10.9.9.9:80", true), ("10.9.9.7:80", true), ("10.9.9.8:80", false)] {
+        assert_eq!(named(&program, &served, to), is, "{to}");
+    }
+    served.serve_virtually(&[], true);
+    assert!(named(&program, &served, "10.9.9.8:80"));
+    let mut encrypted = pod();
+    encrypted.ipsec = true;
+    for (to, is) in [("10.9.9.8:80", true), ("127.0.0.1:80", false)] {
+        assert_eq!(named(&program, &encrypted, to), is, "{to}");
+    }
+}
+
 /// Verify every form of MARK and CONNMARK: each leaves a mark that only the rule behind it drops.
 #[test]
 fn marks_are_changed_bit_by_bit() {

@@ -23,6 +23,7 @@ use rtnetlink::{AddrLabelHandle, Handle, IpVersion};
 
 use crate::link::bridge::calls_rules;
 use crate::link::ipsec::has_policies;
+use crate::link::ipvs;
 use crate::netlink::{own_address, runtime};
 
 /// Interfaces, addresses, routes, policy routing rules or neighbours can't be listed.
@@ -71,6 +72,8 @@ pub fn namespace() -> Result<Namespace, SurroundingsError> {
     namespace.reflects_marks = [v4, v6];
     namespace.ephemeral = ephemeral().unwrap_or(namespace.ephemeral);
     namespace.ipsec = has_policies();
+    let (services, by_mark) = ipvs::services();
+    namespace.serve_virtually(&services, by_mark);
     Ok(namespace)
 }
 

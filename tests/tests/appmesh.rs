@@ -44,7 +44,7 @@ fn connections() -> Result<()> {
             pod.topology.pod.run("sh", &["-e", "-c", &script])?;
         } else {
             let again = run(&pod, &again, "1")?;
-            ensure!(again.contains("no change: the rules are as wanted"), "{flags:?}: {again}");
+            ensure!(again.contains("no change: the rules are as desired"), "{flags:?}: {again}");
         }
         let status = run(&pod, &["status"], "1")?;
         ensure!(status.contains("captured") && status.contains("AWS App Mesh"), "{status}");

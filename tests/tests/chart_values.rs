@@ -1,5 +1,5 @@
 //! The chart's values: each is in the schema, in the documentation and does what that says of it; those that
-//! can't be carried out are refused by name.
+//! can't be applied are refused by name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -298,7 +298,7 @@ fn every_value_does_what_is_said_of_it() -> Result<()> {
             kinds[0] += 1;
         } else if row.says.starts_with("Refused") {
             let error = with.err().with_context(|| format!("{name} is not refused"))?;
-            ensure!(error.contains("can't be carried out") && error.contains(last), "{error}");
+            ensure!(error.contains("can't be applied") && error.contains(last), "{error}");
             kinds[1] += 1;
         } else {
             let with = with.map_err(anyhow::Error::msg).context(name.clone())?;

@@ -81,7 +81,7 @@ fn a_pods_life() -> Result<()> {
 }
 
 /// Verify that a pod which eBPF captures is captured by rules alone once the setting says so: its
-/// entry is gone, also where the namespace's rules are as wanted already.
+/// entry is gone, also where the namespace's rules are as desired already.
 #[test]
 fn rules_replace_an_entry() -> Result<()> {
     let _cgroup = Cgroup::enter()?;

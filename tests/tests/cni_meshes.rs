@@ -237,7 +237,7 @@ fn one_list_for_every_mesh() -> Result<()> {
 }
 
 /// Verify that a node goes over from the meshes' own plugins: their entries are taken but for the type, with
-/// `kuma` in that of Kuma's; pods that they captured are as wanted to CHECK, whole, and DEL leaves their rules,
+/// `kuma` in that of Kuma's; pods that they captured are as desired to CHECK, whole, and DEL leaves their rules,
 /// of which there is no note; and ADD of such a pod changes nothing.
 #[test]
 fn a_list_of_their_own_plugins() -> Result<()> {

@@ -133,10 +133,10 @@ fn rules_are_those_of_the_commands() -> Result<()> {
         ensure!(status.0 == Some(0) && status.1.contains(&wanted), "{way:?}: {}", status.1);
         let again = way.ours().apply(&topology, &ARGS)?;
         if way != Way::Batch {
-            ensure!(again.contains("no change: the rules are as wanted"), "{way:?}: {again}");
+            ensure!(again.contains("no change: the rules are as desired"), "{way:?}: {again}");
         }
         let again = way.ours().apply(&topology, &ARGS)?;
-        ensure!(again.contains("no change: the rules are as wanted"), "{way:?}: {again}");
+        ensure!(again.contains("no change: the rules are as desired"), "{way:?}: {again}");
         let captured = Snapshot::take(&topology.pod)?;
         others::untouched(&beside, &captured)?;
         found.push(captured.without_counters().tables());
@@ -245,7 +245,10 @@ fn connections_of_open_service_mesh() -> Result<()> {
                 }
             } else {
                 let again = run(&[words.as_slice(), flags].concat())?;
-                ensure!(again.contains("no change: the rules are as wanted"), "{flags:?}: {again}");
+                ensure!(
+                    again.contains("no change: the rules are as desired"),
+                    "{flags:?}: {again}"
+                );
             }
             let status = run(&["status"])?;
             ensure!(status.contains("rules of Open Service Mesh"), "{flags:?}: {status}");

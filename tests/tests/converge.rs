@@ -229,7 +229,7 @@ fn converges(steps: &[Step], last: &[String], foreign: Option<Variant>) -> Resul
 
     if !last.contains(&"--force-apply".to_owned()) {
         let again = run(&used, last)?;
-        ensure!(again.contains("no change: the rules are as wanted"), "{again}");
+        ensure!(again.contains("no change: the rules are as desired"), "{again}");
         let after = Snapshot::take(&used.pod)?;
         ensure!(after.clone().without_counters() == bare, "{}", found.differences(&after));
     }

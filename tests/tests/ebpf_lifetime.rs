@@ -201,7 +201,7 @@ fn an_upgrade_is_killed() -> Result<()> {
     captured(&topology.pod)
 }
 
-/// Verify that a pod is captured as before or as wanted wherever enrolling it is killed, and that
+/// Verify that a pod is captured as before or as desired wherever enrolling it is killed, and that
 /// the next run does the rest and leaves nothing behind.
 #[test]
 fn enrolling_is_killed() -> Result<()> {

@@ -216,7 +216,7 @@ fn connections_end_where_they_were_recorded_to_end() -> Result<()> {
         }
         ensure!(made == mesh.made, "{case}: {made} connections were made");
         let again = capture(&topology, &mesh, &recorded)?;
-        ensure!(again.contains("no change: the pod's entry is as wanted"), "{case}: {again}");
+        ensure!(again.contains("no change: the pod's entry is as desired"), "{case}: {again}");
         let status = ["status", "--backend", "ebpf", "--bpffs", FOLDER];
         let status = millrace_in_pod(&topology, &status, 0)?;
         ensure!(status.contains("captured: by eBPF"), "{case}: {status}");

@@ -1,5 +1,5 @@
 //! Each pin and attachment that decides: where one is gone, every command that looks at capture says
-//! so, nothing is said to be as wanted, and `node-bpf load` makes it whole.
+//! so, nothing is said to be as desired, and `node-bpf load` makes it whole.
 
 use std::fs;
 use std::io;

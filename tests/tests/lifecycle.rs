@@ -45,7 +45,7 @@ fn live_through(case: &Case, variant: Variant) -> Result<()> {
     let around = Snapshot::take(&topology.pod)?;
     let args = config_args(&case.config, variant, topology.stack);
     let again = run(&topology, &args, case.config.env())?;
-    ensure!(again.contains("no change: the rules are as wanted"), "{again}");
+    ensure!(again.contains("no change: the rules are as desired"), "{again}");
     let after = Snapshot::take(&topology.pod)?;
     assert_eq!(around.clone().without_counters(), after.clone().without_counters());
     untouched(&around, &after)?;

@@ -163,7 +163,7 @@ fn rules_are_those_of_the_commands() -> Result<()> {
             let beside = Snapshot::take(&topology.pod)?;
             way.apply(&topology, &args)?;
             let again = Way::Netlink.apply(&topology, &args)?;
-            ensure!(again.contains("no change: the rules are as wanted"), "{way:?}: {again}");
+            ensure!(again.contains("no change: the rules are as desired"), "{way:?}: {again}");
             let status = ran(&topology.pod, &mut millrace(["status"])?)?;
             let wanted = "captured: IPv4 and IPv6 by iptables-nft, rules of Linkerd";
             ensure!(status.0 == Some(0) && status.1.contains(wanted), "{way:?}: {}", status.1);

@@ -220,7 +220,7 @@ fn a_pod_is_captured_without_any_program() -> Result<()> {
     for tries_left in (0..5).rev() {
         let counted = topology.pod.run("nft", &["list", "ruleset"])?;
         let again = run(&topology, &SIDECAR, 0)?;
-        assert!(again.contains("no change: the rules are as wanted"), "{again}");
+        assert!(again.contains("no change: the rules are as desired"), "{again}");
         let after = topology.pod.run("nft", &["list", "ruleset"])?;
         assert!(after.contains("packets 2 bytes"), "{after}");
         if after == counted {
@@ -387,7 +387,7 @@ fn rules_do_not_grow_with_exclusions() -> Result<()> {
         let args = ["apply", "--backend", "nftables", "--config", &file];
         run(&topology, &args, 0)?;
         let again = run(&topology, &args, 0)?;
-        assert!(again.contains("no change: the rules are as wanted"), "{again}");
+        assert!(again.contains("no change: the rules are as desired"), "{again}");
         let text =
             topology.pod.run("nft", &["--stateless", "list", "table", "inet", "millrace"])?;
         counts.push(text.lines().filter(|line| line.contains("counter")).count());

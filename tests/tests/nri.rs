@@ -96,7 +96,7 @@ fn pods_are_captured_left_or_refused() -> Result<()> {
     let before = host.rules(newer)?;
     accepted(plugin.run_pod(&meshed)?)?;
     assert_eq!(host.rules(newer)?, before);
-    assert_eq!(scene.said("captured already, as wanted"), 1);
+    assert_eq!(scene.said("captured already, as desired"), 1);
     accepted(plugin.state_change(RUN, &sandbox(older, &mesh(&[])))?)?;
     ensure!(scene.is_captured(older)?);
 
@@ -307,7 +307,7 @@ fn two_agents_capture_once() -> Result<()> {
     }
     let logs = scene.stage.node.log() + &second.log();
     let count = |part: &str| logs.matches(part).count();
-    let (done, found) = (count("\"message\":\"captured\""), count("captured already, as wanted"));
+    let (done, found) = (count("\"message\":\"captured\""), count("captured already, as desired"));
     assert_eq!((done, found), (10, 10), "{logs}");
     Ok(())
 }
@@ -334,7 +334,7 @@ fn a_node_goes_from_one_hook_to_the_other() -> Result<()> {
     ensure!(rules.contains(RULES));
     accepted(plugin.run_pod(&sandbox(&pod, &mesh(&[])))?)?;
     assert_eq!(host.rules(&pod)?, rules);
-    assert_eq!(scene.said("captured already, as wanted"), 1);
+    assert_eq!(scene.said("captured already, as desired"), 1);
     agent.stop()?;
     drop((runtime, plugin));
 

@@ -144,7 +144,7 @@ fn the_plugin_of_a_list_comes_first() -> Result<()> {
     let pod = scene.containerd.run_pod("both", &mesh(&[]))?;
     ensure!(scene.is_captured(&pod)?);
     let log = scene.stage.node.log();
-    ensure!(log.contains("captured already, as wanted"), "{log}");
+    ensure!(log.contains("captured already, as desired"), "{log}");
     scene.containerd.remove_pod(&pod.pod.id)?;
     Ok(())
 }

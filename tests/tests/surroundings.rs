@@ -67,7 +67,7 @@ fn accepted_marks_are_followed() -> Result<()> {
     Ok(())
 }
 
-/// Verify that what policies of IPsec decide is named: one blocks a connection that rules and routes let leave.
+/// Verify that what policies of `IPsec` decide is named: one blocks a connection that rules and routes let leave.
 #[test]
 fn policies_of_ipsec_are_named() -> Result<()> {
     let pod = pod()?;

@@ -49,7 +49,7 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<Served, CniError> {
         job.log.debug(warning);
     }
     let Disposition::Capture(captured) = decided.verdict else {
-        job.log.done(Level::Debug, "not captured, as wanted", Map::new());
+        job.log.done(Level::Debug, "not captured, as desired", Map::new());
         return Ok(Served::new(String::new(), Outcome::Passed));
     };
     let path = job.request.netns.clone().unwrap_or_default();
@@ -62,7 +62,7 @@ pub(super) fn check(job: &mut Job<'_>) -> Result<Served, CniError> {
     }
     match difference {
         None => {
-            job.log.done(Level::Debug, "captured, as wanted", Map::new());
+            job.log.done(Level::Debug, "captured, as desired", Map::new());
             Ok(Served::new(String::new(), Outcome::Captured))
         }
         Some(difference) => Err(drifted(difference.to_string())),

@@ -55,7 +55,7 @@ pub struct Clash(pub Vec<String>);
 /// A list of effects, and what led to it.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// The effects, in order; empty when everything is as wanted.
+    /// The effects, in order; empty when everything is as desired.
     pub effects: Vec<Effect>,
     /// Whether chains of ours were there before.
     pub residue: bool,

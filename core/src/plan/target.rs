@@ -211,7 +211,7 @@ impl FamilyState {
         hooked_rules.flatten().any(drops)
     }
 
-    /// Whether every table is either as wanted or has nothing of ours: what a first run leaves
+    /// Whether every table is either as desired or has nothing of ours: what a first run leaves
     /// when it is interrupted.
     pub fn is_part_of(&self, wanted: &Self) -> bool {
         let empty = TableState::default();

@@ -1,4 +1,4 @@
-//! One form for all rules that mean the same, so that what was wanted can be compared with what
+//! One form for all rules that mean the same, so that what is desired can be compared with what
 //! the kernel gives back.
 
 use std::collections::BTreeMap;

@@ -2,7 +2,7 @@
 
 use super::fate::{Fate, How, Outcome};
 use super::halt::Halt;
-use super::namespace::LOOPBACK;
+use super::namespace::{LOOPBACK, Namespace, index};
 use super::packet::{Connection, Owner, Packet, Value, end};
 use super::question::Protocol;
 use super::ranges::Ranges;
@@ -32,6 +32,26 @@ impl<'a, W: Witness> Walk<'a, W> {
             || packet.meant.is_some()
     }
 
+    /// Policies of `IPsec` decide about what does not stay here (`xfrm_lookup()` in
+    /// `net/xfrm/xfrm_policy.c`), and IPVS leads what is for a virtual service elsewhere (`ip_vs_in()` in
+    /// `net/netfilter/ipvs/ip_vs_core.c`): neither is walked.
+    pub(super) fn is_beside_rules(&mut self, packet: &Packet<'_>) -> Result<(), Halt> {
+        let namespace: &'a Namespace = self.namespace;
+        let to = packet.ends.destination;
+        let family = packet.family;
+        if namespace.ipsec
+            && packet.input != Some(LOOPBACK)
+            && (packet.input.is_some() || !self.is_in(to, namespace.local(family)))
+        {
+            return Err(Halt::unknown("what policies of IPsec make of it (`ip xfrm policy`)"));
+        }
+        let services = &namespace.virtual_services[index(family)];
+        if !services.is_empty() && self.is_in(to, services) {
+            return Err(Halt::unknown("where IPVS leads it (`ipvsadm -Ln`)"));
+        }
+        Ok(())
+    }
+
     /// It has left by an interface.
     pub(super) fn leave(&mut self, packet: &Packet<'a>, interface: &'a str) -> Result<End, Halt> {
         // It comes in again, and nobody has it: what becomes of it then is not walked.
@@ -42,6 +62,7 @@ impl<'a, W: Witness> Walk<'a, W> {
             let why = format!("{interface} has no carrier");
             return Err(Halt::Dropped { rule: None, why });
         }
+        self.is_beside_rules(packet)?;
         if let Some(aside) = self.namespace.settings(interface).aside_out {
             return Err(Halt::unknown(&aside.text("goes out by", interface)));
         }
@@ -85,6 +106,7 @@ impl<'a, W: Witness> Walk<'a, W> {
         if packet.taken.is_some() {
             packet.owner = Owner::Unknown;
         }
+        self.is_beside_rules(packet)?;
         self.hook(Hook::Input, packet)?;
         self.look_up(packet)?;
         self.last = Some(*packet);

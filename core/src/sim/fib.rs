@@ -208,10 +208,8 @@ impl<'a, W: Witness> Walk<'a, W> {
         if packet.family == Family::V6 && self.is_in(source, &narrow()) {
             let own = interface(self).into_iter().flat_map(|own| &own.addresses);
             let mut own = own.map(|own| number(own.address()));
-            return match own.any(|own| narrow().contains(own)) {
-                true => Ok(true),
-                false => Err("the way back to an address of the link"),
-            };
+            let is_there = own.any(|own| narrow().contains(own));
+            return is_there.then_some(true).ok_or("the way back to an address of the link");
         }
         let mut back = *packet;
         back.ends = packet.ends.swapped();

@@ -89,8 +89,10 @@ pub struct Namespace {
     /// The first and the last port that the kernel gives to a socket that asks for none
     /// (`net.ipv4.ip_local_port_range`, of both families).
     pub ephemeral: (u16, u16),
-    /// Whether there are policies of IPsec (`ip-xfrm(8)`), which are not walked.
+    /// Whether there are policies of `IPsec` (`ip-xfrm(8)`), which are not walked.
     pub ipsec: bool,
+    /// Addresses whose connections IPVS leads elsewhere, of IPv4 and of IPv6.
+    pub(super) virtual_services: [Ranges; 2],
 }
 
 /// The kernel's own (`inet_init_net()` in `net/ipv4/af_inet.c`).
@@ -216,6 +218,7 @@ impl Namespace {
             enrolled: Vec::new(),
             ephemeral: EPHEMERAL_PORTS,
             ipsec: false,
+            virtual_services: [Ranges::default(), Ranges::default()],
         }
     }
 
@@ -297,6 +300,18 @@ impl Namespace {
             }
         }
         all
+    }
+
+    /// Connections to these addresses are led elsewhere by IPVS, which is not walked; with `by_mark`, any may
+    /// be.
+    pub fn serve_virtually(&mut self, addresses: &[IpAddr], by_mark: bool) {
+        for family in Family::ALL {
+            let of_family = addresses.iter().filter(|address| Family::of(**address) == family);
+            let own = of_family.map(|address| (number(*address), number(*address)));
+            let all = u128::MAX >> (128 - u32::from(family.bits()));
+            self.virtual_services[index(family)] =
+                if by_mark { Ranges::up_to(all) } else { own.collect() };
+        }
     }
 
     /// Its interfaces beside `lo`, by name.

@@ -94,9 +94,6 @@ impl Program {
         if self.untold.families.contains(&family) {
             return Some(format!("no rules of {family} were given"));
         }
-        if namespace.ipsec && !namespace.keeps(q) {
-            return Some("what policies of IPsec make of it (`ip xfrm policy`)".to_owned());
-        }
         let one = [Some(q.destination), q.source].iter().flatten().all(is_one);
         (!one).then(|| "the way of multicast, broadcast and unspecified addresses".to_owned())
     }

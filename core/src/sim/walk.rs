@@ -277,6 +277,7 @@ impl<'a, W: Witness> Walk<'a, W> {
     /// OUTPUT and what comes behind it.
     pub(super) fn send(&mut self, packet: &mut Packet<'a>, route: Route<'a>) -> Result<End, Halt> {
         let mut route = route;
+        self.is_beside_rules(packet)?;
         self.take(packet, route)?;
         self.at(Hook::Output, packet);
         for call in self.calls(packet.family, Hook::Output) {
@@ -343,6 +344,7 @@ impl<'a, W: Witness> Walk<'a, W> {
 
     /// PREROUTING and what comes behind it.
     pub(super) fn receive(&mut self, packet: &mut Packet<'a>) -> Result<End, Halt> {
+        self.is_beside_rules(packet)?;
         let family = packet.family;
         let by_loopback = packet.input == Some(LOOPBACK);
         let loopback = loopback(family);

@@ -107,6 +107,6 @@
 {{- $wrong = append $wrong "millrace.uninstall.enabled: millrace.installAgain would undo it: set one of them to false" }}
 {{- end }}
 {{- if $wrong }}
-{{- fail (printf "these values can't be carried out:\n  %s" (join "\n  " $wrong)) }}
+{{- fail (printf "these values can't be applied:\n  %s" (join "\n  " $wrong)) }}
 {{- end }}
 {{- end }}

@@ -268,7 +268,7 @@ impl Node {
         })
     }
 
-    /// Whether a pod's entry is as wanted, but for its id, and for addresses that it has had: the
+    /// Whether a pod's entry is as desired, but for its id, and for addresses that it has had: the
     /// kernel tells the programs which it has.
     ///
     /// # Errors

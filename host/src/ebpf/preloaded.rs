@@ -51,7 +51,7 @@ impl Node {
         Ok(self.spares()?.len())
     }
 
-    /// Load spares until there are as many as wanted, but at most so many of them.
+    /// Load spares until there are as many as desired, but at most so many of them.
     pub(super) fn fill_preloaded(&self, at_most: usize) -> Result<(), EbpfError> {
         let mut settings = self.maps.settings.get(&0)?.unwrap_or_default();
         let wanted = usize::try_from(settings.spares).unwrap_or(usize::MAX);

@@ -1,4 +1,4 @@
-//! Whether a namespace has policies of IPsec, which decide about packets beside all rules and routes
+//! Whether a namespace has policies of `IPsec`, which decide about packets beside all rules and routes
 //! (`linux/xfrm.h`, `net/xfrm/xfrm_user.c`).
 
 use std::io;
@@ -25,7 +25,7 @@ const ATTRIBUTE: usize = 4;
 const PATIENCE: i64 = 5;
 
 /// Whether the calling thread's namespace has policies, or blocks what no policy is for. A kernel without
-/// IPsec has none.
+/// `IPsec` has none.
 pub(crate) fn has_policies() -> bool {
     let counts = ask(GET_COUNTS, COUNTS).ok().flatten();
     let counted = counts.is_some_and(|body| {

@@ -3,6 +3,7 @@
 mod arrival;
 pub(crate) mod bridge;
 pub(crate) mod ipsec;
+pub(crate) mod ipvs;
 mod passthrough;
 mod routing;
 

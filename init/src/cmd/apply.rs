@@ -66,7 +66,7 @@ pub(crate) fn apply(apply: &Apply) -> Result<Exit> {
             ebpf::print_enrolled(enrolled, cookie, &outcome, by == By::Ebpf, common)?;
         }
         Applied { outcome, left, .. } => {
-            let nothing = "no change: the rules are as wanted";
+            let nothing = "no change: the rules are as desired";
             print_outcome(&outcome, left, nothing, common)?;
         }
     }

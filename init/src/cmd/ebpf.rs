@@ -37,7 +37,7 @@ pub(super) fn print_enrolled(
     let (word, text) = match enrolled {
         Enrolled::Added => ("added", "the pod is enrolled"),
         Enrolled::Changed => ("changed", "the pod's entry is replaced"),
-        Enrolled::Unchanged => ("unchanged", "no change: the pod's entry is as wanted"),
+        Enrolled::Unchanged => ("unchanged", "no change: the pod's entry is as desired"),
     };
     let changed = enrolled != Enrolled::Unchanged;
     if common.json {
@@ -111,7 +111,7 @@ pub(super) fn elsewhere_is(attached: Attached, folder: &Path) -> Option<String> 
     }
 }
 
-/// Whether the pod is enrolled, as wanted, and what it needs beside its entry is there.
+/// Whether the pod is enrolled, as desired, and what it needs beside its entry is there.
 pub(super) fn status(
     folder: &Path,
     common: &Common,

@@ -158,7 +158,7 @@ pub(super) fn log_outcome(outcome: &Outcome, log: &mut Log) {
         log.info("an earlier run was interrupted here; it is finished now");
     }
     if outcome.effects.is_empty() {
-        log.info("no change: the rules are as wanted");
+        log.info("no change: the rules are as desired");
     }
     log_effects(&outcome.effects, log);
 }

@@ -98,7 +98,7 @@ fn natively(loaded: &Loaded, config: &Config, observed: &Observed) -> Option<Nft
     loaded.in_nftables()
 }
 
-/// What becomes of connections that is not as wanted, a sentence each, where rules of others are beside
+/// What becomes of connections that is not as desired, a sentence each, where rules of others are beside
 /// those of a `whole` capture; none where that is not asked, as no rule of others is there, or nothing
 /// says what is wanted.
 pub(super) fn treated(

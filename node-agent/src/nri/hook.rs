@@ -216,7 +216,7 @@ impl Hook {
         if started.changed {
             tracing::info!(pod = name, sandbox = pod.id, mesh, by, "captured");
         } else {
-            tracing::info!(pod = name, sandbox = pod.id, mesh, by, "captured already, as wanted");
+            tracing::info!(pod = name, sandbox = pod.id, mesh, by, "captured already, as desired");
         }
         Ok(Done::Captured)
     }

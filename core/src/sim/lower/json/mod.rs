@@ -290,13 +290,16 @@ struct JsonReader<'v> {
     kept: &'v Kept,
 }
 
+/// What is asked of a set; none where that is not known.
+type Asked<Of, What> = HashMap<Of, Option<What>>;
+
 /// What rules share.
 struct Kept {
     /// How many rules maps may still lead to.
     left: Left,
     /// What was asked of sets so far, by their family, table and name.
-    asked: RefCell<HashMap<([String; 3], Field), Option<Ranges>>>,
-    interfaces: RefCell<HashMap<[String; 3], Option<Arc<[InterfacePattern]>>>>,
+    asked: RefCell<Asked<([String; 3], Field), Ranges>>,
+    interfaces: RefCell<Asked<[String; 3], Arc<[InterfacePattern]>>>,
 }
 
 impl Kept {

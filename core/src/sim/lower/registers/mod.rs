@@ -3,10 +3,12 @@
 
 mod ask;
 mod make;
+mod names;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
+use self::names::{CT, META, named};
 use super::super::question::Protocol;
 use super::super::ranges::Ranges;
 use super::super::rule::{Action, Field, Step, Test};
@@ -102,10 +104,10 @@ impl Held {
     fn name(&self) -> String {
         match &self.what {
             Source::Other(name) => name.clone(),
-            Source::Meta(key) => format!("meta, key {key}"),
-            Source::Ct(key) => format!("ct, key {key}"),
+            Source::Meta(key) => named("meta", &META, *key),
+            Source::Ct(key) => named("ct", &CT, *key),
             Source::Extension(number) => format!("extension header {number}"),
-            Source::Original(key) => format!("ct, key {key} of one way"),
+            Source::Original(key) => named("ct original", &CT, *key),
             Source::Payload(base, offset, length) => {
                 let unit = if *length == 1 { "byte" } else { "bytes" };
                 // `enum nft_payload_bases`
@@ -124,10 +126,9 @@ impl Held {
 
     const fn length(&self) -> Option<usize> {
         Some(match &self.what {
-            Source::Meta(IN_NAME | OUT_NAME) => 16,
+            Source::Meta(IN_NAME | OUT_NAME) | Source::Original(SOURCE_V6 | DESTINATION_V6) => 16,
             Source::Meta(FAMILY | L4 | PACKET_TYPE) | Source::Ct(CT_DIRECTION) => 1,
             Source::Meta(PROTOCOL) | Source::Original(SOURCE_PORT | DESTINATION_PORT) => 2,
-            Source::Original(SOURCE_V6 | DESTINATION_V6) => 16,
             Source::Meta(_) | Source::Ct(_) | Source::Original(_) | Source::Fib(..) => 4,
             Source::Payload(_, _, length) => *length as usize,
             Source::Constant(bytes) => bytes.len(),
@@ -196,11 +197,11 @@ impl Path {
             }
             Term::StoreMeta(key, from) => {
                 let actions = self.stored(false, *key, *from);
-                self.done(actions, format!("meta, key {key} set"));
+                self.done(actions, format!("{} set", named("meta", &META, *key)));
             }
             Term::StoreCt(key, from) => {
                 let actions = self.stored(true, *key, *from);
-                self.done(actions, format!("ct, key {key} set"));
+                self.done(actions, format!("{} set", named("ct", &CT, *key)));
             }
             Term::Verdict(ending) => self.push(action(ending)),
             Term::Nat { source, family, address, ports, flags } => {
