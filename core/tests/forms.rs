@@ -196,7 +196,7 @@ const TARGETS: &[(&str, &str, Is)] = &[
     ("mangle", "CONNSECMARK --save", Named),
     ("raw", "CT --notrack", Missed),
     ("raw", "CT --zone 3", Missed),
-    ("raw", "CT --helper ftp", Named),
+    ("raw", "CT --helper ftp", Missed),
     ("raw", "CT --zone-orig 3", Named),
     ("nat", "DNAT --to-destination 10.4.0.2:8080", Met),
     ("nat", "DNAT --to-destination 10.4.0.2-10.4.0.9", Named),

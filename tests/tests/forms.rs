@@ -58,6 +58,8 @@ const FORMS: &[(&str, &str, Is)] = &[
     (FILTER, "ct bytes > 100 drop", Named),
     (FILTER, "ct helper \"ftp\" drop", Named),
     (FILTER, "ct label 1 drop", Named),
+    (FILTER, "meta l4proto tcp ct helper set \"h\" drop", Met),
+    (FILTER, "meta l4proto tcp ct timeout set \"t\" drop", Met),
     (FILTER, "ct zone 0 drop", Named),
     (EARLY, "ct original zone set 1 counter drop", Named),
     (FILTER, "ct count over 5 drop", Named),
@@ -170,9 +172,12 @@ const NAMED: &str = "
     set timed { type ipv4_addr; flags interval, timeout; elements = { 10.0.0.0/8 timeout 1h } }
     set grows { type ipv4_addr; flags dynamic; }
 ";
-/// A set whose elements ask for more; not every nft writes it.
-const LIMITED: &str =
-    "set limited { type ipv4_addr; limit rate 5/second; elements = { 10.72.0.10 } }";
+/// What single forms name: not every nft writes it, nor has every kernel it.
+const BESIDE: [(&str, &str); 3] = [
+    ("@limited", "set limited { type ipv4_addr; limit rate 5/second; elements = { 10.72.0.10 } }"),
+    ("helper set", "ct helper h { type \"ftp\" protocol tcp; }"),
+    ("timeout set", "ct timeout t { protocol tcp; policy = { established : 60 }; }"),
+];
 
 /// A connection of TCP to port 80 outside.
 fn connection(ground: &mut Ground, dice: &mut Dice, program: &Program, around: &Namespace) -> Try {
@@ -222,8 +227,9 @@ fn every_form_is_what_the_kernel_does_or_named() -> Result<()> {
     let nothing = Program::new(Vec::new());
     let (mut wrong, mut refused) = (String::new(), BTreeMap::new());
     for (place, form, is) in FORMS {
-        let limited = if form.contains("@limited") { LIMITED } else { "" };
-        let rules = format!("table inet t {{{NAMED}{limited}\nchain c {{ {place}\n{form}\n}}\n}}");
+        let beside = BESIDE.iter().filter(|(named, _)| form.contains(named));
+        let beside: String = beside.map(|(_, object)| *object).collect();
+        let rules = format!("table inet t {{{NAMED}{beside}\nchain c {{ {place}\n{form}\n}}\n}}");
         let (program, around) = match ground.hold(&rules) {
             Ok(held) => held,
             Err(error) => {

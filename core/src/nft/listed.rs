@@ -212,6 +212,9 @@ pub enum Term {
     },
     /// Keep the packet out of connection tracking (state `untracked`).
     Notrack,
+    /// It does something with the packet's connection that the packet's way does not depend on, as nft writes
+    /// it.
+    Effect(String),
     /// Log the packet, which goes on.
     Log(LogTo),
     /// Nothing that the way of a packet depends on.

@@ -277,6 +277,16 @@ fn known(name: &str, a: Attributes<'_>) -> Option<Term> {
         "counter" | "last" => Term::Note,
         // NFTA_OBJREF_IMM_TYPE, NFT_OBJECT_COUNTER
         "objref" if n(1) == Some(1) => Term::Note,
+        // NFT_OBJECT_CT_HELPER, NFT_OBJECT_CT_TIMEOUT, NFT_OBJECT_CT_EXPECT; NFTA_OBJREF_IMM_NAME
+        "objref" if a.get(2).is_some() => {
+            let what = match n(1)? {
+                3 => "ct helper",
+                7 => "ct timeout",
+                9 => "ct expectation",
+                _ => return None,
+            };
+            Term::Effect(format!("{what} set {}", a.text(2)?))
+        }
         // NFTA_EXTHDR_OP with NFT_EXTHDR_OP_TCPOPT, NFTA_EXTHDR_SREG: an option of TCP is set.
         // NFTA_EXTHDR_TYPE, _OFFSET
         "exthdr" if n(6) == Some(1) && a.get(7).is_some() => {

@@ -220,7 +220,7 @@ pub(super) fn question_args(command: Command) -> Command {
             "Destination [default with --in: the pod's address]",
         ))
         .arg(
-            text("to-port", "PORT", "Destination port, instead of one in --to")
+            text("to-port", "PORT", "Destination port, where --to has none")
                 .value_parser(clap::value_parser!(u16)),
         )
         .arg(text("proto", "PROTOCOL", "tcp, udp or another one by name or number [default: tcp]"))
@@ -233,7 +233,7 @@ pub(super) fn question_args(command: Command) -> Command {
             text(
                 "src-port",
                 "PORT",
-                "Source port, instead of one in --src [default: any that may be chosen]",
+                "Source port, where --src has none [default: any that may be chosen]",
             )
             .value_parser(clap::value_parser!(u16).range(1..)),
         )

@@ -366,6 +366,7 @@ impl<'w> WordReader<'w> {
             "CT" => match self.next()? {
                 "--notrack" => Action::Notrack,
                 "--zone" => Action::Zone(u16::try_from(int(self.next()?)?).ok()?),
+                "--helper" => Action::Effect(format!("ct helper set {}", self.next()?)),
                 _ => return None,
             },
             note if NOTES.contains(&note) => {

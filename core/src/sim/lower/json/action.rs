@@ -28,6 +28,9 @@ pub(super) fn actions(name: &str, content: &Value) -> Vec<Action> {
         "notrack" => Some(Action::Notrack),
         // What others are told, and what is counted, changes no packet.
         "continue" | "log" | "last" => Some(Action::Note),
+        "ct helper" | "ct timeout" | "ct expectation" => {
+            content.as_str().map(|object| Action::Effect(format!("{name} set {object}")))
+        }
         "jump" => chain().map(Action::Jump),
         "goto" => chain().map(Action::Goto),
         "redirect" => target(content).map(|to| Action::Redirect(to.ports)),

@@ -229,6 +229,7 @@ impl Path {
                 let action = self.option_set(*option, *offset, *from);
                 self.push(action);
             }
+            Term::Effect(what) => self.push(Action::Effect(what.clone())),
             Term::Notrack => self.push(Action::Notrack),
             Term::Log(_) | Term::Note => self.push(Action::Note),
             Term::Asks(what) => self.asks(what.clone()),
