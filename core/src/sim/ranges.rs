@@ -35,7 +35,21 @@ struct Kept {
     by_hash: HashMap<u64, Weak<Shared>>,
     /// How many there may be before those that nobody has any more are let go.
     most: usize,
+    /// What was made of two of them last, with these two, by where they are.
+    made: HashMap<(Made, usize, usize), [Ranges; 3]>,
+    /// How many ranges they have.
+    held: usize,
 }
+
+/// What is made of two sets.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Made {
+    Both,
+    Rest,
+}
+
+/// So many ranges are held for it: 16 MB.
+const MOST_HELD: usize = 500_000;
 
 impl Kept {
     /// A list that is the same, or this one.
@@ -203,9 +217,39 @@ impl Ranges {
         if self.iter().len() <= other.iter().len() { (self, other) } else { (other, self) }
     }
 
+    /// What `make` makes of two sets; of long ones, most often it was made before.
+    fn made(&self, other: &Self, which: Made, make: impl FnOnce() -> Self) -> Self {
+        if self.0.list.len().max(other.0.list.len()) < LONG {
+            return make();
+        }
+        let at = |set: &Self| Arc::as_ptr(&set.0).addr();
+        let key = (which, at(self), at(other));
+        let known = KEPT.with_borrow(|kept| kept.made.get(&key).map(|[.., made]| made.clone()));
+        known.unwrap_or_else(|| {
+            let made = make();
+            KEPT.with_borrow_mut(|kept| {
+                let sets = [self.clone(), other.clone(), made.clone()];
+                let ranges = sets.iter().map(|set| set.0.list.len()).sum::<usize>();
+                if kept.held + ranges > MOST_HELD {
+                    kept.made.clear();
+                    kept.held = 0;
+                }
+                if ranges <= MOST_HELD {
+                    kept.held += ranges;
+                    kept.made.insert(key, sets);
+                }
+            });
+            made
+        })
+    }
+
     /// The intersection: numbers that are in both sets.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
+        self.made(other, Made::Both, || self.both(other))
+    }
+
+    fn both(&self, other: &Self) -> Self {
         /// So many times more are looked through rather than looked up.
         const NEAR: usize = 8;
         let (few, many) = self.by_size(other);
@@ -235,6 +279,10 @@ impl Ranges {
     /// What is in this one and not in the other.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
+        self.made(other, Made::Rest, || self.rest(other))
+    }
+
+    fn rest(&self, other: &Self) -> Self {
         let mut rest = Vec::with_capacity(self.iter().len());
         let mut others = self.first().into_iter().flat_map(|first| other.from(first)).peekable();
         for (first, last) in self.iter() {
