@@ -376,8 +376,8 @@ fn a_manifest_is_explained_by_what_captures_its_pods() -> Result<()> {
     let ask = |text: &str, words: &[&str]| -> Result<(Option<i32>, String)> {
         fs::write(&file, text)?;
         let question = if words.contains(&"--to") { &[][..] } else { &QUESTION };
-        let command = [&["explain"][..], question, words].concat();
-        let output = Command::new(binary::millrace()?).args(command).output()?;
+        let mut command = Command::new(binary::millrace()?);
+        let output = command.arg("explain").args(question).args(words).output()?;
         let text = [output.stdout, output.stderr].concat();
         Ok((output.status.code(), String::from_utf8(text)?))
     };
@@ -403,9 +403,8 @@ fn a_manifest_is_explained_by_what_captures_its_pods() -> Result<()> {
     says(&injected("-i, \"*\", --skip-rule-apply", ""), &manifest, 1, &["writes no rules"])?;
     let dns = injected("-i, \"*\", --redirect-dns", "");
     says(&dns, &manifest, 1, &["no manifest tells", "--pod"])?;
-    let own = format!("{dns}  dnsPolicy: None\n  dnsConfig: {{nameservers: [10.9.9.9]}}\n");
-    let query = [&manifest[..], &["--to", "198.51.100.1:53/udp"]].concat();
-    says(&own, &query, 0, &["port 15053"])?;
+    let own = dns + "  dnsPolicy: None\n  dnsConfig: {nameservers: [10.9.9.9]}\n";
+    says(&own, &["--manifest", &name, "--to", "9.9.9.9:53/udp"], 0, &["port 15053"])?;
 
     // What the plugin writes has its names, with the backend that is meant.
     let plugin =
