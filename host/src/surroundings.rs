@@ -14,7 +14,10 @@ use millrace_core::value::{Cidr, Family};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::addrlabel::{AddrLabelAttribute, AddrLabelMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp, XdpAttached};
+use netlink_packet_route::link::{
+    InfoData, InfoMacVlan, InfoMacVtap, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
+    MacVlanMode, MacVtapMode, XdpAttached,
+};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -53,8 +56,13 @@ pub fn namespace() -> Result<Namespace, SurroundingsError> {
         let rules = routes::rules(&handle).await?;
         let mut interfaces = interfaces(&handle, &links).await?;
         let filtered = filtered(&handle, &names).await?;
+        let below: Vec<&String> =
+            links.iter().filter_map(below).filter_map(|index| names.get(&index)).collect();
         for interface in &mut interfaces {
             filter(interface, &filtered);
+            if below.contains(&&interface.name) {
+                interface.settings.aside_in = Some(Aside::Port);
+            }
             interface.settings.localhost_v6 = localhost.contains(&interface.name);
         }
         let neighbours = neighbours(&handle, &names).await?;
@@ -119,6 +127,34 @@ fn aside(link: &LinkMessage) -> Option<Aside> {
             let none = |part: &LinkXdp| matches!(part, LinkXdp::Attached(XdpAttached::None));
             (!parts.iter().any(none)).then_some(Aside::Program)
         }
+        _ => None,
+    })
+}
+
+/// The interface that a macvlan or macvtap has all that comes in by, if it is one of this namespace
+/// (`macvlan_handle_frame()` in `drivers/net/macvlan.c`).
+fn below(link: &LinkMessage) -> Option<u32> {
+    let all = &link.attributes;
+    let passes = |info: &LinkInfo| match info {
+        LinkInfo::Data(InfoData::MacVlan(parts)) => {
+            parts.iter().any(|part| matches!(part, InfoMacVlan::Mode(MacVlanMode::Passthrough)))
+        }
+        LinkInfo::Data(InfoData::MacVtap(parts)) => {
+            parts.iter().any(|part| matches!(part, InfoMacVtap::Mode(MacVtapMode::Passthrough)))
+        }
+        _ => false,
+    };
+    let has_all = |attribute: &LinkAttribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().any(passes),
+        _ => false,
+    };
+    let is_elsewhere =
+        |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkNetNsId(_));
+    if !all.iter().any(has_all) || all.iter().any(is_elsewhere) {
+        return None;
+    }
+    all.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(index) => Some(*index),
         _ => None,
     })
 }

@@ -238,7 +238,7 @@ fn what_the_way_of_first_packets_does_not_show_is_compared() -> Result<()> {
             "-p tcp -j NFQUEUE --queue-num 2",
             "can't be",
         ),
-        ("raw", "-A PREROUTING -p tcp -j CT --helper ftp", "", "can't be told: -j CT --helper ftp"),
+        ("raw", "-A PREROUTING -p tcp -j CT --helper ftp", "", "ct helper set ftp -> nothing else"),
         ("mangle", "-p tcp -j SECMARK --selctx a", "", "can't be told: -j SECMARK"),
         (
             "filter",

@@ -100,6 +100,11 @@ fn ports_of_bridges_are_named() -> Result<()> {
     let (_, text) = asked(&pod, &["--to", "10.9.9.9:80/tcp"])?;
     let answer = "whether the answer arrives is not known: what the interface that it is a port of";
     ensure!(text.contains(answer), "{text}");
+    // A macvlan that has all of it is no other case.
+    let below = self::pod()?;
+    below.ip("link add mv0 link eth0 type macvlan mode passthru\nlink set mv0 up\n")?;
+    let (code, text) = asked(&below, &inward)?;
+    ensure!(code == Some(1) && text.contains("it is a port of"), "{text}");
     Ok(())
 }
 
