@@ -41,9 +41,12 @@ proptest! {
     #[test]
     fn the_programs_decide_what_the_rules_do(
         config in configs(),
+        sources in prop::sample::subsequence(&["0.0.0.0/1", "10.0.0.0/8", "::/1"][..], 0..=3),
         questions in prop::collection::vec(questions(), 200),
     ) {
-        let policy = able(config.policy());
+        let mut policy = able(config.policy());
+        let network = |text: &str| Sourced::new(text.parse::<Cidr>().unwrap(), Source::Always);
+        policy.inbound.except_sources = sources.into_iter().map(network).collect();
         let entry = entry(&policy);
         let (rest, known) = (beside_entry(&entry.pod), beside(&policy));
         prop_assert_eq!((rest.routing, rest.v6), (known.routing, known.v6));

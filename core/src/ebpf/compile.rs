@@ -257,12 +257,7 @@ fn networks(
             name(network.value, NETWORK_INCLUDED);
         }
     }
-    let captures = match &policy.inbound.selection {
-        InboundSelection::Nothing => false,
-        InboundSelection::AllExcept { .. } => true,
-        InboundSelection::Only { ports, .. } => !ports.is_empty(),
-    };
-    for network in policy.inbound.except_sources.iter().filter(|_| captures) {
+    for network in &policy.inbound.except_sources {
         name(network.value, NETWORK_SOURCE);
     }
     if let Some(DnsScope::Servers(servers)) = policy.dns.as_ref().map(|dns| &dns.scope) {

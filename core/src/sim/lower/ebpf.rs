@@ -17,7 +17,7 @@ use crate::capture::{
 };
 use crate::policy::{CapturePolicy, InboundSelection, Local, NetworkSelection};
 use crate::ruleset::{Hook, Owner, Placement, Protocol, Reason, Side, Table};
-use crate::source::Source;
+use crate::source::{Source, Sourced};
 use crate::value::{Cidr, Family, Groups, InterfacePattern, ListenPort, PortRange};
 
 const TCP: Condition = Condition::Protocol(Protocol::Tcp);
@@ -339,13 +339,28 @@ impl<'p> Pod<'p> {
         self.write(&decisions, true);
         let (source, purpose) = match &self.policy.inbound.selection {
             InboundSelection::AllExcept { .. } => return,
-            InboundSelection::Nothing => (&Source::Always, "no inbound connection is captured"),
+            InboundSelection::Nothing => {
+                self.needless_sources();
+                (&Source::Always, "no inbound connection is captured")
+            }
             InboundSelection::Only { ports, .. } => {
                 let source = ports.first().map_or(&Source::Always, |port| &port.source);
                 (source, "no other inbound port is captured")
             }
         };
         self.add(Class::OtherInboundPort, vec![], Action::Return, source, purpose);
+    }
+
+    /// The programs ask for sources also where nothing is captured, which no rule does.
+    fn needless_sources(&mut self) {
+        let policy = self.policy;
+        let of_family = |source: &&Sourced<Cidr>| source.value.family() == self.family;
+        let sources: Vec<_> = policy.inbound.except_sources.iter().filter(of_family).collect();
+        let Some(first) = sources.first() else { return };
+        let networks: Vec<Cidr> = sources.iter().map(|source| source.value).collect();
+        let tests = vec![addresses(Side::Source, false, &networks, self.family)];
+        let purpose = purpose::not_captured("inbound network", listed(&networks));
+        self.add(Class::ExcludedSource, tests, Action::Return, &first.source, purpose);
     }
 
     fn only_tcp(&mut self, purpose: &str) {
